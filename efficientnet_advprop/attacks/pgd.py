@@ -1,0 +1,122 @@
+"""Projected gradient descent under L∞, AdvProp's attacker, in pixels of 255.
+
+    attack = PGD(epsilon=4.0, step_size=1.0, num_steps=5, num_classes=1000)
+    adversarial_images = attack(lambda x: model(x, training=False, branch="aux"), images, labels)
+
+Which batch-norm statistics the attacked network uses is the `logits_fn`'s business: `training=False` is the paper's attack
+(running statistics), `training=True, update_statistics=False` that of Fast AdvProp (Mei et al., ICLR 2022).
+FGSM is one step of size ε; I-FGSM has no random start; GD has no projection.
+"""
+
+import dataclasses
+from typing import Callable, Optional
+
+import numpy as np
+import tensorflow as tf
+
+LogitsFn = Callable[[tf.Tensor], tf.Tensor]
+
+
+def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> tf.Tensor:
+    """Uniform over the `num_classes − 1` classes that are not the label.
+
+    Args:
+        labels: int [batch], in [0, num_classes).
+        num_classes: ≥ 2.
+        seed: int32 [2], of stateless random numbers.
+
+    Returns:
+        Labels of the same shape and dtype; none of them equals the true one.
+    """
+    offsets = tf.random.stateless_uniform(tf.shape(labels), seed, minval=1, maxval=num_classes, dtype=tf.int32)
+    return tf.math.floormod(labels + tf.cast(offsets, labels.dtype), num_classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class PGD:
+    """An L∞ attack by signed gradient steps (Madry et al., ICLR 2018; the paper's section 4.1).
+
+    Args:
+        epsilon: radius of the ball around the clean image, pixels, ≥ 0.
+        step_size: of one iteration, pixels, > 0.
+        num_steps: iterations, ≥ 1; the loop is traced once whatever their number.
+        targeted: descend the loss of a uniformly drawn wrong class (the paper); False ascends that of the true class.
+        random_start: probability, per batch, of starting from uniform noise in ±`epsilon` instead of the clean images
+            (0.8 in the authors' adversarial-training code).
+        num_classes: of the labels, ≥ 2; needed by targeted attacks.
+        project: keep within `epsilon` of the clean image; False is plain gradient descent (GD), where only the pixel range clips.
+
+    Raises:
+        ValueError: a value out of its range, with its name.
+    """
+
+    epsilon: float = 1.0
+    step_size: float = 1.0
+    num_steps: int = 1
+    targeted: bool = True
+    random_start: float = 0.8
+    num_classes: Optional[int] = None
+    project: bool = True
+
+    def __post_init__(self):
+        def require(ok, name, rule):
+            if not ok:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, but {rule}.")
+
+        require(self.epsilon >= 0, "epsilon", "must be ≥ 0, in pixels of 255; the paper uses 1 to 4")
+        require(self.step_size > 0, "step_size", "must be > 0, in pixels of 255; the paper uses 1")
+        require(isinstance(self.num_steps, int) and self.num_steps >= 1, "num_steps", "must be a whole number ≥ 1")
+        require(0.0 <= self.random_start <= 1.0, "random_start", "is a probability, in [0, 1]")
+        if self.targeted:
+            require(
+                self.num_classes is not None and self.num_classes >= 2,
+                "num_classes",
+                "a targeted attack draws a wrong class and must know of at least 2; give the number, or targeted=False",
+            )
+
+    def __call__(self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, seed: Optional[tf.Tensor] = None) -> tf.Tensor:
+        """Adversarial images for a batch.
+
+        The loss is plain cross-entropy without label smoothing. Only the images are watched: no gradient reaches a variable, and none
+        flows back through the result.
+
+        Args:
+            logits_fn: float32 pixels [batch, height, width, channels] → logits [batch, classes]; must not change any variable.
+            images: any numeric dtype, pixels in [0, 255].
+            labels: int [batch], the true classes.
+            seed: int32 [2], decides targets and start; None draws one (not reproducible after a restart).
+
+        Returns:
+            float32 images of the same shape, within `epsilon` of the clean ones (unless `project` is False) and in [0, 255].
+        """
+        if seed is None:
+            seed = tf.random.uniform([2], maxval=np.iinfo(np.int32).max, dtype=tf.int32)
+        target_seed, noise_seed, start_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
+        images = tf.cast(images, tf.float32)
+        lower, upper = tf.zeros_like(images), tf.fill(tf.shape(images), 255.0)
+        if self.project:
+            lower, upper = tf.maximum(images - self.epsilon, lower), tf.minimum(images + self.epsilon, upper)
+        objective_labels = draw_wrong_labels(labels, self.num_classes, target_seed) if self.targeted else labels
+        step = -self.step_size if self.targeted else self.step_size
+
+        start = images
+        if self.random_start > 0.0:
+            noise = tf.random.stateless_uniform(tf.shape(images), noise_seed, -self.epsilon, self.epsilon)
+            noisy = tf.random.stateless_uniform([], start_seed) < self.random_start
+            start = tf.clip_by_value(images + noise * tf.cast(noisy, tf.float32), lower, upper)
+
+        def advance(index, adversarial_images):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(adversarial_images)
+                logits = tf.cast(logits_fn(adversarial_images), tf.float32)
+                # A sum, so that an image's gradient does not shrink with the size of its batch.
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(objective_labels, logits)
+                loss = tf.reduce_sum(losses)
+            gradients = tape.gradient(loss, adversarial_images)
+            moved = tf.clip_by_value(adversarial_images + step * tf.sign(gradients), lower, upper)
+            return index + 1, tf.ensure_shape(moved, images.shape)
+
+        _, adversarial_images = tf.while_loop(
+            lambda index, _: index < self.num_steps, advance, (tf.constant(0), start), maximum_iterations=self.num_steps
+        )
+        return tf.stop_gradient(adversarial_images)

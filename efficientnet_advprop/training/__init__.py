@@ -1,0 +1,1 @@
+"""How it learns: losses, optimizers, averages, the step and the loop around it."""

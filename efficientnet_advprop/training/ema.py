@@ -1,0 +1,62 @@
+"""Exponential moving averages of weights and batch-norm statistics: what is evaluated, exported and released.
+
+Keras's `use_ema` leaves the statistics out; the official code averages them with everything else.
+"""
+
+from typing import Sequence
+
+import tensorflow as tf
+
+
+def official_name(variable: tf.Variable) -> str:
+    """A variable's name in a released checkpoint: without the output number."""
+    return variable.name.split(":")[0]
+
+
+class ExponentialMovingAverage(tf.Module):
+    """Shadows of variables: shadow ← shadow − (1 − d)·(shadow − value), with d = min(decay, (1 + step)/(10 + step)).
+
+    Create it under the strategy's scope. The ramp lets the average follow the first steps (`tf.train.ExponentialMovingAverage` with
+    `num_updates`).
+
+    Args:
+        averaged: variables to follow; the shadows start at their values.
+        decay: in [0, 1); 0.9999 is the official value.
+    """
+
+    def __init__(self, averaged: Sequence[tf.Variable], decay: float = 0.9999):
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"`decay` is {decay!r}, but must lie in [0, 1); 0.9999 is the official value.")
+        super().__init__()
+        self.averaged = list(averaged)
+        self.decay = decay
+        self.shadows = [
+            tf.Variable(
+                variable,
+                trainable=False,
+                synchronization=variable.synchronization,  # statistics differ between replicas, and so do their averages
+                aggregation=variable.aggregation,
+                name=f"{official_name(variable)}/ExponentialMovingAverage",
+            )
+            for variable in self.averaged
+        ]
+
+    def update(self, step: tf.Tensor) -> None:
+        """Moves every shadow, in a replica. `step`: int scalar, the number of updates done, the present one included."""
+        step = tf.cast(step, tf.float32)
+        rate = 1.0 - tf.minimum(self.decay, (1.0 + step) / (10.0 + step))
+        for shadow, variable in zip(self.shadows, self.averaged):
+            tf.raw_ops.ResourceApplyGradientDescent(var=shadow.handle, alpha=rate, delta=shadow - variable)
+
+    def copy_to(self, variables: Sequence[tf.Variable]) -> None:
+        """Gives `variables` (of another model, say, without auxiliary branches) the averages of their namesakes.
+
+        Raises:
+            ValueError: one of them has no namesake among the averaged variables.
+        """
+        shadows = {official_name(variable): shadow for variable, shadow in zip(self.averaged, self.shadows)}
+        missing = [official_name(variable) for variable in variables if official_name(variable) not in shadows]
+        if missing:
+            raise ValueError(f"`variables` holds {', '.join(missing)}, of which there is no average; average the model they come from.")
+        for variable in variables:
+            variable.assign(shadows[official_name(variable)])

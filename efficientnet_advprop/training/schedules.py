@@ -1,0 +1,50 @@
+"""Learning rates as functions of the step, as in the official `build_learning_rate`."""
+
+import dataclasses
+import math
+
+import tensorflow as tf
+
+SCHEDULES = ("exponential", "cosine", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRate:
+    """step → learning rate.
+
+    Args:
+        initial: after the warm-up; the recipe scales it by global batch size / 256.
+        steps_per_epoch: may be fractional.
+        schedule: "exponential" (a staircase), "cosine" (to zero at `total_steps`) or "constant".
+        decay_factor, decay_epochs: of the staircase, whose stairs are counted from step 0, warm-up included.
+        warmup_epochs: linear from 0; replaces the schedule while it lasts.
+        total_steps: of the cosine.
+    """
+
+    initial: float
+    steps_per_epoch: float
+    schedule: str = "exponential"
+    decay_factor: float = 0.97
+    decay_epochs: float = 2.4
+    warmup_epochs: float = 5.0
+    total_steps: int = 0
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"`schedule` is {self.schedule!r}, but must be one of {', '.join(map(repr, SCHEDULES))}.")
+        if self.schedule == "cosine" and self.total_steps < 1:
+            raise ValueError(f"`total_steps` is {self.total_steps!r}, but a cosine schedule must know its end; give a number ≥ 1.")
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """The learning rate, float32 scalar, for the update that follows `step` (int scalar) earlier ones."""
+        step = tf.cast(step, tf.float32)
+        rate = tf.constant(self.initial, tf.float32)
+        if self.schedule == "exponential":
+            stairs = tf.floor(step / (self.steps_per_epoch * self.decay_epochs))
+            rate *= tf.pow(tf.constant(self.decay_factor, tf.float32), stairs)
+        elif self.schedule == "cosine":
+            rate *= 0.5 * (1.0 + tf.cos(math.pi * step / self.total_steps))
+        warmup_steps = int(self.warmup_epochs * self.steps_per_epoch)
+        if warmup_steps:
+            rate = tf.where(step < warmup_steps, self.initial * step / warmup_steps, rate)
+        return rate

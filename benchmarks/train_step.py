@@ -1,0 +1,98 @@
+"""Time of a training step: ours against `tf.keras.applications`, and AdvProp against vanilla, as ratios within one run.
+
+    python benchmarks/train_step.py                       # EfficientNet-B0, 224 px, batch 16, float32
+    python benchmarks/train_step.py --variant=b3 --image_size=300 --batch_size=8 --trace
+
+The steps take turns (A B C A B C …), so that a machine whose speed drifts does so for all of them; medians are printed.
+"""
+
+import statistics
+import time
+
+import tensorflow as tf
+from absl import app, flags
+
+from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.training import optimizers, steps
+from efficientnet_advprop.training.ema import ExponentialMovingAverage
+from efficientnet_advprop.training.schedules import LearningRate
+from efficientnet_advprop.training.state import TrainState, averaged_variables
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("variant", "b0", "Row of the scaling table.")
+flags.DEFINE_integer("image_size", 224, "Pixels.")
+flags.DEFINE_integer("batch_size", 16, "Images per step.")
+flags.DEFINE_integer("rounds", 7, "Timed runs of each step.")
+flags.DEFINE_list("steps", ["keras", "vanilla", "pgd1", "pgd5"], "Which to time; any of keras, vanilla, adversarial, pgd1, pgd5.")
+
+LEARNING_RATE = LearningRate(0.016, 100.0)
+
+
+def make_our_step(name: str):
+    """A step by name: "vanilla", "adversarial" (PGD1) or "pgd<n>" (AdvProp with n iterations)."""
+    method = name if name in steps.METHODS else "advprop"
+    num_steps = int(name[3:]) if name.startswith("pgd") else 1
+    attack = None if method == "vanilla" else PGD(float(num_steps), 1.0, num_steps, num_classes=1000)
+    model = EfficientNet(FLAGS.variant, aux_branches=1 if method == "advprop" else 0)
+    state = TrainState(
+        model, optimizers.RMSProp(model.trainable_variables), ExponentialMovingAverage(averaged_variables(model))
+    )
+    return tf.function(
+        steps.make_train_step(method, state, LEARNING_RATE, global_batch_size=FLAGS.batch_size, attack=attack)
+    )
+
+
+def make_keras_step():
+    """The same vanilla step with `tf.keras.applications.EfficientNetB0`: RMSProp, weight decay, EMA, dropout, stochastic depth."""
+    model = getattr(tf.keras.applications, f"EfficientNet{FLAGS.variant.upper()}")(
+        weights=None, classifier_activation=None, input_shape=(FLAGS.image_size, FLAGS.image_size, 3)
+    )
+    trained = model.trainable_variables
+    averaged = [v for v in model.weights if v.trainable or "moving" in v.name]
+    optimizer, average = optimizers.RMSProp(trained), ExponentialMovingAverage(averaged)
+    step = tf.Variable(0, dtype=tf.int64)
+
+    def train_step(batch):
+        with tf.GradientTape() as tape:
+            logits = model(tf.cast(batch["images"], tf.float32), training=True)
+            loss = tf.reduce_mean(steps.losses.cross_entropy(batch["labels"], logits, 0.1))
+        gradients = tape.gradient(loss, trained)
+        gradients = [g if "/bn" in v.name or "_bn" in v.name else g + 1e-5 * v for g, v in zip(gradients, trained)]
+        optimizer.apply(gradients, LEARNING_RATE(step))
+        step.assign_add(1)
+        average.update(step)
+        return loss
+
+    return tf.function(train_step)
+
+
+def main(_):
+    size, batch_size = FLAGS.image_size, FLAGS.batch_size
+    batch = {
+        "images": tf.cast(tf.random.uniform([batch_size, size, size, 3], maxval=256, dtype=tf.int32), tf.uint8),
+        "labels": tf.random.uniform([batch_size], maxval=1000, dtype=tf.int32),
+    }
+    chosen = {}
+    for name in FLAGS.steps:
+        start = time.perf_counter()
+        step = make_keras_step() if name == "keras" else make_our_step(name)
+        step.get_concrete_function(batch)
+        traced = time.perf_counter()
+        step(batch)
+        print(f"{name:12s} built and traced in {traced - start:6.1f} s, first run {time.perf_counter() - traced:6.1f} s", flush=True)
+        chosen[name] = step
+    times = {name: [] for name in chosen}
+    for _ in range(FLAGS.rounds):
+        for name, step in chosen.items():
+            start = time.perf_counter()
+            tf.nest.map_structure(lambda value: value.numpy(), step(batch))
+            times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, median in medians.items():
+        ratios = "".join(f"   {median / medians[other]:5.2f} × {other}" for other in ("keras", "vanilla") if other in medians)
+        print(f"{name:12s} {median:6.3f} s   {batch_size / median:6.1f} images/s{ratios}", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,3 @@
+"""placeholder"""
+CORRUPTIONS = {}
+def corrupt(*a, **k): raise NotImplementedError

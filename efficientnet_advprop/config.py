@@ -1,26 +1,31 @@
 """The schema: every field a run can be told, its unit and its default, once.
 
-A config file under `configs/` returns an `ExperimentConfig`; `--config.attack.epsilon=1` overrides one field of it. Overrides are
-applied after construction, so the doors call `config.validate()` before anything starts. Flags say where and how a program runs
-(directories, hardware); the config says what is computed, and is saved with every run.
+A config file under `configs/` returns an `ExperimentConfig`; `--config.attack.epsilon=1` overrides one field of it. Overrides
+are applied after construction, so the doors call `config.validate()` before anything starts. Flags say where and how a program
+runs (directories, hardware); the config says what is computed, and is saved with every run.
 """
 
 import dataclasses
+import difflib
 import json
 import math
 import typing
 from typing import Any, Optional
 
+from efficientnet_advprop.models import scaling
+
 METHODS = ("vanilla", "advprop", "adversarial")
+NORMALIZATIONS = ("advprop", "imagenet", "none")
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+STATISTICS = ("running", "batch")
+SOURCES = ("tfrecord", "digits")
+CROPS = ("inception", "pad", "none")
+OPTIMIZERS = ("rmsprop", "momentum", "sgd")
+SCHEDULES = ("exponential", "cosine", "constant")
 
 
 class ConfigError(ValueError):
     """A config field whose value breaks a rule; the message names the field, the value, the rule and the way out."""
-
-
-def _require(ok: bool, field: str, value: Any, rule: str) -> None:
-    if not ok:
-        raise ConfigError(f"`config.{field}` is {value!r}, but {rule}.")
 
 
 @dataclasses.dataclass
@@ -37,6 +42,7 @@ class ModelConfig:
     compute_dtype: str = "bfloat16"  # of activations; variables, statistics, losses and logits are float32
     batch_norm_momentum: float = 0.99
     batch_norm_epsilon: float = 1e-3
+    batch_norm_synchronized: bool = False  # moments over all replicas; False: each replica's own (official up to 8 replicas)
 
 
 @dataclasses.dataclass
@@ -60,6 +66,9 @@ class DataConfig:
     image_size: int = 224
     crop: str = "inception"  # of training images: "inception" | "pad" (a random shift by `crop_padding`) | "none"
     crop_padding: int = 0  # pixels
+    eval_crop: str = (
+        "released"  # of evaluation images: "released" (size / (size + 32)) | a fraction, "0.875" | "none" (all of it)
+    )
     horizontal_flip: bool = True
     shuffle_buffer: int = 16384  # records
     num_train_examples: Optional[int] = None  # of digits: how many of the training images to use; None: all there are
@@ -110,3 +119,202 @@ class ExperimentConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+
+    def validate(self) -> None:
+        """Checks every field's type and value, and those rules that tie fields together.
+
+        Raises:
+            ConfigError: at the first broken rule.
+        """
+        for name, value, field_type in flatten(self):
+            _check_type(name, value, field_type)
+        for name, is_valid, rule in _RULES:
+            value = get(self, name)
+            if value is not None and not is_valid(value):
+                raise ConfigError(f"`config.{name}` is {value!r}, but {rule}.")
+        training, optimizer, attack = self.training, self.optimizer, self.attack
+        if training.global_batch_size % training.accumulation_steps:
+            raise ConfigError(
+                f"`config.training.global_batch_size` is {training.global_batch_size}, but must divide by "
+                f"`config.training.accumulation_steps` = {training.accumulation_steps}; change one of them."
+            )
+        if optimizer.warmup_epochs >= training.num_epochs:
+            raise ConfigError(
+                f"`config.optimizer.warmup_epochs` is {optimizer.warmup_epochs:g}, but must be less than "
+                f"`config.training.num_epochs` = {training.num_epochs:g}, or the run ends while the learning rate still rises."
+            )
+        if training.method != "vanilla" and attack.targeted and self.model.num_classes < 2:
+            raise ConfigError(
+                f"`config.model.num_classes` is {self.model.num_classes}, but a targeted attack needs a wrong class to aim at; "
+                "use at least 2 classes or --config.attack.targeted=false."
+            )
+
+    def to_json(self) -> str:
+        """The config as JSON text, one section per dataclass; `from_json` reads it back."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "ExperimentConfig":
+        """The config that `to_json` wrote. Fields missing from the text have their defaults.
+
+        Raises:
+            ConfigError: not such a text, an unknown field, or a value that `validate` refuses.
+        """
+        try:
+            sections = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"The saved config is not JSON: {error}; it is written by `ExperimentConfig.to_json`.") from error
+        config = cls()
+        known = {name for name, _, _ in flatten(config)}
+        if not isinstance(sections, dict) or not all(isinstance(fields, dict) for fields in sections.values()):
+            raise ConfigError("The saved config is not an object of sections; it is written by `ExperimentConfig.to_json`.")
+        for section, fields in sections.items():
+            for field, value in fields.items():
+                if f"{section}.{field}" not in known:
+                    raise ConfigError(
+                        f"`config.{section}.{field}` is in the saved config, but no field of this version's; "
+                        f"{_suggest(f'{section}.{field}', known)}"
+                    )
+                setattr(getattr(config, section), field, value)
+        config.validate()
+        return config
+
+
+def flatten(config: ExperimentConfig) -> list[tuple[str, Any, Any]]:
+    """Every field as ("section.field", value, annotated type)."""
+    result = []
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        hints = typing.get_type_hints(section.type)
+        result += [(f"{section.name}.{name}", getattr(part, name, None), hint) for name, hint in hints.items()]
+    return result
+
+
+def get(config: ExperimentConfig, name: str) -> Any:
+    """The value of the field "section.field"."""
+    section, field = name.split(".")
+    return getattr(getattr(config, section), field)
+
+
+def differences(one: ExperimentConfig, other: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two configs differ: "section.field" → (value in `one`, value in `other`)."""
+    return {name: (value, get(other, name)) for name, value, _ in flatten(one) if value != get(other, name)}
+
+
+def check_override_name(name: str) -> None:
+    """Raises a `ConfigError` unless `name`, as in `--config.<name>=…`, is a field."""
+    known = {known_name for known_name, _, _ in flatten(ExperimentConfig())}
+    if name not in known:
+        raise ConfigError(f"`config.{name}` is no field of the config; {_suggest(name, known)}")
+
+
+def _suggest(name: str, known: typing.Iterable[str]) -> str:
+    namesakes = [other for other in known if other.split(".")[-1] == name.split(".")[-1]]
+    close = sorted({*difflib.get_close_matches(name, known, n=1, cutoff=0.8), *namesakes})
+    if close:
+        return f"did you mean {' or '.join(f'`config.{other}`' for other in close)}?"
+    siblings = sorted(other for other in known if other.split(".")[0] == name.split(".")[0])
+    return f"there are {', '.join(siblings or sorted(known))}."
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def type_rule(name: str, value: Any) -> str:
+    """Says that `value` is not of the type of the field "section.field"."""
+    annotated = {known: field_type for known, _, field_type in flatten(ExperimentConfig())}[name]
+    optional = typing.get_origin(annotated) is typing.Union
+    kind = _KINDS[typing.get_args(annotated)[0] if optional else annotated]
+    return f"`config.{name}` is {value!r}, but must be {kind}{' (or left out)' if optional else ''}"
+
+
+def _check_type(name: str, value: Any, annotated: Any) -> None:
+    optional = typing.get_origin(annotated) is typing.Union
+    if optional and value is None:
+        return
+    expected = typing.get_args(annotated)[0] if optional else annotated
+    accepted = (int, float) if expected is float else expected
+    if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
+        raise ConfigError(f"{type_rule(name, value)}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"`config.{name}` is {value!r}, but must be finite.")
+
+
+def _one_of(*choices: str):
+    return (lambda value: value in choices), f"must be one of {', '.join(map(repr, choices))}"
+
+
+def _at_least(low: float, hint: str = ""):
+    return (lambda value: value >= low), f"must be ≥ {low}{hint}"
+
+
+def _more_than(low: float, hint: str = ""):
+    return (lambda value: value > low), f"must be > {low}{hint}"
+
+
+def _is_eval_crop(value: str) -> bool:
+    try:
+        return value in ("released", "none") or 0 < float(value) <= 1
+    except ValueError:
+        return False
+
+
+def _is_crop(value: str) -> bool:
+    try:
+        return value in ("released", "none") or 0 < float(value) <= 1
+    except ValueError:
+        return False
+
+
+_PROBABILITY = (lambda value: 0 <= value <= 1), "is a probability, in [0, 1]"
+_FRACTION = (lambda value: 0 <= value < 1), "must lie in [0, 1)"
+
+_RULES = [
+    ("model.variant", *_one_of(*scaling.VARIANTS)),
+    ("model.num_classes", *_at_least(1)),
+    ("model.width_coefficient", *_more_than(0, "; leave it out for the variant's own")),
+    ("model.depth_coefficient", *_more_than(0, "; leave it out for the variant's own")),
+    ("model.dropout_rate", *_FRACTION),
+    ("model.survival_prob", (lambda value: 0 < value <= 1), "must lie in (0, 1]; 1 switches stochastic depth off"),
+    ("model.normalization", *_one_of(*NORMALIZATIONS)),
+    ("model.compute_dtype", *_one_of(*COMPUTE_DTYPES)),
+    ("model.batch_norm_momentum", *_FRACTION),
+    ("model.batch_norm_epsilon", *_more_than(0)),
+    ("attack.epsilon", *_at_least(0, ", in pixels of 255; the paper uses 1 to 4")),
+    ("attack.step_size", *_more_than(0, ", in pixels of 255; the paper uses 1")),
+    ("attack.num_steps", *_at_least(1, "; the paper uses 1 to 5")),
+    ("attack.random_start", *_PROBABILITY),
+    ("attack.statistics", *_one_of(*STATISTICS)),
+    ("data.source", *_one_of(*SOURCES)),
+    ("data.image_size", *_at_least(1, " pixel")),
+    ("data.crop", *_one_of(*CROPS)),
+    ("data.crop_padding", *_at_least(0, " pixels")),
+    ("data.eval_crop", _is_eval_crop, "must be 'released', 'none' or a fraction in (0, 1], such as '0.875'"),
+    ("data.eval_crop", _is_crop, "must be 'released', 'none' or a fraction in (0, 1], such as '0.875'"),
+    ("data.shuffle_buffer", *_at_least(1, " record")),
+    ("data.num_train_examples", *_at_least(1)),
+    ("data.max_bad_records", *_at_least(0)),
+    ("optimizer.name", *_one_of(*OPTIMIZERS)),
+    ("optimizer.momentum", *_FRACTION),
+    ("optimizer.decay", *_FRACTION),
+    ("optimizer.epsilon", *_more_than(0)),
+    ("optimizer.learning_rate_per_256", *_more_than(0)),
+    ("optimizer.schedule", *_one_of(*SCHEDULES)),
+    ("optimizer.decay_factor", (lambda value: 0 < value <= 1), "must lie in (0, 1]"),
+    ("optimizer.decay_epochs", *_more_than(0)),
+    ("optimizer.warmup_epochs", *_at_least(0)),
+    ("optimizer.weight_decay", *_at_least(0)),
+    ("optimizer.label_smoothing", *_FRACTION),
+    ("optimizer.ema_decay", (lambda value: 0 <= value < 1), "must lie in [0, 1); 0 switches averaging off"),
+    ("training.method", *_one_of(*METHODS)),
+    ("training.num_epochs", *_more_than(0)),
+    ("training.global_batch_size", *_at_least(1, " image")),
+    ("training.accumulation_steps", *_at_least(1)),
+    ("training.steps_per_loop", *_at_least(1)),
+    ("training.seed", (lambda value: 0 <= value < 2**31), "must lie in [0, 2³¹)"),
+    ("training.checkpoint_every_steps", *_at_least(1)),
+    ("training.keep_last", *_at_least(1)),
+    ("training.summary_every_steps", *_at_least(1)),
+    ("training.evaluate_every_epochs", *_more_than(0)),
+    ("training.eval_batch_size", *_at_least(1)),
+]

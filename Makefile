@@ -1,0 +1,51 @@
+# Everything from a fresh clone: `make demo`, `make test`. Other targets: `make help`.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint bench clean
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+# TensorFlow 2.15 starts with three "errors" about CUDA factories that mean nothing; real ones reach Python as exceptions.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+export PYTHONPATH := $(CURDIR)
+
+help:  ## this list
+	@echo "AdvProp in TensorFlow. make <target>, where <target> is"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/installed  ## train a small network three ways on handwritten digits; report in runs/demo/report.html
+	$(PYTHON) -m efficientnet_advprop.demo
+
+test: $(VENV)/installed  ## all tests but the slow ones
+	$(PYTHON) -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/installed  ## the slow tests
+	$(PYTHON) -m pytest -q -m slow
+
+lint: $(VENV)/installed  ## ruff
+	$(PYTHON) -m ruff check .
+
+bench: $(VENV)/installed  ## the measurements; they want an otherwise idle machine
+	@for script in benchmarks/*.py; do echo "== $$script"; $(PYTHON) "$$script" || exit 1; done
+
+clean:  ## remove the virtual environment, runs and caches
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment, made anew when the pins change. A version's shim may exist without the version: a candidate counts if it runs.
+$(VENV)/installed: requirements.txt
+	@for candidate in $${PYTHON_FOR_VENV:-} python3.11 python3.10 python3 python; do \
+	    if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' >/dev/null 2>&1; then \
+	        found=$$candidate; break; \
+	    fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "No working Python 3.10 or 3.11 with the venv module was found, and TensorFlow 2.15 needs one of them." >&2; \
+	    echo "Install python3.11 and its venv package, or name an interpreter: make PYTHON_FOR_VENV=/path/to/python3.11 ..." >&2; \
+	    exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$($$found --version) ($$found)"; \
+	rm -rf $(VENV) && $$found -m venv $(VENV)
+	@echo "Installing the $$(grep -c == requirements.txt) packages of requirements.txt (about 600 MB, a few minutes) ..."
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --progress-bar off -r requirements.txt
+	@$(PYTHON) -c 'import tensorflow as tf; print("Installed: TensorFlow", tf.__version__)'
+	@touch $@

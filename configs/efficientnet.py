@@ -1,0 +1,28 @@
+"""Vanilla EfficientNet on ImageNet, B0 to B8: what AdvProp is compared with.
+
+    python -m efficientnet_advprop.train --config=configs/efficientnet.py:b0 --data_dir=gs://…/imagenet --model_dir=gs://…/b0 \
+        --strategy=tpu --tpu=local
+
+Expected ImageNet top-1 of the averaged weights, as published at AdvProp's release, AutoAugment included:
+
+    b0 77.3   b1 79.2   b2 80.3   b3 81.7   b4 83.0   b5 83.7   b6 84.2   b7 84.5
+
+A whole run has not been timed.
+"""
+
+from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.models import scaling
+
+PUBLISHED = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8")
+
+
+def get_config(variant: str = "b0") -> ExperimentConfig:
+    if variant not in PUBLISHED:
+        raise ValueError(f"`variant` is {variant!r}, but must be one of {', '.join(PUBLISHED)}: configs/efficientnet.py:b0.")
+    config = ExperimentConfig()
+    config.model.variant = variant
+    config.model.normalization = "imagenet"
+    config.data.image_size = scaling.VARIANTS[variant].image_size
+    config.training.method = "vanilla"
+    config.training.global_batch_size = 2048
+    return config

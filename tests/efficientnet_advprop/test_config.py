@@ -1,0 +1,174 @@
+"""The schema: rules, JSON, overrides, and that every field is read."""
+
+import importlib
+import json
+import math
+import pathlib
+
+import pytest
+
+from efficientnet_advprop import config as config_lib
+from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.models import efficientnet
+from efficientnet_advprop.training import optimizers, schedules, steps
+
+ROOT = pathlib.Path(__file__).parents[2]
+FIELDS = [name for name, _, _ in config_lib.flatten(ExperimentConfig())]
+
+
+def with_field(name, value):
+    config = ExperimentConfig()
+    section, field = name.split(".")
+    setattr(getattr(config, section), field, value)
+    return config
+
+
+def test_defaults_are_valid():
+    ExperimentConfig().validate()
+
+
+@pytest.mark.parametrize(
+    "name, value, rule",
+    [
+        ("model.variant", "b9", "must be one of"),
+        ("model.num_classes", 0, "must be ≥ 1"),
+        ("model.width_coefficient", -1.0, "must be > 0"),
+        ("model.dropout_rate", 1.0, "[0, 1)"),
+        ("model.normalization", "standard", "'advprop', 'imagenet', 'none'"),
+        ("model.compute_dtype", "int8", "must be one of"),
+        ("attack.epsilon", -1.0, "must be ≥ 0, in pixels of 255"),
+        ("attack.epsilon", math.nan, "must be finite"),
+        ("attack.num_steps", 1.5, "must be a whole number"),
+        ("attack.num_steps", True, "must be a whole number"),
+        ("attack.targeted", 1, "must be true or false"),
+        ("attack.random_start", 1.1, "probability"),
+        ("data.eval_crop", "big", "'released'"),
+        ("data.eval_crop", "1.5", "'released'"),
+        ("data.num_train_examples", 0, "must be ≥ 1"),
+        ("optimizer.learning_rate_per_256", math.inf, "must be finite"),
+        ("optimizer.warmup_epochs", 351.0, "must be less than `config.training.num_epochs` = 350"),
+        ("training.method", "fgsm", "'vanilla', 'advprop', 'adversarial'"),
+        ("training.global_batch_size", "4096", "must be a whole number"),
+        ("training.global_batch_size", None, "must be a whole number"),
+        ("training.accumulation_steps", 3, ""),
+        ("training.seed", 2**31, "[0, 2³¹)"),
+    ],
+)
+def test_a_broken_rule_names_field_and_value(name, value, rule):
+    with pytest.raises(ConfigError) as error:
+        with_field(name, value).validate()
+    assert rule in str(error.value) and f"`config.{name}`" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_batch_must_divide_by_accumulation_steps():
+    with pytest.raises(
+        ConfigError, match=r"`config.training.global_batch_size` is 4096, but must divide by .*accumulation_steps` = 3"
+    ):
+        with_field("training.accumulation_steps", 3).validate()
+
+
+def test_targeted_attack_needs_a_wrong_class():
+    config = with_field("model.num_classes", 1)
+    with pytest.raises(ConfigError, match="num_classes"):
+        config.validate()
+    config.training.method = "vanilla"
+    config.validate()
+
+
+def test_every_field_has_a_rule_or_is_a_flag():
+    booleans = {name for name, value, _ in config_lib.flatten(ExperimentConfig()) if isinstance(value, bool)}
+    assert {name for name, _, _ in config_lib._RULES} | booleans == set(FIELDS)
+
+
+def test_choices_are_those_of_the_code_that_makes_them():
+    assert set(config_lib.NORMALIZATIONS) == set(efficientnet.NORMALIZATIONS)
+    assert set(config_lib.COMPUTE_DTYPES) == set(efficientnet.COMPUTE_DTYPES)
+    assert set(config_lib.METHODS) == set(steps.METHODS)
+    assert set(config_lib.STATISTICS) == set(steps.STATISTICS)
+    assert set(config_lib.OPTIMIZERS) == set(optimizers.OPTIMIZERS)
+    assert set(config_lib.SCHEDULES) == set(schedules.SCHEDULES)
+
+
+def test_defaults_agree_with_the_paper():
+    config = ExperimentConfig()
+    # AdvProp by PGD1, batch 4096 and the official recipe: learning rate 0.016 per 256 images, hence 0.256.
+    assert config.optimizer.learning_rate_per_256 * config.training.global_batch_size / 256 == pytest.approx(0.256)
+    assert (config.training.num_epochs, config.optimizer.decay_epochs, config.optimizer.warmup_epochs) == (350, 2.4, 5)
+    assert (config.model.batch_norm_momentum, config.model.batch_norm_epsilon) == (0.99, 1e-3)
+
+
+def test_json_round_trip_keeps_every_value():
+    config = with_field("attack.epsilon", 2.5)
+    config.model.dropout_rate = 0.25
+    again = ExperimentConfig.from_json(config.to_json())
+    assert again == config and json.loads(config.to_json())["attack"]["epsilon"] == 2.5
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"attack": {"epslon": 1}}', "`config.attack.epslon`.*did you mean `config.attack.epsilon`"),
+        ('{"attack": {"epsilon": "1"}}', "`config.attack.epsilon` is '1', but must be a number"),
+        ('{"atack": {}, "model": 3}', "sections"),
+        ("{", "not JSON"),
+    ],
+)
+def test_saved_config_is_checked(text, message):
+    with pytest.raises(ConfigError, match=message):
+        ExperimentConfig.from_json(text)
+
+
+def test_fields_that_a_saved_config_lacks_have_their_defaults():
+    assert ExperimentConfig.from_json('{"attack": {"epsilon": 3}}') == with_field("attack.epsilon", 3.0)
+
+
+def test_differences_name_the_fields():
+    other = with_field("attack.epsilon", 4.0)
+    other.model.dropout_rate = 0.0
+    assert config_lib.differences(ExperimentConfig(), other) == {
+        "attack.epsilon": (1.0, 4.0),
+        "model.dropout_rate": (None, 0.0),
+    }
+
+
+def test_override_names_are_checked():
+    config_lib.check_override_name("attack.epsilon")
+    with pytest.raises(
+        ConfigError, match=r"`config.epsilon` is no field.*`config.attack.epsilon` or `config.optimizer.epsilon`"
+    ):
+        config_lib.check_override_name("epsilon")
+
+
+def get_config(file, *variant):
+    spec = importlib.util.spec_from_file_location(file, ROOT / "configs" / f"{file}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*variant)
+
+
+@pytest.mark.parametrize("variant", [f"b{size}" for size in range(9)])
+def test_imagenet_configs(variant):
+    # Paper, table: resolutions of B0 to B8; attack n = ε + 1, but one step for ε = 1.
+    pixels = dict(b0=224, b1=240, b2=260, b3=300, b4=380, b5=456, b6=528, b7=600, b8=672)
+    advprop, vanilla = get_config("advprop", variant), get_config("efficientnet", variant)
+    for config in (advprop, vanilla):
+        config.validate()
+        assert (config.model.variant, config.data.image_size) == (variant, pixels[variant])
+    epsilon = advprop.attack.epsilon
+    assert advprop.attack.num_steps == (1 if epsilon == 1 else epsilon + 1) and advprop.attack.step_size == 1
+    assert (advprop.training.method, vanilla.training.method) == ("advprop", "vanilla")
+    assert (advprop.model.normalization, vanilla.model.normalization) == ("advprop", "imagenet")
+
+
+@pytest.mark.parametrize("method", config_lib.METHODS)
+def test_digits_config(method):
+    config = get_config("digits", method)
+    config.validate()
+    assert (config.training.method, config.data.source, config.model.num_classes) == (method, "digits", 10)
+
+
+@pytest.mark.parametrize("file, variant", [("advprop", "b9"), ("efficientnet", "l2"), ("digits", "mixup")])
+def test_unknown_variant_of_a_config_file(file, variant):
+    with pytest.raises(ValueError, match=f"is '{variant}', but must be one of"):
+        get_config(file, variant)

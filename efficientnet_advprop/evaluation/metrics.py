@@ -1,0 +1,143 @@
+"""Figures made of sums and counts: accuracies with their intervals, and the corruption errors of ImageNet-C.
+
+    score = Score(num_images=1000, num_top1=953, num_top5=999)
+    score.top1, score.interval()                                  # 0.953, (0.938, 0.964)
+    mean_corruption_error(errors, baseline_errors)                # {corruption: [error per severity]} of a model and of a baseline
+
+Nothing here touches TensorFlow: counts come in, from wherever they were counted.
+"""
+
+import dataclasses
+import math
+import statistics
+from typing import Mapping, Sequence
+
+CorruptionErrors = Mapping[str, Sequence[float]]  # corruption → error in [0, 1] at each severity, the mildest first
+
+
+def wilson_interval(num_correct: int, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927): honest near 0 and 1, where ±1.96 standard errors is not.
+
+    Args:
+        num_correct: in [0, `num_images`].
+        num_images: ≥ 1.
+        confidence: in (0, 1).
+
+    Returns:
+        The lower and the upper end, in [0, 1].
+
+    Raises:
+        ValueError: an argument out of its range, with its name.
+    """
+    if num_images < 1:
+        raise ValueError(f"`num_images` is {num_images!r}, but a proportion needs at least one image.")
+    if not 0 <= num_correct <= num_images:
+        raise ValueError(f"`num_correct` is {num_correct!r}, but must lie in [0, `num_images` = {num_images}].")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"`confidence` is {confidence!r}, but must lie in (0, 1), for instance 0.95.")
+    z = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
+    proportion = num_correct / num_images
+    weight = 1.0 + z * z / num_images
+    centre = (proportion + z * z / (2 * num_images)) / weight
+    half = z / weight * math.sqrt(proportion * (1.0 - proportion) / num_images + (z / (2 * num_images)) ** 2)
+    # At 0 and at `num_images` the interval ends there exactly; rounding must not move it.
+    return (0.0 if num_correct == 0 else centre - half), (1.0 if num_correct == num_images else centre + half)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What was counted over a set of images. Scores of disjoint sets add up.
+
+    Args:
+        num_images: how many were looked at.
+        num_top1: of them, how many have the true class as their highest logit.
+        num_top5: of them, how many have it among the five highest.
+    """
+
+    num_images: int
+    num_top1: int
+    num_top5: int
+
+    def __add__(self, other: "Score") -> "Score":
+        return Score(*(mine + theirs for mine, theirs in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
+    @property
+    def top1(self) -> float:
+        """Top-1 accuracy in [0, 1]."""
+        return self.num_top1 / self.num_images
+
+    @property
+    def top5(self) -> float:
+        """Top-5 accuracy in [0, 1]."""
+        return self.num_top5 / self.num_images
+
+    @property
+    def error(self) -> float:
+        """Top-1 error in [0, 1]."""
+        return 1.0 - self.top1
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Wilson's interval of the top-1 accuracy."""
+        return wilson_interval(self.num_top1, self.num_images, confidence)
+
+
+def _check_same_cells(errors: CorruptionErrors, baseline_errors: CorruptionErrors) -> None:
+    if not errors:
+        raise ValueError("`errors` holds no corruption, but a mean needs at least one.")
+    if set(errors) != set(baseline_errors):
+        raise ValueError(
+            f"`errors` holds {', '.join(sorted(errors))} but `baseline_errors` {', '.join(sorted(baseline_errors))}; "
+            "a ratio needs both for each corruption."
+        )
+    for corruption, values in errors.items():
+        if not values or len(values) != len(baseline_errors[corruption]):
+            raise ValueError(
+                f"`errors` has {len(values)} severities of {corruption!r} and `baseline_errors` {len(baseline_errors[corruption])}, "
+                "but both need the same, at least one."
+            )
+
+
+def _ratio(corruption: str, numerator: float, denominator: float) -> float:
+    if denominator <= 0.0:
+        raise ValueError(f"`baseline_errors` of {corruption!r} come to {denominator:g}, but must be > 0 to divide by.")
+    return numerator / denominator
+
+
+def corruption_errors(errors: CorruptionErrors, baseline_errors: CorruptionErrors) -> dict[str, float]:
+    """CE of each corruption: Σ over severities of the error, divided by the baseline's sum (Hendrycks & Dietterich, ICLR 2019).
+
+    Args:
+        errors: of the model.
+        baseline_errors: of what it is measured against (AlexNet, for ImageNet-C); the same corruptions and severities.
+
+    Returns:
+        corruption → CE; 1 is as bad as the baseline.
+
+    Raises:
+        ValueError: corruptions or severities do not match, or a baseline without errors.
+    """
+    _check_same_cells(errors, baseline_errors)
+    return {name: _ratio(name, sum(values), sum(baseline_errors[name])) for name, values in errors.items()}
+
+
+def mean_corruption_error(errors: CorruptionErrors, baseline_errors: CorruptionErrors) -> float:
+    """mCE: the mean of `corruption_errors` over the corruptions; 1 is as bad as the baseline. Arguments as there."""
+    return statistics.fmean(corruption_errors(errors, baseline_errors).values())
+
+
+def relative_mean_corruption_error(
+    errors: CorruptionErrors, clean_error: float, baseline_errors: CorruptionErrors, baseline_clean_error: float
+) -> float:
+    """Relative mCE: as mCE, of what each corruption adds to the clean error; below 0 a model does better corrupted than clean.
+
+    Args:
+        errors, baseline_errors: as in `corruption_errors`.
+        clean_error, baseline_clean_error: errors on the uncorrupted images, in [0, 1].
+
+    Raises:
+        ValueError: as in `corruption_errors`, and where a corruption adds nothing to the baseline's error.
+    """
+    _check_same_cells(errors, baseline_errors)
+    added = {name: sum(value - clean_error for value in values) for name, values in errors.items()}
+    baseline = {name: sum(value - baseline_clean_error for value in values) for name, values in baseline_errors.items()}
+    return statistics.fmean(_ratio(name, added[name], baseline[name]) for name in errors)

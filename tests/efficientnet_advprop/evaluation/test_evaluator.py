@@ -1,0 +1,109 @@
+"""The evaluator against scikit-learn and closed forms."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.metrics import top_k_accuracy_score
+
+from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.evaluation.evaluator import Evaluator, top_k_hits
+
+NUM_CLASSES = 7
+
+
+def make_batches(images, labels, batch_size):
+    """Batches of a fixed size with the last one padded, as the pipeline makes them; padding is labelled like a hit would be."""
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        padding = batch_size - len(labels[part])
+        yield {
+            "images": tf.constant(np.concatenate([images[part], np.zeros([padding, *images.shape[1:]], images.dtype)])),
+            "labels": tf.constant(np.concatenate([labels[part], np.zeros(padding, np.int32)])),
+            "mask": tf.constant([1.0] * (batch_size - padding) + [0.0] * padding),
+        }
+
+
+def logits_from_pixels(images):
+    """A classifier whose logits are the first pixels: what it says can be put into an image."""
+    return tf.reshape(images, [images.shape[0], -1])[:, :NUM_CLASSES]
+
+
+@pytest.fixture(scope="module")
+def images_and_labels():
+    rng = np.random.default_rng(0)
+    return rng.uniform(0, 255, [53, 1, 3, 3]).astype(np.float32), rng.integers(0, NUM_CLASSES, 53).astype(np.int32)
+
+
+@pytest.mark.parametrize("batch_size", [1, 10, 53, 64])
+def test_every_image_counts_once_at_any_batch_size(images_and_labels, batch_size):
+    images, labels = images_and_labels
+    logits = images.reshape(53, -1)[:, :NUM_CLASSES]
+    score = Evaluator(logits_from_pixels)(make_batches(images, labels, batch_size))
+    assert score.num_images == 53
+    for k, found in ((1, score.top1), (5, score.top5)):
+        assert found == pytest.approx(top_k_accuracy_score(labels, logits, k=k, labels=range(NUM_CLASSES)))
+
+
+def test_two_replicas_count_like_one(images_and_labels):
+    images, labels = images_and_labels
+    strategy = tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")[:2]])
+    dataset = tf.data.Dataset.from_generator(
+        lambda: make_batches(images, labels, 16),
+        output_signature={
+            "images": tf.TensorSpec([16, 1, 3, 3]), "labels": tf.TensorSpec([16], tf.int32), "mask": tf.TensorSpec([16])
+        },
+    )  # fmt: skip
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    distributed = strategy.experimental_distribute_dataset(dataset.with_options(options))
+    evaluate = Evaluator(logits_from_pixels, strategy=strategy)
+    assert evaluate(distributed) == Evaluator(logits_from_pixels)(make_batches(images, labels, 10))
+
+
+def test_ties_and_non_finite_logits_are_no_gift():
+    constant, broken = [0.0] * 7, [0.0, np.nan, 0.0, 0.0, 0.0, 0.0, 0.0]
+    logits = tf.constant([constant, constant, broken, broken, [np.inf] + [0.0] * 6])
+    labels = tf.constant([0, 6, 1, 0, 0])
+    assert top_k_hits(logits, labels, 1).numpy().tolist() == [True, False, False, False, False]
+    assert top_k_hits(logits, labels, 5).numpy().tolist() == [True, False, False, False, False]
+
+
+def test_fewer_classes_than_k():
+    assert top_k_hits(tf.constant([[1.0, 2.0, 3.0]]), tf.constant([0]), 5).numpy().all()
+
+
+def test_robust_accuracy_of_a_linear_classifier():
+    """Its margin says which images survive: an attack of ±ε on both logits' pixels moves their difference by 2ε."""
+    margins = np.array([-3.0, 1.0, 4.0, 7.9, 8.1, 20.0, 100.0], np.float32)
+    images = np.full([len(margins), 1, 1, 3], 120.0, np.float32)
+    images[:, 0, 0, 0] += margins
+    labels = np.zeros(len(margins), np.int32)
+    attack = PGD(epsilon=4.0, step_size=2.0, num_steps=6, targeted=False, random_start=1.0)
+    two_classes = lambda x: tf.reshape(x, [x.shape[0], -1])[:, :2]  # noqa: E731
+    assert Evaluator(two_classes)(make_batches(images, labels, 4)).num_top1 == np.sum(margins > 0)
+    assert Evaluator(two_classes, attack=attack)(make_batches(images, labels, 4)).num_top1 == np.sum(margins > 8)
+
+
+def test_an_attack_that_helps_does_not_count_as_robust():
+    """A targeted attack pushes some wrong images to their true class by accident; wrong before is wrong under attack."""
+    images = np.full([6, 1, 1, 3], 100.0, np.float32)
+    images[:, 0, 0, 1] += 1.0  # all of them look like class 1 of two
+    labels = np.zeros(6, np.int32)  # but are class 0
+    pushes_back = PGD(epsilon=8.0, step_size=8.0, num_steps=1, targeted=True, random_start=0.0, num_classes=2)
+    two_classes = lambda x: -tf.reshape(x, [x.shape[0], -1])[:, :2]  # noqa: E731
+    swapped = lambda x: -two_classes(x)  # noqa: E731
+    assert Evaluator(swapped)(make_batches(images, labels, 6)).num_top1 == 0
+    assert Evaluator(swapped, attack=pushes_back)(make_batches(images, labels, 6)).num_top1 == 0
+    assert Evaluator(two_classes)(make_batches(images, labels, 6)).num_top1 == 6
+
+
+def test_the_attack_draws_the_same_whenever_it_runs(images_and_labels):
+    images, labels = images_and_labels
+    attack = PGD(epsilon=60.0, step_size=20.0, num_steps=2, targeted=True, random_start=0.5, num_classes=NUM_CLASSES)
+    scores = {Evaluator(logits_from_pixels, attack=attack, seed=3)(make_batches(images, labels, 10)) for _ in range(2)}
+    assert len(scores) == 1
+
+
+def test_no_image_is_an_error():
+    with pytest.raises(ValueError, match="no image"):
+        Evaluator(logits_from_pixels)([])

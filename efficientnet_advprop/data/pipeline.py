@@ -8,15 +8,16 @@ augmentation from (seed, input pipeline, position in the stream). So `start_batc
 batch k on, and skipping decodes nothing. Several input pipelines (hosts) split the files where those divide evenly and the records otherwise.
 
 A bad record (damaged, not decodable, label out of range, …) is found, named and, up to `config.data.max_bad_records` of them on each host, replaced by
-the next good one; one more ends the iteration with an error whose text `records.explain_data_error` turns back into a `records.DataError`.
+another one of its file; one more ends the iteration with an error whose text `records.explain_data_error` turns back into a `records.DataError`.
 """
 
 import hashlib
 import threading
 import typing
-from typing import Callable, Dict, Optional, Set, Tuple, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from absl import logging
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
@@ -28,9 +29,6 @@ if typing.TYPE_CHECKING:
 
 _PARALLEL_FILES = 16
 _FILE_BUFFER_BYTES = 8 << 20
-# An element that cannot fail follows every so many records, so that a stream of nothing but bad records is noticed.
-_HEARTBEAT_EVERY = 256
-_REMEMBERED_MESSAGES = 20
 
 
 def _key(seed: int, purpose: str) -> int:
@@ -82,11 +80,11 @@ class _Stream:
         is_there.set_shape([])
         rows = tf.data.TFRecordDataset(tf.boolean_mask([path], is_there[tf.newaxis]), buffer_size=_FILE_BUFFER_BYTES)
         rows = rows.ignore_errors().concatenate(tf.data.Dataset.from_tensors(b"").repeat()).take(self._counts[index])
-        return rows.enumerate().map(lambda record, row: (self._ids[index], record, row))
+        return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(self._ids[index]).repeat(), tf.data.Dataset.range(self._counts[index]), rows))
 
     def _read_numbers(self, index: tf.Tensor) -> tf.data.Dataset:
         """As `_read_file`, without the bytes and without the file."""
-        return tf.data.Dataset.range(self._counts[index]).map(lambda record: (self._ids[index], record))
+        return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(self._ids[index]).repeat(), tf.data.Dataset.range(self._counts[index])))
 
     def _one_pass(self, order: tf.Tensor, read: Callable) -> tf.data.Dataset:
         dataset = tf.data.Dataset.from_tensor_slices(order).interleave(
@@ -95,7 +93,7 @@ class _Stream:
             dataset = dataset.shard(self._host.count, self._host.index)
         return dataset
 
-    def elements(self, first_position: int, read: Optional[Callable] = None) -> tf.data.Dataset:
+    def elements(self, first_position: tf.Tensor, read: Optional[Callable] = None) -> tf.data.Dataset:
         """The endless stream from a position on: (position int64, (file int64, record int64, bytes string)). Unshuffled without a seed."""
         read = read or self._read_file
         num_files = len(self._files)
@@ -114,14 +112,13 @@ class _Stream:
                 dataset = self._one_pass(order, read)
             return dataset.shuffle(self._shuffle_buffer, seed=_key(self._shuffle_seed, "records") // 2 + epoch, reshuffle_each_iteration=False)
 
-        first_epoch, offset = divmod(first_position, self.epoch_size)
-        stream = tf.data.Dataset.counter(first_epoch).flat_map(epoch_elements)
-        return stream.skip(offset).enumerate(first_position)
+        stream = tf.data.Dataset.counter(first_position // self.epoch_size).flat_map(epoch_elements)
+        return tf.data.Dataset.zip((tf.data.Dataset.counter(first_position), stream.skip(first_position % self.epoch_size)))
 
-    def identify(self, position: int) -> Tuple[int, int]:
-        """Which file (an index of `split.files`) and which record of it stand at a position. Reads no file."""
-        _, (file, record) = next(iter(self.elements(position, self._read_numbers)))
-        return int(file), int(record)
+    def identify(self, position: int, num_positions: int) -> List[Tuple[int, int]]:
+        """Which file (an index of `split.files`) and which record of it stand at the positions from one on. Reads no file."""
+        elements = self.elements(tf.constant(position, tf.int64), self._read_numbers).take(num_positions)
+        return [(int(file), int(record)) for _, (file, record) in elements]
 
     def reread(self, file: tf.Tensor, record: tf.Tensor) -> bytes:
         """A record by its own address, slowly and stubbornly; b"" if it cannot be had."""
@@ -143,110 +140,176 @@ def _wait_for_file(path: tf.Tensor) -> bool:
 
 
 class _BadRecords:
-    """Counts the distinct bad records of one dataset and complains when there are too many."""
+    """What one dataset knows about its bad records: finds them, counts them, complains when there are too many."""
 
     def __init__(self, stream: _Stream, num_classes: Optional[int], allowed: int):
-        self._stream, self._num_classes, self._allowed = stream, num_classes, allowed
-        self._seen: Set[Tuple[int, int]] = set()
+        self.stream, self.num_classes, self.allowed = stream, num_classes, allowed
+        self._addresses: List[Tuple[int, int]] = []
+        self._resume: Dict[int, int] = {}  # by iteration: where its next segment starts
+        self._complaint = ""  # what ended the iteration
         self._lock = threading.Lock()
 
-    def report(self, first: tf.Tensor, last: tf.Tensor) -> None:
-        """Explains the positions first … last - 1, which did not come out of the pipeline."""
-        for position in range(int(first), int(last)):
-            file, record = self._stream.identify(position)
-            path = self._stream.split.files[file]
-            try:
-                reason = records.explain_bad_record(records.read_record(path, record), self._stream.split, self._num_classes)
-                error = records.DataError(reason or "the record could not be processed", path, record)
-            except records.DataError as unreadable:
-                error = unreadable
-            except (tf.errors.OpError, OSError) as unreadable:
-                error = records.DataError(f"it cannot be read ({unreadable})", path, record)
+    def start(self, first_position: tf.Tensor) -> int:
+        """Begins an iteration over the dataset; the number that it goes by."""
+        with self._lock:
+            self._resume[len(self._resume)] = int(first_position)
+            return len(self._resume) - 1
+
+    def start_segment(self, iteration: tf.Tensor) -> Tuple[int, np.ndarray]:
+        """From where a segment of an iteration reads, and the addresses that it must not touch: int64 [n, 2]."""
+        with self._lock:
+            return self._resume[int(iteration)], np.asarray(self._addresses, np.int64).reshape(-1, 2)
+
+    def end_segment(self, iteration: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> str:
+        """Looks for the bad records at the positions first … last - 1, one of which at least failed.
+
+        Returns:
+          "" to go on from `first`, or the complaint that ends the iteration: too many bad records, or a failure without any.
+        """
+        first, last = int(first), int(last)
+        num_new = 0
+        for address in self.stream.identify(first, last - first):
+            if self._complaint:
+                return self._complaint
+            error = self._explain(*address)
             with self._lock:
-                is_new = (file, record) not in self._seen
-                self._seen.add((file, record))
-                number = len(self._seen)
-            if number > self._allowed:
-                more = (f" This is bad record number {number}; `config.data.max_bad_records` = {self._allowed} allow no more."
-                        if self._allowed else " Repair it, or let such records be skipped with `--config.data.max_bad_records=N`.")
-                raise records.DataError(error.reason.rstrip(".") + "." + more, path, record)
-            if is_new:
-                logging.warning("Skipped bad record %d of at most %d: %s", number, self._allowed, error)
+                if error is None or address in self._addresses:
+                    continue
+                self._addresses.append(address)
+                num_new, number = num_new + 1, len(self._addresses)
+            if number > self.allowed:
+                hint = (f"This is bad record {number}, and `config.data.max_bad_records` is {self.allowed}." if self.allowed else
+                        "Repair it, or let such records be passed over with `--config.data.max_bad_records=N`.")
+                error = records.DataError(f"{error.reason.rstrip('.')}. {hint}", error.path, error.record)
+                self._complaint = f"DataError: {error}"
+                return self._complaint
+            logging.warning("Passed over bad record %d of at most %d: %s", number, self.allowed, error)
+        if not num_new:
+            self._complaint = f"DataError: records {first} to {last - 1} of the stream could not be processed, yet each is good by itself."
+            return self._complaint
+        with self._lock:
+            self._resume[int(iteration)] = first
+        return ""
+
+    def _explain(self, file: int, record: int) -> Optional[records.DataError]:
+        split = self.stream.split
+        path = split.files[file]
+        try:
+            reason = records.explain_bad_record(records.read_record(path, record), split, self.num_classes)
+        except records.DataError as error:
+            return error
+        except (tf.errors.OpError, OSError) as error:
+            return records.DataError(f"it cannot be read ({error})", path, record)
+        return None if reason is None else records.DataError(reason, path, record)
+
+    def replace(self, file: tf.Tensor, record: tf.Tensor) -> bytes:
+        """The next good record of the same file (after its last comes its first)."""
+        file, record = int(file), int(record)
+        count = self.stream.split.counts[file]
+        for step in range(1, count):
+            candidate = (record + step) % count
+            if self._explain(file, candidate) is None:
+                return records.read_record(self.stream.split.files[file], candidate)
+        raise records.DataError("no record of the file is good.", self.stream.split.files[file], record)
 
 
-def _process(stream: _Stream, first_position: int, limit: Optional[int], process: Callable, bad: _BadRecords,
-             blank: Callable[[Dict[str, tf.Tensor]], Dict[str, tf.Tensor]], num_classes: Optional[int]) -> tf.data.Dataset:
-    """Maps `process(encoded, label, position)` over the stream, in order and in parallel; bad records are reported and replaced.
+def _call(function: Callable, arguments: Sequence[tf.Tensor], **specs: tf.TensorSpec) -> List[tf.Tensor]:
+    """Python in the graph, for what is rare: starting, and failing."""
+    results = tf.py_function(function, arguments, [spec.dtype for spec in specs.values()])
+    for result, spec in zip(results, specs.values()):
+        result.set_shape(spec.shape)
+    return results
+
+
+def _batches(bad: _BadRecords, first_position: int, num_examples: Optional[int], num_batches: Optional[int], batch_size: int, process: Callable,
+             blank_bad: bool) -> tf.data.Dataset:
+    """Maps `process(encoded, label, position)` over the stream, in order and in parallel, and batches the results.
+
+    TensorFlow's datasets do not say which element failed. So a marker, which cannot fail, follows every batch: two markers in a row mean a failure between
+    them. Then the segment ends, Python looks for the bad records among the batch's positions and either complains or notes them, and the next
+    segment starts at the same position, with the noted ones replaced. What a position yields depends on the files alone, never on what
+    failed before; without a failure the cost is one comparison per batch.
 
     Args:
-      limit: how many positions to take; None is endless.
+      num_examples: how many positions there are; None is endless. Positions beyond it are blanks.
+      num_batches: how many batches to make; None is endless.
       process: returns a dict of tensors of static shapes.
-      blank: what takes a bad record's place, made from the next good one.
+      blank_bad: whether blanks take the place of bad records; else other records do.
     """
-    split = stream.split
-    heartbeat = tf.constant(-1, tf.int64)
-    elements = stream.elements(first_position)
-    if limit is not None:
-        elements = elements.take(limit)
-    beats = tf.data.Dataset.from_tensors((heartbeat, (heartbeat, heartbeat, b"")))
+    stream, split = bad.stream, bad.stream.split
+    scalar = tf.TensorSpec([], tf.int64)
 
-    def process_record(position: tf.Tensor, address: Tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> Tuple[tf.Tensor, Dict[str, tf.Tensor]]:
-        file, record, row = address
-        # A record missing from a file's stream is asked for once more by its address: its neighbour, or the network, may have been at fault.
-        row = tf.cond(tf.equal(tf.strings.length(row), 0),
-                      lambda: tf.ensure_shape(tf.py_function(stream.reread, [file, record], tf.string), []), lambda: row)
+    def parse(row: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
         encoded, label = records.parse(row, split)
-        upper = num_classes if num_classes is not None else tf.int32.max
+        upper = bad.num_classes if bad.num_classes is not None else tf.int32.max
         with tf.control_dependencies([tf.debugging.Assert(tf.logical_and(label >= 0, label < upper), ["label", label])]):
-            label = tf.identity(label)
-        return position, process(encoded, label, position)
+            return encoded, tf.identity(label)
 
-    _, signature = tf.data.Dataset.from_tensors((heartbeat, (heartbeat, heartbeat, b""))).map(process_record).element_spec
-    nothing = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in signature.items()}
+    def process_record(position, file, record, row):
+        # A record missing from its file's stream is asked for once more by its address: a neighbour, or the network, may have been at fault.
+        row = tf.cond(tf.equal(tf.strings.length(row), 0),
+                      lambda: _call(stream.reread, [file, record], row=tf.TensorSpec([], tf.string))[0], lambda: row)
+        return process(*parse(row), position)
 
-    def process_element(position, address):
-        return tf.cond(tf.equal(position, heartbeat), lambda: (heartbeat, dict(nothing)), lambda: process_record(position, address))
+    def blank_of(spec: tf.TensorSpec) -> tf.Tensor:
+        return tf.zeros(spec.shape, spec.dtype)
 
-    # `limit` positions, then a heartbeat; or a heartbeat every so often.
-    if limit is None:
-        turns = tf.data.Dataset.range(_HEARTBEAT_EVERY + 1).map(lambda i: tf.cast(i == _HEARTBEAT_EVERY, tf.int64)).repeat()
-        elements = tf.data.Dataset.choose_from_datasets([elements, beats.repeat()], turns, stop_on_empty_dataset=True)
-    else:
-        elements = elements.concatenate(beats)
-    results = elements.map(process_element, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).ignore_errors()
-    end = first_position + limit if limit is not None else None
+    sample = tf.data.Dataset.from_tensors((tf.constant(0, tf.int64), tf.constant(0, tf.int64), tf.constant(0, tf.int64), b"")).map(process_record)
+    blank = tf.nest.map_structure(blank_of, sample.element_spec)
 
-    def find_gap(state, element):
-        """state: the next position not seen yet; how many replacements are due."""
-        expected, due = state
-        position, result = element
-        is_beat = tf.equal(position, heartbeat)
-        # A heartbeat has no position; the last one of a finite stream stands behind its end.
-        here = tf.where(is_beat, expected if end is None else tf.constant(end, tf.int64), position)
-        gap = here - expected
-        checked = tf.cond(gap > 0, lambda: _call(bad.report, expected, here), lambda: tf.constant(True))
-        with tf.control_dependencies([checked]):
-            due = due + gap
-        last = tf.constant(end is not None) & is_beat
-        repeats = tf.where(is_beat & ~last, tf.zeros_like(due), due)
-        state = (here + tf.cast(~is_beat, tf.int64), due - repeats)
-        return state, (result, repeats, ~is_beat)
+    def segment(iteration: tf.Tensor) -> tf.data.Dataset:
+        start, avoided = _call(bad.start_segment, [iteration], start=scalar, avoided=tf.TensorSpec([None, 2], tf.int64))
 
-    def fill_gap(result, repeats, is_record):
-        kept = tf.data.Dataset.from_tensors(result).take(tf.cast(is_record, tf.int64))
-        return tf.data.Dataset.from_tensors(blank(result)).repeat(repeats).concatenate(kept)
+        def process_element(position, address):
+            file, record, row = address
+            if not bad.allowed:
+                return position, process_record(position, file, record, row)
+            is_bad = tf.reduce_any(tf.reduce_all(tf.equal(avoided, tf.stack([file, record])), axis=1))
+            if blank_bad:
+                return position, tf.cond(is_bad, lambda: dict(blank), lambda: process_record(position, file, record, row))
+            row = tf.cond(is_bad, lambda: _call(bad.replace, [file, record], row=tf.TensorSpec([], tf.string))[0], lambda: row)
+            return position, process_record(position, file, record, row)
 
-    zero = tf.constant(0, tf.int64)
-    return results.scan((tf.constant(first_position, tf.int64), zero), find_gap).flat_map(fill_gap)
+        elements = stream.elements(start)
+        if num_examples is not None:
+            elements = elements.take(tf.maximum(num_examples - start, 0))
+        results = elements.map(process_element, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        if num_examples is not None:
+            blanks = tf.data.Dataset.counter(tf.maximum(tf.constant(num_examples, tf.int64), start))
+            results = results.concatenate(blanks.map(lambda position: (position, dict(blank))))
+        batches = results.batch(batch_size, drop_remainder=True).map(lambda positions, batch: (positions[0], batch))
+        batches = batches.prefetch(tf.data.AUTOTUNE)
+        marker = tf.nest.map_structure(blank_of, batches.element_spec)
+        markers = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), marker[1])).repeat()
+        turns = tf.data.Dataset.from_tensor_slices(tf.constant([0, 1], tf.int64)).repeat()
+        both = tf.data.Dataset.choose_from_datasets([batches, markers], turns, stop_on_empty_dataset=True).ignore_errors()
 
+        def watch(state, element):
+            expected, after_marker = state
+            position, batch = element
+            is_marker = position < 0
+            # A batch that starts elsewhere than where the last one ended has lost elements: it counts as failed too.
+            failed = tf.where(is_marker, after_marker, tf.not_equal(position, expected))
 
-def _call(function: Callable, *arguments: tf.Tensor) -> tf.Tensor:
-    def call(*values):
-        function(*values)
-        return True
-    done = tf.py_function(call, arguments, tf.bool)
-    done.set_shape([])
-    return done
+            def end_segment():
+                last = expected + batch_size if num_examples is None else tf.minimum(expected + batch_size, num_examples)
+                complaint, = _call(bad.end_segment, [iteration, expected, last], complaint=tf.TensorSpec([], tf.string))
+                with tf.control_dependencies([tf.debugging.Assert(tf.equal(complaint, ""), [complaint])]):
+                    return tf.constant(True)
+
+            with tf.control_dependencies([tf.cond(failed, end_segment, lambda: tf.constant(True))]):
+                failed = tf.identity(failed)
+            return (tf.where(is_marker, expected, expected + batch_size), is_marker), (failed, is_marker, batch)
+
+        watched = both.scan((start, tf.constant(False)), watch).take_while(lambda failed, is_marker, batch: ~failed)
+        return watched.filter(lambda failed, is_marker, batch: ~is_marker).map(lambda failed, is_marker, batch: batch)
+
+    def iterate(first: tf.Tensor) -> tf.data.Dataset:
+        iteration, = _call(bad.start, [first], iteration=scalar)
+        return tf.data.Dataset.from_tensors(iteration).repeat().flat_map(segment)
+
+    batches = tf.data.Dataset.from_tensors(tf.constant(first_position, tf.int64)).flat_map(iterate)
+    return batches if num_batches is None else batches.take(num_batches)
 
 
 def _options() -> tf.data.Options:
@@ -315,8 +378,8 @@ def make_train_dataset(data: "DataConfig", data_dir: str, *, global_batch_size: 
         return {"images": image, "labels": label}
 
     bad = _BadRecords(stream, num_classes, data.max_bad_records)
-    images = _process(stream, start_batch * replica_batch * host.num_replicas, None, process, bad, lambda example: example, num_classes)
-    return images.batch(replica_batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(_options())
+    first_position = start_batch * replica_batch * host.num_replicas
+    return _batches(bad, first_position, None, None, replica_batch, process, blank_bad=False).prefetch(tf.data.AUTOTUNE).with_options(_options())
 
 
 def make_eval_dataset(data: "DataConfig", data_dir: str, *, split: str = "validation", global_batch_size: int,
@@ -336,7 +399,7 @@ def make_eval_dataset(data: "DataConfig", data_dir: str, *, split: str = "valida
     stream = _Stream(opened, host)
     largest = max(_Stream(opened, host._replace(index=index)).epoch_size for index in range(host.count))
     per_step = replica_batch * host.num_replicas
-    num_steps = -(-largest // per_step)
+    num_steps = -(-largest // per_step)  # of the input pipeline with most images, and so of all
 
     def process(encoded, label, position):
         del position
@@ -344,7 +407,5 @@ def make_eval_dataset(data: "DataConfig", data_dir: str, *, split: str = "valida
         return {"images": image, "labels": label, "mask": tf.constant(1.0)}
 
     bad = _BadRecords(stream, num_classes, data.max_bad_records)
-    images = _process(stream, 0, stream.epoch_size, process, bad, lambda example: {**example, "mask": tf.zeros_like(example["mask"])}, num_classes)
-    padding = tf.data.Dataset.from_tensors(tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), images.element_spec))
-    images = images.concatenate(padding.repeat()).take(num_steps * per_step)
-    return images.batch(replica_batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(_options())
+    batches = _batches(bad, 0, stream.epoch_size, num_steps * host.num_replicas, replica_batch, process, blank_bad=True)
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(_options())

@@ -11,6 +11,7 @@ are for people. Every complaint about data is a `DataError`, which names the fil
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -107,6 +108,12 @@ def find_shards(data_dir: str, prefix: str) -> List[str]:
     if len(present) > totals[0]:
         raise DataError(f"{data_dir} holds {prefix!r} files numbered beyond their own total of {totals[0]}; remove them.")
     return [os.path.join(data_dir, match["prefix"] + match.string[match.end("prefix"):]) for match in matches]
+
+
+@functools.lru_cache(maxsize=16)
+def _record_offsets_at_size(path: str, size: int) -> List[int]:
+    del size  # a file that has changed is read anew
+    return record_offsets(path)[0]
 
 
 def record_offsets(path: str) -> "tuple[List[int], bool]":
@@ -286,7 +293,7 @@ def read_record(path: str, index: int) -> bytes:
       DataError: the file has no such whole record, or the record's checksum is wrong.
     """
     def read_frame() -> bytes:
-        offsets, _ = record_offsets(path)
+        offsets = _record_offsets_at_size(path, tf.io.gfile.stat(path).length)
         if index >= len(offsets):
             raise DataError("the file ends in the middle of this record.", path, index)
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -326,7 +333,8 @@ def explain_bad_record(record: bytes, split: Split, num_classes: Optional[int]) 
     try:
         tf.io.decode_image(encoded, channels=3, expand_animations=False)
     except tf.errors.OpError as error:
-        return f"its image cannot be decoded ({error.message.splitlines()[0]})"
+        reason = re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", error.message.splitlines()[0])
+        return f"its image cannot be decoded ({reason.strip()})"
     return None
 
 
@@ -334,5 +342,6 @@ def explain_data_error(error: BaseException) -> Optional[DataError]:
     """The `DataError` behind an exception that came out of iterating a dataset, or None if there is none in it."""
     if isinstance(error, DataError):
         return error
-    found = re.search(r"DataError: (.*)", str(error))
+    # As `tf.debugging.Assert` prints a string: ["DataError: …"].
+    found = re.search(r"DataError: (.*?)\"?\]?$", str(error), re.MULTILINE)
     return DataError(found[1]) if found else None

@@ -20,7 +20,7 @@ from efficientnet_advprop.models.normalization import MAIN, branch_index
 # Pixels x in [0, 255] become (x − mean) / deviation. AdvProp's checkpoints want [−1, 1], all others ImageNet's mean and deviation.
 NORMALIZATIONS = {
     "advprop": ([127.5] * 3, [127.5] * 3),
-    "imagenet": (list(np.array([0.485, 0.456, 0.406]) * 255), list(np.array([0.229, 0.224, 0.225]) * 255)),
+    "imagenet": ([0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]),
     "none": ([0.0] * 3, [1.0] * 3),
 }
 COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -152,7 +152,8 @@ class EfficientNet(tf.keras.Model):
             seed = tf.random.uniform([2], maxval=np.iinfo(np.int32).max, dtype=tf.int32)
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
         mean, deviation = NORMALIZATIONS[self.normalization]
-        x = tf.cast((tf.cast(images, tf.float32) - tf.constant(mean)) / tf.constant(deviation), self.stem.compute_dtype)
+        x = (tf.cast(images, tf.float32) - tf.constant(mean)) / tf.constant(deviation)
+        x = tf.cast(x, self.stem.compute_dtype)
         x = self.stem(x, **mode)
         endpoints = {"stem": x}
         reduction = 0

@@ -1,0 +1,55 @@
+"""What tests share: the golden data, and the small network that its checkpoint belongs to."""
+
+import gzip
+import json
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+DATA = pathlib.Path(__file__).parent / "data"
+
+# Four CPUs in name, so that replicas can be tested without hardware; must come before anything computes.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+)
+
+
+def golden(name: str):
+    """Numbers made by the official TF1 code; `name` is a file of `tests/data`."""
+    path = DATA / name
+    if name.endswith(".npz"):
+        return np.load(path)
+    if name.endswith(".json.gz"):
+        return json.loads(gzip.decompress(path.read_bytes()))
+    return json.loads(path.read_text())
+
+
+def make_tiny(**overrides):
+    """The network of the golden checkpoint: B0 at a quarter of the width and three tenths of the depth, nothing random in it."""
+    from efficientnet_advprop.models import EfficientNet
+
+    arguments = dict(
+        num_classes=10, width_coefficient=0.25, depth_coefficient=0.3, aux_branches=1, survival_prob=1.0, dropout_rate=0.0
+    )
+    return EfficientNet("b0", **{**arguments, **overrides})
+
+
+def load_tiny(variables, suffix: str = "") -> None:
+    """Gives variables the golden checkpoint's values, auxiliary ones those of main; `suffix` "/ExponentialMovingAverage" the averages."""
+    reader = tf.train.load_checkpoint(str(DATA / "tiny_ckpt"))
+    for variable in variables:
+        name = variable.name.split(":")[0].replace("/aux/", "/").replace("/aux_2/", "/")
+        variable.assign(reader.get_tensor(name + suffix))
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The golden network with one auxiliary branch and its raw weights; whoever changes them puts them back with `load_tiny`."""
+    model = make_tiny()
+    load_tiny(model.variables)
+    return model

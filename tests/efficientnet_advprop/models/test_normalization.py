@@ -1,0 +1,210 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from efficientnet_advprop.models import DualBatchNormalization
+
+MOMENTUM, EPSILON = 0.9, 1e-3
+
+
+def batch(seed=0, shape=(4, 5, 6, 3)):
+    return (np.random.RandomState(seed).standard_normal(shape) * [1.0, 2.0, 0.5] + [0.0, 1.0, -3.0]).astype(np.float32)
+
+
+def make(**overrides):
+    layer = DualBatchNormalization(**{**dict(aux_branches=2, momentum=MOMENTUM, epsilon=EPSILON), **overrides})
+    with tf.name_scope(layer.name):  # as Keras does at a first call
+        layer.build([None, None, None, 3])
+    return layer
+
+
+def values(layer):
+    return {variable.name: variable.numpy() for variable in layer.variables}
+
+
+@pytest.mark.parametrize("mode", ["eager", "function", "xla"])
+@pytest.mark.parametrize("branch, scope", [("main", ""), ("aux", "aux/"), ("aux_1", "aux/"), ("aux_2", "aux_2/")])
+def test_training_normalises_with_the_batch_and_moves_its_branch_alone(mode, branch, scope):
+    layer, x = make(), batch()
+    before = values(layer)
+    call = lambda: layer(x, training=True, branch=branch)  # noqa: E731
+    run = call if mode == "eager" else tf.function(call, jit_compile=mode == "xla")
+    y = run()
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))  # NumPy's variance divides by N
+    np.testing.assert_allclose(y, (x - mean) / np.sqrt(variance + EPSILON), rtol=0, atol=2e-5)
+    after = values(layer)
+    moved = {name for name in after if not np.array_equal(before[name], after[name])}
+    prefix = layer.name + "/" + scope
+    assert moved == {prefix + "moving_mean:0", prefix + "moving_variance:0"}
+    np.testing.assert_allclose(after[prefix + "moving_mean:0"], 0.1 * mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after[prefix + "moving_variance:0"], 0.9 + 0.1 * variance, rtol=1e-5)
+
+
+def test_moments_without_an_update_move_nothing():
+    layer, x = make(), batch()
+    before = values(layer)
+    wanted = layer(x, training=True, branch="aux", update_statistics=False)
+    for name, value in values(layer).items():
+        np.testing.assert_array_equal(value, before[name])
+    np.testing.assert_array_equal(layer(x, training=True, branch="aux"), wanted)
+
+
+def test_inference_uses_the_branchs_own_statistics_and_moves_nothing():
+    layer, x = make(), batch()
+    for offset, branch in enumerate(["main", "aux", "aux_2"]):
+        held = layer.variables_of(branch)
+        held.gamma.assign([1.0 + offset, -2.0, 3.0])
+        held.beta.assign([0.5, 0.0, 1.0 + offset])
+        held.moving_mean.assign([0.1, 0.2, 0.3 * offset])
+        held.moving_variance.assign([1.0, 2.0 + offset, 3.0])
+    before = values(layer)
+    for branch in ["main", "aux", "aux_2"]:
+        held = layer.variables_of(branch)
+        wanted = (x - held.moving_mean) / np.sqrt(held.moving_variance + EPSILON) * held.gamma + held.beta
+        np.testing.assert_allclose(layer(x, branch=branch), wanted, rtol=1e-5, atol=1e-5)
+        frozen = make()
+        frozen.set_weights(layer.get_weights())
+        frozen.trainable = False
+        np.testing.assert_allclose(frozen(x, training=True, branch=branch), wanted, rtol=1e-5, atol=1e-5)
+    for name, value in values(layer).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_only_auxiliary_variables_carry_aux_in_their_names():
+    layer = make()
+    names = [variable.name.removeprefix(layer.name + "/") for variable in layer.variables]
+    leaves = ["gamma:0", "beta:0", "moving_mean:0", "moving_variance:0"]
+    assert sorted(names) == sorted(scope + leaf for scope in ("", "aux/", "aux_2/") for leaf in leaves)
+
+
+def test_gradients_are_those_of_plain_arithmetic():
+    layer, x = make(), tf.constant(batch())
+    weights = tf.constant(batch(1))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_sum(layer(x, training=True, branch="aux") * weights)
+    held = layer.variables_of("aux")
+    gradients = tape.gradient(loss, [x, held.gamma, held.beta, layer.gamma])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        mean = tf.reduce_mean(x, [0, 1, 2])
+        variance = tf.reduce_mean(tf.square(x - mean), [0, 1, 2])
+        loss = tf.reduce_sum(((x - mean) / tf.sqrt(variance + EPSILON) * held.gamma + held.beta) * weights)
+    wanted = tape.gradient(loss, [x, held.gamma, held.beta])
+    for gradient, value in zip(gradients, wanted):
+        np.testing.assert_allclose(gradient, value, rtol=1e-4, atol=5e-4)
+    assert gradients[3] is None
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_low_precision_keeps_moments_and_variables_in_float32(policy):
+    layer = make(dtype=tf.keras.mixed_precision.Policy(policy))
+    x = batch()
+    y = layer(x, training=True, branch="aux")
+    assert y.dtype == tf.keras.mixed_precision.Policy(policy).compute_dtype
+    assert {variable.dtype for variable in layer.variables} == {tf.float32}
+    rounded = tf.cast(tf.cast(x, y.dtype), tf.float32).numpy()
+    # Moments in the activations' eight bits would be off by 4e-3 here.
+    np.testing.assert_allclose(layer.variables_of("aux").moving_mean, 0.1 * rounded.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 7, 3), (2, 3, 4, 5, 3)])
+def test_any_rank(shape):
+    layer = DualBatchNormalization(momentum=MOMENTUM)
+    x = batch(shape=shape)
+    y = layer(x, training=True, branch="aux")
+    axes = tuple(range(len(shape) - 1))
+    np.testing.assert_allclose(y, (x - x.mean(axes)) / np.sqrt(x.var(axes) + 1e-3), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(layer.variables_of("aux").moving_variance, 0.9 + 0.1 * x.var(axes), rtol=1e-5)
+
+
+def test_config_makes_the_same_layer_again():
+    layer = make(center=False, gamma_initializer="zeros", synchronized=True, trainable=False)
+    config = layer.get_config()
+    again = DualBatchNormalization.from_config(config)
+    assert again.get_config() == config
+    assert (again.aux_branches, again.synchronized, again.trainable, again.center) == (2, True, False, False)
+    assert again.momentum == MOMENTUM
+
+
+def test_is_a_keras_batch_norm_whose_weights_a_plain_one_takes(tmp_path):
+    layer, x = make(), batch()
+    layer(x, training=True)
+    path = tf.train.Checkpoint(norm=layer).save(str(tmp_path / "dual"))
+    plain = tf.keras.layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON)
+    plain.build([None, None, None, 3])
+    tf.train.Checkpoint(norm=plain).restore(path).assert_existing_objects_matched()
+    assert isinstance(layer, tf.keras.layers.BatchNormalization)
+    np.testing.assert_allclose(plain(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_in_a_functional_model_saved_both_ways(tmp_path):
+    inputs = tf.keras.Input([5, 6, 3])
+    layer = make()
+    model = tf.keras.Model(inputs, layer(inputs, branch="aux"))
+    layer.variables_of("aux").beta.assign([1.0, 2.0, 3.0])
+    x = batch()
+    for path in (str(tmp_path / "m.keras"), str(tmp_path / "saved_model")):
+        model.save(path)
+        np.testing.assert_allclose(tf.keras.models.load_model(path)(x), model(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("synchronized", [True, False])
+def test_moments_over_replicas(synchronized):
+    strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+    parts = [batch(0), batch(1) + 2.0]
+    whole = np.concatenate(parts)
+    weights = batch(2)
+    with strategy.scope():
+        layer = make(synchronized=synchronized)
+
+    @tf.function
+    def run():
+        def replica():
+            index = tf.distribute.get_replica_context().replica_id_in_sync_group
+            x = tf.gather(tf.stack(parts), index)
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, training=True, branch="aux")
+                loss = tf.reduce_sum(y * weights)
+            return y, tape.gradient(loss, x), layer.variables_of("aux").moving_variance.read_value()
+
+        return strategy.run(replica)
+
+    outputs, gradients, variances = (strategy.experimental_local_results(result) for result in run())
+    for index, part in enumerate(parts):
+        seen = whole if synchronized else part
+        mean, variance = seen.mean((0, 1, 2)), seen.var((0, 1, 2))
+        np.testing.assert_allclose(outputs[index], (part - mean) / np.sqrt(variance + EPSILON), rtol=0, atol=5e-5)
+        np.testing.assert_allclose(variances[index], 0.9 + 0.1 * variance, rtol=1e-4)
+    # The gradient of the summed losses, as one device with the whole batch would have it.
+    x = tf.constant(whole if synchronized else parts[0])
+    both = np.concatenate([weights, weights]) if synchronized else weights
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_sum(make()(x, training=True, branch="aux") * both)
+    found = np.concatenate(gradients) if synchronized else gradients[0]
+    np.testing.assert_allclose(found, tape.gradient(loss, x), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (dict(aux_branches=-1), "`aux_branches` is -1"),
+        (dict(momentum=1.0), "`momentum` is 1.0"),
+        (dict(epsilon=0.0), "`epsilon` is 0.0"),
+        (dict(renorm=True), "`renorm` is given"),
+    ],
+)
+def test_refused_arguments_are_named(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        DualBatchNormalization(**arguments)
+
+
+def test_refused_calls():
+    with pytest.raises(ValueError, match="`axis` is 1"):
+        DualBatchNormalization(axis=1).build([None, 3, 4, 5])
+    with pytest.raises(ValueError, match="`branch` is 'aux_3'.*only 'main', 'aux', 'aux_2'"):
+        make()(batch(), branch="aux_3")
+    with pytest.raises(ValueError, match="`training` is a tensor"):
+        make()(batch(), training=tf.constant(True))

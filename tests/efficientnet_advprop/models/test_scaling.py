@@ -1,0 +1,30 @@
+import pytest
+
+from efficientnet_advprop.models import scaling
+from tests.conftest import golden
+
+
+@pytest.mark.parametrize("variant", [f"b{i}" for i in range(9)])
+def test_every_block_is_the_official_one(variant):
+    facts = golden("model_facts.json")[f"efficientnet-{variant}"]
+    row = scaling.VARIANTS[variant]
+    assert row == scaling.Scaling(
+        facts["width_coefficient"], facts["depth_coefficient"], facts["resolution"], facts["dropout_rate"]
+    )
+    blocks = scaling.scaled_blocks(row.width_coefficient, row.depth_coefficient, survival_prob=0.8)
+    assert len(blocks) == facts["num_blocks"]
+    for block, fact in zip(blocks, facts["blocks"]):
+        assert block.kernel_size == fact["kernel_size"]
+        assert block.strides == fact["strides"]
+        assert block.input_filters == fact["input_filters"]
+        assert block.output_filters == fact["output_filters"]
+        assert block.expand_ratio == fact["expand_ratio"]
+        assert block.squeeze_filters == fact["se_reduced_filters"]
+        assert block.residual == fact["residual"]
+        assert block.survival_prob == pytest.approx(fact["survival_prob"], abs=1e-12)
+
+
+def test_rounding_never_loses_more_than_a_tenth():
+    assert scaling.round_filters(32, 1.1) == 32  # 35.2
+    assert scaling.round_filters(16, 0.25) == 8
+    assert scaling.round_filters(24, 0.5) == 16  # 12 would round to 8, a third less

@@ -23,6 +23,17 @@ CROPS = ("inception", "pad", "none")
 OPTIMIZERS = ("rmsprop", "momentum", "sgd")
 SCHEDULES = ("exponential", "cosine", "constant")
 
+# What a run may change when it is started again: none of it touches the weights it ends with (if there are no bad records).
+OPERATIONAL_FIELDS = (
+    "data.max_bad_records",
+    "training.steps_per_loop",
+    "training.checkpoint_every_steps",
+    "training.keep_last",
+    "training.summary_every_steps",
+    "training.evaluate_every_epochs",
+    "training.eval_batch_size",
+)
+
 
 class ConfigError(ValueError):
     """A config field whose value breaks a rule; the message names the field, the value, the rule and the way out."""

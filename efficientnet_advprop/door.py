@@ -4,7 +4,8 @@
     if __name__ == "__main__":
         door.run(main)
 
-A user's mistake ends in one line on stderr and exit code 2 (flags, config) or 1 (anything later); a traceback is a bug of ours.
+A user's mistake ends in one line on stderr and exit code 2 (flags, config) or 1 (anything later), Ctrl-C in 130; a traceback is
+a bug of ours.
 """
 
 import os
@@ -20,12 +21,8 @@ from ml_collections import config_flags  # noqa: E402
 
 from efficientnet_advprop import config as config_lib  # noqa: E402
 
-BAD_USAGE, FAILED = 2, 1
+BAD_USAGE, FAILED, INTERRUPTED = 2, 1, 130
 flags.disclaim_key_flags()  # a flag defined here belongs to the program that asked for it: its --help shows it
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on for a reason outside the code; the message says what, where and what to do."""
 
 
 def define_config_flag() -> flags.FlagHolder:
@@ -62,7 +59,7 @@ def run(main: Callable[[Sequence[str]], Optional[int]], usage_errors: tuple = ()
     Args:
         main: gets what is left of argv; returns an exit code, None for 0.
         usage_errors: exceptions that mean wrong flags or config, beside `ConfigError`; exit code 2.
-        run_errors: exceptions that a user can act upon, beside `RunError` and `OSError`; exit code 1.
+        run_errors: exceptions that a user can act upon, beside `OSError`; exit code 1.
     """
 
     def guarded(argv):
@@ -72,8 +69,10 @@ def run(main: Callable[[Sequence[str]], Optional[int]], usage_errors: tuple = ()
             return main(argv)
         except (config_lib.ConfigError, *usage_errors) as error:
             return _complain(error, BAD_USAGE)
-        except (RunError, OSError, *run_errors) as error:
+        except (OSError, *run_errors) as error:
             return _complain(error, FAILED)
+        except KeyboardInterrupt:
+            return _complain("stopped by Ctrl-C; the same command goes on from the last checkpoint.", INTERRUPTED)
 
     app.run(guarded, flags_parser=_parse_flags)
 

@@ -1,5 +1,6 @@
 """The schema: rules, JSON, overrides, and that every field is read."""
 
+import ast
 import importlib
 import json
 import math
@@ -172,3 +173,22 @@ def test_digits_config(method):
 def test_unknown_variant_of_a_config_file(file, variant):
     with pytest.raises(ValueError, match=f"is '{variant}', but must be one of"):
         get_config(file, variant)
+
+
+def fields_read(source: str) -> set:
+    """All `….section.field` and `section.field` that occur in `source` as attributes."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            owner = node.value
+            section = owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else None
+            found.add(f"{section}.{node.attr}")
+    return found
+
+
+def test_every_field_is_read_by_the_code():
+    read = set()
+    for path in (ROOT / "efficientnet_advprop").rglob("*.py"):
+        if path.name != "config.py":
+            read |= fields_read(path.read_text())
+    assert set(FIELDS) - read == set(), "fields of the schema that no code reads: dead knobs"

@@ -15,10 +15,13 @@ import json, os, sys, tempfile
 from efficientnet_advprop import door
 _CONFIG = door.define_config_flag()
 
+class RunError(RuntimeError):
+    pass
+
 def main(argv):
     config = door.read_config(_CONFIG)
     if config.attack.epsilon == 7:
-        raise door.RunError("seven is too many; use six.")
+        raise RunError("seven is too many; use six.")
     if config.attack.epsilon == 8:
         raise OSError(28, "No space left on device", "here")
     print(config.attack.epsilon, config.attack.targeted, config.data.num_train_examples)
@@ -32,7 +35,7 @@ if __name__ == "__main__":
         if not child:
             for output, stream in zip(outputs, (1, 2)):
                 os.dup2(output.fileno(), stream)
-            door.run(main)
+            door.run(main, run_errors=(RunError,))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         texts = [(output.seek(0), output.read())[1] for output in outputs]
         print(json.dumps([code, *texts]), flush=True)

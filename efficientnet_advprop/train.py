@@ -1,0 +1,48 @@
+"""Trains an EfficientNet: vanilla, by AdvProp, or adversarially without auxiliary batch norms.
+
+    python -m efficientnet_advprop.train --config=configs/digits.py:advprop --data_dir=data/digits --model_dir=runs/digits
+    python -m efficientnet_advprop.train --config=configs/advprop.py:b0 --data_dir=… --model_dir=… --strategy=mirrored
+    python -m efficientnet_advprop.train --config=configs/advprop.py:b7 --data_dir=gs://… --model_dir=gs://… --strategy=tpu \
+        --tpu=local
+
+The config says what is computed, any field of it can be overridden (--config.attack.epsilon=2); the other flags say where.
+Started again with the same command, a run goes on from its last checkpoint. SIGTERM makes it save and exit with 0. Exit codes:
+0 done or stopped, 2 wrong flags or config, 1 anything else, always with one message.
+"""
+
+from absl import flags
+
+from efficientnet_advprop import door
+from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.training.checkpoints import CheckpointError
+from efficientnet_advprop.training.loop import TrainingError, train
+from tpu_utils.strategy import STRATEGIES, StrategyError, make_strategy
+
+_CONFIG = door.define_config_flag()
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the TFRecords: train-00000-of-…, validation-00000-of-…")
+_MODEL_DIR = flags.DEFINE_string("model_dir", None, "folder of the checkpoints and reports; made if it does not exist")
+_STRATEGY = flags.DEFINE_enum(
+    "strategy",
+    "one_device",
+    STRATEGIES,
+    "devices: one_device (the first GPU, else the CPU), mirrored (all GPUs of this machine), tpu",
+)
+_TPU = flags.DEFINE_string("tpu", "", "with --strategy=tpu: 'local' on a TPU VM, or the Cloud TPU's name or address")
+_NUM_LOGICAL_DEVICES = flags.DEFINE_integer(
+    "num_logical_devices", None, "with --strategy=mirrored: replicas on the CPU instead of GPUs, to try things out"
+)
+
+
+def main(argv):
+    del argv
+    config = door.read_config(_CONFIG)
+    for flag, what in ((_DATA_DIR, "the folder of the TFRecords"), (_MODEL_DIR, "a folder for the checkpoints")):
+        if not flag.value:
+            raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
+    strategy = make_strategy(_STRATEGY.value, tpu=_TPU.value, num_logical_devices=_NUM_LOGICAL_DEVICES.value)
+    train(config, data_dir=_DATA_DIR.value, model_dir=_MODEL_DIR.value, strategy=strategy)
+
+
+if __name__ == "__main__":
+    door.run(main, usage_errors=(StrategyError,), run_errors=(CheckpointError, DataError, TrainingError))

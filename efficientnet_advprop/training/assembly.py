@@ -1,0 +1,92 @@
+"""The parts of a run, made from its config: model, attack, learning rate, state and step.
+
+Call these under the strategy's scope: `make_model` and `make_state` create variables.
+"""
+
+from typing import Callable, Optional
+
+from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.training.ema import ExponentialMovingAverage
+from efficientnet_advprop.training.optimizers import make_optimizer
+from efficientnet_advprop.training.schedules import LearningRate
+from efficientnet_advprop.training.state import TrainState, averaged_variables
+from efficientnet_advprop.training.steps import make_train_step
+
+
+def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) -> EfficientNet:
+    """The network; `aux_branches` of None is what the method trains: one for AdvProp, none otherwise."""
+    return EfficientNet(
+        config.model.variant,
+        num_classes=config.model.num_classes,
+        aux_branches=int(config.training.method == "advprop") if aux_branches is None else aux_branches,
+        width_coefficient=config.model.width_coefficient,
+        depth_coefficient=config.model.depth_coefficient,
+        dropout_rate=config.model.dropout_rate,
+        survival_prob=config.model.survival_prob,
+        normalization=config.model.normalization,
+        compute_dtype=config.model.compute_dtype,
+        batch_norm_momentum=config.model.batch_norm_momentum,
+        batch_norm_epsilon=config.model.batch_norm_epsilon,
+        batch_norm_synchronized=config.model.batch_norm_synchronized,
+    )
+
+
+def make_attack(config: ExperimentConfig) -> Optional[PGD]:
+    """The adversary of the training step; None for vanilla training."""
+    if config.training.method == "vanilla":
+        return None
+    return PGD(
+        epsilon=config.attack.epsilon,
+        step_size=config.attack.step_size,
+        num_steps=config.attack.num_steps,
+        targeted=config.attack.targeted,
+        random_start=config.attack.random_start,
+        num_classes=config.model.num_classes,
+        project=config.attack.projection,
+    )
+
+
+def make_state(config: ExperimentConfig) -> TrainState:
+    """All variables of a training run, at their start."""
+    model = make_model(config)
+    optimizer = make_optimizer(
+        config.optimizer.name,
+        model.trainable_variables,
+        decay=config.optimizer.decay,
+        momentum=config.optimizer.momentum,
+        epsilon=config.optimizer.epsilon,
+    )
+    decay = config.optimizer.ema_decay
+    ema = ExponentialMovingAverage(averaged_variables(model), decay) if decay else None
+    return TrainState(model, optimizer, ema)
+
+
+def make_learning_rate(config: ExperimentConfig, steps_per_epoch: float, total_steps: int) -> LearningRate:
+    """The schedule, for epochs of so many updates."""
+    return LearningRate(
+        initial=config.optimizer.learning_rate_per_256 * config.training.global_batch_size / 256,
+        steps_per_epoch=steps_per_epoch,
+        schedule=config.optimizer.schedule,
+        decay_factor=config.optimizer.decay_factor,
+        decay_epochs=config.optimizer.decay_epochs,
+        warmup_epochs=config.optimizer.warmup_epochs,
+        total_steps=total_steps,
+    )
+
+
+def make_step(config: ExperimentConfig, state: TrainState, learning_rate: LearningRate) -> Callable:
+    """The update of `state`, to run on each replica."""
+    return make_train_step(
+        config.training.method,
+        state,
+        learning_rate,
+        global_batch_size=config.training.global_batch_size,
+        attack=make_attack(config),
+        attack_statistics=config.attack.statistics,
+        label_smoothing=config.optimizer.label_smoothing,
+        weight_decay=config.optimizer.weight_decay,
+        accumulation_steps=config.training.accumulation_steps,
+        seed=config.training.seed,
+    )

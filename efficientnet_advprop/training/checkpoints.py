@@ -1,0 +1,226 @@
+"""What a model directory holds: the run's config, the last few checkpoints, the best one.
+
+    <model_dir>/config.json                  the effective config
+    <model_dir>/checkpoints/ckpt-<step>.*    model, optimizer, averages, step: all that a restarted run needs
+    <model_dir>/best/ckpt-<step>.*           the same, of the highest validation accuracy
+    <model_dir>/metrics.jsonl, summaries/    see `progress`
+
+TensorFlow writes a checkpoint beside its final name, puts the index in place last, and lists it in the folder's `checkpoint`
+file after that, by renaming. So a process killed in the middle leaves the earlier ones as they were, the unfinished one unlisted.
+"""
+
+import os
+from typing import Optional
+
+import tensorflow as tf
+from absl import logging
+
+from efficientnet_advprop import config as config_lib
+from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.training import assembly
+from efficientnet_advprop.training.ema import ExponentialMovingAverage
+from efficientnet_advprop.training.state import TrainState, averaged_variables
+
+_CONFIG_FILE, _LAST, _BEST = "config.json", "checkpoints", "best"
+_UNREADABLE = (tf.errors.OpError, AssertionError, ValueError)  # damaged, missing in part, or of other variables or shapes
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; the message says which, why, and what is still there."""
+
+
+def read_config(model_dir: str) -> ExperimentConfig:
+    """The config of the run in `model_dir`.
+
+    Raises:
+        CheckpointError: there is none.
+        ConfigError: it is not readable.
+    """
+    path = os.path.join(model_dir, _CONFIG_FILE)
+    if not tf.io.gfile.exists(path):
+        raise CheckpointError(
+            f"`model_dir` is {model_dir!r}, which holds no {_CONFIG_FILE}; give the --model_dir of a training run."
+        )
+    with tf.io.gfile.GFile(path) as file:
+        return ExperimentConfig.from_json(file.read())
+
+
+def claim_model_dir(model_dir: str, config: ExperimentConfig) -> None:
+    """Writes the config into `model_dir`, unless checkpoints of another one are there.
+
+    Fields that change nothing of what is computed (`config.OPERATIONAL_FIELDS`) may differ; the new ones are then kept.
+
+    Raises:
+        ConfigError: the directory's checkpoints belong to a config with other values; all of them are named.
+        CheckpointError: the directory cannot be written.
+    """
+    has_checkpoints = any(tf.train.latest_checkpoint(os.path.join(model_dir, part)) for part in (_LAST, _BEST))
+    if has_checkpoints:
+        changed = config_lib.differences(read_config(model_dir), config)
+        fatal = {name: values for name, values in changed.items() if name not in config_lib.OPERATIONAL_FIELDS}
+        if fatal:
+            listed = ", ".join(f"`config.{name}` is {there!r} there and {here!r} here" for name, (there, here) in fatal.items())
+            raise ConfigError(
+                f"`model_dir` is {model_dir!r}, whose checkpoints belong to another config: {listed}. "
+                "Use another --model_dir, or the config that made it."
+            )
+    try:
+        tf.io.gfile.makedirs(model_dir)
+        replace_file(os.path.join(model_dir, _CONFIG_FILE), config.to_json())
+    except (tf.errors.OpError, OSError) as error:
+        raise CheckpointError(f"`model_dir` is {model_dir!r}, which cannot be written: {_first_line(error)}.") from error
+
+
+def replace_file(path: str, text: str) -> None:
+    """Writes a text file as a whole or, if the process dies, not at all."""
+    with tf.io.gfile.GFile(f"{path}.new", "w") as file:
+        file.write(text)
+    tf.io.gfile.rename(f"{path}.new", path, overwrite=True)
+
+
+class Checkpoints:
+    """Saves and restores the state of one run.
+
+    Args:
+        model_dir: local or remote directory.
+        state: restored in place.
+        keep_last: how many of the latest checkpoints stay.
+    """
+
+    def __init__(self, model_dir: str, state: TrainState, keep_last: int):
+        self._state = state
+        self._best_accuracy = tf.Variable(-1.0, trainable=False, dtype=tf.float32)
+        self._checkpoint = tf.train.Checkpoint(state=state, best_accuracy=self._best_accuracy)
+        self._last = self._manager(os.path.join(model_dir, _LAST), keep_last)
+        self._best = self._manager(os.path.join(model_dir, _BEST), 1)
+        self._check_finite = tf.function(self._finite_flags)
+
+    def _manager(self, directory, max_to_keep):
+        return tf.train.CheckpointManager(self._checkpoint, directory, max_to_keep=max_to_keep)
+
+    @property
+    def best_accuracy(self) -> Optional[float]:
+        """Of the validation so far, in [0, 1]; None before the first one."""
+        accuracy = float(self._best_accuracy)
+        return accuracy if accuracy >= 0.0 else None
+
+    def restore(self) -> Optional[str]:
+        """Restores the newest readable checkpoint into the state; its path, or None where there is none.
+
+        A damaged one (after a power cut, say) is passed over with a warning: the earlier one repeats a few steps.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none can be read.
+        """
+        problems = []
+        for path in reversed(self._last.checkpoints):
+            try:
+                self._checkpoint.restore(path).assert_consumed()
+                return path
+            except _UNREADABLE as error:
+                problems.append(f"{path}: {_first_line(error)}")
+                logging.warning("The checkpoint %s cannot be read and is passed over.", problems[-1])
+        if problems:
+            raise CheckpointError(f"no checkpoint can be read ({'; '.join(problems)}); start again with an empty --model_dir.")
+        return None
+
+    def save(self) -> str:
+        """Saves the state as one of the last checkpoints.
+
+        Raises:
+            CheckpointError: it cannot be written, or the state is not finite; the earlier ones are untouched.
+        """
+        return self._save(self._last)
+
+    def save_if_best(self, accuracy: float) -> bool:
+        """Saves the state as the best, if its validation accuracy is higher than all before. Raises as `save`."""
+        if accuracy <= float(self._best_accuracy):
+            return False
+        self._best_accuracy.assign(accuracy)
+        self._save(self._best)
+        return True
+
+    def _save(self, manager) -> str:
+        step = int(self._state.step)
+        earlier = f"the earlier ones in {manager.directory} are intact" if manager.checkpoints else "there is no earlier one"
+        flags = self._check_finite().numpy()
+        if not flags.all():
+            names = [variable.name for variable, ok in zip(self._float_variables(), flags) if not ok]
+            raise CheckpointError(
+                f"the state of step {step} is not saved, because {names[0]!r} and {len(names) - 1} more variables are not "
+                f"finite; {earlier}. Lower `config.optimizer.learning_rate_per_256`."
+            )
+        try:
+            return manager.save(checkpoint_number=step)
+        except (tf.errors.OpError, OSError) as error:
+            self._remove_unfinished(manager, step)
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written into {manager.directory}: {_first_line(error)}; "
+                f"{earlier}. Make room there and start again: training goes on from the last checkpoint."
+            ) from error
+
+    def _float_variables(self):
+        return [variable for variable in self._state.variables if variable.dtype.is_floating]
+
+    def _finite_flags(self):
+        return tf.stack([tf.reduce_all(tf.math.is_finite(variable)) for variable in self._float_variables()])
+
+    def _remove_unfinished(self, manager, step):
+        """Gives back the space of a checkpoint that failed; a failure of this changes nothing."""
+        prefix = os.path.join(manager.directory, f"ckpt-{step}")
+        if prefix in manager.checkpoints:
+            return
+        try:
+            for path in tf.io.gfile.glob([f"{prefix}.*", f"{prefix}_temp*"]):
+                tf.io.gfile.rmtree(path) if tf.io.gfile.isdir(path) else tf.io.gfile.remove(path)
+        except (tf.errors.OpError, OSError):
+            pass
+
+
+def load_averaged_model(model_dir: str, *, which: str = "best") -> EfficientNet:
+    """A trained network for inference: the averaged weights, main batch norms only.
+
+    Args:
+        model_dir: of a training run.
+        which: "best" (validation accuracy) or "last".
+
+    Returns:
+        An `EfficientNet` with `aux_branches=0`. Without averaging (`ema_decay` 0) it has the weights themselves.
+
+    Raises:
+        CheckpointError: the directory holds no config or no such checkpoint, or it cannot be read.
+        ValueError: `which` is something else.
+    """
+    if which not in ("best", "last"):
+        raise ValueError(f"`which` is {which!r}, but must be 'best' or 'last'.")
+    config = read_config(model_dir)
+    directory = os.path.join(model_dir, _BEST if which == "best" else _LAST)
+    path = tf.train.latest_checkpoint(directory)
+    if path is None:
+        raise CheckpointError(f"`model_dir` is {model_dir!r}, but {directory} holds no checkpoint yet; train longer.")
+    held = tf.Module()
+    held.model = assembly.make_model(config)
+    held.ema = ExponentialMovingAverage(averaged_variables(held.model)) if config.optimizer.ema_decay else None
+    try:
+        tf.train.Checkpoint(state=held).restore(path).assert_existing_objects_matched().expect_partial()
+    except _UNREADABLE as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {_first_line(error)}.") from error
+    model = assembly.make_model(config, aux_branches=0)
+    copy_for_inference(held.model, held.ema, model)
+    return model
+
+
+def copy_for_inference(trained: EfficientNet, ema: Optional[ExponentialMovingAverage], target: EfficientNet) -> None:
+    """Gives `target`, which may lack the auxiliary branches, the averages or, without `ema`, the weights of `trained`."""
+    if ema is not None:
+        ema.copy_to(target.variables)
+        return
+    values = {variable.name: variable for variable in trained.variables}
+    for variable in target.variables:
+        variable.assign(values[variable.name])
+
+
+def _first_line(error: BaseException) -> str:
+    text = getattr(error, "message", None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[0].rstrip(".")

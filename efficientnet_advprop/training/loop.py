@@ -1,0 +1,305 @@
+"""One training run, from a config and a folder of records to checkpoints; killed at any moment, it goes on when started again.
+
+    result = train(config, data_dir="…", model_dir="…", strategy=make_strategy("one_device"))
+
+The inner loop runs in TensorFlow, `steps_per_loop` updates at a time; the outer one in Python looks at what came out, and
+saves, reports and evaluates at its boundaries. A run is a function of its config: everything random follows from (seed, step,
+replica), so the state at a step decides all that follows. On one device in float32, an interrupted run ends with the very bits of
+an uninterrupted one.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from typing import Callable, Optional
+
+import numpy as np
+import tensorflow as tf
+
+from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.data import pipeline, records
+from efficientnet_advprop.evaluation.evaluator import Evaluator
+from efficientnet_advprop.training import assembly, checkpoints, steps
+from efficientnet_advprop.training.progress import Progress
+
+_NUM_PICTURES = 8
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says what happened, at which steps, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a call of `train` ended.
+
+    Args:
+        step: updates done, this call's and earlier ones'.
+        total_steps: of the whole run; `step` is less if SIGTERM stopped it.
+        best_accuracy: highest validation top-1 of the averaged weights, in [0, 1]; None before the first evaluation.
+    """
+
+    step: int
+    total_steps: int
+    best_accuracy: Optional[float]
+
+
+def train(
+    config: ExperimentConfig,
+    *,
+    data_dir: str,
+    model_dir: str,
+    strategy: tf.distribute.Strategy,
+    log: Callable[[str], None] = lambda line: print(line, flush=True),
+) -> Result:
+    """Trains until `config.training.num_epochs` are done or SIGTERM asks to stop.
+
+    Args:
+        config: what to compute.
+        data_dir: of the records.
+        model_dir: of checkpoints and reports; if it holds a run of this config, that goes on.
+        strategy: where to compute.
+        log: takes each line for the console.
+
+    Raises:
+        ConfigError: a field breaks a rule, does not fit the strategy, or differs from the run in `model_dir`.
+        DataError: the records are missing or damaged.
+        CheckpointError: a checkpoint cannot be written or read.
+        TrainingError: a loss is not finite, or memory is short.
+    """
+    config.validate()
+    _check_batches(config, strategy.num_replicas_in_sync)
+    with _readable_errors(config):
+        num_examples = pipeline.count_examples(config.data, data_dir, "train")
+        num_validation = pipeline.count_examples(config.data, data_dir, "validation")
+    steps_per_epoch = num_examples / config.training.global_batch_size
+    total_steps = max(1, int(config.training.num_epochs * steps_per_epoch))
+
+    # To start, or to go on:
+    # 1. Whose directory is it? Checkpoints of another config must not be touched.
+    checkpoints.claim_model_dir(model_dir, config)
+    # 2. All variables, from the seed; what follows overwrites them if there is a checkpoint.
+    #    (Not with 0, though: tf.data's shuffle, which combines it with its own seed, cannot take it there.)
+    tf.keras.utils.set_random_seed(config.training.seed + 1)
+    with strategy.scope():
+        state = assembly.make_state(config)
+        averaged_model = assembly.make_model(config, aux_branches=0)
+    # 3. The newest readable checkpoint: model, optimizer, averages, step, best accuracy.
+    saved = checkpoints.Checkpoints(model_dir, state, config.training.keep_last)
+    restored = saved.restore()
+    step = int(state.step)
+    # 4. The data from that step's batch on.
+    batches = iter(
+        strategy.distribute_datasets_from_function(
+            lambda context: pipeline.make_train_dataset(
+                config.data,
+                data_dir,
+                global_batch_size=config.training.global_batch_size,
+                seed=config.training.seed,
+                start_batch=step,
+                input_context=context,
+                num_classes=config.model.num_classes,
+            )
+        )
+    )
+    # 5. The reports up to that step.
+    progress = Progress(
+        model_dir,
+        start_step=step,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        global_batch_size=config.training.global_batch_size,
+        log=log,
+    )
+
+    log(
+        f"{config.training.method} training of {state.model.name} ({state.model.count_params():,} parameters) on {num_examples:,} "
+        f"images, {num_validation:,} for validation; replicas: {strategy.num_replicas_in_sync}; "
+        f"{f'going on from {restored}' if restored else f'starting in {model_dir}'}"
+    )
+    learning_rate = assembly.make_learning_rate(config, steps_per_epoch, total_steps)
+    run_steps = _make_device_loop(strategy, assembly.make_step(config, state, learning_rate), config.training.method)
+    evaluate = _make_evaluation(config, strategy, data_dir, state, averaged_model)
+    make_pictures = _make_picture_function(config, strategy, data_dir, state)
+    evaluate_every_steps = max(1, round(config.training.evaluate_every_epochs * steps_per_epoch))
+    periods = (config.training.summary_every_steps, config.training.checkpoint_every_steps, evaluate_every_steps)
+
+    is_due = lambda period: step % period == 0 or step == total_steps  # noqa: E731
+    is_saved, pending = True, []
+    with _StopRequest() as stop, _readable_errors(config), contextlib.closing(progress):
+        while step < total_steps and not stop.requested:
+            num_steps = _steps_to_boundary(step, total_steps, config.training.steps_per_loop, periods)
+            started = time.perf_counter()
+            sums = {name: values.numpy() for name, values in run_steps(batches, tf.constant(num_steps)).items()}
+            progress.add_time(num_steps, time.perf_counter() - started)
+            _check_losses(sums, step, config)
+            step, is_saved = step + num_steps, False
+            pending.append(sums)
+
+            if is_due(config.training.summary_every_steps):
+                progress.report_training(step, _mean_metrics(pending), float(learning_rate(tf.constant(step - 1))))
+                pending = []
+            if is_due(evaluate_every_steps):
+                score = evaluate()
+                is_best = saved.save_if_best(score.top1)
+                progress.report_evaluation(step, score.top1, score.top5, score.num_images, is_best)
+                if make_pictures is not None:
+                    progress.show_pictures(step, *make_pictures())
+            # After the evaluation, so that a run killed in between repeats it rather than misses it.
+            if is_due(config.training.checkpoint_every_steps):
+                saved.save()
+                is_saved = True
+        if not is_saved:
+            saved.save()
+    if step < total_steps:
+        log(f"stopped by SIGTERM; step {step} of {total_steps} is saved in {model_dir}: the same command goes on from there")
+    else:
+        best = f", best validation top-1 {100 * saved.best_accuracy:.2f} %" if saved.best_accuracy is not None else ""
+        log(f"all {total_steps} steps are done{best}; checkpoints in {model_dir}")
+    return Result(step, total_steps, saved.best_accuracy)
+
+
+def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:
+    parts = num_replicas * config.training.accumulation_steps
+    if config.training.global_batch_size % parts:
+        raise ConfigError(
+            f"`config.training.global_batch_size` is {config.training.global_batch_size}, but must divide by the "
+            f"{num_replicas} replicas times `config.training.accumulation_steps` = {config.training.accumulation_steps}; take a "
+            f"multiple of {parts}."
+        )
+    if config.training.eval_batch_size % num_replicas:
+        raise ConfigError(
+            f"`config.training.eval_batch_size` is {config.training.eval_batch_size}, but must divide by the "
+            f"{num_replicas} replicas; take a multiple of {num_replicas}."
+        )
+
+
+def _steps_to_boundary(step: int, total_steps: int, steps_per_loop: int, periods: tuple) -> int:
+    """Updates until the next moment at which Python has something to do."""
+    return min(steps_per_loop, total_steps - step, *(period - step % period for period in periods))
+
+
+def _make_device_loop(strategy: tf.distribute.Strategy, train_step: Callable, method: str) -> Callable:
+    """(iterator, number of updates) → what each update summed up over all replicas: name → float32 [number of updates]."""
+    names = ["num_images", "clean_loss", "clean_correct"]
+    if method != "vanilla":
+        names += ["adversarial_loss", "adversarial_correct"]
+
+    @tf.function
+    def run_steps(iterator, num_steps):
+        rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=[len(names)])
+        for index in tf.range(num_steps):
+            sums = strategy.run(train_step, args=(next(iterator),))
+            totals = strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+            rows = rows.write(index, tf.stack([totals[name] for name in names]))
+        return dict(zip(names, tf.unstack(rows.stack(), axis=1)))
+
+    return run_steps
+
+
+def _make_evaluation(config, strategy, data_dir, state, averaged_model) -> Callable:
+    """() → `Score` of the averaged weights on the validation images, through the main batch norms."""
+    evaluator = Evaluator(lambda images: averaged_model(images, training=False), strategy=strategy)
+
+    def evaluate():
+        checkpoints.copy_for_inference(state.model, state.ema, averaged_model)
+        return evaluator(
+            strategy.distribute_datasets_from_function(
+                lambda context: pipeline.make_eval_dataset(
+                    config.data,
+                    data_dir,
+                    global_batch_size=config.training.eval_batch_size,
+                    input_context=context,
+                    num_classes=config.model.num_classes,
+                )
+            )
+        )
+
+    return evaluate
+
+
+def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callable]:
+    """() → the same few validation images, and what the attack of the training step makes of them; None without one."""
+    attack = assembly.make_attack(config)
+    if attack is None:
+        return None
+    branch = "aux" if config.training.method == "advprop" else "main"
+    sample = next(iter(pipeline.make_eval_dataset(config.data, data_dir, global_batch_size=_NUM_PICTURES)))
+    images, labels = tf.clip_by_value(sample["images"], 0.0, 255.0), sample["labels"]
+    seed = tf.constant([config.training.seed, 0])
+
+    @tf.function
+    def disturb(images, labels):
+        network = steps.attacked_network(state.model, branch, config.attack.statistics, seed)
+        return strategy.run(lambda: attack(network, images, labels, seed))
+
+    def make_pictures():
+        return images, strategy.experimental_local_results(disturb(images, labels))[0]
+
+    return make_pictures
+
+
+def _mean_metrics(pending: list) -> dict[str, float]:
+    """Means over all images of the device loops since the last report."""
+    totals = {name: math.fsum(float(sums[name].sum()) for sums in pending) for name in pending[0]}
+    num_images = totals.pop("num_images")
+    return {name.replace("correct", "accuracy"): total / num_images for name, total in totals.items()}
+
+
+def _check_losses(sums: dict, first_step: int, config: ExperimentConfig) -> None:
+    losses = np.stack([values for name, values in sums.items() if name.endswith("_loss")])
+    bad = np.flatnonzero(~np.isfinite(losses).all(axis=0)) + first_step + 1
+    if len(bad):
+        listed = ", ".join(map(str, bad[:5])) + (f", … {bad[-1]}" if len(bad) > 5 else "")
+        raise TrainingError(
+            f"the loss is not finite at step{'s'[: len(bad) > 1]} {listed}. Nothing was saved after step {first_step}; the "
+            "checkpoints up to it are intact. Lower `config.optimizer.learning_rate_per_256` (now "
+            f"{config.optimizer.learning_rate_per_256:g}), lengthen `config.optimizer.warmup_epochs`, or compute in float32, in "
+            "a --model_dir of its own."
+        )
+
+
+@contextlib.contextmanager
+def _readable_errors(config: ExperimentConfig):
+    """Turns what TensorFlow says of bad data, full disks and full memory into our own words."""
+    try:
+        yield
+    except records.DataError:
+        raise
+    except tf.errors.OpError as error:
+        data_error = records.explain_data_error(error)
+        if data_error is not None:
+            raise data_error from None
+        first_line = (error.message or type(error).__name__).strip().splitlines()[0]
+        if isinstance(error, tf.errors.ResourceExhaustedError) and "allocating" in error.message:
+            raise TrainingError(
+                f"memory is short ({first_line}). Lower `config.training.global_batch_size` (now "
+                f"{config.training.global_batch_size}) or raise `config.training.accumulation_steps` (now "
+                f"{config.training.accumulation_steps})."
+            ) from error
+        raise TrainingError(
+            f"{first_line} ({type(error).__name__}). All checkpoints are intact; the same command goes on."
+        ) from error
+
+
+class _StopRequest:
+    """Notes SIGTERM while active, so that the loop can end at its next boundary; a second one ends the process at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, *_):
+        self.requested = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def __exit__(self, *_):
+        if hasattr(self, "_previous"):
+            signal.signal(signal.SIGTERM, self._previous)

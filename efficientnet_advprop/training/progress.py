@@ -1,0 +1,143 @@
+"""How a run is getting on: lines on the console, `metrics.jsonl`, TensorBoard summaries.
+
+    <model_dir>/metrics.jsonl   one JSON object per report: {"step": …, "epoch": …, "clean_loss": …} or {…, "eval_top1": …}
+    <model_dir>/summaries/      the same for TensorBoard, and pictures of the attack
+
+Losses are cross-entropies (with label smoothing, without weight decay), accuracies lie in [0, 1]; those of training are of the
+network in training mode, means over all images since the last report.
+"""
+
+import json
+import os
+from typing import Callable, Mapping, Optional
+
+import tensorflow as tf
+
+_PERTURBATION_GAIN = 16  # a perturbation of one pixel unit would not be seen
+
+
+class Progress:
+    """Reports one run.
+
+    Args:
+        model_dir: where `metrics.jsonl` and `summaries/` go.
+        start_step: updates done before; reports of later steps (of a run that died after its last checkpoint) are dropped.
+        total_steps: at the end of the run.
+        steps_per_epoch: may be fractional.
+        global_batch_size: clean images per update.
+        log: takes a line for the console.
+    """
+
+    def __init__(
+        self,
+        model_dir: str,
+        *,
+        start_step: int,
+        total_steps: int,
+        steps_per_epoch: float,
+        global_batch_size: int,
+        log: Callable[[str], None],
+    ):
+        self.log = log
+        self._total_steps, self._steps_per_epoch, self._global_batch_size = total_steps, steps_per_epoch, global_batch_size
+        self._path = os.path.join(model_dir, "metrics.jsonl")
+        _drop_later_reports(self._path, start_step)
+        self._writer = tf.summary.create_file_writer(os.path.join(model_dir, "summaries"))
+        self._timed_steps, self._timed_seconds = 0, 0.0
+        self._has_timed = False
+
+    def add_time(self, num_steps: int, seconds: float) -> None:
+        """Counts a device loop's time into the speed; the first call is left out, for it has traced the step."""
+        if self._has_timed:
+            self._timed_steps, self._timed_seconds = self._timed_steps + num_steps, self._timed_seconds + seconds
+        self._has_timed = True
+
+    def report_training(self, step: int, metrics: Mapping[str, float], learning_rate: float) -> None:
+        """Reports means since the last report: `clean_loss`, `clean_accuracy` and, of adversarial images, the same."""
+        line = f"step {step}/{self._total_steps}  epoch {step / self._steps_per_epoch:.2f}"
+        figures = {**metrics, "learning_rate": learning_rate}
+        line += f"  loss {metrics['clean_loss']:.3f}"
+        if "adversarial_loss" in metrics:
+            line += f" adversarial {metrics['adversarial_loss']:.3f}"
+        line += f"  accuracy {100 * metrics['clean_accuracy']:.1f} %"
+        if "adversarial_accuracy" in metrics:
+            line += f" adversarial {100 * metrics['adversarial_accuracy']:.1f} %"
+        line += f"  lr {learning_rate:.3g}"
+        if self._timed_steps:
+            seconds_per_step = self._timed_seconds / self._timed_steps
+            figures["images_per_second"] = self._global_batch_size / seconds_per_step
+            line += f"  {figures['images_per_second']:.0f} images/s"
+            line += f"  ETA {format_duration((self._total_steps - step) * seconds_per_step)}"
+            self._timed_steps, self._timed_seconds = 0, 0.0
+        self.log(line)
+        self._record(step, figures)
+
+    def report_evaluation(self, step: int, top1: float, top5: float, num_images: int, is_best: bool) -> None:
+        """Reports the validation accuracy of the averaged weights."""
+        note = ", the best so far" if is_best else ""
+        self.log(
+            f"step {step}/{self._total_steps}  validation top-1 {100 * top1:.2f} %  top-5 {100 * top5:.2f} % "
+            f"of {num_images}{note}"
+        )
+        self._record(step, {"eval_top1": top1, "eval_top5": top5, "eval_num_images": num_images})
+
+    def show_pictures(self, step: int, images: tf.Tensor, adversarial_images: tf.Tensor) -> None:
+        """Shows clean image | perturbation × 16 | adversarial image, a row per image; all float [n, height, width, 3]."""
+        grid = picture_grid(images, adversarial_images)
+        with self._writer.as_default(step=step):
+            tf.summary.image(f"clean | perturbation x{_PERTURBATION_GAIN} | adversarial", grid[tf.newaxis])
+        self._writer.flush()
+
+    def _record(self, step: int, figures: Mapping[str, float]) -> None:
+        entry = {"step": step, "epoch": step / self._steps_per_epoch, **figures}
+        with tf.io.gfile.GFile(self._path, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+        with self._writer.as_default(step=step):
+            for name, value in figures.items():
+                group, _, rest = name.partition("_")
+                tf.summary.scalar(f"{group}/{rest}" if group in ("clean", "adversarial", "eval") else f"run/{name}", value)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def picture_grid(images: tf.Tensor, adversarial_images: tf.Tensor) -> tf.Tensor:
+    """uint8 [n·height, 3·width, 3]: per row clean image, 127.5 + 16 · perturbation, adversarial image."""
+    images, adversarial_images = tf.cast(images, tf.float32), tf.cast(adversarial_images, tf.float32)
+    perturbations = 127.5 + _PERTURBATION_GAIN * (adversarial_images - images)
+    rows = tf.concat([images, perturbations, adversarial_images], axis=2)
+    rows = tf.reshape(rows, [-1, *rows.shape[2:]])
+    return tf.saturate_cast(tf.round(tf.clip_by_value(rows, 0.0, 255.0)), tf.uint8)
+
+
+def read_metrics(model_dir: str) -> list[dict]:
+    """All reports of a run, in order. A last line that a dying process left unfinished is ignored."""
+    path = os.path.join(model_dir, "metrics.jsonl")
+    if not tf.io.gfile.exists(path):
+        return []
+    entries = []
+    with tf.io.gfile.GFile(path) as file:
+        for line in file:
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return entries
+
+
+def format_duration(seconds: Optional[float]) -> str:
+    """ "42 s", "12 min 05 s" or "3 h 07 min"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def _drop_later_reports(path: str, start_step: int) -> None:
+    kept = [entry for entry in read_metrics(os.path.dirname(path)) if entry["step"] <= start_step]
+    with tf.io.gfile.GFile(f"{path}.new", "w") as file:
+        file.write("".join(json.dumps(entry) + "\n" for entry in kept))
+    tf.io.gfile.rename(f"{path}.new", path, overwrite=True)

@@ -53,18 +53,24 @@ def read_config(flag: flags.FlagHolder) -> config_lib.ExperimentConfig:
     return config
 
 
-def run(main: Callable[[Sequence[str]], Optional[int]], usage_errors: tuple = (), run_errors: tuple = ()) -> None:
+def run(
+    main: Callable[[Sequence[str]], Optional[int]],
+    usage_errors: tuple = (),
+    run_errors: tuple = (),
+    takes_arguments: bool = False,
+) -> None:
     """Parses flags, runs `main(argv)` and exits with its result.
 
     Args:
         main: gets what is left of argv; returns an exit code, None for 0.
         usage_errors: exceptions that mean wrong flags or config, beside `ConfigError`; exit code 2.
         run_errors: exceptions that a user can act upon, beside `OSError`; exit code 1.
+        takes_arguments: whether there may be arguments that are not flags; `main` gets them after the program's name.
     """
 
     def guarded(argv):
         try:
-            if len(argv) > 1:
+            if len(argv) > 1 and not takes_arguments:
                 raise config_lib.ConfigError(f"`{argv[1]}` is not a flag; flags look like --name=value.")
             return main(argv)
         except (config_lib.ConfigError, *usage_errors) as error:

@@ -261,7 +261,6 @@ def _read(contents: CheckpointContents, wanted: Mapping[str, str], report: LoadR
 
 
 def _tell(report: LoadReport, contents: CheckpointContents, model, include_head: bool) -> None:
-    logging.info("%s", report)
     if report.skipped and include_head:
         shape = contents.shape(CLASSIFIER[0])
         logging.warning(

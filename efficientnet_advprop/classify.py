@@ -1,0 +1,42 @@
+"""Says what is on images: the five most probable classes of a trained network.
+
+    python -m efficientnet_advprop.classify --checkpoint=b3-advprop --labels_map_file=labels_map.txt panda.jpg photos/
+    'more/*.png' python -m efficientnet_advprop.classify --model_dir=runs/digits image.png
+
+An image is a JPEG, PNG, GIF or BMP file, a folder of such files or a pattern. Normalization, crop and size follow from the
+checkpoint, are shown, and can be overridden. An image that cannot be read is named on stderr; the others are classified all the
+same, and the exit code is then 1.
+"""
+
+import sys
+
+from absl import flags
+
+from efficientnet_advprop import door, network_flags
+from efficientnet_advprop.evaluation.predictions import PredictionError, find_images, predict, read_class_names
+
+_NETWORK = network_flags.define()
+_LABELS_MAP_FILE = flags.DEFINE_string("labels_map_file", None, 'class names: JSON {"0": "tench, Tinca tinca", …}')
+
+
+def main(argv):
+    if len(argv) < 2:
+        raise PredictionError("an image is missing: python -m efficientnet_advprop.classify --checkpoint=… IMAGE…")
+    paths = find_images(argv[1:])
+    network = _NETWORK.restore()
+    names = read_class_names(_LABELS_MAP_FILE.value, network.model.num_classes) if _LABELS_MAP_FILE.value else None
+    print(network.description, flush=True)
+    exit_code = 0
+    for prediction in predict(network.model, paths, image_size=network.image_size, crop=network.crop):
+        if prediction.problem:
+            print(f"error: {prediction.path} cannot be read as an image: {prediction.problem}", file=sys.stderr, flush=True)
+            exit_code = door.FAILED
+            continue
+        print(prediction.path)
+        for index, probability in zip(prediction.classes, prediction.probabilities):
+            print(f"  {100 * probability:6.2f} %  {index:4d}{f'  {names[index]}' if names else ''}", flush=True)
+    return exit_code
+
+
+if __name__ == "__main__":
+    door.run(main, usage_errors=(PredictionError,), run_errors=network_flags.ERRORS, takes_arguments=True)

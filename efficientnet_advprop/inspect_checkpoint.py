@@ -1,0 +1,92 @@
+"""Says what a checkpoint in the released format is: which network, averages or plain weights, slots, step.
+
+    python -m efficientnet_advprop.inspect_checkpoint SOURCE…
+
+SOURCE is a published name ("b3-advprop"), a directory, a prefix or a .tar.gz; local, gs:// or https://.
+"""
+
+import collections
+import math
+
+import numpy as np
+
+from efficientnet_advprop import door
+from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.models.checkpoint_contents import CheckpointContents, main_name, read_contents
+from efficientnet_advprop.models.checkpoint_sources import READ_ERRORS, find_checkpoint
+from efficientnet_advprop.models.published_checkpoints import KINDS, guess_kind
+from efficientnet_advprop.models.released_checkpoints import Difference
+from efficientnet_advprop.models.scaling import VARIANTS
+
+
+def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]]:
+    """The rows of the table; reads every weight once.
+
+    Raises:
+        CheckpointError: a tensor cannot be read.
+    """
+    architecture, kind = contents.architecture, guess_kind(source)
+    main = {name for name in contents.plain.keys() | contents.averages.keys() if main_name(name) == name}
+    num_aux = len((contents.plain.keys() | contents.averages.keys()) - main)
+    trained = sum(math.prod(contents.shape(name)) for name in main if "/moving_" not in name)
+    difference, not_finite = _compare(contents)
+    rows = [
+        ("files", contents.prefix),
+        ("network", contents.description()),
+        ("scope", ", ".join(contents.scopes) or "none"),
+        ("parameters", f"{trained:,} trainable, in {sum('/moving_' not in name for name in main)} variables"),
+        ("averages (EMA)", f"{len(contents.averages)} variables"),
+        ("plain weights", f"{len(contents.plain)} variables"),
+        ("they differ", str(difference) if difference.num_tensors else "the file does not have both"),
+        ("auxiliary batch norms", f"{num_aux} variables" if num_aux else "none"),
+        ("optimizer slots", _count_slots(contents.slots)),
+        ("step", "not in the file" if contents.step is None else f"{contents.step:,}"),
+        ("not finite", ", ".join(not_finite) or "none"),
+        ("other tensors", ", ".join(contents.unknown) or "none"),
+        (
+            "kind",
+            f"{kind}: normalization {KINDS[kind].normalization}"
+            if kind
+            else f"the file does not tell: one of {', '.join(KINDS)}",
+        ),
+    ]
+    if architecture is not None:
+        classes = "none: no classifier" if architecture.num_classes is None else str(architecture.num_classes)
+        rows.insert(2, ("classes", classes))
+        if architecture.width_coefficient is None:
+            rows.insert(3, ("image size", f"{VARIANTS[architecture.variant].image_size} pixels"))
+    return rows
+
+
+def _compare(contents: CheckpointContents) -> tuple[Difference, list[str]]:
+    difference, not_finite = Difference(), []
+    for name in sorted(contents.plain.keys() | contents.averages.keys()):
+        tensors = [held[name] for held in (contents.averages, contents.plain) if name in held]
+        try:
+            values = [contents.reader.get_tensor(tensor).astype(np.float32, copy=False) for tensor in tensors]
+        except READ_ERRORS as error:
+            raise CheckpointError(f"{' or '.join(tensors)} cannot be read: {str(error).splitlines()[0]}") from error
+        not_finite += [tensor for tensor, value in zip(tensors, values) if not np.isfinite(value).all()]
+        if len(values) == 2 and values[0].shape == values[1].shape:
+            difference.add(tensors[1], *values)
+    return difference, not_finite
+
+
+def _count_slots(slots: list[str]) -> str:
+    counts = collections.Counter(name.rsplit("/", 1)[-1] for name in slots)
+    return ", ".join(f"{slot} of {count} variables" for slot, count in sorted(counts.items())) or "none"
+
+
+def main(argv):
+    if len(argv) < 2:
+        raise ConfigError("SOURCE is missing: python -m efficientnet_advprop.inspect_checkpoint SOURCE…")
+    for source in argv[1:]:
+        rows = summarize(source, read_contents(find_checkpoint(source)))
+        width = max(len(label) for label, _ in rows)
+        print(source)
+        print("\n".join(f"  {label:<{width}}  {text}" for label, text in rows), flush=True)
+
+
+if __name__ == "__main__":
+    door.run(main, run_errors=(CheckpointError,), takes_arguments=True)

@@ -344,4 +344,4 @@ def explain_data_error(error: BaseException) -> Optional[DataError]:
         return error
     # As `tf.debugging.Assert` prints a string: ["DataError: …"].
     found = re.search(r"DataError: (.*?)\"?\]?$", str(error), re.MULTILINE)
-    return DataError(found[1]) if found else None
+    return DataError(found[1].replace("\\'", "'")) if found else None

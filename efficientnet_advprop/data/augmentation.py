@@ -1,0 +1,344 @@
+"""AutoAugment, RandAugment, Cutout, MixUp and CutMix: the official EfficientNet code's operations, bit for bit, and its policies as data.
+
+    rotated = OPS["Rotate"](image, 15.0)                          # uint8 [h, w, 3] in and out; 15 degrees, gray (128) coming in
+    image = autoaugment(image, seed)                              # policy v0
+    image = randaugment(image, seed, num_layers=2, magnitude=10)
+    images, labels = mixup(images, one_hot_labels, seed, alpha=0.2)
+
+Every random choice is a pure function of `seed`, int [2]. Only the chosen operation runs.
+
+What the official code did, rather than what it meant, is the default: Solarize's threshold is a byte, so 256 is 0 and inverts everything; Posterize shifts
+by at most 7, so 0 bits are 1, and a negative shift (more than 8 bits) wraps to that too; Contrast's "mean" is the number of pixels / 256, whatever the
+picture shows. `MEANT_OPS` has these three as they were meant.
+
+Sources: AutoAugment, arXiv 1805.09501; RandAugment, 1909.13719; Cutout, 1708.04552; MixUp, 1710.09412; CutMix, 1905.04899; behaviour: `autoaugment.py`
+of the official EfficientNet repository, under TensorFlow 1.15 and NumPy 1.18.
+"""
+
+from typing import Callable, Dict, NamedTuple, Sequence, Tuple, Union
+
+import numpy as np
+import tensorflow as tf
+
+Number = Union[int, float, tf.Tensor]
+Policy = Sequence[Sequence[Tuple[str, float, float]]]  # sub-policies of (operation, probability, level), applied in turn
+
+_MAX_LEVEL = 10.0
+_FILL = 128  # gray, for what a geometric operation or Cutout leaves empty
+# Four bytes of gray as one int32, the form in which whole pixels are moved; float32 holds this number exactly.
+_FILL_PIXEL = float(np.full(4, _FILL, np.uint8).view(np.int32)[0])
+
+AUTOAUGMENT_V0: Policy = (
+    (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
+    (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
+    (("Color", 0.4, 1), ("Rotate", 0.6, 8)),
+    (("Solarize", 0.8, 3), ("Equalize", 0.4, 7)),
+    (("Solarize", 0.4, 2), ("Solarize", 0.6, 2)),
+    (("Color", 0.2, 0), ("Equalize", 0.8, 8)),
+    (("Equalize", 0.4, 8), ("SolarizeAdd", 0.8, 3)),
+    (("ShearX", 0.2, 9), ("Rotate", 0.6, 8)),
+    (("Color", 0.6, 1), ("Equalize", 1.0, 2)),
+    (("Invert", 0.4, 9), ("Rotate", 0.6, 0)),
+    (("Equalize", 1.0, 9), ("ShearY", 0.6, 3)),
+    (("Color", 0.4, 7), ("Equalize", 0.6, 0)),
+    (("Posterize", 0.4, 6), ("AutoContrast", 0.4, 7)),
+    (("Solarize", 0.6, 8), ("Color", 0.6, 9)),
+    (("Solarize", 0.2, 4), ("Rotate", 0.8, 9)),
+    (("Rotate", 1.0, 7), ("TranslateY", 0.8, 9)),
+    (("ShearX", 0.0, 0), ("Solarize", 0.8, 4)),
+    (("ShearY", 0.8, 0), ("Color", 0.6, 4)),
+    (("Color", 1.0, 0), ("Rotate", 0.6, 2)),
+    (("Equalize", 0.8, 4), ("Equalize", 0.0, 8)),
+    (("Equalize", 1.0, 4), ("AutoContrast", 0.6, 2)),
+    (("ShearY", 0.4, 7), ("SolarizeAdd", 0.6, 7)),
+    (("Posterize", 0.8, 2), ("Solarize", 0.6, 10)),
+    (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
+    (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
+)
+RANDAUGMENT_OPS = ("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness",
+                   "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout", "SolarizeAdd")
+
+
+class LevelConstants(NamedTuple):
+    """What the strongest level, 10, means in pixels for the operations that are measured in them; differs between the two methods."""
+
+    cutout: float
+    translate: float
+
+
+AUTOAUGMENT_CONSTANTS = LevelConstants(cutout=100, translate=250)
+RANDAUGMENT_CONSTANTS = LevelConstants(cutout=40, translate=100)
+_SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")  # either sign with probability 1/2
+
+
+def level_to_argument(name: str, level: float, constants: LevelConstants) -> float:
+    """The number that an operation takes at a level; 0 for those that take none."""
+    strength = level / _MAX_LEVEL
+    return {
+        "Rotate": lambda: strength * 30.0,  # degrees
+        "Posterize": lambda: int(strength * 4),  # bits
+        "Solarize": lambda: int(strength * 256),  # threshold
+        "SolarizeAdd": lambda: int(strength * 110),
+        "Color": lambda: strength * 1.8 + 0.1,
+        "Contrast": lambda: strength * 1.8 + 0.1,
+        "Brightness": lambda: strength * 1.8 + 0.1,
+        "Sharpness": lambda: strength * 1.8 + 0.1,
+        "ShearX": lambda: strength * 0.3,
+        "ShearY": lambda: strength * 0.3,
+        "TranslateX": lambda: strength * constants.translate,  # pixels
+        "TranslateY": lambda: strength * constants.translate,
+        "Cutout": lambda: int(strength * constants.cutout),  # pixels: half the square's side
+    }.get(name, lambda: 0)()
+
+
+# The operations. Each takes uint8 [h, w, 3] and returns the same.
+
+
+def _blend(degenerate: tf.Tensor, image: tf.Tensor, factor: Number) -> tf.Tensor:
+    """degenerate + factor · (image − degenerate), both float32; fractions are cut off."""
+    blended = degenerate + tf.cast(factor, tf.float32) * (image - degenerate)
+    return tf.cast(tf.clip_by_value(blended, 0.0, 255.0), tf.uint8)
+
+
+def _auto_contrast(image: tf.Tensor) -> tf.Tensor:
+    # Rows first, then columns: over the three channels alone, a reduction does not vectorise.
+    low = tf.cast(tf.reduce_min(tf.reduce_min(image, axis=0), axis=0), tf.float32)
+    high = tf.cast(tf.reduce_max(tf.reduce_max(image, axis=0), axis=0), tf.float32)
+    is_flat = high <= low
+    scale = tf.where(is_flat, 1.0, 255.0 / tf.where(is_flat, 1.0, high - low))
+    offset = tf.where(is_flat, 0.0, -low * scale)
+    return tf.cast(tf.clip_by_value(tf.cast(image, tf.float32) * scale + offset, 0.0, 255.0), tf.uint8)
+
+
+def _equalize(image: tf.Tensor) -> tf.Tensor:
+    # One table of 3 · 256 entries for all channels.
+    indices = tf.cast(image, tf.int32) + tf.constant([0, 256, 512])
+    histogram = tf.reshape(tf.raw_ops.Bincount(arr=tf.reshape(indices, [-1]), size=768, weights=tf.constant([], tf.int32)), [3, 256])
+    brightest = 255 - tf.argmax(tf.reverse(histogram, [1]) > 0, axis=1, output_type=tf.int32)
+    step = (tf.reduce_sum(histogram, axis=1) - tf.gather(histogram, brightest, batch_dims=1)) // 255
+    divisor = tf.maximum(step, 1)[:, tf.newaxis]
+    table = tf.clip_by_value((tf.cumsum(histogram, axis=1, exclusive=True) + divisor // 2) // divisor, 0, 255)
+    # The table of the official code begins with a zero, then the sums shifted by one; its first sum is never used.
+    table = tf.concat([tf.zeros([3, 1], tf.int32), table[:, 1:]], axis=1)
+    table = tf.where(step[:, tf.newaxis] == 0, tf.range(256), table)
+    return tf.gather(tf.reshape(tf.cast(table, tf.uint8), [-1]), indices)
+
+
+def _invert(image: tf.Tensor) -> tf.Tensor:
+    return 255 - image
+
+
+def _posterize(image: tf.Tensor, bits: Number) -> tf.Tensor:
+    shift = 8 - tf.cast(bits, tf.int32)
+    return _keep_bits(image, tf.where(shift < 0, 7, tf.minimum(shift, 7)))
+
+
+def _posterize_as_meant(image: tf.Tensor, bits: Number) -> tf.Tensor:
+    bits = tf.clip_by_value(tf.cast(bits, tf.int32), 0, 8)
+    return tf.where(bits == 0, tf.zeros_like(image), _keep_bits(image, tf.minimum(8 - bits, 7)))
+
+
+def _keep_bits(image: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+    return tf.bitwise.bitwise_and(image, tf.cast(256 - tf.bitwise.left_shift(1, shift), tf.uint8))
+
+
+def _solarize(image: tf.Tensor, threshold: Number) -> tf.Tensor:
+    return _solarize_as_meant(image, tf.cast(threshold, tf.int32) % 256)
+
+
+def _solarize_as_meant(image: tf.Tensor, threshold: Number) -> tf.Tensor:
+    # Where x ≥ t: 255 − x, which for a byte is x with every bit flipped.
+    threshold = tf.cast(threshold, tf.int32)
+    is_bright = tf.logical_and(image >= tf.cast(tf.minimum(threshold, 255), tf.uint8), threshold <= 255)
+    return tf.where(is_bright, 255 - image, image)
+
+
+def _solarize_add(image: tf.Tensor, addition: Number) -> tf.Tensor:
+    raised = tf.cast(tf.clip_by_value(tf.cast(image, tf.int32) + tf.cast(addition, tf.int32), 0, 255), tf.uint8)
+    return tf.where(image < 128, raised, image)
+
+
+def _color(image: tf.Tensor, factor: Number) -> tf.Tensor:
+    gray = tf.cast(tf.image.rgb_to_grayscale(image), tf.float32)
+    return _blend(gray, tf.cast(image, tf.float32), factor)
+
+
+def _contrast(image: tf.Tensor, factor: Number) -> tf.Tensor:
+    num_pixels = tf.cast(tf.shape(image)[0] * tf.shape(image)[1], tf.float32)
+    return _blend(tf.floor(tf.minimum(num_pixels / 256.0, 255.0)), tf.cast(image, tf.float32), factor)
+
+
+def _contrast_as_meant(image: tf.Tensor, factor: Number) -> tf.Tensor:
+    gray = tf.cast(tf.image.rgb_to_grayscale(image), tf.float32)
+    return _blend(tf.floor(tf.reduce_mean(gray) + 0.5), tf.cast(image, tf.float32), factor)
+
+
+def _brightness(image: tf.Tensor, factor: Number) -> tf.Tensor:
+    return _blend(tf.constant(0.0), tf.cast(image, tf.float32), factor)
+
+
+def _sharpness(image: tf.Tensor, factor: Number) -> tf.Tensor:
+    # The kernel 1 1 1, 1 5 1, 1 1 1 over 13, added up in the order of the official convolution: a convolution of today's TensorFlow adds otherwise, and
+    # where the sum is a whole number the rounding decides which level it is cut to.
+    pixels = tf.cast(image, tf.float32)
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    outer, center = pixels * np.float32(1 / np.float32(13)), pixels * np.float32(np.float32(5) / np.float32(13))
+    total = None
+    for y in range(3):
+        for x in range(3):
+            term = (center if y == x == 1 else outer)[y:height - 2 + y, x:width - 2 + x]
+            total = term if total is None else total + term
+    smooth = tf.floor(tf.clip_by_value(total, 0.0, 255.0))
+    # The border stays as it is, whatever the factor.
+    middle = _blend(smooth, pixels[1:-1, 1:-1], factor)
+    middle = tf.concat([image[1:-1, :1], middle, image[1:-1, -1:]], axis=1)
+    return tf.concat([image[:1], middle, image[-1:]], axis=0)
+
+
+def _transform(image: tf.Tensor, parameters: Sequence[Number]) -> tf.Tensor:
+    """Nearest-neighbour projective transform, from target to source: (x, y) reads (a·x + b·y + c, d·x + e·y + f); gray comes in.
+
+    A pixel travels as one int32: a third of the work of moving three bytes.
+    """
+    pixels = tf.bitcast(tf.pad(image, [[0, 0], [0, 0], [0, 1]], constant_values=_FILL), tf.int32)
+    parameters = tf.stack([tf.cast(parameter, tf.float32) for parameter in (*parameters, 0.0, 0.0)])
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=pixels[tf.newaxis, :, :, tf.newaxis], transforms=parameters[tf.newaxis], output_shape=tf.shape(image)[:2], fill_value=_FILL_PIXEL,
+        interpolation="NEAREST", fill_mode="CONSTANT")
+    return tf.ensure_shape(tf.bitcast(moved[0, :, :, 0], tf.uint8)[:, :, :3], image.shape)
+
+
+def _rotate(image: tf.Tensor, degrees: Number) -> tf.Tensor:
+    angle = tf.cast(degrees, tf.float32) * np.float32(np.pi / 180.0)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    width, height = (tf.cast(tf.shape(image)[axis] - 1, tf.float32) for axis in (1, 0))
+    x_offset = (width - (cos * width - sin * height)) / 2.0
+    y_offset = (height - (sin * width + cos * height)) / 2.0
+    return _transform(image, [cos, -sin, x_offset, sin, cos, y_offset])
+
+
+def _shear_x(image: tf.Tensor, level: Number) -> tf.Tensor:
+    return _transform(image, [1.0, level, 0.0, 0.0, 1.0, 0.0])
+
+
+def _shear_y(image: tf.Tensor, level: Number) -> tf.Tensor:
+    return _transform(image, [1.0, 0.0, 0.0, level, 1.0, 0.0])
+
+
+def _translate_x(image: tf.Tensor, pixels: Number) -> tf.Tensor:
+    return _transform(image, [1.0, 0.0, pixels, 0.0, 1.0, 0.0])
+
+
+def _translate_y(image: tf.Tensor, pixels: Number) -> tf.Tensor:
+    return _transform(image, [1.0, 0.0, 0.0, 0.0, 1.0, pixels])
+
+
+OPS: Dict[str, Callable] = {
+    "AutoContrast": _auto_contrast,
+    "Equalize": _equalize,
+    "Invert": _invert,
+    "Rotate": _rotate,
+    "Posterize": _posterize,
+    "Solarize": _solarize,
+    "SolarizeAdd": _solarize_add,
+    "Color": _color,
+    "Contrast": _contrast,
+    "Brightness": _brightness,
+    "Sharpness": _sharpness,
+    "ShearX": _shear_x,
+    "ShearY": _shear_y,
+    "TranslateX": _translate_x,
+    "TranslateY": _translate_y,
+}
+MEANT_OPS: Dict[str, Callable] = {**OPS, "Solarize": _solarize_as_meant, "Posterize": _posterize_as_meant, "Contrast": _contrast_as_meant}
+_WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
+
+
+def cutout(image: tf.Tensor, half_size: Number, seed: tf.Tensor, fill: int = _FILL) -> tf.Tensor:
+    """Fills a square of 2·`half_size` pixels, whose centre is uniform over the image and which its borders cut.
+
+    Args:
+      image: uint8 [h, w, 3].
+      half_size: pixels.
+      seed: int [2].
+      fill: 0…255.
+    """
+    return _cutout_at(image, half_size, tf.random.stateless_uniform([2], seed), fill)
+
+
+def _cutout_at(image: tf.Tensor, half_size: Number, uniform: tf.Tensor, fill: int = _FILL) -> tf.Tensor:
+    half_size = tf.cast(half_size, tf.int32)
+
+    def is_inside(length: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+        center = tf.cast(uniform * tf.cast(length, tf.float32), tf.int32)
+        positions = tf.range(length)
+        return tf.logical_and(positions >= center - half_size, positions < center + half_size)
+
+    rows, columns = is_inside(tf.shape(image)[0], uniform[0]), is_inside(tf.shape(image)[1], uniform[1])
+    hit = tf.logical_and(rows[:, tf.newaxis, tf.newaxis], columns[tf.newaxis, :, tf.newaxis])
+    return tf.where(hit, tf.constant(fill, tf.uint8), image)
+
+
+def _apply_chosen(names: Sequence[str], ops: Dict[str, Callable], image: tf.Tensor, choice: tf.Tensor, argument: tf.Tensor,
+                  uniform: tf.Tensor) -> tf.Tensor:
+    """Runs the operation names[choice], and no other; `choice` len(names) leaves the image. `uniform`: two draws for Cutout."""
+    def branch(name: str) -> Callable[[], tf.Tensor]:
+        if name == "Cutout":
+            return lambda: _cutout_at(image, argument, uniform)
+        if name in _WITHOUT_ARGUMENT:
+            return lambda: ops[name](image)
+        return lambda: ops[name](image, argument)
+
+    return tf.ensure_shape(tf.switch_case(choice, [branch(name) for name in names] + [lambda: image]), image.shape)
+
+
+def autoaugment(image: tf.Tensor, seed: tf.Tensor, policy: Policy = AUTOAUGMENT_V0, *, ops: Dict[str, Callable] = OPS) -> tf.Tensor:
+    """One sub-policy, drawn uniformly; each of its operations with its probability.
+
+    Args:
+      image: uint8 [h, w, 3].
+      seed: int [2].
+      policy: sub-policies of equal length.
+      ops: `OPS` or `MEANT_OPS`.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    names = sorted({name for sub_policy in policy for name, _, _ in sub_policy})
+    length = len(policy[0])
+    steps = [[(names.index(name), probability, level_to_argument(name, level, AUTOAUGMENT_CONSTANTS), name in _SIGNED)
+              for name, probability, level in sub_policy] for sub_policy in policy]
+    table = tf.constant(steps, tf.float32)
+    uniform = tf.random.stateless_uniform([1 + 4 * length], seed)
+    chosen = table[tf.cast(uniform[0] * len(policy), tf.int32)]
+    for step in range(length):
+        draws = uniform[1 + 4 * step:5 + 4 * step]
+        choice = tf.where(draws[0] < chosen[step, 1], tf.cast(chosen[step, 0], tf.int32), len(names))
+        argument = tf.where(tf.logical_and(chosen[step, 3] > 0, draws[1] < 0.5), -chosen[step, 2], chosen[step, 2])
+        image = _apply_chosen(names, ops, image, choice, argument, draws[2:])
+    return image
+
+
+def randaugment(image: tf.Tensor, seed: tf.Tensor, num_layers: int, magnitude: float, *, ops: Dict[str, Callable] = OPS) -> tf.Tensor:
+    """`num_layers` operations in turn, each drawn uniformly from `RANDAUGMENT_OPS`, at one level for all.
+
+    Args:
+      image: uint8 [h, w, 3].
+      seed: int [2].
+      num_layers: usually 1…3.
+      magnitude: the level, usually 5…30.
+      ops: `OPS` or `MEANT_OPS`.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    names = RANDAUGMENT_OPS
+    table = tf.constant([(level_to_argument(name, float(magnitude), RANDAUGMENT_CONSTANTS), name in _SIGNED) for name in names], tf.float32)
+    uniform = tf.random.stateless_uniform([4 * num_layers], seed)
+    for layer in range(num_layers):
+        draws = uniform[4 * layer:4 * layer + 4]
+        choice = tf.cast(draws[0] * len(names), tf.int32)
+        argument, is_signed = table[choice, 0], table[choice, 1] > 0
+        argument = tf.where(tf.logical_and(is_signed, draws[1] < 0.5), -argument, argument)
+        image = _apply_chosen(names, ops, image, choice, argument, draws[2:])
+    return image

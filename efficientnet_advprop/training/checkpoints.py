@@ -6,7 +6,8 @@
     <model_dir>/metrics.jsonl, summaries/    see `progress`
 
 TensorFlow writes a checkpoint beside its final name, puts the index in place last, and lists it in the folder's `checkpoint`
-file after that, by renaming. So a process killed in the middle leaves the earlier ones as they were, the unfinished one unlisted.
+file after that, by renaming. So a process killed in the middle leaves the earlier ones as they were and the unfinished one
+unlisted.
 """
 
 import os
@@ -23,7 +24,8 @@ from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.state import TrainState, averaged_variables
 
 _CONFIG_FILE, _LAST, _BEST = "config.json", "checkpoints", "best"
-_UNREADABLE = (tf.errors.OpError, AssertionError, ValueError)  # damaged, missing in part, or of other variables or shapes
+# Damaged, missing in part, or of other variables or shapes; TensorFlow has an exception of another kind for each.
+_UNREADABLE = (tf.errors.OpError, AssertionError, IndexError, RuntimeError, ValueError)
 
 
 class CheckpointError(RuntimeError):
@@ -142,7 +144,7 @@ class Checkpoints:
         return True
 
     def _save(self, manager) -> str:
-        step = int(self._state.step)
+        step = int(self._state.step.numpy())
         earlier = f"the earlier ones in {manager.directory} are intact" if manager.checkpoints else "there is no earlier one"
         flags = self._check_finite().numpy()
         if not flags.all():

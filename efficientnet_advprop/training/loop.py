@@ -4,8 +4,8 @@
 
 The inner loop runs in TensorFlow, `steps_per_loop` updates at a time; the outer one in Python looks at what came out, and
 saves, reports and evaluates at its boundaries. A run is a function of its config: everything random follows from (seed, step,
-replica), so the state at a step decides all that follows. On one device in float32, an interrupted run ends with the very bits of
-an uninterrupted one.
+replica), so the state at a step decides all that follows. On one device in float32, an interrupted run ends with the very bits
+of an uninterrupted one.
 """
 
 import contextlib
@@ -90,7 +90,7 @@ def train(
     # 3. The newest readable checkpoint: model, optimizer, averages, step, best accuracy.
     saved = checkpoints.Checkpoints(model_dir, state, config.training.keep_last)
     restored = saved.restore()
-    step = int(state.step)
+    step = int(state.step.numpy())
     # 4. The data from that step's batch on.
     batches = iter(
         strategy.distribute_datasets_from_function(
@@ -116,8 +116,8 @@ def train(
     )
 
     log(
-        f"{config.training.method} training of {state.model.name} ({state.model.count_params():,} parameters) on {num_examples:,} "
-        f"images, {num_validation:,} for validation; replicas: {strategy.num_replicas_in_sync}; "
+        f"{config.training.method} training of {state.model.name} ({state.model.count_params():,} parameters) on "
+        f"{num_examples:,} images, {num_validation:,} for validation; replicas: {strategy.num_replicas_in_sync}; "
         f"{f'going on from {restored}' if restored else f'starting in {model_dir}'}"
     )
     learning_rate = assembly.make_learning_rate(config, steps_per_epoch, total_steps)
@@ -167,8 +167,8 @@ def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:
     if config.training.global_batch_size % parts:
         raise ConfigError(
             f"`config.training.global_batch_size` is {config.training.global_batch_size}, but must divide by the "
-            f"{num_replicas} replicas times `config.training.accumulation_steps` = {config.training.accumulation_steps}; take a "
-            f"multiple of {parts}."
+            f"{num_replicas} replicas times `config.training.accumulation_steps` = {config.training.accumulation_steps}; take "
+            f"a multiple of {parts}."
         )
     if config.training.eval_batch_size % num_replicas:
         raise ConfigError(
@@ -257,8 +257,8 @@ def _check_losses(sums: dict, first_step: int, config: ExperimentConfig) -> None
         raise TrainingError(
             f"the loss is not finite at step{'s'[: len(bad) > 1]} {listed}. Nothing was saved after step {first_step}; the "
             "checkpoints up to it are intact. Lower `config.optimizer.learning_rate_per_256` (now "
-            f"{config.optimizer.learning_rate_per_256:g}), lengthen `config.optimizer.warmup_epochs`, or compute in float32, in "
-            "a --model_dir of its own."
+            f"{config.optimizer.learning_rate_per_256:g}), lengthen `config.optimizer.warmup_epochs`, or compute in float32, "
+            "in a --model_dir of its own."
         )
 
 

@@ -1,4 +1,4 @@
-"""Swish with a gradient that is one pass over memory.
+"""Swish, alone and with squeeze-excite gates, whose gradients are one pass over memory.
 
 Automatic differentiation of `tf.nn.silu` runs six elementwise operations over tensors far larger than any cache, and these are a
 third of a training step on a CPU. Here the gradient is one expression, compiled by XLA into one loop; inside a step that is
@@ -17,10 +17,16 @@ def _swish_gradient(x, upstream):
 
 
 @tf.function(jit_compile=True)
-def _pooled_swish_gradient(x, upstream, upstream_mean):
-    """The same, with the gradient of the spatial mean of the output added on the way."""
-    share = tf.cast(upstream_mean, tf.float32) / float(x.shape[1] * x.shape[2])
-    return _swish_gradient(x, tf.cast(tf.cast(upstream, tf.float32) + share[:, None, None, :], upstream.dtype))
+def _gated_swish_gradient(x, upstream, gates, upstream_mean):
+    """The same where the output is multiplied by `gates` and also goes, as its spatial mean, somewhere else."""
+    share = tf.cast(upstream_mean, tf.float32)[:, None, None, :] / float(x.shape[1] * x.shape[2])
+    total = tf.cast(upstream, tf.float32) * tf.cast(gates, tf.float32)[:, None, None, :] + share
+    return _swish_gradient(x, tf.cast(total, x.dtype))
+
+
+def spatial_mean(x: tf.Tensor) -> tf.Tensor:
+    """The mean over height and width, taken in float32: [batch, height, width, channels] → [batch, channels]."""
+    return tf.cast(tf.reduce_mean(tf.cast(x, tf.float32), [1, 2]), x.dtype)
 
 
 def _traced(function, *tensors):
@@ -41,16 +47,46 @@ def swish(x: tf.Tensor) -> tf.Tensor:
     return tf.nn.silu(x), lambda upstream: _traced(_swish_gradient, x, upstream)
 
 
+def squeeze_excite(pooled, reduce_kernel, reduce_bias, expand_kernel, expand_bias) -> tf.Tensor:
+    """One gate in (0, 1) per image and channel, from spatial means (Hu et al. 2018).
+
+    Args:
+        pooled: [batch, channels].
+        reduce_kernel, expand_kernel: [channels, squeezed] and [squeezed, channels].
+        reduce_bias, expand_bias: [squeezed] and [channels].
+
+    Returns:
+        [batch, channels].
+    """
+    squeezed = tf.nn.silu(tf.nn.bias_add(tf.linalg.matmul(pooled, reduce_kernel), reduce_bias))
+    return tf.sigmoid(tf.nn.bias_add(tf.linalg.matmul(squeezed, expand_kernel), expand_bias))
+
+
 @tf.custom_gradient
-def swish_and_mean(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Swish and its mean over height and width, whose two gradients come back in one pass.
+def gated_swish(x: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
+    """swish(x) times its squeeze-excite gates; the gradients of both paths come back in one pass.
+
+    Automatic differentiation would write the gated gradient, the broadcast gradient of the mean, and their sum to memory, each as
+    large as the widest activation of the block.
 
     Args:
         x: float tensor [batch, height, width, channels], of static height and width.
+        *weights: the two kernels and biases of `squeeze_excite`, in its order and in x's dtype.
 
     Returns:
-        swish(x), and its spatial mean [batch, channels] in the same dtype.
+        A tensor of x's shape and dtype.
     """
     y = tf.nn.silu(x)
-    mean = tf.cast(tf.reduce_mean(tf.cast(y, tf.float32), [1, 2]), y.dtype)
-    return (y, mean), lambda upstream, upstream_mean: _traced(_pooled_swish_gradient, x, upstream, upstream_mean)
+    pooled = spatial_mean(y)
+    gates = squeeze_excite(pooled, *weights)
+
+    def gradient(upstream):
+        products = tf.cast(upstream, tf.float32) * tf.cast(y, tf.float32)
+        upstream_gates = tf.cast(tf.reduce_sum(products, [1, 2]), x.dtype)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:  # small matrices: cheaper run again than kept
+            tape.watch([pooled, *weights])
+            again = squeeze_excite(pooled, *weights)
+        upstream_mean, *weight_gradients = tape.gradient(again, [pooled, *weights], upstream_gates)
+        return _traced(_gated_swish_gradient, x, upstream, gates, upstream_mean), *weight_gradients
+
+    return y * gates[:, None, None, :], gradient

@@ -81,8 +81,8 @@ class DepthwiseConvolution(tf.keras.layers.Layer):
         return outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
 
 
-class PointwiseDense(tf.keras.layers.Layer):
-    """A 1×1 convolution with bias of a pooled (1×1) image: a matrix product, with the variables of the convolution."""
+class PointwiseWeights(tf.keras.layers.Layer):
+    """Kernel and bias of a 1×1 convolution of a pooled (1×1) image, which is a matrix product; the caller does it."""
 
     def __init__(self, units: int, **kwargs):
         super().__init__(**kwargs)
@@ -94,28 +94,26 @@ class PointwiseDense(tf.keras.layers.Layer):
         self.bias = self.add_weight("bias", [self.units], tf.float32, "zeros", experimental_autocast=False)
         self.built = True
 
-    def call(self, inputs):
-        """[batch, channels] → [batch, units], in the compute dtype."""
-        outputs = tf.linalg.matmul(inputs, tf.cast(self.kernel[0, 0], self.compute_dtype))
-        return tf.nn.bias_add(outputs, tf.cast(self.bias, self.compute_dtype))
+    def call(self, dtype):
+        """The kernel as a matrix [channels, units] and the bias [units], in `dtype`."""
+        return tf.cast(self.kernel[0, 0], dtype), tf.cast(self.bias, dtype)
 
 
-class SqueezeExcite(tf.keras.layers.Layer):
-    """The gate of an MBConv block: one factor in (0, 1) per image and channel (Hu et al. 2018)."""
+class GatedSwish(tf.keras.layers.Layer):
+    """The activation of an MBConv block's depthwise convolution, and the squeeze-excite gate on it."""
 
     def __init__(self, squeeze_filters: int, filters: int, **kwargs):
         super().__init__(**kwargs)
-        self.reduce = PointwiseDense(squeeze_filters, name="conv2d", dtype=kwargs.get("dtype"))
-        self.expand = PointwiseDense(filters, name="conv2d_1", dtype=kwargs.get("dtype"))
+        self.reduce = PointwiseWeights(squeeze_filters, name="conv2d")
+        self.expand = PointwiseWeights(filters, name="conv2d_1")
 
     def build(self, input_shape):
         build_in_scopes([(self.reduce, input_shape), (self.expand, [None, self.reduce.units])])
         self.built = True
 
-    def call(self, pooled):
-        """Spatial means [batch, channels] → gates [batch, 1, 1, channels]."""
-        gates = tf.sigmoid(self.expand(activations.swish(self.reduce(pooled))))
-        return gates[:, None, None, :]
+    def call(self, inputs):
+        """[batch, height, width, channels] → the same, in the same dtype."""
+        return activations.gated_swish(inputs, *self.reduce(inputs.dtype), *self.expand(inputs.dtype))
 
 
 def convolve_and_normalize(convolution, norm: DualBatchNormalization, inputs, *, training: bool, branch: str, update_statistics: bool):
@@ -176,7 +174,7 @@ class MBConvBlock(tf.keras.layers.Layer):
             self.expand_norm = make_norm()
         self.depthwise = DepthwiseConvolution(block.kernel_size, block.strides, name="depthwise_conv2d", dtype=dtype)
         self.depthwise_norm = make_norm()
-        self.squeeze_excite = SqueezeExcite(block.squeeze_filters, filters, name="se", dtype=dtype)
+        self.gated_swish = GatedSwish(block.squeeze_filters, filters, name="se", dtype=dtype)
         self.project = Convolution(block.output_filters, 1, name=next(convolution_names), dtype=dtype)
         self.project_norm = make_norm()
 
@@ -184,7 +182,7 @@ class MBConvBlock(tf.keras.layers.Layer):
         expanded = [None, None, None, self.block.input_filters * self.block.expand_ratio]
         projected = [None, None, None, self.block.output_filters]
         parts = [] if self.expand is None else [(self.expand, input_shape), (self.expand_norm, expanded)]
-        parts += [(self.depthwise, expanded), (self.depthwise_norm, expanded), (self.squeeze_excite, [None, expanded[-1]])]
+        parts += [(self.depthwise, expanded), (self.depthwise_norm, expanded), (self.gated_swish, expanded)]
         parts += [(self.project, expanded), (self.project_norm, projected)]
         build_in_scopes(parts)
         self.built = True
@@ -194,8 +192,8 @@ class MBConvBlock(tf.keras.layers.Layer):
         x = inputs
         if self.expand is not None:
             x = activations.swish(convolve_and_normalize(self.expand, self.expand_norm, x, **mode))
-        x, pooled = activations.swish_and_mean(convolve_and_normalize(self.depthwise, self.depthwise_norm, x, **mode))
-        x = convolve_and_normalize(self.project, self.project_norm, x * self.squeeze_excite(pooled), **mode)
+        x = self.gated_swish(convolve_and_normalize(self.depthwise, self.depthwise_norm, x, **mode))
+        x = convolve_and_normalize(self.project, self.project_norm, x, **mode)
         if not self.block.residual:
             return x
         if training and self.block.survival_prob < 1.0:
@@ -224,8 +222,8 @@ class Head(tf.keras.layers.Layer):
     def call(self, inputs, training=False, branch=MAIN, update_statistics=True, seed: Optional[tf.Tensor] = None):
         """Returns logits [batch, num_classes], pooled features [batch, filters] (both float32) and the last feature map."""
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
-        x, pooled = activations.swish_and_mean(convolve_and_normalize(self.convolution, self.norm, inputs, **mode))
-        pooled = tf.cast(pooled, tf.float32)
+        x = activations.swish(convolve_and_normalize(self.convolution, self.norm, inputs, **mode))
+        pooled = tf.cast(activations.spatial_mean(x), tf.float32)
         dropped = pooled
         if training and self.dropout_rate > 0.0:
             dropped = tf.nn.experimental.stateless_dropout(pooled, self.dropout_rate, seed)

@@ -3,8 +3,8 @@
     folder = ImageFolder(directory, num_classes=1000)
     for batch in folder.make_eval_dataset(image_size=224, crop="released", global_batch_size=100): ...
 
-The classes are the sub-folders in sorted order, which for ImageNet's (named by WordNet id) is the official order of the labels. A
-folder with only some of ImageNet's ids (Imagenette, ImageNet-A, …) keeps the labels of the full set.
+The classes are the sub-folders in sorted order, which for ImageNet's (named by WordNet id) is the official order of the labels.
+A folder with only some of ImageNet's ids (Imagenette, ImageNet-A, …) keeps the labels of the full set.
 """
 
 import os
@@ -53,8 +53,8 @@ class ImageFolder:
             classes = {name: label for label, name in enumerate(imagenet_ids())}
         else:
             raise DataError(
-                f"{directory!r} holds {len(folders)} folders, but the network has {num_classes} classes; there must be one for each, or "
-                "for some of ImageNet's, named by their WordNet ids."
+                f"{directory!r} holds {len(folders)} folders, but the network has {num_classes} classes; there must be one for each, "
+                "or for some of ImageNet's, named by their WordNet ids."
             )
         unknown = [name for name in folders if name not in classes]
         if unknown:
@@ -79,9 +79,9 @@ class ImageFolder:
         """One pass over the images: every one once over all input pipelines, and from each of them the same number of batches.
 
         Returns:
-            As `pipeline.make_eval_dataset`: {"images": float32 [replica_batch, size, size, 3], "labels": int32 [replica_batch], "mask":
-            float32 [replica_batch]}, the mask 0 where the batch is filled up. Iterating raises `tf.errors.InvalidArgumentError` at a
-            file that is no image; `find_unreadable` says which.
+            As `pipeline.make_eval_dataset`: {"images": float32 [replica_batch, size, size, 3], "labels": int32 [replica_batch],
+            "mask": float32 [replica_batch]}, the mask 0 where the batch is filled up. Iterating raises
+            `tf.errors.InvalidArgumentError` at a file that is no image; `find_unreadable` says which.
         """
         count, index, replicas = 1, 0, 1
         if input_context is not None:

@@ -6,7 +6,8 @@
     white_box = PGD(epsilon=4.0, step_size=1.0, num_steps=10, targeted=False, random_start=1.0)
     Evaluator(logits_fn, attack=white_box)(dataset).top1          # robust accuracy
 
-Any classifier will do: the evaluator sees a function from pixels to logits. Under attack that function must be differentiable, for it
+Any classifier will do: the evaluator sees a function from pixels to logits. Under attack that function must be differentiable,
+    for it
 is itself what is attacked. An evaluator is traced once per shape of batch, so keep it for all sets of that shape.
 """
 
@@ -65,26 +66,27 @@ class Evaluator:
         """Counts over all batches.
 
         Args:
-            batches: {"images": [replica_batch, height, width, 3], "labels": int [replica_batch], "mask": float [replica_batch], 1 for
-                an image and 0 for padding}, distributed by the strategy if there is more than one replica.
+            batches: {"images": [replica_batch, height, width, 3], "labels": int [replica_batch], "mask": float [replica_batch],
+                1 for an image and 0 for padding}, distributed by the strategy if there is more than one replica.
 
         Raises:
             ValueError: there was no image.
         """
-        counts = tf.zeros([3], tf.int32)
+        counts, total_loss = tf.zeros([3], tf.int32), tf.zeros([], tf.float64)
         for index, batch in enumerate(batches):
-            counts += self._count_on_all(batch, tf.constant(index))
+            batch_counts, batch_loss = self._count_on_all(batch, tf.constant(index))
+            counts, total_loss = counts + batch_counts, total_loss + tf.cast(batch_loss, tf.float64)
         num_images, num_top1, num_top5 = (int(count) for count in counts)
         if not num_images:
             raise ValueError("`batches` held no image, so there is no accuracy; is the set empty, or was it read to its end before?")
-        return Score(num_images, num_top1, num_top5)
+        return Score(num_images, num_top1, num_top5, float(total_loss))
 
     def _count_on_all_replicas(self, batch, index):
-        counts = self._strategy.run(self._count, args=(batch, index))
-        return self._strategy.reduce(tf.distribute.ReduceOp.SUM, counts, axis=None)
+        counts, loss = self._strategy.run(self._count, args=(batch, index))
+        return tuple(self._strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None) for sums in (counts, loss))
 
     def _count(self, batch, index):
-        """int32 [3] on one replica: images, top-1 hits, top-5 hits."""
+        """On one replica: int32 [3], images, top-1 hits, top-5 hits; and the sum of the cross-entropies (under attack, if there is one)."""
         images, labels = tf.cast(batch["images"], tf.float32), batch["labels"]
         is_image = tf.cast(batch["mask"], tf.float32) > 0.0
         logits = self._logits_fn(images)
@@ -95,4 +97,6 @@ class Evaluator:
                 seed = tf.random.experimental.stateless_fold_in(seed, part)
             logits = self._logits_fn(self._attack(self._logits_fn, images, labels, seed))
             hits = [hit & top_k_hits(logits, labels, k) for hit, k in zip(hits, (1, TOP_K))]
-        return tf.stack([tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in (is_image, *hits)])
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
+        counts = tf.stack([tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in (is_image, *hits)])
+        return counts, tf.reduce_sum(tf.where(is_image, losses, 0.0))

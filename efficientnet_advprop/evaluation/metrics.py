@@ -2,7 +2,8 @@
 
     score = Score(num_images=1000, num_top1=953, num_top5=999)
     score.top1, score.interval()                                  # 0.953, (0.938, 0.964)
-    mean_corruption_error(errors, baseline_errors)                # {corruption: [error per severity]} of a model and of a baseline
+    mean_corruption_error(errors, baseline_errors)                # {corruption: [error per severity]} of a model and of a
+    baseline
 
 Nothing here touches TensorFlow: counts come in, from wherever they were counted.
 """
@@ -52,11 +53,13 @@ class Score:
         num_images: how many were looked at.
         num_top1: of them, how many have the true class as their highest logit.
         num_top5: of them, how many have it among the five highest.
+        total_loss: the sum of their cross-entropies; scores are the same if they count the same, for this one is rounded.
     """
 
     num_images: int
     num_top1: int
     num_top5: int
+    total_loss: float = dataclasses.field(default=0.0, compare=False)
 
     def __add__(self, other: "Score") -> "Score":
         return Score(*(mine + theirs for mine, theirs in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
@@ -75,6 +78,11 @@ class Score:
     def error(self) -> float:
         """Top-1 error in [0, 1]."""
         return 1.0 - self.top1
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, in nats."""
+        return self.total_loss / self.num_images
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Wilson's interval of the top-1 accuracy."""

@@ -26,6 +26,7 @@ def get_config(method: str = "advprop") -> ExperimentConfig:
     config.data.source = "digits"
     config.data.image_size = 32
     config.data.crop = "pad"
+    config.data.eval_crop = "none"
     config.data.crop_padding = 2
     config.data.horizontal_flip = False
     config.data.shuffle_buffer = 2048

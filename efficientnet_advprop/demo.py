@@ -1,0 +1,215 @@
+"""The demo: AdvProp beside its two rivals on handwritten digits, from nothing to a report, in a few minutes on two CPU cores.
+
+    python -m efficientnet_advprop.demo --config=configs/digits.py
+
+It trains one small EfficientNet by each method, with the same config, data and seed; scores the averaged weights on clean, corrupted
+and attacked test images; and writes <output_dir>/report.html. Stopped or killed, the same command goes on where it was. What it finds
+is what it shows: nothing is chosen by the test images, the weights are those after the last step.
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import time
+
+import tensorflow as tf
+from absl import flags
+
+from efficientnet_advprop import door
+from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.data import corruptions, digits, pipeline
+from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.evaluation import reports, suites
+from efficientnet_advprop.evaluation.results import Results, weights_digest
+from efficientnet_advprop.training import assembly, checkpoints, loop, progress, steps
+from tpu_utils.strategy import make_strategy
+
+_CONFIG = door.define_config_flag()
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/demo", "folder of the three runs, their data, the scores and the report")
+
+NAMES = {"vanilla": "Vanilla", "advprop": "AdvProp", "adversarial": "Adversarial, no aux BN"}
+DESCRIPTIONS = {
+    "vanilla": "clean images only",
+    "advprop": "adversarial images through auxiliary batch norms of their own",
+    "adversarial": "clean and adversarial images through the same batch norms",
+}
+ATTACK_EPSILONS = (2.0, 4.0, 8.0)  # of the evaluation, pixels of 255
+ATTACK_STEPS = 10
+NUM_PICTURES = 6
+_PACKAGES = ("tensorflow", "numpy", "scikit-learn", "scipy", "pillow")
+
+
+def main(argv):
+    del argv
+    config, output_dir, started = door.read_config(_CONFIG), _OUTPUT_DIR.value, time.monotonic()
+    if config.data.source != "digits":
+        raise ConfigError(f"`config.data.source` is {config.data.source!r}, but the demo is about 'digits'; use configs/digits.py.")
+    configs = {method: _with_method(config, method) for method in NAMES}
+    data_dir = os.path.join(output_dir, "data")
+    strategy = make_strategy("one_device")
+
+    for number, (method, own_config) in enumerate(configs.items(), 1):
+        print(f"\n[{number}/4] {NAMES[method]}: {DESCRIPTIONS[method]}", flush=True)
+        result = loop.train(own_config, data_dir=data_dir, model_dir=os.path.join(output_dir, method), strategy=strategy)
+        if result.step < result.total_steps:
+            return 0  # by SIGTERM; the trainer has said so
+
+    print("\n[4/4] scores of the averaged weights, through the main batch norms", flush=True)
+    results = _evaluate(configs, data_dir, output_dir)
+    report = _make_report(configs, results, data_dir, output_dir)
+    path = os.path.join(output_dir, "report.html")
+    checkpoints.replace_file(path, reports.render_html(report))
+    print(f"\n{reports.format_table(report)}\n")
+    print(f"{progress.format_duration(time.monotonic() - started)}. The report: {os.path.abspath(path)}", flush=True)
+
+
+def _with_method(config: ExperimentConfig, method: str) -> ExperimentConfig:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, method=method))
+
+
+def _evaluate(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: str) -> Results:
+    """Scores of all three, kept in <output_dir>/results.json as they come in; those of the same weights are not measured again."""
+    config = configs["vanilla"]
+    networks = {
+        method: checkpoints.load_averaged_model(os.path.join(output_dir, method), which="last") for method in configs
+    }
+    attacks = [
+        PGD(epsilon, 2.5 * epsilon / ATTACK_STEPS, ATTACK_STEPS, targeted=False, random_start=1.0) for epsilon in ATTACK_EPSILONS
+    ]
+    results = Results(
+        about={
+            "seed": config.training.seed,
+            "test_images": digits.NUM_VALIDATION,
+            "attacks": [dataclasses.asdict(attack) for attack in attacks],
+            "corruptions": f"{len(corruptions.CORRUPTIONS)} × {len(corruptions.SEVERITIES)}, generated",
+            "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
+        },
+        digests={method: weights_digest(network.variables) for method, network in networks.items()},
+    )
+    path = os.path.join(output_dir, "results.json")
+    results = _continue(results, path)
+
+    # One network for all three in turn, so that each attack on it is traced once.
+    stage = assembly.make_model(config, aux_branches=0)
+    logits_fn = lambda images: stage(images, training=False)  # noqa: E731
+
+    def make_ready(network):
+        def prepare():
+            for variable, value in zip(stage.variables, network.variables):
+                variable.assign(value)
+            return logits_fn
+
+        return prepare
+
+    suites.evaluate_suite(
+        {method: make_ready(network) for method, network in networks.items()},
+        suites.digits_suite(
+            config.data, data_dir, batch_size=config.training.eval_batch_size, num_classes=config.model.num_classes, attacks=attacks
+        ),
+        results,
+        save=lambda: checkpoints.replace_file(path, results.to_json()),
+    )
+    return results
+
+
+def _continue(results: Results, path: str) -> Results:
+    """What an earlier call measured of the very same, or `results` as they are."""
+    if tf.io.gfile.exists(path):
+        with tf.io.gfile.GFile(path) as file:
+            text = file.read()
+        try:
+            earlier = Results.from_json(text)
+        except ValueError:
+            return results
+        if earlier.is_same_measurement(results):
+            return earlier
+    return results
+
+
+def _make_report(configs: dict[str, ExperimentConfig], results: Results, data_dir: str, output_dir: str) -> reports.Report:
+    config, attack = configs["advprop"], configs["advprop"].attack
+    images, _ = digits.load_digits("validation")
+    num_train = pipeline.count_examples(config.data, data_dir, "train")
+    network = assembly.make_model(config, aux_branches=0)
+    training, optimizer = config.training, config.optimizer
+    return reports.Report(
+        title="AdvProp on handwritten digits",
+        introduction=f"Three EfficientNets, alike but for how they were trained, on {num_train} images: on clean images alone, on clean and "
+        "adversarial images through the same batch norms, and by AdvProp, which gives the adversarial images auxiliary batch norms of "
+        "their own and leaves them out afterwards. AdvProp's claim (Xie et al., CVPR 2020) is that this makes adversarial images help on "
+        "clean and on corrupted ones. Here is what one run of it measured.",
+        results=results,
+        names=NAMES,
+        descriptions=DESCRIPTIONS,
+        baseline="vanilla",
+        featured="advprop",
+        histories={method: progress.read_metrics(os.path.join(output_dir, method)) for method in configs},
+        samples={
+            corruption: [corruptions.corrupt(images[_SAMPLE], corruption, severity, seed=_SAMPLE) for severity in corruptions.SEVERITIES]
+            for corruption in results.corruptions()
+        },
+        pictures=_make_pictures(configs, data_dir, output_dir),
+        picture_note=f"AdvProp’s own attack on test images, through the auxiliary batch norms: {_describe(attack)}.",
+        facts={
+            "data": f"scikit-learn’s handwritten digits (8×8 enlarged to {config.data.image_size}×{config.data.image_size}), {num_train} for "
+            f"training, {digits.NUM_VALIDATION} others for all tests",
+            "network": f"EfficientNet-{config.model.variant.upper()} at width {config.model.width_coefficient:g} and depth "
+            f"{config.model.depth_coefficient:g}, {network.count_params():,} parameters",
+            "training": f"{training.num_epochs:g} epochs in batches of {training.global_batch_size}, {optimizer.name}, weights averaged with "
+            f"decay {optimizer.ema_decay:g}; the same for all three",
+            "training attack": f"{_describe(attack)}, on AdvProp’s auxiliary branch or the other’s only one",
+            "evaluation attack": f"Untargeted PGD through the main batch norms, {ATTACK_STEPS} steps of ε/{ATTACK_STEPS / 2.5:g} from a "
+            "random start.",
+            "corruptions": f"{len(results.corruptions())} of ImageNet-C’s types, made here with its parameters for small images, fixed seeds",
+            "seed": str(training.seed),
+            "weights (SHA-256)": ", ".join(f"{NAMES[method]} {digest[:12]}" for method, digest in results.digests.items()),
+            "versions": ", ".join(f"{package} {version}" for package, version in results.about["versions"].items())
+            + f", Python {platform.python_version()}",
+            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
+        },
+        configs={method: own_config.to_json() for method, own_config in configs.items()},
+    )
+
+
+_SAMPLE = 7  # the test image that stands for all in the corruptions' pictures
+
+
+def _describe(attack) -> str:
+    return (
+        f"PGD with ε = {attack.epsilon:g} of 255, {attack.num_steps} steps of {attack.step_size:g}, "
+        f"{'targeted at a random wrong class' if attack.targeted else 'untargeted'}"
+    )
+
+
+def _make_pictures(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: str) -> list[reports.Picture]:
+    """Test images of the first classes, what AdvProp's attack makes of them, and what each model says to both."""
+    config = configs["advprop"]
+    images, labels = digits.load_digits("validation")
+    chosen = [int((labels == label).argmax()) for label in range(NUM_PICTURES)]
+    images, labels = tf.constant(images[chosen], tf.float32), tf.constant(labels[chosen], tf.int32)
+    state = assembly.make_state(config)
+    checkpoints.Checkpoints(os.path.join(output_dir, "advprop"), state, config.training.keep_last).restore()
+    seed = tf.constant([config.training.seed, 0])
+    network = steps.attacked_network(state.model, "aux", config.attack.statistics, seed)
+    adversarial_images = assembly.make_attack(config)(network, images, labels, seed)
+
+    def answers(method):
+        model = checkpoints.load_averaged_model(os.path.join(output_dir, method), which="last")
+        return [[str(int(label)) for label in tf.argmax(model(x), -1)] for x in (images, adversarial_images)]
+
+    by_method = {method: answers(method) for method in configs}
+    return [
+        reports.Picture(
+            image=images[i].numpy(),
+            adversarial_image=adversarial_images[i].numpy(),
+            label=str(int(labels[i])),
+            answers={method: (clean[i], adversarial[i]) for method, (clean, adversarial) in by_method.items()},
+        )
+        for i in range(len(chosen))
+    ]
+
+
+if __name__ == "__main__":
+    door.run(main, run_errors=(checkpoints.CheckpointError, DataError, loop.TrainingError))

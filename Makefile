@@ -13,7 +13,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/installed  ## train a small network three ways on handwritten digits; report in runs/demo/report.html
-	$(PYTHON) -m efficientnet_advprop.demo
+	$(PYTHON) -m efficientnet_advprop.demo --config=configs/digits.py
 
 test: $(VENV)/installed  ## all tests but the slow ones
 	$(PYTHON) -m pytest -q -m "not slow"

@@ -25,8 +25,6 @@ Policy = Sequence[Sequence[Tuple[str, float, float]]]  # sub-policies of (operat
 
 _MAX_LEVEL = 10.0
 _FILL = 128  # gray, for what a geometric operation or Cutout leaves empty
-# Four bytes of gray as one int32, the form in which whole pixels are moved; float32 holds this number exactly.
-_FILL_PIXEL = float(np.full(4, _FILL, np.uint8).view(np.int32)[0])
 
 AUTOAUGMENT_V0: Policy = (
     (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
@@ -91,29 +89,51 @@ def level_to_argument(name: str, level: float, constants: LevelConstants) -> flo
     }.get(name, lambda: 0)()
 
 
-# The operations. Each takes uint8 [h, w, 3] and returns the same.
+# The operations. Each takes uint8 [h, w, 3] and returns the same. Most work on rows of 3·w numbers: TensorFlow's CPU kernels are several times slower where
+# a broadcast or a reduction has only the three channels to vectorise over, and `tf.where` on bytes is slower still, hence the masks.
+
+
+def _rows(image: tf.Tensor) -> tf.Tensor:
+    """[h, w, 3] as [h, 3·w]."""
+    shape = tf.shape(image)
+    return tf.ensure_shape(tf.reshape(image, [shape[0], 3 * shape[1]]),
+                           [image.shape[0], None if image.shape[1] is None else 3 * image.shape[1]])
+
+
+def _per_row(image: tf.Tensor, of_channel: tf.Tensor) -> tf.Tensor:
+    """[3] repeated to [3·w]."""
+    return tf.tile(of_channel, [tf.shape(image)[1]])
+
+
+def _mask(condition: tf.Tensor) -> tf.Tensor:
+    return tf.cast(condition, tf.uint8)
+
+
+def _to_bytes(pixels: tf.Tensor) -> tf.Tensor:
+    """Clips, and cuts fractions off."""
+    return tf.cast(tf.clip_by_value(pixels, 0.0, 255.0), tf.uint8)
 
 
 def _blend(degenerate: tf.Tensor, image: tf.Tensor, factor: Number) -> tf.Tensor:
-    """degenerate + factor · (image − degenerate), both float32; fractions are cut off."""
-    blended = degenerate + tf.cast(factor, tf.float32) * (image - degenerate)
-    return tf.cast(tf.clip_by_value(blended, 0.0, 255.0), tf.uint8)
+    """degenerate + factor · (image − degenerate), both float32."""
+    return _to_bytes(degenerate + tf.cast(factor, tf.float32) * (image - degenerate))
 
 
 def _auto_contrast(image: tf.Tensor) -> tf.Tensor:
-    # Rows first, then columns: over the three channels alone, a reduction does not vectorise.
-    low = tf.cast(tf.reduce_min(tf.reduce_min(image, axis=0), axis=0), tf.float32)
-    high = tf.cast(tf.reduce_max(tf.reduce_max(image, axis=0), axis=0), tf.float32)
+    rows = _rows(image)
+    low = tf.cast(tf.reduce_min(tf.reshape(tf.reduce_min(rows, axis=0), [-1, 3]), axis=0), tf.float32)
+    high = tf.cast(tf.reduce_max(tf.reshape(tf.reduce_max(rows, axis=0), [-1, 3]), axis=0), tf.float32)
     is_flat = high <= low
     scale = tf.where(is_flat, 1.0, 255.0 / tf.where(is_flat, 1.0, high - low))
     offset = tf.where(is_flat, 0.0, -low * scale)
-    return tf.cast(tf.clip_by_value(tf.cast(image, tf.float32) * scale + offset, 0.0, 255.0), tf.uint8)
+    stretched = _to_bytes(tf.cast(rows, tf.float32) * _per_row(image, scale) + _per_row(image, offset))
+    return tf.reshape(stretched, tf.shape(image))
 
 
 def _equalize(image: tf.Tensor) -> tf.Tensor:
     # One table of 3 · 256 entries for all channels.
-    indices = tf.cast(image, tf.int32) + tf.constant([0, 256, 512])
-    histogram = tf.reshape(tf.raw_ops.Bincount(arr=tf.reshape(indices, [-1]), size=768, weights=tf.constant([], tf.int32)), [3, 256])
+    indices = tf.reshape(tf.cast(_rows(image), tf.int32) + _per_row(image, tf.constant([0, 256, 512])), [-1])
+    histogram = tf.reshape(tf.raw_ops.Bincount(arr=indices, size=768, weights=tf.constant([], tf.int32)), [3, 256])
     brightest = 255 - tf.argmax(tf.reverse(histogram, [1]) > 0, axis=1, output_type=tf.int32)
     step = (tf.reduce_sum(histogram, axis=1) - tf.gather(histogram, brightest, batch_dims=1)) // 255
     divisor = tf.maximum(step, 1)[:, tf.newaxis]
@@ -121,7 +141,8 @@ def _equalize(image: tf.Tensor) -> tf.Tensor:
     # The table of the official code begins with a zero, then the sums shifted by one; its first sum is never used.
     table = tf.concat([tf.zeros([3, 1], tf.int32), table[:, 1:]], axis=1)
     table = tf.where(step[:, tf.newaxis] == 0, tf.range(256), table)
-    return tf.gather(tf.reshape(tf.cast(table, tf.uint8), [-1]), indices)
+    # `gather_nd` looks single numbers up in two thirds of the time of `gather`.
+    return tf.reshape(tf.gather_nd(tf.reshape(tf.cast(table, tf.uint8), [-1]), indices[:, tf.newaxis]), tf.shape(image))
 
 
 def _invert(image: tf.Tensor) -> tf.Tensor:
@@ -134,12 +155,11 @@ def _posterize(image: tf.Tensor, bits: Number) -> tf.Tensor:
 
 
 def _posterize_as_meant(image: tf.Tensor, bits: Number) -> tf.Tensor:
-    bits = tf.clip_by_value(tf.cast(bits, tf.int32), 0, 8)
-    return tf.where(bits == 0, tf.zeros_like(image), _keep_bits(image, tf.minimum(8 - bits, 7)))
+    return _keep_bits(image, 8 - tf.clip_by_value(tf.cast(bits, tf.int32), 0, 8))
 
 
 def _keep_bits(image: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
-    return tf.bitwise.bitwise_and(image, tf.cast(256 - tf.bitwise.left_shift(1, shift), tf.uint8))
+    return tf.bitwise.bitwise_and(image, tf.cast((256 - tf.bitwise.left_shift(1, shift)) % 256, tf.uint8))
 
 
 def _solarize(image: tf.Tensor, threshold: Number) -> tf.Tensor:
@@ -147,19 +167,29 @@ def _solarize(image: tf.Tensor, threshold: Number) -> tf.Tensor:
 
 
 def _solarize_as_meant(image: tf.Tensor, threshold: Number) -> tf.Tensor:
-    # Where x ≥ t: 255 − x, which for a byte is x with every bit flipped.
+    # From the threshold on 255 − x, which for a byte is x with every bit flipped.
     threshold = tf.cast(threshold, tf.int32)
-    is_bright = tf.logical_and(image >= tf.cast(tf.minimum(threshold, 255), tf.uint8), threshold <= 255)
-    return tf.where(is_bright, 255 - image, image)
+    is_bright = _mask(image >= tf.cast(tf.clip_by_value(threshold, 0, 255), tf.uint8))
+    flip = tf.where(threshold > 255, tf.constant(0, tf.uint8), tf.constant(255, tf.uint8))
+    return tf.bitwise.bitwise_xor(image, is_bright * flip)
 
 
 def _solarize_add(image: tf.Tensor, addition: Number) -> tf.Tensor:
-    raised = tf.cast(tf.clip_by_value(tf.cast(image, tf.int32) + tf.cast(addition, tf.int32), 0, 255), tf.uint8)
-    return tf.where(image < 128, raised, image)
+    addition = tf.cast(tf.clip_by_value(tf.cast(addition, tf.int32), 0, 255), tf.uint8)
+    possible = tf.minimum(addition, 255 - image)
+    return image + _mask(image < 128) * possible
+
+
+def _gray(image: tf.Tensor) -> tf.Tensor:
+    """`tf.image.rgb_to_grayscale`, as float32 [h, w] of whole numbers, in half its time."""
+    pixels = tf.cast(image, tf.float32) * np.float32(1 / 255)
+    gray = pixels[..., 0] * np.float32(0.2989) + pixels[..., 1] * np.float32(0.5870) + pixels[..., 2] * np.float32(0.1140)
+    return tf.floor(gray * 255.5)
 
 
 def _color(image: tf.Tensor, factor: Number) -> tf.Tensor:
-    gray = tf.cast(tf.image.rgb_to_grayscale(image), tf.float32)
+    # A product with ones spreads the gray over the channels faster than a broadcast does.
+    gray = tf.reshape(tf.matmul(tf.reshape(_gray(image), [-1, 1]), tf.ones([1, 3])), tf.shape(image))
     return _blend(gray, tf.cast(image, tf.float32), factor)
 
 
@@ -169,8 +199,7 @@ def _contrast(image: tf.Tensor, factor: Number) -> tf.Tensor:
 
 
 def _contrast_as_meant(image: tf.Tensor, factor: Number) -> tf.Tensor:
-    gray = tf.cast(tf.image.rgb_to_grayscale(image), tf.float32)
-    return _blend(tf.floor(tf.reduce_mean(gray) + 0.5), tf.cast(image, tf.float32), factor)
+    return _blend(tf.floor(tf.reduce_mean(_gray(image)) + 0.5), tf.cast(image, tf.float32), factor)
 
 
 def _brightness(image: tf.Tensor, factor: Number) -> tf.Tensor:
@@ -195,17 +224,30 @@ def _sharpness(image: tf.Tensor, factor: Number) -> tf.Tensor:
     return tf.concat([image[:1], middle, image[-1:]], axis=0)
 
 
-def _transform(image: tf.Tensor, parameters: Sequence[Number]) -> tf.Tensor:
-    """Nearest-neighbour projective transform, from target to source: (x, y) reads (a·x + b·y + c, d·x + e·y + f); gray comes in.
+def _nearest(positions: tf.Tensor, length: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
+    """The pixel nearest to a position, halves away from zero as the official kernel rounds, and whether there is one."""
+    rounded = tf.round(positions)  # halves to even
+    rounded += tf.cast(tf.equal(positions - rounded, 0.5), tf.float32)
+    return rounded, tf.logical_and(positions > -0.5, rounded < tf.cast(length, tf.float32))
 
-    A pixel travels as one int32: a third of the work of moving three bytes.
+
+def _look_up(image: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """image[nearest(y), nearest(x)], gray outside; y and x float32 that broadcast to [h, w].
+
+    The same as the kernel behind `tfa.image.transform` on an image with a fourth channel of ones, in a third of its time.
     """
-    pixels = tf.bitcast(tf.pad(image, [[0, 0], [0, 0], [0, 1]], constant_values=_FILL), tf.int32)
-    parameters = tf.stack([tf.cast(parameter, tf.float32) for parameter in (*parameters, 0.0, 0.0)])
-    moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=pixels[tf.newaxis, :, :, tf.newaxis], transforms=parameters[tf.newaxis], output_shape=tf.shape(image)[:2], fill_value=_FILL_PIXEL,
-        interpolation="NEAREST", fill_mode="CONSTANT")
-    return tf.ensure_shape(tf.bitcast(moved[0, :, :, 0], tf.uint8)[:, :, :3], image.shape)
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    (y, y_is_inside), (x, x_is_inside) = _nearest(y, height), _nearest(x, width)
+    outside = tf.cast(height * width, tf.float32)
+    indices = tf.where(tf.logical_and(y_is_inside, x_is_inside), y * tf.cast(width, tf.float32) + x, outside)
+    pixels = tf.concat([tf.reshape(image, [-1, 3]), tf.fill([1, 3], tf.constant(_FILL, tf.uint8))], axis=0)
+    return tf.gather(pixels, tf.cast(indices, tf.int32))
+
+
+def _positions(image: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
+    """y [h, 1] and x [1, w]."""
+    y, x = tf.range(tf.shape(image)[0]), tf.range(tf.shape(image)[1])
+    return tf.cast(y, tf.float32)[:, tf.newaxis], tf.cast(x, tf.float32)[tf.newaxis]
 
 
 def _rotate(image: tf.Tensor, degrees: Number) -> tf.Tensor:
@@ -214,23 +256,28 @@ def _rotate(image: tf.Tensor, degrees: Number) -> tf.Tensor:
     width, height = (tf.cast(tf.shape(image)[axis] - 1, tf.float32) for axis in (1, 0))
     x_offset = (width - (cos * width - sin * height)) / 2.0
     y_offset = (height - (sin * width + cos * height)) / 2.0
-    return _transform(image, [cos, -sin, x_offset, sin, cos, y_offset])
+    y, x = _positions(image)
+    return _look_up(image, (sin * x + cos * y) + y_offset, (cos * x + -sin * y) + x_offset)
 
 
 def _shear_x(image: tf.Tensor, level: Number) -> tf.Tensor:
-    return _transform(image, [1.0, level, 0.0, 0.0, 1.0, 0.0])
+    y, x = _positions(image)
+    return _look_up(image, y, x + tf.cast(level, tf.float32) * y)
 
 
 def _shear_y(image: tf.Tensor, level: Number) -> tf.Tensor:
-    return _transform(image, [1.0, 0.0, 0.0, level, 1.0, 0.0])
+    y, x = _positions(image)
+    return _look_up(image, tf.cast(level, tf.float32) * x + y, x)
 
 
 def _translate_x(image: tf.Tensor, pixels: Number) -> tf.Tensor:
-    return _transform(image, [1.0, 0.0, pixels, 0.0, 1.0, 0.0])
+    y, x = _positions(image)
+    return _look_up(image, y, x + tf.cast(pixels, tf.float32))
 
 
 def _translate_y(image: tf.Tensor, pixels: Number) -> tf.Tensor:
-    return _transform(image, [1.0, 0.0, 0.0, 0.0, 1.0, pixels])
+    y, x = _positions(image)
+    return _look_up(image, y + tf.cast(pixels, tf.float32), x)
 
 
 OPS: Dict[str, Callable] = {
@@ -269,14 +316,14 @@ def cutout(image: tf.Tensor, half_size: Number, seed: tf.Tensor, fill: int = _FI
 def _cutout_at(image: tf.Tensor, half_size: Number, uniform: tf.Tensor, fill: int = _FILL) -> tf.Tensor:
     half_size = tf.cast(half_size, tf.int32)
 
-    def is_inside(length: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    def span(length: tf.Tensor, uniform: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
         center = tf.cast(uniform * tf.cast(length, tf.float32), tf.int32)
-        positions = tf.range(length)
-        return tf.logical_and(positions >= center - half_size, positions < center + half_size)
+        return tf.maximum(center - half_size, 0), tf.minimum(center + half_size, length)
 
-    rows, columns = is_inside(tf.shape(image)[0], uniform[0]), is_inside(tf.shape(image)[1], uniform[1])
-    hit = tf.logical_and(rows[:, tf.newaxis, tf.newaxis], columns[tf.newaxis, :, tf.newaxis])
-    return tf.where(hit, tf.constant(fill, tf.uint8), image)
+    (top, bottom), (left, right) = span(tf.shape(image)[0], uniform[0]), span(tf.shape(image)[1], uniform[1])
+    hole = tf.fill([bottom - top, right - left, 3], tf.constant(fill, tf.uint8))
+    middle = tf.concat([image[top:bottom, :left], hole, image[top:bottom, right:]], axis=1)
+    return tf.concat([image[:top], middle, image[bottom:]], axis=0)
 
 
 def _apply_chosen(names: Sequence[str], ops: Dict[str, Callable], image: tf.Tensor, choice: tf.Tensor, argument: tf.Tensor,

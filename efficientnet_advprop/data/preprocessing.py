@@ -76,6 +76,7 @@ def _decode_and_crop(encoded: tf.Tensor, window: Callable[[tf.Tensor], tf.Tensor
 def _center_window(shape: tf.Tensor, fraction: float) -> tf.Tensor:
     height, width = shape[0], shape[1]
     side = tf.cast(fraction * tf.cast(tf.minimum(height, width), tf.float32), tf.int32)
+    side = tf.maximum(side, 1)  # of an image one pixel high or wide nothing would be left
     return tf.stack([(height - side + 1) // 2, (width - side + 1) // 2, side, side])
 
 

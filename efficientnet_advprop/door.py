@@ -8,6 +8,7 @@ A user's mistake ends in one line on stderr and exit code 2 (flags, config) or 1
 a bug of ours.
 """
 
+import logging
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from typing import Callable, Optional, Sequence
 
 # TensorFlow 2.15 starts with three "errors" about CUDA factories that mean nothing; real ones reach Python as exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+logging.getLogger("tensorflow").setLevel(logging.WARNING)
 
 from absl import app, flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402

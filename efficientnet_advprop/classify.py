@@ -14,6 +14,7 @@ from absl import flags
 
 from efficientnet_advprop import door, network_flags
 from efficientnet_advprop.evaluation.predictions import PredictionError, find_images, predict, read_class_names
+from efficientnet_advprop.models import CheckpointError
 
 _NETWORK = network_flags.define()
 _LABELS_MAP_FILE = flags.DEFINE_string("labels_map_file", None, 'class names: JSON {"0": "tench, Tinca tinca", …}')
@@ -39,4 +40,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    door.run(main, usage_errors=(PredictionError,), run_errors=network_flags.ERRORS, takes_arguments=True)
+    door.run(main, usage_errors=(PredictionError,), run_errors=(CheckpointError,), takes_arguments=True)

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import typing
 from typing import Any, Optional
 
@@ -105,6 +106,18 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass
+class InitConfig:
+    """Fine-tuning: weights to start from, what of them stays, and how fast the rest learns."""
+
+    checkpoint: str = ""  # in the released format: a name ("b3-advprop"), directory, prefix or .tar.gz; "": random weights
+    use_ema: bool = True  # the averages in it, where there are any
+    include_head: bool = True  # the classifier too, if it has as many classes
+    freeze: str = "none"  # "none" | "backbone" (all but the classifier) | the last part to stay: "stem", "blocks_0", …
+    layer_decay: float = 1.0  # each part's learning rate is that of the part above times this
+    head_learning_rate_factor: float = 1.0  # of the classifier's learning rate
+
+
+@dataclasses.dataclass
 class TrainingConfig:
     """How long, in what portions, and what is kept."""
 
@@ -129,6 +142,7 @@ class ExperimentConfig:
     attack: AttackConfig = dataclasses.field(default_factory=AttackConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
     def validate(self) -> None:
@@ -277,6 +291,10 @@ def _is_crop(value: str) -> bool:
         return False
 
 
+def _is_part(value: str) -> bool:
+    return re.fullmatch(r"none|backbone|stem|blocks_\d+", value) is not None
+
+
 _PROBABILITY = (lambda value: 0 <= value <= 1), "is a probability, in [0, 1]"
 _FRACTION = (lambda value: 0 <= value < 1), "must lie in [0, 1)"
 
@@ -317,6 +335,10 @@ _RULES = [
     ("optimizer.weight_decay", *_at_least(0)),
     ("optimizer.label_smoothing", *_FRACTION),
     ("optimizer.ema_decay", (lambda value: 0 <= value < 1), "must lie in [0, 1); 0 switches averaging off"),
+    ("init.checkpoint", (lambda value: value == value.strip()), "must not begin or end with a space"),
+    ("init.freeze", _is_part, "must be 'none', 'backbone' (all but the classifier), 'stem' or a block such as 'blocks_3'"),
+    ("init.layer_decay", (lambda value: 0 < value <= 1), "must lie in (0, 1]; 1 gives all parts the same rate"),
+    ("init.head_learning_rate_factor", *_more_than(0)),
     ("training.method", *_one_of(*METHODS)),
     ("training.num_epochs", *_more_than(0)),
     ("training.global_batch_size", *_at_least(1, " image")),

@@ -25,6 +25,7 @@ from efficientnet_advprop.evaluation.named_suites import (
     SuiteSettings,
     open_suite,
 )
+from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.restored_network import RestoredNetwork
 from tpu_utils.strategy import STRATEGIES, StrategyError, make_strategy
 
@@ -104,4 +105,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    door.run(main, usage_errors=(SuiteError, StrategyError), run_errors=(DataError, *network_flags.ERRORS))
+    door.run(main, usage_errors=(SuiteError, StrategyError), run_errors=(DataError, CheckpointError))

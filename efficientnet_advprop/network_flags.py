@@ -8,13 +8,9 @@ import dataclasses
 
 from absl import flags
 
-from efficientnet_advprop import models
 from efficientnet_advprop.config import NORMALIZATIONS
 from efficientnet_advprop.models.published_checkpoints import KINDS
 from efficientnet_advprop.restored_network import RestoredNetwork, restore_network
-from efficientnet_advprop.training import checkpoints
-
-ERRORS = (models.CheckpointError, checkpoints.CheckpointError)  # what `restore` may raise, beside `ConfigError`
 
 flags.disclaim_key_flags()  # they belong to the program that asks for them: its --help shows them
 

@@ -58,7 +58,7 @@ def restore_network(
 
     Raises:
         ConfigError: not exactly one of `checkpoint` and `model_dir`, or an argument that does not go with it.
-        models.CheckpointError, training.checkpoints.CheckpointError: the file cannot be had or used.
+        CheckpointError: the file cannot be had or used.
     """
     if bool(checkpoint) == bool(model_dir):
         raise ConfigError(

@@ -35,7 +35,7 @@ _PROGRESS_SECONDS = 5
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be had or does not fit; the message says which, why and what to do."""
+    """A checkpoint that cannot be had, read or written, or does not fit; the message says which, why and what to do."""
 
 
 def list_problems(*problems: tuple[str, Sequence[str]]) -> str:
@@ -234,7 +234,7 @@ def _unpack(address: str, folder: str) -> None:
                 free = shutil.disk_usage(folder).free
                 if member.size > free:
                     raise CheckpointError(
-                        f"{member.name} of {address!r} needs {member.size / 1e6:.0f} MB, but there are {free / 1e6:.0f} MB left in "
+                        f"{member.name} of {address!r} needs {member.size / 1e6:.0f} MB, but {free / 1e6:.0f} MB are left in "
                         f"{os.path.dirname(folder)!r}; make room or give another `cache_dir`."
                     )
                 path = os.path.join(folder, *parts)

@@ -59,7 +59,7 @@ KINDS = {
         f"{_ROOT}/ckpts/efficientnet-{{variant}}.tar.gz",
         "imagenet",
         {"b0": 76.7, "b1": 78.7, "b2": 79.8, "b3": 81.1, "b4": 82.5, "b5": 83.1},
-        r"ckpts|baseline",
+        r"baseline",
     ),
 }
 _IMAGE_SIZES = {"l2_475": 475}  # pixels, where it is not the variant's own

@@ -8,6 +8,7 @@ from typing import Callable, Optional
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.config import ExperimentConfig
 from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.training import fine_tuning
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.optimizers import make_optimizer
 from efficientnet_advprop.training.schedules import LearningRate
@@ -16,8 +17,11 @@ from efficientnet_advprop.training.steps import make_train_step
 
 
 def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) -> EfficientNet:
-    """The network; `aux_branches` of None is what the method trains: one for AdvProp, none otherwise."""
-    return EfficientNet(
+    """The network, frozen as far as `config.init.freeze` says.
+
+    `aux_branches` of None is what the method trains: one for AdvProp, none otherwise.
+    """
+    model = EfficientNet(
         config.model.variant,
         num_classes=config.model.num_classes,
         aux_branches=int(config.training.method == "advprop") if aux_branches is None else aux_branches,
@@ -31,6 +35,8 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
         batch_norm_epsilon=config.model.batch_norm_epsilon,
         batch_norm_synchronized=config.model.batch_norm_synchronized,
     )
+    fine_tuning.freeze(model, config.init.freeze)
+    return model
 
 
 def make_attack(config: ExperimentConfig) -> Optional[PGD]:
@@ -57,6 +63,9 @@ def make_state(config: ExperimentConfig) -> TrainState:
         decay=config.optimizer.decay,
         momentum=config.optimizer.momentum,
         epsilon=config.optimizer.epsilon,
+        learning_rate_factors=fine_tuning.learning_rate_factors(
+            model, layer_decay=config.init.layer_decay, head_factor=config.init.head_learning_rate_factor
+        ),
     )
     decay = config.optimizer.ema_decay
     ema = ExponentialMovingAverage(averaged_variables(model), decay) if decay else None

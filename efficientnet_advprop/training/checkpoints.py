@@ -18,7 +18,7 @@ from absl import logging
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.models import CheckpointError, EfficientNet
 from efficientnet_advprop.training import assembly
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.state import TrainState, averaged_variables
@@ -26,10 +26,6 @@ from efficientnet_advprop.training.state import TrainState, averaged_variables
 _CONFIG_FILE, _LAST, _BEST = "config.json", "checkpoints", "best"
 # Damaged, missing in part, or of other variables or shapes; TensorFlow has an exception of another kind for each.
 _UNREADABLE = (tf.errors.OpError, AssertionError, IndexError, RuntimeError, ValueError)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read; the message says which, why, and what is still there."""
 
 
 def read_config(model_dir: str) -> ExperimentConfig:
@@ -96,7 +92,7 @@ class Checkpoints:
         self._checkpoint = tf.train.Checkpoint(state=state, best_accuracy=self._best_accuracy)
         self._last = self._manager(os.path.join(model_dir, _LAST), keep_last)
         self._best = self._manager(os.path.join(model_dir, _BEST), 1)
-        self._check_finite = tf.function(self._finite_flags)
+        self._check_finite = tf.function(self._finite_flags, autograph=False)
 
     def _manager(self, directory, max_to_keep):
         return tf.train.CheckpointManager(self._checkpoint, directory, max_to_keep=max_to_keep)

@@ -10,6 +10,7 @@ of an uninterrupted one.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import threading
@@ -22,7 +23,7 @@ import tensorflow as tf
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.evaluation.evaluator import Evaluator
-from efficientnet_advprop.training import assembly, checkpoints, steps
+from efficientnet_advprop.training import assembly, checkpoints, fine_tuning, steps
 from efficientnet_advprop.training.progress import Progress
 
 _NUM_PICTURES = 8
@@ -47,6 +48,32 @@ class Result:
     best_accuracy: Optional[float]
 
 
+def _with_readable_errors(train: Callable) -> Callable:
+    """Turns what TensorFlow says of bad data, full disks and full memory into our own words."""
+
+    @functools.wraps(train)
+    def wrapped(config, **kwargs):
+        try:
+            return train(config, **kwargs)
+        except tf.errors.OpError as error:
+            data_error = records.explain_data_error(error)
+            if data_error is not None:
+                raise data_error from None
+            first_line = (error.message or type(error).__name__).strip().splitlines()[0]
+            if isinstance(error, tf.errors.ResourceExhaustedError) and "allocating" in error.message:
+                raise TrainingError(
+                    f"memory is short ({first_line}). Lower `config.training.global_batch_size` (now "
+                    f"{config.training.global_batch_size}) or raise `config.training.accumulation_steps` (now "
+                    f"{config.training.accumulation_steps})."
+                ) from error
+            raise TrainingError(
+                f"{first_line} ({type(error).__name__}). The checkpoints so far are intact; the same command goes on from them."
+            ) from error
+
+    return wrapped
+
+
+@_with_readable_errors
 def train(
     config: ExperimentConfig,
     *,
@@ -67,14 +94,13 @@ def train(
     Raises:
         ConfigError: a field breaks a rule, does not fit the strategy, or differs from the run in `model_dir`.
         DataError: the records are missing or damaged.
-        CheckpointError: a checkpoint cannot be written or read.
+        CheckpointError: a checkpoint cannot be written or read, or `config.init.checkpoint` cannot be had or does not fit.
         TrainingError: a loss is not finite, or memory is short.
     """
     config.validate()
     _check_batches(config, strategy.num_replicas_in_sync)
-    with _readable_errors(config):
-        num_examples = pipeline.count_examples(config.data, data_dir, "train")
-        num_validation = pipeline.count_examples(config.data, data_dir, "validation")
+    num_examples = pipeline.count_examples(config.data, data_dir, "train")
+    num_validation = pipeline.count_examples(config.data, data_dir, "validation")
     steps_per_epoch = num_examples / config.training.global_batch_size
     total_steps = max(1, int(config.training.num_epochs * steps_per_epoch))
 
@@ -91,6 +117,9 @@ def train(
     saved = checkpoints.Checkpoints(model_dir, state, config.training.keep_last)
     restored = saved.restore()
     step = int(state.step.numpy())
+    #    A new run may start from released weights instead of random ones.
+    if restored is None and config.init.checkpoint:
+        log(_initialize(state, config))
     # 4. The data from that step's batch on.
     batches = iter(
         strategy.distribute_datasets_from_function(
@@ -129,7 +158,7 @@ def train(
 
     is_due = lambda period: step % period == 0 or step == total_steps  # noqa: E731
     is_saved, pending = True, []
-    with _StopRequest() as stop, _readable_errors(config), contextlib.closing(progress):
+    with _StopRequest() as stop, contextlib.closing(progress):
         while step < total_steps and not stop.requested:
             num_steps = _steps_to_boundary(step, total_steps, config.training.steps_per_loop, periods)
             started = time.perf_counter()
@@ -160,6 +189,14 @@ def train(
         best = f", best validation top-1 {100 * saved.best_accuracy:.2f} %" if saved.best_accuracy is not None else ""
         log(f"all {total_steps} steps are done{best}; checkpoints in {model_dir}")
     return Result(step, total_steps, saved.best_accuracy)
+
+
+def _initialize(state, config: ExperimentConfig) -> str:
+    """Loads the weights to start from; what to tell about it."""
+    init = config.init
+    report = fine_tuning.initialize(state, init.checkpoint, use_ema=init.use_ema, include_head=init.include_head)
+    doubt = fine_tuning.doubt_normalization(init.checkpoint, config.model.normalization)
+    return f"{report}\nwarning: {doubt}" if doubt else str(report)
 
 
 def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:
@@ -231,13 +268,14 @@ def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callab
     images, labels = tf.clip_by_value(sample["images"], 0.0, 255.0), sample["labels"]
     seed = tf.constant([config.training.seed, 0])
 
-    @tf.function
     def disturb(images, labels):
         network = steps.attacked_network(state.model, branch, config.attack.statistics, seed)
-        return strategy.run(lambda: attack(network, images, labels, seed))
+        return attack(network, images, labels, seed)
+
+    disturb_on_all = tf.function(lambda images, labels: strategy.run(disturb, args=(images, labels)))
 
     def make_pictures():
-        return images, strategy.experimental_local_results(disturb(images, labels))[0]
+        return images, strategy.experimental_local_results(disturb_on_all(images, labels))[0]
 
     return make_pictures
 
@@ -260,29 +298,6 @@ def _check_losses(sums: dict, first_step: int, config: ExperimentConfig) -> None
             f"{config.optimizer.learning_rate_per_256:g}), lengthen `config.optimizer.warmup_epochs`, or compute in float32, "
             "in a --model_dir of its own."
         )
-
-
-@contextlib.contextmanager
-def _readable_errors(config: ExperimentConfig):
-    """Turns what TensorFlow says of bad data, full disks and full memory into our own words."""
-    try:
-        yield
-    except records.DataError:
-        raise
-    except tf.errors.OpError as error:
-        data_error = records.explain_data_error(error)
-        if data_error is not None:
-            raise data_error from None
-        first_line = (error.message or type(error).__name__).strip().splitlines()[0]
-        if isinstance(error, tf.errors.ResourceExhaustedError) and "allocating" in error.message:
-            raise TrainingError(
-                f"memory is short ({first_line}). Lower `config.training.global_batch_size` (now "
-                f"{config.training.global_batch_size}) or raise `config.training.accumulation_steps` (now "
-                f"{config.training.accumulation_steps})."
-            ) from error
-        raise TrainingError(
-            f"{first_line} ({type(error).__name__}). All checkpoints are intact; the same command goes on."
-        ) from error
 
 
 class _StopRequest:

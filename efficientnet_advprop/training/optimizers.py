@@ -9,7 +9,7 @@ for CPU, GPU and XLA. Slots are plain variables made at construction, so that a 
 Every replica updates its own copy with the same summed gradients, which keeps the copies equal without a word between them.
 """
 
-from typing import Sequence
+from typing import Optional, Sequence
 
 import tensorflow as tf
 
@@ -21,17 +21,25 @@ class Optimizer(tf.Module):
 
     Args:
         trained: the variables, in the order in which `apply` gets their gradients.
+        learning_rate_factors: what each one's learning rate is multiplied by; None: one.
     """
 
-    def __init__(self, trained: Sequence[tf.Variable]):
+    def __init__(self, trained: Sequence[tf.Variable], learning_rate_factors: Optional[Sequence[float]] = None):
         super().__init__()
         self.trained = list(trained)
+        self.factors = [1.0] * len(self.trained) if learning_rate_factors is None else list(learning_rate_factors)
+        if len(self.factors) != len(self.trained):
+            raise ValueError(f"`learning_rate_factors` are {len(self.factors)}, but there are {len(self.trained)} variables.")
 
     def _make_slots(self, name: str, initial: float) -> list[tf.Variable]:
         return [
             tf.Variable(tf.fill(variable.shape, initial), trainable=False, name=f"{variable.name.split(':')[0]}/{name}")
             for variable in self.trained
         ]
+
+    def _rates(self, learning_rate: tf.Tensor) -> list[tf.Tensor]:
+        """The learning rate of each variable."""
+        return [learning_rate if factor == 1.0 else learning_rate * factor for factor in self.factors]
 
     def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
         """One update. `gradients`: a dense float32 tensor per trained variable; `learning_rate`: float32 scalar."""
@@ -41,16 +49,21 @@ class Optimizer(tf.Module):
 class RMSProp(Optimizer):
     """s ← decay·s + (1 − decay)·g²; m ← momentum·m + rate·g/√(s + ε); v ← v − m, with s starting at 1 (`tf.train.RMSPropOptimizer`)."""
 
-    def __init__(self, trained, decay: float = 0.9, momentum: float = 0.9, epsilon: float = 1e-3):
-        super().__init__(trained)
+    def __init__(
+        self, trained, decay: float = 0.9, momentum: float = 0.9, epsilon: float = 1e-3, learning_rate_factors=None
+    ):
+        super().__init__(trained, learning_rate_factors)
         self.decay, self.momentum, self.epsilon = decay, momentum, epsilon
         self.mean_squares = self._make_slots("RMSProp", 1.0)
         self.momenta = self._make_slots("RMSProp_1", 0.0)
 
     def apply(self, gradients, learning_rate):
-        for variable, mean_square, momentum, gradient in zip(self.trained, self.mean_squares, self.momenta, gradients):
+        rates = self._rates(learning_rate)
+        for variable, mean_square, momentum, gradient, rate in zip(
+            self.trained, self.mean_squares, self.momenta, gradients, rates
+        ):
             tf.raw_ops.ResourceApplyRMSProp(
-                var=variable.handle, ms=mean_square.handle, mom=momentum.handle, lr=learning_rate, rho=self.decay,
+                var=variable.handle, ms=mean_square.handle, mom=momentum.handle, lr=rate, rho=self.decay,
                 momentum=self.momentum, epsilon=self.epsilon, grad=gradient,
             )  # fmt: skip
 
@@ -58,15 +71,15 @@ class RMSProp(Optimizer):
 class Momentum(Optimizer):
     """m ← momentum·m + g; v ← v − rate·m (`tf.train.MomentumOptimizer`)."""
 
-    def __init__(self, trained, momentum: float = 0.9):
-        super().__init__(trained)
+    def __init__(self, trained, momentum: float = 0.9, learning_rate_factors=None):
+        super().__init__(trained, learning_rate_factors)
         self.momentum = momentum
         self.momenta = self._make_slots("Momentum", 0.0)
 
     def apply(self, gradients, learning_rate):
-        for variable, momentum, gradient in zip(self.trained, self.momenta, gradients):
+        for variable, momentum, gradient, rate in zip(self.trained, self.momenta, gradients, self._rates(learning_rate)):
             tf.raw_ops.ResourceApplyMomentum(
-                var=variable.handle, accum=momentum.handle, lr=learning_rate, grad=gradient, momentum=self.momentum
+                var=variable.handle, accum=momentum.handle, lr=rate, grad=gradient, momentum=self.momentum
             )
 
 
@@ -74,12 +87,18 @@ class SGD(Optimizer):
     """v ← v − rate·g."""
 
     def apply(self, gradients, learning_rate):
-        for variable, gradient in zip(self.trained, gradients):
-            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=learning_rate, delta=gradient)
+        for variable, gradient, rate in zip(self.trained, gradients, self._rates(learning_rate)):
+            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
 
 
 def make_optimizer(
-    name: str, trained: Sequence[tf.Variable], *, decay: float = 0.9, momentum: float = 0.9, epsilon: float = 1e-3
+    name: str,
+    trained: Sequence[tf.Variable],
+    *,
+    decay: float = 0.9,
+    momentum: float = 0.9,
+    epsilon: float = 1e-3,
+    learning_rate_factors: Optional[Sequence[float]] = None,
 ) -> Optimizer:
     """The optimizer called `name`: "rmsprop", "momentum" or "sgd".
 
@@ -87,9 +106,9 @@ def make_optimizer(
         ValueError: there is no such optimizer.
     """
     if name == "rmsprop":
-        return RMSProp(trained, decay, momentum, epsilon)
+        return RMSProp(trained, decay, momentum, epsilon, learning_rate_factors)
     if name == "momentum":
-        return Momentum(trained, momentum)
+        return Momentum(trained, momentum, learning_rate_factors)
     if name == "sgd":
-        return SGD(trained)
+        return SGD(trained, learning_rate_factors)
     raise ValueError(f"`name` is {name!r}, but must be one of {', '.join(map(repr, OPTIMIZERS))}.")

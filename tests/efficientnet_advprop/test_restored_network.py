@@ -42,9 +42,10 @@ def test_kind_chooses_the_normalization_and_can_be_overridden(tmp_path):
         ("/data/noisy_student_efficientnet-b0/model.ckpt", "noisystudent"),
         ("/data/efficientnet-b5-randaug", "randaugment"),
         ("/data/ckptsaug/efficientnet-b0", "autoaugment"),
-        ("/data/advprop/ckpts/efficientnet-b0", "baseline"),  # the innermost folder counts
+        ("/data/advprop/baseline/efficientnet-b0", "baseline"),  # the innermost folder counts
         ("/home/me/efficientnet_advprop/out/efficientnet-b0", None),  # the name of this project says nothing
         ("/data/efficientnet-b0.tar.gz", None),
+        ("/data/ckpts/efficientnet-b0", None),  # official for baseline, but anyone's word for a folder of checkpoints
     ],
 )
 def test_kind_from_a_name(source, kind):

@@ -1,0 +1,94 @@
+"""Going on from trained weights: where they come from, which parts stay as they are, and how fast the others learn.
+
+    freeze(model, "blocks_10")                                    # stem to blocks_10; before the optimizer is made
+    factors = learning_rate_factors(model, layer_decay=0.9, head_factor=10.0)
+    report = initialize(state, "b3-advprop")                      # under no step; averages start at the same weights
+
+Layer-wise learning rates as in Clark et al., ICLR 2020 (ELECTRA) and Bao et al., ICLR 2022 (BEiT): a part's rate is the part's
+above it times a constant.
+"""
+
+from typing import Optional, Sequence
+
+import tensorflow as tf
+
+from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.models.published_checkpoints import KINDS, guess_kind
+from efficientnet_advprop.models.released_checkpoints import CLASSIFIER, LoadReport, load_released_checkpoint, variable_name
+from efficientnet_advprop.training.state import TrainState
+
+NOTHING, BACKBONE = "none", "backbone"
+
+
+def part_names(model: tf.keras.Model) -> list[str]:
+    """The parts of a network from the pixels up: "stem", "blocks_0", …, "head"."""
+    return ["stem", *(block.name for block in model.blocks), "head"]
+
+
+def freeze(model: tf.keras.Model, up_to: str) -> None:
+    """Takes the lower parts of a network out of training: weights, and batch norms' statistics, of all branches.
+
+    Args:
+        model: an `EfficientNet`.
+        up_to: "none"; the last part that stays as it is ("stem", "blocks_3"); or "backbone", all but the classifier.
+
+    Raises:
+        ConfigError: the network has no such part.
+    """
+    parts = [model.stem, *model.blocks]
+    names = [part.name for part in parts]
+    if up_to not in (NOTHING, BACKBONE, *names):
+        raise ConfigError(
+            f"`config.init.freeze` is {up_to!r}, but must be '{NOTHING}', '{BACKBONE}' (all but the classifier) or the last part "
+            f"to stay as it is, from 'stem' to '{names[-1]}'."
+        )
+    if up_to == NOTHING:
+        return
+    frozen = parts + [model.head.convolution, model.head.norm] if up_to == BACKBONE else parts[: names.index(up_to) + 1]
+    for layer in frozen:
+        layer.trainable = False
+
+
+def learning_rate_factors(model: tf.keras.Model, *, layer_decay: float = 1.0, head_factor: float = 1.0) -> list[float]:
+    """What each of the model's trainable variables has its learning rate multiplied by, in their order.
+
+    Args:
+        model: an `EfficientNet`.
+        layer_decay: the part k parts below the head (head, last block, …, stem) has layer_decay^k.
+        head_factor: of the classifier (`head/dense`), on top.
+    """
+    names = part_names(model)
+    depths = {name: len(names) - 1 - index for index, name in enumerate(names)}
+    factors = []
+    for variable in model.trainable_variables:
+        name = variable_name(model, variable)
+        factors.append(layer_decay ** depths[name.split("/")[0]] * (head_factor if name in CLASSIFIER else 1.0))
+    return factors
+
+
+def initialize(state: TrainState, source: str, *, use_ema: bool = True, include_head: bool = True) -> LoadReport:
+    """Starts a run at the weights of a released checkpoint; the averages start there too, auxiliary batch norms at the main
+    ones.
+
+    Args and errors: as `load_released_checkpoint`.
+    """
+    report = load_released_checkpoint(state.model, source, use_ema=use_ema, include_head=include_head)
+    if state.ema is not None:
+        _restart(state.ema.shadows, state.ema.averaged)
+    return report
+
+
+def _restart(shadows: Sequence[tf.Variable], variables: Sequence[tf.Variable]) -> None:
+    for shadow, variable in zip(shadows, variables):
+        shadow.assign(variable)
+
+
+def doubt_normalization(source: str, normalization: str) -> Optional[str]:
+    """What to warn of if the name of a checkpoint says that it wants its pixels normalised in another way; else None."""
+    kind = guess_kind(source)
+    if kind is None or KINDS[kind].normalization == normalization:
+        return None
+    return (
+        f"by its name {source!r} is a checkpoint of kind {kind!r}, trained with pixels normalised as "
+        f"{KINDS[kind].normalization!r}, but `config.model.normalization` is {normalization!r}."
+    )

@@ -2,9 +2,9 @@
 
     python -m efficientnet_advprop.demo --config=configs/digits.py
 
-It trains one small EfficientNet by each method, with the same config, data and seed; scores the averaged weights on clean, corrupted
-and attacked test images; and writes <output_dir>/report.html. Stopped or killed, the same command goes on where it was. What it finds
-is what it shows: nothing is chosen by the test images, the weights are those after the last step.
+It trains one small EfficientNet by each method, with the same config, data and seed; scores the averaged weights on clean,
+corrupted and attacked test images; and writes <output_dir>/report.html. Stopped or killed, the same command goes on where it
+was. What it finds is what it shows: nothing is chosen by the test images, the weights are those after the last step.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import platform
 import time
 
 import tensorflow as tf
-from absl import flags
+from absl import flags, logging
 
 from efficientnet_advprop import door
 from efficientnet_advprop.attacks import PGD
@@ -35,9 +35,10 @@ DESCRIPTIONS = {
     "advprop": "adversarial images through auxiliary batch norms of their own",
     "adversarial": "clean and adversarial images through the same batch norms",
 }
-ATTACK_EPSILONS = (2.0, 4.0, 8.0)  # of the evaluation, pixels of 255
-ATTACK_STEPS = 10
+ATTACK_EPSILONS = (4.0, 8.0, 16.0)  # of the evaluation, pixels of 255
+ATTACK_STEPS, RELATIVE_STEP_SIZE = 10, 0.25  # iterations, and the size of one as a share of ε
 NUM_PICTURES = 6
+SAMPLE = 7  # the test image that stands for all in the pictures of the corruptions
 _PACKAGES = ("tensorflow", "numpy", "scikit-learn", "scipy", "pillow")
 
 
@@ -45,7 +46,10 @@ def main(argv):
     del argv
     config, output_dir, started = door.read_config(_CONFIG), _OUTPUT_DIR.value, time.monotonic()
     if config.data.source != "digits":
-        raise ConfigError(f"`config.data.source` is {config.data.source!r}, but the demo is about 'digits'; use configs/digits.py.")
+        raise ConfigError(
+            f"`config.data.source` is {config.data.source!r}, but the demo is about 'digits'; use configs/digits.py."
+        )
+    logging.set_verbosity(logging.WARNING)  # the data's remarks on each of the many test sets
     configs = {method: _with_method(config, method) for method in NAMES}
     data_dir = os.path.join(output_dir, "data")
     strategy = make_strategy("one_device")
@@ -70,13 +74,12 @@ def _with_method(config: ExperimentConfig, method: str) -> ExperimentConfig:
 
 
 def _evaluate(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: str) -> Results:
-    """Scores of all three, kept in <output_dir>/results.json as they come in; those of the same weights are not measured again."""
+    """Scores of all three, kept in <output_dir>/results.json as they come in; the same weights are not measured twice."""
     config = configs["vanilla"]
-    networks = {
-        method: checkpoints.load_averaged_model(os.path.join(output_dir, method), which="last") for method in configs
-    }
+    networks = {method: checkpoints.load_averaged_model(os.path.join(output_dir, method), which="last") for method in configs}
     attacks = [
-        PGD(epsilon, 2.5 * epsilon / ATTACK_STEPS, ATTACK_STEPS, targeted=False, random_start=1.0) for epsilon in ATTACK_EPSILONS
+        PGD(epsilon, RELATIVE_STEP_SIZE * epsilon, ATTACK_STEPS, targeted=False, random_start=1.0)
+        for epsilon in ATTACK_EPSILONS
     ]
     results = Results(
         about={
@@ -106,7 +109,11 @@ def _evaluate(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: s
     suites.evaluate_suite(
         {method: make_ready(network) for method, network in networks.items()},
         suites.digits_suite(
-            config.data, data_dir, batch_size=config.training.eval_batch_size, num_classes=config.model.num_classes, attacks=attacks
+            config.data,
+            data_dir,
+            batch_size=config.training.eval_batch_size,
+            num_classes=config.model.num_classes,
+            attacks=attacks,
         ),
         results,
         save=lambda: checkpoints.replace_file(path, results.to_json()),
@@ -129,17 +136,16 @@ def _continue(results: Results, path: str) -> Results:
 
 
 def _make_report(configs: dict[str, ExperimentConfig], results: Results, data_dir: str, output_dir: str) -> reports.Report:
-    config, attack = configs["advprop"], configs["advprop"].attack
+    config = configs["advprop"]
     images, _ = digits.load_digits("validation")
     num_train = pipeline.count_examples(config.data, data_dir, "train")
-    network = assembly.make_model(config, aux_branches=0)
-    training, optimizer = config.training, config.optimizer
     return reports.Report(
         title="AdvProp on handwritten digits",
-        introduction=f"Three EfficientNets, alike but for how they were trained, on {num_train} images: on clean images alone, on clean and "
-        "adversarial images through the same batch norms, and by AdvProp, which gives the adversarial images auxiliary batch norms of "
-        "their own and leaves them out afterwards. AdvProp's claim (Xie et al., CVPR 2020) is that this makes adversarial images help on "
-        "clean and on corrupted ones. Here is what one run of it measured.",
+        introduction=f"Three EfficientNets, alike but for how they were trained, on {num_train} images: on clean images alone; "
+        "by AdvProp, which sends adversarial images through auxiliary batch norms of their own, left out afterwards; "
+        "and on clean and adversarial images through the same batch norms. AdvProp’s claim (Xie et al., CVPR 2020) is that "
+        "adversarial images then help on clean and on corrupted ones, and that without the auxiliary batch norms they do harm. "
+        "Here is what one run measured.",
         results=results,
         names=NAMES,
         descriptions=DESCRIPTIONS,
@@ -147,33 +153,40 @@ def _make_report(configs: dict[str, ExperimentConfig], results: Results, data_di
         featured="advprop",
         histories={method: progress.read_metrics(os.path.join(output_dir, method)) for method in configs},
         samples={
-            corruption: [corruptions.corrupt(images[_SAMPLE], corruption, severity, seed=_SAMPLE) for severity in corruptions.SEVERITIES]
+            corruption: [
+                corruptions.corrupt(images[SAMPLE], corruption, severity, seed=SAMPLE) for severity in corruptions.SEVERITIES
+            ]
             for corruption in results.corruptions()
         },
-        pictures=_make_pictures(configs, data_dir, output_dir),
-        picture_note=f"AdvProp’s own attack on test images, through the auxiliary batch norms: {_describe(attack)}.",
-        facts={
-            "data": f"scikit-learn’s handwritten digits (8×8 enlarged to {config.data.image_size}×{config.data.image_size}), {num_train} for "
-            f"training, {digits.NUM_VALIDATION} others for all tests",
-            "network": f"EfficientNet-{config.model.variant.upper()} at width {config.model.width_coefficient:g} and depth "
-            f"{config.model.depth_coefficient:g}, {network.count_params():,} parameters",
-            "training": f"{training.num_epochs:g} epochs in batches of {training.global_batch_size}, {optimizer.name}, weights averaged with "
-            f"decay {optimizer.ema_decay:g}; the same for all three",
-            "training attack": f"{_describe(attack)}, on AdvProp’s auxiliary branch or the other’s only one",
-            "evaluation attack": f"Untargeted PGD through the main batch norms, {ATTACK_STEPS} steps of ε/{ATTACK_STEPS / 2.5:g} from a "
-            "random start.",
-            "corruptions": f"{len(results.corruptions())} of ImageNet-C’s types, made here with its parameters for small images, fixed seeds",
-            "seed": str(training.seed),
-            "weights (SHA-256)": ", ".join(f"{NAMES[method]} {digest[:12]}" for method, digest in results.digests.items()),
-            "versions": ", ".join(f"{package} {version}" for package, version in results.about["versions"].items())
-            + f", Python {platform.python_version()}",
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
-        },
+        pictures=_make_pictures(configs, output_dir),
+        picture_note=f"AdvProp’s own attack on test images, through the auxiliary batch norms: {_describe(config.attack)}.",
+        facts=_list_facts(config, results, num_train),
         configs={method: own_config.to_json() for method, own_config in configs.items()},
     )
 
 
-_SAMPLE = 7  # the test image that stands for all in the corruptions' pictures
+def _list_facts(config: ExperimentConfig, results: Results, num_train: int) -> dict[str, str]:
+    """What one needs to get the same figures, in words."""
+    model, training, size = config.model, config.training, config.data.image_size
+    num_parameters = assembly.make_model(config, aux_branches=0).count_params()
+    versions = {**results.about["versions"], "Python": platform.python_version()}
+    return {
+        "data": f"scikit-learn’s handwritten digits, 8×8 enlarged to {size}×{size}: {num_train} for training, "
+        f"{digits.NUM_VALIDATION} others for all tests",
+        "network": f"EfficientNet-{model.variant.upper()} at width {model.width_coefficient:g} and depth "
+        f"{model.depth_coefficient:g}, {num_parameters:,} parameters",
+        "training": f"{training.num_epochs:g} epochs in batches of {training.global_batch_size}, {config.optimizer.name}, "
+        f"weights averaged with decay {config.optimizer.ema_decay:g}; the same for all three",
+        "training attack": f"{_describe(config.attack)}; on AdvProp’s auxiliary branch, or the only one there is",
+        "evaluation attack": f"Untargeted PGD through the main batch norms, {ATTACK_STEPS} steps of {RELATIVE_STEP_SIZE:g}·ε "
+        "from a random start.",
+        "corruptions": f"{len(results.corruptions())} of ImageNet-C’s types, made here with the parameters for small images "
+        "and fixed seeds",
+        "seed": str(training.seed),
+        "weights (SHA-256)": ", ".join(f"{NAMES[method]} {digest[:12]}" for method, digest in results.digests.items()),
+        "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
+    }
 
 
 def _describe(attack) -> str:
@@ -183,7 +196,7 @@ def _describe(attack) -> str:
     )
 
 
-def _make_pictures(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: str) -> list[reports.Picture]:
+def _make_pictures(configs: dict[str, ExperimentConfig], output_dir: str) -> list[reports.Picture]:
     """Test images of the first classes, what AdvProp's attack makes of them, and what each model says to both."""
     config = configs["advprop"]
     images, labels = digits.load_digits("validation")

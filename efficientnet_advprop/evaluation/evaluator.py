@@ -6,9 +6,8 @@
     white_box = PGD(epsilon=4.0, step_size=1.0, num_steps=10, targeted=False, random_start=1.0)
     Evaluator(logits_fn, attack=white_box)(dataset).top1          # robust accuracy
 
-Any classifier will do: the evaluator sees a function from pixels to logits. Under attack that function must be differentiable,
-    for it
-is itself what is attacked. An evaluator is traced once per shape of batch, so keep it for all sets of that shape.
+Any classifier will do: the evaluator sees a function from pixels to logits. Under attack that function must be differentiable:
+it is itself what is attacked. An evaluator is traced once per shape of batch, so keep it for all sets of that shape.
 """
 
 from typing import Callable, Iterable, Optional
@@ -78,7 +77,9 @@ class Evaluator:
             counts, total_loss = counts + batch_counts, total_loss + tf.cast(batch_loss, tf.float64)
         num_images, num_top1, num_top5 = (int(count) for count in counts)
         if not num_images:
-            raise ValueError("`batches` held no image, so there is no accuracy; is the set empty, or was it read to its end before?")
+            raise ValueError(
+                "`batches` held no image, so there is no accuracy; is the set empty, or read to its end before?"
+            )
         return Score(num_images, num_top1, num_top5, float(total_loss))
 
     def _count_on_all_replicas(self, batch, index):
@@ -86,7 +87,7 @@ class Evaluator:
         return tuple(self._strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None) for sums in (counts, loss))
 
     def _count(self, batch, index):
-        """On one replica: int32 [3], images, top-1 hits, top-5 hits; and the sum of the cross-entropies (under attack, if there is one)."""
+        """On one replica: int32 [3], images, top-1 hits, top-5 hits; and the summed cross-entropy (under attack, if any)."""
         images, labels = tf.cast(batch["images"], tf.float32), batch["labels"]
         is_image = tf.cast(batch["mask"], tf.float32) > 0.0
         logits = self._logits_fn(images)

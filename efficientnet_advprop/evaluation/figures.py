@@ -1,11 +1,12 @@
 """Charts and pictures as text that an HTML page can hold: inline SVG by matplotlib, PNG as data URIs.
 
-    svg = line_chart([1, 2, 3], [Curve("AdvProp", "#0b6bcb", [0.97, 0.95, 0.9])], x_label="severity", y_label="top-1, %", scale=100)
-    uri = png_uri(image)                                          # for <img src="…">
+svg = line_chart([1, 2, 3], [Curve("AdvProp", "#0b6bcb", [0.97, 0.95, 0.9])], x_label="severity", y_label="top-1, %", scale=100)
+uri = png_uri(image)                                          # for <img src="…">
 """
 
 import base64
 import dataclasses
+import html
 import io
 from typing import Optional, Sequence
 
@@ -89,7 +90,9 @@ def line_chart(
             own_x = x if curve.x is None else curve.x
             style = dict(marker="o", markersize=3.2) if markers else {}
             line = "--" if curve.dashed else "-"
-            axes.plot(own_x, np.multiply(curve.values, scale), line, color=curve.color, linewidth=1.8, label=curve.label, **style)
+            axes.plot(
+                own_x, np.multiply(curve.values, scale), line, color=curve.color, linewidth=1.8, label=curve.label, **style
+            )
             if curve.intervals is not None:
                 low, high = np.multiply(curve.intervals, scale).T
                 axes.fill_between(own_x, low, high, color=curve.color, alpha=0.14, linewidth=0)
@@ -102,8 +105,8 @@ def line_chart(
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    labels = ", ".join(curve.label for curve in curves)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{y_label or "chart"} of {labels}" ', 1)
+    label = html.escape(f"{y_label or 'chart'} of {', '.join(curve.label for curve in curves)}")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
 def png_uri(image: np.ndarray) -> str:

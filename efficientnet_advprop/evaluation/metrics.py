@@ -100,8 +100,8 @@ def _check_same_cells(errors: CorruptionErrors, baseline_errors: CorruptionError
     for corruption, values in errors.items():
         if not values or len(values) != len(baseline_errors[corruption]):
             raise ValueError(
-                f"`errors` has {len(values)} severities of {corruption!r} and `baseline_errors` {len(baseline_errors[corruption])}, "
-                "but both need the same, at least one."
+                f"`errors` has {len(values)} severities of {corruption!r} and `baseline_errors` "
+                f"{len(baseline_errors[corruption])}, but both need the same, at least one."
             )
 
 

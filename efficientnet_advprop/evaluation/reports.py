@@ -18,7 +18,7 @@ from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.evaluation.results import CLEAN, Results, attacked
 
 _COLORS = ("#7b8794", "#0b6bcb", "#e07b00", "#7a3fb0", "#0e8a6d")  # told apart by people with any colour vision
-_PERTURBATION_GAIN = 16
+_MAX_PERTURBATION_GAIN = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Report:
 
 
 def compare(score: Score, other: Score) -> str:
-    """"above", "below" or "level with": whether two accuracies differ beyond their 95 % intervals."""
+    """ "above", "below" or "level with": whether two accuracies differ beyond their 95 % intervals."""
     (low, high), (other_low, other_high) = score.interval(), other.interval()
     return "above" if low > other_high else "below" if high < other_low else "level with"
 
@@ -105,17 +105,20 @@ def format_table(report: Report) -> str:
     for epsilon in results.epsilons():
         scores = results.scores[attacked(epsilon)]
         rows.append((f"PGD, ε = {epsilon:g}", [with_interval(scores[model]) for model in report.names]))
-    rows.append(("corrupted, mean", [percent(results.mean_corrupted_accuracy(model)) for model in report.names]))
+    if results.corruptions():
+        rows.append(("corrupted, mean", [percent(results.mean_corrupted_accuracy(model)) for model in report.names]))
     for corruption in results.corruptions():
         accuracies = [percent(results.mean_corrupted_accuracy(model, corruption)) for model in report.names]
         rows.append((f"  {corruption.replace('_', ' ')}", accuracies))
-    errors = [percent(results.mean_corruption_error(model, report.baseline)) for model in report.names]
-    rows.append((f"mCE ({report.names[report.baseline]} = 100)", errors))
+    if results.corruptions():
+        errors = [percent(results.mean_corruption_error(model, report.baseline)) for model in report.names]
+        rows.append((f"mCE ({report.names[report.baseline]} = 100)", errors))
     head = ("top-1 accuracy, %", list(report.names.values()))
     first = max(len(name) for name, _ in (head, *rows))
     widths = [max(len(cells[i]) for _, cells in (head, *rows)) for i in range(len(report.names))]
     lines = [
-        f"{name:{first}s}  " + "  ".join(f"{cell:>{width}s}" for cell, width in zip(cells, widths)) for name, cells in (head, *rows)
+        f"{name:{first}s}  " + "  ".join(f"{cell:>{width}s}" for cell, width in zip(cells, widths))
+        for name, cells in (head, *rows)
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
@@ -140,8 +143,8 @@ def render_html(report: Report) -> str:
         cards=_corruption_cards(report),
         attack_chart=_attack_chart(report),
         training_charts=_training_charts(report),
-        pictures=[_picture(picture) for picture in report.pictures],
-        gain=_PERTURBATION_GAIN,
+        pictures=[_picture(picture, _perturbation_gain(report.pictures)) for picture in report.pictures],
+        gain=_perturbation_gain(report.pictures),
     )
 
 
@@ -173,7 +176,9 @@ def _findings(report: Report) -> list[str]:
 
     def accuracies(test_set):
         scores = results.scores[test_set]
-        parts = [f"{compare(scores[featured], scores[other])} {names[other]} ({percent(scores[other].top1)} %)" for other in others]
+        parts = [
+            f"{compare(scores[featured], scores[other])} {names[other]} ({percent(scores[other].top1)} %)" for other in others
+        ]
         return f"{percent(scores[featured].top1)} %, {' and '.join(parts)}"
 
     sentences = [f"On clean images {names[featured]} is right in {accuracies(CLEAN)}."]
@@ -209,9 +214,7 @@ def _corruption_cards(report: Report) -> list[dict]:
                 svg=figures.line_chart(severities, curves, size=(2.9, 1.6)),
                 images=[figures.png_uri(image) for image in report.samples.get(corruption, ())],
                 means={model: report.results.mean_corrupted_accuracy(model, corruption) for model in report.names},
-                errors={
-                    model: report.results.corruption_errors(model, report.baseline)[corruption] for model in report.names
-                },
+                errors={model: report.results.corruption_errors(model, report.baseline)[corruption] for model in report.names},
             )
         )
     return cards
@@ -223,11 +226,11 @@ def _attack_chart(report: Report) -> str:
     curves = []
     for model, color in report.colors.items():
         scores = [results.scores[test_set][model] for test_set in test_sets]
-        curves.append(
-            figures.Curve(report.names[model], color, [s.top1 for s in scores], [s.interval() for s in scores])
-        )
+        curves.append(figures.Curve(report.names[model], color, [s.top1 for s in scores], [s.interval() for s in scores]))
     size = (5.6, 2.6)
-    return figures.line_chart([0, *results.epsilons()], curves, x_label="ε, pixels of 255", y_label="top-1 accuracy, %", size=size)
+    return figures.line_chart(
+        [0, *results.epsilons()], curves, x_label="ε, pixels of 255", y_label="top-1 accuracy, %", size=size
+    )
 
 
 def _training_charts(report: Report) -> list[dict]:
@@ -239,7 +242,9 @@ def _training_charts(report: Report) -> list[dict]:
         for model, color in report.colors.items():
             x, values = series(model, name)
             if values:
-                yield figures.Curve(f"{report.names[model]}{', adversarial' if dashed else ''}", color, values, x=x, dashed=dashed)
+                yield figures.Curve(
+                    f"{report.names[model]}{', adversarial' if dashed else ''}", color, values, x=x, dashed=dashed
+                )
 
     losses = [*curves("clean_loss"), *curves("adversarial_loss", dashed=True)]
     plain = dict(x_label="epoch", markers=False)
@@ -257,15 +262,27 @@ def _training_charts(report: Report) -> list[dict]:
     ]
 
 
-def _picture(picture: Picture) -> dict:
+def _perturbation(picture: Picture) -> np.ndarray:
+    return np.asarray(picture.adversarial_image, np.float32) - np.asarray(picture.image, np.float32)
+
+
+def _perturbation_gain(pictures: Sequence[Picture]) -> int:
+    """16, or the largest power of two below at which no perturbation, drawn around mid-gray, leaves the range of pixels."""
+    largest = max((float(np.abs(_perturbation(picture)).max()) for picture in pictures), default=0.0)
+    gain = _MAX_PERTURBATION_GAIN
+    while gain > 1 and gain * largest > 128.0:
+        gain //= 2
+    return gain
+
+
+def _picture(picture: Picture, gain: int) -> dict:
     def as_bytes(pixels):
         return figures.png_uri(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
 
-    perturbation = np.asarray(picture.adversarial_image, np.float32) - np.asarray(picture.image, np.float32)
     return dict(
         label=picture.label,
         answers=picture.answers,
         clean=as_bytes(picture.image),
-        perturbation=as_bytes(127.5 + _PERTURBATION_GAIN * perturbation),
+        perturbation=as_bytes(127.5 + gain * _perturbation(picture)),
         adversarial=as_bytes(picture.adversarial_image),
     )

@@ -60,7 +60,9 @@ class Results:
         return list(self.digests)
 
     def to_json(self) -> str:
-        scores = {name: {m: dataclasses.asdict(score) for m, score in by_model.items()} for name, by_model in self.scores.items()}
+        scores = {
+            name: {m: dataclasses.asdict(score) for m, score in by_model.items()} for name, by_model in self.scores.items()
+        }
         return json.dumps({"about": self.about, "digests": self.digests, "scores": scores}, indent=1) + "\n"
 
     @classmethod
@@ -78,7 +80,7 @@ class Results:
             raise ValueError(f"`text` holds no results ({error}); they are written by `Results.to_json`.") from error
 
     def is_same_measurement(self, other: "Results") -> bool:
-        """Whether the scores of both are of the same weights under the same conditions, so that one may go on where the other ended."""
+        """Whether both score the same weights under the same conditions, so that one may go on where the other ended."""
         return (self.about, self.digests) == (other.about, other.digests)
 
     def corruptions(self) -> list[str]:
@@ -92,7 +94,9 @@ class Results:
 
     def severities(self, corruption: str, model: str) -> list[Score]:
         """The scores under a corruption, the mildest first."""
-        sets = sorted((name for name in self.scores if name.startswith(f"{corruption}/")), key=lambda name: int(name.split("/")[1]))
+        sets = sorted(
+            (name for name in self.scores if name.startswith(f"{corruption}/")), key=lambda name: int(name.split("/")[1])
+        )
         return [self.scores[name][model] for name in sets]
 
     def errors(self, model: str) -> dict[str, list[float]]:

@@ -1,7 +1,7 @@
 """Test sets by name, and the loop that scores models on them and can be stopped anywhere.
 
-    suite = digits_suite(config.data, data_dir, batch_size=250, num_classes=10, attacks=[PGD(...)])
-    evaluate_suite({"vanilla": lambda: logits_fn}, suite, results, save=lambda: ...)
+suite = digits_suite(config.data, data_dir, batch_size=250, num_classes=10, attacks=[PGD(...)])
+evaluate_suite({"vanilla": lambda: logits_fn}, suite, results, save=lambda: ...)
 """
 
 import concurrent.futures
@@ -84,8 +84,8 @@ def evaluate_suite(
     Each set is read once, for all models.
 
     Args:
-        models: name → what makes the model ready and returns its `logits_fn`. Models of one architecture may take turns in one network
-            and return the same function, which is then traced once for all of them.
+        models: name → what makes the model ready and returns its `logits_fn`. Models of one architecture may take turns in one
+            network and return the same function, which is then traced once for all of them.
         suite: in this order.
         results: grows; what it holds already is left alone.
         save: called now and then, and at the end, to keep `results`.

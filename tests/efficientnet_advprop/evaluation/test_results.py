@@ -22,7 +22,9 @@ def test_json_round_trip():
     assert Results.from_json(results.to_json()) == results
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"scores": {}}', '{"about": {}, "digests": {}, "scores": {"clean": {"a": {"num": 1}}}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"scores": {}}', '{"about": {}, "digests": {}, "scores": {"clean": {"a": {"num": 1}}}}']
+)
 def test_other_text_is_refused(text):
     with pytest.raises(ValueError, match="no results"):
         Results.from_json(text)

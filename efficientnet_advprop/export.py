@@ -1,0 +1,63 @@
+"""Writes a trained network for use without this code: SavedModel (TensorFlow Serving), TFLite, ONNX or Keras.
+
+    python -m efficientnet_advprop.export --checkpoint=b3-advprop --export_dir=served/b3 --labels_map_file=labels_map.txt
+    python -m efficientnet_advprop.export --model_dir=runs/b3 --export_dir=served/b3 --format=tflite
+    python -m efficientnet_advprop.export --checkpoint=b3-advprop --export_dir=served/b3 --format=tflite \
+        --quantization=full_integer --calibration_dir=photos/
+    python -m efficientnet_advprop.export --checkpoint=b3-advprop --export_dir=served/b3 --format=onnx --onnx_python=…/python
+
+Averaged weights, main batch norms only, folded into the convolutions. Each call makes the next version, <export_dir>/1, /2, …,
+after a fresh process has loaded it and agreed with the network; otherwise nothing is left. docs/serving.md says how to go on.
+"""
+
+import sys
+
+from absl import flags
+
+from efficientnet_advprop import door, network_flags
+from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.evaluation.predictions import PredictionError, read_class_names
+from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.serving.export_directory import ExportError
+from efficientnet_advprop.serving.exporting import FORMATS, ExportOptions, export
+from efficientnet_advprop.serving.tflite import QUANTIZATIONS
+from efficientnet_advprop.training.checkpoints import CheckpointError as RunCheckpointError
+
+_NETWORK = network_flags.define()
+_EXPORT_DIR = flags.DEFINE_string("export_dir", None, "folder for the versions, local or gs://; made if it does not exist")
+_FORMAT = flags.DEFINE_enum("format", "saved_model", FORMATS, "what to write")
+_QUANTIZATION = flags.DEFINE_enum("quantization", "none", QUANTIZATIONS, "of --format=tflite")
+_LABELS_MAP_FILE = flags.DEFINE_string(
+    "labels_map_file", None, 'class names to answer with: JSON {"0": "tench, Tinca tinca", …}; SavedModel only'
+)
+_NUM_TOP = flags.DEFINE_integer("num_top", 5, "how many classes serving_default answers with", lower_bound=1)
+_CALIBRATION_DIR = flags.DEFINE_string(
+    "calibration_dir",
+    None,
+    "folder of images, or with one sub-folder per class, for full-integer ranges and for the check; default of the check: "
+    "two photographs",
+)
+_ONNX_PYTHON = flags.DEFINE_string("onnx_python", sys.executable, "python of an environment with tf2onnx and onnxruntime")
+
+
+def main(argv):
+    del argv
+    if not _EXPORT_DIR.value:
+        raise ConfigError("`--export_dir` is missing; give a folder for the versions.")
+    network = _NETWORK.restore()
+    num_classes = network.model.num_classes
+    options = ExportOptions(
+        format=_FORMAT.value,
+        quantization=_QUANTIZATION.value,
+        class_names=read_class_names(_LABELS_MAP_FILE.value, num_classes) if _LABELS_MAP_FILE.value else None,
+        num_top=_NUM_TOP.value,
+        calibration_dir=_CALIBRATION_DIR.value,
+        onnx_python=_ONNX_PYTHON.value,
+    )
+    print(network.description, flush=True)
+    print(export(network, _EXPORT_DIR.value, options), flush=True)
+
+
+if __name__ == "__main__":
+    door.run(main, usage_errors=(PredictionError,), run_errors=(CheckpointError, DataError, ExportError, RunCheckpointError))

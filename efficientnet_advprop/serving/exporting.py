@@ -1,0 +1,178 @@
+"""One export: fold, write, check in a fresh process, move into place.
+
+print(export(network, export_dir="served/b3", options=ExportOptions()))
+"""
+
+import dataclasses
+import hashlib
+import os
+import sys
+from typing import Any, Optional, Sequence
+
+import tensorflow as tf
+
+from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.data import preprocessing
+from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.restored_network import RestoredNetwork
+from efficientnet_advprop.serving import onnx_conversion, tflite, verification
+from efficientnet_advprop.serving.export_directory import ExportError, new_version
+from efficientnet_advprop.serving.network import InferenceNetwork
+from efficientnet_advprop.serving.saved_model import METADATA, write_metadata, write_saved_model
+from efficientnet_advprop.serving.signatures import ServedNetwork
+
+FORMATS = ("saved_model", "tflite", "onnx", "keras")
+_FILE_NAMES = {"tflite": "model.tflite", "onnx": "model.onnx", "keras": "model.keras"}
+_WEIGHTS_FILE = "model.weights.h5"  # beside model.keras
+_MAX_CALIBRATION_IMAGES = 500
+_MAX_PROTO_BYTES = 2**31 - 1  # a SavedModel's graph and an ONNX file are one protocol buffer each
+# Rounding weights to 11 bits moves probabilities by more than float32's noise; beyond this, something is wrong.
+_FLOAT16_TOLERANCE = 2e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """What is written, and what it is checked with."""
+
+    format: str = "saved_model"  # one of FORMATS
+    quantization: str = "none"  # of TFLite: one of tflite.QUANTIZATIONS
+    class_names: Optional[Sequence[str]] = None  # for the labels of `serving_default`
+    num_top: int = 5  # classes that `serving_default` names
+    calibration_dir: Optional[str] = None  # images for full-integer ranges and for the check; None: two photographs
+    onnx_python: str = sys.executable  # interpreter with tf2onnx and onnxruntime
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What was written."""
+
+    path: str  # of the new version
+    num_bytes: int
+    agreement: verification.Agreement
+
+    def __str__(self):
+        return f"{self.path}: {self.num_bytes / 1e6:.1f} MB\n  checked in a fresh process: {self.agreement}"
+
+
+def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) -> Export:
+    """Writes the next version of a network into `export_dir`.
+
+    Args:
+        network: without auxiliary branches.
+        export_dir: local or remote; `<export_dir>/<next version>/` is made.
+        options: see there.
+
+    Raises:
+        ConfigError: options that do not go together.
+        ExportError: it cannot be written or converted, or did not pass its check. No version is left behind.
+        DataError, PredictionError: the calibration images are not there.
+    """
+    _check_options(options)
+    model = _in_float32(network.model)
+    folded = InferenceNetwork(model, network.image_size)
+    num_bytes = 4 * folded.num_weights
+    if num_bytes >= _MAX_PROTO_BYTES and options.format in ("saved_model", "onnx"):
+        raise ExportError(
+            f"the network has {num_bytes / 1e9:.1f} GB of weights, more than this format's 2 GB; use --format=keras."
+        )
+    if options.format == "onnx":
+        onnx_conversion.check_environment(options.onnx_python)  # at once, not after a minute's work
+    if options.calibration_dir:
+        examples = verification.read_examples(
+            options.calibration_dir, network.image_size, network.crop, model.num_classes, _MAX_CALIBRATION_IMAGES
+        )
+    else:
+        examples = verification.default_examples(network.image_size, network.crop)
+    metadata = describe(network, folded, options)
+    with new_version(export_dir, int(2.2 * num_bytes) if options.format == "keras" else int(1.1 * num_bytes)) as version:
+        if options.format == "saved_model":
+            served = ServedNetwork(folded, network.crop, options.class_names, options.num_top)
+            write_saved_model(served, version.staging, metadata, min(examples.files, key=len))
+            checked, metadata_path = version.staging, os.path.join(version.staging, "assets", METADATA)
+        else:
+            checked = os.path.join(version.staging, _FILE_NAMES[options.format])
+            metadata_path = os.path.join(version.staging, METADATA)
+            _write_file(model, folded, options, examples, checked)
+        agreement = _verify(model, options, checked, examples)
+        metadata["self_check"] = dataclasses.asdict(agreement)
+        write_metadata(metadata_path, metadata)
+        written = [os.path.join(folder, name) for folder, _, names in os.walk(version.staging) for name in names]
+        num_bytes = sum(map(os.path.getsize, written))
+    return Export(version.path, num_bytes, agreement)
+
+
+def describe(network: RestoredNetwork, folded: InferenceNetwork, options: ExportOptions) -> dict[str, Any]:
+    """What a user of the export may want to know about it, as JSON types."""
+    settings = network.model.get_config()
+    kept = ("variant", "num_classes", "width_coefficient", "depth_coefficient", "batch_norm_epsilon")
+    fraction = None if network.crop == "none" else preprocessing.crop_fraction(network.image_size, network.crop)
+    return {
+        "model": {**{name: settings[name] for name in kept}, "num_weights": folded.num_weights},
+        "input": {
+            "image_size": network.image_size,
+            "crop": network.crop,
+            "crop_fraction": fraction,
+            "resize": "bicubic",
+            "pixels": "RGB, 0 to 255; normalized inside",
+            "normalization": settings["normalization"],
+        },
+        "source": {
+            "name": network.name,
+            "description": network.description.splitlines(),
+            "weights_sha256": weights_digest(network.model),
+            "published_top1_percent": network.published.top1 if network.published else None,
+        },
+        "format": options.format,
+        "quantization": options.quantization,
+        "tensorflow": tf.__version__,
+    }
+
+
+def weights_digest(model: tf.keras.Model) -> str:
+    """SHA-256 over every variable's name, shape and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for variable in sorted(model.variables, key=lambda variable: variable.name):
+        digest.update(f"{variable.name} {variable.shape.as_list()} ".encode())
+        digest.update(variable.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_options(options: ExportOptions) -> None:
+    if options.quantization != "none" and options.format != "tflite":
+        raise ConfigError(f"`--quantization` is {options.quantization!r}, which goes with --format=tflite only.")
+    if options.class_names is not None and options.format != "saved_model":
+        raise ConfigError("`--labels_map_file` goes with --format=saved_model only: other formats have no text inside.")
+    if options.quantization == "full_integer" and not options.calibration_dir:
+        raise ConfigError(
+            "`--quantization` is 'full_integer', whose ranges are measured: give some hundred images by --calibration_dir."
+        )
+
+
+def _in_float32(model: EfficientNet) -> EfficientNet:
+    if model.activation_dtype == "float32" and not model.aux_branches:
+        return model
+    plain = EfficientNet.from_config({**model.get_config(), "compute_dtype": "float32", "aux_branches": 0})
+    values = {variable.name: variable for variable in model.variables}
+    for variable in plain.variables:
+        variable.assign(values[variable.name])
+    return plain
+
+
+def _write_file(model, folded: InferenceNetwork, options: ExportOptions, examples: verification.Examples, path: str) -> None:
+    if options.format == "tflite":
+        contents = tflite.convert(folded, options.quantization, examples.images)
+        with open(path, "wb") as file:
+            file.write(contents)
+    elif options.format == "onnx":
+        onnx_conversion.convert(folded, path, options.onnx_python)
+    else:
+        model.save(path)
+        model.save_weights(os.path.join(os.path.dirname(path), _WEIGHTS_FILE))
+
+
+def _verify(model, options: ExportOptions, path: str, examples: verification.Examples) -> verification.Agreement:
+    tolerance = verification.FLOAT32_TOLERANCE
+    if options.quantization != "none":
+        tolerance = _FLOAT16_TOLERANCE if options.quantization == "float16" else None
+    python = options.onnx_python if options.format == "onnx" else sys.executable
+    return verification.verify(model, options.format, path, examples, tolerance, python)

@@ -1,0 +1,57 @@
+"""The SavedModel: signatures, metadata as an asset, and requests that warm a server up before it says it is ready."""
+
+import json
+import os
+import tempfile
+from typing import Any
+
+import tensorflow as tf
+from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+
+from efficientnet_advprop.serving.signatures import ServedNetwork
+
+METADATA = "metadata.json"
+WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")  # where TensorFlow Serving looks for them
+
+
+def write_saved_model(served: ServedNetwork, directory: str, metadata: dict[str, Any], image_file: bytes) -> None:
+    """Writes the SavedModel, `assets/metadata.json` and the warm-up requests.
+
+    Args:
+        served: what to save.
+        directory: to write into.
+        metadata: what can be told before the check; see `write_metadata`.
+        image_file: an encoded image, for the warm-up.
+    """
+    signatures = served.signatures()
+    with tempfile.TemporaryDirectory() as folder:
+        write_metadata(os.path.join(folder, METADATA), metadata)
+        served.metadata = tf.saved_model.Asset(os.path.join(folder, METADATA))
+        tf.saved_model.save(served, directory, signatures)
+    os.makedirs(os.path.join(directory, os.path.dirname(WARMUP_FILE)), exist_ok=True)
+    with tf.io.TFRecordWriter(os.path.join(directory, WARMUP_FILE)) as writer:
+        for request in warmup_requests(signatures, image_file):
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            writer.write(log.SerializeToString())
+
+
+def write_metadata(path: str, metadata: dict[str, Any]) -> None:
+    """Writes metadata as JSON, for people and programs."""
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(metadata, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def warmup_requests(signatures, image_file: bytes) -> list[predict_pb2.PredictRequest]:
+    """One request per signature: a photograph, or gray pixels."""
+    requests = []
+    for name, function in signatures.items():
+        (spec,) = function.structured_input_signature[0] or function.structured_input_signature[1].values()
+        if spec.dtype == tf.string:
+            tensor = tf.make_tensor_proto([image_file])
+        else:
+            tensor = tf.make_tensor_proto(128, spec.dtype, [1, *spec.shape[1:]])  # one number for all: a few bytes
+        request = predict_pb2.PredictRequest(model_spec=model_pb2.ModelSpec(signature_name=name))
+        request.inputs[spec.name].CopyFrom(tensor)
+        requests.append(request)
+    return requests

@@ -1,0 +1,165 @@
+"""Does an export say what the model says? Asked on photographs, of the export in a fresh process.
+
+examples = default_examples(image_size=224, crop="released")
+agreement = verify(model, "saved_model", path, examples, tolerance=1e-5)
+"""
+
+import dataclasses
+import importlib.resources
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Optional, Sequence, Union
+
+import numpy as np
+import tensorflow as tf
+
+from efficientnet_advprop.data import preprocessing
+from efficientnet_advprop.data.image_folders import ImageFolder
+from efficientnet_advprop.evaluation.predictions import find_images
+from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.serving import self_check
+from efficientnet_advprop.serving.export_directory import ExportError
+
+FLOAT32_TOLERANCE = 1e-5  # of a probability
+_BATCH_SIZE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Images to compare on or to calibrate with."""
+
+    files: Sequence[bytes]  # as encoded
+    images: np.ndarray  # float32 [n, size, size, 3], pre-processed
+    labels: Optional[Sequence[int]] = None  # None: not known
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How close an export's answers are to the model's."""
+
+    num_images: int
+    num_same_top1: int
+    max_probability_difference: float
+    model_accuracy: Optional[float] = None  # in [0, 1]; None: the images have no labels
+    export_accuracy: Optional[float] = None
+
+    def __str__(self):
+        text = f"same top-1 on {self.num_same_top1} of {self.num_images} images, |Δp| ≤ {self.max_probability_difference:.2g}"
+        if self.model_accuracy is None:
+            return text
+        lost = 100 * (self.model_accuracy - self.export_accuracy)
+        accuracies = f"{100 * self.export_accuracy:.2f} % against the model's {100 * self.model_accuracy:.2f} %"
+        return f"{text}; accuracy {accuracies} ({lost:.2f} points lost)"
+
+
+def default_examples(image_size: int, crop: Union[str, float]) -> Examples:
+    """Two photographs that scikit-learn ships, and the quarters of each."""
+    files = []
+    for name in ("china.jpg", "flower.jpg"):
+        file = importlib.resources.files("sklearn.datasets.images").joinpath(name).read_bytes()
+        photograph = tf.io.decode_jpeg(file)
+        height, width = photograph.shape[0] // 2, photograph.shape[1] // 2
+        quarters = [photograph[y : y + height, x : x + width] for y in (0, height) for x in (0, width)]
+        files += [file] + [tf.io.encode_jpeg(quarter, quality=95).numpy() for quarter in quarters]
+    return _examples(files, image_size, crop)
+
+
+def read_examples(directory: str, image_size: int, crop: Union[str, float], num_classes: int, max_images: int) -> Examples:
+    """Images of a folder: with labels if it has one sub-folder per class (see `ImageFolder`), evenly drawn; else without.
+
+    Raises:
+        DataError, PredictionError: there are no images.
+        ExportError: one of them cannot be decoded.
+    """
+    if not tf.io.gfile.isdir(directory):
+        raise ExportError(f"`--calibration_dir` is {directory!r}, but there is no such folder.")
+    names = tf.io.gfile.listdir(directory)
+    if any(tf.io.gfile.isdir(os.path.join(directory, name)) for name in names):
+        folder = ImageFolder(directory, num_classes)
+        paths, labels = folder.paths, folder.labels
+    else:
+        paths, labels = find_images([directory]), None
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(max_images, len(paths))).astype(int))
+    files = []
+    for index in chosen:
+        with tf.io.gfile.GFile(paths[index], "rb") as file:
+            files.append(file.read())
+    try:
+        return _examples(files, image_size, crop, None if labels is None else [labels[index] for index in chosen])
+    except tf.errors.InvalidArgumentError as error:
+        raise ExportError(f"a file in {directory!r} cannot be decoded: {error.message.splitlines()[0]}") from error
+
+
+def _examples(files, image_size, crop, labels=None) -> Examples:
+    prepare = tf.function(lambda file: preprocessing.preprocess_for_eval(file, image_size, crop))
+    return Examples(files, np.stack([prepare(tf.constant(file)).numpy() for file in files]), labels)
+
+
+def verify(
+    model: EfficientNet, kind: str, path: str, examples: Examples, tolerance: Optional[float], python: str = sys.executable
+) -> Agreement:
+    """Compares an export with its model.
+
+    Args:
+        model: with float32 activations.
+        kind: see `self_check`.
+        path: of the export.
+        examples: to compare on.
+        tolerance: largest difference of a probability, with the same top-1 class everywhere (a tie within the tolerance counts
+            as the same); None: nothing is too much, it is only measured.
+        python: interpreter with the format's runtime.
+
+    Raises:
+        ExportError: the export cannot be loaded, or it differs by more than `tolerance`.
+    """
+    expected = _probabilities(model, examples.images)
+    answers = _run(kind, path, examples, python)
+    probabilities = answers["probabilities"]
+    top1, expected_top1 = probabilities.argmax(-1), expected.argmax(-1)
+    rows = np.arange(len(expected))
+    accuracies = {}
+    if examples.labels is not None:
+        accuracies["model_accuracy"] = float(np.mean(expected_top1 == examples.labels))
+        accuracies["export_accuracy"] = float(np.mean(top1 == examples.labels))
+    slack = 2 * (tolerance or 0.0)
+    same = (top1 == expected_top1) | (expected[rows, top1] >= expected.max(-1) - slack)
+    difference = float(np.max(np.abs(probabilities - expected)))
+    if "classes" in answers:
+        of_classes = np.take_along_axis(expected, answers["classes"], axis=-1)
+        difference = max(difference, float(np.max(np.abs(answers["top_probabilities"] - of_classes))))
+        difference = max(difference, float(answers["uint8_difference"]))
+        same &= expected[rows, answers["classes"][:, 0]] >= expected.max(-1) - slack
+        same &= expected[rows, answers["batch_classes"][:, 0]] >= expected.max(-1) - slack
+        problems = [error for error in answers["error"] if error]
+        if problems:
+            raise ExportError(f"the export did not pass its check: it refused a good image as {problems[0]!r}.")
+    agreement = Agreement(len(expected), int(np.sum(same)), difference, **accuracies)
+    if tolerance is not None and (not same.all() or not difference <= tolerance):
+        raise ExportError(
+            f"the export did not pass its check, which allows |Δp| ≤ {tolerance:g}: {agreement}. Nothing was left behind."
+        )
+    return agreement
+
+
+def _probabilities(model, images) -> np.ndarray:
+    classify = tf.function(lambda batch: tf.nn.softmax(model(batch, training=False)))
+    batches = [images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE)]
+    return np.concatenate([classify(tf.constant(batch)).numpy() for batch in batches])
+
+
+def _run(kind: str, path: str, examples: Examples, python: str) -> dict[str, np.ndarray]:
+    with tempfile.TemporaryDirectory() as folder:
+        files = {f"file_{index}": np.frombuffer(file, np.uint8) for index, file in enumerate(examples.files)}
+        np.savez(os.path.join(folder, "examples.npz"), images=examples.images, **files)
+        isolated = [] if kind == "keras" else ["-I"]  # neither this folder nor PYTHONPATH is importable
+        command = [python, *isolated, self_check.__file__, kind, path]
+        command += [os.path.join(folder, name) for name in ("examples.npz", "answers.npz")]
+        environment = {**os.environ, "PYTHONPATH": os.path.dirname(importlib.resources.files("efficientnet_advprop"))}
+        finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+        if finished.returncode != 0:
+            last_lines = " | ".join(finished.stderr.strip().splitlines()[-3:])
+            raise ExportError(f"the export did not pass its check: a fresh process cannot use it ({last_lines}).")
+        with np.load(os.path.join(folder, "answers.npz")) as answers:
+            return dict(answers)

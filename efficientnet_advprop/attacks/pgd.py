@@ -11,8 +11,9 @@ FGSM is one step of size ε; I-FGSM has no random start; GD has no projection.
 import dataclasses
 from typing import Callable, Optional
 
-import numpy as np
 import tensorflow as tf
+
+from tpu_utils import randomness
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 
@@ -28,7 +29,7 @@ def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> t
     Returns:
         Labels of the same shape and dtype; none of them equals the true one.
     """
-    offsets = tf.random.stateless_uniform(tf.shape(labels), seed, minval=1, maxval=num_classes, dtype=tf.int32)
+    offsets = randomness.integers(tf.shape(labels), seed, 1, num_classes)
     return tf.math.floormod(labels + tf.cast(offsets, labels.dtype), num_classes)
 
 
@@ -89,9 +90,7 @@ class PGD:
         Returns:
             float32 images of the same shape, within `epsilon` of the clean ones (unless `project` is False) and in [0, 255].
         """
-        if seed is None:
-            seed = tf.random.uniform([2], maxval=np.iinfo(np.int32).max, dtype=tf.int32)
-        target_seed, noise_seed, start_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
+        target_seed, noise_seed, start_seed = randomness.split(randomness.seed_or_fresh(seed), 3)
         images = tf.cast(images, tf.float32)
         lower, upper = tf.zeros_like(images), tf.fill(tf.shape(images), 255.0)
         if self.project:
@@ -101,8 +100,8 @@ class PGD:
 
         start = images
         if self.random_start > 0.0:
-            noise = tf.random.stateless_uniform(tf.shape(images), noise_seed, -self.epsilon, self.epsilon)
-            noisy = tf.random.stateless_uniform([], start_seed) < self.random_start
+            noise = randomness.uniform(tf.shape(images), noise_seed, -self.epsilon, self.epsilon)
+            noisy = randomness.uniform([], start_seed) < self.random_start
             start = tf.clip_by_value(images + noise * tf.cast(noisy, tf.float32), lower, upper)
 
         def advance(index, adversarial_images):

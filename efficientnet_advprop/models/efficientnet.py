@@ -10,12 +10,12 @@ Architecture: Tan & Le, ICML 2019, and the official `efficientnet_model`; variab
 
 from typing import Optional
 
-import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.models import scaling
 from efficientnet_advprop.models.layers import Head, MBConvBlock, Stem
 from efficientnet_advprop.models.normalization import MAIN, branch_index
+from tpu_utils import randomness
 
 # Pixels x in [0, 255] become (x − mean) / deviation. AdvProp's checkpoints want [−1, 1], all others ImageNet's mean and deviation.
 NORMALIZATIONS = {
@@ -148,8 +148,8 @@ class EfficientNet(tf.keras.Model):
         if images.shape.rank != 4 or images.shape[-1] != 3:
             raise ValueError(f"`images` have shape {images.shape}, but must be [batch, height, width, 3], pixels in [0, 255].")
         branch_index(branch, self.aux_branches)
-        if training and seed is None:
-            seed = tf.random.uniform([2], maxval=np.iinfo(np.int32).max, dtype=tf.int32)
+        if training:
+            seed = randomness.seed_or_fresh(seed)
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
         mean, deviation = NORMALIZATIONS[self.normalization]
         x = (tf.cast(images, tf.float32) - tf.constant(mean)) / tf.constant(deviation)
@@ -158,13 +158,13 @@ class EfficientNet(tf.keras.Model):
         endpoints = {"stem": x}
         reduction = 0
         for index, block in enumerate(self.blocks):
-            own_seed = tf.random.experimental.stateless_fold_in(seed, index) if training else None
+            own_seed = randomness.fold_in(seed, index) if training else None
             x = block(x, seed=own_seed, **mode)
             if index + 1 == len(self.blocks) or self.blocks[index + 1].block.strides > 1:
                 reduction += 1
                 endpoints[f"reduction_{reduction}"] = x
         endpoints["features"] = x
-        own_seed = tf.random.experimental.stateless_fold_in(seed, len(self.blocks)) if training else None
+        own_seed = randomness.fold_in(seed, len(self.blocks)) if training else None
         logits, endpoints["pooled_features"], endpoints["head_1x1"] = self.head(x, seed=own_seed, **mode)
         return logits, endpoints
 

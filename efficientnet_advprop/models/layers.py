@@ -13,6 +13,7 @@ import tensorflow as tf
 from efficientnet_advprop.models import activations
 from efficientnet_advprop.models.normalization import MAIN, DualBatchNormalization
 from efficientnet_advprop.models.scaling import Block
+from tpu_utils import randomness
 
 
 def kernel_initializer() -> tf.keras.initializers.Initializer:
@@ -131,7 +132,7 @@ def drop_residual(inputs: tf.Tensor, survival_prob: float, seed: tf.Tensor) -> t
         survival_prob: in (0, 1].
         seed: int32 [2], of stateless random numbers.
     """
-    noise = tf.random.stateless_uniform([tf.shape(inputs)[0], 1, 1, 1], seed)
+    noise = randomness.uniform([tf.shape(inputs)[0], 1, 1, 1], seed)
     factors = tf.floor(survival_prob + noise) / survival_prob
     return inputs * tf.cast(factors, inputs.dtype)
 
@@ -226,5 +227,5 @@ class Head(tf.keras.layers.Layer):
         pooled = tf.cast(activations.spatial_mean(x), tf.float32)
         dropped = pooled
         if training and self.dropout_rate > 0.0:
-            dropped = tf.nn.experimental.stateless_dropout(pooled, self.dropout_rate, seed)
+            dropped = randomness.dropout(pooled, self.dropout_rate, seed)
         return self.classifier(dropped), pooled, x

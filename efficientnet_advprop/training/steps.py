@@ -15,7 +15,7 @@ from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.training import losses
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState
-from tpu_utils import reduction
+from tpu_utils import randomness, reduction
 
 METHODS = ("vanilla", "advprop", "adversarial")
 STATISTICS = ("running", "batch")
@@ -83,7 +83,7 @@ def _advprop(run: _Passes, attack: PGD, statistics: str) -> GradientFn:
     """
 
     def gradients_of(images, labels, seed):
-        clean_seed, attack_seed, adversarial_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
+        clean_seed, attack_seed, adversarial_seed = randomness.split(seed, 3)
         clean_gradients, clean_loss, clean_hits = run(images, labels, "main", clean_seed)
         network = attacked_network(run.model, "aux", statistics, attack_seed)
         adversarial_images = attack(network, images, labels, attack_seed)
@@ -101,7 +101,7 @@ def _adversarial(run: _Passes, attack: PGD, statistics: str) -> GradientFn:
     """The paper's control: clean and adversarial images in one batch, through the same (main) batch norms."""
 
     def gradients_of(images, labels, seed):
-        attack_seed, pass_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+        attack_seed, pass_seed = randomness.split(seed, 2)
         network = attacked_network(run.model, "main", statistics, attack_seed)
         adversarial_images = attack(network, images, labels, attack_seed)
         both = tf.concat([tf.cast(images, tf.float32), adversarial_images], 0)
@@ -124,7 +124,7 @@ def _accumulated(gradients_of: GradientFn, accumulation_steps: int) -> GradientF
         def part(index):
             span = slice(index * size, (index + 1) * size)
             sliced = tf.ensure_shape(images[span], [size, *images.shape[1:]]), tf.ensure_shape(labels[span], [size])
-            return gradients_of(*sliced, tf.random.experimental.stateless_fold_in(seed, index))
+            return gradients_of(*sliced, randomness.fold_in(seed, index))
 
         totals = part(tf.constant(0))
         add_part = lambda index, totals: (index + 1, tf.nest.map_structure(tf.add, totals, part(index)))  # noqa: E731
@@ -204,7 +204,7 @@ def make_train_step(
             )
         own_seed = tf.constant([seed, 0])
         for part in (tf.cast(state.step, tf.int32), reduction.replica_id()):
-            own_seed = tf.random.experimental.stateless_fold_in(own_seed, part)
+            own_seed = randomness.fold_in(own_seed, part)
         gradients, sums = gradients_of(images, labels, own_seed)
         trained = model.trainable_variables
         idle = [variable.name for variable, gradient in zip(trained, gradients) if gradient is None]

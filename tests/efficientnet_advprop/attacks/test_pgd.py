@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.attacks.pgd import draw_wrong_labels
+from tests.conftest import golden, load_tiny
+from tpu_utils import randomness
+
+SEED = tf.constant([3, 4])
+WEIGHTS = tf.constant(np.random.RandomState(0).standard_normal([4 * 4 * 3, 5]), tf.float32)
+
+
+def linear(images):
+    """Logits whose gradients are known by hand."""
+    return tf.reshape(images, [-1, 48]) @ WEIGHTS / 255.0
+
+
+def batch(size=16):
+    random = np.random.RandomState(1)
+    return random.randint(0, 256, [size, 4, 4, 3]).astype(np.uint8), random.randint(0, 5, [size]).astype(np.int32)
+
+
+def losses(images, labels):
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, linear(tf.cast(images, tf.float32)))
+
+
+def test_one_step_without_random_start_is_fgsm():
+    images, labels = batch()
+    found = PGD(epsilon=3.0, step_size=3.0, targeted=False, random_start=0.0)(linear, images, labels)
+    probabilities = tf.nn.softmax(linear(tf.cast(images, tf.float32)))
+    gradients = (probabilities - tf.one_hot(labels, 5)) @ tf.transpose(WEIGHTS)  # of a linear model's cross-entropy
+    wanted = np.clip(images + 3.0 * np.sign(gradients).reshape(images.shape), 0, 255)
+    np.testing.assert_array_equal(found, wanted)
+    assert found.dtype == tf.float32
+
+
+def reference(images, labels, epsilon, step_size, num_steps, project, sign):
+    """The iteration as the paper writes it, in NumPy."""
+    x = images.astype(np.float32)
+    for _ in range(num_steps):
+        probabilities = tf.nn.softmax(linear(x)).numpy()
+        gradients = (probabilities - np.eye(5)[labels]) @ WEIGHTS.numpy().T
+        x = x + sign * step_size * np.sign(gradients).reshape(x.shape)
+        x = np.clip(x, images - epsilon, images + epsilon) if project else x
+        x = np.clip(x, 0, 255).astype(np.float32)
+    return x
+
+
+@pytest.mark.parametrize("project", [True, False])
+@pytest.mark.parametrize("targeted", [True, False])
+@pytest.mark.parametrize("num_steps", [1, 5])
+def test_iterations_without_random_start(project, targeted, num_steps):
+    images, labels = batch()
+    attack = PGD(2.0, 1.0, num_steps, targeted=targeted, random_start=0.0, num_classes=5, project=project)
+    found = attack(linear, images, labels, SEED)
+    target_seed = randomness.split(SEED, 3)[0]
+    aim = draw_wrong_labels(labels, 5, target_seed).numpy() if targeted else labels
+    wanted = reference(images, aim, 2.0, 1.0, num_steps, project, -1.0 if targeted else 1.0)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+
+
+def test_stays_in_the_ball_and_in_the_pixel_range_and_uses_them():
+    images, labels = batch(64)
+    images[:32] = np.where(images[:32] > 127, 255, 0)
+    found = PGD(4.0, 1.0, 7, random_start=1.0, num_classes=5)(linear, images, labels, SEED).numpy()
+    distance = np.abs(found - images)
+    assert distance.max() <= 4.0 + 1e-4 and found.min() >= 0.0 and found.max() <= 255.0
+    assert distance.max() > 3.99 and distance.mean() > 1.0
+
+
+def test_gradient_descent_leaves_the_ball_but_not_the_pixel_range():
+    images, labels = batch(64)
+    found = PGD(1.0, 1.0, 9, random_start=0.0, num_classes=5, project=False)(linear, images, labels, SEED).numpy()
+    assert np.abs(found - images).max() == 9.0
+    assert found.min() == 0.0 and found.max() == 255.0
+
+
+def test_targets_are_uniform_over_the_wrong_classes():
+    labels = tf.repeat(tf.range(10), 9000)
+    targets = draw_wrong_labels(labels, 10, SEED).numpy()
+    counts = np.zeros([10, 10])
+    np.add.at(counts, (labels.numpy(), targets), 1)
+    assert (np.diag(counts) == 0).all()
+    off_diagonal = counts[~np.eye(10, dtype=bool)]
+    chi_square = ((off_diagonal - 1000.0) ** 2 / 1000.0).sum()
+    assert chi_square < 120.0  # 80 degrees of freedom: exceeded by chance in 0.3 % of seeds
+
+
+def test_targeted_descends_to_the_target_and_untargeted_away_from_the_label():
+    images, labels = batch(64)
+    untargeted = PGD(4.0, 1.0, 5, targeted=False, random_start=0.0)(linear, images, labels)
+    assert (losses(untargeted, labels) > losses(images, labels)).numpy().all()
+    aim = draw_wrong_labels(labels, 5, randomness.split(SEED, 3)[0])
+    targeted = PGD(4.0, 1.0, 5, random_start=0.0, num_classes=5)(linear, images, labels, SEED)
+    assert (losses(targeted, aim) < losses(images, aim)).numpy().all()
+
+
+def test_random_start_has_its_probability_per_batch():
+    images, labels = batch(8)
+    attack = PGD(epsilon=4.0, step_size=1e-6, random_start=0.8, num_classes=5)
+    run = tf.function(lambda seed: attack(linear, images, labels, seed))
+    noisy = []
+    for index in range(400):
+        distance = np.abs(run(tf.constant([index, 7])) - images)
+        noisy.append(distance.max() > 1.0)
+        if noisy[-1]:  # uniform in ±4 where the pixel range does not clip: mean |noise| is 2
+            inner = distance[(images > 4) & (images < 251)]
+            assert 1.6 < inner.mean() < 2.4
+    assert 0.73 < np.mean(noisy) < 0.87  # 3.5 standard deviations
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_same_result_eagerly_in_a_function_and_under_xla(tiny, statistics):
+    numbers = golden("train.npz")
+    images, labels = tf.constant(numbers["images"][:, :32, :32]), tf.constant(numbers["labels"])
+    attack = PGD(2.0, 1.0, 3, num_classes=10)
+    before = [variable.numpy() for variable in tiny.variables]
+    if statistics == "running":
+        logits_fn = lambda x: tiny(x, training=False, branch="aux")  # noqa: E731
+    else:
+        logits_fn = lambda x: tiny(x, training=True, branch="aux", update_statistics=False)  # noqa: E731
+    run = lambda: attack(logits_fn, images, labels, SEED)  # noqa: E731
+    eager, graph, xla = run(), tf.function(run)(), tf.function(run, jit_compile=True)()
+    # The sign of a gradient that is all rounding may differ, and does more often where a small batch's moments take part.
+    for other in (graph, xla):
+        assert np.mean(np.abs(eager - other) > 1e-3) < (1e-3 if statistics == "running" else 2e-2)
+    for variable, value in zip(tiny.variables, before):
+        np.testing.assert_array_equal(variable, value, err_msg=variable.name)
+    load_tiny(tiny.variables)
+
+
+def test_no_gradient_leaks_out():
+    images, labels = batch()
+    weights = tf.Variable(WEIGHTS)
+    with tf.GradientTape() as tape:
+        found = PGD(random_start=0.0, num_classes=5)(lambda x: tf.reshape(x, [-1, 48]) @ weights, images, labels, SEED)
+        loss = tf.reduce_sum(found)
+    assert tape.gradient(loss, weights) is None
+
+
+@pytest.mark.parametrize("num_steps", [1, 20])
+def test_the_loop_is_traced_once_whatever_the_number_of_steps(num_steps):
+    images, labels = batch()
+    calls = []
+
+    def counted(x):
+        calls.append(1)
+        return linear(x)
+
+    tf.function(lambda: PGD(4.0, 1.0, num_steps, num_classes=5)(counted, images, labels, SEED))()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (dict(epsilon=-1.0), "`epsilon` is -1.0"),
+        (dict(step_size=0.0), "`step_size` is 0.0"),
+        (dict(num_steps=0), "`num_steps` is 0"),
+        (dict(random_start=1.5), "`random_start` is 1.5"),
+        (dict(num_classes=None), "`num_classes` is None.*targeted=False"),
+    ],
+)
+def test_refused_arguments_are_named(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        PGD(**{**dict(num_classes=10), **arguments})

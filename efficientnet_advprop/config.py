@@ -19,8 +19,10 @@ METHODS = ("vanilla", "advprop", "adversarial")
 NORMALIZATIONS = ("advprop", "imagenet", "none")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 STATISTICS = ("running", "batch")
-SOURCES = ("tfrecord", "digits")
+SOURCES = ("tfrecord", "digits")  # or "tfds:" and a name
 CROPS = ("inception", "pad", "none")
+AUGMENTATIONS = ("none", "autoaugment", "randaugment")
+AUGMENTATION_OPS = ("official", "meant")
 OPTIMIZERS = ("rmsprop", "momentum", "sgd")
 SCHEDULES = ("exponential", "cosine", "constant")
 
@@ -74,7 +76,7 @@ class AttackConfig:
 class DataConfig:
     """What the network sees. The trainer reads TFRecords only; `source` says who writes them when they are not there."""
 
-    source: str = "tfrecord"  # "tfrecord" | "digits" (scikit-learn's digits, written on first use)
+    source: str = "tfrecord"  # "tfrecord" | "digits" (scikit-learn's, written on first use) | "tfds:NAME" (prepared by TFDS)
     image_size: int = 224
     crop: str = "inception"  # of training images: "inception" | "pad" (a random shift by `crop_padding`) | "none"
     crop_padding: int = 0  # pixels
@@ -82,7 +84,14 @@ class DataConfig:
         "released"  # of evaluation images: "released" (size / (size + 32)) | a fraction, "0.875" | "none" (all of it)
     )
     horizontal_flip: bool = True
+    augment: str = "none"  # of training images: "none" | "autoaugment" (policy v0) | "randaugment"
+    augment_ops: str = "official"  # "official": as that code ran | "meant": Solarize, Posterize, Contrast as it meant them
+    randaugment_num_layers: int = 2
+    randaugment_magnitude: float = 10.0
+    cutout_half_size: int = 0  # pixels: half the side of a gray square, after the augmentation; 0: none
     shuffle_buffer: int = 16384  # records
+    cache: bool = False  # keep the encoded training records in the host's memory; then only the buffer shuffles them
+    holdout_shards: int = 0  # the first so many training files are left out, and are what "validation" means ("minival")
     num_train_examples: Optional[int] = None  # of digits: how many of the training images to use; None: all there are
     max_bad_records: int = 0
 
@@ -314,13 +323,23 @@ _RULES = [
     ("attack.num_steps", *_at_least(1, "; the paper uses 1 to 5")),
     ("attack.random_start", *_PROBABILITY),
     ("attack.statistics", *_one_of(*STATISTICS)),
-    ("data.source", *_one_of(*SOURCES)),
+    (
+        "data.source",
+        (lambda value: value in SOURCES or (value.startswith("tfds:") and len(value) > 5)),
+        f"must be one of {', '.join(map(repr, SOURCES))}, or 'tfds:' and a data set's name",
+    ),
     ("data.image_size", *_at_least(1, " pixel")),
     ("data.crop", *_one_of(*CROPS)),
     ("data.crop_padding", *_at_least(0, " pixels")),
     ("data.eval_crop", _is_eval_crop, "must be 'released', 'none' or a fraction in (0, 1], such as '0.875'"),
     ("data.eval_crop", _is_crop, "must be 'released', 'none' or a fraction in (0, 1], such as '0.875'"),
+    ("data.augment", *_one_of(*AUGMENTATIONS)),
+    ("data.augment_ops", *_one_of(*AUGMENTATION_OPS)),
+    ("data.randaugment_num_layers", *_at_least(1)),
+    ("data.randaugment_magnitude", *_at_least(0, "; usually 5 to 30")),
+    ("data.cutout_half_size", *_at_least(0, " pixels")),
     ("data.shuffle_buffer", *_at_least(1, " record")),
+    ("data.holdout_shards", *_at_least(0)),
     ("data.num_train_examples", *_at_least(1)),
     ("data.max_bad_records", *_at_least(0)),
     ("optimizer.name", *_one_of(*OPTIMIZERS)),

@@ -1,4 +1,5 @@
-"""AutoAugment, RandAugment, Cutout, MixUp and CutMix: the official EfficientNet code's operations, bit for bit, and its policies as data.
+"""AutoAugment, RandAugment, Cutout, MixUp and CutMix: the official EfficientNet code's operations, bit for bit, and its
+policies as data.
 
     rotated = OPS["Rotate"](image, 15.0)                          # uint8 [h, w, 3] in and out; 15 degrees, gray (128) coming in
     image = autoaugment(image, seed)                              # policy v0
@@ -7,11 +8,12 @@
 
 Every random choice is a pure function of `seed`, int [2]. Only the chosen operation runs.
 
-What the official code did, rather than what it meant, is the default: Solarize's threshold is a byte, so 256 is 0 and inverts everything; Posterize shifts
-by at most 7, so 0 bits are 1, and a negative shift (more than 8 bits) wraps to that too; Contrast's "mean" is the number of pixels / 256, whatever the
-picture shows. `MEANT_OPS` has these three as they were meant.
+What the official code did, rather than what it meant, is the default: Solarize's threshold is a byte, so 256 is 0 and inverts
+everything; Posterize shifts by at most 7, so 0 bits are 1, and a negative shift (more than 8 bits) wraps to that too;
+Contrast's "mean" is the number of pixels / 256, whatever the picture shows. `MEANT_OPS` has these three as they were meant.
 
-Sources: AutoAugment, arXiv 1805.09501; RandAugment, 1909.13719; Cutout, 1708.04552; MixUp, 1710.09412; CutMix, 1905.04899; behaviour: `autoaugment.py`
+Sources: AutoAugment, arXiv 1805.09501; RandAugment, 1909.13719; Cutout, 1708.04552; MixUp, 1710.09412; CutMix, 1905.04899;
+  behaviour: `autoaugment.py`
 of the official EfficientNet repository, under TensorFlow 1.15 and NumPy 1.18.
 """
 
@@ -53,12 +55,29 @@ AUTOAUGMENT_V0: Policy = (
     (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
     (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
 )
-RANDAUGMENT_OPS = ("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness",
-                   "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout", "SolarizeAdd")
+RANDAUGMENT_OPS = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "Posterize",
+    "Solarize",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+    "Cutout",
+    "SolarizeAdd",
+)
 
 
 class LevelConstants(NamedTuple):
-    """What the strongest level, 10, means in pixels for the operations that are measured in them; differs between the two methods."""
+    """What the strongest level, 10, means in pixels for the operations that are measured in them; differs between the two
+    methods."""
 
     cutout: float
     translate: float
@@ -89,15 +108,17 @@ def level_to_argument(name: str, level: float, constants: LevelConstants) -> flo
     }.get(name, lambda: 0)()
 
 
-# The operations. Each takes uint8 [h, w, 3] and returns the same. Most work on rows of 3·w numbers: TensorFlow's CPU kernels are several times slower where
-# a broadcast or a reduction has only the three channels to vectorise over, and `tf.where` on bytes is slower still, hence the masks.
+# The operations. Each takes uint8 [h, w, 3] and returns the same. Most work on rows of 3·w numbers: TensorFlow's CPU kernels
+# are several times slower where a broadcast or a reduction has only the three channels to vectorise over, and `tf.where` on
+# bytes is slower still, hence the masks.
 
 
 def _rows(image: tf.Tensor) -> tf.Tensor:
     """[h, w, 3] as [h, 3·w]."""
     shape = tf.shape(image)
-    return tf.ensure_shape(tf.reshape(image, [shape[0], 3 * shape[1]]),
-                           [image.shape[0], None if image.shape[1] is None else 3 * image.shape[1]])
+    return tf.ensure_shape(
+        tf.reshape(image, [shape[0], 3 * shape[1]]), [image.shape[0], None if image.shape[1] is None else 3 * image.shape[1]]
+    )
 
 
 def _per_row(image: tf.Tensor, of_channel: tf.Tensor) -> tf.Tensor:
@@ -207,15 +228,15 @@ def _brightness(image: tf.Tensor, factor: Number) -> tf.Tensor:
 
 
 def _sharpness(image: tf.Tensor, factor: Number) -> tf.Tensor:
-    # The kernel 1 1 1, 1 5 1, 1 1 1 over 13, added up in the order of the official convolution: a convolution of today's TensorFlow adds otherwise, and
-    # where the sum is a whole number the rounding decides which level it is cut to.
+    # The kernel 1 1 1, 1 5 1, 1 1 1 over 13, added up in the order of the official convolution: a convolution of today's
+    # TensorFlow adds otherwise, and where the sum is a whole number the rounding decides which level it is cut to.
     pixels = tf.cast(image, tf.float32)
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     outer, center = pixels * np.float32(1 / np.float32(13)), pixels * np.float32(np.float32(5) / np.float32(13))
     total = None
     for y in range(3):
         for x in range(3):
-            term = (center if y == x == 1 else outer)[y:height - 2 + y, x:width - 2 + x]
+            term = (center if y == x == 1 else outer)[y : height - 2 + y, x : width - 2 + x]
             total = term if total is None else total + term
     smooth = tf.floor(tf.clip_by_value(total, 0.0, 255.0))
     # The border stays as it is, whatever the factor.
@@ -297,7 +318,12 @@ OPS: Dict[str, Callable] = {
     "TranslateX": _translate_x,
     "TranslateY": _translate_y,
 }
-MEANT_OPS: Dict[str, Callable] = {**OPS, "Solarize": _solarize_as_meant, "Posterize": _posterize_as_meant, "Contrast": _contrast_as_meant}
+MEANT_OPS: Dict[str, Callable] = {
+    **OPS,
+    "Solarize": _solarize_as_meant,
+    "Posterize": _posterize_as_meant,
+    "Contrast": _contrast_as_meant,
+}
 _WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
 
 
@@ -326,9 +352,11 @@ def _cutout_at(image: tf.Tensor, half_size: Number, uniform: tf.Tensor, fill: in
     return tf.concat([image[:top], middle, image[bottom:]], axis=0)
 
 
-def _apply_chosen(names: Sequence[str], ops: Dict[str, Callable], image: tf.Tensor, choice: tf.Tensor, argument: tf.Tensor,
-                  uniform: tf.Tensor) -> tf.Tensor:
+def _apply_chosen(
+    names: Sequence[str], ops: Dict[str, Callable], image: tf.Tensor, choice: tf.Tensor, argument: tf.Tensor, uniform: tf.Tensor
+) -> tf.Tensor:
     """Runs the operation names[choice], and no other; `choice` len(names) leaves the image. `uniform`: two draws for Cutout."""
+
     def branch(name: str) -> Callable[[], tf.Tensor]:
         if name == "Cutout":
             return lambda: _cutout_at(image, argument, uniform)
@@ -339,7 +367,9 @@ def _apply_chosen(names: Sequence[str], ops: Dict[str, Callable], image: tf.Tens
     return tf.ensure_shape(tf.switch_case(choice, [branch(name) for name in names] + [lambda: image]), image.shape)
 
 
-def autoaugment(image: tf.Tensor, seed: tf.Tensor, policy: Policy = AUTOAUGMENT_V0, *, ops: Dict[str, Callable] = OPS) -> tf.Tensor:
+def autoaugment(
+    image: tf.Tensor, seed: tf.Tensor, policy: Policy = AUTOAUGMENT_V0, *, ops: Dict[str, Callable] = OPS
+) -> tf.Tensor:
     """One sub-policy, drawn uniformly; each of its operations with its probability.
 
     Args:
@@ -353,20 +383,27 @@ def autoaugment(image: tf.Tensor, seed: tf.Tensor, policy: Policy = AUTOAUGMENT_
     """
     names = sorted({name for sub_policy in policy for name, _, _ in sub_policy})
     length = len(policy[0])
-    steps = [[(names.index(name), probability, level_to_argument(name, level, AUTOAUGMENT_CONSTANTS), name in _SIGNED)
-              for name, probability, level in sub_policy] for sub_policy in policy]
+    steps = [
+        [
+            (names.index(name), probability, level_to_argument(name, level, AUTOAUGMENT_CONSTANTS), name in _SIGNED)
+            for name, probability, level in sub_policy
+        ]
+        for sub_policy in policy
+    ]
     table = tf.constant(steps, tf.float32)
     uniform = tf.random.stateless_uniform([1 + 4 * length], seed)
     chosen = table[tf.cast(uniform[0] * len(policy), tf.int32)]
     for step in range(length):
-        draws = uniform[1 + 4 * step:5 + 4 * step]
+        draws = uniform[1 + 4 * step : 5 + 4 * step]
         choice = tf.where(draws[0] < chosen[step, 1], tf.cast(chosen[step, 0], tf.int32), len(names))
         argument = tf.where(tf.logical_and(chosen[step, 3] > 0, draws[1] < 0.5), -chosen[step, 2], chosen[step, 2])
         image = _apply_chosen(names, ops, image, choice, argument, draws[2:])
     return image
 
 
-def randaugment(image: tf.Tensor, seed: tf.Tensor, num_layers: int, magnitude: float, *, ops: Dict[str, Callable] = OPS) -> tf.Tensor:
+def randaugment(
+    image: tf.Tensor, seed: tf.Tensor, num_layers: int, magnitude: float, *, ops: Dict[str, Callable] = OPS
+) -> tf.Tensor:
     """`num_layers` operations in turn, each drawn uniformly from `RANDAUGMENT_OPS`, at one level for all.
 
     Args:
@@ -380,12 +417,68 @@ def randaugment(image: tf.Tensor, seed: tf.Tensor, num_layers: int, magnitude: f
       uint8 [h, w, 3].
     """
     names = RANDAUGMENT_OPS
-    table = tf.constant([(level_to_argument(name, float(magnitude), RANDAUGMENT_CONSTANTS), name in _SIGNED) for name in names], tf.float32)
+    table = tf.constant(
+        [(level_to_argument(name, float(magnitude), RANDAUGMENT_CONSTANTS), name in _SIGNED) for name in names], tf.float32
+    )
     uniform = tf.random.stateless_uniform([4 * num_layers], seed)
     for layer in range(num_layers):
-        draws = uniform[4 * layer:4 * layer + 4]
+        draws = uniform[4 * layer : 4 * layer + 4]
         choice = tf.cast(draws[0] * len(names), tf.int32)
         argument, is_signed = table[choice, 0], table[choice, 1] > 0
         argument = tf.where(tf.logical_and(is_signed, draws[1] < 0.5), -argument, argument)
         image = _apply_chosen(names, ops, image, choice, argument, draws[2:])
     return image
+
+
+def mixup(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float) -> Tuple[tf.Tensor, tf.Tensor]:
+    """Each image mixed with one of the same batch read backwards, as the official code pairs them; its own share is ≥ 1/2, from
+    Beta(α, α).
+
+    Args:
+      images: [batch, h, w, 3], 0…255.
+      labels: [batch, num_classes], one-hot or soft.
+      seed: int [2].
+      alpha: > 0.
+
+    Returns:
+      float32 images and labels of the same shapes.
+    """
+    share = _beta(tf.shape(images)[:1], seed, alpha)
+    share = tf.maximum(share, 1.0 - share)
+    images, labels = tf.cast(images, tf.float32), tf.cast(labels, tf.float32)
+    of_image, of_label = share[:, tf.newaxis, tf.newaxis, tf.newaxis], share[:, tf.newaxis]
+    return images * of_image + images[::-1] * (1.0 - of_image), labels * of_label + labels[::-1] * (1.0 - of_label)
+
+
+def cutmix(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float) -> Tuple[tf.Tensor, tf.Tensor]:
+    """Into each image a box of one of the same batch read backwards; the labels are mixed by area.
+
+    The box has the image's aspect and a share of 1 − Beta(α, α) of its area, before the borders cut it; its centre is uniform.
+
+    Args and returns: as `mixup`, but images keep their dtype.
+    """
+    height, width = tf.shape(images)[1], tf.shape(images)[2]
+    batch = tf.shape(images)[:1]
+    side = tf.sqrt(1.0 - _beta(batch, seed, alpha))
+    centers = tf.random.stateless_uniform([2, batch[0]], seed + tf.constant([2, 0], seed.dtype))
+
+    def is_inside(length: tf.Tensor, center: tf.Tensor) -> tf.Tensor:
+        center = tf.floor(center * tf.cast(length, tf.float32))
+        half = tf.floor(side * tf.cast(length, tf.float32)) / 2.0
+        positions = tf.range(length, dtype=tf.float32)
+        return tf.logical_and(
+            positions >= tf.floor(center - half)[:, tf.newaxis], positions < tf.floor(center + half)[:, tf.newaxis]
+        )
+
+    rows, columns = is_inside(height, centers[0]), is_inside(width, centers[1])
+    box = tf.logical_and(rows[:, :, tf.newaxis], columns[:, tf.newaxis, :])
+    pasted = tf.reduce_mean(tf.cast(box, tf.float32), axis=[1, 2])[:, tf.newaxis]
+    labels = tf.cast(labels, tf.float32)
+    return tf.where(box[..., tf.newaxis], images[::-1], images), labels * (1.0 - pasted) + labels[::-1] * pasted
+
+
+def _beta(shape: tf.Tensor, seed: tf.Tensor, alpha: float) -> tf.Tensor:
+    """Beta(α, α): of two Gamma draws, the first's share."""
+    first = tf.random.stateless_gamma(shape, seed, alpha)
+    second = tf.random.stateless_gamma(shape, seed + tf.constant([1, 0], seed.dtype), alpha)
+    return first / (first + second)

@@ -2,11 +2,12 @@
 
     corrupted = corrupt(image, "gaussian_noise", severity=3, seed=0)     # uint8 [height, width, 3] in and out
 
-Definitions and parameters are those of the benchmark's own generator (D. Hendrycks, T. Dietterich, "Benchmarking Neural Network Robustness to Common
-Corruptions and Perturbations", ICLR 2019): one set for ImageNet at 224 pixels, one for CIFAR-sized images, written anew on NumPy, SciPy and Pillow. What
-differs from the generator, which needs ImageMagick and OpenCV: `motion_blur` and `snow` imitate ImageMagick's directional Gaussian; `frost` uses a
-procedural ice texture, because the benchmark's photographs are not ours to ship. So rank models with these images, but quote ImageNet-C figures from
-the official files only. (Those are also JPEGs of quality 85, which is not applied here.)
+Definitions and parameters are those of the benchmark's own generator (D. Hendrycks, T. Dietterich, "Benchmarking Neural Network
+Robustness to Common Corruptions and Perturbations", ICLR 2019): one set for ImageNet at 224 pixels, one for CIFAR-sized images,
+written anew on NumPy, SciPy and Pillow. What differs from the generator, which needs ImageMagick and OpenCV: `motion_blur` and
+`snow` imitate ImageMagick's directional Gaussian; `frost` uses a procedural ice texture, because the benchmark's photographs
+are not ours to ship. So rank models with these images, but quote ImageNet-C figures from the official files only. (Those are
+also JPEGs of quality 85, which is not applied here.)
 """
 
 import functools
@@ -29,23 +30,47 @@ _PARAMETERS: Dict[str, Tuple[tuple, tuple]] = {
     "gaussian_noise": ((0.08, 0.12, 0.18, 0.26, 0.38), (0.04, 0.06, 0.08, 0.09, 0.10)),
     "shot_noise": ((60, 25, 12, 5, 3), (500, 250, 100, 75, 50)),
     "impulse_noise": ((0.03, 0.06, 0.09, 0.17, 0.27), (0.01, 0.02, 0.03, 0.05, 0.07)),
-    "defocus_blur": (((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)), ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
-    "glass_blur": (((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
-                   ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))),
+    "defocus_blur": (
+        ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
+        ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+    ),
+    "glass_blur": (
+        ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
+        ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+    ),
     "motion_blur": (((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)), ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
-    "zoom_blur": (((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
-                  ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01))),
-    "snow": (((0.1, 0.3, 3, 0.5, 10, 4, 0.8), (0.2, 0.3, 2, 0.5, 12, 4, 0.7), (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
-              (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65), (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55)),
-             ((0.1, 0.2, 1, 0.6, 8, 3, 0.95), (0.1, 0.2, 1, 0.5, 10, 4, 0.9), (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-              (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85), (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8))),
-    "frost": (((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)), ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))),
+    "zoom_blur": (
+        ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
+        ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
+    ),
+    "snow": (
+        (
+            (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+            (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+            (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+            (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+            (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+        ),
+        (
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+        ),
+    ),
+    "frost": (
+        ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
+        ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
+    ),
     "fog": (((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)), ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
     "brightness": ((0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.15, 0.2, 0.3)),
     "contrast": ((0.4, 0.3, 0.2, 0.1, 0.05), (0.75, 0.5, 0.4, 0.3, 0.15)),
     # The generator multiplies by 244 where it means 224; the published images have it so.
-    "elastic_transform": (((488.0, 170.8, 24.4), (488.0, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88)),
-                          ((0.0, 0.0, 2.56), (1.6, 6.4, 2.24), (2.56, 1.92, 1.92), (3.2, 1.28, 1.6), (3.2, 0.96, 0.96))),
+    "elastic_transform": (
+        ((488.0, 170.8, 24.4), (488.0, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88)),
+        ((0.0, 0.0, 2.56), (1.6, 6.4, 2.24), (2.56, 1.92, 1.92), (3.2, 1.28, 1.6), (3.2, 0.96, 0.96)),
+    ),
     "pixelate": ((0.6, 0.5, 0.4, 0.3, 0.25), (0.95, 0.9, 0.85, 0.75, 0.65)),
     "jpeg_compression": ((25, 18, 15, 10, 7), (80, 65, 58, 50, 40)),
 }
@@ -58,12 +83,13 @@ def _gaussian(image: np.ndarray, sigma: float, **kwargs) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _zoom_matrix(size: int, factor: float) -> np.ndarray:
-    """[size, size]: one axis' centre crop, enlarged by `factor` to `size` again, as a linear map (SciPy's linear zoom is one, axis by axis)."""
+    """[size, size]: one axis' centre crop, enlarged by `factor` to `size` again, as a linear map (SciPy's linear zoom is one,
+    axis by axis)."""
     crop = math.ceil(size / factor)
     start = (size - crop) // 2
-    zoomed = ndimage.zoom(np.eye(size)[start:start + crop], (factor, 1), order=1)
+    zoomed = ndimage.zoom(np.eye(size)[start : start + crop], (factor, 1), order=1)
     start = (zoomed.shape[0] - size) // 2
-    return zoomed[start:start + size]
+    return zoomed[start : start + size]
 
 
 def _crop_and_zoom(image: np.ndarray, factor: float) -> np.ndarray:
@@ -74,7 +100,8 @@ def _crop_and_zoom(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _smear(image: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarray:
-    """A one-sided Gaussian along a direction, of 2·radius + 1 whole-pixel steps, as ImageMagick's motion blur has it; edges repeat."""
+    """A one-sided Gaussian along a direction, of 2·radius + 1 whole-pixel steps, as ImageMagick's motion blur has it; edges
+    repeat."""
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -88,7 +115,8 @@ def _smear(image: np.ndarray, radius: int, sigma: float, degrees: float) -> np.n
 
 
 def _plasma(size: int, decay: float, rng: np.random.Generator) -> np.ndarray:
-    """A height map in [0, 1] by the diamond-square algorithm on a torus, its roughness falling by `decay` at each scale; `size` a power of two."""
+    """A height map in [0, 1] by the diamond-square algorithm on a torus, its roughness falling by `decay` at each scale; `size`
+    a power of two."""
     heights = np.zeros((size, size))
     step, roughness = size, 100.0
 
@@ -134,7 +162,7 @@ def _defocus_blur(image, radius_and_alias, rng):
     del rng
     radius, alias_sigma = radius_and_alias
     reach, taps = (8, 3) if radius <= 8 else (radius, 5)
-    y, x = np.mgrid[-reach:reach + 1, -reach:reach + 1]
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disk = (x**2 + y**2 <= radius**2).astype(np.float64)
     disk /= disk.sum()
     smooth = np.exp(-((np.arange(taps) - taps // 2) ** 2) / (2 * alias_sigma**2))
@@ -143,7 +171,7 @@ def _defocus_blur(image, radius_and_alias, rng):
         disk = ndimage.correlate1d(disk, smooth, axis=axis, mode="mirror")
     # Without the disk's empty border, the same sum in less time.
     used = int(np.abs(np.argwhere(disk > 0) - reach).max())
-    disk = disk[reach - used:reach + used + 1, reach - used:reach + used + 1]
+    disk = disk[reach - used : reach + used + 1, reach - used : reach + used + 1]
     return np.stack([ndimage.correlate(image[..., c], disk, mode="mirror") for c in range(3)], axis=-1)
 
 
@@ -180,7 +208,7 @@ def _snow(image, parameters, rng):
     flakes = np.clip(np.where(flakes < threshold, 0, flakes), 0, 1)
     flakes = _smear(flakes, radius, sigma, degrees=rng.uniform(-135, -45))[..., None]
     whitened = np.maximum(image, (image @ _LUMA)[..., None] * 1.5 + 0.5)
-    return mix * image + (1 - mix) * whitened + flakes + np.rot90(flakes, 2)[:image.shape[0], :image.shape[1]]
+    return mix * image + (1 - mix) * whitened + flakes + np.rot90(flakes, 2)[: image.shape[0], : image.shape[1]]
 
 
 def _frost(image, weights, rng):
@@ -223,7 +251,9 @@ def _elastic_transform(image, parameters, rng):
     y, x = np.mgrid[:height, :width].astype(np.float64)
     source_x, source_y = (matrix[0, i] * x + matrix[1, i] * y + matrix[2, i] for i in (0, 1))
     image = _sample(image, source_y, source_x, "mirror")
-    dy, dx = (_gaussian(rng.uniform(-1, 1, size=(height, width)), sigma, mode="reflect", truncate=3) * strength for _ in range(2))
+    dy, dx = (
+        _gaussian(rng.uniform(-1, 1, size=(height, width)), sigma, mode="reflect", truncate=3) * strength for _ in range(2)
+    )
     return _sample(image, y + dy, x + dx, "reflect")
 
 
@@ -236,6 +266,7 @@ def _through_pillow(change: Callable[[Image.Image, float], Image.Image]):
         del rng
         # Multiples of 1/255 come back exactly.
         return np.asarray(change(Image.fromarray((image * 255).round().astype(np.uint8)), parameter)) / 255.0
+
     return corruption
 
 

@@ -3,9 +3,9 @@
     ensure_digits("/tmp/digits")                                                # train: 797 images, validation: 1000
     ensure_corrupted_digits("/tmp/digits", "gaussian_noise", severity=3)        # -> the folder with its validation files
 
-1,797 real handwritten digits (E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, CC BY 4.0), 8×8 in 17 grays, come with
-scikit-learn. Here each is enlarged to 32×32 RGB (bicubic) and kept as a PNG. Enough test images are held out that a percentage is sure to ±1.4 at 95 %
-accuracy (two standard deviations).
+1,797 real handwritten digits (E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, CC BY 4.0), 8×8 in 17
+grays, come with scikit-learn. Here each is enlarged to 32×32 RGB (bicubic) and kept as a PNG. Enough test images are held out
+that a percentage is sure to ±1.4 at 95 % accuracy (two standard deviations).
 """
 
 import io
@@ -13,13 +13,12 @@ import os
 import uuid
 from typing import List, Tuple
 
-from absl import logging
 import numpy as np
-from PIL import Image
 import tensorflow as tf
+from absl import logging
+from PIL import Image
 
-from efficientnet_advprop.data import corruptions
-from efficientnet_advprop.data import records
+from efficientnet_advprop.data import corruptions, records
 
 IMAGE_SIZE = 32
 NUM_CLASSES = 10
@@ -45,9 +44,16 @@ def load_digits(split: str) -> Tuple[np.ndarray, np.ndarray]:
     order = _interleave_classes(np.random.RandomState(_SPLIT_SEED).permutation(len(source.target)), source.target)
     chosen = order[:NUM_VALIDATION] if split == "validation" else order[NUM_VALIDATION:]
     chosen = _interleave_classes(chosen, source.target)
-    images = np.stack([
-        np.asarray(Image.fromarray((digit * (255 / 16)).round().astype(np.uint8)).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
-        for digit in source.images[chosen]])
+    images = np.stack(
+        [
+            np.asarray(
+                Image.fromarray((digit * (255 / 16)).round().astype(np.uint8)).resize(
+                    (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC
+                )
+            )
+            for digit in source.images[chosen]
+        ]
+    )
     return np.repeat(images[..., None], 3, axis=-1), source.target[chosen].astype(np.int64)
 
 
@@ -62,13 +68,24 @@ def _write_split(folder: str, split: str, images: np.ndarray, labels: np.ndarray
     for shard in range(num_shards):
         with records.ShardWriter(os.path.join(folder, records.shard_name(split, shard, num_shards))) as writer:
             for index in range(shard, len(labels), num_shards):
-                writer.write(records.make_example(_encode(images[index]), int(labels[index]), height=IMAGE_SIZE, width=IMAGE_SIZE,
-                                                  image_format="PNG", filename=f"{split}-{index:05d}.png"))
+                writer.write(
+                    records.make_example(
+                        _encode(images[index]),
+                        int(labels[index]),
+                        height=IMAGE_SIZE,
+                        width=IMAGE_SIZE,
+                        image_format="PNG",
+                        filename=f"{split}-{index:05d}.png",
+                    )
+                )
 
 
 def _is_complete(directory: str, splits: List[str]) -> bool:
-    return all(tf.io.gfile.exists(os.path.join(directory, records.shard_name(split, shard, _NUM_SHARDS[split])))
-               for split in splits for shard in range(_NUM_SHARDS[split]))
+    return all(
+        tf.io.gfile.exists(os.path.join(directory, records.shard_name(split, shard, _NUM_SHARDS[split])))
+        for split in splits
+        for shard in range(_NUM_SHARDS[split])
+    )
 
 
 def _publish(directory: str, write, splits: List[str]) -> None:
@@ -126,7 +143,9 @@ def ensure_corrupted_digits(directory: str, corruption: str, severity: int) -> s
     folder = corrupted_directory(directory, corruption, severity)
     if not _is_complete(folder, ["validation"]):
         images, labels = load_digits("validation")
-        corrupted = np.stack([corruptions.corrupt(image, corruption, severity, seed=index) for index, image in enumerate(images)])
+        corrupted = np.stack(
+            [corruptions.corrupt(image, corruption, severity, seed=index) for index, image in enumerate(images)]
+        )
         _publish_or_explain(folder, lambda temporary: _write_split(temporary, "validation", corrupted, labels), ["validation"])
     return folder
 

@@ -1,28 +1,31 @@
 """From a config and a folder of TFRecords to batches: the seam between the data and the trainer or evaluator.
 
     dataset = make_train_dataset(config.data, data_dir, global_batch_size=256, seed=0, start_batch=step)
-    for batch in dataset: batch["images"], batch["labels"]     # uint8 [replica_batch, size, size, 3], int32 [replica_batch]; endless
+    for batch in dataset:                                # without end
+        batch["images"], batch["labels"]                 # uint8 [replica_batch, size, size, 3], int32 [replica_batch]
 
-The training stream is a pure function of (seed, position): the order of files and records in an epoch comes from (seed, epoch), an image's
-augmentation from (seed, input pipeline, position in the stream). So `start_batch=k` gives the very batches that an uninterrupted run sees from
-batch k on, and skipping decodes nothing. Several input pipelines (hosts) split the files where those divide evenly and the records otherwise.
+The training stream is a pure function of (seed, position): the order of files and records in an epoch comes from (seed, epoch),
+an image's augmentation from (seed, input pipeline, position in the stream). So `start_batch=k` gives the very batches that an
+uninterrupted run sees from batch k on, and skipping decodes nothing. Several input pipelines (hosts) split the files where
+those divide evenly and the records otherwise.
 
-A bad record (damaged, not decodable, label out of range, …) is found, named and, up to `config.data.max_bad_records` of them on each host, replaced by
-another one of its file; one more ends the iteration with an error whose text `records.explain_data_error` turns back into a `records.DataError`.
+A bad record (damaged, not decodable, label out of range, …) is found, named and, up to `config.data.max_bad_records` of them on
+each host, replaced by another one of its file; one more ends the iteration with an error whose text
+`records.explain_data_error` turns back into a `records.DataError`.
 """
 
+import dataclasses
+import functools
 import hashlib
 import threading
 import typing
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-from absl import logging
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from efficientnet_advprop.data import preprocessing
-from efficientnet_advprop.data import records
-from efficientnet_advprop.data import sources
+from efficientnet_advprop.data import augmentation, preprocessing, records, sources
 
 if typing.TYPE_CHECKING:
     from efficientnet_advprop.config import DataConfig
@@ -47,22 +50,35 @@ class _Host(typing.NamedTuple):
     def of(cls, context: Optional[tf.distribute.InputContext]) -> "_Host":
         if context is None:
             return cls(0, 1, 1)
-        return cls(context.input_pipeline_id, context.num_input_pipelines, context.num_replicas_in_sync // context.num_input_pipelines)
+        return cls(
+            context.input_pipeline_id, context.num_input_pipelines, context.num_replicas_in_sync // context.num_input_pipelines
+        )
 
     def replica_batch(self, global_batch_size: int) -> int:
         num_replicas = self.num_replicas * self.count
         if global_batch_size < 1 or global_batch_size % num_replicas:
-            raise ValueError(f"`global_batch_size` is {global_batch_size!r}, but must be a positive multiple of the {num_replicas} replicas.")
+            raise ValueError(
+                f"`global_batch_size` is {global_batch_size!r}, but must be a positive multiple of the {num_replicas} replicas."
+            )
         return global_batch_size // num_replicas
 
 
 class _Stream:
     """The records of one split that one host reads, epoch after epoch, each under its position in the stream.
 
-    An epoch always has `epoch_size` elements, whatever becomes of the files: a record that cannot be read is an empty string in its place.
+    An epoch always has `epoch_size` elements, whatever becomes of the files: a record that cannot be read is an empty string in
+    its place.
     """
 
-    def __init__(self, split: records.Split, host: _Host, *, shuffle_seed: Optional[int] = None, shuffle_buffer: int = 0, cache: bool = False):
+    def __init__(
+        self,
+        split: records.Split,
+        host: _Host,
+        *,
+        shuffle_seed: Optional[int] = None,
+        shuffle_buffer: int = 0,
+        cache: bool = False,
+    ):
         self.split, self._host = split, host
         self._by_file = len(split.files) % host.count == 0
         mine = range(host.index, len(split.files), host.count) if self._by_file else range(len(split.files))
@@ -80,21 +96,27 @@ class _Stream:
         is_there.set_shape([])
         rows = tf.data.TFRecordDataset(tf.boolean_mask([path], is_there[tf.newaxis]), buffer_size=_FILE_BUFFER_BYTES)
         rows = rows.ignore_errors().concatenate(tf.data.Dataset.from_tensors(b"").repeat()).take(self._counts[index])
-        return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(self._ids[index]).repeat(), tf.data.Dataset.range(self._counts[index]), rows))
+        return tf.data.Dataset.zip(
+            (tf.data.Dataset.from_tensors(self._ids[index]).repeat(), tf.data.Dataset.range(self._counts[index]), rows)
+        )
 
     def _read_numbers(self, index: tf.Tensor) -> tf.data.Dataset:
         """As `_read_file`, without the bytes and without the file."""
-        return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(self._ids[index]).repeat(), tf.data.Dataset.range(self._counts[index])))
+        return tf.data.Dataset.zip(
+            (tf.data.Dataset.from_tensors(self._ids[index]).repeat(), tf.data.Dataset.range(self._counts[index]))
+        )
 
     def _one_pass(self, order: tf.Tensor, read: Callable) -> tf.data.Dataset:
         dataset = tf.data.Dataset.from_tensor_slices(order).interleave(
-            read, cycle_length=min(_PARALLEL_FILES, len(self._files)), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            read, cycle_length=min(_PARALLEL_FILES, len(self._files)), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
         if not self._by_file:
             dataset = dataset.shard(self._host.count, self._host.index)
         return dataset
 
     def elements(self, first_position: tf.Tensor, read: Optional[Callable] = None) -> tf.data.Dataset:
-        """The endless stream from a position on: (position int64, (file int64, record int64, bytes string)). Unshuffled without a seed."""
+        """The endless stream from a position on: (position int64, (file int64, record int64, bytes string)). Unshuffled without
+        a seed."""
         read = read or self._read_file
         num_files = len(self._files)
         in_order = self._one_pass(tf.range(num_files), read)
@@ -108,9 +130,12 @@ class _Stream:
                 dataset = in_order
             else:
                 order = tf.random.experimental.stateless_shuffle(
-                    tf.range(num_files), seed=tf.stack([tf.constant(_key(self._shuffle_seed, "files"), tf.int64), epoch]))
+                    tf.range(num_files), seed=tf.stack([tf.constant(_key(self._shuffle_seed, "files"), tf.int64), epoch])
+                )
                 dataset = self._one_pass(order, read)
-            return dataset.shuffle(self._shuffle_buffer, seed=_key(self._shuffle_seed, "records") // 2 + epoch, reshuffle_each_iteration=False)
+            return dataset.shuffle(
+                self._shuffle_buffer, seed=_key(self._shuffle_seed, "records") // 2 + epoch, reshuffle_each_iteration=False
+            )
 
         stream = tf.data.Dataset.counter(first_position // self.epoch_size).flat_map(epoch_elements)
         return tf.data.Dataset.zip((tf.data.Dataset.counter(first_position), stream.skip(first_position % self.epoch_size)))
@@ -178,14 +203,19 @@ class _BadRecords:
                 self._addresses.append(address)
                 num_new, number = num_new + 1, len(self._addresses)
             if number > self.allowed:
-                hint = (f"This is bad record {number}, and `config.data.max_bad_records` is {self.allowed}." if self.allowed else
-                        "Repair it, or let such records be passed over with `--config.data.max_bad_records=N`.")
+                hint = (
+                    f"This is bad record {number}, and `config.data.max_bad_records` is {self.allowed}."
+                    if self.allowed
+                    else "Repair it, or let such records be passed over with `--config.data.max_bad_records=N`."
+                )
                 error = records.DataError(f"{error.reason.rstrip('.')}. {hint}", error.path, error.record)
                 self._complaint = f"DataError: {error}"
                 return self._complaint
             logging.warning("Passed over bad record %d of at most %d: %s", number, self.allowed, error)
         if not num_new:
-            self._complaint = f"DataError: records {first} to {last - 1} of the stream could not be processed, yet each is good by itself."
+            self._complaint = (
+                f"DataError: records {first} to {last - 1} of the stream could not be processed, yet each is good by itself."
+            )
             return self._complaint
         with self._lock:
             self._resume[int(iteration)] = first
@@ -221,14 +251,22 @@ def _call(function: Callable, arguments: Sequence[tf.Tensor], **specs: tf.Tensor
     return results
 
 
-def _batches(bad: _BadRecords, first_position: int, num_examples: Optional[int], num_batches: Optional[int], batch_size: int, process: Callable,
-             blank_bad: bool) -> tf.data.Dataset:
+def _batches(
+    bad: _BadRecords,
+    first_position: int,
+    num_examples: Optional[int],
+    num_batches: Optional[int],
+    batch_size: int,
+    process: Callable,
+    blank_bad: bool,
+) -> tf.data.Dataset:
     """Maps `process(encoded, label, position)` over the stream, in order and in parallel, and batches the results.
 
-    TensorFlow's datasets do not say which element failed. So a marker, which cannot fail, follows every batch: two markers in a row mean a failure between
-    them. Then the segment ends, Python looks for the bad records among the batch's positions and either complains or notes them, and the next
-    segment starts at the same position, with the noted ones replaced. What a position yields depends on the files alone, never on what
-    failed before; without a failure the cost is one comparison per batch.
+    TensorFlow's datasets do not say which element failed. So a marker, which cannot fail, follows every batch: two markers in a
+    row mean a failure between them. Then the segment ends, Python looks for the bad records among the batch's positions and
+    either complains or notes them, and the next segment starts at the same position, with the noted ones replaced. What a
+    position yields depends on the files alone, never on what failed before; without a failure the cost is one comparison per
+    batch.
 
     Args:
       num_examples: how many positions there are; None is endless. Positions beyond it are blanks.
@@ -246,15 +284,21 @@ def _batches(bad: _BadRecords, first_position: int, num_examples: Optional[int],
             return encoded, tf.identity(label)
 
     def process_record(position, file, record, row):
-        # A record missing from its file's stream is asked for once more by its address: a neighbour, or the network, may have been at fault.
-        row = tf.cond(tf.equal(tf.strings.length(row), 0),
-                      lambda: _call(stream.reread, [file, record], row=tf.TensorSpec([], tf.string))[0], lambda: row)
+        # A record missing from its file's stream is asked for once more by its address: a neighbour, or the network, may have
+        # been at fault.
+        row = tf.cond(
+            tf.equal(tf.strings.length(row), 0),
+            lambda: _call(stream.reread, [file, record], row=tf.TensorSpec([], tf.string))[0],
+            lambda: row,
+        )
         return process(*parse(row), position)
 
     def blank_of(spec: tf.TensorSpec) -> tf.Tensor:
         return tf.zeros(spec.shape, spec.dtype)
 
-    sample = tf.data.Dataset.from_tensors((tf.constant(0, tf.int64), tf.constant(0, tf.int64), tf.constant(0, tf.int64), b"")).map(process_record)
+    sample = tf.data.Dataset.from_tensors(
+        (tf.constant(0, tf.int64), tf.constant(0, tf.int64), tf.constant(0, tf.int64), b"")
+    ).map(process_record)
     blank = tf.nest.map_structure(blank_of, sample.element_spec)
 
     def segment(iteration: tf.Tensor) -> tf.data.Dataset:
@@ -293,7 +337,7 @@ def _batches(bad: _BadRecords, first_position: int, num_examples: Optional[int],
 
             def end_segment():
                 last = expected + batch_size if num_examples is None else tf.minimum(expected + batch_size, num_examples)
-                complaint, = _call(bad.end_segment, [iteration, expected, last], complaint=tf.TensorSpec([], tf.string))
+                (complaint,) = _call(bad.end_segment, [iteration, expected, last], complaint=tf.TensorSpec([], tf.string))
                 with tf.control_dependencies([tf.debugging.Assert(tf.equal(complaint, ""), [complaint])]):
                     return tf.constant(True)
 
@@ -305,7 +349,7 @@ def _batches(bad: _BadRecords, first_position: int, num_examples: Optional[int],
         return watched.filter(lambda failed, is_marker, batch: ~is_marker).map(lambda failed, is_marker, batch: batch)
 
     def iterate(first: tf.Tensor) -> tf.data.Dataset:
-        iteration, = _call(bad.start, [first], iteration=scalar)
+        (iteration,) = _call(bad.start, [first], iteration=scalar)
         return tf.data.Dataset.from_tensors(iteration).repeat().flat_map(segment)
 
     batches = tf.data.Dataset.from_tensors(tf.constant(first_position, tf.int64)).flat_map(iterate)
@@ -315,6 +359,8 @@ def _batches(bad: _BadRecords, first_position: int, num_examples: Optional[int],
 def _options() -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True
+    # Images are processed in parallel already; an operation split over threads only costs more.
+    options.threading.max_intra_op_parallelism = 1
     # Each input pipeline picks its own part already.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return options
@@ -323,11 +369,13 @@ def _options() -> tf.data.Options:
 def _limit_examples(split: records.Split, num_examples: int) -> records.Split:
     """The first records of every shard, as even as can be, `num_examples` in all."""
     num_files = len(split.files)
-    counts = [(num_examples - index + num_files - 1) // num_files for index in range(num_files)]
+    counts = [max(0, (num_examples - index + num_files - 1) // num_files) for index in range(num_files)]
     if num_examples < 1 or any(wanted > there for wanted, there in zip(counts, split.counts)):
-        raise records.DataError(f"`config.data.num_train_examples` is {num_examples}, but must be positive and not more than the training files "
-                                f"hold, evenly over them ({min(split.counts) * num_files} of {split.num_records}).")
-    return records.Split(split.files, counts, split.image_feature, split.label_feature, split.label_offset)
+        raise records.DataError(
+            f"`config.data.num_train_examples` is {num_examples}, but must be positive and not more than the training files "
+            f"hold, evenly over them ({min(split.counts) * num_files} of {split.num_records})."
+        )
+    return dataclasses.replace(split, counts=counts, broken_tails=())
 
 
 def _open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
@@ -346,8 +394,37 @@ def count_examples(data: "DataConfig", data_dir: str, split: str) -> int:
     return _open_split(data, data_dir, split).num_records
 
 
-def make_train_dataset(data: "DataConfig", data_dir: str, *, global_batch_size: int, seed: int, start_batch: int = 0,
-                       input_context: Optional[tf.distribute.InputContext] = None, num_classes: Optional[int] = None) -> tf.data.Dataset:
+def make_augmentation(data: "DataConfig") -> Optional[Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]:
+    """What `data.augment` and `data.cutout_half_size` ask for: `(uint8 image, seed) -> uint8 image`, or None for nothing."""
+    ops = {"official": augmentation.OPS, "meant": augmentation.MEANT_OPS}[data.augment_ops]
+    steps = []
+    if data.augment == "autoaugment":
+        steps.append(functools.partial(augmentation.autoaugment, ops=ops))
+    elif data.augment == "randaugment":
+        steps.append(
+            functools.partial(
+                augmentation.randaugment, num_layers=data.randaugment_num_layers, magnitude=data.randaugment_magnitude, ops=ops
+            )
+        )
+    if data.cutout_half_size:
+        steps.append(
+            lambda image, seed: augmentation.cutout(image, data.cutout_half_size, seed + tf.constant([1, 0], seed.dtype))
+        )
+    if not steps:
+        return None
+    return lambda image, seed: functools.reduce(lambda image, step: step(image, seed), steps, image)
+
+
+def make_train_dataset(
+    data: "DataConfig",
+    data_dir: str,
+    *,
+    global_batch_size: int,
+    seed: int,
+    start_batch: int = 0,
+    input_context: Optional[tf.distribute.InputContext] = None,
+    num_classes: Optional[int] = None,
+) -> tf.data.Dataset:
     """The endless training stream of one input pipeline.
 
     Args:
@@ -368,30 +445,50 @@ def make_train_dataset(data: "DataConfig", data_dir: str, *, global_batch_size: 
     """
     host = _Host.of(input_context)
     replica_batch = host.replica_batch(global_batch_size)
-    stream = _Stream(_open_split(data, data_dir, "train"), host, shuffle_seed=seed, shuffle_buffer=data.shuffle_buffer)
+    stream = _Stream(
+        _open_split(data, data_dir, "train"), host, shuffle_seed=seed, shuffle_buffer=data.shuffle_buffer, cache=data.cache
+    )
+    augment = make_augmentation(data)
     augment_key = tf.constant(_key(seed, f"augmentation of input pipeline {host.index}"), tf.int64)
 
     def process(encoded, label, position):
         image = preprocessing.preprocess_for_train(
-            encoded, data.image_size, seed=tf.stack([augment_key, position]), crop=data.crop, crop_padding=data.crop_padding,
-            horizontal_flip=data.horizontal_flip)
+            encoded,
+            data.image_size,
+            seed=tf.stack([augment_key, position]),
+            crop=data.crop,
+            crop_padding=data.crop_padding,
+            horizontal_flip=data.horizontal_flip,
+            augment=augment,
+        )
         return {"images": image, "labels": label}
 
     bad = _BadRecords(stream, num_classes, data.max_bad_records)
     first_position = start_batch * replica_batch * host.num_replicas
-    return _batches(bad, first_position, None, None, replica_batch, process, blank_bad=False).prefetch(tf.data.AUTOTUNE).with_options(_options())
+    return (
+        _batches(bad, first_position, None, None, replica_batch, process, blank_bad=False)
+        .prefetch(tf.data.AUTOTUNE)
+        .with_options(_options())
+    )
 
 
-def make_eval_dataset(data: "DataConfig", data_dir: str, *, split: str = "validation", global_batch_size: int,
-                      input_context: Optional[tf.distribute.InputContext] = None, num_classes: Optional[int] = None) -> tf.data.Dataset:
+def make_eval_dataset(
+    data: "DataConfig",
+    data_dir: str,
+    *,
+    split: str = "validation",
+    global_batch_size: int,
+    input_context: Optional[tf.distribute.InputContext] = None,
+    num_classes: Optional[int] = None,
+) -> tf.data.Dataset:
     """One pass over a split: every image once over all input pipelines, and from each of them the same number of batches.
 
     Args: as `make_train_dataset`; `split` is the files' prefix.
 
     Returns:
-      `{"images": float32 [replica_batch, size, size, 3], "labels": int32 [replica_batch], "mask": float32 [replica_batch]}` of static shapes; the mask is 1
-      for an image and 0 for padding (and for a bad record that `config.data.max_bad_records` lets pass). The images are float because the official
-      evaluation feeds the bicubic's overshoots below 0 and above 255 too.
+      `{"images": float32 [replica_batch, size, size, 3], "labels": int32 [replica_batch], "mask": float32 [replica_batch]}` of
+      static shapes; the mask is 1 for an image and 0 for padding (and for a bad record that `config.data.max_bad_records` lets
+      pass). The images are float because the official evaluation feeds the bicubic's overshoots below 0 and above 255 too.
     """
     host = _Host.of(input_context)
     replica_batch = host.replica_batch(global_batch_size)

@@ -1,7 +1,8 @@
-"""From encoded bytes to the pixels that a network sees: the official evaluation and training pre-processing, one image at a time.
+"""From encoded bytes to the pixels that a network sees: the official evaluation and training pre-processing, one image at a
+time.
 
-    image = preprocess_for_eval(jpeg_bytes, image_size=224)                  # float32 [224, 224, 3], bit-exact to the official code
-    image = preprocess_for_train(jpeg_bytes, 224, seed=tf.constant([0, 1]))  # uint8 [224, 224, 3], a pure function of bytes and seed
+    preprocess_for_eval(jpeg_bytes, image_size=224)                  # float32 [224, 224, 3], bit-exact to the official code
+    preprocess_for_train(jpeg_bytes, 224, seed=tf.constant([0, 1]))  # uint8 [224, 224, 3], a pure function of bytes and seed
 
 Pixels are RGB in [0, 255]; the network normalises them. Everything here runs eagerly and inside `Dataset.map`.
 """
@@ -22,8 +23,8 @@ def crop_fraction(image_size: int, crop: Union[str, float] = "released") -> floa
 
     Args:
       image_size: pixels.
-      crop: "released", image_size / (image_size + 32), with which the published accuracies were measured; or a number or its text, such as
-        0.875, which the official script has used for every model since November 2021.
+      crop: "released", image_size / (image_size + 32), with which the published accuracies were measured; or a number or its
+        text, such as 0.875, which the official script has used for every model since November 2021.
 
     Raises:
       ValueError: `crop` is something else, or not in (0, 1].
@@ -50,7 +51,8 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def resize(image: tf.Tensor, image_size: int) -> tf.Tensor:
-    """TensorFlow's legacy bicubic, as the official code has it: float32 [size, size, 3], *not* clipped (it overshoots 0…255)."""
+    """TensorFlow's legacy bicubic, as the official code has it: float32 [size, size, 3], *not* clipped (it overshoots
+    0…255)."""
     # From float: the kernel is 2.7 times as fast as from uint8, with the same result.
     images = tf.cast(image, tf.float32)[tf.newaxis]
     return tf.raw_ops.ResizeBicubic(images=images, size=[image_size, image_size])[0]
@@ -61,7 +63,9 @@ def _to_uint8(image: tf.Tensor) -> tf.Tensor:
 
 
 def _decode_and_crop(encoded: tf.Tensor, window: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-    """Decodes only `window(shape)` = [y, x, height, width] of a JPEG; of another format, decodes all of it and cuts the window out."""
+    """Decodes only `window(shape)` = [y, x, height, width] of a JPEG; of another format, decodes all of it and cuts the window
+    out."""
+
     def of_jpeg() -> tf.Tensor:
         return tf.image.decode_and_crop_jpeg(encoded, window(tf.image.extract_jpeg_shape(encoded)), channels=3)
 
@@ -93,7 +97,9 @@ def preprocess_for_eval(encoded: tf.Tensor, image_size: int = 224, crop: Union[s
     """
     encoded = tf.convert_to_tensor(encoded)
     if crop == "none":
-        return tf.cast(_fit(decode(encoded), image_size, lambda image: tf.cast(image, tf.float32), lambda image: image), tf.float32)
+        return tf.cast(
+            _fit(decode(encoded), image_size, lambda image: tf.cast(image, tf.float32), lambda image: image), tf.float32
+        )
     fraction = crop_fraction(image_size, crop)
     image = _decode_and_crop(encoded, functools.partial(_center_window, fraction=fraction))
     return tf.ensure_shape(resize(image, image_size), [image_size, image_size, 3])
@@ -102,7 +108,9 @@ def preprocess_for_eval(encoded: tf.Tensor, image_size: int = 224, crop: Union[s
 def _fit(image: tf.Tensor, image_size: int, as_is: Callable, resized: Callable) -> tf.Tensor:
     """`as_is(image)` if the image has the size already, else `resized` of it in float."""
     fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], image_size))
-    return tf.ensure_shape(tf.cond(fits, lambda: as_is(image), lambda: resized(resize(image, image_size))), [image_size, image_size, 3])
+    return tf.ensure_shape(
+        tf.cond(fits, lambda: as_is(image), lambda: resized(resize(image, image_size))), [image_size, image_size, 3]
+    )
 
 
 def inception_window(shape: tf.Tensor, seed: tf.Tensor, fallback_fraction: float) -> tf.Tensor:
@@ -111,33 +119,49 @@ def inception_window(shape: tf.Tensor, seed: tf.Tensor, fallback_fraction: float
     Args:
       shape: int32 [3], height, width, channels of the image.
       seed: int [2].
-      fallback_fraction: of the shorter side, for the centre crop. Like the official code, it is also taken when a draw happens to be the whole image.
+      fallback_fraction: of the shorter side, for the centre crop. Like the official code, it is also taken when a draw happens
+        to be the whole image.
 
     Returns:
       int32 [4]: y, x, height, width.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape, bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]), seed=seed, min_object_covered=0.1,
-        aspect_ratio_range=INCEPTION_ASPECT_RATIO, area_range=INCEPTION_AREA, max_attempts=_INCEPTION_ATTEMPTS,
-        use_image_if_no_bounding_boxes=True)
+        shape,
+        bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+        seed=seed,
+        min_object_covered=0.1,
+        aspect_ratio_range=INCEPTION_ASPECT_RATIO,
+        area_range=INCEPTION_AREA,
+        max_attempts=_INCEPTION_ATTEMPTS,
+        use_image_if_no_bounding_boxes=True,
+    )
     window = tf.stack([begin[0], begin[1], size[0], size[1]])
     # The official test compares the channels too: a gray JPEG (one channel in the file, three when decoded) never falls back.
     whole = tf.reduce_all(tf.equal(tf.stack([size[0], size[1], 3]), shape))
     return tf.where(whole, _center_window(shape, fallback_fraction), window)
 
 
-def preprocess_for_train(encoded: tf.Tensor, image_size: int = 224, *, seed: tf.Tensor, crop: str = "inception", crop_padding: int = 0,
-                         horizontal_flip: bool = True, augment: Optional[Callable] = None) -> tf.Tensor:
+def preprocess_for_train(
+    encoded: tf.Tensor,
+    image_size: int = 224,
+    *,
+    seed: tf.Tensor,
+    crop: str = "inception",
+    crop_padding: int = 0,
+    horizontal_flip: bool = True,
+    augment: Optional[Callable] = None,
+) -> tf.Tensor:
     """The official training pre-processing: random crop, legacy bicubic, random flip, then `augment`.
 
-    The official code feeds float pixels when it does not augment and, when it does, clips and truncates to uint8 first. The same here, except that
-    without augmentation the pixels are rounded to uint8, the form in which they travel to the device.
+    The official code feeds float pixels when it does not augment and, when it does, clips and truncates to uint8 first. The
+    same here, except that without augmentation the pixels are rounded to uint8, the form in which they travel to the device.
 
     Args:
       encoded: scalar string, the bytes of a JPEG (or PNG, GIF, BMP) file.
       image_size: pixels of the result's sides.
       seed: int [2]; the result is a pure function of `encoded` and it.
-      crop: "inception"; "pad", a random shift by up to `crop_padding` pixels of the whole image, black coming in; "none", the whole image.
+      crop: "inception"; "pad", a random shift by up to `crop_padding` pixels of the whole image, black coming in; "none", the
+        whole image.
       crop_padding: pixels.
       horizontal_flip: with probability 1/2.
       augment: `(uint8 image, seed) -> uint8 image` of the same shape.

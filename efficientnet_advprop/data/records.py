@@ -5,8 +5,9 @@
     with records.ShardWriter("/data/mine/train-00000-of-00008") as shard:
         shard.write(records.make_example(jpeg_bytes, label=3))   # label 0…num_classes-1; the file holds label + 1
 
-Features of a record, as the official converter writes them: `image/encoded` (bytes) and `image/class/label` (int64, one-based); the others
-are for people. Every complaint about data is a `DataError`, which names the file, the record's index in it and the reason.
+Features of a record, as the official converter writes them: `image/encoded` (bytes) and `image/class/label` (int64, one-based);
+the others are for people. Every complaint about data is a `DataError`, which names the file, the record's index in it and the
+reason.
 """
 
 import concurrent.futures
@@ -21,8 +22,8 @@ import time
 import uuid
 from typing import Callable, List, NamedTuple, Optional, Sequence, TypeVar
 
-from absl import logging
 import tensorflow as tf
+from absl import logging
 
 _SHARD_NAME = re.compile(r"^(?P<prefix>[A-Za-z0-9_]+)-(?P<index>\d{5})-of-(?P<total>\d{5})$")
 # A TFRecord: uint64 length, uint32 checksum of the length, the payload, uint32 checksum of the payload.
@@ -72,8 +73,14 @@ def retry_reads(function: Callable[[], _T], what: str) -> _T:
     for attempt in range(_READ_ATTEMPTS):
         try:
             return function()
-        except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError, tf.errors.InternalError,
-                tf.errors.UnknownError, tf.errors.ResourceExhaustedError) as error:
+        except (
+            tf.errors.UnavailableError,
+            tf.errors.DeadlineExceededError,
+            tf.errors.AbortedError,
+            tf.errors.InternalError,
+            tf.errors.UnknownError,
+            tf.errors.ResourceExhaustedError,
+        ) as error:
             if attempt + 1 == _READ_ATTEMPTS:
                 raise
             logging.warning("%s failed (%s); next try in %d s.", what, error.message, 2**attempt)
@@ -94,20 +101,26 @@ def find_shards(data_dir: str, prefix: str) -> List[str]:
     names = retry_reads(lambda: tf.io.gfile.listdir(data_dir), f"Listing {data_dir}")
     matches = [match for match in map(_SHARD_NAME.match, sorted(names)) if match and match["prefix"] == prefix]
     if not matches:
-        raise DataError(f"`data_dir` is {data_dir!r}, which holds no file {shard_name(prefix, 0, 1024)!r} or the like; "
-                        "`python -m efficientnet_advprop.prepare` makes them.")
+        raise DataError(
+            f"`data_dir` is {data_dir!r}, which holds no file {shard_name(prefix, 0, 1024)!r} or the like; "
+            "`python -m efficientnet_advprop.prepare` makes them."
+        )
     totals = sorted({int(match["total"]) for match in matches})
     if len(totals) > 1:
-        raise DataError(f"{data_dir} mixes several sets of {prefix!r} files: of {' and of '.join(map(str, totals))}; keep one of them.")
+        raise DataError(
+            f"{data_dir} mixes several sets of {prefix!r} files: of {' and of '.join(map(str, totals))}; keep one of them."
+        )
     present = {int(match["index"]) for match in matches}
     missing = [index for index in range(totals[0]) if index not in present]
     if missing:
         shown = ", ".join(shard_name(prefix, index, totals[0]) for index in missing[:3])
-        raise DataError(f"{data_dir} lacks {len(missing)} of {totals[0]} {prefix!r} files ({shown}{' …' if len(missing) > 3 else ''}); "
-                        "copy or write them again.")
+        raise DataError(
+            f"{data_dir} lacks {len(missing)} of {totals[0]} {prefix!r} files ({shown}{' …' if len(missing) > 3 else ''}); "
+            "copy or write them again."
+        )
     if len(present) > totals[0]:
         raise DataError(f"{data_dir} holds {prefix!r} files numbered beyond their own total of {totals[0]}; remove them.")
-    return [os.path.join(data_dir, match["prefix"] + match.string[match.end("prefix"):]) for match in matches]
+    return [os.path.join(data_dir, match["prefix"] + match.string[match.end("prefix") :]) for match in matches]
 
 
 @functools.lru_cache(maxsize=16)
@@ -117,7 +130,8 @@ def _record_offsets_at_size(path: str, size: int) -> List[int]:
 
 
 def record_offsets(path: str) -> "tuple[List[int], bool]":
-    """Where each whole record of a file begins, read from the lengths alone, and whether the file ends with the last of them."""
+    """Where each whole record of a file begins, read from the lengths alone, and whether the file ends with the last of
+    them."""
     offsets, position = [], 0
     with tf.io.gfile.GFile(path, "rb") as file:
         size = file.size()
@@ -145,8 +159,11 @@ def count_records(path: str) -> FileCount:
         while position < size:
             file.seek(position)
             header = file.read(_HEADER_BYTES)
-            end = size + 1 if len(header) < _HEADER_BYTES else (
-                position + _HEADER_BYTES + int.from_bytes(header[:8], "little") + _FOOTER_BYTES)
+            end = (
+                size + 1
+                if len(header) < _HEADER_BYTES
+                else (position + _HEADER_BYTES + int.from_bytes(header[:8], "little") + _FOOTER_BYTES)
+            )
             if end > size:
                 return FileCount(num_records, False)
             num_records, position = num_records + 1, end
@@ -160,7 +177,9 @@ def _counts_path(data_dir: str, prefix: str) -> str:
 
 def save_counts(data_dir: str, prefix: str, sizes: Sequence[int], counts: Sequence[int]) -> None:
     """Remembers the record counts beside the shards, with each file's size in bytes to notice a changed one."""
-    table = {shard_name(prefix, i, len(counts)): {"bytes": int(sizes[i]), "records": int(counts[i])} for i in range(len(counts))}
+    table = {
+        shard_name(prefix, i, len(counts)): {"bytes": int(sizes[i]), "records": int(counts[i])} for i in range(len(counts))
+    }
     write_atomically(_counts_path(data_dir, prefix), json.dumps(table, indent=1).encode())
 
 
@@ -180,7 +199,8 @@ def write_atomically(path: str, contents: bytes) -> None:
 def open_split(data_dir: str, prefix: str, *, tolerate_broken_tails: bool = False) -> Split:
     """Finds, checks and counts the shards of a split.
 
-    Counting costs a seek per record the first time; the counts then stay in `record_counts_<prefix>.json` where that can be written.
+    Counting costs a seek per record the first time; the counts then stay in `record_counts_<prefix>.json` where that can be
+    written.
 
     Args:
       data_dir: the folder, local or remote.
@@ -213,8 +233,12 @@ def open_split(data_dir: str, prefix: str, *, tolerate_broken_tails: bool = Fals
         results = list(pool.map(count, files, sizes))
     broken = [index for index, result in enumerate(results) if not result.is_whole]
     if broken and not tolerate_broken_tails:
-        raise DataError("the file ends in the middle of this record; copy or write the file again "
-                        "(or allow for it with `config.data.max_bad_records`).", files[broken[0]], results[broken[0]].num_records)
+        raise DataError(
+            "the file ends in the middle of this record; copy or write the file again "
+            "(or allow for it with `config.data.max_bad_records`).",
+            files[broken[0]],
+            results[broken[0]].num_records,
+        )
     counts = [result.num_records + (not result.is_whole) for result in results]
     if not sum(counts):
         raise DataError(f"the {prefix!r} files of {data_dir} hold no record at all.")
@@ -255,34 +279,51 @@ class ShardWriter:
                 tf.io.gfile.remove(self._temporary)
 
 
-def make_example(encoded: bytes, label: int, *, height: int = 0, width: int = 0, image_format: str = "JPEG", synset: str = "",
-                 filename: str = "") -> bytes:
+def make_example(
+    encoded: bytes,
+    label: int,
+    *,
+    height: int = 0,
+    width: int = 0,
+    image_format: str = "JPEG",
+    synset: str = "",
+    filename: str = "",
+) -> bytes:
     """A serialized record with the official features; `label` counts from 0, the stored one from 1."""
+
     def of_bytes(value: bytes) -> tf.train.Feature:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
     def of_int(value: int) -> tf.train.Feature:
         return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
 
-    return tf.train.Example(features=tf.train.Features(feature={
-        "image/height": of_int(height),
-        "image/width": of_int(width),
-        "image/colorspace": of_bytes(b"RGB"),
-        "image/channels": of_int(3),
-        "image/class/label": of_int(label + 1),
-        "image/class/synset": of_bytes(synset.encode()),
-        "image/format": of_bytes(image_format.encode()),
-        "image/filename": of_bytes(os.path.basename(filename).encode()),
-        "image/encoded": of_bytes(encoded),
-    })).SerializeToString(deterministic=True)
+    return tf.train.Example(
+        features=tf.train.Features(
+            feature={
+                "image/height": of_int(height),
+                "image/width": of_int(width),
+                "image/colorspace": of_bytes(b"RGB"),
+                "image/channels": of_int(3),
+                "image/class/label": of_int(label + 1),
+                "image/class/synset": of_bytes(synset.encode()),
+                "image/format": of_bytes(image_format.encode()),
+                "image/filename": of_bytes(os.path.basename(filename).encode()),
+                "image/encoded": of_bytes(encoded),
+            }
+        )
+    ).SerializeToString(deterministic=True)
 
 
 def parse(record: tf.Tensor, split: Split) -> "tuple[tf.Tensor, tf.Tensor]":
-    """A serialized record's image (scalar string, encoded) and label (scalar int32, from 0). In the graph: a lacking feature is an error."""
-    features = tf.io.parse_single_example(record, {
-        split.image_feature: tf.io.FixedLenFeature([], tf.string),
-        split.label_feature: tf.io.FixedLenFeature([], tf.int64),
-    })
+    """A serialized record's image (scalar string, encoded) and label (scalar int32, from 0). In the graph: a lacking feature is
+    an error."""
+    features = tf.io.parse_single_example(
+        record,
+        {
+            split.image_feature: tf.io.FixedLenFeature([], tf.string),
+            split.label_feature: tf.io.FixedLenFeature([], tf.int64),
+        },
+    )
     return features[split.image_feature], tf.cast(features[split.label_feature], tf.int32) - split.label_offset
 
 
@@ -292,6 +333,7 @@ def read_record(path: str, index: int) -> bytes:
     Raises:
       DataError: the file has no such whole record, or the record's checksum is wrong.
     """
+
     def read_frame() -> bytes:
         offsets = _record_offsets_at_size(path, tf.io.gfile.stat(path).length)
         if index >= len(offsets):
@@ -304,7 +346,7 @@ def read_record(path: str, index: int) -> bytes:
     length = struct.unpack("<Q", frame[:8])[0]
     # TensorFlow's own reader checks the checksums: of a file that holds this record alone.
     with tempfile.NamedTemporaryFile(suffix=".tfrecord") as alone:
-        alone.write(frame[:_HEADER_BYTES + length + _FOOTER_BYTES])
+        alone.write(frame[: _HEADER_BYTES + length + _FOOTER_BYTES])
         alone.flush()
         try:
             return next(iter(tf.data.TFRecordDataset(alone.name))).numpy()
@@ -325,7 +367,9 @@ def explain_bad_record(record: bytes, split: Split, num_classes: Optional[int]) 
             return f"it has no feature {name!r} with one value of the kind {kind!r}"
     label = features[split.label_feature].int64_list.value[0]
     if label < split.label_offset or (num_classes is not None and label >= num_classes + split.label_offset):
-        allowed = f"{split.label_offset}…{num_classes - 1 + split.label_offset}" if num_classes else f"from {split.label_offset} on"
+        allowed = (
+            f"{split.label_offset}…{num_classes - 1 + split.label_offset}" if num_classes else f"from {split.label_offset} on"
+        )
         return f"its label {label} is outside {allowed}, the labels of `config.model.num_classes` = {num_classes} classes"
     encoded = features[split.image_feature].bytes_list.value[0]
     if not encoded:

@@ -1,25 +1,102 @@
 """Where the records of a run come from: `config.data.source` and a split's name -> `records.Split`.
 
-Whatever the source, the pipeline reads TFRecord files; a source only says which, and what their features are called.
+Whatever the source, the pipeline reads TFRecord files; a source only says which, and what their features are called:
+
+    "tfrecord"   the official layout in `data_dir`
+    "digits"     the embedded digits, written into `data_dir` on first use
+    "tfds:NAME"  a data set that TensorFlow Datasets has prepared in `data_dir`: its files are TFRecords too, read as they are
 """
 
+import dataclasses
 import typing
 
-from efficientnet_advprop.data import digits
-from efficientnet_advprop.data import records
+from efficientnet_advprop.data import digits, records
 
 if typing.TYPE_CHECKING:
     from efficientnet_advprop.config import DataConfig
 
 
 def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
-    """The shards of a split: "train", "validation", or a prefix of other TFRecord files in the official layout.
+    """The shards of a split: "train", "validation" or, of TFRecords in the official layout, another prefix.
+
+    With `data.holdout_shards`, "train" lacks its first so many files and "validation" is those ("minival"), as in the official
+    code.
 
     Raises:
-      records.DataError: the data are not there or not whole (see `records.open_split`).
+      records.DataError: the data are not there or not whole (see `records.open_split`), or there are no more files than held
+      out.
     """
+    held_out = data.holdout_shards if split in ("train", "validation") else 0
+    opened = _open_whole_split(data, data_dir, "train" if held_out else split)
+    if not held_out:
+        return opened
+    num_files = len(opened.files)
+    if held_out >= num_files:
+        raise records.DataError(
+            f"`config.data.holdout_shards` is {held_out}, but there are only {num_files} training files in {data_dir}."
+        )
+    kept = range(held_out, num_files) if split == "train" else range(held_out)
+    return select_files(opened, kept)
+
+
+def select_files(split: records.Split, indices: typing.Sequence[int]) -> records.Split:
+    """The split of some of the files."""
+    broken = [new for new, old in enumerate(indices) if old in split.broken_tails]
+    return dataclasses.replace(
+        split, files=[split.files[i] for i in indices], counts=[split.counts[i] for i in indices], broken_tails=broken
+    )
+
+
+def _open_whole_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
+    if data.source.startswith("tfds:"):
+        return open_tfds_split(data.source[len("tfds:") :], data_dir, split)
     if data.source == "digits":
         digits.ensure_digits(data_dir)
-    elif data.source != "tfrecord":
-        raise ValueError(f"`config.data.source` is {data.source!r}, but must be 'tfrecord' or 'digits'.")
     return records.open_split(data_dir, split, tolerate_broken_tails=data.max_bad_records > 0)
+
+
+def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
+    """The files of a prepared TFDS data set with an image and a label in each example.
+
+    "validation" is the data set's test split where it has none of that name.
+
+    Raises:
+      records.DataError: the data set is unknown or not prepared in `data_dir`, or is of another kind.
+    """
+    import tensorflow_datasets as tfds  # takes seconds to import, and only this source needs it
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        info = builder.info
+        prepared = info.splits
+    except Exception as error:  # whatever the data set's code raises, an unknown name among it
+        raise records.DataError(
+            f"`config.data.source` is 'tfds:{name}', but TensorFlow Datasets cannot open it: {error}"
+        ) from error
+    if not prepared:
+        raise records.DataError(
+            f"the data set {name!r} is not prepared in {data_dir!r}; "
+            f"run `tfds build {name} --data_dir={data_dir}`, or give the folder that holds it as `data_dir`."
+        )
+    if split == "validation" and split not in prepared:
+        split = "test"
+    if split not in prepared:
+        raise records.DataError(f"the data set {name!r} has no split {split!r}; it has {', '.join(map(repr, prepared))}.")
+    features = info.features
+    if not (
+        isinstance(features.get("image"), tfds.features.Image) and isinstance(features.get("label"), tfds.features.ClassLabel)
+    ):
+        raise records.DataError(
+            f"the data set {name!r} has no features 'image' and 'label'; it has {', '.join(map(repr, features))}."
+        )
+    if info.file_format != tfds.core.FileFormat.TFRECORD:
+        raise records.DataError(
+            f"the data set {name!r} is kept as {info.file_format.value}; only tfrecord can be read. Prepare it again."
+        )
+    return records.Split(
+        [str(path) for path in prepared[split].filepaths],
+        list(prepared[split].shard_lengths),
+        image_feature="image",
+        label_feature="label",
+        label_offset=0,
+    )

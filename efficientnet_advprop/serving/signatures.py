@@ -56,6 +56,8 @@ class ServedNetwork(tf.Module):
 
     def _run(self, images):
         """The network's endpoints, also of an empty batch, which TensorFlow's fused convolutions refuse."""
+        # A signature's shape is only a promise; this refuses images of another size, by their shape.
+        images = tf.ensure_shape(images, self._float_images.shape, name="images_of_the_exported_size")
         batch = tf.shape(images)[0]
         images = tf.cond(batch > 0, lambda: images, lambda: tf.zeros([1, *images.shape[1:]]))
         return {name: value[:batch] for name, value in self._network(images).items()}

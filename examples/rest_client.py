@@ -1,0 +1,50 @@
+"""Asks TensorFlow Serving over HTTP what is on image files. Needs Python's standard library only.
+
+python examples/rest_client.py --url=http://localhost:8501/v1/models/efficientnet:predict panda.jpg cat.png
+"""
+
+import argparse
+import base64
+import json
+import sys
+import urllib.error
+import urllib.request
+
+
+def make_request(files: list[bytes]) -> bytes:
+    """The body of a request to `serving_default`: the files as they are, of any size."""
+    instances = [{"b64": base64.b64encode(file).decode()} for file in files]
+    return json.dumps({"signature_name": "serving_default", "instances": instances}).encode()
+
+
+def describe(prediction: dict) -> str:
+    """One element of the answer's `predictions`, in words."""
+    if prediction["error"]:
+        return f"not classified: {prediction['error']}"
+    names = prediction.get("labels") or [f"class {index}" for index in prediction["classes"]]
+    return ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in zip(names, prediction["probabilities"]))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://localhost:8501/v1/models/efficientnet:predict")
+    parser.add_argument("images", nargs="+")
+    arguments = parser.parse_args()
+    files = []
+    for path in arguments.images:
+        with open(path, "rb") as file:
+            files.append(file.read())
+    request = urllib.request.Request(arguments.url, make_request(files), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            predictions = json.load(response)["predictions"]
+    except urllib.error.HTTPError as error:
+        sys.exit(f"error: the server refused the request: {error.read().decode(errors='replace')}")
+    except urllib.error.URLError as error:
+        sys.exit(f"error: no server answers at {arguments.url}: {error.reason}")
+    for path, prediction in zip(arguments.images, predictions):
+        print(f"{path}: {describe(prediction)}")
+
+
+if __name__ == "__main__":
+    main()

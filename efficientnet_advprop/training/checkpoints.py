@@ -18,9 +18,9 @@ from absl import logging
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.models import CheckpointError, EfficientNet
+from efficientnet_advprop.models import CheckpointError, EfficientNet, save_released_checkpoint
 from efficientnet_advprop.training import assembly
-from efficientnet_advprop.training.ema import ExponentialMovingAverage
+from efficientnet_advprop.training.ema import ExponentialMovingAverage, official_name
 from efficientnet_advprop.training.state import TrainState, averaged_variables
 
 _CONFIG_FILE, _LAST, _BEST = "config.json", "checkpoints", "best"
@@ -190,6 +190,35 @@ def load_averaged_model(model_dir: str, *, which: str = "best") -> EfficientNet:
         CheckpointError: the directory holds no config or no such checkpoint, or it cannot be read.
         ValueError: `which` is something else.
     """
+    held = _restore_network(model_dir, which)
+    model = assembly.make_model(read_config(model_dir), aux_branches=0)
+    copy_for_inference(held.model, held.ema, model)
+    return model
+
+
+def write_released_checkpoint(model_dir: str, prefix: str, *, which: str = "best", include_aux: bool = False) -> int:
+    """Writes a trained network in the released format: plain weights, averages and the step.
+
+    Args:
+        model_dir, which: as in `load_averaged_model`.
+        prefix, include_aux: as in `save_released_checkpoint`. Without averaging the weights go under both names.
+
+    Returns:
+        The number of updates that the weights have had.
+
+    Raises: as `load_averaged_model`.
+    """
+    held = _restore_network(model_dir, which)
+    averages = None
+    if held.ema is not None:
+        averages = {official_name(variable): shadow for variable, shadow in zip(held.ema.averaged, held.ema.shadows)}
+    step = int(held.step.numpy())
+    save_released_checkpoint(held.model, prefix, averages=averages, global_step=step, include_aux=include_aux)
+    return step
+
+
+def _restore_network(model_dir: str, which: str) -> tf.Module:
+    """What a `TrainState` holds, but for the optimizer: `model`, `ema` (or None) and `step`."""
     if which not in ("best", "last"):
         raise ValueError(f"`which` is {which!r}, but must be 'best' or 'last'.")
     config = read_config(model_dir)
@@ -200,13 +229,12 @@ def load_averaged_model(model_dir: str, *, which: str = "best") -> EfficientNet:
     held = tf.Module()
     held.model = assembly.make_model(config)
     held.ema = ExponentialMovingAverage(averaged_variables(held.model)) if config.optimizer.ema_decay else None
+    held.step = tf.Variable(0, trainable=False, dtype=tf.int64)
     try:
         tf.train.Checkpoint(state=held).restore(path).assert_existing_objects_matched().expect_partial()
     except _UNREADABLE as error:
         raise CheckpointError(f"the checkpoint {path} cannot be read: {_first_line(error)}.") from error
-    model = assembly.make_model(config, aux_branches=0)
-    copy_for_inference(held.model, held.ema, model)
-    return model
+    return held
 
 
 def copy_for_inference(trained: EfficientNet, ema: Optional[ExponentialMovingAverage], target: EfficientNet) -> None:

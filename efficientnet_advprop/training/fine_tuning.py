@@ -39,8 +39,8 @@ def freeze(model: tf.keras.Model, up_to: str) -> None:
     names = [part.name for part in parts]
     if up_to not in (NOTHING, BACKBONE, *names):
         raise ConfigError(
-            f"`config.init.freeze` is {up_to!r}, but must be '{NOTHING}', '{BACKBONE}' (all but the classifier) or the last part "
-            f"to stay as it is, from 'stem' to '{names[-1]}'."
+            f"`config.init.freeze` is {up_to!r}, but must be '{NOTHING}', '{BACKBONE}' (all but the classifier) or the last "
+            f"part to stay as it is, from 'stem' to '{names[-1]}'."
         )
     if up_to == NOTHING:
         return

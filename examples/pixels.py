@@ -15,7 +15,7 @@ _TABLE_SIZE = 1024  # the filter is read from a table at this resolution
 
 
 def load_pixels(path: str, image_size: int, crop_fraction: Optional[float]) -> np.ndarray:
-    """An image file as float32 [image_size, image_size, 3] around 0…255, RGB. A `crop_fraction` of None takes the whole image."""
+    """An image file as float32 [image_size, image_size, 3] around 0…255, RGB; without a `crop_fraction`, all of the image."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     return resize(pixels if crop_fraction is None else center_crop(pixels, crop_fraction), image_size)

@@ -1,25 +1,18 @@
-import base64
 import io
 import json
 import os
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+from tensorflow_serving.apis import prediction_log_pb2
 
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.serving import encoded_images
 from efficientnet_advprop.serving.saved_model import WARMUP_FILE
 from tests.efficientnet_advprop.serving.conftest import CLASS_NAMES, softmax
-
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "..", "..", "examples"))
-import grpc_client  # noqa: E402
-import pixels  # noqa: E402
-import rest_client  # noqa: E402
 
 
 def encode(image: Image.Image, image_format: str, **options) -> bytes:
@@ -165,45 +158,6 @@ def test_metadata_say_what_the_export_is(exported):
     assert metadata["input"]["normalization"] == "advprop"
     assert metadata["self_check"]["num_images"] == metadata["self_check"]["num_same_top1"] == 10
     assert len(metadata["source"]["weights_sha256"]) == 64
-
-
-def test_the_rest_client_fits_the_signature(loaded, photographs):
-    body = json.loads(rest_client.make_request(photographs))
-    assert body["signature_name"] in loaded.signatures
-    # TensorFlow Serving's REST gate: {"b64": …} is a string tensor's element, and one input needs no name.
-    request = predict_pb2.PredictRequest()
-    (spec,) = loaded.signatures[body["signature_name"]].structured_input_signature[1].values()
-    values = [base64.b64decode(instance["b64"], validate=True) for instance in body["instances"]]
-    request.inputs[spec.name].CopyFrom(tf.make_tensor_proto(values, spec.dtype))
-    answer = classify(loaded, list(tf.make_ndarray(request.inputs[spec.name])))
-    predictions = [
-        {name: value[row].tolist() for name, value in answer.items() if name not in ("labels", "error")}
-        | {"labels": [name.decode() for name in answer["labels"][row]], "error": answer["error"][row].decode()}
-        for row in range(2)
-    ]
-    assert rest_client.describe(predictions[0]).startswith(f"name {answer['classes'][0, 0]} ")
-    assert "unknown format" in rest_client.describe({"error": encoded_images.UNKNOWN_FORMAT})
-
-
-def test_the_grpc_client_fits_the_signature(loaded, photographs):
-    sent = grpc_client.make_request([*photographs, b"no image"], "tiny").SerializeToString()
-    request = predict_pb2.PredictRequest.FromString(sent)
-    assert request.model_spec.name == "tiny"
-    inputs = {name: tf.constant(tf.make_ndarray(tensor)) for name, tensor in request.inputs.items()}
-    answer = loaded.signatures[request.model_spec.signature_name](**inputs)
-    response = predict_pb2.PredictResponse()
-    for name, value in answer.items():
-        response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
-    texts = grpc_client.describe(predict_pb2.PredictResponse.FromString(response.SerializeToString()))
-    assert texts[0].startswith(f"name {int(answer['classes'][0, 0])} ") and "unknown format" in texts[2]
-
-
-def test_the_clients_preprocessing_is_the_official_one(tmp_path):
-    for index, shape in enumerate([(300, 200, 3), (50, 80, 3), (64, 64, 3), (1, 5, 3)]):
-        path = tmp_path / f"{index}.png"
-        Image.fromarray(noise(*shape)).save(path)
-        official = preprocessing.preprocess_for_eval(tf.io.read_file(str(path)), 64, "released")
-        np.testing.assert_allclose(pixels.load_pixels(str(path), 64, 64 / 96), official, atol=1e-2)
 
 
 def test_a_thousand_mutated_files_change_no_good_answer(loaded, photographs):

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.evaluation.metrics import Score
-from tpu_utils import reduction
+from tpu_utils import randomness, reduction
 
 TOP_K = 5
 
@@ -95,7 +95,7 @@ class Evaluator:
         if self._attack is not None:
             seed = tf.constant([self._seed, 0])
             for part in (index, reduction.replica_id()):
-                seed = tf.random.experimental.stateless_fold_in(seed, part)
+                seed = randomness.fold_in(seed, part)
             logits = self._logits_fn(self._attack(self._logits_fn, images, labels, seed))
             hits = [hit & top_k_hits(logits, labels, k) for hit, k in zip(hits, (1, TOP_K))]
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))

@@ -114,7 +114,8 @@ def test_random_start_has_its_probability_per_batch():
 def test_same_result_eagerly_in_a_function_and_under_xla(tiny, statistics):
     numbers = golden("train.npz")
     images, labels = tf.constant(numbers["images"][:, :32, :32]), tf.constant(numbers["labels"])
-    attack = PGD(2.0, 1.0, 3, num_classes=10)
+    # With a batch's moments every image's rounding reaches all others, and grows tenfold an iteration: compare one.
+    attack = PGD(2.0, 1.0, 3 if statistics == "running" else 1, num_classes=10)
     before = [variable.numpy() for variable in tiny.variables]
     if statistics == "running":
         logits_fn = lambda x: tiny(x, training=False, branch="aux")  # noqa: E731
@@ -122,9 +123,8 @@ def test_same_result_eagerly_in_a_function_and_under_xla(tiny, statistics):
         logits_fn = lambda x: tiny(x, training=True, branch="aux", update_statistics=False)  # noqa: E731
     run = lambda: attack(logits_fn, images, labels, SEED)  # noqa: E731
     eager, graph, xla = run(), tf.function(run)(), tf.function(run, jit_compile=True)()
-    # The sign of a gradient that is all rounding may differ, and does more often where a small batch's moments take part.
-    for other in (graph, xla):
-        assert np.mean(np.abs(eager - other) > 1e-3) < (1e-3 if statistics == "running" else 2e-2)
+    for other in (graph, xla):  # a sign of a gradient that is all rounding may differ: at most one value in a thousand
+        assert np.mean(np.abs(eager - other) > 1e-3) < 1e-3
     for variable, value in zip(tiny.variables, before):
         np.testing.assert_array_equal(variable, value, err_msg=variable.name)
     load_tiny(tiny.variables)

@@ -78,7 +78,9 @@ def restore_network(
     found_kind = kind or guess_kind(checkpoint)
     chosen_kind = found_kind or DEFAULT_KIND
     is_table_row = architecture.width_coefficient is None and architecture.num_classes == 1000
-    published = find_published(checkpoint) or (PUBLISHED.get(f"{architecture.variant}-{found_kind}") if is_table_row else None)
+    published = find_published(checkpoint)
+    if published is None or published.kind != chosen_kind:
+        published = PUBLISHED.get(f"{architecture.variant}-{found_kind}") if is_table_row else None
     model = EfficientNet(
         architecture.variant,
         num_classes=architecture.num_classes,

@@ -1,0 +1,59 @@
+"""How long a released checkpoint takes to load into a model, and how much memory beside the model.
+
+    python benchmarks/load_checkpoint.py                          # B0 and B8, with one auxiliary branch; about 1.5 GB of disk
+
+The file is in the released format with averages and plain weights, like a training checkpoint without its slots. Measured is
+`load_released_checkpoint` alone, from the page cache: with the checks, the comparison and the copies to the auxiliary branch.
+Linux only: the highest memory is the kernel's VmHWM.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+VARIANTS = ("b0", "b8")
+
+
+def memory(field: str) -> float:
+    """A line of /proc/self/status, in MB."""
+    with open("/proc/self/status") as file:
+        return int(re.search(rf"{field}:\s+(\d+) kB", file.read())[1]) / 1e3
+
+
+def measure(variant: str, prefix: str) -> None:
+    from absl import logging
+
+    from efficientnet_advprop.models import EfficientNet, load_released_checkpoint
+
+    logging.set_verbosity(logging.ERROR)
+    model = EfficientNet(variant, aux_branches=1)
+    size = sum(variable.shape.num_elements() for variable in model.variables) * 4 / 1e6
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the highest memory is counted anew from here
+    before, started = memory("VmRSS"), time.perf_counter()
+    load_released_checkpoint(model, prefix)
+    seconds, peak = time.perf_counter() - started, memory("VmHWM") - before
+    total = (size + peak) / size
+    print(f"{variant}: {seconds:.2f} s; model {size:.0f} MB, at the peak {peak:.0f} MB more: {total:.2f} times it", flush=True)
+
+
+def write(variant: str, prefix: str) -> None:
+    from efficientnet_advprop.models import EfficientNet, save_released_checkpoint
+
+    model = EfficientNet(variant, aux_branches=0)
+    averages = {variable.name.split(":")[0]: variable.numpy() * 1.01 for variable in model.variables}
+    save_released_checkpoint(model, prefix, averages=averages, global_step=218949)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        {"write": write, "measure": measure}[sys.argv[1]](*sys.argv[2:])
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            for variant in VARIANTS:
+                for task in ("write", "measure"):  # each in a process of its own: clean memory
+                    subprocess.run([sys.executable, __file__, task, variant, f"{folder}/{variant}/model.ckpt"], check=True)

@@ -1,0 +1,103 @@
+"""Clean and adversarial images as two passes or as one batch: time and peak memory of an AdvProp step, each in its own process.
+
+    python benchmarks/arrangements.py                     # EfficientNet-B0, 224 px, 16 + 16 images, float32, PGD1
+
+The trainer makes two passes. The other arrangement, one batch of both whose batch norms split it, is built here alone, to keep the
+comparison honest: the same layers, attack and update.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import tensorflow as tf
+from absl import app, flags
+
+from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.models import EfficientNet, layers
+from efficientnet_advprop.training import losses, optimizers, steps
+from efficientnet_advprop.training.ema import ExponentialMovingAverage
+from efficientnet_advprop.training.schedules import LearningRate
+from efficientnet_advprop.training.state import TrainState, averaged_variables
+
+ARRANGEMENTS = ("two_passes", "one_batch")
+FLAGS = flags.FLAGS
+flags.DEFINE_string("variant", "b0", "Row of the scaling table.")
+flags.DEFINE_integer("image_size", 224, "Pixels.")
+flags.DEFINE_integer("batch_size", 16, "Clean images per step.")
+flags.DEFINE_integer("num_steps", 1, "Iterations of PGD.")
+flags.DEFINE_integer("rounds", 7, "Timed runs.")
+flags.DEFINE_enum("only", None, ARRANGEMENTS, "Measure this one, in this process, and print JSON.")
+
+
+def normalize_halves(convolution, norm, inputs, *, training, branch, update_statistics):
+    """`layers.convolve_and_normalize` for a batch whose first half is clean and whose second is adversarial."""
+    if not training:
+        return convolution(inputs, *norm.affine(branch))
+    clean, adversarial = tf.split(convolution(inputs), 2)
+    mode = dict(training=True, update_statistics=update_statistics)
+    return tf.concat([norm(clean, branch="main", **mode), norm(adversarial, branch="aux", **mode)], 0)
+
+
+def make_one_batch_step(state, learning_rate, attack):
+    def train_step(batch):
+        images, labels = tf.cast(batch["images"], tf.float32), batch["labels"]
+        adversarial_images = attack(steps.attacked_network(state.model, "aux", "running"), images, labels)
+        with tf.GradientTape() as tape:
+            logits = state.model(tf.concat([images, adversarial_images], 0), training=True)
+            per_image = losses.cross_entropy(tf.concat([labels, labels], 0), logits, 0.1)
+            loss = tf.reduce_sum(per_image) / FLAGS.batch_size
+        trained = state.model.trainable_variables
+        gradients = tape.gradient(loss, trained)
+        gradients = [g + 1e-5 * v if losses.is_decayed(v.name) else g for g, v in zip(gradients, trained)]
+        state.optimizer.apply(gradients, learning_rate(state.step))
+        state.step.assign_add(1)
+        state.ema.update(state.step)
+        return loss
+
+    return train_step
+
+
+def measure(arrangement: str) -> dict:
+    """Median seconds and the process's peak memory in MB."""
+    model = EfficientNet(FLAGS.variant)
+    state = TrainState(
+        model, optimizers.RMSProp(model.trainable_variables), ExponentialMovingAverage(averaged_variables(model))
+    )
+    attack = PGD(float(FLAGS.num_steps), 1.0, FLAGS.num_steps, num_classes=1000)
+    rate = LearningRate(0.016, 100.0)
+    if arrangement == "one_batch":
+        layers.convolve_and_normalize = normalize_halves
+        step = make_one_batch_step(state, rate, attack)
+    else:
+        step = steps.make_train_step("advprop", state, rate, global_batch_size=FLAGS.batch_size, attack=attack)
+    step = tf.function(step)
+    size = FLAGS.image_size
+    batch = {
+        "images": tf.cast(tf.random.uniform([FLAGS.batch_size, size, size, 3], maxval=256, dtype=tf.int32), tf.uint8),
+        "labels": tf.random.uniform([FLAGS.batch_size], maxval=1000, dtype=tf.int32),
+    }
+    times = []
+    for _ in range(FLAGS.rounds + 1):
+        start = time.perf_counter()
+        tf.nest.map_structure(lambda value: value.numpy(), step(batch))
+        times.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(times[1:]), "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def main(_):
+    if FLAGS.only:
+        print(json.dumps(measure(FLAGS.only)))
+        return
+    for arrangement in ARRANGEMENTS:
+        command = [sys.executable, *sys.argv, f"--only={arrangement}"]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        result = json.loads(output.strip().splitlines()[-1])
+        print(f"{arrangement:12s} {result['seconds']:6.3f} s   peak {result['megabytes']:7.0f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

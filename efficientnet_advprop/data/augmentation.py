@@ -349,7 +349,7 @@ def _cutout_at(image: tf.Tensor, half_size: Number, uniform: tf.Tensor, fill: in
     (top, bottom), (left, right) = span(tf.shape(image)[0], uniform[0]), span(tf.shape(image)[1], uniform[1])
     hole = tf.fill([bottom - top, right - left, 3], tf.constant(fill, tf.uint8))
     middle = tf.concat([image[top:bottom, :left], hole, image[top:bottom, right:]], axis=1)
-    return tf.concat([image[:top], middle, image[bottom:]], axis=0)
+    return tf.ensure_shape(tf.concat([image[:top], middle, image[bottom:]], axis=0), image.shape)
 
 
 def _apply_chosen(

@@ -258,6 +258,7 @@ def _batches(
     num_batches: Optional[int],
     batch_size: int,
     process: Callable,
+    element_spec: Dict[str, tf.TensorSpec],
     blank_bad: bool,
 ) -> tf.data.Dataset:
     """Maps `process(encoded, label, position)` over the stream, in order and in parallel, and batches the results.
@@ -271,7 +272,8 @@ def _batches(
     Args:
       num_examples: how many positions there are; None is endless. Positions beyond it are blanks.
       num_batches: how many batches to make; None is endless.
-      process: returns a dict of tensors of static shapes.
+      process: returns a dict of tensors.
+      element_spec: their shapes and dtypes.
       blank_bad: whether blanks take the place of bad records; else other records do.
     """
     stream, split = bad.stream, bad.stream.split
@@ -296,14 +298,13 @@ def _batches(
     def blank_of(spec: tf.TensorSpec) -> tf.Tensor:
         return tf.zeros(spec.shape, spec.dtype)
 
-    sample = tf.data.Dataset.from_tensors(
-        (tf.constant(0, tf.int64), tf.constant(0, tf.int64), tf.constant(0, tf.int64), b"")
-    ).map(process_record)
-    blank = tf.nest.map_structure(blank_of, sample.element_spec)
+    blank = tf.nest.map_structure(blank_of, element_spec)
 
     def segment(iteration: tf.Tensor) -> tf.data.Dataset:
         start, avoided = _call(bad.start_segment, [iteration], start=scalar, avoided=tf.TensorSpec([None, 2], tf.int64))
 
+        # Nothing here needs AutoGraph, whose conversion would take most of the time until the first batch.
+        @tf.autograph.experimental.do_not_convert
         def process_element(position, address):
             file, record, row = address
             if not bad.allowed:
@@ -364,6 +365,10 @@ def _options() -> tf.data.Options:
     # Each input pipeline picks its own part already.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return options
+
+
+def _example_spec(data: "DataConfig", dtype: tf.DType) -> Dict[str, tf.TensorSpec]:
+    return {"images": tf.TensorSpec([data.image_size, data.image_size, 3], dtype), "labels": tf.TensorSpec([], tf.int32)}
 
 
 def _limit_examples(split: records.Split, num_examples: int) -> records.Split:
@@ -466,7 +471,7 @@ def make_train_dataset(
     bad = _BadRecords(stream, num_classes, data.max_bad_records)
     first_position = start_batch * replica_batch * host.num_replicas
     return (
-        _batches(bad, first_position, None, None, replica_batch, process, blank_bad=False)
+        _batches(bad, first_position, None, None, replica_batch, process, _example_spec(data, tf.uint8), blank_bad=False)
         .prefetch(tf.data.AUTOTUNE)
         .with_options(_options())
     )
@@ -504,5 +509,43 @@ def make_eval_dataset(
         return {"images": image, "labels": label, "mask": tf.constant(1.0)}
 
     bad = _BadRecords(stream, num_classes, data.max_bad_records)
-    batches = _batches(bad, 0, stream.epoch_size, num_steps * host.num_replicas, replica_batch, process, blank_bad=True)
+    spec = {**_example_spec(data, tf.float32), "mask": tf.TensorSpec([], tf.float32)}
+    num_batches = num_steps * host.num_replicas
+    batches = _batches(bad, 0, stream.epoch_size, num_batches, replica_batch, process, spec, blank_bad=True)
     return batches.prefetch(tf.data.AUTOTUNE).with_options(_options())
+
+
+def sample_views(data: "DataConfig", data_dir: str, *, num_images: int, num_draws: int, seed: int) -> np.ndarray:
+    """For a look at the input: the first training images as the evaluation and as several draws of the training show them.
+
+    Returns:
+      uint8 [num_images, 1 + num_draws, size, size, 3].
+
+    Raises:
+      records.DataError: the data are not there, or one of the images is bad.
+    """
+    split = _open_split(data, data_dir, "train")
+    addresses = _Stream(split, _Host(0, 1, 1)).identify(0, num_images)
+    augment = make_augmentation(data)
+    rows = []
+    for file, record in addresses:
+        row = records.read_record(split.files[file], record)
+        reason = records.explain_bad_record(row, split, None)
+        if reason:
+            raise records.DataError(reason, split.files[file], record)
+        encoded, _ = records.parse(row, split)
+        evaluation = preprocessing.preprocess_for_eval(encoded, data.image_size, crop=data.eval_crop)
+        draws = [
+            preprocessing.preprocess_for_train(
+                encoded,
+                data.image_size,
+                seed=tf.constant([_key(seed, "views"), len(rows) * num_draws + draw], tf.int64),
+                crop=data.crop,
+                crop_padding=data.crop_padding,
+                horizontal_flip=data.horizontal_flip,
+                augment=augment,
+            )
+            for draw in range(num_draws)
+        ]
+        rows.append(np.stack([np.clip(evaluation, 0, 255).astype(np.uint8), *(draw.numpy() for draw in draws)]))
+    return np.stack(rows)

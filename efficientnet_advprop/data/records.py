@@ -27,7 +27,7 @@ from absl import logging
 
 _SHARD_NAME = re.compile(r"^(?P<prefix>[A-Za-z0-9_]+)-(?P<index>\d{5})-of-(?P<total>\d{5})$")
 # A TFRecord: uint64 length, uint32 checksum of the length, the payload, uint32 checksum of the payload.
-_HEADER_BYTES, _FOOTER_BYTES = 12, 4
+HEADER_BYTES, _FOOTER_BYTES = 12, 4
 _READ_ATTEMPTS = 5
 _T = TypeVar("_T")
 
@@ -137,10 +137,10 @@ def record_offsets(path: str) -> "tuple[List[int], bool]":
         size = file.size()
         while position < size:
             file.seek(position)
-            header = file.read(_HEADER_BYTES)
-            if len(header) < _HEADER_BYTES:
+            header = file.read(HEADER_BYTES)
+            if len(header) < HEADER_BYTES:
                 return offsets, False
-            end = position + _HEADER_BYTES + struct.unpack("<Q", header[:8])[0] + _FOOTER_BYTES
+            end = position + HEADER_BYTES + struct.unpack("<Q", header[:8])[0] + _FOOTER_BYTES
             if end > size:
                 return offsets, False
             offsets.append(position)
@@ -158,11 +158,11 @@ def count_records(path: str) -> FileCount:
     with open(path, "rb", buffering=0) as file:
         while position < size:
             file.seek(position)
-            header = file.read(_HEADER_BYTES)
+            header = file.read(HEADER_BYTES)
             end = (
                 size + 1
-                if len(header) < _HEADER_BYTES
-                else (position + _HEADER_BYTES + int.from_bytes(header[:8], "little") + _FOOTER_BYTES)
+                if len(header) < HEADER_BYTES
+                else (position + HEADER_BYTES + int.from_bytes(header[:8], "little") + _FOOTER_BYTES)
             )
             if end > size:
                 return FileCount(num_records, False)
@@ -346,7 +346,7 @@ def read_record(path: str, index: int) -> bytes:
     length = struct.unpack("<Q", frame[:8])[0]
     # TensorFlow's own reader checks the checksums: of a file that holds this record alone.
     with tempfile.NamedTemporaryFile(suffix=".tfrecord") as alone:
-        alone.write(frame[: _HEADER_BYTES + length + _FOOTER_BYTES])
+        alone.write(frame[: HEADER_BYTES + length + _FOOTER_BYTES])
         alone.flush()
         try:
             return next(iter(tf.data.TFRecordDataset(alone.name))).numpy()

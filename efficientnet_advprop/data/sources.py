@@ -66,8 +66,7 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
     import tensorflow_datasets as tfds  # takes seconds to import, and only this source needs it
 
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
-        info = builder.info
+        info = tfds.builder(name, data_dir=data_dir).info
         prepared = info.splits
     except Exception as error:  # whatever the data set's code raises, an unknown name among it
         raise records.DataError(
@@ -83,9 +82,8 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
     if split not in prepared:
         raise records.DataError(f"the data set {name!r} has no split {split!r}; it has {', '.join(map(repr, prepared))}.")
     features = info.features
-    if not (
-        isinstance(features.get("image"), tfds.features.Image) and isinstance(features.get("label"), tfds.features.ClassLabel)
-    ):
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(key in features and isinstance(features[key], kind) for key, kind in kinds.items()):
         raise records.DataError(
             f"the data set {name!r} has no features 'image' and 'label'; it has {', '.join(map(repr, features))}."
         )
@@ -100,3 +98,10 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
         label_feature="label",
         label_offset=0,
     )
+
+
+def tfds_class_names(name: str, data_dir: str) -> typing.List[str]:
+    """The names of a TFDS data set's classes, in the order of the labels."""
+    import tensorflow_datasets as tfds
+
+    return list(tfds.builder(name, data_dir=data_dir).info.features["label"].names)

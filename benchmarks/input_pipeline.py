@@ -1,0 +1,144 @@
+"""Images per second of each stage of the input pipeline, against decoding and cropping alone in the same run.
+
+    python benchmarks/input_pipeline.py                    # 512 JPEGs of its own making, two threads
+    python benchmarks/input_pipeline.py --data_dir=/data/imagenet --threads=96
+
+Every figure is the median of several rounds, in which the stages take turns. Let nothing else run on the machine.
+"""
+
+import io
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+
+import numpy as np
+from absl import app, flags
+from PIL import Image
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import tensorflow as tf  # noqa: E402
+
+from efficientnet_advprop.config import DataConfig  # noqa: E402
+from efficientnet_advprop.data import augmentation, pipeline, preprocessing, records  # noqa: E402
+
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFRecords to read; None: random pictures of about 500×375 pixels and 70 kB")
+_THREADS = flags.DEFINE_integer("threads", 2, "of the pipeline", lower_bound=1)
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "pixels", lower_bound=1)
+_NUM_IMAGES = flags.DEFINE_integer("num_images", 1024, "in each measurement", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "of all measurements", lower_bound=1)
+_BATCH = 64
+# What accelerators would eat: a vanilla step on an image is three passes of 2 · 0.39 GFLOP for B0, AdvProp with PGD1 2.67 of
+# them. The share of the peak is a guess on the high side; depthwise convolutions reach less.
+_CHIPS = {"one TPU v3-8 (420 TFLOP/s bfloat16)": 420e12, "eight V100 (1000 TFLOP/s float16)": 1000e12}
+_UTILIZATION = 0.3
+_TARGETS = {"train": 60, "train, AutoAugment": 45, "train, RandAugment (2, 10)": 40}
+
+
+def write_pictures(folder: str, number: int = 512) -> float:
+    """JPEGs of smooth colours and noise in eight files; returns their mean size in bytes."""
+    rng = np.random.RandomState(0)
+    sizes = []
+    for shard in range(8):
+        with records.ShardWriter(os.path.join(folder, records.shard_name("train", shard, 8))) as writer:
+            for i in range(number // 8):
+                width, height = (500, 375) if i % 3 else (375, 500)
+                coarse, fine = (
+                    Image.fromarray(rng.randint(0, 256, [h, w, 3]).astype(np.uint8)).resize(
+                        (width, height), Image.Resampling.BICUBIC
+                    )
+                    for h, w in ((12, 12), (height // 2, width // 2))
+                )
+                pixels = np.clip(np.asarray(coarse, float) + 0.3 * (np.asarray(fine, float) - 128), 0, 255).astype(np.uint8)
+                buffer = io.BytesIO()
+                Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
+                sizes.append(len(buffer.getvalue()))
+                writer.write(records.make_example(buffer.getvalue(), i))
+    return statistics.mean(sizes)
+
+
+def decode_and_crop(encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """The bound: what no pipeline of whole JPEGs can go without."""
+    window = preprocessing.inception_window(tf.image.extract_jpeg_shape(encoded), seed, 0.875)
+    return tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
+
+
+def make_stages(folder: str) -> dict:
+    """Datasets by name; those of single elements, of their encoded bytes from memory."""
+    size = _IMAGE_SIZE.value
+    files = [os.path.join(folder, name) for name in sorted(tf.io.gfile.listdir(folder)) if name.startswith("train-")]
+    rows = tf.data.TFRecordDataset(files[:8]).take(1024)
+    encoded = rows.map(lambda row: records.parse(row, records.Split([], []))[0]).cache().repeat().enumerate()
+
+    def mapped(function):
+        return encoded.map(
+            lambda i, image: function(image, tf.stack([i, i])), num_parallel_calls=_THREADS.value, deterministic=True
+        )
+
+    def train(augment=None):
+        return mapped(lambda image, seed: preprocessing.preprocess_for_train(image, size, seed=seed, augment=augment))
+
+    def whole(**changes):
+        data = DataConfig(image_size=size, shuffle_buffer=256, **changes)
+        return pipeline.make_train_dataset(data, folder, global_batch_size=_BATCH, seed=0).unbatch()
+
+    return {
+        "decode + random crop (the bound)": mapped(decode_and_crop),
+        "read TFRecords": tf.data.TFRecordDataset(files, num_parallel_reads=_THREADS.value).repeat(),
+        "decode + crop + resize": mapped(lambda image, seed: preprocessing.resize(decode_and_crop(image, seed), size)),
+        "train": train(),
+        "train, AutoAugment": train(augmentation.autoaugment),
+        "train, RandAugment (2, 10)": train(lambda image, seed: augmentation.randaugment(image, seed, 2, 10)),
+        "evaluation": mapped(lambda image, seed: preprocessing.preprocess_for_eval(image, size)),
+        "whole pipeline": whole(),
+        "whole pipeline, AutoAugment": whole(augment="autoaugment"),
+    }
+
+
+def main(argv):
+    del argv
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = _DATA_DIR.value
+        if not folder:
+            folder = temporary
+            print(f"512 JPEGs of {write_pictures(folder) / 1000:.0f} kB on average")
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = _THREADS.value
+        options.threading.max_intra_op_parallelism = 1
+        stages = {name: dataset.with_options(options) for name, dataset in make_stages(folder).items()}
+        seconds = {name: [] for name in stages}
+        for _ in range(_ROUNDS.value):
+            for name, dataset in stages.items():
+                start = time.perf_counter()
+                next(iter(dataset.skip(_NUM_IMAGES.value + _BATCH - 1)))
+                both = time.perf_counter() - start
+                start = time.perf_counter()
+                next(iter(dataset.skip(_BATCH - 1)))
+                seconds[name].append(both - (time.perf_counter() - start))
+    report(seconds)
+
+
+def report(seconds: dict) -> None:
+    rates = {name: _NUM_IMAGES.value / statistics.median(values) for name, values in seconds.items()}
+    bound = next(iter(rates.values()))
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {_THREADS.value} threads, {_IMAGE_SIZE.value} px, "
+        f"TensorFlow {tf.__version__}"
+    )
+    for name, rate in rates.items():
+        target = f"  (to reach: {_TARGETS[name]} %)" if name in _TARGETS else ""
+        print(f"{name:36s} {rate:8.0f} images/s {100 * rate / bound:5.0f} %{target}")
+    per_image = 2.67 * 3 * 2 * 0.39e9
+    for chips, flops in _CHIPS.items():
+        needed = _UTILIZATION * flops / per_image
+        print(
+            f"AdvProp B0, PGD1, on {chips} at {100 * _UTILIZATION:.0f} % of the peak eats {needed:,.0f} images/s: "
+            f"{needed / rates['whole pipeline, AutoAugment'] * _THREADS.value:.0f} such threads"
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,90 @@
+r"""Turns ImageNet's archives, a folder of images by class, or a TFDS data set into TFRecords in the official layout.
+
+    python -m efficientnet_advprop.prepare --imagenet_dir=/downloads --output_dir=gs://…/imagenet
+    python -m efficientnet_advprop.prepare --image_folder=/data/flowers --output_dir=/data/records \
+        --train_shards=64 --validation_shards=8
+    python -m efficientnet_advprop.prepare --tfds=oxford_iiit_pet --tfds_dir=/data/tfds --output_dir=/data/records \
+        --train_shards=32 --validation_shards=32
+
+`--imagenet_dir` holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and synset_labels.txt (the class of each validation
+image, one a line); the archives are read in place. `--image_folder` holds train/CLASS/… and validation/CLASS/…. Started again
+after a kill, it goes on with the shards that are missing. Ends with the number of images of each class; exits with 1 and names
+the files if any image could not be converted.
+"""
+
+import sys
+
+from absl import flags
+
+from efficientnet_advprop import door
+from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.data import conversion, records, sources
+
+_IMAGENET_DIR = flags.DEFINE_string("imagenet_dir", None, "folder of the two ILSVRC2012 archives and of synset_labels.txt")
+_IMAGE_FOLDER = flags.DEFINE_string("image_folder", None, "folder of train/CLASS/image and validation/CLASS/image")
+_TFDS = flags.DEFINE_string("tfds", None, "name of a data set that TensorFlow Datasets has prepared in --tfds_dir")
+_TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "folder of the prepared data sets")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "folder of the TFRecords, local or gs://")
+_TRAIN_SHARDS = flags.DEFINE_integer("train_shards", 1024, "number of training files", lower_bound=1)
+_VALIDATION_SHARDS = flags.DEFINE_integer("validation_shards", 128, "number of validation files", lower_bound=1)
+_NUM_WORKERS = flags.DEFINE_integer("num_workers", 16, "files written at a time", lower_bound=1)
+
+
+def _list_images():
+    """{prefix: images} of the flags' source."""
+    if _IMAGENET_DIR.value:
+        folder = _IMAGENET_DIR.value.rstrip("/")
+        train = conversion.list_imagenet_train(f"{folder}/ILSVRC2012_img_train.tar")
+        classes = sorted({source.synset for source in train})
+        labels = f"{folder}/synset_labels.txt"
+        return {
+            "train": train,
+            "validation": conversion.list_imagenet_validation(f"{folder}/ILSVRC2012_img_val.tar", labels, classes),
+        }
+    if _IMAGE_FOLDER.value:
+        folder = _IMAGE_FOLDER.value.rstrip("/")
+        train = conversion.list_image_folder(f"{folder}/train")
+        classes = sorted({source.synset for source in train})
+        return {"train": train, "validation": conversion.list_image_folder(f"{folder}/validation", classes)}
+    opened = {split: sources.open_tfds_split(_TFDS.value, _TFDS_DIR.value, split) for split in ("train", "validation")}
+    names = sources.tfds_class_names(_TFDS.value, _TFDS_DIR.value)
+    return {split: conversion.list_tfds(opened[split], names) for split in opened}
+
+
+def main(argv):
+    del argv
+    if sum(bool(flag.value) for flag in (_IMAGENET_DIR, _IMAGE_FOLDER, _TFDS)) != 1:
+        raise ConfigError("give one of `--imagenet_dir`, `--image_folder` and `--tfds`.")
+    if not _OUTPUT_DIR.value:
+        raise ConfigError("`--output_dir` is missing; give a folder for the TFRecords.")
+    failures = []
+    for prefix, images in _list_images().items():
+        num_shards = {"train": _TRAIN_SHARDS, "validation": _VALIDATION_SHARDS}[prefix].value
+        print(f"{prefix}: {len(images)} images into {num_shards} files")
+        report = conversion.convert(
+            images,
+            _OUTPUT_DIR.value,
+            prefix,
+            num_shards=num_shards,
+            num_workers=_NUM_WORKERS.value,
+            shuffle=prefix == "train",
+            progress=lambda done, total: print(f"\r  {done} of {total} files", end="", file=sys.stderr, flush=True),
+        )
+        print(file=sys.stderr)
+        for name, number in sorted(report.num_per_class.items()):
+            print(f"  {name:20s} {number:8d}")
+        print(
+            f"  {report.num_images} images of {len(report.num_per_class)} classes, {report.num_reencoded} encoded anew as JPEG"
+        )
+        failures += report.failures
+    if failures:
+        shown = "".join(f"\n  {failure}" for failure in failures[:20])
+        print(f"These cannot be converted:{shown}", file=sys.stderr)
+        raise records.DataError(
+            f"{len(failures)} images cannot be converted, and the TFRecords that they belong to are not written. "
+            "Repair them and start again; or remove them and start again with an empty `--output_dir`, for the order changes."
+        )
+
+
+if __name__ == "__main__":
+    door.run(main, run_errors=(records.DataError,))

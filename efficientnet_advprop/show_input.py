@@ -1,0 +1,45 @@
+"""A picture of what the network sees: training images after cropping and augmentation, each row one image in several draws.
+
+    python -m efficientnet_advprop.show_input --config=configs/advprop.py:b0 --data_dir=… --out=grid.png
+    python -m efficientnet_advprop.show_input --config=configs/digits.py --data_dir=data/digits --out=grid.png --rows=4
+
+The first column is the evaluation's view of the same image. Reads the training files from their beginning, one image per row.
+"""
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from efficientnet_advprop import door
+from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.data import pipeline, records
+
+_CONFIG = door.define_config_flag()
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the TFRecords")
+_OUT = flags.DEFINE_string("out", None, "the picture to write, such as grid.png")
+_ROWS = flags.DEFINE_integer("rows", 6, "images", lower_bound=1)
+_COLUMNS = flags.DEFINE_integer("columns", 8, "draws of each", lower_bound=1)
+_GAP = 2  # pixels
+
+
+def draw_grid(rows: np.ndarray) -> Image.Image:
+    """uint8 [rows, columns, size, size, 3] side by side on white."""
+    rows = np.pad(rows, [(0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0)], constant_values=255)
+    return Image.fromarray(rows.transpose(0, 2, 1, 3, 4).reshape(rows.shape[0] * rows.shape[2], -1, 3))
+
+
+def main(argv):
+    del argv
+    config = door.read_config(_CONFIG)
+    for flag, what in ((_DATA_DIR, "the folder of the TFRecords"), (_OUT, "the picture to write")):
+        if not flag.value:
+            raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
+    rows = pipeline.sample_views(
+        config.data, _DATA_DIR.value, num_images=_ROWS.value, num_draws=_COLUMNS.value, seed=config.training.seed
+    )
+    draw_grid(rows).save(_OUT.value)
+    print(f"{_OUT.value}: {_ROWS.value} images; the evaluation's view and {_COLUMNS.value} draws of the training's.")
+
+
+if __name__ == "__main__":
+    door.run(main, run_errors=(records.DataError, ValueError))

@@ -1,0 +1,274 @@
+"""The stream's promises: the same images whenever and wherever it starts, each record once, bad ones named."""
+
+import collections
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from efficientnet_advprop.config import DataConfig
+from efficientnet_advprop.data import digits, pipeline, records
+
+SMALL = DataConfig(image_size=8, crop="pad", crop_padding=1, eval_crop="none", horizontal_flip=True, shuffle_buffer=16)
+
+
+def picture(number):
+    """8×8 pixels that say which record they are, whatever the augmentation."""
+    return np.full([8, 8, 3], [number % 251 + 1, number // 251 + 1, 7], np.uint8)
+
+
+def number_of(image):
+    red, green, _ = image[4, 4]
+    return int(red) - 1 + 251 * (int(green) - 1)
+
+
+def write_numbered(folder, prefix="train", counts=(7, 9, 8, 10), first=0):
+    number = first
+    for shard, count in enumerate(counts):
+        with records.ShardWriter(os.path.join(folder, records.shard_name(prefix, shard, len(counts)))) as writer:
+            for _ in range(count):
+                writer.write(records.make_example(tf.io.encode_png(picture(number)).numpy(), number % 5))
+                number += 1
+    return number
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("numbered"))
+    assert write_numbered(folder) == 34
+    write_numbered(folder, "validation", (5, 6))
+    return folder
+
+
+def context(index=0, count=1, replicas=1):
+    return tf.distribute.InputContext(num_input_pipelines=count, input_pipeline_id=index, num_replicas_in_sync=replicas * count)
+
+
+def train(folder, data=SMALL, batch=4, take=None, **kwargs):
+    dataset = pipeline.make_train_dataset(data, folder, global_batch_size=batch, seed=kwargs.pop("seed", 3), **kwargs)
+    return list((dataset if take is None else dataset.take(take)).as_numpy_iterator())
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others):
+        for name in other:
+            np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_batches_have_the_promised_form(numbered):
+    spec = pipeline.make_train_dataset(SMALL, numbered, global_batch_size=4, seed=0).element_spec
+    assert spec == {"images": tf.TensorSpec([4, 8, 8, 3], tf.uint8), "labels": tf.TensorSpec([4], tf.int32)}
+    spec = pipeline.make_eval_dataset(SMALL, numbered, global_batch_size=4).element_spec
+    assert spec == {
+        "images": tf.TensorSpec([4, 8, 8, 3], tf.float32),
+        "labels": tf.TensorSpec([4], tf.int32),
+        "mask": tf.TensorSpec([4], tf.float32),
+    }
+
+
+@pytest.mark.parametrize("changes", [{}, {"augment": "randaugment", "cutout_half_size": 1}, {"cache": True}])
+def test_resuming_gives_the_same_batches(numbered, changes):
+    """34 records, batches of 4: the starts lie within epochs, at batches that span two, and beyond several."""
+    data = dataclasses.replace(SMALL, **changes)
+    whole = train(numbered, data, take=30)
+    for start in (8, 26):
+        assert_same(train(numbered, data, start_batch=start, take=30 - start), whole[start:])
+    assert (train(numbered, data, take=1, seed=4)[0]["images"] != whole[0]["images"]).any()
+
+
+def test_every_epoch_has_each_record_once_in_another_order(numbered):
+    images = np.concatenate([batch["images"] for batch in train(numbered, take=17)])
+    numbers = [number_of(image) for image in images]
+    first, second = numbers[:34], numbers[34:68]
+    assert sorted(first) == sorted(second) == list(range(34))
+    assert first != second and first != sorted(first)
+    labels = np.concatenate([batch["labels"] for batch in train(numbered, take=17)])
+    np.testing.assert_array_equal(labels, np.asarray(numbers) % 5)
+    # The same record is augmented differently in the next epoch (shift and flip: 18 possibilities each).
+    assert any((images[i] != images[34 + second.index(number)]).any() for i, number in enumerate(first))
+
+
+@pytest.mark.parametrize("num_hosts", [2, 3])  # 4 files: by file for 2 hosts, by record for 3
+def test_hosts_share_the_records_exactly(numbered, num_hosts):
+    seen = collections.Counter()
+    for host in range(num_hosts):
+        stream = pipeline._Stream(
+            records.open_split(numbered, "train"), pipeline._Host(host, num_hosts, 1), shuffle_seed=3, shuffle_buffer=16
+        )
+        size = stream.epoch_size
+        batches = train(numbered, batch=num_hosts, take=size, input_context=context(host, num_hosts))
+        seen.update(number_of(image) for batch in batches for image in batch["images"])
+        resumed = train(numbered, batch=num_hosts, take=size - 3, start_batch=3, input_context=context(host, num_hosts))
+        assert_same(resumed, batches[3:])
+    assert seen == collections.Counter(range(34))
+
+
+@pytest.mark.parametrize("num_hosts, replicas, batch", [(1, 2, 6), (2, 1, 8), (3, 2, 12), (2, 4, 64)])
+def test_evaluation_counts_every_image_once(numbered, num_hosts, replicas, batch):
+    seen, lengths = collections.Counter(), set()
+    for host in range(num_hosts):
+        dataset = pipeline.make_eval_dataset(
+            SMALL, numbered, global_batch_size=batch, input_context=context(host, num_hosts, replicas)
+        )
+        batches = list(dataset.as_numpy_iterator())
+        lengths.add(len(batches))
+        for element in batches:
+            assert element["images"].shape[0] == batch // (num_hosts * replicas)
+            for image, label, mask in zip(element["images"], element["labels"], element["mask"]):
+                if mask:
+                    seen[number_of(image)] += 1
+                    assert label == number_of(image) % 5
+    assert seen == collections.Counter(range(11))
+    assert len(lengths) == 1 and lengths.pop() % replicas == 0
+
+
+def test_batch_must_divide_by_the_replicas(numbered):
+    with pytest.raises(ValueError, match="`global_batch_size` is 6, but must be a positive multiple of the 4 replicas"):
+        pipeline.make_train_dataset(SMALL, numbered, global_batch_size=6, seed=0, input_context=context(0, 2, 2))
+
+
+def test_holdout_and_limit(numbered):
+    held = dataclasses.replace(SMALL, holdout_shards=1)
+    assert pipeline.count_examples(held, numbered, "train") == 27 and pipeline.count_examples(held, numbered, "validation") == 7
+    kept = {number_of(image) for batch in train(numbered, held, take=14) for image in batch["images"]}
+    minival = [
+        number_of(image)
+        for batch in pipeline.make_eval_dataset(held, numbered, global_batch_size=7)
+        for image in batch["images"].numpy()
+    ]
+    assert minival == list(range(7)) and kept == set(range(7, 34))
+    with pytest.raises(records.DataError, match="`config.data.holdout_shards` is 4"):
+        pipeline.count_examples(dataclasses.replace(SMALL, holdout_shards=4), numbered, "train")
+    few = dataclasses.replace(SMALL, num_train_examples=6)
+    assert pipeline.count_examples(few, numbered, "train") == 6
+    numbers = [number_of(image) for batch in train(numbered, few, batch=6, take=2) for image in batch["images"]]
+    assert sorted(numbers[:6]) == sorted(numbers[6:]) == [0, 1, 7, 8, 16, 24]  # the first ones of the files
+    with pytest.raises(records.DataError, match="`config.data.num_train_examples` is 33"):
+        pipeline.count_examples(dataclasses.replace(SMALL, num_train_examples=33), numbered, "train")
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """The numbered files with six bad records: an undecodable image, no image, a label too high, no example, a flipped bit, a cut-off end."""
+    folder = str(tmp_path)
+    write_numbered(folder)
+    path = os.path.join(folder, "train-00001-of-00004")
+    rows = [row.numpy() for row in tf.data.TFRecordDataset(path)]
+    rows[0] = records.make_example(b"\x89PNG and then nothing", 0)
+    rows[2] = records.make_example(b"", 0)
+    rows[3] = records.make_example(tf.io.encode_png(picture(10)).numpy(), 77)
+    rows[4] = b"no example"
+    with records.ShardWriter(path) as writer:
+        for row in rows:
+            writer.write(row)
+    contents = bytearray(open(path, "rb").read())
+    contents[records.record_offsets(path)[0][6] + 50] ^= 255
+    open(path, "wb").write(contents)
+    last = os.path.join(folder, "train-00003-of-00004")
+    contents = open(last, "rb").read()
+    open(last, "wb").write(contents[:-10])
+    bad = {7, 9, 10, 11, 13, 33}
+    return folder, bad
+
+
+def test_bad_records_are_passed_over_up_to_a_number(damaged, caplog):
+    folder, bad = damaged
+    tolerant = dataclasses.replace(SMALL, max_bad_records=6)
+    with caplog.at_level("WARNING"):
+        batches = train(folder, tolerant, take=17, num_classes=5)
+    numbers = [number_of(image) for batch in batches for image in batch["images"]]
+    good = set(range(34)) - bad
+    assert set(numbers[:34]) == set(numbers[34:]) == good  # every good one is there; six of them twice
+    named = [record.getMessage() for record in caplog.records if "Passed over" in record.getMessage()]
+    assert len(named) == 6 and sum("train-00001-of-00004, record" in message for message in named) == 5
+    # Resuming still gives the same batches, though another iteration finds the bad records in another order.
+    assert_same(train(folder, tolerant, take=12, start_batch=5, num_classes=5), batches[5:])
+
+
+def test_bad_records_count_for_nothing_in_evaluation(damaged):
+    folder, bad = damaged
+    data = dataclasses.replace(SMALL, max_bad_records=6)
+    seen = collections.Counter()
+    for batch in pipeline.make_eval_dataset(
+        data, folder, split="train", global_batch_size=6, num_classes=5
+    ).as_numpy_iterator():
+        seen.update(number_of(image) for image, mask in zip(batch["images"], batch["mask"]) if mask)
+    assert seen == collections.Counter(set(range(34)) - bad)
+
+
+@pytest.mark.parametrize("allowed", [1, 5])
+def test_one_bad_record_more_is_an_error(damaged, allowed):
+    with pytest.raises(tf.errors.OpError) as error:
+        train(damaged[0], dataclasses.replace(SMALL, max_bad_records=allowed), take=17, num_classes=5)
+    complaint = records.explain_data_error(error.value)
+    assert f"This is bad record {allowed + 1}, and `config.data.max_bad_records` is {allowed}" in str(complaint)
+
+
+def test_by_default_the_first_bad_record_is_an_error(numbered):
+    # Two labels in five are too high: no good batch may come first, and nothing may hang.
+    for iterate in (
+        lambda: train(numbered, take=9, num_classes=3),
+        lambda: list(pipeline.make_eval_dataset(SMALL, numbered, global_batch_size=4, num_classes=3)),
+    ):
+        with pytest.raises(tf.errors.OpError) as error:
+            iterate()
+        assert "its label 4 is outside 1…3" in str(records.explain_data_error(error.value)) or (
+            "its label 5 is outside 1…3" in str(records.explain_data_error(error.value))
+        )
+        assert "`--config.data.max_bad_records=N`" in str(records.explain_data_error(error.value))
+
+
+def test_a_file_that_vanishes_is_an_error_and_no_hang(tmp_path, monkeypatch):
+    monkeypatch.setattr(records.time, "sleep", lambda seconds: None)
+    folder = str(tmp_path)
+    write_numbered(folder, counts=(3, 3))
+    dataset = pipeline.make_train_dataset(SMALL, folder, global_batch_size=2, seed=0)
+    os.remove(os.path.join(folder, "train-00001-of-00002"))
+    with pytest.raises(tf.errors.OpError) as error:
+        list(dataset.take(6))
+    assert "train-00001-of-00002, record" in str(records.explain_data_error(error.value))
+
+
+def test_digits(tmp_path):
+    folder = str(tmp_path / "digits")
+    data = dataclasses.replace(SMALL, source="digits", image_size=32, num_train_examples=300)
+    assert pipeline.count_examples(data, folder, "train") == 300
+    assert pipeline.count_examples(data, folder, "validation") == digits.NUM_VALIDATION == 1000
+    labels = np.concatenate([batch["labels"] for batch in train(folder, data, batch=100, take=3, num_classes=10)])
+    np.testing.assert_array_equal(np.bincount(labels), np.full(10, 30))
+    images, labels = digits.load_digits("validation")
+    batches = list(pipeline.make_eval_dataset(data, folder, global_batch_size=250).as_numpy_iterator())
+    in_files = sorted(image.tobytes() for batch in batches for image in batch["images"].astype(np.uint8))
+    assert in_files == sorted(image.tobytes() for image in images)
+    train_images = {image.tobytes() for image in digits.load_digits("train")[0]}
+    assert not train_images & {image.tobytes() for image in images}  # no test image is trained on
+
+
+def test_digits_are_written_once_and_always_the_same(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    digits.ensure_digits(str(first))
+    stamps = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
+    digits.ensure_digits(str(first))
+    assert stamps == {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
+    digits.ensure_digits(str(second))
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in stamps)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(records.DataError, match="cannot be written"):
+        digits.ensure_digits(str(tmp_path / "file" / "digits"))
+
+
+def test_corrupted_digits_are_the_clean_ones_in_the_same_order(tmp_path):
+    folder = digits.ensure_corrupted_digits(str(tmp_path), "brightness", 1)
+    data = dataclasses.replace(SMALL, image_size=32)
+    batches = list(pipeline.make_eval_dataset(data, folder, global_batch_size=1000).as_numpy_iterator())
+    clean = list(
+        pipeline.make_eval_dataset(
+            dataclasses.replace(data, source="digits"), str(tmp_path), global_batch_size=1000
+        ).as_numpy_iterator()
+    )
+    np.testing.assert_array_equal(batches[0]["labels"], clean[0]["labels"])
+    lighter = batches[0]["images"] - clean[0]["images"]
+    assert lighter.min() >= 0 and 8 < lighter.mean() < 13  # 0.05 of 255

@@ -2,7 +2,8 @@
 
     python benchmarks/arrangements.py                     # EfficientNet-B0, 224 px, 16 + 16 images, float32, PGD1
 
-The trainer makes two passes. The other arrangement, one batch of both whose batch norms split it, is built here alone, to keep the
+The trainer makes two passes. The other arrangement, one batch of both whose batch norms split it, is built here alone, to
+keep the
 comparison honest: the same layers, attack and update.
 """
 

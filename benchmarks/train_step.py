@@ -24,7 +24,9 @@ flags.DEFINE_string("variant", "b0", "Row of the scaling table.")
 flags.DEFINE_integer("image_size", 224, "Pixels.")
 flags.DEFINE_integer("batch_size", 16, "Images per step.")
 flags.DEFINE_integer("rounds", 7, "Timed runs of each step.")
-flags.DEFINE_list("steps", ["keras", "vanilla", "pgd1", "pgd5"], "Which to time; any of keras, vanilla, adversarial, pgd1, pgd5.")
+flags.DEFINE_list(
+    "steps", ["keras", "vanilla", "pgd1", "pgd5"], "Which to time; any of keras, vanilla, adversarial, pgd1, pgd5."
+)
 
 LEARNING_RATE = LearningRate(0.016, 100.0)
 
@@ -38,13 +40,12 @@ def make_our_step(name: str):
     state = TrainState(
         model, optimizers.RMSProp(model.trainable_variables), ExponentialMovingAverage(averaged_variables(model))
     )
-    return tf.function(
-        steps.make_train_step(method, state, LEARNING_RATE, global_batch_size=FLAGS.batch_size, attack=attack)
-    )
+    return tf.function(steps.make_train_step(method, state, LEARNING_RATE, global_batch_size=FLAGS.batch_size, attack=attack))
 
 
 def make_keras_step():
-    """The same vanilla step with `tf.keras.applications.EfficientNetB0`: RMSProp, weight decay, EMA, dropout, stochastic depth."""
+    """The same vanilla step with `tf.keras.applications.EfficientNetB0`: RMSProp, weight decay, EMA, dropout, stochastic
+    depth."""
     model = getattr(tf.keras.applications, f"EfficientNet{FLAGS.variant.upper()}")(
         weights=None, classifier_activation=None, input_shape=(FLAGS.image_size, FLAGS.image_size, 3)
     )
@@ -80,7 +81,10 @@ def main(_):
         step.get_concrete_function(batch)
         traced = time.perf_counter()
         step(batch)
-        print(f"{name:12s} built and traced in {traced - start:6.1f} s, first run {time.perf_counter() - traced:6.1f} s", flush=True)
+        print(
+            f"{name:12s} built and traced in {traced - start:6.1f} s, first run {time.perf_counter() - traced:6.1f} s",
+            flush=True,
+        )
         chosen[name] = step
     times = {name: [] for name in chosen}
     for _ in range(FLAGS.rounds):

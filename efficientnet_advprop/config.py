@@ -61,7 +61,7 @@ class ModelConfig:
 
 @dataclasses.dataclass
 class AttackConfig:
-    """Projected gradient descent in pixel units of 255 (paper section 4; PAPER facts: ε = n − 1, except PGD1 with ε = 1)."""
+    """Projected gradient descent in pixel units of 255 (the paper: α = 1, n = ε + 1; for ε = 1, n = 1)."""
 
     epsilon: float = 1.0
     step_size: float = 1.0
@@ -293,13 +293,6 @@ def _is_eval_crop(value: str) -> bool:
         return False
 
 
-def _is_crop(value: str) -> bool:
-    try:
-        return value in ("released", "none") or 0 < float(value) <= 1
-    except ValueError:
-        return False
-
-
 def _is_part(value: str) -> bool:
     return re.fullmatch(r"none|backbone|stem|blocks_\d+", value) is not None
 
@@ -332,7 +325,6 @@ _RULES = [
     ("data.crop", *_one_of(*CROPS)),
     ("data.crop_padding", *_at_least(0, " pixels")),
     ("data.eval_crop", _is_eval_crop, "must be 'released', 'none' or a fraction in (0, 1], such as '0.875'"),
-    ("data.eval_crop", _is_crop, "must be 'released', 'none' or a fraction in (0, 1], such as '0.875'"),
     ("data.augment", *_one_of(*AUGMENTATIONS)),
     ("data.augment_ops", *_one_of(*AUGMENTATION_OPS)),
     ("data.randaugment_num_layers", *_at_least(1)),

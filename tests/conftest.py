@@ -30,7 +30,8 @@ def golden(name: str):
 
 
 def make_tiny(**overrides):
-    """The network of the golden checkpoint: B0 at a quarter of the width and three tenths of the depth, nothing random in it."""
+    """The network of the golden checkpoint: B0 at a quarter of the width and three tenths of the depth, nothing random in
+    it."""
     from efficientnet_advprop.models import EfficientNet
 
     arguments = dict(
@@ -40,7 +41,8 @@ def make_tiny(**overrides):
 
 
 def load_tiny(variables, suffix: str = "") -> None:
-    """Gives variables the golden checkpoint's values, auxiliary ones those of main; `suffix` "/ExponentialMovingAverage" the averages."""
+    """Gives variables the golden checkpoint's values, auxiliary ones those of main; `suffix` "/ExponentialMovingAverage" the
+    averages."""
     reader = tf.train.load_checkpoint(str(DATA / "tiny_ckpt"))
     for variable in variables:
         name = variable.name.split(":")[0].replace("/aux/", "/").replace("/aux_2/", "/")
@@ -49,7 +51,8 @@ def load_tiny(variables, suffix: str = "") -> None:
 
 @pytest.fixture(scope="session")
 def tiny():
-    """The golden network with one auxiliary branch and its raw weights; whoever changes them puts them back with `load_tiny`."""
+    """The golden network with one auxiliary branch and its raw weights; whoever changes them puts them back with
+    `load_tiny`."""
     model = make_tiny()
     load_tiny(model.variables)
     return model

@@ -45,7 +45,9 @@ def test_rooms_keep_to_the_direction():
 
 
 def test_tpu_utils_knows_nothing_of_ours():
-    assert not [f"{path}: {name}" for path in (ROOT / "tpu_utils").rglob("*.py") for name in imports(path) if name.startswith(PACKAGE)]
+    assert not [
+        f"{path}: {name}" for path in (ROOT / "tpu_utils").rglob("*.py") for name in imports(path) if name.startswith(PACKAGE)
+    ]
 
 
 def test_at_most_one_module_has_tensorflow_addons_and_none_has_private_interfaces():

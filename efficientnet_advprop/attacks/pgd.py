@@ -35,7 +35,7 @@ def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> t
 
 @dataclasses.dataclass(frozen=True)
 class PGD:
-    """An L∞ attack by signed gradient steps (Madry et al., ICLR 2018; the paper's section 4.1).
+    """An L∞ attack by signed gradient steps (Madry et al., ICLR 2018), as the paper uses it.
 
     Args:
         epsilon: radius of the ball around the clean image, pixels, ≥ 0.
@@ -45,7 +45,8 @@ class PGD:
         random_start: probability, per batch, of starting from uniform noise in ±`epsilon` instead of the clean images
             (0.8 in the authors' adversarial-training code).
         num_classes: of the labels, ≥ 2; needed by targeted attacks.
-        project: keep within `epsilon` of the clean image; False is plain gradient descent (GD), where only the pixel range clips.
+        project: keep within `epsilon` of the clean image; False is plain gradient descent (GD), where only the pixel range
+            clips.
 
     Raises:
         ValueError: a value out of its range, with its name.
@@ -75,11 +76,13 @@ class PGD:
                 "a targeted attack draws a wrong class and must know of at least 2; give the number, or targeted=False",
             )
 
-    def __call__(self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, seed: Optional[tf.Tensor] = None) -> tf.Tensor:
+    def __call__(
+        self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, seed: Optional[tf.Tensor] = None
+    ) -> tf.Tensor:
         """Adversarial images for a batch.
 
-        The loss is plain cross-entropy without label smoothing. Only the images are watched: no gradient reaches a variable, and none
-        flows back through the result.
+        The loss is plain cross-entropy without label smoothing. Only the images are watched: no gradient reaches a variable,
+        and none flows back through the result.
 
         Args:
             logits_fn: float32 pixels [batch, height, width, channels] → logits [batch, classes]; must not change any variable.

@@ -1,8 +1,9 @@
 """Swish, alone and with squeeze-excite gates, whose gradients are one pass over memory.
 
-Automatic differentiation of `tf.nn.silu` runs six elementwise operations over tensors far larger than any cache, and these are a
-third of a training step on a CPU. Here the gradient is one expression, compiled by XLA into one loop; inside a step that is
-compiled as a whole it simply becomes part of it. Only the activation's input is kept for the backward pass, never the sigmoid.
+Automatic differentiation of `tf.nn.silu` runs six elementwise operations over tensors far larger than any cache, and these
+are a third of a training step on a CPU. Here the gradient is one expression, compiled by XLA into one loop; inside a step
+that is compiled as a whole it simply becomes part of it. Only the activation's input is kept for the backward pass, never the
+sigmoid.
 """
 
 import tensorflow as tf
@@ -66,8 +67,8 @@ def squeeze_excite(pooled, reduce_kernel, reduce_bias, expand_kernel, expand_bia
 def gated_swish(x: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
     """swish(x) times its squeeze-excite gates; the gradients of both paths come back in one pass.
 
-    Automatic differentiation would write the gated gradient, the broadcast gradient of the mean, and their sum to memory, each as
-    large as the widest activation of the block.
+    Automatic differentiation would write the gated gradient, the broadcast gradient of the mean, and their sum to memory,
+    each as large as the widest activation of the block.
 
     Args:
         x: float tensor [batch, height, width, channels], of static height and width.

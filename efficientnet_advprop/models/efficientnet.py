@@ -17,7 +17,8 @@ from efficientnet_advprop.models.layers import Head, MBConvBlock, Stem
 from efficientnet_advprop.models.normalization import MAIN, branch_index
 from tpu_utils import randomness
 
-# Pixels x in [0, 255] become (x − mean) / deviation. AdvProp's checkpoints want [−1, 1], all others ImageNet's mean and deviation.
+# Pixels x in [0, 255] become (x − mean) / deviation. AdvProp's checkpoints want [−1, 1], all others ImageNet's mean and
+# deviation.
 NORMALIZATIONS = {
     "advprop": ([127.5] * 3, [127.5] * 3),
     "imagenet": ([0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]),
@@ -138,8 +139,8 @@ class EfficientNet(tf.keras.Model):
         """Feature maps in inference mode, in the compute dtype, before each reduction of resolution.
 
         Returns:
-            "stem", "reduction_1" … "reduction_5" (at 1/2 … 1/32 of the resolution), "features" (the last block's output), "head_1x1",
-            all [batch, h, w, channels], and "pooled_features", float32 [batch, channels].
+            "stem", "reduction_1" … "reduction_5" (at 1/2 … 1/32 of the resolution), "features" (the last block's output),
+            "head_1x1", all [batch, h, w, channels], and "pooled_features", float32 [batch, channels].
         """
         return self._forward(images, False, branch, True, None)[1]
 

@@ -1,9 +1,11 @@
 """The parts of an EfficientNet: convolutions that can take a batch norm in, and the MBConv block.
 
-In training mode a batch norm follows its convolution. In inference mode it is a fixed scale and offset per channel, so it goes into
+In training mode a batch norm follows its convolution. In inference mode it is a fixed scale and offset per channel, so it
+goes into
 the kernel and a bias: no pass over the activations is left of it. The attack runs in this mode K times a step.
 
-Variables carry the official TF1 names below the model's scope (`blocks_3/conv2d_1/kernel`, `stem/tpu_batch_normalization/gamma`).
+Variables carry the official TF1 names below the model's scope (`blocks_3/conv2d_1/kernel`,
+`stem/tpu_batch_normalization/gamma`).
 """
 
 from typing import Optional
@@ -17,7 +19,8 @@ from tpu_utils import randomness
 
 
 def kernel_initializer() -> tf.keras.initializers.Initializer:
-    """The official initial kernels: a plain (not truncated) normal of variance 2 / fan_out. One object gives one draw: ask anew."""
+    """The official initial kernels: a plain (not truncated) normal of variance 2 / fan_out. One object gives one draw: ask
+    anew."""
     return tf.keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
@@ -117,7 +120,9 @@ class GatedSwish(tf.keras.layers.Layer):
         return activations.gated_swish(inputs, *self.reduce(inputs.dtype), *self.expand(inputs.dtype))
 
 
-def convolve_and_normalize(convolution, norm: DualBatchNormalization, inputs, *, training: bool, branch: str, update_statistics: bool):
+def convolve_and_normalize(
+    convolution, norm: DualBatchNormalization, inputs, *, training: bool, branch: str, update_statistics: bool
+):
     """A convolution and its batch norm; in inference mode (or frozen) the norm goes into the kernel."""
     if training and norm.trainable:
         return norm(convolution(inputs), training=True, branch=branch, update_statistics=update_statistics)
@@ -155,7 +160,8 @@ class Stem(tf.keras.layers.Layer):
 
 
 class MBConvBlock(tf.keras.layers.Layer):
-    """Mobile inverted bottleneck: expand 1×1, depthwise, squeeze-excite gate, project 1×1, and the shortcut where shapes allow it."""
+    """Mobile inverted bottleneck: expand 1×1, depthwise, squeeze-excite gate, project 1×1, and the shortcut where shapes
+    allow it."""
 
     def __init__(self, block: Block, norm_arguments: dict, name: str, **kwargs):
         super().__init__(name=name, **kwargs)

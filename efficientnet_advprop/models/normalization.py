@@ -1,10 +1,11 @@
-"""Batch normalization with one main and any number of auxiliary branches: AdvProp's separation of clean from adversarial images.
+"""Batch normalization with one main and any number of auxiliary branches: AdvProp's separation of clean from adversarial
+images.
 
     norm = DualBatchNormalization(aux_branches=1)
     clean = norm(x, training=True, branch="main")
     adversarial = norm(x_adversarial, training=True, branch="aux")
 
-Every branch has its own gamma, beta, moving mean and moving variance (paper, section 3.2: the distributions differ, so must the
+Every branch has its own gamma, beta, moving mean and moving variance (the paper: the distributions differ, so must the
 statistics); inference uses "main" alone, and the auxiliary branches can be thrown away after training.
 """
 
@@ -40,11 +41,12 @@ def branch_index(branch: str, aux_branches: int) -> int:
 class DualBatchNormalization(tf.keras.layers.BatchNormalization):
     """Batch normalization over the last axis, with a main and `aux_branches` auxiliary sets of parameters and statistics.
 
-    It is a `tf.keras.layers.BatchNormalization` whose own variables are the main branch, so that a checkpoint of it restores into a
-    plain one; the auxiliary branches are children named "aux", "aux_2", …, and only their variables carry "aux" in their names.
+    It is a `tf.keras.layers.BatchNormalization` whose own variables are the main branch, so that a checkpoint of it restores
+    into a plain one; the auxiliary branches are children named "aux", "aux_2", …, and only their variables carry "aux" in
+    their names.
 
-    The moving variance follows the batch's biased variance (division by N), as in the official TPU code and unlike Keras's fused
-    batch norm. A layer with `trainable=False` normalises with running statistics whatever `training` says, like Keras's.
+    The moving variance follows the batch's biased variance (division by N), as in the official TPU code and unlike Keras's
+    fused batch norm. A layer with `trainable=False` normalises with running statistics whatever `training` says, like Keras's.
 
     Args:
         aux_branches: number of auxiliary branches, ≥ 0; 0 is a plain batch norm.
@@ -58,7 +60,9 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
         ValueError: an argument is out of its range, or `axis` is not the last one.
     """
 
-    def __init__(self, aux_branches: int = 1, momentum: float = 0.99, epsilon: float = 1e-3, synchronized: bool = False, **kwargs):
+    def __init__(
+        self, aux_branches: int = 1, momentum: float = 0.99, epsilon: float = 1e-3, synchronized: bool = False, **kwargs
+    ):
         if not isinstance(aux_branches, int) or aux_branches < 0:
             raise ValueError(f"`aux_branches` is {aux_branches!r}, but must be a whole number ≥ 0; 0 is a plain batch norm.")
         if not 0.0 <= momentum < 1.0:
@@ -122,7 +126,9 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
             ValueError: there is no such branch, or `training` is a tensor.
         """
         if tf.is_tensor(training):
-            raise ValueError("`training` is a tensor, but which statistics are used must be known when tracing; pass a Python bool.")
+            raise ValueError(
+                "`training` is a tensor, but which statistics are used must be known when tracing; pass a Python bool."
+            )
         inputs = tf.cast(inputs, self.compute_dtype)
         held = self.variables_of(branch)
         if not (training and self.trainable):

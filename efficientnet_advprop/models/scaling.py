@@ -1,7 +1,8 @@
 """The EfficientNet family as a table: what a block is, and how far each variant scales it.
 
-Nothing here imports TensorFlow; `efficientnet.py` interprets the table. Sources: Tan & Le, ICML 2019, table 1 (the B0 network) and
-section 3.3 (compound scaling); the official `efficientnet_builder` for the coefficients, dropout rates and rounding rules.
+Nothing here imports TensorFlow; `efficientnet.py` interprets the table. Sources: Tan & Le, ICML 2019, table 1 (the B0
+network) and section 3.3 (compound scaling); the official `efficientnet_builder` for the coefficients, dropout rates and
+rounding rules.
 """
 
 import dataclasses
@@ -90,8 +91,8 @@ def round_repeats(repeats: int, depth_coefficient: float) -> int:
 def scaled_blocks(width_coefficient: float, depth_coefficient: float, survival_prob: float) -> tuple[Block, ...]:
     """Every block of a scaled network, in order.
 
-    `survival_prob` is the official flag: block i of N survives with probability 1 − (1 − survival_prob)·i/N, so that the first block
-    always survives and the last one does not quite reach `survival_prob`.
+    `survival_prob` is the official flag: block i of N survives with probability 1 − (1 − survival_prob)·i/N, so that the
+    first block always survives and the last one does not quite reach `survival_prob`.
     """
     counts = [round_repeats(stage.repeats, depth_coefficient) for stage in STAGES]
     total = sum(counts)

@@ -16,8 +16,8 @@ def official_name(variable: tf.Variable) -> str:
 class ExponentialMovingAverage(tf.Module):
     """Shadows of variables: shadow ← shadow − (1 − d)·(shadow − value), with d = min(decay, (1 + step)/(10 + step)).
 
-    Create it under the strategy's scope. The ramp lets the average follow the first steps (`tf.train.ExponentialMovingAverage` with
-    `num_updates`).
+    Create it under the strategy's scope. The ramp lets the average follow the first steps
+    (`tf.train.ExponentialMovingAverage` with `num_updates`).
 
     Args:
         averaged: variables to follow; the shadows start at their values.
@@ -57,6 +57,8 @@ class ExponentialMovingAverage(tf.Module):
         shadows = {official_name(variable): shadow for variable, shadow in zip(self.averaged, self.shadows)}
         missing = [official_name(variable) for variable in variables if official_name(variable) not in shadows]
         if missing:
-            raise ValueError(f"`variables` holds {', '.join(missing)}, of which there is no average; average the model they come from.")
+            raise ValueError(
+                f"`variables` holds {', '.join(missing)}, of which there is no average; average the model they come from."
+            )
         for variable in variables:
             variable.assign(shadows[official_name(variable)])

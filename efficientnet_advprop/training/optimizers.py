@@ -3,8 +3,9 @@
     optimizer = RMSProp(model.trainable_variables)          # under the strategy's scope
     optimizer.apply(gradients, learning_rate)               # in a replica, with gradients already summed over the replicas
 
-RMSProp has its ε inside the square root and starts its mean square at one. The updates are TensorFlow's own fused kernels, which exist
-for CPU, GPU and XLA. Slots are plain variables made at construction, so that a checkpoint is complete before the first step.
+RMSProp has its ε inside the square root and starts its mean square at one. The updates are TensorFlow's own fused kernels,
+which exist for CPU, GPU and XLA. Slots are plain variables made at construction, so that a checkpoint is complete before the
+first step.
 
 Every replica updates its own copy with the same summed gradients, which keeps the copies equal without a word between them.
 """
@@ -47,11 +48,10 @@ class Optimizer(tf.Module):
 
 
 class RMSProp(Optimizer):
-    """s ← decay·s + (1 − decay)·g²; m ← momentum·m + rate·g/√(s + ε); v ← v − m, with s starting at 1 (`tf.train.RMSPropOptimizer`)."""
+    """s ← decay·s + (1 − decay)·g²; m ← momentum·m + rate·g/√(s + ε); v ← v − m, with s starting at 1
+    (`tf.train.RMSPropOptimizer`)."""
 
-    def __init__(
-        self, trained, decay: float = 0.9, momentum: float = 0.9, epsilon: float = 1e-3, learning_rate_factors=None
-    ):
+    def __init__(self, trained, decay: float = 0.9, momentum: float = 0.9, epsilon: float = 1e-3, learning_rate_factors=None):
         super().__init__(trained, learning_rate_factors)
         self.decay, self.momentum, self.epsilon = decay, momentum, epsilon
         self.mean_squares = self._make_slots("RMSProp", 1.0)

@@ -33,7 +33,9 @@ class LearningRate:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"`schedule` is {self.schedule!r}, but must be one of {', '.join(map(repr, SCHEDULES))}.")
         if self.schedule == "cosine" and self.total_steps < 1:
-            raise ValueError(f"`total_steps` is {self.total_steps!r}, but a cosine schedule must know its end; give a number ≥ 1.")
+            raise ValueError(
+                f"`total_steps` is {self.total_steps!r}, but a cosine schedule must know its end; give a number ≥ 1."
+            )
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         """The learning rate, float32 scalar, for the update that follows `step` (int scalar) earlier ones."""

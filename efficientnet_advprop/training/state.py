@@ -32,7 +32,9 @@ def role_of(name: str) -> Role:
         return Role.AUX if any(scope == "aux" or scope.startswith("aux_") for scope in scopes) else Role.MAIN
     if leaf in SHARED_LEAVES:
         return Role.SHARED
-    raise ValueError(f"The variable {name!r} is neither shared, main nor auxiliary by its name; `training.state.role_of` must know it.")
+    raise ValueError(
+        f"The variable {name!r} is neither shared, main nor auxiliary by its name; `training.state.role_of` must know it."
+    )
 
 
 class TrainState(tf.Module):
@@ -53,5 +55,6 @@ class TrainState(tf.Module):
 
 
 def averaged_variables(model: tf.keras.Model) -> Sequence[tf.Variable]:
-    """What the official EMA covers: all trainable variables and all moving statistics; of a batch-normed network, every variable."""
+    """What the official EMA covers: all trainable variables and all moving statistics; of a batch-normed network, every
+    variable."""
     return model.variables

@@ -3,8 +3,8 @@
     train_step = make_train_step("advprop", state, learning_rate, global_batch_size=256, attack=attack)
     sums = strategy.run(train_step, (batch,))                     # inside a tf.function
 
-A step runs on every replica of a strategy and compiles with XLA as a whole. Its random numbers follow from (seed, step, replica)
-alone, so that a restarted run draws what the uninterrupted one would have drawn.
+A step runs on every replica of a strategy and compiles with XLA as a whole. Its random numbers follow from (seed, step,
+replica) alone, so that a restarted run draws what the uninterrupted one would have drawn.
 """
 
 from typing import Callable, Optional
@@ -32,7 +32,8 @@ def attacked_network(model: tf.keras.Model, branch: str, statistics: str, seed: 
     Args:
         model: an `EfficientNet`.
         branch: "aux" for AdvProp, "main" where there is no other.
-        statistics: "running" is inference mode, the paper's attack; "batch" uses each batch's moments and moves none (Fast AdvProp).
+        statistics: "running" is inference mode, the paper's attack; "batch" uses each batch's moments and moves none (Fast
+            AdvProp).
         seed: int32 [2], for dropout and stochastic depth under "batch".
     """
     if statistics == "running":
@@ -47,7 +48,8 @@ class _Passes:
         self.model, self.global_batch_size, self.label_smoothing = model, global_batch_size, label_smoothing
 
     def __call__(self, images, labels, branch: str, seed):
-        """This replica's share of the gradient of the mean loss (None for another branch's variables), and losses and hits per image."""
+        """This replica's share of the gradient of the mean loss (None for another branch's variables), and losses and hits
+        per image."""
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True, branch=branch, seed=seed)
             per_image = losses.cross_entropy(labels, logits, self.label_smoothing)
@@ -77,7 +79,7 @@ def _vanilla(run: _Passes) -> GradientFn:
 
 
 def _advprop(run: _Passes, attack: PGD, statistics: str) -> GradientFn:
-    """Algorithm 1 of the paper: attack through the auxiliary branch, then L_c through main plus L_a through auxiliary.
+    """The paper's algorithm: attack through the auxiliary branch, then L_c through main plus L_a through auxiliary.
 
     Two passes whose gradients are added, rather than one over a concatenated batch: one pass's activations at a time.
     """
@@ -149,9 +151,9 @@ def make_train_step(
 ) -> Callable[[Batch], Sums]:
     """One update of everything in `state`, as a function to run on each replica.
 
-    The loss is the mean cross-entropy over the global batch, L_c + L_a where there are adversarial images (a sum: paper, equation 3),
-    plus weight_decay · Σ ½‖v‖² over all but the batch norms' variables. Running statistics move once per pass of each branch
-    (with accumulation: once per part).
+    The loss is the mean cross-entropy over the global batch, L_c + L_a where there are adversarial images (a sum, as in
+    the paper), plus weight_decay · Σ ½‖v‖² over all but the batch norms' variables. Running statistics move once per pass of
+    each branch (with accumulation: once per part).
 
     Args:
         method: "vanilla", "advprop" or "adversarial" (clean and adversarial through the same batch norms).
@@ -177,7 +179,9 @@ def make_train_step(
     if method not in METHODS:
         raise ValueError(f"`method` is {method!r}, but must be one of {', '.join(map(repr, METHODS))}.")
     if attack_statistics not in STATISTICS:
-        raise ValueError(f"`attack_statistics` is {attack_statistics!r}, but must be one of {', '.join(map(repr, STATISTICS))}.")
+        raise ValueError(
+            f"`attack_statistics` is {attack_statistics!r}, but must be one of {', '.join(map(repr, STATISTICS))}."
+        )
     if (attack is None) != (method == "vanilla"):
         raise ValueError(f"`attack` is {attack!r}, but method {method!r} needs {'none' if method == 'vanilla' else 'one'}.")
     if model.aux_branches != (1 if method == "advprop" else 0):

@@ -152,7 +152,8 @@ def test_holdout_and_limit(numbered):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """The numbered files with six bad records: an undecodable image, no image, a label too high, no example, a flipped bit, a cut-off end."""
+    """The numbered files with six bad records: an undecodable image, no image, a label too high, no example, a flipped bit, a
+    cut-off end."""
     folder = str(tmp_path)
     write_numbered(folder)
     path = os.path.join(folder, "train-00001-of-00004")

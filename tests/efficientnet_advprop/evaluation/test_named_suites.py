@@ -23,7 +23,8 @@ def logits_of(images):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """11 images of the gray levels 0, 20, … and 5, 25, …; those at index 3, 6 and 9 carry the next class as their label: 9 that of 0, far away."""
+    """11 images of the gray levels 0, 20, … and 5, 25, …; those at index 3, 6 and 9 carry the next class as their label: 9
+    that of 0, far away."""
     root = tmp_path_factory.mktemp("data")
     levels = [20 * (index % CLASSES) + (5 if index % 2 else 0) for index in range(11)]
     labels = [(index + (index in (3, 6, 9))) % CLASSES for index in range(11)]

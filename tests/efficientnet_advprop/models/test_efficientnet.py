@@ -10,7 +10,9 @@ def names(variables):
     return [variable.name.split(":")[0] for variable in variables]
 
 
-@pytest.mark.parametrize("variant", ["b0", "b3", "b8"] + [pytest.param(f"b{i}", marks=pytest.mark.slow) for i in (1, 2, 4, 5, 6, 7)])
+@pytest.mark.parametrize(
+    "variant", ["b0", "b3", "b8"] + [pytest.param(f"b{i}", marks=pytest.mark.slow) for i in (1, 2, 4, 5, 6, 7)]
+)
 def test_variables_have_official_names_shapes_and_number(variant):
     facts = golden("variables.json.gz")["models"][f"efficientnet-{variant}"]
     model = EfficientNet(variant, aux_branches=0)

@@ -6,7 +6,9 @@ from efficientnet_advprop.training.schedules import LearningRate
 from tests.conftest import golden
 
 
-@pytest.mark.parametrize("name", ["exponential", "exponential_nowarmup", "exponential_imagenet", "exponential_imagenet_big", "cosine", "constant"])
+@pytest.mark.parametrize(
+    "name", ["exponential", "exponential_nowarmup", "exponential_imagenet", "exponential_imagenet_big", "cosine", "constant"]
+)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_rates_are_the_official_ones(name, compiled):
     numbers, facts = golden("optim.npz"), golden("optim.json")

@@ -68,8 +68,9 @@ def test_follows_the_official_training_graph(name):
         np.testing.assert_allclose(sums["clean_loss"] / 6 + decay, numbers[f"step_{name}_loss"][t], rtol=2e-5)
         for key in recorded_names:
             wanted = numbers[key][t]
-            # 3e-5 of the largest value is the official code's own float noise between two TensorFlow versions; the momenta after
-            # one step are a single gradient's rounding, which the README puts at the same 3e-5 and which measured 4.7e-5 here.
+            # 3e-5 of the largest value is the official code's own float noise between two TensorFlow versions; the momenta
+            # after one step are a single gradient's rounding, which the README puts at the same 3e-5 and which measured
+            # 4.7e-5 here.
             np.testing.assert_allclose(
                 found[key.removeprefix(prefix).replace("|", "/")], wanted, rtol=0, atol=6e-5 * np.abs(wanted).max(), err_msg=key
             )
@@ -220,7 +221,9 @@ def test_shares_add_up_to_the_whole(num_replicas, accumulation_steps):
             def share():
                 count = 4 // strategy.num_replicas_in_sync
                 start = reduction.replica_id() * count
-                return train_step({k: tf.ensure_shape(v[start : start + count], [count, *v.shape[1:]]) for k, v in data.items()})
+                return train_step(
+                    {k: tf.ensure_shape(v[start : start + count], [count, *v.shape[1:]]) for k, v in data.items()}
+                )
 
             sums = strategy.run(share)
             return {k: strategy.reduce("SUM", v, axis=None) for k, v in sums.items()}

@@ -49,7 +49,7 @@ def read_config(flag: flags.FlagHolder) -> config_lib.ExperimentConfig:
         raise config_lib.ConfigError("`--config` is missing; give a config file, such as --config=configs/advprop.py:b0.")
     if not isinstance(config, config_lib.ExperimentConfig):
         raise config_lib.ConfigError(
-            f"`--config`: its get_config() returned {type(config).__name__}, but must an ExperimentConfig."
+            f"`--config`: its get_config() returned {type(config).__name__}, but must return an ExperimentConfig."
         )
     config.validate()
     return config

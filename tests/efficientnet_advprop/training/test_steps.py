@@ -88,12 +88,15 @@ def gradients_by_hand(model, images, labels, branch):
 def one_advprop_step():
     """One AdvProp step by SGD with rate 1, and everything that can be seen of it; traced once for the tests below."""
     state, data = make_state(), batch()
+    for variable in state.model.variables:  # so that it shows which branch was used
+        if role_of(variable.name) is Role.AUX:
+            variable.assign(variable * 0.8 + 0.05)
     attack = PGD(4.0, 2.0, 3, random_start=1.0, num_classes=10)
-
     outputs = {}
 
-    def spying_attack(*arguments):
-        outputs["adversarial_images"] = attack(*arguments)
+    def spying_attack(logits_fn, images, *arguments):
+        outputs["attacked_logits"] = logits_fn(tf.cast(images, tf.float32))
+        outputs["adversarial_images"] = attack(logits_fn, images, *arguments)
         return outputs["adversarial_images"]
 
     train_step = steps.make_train_step(
@@ -104,17 +107,24 @@ def one_advprop_step():
     @tf.function
     def run(data):
         sums = train_step(data)
-        return sums, outputs["adversarial_images"]
+        return sums, outputs["adversarial_images"], outputs["attacked_logits"]
 
     before = values(state)
-    sums, adversarial_images = run(data)
-    return state, data, before, values(state), sums, adversarial_images
+    return data, before, *run(data), values(state)
+
+
+def model_as_before():
+    """The model of that step, with the values that it had."""
+    _, before, *_ = one_advprop_step()
+    model = make_tiny()
+    for variable in model.variables:
+        variable.assign(before[variable.name])
+    return model
 
 
 def test_advprop_is_the_sum_of_both_losses_gradients_and_of_weight_decay():
-    _, data, before, after, sums, adversarial_images = one_advprop_step()
-    model = make_tiny()
-    load_tiny(model.variables)
+    data, before, sums, adversarial_images, _, after = one_advprop_step()
+    model = model_as_before()
     clean, clean_loss = gradients_by_hand(model, data["images"], data["labels"], "main")
     adversarial, adversarial_loss = gradients_by_hand(model, adversarial_images, data["labels"], "aux")
     np.testing.assert_allclose(sums["clean_loss"] / 4, clean_loss, rtol=1e-4)
@@ -133,10 +143,9 @@ def test_advprop_is_the_sum_of_both_losses_gradients_and_of_weight_decay():
 
 
 def test_each_branchs_statistics_move_once_by_its_own_images():
-    _, data, before, after, _, adversarial_images = one_advprop_step()
-    model = make_tiny()
+    data, before, _, adversarial_images, _, after = one_advprop_step()
     for images, branch in [(data["images"], "main"), (adversarial_images, "aux")]:
-        load_tiny(model.variables)
+        model = model_as_before()
         model(tf.cast(images, tf.float32), training=True, branch=branch)
         role = Role.MAIN if branch == "main" else Role.AUX
         moved = [v for v in model.variables if "moving" in v.name and role_of(v.name) is role]
@@ -146,8 +155,17 @@ def test_each_branchs_statistics_move_once_by_its_own_images():
             np.testing.assert_allclose(after[variable.name], variable, rtol=1e-4, atol=1e-5, err_msg=variable.name)
 
 
+def test_the_step_attacks_the_auxiliary_branch_in_inference_mode():
+    data, _, _, _, attacked_logits, _ = one_advprop_step()
+    model = model_as_before()
+    images = tf.cast(data["images"], tf.float32)
+    np.testing.assert_allclose(attacked_logits, model(images, branch="aux"), rtol=0, atol=1e-4)
+    assert np.abs(attacked_logits - model(images, branch="main")).max() > 1e-2
+    assert np.abs(attacked_logits - model(images, training=True, branch="aux")).max() > 1e-2
+
+
 def test_adversarial_images_stay_in_the_ball_in_pixels():
-    _, data, _, _, _, adversarial_images = one_advprop_step()
+    data, _, _, adversarial_images, _, _ = one_advprop_step()
     distance = np.abs(adversarial_images - tf.cast(data["images"], tf.float32))
     assert 3.9 < distance.max() <= 4.0 + 1e-4
 

@@ -53,8 +53,8 @@ class ImageFolder:
             classes = {name: label for label, name in enumerate(imagenet_ids())}
         else:
             raise DataError(
-                f"{directory!r} holds {len(folders)} folders, but the network has {num_classes} classes; there must be one for each, "
-                "or for some of ImageNet's, named by their WordNet ids."
+                f"{directory!r} holds {len(folders)} folders, but the network has {num_classes} classes; there must be one for "
+                "each, or for some of ImageNet's, named by their WordNet ids."
             )
         unknown = [name for name in folders if name not in classes]
         if unknown:

@@ -3,7 +3,8 @@
     python benchmarks/input_pipeline.py                    # 512 JPEGs of its own making, two threads
     python benchmarks/input_pipeline.py --data_dir=/data/imagenet --threads=96
 
-Every figure is the median of several rounds, in which the stages take turns. Let nothing else run on the machine.
+The stages take turns for several rounds; the images per second are the median's, the processor time is the least of them. The
+percentages compare processor times: the threads are busy all the time, and what else runs on the machine hardly touches them.
 """
 
 import io
@@ -87,7 +88,7 @@ def make_stages(folder: str) -> dict:
 
     return {
         "decode + random crop (the bound)": mapped(decode_and_crop),
-        "read TFRecords": tf.data.TFRecordDataset(files, num_parallel_reads=_THREADS.value).repeat(),
+        "read TFRecords": tf.data.TFRecordDataset(files).repeat(),
         "decode + crop + resize": mapped(lambda image, seed: preprocessing.resize(decode_and_crop(image, seed), size)),
         "train": train(),
         "train, AutoAugment": train(augmentation.autoaugment),
@@ -96,6 +97,13 @@ def make_stages(folder: str) -> dict:
         "whole pipeline": whole(),
         "whole pipeline, AutoAugment": whole(augment="autoaugment"),
     }
+
+
+def consume(dataset: tf.data.Dataset, number: int) -> "tuple[float, float]":
+    """Seconds on the clock and of the processors for so many elements."""
+    start, cpu = time.perf_counter(), time.process_time()
+    next(iter(dataset.skip(number - 1)))
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 def main(argv):
@@ -112,31 +120,27 @@ def main(argv):
         seconds = {name: [] for name in stages}
         for _ in range(_ROUNDS.value):
             for name, dataset in stages.items():
-                start = time.perf_counter()
-                next(iter(dataset.skip(_NUM_IMAGES.value + _BATCH - 1)))
-                both = time.perf_counter() - start
-                start = time.perf_counter()
-                next(iter(dataset.skip(_BATCH - 1)))
-                seconds[name].append(both - (time.perf_counter() - start))
+                both = consume(dataset, _NUM_IMAGES.value + _BATCH)
+                start = consume(dataset, _BATCH)
+                seconds[name].append([after - before for after, before in zip(both, start)])
     report(seconds)
 
 
 def report(seconds: dict) -> None:
-    rates = {name: _NUM_IMAGES.value / statistics.median(values) for name, values in seconds.items()}
-    bound = next(iter(rates.values()))
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {_THREADS.value} threads, {_IMAGE_SIZE.value} px, "
-        f"TensorFlow {tf.__version__}"
-    )
+    rates = {name: _NUM_IMAGES.value / statistics.median(wall for wall, _ in values) for name, values in seconds.items()}
+    cpu = {name: min(cpu for _, cpu in values) / _NUM_IMAGES.value for name, values in seconds.items()}
+    bound = next(iter(cpu.values()))
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
+    print(f"{machine}, {_THREADS.value} threads, {_IMAGE_SIZE.value} px, TensorFlow {tf.__version__}")
     for name, rate in rates.items():
         target = f"  (to reach: {_TARGETS[name]} %)" if name in _TARGETS else ""
-        print(f"{name:36s} {rate:8.0f} images/s {100 * rate / bound:5.0f} %{target}")
+        print(f"{name:34s} {rate:7.0f} images/s {1e6 * cpu[name]:6.0f} µs of CPU {100 * bound / cpu[name]:6.0f} %{target}")
     per_image = 2.67 * 3 * 2 * 0.39e9
     for chips, flops in _CHIPS.items():
         needed = _UTILIZATION * flops / per_image
         print(
             f"AdvProp B0, PGD1, on {chips} at {100 * _UTILIZATION:.0f} % of the peak eats {needed:,.0f} images/s: "
-            f"{needed / rates['whole pipeline, AutoAugment'] * _THREADS.value:.0f} such threads"
+            f"{needed * cpu['whole pipeline, AutoAugment']:.0f} such CPUs"
         )
 
 

@@ -35,6 +35,7 @@ def get_config(variant: str = "b0") -> ExperimentConfig:
     config = ExperimentConfig()
     config.model.variant = variant
     config.data.image_size = scaling.VARIANTS[variant].image_size
+    config.data.augment = "autoaugment"
     config.attack.epsilon, config.attack.num_steps = ATTACKS[variant]
     config.training.method = "advprop"
     return config

@@ -23,6 +23,7 @@ def get_config(variant: str = "b0") -> ExperimentConfig:
     config.model.variant = variant
     config.model.normalization = "imagenet"
     config.data.image_size = scaling.VARIANTS[variant].image_size
+    config.data.augment = "autoaugment"
     config.training.method = "vanilla"
     config.training.global_batch_size = 2048
     return config

@@ -162,10 +162,11 @@ def test_autoaugment_chooses_as_the_policy_says():
 
 def test_randaugment_draws_every_op_equally():
     names = list(augmentation.RANDAUGMENT_OPS)
-    spies = {
-        name: (lambda number: lambda image, argument=0.0: tf.fill(tf.shape(image), tf.cast(number + 1, tf.uint8)))(number)
-        for number, name in enumerate(names)
-    }
+
+    def spy(number):
+        return lambda image, argument=0.0: tf.fill(tf.shape(image), tf.cast(number + 1, tf.uint8))
+
+    spies = {name: spy(number) for number, name in enumerate(names)}
     image = tf.zeros([1, 1, 3], tf.uint8)
     marks = np.asarray(
         [

@@ -1,0 +1,107 @@
+"""Two thousand damaged images and records among good ones: every good one comes out, every bad one is named, nothing hangs."""
+
+import collections
+import dataclasses
+import io
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from efficientnet_advprop.config import DataConfig
+from efficientnet_advprop.data import pipeline, records
+
+DATA = DataConfig(image_size=16, crop="none", eval_crop="none", horizontal_flip=False, shuffle_buffer=64, max_bad_records=10000)
+
+
+def jpeg(number):
+    """Sixteen 4×4 blocks that spell the number in two grays."""
+    bits = np.array([(number >> bit) & 1 for bit in range(16)], np.uint8).reshape(4, 4) * 96 + 80
+    buffer = io.BytesIO()
+    Image.fromarray(np.kron(bits, np.ones([4, 4], np.uint8))[..., None].repeat(3, -1)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def number_of(image):
+    bits = np.asarray(image, float)[..., 0].reshape(4, 4, 4, 4).mean(axis=(1, 3)) > 127
+    return int((bits.ravel() << np.arange(16)).sum())
+
+
+def mutate(encoded, rng):
+    contents = bytearray(encoded)
+    kind = rng.randint(5)
+    if kind == 0:
+        return bytes(contents[: rng.randint(len(contents))])  # cut off
+    if kind == 1:
+        start = rng.randint(len(contents))
+        return bytes(contents[:start] + contents[start + rng.randint(1, 40) :])  # a piece missing
+    if kind == 2:
+        for _ in range(rng.randint(1, 30)):
+            contents[rng.randint(len(contents))] = rng.randint(256)
+        return bytes(contents)
+    if kind == 3:
+        return rng.bytes(rng.randint(200))  # noise
+    return bytes(contents[: rng.randint(20)]) + rng.bytes(rng.randint(300))  # a header and noise
+
+
+@pytest.mark.slow
+def test_two_thousand_mutations(tmp_path, caplog):
+    rng = np.random.RandomState(0)
+    num_shards, num_records = 8, 4000
+    good, decodable, flipped = set(), set(), set()
+    for shard in range(num_shards):
+        path = os.path.join(tmp_path, records.shard_name("train", shard, num_shards))
+        with records.ShardWriter(path) as writer:
+            for number in range(shard, num_records, num_shards):
+                row = records.make_example(jpeg(number), number % 10)
+                draw = rng.rand()
+                if draw < 0.35:
+                    row = records.make_example(mutate(jpeg(number), rng), number % 10)
+                elif draw < 0.45:
+                    row = mutate(row, rng)
+                elif draw < 0.49:
+                    row = records.make_example(jpeg(number), int(rng.randint(10, 100)))
+                else:
+                    good.add(number)
+                writer.write(row)
+        # A damaged payload here and there: its checksum no longer fits, and only it may be lost.
+        offsets, _ = records.record_offsets(path)
+        contents = bytearray(open(path, "rb").read())
+        for index in rng.choice(len(offsets), 6, replace=False):
+            contents[offsets[index] + 14 + rng.randint(20)] ^= 1 << rng.randint(8)
+            flipped.add(shard + num_shards * int(index))
+        open(path, "wb").write(contents)
+    good -= flipped
+    split = records.open_split(str(tmp_path), "train")
+    bad = set()
+    for shard, path in enumerate(split.files):
+        for index in range(split.counts[shard]):
+            number = shard + num_shards * index
+            try:
+                reason = records.explain_bad_record(records.read_record(path, index), split, 10)
+            except records.DataError as error:
+                reason = str(error)
+            (decodable if reason is None else bad).add(number)
+    assert good <= decodable and flipped <= bad and len(bad) > 1000
+    with caplog.at_level("WARNING"):
+        seen = collections.Counter()
+        for batch in pipeline.make_eval_dataset(
+            DATA, str(tmp_path), split="train", global_batch_size=100, num_classes=10
+        ).as_numpy_iterator():
+            seen["images"] += int(batch["mask"].sum())
+            seen.update(number_of(image) for image, mask in zip(batch["images"], batch["mask"]) if mask)
+    assert seen.pop("images") == len(decodable)
+    assert all(seen[number] >= 1 for number in good)
+    named = {
+        record.getMessage().split(": ", 1)[1].split(": ")[0]
+        for record in caplog.records
+        if "Passed over" in record.getMessage()
+    }
+    assert named == {f"{split.files[number % num_shards]}, record {number // num_shards}" for number in bad}
+    # One allowed fewer than there are: an error, as in training.
+    few = dataclasses.replace(DATA, max_bad_records=10)
+    with pytest.raises(tf.errors.OpError) as error:
+        list(pipeline.make_train_dataset(few, str(tmp_path), global_batch_size=50, seed=0, num_classes=10).take(80))
+    assert "This is bad record 11" in str(records.explain_data_error(error.value))

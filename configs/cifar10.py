@@ -2,9 +2,9 @@
 
     python -m efficientnet_advprop.train --config=configs/cifar10.py:advprop --data_dir=data/tfds --model_dir=runs/cifar10
 
-`data_dir` is where TensorFlow Datasets has prepared the set (`tfds build cifar10 --data_dir=data/tfds`). The part after the colon
-is the method: advprop, vanilla or adversarial. The paper has no CIFAR figures; this recipe is a starting point that has not been
-tuned or run to its end.
+`data_dir` is where TensorFlow Datasets has prepared the set (`tfds build cifar10 --data_dir=data/tfds`). The part after the
+colon is the method: advprop, vanilla or adversarial. The paper has no CIFAR figures; this recipe is a starting point that has
+not been tuned or run to its end.
 """
 
 from efficientnet_advprop.config import METHODS, ExperimentConfig

@@ -2,9 +2,9 @@
 
     python -m efficientnet_advprop.train --config=configs/pets.py --data_dir=data/tfds --model_dir=runs/pets
 
-`data_dir` is where TensorFlow Datasets has prepared the set (`tfds build oxford_iiit_pet --data_dir=data/tfds`: 3,680 training and
-3,669 test images). The released weights are fetched, or give `--config.init.checkpoint` a folder. The recipe has not been tuned or
-run to its end.
+`data_dir` is where TensorFlow Datasets has prepared the set (`tfds build oxford_iiit_pet --data_dir=data/tfds`: 3,680 training
+and 3,669 test images). The released weights are fetched, or give `--config.init.checkpoint` a folder. The recipe has not been
+tuned or run to its end.
 """
 
 from efficientnet_advprop.config import ExperimentConfig

@@ -1,7 +1,7 @@
 """The flags of the programs that use a trained network: which one, and how its images are prepared.
 
-_NETWORK = network_flags.define()
-network = _NETWORK.restore()                                  # in main: a `RestoredNetwork`
+    _NETWORK = network_flags.define()
+    network = _NETWORK.restore()                                  # in main: a `RestoredNetwork`
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
 """Charts and pictures as text that an HTML page can hold: inline SVG by matplotlib, PNG as data URIs.
 
-svg = line_chart([1, 2, 3], [Curve("AdvProp", "#0b6bcb", [0.97, 0.95, 0.9])], x_label="severity", y_label="top-1, %", scale=100)
-uri = png_uri(image)                                          # for <img src="…">
+    curve = Curve("AdvProp", "#0b6bcb", [0.97, 0.95, 0.9])
+    svg = line_chart([1, 2, 3], [curve], x_label="severity", y_label="top-1, %", scale=100)
+    uri = png_uri(image)                                          # for <img src="…">
 """
 
 import base64

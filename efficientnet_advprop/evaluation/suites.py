@@ -1,7 +1,7 @@
 """Test sets by name, and the loop that scores models on them and can be stopped anywhere.
 
-suite = digits_suite(config.data, data_dir, batch_size=250, num_classes=10, attacks=[PGD(...)])
-evaluate_suite({"vanilla": lambda: logits_fn}, suite, results, save=lambda: ...)
+    suite = digits_suite(config.data, data_dir, batch_size=250, num_classes=10, attacks=[PGD(...)])
+    evaluate_suite({"vanilla": lambda: logits_fn}, suite, results, save=lambda: ...)
 """
 
 import concurrent.futures

@@ -5,8 +5,8 @@
 
 Latency at batch 1 (median and 99th percentile) and throughput at batch 16 (from the median), float32, all cores. Every
 contender runs in a process of its own, and they take turns for a few calls at a time, so that a machine that slows down slows
-all of them. Weights are random, biases included: a bias of zero would be optimised away. `--onnx_python` has tf2onnx and onnxruntime;
-`--other_python` any of onnxruntime, openvino, torch and timm; what is not installed is left out.
+all of them. Weights are random, biases included: a bias of zero would be optimised away. `--onnx_python` has tf2onnx and
+onnxruntime; `--other_python` any of onnxruntime, openvino, torch and timm; what is not installed is left out.
 """
 
 import argparse
@@ -57,6 +57,7 @@ def make_tflite(path, pixels):
     if len(pixels) > 1:
         raise ImportError("one image at a time")
     interpreter = tf.lite.Interpreter(path, num_threads=os.cpu_count())
+    interpreter.allocate_tensors()  # before a runner is made: this is where the fast kernels (XNNPACK) come in
     runner = interpreter.get_signature_runner()
     return lambda: (interpreter, runner(images=pixels)["probabilities"])
 

@@ -20,6 +20,7 @@ def main():
     with open(os.path.join(arguments.export, "metadata.json"), encoding="utf-8") as file:
         settings = json.load(file)["input"]
     interpreter = tf.lite.Interpreter(os.path.join(arguments.export, "model.tflite"), num_threads=os.cpu_count())
+    interpreter.allocate_tensors()  # before a runner is made: this is where the fast kernels (XNNPACK) come in
     runner = interpreter.get_signature_runner()
     dtype = runner.get_input_details()["images"]["dtype"]
     for path in arguments.images:

@@ -40,8 +40,8 @@ def main():
             predictions = json.load(response)["predictions"]
     except urllib.error.HTTPError as error:
         sys.exit(f"error: the server refused the request: {error.read().decode(errors='replace')}")
-    except urllib.error.URLError as error:
-        sys.exit(f"error: no server answers at {arguments.url}: {error.reason}")
+    except OSError as error:  # URLError is one
+        sys.exit(f"error: no server answers at {arguments.url}: {error}")
     for path, prediction in zip(arguments.images, predictions):
         print(f"{path}: {describe(prediction)}")
 

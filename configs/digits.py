@@ -8,7 +8,7 @@ written into `data_dir` on first use.
 Measured with seed 0, top-1 of 1000 other digits in percent: clean / mean of 15 corruptions × 5 severities / PGD with ε = 16;
 and the mean corruption error (`make demo` shows all of it):
 
-    vanilla 97.1 / 86.5 / 33.2; 100   advprop 97.7 / 92.6 / 81.1; 69   adversarial 96.5 / 94.1 / 89.1; 85
+    vanilla 97.1 / 86.5 / 32.6; 100   advprop 96.5 / 92.5 / 80.9; 85   adversarial 95.6 / 91.7 / 82.4; 119
 """
 
 from efficientnet_advprop.config import METHODS, ExperimentConfig

@@ -50,6 +50,12 @@ def load_tiny(variables, suffix: str = "") -> None:
 
 
 @pytest.fixture(scope="session")
+def two_replicas():
+    """Two logical CPUs. One strategy for all tests: a second over the same devices numbers its collectives like the first."""
+    return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")[:2]])
+
+
+@pytest.fixture(scope="session")
 def tiny():
     """The golden network with one auxiliary branch and its raw weights; whoever changes them puts them back with
     `load_tiny`."""

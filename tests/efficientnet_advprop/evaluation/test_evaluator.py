@@ -44,9 +44,8 @@ def test_every_image_counts_once_at_any_batch_size(images_and_labels, batch_size
         assert found == pytest.approx(top_k_accuracy_score(labels, logits, k=k, labels=range(NUM_CLASSES)))
 
 
-def test_two_replicas_count_like_one(images_and_labels):
+def test_two_replicas_count_like_one(images_and_labels, two_replicas):
     images, labels = images_and_labels
-    strategy = tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")[:2]])
     dataset = tf.data.Dataset.from_generator(
         lambda: make_batches(images, labels, 16),
         output_signature={
@@ -55,8 +54,8 @@ def test_two_replicas_count_like_one(images_and_labels):
     )  # fmt: skip
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    distributed = strategy.experimental_distribute_dataset(dataset.with_options(options))
-    evaluate = Evaluator(logits_from_pixels, strategy=strategy)
+    distributed = two_replicas.experimental_distribute_dataset(dataset.with_options(options))
+    evaluate = Evaluator(logits_from_pixels, strategy=two_replicas)
     assert evaluate(distributed) == Evaluator(logits_from_pixels)(make_batches(images, labels, 10))
 
 

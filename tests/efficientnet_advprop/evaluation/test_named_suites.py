@@ -44,13 +44,9 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["imagenet", "folder"])
 @pytest.mark.parametrize("num_replicas", [1, 2])
-def test_scores_are_those_counted_by_hand(data, name, num_replicas):
+def test_scores_are_those_counted_by_hand(data, name, num_replicas, two_replicas):
     root, loss = data
-    strategy = None
-    if num_replicas > 1:
-        strategy = tf.distribute.MirroredStrategy(
-            [device.name for device in tf.config.list_logical_devices("CPU")[:num_replicas]]
-        )
+    strategy = two_replicas if num_replicas > 1 else None
     own = settings(str(root / "tfrecords"), strategy)
     (test_set,) = open_suite("imagenet" if name == "imagenet" else f"folder:{root / 'folder'}", own)
     score = Evaluator(logits_of, strategy=own.strategy)(test_set.open_batches())

@@ -150,8 +150,8 @@ def test_in_a_functional_model_saved_both_ways(tmp_path):
 
 
 @pytest.mark.parametrize("synchronized", [True, False])
-def test_moments_over_replicas(synchronized):
-    strategy = tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+def test_moments_over_replicas(synchronized, two_replicas):
+    strategy = two_replicas
     parts = [batch(0), batch(1) + 2.0]
     whole = np.concatenate(parts)
     weights = batch(2)

@@ -232,9 +232,8 @@ def test_a_bad_model_is_not_written(scrambled, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_loads_under_a_strategy(tensors):
-    cpus = [device.name for device in tf.config.list_logical_devices("CPU")][:2]
-    with tf.distribute.MirroredStrategy(cpus).scope():
+def test_loads_under_a_strategy(tensors, two_replicas):
+    with two_replicas.scope():
         model = make_tiny()
     load_released_checkpoint(model, TINY)
     for variable in model.variables:

@@ -124,11 +124,10 @@ def test_a_model_dir_of_another_config(finished, data_dir):
 
 
 @pytest.mark.parametrize("method", ["vanilla", pytest.param("adversarial", marks=pytest.mark.slow)])
-def test_rivals_with_accumulation_over_replicas(data_dir, tmp_path, method):
+def test_rivals_with_accumulation_over_replicas(data_dir, tmp_path, method, two_replicas):
     config = tiny_run.make_config(method)
     config.training.num_epochs, config.training.accumulation_steps, config.optimizer.ema_decay = 0.75, 5, 0.0
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    assert train(config, data_dir, tmp_path, strategy).step == 3
+    assert train(config, data_dir, tmp_path, two_replicas).step == 3
     entries = progress.read_metrics(str(tmp_path))
     assert entries[-1]["eval_num_images"] == tiny_run.NUM_VALIDATION
     assert ("adversarial_loss" in entries[0]) == (method == "adversarial")

@@ -1,0 +1,92 @@
+"""Whether a network is as often right as it says: confidences in bins, and the expected calibration error.
+
+    bins = CalibrationBins.count(confidences, is_correct)         # or from counts that were summed elsewhere
+    bins.expected_calibration_error                               # 0 is perfect
+    for confidence, accuracy, num_images in bins.reliability_points(): ...
+
+The confidence of an image is the probability of the class that was answered. Bins are of equal width and closed above, as in
+C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (section 2, equations 2, 3 and 5): bin m of M holds the
+confidences in ((m − 1)/M, m/M].
+"""
+
+import dataclasses
+from typing import Iterator, Sequence
+
+import numpy as np
+
+NUM_BINS = 15  # as in the paper, and usual since
+
+
+def bin_index(confidences: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
+    """The bin of each confidence, from 0. Edges belong to the lower bin; exactly 0 belongs to the first.
+
+    Args:
+        confidences: float, any shape, in [0, 1].
+        num_bins: ≥ 1.
+
+    Returns:
+        int64, of the same shape.
+    """
+    return np.clip(np.ceil(np.asarray(confidences, np.float64) * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationBins:
+    """Sums over the images of each bin. Bins of disjoint sets of images add up.
+
+    Args:
+        num_images: how many there are, by bin.
+        total_confidence: the sum of their confidences.
+        num_correct: of them, how many were answered right.
+    """
+
+    num_images: Sequence[int]
+    total_confidence: Sequence[float]
+    num_correct: Sequence[int]
+
+    def __post_init__(self):
+        if not len(self.num_images) == len(self.total_confidence) == len(self.num_correct) > 0:
+            raise ValueError(
+                f"`num_images`, `total_confidence` and `num_correct` have {len(self.num_images)}, {len(self.total_confidence)} "
+                f"and {len(self.num_correct)} bins, but must have the same number, at least one."
+            )
+
+    @classmethod
+    def count(cls, confidences: np.ndarray, is_correct: np.ndarray, num_bins: int = NUM_BINS) -> "CalibrationBins":
+        """Of single images.
+
+        Args:
+            confidences: float [images], in [0, 1].
+            is_correct: bool [images].
+
+        Raises:
+            ValueError: a confidence outside [0, 1], or not a number.
+        """
+        confidences = np.asarray(confidences, np.float64)
+        if confidences.size and not (confidences.min() >= 0.0 and confidences.max() <= 1.0):
+            raise ValueError(f"`confidences` span {confidences.min()} … {confidences.max()}, but must lie in [0, 1].")
+        index = bin_index(confidences, num_bins)
+        sums = [np.bincount(index, weights, num_bins) for weights in (None, confidences, np.asarray(is_correct, np.float64))]
+        return cls(sums[0].tolist(), sums[1].tolist(), sums[2].astype(np.int64).tolist())
+
+    def __add__(self, other: "CalibrationBins") -> "CalibrationBins":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other))
+        return CalibrationBins(*([mine + theirs for mine, theirs in zip(a, b, strict=True)] for a, b in pairs))
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """ECE in [0, 1]: the mean distance of accuracy from confidence, each bin weighing as many images as it has.
+
+        Raises:
+            ValueError: there is no image.
+        """
+        if not sum(self.num_images):
+            raise ValueError("`num_images` is 0 in every bin, but a calibration error needs at least one image.")
+        distances = (abs(correct - total) for correct, total in zip(self.num_correct, self.total_confidence))
+        return float(sum(distances) / sum(self.num_images))
+
+    def reliability_points(self) -> Iterator[tuple[float, float, int]]:
+        """(mean confidence, accuracy, images) of each bin that has any, the lowest first: the reliability diagram."""
+        for num_images, total, correct in zip(self.num_images, self.total_confidence, self.num_correct):
+            if num_images:
+                yield total / num_images, correct / num_images, num_images

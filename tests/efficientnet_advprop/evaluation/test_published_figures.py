@@ -23,7 +23,7 @@ def test_alexnet_is_one_hundred():
 
 
 def test_torchvisions_resnet50():
-    # CE of ResNet-50 by corruption, in whole per cent and as recalled; the mean must be the published mCE of 76.7 within rounding.
+    # CE of ResNet-50 by corruption, whole per cent, as recalled; their mean must be the published mCE within rounding.
     printed = (80, 82, 83, 75, 89, 78, 80, 78, 75, 66, 57, 71, 85, 77, 77)
     errors = {name: [ce / 100 * alexnet[0]] * 5 for ce, (name, alexnet) in zip(printed, ALEXNET_ERRORS.items())}
     assert mean_corruption_error(errors, ALEXNET_ERRORS) == pytest.approx(0.767, abs=2e-3)

@@ -56,7 +56,7 @@ class ModelConfig:
     compute_dtype: str = "bfloat16"  # of activations; variables, statistics, losses and logits are float32
     batch_norm_momentum: float = 0.99
     batch_norm_epsilon: float = 1e-3
-    batch_norm_synchronized: bool = False  # moments over all replicas; False: each replica's own (official up to 8 replicas)
+    batch_norm_group_size: Optional[int] = None  # replicas that share batch moments; None: the official rule (up to 8: 1)
 
 
 @dataclasses.dataclass
@@ -311,6 +311,7 @@ _RULES = [
     ("model.compute_dtype", *_one_of(*COMPUTE_DTYPES)),
     ("model.batch_norm_momentum", *_FRACTION),
     ("model.batch_norm_epsilon", *_more_than(0)),
+    ("model.batch_norm_group_size", *_at_least(1, "; 1: each replica its own moments, left out: the official rule")),
     ("attack.epsilon", *_at_least(0, ", in pixels of 255; the paper uses 1 to 4")),
     ("attack.step_size", *_more_than(0, ", in pixels of 255; the paper uses 1")),
     ("attack.num_steps", *_at_least(1, "; the paper uses 1 to 5")),

@@ -56,6 +56,13 @@ def two_replicas():
 
 
 @pytest.fixture(scope="session")
+def four_replicas():
+    """Four logical CPUs, which reduce without collectives and so get on with `two_replicas`."""
+    devices = [device.name for device in tf.config.list_logical_devices("CPU")[:4]]
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+@pytest.fixture(scope="session")
 def tiny():
     """The golden network with one auxiliary branch and its raw weights; whoever changes them puts them back with
     `load_tiny`."""

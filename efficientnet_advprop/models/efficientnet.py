@@ -41,7 +41,7 @@ class EfficientNet(tf.keras.Model):
         survival_prob: stochastic depth's flag, in (0, 1]; 1 switches it off (official default 0.8).
         normalization: of pixels: "advprop" (x·2/255 − 1), "imagenet" (mean and standard deviation) or "none".
         compute_dtype: of activations: "float32", "bfloat16" or "float16"; variables and logits are float32.
-        batch_norm_momentum, batch_norm_epsilon, batch_norm_synchronized: see `DualBatchNormalization`.
+        batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size: see `DualBatchNormalization`.
         name: scope of the variables; default "efficientnet-<variant>", the official one.
 
     Raises:
@@ -61,7 +61,7 @@ class EfficientNet(tf.keras.Model):
         compute_dtype: str = "float32",
         batch_norm_momentum: float = 0.99,
         batch_norm_epsilon: float = 1e-3,
-        batch_norm_synchronized: bool = False,
+        batch_norm_group_size: Optional[int] = None,
         name: Optional[str] = None,
     ):
         _check_choice("variant", variant, scaling.VARIANTS)
@@ -87,11 +87,11 @@ class EfficientNet(tf.keras.Model):
             variant=variant, num_classes=num_classes, aux_branches=aux_branches, width_coefficient=width_coefficient,
             depth_coefficient=depth_coefficient, dropout_rate=dropout_rate, survival_prob=survival_prob,
             normalization=normalization, compute_dtype=compute_dtype, batch_norm_momentum=batch_norm_momentum,
-            batch_norm_epsilon=batch_norm_epsilon, batch_norm_synchronized=batch_norm_synchronized, name=self.name,
+            batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size, name=self.name,
         )  # fmt: skip
         norm_arguments = dict(
             aux_branches=aux_branches, momentum=batch_norm_momentum, epsilon=batch_norm_epsilon,
-            synchronized=batch_norm_synchronized,
+            group_size=batch_norm_group_size,
         )  # fmt: skip
         policy = tf.keras.mixed_precision.Policy(COMPUTE_DTYPES[compute_dtype])
         blocks = scaling.scaled_blocks(width, depth, survival_prob)

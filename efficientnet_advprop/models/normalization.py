@@ -9,6 +9,8 @@ Every branch has its own gamma, beta, moving mean and moving variance (the paper
 statistics); inference uses "main" alone, and the auxiliary branches can be thrown away after training.
 """
 
+from typing import Optional
+
 import tensorflow as tf
 
 from tpu_utils import reduction
@@ -37,6 +39,11 @@ def branch_index(branch: str, aux_branches: int) -> int:
     return names.index(name)
 
 
+def official_group_size(num_replicas: int) -> int:
+    """How many replicas share their batch moments in the official code: none up to 8, then max(8, num_replicas / 8)."""
+    return 1 if num_replicas <= 8 else max(8, num_replicas // 8)
+
+
 @tf.keras.utils.register_keras_serializable("efficientnet_advprop")
 class DualBatchNormalization(tf.keras.layers.BatchNormalization):
     """Batch normalization over the last axis, with a main and `aux_branches` auxiliary sets of parameters and statistics.
@@ -52,7 +59,8 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
         aux_branches: number of auxiliary branches, ≥ 0; 0 is a plain batch norm.
         momentum: of the moving statistics, in [0, 1): moving ← momentum·moving + (1 − momentum)·batch.
         epsilon: added to the variance, > 0.
-        synchronized: moments over all replicas of the strategy instead of each replica's own.
+        group_size: replicas that share the batch moments in training: those with consecutive numbers; must divide their number.
+            1: each has its own; None: `official_group_size`.
         **kwargs: `center`, `scale`, initializers, regularizers, constraints, `trainable`, `dtype` and `name`, as in
             `tf.keras.layers.BatchNormalization`; every branch gets the same.
 
@@ -61,7 +69,7 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
     """
 
     def __init__(
-        self, aux_branches: int = 1, momentum: float = 0.99, epsilon: float = 1e-3, synchronized: bool = False, **kwargs
+        self, aux_branches: int = 1, momentum: float = 0.99, epsilon: float = 1e-3, group_size: Optional[int] = None, **kwargs
     ):
         if not isinstance(aux_branches, int) or aux_branches < 0:
             raise ValueError(f"`aux_branches` is {aux_branches!r}, but must be a whole number ≥ 0; 0 is a plain batch norm.")
@@ -69,16 +77,18 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
             raise ValueError(f"`momentum` is {momentum!r}, but must lie in [0, 1); 0.99 is the official value.")
         if epsilon <= 0.0:
             raise ValueError(f"`epsilon` is {epsilon!r}, but must be positive; 1e-3 is the official value.")
-        for option in ("renorm", "virtual_batch_size", "adjustment", "fused"):
+        if group_size is not None and (not isinstance(group_size, int) or group_size < 1):
+            raise ValueError(f"`group_size` is {group_size!r}, but must be a whole number ≥ 1, or None for the official rule.")
+        for option in ("renorm", "virtual_batch_size", "adjustment", "fused", "synchronized"):
             if option in kwargs:
                 raise ValueError(f"`{option}` is given, but this layer has no such option; leave it out.")
-        super().__init__(momentum=momentum, epsilon=epsilon, synchronized=synchronized, **kwargs)
-        self.aux_branches = aux_branches
+        super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
+        self.aux_branches, self.group_size = aux_branches, group_size
         shared = super().get_config()
         self.aux = [tf.keras.layers.BatchNormalization(**{**shared, "name": name}) for name in branch_names(aux_branches)[1:]]
 
     def get_config(self):
-        return {**super().get_config(), "aux_branches": self.aux_branches, "synchronized": self.synchronized}
+        return {**super().get_config(), "aux_branches": self.aux_branches, "group_size": self.group_size}
 
     def build(self, input_shape):
         rank = len(input_shape)
@@ -134,8 +144,9 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
         if not (training and self.trainable):
             scale, offset = self.affine(branch)
             return inputs * tf.cast(scale, inputs.dtype) + tf.cast(offset, inputs.dtype)
-        if self.synchronized and reduction.num_replicas() > 1:
-            outputs, mean, variance = self._normalize_over_replicas(inputs, held)
+        group_size = official_group_size(reduction.num_replicas()) if self.group_size is None else self.group_size
+        if group_size > 1:
+            outputs, mean, variance = self._normalize_in_group(inputs, held, group_size)
         else:
             outputs, mean, variance = self._normalize_fused(inputs, held)
         if update_statistics:
@@ -162,13 +173,16 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
             outputs = tf.reshape(outputs, tf.shape(inputs))
         return outputs, mean, variance * (tf.maximum(count - 1.0, 1.0) / count)
 
-    def _normalize_over_replicas(self, inputs, held):
-        """Moments over all replicas, from the means of x and x² in float32: official `TpuBatchNormalization`, one reduction."""
+    def _normalize_in_group(self, inputs, held, group_size):
+        """Moments over a group of replicas, from the means of x and x² in float32: official `TpuBatchNormalization`, one
+        reduction."""
         gamma, beta = self._parameters(held)
         values = tf.cast(inputs, tf.float32)
         axes = list(range(inputs.shape.rank - 1))
         own_mean, own_variance = tf.nn.moments(values, axes)
-        moments = reduction.mean_over_replicas(tf.stack([own_mean, own_variance + tf.square(own_mean)]))
+        moments = reduction.mean_over_replicas(
+            tf.stack([own_mean, own_variance + tf.square(own_mean)]), group_size
+        )
         mean = moments[0]
         variance = tf.nn.relu(moments[1] - tf.square(mean))  # rounding can leave it below zero where a channel is constant
         scale = tf.math.rsqrt(variance + self.epsilon) * gamma

@@ -33,7 +33,7 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
         compute_dtype=config.model.compute_dtype,
         batch_norm_momentum=config.model.batch_norm_momentum,
         batch_norm_epsilon=config.model.batch_norm_epsilon,
-        batch_norm_synchronized=config.model.batch_norm_synchronized,
+        batch_norm_group_size=config.model.batch_norm_group_size,
     )
     fine_tuning.freeze(model, config.init.freeze)
     return model

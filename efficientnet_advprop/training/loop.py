@@ -23,6 +23,7 @@ import tensorflow as tf
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.evaluation.evaluator import Evaluator
+from efficientnet_advprop.models.normalization import official_group_size
 from efficientnet_advprop.training import assembly, checkpoints, fine_tuning, steps
 from efficientnet_advprop.training.progress import Progress
 
@@ -211,6 +212,12 @@ def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:
         raise ConfigError(
             f"`config.training.eval_batch_size` is {config.training.eval_batch_size}, but must divide by the "
             f"{num_replicas} replicas; take a multiple of {num_replicas}."
+        )
+    group_size = config.model.batch_norm_group_size or official_group_size(num_replicas)
+    if num_replicas % group_size:
+        raise ConfigError(
+            f"`config.model.batch_norm_group_size` is {config.model.batch_norm_group_size} (replicas per group: {group_size}), "
+            f"but must divide the {num_replicas} replicas; take 1 (each alone), {num_replicas} (all together) or a divisor."
         )
 
 

@@ -3,6 +3,8 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.models import DualBatchNormalization
+from efficientnet_advprop.models.normalization import official_group_size
+from tpu_utils import reduction
 
 MOMENTUM, EPSILON = 0.9, 1e-3
 
@@ -119,11 +121,11 @@ def test_any_rank(shape):
 
 
 def test_config_makes_the_same_layer_again():
-    layer = make(center=False, gamma_initializer="zeros", synchronized=True, trainable=False)
+    layer = make(center=False, gamma_initializer="zeros", group_size=2, trainable=False)
     config = layer.get_config()
     again = DualBatchNormalization.from_config(config)
     assert again.get_config() == config
-    assert (again.aux_branches, again.synchronized, again.trainable, again.center) == (2, True, False, False)
+    assert (again.aux_branches, again.group_size, again.trainable, again.center) == (2, 2, False, False)
     assert again.momentum == MOMENTUM
 
 
@@ -149,42 +151,48 @@ def test_in_a_functional_model_saved_both_ways(tmp_path):
         np.testing.assert_allclose(tf.keras.models.load_model(path)(x), model(x), rtol=1e-6)
 
 
-@pytest.mark.parametrize("synchronized", [True, False])
-def test_moments_over_replicas(synchronized, two_replicas):
-    strategy = two_replicas
-    parts = [batch(0), batch(1) + 2.0]
-    whole = np.concatenate(parts)
-    weights = batch(2)
-    with strategy.scope():
-        layer = make(synchronized=synchronized)
+@pytest.mark.parametrize("group_size, seen_together", [(None, 1), (1, 1), (2, 2), (4, 4)])
+def test_groups_of_replicas_are_as_one_device_with_their_batches(group_size, seen_together, four_replicas):
+    parts, weights = [batch(seed) + seed for seed in range(4)], [batch(seed + 4) for seed in range(4)]
+    with four_replicas.scope():
+        layer = make(group_size=group_size)
 
     @tf.function
     def run():
         def replica():
-            index = tf.distribute.get_replica_context().replica_id_in_sync_group
-            x = tf.gather(tf.stack(parts), index)
+            x, weight = (tf.gather(tf.stack(values), reduction.replica_id()) for values in (parts, weights))
+            held = layer.variables_of("aux")
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                y = layer(x, training=True, branch="aux")
-                loss = tf.reduce_sum(y * weights)
-            return y, tape.gradient(loss, x), layer.variables_of("aux").moving_variance.read_value()
+                loss = tf.reduce_sum(layer(x, training=True, branch="aux") * weight)
+            gradients = tape.gradient(loss, [x, held.gamma, held.beta])
+            return [*gradients, held.moving_mean.read_value(), held.moving_variance.read_value()]
 
-        return strategy.run(replica)
+        return four_replicas.run(replica)
 
-    outputs, gradients, variances = (strategy.experimental_local_results(result) for result in run())
-    for index, part in enumerate(parts):
-        seen = whole if synchronized else part
-        mean, variance = seen.mean((0, 1, 2)), seen.var((0, 1, 2))
-        np.testing.assert_allclose(outputs[index], (part - mean) / np.sqrt(variance + EPSILON), rtol=0, atol=5e-5)
-        np.testing.assert_allclose(variances[index], 0.9 + 0.1 * variance, rtol=1e-4)
-    # The gradient of the summed losses, as one device with the whole batch would have it.
-    x = tf.constant(whole if synchronized else parts[0])
-    both = np.concatenate([weights, weights]) if synchronized else weights
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        loss = tf.reduce_sum(make()(x, training=True, branch="aux") * both)
-    found = np.concatenate(gradients) if synchronized else gradients[0]
-    np.testing.assert_allclose(found, tape.gradient(loss, x), rtol=0, atol=5e-5)
+    found = [np.stack(four_replicas.experimental_local_results(result)) for result in run()]
+    for first in range(0, 4, seen_together):
+        group = slice(first, first + seen_together)
+        x, weight = tf.constant(np.concatenate(parts[group])), np.concatenate(weights[group])
+        keras_layer = tf.keras.layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON, fused=False)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(keras_layer(x, training=True) * weight)
+        wanted = tape.gradient(loss, [x, keras_layer.gamma, keras_layer.beta])
+        np.testing.assert_allclose(np.concatenate(found[0][group]), wanted[0], rtol=0, atol=1e-4)
+        for gradient, value in zip(found[1:3], wanted[1:]):  # each replica's is of its own share
+            np.testing.assert_allclose(gradient[group].sum(0), value, rtol=1e-4, atol=1e-3)
+        for replica in range(first, first + seen_together):
+            np.testing.assert_allclose(found[3][replica], keras_layer.moving_mean, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(found[4][replica], keras_layer.moving_variance, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "num_replicas, size", [(1, 1), (8, 1), (16, 8), (32, 8), (64, 8), (128, 16), (512, 64), (1024, 128), (2048, 256)]
+)
+def test_official_group_size(num_replicas, size):
+    # The official `TpuBatchNormalization`: `if num_shards <= 8: 1 else: max(8, num_shards // 8)`.
+    assert official_group_size(num_replicas) == size
 
 
 @pytest.mark.parametrize(
@@ -194,6 +202,8 @@ def test_moments_over_replicas(synchronized, two_replicas):
         (dict(momentum=1.0), "`momentum` is 1.0"),
         (dict(epsilon=0.0), "`epsilon` is 0.0"),
         (dict(renorm=True), "`renorm` is given"),
+        (dict(synchronized=True), "`synchronized` is given"),
+        (dict(group_size=0), "`group_size` is 0"),
     ],
 )
 def test_refused_arguments_are_named(arguments, said):
@@ -206,5 +216,7 @@ def test_refused_calls():
         DualBatchNormalization(axis=1).build([None, 3, 4, 5])
     with pytest.raises(ValueError, match="`branch` is 'aux_3'.*only 'main', 'aux', 'aux_2'"):
         make()(batch(), branch="aux_3")
+    with pytest.raises(ValueError, match="`group_size` is 2, but must divide the 1 replica that run"):
+        make(group_size=2)(batch(), training=True)
     with pytest.raises(ValueError, match="`training` is a tensor"):
         make()(batch(), training=tf.constant(True))

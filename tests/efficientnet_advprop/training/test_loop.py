@@ -165,13 +165,16 @@ def test_boundaries():
     assert steps == [30, 60, 90, 120, 150, 180, 210, 240, 250, 260]
 
 
-def test_batches_must_divide_by_replicas(data_dir, tmp_path):
+def test_batches_and_groups_must_divide_by_replicas(data_dir, tmp_path):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"])
     with pytest.raises(ConfigError, match=r"`config.training.global_batch_size` is 10, but must divide by the 3 replicas"):
         train(tiny_run.make_config(), data_dir, tmp_path, strategy)
     config = tiny_run.make_config()
     config.training.global_batch_size = 12
     with pytest.raises(ConfigError, match=r"`config.training.eval_batch_size` is 16, but must divide by the 3 replicas"):
+        train(config, data_dir, tmp_path, strategy)
+    config.training.eval_batch_size, config.model.batch_norm_group_size = 18, 2
+    with pytest.raises(ConfigError, match=r"`config.model.batch_norm_group_size` is 2 .* must divide the 3 replicas"):
         train(config, data_dir, tmp_path, strategy)
     assert not list(tmp_path.iterdir())
 

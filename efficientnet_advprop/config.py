@@ -13,10 +13,10 @@ import re
 import typing
 from typing import Any, Optional
 
-from efficientnet_advprop.models import scaling
+from efficientnet_advprop.models import resnet_scaling, scaling
 
 METHODS = ("vanilla", "advprop", "adversarial")
-NORMALIZATIONS = ("advprop", "imagenet", "none")
+NORMALIZATIONS = ("advprop", "imagenet", "caffe", "none")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 STATISTICS = ("running", "batch")
 SOURCES = ("tfrecord", "digits")  # or "tfds:" and a name
@@ -46,13 +46,13 @@ class ConfigError(ValueError):
 class ModelConfig:
     """The network. `None` means: what the scaling table says for the variant."""
 
-    variant: str = "b0"
+    variant: str = "b0"  # "b0" … "b8", "l2" | "resnet50", "resnet101", "resnet152", "resnet200"
     num_classes: int = 1000
     width_coefficient: Optional[float] = None
     depth_coefficient: Optional[float] = None
     dropout_rate: Optional[float] = None
     survival_prob: float = 0.8  # stochastic depth: of the last block, falling linearly from 1; 1 switches it off
-    normalization: str = "advprop"  # of pixels, inside the model: "advprop" | "imagenet" | "none"
+    normalization: str = "advprop"  # of pixels, inside the model: "advprop" | "imagenet" | "caffe" | "none"
     compute_dtype: str = "bfloat16"  # of activations; variables, statistics, losses and logits are float32
     batch_norm_momentum: float = 0.99
     batch_norm_epsilon: float = 1e-3
@@ -301,7 +301,7 @@ _PROBABILITY = (lambda value: 0 <= value <= 1), "is a probability, in [0, 1]"
 _FRACTION = (lambda value: 0 <= value < 1), "must lie in [0, 1)"
 
 _RULES = [
-    ("model.variant", *_one_of(*scaling.VARIANTS)),
+    ("model.variant", *_one_of(*scaling.VARIANTS, *resnet_scaling.VARIANTS)),
     ("model.num_classes", *_at_least(1)),
     ("model.width_coefficient", *_more_than(0, "; leave it out for the variant's own")),
     ("model.depth_coefficient", *_more_than(0, "; leave it out for the variant's own")),

@@ -12,7 +12,7 @@ from typing import Optional
 
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import preprocessing
-from efficientnet_advprop.models import CheckpointError, EfficientNet, load_released_checkpoint
+from efficientnet_advprop.models import CheckpointError, EfficientNet, Network, load_released_checkpoint
 from efficientnet_advprop.models.checkpoint_contents import read_contents
 from efficientnet_advprop.models.checkpoint_sources import find_checkpoint
 from efficientnet_advprop.models.published_checkpoints import KINDS, PUBLISHED, PublishedCheckpoint, find_published, guess_kind
@@ -27,7 +27,7 @@ class RestoredNetwork:
     """A network without auxiliary branches, and the pre-processing that its accuracy was measured with."""
 
     name: str
-    model: EfficientNet
+    model: Network
     image_size: int  # pixels
     crop: str  # see `preprocessing.crop_fraction`
     published: Optional[PublishedCheckpoint]  # whose figure to compare with; None: no row of the official table

@@ -1,4 +1,4 @@
-"""The parts of an EfficientNet: convolutions that can take a batch norm in, and the MBConv block.
+"""Convolutions that can take a batch norm in, and the parts of an EfficientNet made of them.
 
 In training mode a batch norm follows its convolution. In inference mode it is a fixed scale and offset per channel, so it
 goes into
@@ -37,15 +37,27 @@ def build_in_scopes(shapes) -> None:
 
 
 class Convolution(tf.keras.layers.Layer):
-    """A 2-D convolution, padding "SAME", without a bias of its own."""
+    """A 2-D convolution without a bias of its own.
 
-    def __init__(self, filters: int, kernel_size: int, strides: int = 1, **kwargs):
+    Args:
+        filters, kernel_size, strides: of the convolution; the size is odd.
+        symmetric_padding: of (kernel_size − 1) / 2 zeros on every side, as ResNets have it; False is "SAME", which differs where
+            a stride above 1 meets an even size.
+        initializer: of the kernel; None: `kernel_initializer`.
+    """
+
+    def __init__(
+        self, filters: int, kernel_size: int, strides: int = 1, symmetric_padding: bool = False, initializer=None, **kwargs
+    ):
         super().__init__(**kwargs)
         self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
+        sides = [(kernel_size - 1) // 2] * 2
+        self.padding = [[0, 0], sides, sides, [0, 0]] if symmetric_padding else "SAME"
+        self.initializer = initializer or kernel_initializer()
 
     def build(self, input_shape):
         shape = [self.kernel_size, self.kernel_size, input_shape[-1], self.filters]
-        self.kernel = self.add_weight("kernel", shape, tf.float32, kernel_initializer(), experimental_autocast=False)
+        self.kernel = self.add_weight("kernel", shape, tf.float32, self.initializer, experimental_autocast=False)
         self.built = True
 
     def call(self, inputs, scale=None, offset=None):
@@ -59,7 +71,7 @@ class Convolution(tf.keras.layers.Layer):
             A tensor [batch, ⌈height/strides⌉, ⌈width/strides⌉, filters] in the compute dtype.
         """
         kernel = tf.cast(self.kernel if scale is None else self.kernel * scale, self.compute_dtype)
-        outputs = tf.nn.conv2d(inputs, kernel, self.strides, "SAME")
+        outputs = tf.nn.conv2d(inputs, kernel, self.strides, self.padding)
         return outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
 
 
@@ -227,11 +239,17 @@ class Head(tf.keras.layers.Layer):
         self.built = True
 
     def call(self, inputs, training=False, branch=MAIN, update_statistics=True, seed: Optional[tf.Tensor] = None):
-        """Returns logits [batch, num_classes], pooled features [batch, filters] (both float32) and the last feature map."""
+        """Returns logits, float32 [batch, num_classes], and endpoints: "pooled_features", float32 [batch, filters], and
+        "head_1x1", the last feature map."""
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
         x = activations.swish(convolve_and_normalize(self.convolution, self.norm, inputs, **mode))
         pooled = tf.cast(activations.spatial_mean(x), tf.float32)
         dropped = pooled
         if training and self.dropout_rate > 0.0:
             dropped = randomness.dropout(pooled, self.dropout_rate, seed)
-        return self.classifier(dropped), pooled, x
+        return self.classifier(dropped), {"pooled_features": pooled, "head_1x1": x}
+
+    @property
+    def below_classifier(self) -> list[tf.keras.layers.Layer]:
+        """What of the head is no classifier, and stays as it is where only the classifier is trained."""
+        return [self.convolution, self.norm]

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import preprocessing
-from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.restored_network import RestoredNetwork
 from efficientnet_advprop.serving import onnx_conversion, tflite, verification
 from efficientnet_advprop.serving.export_directory import ExportError, new_version
@@ -148,10 +148,10 @@ def _check_options(options: ExportOptions) -> None:
         )
 
 
-def _in_float32(model: EfficientNet) -> EfficientNet:
+def _in_float32(model: Network) -> Network:
     if model.activation_dtype == "float32" and not model.aux_branches:
         return model
-    plain = EfficientNet.from_config({**model.get_config(), "compute_dtype": "float32", "aux_branches": 0})
+    plain = type(model).from_config({**model.get_config(), "compute_dtype": "float32", "aux_branches": 0})
     values = {variable.name: variable for variable in model.variables}
     for variable in plain.variables:
         variable.assign(values[variable.name])

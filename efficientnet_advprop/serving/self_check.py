@@ -55,10 +55,10 @@ def run_onnx(path, images):
 def run_keras(path, images):
     import tensorflow as tf
 
-    from efficientnet_advprop.models import EfficientNet
+    import efficientnet_advprop.models  # noqa: F401  (so that Keras knows the classes)
 
     model = tf.keras.models.load_model(path)
-    other = EfficientNet.from_config(model.get_config())
+    other = type(model).from_config(model.get_config())
     other.load_weights(path.replace("model.keras", "model.weights.h5"))
     answers = [tf.nn.softmax(either(tf.constant(images), training=False)) for either in (model, other)]
     if not np.array_equal(*answers):

@@ -18,7 +18,7 @@ import tensorflow as tf
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.image_folders import ImageFolder
 from efficientnet_advprop.evaluation.predictions import find_images
-from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.serving import self_check
 from efficientnet_advprop.serving.export_directory import ExportError
 
@@ -102,7 +102,7 @@ def _examples(files, image_size, crop, labels=None) -> Examples:
 
 
 def verify(
-    model: EfficientNet, kind: str, path: str, examples: Examples, tolerance: Optional[float], python: str = sys.executable
+    model: Network, kind: str, path: str, examples: Examples, tolerance: Optional[float], python: str = sys.executable
 ) -> Agreement:
     """Compares an export with its model.
 

@@ -7,7 +7,7 @@ from typing import Callable, Optional
 
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.config import ExperimentConfig
-from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.models import Network, make_network
 from efficientnet_advprop.training import fine_tuning
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.optimizers import make_optimizer
@@ -16,12 +16,12 @@ from efficientnet_advprop.training.state import TrainState, averaged_variables
 from efficientnet_advprop.training.steps import make_train_step
 
 
-def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) -> EfficientNet:
+def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) -> Network:
     """The network, frozen as far as `config.init.freeze` says.
 
     `aux_branches` of None is what the method trains: one for AdvProp, none otherwise.
     """
-    model = EfficientNet(
+    model = make_network(
         config.model.variant,
         num_classes=config.model.num_classes,
         aux_branches=int(config.training.method == "advprop") if aux_branches is None else aux_branches,

@@ -18,7 +18,7 @@ from absl import logging
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.models import CheckpointError, EfficientNet, save_released_checkpoint
+from efficientnet_advprop.models import CheckpointError, Network, save_released_checkpoint
 from efficientnet_advprop.training import assembly
 from efficientnet_advprop.training.ema import ExponentialMovingAverage, official_name
 from efficientnet_advprop.training.state import TrainState, averaged_variables
@@ -176,7 +176,7 @@ class Checkpoints:
             pass
 
 
-def load_averaged_model(model_dir: str, *, which: str = "best") -> EfficientNet:
+def load_averaged_model(model_dir: str, *, which: str = "best") -> Network:
     """A trained network for inference: the averaged weights, main batch norms only.
 
     Args:
@@ -184,7 +184,7 @@ def load_averaged_model(model_dir: str, *, which: str = "best") -> EfficientNet:
         which: "best" (validation accuracy) or "last".
 
     Returns:
-        An `EfficientNet` with `aux_branches=0`. Without averaging (`ema_decay` 0) it has the weights themselves.
+        A network with `aux_branches=0`. Without averaging (`ema_decay` 0) it has the weights themselves.
 
     Raises:
         CheckpointError: the directory holds no config or no such checkpoint, or it cannot be read.
@@ -237,7 +237,7 @@ def _restore_network(model_dir: str, which: str) -> tf.Module:
     return held
 
 
-def copy_for_inference(trained: EfficientNet, ema: Optional[ExponentialMovingAverage], target: EfficientNet) -> None:
+def copy_for_inference(trained: Network, ema: Optional[ExponentialMovingAverage], target: Network) -> None:
     """Gives `target`, which may lack the auxiliary branches, the averages or, without `ema`, the weights of `trained`."""
     if ema is not None:
         ema.copy_to(target.variables)

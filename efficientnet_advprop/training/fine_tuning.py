@@ -29,7 +29,7 @@ def freeze(model: tf.keras.Model, up_to: str) -> None:
     """Takes the lower parts of a network out of training: weights, and batch norms' statistics, of all branches.
 
     Args:
-        model: an `EfficientNet`.
+        model: a `Network`.
         up_to: "none"; the last part that stays as it is ("stem", "blocks_3"); or "backbone", all but the classifier.
 
     Raises:
@@ -44,7 +44,7 @@ def freeze(model: tf.keras.Model, up_to: str) -> None:
         )
     if up_to == NOTHING:
         return
-    frozen = parts + [model.head.convolution, model.head.norm] if up_to == BACKBONE else parts[: names.index(up_to) + 1]
+    frozen = parts + model.head.below_classifier if up_to == BACKBONE else parts[: names.index(up_to) + 1]
     for layer in frozen:
         layer.trainable = False
 
@@ -53,7 +53,7 @@ def learning_rate_factors(model: tf.keras.Model, *, layer_decay: float = 1.0, he
     """What each of the model's trainable variables has its learning rate multiplied by, in their order.
 
     Args:
-        model: an `EfficientNet`.
+        model: a `Network`.
         layer_decay: the part k parts below the head (head, last block, …, stem) has layer_decay^k.
         head_factor: of the classifier (`head/dense`), on top.
     """

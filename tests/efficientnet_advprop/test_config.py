@@ -10,7 +10,7 @@ import pytest
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.models import efficientnet
+from efficientnet_advprop.models import families, network
 from efficientnet_advprop.training import optimizers, schedules, steps
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def test_defaults_are_valid():
         ("model.num_classes", 0, "must be ≥ 1"),
         ("model.width_coefficient", -1.0, "must be > 0"),
         ("model.dropout_rate", 1.0, "[0, 1)"),
-        ("model.normalization", "standard", "'advprop', 'imagenet', 'none'"),
+        ("model.normalization", "standard", "'advprop', 'imagenet', 'caffe', 'none'"),
         ("model.compute_dtype", "int8", "must be one of"),
         ("attack.epsilon", -1.0, "must be ≥ 0, in pixels of 255"),
         ("attack.epsilon", math.nan, "must be finite"),
@@ -83,8 +83,11 @@ def test_every_field_has_a_rule_or_is_a_flag():
 
 
 def test_choices_are_those_of_the_code_that_makes_them():
-    assert set(config_lib.NORMALIZATIONS) == set(efficientnet.NORMALIZATIONS)
-    assert set(config_lib.COMPUTE_DTYPES) == set(efficientnet.COMPUTE_DTYPES)
+    config = ExperimentConfig()
+    for config.model.variant in families.FAMILIES:
+        config.validate()
+    assert set(config_lib.NORMALIZATIONS) == set(network.NORMALIZATIONS)
+    assert set(config_lib.COMPUTE_DTYPES) == set(network.COMPUTE_DTYPES)
     assert set(config_lib.METHODS) == set(steps.METHODS)
     assert set(config_lib.STATISTICS) == set(steps.STATISTICS)
     assert set(config_lib.OPTIMIZERS) == set(optimizers.OPTIMIZERS)

@@ -1,0 +1,162 @@
+"""What the families of networks share: pixels in, stem, blocks, head, logits out, through one of the batch-norm branches.
+
+    class ResNet(Network): …                                      # makes `stem`, `blocks` and `head`, then calls `build`
+    logits = model(images, training=True, branch="aux", seed=seed)
+    endpoints = model.features(images)                            # {"reduction_1": …, …, "features": …}
+"""
+
+from typing import Any, Iterable
+
+import tensorflow as tf
+
+from efficientnet_advprop.models.normalization import MAIN, branch_index
+from tpu_utils import randomness
+
+# Pixels x in [0, 255], RGB, become (x − mean) / deviation. AdvProp's checkpoints want [−1, 1], Keras's ResNets only Caffe's
+# means, all others ImageNet's mean and deviation.
+NORMALIZATIONS = {
+    "advprop": ([127.5] * 3, [127.5] * 3),
+    "imagenet": ([0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]),
+    "caffe": ([123.68, 116.779, 103.939], [1.0] * 3),
+    "none": ([0.0] * 3, [1.0] * 3),
+}
+COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+class Network(tf.keras.Model):
+    """A classifier of a stem, blocks and a head, whose every batch norm has one main and `aux_branches` auxiliary branches.
+
+    A family's constructor checks its own arguments, calls this one, makes `self.stem`, `self.blocks` (layers whose `.block` has
+    `strides` and `output_filters`) and `self.head`, and ends with `self.build([None, None, None, 3])`: all variables exist when
+    it returns.
+
+    Args:
+        arguments: all of the family's constructor; `get_config` returns them. Those that every family has are checked here.
+        variants: the rows of the family's table.
+        default_name: scope of the variables, unless `arguments["name"]` says otherwise.
+
+    Raises:
+        ValueError: an argument that is out of its range, with its name.
+    """
+
+    stem_is_a_reduction = False  # whether a max-pooling follows the stem, whose output is then "reduction_1"
+
+    def __init__(self, arguments: dict[str, Any], variants: Iterable[str], default_name: str):
+        check_choice("variant", arguments["variant"], variants)
+        check_choice("normalization", arguments["normalization"], NORMALIZATIONS)
+        check_choice("compute_dtype", arguments["compute_dtype"], COMPUTE_DTYPES)
+        num_classes, survival_prob = arguments["num_classes"], arguments["survival_prob"]
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"`num_classes` is {num_classes!r}, but must be a whole number ≥ 1.")
+        if not 0.0 < survival_prob <= 1.0:
+            raise ValueError(f"`survival_prob` is {survival_prob!r}, but must lie in (0, 1]; 1 switches stochastic depth off.")
+        super().__init__(name=arguments["name"] or default_name)
+        self.variant, self.num_classes, self.aux_branches = arguments["variant"], num_classes, arguments["aux_branches"]
+        self.normalization, self.activation_dtype = arguments["normalization"], arguments["compute_dtype"]
+        self._constructor_arguments = {**arguments, "name": self.name}
+
+    @property
+    def norm_arguments(self) -> dict[str, Any]:
+        """What every `DualBatchNormalization` of the network gets."""
+        given = self._constructor_arguments
+        return dict(
+            aux_branches=given["aux_branches"], momentum=given["batch_norm_momentum"], epsilon=given["batch_norm_epsilon"],
+            group_size=given["batch_norm_group_size"],
+        )  # fmt: skip
+
+    @property
+    def dtype_policy_of_layers(self) -> tf.keras.mixed_precision.Policy:
+        """Activations in the compute dtype, variables in float32."""
+        return tf.keras.mixed_precision.Policy(COMPUTE_DTYPES[self.activation_dtype])
+
+    def build(self, input_shape):
+        """Creates all variables, from the pixels up."""
+        if self.built:
+            return
+        channels = self.stem.convolution.filters
+        parts = [(self.stem, 3)]
+        for block in self.blocks:
+            parts.append((block, channels))
+            channels = block.block.output_filters
+        parts.append((self.head, channels))
+        with tf.name_scope(self.name):
+            for layer, filters in parts:
+                with tf.name_scope(layer.name):
+                    layer.build(tf.TensorShape([None, None, None, filters]))
+        self.built = True
+
+    def call(self, images, training=False, branch: str = MAIN, update_statistics: bool = True, seed=None):
+        """Logits.
+
+        Args:
+            images: [batch, height, width, 3], any numeric dtype, pixels in [0, 255], RGB.
+            training: Python bool; True uses the batch's moments, dropout and stochastic depth.
+            branch: whose batch norms: "main", "aux" (= "aux_1"), "aux_2", …
+            update_statistics: with `training=True`, whether the branch's running statistics move.
+            seed: int32 [2], decides dropout and stochastic depth; None draws one (not reproducible after a restart).
+
+        Returns:
+            float32 [batch, num_classes].
+
+        Raises:
+            ValueError: `images` have another shape, or there is no such branch.
+        """
+        return self._forward(images, training, branch, update_statistics, seed)[0]
+
+    def features(self, images, branch: str = MAIN) -> dict[str, tf.Tensor]:
+        """Feature maps in inference mode, in the compute dtype, before each reduction of resolution.
+
+        Returns:
+            "stem", "reduction_1" … "reduction_5" (at 1/2 … 1/32 of the resolution), "features" (the last block's output) and,
+            in an EfficientNet, "head_1x1", all [batch, h, w, channels]; and "pooled_features", float32 [batch, channels].
+        """
+        return self._forward(images, False, branch, True, None)[1]
+
+    def _forward(self, images, training, branch, update_statistics, seed):
+        images = tf.convert_to_tensor(images)
+        if images.shape.rank != 4 or images.shape[-1] != 3:
+            raise ValueError(f"`images` have shape {images.shape}, but must be [batch, height, width, 3], pixels in [0, 255].")
+        branch_index(branch, self.aux_branches)
+        if training:
+            seed = randomness.seed_or_fresh(seed)
+        mode = dict(training=training, branch=branch, update_statistics=update_statistics)
+        mean, deviation = NORMALIZATIONS[self.normalization]
+        x = (tf.cast(images, tf.float32) - tf.constant(mean)) / tf.constant(deviation)
+        x = tf.cast(x, self.stem.compute_dtype)
+        x = self.stem(x, **mode)
+        endpoints = {"stem": x}
+        reduction = 0
+        if self.stem_is_a_reduction:
+            reduction, endpoints["reduction_1"] = 1, x
+            x = self.pool(x)
+        for index, block in enumerate(self.blocks):
+            own_seed = randomness.fold_in(seed, index) if training else None
+            x = block(x, seed=own_seed, **mode)
+            if index + 1 == len(self.blocks) or self.blocks[index + 1].block.strides > 1:
+                reduction += 1
+                endpoints[f"reduction_{reduction}"] = x
+        endpoints["features"] = x
+        own_seed = randomness.fold_in(seed, len(self.blocks)) if training else None
+        logits, of_head = self.head(x, seed=own_seed, **mode)
+        return logits, {**endpoints, **of_head}
+
+    def get_config(self):
+        return dict(self._constructor_arguments)
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises a `ValueError` that names the argument, unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
+
+
+def check_scaling(width: float, depth: float, dropout_rate: float) -> None:
+    """Raises a `ValueError` unless the multipliers are positive and the rate is in [0, 1)."""
+    if width <= 0 or depth <= 0:
+        raise ValueError(f"`width_coefficient` is {width!r} and `depth_coefficient` {depth!r}, but both must be positive.")
+    if not 0.0 <= dropout_rate < 1.0:
+        raise ValueError(f"`dropout_rate` is {dropout_rate!r}, but must lie in [0, 1).")

@@ -1,0 +1,204 @@
+"""ResNet-50, -101, -152 and -200, or any width and depth, with AdvProp's auxiliary batch norms.
+
+    model = ResNet("resnet50", num_classes=1000, aux_branches=1)
+    logits = model(images, training=True, branch="aux", seed=seed)   # calls, branches and endpoints are an EfficientNet's
+
+Architecture: He et al., CVPR 2016, as in the official TPU `resnet_model` ("v1.5"): a block's stride is in its 3×3 convolution,
+strided convolutions have symmetric padding, the last gamma of every block starts at zero. Keras's ResNets differ in two places,
+for which there are options; `keras_weights` reads their files.
+"""
+
+from typing import Optional
+
+import tensorflow as tf
+
+from efficientnet_advprop.models import activations, resnet_scaling
+from efficientnet_advprop.models.layers import Convolution, build_in_scopes, convolve_and_normalize, drop_residual
+from efficientnet_advprop.models.network import Network, check_choice, check_scaling
+from efficientnet_advprop.models.normalization import MAIN, DualBatchNormalization
+from efficientnet_advprop.models.resnet_scaling import Bottleneck
+from efficientnet_advprop.models.scaling import round_filters
+from tpu_utils import randomness
+
+STRIDE_PLACES = ("3x3", "1x1")
+POOL_PADDINGS = ("same", "symmetric")
+
+
+def _convolution(filters, kernel_size, strides=1, **kwargs) -> Convolution:
+    """With the official initial kernels: a truncated normal of variance 1 / fan_in."""
+    initializer = tf.keras.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
+    return Convolution(filters, kernel_size, strides, symmetric_padding=True, initializer=initializer, **kwargs)
+
+
+class ResNetStem(tf.keras.layers.Layer):
+    """The first convolution, 7×7 with stride 2."""
+
+    def __init__(self, filters: int, norm_arguments: dict, **kwargs):
+        super().__init__(name="stem", **kwargs)
+        self.convolution = _convolution(filters, 7, 2, name="conv2d", dtype=kwargs.get("dtype"))
+        self.norm = DualBatchNormalization(name="batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments)
+
+    def build(self, input_shape):
+        build_in_scopes([(self.convolution, input_shape), (self.norm, [None, None, None, self.convolution.filters])])
+        self.built = True
+
+    def call(self, inputs, training=False, branch=MAIN, update_statistics=True):
+        mode = dict(training=training, branch=branch, update_statistics=update_statistics)
+        return tf.nn.relu(convolve_and_normalize(self.convolution, self.norm, inputs, **mode))
+
+
+class BottleneckBlock(tf.keras.layers.Layer):
+    """relu(shortcut + norm(1×1(relu(norm(3×3(relu(norm(1×1(x))))))))), the shortcut being x or norm(1×1(x))."""
+
+    def __init__(self, block: Bottleneck, stride_in: str, norm_arguments: dict, name: str, **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.block = block
+        dtype = kwargs.get("dtype")
+        reduce_strides = block.strides if stride_in == "1x1" else 1
+
+        def make_norm(norm_name, **arguments):
+            return DualBatchNormalization(name=norm_name, dtype=dtype, **norm_arguments, **arguments)
+
+        self.shortcut = self.shortcut_norm = None
+        if block.first:
+            self.shortcut = _convolution(block.output_filters, 1, block.strides, name="shortcut_conv2d", dtype=dtype)
+            self.shortcut_norm = make_norm("shortcut_batch_normalization")
+        self.reduce = _convolution(block.filters, 1, reduce_strides, name="conv2d", dtype=dtype)
+        self.reduce_norm = make_norm("batch_normalization")
+        self.spatial = _convolution(block.filters, 3, block.strides // reduce_strides, name="conv2d_1", dtype=dtype)
+        self.spatial_norm = make_norm("batch_normalization_1")
+        self.expand = _convolution(block.output_filters, 1, name="conv2d_2", dtype=dtype)
+        self.expand_norm = make_norm("batch_normalization_2", gamma_initializer="zeros")
+
+    @property
+    def convolutions(self) -> list[tuple[Convolution, DualBatchNormalization]]:
+        """Each convolution with its batch norm, the shortcut's first where there is one."""
+        pairs = [(self.reduce, self.reduce_norm), (self.spatial, self.spatial_norm), (self.expand, self.expand_norm)]
+        return pairs if self.shortcut is None else [(self.shortcut, self.shortcut_norm), *pairs]
+
+    def build(self, input_shape):
+        filters = {self.spatial: self.block.filters, self.expand: self.block.filters}
+        parts = []
+        for convolution, norm in self.convolutions:
+            parts.append((convolution, [None, None, None, filters.get(convolution, input_shape[-1])]))
+            parts.append((norm, [None, None, None, convolution.filters]))
+        build_in_scopes(parts)
+        self.built = True
+
+    def call(self, inputs, training=False, branch=MAIN, update_statistics=True, seed: Optional[tf.Tensor] = None):
+        mode = dict(training=training, branch=branch, update_statistics=update_statistics)
+        shortcut = inputs
+        if self.shortcut is not None:
+            shortcut = convolve_and_normalize(self.shortcut, self.shortcut_norm, inputs, **mode)
+        x = tf.nn.relu(convolve_and_normalize(self.reduce, self.reduce_norm, inputs, **mode))
+        x = tf.nn.relu(convolve_and_normalize(self.spatial, self.spatial_norm, x, **mode))
+        x = convolve_and_normalize(self.expand, self.expand_norm, x, **mode)
+        if training and self.block.survival_prob < 1.0:
+            x = drop_residual(x, self.block.survival_prob, seed)
+        return tf.nn.relu(x + shortcut)
+
+
+class ResNetHead(tf.keras.layers.Layer):
+    """The mean over the image, dropout and the classifier, whose kernel starts as a normal of standard deviation 0.01."""
+
+    def __init__(self, num_classes: int, dropout_rate: float, **kwargs):
+        super().__init__(name="head", **kwargs)
+        self.dropout_rate = dropout_rate
+        self.classifier = tf.keras.layers.Dense(
+            num_classes, kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01), name="dense", dtype=tf.float32
+        )
+
+    def build(self, input_shape):
+        build_in_scopes([(self.classifier, [None, input_shape[-1]])])
+        self.built = True
+
+    def call(self, inputs, training=False, branch=MAIN, update_statistics=True, seed: Optional[tf.Tensor] = None):
+        """Returns logits, float32 [batch, num_classes], and endpoints: "pooled_features", float32 [batch, filters]."""
+        del branch, update_statistics  # no batch norm here
+        pooled = tf.cast(activations.spatial_mean(inputs), tf.float32)
+        dropped = pooled
+        if training and self.dropout_rate > 0.0:
+            dropped = randomness.dropout(pooled, self.dropout_rate, seed)
+        return self.classifier(dropped), {"pooled_features": pooled}
+
+    @property
+    def below_classifier(self) -> list[tf.keras.layers.Layer]:
+        """What of the head is no classifier: nothing."""
+        return []
+
+
+@tf.keras.utils.register_keras_serializable("efficientnet_advprop")
+class ResNet(Network):
+    """A ResNet whose every batch norm has one main and `aux_branches` auxiliary branches.
+
+    Args:
+        variant: "resnet50", "resnet101", "resnet152" or "resnet200", a row of `resnet_scaling.VARIANTS`.
+        num_classes: size of the logits, ≥ 1.
+        aux_branches: auxiliary batch norms beside the main ones; 0 is a plain ResNet.
+        width_coefficient, depth_coefficient: multiply filters and blocks; None is 1.
+        dropout_rate: before the classifier; None is 0, as official.
+        survival_prob: stochastic depth's flag, in (0, 1]; 1, as official, switches it off.
+        normalization: of pixels: "imagenet" (mean and standard deviation; official), "advprop" (x·2/255 − 1; Fast AdvProp),
+            "caffe" (mean of ImageNet alone; Keras) or "none".
+        compute_dtype: of activations: "float32", "bfloat16" or "float16"; variables and logits are float32.
+        batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size: see `DualBatchNormalization`.
+        stride_in: the convolution of a group's first block that has its stride: "3x3" (official) or "1x1" (Keras).
+        pool_padding: of the max-pooling: "same" (official) or "symmetric", one pixel on every side (Keras and PyTorch).
+        name: scope of the variables; default: the variant.
+
+    Raises:
+        ValueError: an argument that is out of its range, with its name.
+    """
+
+    stem_is_a_reduction = True
+
+    def __init__(
+        self,
+        variant: str = "resnet50",
+        num_classes: int = 1000,
+        aux_branches: int = 1,
+        width_coefficient: Optional[float] = None,
+        depth_coefficient: Optional[float] = None,
+        dropout_rate: Optional[float] = None,
+        survival_prob: float = 1.0,
+        normalization: str = "imagenet",
+        compute_dtype: str = "float32",
+        batch_norm_momentum: float = 0.9,
+        batch_norm_epsilon: float = 1e-5,
+        batch_norm_group_size: Optional[int] = None,
+        stride_in: str = "3x3",
+        pool_padding: str = "same",
+        name: Optional[str] = None,
+    ):
+        super().__init__(
+            dict(
+                variant=variant, num_classes=num_classes, aux_branches=aux_branches, width_coefficient=width_coefficient,
+                depth_coefficient=depth_coefficient, dropout_rate=dropout_rate, survival_prob=survival_prob,
+                normalization=normalization, compute_dtype=compute_dtype, batch_norm_momentum=batch_norm_momentum,
+                batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size, stride_in=stride_in,
+                pool_padding=pool_padding, name=name,
+            ),
+            resnet_scaling.VARIANTS,
+            variant,
+        )  # fmt: skip
+        check_choice("stride_in", stride_in, STRIDE_PLACES)
+        check_choice("pool_padding", pool_padding, POOL_PADDINGS)
+        width = 1.0 if width_coefficient is None else width_coefficient
+        depth = 1.0 if depth_coefficient is None else depth_coefficient
+        dropout = 0.0 if dropout_rate is None else dropout_rate
+        check_scaling(width, depth, dropout)
+        self.image_size = resnet_scaling.VARIANTS[variant].image_size
+        self.stride_in, self.pool_padding = stride_in, pool_padding
+        norms, policy = self.norm_arguments, self.dtype_policy_of_layers
+        self.stem = ResNetStem(round_filters(resnet_scaling.STEM_FILTERS, width), norms, dtype=policy)
+        blocks = resnet_scaling.scaled_bottlenecks(variant, width, depth, survival_prob)
+        self.blocks = [BottleneckBlock(block, stride_in, norms, f"blocks_{i}", dtype=policy) for i, block in enumerate(blocks)]
+        self.head = ResNetHead(num_classes, dropout, dtype=policy)
+        self.build([None, None, None, 3])
+
+    def pool(self, x: tf.Tensor) -> tf.Tensor:
+        """Max-pooling, 3×3 with stride 2, between stem and blocks: [batch, h, w, channels] → [batch, ⌈h/2⌉, ⌈w/2⌉, channels]."""
+        if self.pool_padding == "same":
+            return tf.nn.max_pool2d(x, 3, 2, "SAME")
+        # Behind a relu, padding with zeros is padding with the least value.
+        return tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")

@@ -41,7 +41,7 @@ class Convolution(tf.keras.layers.Layer):
 
     Args:
         filters, kernel_size, strides: of the convolution; the size is odd.
-        symmetric_padding: of (kernel_size − 1) / 2 zeros on every side, as ResNets have it; False is "SAME", which differs where
+        symmetric_padding: of (kernel_size − 1) / 2 zeros on every side, as ResNets have; False is "SAME", which differs where
             a stride above 1 meets an even size.
         initializer: of the kernel; None: `kernel_initializer`.
     """

@@ -197,7 +197,7 @@ class ResNet(Network):
         self.build([None, None, None, 3])
 
     def pool(self, x: tf.Tensor) -> tf.Tensor:
-        """Max-pooling, 3×3 with stride 2, between stem and blocks: [batch, h, w, channels] → [batch, ⌈h/2⌉, ⌈w/2⌉, channels]."""
+        """Max-pooling, 3×3 with stride 2, behind the stem: [batch, h, w, channels] → [batch, ⌈h/2⌉, ⌈w/2⌉, channels]."""
         if self.pool_padding == "same":
             return tf.nn.max_pool2d(x, 3, 2, "SAME")
         # Behind a relu, padding with zeros is padding with the least value.

@@ -57,6 +57,7 @@ class ModelConfig:
     batch_norm_momentum: float = 0.99
     batch_norm_epsilon: float = 1e-3
     batch_norm_group_size: Optional[int] = None  # replicas that share batch moments; None: the official rule (up to 8: 1)
+    recomputed_blocks: int = 0  # the first so many blocks compute their activations again in the backward pass: less memory
 
 
 @dataclasses.dataclass
@@ -312,6 +313,7 @@ _RULES = [
     ("model.batch_norm_momentum", *_FRACTION),
     ("model.batch_norm_epsilon", *_more_than(0)),
     ("model.batch_norm_group_size", *_at_least(1, "; 1: each replica its own moments, left out: the official rule")),
+    ("model.recomputed_blocks", *_at_least(0)),
     ("attack.epsilon", *_at_least(0, ", in pixels of 255; the paper uses 1 to 4")),
     ("attack.step_size", *_more_than(0, ", in pixels of 255; the paper uses 1")),
     ("attack.num_steps", *_at_least(1, "; the paper uses 1 to 5")),

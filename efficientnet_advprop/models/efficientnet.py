@@ -32,6 +32,8 @@ class EfficientNet(Network):
         normalization: of pixels: "advprop" (x·2/255 − 1), "imagenet" (mean and standard deviation), "caffe" or "none".
         compute_dtype: of activations: "float32", "bfloat16" or "float16"; variables and logits are float32.
         batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size: see `DualBatchNormalization`.
+        recomputed_blocks: the first so many blocks keep no activations for the backward pass but compute them again in it:
+            less memory for more arithmetic, the same numbers. The first ones have the highest resolution.
         name: scope of the variables; default "efficientnet-<variant>", the official one.
 
     Raises:
@@ -52,6 +54,7 @@ class EfficientNet(Network):
         batch_norm_momentum: float = 0.99,
         batch_norm_epsilon: float = 1e-3,
         batch_norm_group_size: Optional[int] = None,
+        recomputed_blocks: int = 0,
         name: Optional[str] = None,
     ):
         super().__init__(
@@ -59,7 +62,8 @@ class EfficientNet(Network):
                 variant=variant, num_classes=num_classes, aux_branches=aux_branches, width_coefficient=width_coefficient,
                 depth_coefficient=depth_coefficient, dropout_rate=dropout_rate, survival_prob=survival_prob,
                 normalization=normalization, compute_dtype=compute_dtype, batch_norm_momentum=batch_norm_momentum,
-                batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size, name=name,
+                batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size,
+                recomputed_blocks=recomputed_blocks, name=name,
             ),
             scaling.VARIANTS,
             f"efficientnet-{variant}",

@@ -1,15 +1,17 @@
 """What the families of networks share: pixels in, stem, blocks, head, logits out, through one of the batch-norm branches.
 
-    class ResNet(Network): …                                      # makes `stem`, `blocks` and `head`, then calls `build`
-    logits = model(images, training=True, branch="aux", seed=seed)
-    endpoints = model.features(images)                            # {"reduction_1": …, …, "features": …}
+class ResNet(Network): …                                      # makes `stem`, `blocks` and `head`, then calls `build`
+logits = model(images, training=True, branch="aux", seed=seed)
+endpoints = model.features(images)                            # {"reduction_1": …, …, "features": …}
 """
 
+import functools
 from typing import Any, Iterable
 
 import tensorflow as tf
 
 from efficientnet_advprop.models.normalization import MAIN, branch_index
+from efficientnet_advprop.models.recomputation import recompute_in_backward
 from tpu_utils import randomness
 
 # Pixels x in [0, 255], RGB, become (x − mean) / deviation. AdvProp's checkpoints want [−1, 1], Keras's ResNets only Caffe's
@@ -50,7 +52,11 @@ class Network(tf.keras.Model):
             raise ValueError(f"`num_classes` is {num_classes!r}, but must be a whole number ≥ 1.")
         if not 0.0 < survival_prob <= 1.0:
             raise ValueError(f"`survival_prob` is {survival_prob!r}, but must lie in (0, 1]; 1 switches stochastic depth off.")
+        recomputed_blocks = arguments["recomputed_blocks"]
+        if not isinstance(recomputed_blocks, int) or recomputed_blocks < 0:
+            raise ValueError(f"`recomputed_blocks` is {recomputed_blocks!r}, but must be a whole number ≥ 0; 0 keeps all.")
         super().__init__(name=arguments["name"] or default_name)
+        self.recomputed_blocks = recomputed_blocks
         self.variant, self.num_classes, self.aux_branches = arguments["variant"], num_classes, arguments["aux_branches"]
         self.normalization, self.activation_dtype = arguments["normalization"], arguments["compute_dtype"]
         self._constructor_arguments = {**arguments, "name": self.name}
@@ -131,7 +137,7 @@ class Network(tf.keras.Model):
             x = self.pool(x)
         for index, block in enumerate(self.blocks):
             own_seed = randomness.fold_in(seed, index) if training else None
-            x = block(x, seed=own_seed, **mode)
+            x = self._run_block(block, x, own_seed, mode, recompute=index < self.recomputed_blocks)
             if index + 1 == len(self.blocks) or self.blocks[index + 1].block.strides > 1:
                 reduction += 1
                 endpoints[f"reduction_{reduction}"] = x
@@ -139,6 +145,14 @@ class Network(tf.keras.Model):
         own_seed = randomness.fold_in(seed, len(self.blocks)) if training else None
         logits, of_head = self.head(x, seed=own_seed, **mode)
         return logits, {**endpoints, **of_head}
+
+    @staticmethod
+    def _run_block(block, inputs, seed, mode, recompute):
+        run = functools.partial(block, seed=seed, **mode)
+        if not recompute:
+            return run(inputs)
+        again = functools.partial(block, seed=seed, **{**mode, "update_statistics": False})
+        return recompute_in_backward(run, again, inputs)
 
     def get_config(self):
         return dict(self._constructor_arguments)

@@ -142,6 +142,8 @@ class ResNet(Network):
             "caffe" (mean of ImageNet alone; Keras) or "none".
         compute_dtype: of activations: "float32", "bfloat16" or "float16"; variables and logits are float32.
         batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size: see `DualBatchNormalization`.
+        recomputed_blocks: the first so many blocks keep no activations for the backward pass but compute them again in it:
+            less memory for more arithmetic, the same numbers. The first ones have the highest resolution.
         stride_in: the convolution of a group's first block that has its stride: "3x3" (official) or "1x1" (Keras).
         pool_padding: of the max-pooling: "same" (official) or "symmetric", one pixel on every side (Keras and PyTorch).
         name: scope of the variables; default: the variant.
@@ -166,6 +168,7 @@ class ResNet(Network):
         batch_norm_momentum: float = 0.9,
         batch_norm_epsilon: float = 1e-5,
         batch_norm_group_size: Optional[int] = None,
+        recomputed_blocks: int = 0,
         stride_in: str = "3x3",
         pool_padding: str = "same",
         name: Optional[str] = None,
@@ -175,8 +178,8 @@ class ResNet(Network):
                 variant=variant, num_classes=num_classes, aux_branches=aux_branches, width_coefficient=width_coefficient,
                 depth_coefficient=depth_coefficient, dropout_rate=dropout_rate, survival_prob=survival_prob,
                 normalization=normalization, compute_dtype=compute_dtype, batch_norm_momentum=batch_norm_momentum,
-                batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size, stride_in=stride_in,
-                pool_padding=pool_padding, name=name,
+                batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size,
+                recomputed_blocks=recomputed_blocks, stride_in=stride_in, pool_padding=pool_padding, name=name,
             ),
             resnet_scaling.VARIANTS,
             variant,

@@ -34,6 +34,7 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
         batch_norm_momentum=config.model.batch_norm_momentum,
         batch_norm_epsilon=config.model.batch_norm_epsilon,
         batch_norm_group_size=config.model.batch_norm_group_size,
+        recomputed_blocks=config.model.recomputed_blocks,
     )
     fine_tuning.freeze(model, config.init.freeze)
     return model

@@ -1,7 +1,8 @@
 """Time of a training step: ours against `tf.keras.applications`, and AdvProp against vanilla, as ratios within one run.
 
     python benchmarks/train_step.py                       # EfficientNet-B0, 224 px, batch 16, float32
-    python benchmarks/train_step.py --variant=b3 --image_size=300 --batch_size=8 --trace
+    python benchmarks/train_step.py --variant=b3 --image_size=300 --batch_size=8
+    python benchmarks/train_step.py --variant=resnet50
 
 The steps take turns (A B C A B C …), so that a machine whose speed drifts does so for all of them; medians are printed.
 """
@@ -13,14 +14,14 @@ import tensorflow as tf
 from absl import app, flags
 
 from efficientnet_advprop.attacks import PGD
-from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.models import make_network, scaling
 from efficientnet_advprop.training import optimizers, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState, averaged_variables
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("variant", "b0", "Row of the scaling table.")
+flags.DEFINE_string("variant", "b0", "Of an EfficientNet (b0 …) or a ResNet (resnet50 …).")
 flags.DEFINE_integer("image_size", 224, "Pixels.")
 flags.DEFINE_integer("batch_size", 16, "Images per step.")
 flags.DEFINE_integer("rounds", 7, "Timed runs of each step.")
@@ -31,27 +32,32 @@ flags.DEFINE_list(
 LEARNING_RATE = LearningRate(0.016, 100.0)
 
 
+def make_optimizer(model):
+    """What the family is trained by: RMSProp, or momentum for ResNets."""
+    kind = optimizers.RMSProp if FLAGS.variant in scaling.VARIANTS else optimizers.Momentum
+    return kind(model.trainable_variables)
+
+
 def make_our_step(name: str):
     """A step by name: "vanilla", "adversarial" (PGD1) or "pgd<n>" (AdvProp with n iterations)."""
     method = name if name in steps.METHODS else "advprop"
     num_steps = int(name[3:]) if name.startswith("pgd") else 1
     attack = None if method == "vanilla" else PGD(float(num_steps), 1.0, num_steps, num_classes=1000)
-    model = EfficientNet(FLAGS.variant, aux_branches=1 if method == "advprop" else 0)
-    state = TrainState(
-        model, optimizers.RMSProp(model.trainable_variables), ExponentialMovingAverage(averaged_variables(model))
-    )
+    model = make_network(FLAGS.variant, aux_branches=1 if method == "advprop" else 0)
+    state = TrainState(model, make_optimizer(model), ExponentialMovingAverage(averaged_variables(model)))
     return tf.function(steps.make_train_step(method, state, LEARNING_RATE, global_batch_size=FLAGS.batch_size, attack=attack))
 
 
 def make_keras_step():
-    """The same vanilla step with `tf.keras.applications.EfficientNetB0`: RMSProp, weight decay, EMA, dropout, stochastic
-    depth."""
-    model = getattr(tf.keras.applications, f"EfficientNet{FLAGS.variant.upper()}")(
+    """The same vanilla step with `tf.keras.applications.EfficientNetB0` or `ResNet50`: optimizer, weight decay, EMA and, in an
+    EfficientNet, dropout and stochastic depth."""
+    keras_name = f"EfficientNet{FLAGS.variant.upper()}" if FLAGS.variant in scaling.VARIANTS else FLAGS.variant
+    model = getattr(tf.keras.applications, keras_name.replace("resnet", "ResNet"))(
         weights=None, classifier_activation=None, input_shape=(FLAGS.image_size, FLAGS.image_size, 3)
     )
     trained = model.trainable_variables
     averaged = [v for v in model.weights if v.trainable or "moving" in v.name]
-    optimizer, average = optimizers.RMSProp(trained), ExponentialMovingAverage(averaged)
+    optimizer, average = make_optimizer(model), ExponentialMovingAverage(averaged)
     step = tf.Variable(0, dtype=tf.int64)
 
     def train_step(batch):

@@ -24,7 +24,7 @@ CROPS = ("inception", "pad", "none")
 AUGMENTATIONS = ("none", "autoaugment", "randaugment")
 AUGMENTATION_OPS = ("official", "meant")
 OPTIMIZERS = ("rmsprop", "momentum", "sgd")
-SCHEDULES = ("exponential", "cosine", "constant")
+SCHEDULES = ("exponential", "cosine", "constant", "piecewise")
 
 # What a run may change when it is started again: none of it touches the weights it ends with (if there are no bad records).
 OPERATIONAL_FIELDS = (
@@ -106,9 +106,10 @@ class OptimizerConfig:
     decay: float = 0.9  # of RMSProp's mean square
     epsilon: float = 1e-3  # inside RMSProp's square root
     learning_rate_per_256: float = 0.016  # scaled by global_batch_size / 256
-    schedule: str = "exponential"  # "exponential" | "cosine" | "constant"
+    schedule: str = "exponential"  # "exponential" | "cosine" | "constant" | "piecewise": by decay_factor at decay_at_epochs
     decay_factor: float = 0.97
     decay_epochs: float = 2.4
+    decay_at_epochs: str = ""  # of "piecewise": epochs, rising, separated by commas: "30,60,90,100"
     warmup_epochs: float = 5.0
     weight_decay: float = 1e-5
     label_smoothing: float = 0.1
@@ -177,6 +178,11 @@ class ExperimentConfig:
             raise ConfigError(
                 f"`config.optimizer.warmup_epochs` is {optimizer.warmup_epochs:g}, but must be less than "
                 f"`config.training.num_epochs` = {training.num_epochs:g}, or the run ends while the learning rate still rises."
+            )
+        if (optimizer.schedule == "piecewise") != bool(optimizer.decay_at_epochs):
+            raise ConfigError(
+                f"`config.optimizer.decay_at_epochs` is {optimizer.decay_at_epochs!r}, but `config.optimizer.schedule` is "
+                f"{optimizer.schedule!r}: epochs go with 'piecewise', and only with it."
             )
         if training.method != "vanilla" and attack.targeted and self.model.num_classes < 2:
             raise ConfigError(
@@ -294,6 +300,14 @@ def _is_eval_crop(value: str) -> bool:
         return False
 
 
+def _are_epochs(value: str) -> bool:
+    try:
+        epochs = [float(part) for part in value.split(",")] if value else []
+    except ValueError:
+        return False
+    return all(low < high for low, high in zip([0.0, *epochs], epochs))
+
+
 def _is_part(value: str) -> bool:
     return re.fullmatch(r"none|backbone|stem|blocks_\d+", value) is not None
 
@@ -345,6 +359,7 @@ _RULES = [
     ("optimizer.schedule", *_one_of(*SCHEDULES)),
     ("optimizer.decay_factor", (lambda value: 0 < value <= 1), "must lie in (0, 1]"),
     ("optimizer.decay_epochs", *_more_than(0)),
+    ("optimizer.decay_at_epochs", _are_epochs, "must be rising numbers > 0, separated by commas, such as '30,60,90,100'"),
     ("optimizer.warmup_epochs", *_at_least(0)),
     ("optimizer.weight_decay", *_at_least(0)),
     ("optimizer.label_smoothing", *_FRACTION),

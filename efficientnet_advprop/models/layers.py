@@ -52,7 +52,9 @@ class Convolution(tf.keras.layers.Layer):
         super().__init__(**kwargs)
         self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
         sides = [(kernel_size - 1) // 2] * 2
-        self.padding = [[0, 0], sides, sides, [0, 0]] if symmetric_padding else "SAME"
+        # Only where the two differ: explicit padding has no fast gradients on CPUs.
+        is_explicit = symmetric_padding and strides > 1 and kernel_size > 1
+        self.padding = [[0, 0], sides, sides, [0, 0]] if is_explicit else "SAME"
         self.initializer = initializer or kernel_initializer()
 
     def build(self, input_shape):

@@ -83,6 +83,7 @@ def make_learning_rate(config: ExperimentConfig, steps_per_epoch: float, total_s
         decay_epochs=config.optimizer.decay_epochs,
         warmup_epochs=config.optimizer.warmup_epochs,
         total_steps=total_steps,
+        decay_at_epochs=tuple(map(float, filter(None, config.optimizer.decay_at_epochs.split(",")))),
     )
 
 

@@ -5,7 +5,7 @@ import math
 
 import tensorflow as tf
 
-SCHEDULES = ("exponential", "cosine", "constant")
+SCHEDULES = ("exponential", "cosine", "constant", "piecewise")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,8 +15,10 @@ class LearningRate:
     Args:
         initial: after the warm-up; the recipe scales it by global batch size / 256.
         steps_per_epoch: may be fractional.
-        schedule: "exponential" (a staircase), "cosine" (to zero at `total_steps`) or "constant".
+        schedule: "exponential" (a staircase), "cosine" (to zero at `total_steps`), "constant", or "piecewise" (times
+            `decay_factor` at each of `decay_at_epochs`: the ResNets' schedule).
         decay_factor, decay_epochs: of the staircase, whose stairs are counted from step 0, warm-up included.
+        decay_at_epochs: of "piecewise"; from step 0 as well.
         warmup_epochs: linear from 0; replaces the schedule while it lasts.
         total_steps: of the cosine.
     """
@@ -28,6 +30,7 @@ class LearningRate:
     decay_epochs: float = 2.4
     warmup_epochs: float = 5.0
     total_steps: int = 0
+    decay_at_epochs: tuple[float, ...] = ()
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
@@ -36,6 +39,8 @@ class LearningRate:
             raise ValueError(
                 f"`total_steps` is {self.total_steps!r}, but a cosine schedule must know its end; give a number ≥ 1."
             )
+        if self.schedule == "piecewise" and not self.decay_at_epochs:
+            raise ValueError("`decay_at_epochs` is empty, but a piecewise schedule must know when the rate falls: (30, 60).")
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         """The learning rate, float32 scalar, for the update that follows `step` (int scalar) earlier ones."""
@@ -44,6 +49,9 @@ class LearningRate:
         if self.schedule == "exponential":
             stairs = tf.floor(step / (self.steps_per_epoch * self.decay_epochs))
             rate *= tf.pow(tf.constant(self.decay_factor, tf.float32), stairs)
+        elif self.schedule == "piecewise":
+            passed = [tf.cast(step >= epoch * self.steps_per_epoch, tf.float32) for epoch in self.decay_at_epochs]
+            rate *= tf.pow(tf.constant(self.decay_factor, tf.float32), tf.add_n(passed))
         elif self.schedule == "cosine":
             rate *= 0.5 * (1.0 + tf.cos(math.pi * step / self.total_steps))
         warmup_steps = int(self.warmup_epochs * self.steps_per_epoch)

@@ -47,6 +47,8 @@ def test_defaults_are_valid():
         ("data.eval_crop", "1.5", "'released'"),
         ("data.num_train_examples", 0, "must be ≥ 1"),
         ("optimizer.learning_rate_per_256", math.inf, "must be finite"),
+        ("optimizer.decay_at_epochs", "30,20", "must be rising numbers"),
+        ("optimizer.decay_at_epochs", "30,60", "`config.optimizer.schedule` is 'exponential'"),
         ("optimizer.warmup_epochs", 351.0, "must be less than `config.training.num_epochs` = 350"),
         ("training.method", "fgsm", "'vanilla', 'advprop', 'adversarial'"),
         ("training.global_batch_size", "4096", "must be a whole number"),

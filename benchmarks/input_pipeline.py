@@ -10,6 +10,7 @@ percentages compare processor times: the threads are busy all the time, and what
 import io
 import os
 import platform
+import re
 import statistics
 import sys
 import tempfile
@@ -26,17 +27,17 @@ import tensorflow as tf  # noqa: E402
 from efficientnet_advprop.config import DataConfig  # noqa: E402
 from efficientnet_advprop.data import augmentation, pipeline, preprocessing, records  # noqa: E402
 
+_BATCH, _WARM_UP_BATCHES = 64, 6
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFRecords to read; None: random pictures of about 500×375 pixels and 70 kB")
 _THREADS = flags.DEFINE_integer("threads", 2, "of the pipeline", lower_bound=1)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "pixels", lower_bound=1)
-_NUM_IMAGES = flags.DEFINE_integer("num_images", 1024, "in each measurement", lower_bound=1)
+_NUM_IMAGES = flags.DEFINE_integer("num_images", 1024, f"in each measurement, a multiple of {_BATCH}", lower_bound=_BATCH)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "of all measurements", lower_bound=1)
-_BATCH = 64
 # What accelerators would eat: a vanilla step on an image is three passes of 2 · 0.39 GFLOP for B0, AdvProp with PGD1 2.67 of
 # them. The share of the peak is a guess on the high side; depthwise convolutions reach less.
 _CHIPS = {"one TPU v3-8 (420 TFLOP/s bfloat16)": 420e12, "eight V100 (1000 TFLOP/s float16)": 1000e12}
 _UTILIZATION = 0.3
-_TARGETS = {"train": 60, "train, AutoAugment": 45, "train, RandAugment (2, 10)": 40}
+_TARGETS = {"": 60, ", AutoAugment": 45, ", RandAugment (2, 10)": 40}  # of the training's stages and of the whole pipeline
 
 
 def write_pictures(folder: str, number: int = 512) -> float:
@@ -84,7 +85,7 @@ def make_stages(folder: str) -> dict:
 
     def whole(**changes):
         data = DataConfig(image_size=size, shuffle_buffer=256, **changes)
-        return pipeline.make_train_dataset(data, folder, global_batch_size=_BATCH, seed=0).unbatch()
+        return pipeline.make_train_dataset(data, folder, global_batch_size=_BATCH, seed=0)
 
     return {
         "decode + random crop (the bound)": mapped(decode_and_crop),
@@ -96,13 +97,20 @@ def make_stages(folder: str) -> dict:
         "evaluation": mapped(lambda image, seed: preprocessing.preprocess_for_eval(image, size)),
         "whole pipeline": whole(),
         "whole pipeline, AutoAugment": whole(augment="autoaugment"),
+        "whole pipeline, RandAugment (2, 10)": whole(augment="randaugment"),
     }
 
 
-def consume(dataset: tf.data.Dataset, number: int) -> "tuple[float, float]":
-    """Seconds on the clock and of the processors for so many elements."""
+def consume(dataset: tf.data.Dataset, num_images: int) -> "tuple[float, float]":
+    """Seconds on the clock and of the processors for so many images, once the buffers are full and the threads are busy."""
+    if not isinstance(dataset.element_spec, dict):  # single images: as often as a batch, one of them comes to Python
+        dataset = dataset.shard(_BATCH, _BATCH - 1)
+    elements = iter(dataset)
+    for _ in range(_WARM_UP_BATCHES):
+        next(elements)
     start, cpu = time.perf_counter(), time.process_time()
-    next(iter(dataset.skip(number - 1)))
+    for _ in range(num_images // _BATCH):
+        next(elements)
     return time.perf_counter() - start, time.process_time() - cpu
 
 
@@ -120,9 +128,7 @@ def main(argv):
         seconds = {name: [] for name in stages}
         for _ in range(_ROUNDS.value):
             for name, dataset in stages.items():
-                both = consume(dataset, _NUM_IMAGES.value + _BATCH)
-                start = consume(dataset, _BATCH)
-                seconds[name].append([after - before for after, before in zip(both, start)])
+                seconds[name].append(consume(dataset, _NUM_IMAGES.value))
     report(seconds)
 
 
@@ -133,7 +139,8 @@ def report(seconds: dict) -> None:
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
     print(f"{machine}, {_THREADS.value} threads, {_IMAGE_SIZE.value} px, TensorFlow {tf.__version__}")
     for name, rate in rates.items():
-        target = f"  (to reach: {_TARGETS[name]} %)" if name in _TARGETS else ""
+        what = re.fullmatch("(?:train|whole pipeline)(.*)", name)
+        target = f"  (to reach: {_TARGETS[what[1]]} %)" if what else ""
         print(f"{name:34s} {rate:7.0f} images/s {1e6 * cpu[name]:6.0f} µs of CPU {100 * bound / cpu[name]:6.0f} %{target}")
     per_image = 2.67 * 3 * 2 * 0.39e9
     for chips, flops in _CHIPS.items():

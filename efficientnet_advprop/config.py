@@ -90,6 +90,8 @@ class DataConfig:
     randaugment_num_layers: int = 2
     randaugment_magnitude: float = 10.0
     cutout_half_size: int = 0  # pixels: half the side of a gray square, after the augmentation; 0: none
+    mixup_alpha: float = 0.0  # of the Beta distribution by which a replica's images are mixed in pairs; 0: no MixUp
+    cutmix_alpha: float = 0.0  # the same for pasting a box; 0: no CutMix. With both, each has half of a replica's batch
     shuffle_buffer: int = 16384  # records
     cache: bool = False  # keep the encoded training records in the host's memory; then only the buffer shuffles them
     holdout_shards: int = 0  # the first so many training files are left out, and are what "validation" means ("minival")
@@ -347,6 +349,8 @@ _RULES = [
     ("data.randaugment_num_layers", *_at_least(1)),
     ("data.randaugment_magnitude", *_at_least(0, "; usually 5 to 30")),
     ("data.cutout_half_size", *_at_least(0, " pixels")),
+    ("data.mixup_alpha", *_at_least(0, "; 0 switches MixUp off")),
+    ("data.cutmix_alpha", *_at_least(0, "; 0 switches CutMix off")),
     ("data.shuffle_buffer", *_at_least(1, " record")),
     ("data.holdout_shards", *_at_least(0)),
     ("data.num_train_examples", *_at_least(1)),

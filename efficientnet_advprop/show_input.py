@@ -35,7 +35,12 @@ def main(argv):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
     rows = pipeline.sample_views(
-        config.data, _DATA_DIR.value, num_images=_ROWS.value, num_draws=_COLUMNS.value, seed=config.training.seed
+        config.data,
+        _DATA_DIR.value,
+        num_images=_ROWS.value,
+        num_draws=_COLUMNS.value,
+        seed=config.training.seed,
+        num_classes=config.model.num_classes,
     )
     draw_grid(rows).save(_OUT.value)
     print(f"{_OUT.value}: {_ROWS.value} images; the evaluation's view and {_COLUMNS.value} draws of the training's.")

@@ -13,8 +13,7 @@ everything; Posterize shifts by at most 7, so 0 bits are 1, and a negative shift
 Contrast's "mean" is the number of pixels / 256, whatever the picture shows. `MEANT_OPS` has these three as they were meant.
 
 Sources: AutoAugment, arXiv 1805.09501; RandAugment, 1909.13719; Cutout, 1708.04552; MixUp, 1710.09412; CutMix, 1905.04899;
-  behaviour: `autoaugment.py`
-of the official EfficientNet repository, under TensorFlow 1.15 and NumPy 1.18.
+behaviour: `autoaugment.py` of the official EfficientNet repository, under TensorFlow 1.15 and NumPy 1.18.
 """
 
 from typing import Callable, Dict, NamedTuple, Sequence, Tuple, Union
@@ -347,8 +346,13 @@ def _cutout_at(image: tf.Tensor, half_size: Number, uniform: tf.Tensor, fill: in
         return tf.maximum(center - half_size, 0), tf.minimum(center + half_size, length)
 
     (top, bottom), (left, right) = span(tf.shape(image)[0], uniform[0]), span(tf.shape(image)[1], uniform[1])
-    hole = tf.fill([bottom - top, right - left, 3], tf.constant(fill, tf.uint8))
-    middle = tf.concat([image[top:bottom, :left], hole, image[top:bottom, right:]], axis=1)
+    return _paste(tf.fill([bottom - top, right - left, 3], tf.constant(fill, tf.uint8)), image, top, left)
+
+
+def _paste(patch: tf.Tensor, image: tf.Tensor, top: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
+    """The image [h, w, 3] with a patch of it replaced, by copies of whole rows rather than a mask."""
+    bottom, right = top + tf.shape(patch)[0], left + tf.shape(patch)[1]
+    middle = tf.concat([image[top:bottom, :left], patch, image[top:bottom, right:]], axis=1)
     return tf.ensure_shape(tf.concat([image[:top], middle, image[bottom:]], axis=0), image.shape)
 
 
@@ -435,19 +439,25 @@ def mixup(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float) -
     Beta(α, α).
 
     Args:
-      images: [batch, h, w, 3], 0…255.
+      images: [batch, h, w, 3], 0…255, of any numeric dtype.
       labels: [batch, num_classes], one-hot or soft.
       seed: int [2].
       alpha: > 0.
 
     Returns:
-      float32 images and labels of the same shapes.
+      Images of the same shape and dtype (whole numbers are rounded) and labels as float32.
     """
+    images = tf.convert_to_tensor(images)
     share = _beta(tf.shape(images)[:1], seed, alpha)
     share = tf.maximum(share, 1.0 - share)
-    images, labels = tf.cast(images, tf.float32), tf.cast(labels, tf.float32)
-    of_image, of_label = share[:, tf.newaxis, tf.newaxis, tf.newaxis], share[:, tf.newaxis]
-    return images * of_image + images[::-1] * (1.0 - of_image), labels * of_label + labels[::-1] * (1.0 - of_label)
+
+    # Image by image: what a whole batch takes in floating point is in no processor's cache.
+    def mix(image: tf.Tensor, partner: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+        mixed = tf.cast(image, tf.float32) * share + tf.cast(partner, tf.float32) * (1.0 - share)
+        return tf.cast(tf.round(mixed) if images.dtype.is_integer else mixed, images.dtype)
+
+    mixed = tf.map_fn(lambda parts: mix(*parts), (images, images[::-1], share), fn_output_signature=images.dtype)
+    return tf.ensure_shape(mixed, images.shape), _mix_labels(labels, 1.0 - share)
 
 
 def cutmix(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float) -> Tuple[tf.Tensor, tf.Tensor]:
@@ -455,30 +465,54 @@ def cutmix(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float) 
 
     The box has the image's aspect and a share of 1 − Beta(α, α) of its area, before the borders cut it; its centre is uniform.
 
-    Args and returns: as `mixup`, but images keep their dtype.
+    Args and returns: as `mixup`.
     """
-    height, width = tf.shape(images)[1], tf.shape(images)[2]
-    batch = tf.shape(images)[:1]
+    images = tf.convert_to_tensor(images)
+    batch, size = tf.shape(images)[:1], tf.shape(images)[1:3]
     side = tf.sqrt(1.0 - _beta(batch, seed, alpha))
     centers = tf.random.stateless_uniform([2, batch[0]], seed + tf.constant([2, 0], seed.dtype))
 
-    def is_inside(length: tf.Tensor, center: tf.Tensor) -> tf.Tensor:
-        center = tf.floor(center * tf.cast(length, tf.float32))
-        half = tf.floor(side * tf.cast(length, tf.float32)) / 2.0
-        positions = tf.range(length, dtype=tf.float32)
-        return tf.logical_and(
-            positions >= tf.floor(center - half)[:, tf.newaxis], positions < tf.floor(center + half)[:, tf.newaxis]
-        )
+    def span(length: tf.Tensor, center: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
+        length = tf.cast(length, tf.float32)
+        center, half = tf.floor(center * length), tf.floor(side * length) / 2.0
+        ends = (tf.clip_by_value(tf.floor(end), 0.0, length) for end in (center - half, center + half))
+        return tuple(tf.cast(end, tf.int32) for end in ends)
 
-    rows, columns = is_inside(height, centers[0]), is_inside(width, centers[1])
-    box = tf.logical_and(rows[:, :, tf.newaxis], columns[:, tf.newaxis, :])
-    pasted = tf.reduce_mean(tf.cast(box, tf.float32), axis=[1, 2])[:, tf.newaxis]
-    labels = tf.cast(labels, tf.float32)
-    return tf.where(box[..., tf.newaxis], images[::-1], images), labels * (1.0 - pasted) + labels[::-1] * pasted
+    (top, bottom), (left, right) = span(size[0], centers[0]), span(size[1], centers[1])
+
+    def paste(image, partner, top, bottom, left, right):
+        return _paste(partner[top:bottom, left:right], image, top, left)
+
+    mixed = tf.map_fn(
+        lambda parts: paste(*parts), (images, images[::-1], top, bottom, left, right), fn_output_signature=images.dtype
+    )
+    pasted = tf.cast((bottom - top) * (right - left), tf.float32) / tf.cast(size[0] * size[1], tf.float32)
+    return tf.ensure_shape(mixed, images.shape), _mix_labels(labels, pasted)
+
+
+def mix(
+    images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, mixup_alpha: float, cutmix_alpha: float
+) -> Tuple[tf.Tensor, tf.Tensor]:
+    """`mixup` where only its α is positive, `cutmix` where only its is; with both, as in the official code, the batch's first
+    half by MixUp and the second by CutMix, each half within itself.
+
+    Args and returns: as `mixup`.
+    """
+    if not (mixup_alpha and cutmix_alpha):
+        return mixup(images, labels, seed, mixup_alpha) if mixup_alpha else cutmix(images, labels, seed, cutmix_alpha)
+    half = images.shape[0] // 2
+    first = mixup(images[:half], labels[:half], seed, mixup_alpha)
+    second = cutmix(images[half:], labels[half:], seed + tf.constant([3, 0], seed.dtype), cutmix_alpha)
+    return tf.concat([first[0], second[0]], axis=0), tf.concat([first[1], second[1]], axis=0)
+
+
+def _mix_labels(labels: tf.Tensor, share_of_partner: tf.Tensor) -> tf.Tensor:
+    labels, share = tf.cast(labels, tf.float32), share_of_partner[:, tf.newaxis]
+    return labels * (1.0 - share) + labels[::-1] * share
 
 
 def _beta(shape: tf.Tensor, seed: tf.Tensor, alpha: float) -> tf.Tensor:
     """Beta(α, α): of two Gamma draws, the first's share."""
     first = tf.random.stateless_gamma(shape, seed, alpha)
     second = tf.random.stateless_gamma(shape, seed + tf.constant([1, 0], seed.dtype), alpha)
-    return first / (first + second)
+    return tf.math.divide_no_nan(first, first + second)  # for a tiny α both may be too small for a float32

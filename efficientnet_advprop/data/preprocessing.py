@@ -8,9 +8,11 @@ Pixels are RGB in [0, 255]; the network normalises them. Everything here runs ea
 """
 
 import functools
-from typing import Callable, Optional, Union
+from typing import Callable, Optional, Tuple, Union
 
 import tensorflow as tf
+
+Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (uint8 [h, w, 3], seed int [2]) → uint8 [h, w, 3]
 
 INCEPTION_AREA = (0.08, 1.0)
 INCEPTION_ASPECT_RATIO = (3 / 4, 4 / 3)
@@ -58,10 +60,6 @@ def resize(image: tf.Tensor, image_size: int) -> tf.Tensor:
     return tf.raw_ops.ResizeBicubic(images=images, size=[image_size, image_size])[0]
 
 
-def _to_uint8(image: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
-
-
 def _decode_and_crop(encoded: tf.Tensor, window: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
     """Decodes only `window(shape)` = [y, x, height, width] of a JPEG; of another format, decodes all of it and cuts the window
     out."""
@@ -97,20 +95,17 @@ def preprocess_for_eval(encoded: tf.Tensor, image_size: int = 224, crop: Union[s
     """
     encoded = tf.convert_to_tensor(encoded)
     if crop == "none":
-        return tf.cast(
-            _fit(decode(encoded), image_size, lambda image: tf.cast(image, tf.float32), lambda image: image), tf.float32
-        )
+        return _fit(decode(encoded), image_size)
     fraction = crop_fraction(image_size, crop)
     image = _decode_and_crop(encoded, functools.partial(_center_window, fraction=fraction))
     return tf.ensure_shape(resize(image, image_size), [image_size, image_size, 3])
 
 
-def _fit(image: tf.Tensor, image_size: int, as_is: Callable, resized: Callable) -> tf.Tensor:
-    """`as_is(image)` if the image has the size already, else `resized` of it in float."""
+def _fit(image: tf.Tensor, image_size: int) -> tf.Tensor:
+    """The whole image, resized unless it has the size already: float32 [size, size, 3]."""
     fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], image_size))
-    return tf.ensure_shape(
-        tf.cond(fits, lambda: as_is(image), lambda: resized(resize(image, image_size))), [image_size, image_size, 3]
-    )
+    fitted = tf.cond(fits, lambda: tf.cast(image, tf.float32), lambda: resize(image, image_size))
+    return tf.ensure_shape(fitted, [image_size, image_size, 3])
 
 
 def inception_window(shape: tf.Tensor, seed: tf.Tensor, fallback_fraction: float) -> tf.Tensor:
@@ -141,6 +136,31 @@ def inception_window(shape: tf.Tensor, seed: tf.Tensor, fallback_fraction: float
     return tf.where(whole, _center_window(shape, fallback_fraction), window)
 
 
+def _train_pixels(encoded: tf.Tensor, image_size: int, seed: tf.Tensor, crop: str, crop_padding: int) -> tf.Tensor:
+    """The randomly cropped image before rounding: float32 [size, size, 3]."""
+    encoded = tf.convert_to_tensor(encoded)
+    if crop == "inception":
+        window = functools.partial(inception_window, seed=seed, fallback_fraction=crop_fraction(image_size))
+        image = resize(_decode_and_crop(encoded, window), image_size)
+    elif crop in ("pad", "none"):
+        image = _fit(decode(encoded), image_size)
+        if crop == "pad" and crop_padding:
+            shift = tf.random.stateless_uniform([2], seed, minval=0, maxval=2 * crop_padding + 1, dtype=tf.int32)
+            padded = tf.pad(image, [[crop_padding, crop_padding], [crop_padding, crop_padding], [0, 0]])
+            image = tf.slice(padded, [shift[0], shift[1], 0], [image_size, image_size, 3])
+    else:
+        raise ValueError(f"`crop` is {crop!r}, but must be 'inception', 'pad' or 'none'.")
+    return tf.ensure_shape(image, [image_size, image_size, 3])
+
+
+def _finish_for_train(pixels: tf.Tensor, seed: tf.Tensor, horizontal_flip: bool, augment: Optional[Augmentation]) -> tf.Tensor:
+    pixels = tf.clip_by_value(pixels if augment is not None else tf.round(pixels), 0.0, 255.0)
+    image = tf.cast(pixels, tf.uint8)
+    if horizontal_flip:
+        image = tf.image.stateless_random_flip_left_right(image, seed + tf.constant([1, 0], tf.int64))
+    return image if augment is None else augment(image, seed + tf.constant([2, 0], tf.int64))
+
+
 def preprocess_for_train(
     encoded: tf.Tensor,
     image_size: int = 224,
@@ -149,7 +169,7 @@ def preprocess_for_train(
     crop: str = "inception",
     crop_padding: int = 0,
     horizontal_flip: bool = True,
-    augment: Optional[Callable] = None,
+    augment: Optional[Augmentation] = None,
 ) -> tf.Tensor:
     """The official training pre-processing: random crop, legacy bicubic, random flip, then `augment`.
 
@@ -169,23 +189,27 @@ def preprocess_for_train(
     Returns:
       uint8 [image_size, image_size, 3].
     """
-    encoded = tf.convert_to_tensor(encoded)
     seed = tf.cast(seed, tf.int64)
-    quantize = _to_uint8 if augment is None else lambda image: tf.cast(tf.clip_by_value(image, 0.0, 255.0), tf.uint8)
-    if crop == "inception":
-        window = functools.partial(inception_window, seed=seed, fallback_fraction=crop_fraction(image_size))
-        image = quantize(resize(_decode_and_crop(encoded, window), image_size))
-    elif crop in ("pad", "none"):
-        image = _fit(decode(encoded), image_size, lambda image: image, quantize)
-        if crop == "pad" and crop_padding:
-            shift = tf.random.stateless_uniform([2], seed, minval=0, maxval=2 * crop_padding + 1, dtype=tf.int32)
-            padded = tf.pad(image, [[crop_padding, crop_padding], [crop_padding, crop_padding], [0, 0]])
-            image = tf.slice(padded, [shift[0], shift[1], 0], [image_size, image_size, 3])
-    else:
-        raise ValueError(f"`crop` is {crop!r}, but must be 'inception', 'pad' or 'none'.")
-    image = tf.ensure_shape(image, [image_size, image_size, 3])
-    if horizontal_flip:
-        image = tf.image.stateless_random_flip_left_right(image, seed + tf.constant([1, 0], tf.int64))
-    if augment is not None:
-        image = augment(image, seed + tf.constant([2, 0], tf.int64))
-    return image
+    return _finish_for_train(_train_pixels(encoded, image_size, seed, crop, crop_padding), seed, horizontal_flip, augment)
+
+
+def preprocess_pair_for_train(
+    encoded: tf.Tensor,
+    image_size: int = 224,
+    *,
+    seed: tf.Tensor,
+    crop: str = "inception",
+    crop_padding: int = 0,
+    horizontal_flip: bool = True,
+    augment: Augmentation,
+) -> Tuple[tf.Tensor, tf.Tensor]:
+    """The same crop and flip of an image plainly and augmented, decoded once: what fine-grained AdvProp trains on.
+
+    Args: as `preprocess_for_train`.
+
+    Returns:
+      Two images uint8 [image_size, image_size, 3]: what `preprocess_for_train` gives without, and with, `augment`.
+    """
+    seed = tf.cast(seed, tf.int64)
+    pixels = _train_pixels(encoded, image_size, seed, crop, crop_padding)
+    return _finish_for_train(pixels, seed, horizontal_flip, None), _finish_for_train(pixels, seed, horizontal_flip, augment)

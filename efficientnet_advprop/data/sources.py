@@ -20,23 +20,36 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
     """The shards of a split: "train", "validation" or, of TFRecords in the official layout, another prefix.
 
     With `data.holdout_shards`, "train" lacks its first so many files and "validation" is those ("minival"), as in the official
-    code.
+    code. `data.num_train_examples` then takes the first records of every training file.
 
     Raises:
       records.DataError: the data are not there or not whole (see `records.open_split`), or there are no more files than held
-      out.
+        out, or fewer examples than asked for.
     """
     held_out = data.holdout_shards if split in ("train", "validation") else 0
     opened = _open_whole_split(data, data_dir, "train" if held_out else split)
-    if not held_out:
-        return opened
-    num_files = len(opened.files)
-    if held_out >= num_files:
+    if held_out:
+        num_files = len(opened.files)
+        if held_out >= num_files:
+            raise records.DataError(
+                f"`config.data.holdout_shards` is {held_out}, but there are only {num_files} training files in {data_dir}."
+            )
+        opened = select_files(opened, range(held_out, num_files) if split == "train" else range(held_out))
+    if split == "train" and data.num_train_examples is not None:
+        opened = _limit_examples(opened, data.num_train_examples)
+    return opened
+
+
+def _limit_examples(split: records.Split, num_examples: int) -> records.Split:
+    """The first records of every shard, as even as can be, `num_examples` in all."""
+    num_files = len(split.files)
+    counts = [max(0, (num_examples - index + num_files - 1) // num_files) for index in range(num_files)]
+    if num_examples < 1 or any(wanted > there for wanted, there in zip(counts, split.counts)):
         raise records.DataError(
-            f"`config.data.holdout_shards` is {held_out}, but there are only {num_files} training files in {data_dir}."
+            f"`config.data.num_train_examples` is {num_examples}, but must be positive and not more than the training files "
+            f"hold, evenly over them ({min(split.counts) * num_files} of {split.num_records})."
         )
-    kept = range(held_out, num_files) if split == "train" else range(held_out)
-    return select_files(opened, kept)
+    return dataclasses.replace(split, counts=counts, broken_tails=())
 
 
 def select_files(split: records.Split, indices: typing.Sequence[int]) -> records.Split:

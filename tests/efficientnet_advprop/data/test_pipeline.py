@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.config import DataConfig
 from efficientnet_advprop.data import digits, pipeline, records
+from efficientnet_advprop.data.record_streams import InputHost, RecordStream
 
 SMALL = DataConfig(image_size=8, crop="pad", crop_padding=1, eval_crop="none", horizontal_flip=True, shuffle_buffer=16)
 
@@ -69,14 +70,72 @@ def test_batches_have_the_promised_form(numbered):
     }
 
 
-@pytest.mark.parametrize("changes", [{}, {"augment": "randaugment", "cutout_half_size": 1}, {"cache": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"augment": "randaugment", "cutout_half_size": 1},
+        {"cache": True, "mixup_alpha": 0.4, "cutmix_alpha": 1.0},
+    ],
+)
 def test_resuming_gives_the_same_batches(numbered, changes):
     """34 records, batches of 4: the starts lie within epochs, at batches that span two, and beyond several."""
     data = dataclasses.replace(SMALL, **changes)
-    whole = train(numbered, data, take=30)
+    whole = train(numbered, data, take=30, num_classes=5)
     for start in (8, 26):
-        assert_same(train(numbered, data, start_batch=start, take=30 - start), whole[start:])
-    assert (train(numbered, data, take=1, seed=4)[0]["images"] != whole[0]["images"]).any()
+        assert_same(train(numbered, data, start_batch=start, take=30 - start, num_classes=5), whole[start:])
+    assert (train(numbered, data, take=1, seed=4, num_classes=5)[0]["images"] != whole[0]["images"]).any()
+
+
+def test_mixing_shows_in_the_labels_what_it_does_to_the_images(numbered):
+    """Images of one value each: the mixed ones' pixels say the shares, which the labels must have."""
+    plain = train(numbered, batch=8, take=4)
+    data = dataclasses.replace(SMALL, crop="none")
+    sources = [number_of(image) for batch in plain for image in batch["images"]]
+    shares = {}
+    for name, changes in (("mixup", {"mixup_alpha": 1.0}), ("cutmix", {"cutmix_alpha": 1.0})):
+        changed = dataclasses.replace(data, **changes)
+        spec = pipeline.make_train_dataset(changed, numbered, global_batch_size=8, seed=0, num_classes=5).element_spec
+        assert spec == {"images": tf.TensorSpec([8, 8, 8, 3], tf.uint8), "labels": tf.TensorSpec([8, 5], tf.float32)}
+        mixed = train(numbered, changed, batch=8, take=4, num_classes=5)
+        shares[name] = []
+        for start, batch in zip(range(0, 32, 8), mixed):
+            for i, (image, label) in enumerate(zip(batch["images"], batch["labels"])):
+                own, partner = sources[start + i], sources[start + 7 - i]  # the same batch read backwards
+                red = image[..., 0].astype(float)
+                # Pixels are rounded, so a share of MixUp is known to half a level.
+                share = (red.mean() - (partner + 1)) / (own - partner)
+                expected = np.zeros(5)
+                expected[own % 5] += share
+                expected[partner % 5] += 1 - share
+                np.testing.assert_allclose(label, expected, atol=0.51 / abs(own - partner) if name == "mixup" else 1e-6)
+                assert len(np.unique(red)) <= 2
+                assert name == "cutmix" or len(np.unique(red)) == 1
+                shares[name].append(share)
+    assert min(shares["mixup"]) > 0.45 and min(shares["cutmix"]) < 0.45 and max(shares["cutmix"]) > 0.9
+    with pytest.raises(ValueError, match="`num_classes` is None, but MixUp and CutMix"):
+        train(numbered, changed, take=1)
+
+
+def test_paired_views_are_the_plain_and_the_augmented_stream(numbered):
+    augmented = dataclasses.replace(SMALL, augment="randaugment", randaugment_num_layers=1, cutout_half_size=2)
+    pairs = train(numbered, augmented, take=6, paired_views=True)
+    plain, changed = train(numbered, take=6), train(numbered, augmented, take=6)
+    for pair, one, other in zip(pairs, plain, changed):
+        assert sorted(pair) == ["augmented_images", "images", "labels"]
+        np.testing.assert_array_equal(pair["images"], one["images"])
+        np.testing.assert_array_equal(pair["augmented_images"], other["images"])
+        np.testing.assert_array_equal(pair["labels"], one["labels"])
+    with pytest.raises(ValueError, match="`config.data.augment` is 'none', but"):
+        train(numbered, take=1, paired_views=True)
+    # Mixed, both views are by the same shares.
+    mixed = dataclasses.replace(augmented, mixup_alpha=0.4)
+    (batch,) = train(numbered, mixed, take=1, num_classes=5, paired_views=True)
+    assert batch["augmented_images"].shape == (4, 8, 8, 3) and batch["augmented_images"].dtype == np.uint8
+    labels = batch["labels"]
+    own = np.asarray([number_of(image) for image in plain[0]["images"]], float)
+    share = np.asarray([label[int(number) % 5] for label, number in zip(labels, own)])
+    assert np.abs(batch["images"][:, 4, 4, 0] - 1 - (own * share + own[::-1] * (1 - share))).max() < 0.51
 
 
 def test_every_epoch_has_each_record_once_in_another_order(numbered):
@@ -95,10 +154,7 @@ def test_every_epoch_has_each_record_once_in_another_order(numbered):
 def test_hosts_share_the_records_exactly(numbered, num_hosts):
     seen = collections.Counter()
     for host in range(num_hosts):
-        stream = pipeline._Stream(
-            records.open_split(numbered, "train"), pipeline._Host(host, num_hosts, 1), shuffle_seed=3, shuffle_buffer=16
-        )
-        size = stream.epoch_size
+        size = RecordStream(records.open_split(numbered, "train"), InputHost(host, num_hosts, 1)).epoch_size
         batches = train(numbered, batch=num_hosts, take=size, input_context=context(host, num_hosts))
         seen.update(number_of(image) for batch in batches for image in batch["images"])
         resumed = train(numbered, batch=num_hosts, take=size - 3, start_batch=3, input_context=context(host, num_hosts))

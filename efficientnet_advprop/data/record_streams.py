@@ -1,0 +1,155 @@
+"""The records of a split in the order in which one host reads them, epoch after epoch, each under its position in the stream.
+
+    stream = RecordStream(split, InputHost.of(input_context), shuffle_seed=0, shuffle_buffer=16384)
+    for position, (file, record, serialized) in stream.elements(first_position): ...
+
+The order is a pure function of (seed, epoch), so a stream starts anywhere: whole epochs are jumped over, and up to the place
+within one the records are read but not decoded. Several hosts split the files where those divide evenly and the records
+otherwise.
+"""
+
+import hashlib
+import typing
+from typing import Callable, List, Optional, Tuple
+
+import tensorflow as tf
+from absl import logging
+
+from efficientnet_advprop.data import records
+
+_PARALLEL_FILES = 16
+# What is remote comes in requests, of which there should be few; a local file's buffer should stay in the processor's cache.
+_REMOTE_BUFFER_BYTES, _LOCAL_BUFFER_BYTES = 8 << 20, 256 << 10
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """A 63-bit seed of its own for each purpose."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "little") >> 1
+
+
+class InputHost(typing.NamedTuple):
+    """Which part of the records one input pipeline reads."""
+
+    index: int
+    count: int
+    num_replicas: int  # replicas it feeds
+
+    @classmethod
+    def of(cls, context: Optional[tf.distribute.InputContext]) -> "InputHost":
+        if context is None:
+            return cls(0, 1, 1)
+        return cls(
+            context.input_pipeline_id, context.num_input_pipelines, context.num_replicas_in_sync // context.num_input_pipelines
+        )
+
+    def replica_batch(self, global_batch_size: int) -> int:
+        num_replicas = self.num_replicas * self.count
+        if global_batch_size < 1 or global_batch_size % num_replicas:
+            raise ValueError(
+                f"`global_batch_size` is {global_batch_size!r}, but must be a positive multiple of the {num_replicas} replicas."
+            )
+        return global_batch_size // num_replicas
+
+
+class RecordStream:
+    """The records of one split that one host reads, epoch after epoch, each under its position in the stream.
+
+    An epoch always has `epoch_size` elements, whatever becomes of the files: a record that cannot be read is an empty string in
+    its place.
+    """
+
+    def __init__(
+        self,
+        split: records.Split,
+        host: InputHost,
+        *,
+        shuffle_seed: Optional[int] = None,
+        shuffle_buffer: int = 0,
+        cache: bool = False,
+    ):
+        self.split, self._host = split, host
+        self._by_file = len(split.files) % host.count == 0
+        mine = range(host.index, len(split.files), host.count) if self._by_file else range(len(split.files))
+        self._files = tf.constant([split.files[i] for i in mine])
+        self._counts = tf.constant([split.counts[i] for i in mine], tf.int64)
+        self._ids = tf.constant(list(mine), tf.int64)
+        total = sum(split.counts[i] for i in mine)
+        self.epoch_size = total if self._by_file else (total - host.index + host.count - 1) // host.count
+        self._shuffle_seed, self._shuffle_buffer, self._cache = shuffle_seed, shuffle_buffer, cache
+        self._buffer_bytes = _REMOTE_BUFFER_BYTES if "://" in split.files[0] else _LOCAL_BUFFER_BYTES
+
+    def _read_file(self, index: tf.Tensor) -> tf.data.Dataset:
+        """(file, record, bytes) of every record of a file; b"" from the first one on that cannot be read."""
+        path = self._files[index]
+        is_there = tf.py_function(_wait_for_file, [path], tf.bool)
+        is_there.set_shape([])
+        rows = tf.data.TFRecordDataset(tf.boolean_mask([path], is_there[tf.newaxis]), buffer_size=self._buffer_bytes)
+        rows = rows.ignore_errors().concatenate(tf.data.Dataset.from_tensors(b"").repeat()).take(self._counts[index])
+        return tf.data.Dataset.zip(
+            (tf.data.Dataset.from_tensors(self._ids[index]).repeat(), tf.data.Dataset.range(self._counts[index]), rows)
+        )
+
+    def _read_numbers(self, index: tf.Tensor) -> tf.data.Dataset:
+        """As `_read_file`, without the bytes and without the file."""
+        return tf.data.Dataset.zip(
+            (tf.data.Dataset.from_tensors(self._ids[index]).repeat(), tf.data.Dataset.range(self._counts[index]))
+        )
+
+    def _one_pass(self, order: tf.Tensor, read: Callable) -> tf.data.Dataset:
+        dataset = tf.data.Dataset.from_tensor_slices(order).interleave(
+            read, cycle_length=min(_PARALLEL_FILES, len(self._files)), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+        if not self._by_file:
+            dataset = dataset.shard(self._host.count, self._host.index)
+        return dataset
+
+    def elements(self, first_position: tf.Tensor, read: Optional[Callable] = None) -> tf.data.Dataset:
+        """The endless stream from a position on: (position int64, (file int64, record int64, bytes string)). Unshuffled without
+        a seed."""
+        read = read or self._read_file
+        num_files = len(self._files)
+        in_order = self._one_pass(tf.range(num_files), read)
+        if self._cache:
+            in_order = in_order.cache()
+
+        def epoch_elements(epoch: tf.Tensor) -> tf.data.Dataset:
+            if self._shuffle_seed is None:
+                return in_order
+            if self._cache:
+                dataset = in_order
+            else:
+                order = tf.random.experimental.stateless_shuffle(
+                    tf.range(num_files), seed=tf.stack([tf.constant(derive_seed(self._shuffle_seed, "files"), tf.int64), epoch])
+                )
+                dataset = self._one_pass(order, read)
+            return dataset.shuffle(
+                self._shuffle_buffer,
+                seed=derive_seed(self._shuffle_seed, "records") // 2 + epoch,
+                reshuffle_each_iteration=False,
+            )
+
+        stream = tf.data.Dataset.counter(first_position // self.epoch_size).flat_map(epoch_elements)
+        return tf.data.Dataset.zip((tf.data.Dataset.counter(first_position), stream.skip(first_position % self.epoch_size)))
+
+    def identify(self, position: int, num_positions: int) -> List[Tuple[int, int]]:
+        """Which file (an index of `split.files`) and which record of it stand at the positions from one on. Reads no file."""
+        elements = self.elements(tf.constant(position, tf.int64), self._read_numbers).take(num_positions)
+        return [(int(file), int(record)) for _, (file, record) in elements]
+
+    def reread(self, file: tf.Tensor, record: tf.Tensor) -> bytes:
+        """A record by its own address, slowly and stubbornly; b"" if it cannot be had."""
+        try:
+            return records.read_record(self.split.files[int(file)], int(record))
+        except (records.DataError, tf.errors.OpError, OSError):
+            return b""
+
+
+def _wait_for_file(path: tf.Tensor) -> bool:
+    """Whether a file can be opened, waiting a while for a file system that is unavailable."""
+    path = path.numpy().decode()
+    try:
+        records.retry_reads(lambda: tf.io.gfile.stat(path), f"Opening {path}")
+        return True
+    except (tf.errors.OpError, OSError) as error:
+        logging.error("%s cannot be opened: %s", path, error)
+        return False

@@ -8,14 +8,14 @@ Every figure in either comes from `Report.results`; sentences that compare say w
 
 import dataclasses
 import statistics
-from typing import Mapping, Sequence
+from typing import Mapping, Optional, Sequence
 
 import jinja2
 import numpy as np
 
 from efficientnet_advprop.evaluation import figures
 from efficientnet_advprop.evaluation.metrics import Score
-from efficientnet_advprop.evaluation.results import CLEAN, Results, attacked
+from efficientnet_advprop.evaluation.results import Results, attacked
 
 _COLORS = ("#7b8794", "#0b6bcb", "#e07b00", "#7a3fb0", "#0e8a6d")  # told apart by people with any colour vision
 _MAX_PERTURBATION_GAIN = 16
@@ -43,7 +43,8 @@ class Report:
 
     Args:
         title, introduction: one line, one paragraph.
-        results: all scores.
+        results: model → what was measured of it.
+        clean, corrupted: the test set of clean images and the suite of corrupted ones, by name.
         names: model → what to call it, in the order of columns.
         descriptions: model → half a sentence.
         baseline: the model that corruption errors are measured by.
@@ -58,7 +59,9 @@ class Report:
 
     title: str
     introduction: str
-    results: Results
+    results: Mapping[str, Results]
+    clean: str
+    corrupted: str
     names: Mapping[str, str]
     descriptions: Mapping[str, str]
     baseline: str
@@ -73,6 +76,29 @@ class Report:
     @property
     def colors(self) -> dict[str, str]:
         return dict(zip(self.names, _COLORS))
+
+    def scores(self, test_set: str) -> dict[str, Score]:
+        """model → its score on a test set."""
+        return {model: self.results[model].test_sets[test_set].score for model in self.names}
+
+    @property
+    def corruptions(self) -> list[str]:
+        return self.results[self.featured].corruptions(self.corrupted)
+
+    @property
+    def epsilons(self) -> list[float]:
+        return self.results[self.featured].epsilons()
+
+    def mean_corrupted_accuracy(self, model: str, corruption: Optional[str] = None) -> float:
+        return self.results[model].mean_corrupted_accuracy(self.corrupted, corruption)
+
+    def mean_corruption_error(self, model: str) -> float:
+        """By the errors of `baseline`."""
+        return self.results[model].mean_corruption_error(self.corrupted, self.results[self.baseline].errors(self.corrupted))
+
+    def corruption_errors(self, model: str) -> dict[str, float]:
+        """By the errors of `baseline`."""
+        return self.results[model].corruption_errors(self.corrupted, self.results[self.baseline].errors(self.corrupted))
 
 
 def compare(score: Score, other: Score) -> str:
@@ -100,18 +126,16 @@ def images_per_second(history: Sequence[Mapping[str, float]]) -> float:
 
 def format_table(report: Report) -> str:
     """The main table and the accuracy under each corruption, for a console."""
-    results = report.results
-    rows = [("clean", [with_interval(results.scores[CLEAN][model]) for model in report.names])]
-    for epsilon in results.epsilons():
-        scores = results.scores[attacked(epsilon)]
-        rows.append((f"PGD, ε = {epsilon:g}", [with_interval(scores[model]) for model in report.names]))
-    if results.corruptions():
-        rows.append(("corrupted, mean", [percent(results.mean_corrupted_accuracy(model)) for model in report.names]))
-    for corruption in results.corruptions():
-        accuracies = [percent(results.mean_corrupted_accuracy(model, corruption)) for model in report.names]
+    rows = [("clean", [with_interval(score) for score in report.scores(report.clean).values()])]
+    for epsilon in report.epsilons:
+        rows.append((f"PGD, ε = {epsilon:g}", [with_interval(score) for score in report.scores(attacked(epsilon)).values()]))
+    if report.corruptions:
+        rows.append(("corrupted, mean", [percent(report.mean_corrupted_accuracy(model)) for model in report.names]))
+    for corruption in report.corruptions:
+        accuracies = [percent(report.mean_corrupted_accuracy(model, corruption)) for model in report.names]
         rows.append((f"  {corruption.replace('_', ' ')}", accuracies))
-    if results.corruptions():
-        errors = [percent(results.mean_corruption_error(model, report.baseline)) for model in report.names]
+    if report.corruptions:
+        errors = [percent(report.mean_corruption_error(model)) for model in report.names]
         rows.append((f"mCE ({report.names[report.baseline]} = 100)", errors))
     head = ("top-1 accuracy, %", list(report.names.values()))
     first = max(len(name) for name, _ in (head, *rows))
@@ -133,10 +157,8 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, with_interval=with_interval)
-    results = report.results
     return environment.get_template("report.html.jinja").render(
         report=report,
-        results=results,
         headlines=_headlines(report),
         findings=_findings(report),
         speeds={model: images_per_second(history) for model, history in report.histories.items()},
@@ -150,14 +172,13 @@ def render_html(report: Report) -> str:
 
 def _headlines(report: Report) -> list[dict]:
     """The bars at the top: clean, corrupted, under the strongest attack at which the baseline still knows something."""
-    results = report.results
-    bars = [("Clean images", "as they are", {m: results.scores[CLEAN][m] for m in report.names})]
-    corruptions = results.corruptions()
+    bars = [("Clean images", "as they are", report.scores(report.clean))]
+    corruptions = report.corruptions
     if corruptions:
-        mean = {m: results.mean_corrupted_accuracy(m) for m in report.names}
+        mean = {m: report.mean_corrupted_accuracy(m) for m in report.names}
         bars.append(("Corrupted images", f"mean of {len(corruptions)} corruptions × 5 severities", mean))
-    for epsilon in results.epsilons()[-1:]:
-        bars.append(("Under attack", f"PGD on the main branch, ε = {epsilon:g}", results.scores[attacked(epsilon)]))
+    for epsilon in report.epsilons[-1:]:
+        bars.append(("Under attack", f"PGD on the main branch, ε = {epsilon:g}", report.scores(attacked(epsilon))))
     result = []
     for title, note, by_model in bars:
         rows = []
@@ -171,39 +192,39 @@ def _headlines(report: Report) -> list[dict]:
 
 def _findings(report: Report) -> list[str]:
     """What the figures say of the featured model, sentence by sentence."""
-    results, names, featured = report.results, report.names, report.featured
+    names, featured = report.names, report.featured
     others = [model for model in names if model != featured]
 
     def accuracies(test_set):
-        scores = results.scores[test_set]
+        scores = report.scores(test_set)
         parts = [
             f"{compare(scores[featured], scores[other])} {names[other]} ({percent(scores[other].top1)} %)" for other in others
         ]
         return f"{percent(scores[featured].top1)} %, {' and '.join(parts)}"
 
-    sentences = [f"On clean images {names[featured]} is right in {accuracies(CLEAN)}."]
-    if results.corruptions():
-        errors = {model: results.errors(model) for model in names}
+    sentences = [f"On clean images {names[featured]} is right in {accuracies(report.clean)}."]
+    if report.corruptions:
+        errors = {model: report.results[model].errors(report.corrupted) for model in names}
         cells = [(corruption, i) for corruption, values in errors[featured].items() for i in range(len(values))]
         parts = []
         for other in others:
             fewer = sum(errors[featured][c][i] < errors[other][c][i] for c, i in cells)
             more = sum(errors[featured][c][i] > errors[other][c][i] for c, i in cells)
             parts.append(f"fewer errors than {names[other]} on {fewer} of the {len(cells)} corrupted sets and more on {more}")
-        mce = {model: percent(results.mean_corruption_error(model, report.baseline)) for model in names}
+        mce = {model: percent(report.mean_corruption_error(model)) for model in names}
         rest = ", ".join(f"{names[model]}: {mce[model]}" for model in others)
         sentences.append(f"Its mean corruption error is {mce[featured]} ({rest}): {'; '.join(parts)}.")
-    for epsilon in results.epsilons()[-1:]:
+    for epsilon in report.epsilons[-1:]:
         sentences.append(f"Under the PGD attack with ε = {epsilon:g} it keeps {accuracies(attacked(epsilon))}.")
     return sentences
 
 
 def _corruption_cards(report: Report) -> list[dict]:
     cards = []
-    for corruption in report.results.corruptions():
+    for corruption in report.corruptions:
         curves = []
         for model, color in report.colors.items():
-            scores = report.results.severities(corruption, model)
+            scores = report.results[model].severities(report.corrupted, corruption)
             intervals = [score.interval() for score in scores]
             curves.append(figures.Curve(report.names[model], color, [score.top1 for score in scores], intervals))
         severities = range(1, len(curves[0].values) + 1)
@@ -213,23 +234,22 @@ def _corruption_cards(report: Report) -> list[dict]:
                 title=corruption.replace("_", " "),
                 svg=figures.line_chart(severities, curves, size=(2.9, 1.6)),
                 images=[figures.png_uri(image) for image in report.samples.get(corruption, ())],
-                means={model: report.results.mean_corrupted_accuracy(model, corruption) for model in report.names},
-                errors={model: report.results.corruption_errors(model, report.baseline)[corruption] for model in report.names},
+                means={model: report.mean_corrupted_accuracy(model, corruption) for model in report.names},
+                errors={model: report.corruption_errors(model)[corruption] for model in report.names},
             )
         )
     return cards
 
 
 def _attack_chart(report: Report) -> str:
-    results = report.results
-    test_sets = [CLEAN, *(attacked(epsilon) for epsilon in results.epsilons())]
+    test_sets = [report.clean, *(attacked(epsilon) for epsilon in report.epsilons)]
     curves = []
     for model, color in report.colors.items():
-        scores = [results.scores[test_set][model] for test_set in test_sets]
+        scores = [report.scores(test_set)[model] for test_set in test_sets]
         curves.append(figures.Curve(report.names[model], color, [s.top1 for s in scores], [s.interval() for s in scores]))
     size = (5.6, 2.6)
     return figures.line_chart(
-        [0, *results.epsilons()], curves, x_label="ε, pixels of 255", y_label="top-1 accuracy, %", size=size
+        [0, *report.epsilons], curves, x_label="ε, pixels of 255", y_label="top-1 accuracy, %", size=size
     )
 
 

@@ -1,34 +1,47 @@
-"""What was measured of several models on several test sets, as JSON: written as it comes in, read to go on and to report.
+"""What was measured of one model on several test sets: a folder that is written as it comes in, and read to go on and to report.
 
-    results = Results(about={"seed": 0}, digests={"vanilla": weights_digest(model)})
-    results.scores["gaussian_noise/3"] = {"vanilla": evaluate(dataset)}
-    text = results.to_json()
+    <directory>/results.json                     `Results`: counts, conditions, digests, versions
+    <directory>/predictions/<test set>.npz       `ImagePredictions` of every image of a test set
 
-Test sets are named "clean", "<corruption>/<severity>" and "pgd/<epsilon>".
+    results = Results.read(directory)
+    results.test_sets["imagenet_c/fog/3"].score.top1, results.test_sets["imagenet_c/fog/3"].problems
+    results.errors("imagenet_c")                 # corruption → [error by severity]
+    predictions = ImagePredictions.read(predictions_path(directory, "imagenet"))
+
+Names of test sets: "imagenet", "imagenet_v2/topimages", "<suite>/<corruption>/<severity>" and "pgd/<epsilon>".
 """
 
 import dataclasses
 import hashlib
 import json
+import os
 import statistics
-from typing import Any, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import tensorflow as tf
 
+from efficientnet_advprop.data import corruptions
 from efficientnet_advprop.evaluation import metrics
+from efficientnet_advprop.evaluation.image_predictions import Calibration
 from efficientnet_advprop.evaluation.metrics import Score
 
-CLEAN = "clean"
+RESULTS_FILE = "results.json"
+_FORMAT = 1  # of results.json; another number is not read
 
 
-def corrupted(corruption: str, severity: int) -> str:
+def corrupted(suite: str, corruption: str, severity: int) -> str:
     """The name of a corrupted test set."""
-    return f"{corruption}/{severity}"
+    return f"{suite}/{corruption}/{severity}"
 
 
 def attacked(epsilon: float) -> str:
-    """The name of the clean test set under a white-box PGD attack within `epsilon`, pixels of 255."""
+    """The name of a test set under a white-box PGD attack within `epsilon`, pixels of 255."""
     return f"pgd/{epsilon:g}"
+
+
+def predictions_path(directory: str, test_set: str) -> str:
+    """Where the predictions for a test set are kept in a folder of results."""
+    return os.path.join(directory, "predictions", f"{test_set}.npz")
 
 
 def weights_digest(variables: Sequence[tf.Variable]) -> str:
@@ -41,29 +54,91 @@ def weights_digest(variables: Sequence[tf.Variable]) -> str:
     return digest.hexdigest()
 
 
-@dataclasses.dataclass
-class Results:
-    """Scores by test set and model, and what they depend on.
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What a score depends on beside the weights. The same weights under the same conditions are not measured again.
 
     Args:
-        about: of the whole measurement (seed, attack, data, …); JSON values.
-        digests: model → `weights_digest`.
-        scores: test set → model → `Score`.
+        data_digest: SHA-256 over the names, sizes and labels of the images (of a remote folder, names and labels; of TFRecords,
+            the files' names, sizes and numbers of records): cheap, and it notices other, missing and exchanged files.
+        image_size: pixels of the sides of what the network saw.
+        crop: see `preprocessing.preprocess_for_eval`; "none" feeds whole images.
+        branch: whose batch norms answered (and were attacked): "main", "aux", "aux_2", …
+        num_kept_classes: how many classes' logits were kept before softmax and argmax (200 of ImageNet-A and -R); None: all.
+        made_from: the suite of the clean images, if these were corrupted here rather than read from the official files.
+        num_drawn: how many images were drawn evenly from all of them, if not all were asked for.
+        attack: fields of the `PGD`, with "num_restarts"; None: no attack.
+        seed: of what is random: the attack, corruptions made here.
     """
 
-    about: dict[str, Any]
-    digests: dict[str, str]
-    scores: dict[str, dict[str, Score]] = dataclasses.field(default_factory=dict)
+    data_digest: str
+    image_size: int
+    crop: str
+    branch: str = "main"
+    num_kept_classes: Optional[int] = None
+    made_from: Optional[str] = None
+    num_drawn: Optional[int] = None
+    attack: Optional[Mapping[str, Any]] = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSetResult:
+    """What was found on one test set.
+
+    Args:
+        score: counts over all images that were looked at.
+        calibration: of the confidence in the top-1 class.
+        conditions: see there.
+        expected_num_images: how many the test set has; None: there is no fixed number.
+        problems: what keeps the score from being that of the whole test set, in words; empty: it is. A report shows them with
+            the score.
+    """
+
+    __test__ = False  # not a test of pytest's
+
+    score: Score
+    calibration: Calibration
+    conditions: Conditions
+    expected_num_images: Optional[int] = None
+    problems: Sequence[str] = ()
 
     @property
-    def models(self) -> list[str]:
-        return list(self.digests)
+    def is_complete(self) -> bool:
+        return not self.problems
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> "TestSetResult":
+        return cls(
+            Score(**held["score"]),
+            Calibration(**held["calibration"]),
+            Conditions(**held["conditions"]),
+            held["expected_num_images"],
+            tuple(held["problems"]),
+        )
+
+
+@dataclasses.dataclass
+class Results:
+    """The scores of one model and what they depend on.
+
+    Args:
+        model: its name, for people.
+        weights_digest: see `weights_digest`; of a SavedModel, SHA-256 over its files; "" for a function, whose weights are unknown.
+        config: of the model, JSON values: where it came from, "kind", "normalization", "image_size", "crop", "published" (its name
+            in `models.published_checkpoints`, or None), …
+        versions: package → version.
+        test_sets: in the order they were measured.
+    """
+
+    model: str
+    weights_digest: str
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    test_sets: dict[str, TestSetResult] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
-        scores = {
-            name: {m: dataclasses.asdict(score) for m, score in by_model.items()} for name, by_model in self.scores.items()
-        }
-        return json.dumps({"about": self.about, "digests": self.digests, "scores": scores}, indent=1) + "\n"
+        return json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Results":
@@ -74,45 +149,73 @@ class Results:
         """
         try:
             held = json.loads(text)
-            scores = {name: {m: Score(**score) for m, score in by_model.items()} for name, by_model in held["scores"].items()}
-            return cls(held["about"], held["digests"], scores)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"`text` holds no results ({error}); they are written by `Results.to_json`.") from error
+            if held.pop("format") != _FORMAT:
+                raise ValueError("of another format")
+            test_sets = {name: TestSetResult.from_json(result) for name, result in held.pop("test_sets").items()}
+            return cls(**held, test_sets=test_sets)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"`text` holds no results ({error!r}); they are written by `Results.to_json`.") from error
 
-    def is_same_measurement(self, other: "Results") -> bool:
-        """Whether both score the same weights under the same conditions, so that one may go on where the other ended."""
-        return (self.about, self.digests) == (other.about, other.digests)
+    @classmethod
+    def read(cls, path: str) -> "Results":
+        """The results in a folder, or in a results.json.
 
-    def corruptions(self) -> list[str]:
-        """The corruptions that were measured, in their order."""
-        names = [name.split("/")[0] for name in self.scores if "/" in name and not name.startswith("pgd/")]
-        return list(dict.fromkeys(names))
+        Raises:
+            ValueError: there are none.
+        """
+        file_path = os.path.join(path, RESULTS_FILE) if tf.io.gfile.isdir(path) else path
+        try:
+            with tf.io.gfile.GFile(file_path) as file:
+                return cls.from_json(file.read())
+        except (tf.errors.OpError, ValueError) as error:
+            raise ValueError(f"{file_path!r} cannot be read as results: {error}") from error
+
+    def corrupted_suites(self) -> list[str]:
+        """The suites of corrupted images that were measured: "imagenet_c", "imagenet_c_made", …"""
+        return list(dict.fromkeys(name.split("/")[0] for name in self.test_sets if name.count("/") == 2))
+
+    def corruptions(self, suite: str) -> list[str]:
+        """The corruptions of a suite that were measured, in their order."""
+        return list(dict.fromkeys(name.split("/")[1] for name in self.test_sets if name.startswith(f"{suite}/")))
 
     def epsilons(self) -> list[float]:
         """The radii of the attacks that were measured, in their order; pixels of 255."""
-        return [float(name.split("/")[1]) for name in self.scores if name.startswith("pgd/")]
+        return [float(name.split("/")[1]) for name in self.test_sets if name.startswith("pgd/")]
 
-    def severities(self, corruption: str, model: str) -> list[Score]:
+    def severities(self, suite: str, corruption: str) -> list[Score]:
         """The scores under a corruption, the mildest first."""
-        sets = sorted(
-            (name for name in self.scores if name.startswith(f"{corruption}/")), key=lambda name: int(name.split("/")[1])
-        )
-        return [self.scores[name][model] for name in sets]
+        names = [name for name in self.test_sets if name.startswith(f"{suite}/{corruption}/")]
+        return [self.test_sets[name].score for name in sorted(names, key=lambda name: int(name.split("/")[2]))]
 
-    def errors(self, model: str) -> dict[str, list[float]]:
+    def missing(self, suite: str) -> list[str]:
+        """Which of a suite's 15 × 5 corrupted sets were not measured, or not completely: none, or there is no mCE."""
+        names = [corrupted(suite, name, severity) for name in corruptions.CORRUPTIONS for severity in corruptions.SEVERITIES]
+        return [name for name in names if name not in self.test_sets or not self.test_sets[name].is_complete]
+
+    def errors(self, suite: str) -> dict[str, list[float]]:
         """Corruption → top-1 error by severity, as `metrics` wants them."""
-        return {name: [score.error for score in self.severities(name, model)] for name in self.corruptions()}
+        return {name: [score.error for score in self.severities(suite, name)] for name in self.corruptions(suite)}
 
-    def mean_corrupted_accuracy(self, model: str, corruption: Optional[str] = None) -> float:
-        """The plain mean top-1 accuracy over all corrupted sets, or over those of one corruption."""
-        errors = self.errors(model)
+    def mean_corrupted_accuracy(self, suite: str, corruption: Optional[str] = None) -> float:
+        """The plain mean top-1 accuracy over all corrupted sets of a suite, or over those of one corruption."""
+        errors = self.errors(suite)
         chosen = errors.values() if corruption is None else [errors[corruption]]
         return 1.0 - statistics.fmean(error for by_severity in chosen for error in by_severity)
 
-    def mean_corruption_error(self, model: str, baseline: str) -> float:
-        """mCE with the model `baseline` as its own yardstick: 1 for itself."""
-        return metrics.mean_corruption_error(self.errors(model), self.errors(baseline))
+    def mean_corruption_error(self, suite: str, baseline: metrics.CorruptionErrors) -> float:
+        """mCE with `baseline` as the yardstick: 1 is as bad.
 
-    def corruption_errors(self, model: str, baseline: str) -> dict[str, float]:
+        Raises:
+            ValueError: sets of the suite are missing or incomplete; see `missing`.
+        """
+        self._require_whole(suite)
+        return metrics.mean_corruption_error(self.errors(suite), baseline)
+
+    def corruption_errors(self, suite: str, baseline: metrics.CorruptionErrors) -> dict[str, float]:
         """CE of each corruption, likewise."""
-        return metrics.corruption_errors(self.errors(model), self.errors(baseline))
+        return metrics.corruption_errors(self.errors(suite), baseline)
+
+    def _require_whole(self, suite: str) -> None:
+        missing = self.missing(suite)
+        if missing:
+            raise ValueError(f"{suite} has no mCE: {len(missing)} of its sets are missing or incomplete ({missing[0]}, …).")

@@ -1,7 +1,8 @@
-"""Counts how often a classifier is right, on images as they are or under attack.
+"""What a classifier says of images, as they are or under attack, and how often it is right.
 
     evaluate = Evaluator(lambda images: model(images, branch="main"))
     evaluate(make_eval_dataset(...)).top1                         # metrics.Score of the whole set
+    for answers in evaluate.predict(batches): ...                 # or image by image
 
     white_box = PGD(epsilon=4.0, step_size=1.0, num_steps=10, targeted=False, random_start=1.0)
     Evaluator(logits_fn, attack=white_box)(dataset).top1          # robust accuracy
@@ -10,32 +11,70 @@ Any classifier will do: the evaluator sees a function from pixels to logits. Und
 it is itself what is attacked. An evaluator is traced once per shape of batch, so keep it for all sets of that shape.
 """
 
-from typing import Callable, Iterable, Optional
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.evaluation.image_predictions import NO_CLASS
 from efficientnet_advprop.evaluation.metrics import Score
 from tpu_utils import randomness, reduction
 
 TOP_K = 5
 
 
-def top_k_hits(logits: tf.Tensor, labels: tf.Tensor, k: int) -> tf.Tensor:
-    """Whether the label is among the k highest logits; of equal logits the lower class ranks first, as with argmax.
+class Answers(NamedTuple):
+    """What a classifier says of a batch of images.
 
     Args:
-        logits: float [batch, classes]. A row with a NaN or an infinity is a miss whatever the label.
-        labels: int [batch].
-        k: ≥ 1; with fewer classes than k every row is a hit.
-
-    Returns:
-        bool [batch].
+        ranks: int32 [batch], how many classes come before the true one: 0 is a top-1 hit. Of equal logits the lower class comes
+            first, as with argmax. A row with a NaN or an infinity ranks last, whatever the label.
+        losses: float32 [batch], cross-entropies.
+        classes: int32 [batch, k], the k highest classes; `NO_CLASS` in a row that is not finite.
+        probabilities: float32 [batch, k], theirs; 0 in such a row.
     """
-    logits = tf.cast(logits, tf.float32)
-    highest = tf.math.top_k(logits, min(k, logits.shape[-1])).indices
+
+    ranks: tf.Tensor
+    losses: tf.Tensor
+    classes: tf.Tensor
+    probabilities: tf.Tensor
+
+
+def judge(logits: tf.Tensor, labels: tf.Tensor, kept_classes: Optional[Sequence[int]] = None) -> Answers:
+    """Reads logits.
+
+    Args:
+        logits: float [batch, classes].
+        labels: int [batch].
+        kept_classes: if given, the other classes' logits are dropped first; the labels must be among them.
+    """
+    logits, labels = tf.cast(logits, tf.float32), tf.cast(labels, tf.int32)
+    if kept_classes is not None:
+        columns = np.zeros(logits.shape[-1], np.int32)  # label → column of what is kept
+        columns[list(kept_classes)] = np.arange(len(kept_classes))
+        logits, labels = tf.gather(logits, list(kept_classes), axis=1), tf.gather(columns, labels)
+    num_classes = logits.shape[-1]
     is_finite = tf.reduce_all(tf.math.is_finite(logits), -1)
-    return tf.reduce_any(tf.equal(highest, tf.cast(labels, tf.int32)[:, None]), -1) & is_finite
+    own = tf.gather(logits, labels, batch_dims=1)[:, None]
+    is_before = (logits > own) | (tf.equal(logits, own) & (tf.range(num_classes) < labels[:, None]))
+    top = tf.math.top_k(logits, min(TOP_K, num_classes))
+    classes = top.indices if kept_classes is None else tf.gather(tf.constant(list(kept_classes), tf.int32), top.indices)
+    normalizer = tf.reduce_logsumexp(logits, -1, keepdims=True)
+    return Answers(
+        ranks=tf.where(is_finite, tf.reduce_sum(tf.cast(is_before, tf.int32), -1), num_classes),
+        losses=(normalizer - own)[:, 0],
+        classes=tf.where(is_finite[:, None], classes, NO_CLASS),
+        probabilities=tf.where(is_finite[:, None], tf.minimum(tf.exp(top.values - normalizer), 1.0), 0.0),
+    )
+
+
+def worse(answers: Answers, others: Answers) -> Answers:
+    """Image by image the answers under which the true class ranks lower; of equal ranks, those of the higher loss."""
+    is_lower = others.ranks > answers.ranks
+    takes_other = is_lower | (tf.equal(others.ranks, answers.ranks) & (others.losses > answers.losses))
+    shaped = lambda value: takes_other if value.shape.rank == 1 else takes_other[:, None]  # noqa: E731
+    return Answers(*(tf.where(shaped(other), other, mine) for mine, other in zip(answers, others)))
 
 
 class Evaluator:
@@ -45,8 +84,10 @@ class Evaluator:
         logits_fn: pixels [batch, height, width, 3] in [0, 255] → logits [batch, classes]; must not change any variable.
         attack: if given, an image counts as right only if it is so both as it is and after this attack on `logits_fn` (robust
             accuracy); an untargeted one with `random_start=1.0` is the usual white-box test.
+        num_restarts: how often the attack is tried, from another random start each time; an image must withstand all.
+        kept_classes: see `judge`.
         strategy: that distributes the batches; None: the current one, for plain batches one device.
-        seed: of the attack's random numbers, which follow from (seed, batch, replica) alone.
+        seed: of the attack's random numbers, which follow from (seed, batch, replica, restart) alone.
     """
 
     def __init__(
@@ -54,19 +95,23 @@ class Evaluator:
         logits_fn: Callable[[tf.Tensor], tf.Tensor],
         *,
         attack: Optional[PGD] = None,
+        num_restarts: int = 1,
+        kept_classes: Optional[Sequence[int]] = None,
         strategy: Optional[tf.distribute.Strategy] = None,
         seed: int = 0,
     ):
-        self._logits_fn, self._attack, self._seed = logits_fn, attack, seed
+        self._logits_fn, self._kept_classes = logits_fn, kept_classes
+        self._attack, self._num_restarts, self._seed = attack, num_restarts, seed
         self._strategy = strategy or tf.distribute.get_strategy()
         self._count_on_all = tf.function(self._count_on_all_replicas)
+        self._judge_on_all = tf.function(self._judge_on_all_replicas)
 
     def __call__(self, batches: Iterable[dict[str, tf.Tensor]]) -> Score:
         """Counts over all batches.
 
         Args:
-            batches: {"images": [replica_batch, height, width, 3], "labels": int [replica_batch], "mask": float [replica_batch],
-                1 for an image and 0 for padding}, distributed by the strategy if there is more than one replica.
+            batches: {"images": [replica_batch, height, width, 3], "labels": int32 [replica_batch], "mask": float
+                [replica_batch], 1 for an image and 0 for padding}, distributed by the strategy if there is more than one replica.
 
         Raises:
             ValueError: there was no image.
@@ -82,22 +127,66 @@ class Evaluator:
             )
         return Score(num_images, num_top1, num_top5, float(total_loss))
 
+    def predict(self, batches: Iterable[dict[str, tf.Tensor]]) -> Iterator[dict[str, np.ndarray]]:
+        """What it says of each image, batch by batch; every process sees the images of all.
+
+        Args:
+            batches: as for counting, with "positions": int32 [replica_batch], the numbers of the images.
+
+        Yields:
+            "positions", "labels" and the fields of `Answers`, without padding.
+        """
+        on_device = None
+        for index, batch in enumerate(batches):
+            # The device works on this batch while the last one's answers are taken from it.
+            coming = self._judge_on_all(batch, tf.constant(index))
+            if on_device is not None:
+                yield _on_host(on_device)
+            on_device = coming
+        if on_device is not None:
+            yield _on_host(on_device)
+
     def _count_on_all_replicas(self, batch, index):
         counts, loss = self._strategy.run(self._count, args=(batch, index))
         return tuple(self._strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None) for sums in (counts, loss))
 
+    def _judge_on_all_replicas(self, batch, index):
+        answers = self._strategy.run(self._judge, args=(batch, index))._asdict()
+        answers.update({name: batch[name] for name in ("labels", "mask", "positions")})
+        if self._strategy.num_replicas_in_sync == 1:
+            return {name: self._strategy.experimental_local_results(value)[0] for name, value in answers.items()}
+        return {name: self._strategy.gather(value, axis=0) for name, value in answers.items()}
+
     def _count(self, batch, index):
         """On one replica: int32 [3], images, top-1 hits, top-5 hits; and the summed cross-entropy (under attack, if any)."""
-        images, labels = tf.cast(batch["images"], tf.float32), batch["labels"]
         is_image = tf.cast(batch["mask"], tf.float32) > 0.0
-        logits = self._logits_fn(images)
-        hits = [top_k_hits(logits, labels, k) & is_image for k in (1, TOP_K)]
-        if self._attack is not None:
-            seed = tf.constant([self._seed, 0])
-            for part in (index, reduction.replica_id()):
-                seed = randomness.fold_in(seed, part)
-            logits = self._logits_fn(self._attack(self._logits_fn, images, labels, seed))
-            hits = [hit & top_k_hits(logits, labels, k) for hit, k in zip(hits, (1, TOP_K))]
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
+        answers = self._judge(batch, index)
+        hits = [(answers.ranks < k) & is_image for k in (1, TOP_K)]
         counts = tf.stack([tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in (is_image, *hits)])
-        return counts, tf.reduce_sum(tf.where(is_image, losses, 0.0))
+        return counts, tf.reduce_sum(tf.where(is_image, answers.losses, 0.0))
+
+    def _judge(self, batch, index) -> Answers:
+        """On one replica; under attack, the worst answers."""
+        images, labels = tf.cast(batch["images"], tf.float32), batch["labels"]
+        judge_images = lambda images: judge(self._logits_fn(images), labels, self._kept_classes)  # noqa: E731
+        answers = judge_images(images)
+        if self._attack is None:
+            return answers
+        seed = tf.constant([self._seed, 0])
+        for part in (index, reduction.replica_id()):
+            seed = randomness.fold_in(seed, part)
+
+        def try_once_more(restart, worst):
+            adversarial_images = self._attack(self._logits_fn, images, labels, randomness.fold_in(seed, restart))
+            return restart + 1, worse(worst, judge_images(adversarial_images))
+
+        _, worst = tf.while_loop(
+            lambda restart, _: restart < self._num_restarts, try_once_more, (tf.constant(0), answers)
+        )
+        return worst
+
+
+def _on_host(outputs: dict[str, tf.Tensor]) -> dict[str, np.ndarray]:
+    values = {name: value.numpy() for name, value in outputs.items()}
+    is_image = values.pop("mask") > 0.0
+    return {name: value[is_image] for name, value in values.items()}

@@ -13,33 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.data.records import write_atomically
+from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.metrics import Score
 
-NUM_CALIBRATION_BINS = 15
 NO_CLASS = -1  # where the logits were not finite
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """Sums over the images by confidence in their top-1 class, in equal bins of [0, 1]: bin i holds (i/15, (i + 1)/15].
-
-    Args:
-        counts: images per bin.
-        confidence_sums: of their confidences (softmax probability of the top-1 class).
-        correct_counts: of them, how many were right.
-    """
-
-    counts: Sequence[int]
-    confidence_sums: Sequence[float]
-    correct_counts: Sequence[int]
-
-    @classmethod
-    def of(cls, confidences: np.ndarray, is_correct: np.ndarray) -> "Calibration":
-        """From confidences in [0, 1] [n] and bool [n]."""
-        confidences = np.asarray(confidences, np.float64)
-        bins = np.clip(np.ceil(confidences * NUM_CALIBRATION_BINS).astype(int) - 1, 0, NUM_CALIBRATION_BINS - 1)
-        sums = [np.bincount(bins, weights, NUM_CALIBRATION_BINS) for weights in (None, confidences, is_correct)]
-        return cls(sums[0].tolist(), sums[1].tolist(), sums[2].astype(int).tolist())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +60,9 @@ class ImagePredictions:
         num_top1, num_top5 = int(self.is_top1.sum()), int(self.is_top5.sum())
         return Score(len(self.labels), num_top1, num_top5, float(self.losses.sum(dtype=np.float64)))
 
-    def calibration(self) -> Calibration:
-        return Calibration.of(self.probabilities[:, 0], self.is_top1)
+    def calibration(self) -> CalibrationBins:
+        """Of the confidence in the most probable class."""
+        return CalibrationBins.count(self.probabilities[:, 0], self.is_top1)
 
     def write(self, path: str) -> None:
         """As a compressed .npz that is there whole or not at all."""

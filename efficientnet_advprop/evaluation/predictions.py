@@ -7,15 +7,14 @@ for prediction in predict(network.model, find_images(["photos/", "*.png"]), imag
 import dataclasses
 import json
 import os
-import re
 from typing import Iterator, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
+from efficientnet_advprop.data.labeled_images import IMAGE_SUFFIXES, brief_message
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 _BATCH_SIZE = 16
 
 
@@ -94,14 +93,9 @@ def predict(
             try:
                 readable.append((path, preprocessing.preprocess_for_eval(tf.io.read_file(path), image_size, crop)))
             except tf.errors.OpError as error:
-                predictions[path] = Prediction(path, problem=_reason(error))
+                predictions[path] = Prediction(path, problem=brief_message(error))
         if readable:
             top = classify(tf.stack([image for _, image in readable]))
             for (path, _), classes, probabilities in zip(readable, top.indices.numpy(), top.values.numpy()):
                 predictions[path] = Prediction(path, np.ndarray.tolist(classes), np.ndarray.tolist(probabilities))
         yield from (predictions[path] for path in paths[start : start + _BATCH_SIZE])
-
-
-def _reason(error: tf.errors.OpError) -> str:
-    """TensorFlow's message without the names of its operations."""
-    return re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", error.message.strip().splitlines()[0])

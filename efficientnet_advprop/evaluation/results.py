@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.data import corruptions
 from efficientnet_advprop.evaluation import metrics
-from efficientnet_advprop.evaluation.image_predictions import Calibration
+from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.metrics import Score
 
 RESULTS_FILE = "results.json"
@@ -98,7 +98,7 @@ class TestSetResult:
     __test__ = False  # not a test of pytest's
 
     score: Score
-    calibration: Calibration
+    calibration: CalibrationBins
     conditions: Conditions
     expected_num_images: Optional[int] = None
     problems: Sequence[str] = ()
@@ -111,7 +111,7 @@ class TestSetResult:
     def from_json(cls, held: Mapping[str, Any]) -> "TestSetResult":
         return cls(
             Score(**held["score"]),
-            Calibration(**held["calibration"]),
+            CalibrationBins(**held["calibration"]),
             Conditions(**held["conditions"]),
             held["expected_num_images"],
             tuple(held["problems"]),
@@ -188,9 +188,13 @@ class Results:
         return [self.test_sets[name].score for name in sorted(names, key=lambda name: int(name.split("/")[2]))]
 
     def missing(self, suite: str) -> list[str]:
-        """Which of a suite's 15 × 5 corrupted sets were not measured, or not completely: none, or there is no mCE."""
+        """Which of a suite's 15 × 5 corrupted sets were not measured: none, or there is no mCE."""
         names = [corrupted(suite, name, severity) for name in corruptions.CORRUPTIONS for severity in corruptions.SEVERITIES]
-        return [name for name in names if name not in self.test_sets or not self.test_sets[name].is_complete]
+        return [name for name in names if name not in self.test_sets]
+
+    def incomplete(self, suite: str) -> list[str]:
+        """Which of a suite's test sets were measured in part only: none, or whatever is said of the suite must say so."""
+        return [name for name, result in self.test_sets.items() if name.split("/")[0] == suite and not result.is_complete]
 
     def errors(self, suite: str) -> dict[str, list[float]]:
         """Corruption → top-1 error by severity, as `metrics` wants them."""
@@ -203,19 +207,16 @@ class Results:
         return 1.0 - statistics.fmean(error for by_severity in chosen for error in by_severity)
 
     def mean_corruption_error(self, suite: str, baseline: metrics.CorruptionErrors) -> float:
-        """mCE with `baseline` as the yardstick: 1 is as bad.
+        """mCE with `baseline` as the yardstick: 1 is as bad. Not that of the whole sets where some are `incomplete`.
 
         Raises:
-            ValueError: sets of the suite are missing or incomplete; see `missing`.
+            ValueError: sets of the suite are missing.
         """
-        self._require_whole(suite)
+        missing = self.missing(suite)
+        if missing:
+            raise ValueError(f"{suite} has no mCE: {len(missing)} of its sets were not measured ({missing[0]}, …).")
         return metrics.mean_corruption_error(self.errors(suite), baseline)
 
     def corruption_errors(self, suite: str, baseline: metrics.CorruptionErrors) -> dict[str, float]:
         """CE of each corruption, likewise."""
         return metrics.corruption_errors(self.errors(suite), baseline)
-
-    def _require_whole(self, suite: str) -> None:
-        missing = self.missing(suite)
-        if missing:
-            raise ValueError(f"{suite} has no mCE: {len(missing)} of its sets are missing or incomplete ({missing[0]}, …).")

@@ -1,0 +1,52 @@
+"""ImageNet-C's images made anew from clean ones, in worker processes.
+
+    change = corrupter("fog", severity=3, seed=0)                 # (encoded image, position) → encoded image, in a tf.data graph
+
+As the benchmark's generator does: shorter side to 256 pixels, centre crop of 224, the corruption, JPEG of quality 85. The random
+draws follow from the seed and the image's own bytes, wherever it lies. What differs from the official files stands with
+`corruptions`. This module does not know TensorFlow until it is asked for a function for its graphs: workers start at once.
+"""
+
+import io
+import os
+import zlib
+from typing import Callable
+
+import numpy as np
+from joblib.externals import loky
+from PIL import Image
+
+from efficientnet_advprop.data import corruptions
+
+IMAGE_SIZE = 224
+_SHORTER_SIDE, _JPEG_QUALITY = 256, 85
+
+
+def corrupt_encoded(encoded: bytes, corruption: str, severity: int, seed: int) -> bytes:
+    """The JPEG that the benchmark's generator would have made of an image file, up to `corruptions`' differences."""
+    with Image.open(io.BytesIO(encoded)) as file:
+        image = file.convert("RGB")
+    scale = _SHORTER_SIDE / min(image.size)
+    image = image.resize([max(_SHORTER_SIDE, int(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
+    left, top = (int(round((side - IMAGE_SIZE) / 2)) for side in image.size)
+    pixels = np.asarray(image.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE)))
+    own_seed = zlib.crc32(encoded, seed & 0xFFFFFFFF)
+    buffer = io.BytesIO()
+    corrupted = corruptions.corrupt(pixels, corruption, severity, seed=own_seed)
+    Image.fromarray(corrupted).save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    return buffer.getvalue()
+
+
+def corrupter(corruption: str, severity: int, seed: int) -> Callable:
+    """For `labeled_images.make_dataset(change=…)`. The work is done by one process per CPU."""
+    import tensorflow as tf
+
+    def corrupt_in_worker(encoded):
+        workers = loky.get_reusable_executor(max_workers=os.cpu_count())
+        return workers.submit(corrupt_encoded, encoded, corruption, severity, seed).result()
+
+    def change(encoded, position):
+        del position
+        return tf.ensure_shape(tf.numpy_function(corrupt_in_worker, [encoded], tf.string, stateful=False), [])
+
+    return change

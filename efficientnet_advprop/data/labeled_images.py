@@ -1,0 +1,306 @@
+"""Labelled images wherever they lie, read once each: files by class, members of a tar archive, TFRecords.
+
+    images = FileImages(paths, labels, root=directory)            # or TarImages(...), RecordImages(records.Split)
+    dataset = make_dataset(images, image_size=224, crop="released", global_batch_size=100)
+    for batch in dataset:
+        batch["images"], batch["labels"], batch["positions"], batch["mask"]
+    images.image_id(position)                                     # "n01440764/ILSVRC2012_val_00000293.JPEG"
+
+Each kind knows its images by position, 0 … num_images − 1, and yields them in an order of its own.
+"""
+
+import concurrent.futures
+import hashlib
+import os
+import re
+import tarfile
+from typing import Callable, NamedTuple, Optional, Protocol, Sequence, Union
+
+import numpy as np
+import tensorflow as tf
+
+from efficientnet_advprop.data import preprocessing, records
+from efficientnet_advprop.data.records import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+_PARALLEL_FILES = 8
+_FILE_BUFFER_BYTES = 8 << 20
+_READERS = 16
+
+
+class LabeledImages(Protocol):
+    """What every kind can do."""
+
+    num_images: int
+
+    def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
+        """(encoded image: string, label: int32, position: int32) of every count-th one, from the index-th on, of the images that
+        `is_drawn`."""
+
+    def image_id(self, position: int) -> str:
+        """What the image is called, unique within the set and the same wherever the set lies."""
+
+    def digest(self) -> str:
+        """SHA-256 of what is cheap to know and tells another set from this one: names, sizes, labels."""
+
+    def encoded(self, position: int) -> bytes:
+        """The bytes of one image, for a second look.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(name).startswith(".")
+
+
+def is_drawn(position, num_drawn: int, num_images: int):
+    """True for exactly `num_drawn` of the positions 0 … num_images − 1 (int32 tensor or array), evenly spaced."""
+    position = tf.cast(position, tf.int64)
+    return position * num_drawn // num_images < (position + 1) * num_drawn // num_images
+
+
+def _drawn_positions(num_drawn: int, num_images: int) -> np.ndarray:
+    return np.flatnonzero(is_drawn(np.arange(num_images), num_drawn, num_images)).astype(np.int32)
+
+
+def brief_message(error: tf.errors.OpError) -> str:
+    """TensorFlow's message without the names of its operations."""
+    return re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", error.message.strip().splitlines()[0])
+
+
+def _digest(rows) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update("\t".join(map(str, row)).encode() + b"\n")
+    return digest.hexdigest()
+
+
+class FileImages:
+    """Image files.
+
+    Args:
+        paths: local or remote.
+        labels: theirs.
+        root: the folder that `image_id`s are relative to.
+    """
+
+    def __init__(self, paths: Sequence[str], labels: Sequence[int], root: str):
+        self.paths, self.labels, self._root = list(paths), list(labels), root
+        self.num_images = len(self.paths)
+
+    def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
+        chosen = _drawn_positions(num_drawn, self.num_images)[index::count]
+        paths, labels = (tf.constant([values[i] for i in chosen], kind) for values, kind in
+                         ((self.paths, tf.string), (self.labels, tf.int32)))
+        return tf.data.Dataset.from_tensor_slices((paths, labels, chosen)).map(
+            lambda path, label, position: (tf.io.read_file(path), label, position),
+            num_parallel_calls=_READERS,
+            deterministic=True,
+        )
+
+    def image_id(self, position: int) -> str:
+        return os.path.relpath(self.paths[position], self._root)
+
+    def digest(self) -> str:
+        sizes = [""] * self.num_images if "://" in self._root else map(os.path.getsize, self.paths)
+        return _digest(zip(map(self.image_id, range(self.num_images)), sizes, self.labels))
+
+    def encoded(self, position: int) -> bytes:
+        try:
+            with tf.io.gfile.GFile(self.paths[position], "rb") as file:
+                return file.read()
+        except tf.errors.OpError as error:
+            raise DataError(f"it cannot be read ({error.message})", self.paths[position]) from error
+
+
+class TarMember(NamedTuple):
+    """Where a file lies in an archive."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def read_tar_index(path: str) -> list[TarMember]:
+    """The files in an uncompressed tar archive, in its order.
+
+    Raises:
+        DataError: it is none, is compressed, or ends too early.
+    """
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            members = [TarMember(m.name.removeprefix("./"), m.offset_data, m.size) for m in archive if m.isfile()]
+            end = max((member.offset + member.size for member in members), default=0)
+            if end > tf.io.gfile.stat(path).length:
+                raise tarfile.ReadError("unexpected end of data")
+        return members
+    except (tarfile.TarError, tf.errors.OpError, OSError) as error:
+        way_out = "unpack it" if path.endswith(("gz", "bz2", "xz")) else "copy it again, or unpack it"
+        raise DataError(f"the archive cannot be read in place ({error}); {way_out}.", path) from error
+
+
+class TarImages:
+    """Members of an uncompressed tar archive, read where they lie.
+
+    Args:
+        path: of the archive.
+        members: the images.
+        labels: theirs.
+        root: what precedes the `image_id`s in the members' names.
+    """
+
+    def __init__(self, path: str, members: Sequence[TarMember], labels: Sequence[int], root: str = ""):
+        self._path, self._members, self.labels, self._root = path, list(members), list(labels), root
+        self.num_images = len(self._members)
+
+    def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
+        def read(position, label):
+            encoded = tf.numpy_function(lambda position: self.encoded(int(position)), [position], tf.string, stateful=False)
+            return tf.ensure_shape(encoded, []), label, position
+
+        chosen = _drawn_positions(num_drawn, self.num_images)[index::count]
+        rows = tf.data.Dataset.from_tensor_slices((chosen, np.asarray(self.labels, np.int32)[chosen]))
+        return rows.map(read, num_parallel_calls=_READERS, deterministic=True)
+
+    def image_id(self, position: int) -> str:
+        return os.path.relpath(self._members[position].name, self._root or ".")
+
+    def digest(self) -> str:
+        members = ((self.image_id(i), member.size, self.labels[i]) for i, member in enumerate(self._members))
+        return _digest(members)
+
+    def encoded(self, position: int) -> bytes:
+        member = self._members[position]
+        with tf.io.gfile.GFile(self._path, "rb") as file:
+            file.seek(member.offset)
+            return file.read(member.size)
+
+
+class RecordImages:
+    """TFRecords.
+
+    Args:
+        split: the files, see `records.open_split` and `sources.open_tfds_split`.
+    """
+
+    def __init__(self, split: records.Split):
+        self._split = split
+        self._starts = np.concatenate([[0], np.cumsum(split.counts)]).astype(np.int32)
+        self.num_images = split.num_records
+
+    def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
+        def read(path, start):
+            numbers = tf.data.Dataset.counter(start, dtype=tf.int32)
+            return tf.data.Dataset.zip((tf.data.TFRecordDataset(path, buffer_size=_FILE_BUFFER_BYTES), numbers))
+
+        files = tf.data.Dataset.from_tensor_slices((list(self._split.files), self._starts[:-1]))
+        cycle = min(_PARALLEL_FILES, len(self._split.files))
+        rows = files.interleave(read, cycle_length=cycle, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        if num_drawn < self.num_images:
+            rows = rows.filter(lambda row, position: is_drawn(position, num_drawn, self.num_images))
+        return rows.shard(count, index).map(lambda row, position: (*records.parse(row, self._split), position))
+
+    def _address(self, position: int) -> tuple[str, int]:
+        file = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return self._split.files[file], position - int(self._starts[file])
+
+    def image_id(self, position: int) -> str:
+        path, record = self._address(position)
+        return f"{os.path.basename(path)}:{record}"
+
+    def digest(self) -> str:
+        sizes = (tf.io.gfile.stat(path).length for path in self._split.files)
+        return _digest(zip(map(os.path.basename, self._split.files), sizes, self._split.counts))
+
+    def encoded(self, position: int) -> bytes:
+        path, record = self._address(position)
+        row = records.read_record(path, record)
+        reason = records.explain_bad_record(row, self._split, None)
+        if reason is not None:
+            raise DataError(reason, path, record)
+        return records.parse(row, self._split)[0].numpy()
+
+
+def find_unreadable(images: LabeledImages, start: int = 0) -> Optional[DataError]:
+    """The first image at or after a position that cannot be read or decoded, with the reason; None if all can."""
+
+    def problem(position):
+        try:
+            preprocessing.decode(images.encoded(position))
+        except DataError as error:
+            return error
+        except tf.errors.OpError as error:
+            reason = brief_message(error)
+            return DataError(f"it cannot be decoded as an image ({reason})", images.image_id(position))
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        for first in range(start, images.num_images, 1024):  # in parts, so that an early one is told early
+            problems = pool.map(problem, range(first, min(first + 1024, images.num_images)))
+            found = next((error for error in problems if error is not None), None)
+            if found is not None:
+                return found
+    return None
+
+
+def make_dataset(
+    images: LabeledImages,
+    *,
+    image_size: int,
+    crop: Union[str, float],
+    global_batch_size: int,
+    input_context: Optional[tf.distribute.InputContext] = None,
+    num_drawn: Optional[int] = None,
+    change: Optional[Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = None,
+) -> tf.data.Dataset:
+    """One pass over the images: every one once over all input pipelines, and from each of them the same number of batches.
+
+    Args:
+        images: which.
+        image_size, crop: see `preprocessing.preprocess_for_eval`.
+        global_batch_size: images over all replicas; divisible by their number.
+        input_context: given by `strategy.distribute_datasets_from_function`; None is one input pipeline for one replica.
+        num_drawn: so many images, evenly over the positions; None: all.
+        change: (encoded image, position) → another encoded image, for instance a corrupted one.
+
+    Returns:
+        {"images": float32 [replica_batch, image_size, image_size, 3], "labels": int32 [replica_batch], "positions": int32
+        [replica_batch], "mask": float32 [replica_batch]} of static shapes; the mask is 0 where the batch is filled up.
+
+    Raises:
+        ValueError: the batch does not divide by the replicas. Iterating raises a `tf.errors.OpError` at an image that cannot be
+            read; `find_unreadable` says which.
+    """
+    count, index, num_replicas = 1, 0, 1
+    if input_context is not None:
+        count, index = input_context.num_input_pipelines, input_context.input_pipeline_id
+        num_replicas = input_context.num_replicas_in_sync
+    if global_batch_size < 1 or global_batch_size % num_replicas:
+        raise ValueError(
+            f"`global_batch_size` is {global_batch_size!r}, but must be a positive multiple of the {num_replicas} replicas."
+        )
+    num_images = images.num_images if num_drawn is None else num_drawn
+    replica_batch = global_batch_size // num_replicas
+    num_batches = -(-num_images // global_batch_size) * num_replicas // count
+    num_blanks = num_batches * replica_batch - len(range(index, num_images, count))
+
+    def prepare(encoded, label, position):
+        if change is not None:
+            encoded = change(encoded, position)
+        pixels = preprocessing.preprocess_for_eval(encoded, image_size, crop)
+        return {"images": pixels, "labels": label, "positions": position, "mask": tf.constant(1.0)}
+
+    rows = images.rows(num_images, count, index)
+    prepared = rows.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    blank = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), prepared.element_spec)
+    blanks = tf.data.Dataset.from_tensors(blank).repeat(num_blanks)
+    options = tf.data.Options()
+    options.deterministic = True
+    # Images are processed in parallel already; an operation split over threads only costs more.
+    options.threading.max_intra_op_parallelism = 1
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF  # done here
+    batches = prepared.concatenate(blanks).batch(replica_batch, drop_remainder=True)
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)

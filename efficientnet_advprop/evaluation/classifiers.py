@@ -1,0 +1,195 @@
+"""Models under test: whatever turns pixels into logits, with a name and what its results depend on.
+
+    as_classifier(model)                                          # an EfficientNet or another Keras model, a `tf.function`
+    as_classifier(lambda images: torch_model(images), name="…")   # any function of uint8 images [n, h, w, 3], called eagerly
+    load_saved_model("served/efficientnet/1")                     # see `saved_models`
+"""
+
+import dataclasses
+from typing import Any, Callable, Iterable, Iterator, Optional, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.evaluation.evaluator import Evaluator, judge
+from efficientnet_advprop.evaluation.results import weights_digest
+from efficientnet_advprop.models import EfficientNet
+
+DEFAULT_IMAGE_SIZE, DEFAULT_CROP = 224, "0.875"
+_NUM_PROBES = 4  # images of noise that a model is asked about first
+
+
+class ClassifierError(ValueError):
+    """A model that cannot be evaluated; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A model under test.
+
+    Args:
+        name: for people, and for the folder of its results.
+        function: pixels [n, size, size, 3] in [0, 255] → logits [n, num_classes]. Float32 pixels, traced by TensorFlow, if
+            `is_traceable`; else uint8 NumPy arrays, and any array back.
+        num_classes: of the logits.
+        image_size, crop: of its own pre-processing.
+        weights_digest, config: see `Results`.
+        branch: whose batch norms answer.
+        is_traceable: see `function`.
+        fixed_image_size: the only size that it takes; None: any.
+        fixed_batch_size: the only size of a replica's batch that it takes; None: any.
+    """
+
+    name: str
+    function: Callable[[Any], Any]
+    num_classes: int
+    image_size: int
+    crop: str
+    weights_digest: str = ""
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    branch: str = "main"
+    is_traceable: bool = True
+    fixed_image_size: Optional[int] = None
+    fixed_batch_size: Optional[int] = None
+    _evaluators: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    def predict(
+        self,
+        batches: Iterable,
+        *,
+        kept_classes: Optional[Sequence[int]] = None,
+        attack: Optional[PGD] = None,
+        num_restarts: int = 1,
+        seed: int = 0,
+        strategy: Optional[tf.distribute.Strategy] = None,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """As `Evaluator.predict`. Traced once for all test sets of one kind.
+
+        Raises:
+            ClassifierError: an attack, but the function is not traceable; or it returns something else than logits.
+        """
+        if self.is_traceable:
+            key = (kept_classes, attack, num_restarts, seed, strategy)
+            if key not in self._evaluators:
+                self._evaluators[key] = Evaluator(
+                    self.function,
+                    attack=attack,
+                    num_restarts=num_restarts,
+                    kept_classes=kept_classes,
+                    strategy=strategy,
+                    seed=seed,
+                )
+            return self._evaluators[key].predict(batches)
+        if attack is not None:
+            raise ClassifierError(
+                f"{self.name!r} is a plain function, through which TensorFlow cannot differentiate, as an attack must; give a "
+                "`tf.function` or a Keras model."
+            )
+        if strategy is not None and strategy.num_replicas_in_sync > 1:
+            raise ClassifierError(f"{self.name!r} is a plain function, which runs on one replica; leave `strategy` out.")
+        return self._predict_on_host(batches, kept_classes)
+
+    def _predict_on_host(self, batches, kept_classes):
+        for batch in batches:
+            batch = {name: value.numpy() for name, value in batch.items()}
+            is_image = batch.pop("mask") > 0.0
+            batch = {name: value[is_image] for name, value in batch.items()}
+            if not is_image.any():
+                continue
+            images = np.clip(np.rint(batch.pop("images")), 0, 255).astype(np.uint8)
+            logits = np.asarray(self.function(images), np.float32)
+            if logits.shape != (len(images), self.num_classes):
+                raise ClassifierError(
+                    f"{self.name!r} returned an array of shape {logits.shape} for {len(images)} images, but must return logits "
+                    f"({len(images)}, {self.num_classes})."
+                )
+            answers = judge(tf.constant(logits), tf.constant(batch["labels"]), kept_classes)
+            yield {**batch, **{name: value.numpy() for name, value in answers._asdict().items()}}
+
+
+def as_classifier(
+    model: Any,
+    *,
+    name: Optional[str] = None,
+    image_size: Optional[int] = None,
+    crop: Optional[str] = None,
+    branch: str = "main",
+) -> Classifier:
+    """Makes a model ready for evaluation, and asks it about a few images of noise.
+
+    Args:
+        model: a `Classifier`; an `EfficientNet`, another Keras model or a `tf.function`, of float32 pixels; or any other function,
+            of uint8 pixels. Outputs that are probabilities (none negative, each row's sum 1) are turned into logits by their
+            logarithm.
+        name: for its results; None: the model's own.
+        image_size, crop: None: those of the `Classifier` or the `EfficientNet`; else 224 and "0.875".
+        branch: of an `EfficientNet`.
+
+    Raises:
+        ClassifierError: it has no name or branch of that kind, or does not return logits.
+    """
+    if isinstance(model, Classifier):
+        changes = dict(name=name, image_size=image_size, crop=crop)
+        return dataclasses.replace(model, **{field: value for field, value in changes.items() if value is not None})
+    own_name = name or getattr(model, "name", None) or getattr(model, "__name__", "<lambda>")
+    if own_name == "<lambda>":
+        raise ClassifierError("`name` is missing; a model that has none needs one for the folder of its results.")
+    is_network = isinstance(model, EfficientNet)
+    if branch != "main" and not is_network:
+        raise ClassifierError(f"`branch` is {branch!r}, but only an EfficientNet has auxiliary branches.")
+    is_traceable = isinstance(model, (tf.Module, tf.types.experimental.GenericFunction))
+    if is_network:
+        if branch not in model.branches:
+            raise ClassifierError(f"`branch` is {branch!r}, but this network has only {', '.join(model.branches)}.")
+        function = lambda images: model(images, training=False, branch=branch)  # noqa: E731
+    elif isinstance(model, tf.keras.Model):
+        function = lambda images: model(images, training=False)  # noqa: E731
+    else:
+        function = model
+    size = image_size or (model.image_size if is_network else DEFAULT_IMAGE_SIZE)
+    num_classes, function, output = probe(function, own_name, size, tf.float32 if is_traceable else tf.uint8)
+    config = {"model": type(model).__name__, "output": output}
+    if is_network:
+        config["normalization"] = model.normalization
+    return Classifier(
+        name=own_name,
+        function=function,
+        num_classes=num_classes,
+        image_size=size,
+        crop=crop or ("released" if is_network else DEFAULT_CROP),
+        weights_digest=weights_digest(model.variables) if isinstance(model, tf.Module) else "",
+        config=config,
+        branch=branch,
+        is_traceable=is_traceable,
+    )
+
+
+def probe(
+    function: Callable, name: str, image_size: int, dtype: tf.DType, batch_size: int = _NUM_PROBES
+) -> tuple[int, Callable, str]:
+    """Asks about images of noise.
+
+    Returns:
+        The number of classes; the function, or what turns its probabilities into logits; and "logits" or "probabilities".
+
+    Raises:
+        ClassifierError: the answer is no matrix with a row per image.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, [batch_size, image_size, image_size, 3], np.uint8)
+    try:
+        outputs = np.asarray(function(noise if dtype == tf.uint8 else tf.cast(noise, dtype)))
+    except (tf.errors.OpError, ValueError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ClassifierError(f"{name!r} does not take images [{batch_size}, {image_size}, {image_size}, 3]: {reason}") from error
+    if outputs.ndim != 2 or len(outputs) != batch_size:
+        raise ClassifierError(
+            f"{name!r} answers {batch_size} images by an array of shape {outputs.shape}, but must by logits [images, classes]."
+        )
+    num_classes = outputs.shape[1]
+    if (outputs >= 0).all() and np.allclose(outputs.sum(1), 1.0, atol=1e-3):
+        to_logits = np.log if dtype == tf.uint8 else tf.math.log
+        tiny = np.finfo(np.float32).tiny
+        return num_classes, lambda images: to_logits(np.maximum(function(images), tiny) if dtype == tf.uint8
+                                                     else tf.maximum(function(images), tiny)), "probabilities"  # fmt: skip
+    return num_classes, function, "logits"

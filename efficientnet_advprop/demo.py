@@ -9,7 +9,6 @@ itself was found on these images with seed 0: BUILD_NOTES.md.)
 """
 
 import dataclasses
-import importlib.metadata
 import os
 import platform
 import time
@@ -22,8 +21,10 @@ from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import corruptions, digits, pipeline
 from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.evaluation import reports, suites
+from efficientnet_advprop.evaluation import reports, running, suites
+from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.results import Results, weights_digest
+from efficientnet_advprop.evaluation.test_sets import SuiteSettings, with_attack
 from efficientnet_advprop.training import assembly, checkpoints, loop, progress, steps
 from tpu_utils.strategy import make_strategy
 
@@ -40,7 +41,6 @@ ATTACK_EPSILONS = (4.0, 8.0, 16.0)  # of the evaluation, pixels of 255
 ATTACK_STEPS, RELATIVE_STEP_SIZE = 10, 0.25  # iterations, and the size of one as a share of ε
 NUM_PICTURES = 6
 SAMPLE = 7  # the test image that stands for all in the pictures of the corruptions
-_PACKAGES = ("tensorflow", "numpy", "scikit-learn", "scipy", "pillow")
 
 
 def main(argv):
@@ -74,69 +74,38 @@ def _with_method(config: ExperimentConfig, method: str) -> ExperimentConfig:
     return dataclasses.replace(config, training=dataclasses.replace(config.training, method=method))
 
 
-def _evaluate(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: str) -> Results:
-    """Scores of all three, kept in <output_dir>/results.json as they come in; the same weights are not measured twice."""
+def _evaluate(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: str) -> dict[str, Results]:
+    """method → its scores, kept in <output_dir>/evaluation/ as they come in; the same weights are not measured twice."""
     config = configs["vanilla"]
-    networks = {method: checkpoints.load_averaged_model(os.path.join(output_dir, method), which="last") for method in configs}
+    settings = SuiteSettings(data_dir, config.model.num_classes, config.data.image_size, config.data.eval_crop)
+    clean, *corrupted = suites.open_suites(["digits"], settings)
     attacks = [
         PGD(epsilon, RELATIVE_STEP_SIZE * epsilon, ATTACK_STEPS, targeted=False, random_start=1.0)
         for epsilon in ATTACK_EPSILONS
     ]
-    results = Results(
-        about={
-            "seed": config.training.seed,
-            "test_images": digits.NUM_VALIDATION,
-            "attacks": [dataclasses.asdict(attack) for attack in attacks],
-            "corruptions": f"{len(corruptions.CORRUPTIONS)} × {len(corruptions.SEVERITIES)}, generated",
-            "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
-        },
-        digests={method: weights_digest(network.variables) for method, network in networks.items()},
-    )
-    path = os.path.join(output_dir, "results.json")
-    results = _continue(results, path)
-
+    seed = config.training.seed
+    attacked = [with_attack(clean, dataclasses.replace(settings, attack=attack, seed=seed)) for attack in attacks]
     # One network for all three in turn, so that each attack on it is traced once.
-    stage = assembly.make_model(config, aux_branches=0)
-    logits_fn = lambda images: stage(images, training=False)  # noqa: E731
-
-    def make_ready(network):
-        def prepare():
-            for variable, value in zip(stage.variables, network.variables):
-                variable.assign(value)
-            return logits_fn
-
-        return prepare
-
-    suites.evaluate_suite(
-        {method: make_ready(network) for method, network in networks.items()},
-        suites.digits_suite(
-            config.data,
-            data_dir,
-            batch_size=config.training.eval_batch_size,
-            num_classes=config.model.num_classes,
-            attacks=attacks,
-        ),
-        results,
-        save=lambda: checkpoints.replace_file(path, results.to_json()),
-    )
+    network_on_stage = assembly.make_model(config, aux_branches=0)
+    stage = as_classifier(network_on_stage, image_size=config.data.image_size, crop=config.data.eval_crop)
+    results = {}
+    for method in configs:
+        network = checkpoints.load_averaged_model(os.path.join(output_dir, method), which="last")
+        for variable, value in zip(network_on_stage.variables, network.variables):
+            variable.assign(value)
+        digest = weights_digest(network.variables)
+        classifier = dataclasses.replace(stage, name=NAMES[method], weights_digest=digest)
+        folder = os.path.join(output_dir, "evaluation", f"{method}-{digest[:8]}")  # of other weights: another folder
+        print(f"{NAMES[method]}:", flush=True)
+        results[method] = running.measure(
+            classifier, [clean, *attacked, *corrupted], folder, batch_size=config.training.eval_batch_size
+        )
     return results
 
 
-def _continue(results: Results, path: str) -> Results:
-    """What an earlier call measured of the very same, or `results` as they are."""
-    if tf.io.gfile.exists(path):
-        with tf.io.gfile.GFile(path) as file:
-            text = file.read()
-        try:
-            earlier = Results.from_json(text)
-        except ValueError:
-            return results
-        if earlier.is_same_measurement(results):
-            return earlier
-    return results
-
-
-def _make_report(configs: dict[str, ExperimentConfig], results: Results, data_dir: str, output_dir: str) -> reports.Report:
+def _make_report(
+    configs: dict[str, ExperimentConfig], results: dict[str, Results], data_dir: str, output_dir: str
+) -> reports.Report:
     config = configs["advprop"]
     images, _ = digits.load_digits("validation")
     num_train = pipeline.count_examples(config.data, data_dir, "train")
@@ -148,6 +117,8 @@ def _make_report(configs: dict[str, ExperimentConfig], results: Results, data_di
         "adversarial images then help on clean and on corrupted ones, and that without the auxiliary batch norms they do harm. "
         "Here is what one run measured.",
         results=results,
+        clean="digits",
+        corrupted="digits_c",
         names=NAMES,
         descriptions=DESCRIPTIONS,
         baseline="vanilla",
@@ -157,7 +128,7 @@ def _make_report(configs: dict[str, ExperimentConfig], results: Results, data_di
             corruption: [
                 corruptions.corrupt(images[SAMPLE], corruption, severity, seed=SAMPLE) for severity in corruptions.SEVERITIES
             ]
-            for corruption in results.corruptions()
+            for corruption in corruptions.CORRUPTIONS
         },
         pictures=_make_pictures(configs, output_dir),
         picture_note=f"AdvProp’s own attack on test images, through the auxiliary batch norms: {_describe(config.attack)}.",
@@ -166,11 +137,11 @@ def _make_report(configs: dict[str, ExperimentConfig], results: Results, data_di
     )
 
 
-def _list_facts(config: ExperimentConfig, results: Results, num_train: int) -> dict[str, str]:
+def _list_facts(config: ExperimentConfig, results: dict[str, Results], num_train: int) -> dict[str, str]:
     """What one needs to get the same figures, in words."""
     model, training, size = config.model, config.training, config.data.image_size
     num_parameters = assembly.make_model(config, aux_branches=0).count_params()
-    versions = {**results.about["versions"], "Python": platform.python_version()}
+    versions = results["vanilla"].versions
     return {
         "data": f"scikit-learn’s handwritten digits, 8×8 enlarged to {size}×{size}: {num_train} for training, "
         f"{digits.NUM_VALIDATION} others for all tests",
@@ -181,10 +152,12 @@ def _list_facts(config: ExperimentConfig, results: Results, num_train: int) -> d
         "training attack": f"{_describe(config.attack)}; on AdvProp’s auxiliary branch, or the only one there is",
         "evaluation attack": f"Untargeted PGD through the main batch norms, {ATTACK_STEPS} steps of {RELATIVE_STEP_SIZE:g}·ε "
         "from a random start.",
-        "corruptions": f"{len(results.corruptions())} of ImageNet-C’s types, made here with the parameters for small images "
+        "corruptions": f"{len(corruptions.CORRUPTIONS)} of ImageNet-C’s types, made here with the parameters for small images "
         "and fixed seeds",
         "seed": str(training.seed),
-        "weights (SHA-256)": ", ".join(f"{NAMES[method]} {digest[:12]}" for method, digest in results.digests.items()),
+        "weights (SHA-256)": ", ".join(
+            f"{NAMES[method]} {of_method.weights_digest[:12]}" for method, of_method in results.items()
+        ),
         "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
     }

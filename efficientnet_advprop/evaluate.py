@@ -1,108 +1,98 @@
-"""Scores a trained network on test sets: top-1, top-5, loss, and images per second.
+"""Scores a model on test suites: accuracy, robustness, calibration; every image once, resumable, image by image on record.
 
-    python -m efficientnet_advprop.evaluate --checkpoint=b3-advprop --data_dir=gs://…/imagenet
-    python -m efficientnet_advprop.evaluate --checkpoint=efficientnet-b3.tar.gz --kind=advprop --suite=folder:/data/imagenet/val
-    python -m efficientnet_advprop.evaluate --model_dir=runs/b3 --suite=imagenet --data_dir=… --strategy=mirrored
+    python -m efficientnet_advprop.evaluate --checkpoint=b3-advprop --data_dir=/data --suite=imagenet,imagenet_c,imagenet_a
+    python -m efficientnet_advprop.evaluate --model_dir=runs/b3 --data_dir=/data --suite=imagenet_r,imagenet_v2,pgd
+    python -m efficientnet_advprop.evaluate --saved_model=served/efficientnet/1 --suite=folder:/data/pets/val
 
-Each image counts once, whatever the batch size. The interval is Wilson's, of 95 %. For a checkpoint of the official table the
-published top-1 and the difference from it stand beside ours; those were measured with --crop=released.
+Results and predictions go to --out_dir; the same command goes on where an earlier one stopped. What is looked for below
+--data_dir (docs/evaluation.md says more):
+
 """
-
-import time
 
 from absl import flags
 
 from efficientnet_advprop import door, network_flags
+from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.evaluation.evaluator import Evaluator
-from efficientnet_advprop.evaluation.metrics import Score
-from efficientnet_advprop.evaluation.named_suites import (
-    ITERATION_ERRORS,
-    SUITES,
-    NamedTestSet,
-    SuiteError,
-    SuiteSettings,
-    open_suite,
-)
+from efficientnet_advprop.evaluation import imagenet_suites, running, saved_models, suites
+from efficientnet_advprop.evaluation.classifiers import ClassifierError
+from efficientnet_advprop.evaluation.test_sets import SuiteError, SuiteSettings
 from efficientnet_advprop.models import CheckpointError
-from efficientnet_advprop.restored_network import RestoredNetwork
 from tpu_utils.strategy import STRATEGIES, StrategyError, make_strategy
 
+__doc__ += imagenet_suites.describe_layouts()
+
 _NETWORK = network_flags.define()
-_SUITE = flags.DEFINE_list("suite", ["imagenet"], f"test suites, separated by commas: {', '.join(SUITES)} (folder:PATH)")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "for imagenet: folder of the TFRecords validation-*")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "images per batch, over all replicas", lower_bound=1)
+_SAVED_MODEL = flags.DEFINE_string(
+    "saved_model", None, "instead of --checkpoint: a SavedModel from images to logits, ours or not"
+)
+_BRANCH = flags.DEFINE_string("branch", "main", "whose batch norms answer and are attacked: main, or aux, aux_2 of --model_dir")
+_SUITE = flags.DEFINE_list(
+    "suite", ["imagenet"], f"separated by commas: {', '.join(suites.SUITES)}; folder:PATH; also imagenet_c/fog"
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "folder that holds the data sets by the names above")
+_OUT_DIR = flags.DEFINE_string(
+    "out_dir", None, "for results.json and predictions/; default: runs/evaluation/<name of the model>"
+)
+_STORED_SIZE = flags.DEFINE_integer(
+    "stored_size", 224, "pixels at which images stored at 224 (imagenet_c, stylized) are fed", 1
+)
+_MAX_IMAGES = flags.DEFINE_integer("max_images", None, "of each test set, drawn evenly; marked as incomplete. Default: all", 1)
+_INCOMPLETE = flags.DEFINE_bool("allow_incomplete", False, "score what there is of incomplete data, marked as incomplete")
+_EPSILON = flags.DEFINE_float("pgd_epsilon", SuiteSettings.attack.epsilon, "of the suite pgd: radius, pixels of 255", 0.0)
+_STEPS = flags.DEFINE_integer("pgd_steps", SuiteSettings.attack.num_steps, "of the suite pgd: iterations", 1)
+_STEP_SIZE = flags.DEFINE_float("pgd_step_size", SuiteSettings.attack.step_size, "of the suite pgd: pixels of 255")
+_RESTARTS = flags.DEFINE_integer("pgd_restarts", 1, "of the suite pgd: random starts, of which an image must withstand all", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "of the attack and of corruptions made here")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images per batch, over all replicas", lower_bound=1)
 _STRATEGY = flags.DEFINE_enum("strategy", "one_device", STRATEGIES, "devices, as in train")
 _TPU = flags.DEFINE_string("tpu", "", "with --strategy=tpu: 'local' on a TPU VM, or the Cloud TPU's name or address")
 _NUM_LOGICAL_DEVICES = flags.DEFINE_integer("num_logical_devices", None, "with --strategy=mirrored: replicas on the CPU")
 
 
-class _Stopwatch:
-    """Passes batches on; what the first one costs (compiling) is not counted in the speed."""
-
-    def __init__(self, batches):
-        self.batches, self.num_batches = batches, 0
-
-    def __iter__(self):
-        for batch in self.batches:
-            yield batch
-            self.num_batches += 1
-            if self.num_batches == 1:
-                self.started = time.perf_counter()
-
-    def images_per_second(self, num_images: int, batch_size: int) -> str:
-        if self.num_batches < 2:
-            return "not measured: a single batch"
-        return f"{(num_images - batch_size) / (time.perf_counter() - self.started):,.1f}, after the first batch"
-
-
-def _compare(score: Score, network: RestoredNetwork, test_set: NamedTestSet) -> str:
-    if network.published is None:
-        return "not known: this is no row of the official table, or its --kind is not known"
-    figure = f"{network.published.top1:.2f} % ({network.published.name})"
-    if not test_set.is_imagenet:
-        return f"{figure}, but on other images: ImageNet's validation set"
-    return f"{figure}; ours is {100 * score.top1 - network.published.top1:+.2f} points from it"
-
-
-def _describe(score: Score, published: str, stopwatch: _Stopwatch) -> str:
-    low, high = (100 * end for end in score.interval())
-    rows = [
-        ("top-1", f"{100 * score.top1:.2f} %   95 % interval {low:.2f} … {high:.2f}"),
-        ("published", published),
-        ("top-5", f"{100 * score.top5:.2f} %"),
-        ("loss", f"{score.loss:.4f}"),
-        ("images", f"{score.num_images:,}"),
-        ("images/s", stopwatch.images_per_second(score.num_images, _BATCH_SIZE.value)),
-    ]
-    return "\n".join(f"  {label:<11}{text}" for label, text in rows)
+def _open_classifier():
+    if not _SAVED_MODEL.value:
+        network = _NETWORK.restore(branch=_BRANCH.value)
+        print(network.description, flush=True)
+        return network.classifier(_BRANCH.value)
+    _NETWORK.require_unused("saved_model", besides=("image_size", "crop"))
+    if _BRANCH.value != "main":
+        raise ConfigError(f"`--branch` is {_BRANCH.value!r}, but a SavedModel holds one branch only; use --model_dir.")
+    return saved_models.load(_SAVED_MODEL.value, image_size=_NETWORK.image_size.value, crop=_NETWORK.crop.value)
 
 
 def main(argv):
     del argv
     strategy = make_strategy(_STRATEGY.value, tpu=_TPU.value, num_logical_devices=_NUM_LOGICAL_DEVICES.value)
-    if _BATCH_SIZE.value % strategy.num_replicas_in_sync:
-        raise ConfigError(
-            f"`--batch_size` is {_BATCH_SIZE.value}, but must divide by the {strategy.num_replicas_in_sync} replicas."
-        )
+    try:
+        attack = PGD(_EPSILON.value, _STEP_SIZE.value, _STEPS.value, targeted=False, random_start=1.0)
+    except ValueError as error:
+        raise ConfigError(str(error).replace("`", "`--pgd_", 1)) from error
     with strategy.scope():
-        network = _NETWORK.restore()
-    print(network.description, flush=True)
-    settings = SuiteSettings(
-        _DATA_DIR.value, network.image_size, network.crop, network.model.num_classes, _BATCH_SIZE.value, strategy
+        classifier = _open_classifier()
+    print(
+        f"  classes: {classifier.num_classes}; branch {classifier.branch}; images stored at 224 are fed at {_STORED_SIZE.value}"
     )
-    test_sets = [test_set for text in _SUITE.value for test_set in open_suite(text, settings)]
-    evaluator = Evaluator(lambda images: network.model(images, training=False), strategy=strategy)
-    for test_set in test_sets:
-        print(f"{test_set.name}: {test_set.num_images:,} images …", flush=True)
-        stopwatch = _Stopwatch(test_set.open_batches())
-        try:
-            score = evaluator(stopwatch)
-        except ITERATION_ERRORS as error:
-            raise DataError(test_set.explain(error)) from error
-        print(_describe(score, _compare(score, network, test_set), stopwatch), flush=True)
+    running.run(
+        classifier,
+        _SUITE.value,
+        data_dir=_DATA_DIR.value,
+        out_dir=_OUT_DIR.value,
+        stored_size=_STORED_SIZE.value,
+        attack=attack,
+        num_restarts=_RESTARTS.value,
+        max_images=_MAX_IMAGES.value,
+        allow_incomplete=_INCOMPLETE.value,
+        seed=_SEED.value,
+        batch_size=_BATCH_SIZE.value,
+        strategy=strategy,
+    )
 
 
 if __name__ == "__main__":
-    door.run(main, usage_errors=(SuiteError, StrategyError), run_errors=(DataError, CheckpointError))
+    door.run(
+        main,
+        usage_errors=(SuiteError, StrategyError, running.RunError),
+        run_errors=(DataError, CheckpointError, ClassifierError),
+    )

@@ -5,10 +5,11 @@
 """
 
 import dataclasses
+from typing import Sequence
 
 from absl import flags
 
-from efficientnet_advprop.config import NORMALIZATIONS
+from efficientnet_advprop.config import NORMALIZATIONS, ConfigError
 from efficientnet_advprop.models.published_checkpoints import KINDS
 from efficientnet_advprop.restored_network import RestoredNetwork, restore_network
 
@@ -28,9 +29,17 @@ class NetworkFlags:
     use_ema: flags.FlagHolder
     cache_dir: flags.FlagHolder
 
-    def restore(self) -> RestoredNetwork:
+    def restore(self, branch: str = "main") -> RestoredNetwork:
         """See `restore_network`."""
-        return restore_network(**{field.name: getattr(self, field.name).value for field in dataclasses.fields(self)})
+        values = {field.name: getattr(self, field.name).value for field in dataclasses.fields(self)}
+        return restore_network(**values, branch=branch)
+
+    def require_unused(self, instead: str, besides: Sequence[str]) -> None:
+        """Raises a `ConfigError` if flags were given that do not go with `--<instead>`."""
+        for field in dataclasses.fields(self):
+            flag = getattr(self, field.name)
+            if flag.present and field.name not in besides:
+                raise ConfigError(f"`--{field.name}` does not go with `--{instead}`; leave one of them out.")
 
 
 def define() -> NetworkFlags:

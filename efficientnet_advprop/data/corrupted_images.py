@@ -1,10 +1,10 @@
 """ImageNet-C's images made anew from clean ones, in worker processes.
 
-    change = corrupter("fog", severity=3, seed=0)                 # (encoded image, position) → encoded image, in a tf.data graph
+    change = corrupter("fog", severity=3, seed=0)     # (encoded image, position) → encoded image, in a graph
 
-As the benchmark's generator does: shorter side to 256 pixels, centre crop of 224, the corruption, JPEG of quality 85. The random
-draws follow from the seed and the image's own bytes, wherever it lies. What differs from the official files stands with
-`corruptions`. This module does not know TensorFlow until it is asked for a function for its graphs: workers start at once.
+As the benchmark's generator does: shorter side to 256 pixels, centre crop of 224, the corruption, JPEG of quality 85. The
+random draws follow from the seed and the image's own bytes, wherever it lies. What differs from the official files stands with
+`corruptions`. TensorFlow is imported only for the graph's function, so that the workers do without.
 """
 
 import io

@@ -47,8 +47,8 @@ def label_folders(folders: list[str], where: str, num_classes: int) -> dict[str,
         require_known(folders, labels, where, "none of ImageNet's 1000 classes")
         return labels
     raise DataError(
-        f"{where!r} holds {len(folders)} folders, but the network has {num_classes} classes; there must be one for each, or for "
-        "some of ImageNet's, named by their WordNet ids."
+        f"{where!r} holds {len(folders)} folders, but the network has {num_classes} classes; there must be one for each, or "
+        "for some of ImageNet's, named by their WordNet ids."
     )
 
 

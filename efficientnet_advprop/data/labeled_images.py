@@ -34,8 +34,8 @@ class LabeledImages(Protocol):
     num_images: int
 
     def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
-        """(encoded image: string, label: int32, position: int32) of every count-th one, from the index-th on, of the images that
-        `is_drawn`."""
+        """(encoded image: string, label: int32, position: int32) of every count-th one, from the index-th on, of the images
+        that `is_drawn`."""
 
     def image_id(self, position: int) -> str:
         """What the image is called, unique within the set and the same wherever the set lies."""
@@ -93,8 +93,10 @@ class FileImages:
 
     def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
         chosen = _drawn_positions(num_drawn, self.num_images)[index::count]
-        paths, labels = (tf.constant([values[i] for i in chosen], kind) for values, kind in
-                         ((self.paths, tf.string), (self.labels, tf.int32)))
+        paths, labels = (
+            tf.constant([values[i] for i in chosen], kind)
+            for values, kind in ((self.paths, tf.string), (self.labels, tf.int32))
+        )
         return tf.data.Dataset.from_tensor_slices((paths, labels, chosen)).map(
             lambda path, label, position: (tf.io.read_file(path), label, position),
             num_parallel_calls=_READERS,
@@ -132,9 +134,14 @@ def read_tar_index(path: str) -> list[TarMember]:
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            members = [TarMember(m.name.removeprefix("./"), m.offset_data, m.size) for m in archive if m.isfile()]
-            end = max((member.offset + member.size for member in members), default=0)
-            if end > tf.io.gfile.stat(path).length:
+            members, end = [], 0
+            for member in archive:
+                end = member.offset_data + (member.size if member.isfile() else 0)
+                if member.isfile():
+                    members.append(TarMember(member.name.removeprefix("./"), member.offset_data, member.size))
+            # `tarfile` takes an archive that is cut off between two members for a whole one; but that ends with empty blocks.
+            file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("unexpected end of data")
         return members
     except (tarfile.TarError, tf.errors.OpError, OSError) as error:
@@ -184,10 +191,11 @@ class RecordImages:
 
     Args:
         split: the files, see `records.open_split` and `sources.open_tfds_split`.
+        num_classes: labels from it on are bad records.
     """
 
-    def __init__(self, split: records.Split):
-        self._split = split
+    def __init__(self, split: records.Split, num_classes: int):
+        self._split, self._num_classes = split, num_classes
         self._starts = np.concatenate([[0], np.cumsum(split.counts)]).astype(np.int32)
         self.num_images = split.num_records
 
@@ -201,7 +209,12 @@ class RecordImages:
         rows = files.interleave(read, cycle_length=cycle, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         if num_drawn < self.num_images:
             rows = rows.filter(lambda row, position: is_drawn(position, num_drawn, self.num_images))
-        return rows.shard(count, index).map(lambda row, position: (*records.parse(row, self._split), position))
+        return rows.shard(count, index).map(self._parse)
+
+    def _parse(self, row, position):
+        encoded, label = records.parse(row, self._split)
+        with tf.control_dependencies([tf.debugging.Assert((label >= 0) & (label < self._num_classes), ["label", label])]):
+            return encoded, tf.identity(label), position
 
     def _address(self, position: int) -> tuple[str, int]:
         file = int(np.searchsorted(self._starts, position, side="right")) - 1
@@ -218,7 +231,7 @@ class RecordImages:
     def encoded(self, position: int) -> bytes:
         path, record = self._address(position)
         row = records.read_record(path, record)
-        reason = records.explain_bad_record(row, self._split, None)
+        reason = records.explain_bad_record(row, self._split, self._num_classes)
         if reason is not None:
             raise DataError(reason, path, record)
         return records.parse(row, self._split)[0].numpy()

@@ -1,1 +1,9 @@
-"""How good it is: metrics from sums and counts, accuracy under corruptions and attacks, and reports of them."""
+"""How good it is, and how robust: test suites, runs of them, metrics from sums and counts, and reports.
+
+    from efficientnet_advprop import evaluation
+    results = evaluation.run(model, ["imagenet", "imagenet_a"], data_dir="/data")
+
+See `running.run` and docs/evaluation.md.
+"""
+
+from efficientnet_advprop.evaluation.running import run as run

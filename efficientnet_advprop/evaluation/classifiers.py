@@ -1,8 +1,8 @@
 """Models under test: whatever turns pixels into logits, with a name and what its results depend on.
 
-    as_classifier(model)                                          # an EfficientNet or another Keras model, a `tf.function`
-    as_classifier(lambda images: torch_model(images), name="…")   # any function of uint8 images [n, h, w, 3], called eagerly
-    load_saved_model("served/efficientnet/1")                     # see `saved_models`
+as_classifier(model)                                          # a network of ours or another Keras model, a `tf.function`
+as_classifier(lambda images: torch_model(images), name="…")   # any function of uint8 images [n, h, w, 3], called eagerly
+load_saved_model("served/efficientnet/1")                     # see `saved_models`
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.evaluation.evaluator import Evaluator, judge
 from efficientnet_advprop.evaluation.results import weights_digest
-from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.models import Network
 
 DEFAULT_IMAGE_SIZE, DEFAULT_CROP = 224, "0.875"
 _NUM_PROBES = 4  # images of noise that a model is asked about first
@@ -119,12 +119,12 @@ def as_classifier(
     """Makes a model ready for evaluation, and asks it about a few images of noise.
 
     Args:
-        model: a `Classifier`; an `EfficientNet`, another Keras model or a `tf.function`, of float32 pixels; or any other function,
-            of uint8 pixels. Outputs that are probabilities (none negative, each row's sum 1) are turned into logits by their
-            logarithm.
+        model: a `Classifier`; a `Network` of ours, another Keras model or a `tf.function`, of float32 pixels; or any other
+            function, of uint8 pixels. Outputs that are probabilities (none negative, each row's sum 1) are turned into logits
+            by their logarithm.
         name: for its results; None: the model's own.
-        image_size, crop: None: those of the `Classifier` or the `EfficientNet`; else 224 and "0.875".
-        branch: of an `EfficientNet`.
+        image_size, crop: None: those of the `Classifier` or the `Network`; else 224 and "0.875".
+        branch: of a `Network`.
 
     Raises:
         ClassifierError: it has no name or branch of that kind, or does not return logits.
@@ -135,13 +135,11 @@ def as_classifier(
     own_name = name or getattr(model, "name", None) or getattr(model, "__name__", "<lambda>")
     if own_name == "<lambda>":
         raise ClassifierError("`name` is missing; a model that has none needs one for the folder of its results.")
-    is_network = isinstance(model, EfficientNet)
+    is_network = isinstance(model, Network)
     if branch != "main" and not is_network:
-        raise ClassifierError(f"`branch` is {branch!r}, but only an EfficientNet has auxiliary branches.")
-    is_traceable = isinstance(model, (tf.Module, tf.types.experimental.GenericFunction))
+        raise ClassifierError(f"`branch` is {branch!r}, but only networks of `models` have auxiliary branches.")
+    is_traceable = isinstance(model, tf.Module) or hasattr(model, "get_concrete_function")
     if is_network:
-        if branch not in model.branches:
-            raise ClassifierError(f"`branch` is {branch!r}, but this network has only {', '.join(model.branches)}.")
         function = lambda images: model(images, training=False, branch=branch)  # noqa: E731
     elif isinstance(model, tf.keras.Model):
         function = lambda images: model(images, training=False)  # noqa: E731
@@ -181,7 +179,9 @@ def probe(
         outputs = np.asarray(function(noise if dtype == tf.uint8 else tf.cast(noise, dtype)))
     except (tf.errors.OpError, ValueError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ClassifierError(f"{name!r} does not take images [{batch_size}, {image_size}, {image_size}, 3]: {reason}") from error
+        raise ClassifierError(
+            f"{name!r} does not take images [{batch_size}, {image_size}, {image_size}, 3]: {reason}"
+        ) from error
     if outputs.ndim != 2 or len(outputs) != batch_size:
         raise ClassifierError(
             f"{name!r} answers {batch_size} images by an array of shape {outputs.shape}, but must by logits [images, classes]."

@@ -60,12 +60,12 @@ def judge(logits: tf.Tensor, labels: tf.Tensor, kept_classes: Optional[Sequence[
     is_before = (logits > own) | (tf.equal(logits, own) & (tf.range(num_classes) < labels[:, None]))
     top = tf.math.top_k(logits, min(TOP_K, num_classes))
     classes = top.indices if kept_classes is None else tf.gather(tf.constant(list(kept_classes), tf.int32), top.indices)
-    normalizer = tf.reduce_logsumexp(logits, -1, keepdims=True)
+    probabilities = tf.gather(tf.nn.softmax(logits), top.indices, batch_dims=1)
     return Answers(
         ranks=tf.where(is_finite, tf.reduce_sum(tf.cast(is_before, tf.int32), -1), num_classes),
-        losses=(normalizer - own)[:, 0],
+        losses=tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits),
         classes=tf.where(is_finite[:, None], classes, NO_CLASS),
-        probabilities=tf.where(is_finite[:, None], tf.minimum(tf.exp(top.values - normalizer), 1.0), 0.0),
+        probabilities=tf.where(is_finite[:, None], tf.minimum(probabilities, 1.0), 0.0),
     )
 
 
@@ -111,7 +111,7 @@ class Evaluator:
 
         Args:
             batches: {"images": [replica_batch, height, width, 3], "labels": int32 [replica_batch], "mask": float
-                [replica_batch], 1 for an image and 0 for padding}, distributed by the strategy if there is more than one replica.
+                [replica_batch], 1 for an image and 0 for padding}, distributed by the strategy if there are several replicas.
 
         Raises:
             ValueError: there was no image.
@@ -122,9 +122,7 @@ class Evaluator:
             counts, total_loss = counts + batch_counts, total_loss + tf.cast(batch_loss, tf.float64)
         num_images, num_top1, num_top5 = (int(count) for count in counts)
         if not num_images:
-            raise ValueError(
-                "`batches` held no image, so there is no accuracy; is the set empty, or read to its end before?"
-            )
+            raise ValueError("`batches` held no image, so there is no accuracy; is the set empty, or read to its end before?")
         return Score(num_images, num_top1, num_top5, float(total_loss))
 
     def predict(self, batches: Iterable[dict[str, tf.Tensor]]) -> Iterator[dict[str, np.ndarray]]:
@@ -180,9 +178,7 @@ class Evaluator:
             adversarial_images = self._attack(self._logits_fn, images, labels, randomness.fold_in(seed, restart))
             return restart + 1, worse(worst, judge_images(adversarial_images))
 
-        _, worst = tf.while_loop(
-            lambda restart, _: restart < self._num_restarts, try_once_more, (tf.constant(0), answers)
-        )
+        _, worst = tf.while_loop(lambda restart, _: restart < self._num_restarts, try_once_more, (tf.constant(0), answers))
         return worst
 
 

@@ -1,8 +1,8 @@
 """What a model said of each image of a test set: kept so that two models can be compared image by image.
 
-    predictions = ImagePredictions.read("runs/evaluation/b3-advprop/predictions/imagenet.npz")
-    predictions.image_ids, predictions.is_top1                    # str [n], bool [n]
-    predictions.score(), predictions.calibration()
+predictions = ImagePredictions.read("runs/evaluation/b3-advprop/predictions/imagenet.npz")
+predictions.image_ids, predictions.is_top1                    # str [n], bool [n]
+predictions.score(), predictions.calibration()
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ class ImagePredictions:
     Args:
         image_ids: str [n]: the path below the test set's folder, or file and number of a record.
         labels: int32 [n].
-        classes: int32 [n, 5] (fewer, if there are fewer classes), the most probable first; labels of the full set, also where only
-            some classes were kept. `NO_CLASS` where the logits were not finite.
+        classes: int32 [n, 5] (fewer, if there are fewer classes), the most probable first; labels of the full set, also where
+            only some classes were kept. `NO_CLASS` where the logits were not finite.
         probabilities: float32 [n, 5], theirs.
         losses: float32 [n], cross-entropy in nats.
 

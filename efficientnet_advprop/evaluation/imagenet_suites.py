@@ -26,7 +26,7 @@ NUM_CLASSES = 1000
 # D. Hendrycks et al.: which 200 classes ImageNet-A (arXiv 1907.07174) and ImageNet-R (arXiv 2006.16241) have.
 _SUBSETS_FILE = pathlib.Path(__file__).with_name("imagenet_subsets.json")
 # The archives that ImageNet-C comes in, and what each holds (the fifth, extra.tar, is not part of the benchmark).
-_ARCHIVES = {
+ARCHIVES = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
     "weather": ("snow", "frost", "fog", "brightness"),
@@ -89,7 +89,7 @@ LAYOUTS = {
             (f"imagenet-c/{archive}.tar", f"{archive}.tar"),
             tfds=(f"imagenet2012_corrupted/{corruption}_{severity}", "validation"),
         )
-        for archive, names in _ARCHIVES.items()
+        for archive, names in ARCHIVES.items()
         for corruption in names
         for severity in corruptions.SEVERITIES
     },
@@ -137,13 +137,17 @@ def find(name: str, data_dir: str) -> Optional[tuple[str, Callable[[], LabeledIm
     for folder in layout.records:
         path = os.path.normpath(os.path.join(data_dir, folder)) if "://" not in data_dir else os.path.join(data_dir, folder)
         if tf.io.gfile.isdir(path) and tf.io.gfile.glob(os.path.join(path, "validation-*-of-*")):
-            return path, lambda: RecordImages(records.open_split(path, "validation"))
+            return path, functools.partial(_list_records, path)
     if layout.tfds is not None:
         tfds_name, split = layout.tfds
         path = os.path.join(data_dir, tfds_name)
         if tf.io.gfile.isdir(path):
-            return path, lambda: RecordImages(sources.open_tfds_split(tfds_name, data_dir, split))
+            return path, lambda: RecordImages(sources.open_tfds_split(tfds_name, data_dir, split), NUM_CLASSES)
     return None
+
+
+def _list_records(path: str) -> RecordImages:
+    return RecordImages(records.open_split(path, "validation"), NUM_CLASSES)
 
 
 def _list_folder(name: str, path: str) -> FileImages:
@@ -185,9 +189,7 @@ def _open(
     return TestSet(name, *found, kept_classes=subset(suite) if kept else None, **fields)
 
 
-def _open_all(
-    suite: str, settings: SuiteSettings, *, is_stored_at_224: bool = False, kept: bool = False
-) -> list[TestSet]:
+def _open_all(suite: str, settings: SuiteSettings, *, is_stored_at_224: bool = False, kept: bool = False) -> list[TestSet]:
     """The test sets of a suite, in the order of `LAYOUTS`."""
     if settings.num_classes != NUM_CLASSES:
         raise SuiteError(

@@ -248,9 +248,7 @@ def _attack_chart(report: Report) -> str:
         scores = [report.scores(test_set)[model] for test_set in test_sets]
         curves.append(figures.Curve(report.names[model], color, [s.top1 for s in scores], [s.interval() for s in scores]))
     size = (5.6, 2.6)
-    return figures.line_chart(
-        [0, *report.epsilons], curves, x_label="ε, pixels of 255", y_label="top-1 accuracy, %", size=size
-    )
+    return figures.line_chart([0, *report.epsilons], curves, x_label="ε, pixels of 255", y_label="top-1 accuracy, %", size=size)
 
 
 def _training_charts(report: Report) -> list[dict]:

@@ -1,4 +1,4 @@
-"""What was measured of one model on several test sets: a folder that is written as it comes in, and read to go on and to report.
+"""What was measured of one model on several test sets: a folder, written as it comes in, read to go on and to report.
 
     <directory>/results.json                     `Results`: counts, conditions, digests, versions
     <directory>/predictions/<test set>.npz       `ImagePredictions` of every image of a test set
@@ -124,9 +124,10 @@ class Results:
 
     Args:
         model: its name, for people.
-        weights_digest: see `weights_digest`; of a SavedModel, SHA-256 over its files; "" for a function, whose weights are unknown.
-        config: of the model, JSON values: where it came from, "kind", "normalization", "image_size", "crop", "published" (its name
-            in `models.published_checkpoints`, or None), …
+        weights_digest: see `weights_digest`; of a SavedModel, SHA-256 over its files; "" for a function, whose weights are
+            unknown.
+        config: of the model, JSON values: where it came from, "kind", "normalization", "image_size", "crop", "published" (its
+            name in `models.published_checkpoints`, or None), …
         versions: package → version.
         test_sets: in the order they were measured.
     """

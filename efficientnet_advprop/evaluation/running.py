@@ -9,7 +9,7 @@ measured under other conditions.
 import importlib.metadata
 import os
 import platform
-from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +18,7 @@ from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.data import labeled_images
 from efficientnet_advprop.data.labeled_images import LabeledImages
 from efficientnet_advprop.data.records import DataError, write_atomically
-from efficientnet_advprop.evaluation.classifiers import Classifier, ClassifierError, as_classifier
+from efficientnet_advprop.evaluation.classifiers import Classifier, as_classifier
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.progress import Progress
 from efficientnet_advprop.evaluation.results import RESULTS_FILE, Conditions, Results, TestSetResult, predictions_path
@@ -26,7 +26,7 @@ from efficientnet_advprop.evaluation.suites import open_suites
 from efficientnet_advprop.evaluation.test_sets import SuiteSettings, TestSet
 
 DEFAULT_DIRECTORY = os.path.join("runs", "evaluation")
-_PACKAGES = ("tensorflow", "numpy", "scipy", "pillow")
+_PACKAGES = ("tensorflow", "numpy", "scipy", "pillow", "scikit-learn")
 
 
 class RunError(ValueError):
@@ -65,13 +65,13 @@ def run(
     """Evaluates a model on test suites.
 
     Args:
-        model: see `classifiers.as_classifier`: a network of ours, a Keras model, a `tf.function`, or any function from uint8 images
-            [n, size, size, 3] to logits [n, classes], of whatever library.
+        model: see `classifiers.as_classifier`: a network of ours, a Keras model, a `tf.function`, or any function from uint8
+            images [n, size, size, 3] to logits [n, classes], of whatever library.
         suites: names as for `--suite`: "imagenet", "imagenet_c", "imagenet_c/fog", "folder:/data/pets", …
         data_dir: what lies where below it says docs/evaluation.md.
         out_dir: of results.json and predictions/; None: runs/evaluation/<name>.
-        name: of the model; needed for a function without one. Of a function the name also stands for the weights, which cannot be
-            seen: give another one another name.
+        name: of the model; needed for a function without one. Of a function the name also stands for the weights, which cannot
+            be seen: give another one another name.
         image_size, crop, branch: see `classifiers.as_classifier`.
         stored_size, attack, num_restarts, max_images, allow_incomplete, seed: see `SuiteSettings`.
         batch_size: images, over all replicas.
@@ -168,17 +168,15 @@ def _check(classifier: Classifier, test_sets: Sequence[TestSet], batch_size: int
         if classifier.fixed_image_size not in (None, test_set.image_size):
             option = "stored_size" if test_set.crop == "none" else "image_size"
             raise RunError(
-                f"`{option}` is {test_set.image_size}, at which {test_set.name} would be fed, but {classifier.name!r} takes images of "
-                f"{classifier.fixed_image_size} pixels only; set it to that."
+                f"`{option}` is {test_set.image_size}, at which {test_set.name} would be fed, but {classifier.name!r} takes "
+                f"images of {classifier.fixed_image_size} pixels only; set it to that."
             )
 
 
 def _start_or_continue(classifier: Classifier, out_dir: str) -> Results:
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     config = {**classifier.config, "image_size": classifier.image_size, "crop": classifier.crop, "branch": classifier.branch}
-    results = Results(
-        classifier.name, classifier.weights_digest, config, {**versions, "python": platform.python_version()}
-    )
+    results = Results(classifier.name, classifier.weights_digest, config, {**versions, "python": platform.python_version()})
     if not tf.io.gfile.exists(os.path.join(out_dir, RESULTS_FILE)):
         return results
     try:
@@ -219,9 +217,7 @@ def _require_complete(seen: dict[str, _Seen], allow_incomplete: bool) -> None:
 def _is_measured(results: Results, name: str, facts: _Seen, out_dir: str) -> bool:
     earlier = results.test_sets.get(name)
     return (
-        earlier is not None
-        and earlier.conditions == facts.conditions
-        and tf.io.gfile.exists(predictions_path(out_dir, name))
+        earlier is not None and earlier.conditions == facts.conditions and tf.io.gfile.exists(predictions_path(out_dir, name))
     )
 
 
@@ -281,8 +277,8 @@ def _in_order(parts: list[dict[str, np.ndarray]], images: LabeledImages, test_se
     positions = joined["positions"][order]
     if len(positions) != facts.num_drawn or len(np.unique(positions)) != facts.num_drawn:
         raise RunError(
-            f"{test_set.name}: {len(positions)} images were seen, {len(np.unique(positions))} of them different, where there are "
-            f"{facts.num_drawn}; did the files change meanwhile?"
+            f"{test_set.name}: {len(positions)} images were seen, {len(np.unique(positions))} of them different, where there "
+            f"are {facts.num_drawn}; did the files change meanwhile?"
         )
     labels = joined["labels"][order]
     if test_set.kept_classes is not None and not np.isin(labels, test_set.kept_classes).all():

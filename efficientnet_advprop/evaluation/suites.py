@@ -36,7 +36,7 @@ def open_digits(settings: SuiteSettings) -> list[TestSet]:
     digits.ensure_digits(settings.data_dir)
 
     def test_set(name, folder_of):
-        find_images = lambda: RecordImages(records.open_split(folder_of(), "validation"))  # noqa: E731
+        find_images = lambda: RecordImages(records.open_split(folder_of(), "validation"), digits.NUM_CLASSES)  # noqa: E731
         fields = common(settings, expected_num_images=digits.NUM_VALIDATION)
         return TestSet(name, settings.data_dir, find_images, **fields)
 

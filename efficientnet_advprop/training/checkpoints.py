@@ -176,22 +176,23 @@ class Checkpoints:
             pass
 
 
-def load_averaged_model(model_dir: str, *, which: str = "best") -> Network:
-    """A trained network for inference: the averaged weights, main batch norms only.
+def load_averaged_model(model_dir: str, *, which: str = "best", aux_branches: Optional[int] = 0) -> Network:
+    """A trained network for inference: the averaged weights, main batch norms only unless told.
 
     Args:
         model_dir: of a training run.
         which: "best" (validation accuracy) or "last".
+        aux_branches: of the network that is returned; None: all that were trained.
 
     Returns:
-        A network with `aux_branches=0`. Without averaging (`ema_decay` 0) it has the weights themselves.
+        The network. Without averaging (`ema_decay` 0) it has the weights themselves.
 
     Raises:
         CheckpointError: the directory holds no config or no such checkpoint, or it cannot be read.
         ValueError: `which` is something else.
     """
     held = _restore_network(model_dir, which)
-    model = assembly.make_model(read_config(model_dir), aux_branches=0)
+    model = assembly.make_model(read_config(model_dir), aux_branches=aux_branches)
     copy_for_inference(held.model, held.ema, model)
     return model
 

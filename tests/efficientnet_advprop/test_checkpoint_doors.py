@@ -11,6 +11,8 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
+from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.evaluation.results import Results
 from tests.conftest import DATA, load_tiny, make_tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -41,7 +43,9 @@ def outputs(tmp_path_factory):
         "classify": start(
             "classify", *network, f"--labels_map_file={root / 'labels_map.txt'}", image, str(root / "broken.jpg")
         ),
-        "evaluate": start("evaluate", *network, f"--suite=folder:{root / 'val'}", "--batch_size=4"),
+        "evaluate": start(
+            "evaluate", *network, f"--suite=folder:{root / 'val'}", "--batch_size=4", f"--out_dir={root / 'out'}"
+        ),
         "no checkpoint": start("evaluate", "--checkpoint=/no/such/file", "--suite=folder:/x"),
         "release": start("release", f"--model_dir={root}", f"--output={root / 'out'}"),
     }
@@ -88,16 +92,13 @@ def test_classify(outputs, logits):
 def test_evaluate(outputs, logits):
     code, stdout, _ = outputs[0]["evaluate"]
     assert code == 0
-    rows = {line.split()[0]: line.split()[1:] for line in stdout.splitlines() if line.startswith("  ")}
-    top1 = 100 * np.mean(logits.argmax(1) == np.arange(10))
-    top5 = 100 * np.mean([label in np.argsort(-row)[:5] for label, row in enumerate(logits)])
+    (result,) = Results.read(str(outputs[1] / "out")).test_sets.values()
+    num_top1 = np.sum(logits.argmax(1) == np.arange(10))
+    num_top5 = sum(label in np.argsort(-row)[:5] for label, row in enumerate(logits))
     loss = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(10), np.arange(10)])
-    assert (float(rows["top-1"][0]), float(rows["top-5"][0]), rows["images"]) == (
-        pytest.approx(top1),
-        pytest.approx(top5),
-        ["10"],
-    )
-    assert float(rows["loss"][0]) == pytest.approx(loss, abs=1e-3)
+    assert result.score == Score(10, num_top1, num_top5) and result.is_complete
+    assert result.score.loss == pytest.approx(loss, abs=1e-3)
+    assert f"top-1 {10 * num_top1:6.2f} %" in stdout and "10 images  32 px, crop released" in stdout
 
 
 @pytest.mark.parametrize(

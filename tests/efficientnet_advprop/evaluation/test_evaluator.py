@@ -6,7 +6,7 @@ import tensorflow as tf
 from sklearn.metrics import top_k_accuracy_score
 
 from efficientnet_advprop.attacks import PGD
-from efficientnet_advprop.evaluation.evaluator import Evaluator, top_k_hits
+from efficientnet_advprop.evaluation.evaluator import Evaluator, judge
 
 NUM_CLASSES = 7
 
@@ -59,16 +59,50 @@ def test_two_replicas_count_like_one(images_and_labels, two_replicas):
     assert evaluate(distributed) == Evaluator(logits_from_pixels)(make_batches(images, labels, 10))
 
 
+def test_answers_are_those_of_the_images_whatever_the_batches(images_and_labels):
+    images, labels = images_and_labels
+    logits = images.reshape(53, -1)[:, :NUM_CLASSES].astype(np.float64)
+    found = list(Evaluator(logits_from_pixels).predict(with_positions(make_batches(images, labels, 10))))
+    joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    assert joined["positions"].tolist() == list(range(53)) and joined["labels"].tolist() == labels.tolist()
+    order = np.argsort(-logits, axis=1, kind="stable")
+    np.testing.assert_array_equal(joined["classes"], order[:, :5])
+    np.testing.assert_array_equal(joined["ranks"], [list(row).index(label) for row, label in zip(order, labels)])
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    np.testing.assert_allclose(joined["probabilities"], np.take_along_axis(probabilities, order[:, :5], 1), atol=1e-6)
+
+
+def with_positions(batches):
+    start = 0
+    for batch in batches:
+        yield {**batch, "positions": tf.range(start, start + len(batch["labels"]))}
+        start += len(batch["labels"])
+
+
 def test_ties_and_non_finite_logits_are_no_gift():
     constant, broken = [0.0] * 7, [0.0, np.nan, 0.0, 0.0, 0.0, 0.0, 0.0]
     logits = tf.constant([constant, constant, broken, broken, [np.inf] + [0.0] * 6])
     labels = tf.constant([0, 6, 1, 0, 0])
-    assert top_k_hits(logits, labels, 1).numpy().tolist() == [True, False, False, False, False]
-    assert top_k_hits(logits, labels, 5).numpy().tolist() == [True, False, False, False, False]
+    answers = judge(logits, labels)
+    assert answers.ranks.numpy().tolist() == [0, 6, 7, 7, 7]
+    assert answers.classes.numpy()[1:3].tolist() == [[0, 1, 2, 3, 4], [-1] * 5]
+    assert answers.probabilities.numpy()[2].tolist() == [0.0] * 5
 
 
 def test_fewer_classes_than_k():
-    assert top_k_hits(tf.constant([[1.0, 2.0, 3.0]]), tf.constant([0]), 5).numpy().all()
+    answers = judge(tf.constant([[1.0, 2.0, 3.0]]), tf.constant([0]))
+    assert answers.ranks.numpy() < 5 and answers.classes.numpy().tolist() == [[2, 1, 0]]
+
+
+def test_only_the_kept_classes_count():
+    """Class 6 would win, but is none of those asked about; probabilities are over those that are."""
+    logits = np.array([[0.0, 3.0, 1.0, 9.0, 2.0, 0.0, 9.0]])
+    answers = judge(tf.constant(logits), tf.constant([4]), kept_classes=(1, 2, 4))
+    kept = np.exp(logits[0, [1, 4, 2]])
+    assert answers.ranks.numpy().tolist() == [1] and answers.classes.numpy().tolist() == [[1, 4, 2]]
+    np.testing.assert_allclose(answers.probabilities[0], kept / kept.sum(), rtol=1e-6)
+    np.testing.assert_allclose(answers.losses, -np.log(kept[1] / kept.sum()), rtol=1e-6)
 
 
 def test_robust_accuracy_of_a_linear_classifier():
@@ -95,6 +129,24 @@ def test_an_attack_that_helps_does_not_count_as_robust():
     adversarial_images = attack(wrong_at_100, tf.constant(images), tf.constant(labels), seed=tf.constant([0, 0]))
     assert np.mean(np.argmax(wrong_at_100(adversarial_images), -1) == labels) > 0.8
     assert Evaluator(wrong_at_100, attack=attack)(make_batches(images, labels, 20)).num_top1 == 0
+
+
+def test_an_image_must_withstand_every_restart():
+    """Right at its own pixel alone and wrong in one of three directions: which one a single random start meets is chance."""
+    images, labels = np.full([60, 1, 1, 3], 100.0, np.float32), np.zeros(60, np.int32)
+
+    def wrong_where_red_rises(x):
+        rise = x[:, 0, 0, 0] - 100.0
+        return tf.stack([tf.zeros_like(rise), tf.sign(rise - 0.5)], axis=1)  # flat: the attack stays at its random start
+
+    def robust(num_restarts):
+        attack = PGD(epsilon=2.0, step_size=1e-6, num_steps=1, targeted=False, random_start=1.0)
+        evaluate = Evaluator(wrong_where_red_rises, attack=attack, num_restarts=num_restarts)
+        return evaluate(make_batches(images, labels, 60)).num_top1
+
+    once, eight_times = robust(1), robust(8)
+    assert 60 * (5 / 8) - 15 < once < 60 * (5 / 8) + 15  # P(rise < 0.5) of a uniform start in ±2
+    assert eight_times < 10  # 60 · (5/8)⁸ = 1.4
 
 
 def test_the_attack_draws_the_same_whenever_it_runs(images_and_labels):

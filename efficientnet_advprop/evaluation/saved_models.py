@@ -1,0 +1,123 @@
+"""SavedModels under test: our exports, and any other that turns images into logits.
+
+    classifier = load("served/efficientnet/1")
+
+Taken is a signature with one input [n, h, w, 3], float or uint8, and one output [n, classes] (or one called "logits"): of our
+exports `predict_images`, else `serving_default`, else the first of that form. Pixels are fed as RGB in [0, 255]; a model that
+wants them otherwise goes by a function of one's own (docs/evaluation.md). Where an export of ours tells its size and crop in
+assets/metadata.json, they are taken.
+"""
+
+import hashlib
+import json
+import os
+from typing import Optional
+
+import tensorflow as tf
+
+from efficientnet_advprop.evaluation.classifiers import (
+    DEFAULT_CROP,
+    DEFAULT_IMAGE_SIZE,
+    Classifier,
+    ClassifierError,
+    probe,
+)
+
+_FIRST_CHOICES = ("predict_images", "serving_default")
+
+
+def load(path: str, *, image_size: Optional[int] = None, crop: Optional[str] = None) -> Classifier:
+    """Makes a SavedModel ready for evaluation.
+
+    Args:
+        path: of its folder.
+        image_size, crop: None: what the model demands or tells, else 224 and "0.875".
+
+    Raises:
+        ClassifierError: it is none, or has no signature from images to logits; the message lists those that it has.
+    """
+    try:
+        loaded = tf.saved_model.load(path)
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ClassifierError(f"`--saved_model` is {path!r}, which cannot be loaded: {reason}") from error
+    name, signature, images, output = _choose_signature(path, loaded.signatures)
+    metadata = _read_metadata(path)
+    if images.shape[1] != images.shape[2]:
+        raise ClassifierError(
+            f"{path!r} takes images of {images.shape[1]} x {images.shape[2]} pixels, but must take square ones."
+        )
+    size = image_size or images.shape[1] or metadata.get("image_size") or DEFAULT_IMAGE_SIZE
+    if images.shape[1] not in (None, size):
+        raise ClassifierError(
+            f"`--image_size` is {image_size}, but {path!r} takes {images.shape[1]} pixels only; leave it out."
+        )
+
+    def function(pixels):
+        if images.dtype.is_integer:
+            pixels = tf.clip_by_value(tf.round(tf.cast(pixels, tf.float32)), 0.0, 255.0)
+        # `loaded` must live as long as its signature.
+        return loaded.signatures[name](**{images.name: tf.cast(pixels, images.dtype)})[output]
+
+    num_classes, function, kind = probe(function, path, size, tf.float32, images.shape[0] or 4)
+    return Classifier(
+        name=path,
+        function=function,
+        num_classes=num_classes,
+        image_size=size,
+        crop=crop or metadata.get("crop") or DEFAULT_CROP,
+        weights_digest=_digest(path),
+        config={"saved_model": path, "signature": name, "output": kind},
+        fixed_image_size=images.shape[1],
+        fixed_batch_size=images.shape[0],
+    )
+
+
+def _choose_signature(path, signatures):
+    """(name, signature, spec of its images, key of its logits)."""
+    specs_of = lambda signature: signature.structured_input_signature[1].values()  # noqa: E731
+    fitting = {}
+    for name, signature in signatures.items():
+        inputs = list(specs_of(signature))
+        outputs = signature.structured_outputs
+        matrices = [key for key, spec in outputs.items() if spec.shape.rank == 2]
+        output = "logits" if "logits" in matrices else matrices[0] if len(matrices) == 1 else None
+        is_images = len(inputs) == 1 and inputs[0].shape.rank == 4 and inputs[0].shape[-1] == 3 and inputs[0].dtype != tf.string
+        if is_images and output is not None:
+            fitting[name] = (name, signature, inputs[0], output)
+    for name in (*_FIRST_CHOICES, *fitting):
+        if name in fitting:
+            return fitting[name]
+    held = "; ".join(
+        f"{name}: {', '.join(f'{spec.name} {spec.dtype.name} {spec.shape}' for spec in specs_of(s))}"
+        f" → {', '.join(f'{key} {spec.shape}' for key, spec in s.structured_outputs.items())}"
+        for name, s in signatures.items()
+    )
+    raise ClassifierError(
+        f"{path!r} has no signature from images [n, h, w, 3] to logits [n, classes]. It has: {held or 'none at all'}. Such a "
+        "model is evaluated by `evaluation.run`, with a function that calls it."
+    )
+
+
+def _read_metadata(path: str) -> dict:
+    """What an export of ours tells of its input; {} for another SavedModel."""
+    file_path = os.path.join(path, "assets", "metadata.json")
+    if not tf.io.gfile.exists(file_path):
+        return {}
+    try:
+        with tf.io.gfile.GFile(file_path) as file:
+            told = json.load(file)["input"]
+        return {name: told[name] for name in ("image_size", "crop")}
+    except (tf.errors.OpError, ValueError, KeyError, TypeError):
+        return {}  # another program's file of that name
+
+
+def _digest(path: str) -> str:
+    """SHA-256 over the files that hold graph and weights."""
+    digest = hashlib.sha256()
+    for file_path in sorted(tf.io.gfile.glob([os.path.join(path, "saved_model.pb"), os.path.join(path, "variables", "*")])):
+        with tf.io.gfile.GFile(file_path, "rb") as file:
+            digest.update(f"{os.path.basename(file_path)} {file.size()};".encode())
+            while part := file.read(1 << 24):
+                digest.update(part)
+    return digest.hexdigest()

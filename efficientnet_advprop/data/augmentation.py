@@ -140,27 +140,26 @@ def _blend(degenerate: tf.Tensor, image: tf.Tensor, factor: Number) -> tf.Tensor
 
 
 def _auto_contrast(image: tf.Tensor) -> tf.Tensor:
-    rows = _rows(image)
-    low = tf.cast(tf.reduce_min(tf.reshape(tf.reduce_min(rows, axis=0), [-1, 3]), axis=0), tf.float32)
-    high = tf.cast(tf.reduce_max(tf.reshape(tf.reduce_max(rows, axis=0), [-1, 3]), axis=0), tf.float32)
+    rows = tf.cast(_rows(image), tf.float32)  # of which the extremes are found faster than of bytes
+    low = tf.reduce_min(tf.reshape(tf.reduce_min(rows, axis=0), [-1, 3]), axis=0)
+    high = tf.reduce_max(tf.reshape(tf.reduce_max(rows, axis=0), [-1, 3]), axis=0)
     is_flat = high <= low
     scale = tf.where(is_flat, 1.0, 255.0 / tf.where(is_flat, 1.0, high - low))
     offset = tf.where(is_flat, 0.0, -low * scale)
-    stretched = _to_bytes(tf.cast(rows, tf.float32) * _per_row(image, scale) + _per_row(image, offset))
-    return tf.reshape(stretched, tf.shape(image))
+    return tf.reshape(_to_bytes(rows * _per_row(image, scale) + _per_row(image, offset)), tf.shape(image))
 
 
 def _equalize(image: tf.Tensor) -> tf.Tensor:
     # One table of 3 · 256 entries for all channels.
     indices = tf.reshape(tf.cast(_rows(image), tf.int32) + _per_row(image, tf.constant([0, 256, 512])), [-1])
     histogram = tf.reshape(tf.raw_ops.Bincount(arr=indices, size=768, weights=tf.constant([], tf.int32)), [3, 256])
-    brightest = 255 - tf.argmax(tf.reverse(histogram, [1]) > 0, axis=1, output_type=tf.int32)
-    step = (tf.reduce_sum(histogram, axis=1) - tf.gather(histogram, brightest, batch_dims=1)) // 255
-    divisor = tf.maximum(step, 1)[:, tf.newaxis]
-    table = tf.clip_by_value((tf.cumsum(histogram, axis=1, exclusive=True) + divisor // 2) // divisor, 0, 255)
-    # The table of the official code begins with a zero, then the sums shifted by one; its first sum is never used.
-    table = tf.concat([tf.zeros([3, 1], tf.int32), table[:, 1:]], axis=1)
-    table = tf.where(step[:, tf.newaxis] == 0, tf.range(256), table)
+    num_darker = tf.cumsum(histogram, axis=1, exclusive=True)
+    # All pixels but the brightest ones.
+    is_there = num_darker < tf.shape(image)[0] * tf.shape(image)[1]
+    step = tf.reduce_max(tf.where(is_there, num_darker, 0), axis=1, keepdims=True) // 255
+    divisor = tf.maximum(step, 1)
+    table = tf.minimum((num_darker + divisor // 2) // divisor, 255)
+    table = tf.where(step == 0, tf.range(256), table)
     # `gather_nd` looks single numbers up in two thirds of the time of `gather`.
     return tf.reshape(tf.gather_nd(tf.reshape(tf.cast(table, tf.uint8), [-1]), indices[:, tf.newaxis]), tf.shape(image))
 
@@ -244,24 +243,31 @@ def _sharpness(image: tf.Tensor, factor: Number) -> tf.Tensor:
     return tf.concat([image[:1], middle, image[-1:]], axis=0)
 
 
-def _nearest(positions: tf.Tensor, length: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
-    """The pixel nearest to a position, halves away from zero as the official kernel rounds, and whether there is one."""
-    rounded = tf.round(positions)  # halves to even
-    rounded += tf.cast(tf.equal(positions - rounded, 0.5), tf.float32)
-    return rounded, tf.logical_and(positions > -0.5, rounded < tf.cast(length, tf.float32))
+def _nearest(positions: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """The pixel nearest to a position, halves away from zero as the official kernel rounds; −1 and `length` are outside."""
+    # The largest number below 1/2: 1/2 itself would make 1 of the largest position below it. Clipping comes first, or
+    # TensorFlow's optimizer adds the constant to an earlier one.
+    return tf.floor(tf.clip_by_value(positions, -1.0, length) + np.nextafter(np.float32(0.5), np.float32(0.0)))
 
 
 def _look_up(image: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """image[nearest(y), nearest(x)], gray outside; y and x float32 that broadcast to [h, w].
 
-    The same as the kernel behind `tfa.image.transform` on an image with a fourth channel of ones, in a third of its time.
+    The same as the kernel behind `tfa.image.transform` on an image with a fourth channel of ones, in a sixth of its time.
     """
     height, width = tf.shape(image)[0], tf.shape(image)[1]
-    (y, y_is_inside), (x, x_is_inside) = _nearest(y, height), _nearest(x, width)
-    outside = tf.cast(height * width, tf.float32)
-    indices = tf.where(tf.logical_and(y_is_inside, x_is_inside), y * tf.cast(width, tf.float32) + x, outside)
-    pixels = tf.concat([tf.reshape(image, [-1, 3]), tf.fill([1, 3], tf.constant(_FILL, tf.uint8))], axis=0)
-    return tf.gather(pixels, tf.cast(indices, tf.int32))
+    # Gray above, below and between the end of a row and the beginning of the next.
+    rows = tf.concat([_rows(image), _gray_bytes([height, 3])], axis=1)
+    pixels = tf.concat([_gray_bytes([3 * (width + 2)]), tf.reshape(rows, [-1]), _gray_bytes([3 * (width + 1)])], axis=0)
+    height, width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    indices = (_nearest(y, height) * (width + 1.0) + (width + 2.0)) + _nearest(x, width)
+    # `gather_nd` takes two thirds of the time of `gather`.
+    found = tf.gather_nd(tf.reshape(pixels, [-1, 3]), tf.reshape(tf.cast(indices, tf.int32), [-1, 1]))
+    return tf.reshape(found, tf.shape(image))
+
+
+def _gray_bytes(shape: Sequence[Number]) -> tf.Tensor:
+    return tf.fill(shape, tf.constant(_FILL, tf.uint8))
 
 
 def _positions(image: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:

@@ -1,6 +1,6 @@
 # Everything from a fresh clone: `make demo`, `make test`. Other targets: `make help`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-slow lint bench preflight clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -27,8 +27,14 @@ lint: $(VENV)/installed  ## ruff
 bench: $(VENV)/installed  ## the measurements; they want an otherwise idle machine
 	@for script in benchmarks/*.py; do echo "== $$script"; $(PYTHON) "$$script" || exit 1; done
 
-clean:  ## remove the virtual environment, runs and caches
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+# make preflight PREFLIGHT="--config=configs/advprop.py:b7 --topology=v3:2x2 --find_batch_size"; docs/preflight.md
+PREFLIGHT ?= --config=configs/advprop.py:b0 --topology=v3:2x2 --replica_batch_size=32
+
+preflight: $(VENV)/installed $(VENV)-preflight/installed  ## compile a training step for a TPU, without a TPU: PREFLIGHT="--config=…"
+	$(PYTHON) -m tpu_utils.preflight --compiler_python=$(VENV)-preflight/bin/python $(PREFLIGHT)
+
+clean:  ## remove the virtual environments, runs and caches
+	rm -rf $(VENV) $(VENV)-preflight runs .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment, made anew when the pins change. A version's shim may exist without the version: a candidate counts if it runs.
@@ -48,4 +54,21 @@ $(VENV)/installed: requirements.txt
 	@echo "Installing the $$(grep -c == requirements.txt) packages of requirements.txt (about 600 MB, a few minutes) ..."
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --progress-bar off -r requirements.txt
 	@$(PYTHON) -c 'import tensorflow as tf; print("Installed: TensorFlow", tf.__version__)'
+	@touch $@
+
+# The TPU's compiler, which cannot share an environment with TensorFlow 2.15.
+$(VENV)-preflight/installed: requirements-preflight.txt
+	@for candidate in $${PYTHON_FOR_PREFLIGHT:-} python3.11 python3.12 python3.13 python3.14 python3; do \
+	    if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	        found=$$candidate; break; \
+	    fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "No working Python 3.11 or later with the venv module was found, and the TPU's compiler needs one." >&2; \
+	    echo "Install one, or name it: make preflight PYTHON_FOR_PREFLIGHT=/path/to/python3.12" >&2; \
+	    exit 1; \
+	fi; \
+	echo "Making $(VENV)-preflight with $$($$found --version) ($$found) and the TPU's compiler (about 1 GB) ..."; \
+	rm -rf $(VENV)-preflight && $$found -m venv $(VENV)-preflight
+	@$(VENV)-preflight/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off -r requirements-preflight.txt
 	@touch $@

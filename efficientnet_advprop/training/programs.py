@@ -1,0 +1,57 @@
+"""What a device runs of a training run, as functions to be compiled before there is a device.
+
+    function, specs = training_step(config, replica_batch_size=8, num_replicas=8)
+    hlo = tpu_compiler.lower(function, specs, num_replicas=8)
+"""
+
+import copy
+from typing import Callable
+
+import tensorflow as tf
+
+from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.training import assembly
+from efficientnet_advprop.training.steps import attacked_network
+
+Program = tuple[Callable, list[tf.TensorSpec]]  # a replica's function, and its arguments
+
+
+def batch_specs(config: ExperimentConfig, replica_batch_size: int) -> list[tf.TensorSpec]:
+    """uint8 images and int32 labels, as the input pipeline hands them to a replica."""
+    size = config.data.image_size
+    return [tf.TensorSpec([replica_batch_size, size, size, 3], tf.uint8), tf.TensorSpec([replica_batch_size], tf.int32)]
+
+
+def training_step(config: ExperimentConfig, replica_batch_size: int, num_replicas: int) -> Program:
+    """The whole update: attack, passes, reduction, optimizer and averages, on new variables.
+
+    Raises:
+        ConfigError: `replica_batch_size` does not divide by the accumulation steps.
+    """
+    parts = config.training.accumulation_steps
+    if replica_batch_size < 1 or replica_batch_size % parts:
+        raise ConfigError(
+            f"`replica_batch_size` is {replica_batch_size}, but must be a multiple of "
+            f"`config.training.accumulation_steps` = {parts}."
+        )
+    config = copy.deepcopy(config)
+    config.training.global_batch_size = replica_batch_size * num_replicas
+    state = assembly.make_state(config)
+    # Any epoch will do: the schedule's arithmetic is the same.
+    step = assembly.make_step(config, state, assembly.make_learning_rate(config, steps_per_epoch=1000.0, total_steps=100_000))
+    return lambda images, labels: step({"images": images, "labels": labels}), batch_specs(config, replica_batch_size)
+
+
+def attack(config: ExperimentConfig, replica_batch_size: int) -> Program:
+    """The attack of the training step alone: adversarial images for a batch.
+
+    Raises:
+        ConfigError: the method attacks nothing.
+    """
+    adversary = assembly.make_attack(config)
+    if adversary is None:
+        raise ConfigError(f"`config.training.method` is {config.training.method!r}, which has no attack; take 'advprop'.")
+    branch = "aux" if config.training.method == "advprop" else "main"
+    seed = tf.constant([0, 0])
+    network = attacked_network(assembly.make_model(config), branch, config.attack.statistics, seed)
+    return lambda images, labels: adversary(network, images, labels, seed), batch_specs(config, replica_batch_size)

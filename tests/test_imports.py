@@ -45,9 +45,9 @@ def test_rooms_keep_to_the_direction():
 
 
 def test_tpu_utils_knows_nothing_of_ours():
-    assert not [
-        f"{path}: {name}" for path in (ROOT / "tpu_utils").rglob("*.py") for name in imports(path) if name.startswith(PACKAGE)
-    ]
+    """But for its door, `python -m tpu_utils.preflight`, which like every door ties a config to one call."""
+    files = [path for path in (ROOT / "tpu_utils").rglob("*.py") if path != ROOT / "tpu_utils/preflight.py"]
+    assert not [f"{path}: {name}" for path in files for name in imports(path) if name.startswith(PACKAGE)]
 
 
 def test_at_most_one_module_has_tensorflow_addons_and_none_has_private_interfaces():

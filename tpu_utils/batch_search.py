@@ -13,7 +13,9 @@ def grid(batch: int) -> int:
     return max(1, 2 ** (max(batch, 1).bit_length() - 1) // 8)
 
 
-def find_largest_batch(try_batch: Callable[[int], Trial], *, capacity_bytes: int, first: int, multiple: int = 1) -> Optional[int]:
+def find_largest_batch(
+    try_batch: Callable[[int], Trial], *, capacity_bytes: int, first: int, multiple: int = 1
+) -> Optional[int]:
     """The largest batch on the grid that fits, as far as memory grows linearly with the batch.
 
     Two trials give the line; the rest are at its end. The result has been tried itself; that the next batch on the grid does

@@ -107,8 +107,9 @@ def describe(record: Record, vanilla: Optional[Record], compiler: tpu_compiler.T
     capacity = compiler.chip.memory_bytes / tpu_compiler.GIB
     attack = "" if method == "vanilla" else f" with {num_steps} attack step{'s'[: num_steps > 1]}"
     recomputed = f", {model['recomputed_blocks']} blocks recomputed" if model["recomputed_blocks"] else ""
+    pixels = config["data"]["image_size"]
     lines = [
-        f"{method} training of {model['variant']}{attack}, {config['data']['image_size']} px, {model['compute_dtype']}{recomputed}",
+        f"{method} training of {model['variant']}{attack}, {pixels} px, {model['compute_dtype']}{recomputed}",
         f"{compiler.topology}: {cores} core{'s'[: cores > 1]} with {batch} images each",
     ]
 

@@ -38,6 +38,11 @@ class Environment:
         """Whether the operations below may stand in a `tf.while_loop`. Strategies that meet in Python (`merge_call`) cannot."""
         return self.num_replicas == 1 or _on_tpu()
 
+    @property
+    def executes_in_order(self) -> bool:
+        """Whether a replica's device does one operation at a time anyway, so that to prescribe an order costs nothing."""
+        return _on_tpu()
+
     def sum_in_groups(self, tensors: Sequence[tf.Tensor], group_size: int) -> list[tf.Tensor]:
         """The sum of each of `tensors` over this replica's group: `group_size` (> 1) replicas of consecutive numbers.
 
@@ -118,6 +123,11 @@ def replica_id() -> tf.Tensor:
 def reduces_in_loops() -> bool:
     """Whether a reduction may stand in a `tf.while_loop`."""
     return _environment.reduces_in_loops
+
+
+def executes_in_order() -> bool:
+    """Whether a replica's device does one operation at a time anyway, so that to prescribe an order costs nothing."""
+    return _environment.executes_in_order
 
 
 def sum_over_replicas(tensors: Sequence[tf.Tensor], group_size: Optional[int] = None) -> list[tf.Tensor]:

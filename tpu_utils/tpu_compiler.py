@@ -5,8 +5,8 @@
     program = compiler.compile(hlo, num_replicas=8)                         # libtpu, a process in another environment
     program.memory_bytes, program.flops, program.scheduled_seconds
 
-TensorFlow turns the function into HLO as it would for a TPU; libtpu, which JAX brings, schedules it and says what it needs. What
-it says of time is an estimate: no TPU has run anything.
+TensorFlow turns the function into HLO as it would for a TPU; libtpu, which JAX brings, schedules it and says what it needs.
+What it says of time is an estimate: no TPU has run anything.
 """
 
 import dataclasses
@@ -80,6 +80,10 @@ class PlannedReplicas(reduction.Environment):
 
     @property
     def reduces_in_loops(self) -> bool:
+        return True
+
+    @property
+    def executes_in_order(self) -> bool:
         return True
 
     def sum_in_groups(self, tensors, group_size):
@@ -173,7 +177,7 @@ class TPUCompiler:
         kind = topology.split(":")[0]
         if kind not in CHIPS or ":" not in topology:
             raise CompilerError(
-                f"`topology` is {topology!r}, but must be a kind ({', '.join(CHIPS)}) and chips per dimension, such as 'v3:2x2'."
+                f"`topology` is {topology!r}, but must be a kind ({', '.join(CHIPS)}) and chips per dimension: 'v3:2x2'."
             )
         self.chip = CHIPS[kind]
         self.num_cores = self._ask(b"", 0)["num_devices"]

@@ -22,8 +22,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import jaxlib
 import numpy as np
-from jax._src.interpreters import mlir as jax_mlir
 from jax.experimental import topologies
+from jax.interpreters import mlir as jax_mlir
 from jaxlib import _hlo, _jax, xla_client
 from jaxlib.mlir import ir
 
@@ -58,7 +58,8 @@ def say_aliases_by_argument(module: ir.Module) -> None:
         parameter = ir.IntegerAttr(ir.DictAttr(entry["alias"])["parameter_number"]).value
         outputs[parameter] = list(ir.DenseI64ArrayAttr(entry["output_index"]))[0]
     del module.operation.attributes["mhlo.input_output_alias"]
-    main = next(operation for operation in module.body.operations if ir.StringAttr(operation.attributes["sym_name"]).value == "main")
+    functions = {ir.StringAttr(function.attributes["sym_name"]).value: function for function in module.body.operations}
+    main = functions["main"]
     int32 = ir.IntegerType.get_signless(32)
     main.arg_attrs = ir.ArrayAttr.get(
         [

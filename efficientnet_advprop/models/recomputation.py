@@ -10,6 +10,8 @@ from typing import Callable
 
 import tensorflow as tf
 
+from tpu_utils import ordering
+
 
 def recompute_in_backward(
     forward: Callable[[tf.Tensor], tf.Tensor], again: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor
@@ -29,7 +31,8 @@ def recompute_in_backward(
     def run(inputs):
         def gradient(upstream, variables=()):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                starting_point = _after(upstream, inputs)
+                # Without this XLA sees the same operations on the same inputs twice, does them once and keeps the results.
+                starting_point = ordering.after(upstream, inputs)
                 tape.watch([starting_point, *variables])
                 outputs = again(starting_point)
             to_inputs, *to_variables = tape.gradient(
@@ -40,14 +43,3 @@ def recompute_in_backward(
         return forward(inputs), gradient
 
     return run(inputs)
-
-
-def _after(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-    """`second`, in a way that makes XLA compute `first` before it.
-
-    XLA would otherwise see the same operations on the same inputs twice, do them once, and keep the results. The zero that is
-    added is one that no compiler can know to be zero; where the gradient is not finite, neither is the sum.
-    """
-    element = tf.reshape(first, [-1])[0]
-    zero = tf.where(tf.math.is_finite(element), tf.zeros_like(element), element)
-    return second + tf.cast(zero, second.dtype)

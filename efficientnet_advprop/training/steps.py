@@ -15,7 +15,7 @@ from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.training import losses
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState
-from tpu_utils import randomness, reduction
+from tpu_utils import ordering, randomness, reduction
 
 METHODS = ("vanilla", "advprop", "adversarial")
 STATISTICS = ("running", "batch")
@@ -87,6 +87,11 @@ def _advprop(run: _Passes, attack: PGD, statistics: str) -> GradientFn:
     def gradients_of(images, labels, seed):
         clean_seed, attack_seed, adversarial_seed = randomness.split(seed, 3)
         clean_gradients, clean_loss, clean_hits = run(images, labels, "main", clean_seed)
+        if reduction.executes_in_order():
+            # The clean pass and the attack depend on nothing of each other's, and XLA would mix them: two passes' activations
+            # at once. The first gradient is the last one to be known.
+            finished = next(gradient for gradient in clean_gradients if gradient is not None)
+            images = ordering.after(finished, tf.cast(images, tf.float32))
         network = attacked_network(run.model, "aux", statistics, attack_seed)
         adversarial_images = attack(network, images, labels, attack_seed)
         gradients, loss, hits = run(adversarial_images, labels, "aux", adversarial_seed)

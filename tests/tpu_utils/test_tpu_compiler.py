@@ -16,8 +16,9 @@ from tpu_utils import reduction, tpu_compiler
 NUM_REPLICAS = 16  # of which the official rule makes groups of 8
 COMPILER_PYTHON = os.environ.get("COMPILER_PYTHON", str(pathlib.Path(__file__).parents[2] / ".venv-preflight/bin/python"))
 ANSWER = {
-    "num_devices": 8, "versions": {"libtpu": "x"}, "argument_bytes": 4, "output_bytes": 3, "alias_bytes": 2, "temporary_bytes": 10,
-    "code_bytes": 1, "flops": 100.0, "bytes_accessed": 50.0, "cycles": 940e3, "collectives": {"all-reduce": 2}, "seconds": 5.0,
+    "num_devices": 8, "versions": {"libtpu": "x"}, "argument_bytes": 4, "output_bytes": 3, "alias_bytes": 2,
+    "temporary_bytes": 10, "code_bytes": 1, "flops": 100.0, "bytes_accessed": 50.0, "cycles": 940e3,
+    "collectives": {"all-reduce": 2}, "seconds": 5.0,
     "loops": [{"iterations": 5, "cycles": 94e3, "flops": 10.0}],
 }  # fmt: skip
 
@@ -119,7 +120,7 @@ def test_loops_of_unknown_length_are_not_credible(make_compiler):
 @pytest.mark.parametrize(
     "answer, error, match",
     [
-        ({"error": "memory", "message": "RESOURCE_EXHAUSTED: Ran out. Used 20.50G of 15.48G hbm."}, "OutOfMemoryError", "Ran out"),
+        ({"error": "memory", "message": "RESOURCE_EXHAUSTED: Ran out. Used 20.50G of 15G hbm."}, "OutOfMemoryError", "Ran out"),
         ({"error": "program", "message": "UNIMPLEMENTED: no such op %rng\nmore"}, "CompilerError", "refuses.*no such op %rng"),
         ({"error": "topology", "message": "Invalid TPU"}, "CompilerError", "`topology` is 'v3:9x9'.*Invalid TPU"),
     ],

@@ -103,7 +103,7 @@ class PGD:
 
         start = images
         if self.random_start > 0.0:
-            noise = randomness.uniform(tf.shape(images), noise_seed, -self.epsilon, self.epsilon)
+            noise = randomness.noise_like(images, noise_seed, -self.epsilon, self.epsilon)
             noisy = randomness.uniform([], start_seed) < self.random_start
             start = tf.clip_by_value(images + noise * tf.cast(noisy, tf.float32), lower, upper)
 

@@ -1,0 +1,1 @@
+"""Studies: many training runs, and what they say together."""

@@ -1,0 +1,256 @@
+"""The runs of a study: one in this process, or all of them in processes of their own, some at a time.
+
+    execute(study.find_run("advprop/seed_3"), study, "runs/study")
+    execute_all(study, command, "runs/study", num_parallel=2)     # those that have no scores yet
+
+    <output_dir>/data/                           the digits, for all runs
+    <output_dir>/runs/<arm>/seed_<n>/            a training run, as `training.loop` leaves it, its evaluation, and log.txt
+    <output_dir>/runs/<arm>/seed_<n>/scores.json its accuracies; where it is, the run is done
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import statistics
+import subprocess
+import time
+from typing import Callable, Mapping, Optional, Sequence
+
+import tensorflow as tf
+
+from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.data import digits
+from efficientnet_advprop.data.corruptions import CORRUPTIONS
+from efficientnet_advprop.evaluation import suites
+from efficientnet_advprop.evaluation.results import CLEAN, Results
+from efficientnet_advprop.studies.plan import Run, Study
+from efficientnet_advprop.training import checkpoints, loop
+from efficientnet_advprop.training.progress import format_duration
+from tpu_utils.strategy import make_strategy
+
+ATTACK_STEPS, RELATIVE_STEP_SIZE = 10, 0.25  # of the attack that is measured: iterations, and the size of one as a share of ε
+_SCORES_FILE, _LOG_FILE = "scores.json", "log.txt"
+_POLL_SECONDS = 0.2
+
+Log = Callable[[str], None]
+
+
+class StudyError(RuntimeError):
+    """A run that failed; the message names it and where its log is."""
+
+
+class _Stopped(Exception):
+    """SIGTERM."""
+
+
+def run_dir(output_dir: str, name: str) -> str:
+    """The folder of a run."""
+    return os.path.join(output_dir, "runs", name)
+
+
+def read_scores(output_dir: str, name: str) -> Optional[dict]:
+    """A run's accuracies by metric, in [0, 1], and its "processor_seconds"; None: it is not done."""
+    path = os.path.join(run_dir(output_dir, name), _SCORES_FILE)
+    if not tf.io.gfile.exists(path):
+        return None
+    with tf.io.gfile.GFile(path) as file:
+        return json.loads(file.read())
+
+
+def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
+    """Trains, measures the averaged weights of the last step, and writes the scores.
+
+    Returns:
+        The scores, or None if SIGTERM stopped the training; the next call goes on.
+
+    Raises: as `loop.train`.
+    """
+    started = time.process_time()
+    folder, data_dir = run_dir(output_dir, run.name), os.path.join(output_dir, "data")
+    result = loop.train(run.config, data_dir=data_dir, model_dir=folder, strategy=make_strategy("one_device"))
+    if result.step < result.total_steps:
+        return None
+    scores = _measure(run, study, folder, data_dir)
+    scores["processor_seconds"] = time.process_time() - started
+    checkpoints.replace_file(os.path.join(folder, _SCORES_FILE), json.dumps(scores, indent=1) + "\n")
+    return scores
+
+
+def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, float]:
+    model = checkpoints.load_averaged_model(folder, which="last")
+    attacks = [
+        PGD(epsilon, RELATIVE_STEP_SIZE * epsilon, ATTACK_STEPS, targeted=False, random_start=1.0)
+        for epsilon in study.attack_epsilons
+    ]
+    test_sets = suites.digits_suite(
+        run.config.data, data_dir, batch_size=run.config.training.eval_batch_size,
+        num_classes=run.config.model.num_classes, attacks=attacks,
+    )  # fmt: skip
+    chosen = [t for t in test_sets if t.attack is not None or t.name == CLEAN or int(t.name.split("/")[1]) in study.severities]
+    results = Results(about={}, digests={"model": ""})
+    suites.evaluate_suite(
+        {"model": lambda: lambda images: model(images, training=False)}, chosen, results, save=lambda: None
+    )
+    scores = {"clean": results.scores[CLEAN]["model"].top1}
+    if study.severities:
+        scores["corrupted"] = results.mean_corrupted_accuracy("model")
+    if attacks:
+        scores["attacked"] = statistics.fmean(results.scores[f"pgd/{e:g}"]["model"].top1 for e in study.attack_epsilons)
+    return scores
+
+
+@dataclasses.dataclass(frozen=True)
+class RunProgress:
+    """How far a run is.
+
+    Args:
+        run: which.
+        scores: see `read_scores`; None: it is not done.
+        seconds: processor time that it took or will take: the mean of its arm's, else what the study expects of it, scaled by
+            how wrong that was about the others.
+    """
+
+    run: Run
+    scores: Optional[dict]
+    seconds: float
+
+
+def progress(study: Study, output_dir: str) -> list[RunProgress]:
+    """Every run of a study, in its order."""
+    runs = study.runs()
+    scores = {run.name: read_scores(output_dir, run.name) for run in runs}
+    by_arm: dict[str, list[float]] = {}
+    for run in runs:
+        if scores[run.name]:
+            by_arm.setdefault(run.arm, []).append(scores[run.name]["processor_seconds"])
+    measured = sum(map(sum, by_arm.values()))
+    expected_of_measured = sum(run.expected_seconds for run in runs if scores[run.name])
+    ratio = measured / expected_of_measured if expected_of_measured else 1.0
+    seconds = lambda run: statistics.fmean(by_arm.get(run.arm, [ratio * run.expected_seconds]))  # noqa: E731
+    return [RunProgress(run, scores[run.name], seconds(run)) for run in runs]
+
+
+def seconds_left(study: Study, output_dir: str, num_parallel: int) -> float:
+    """Until a study is done, with so many runs at a time and a processor for each."""
+    return sum(entry.seconds for entry in progress(study, output_dir) if entry.scores is None) / num_parallel
+
+
+def default_num_parallel() -> int:
+    """One run per GPU or, without one, per CPU core: the networks are too small to keep more busy."""
+    return len(tf.config.list_physical_devices("GPU")) or os.cpu_count() or 1
+
+
+def execute_all(
+    study: Study,
+    command: Callable[[Run], Sequence[str]],
+    output_dir: str,
+    *,
+    num_parallel: int,
+    log: Log = lambda line: print(line, flush=True),
+) -> bool:
+    """Executes the runs that are not done, each by a process of its own, with its share of the processors or its own GPU.
+
+    Args:
+        study: whose runs.
+        command: run → what a process is started with; it must `execute` that run.
+        output_dir: of the study.
+        num_parallel: processes at a time.
+        log: takes a line for each run that ends.
+
+    Returns:
+        Whether all runs are done; False after SIGTERM, which is passed on and waited for.
+
+    Raises:
+        StudyError: a run failed; the ones that were running then have ended, and no other was started.
+    """
+    waiting = [run for run in study.runs() if read_scores(output_dir, run.name) is None]
+    num_done, num_runs = len(study.runs()) - len(waiting), len(study.runs())
+    if not waiting:
+        return True
+    _prepare_data(study, output_dir, log)
+    environments = [_environment(slot, num_parallel) for slot in range(num_parallel)]
+    running: dict[int, tuple[Run, subprocess.Popen]] = {}
+    failed: list[str] = []
+    with _raising_on_sigterm():
+        try:
+            while running or (waiting and not failed):
+                for slot in range(num_parallel):
+                    if slot not in running and waiting and not failed:
+                        run = waiting.pop(0)
+                        running[slot] = run, _start(run, command(run), output_dir, environments[slot])
+                time.sleep(_POLL_SECONDS)
+                for slot, (run, process) in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[slot]
+                    scores = read_scores(output_dir, run.name)
+                    if scores is None:
+                        failed.append(_explain_failure(run, process.returncode, output_dir))
+                        continue
+                    num_done += 1
+                    figures = "  ".join(f"{metric} {100 * scores[metric]:.1f} %" for metric in study.metrics())
+                    left = format_duration(seconds_left(study, output_dir, num_parallel))
+                    log(f"{num_done:3d}/{num_runs}  {run.name:32s} {figures}   ETA {left}")
+        except (_Stopped, KeyboardInterrupt) as stop:
+            for _, process in running.values():
+                process.terminate()
+            for _, process in running.values():
+                process.wait()
+            if isinstance(stop, KeyboardInterrupt):
+                raise
+            log(f"stopped by SIGTERM; {num_done} of {num_runs} runs are done: the same command goes on from there")
+            return False
+    if failed:
+        raise StudyError("\n".join(failed))
+    return True
+
+
+def _prepare_data(study: Study, output_dir: str, log: Log) -> None:
+    """Writes the images once, before several processes want them."""
+    data_dir = os.path.join(output_dir, "data")
+    digits.ensure_digits(data_dir)
+    for number, corruption in enumerate(CORRUPTIONS if study.severities else (), 1):
+        for severity in study.severities:
+            digits.ensure_corrupted_digits(data_dir, corruption, severity)
+        log(f"test images: {corruption} ({number}/{len(CORRUPTIONS)})")
+
+
+def _environment(slot: int, num_parallel: int) -> dict[str, str]:
+    """A process's share of the machine."""
+    threads = str(max(1, (os.cpu_count() or 1) // num_parallel))
+    environment = {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads, "OMP_NUM_THREADS": threads}
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(index) for index in range(len(gpus))]
+        environment["CUDA_VISIBLE_DEVICES"] = names[slot % len(names)]
+    return {**os.environ, **environment}
+
+
+def _start(run: Run, command: Sequence[str], output_dir: str, environment: Mapping[str, str]) -> subprocess.Popen:
+    folder = run_dir(output_dir, run.name)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, _LOG_FILE), "a") as log_file:
+        return subprocess.Popen(command, stdout=log_file, stderr=subprocess.STDOUT, env=environment)
+
+
+def _explain_failure(run: Run, code: int, output_dir: str) -> str:
+    path = os.path.join(run_dir(output_dir, run.name), _LOG_FILE)
+    with open(path) as file:
+        lines = [line for line in file.read().splitlines() if line.strip()]
+    return f"the run {run.name} ended with code {code}: {lines[-1] if lines else 'it said nothing'} (all of it: {path})"
+
+
+@contextlib.contextmanager
+def _raising_on_sigterm():
+    def stop(number, frame):
+        del number, frame
+        raise _Stopped
+
+    earlier = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)

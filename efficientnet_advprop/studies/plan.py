@@ -1,0 +1,246 @@
+"""What a study is: arms (ways to train), seeds, and claims as contrasts between arms.
+
+    study = load_study("configs/studies/digits.py")
+    [run.name for run in study.runs()]                            # ["vanilla/seed_0", "vanilla/seed_1", …]
+    new_runs = claim_output_dir(study, "runs/study")              # refused if other runs are saved there
+
+A claim's contrast is a weighted sum of arms, such as +1 · AdvProp − 1 · vanilla, computed for each seed and then tested over
+the seeds. A difference of differences, as in "larger networks gain more", is a contrast too.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+from typing import Mapping, Sequence
+
+import tensorflow as tf
+
+from efficientnet_advprop import config as config_lib
+from efficientnet_advprop.config import ConfigError, ExperimentConfig
+
+METRICS = {
+    "clean": "top-1 accuracy on the test images",
+    "corrupted": "top-1 accuracy under corruption, the mean of all corrupted sets",
+    "attacked": "top-1 accuracy under attack, the mean of all attacks",
+}
+_PLAN_FILE = "study.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Args:
+        config: of its runs; each run has its own `config.training.seed`.
+        expected_seconds: processor time of a run and its evaluation, for `--list`; measured ones take its place.
+    """
+
+    config: ExperimentConfig
+    expected_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of arms' accuracies, and what the paper says of it.
+
+    Args:
+        name: what is compared, in words.
+        weights: arm → weight; they add up to zero.
+        expected: the sign that the paper's claim gives it, +1 or −1; 0: the paper says that there is no (large) difference.
+        metrics: keys of `METRICS`.
+    """
+
+    name: str
+    weights: Mapping[str, float]
+    expected: int
+    metrics: Sequence[str] = ("clean", "corrupted")
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper's, and the contrasts that test it here.
+
+    Args:
+        key: a letter or a short word.
+        title: a few words.
+        statement: what is claimed, where, in our words.
+        contrasts: see `Contrast`.
+    """
+
+    key: str
+    title: str
+    statement: str
+    contrasts: Sequence[Contrast]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run of a study."""
+
+    arm: str
+    seed: int
+    config: ExperimentConfig
+    expected_seconds: float
+
+    @property
+    def name(self) -> str:
+        """Its folder below the study's `runs/`, and what `--run` takes."""
+        return f"{self.arm}/seed_{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """All of it.
+
+    Args:
+        title, introduction: one line, one paragraph.
+        arms: name (letters, digits, `_`, `-`, `.`) → `Arm`; all on the digits, of one image size and crop.
+        seeds: of every arm's runs; the pairs of the paired tests.
+        claims: in the report's order.
+        severities: of the corruptions that are measured, 1…5.
+        attack_epsilons: of the untargeted PGD that is measured, pixels of 255.
+    """
+
+    title: str
+    introduction: str
+    arms: Mapping[str, Arm]
+    seeds: Sequence[int]
+    claims: Sequence[Claim]
+    severities: Sequence[int] = (1, 2, 3, 4, 5)
+    attack_epsilons: Sequence[float] = ()
+
+    def runs(self) -> list[Run]:
+        """Seed after seed, so that a study that is stopped has whole pairs."""
+        return [
+            Run(name, seed, _with_seed(arm.config, seed), arm.expected_seconds)
+            for seed in self.seeds
+            for name, arm in self.arms.items()
+        ]
+
+    def find_run(self, name: str) -> Run:
+        """The run of that name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        runs = {run.name: run for run in self.runs()}
+        if name not in runs:
+            raise ConfigError(f"`--run` is {name!r}, but the study has no such run; `--list` shows all {len(runs)}.")
+        return runs[name]
+
+    def metrics(self) -> list[str]:
+        """Those of `METRICS` that are measured."""
+        return ["clean", *(["corrupted"] if self.severities else []), *(["attacked"] if self.attack_epsilons else [])]
+
+    def validate(self) -> None:
+        """Raises a `ConfigError` at the first thing that would make the study fail, or mean nothing, later."""
+        if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < 2:
+            raise ConfigError(f"`seeds` are {list(self.seeds)}, but intervals need at least two, each once.")
+        for name, arm in self.arms.items():
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ConfigError(f"`arms` has {name!r}, but a name is of letters, digits, '_', '-' and '.'.")
+            try:
+                arm.config.validate()
+            except ConfigError as error:
+                raise ConfigError(f"arm {name!r}: {error}") from error
+            if arm.config.data.source != "digits":
+                raise ConfigError(f"arm {name!r}: `config.data.source` is {arm.config.data.source!r}, but must be 'digits'.")
+        for claim in self.claims:
+            for contrast in claim.contrasts:
+                self._check_contrast(f"claim {claim.key!r}, contrast {contrast.name!r}", contrast)
+
+    def _check_contrast(self, where: str, contrast: Contrast) -> None:
+        unknown = sorted(set(contrast.weights) - set(self.arms))
+        if unknown:
+            raise ConfigError(f"{where}: `weights` names {', '.join(unknown)}, but the arms are {', '.join(self.arms)}.")
+        if abs(sum(contrast.weights.values())) > 1e-9 or not contrast.weights:
+            raise ConfigError(f"{where}: `weights` are {dict(contrast.weights)}, but must add up to zero.")
+        if contrast.expected not in (-1, 0, 1):
+            raise ConfigError(f"{where}: `expected` is {contrast.expected!r}, but must be -1, 0 or 1.")
+        unmeasured = sorted(set(contrast.metrics) - set(self.metrics()))
+        if unmeasured:
+            raise ConfigError(f"{where}: `metrics` has {', '.join(unmeasured)}, but measured are {', '.join(self.metrics())}.")
+
+    def to_json(self) -> str:
+        """What decides the results of each run: its config and what it is measured by."""
+        return json.dumps({"measured": self._measured(), "runs": {r.name: dataclasses.asdict(r.config) for r in self.runs()}})
+
+    def _measured(self) -> dict:
+        return {"severities": list(self.severities), "attack_epsilons": list(self.attack_epsilons)}
+
+
+def _with_seed(config: ExperimentConfig, seed: int) -> ExperimentConfig:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
+
+
+def load_study(path: str) -> Study:
+    """The validated study that the `get_study()` of a Python file returns.
+
+    Args:
+        path: of the file; what follows a colon is given to `get_study` as its argument.
+
+    Raises:
+        ConfigError: there is no such file, it returns no `Study`, or the study is invalid.
+    """
+    file, _, argument = path.partition(":")
+    if not os.path.isfile(file):
+        raise ConfigError(f"`--study` is {path!r}, but there is no such file; try configs/studies/digits.py.")
+    spec = importlib.util.spec_from_file_location("study_config", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        study = module.get_study(*([argument] if argument else []))
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a config file's own code may raise
+        raise ConfigError(f"`--study` is {path!r}, which cannot be used: {type(error).__name__}: {error}") from error
+    if not isinstance(study, Study):
+        raise ConfigError(f"`--study` is {path!r}: its get_study() returned {type(study).__name__}, but must return a Study.")
+    study.validate()
+    return study
+
+
+def claim_output_dir(study: Study, output_dir: str) -> list[str]:
+    """Writes the plan into `output_dir`, unless that holds other runs; runs may be added to a saved study, not changed.
+
+    Returns:
+        The names of the runs that an earlier plan there did not have.
+
+    Raises:
+        ConfigError: saved runs have another config, are not in the study, or were measured otherwise; all are named.
+    """
+    path = os.path.join(output_dir, _PLAN_FILE)
+    saved = {"measured": study._measured(), "runs": {}}
+    if tf.io.gfile.exists(path):
+        with tf.io.gfile.GFile(path) as file:
+            saved = json.loads(file.read())
+    problems = [
+        f"`{name}` is {saved['measured'][name]} there and {value} here"
+        for name, value in study._measured().items()
+        if saved["measured"][name] != value
+    ]
+    runs = {run.name: run.config for run in study.runs()}
+    gone = [name for name in saved["runs"] if name not in runs]
+    if gone:
+        problems.append(f"not in the study: {', '.join(gone)}")
+    changes = {}  # difference → runs; an arm's five seeds differ alike
+    for name in saved["runs"]:
+        if name in runs:
+            earlier = ExperimentConfig.from_json(json.dumps(saved["runs"][name]))
+            for field, (there, here) in config_lib.differences(earlier, runs[name]).items():
+                if field not in config_lib.OPERATIONAL_FIELDS:
+                    changes.setdefault(f"`config.{field}` is {there!r} there and {here!r} here", []).append(name)
+    problems += [f"{change}, in {', '.join(names)}" for change, names in changes.items()]
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise ConfigError(f"`--output_dir` is {output_dir!r}, which holds other runs:{listed}\nUse another folder.")
+    added = [name for name in runs if name not in saved["runs"]]
+    if added:
+        own = f"{path}.{os.getpid()}"  # several runs may be started at once by hand
+        tf.io.gfile.makedirs(output_dir)
+        with tf.io.gfile.GFile(own, "w") as file:
+            file.write(study.to_json())
+        tf.io.gfile.rename(own, path, overwrite=True)
+    return added

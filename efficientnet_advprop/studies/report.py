@@ -1,0 +1,216 @@
+"""What a study found: means by arm, each claim's contrasts with intervals and tests, as JSON, one HTML file, and a table.
+
+    summary = summarize(study, {"vanilla/seed_0": {"clean": 0.91, "corrupted": 0.78}, …})
+    print(format_table(summary))                                  # in Markdown
+    html = render_html(summary)
+"""
+
+import dataclasses
+import json
+import math
+from typing import Mapping, Optional, Sequence
+
+import jinja2
+
+from efficientnet_advprop.evaluation.significance import holm
+from efficientnet_advprop.studies.estimates import Estimate, contrast_values, verdict
+from efficientnet_advprop.studies.plan import METRICS, Study
+
+# How the words of `verdict` are shown: whether the paper's claim appears.
+VERDICTS = {
+    "shown": "as claimed, after correction for all tests",
+    "suggested": "as claimed by its own interval, not after correction",
+    "not shown": "the interval holds zero",
+    "no difference shown": "the interval holds zero, as claimed",
+    "different": "a difference where none is claimed",
+    "opposite": "the interval lies on the other side of zero",
+    "too few seeds": "fewer than two seeds",
+}
+_PLOT_WIDTH, _PLOT_HEIGHT = 260, 22  # pixels of an interval's picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One contrast in one metric."""
+
+    name: str
+    metric: str
+    weights: Mapping[str, float]
+    expected: int
+    num_seeds: int
+    estimate: Optional[Estimate]  # None: no seed has all its arms
+    adjusted_p_value: float  # over all findings with an expected sign; nan where there is no test
+    verdict: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaimSummary:
+    """A claim and what was found of it."""
+
+    key: str
+    title: str
+    statement: str
+    findings: Sequence[Finding]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """All that the report shows.
+
+    Args:
+        title, introduction: the study's.
+        seeds: of the study.
+        num_runs, num_done: its runs.
+        seconds: processor time of the runs that are done.
+        metrics: name → what it is.
+        arms: arm → metric → `Estimate`; arms without a run that is done are left out.
+        claims: in the study's order.
+        configs: arm → its config.
+    """
+
+    title: str
+    introduction: str
+    seeds: Sequence[int]
+    num_runs: int
+    num_done: int
+    seconds: float
+    metrics: Mapping[str, str]
+    arms: Mapping[str, Mapping[str, Estimate]]
+    claims: Sequence[ClaimSummary]
+    configs: Mapping[str, Mapping]
+
+
+def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]]) -> Summary:
+    """Evaluates a study.
+
+    Args:
+        study: what was asked.
+        scores: run name → accuracies by metric and "processor_seconds"; None for runs that are not done.
+    """
+    done = [(run, scores[run.name]) for run in study.runs() if scores.get(run.name)]
+    accuracies = {metric: {arm: {} for arm in study.arms} for metric in study.metrics()}
+    for run, found in done:
+        for metric in study.metrics():
+            accuracies[metric][run.arm][run.seed] = found[metric]
+    arms = {
+        arm: {metric: Estimate.of(list(accuracies[metric][arm].values())) for metric in study.metrics()}
+        for arm in study.arms
+        if accuracies["clean"][arm]
+    }
+    # One family of tests: whoever reads the whole report for something that is significant has looked at all of them.
+    estimates = {}
+    for claim in study.claims:
+        for contrast in claim.contrasts:
+            for metric in contrast.metrics:
+                values = list(contrast_values(contrast.weights, accuracies[metric]).values())
+                estimates[claim.key, contrast.name, metric] = Estimate.of(values) if values else None
+    tested = [
+        (claim.key, contrast.name, metric)
+        for claim in study.claims
+        for contrast in claim.contrasts
+        for metric in contrast.metrics
+        if contrast.expected and (found := estimates[claim.key, contrast.name, metric]) and not math.isnan(found.p_value)
+    ]
+    adjusted = dict(zip(tested, holm([estimates[key].p_value for key in tested])))
+
+    def finding(claim, contrast, metric):
+        key = claim.key, contrast.name, metric
+        estimate, p_value = estimates[key], adjusted.get(key, math.nan)
+        said = verdict(estimate, contrast.expected, p_value) if estimate else "too few seeds"
+        count = len(estimate.values) if estimate else 0
+        return Finding(contrast.name, metric, dict(contrast.weights), contrast.expected, count, estimate, p_value, said)
+
+    return Summary(
+        title=study.title,
+        introduction=study.introduction,
+        seeds=list(study.seeds),
+        num_runs=len(study.runs()),
+        num_done=len(done),
+        seconds=sum(found["processor_seconds"] for _, found in done),
+        metrics={metric: METRICS[metric] for metric in study.metrics()},
+        arms=arms,
+        claims=[
+            ClaimSummary(claim.key, claim.title, claim.statement, [
+                finding(claim, contrast, metric) for contrast in claim.contrasts for metric in contrast.metrics
+            ])
+            for claim in study.claims
+        ],
+        configs={name: dataclasses.asdict(arm.config) for name, arm in study.arms.items()},
+    )  # fmt: skip
+
+
+def to_json(summary: Summary) -> str:
+    """The summary as JSON; accuracies and differences in [−1, 1], what there is not is null."""
+
+    def without_nan(value):
+        if isinstance(value, dict):
+            return {key: without_nan(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [without_nan(entry) for entry in value]
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return json.dumps(without_nan(dataclasses.asdict(summary)), indent=1, ensure_ascii=False) + "\n"
+
+
+def format_table(summary: Summary) -> str:
+    """The arms and the claims as two Markdown tables, in percent and percentage points."""
+    lines = [f"{summary.num_done} of {summary.num_runs} runs; seeds {', '.join(map(str, summary.seeds))}", ""]
+    lines += ["| arm | " + " | ".join(summary.metrics) + " |", "|---|" + "---|" * len(summary.metrics)]
+    for arm, by_metric in summary.arms.items():
+        lines.append(f"| {arm} | " + " | ".join(_percent(estimate) for estimate in by_metric.values()) + " |")
+    lines += ["", "| claim | contrast | of | points (95 % interval) | p, corrected | |", "|---|---|---|---|---|---|"]
+    for claim in summary.claims:
+        for found in claim.findings:
+            points = _percent(found.estimate, sign="+") if found.estimate else "not measured"
+            p_value = "" if math.isnan(found.adjusted_p_value) else f"{found.adjusted_p_value:.3g}"
+            lines.append(f"| ({claim.key}) | {found.name} | {found.metric} | {points} | {p_value} | {found.verdict} |")
+    return "\n".join(lines)
+
+
+def _percent(estimate: Estimate, sign: str = "") -> str:
+    """ "91.2 (90.1 … 92.3)"."""
+    low, high = estimate.interval
+    mean = f"{100 * estimate.mean:{sign}.1f}"
+    return mean if math.isnan(low) else f"{mean} ({100 * low:{sign}.1f} … {100 * high:{sign}.1f})"
+
+
+def _interval_svg(found: Finding, reach: float) -> str:
+    """The interval on a line from −reach to +reach, with zero in the middle."""
+    if found.estimate is None:
+        return ""
+    centre, half = _PLOT_WIDTH / 2, _PLOT_HEIGHT / 2
+    place = lambda value: centre + max(-1.0, min(1.0, value / reach)) * (centre - 6)  # noqa: E731
+    low, high = (found.estimate.mean if math.isnan(end) else end for end in found.estimate.interval)
+    dots = "".join(
+        f'<circle cx="{place(value):.1f}" cy="{half}" r="1.6" opacity=".35"/>' for value in found.estimate.values
+    )
+    return (
+        f'<svg role="img" aria-label="{_percent(found.estimate, "+")} points" width="{_PLOT_WIDTH}" height="{_PLOT_HEIGHT}">'
+        f'<line class="zero" x1="{centre}" x2="{centre}" y1="0" y2="{_PLOT_HEIGHT}"/>'
+        f'<line class="interval" x1="{place(low):.1f}" x2="{place(high):.1f}" y1="{half}" y2="{half}"/>{dots}'
+        f'<circle cx="{place(found.estimate.mean):.1f}" cy="{half}" r="4"/></svg>'
+    )
+
+
+def render_html(summary: Summary) -> str:
+    """The report as one HTML page that needs nothing beside itself."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("efficientnet_advprop.studies", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    reaches = {}
+    for claim in summary.claims:
+        ends = [abs(end) for f in claim.findings if f.estimate for end in (*f.estimate.interval, f.estimate.mean)]
+        reaches[claim.key] = max([end for end in ends if not math.isnan(end)], default=1.0) or 1.0
+    return environment.get_template("study.html.jinja").render(
+        summary=summary,
+        verdicts=VERDICTS,
+        interval_svg=lambda claim, found: _interval_svg(found, reaches[claim.key]),
+        reaches=reaches,
+        configs=json.dumps(summary.configs, indent=1),
+        is_nan=math.isnan,
+    )

@@ -1,0 +1,78 @@
+"""Runs a study: many ways to train, several seeds of each, and one report on what the paper claims of them.
+
+    python -m efficientnet_advprop.study --study=configs/studies/digits.py --list
+    python -m efficientnet_advprop.study --study=configs/studies/digits.py --output_dir=runs/study --num_parallel=2
+    python -m efficientnet_advprop.study --study=configs/studies/digits.py --output_dir=runs/study --report
+    python -m efficientnet_advprop.study --study=configs/studies/digits.py --output_dir=runs/study --run=advprop_small/seed_3
+
+Each run is a process with a folder of its own. Stopped or killed, the same command goes on where it was; with a study of other
+runs it refuses. At the end (or with --report, of the runs that are done) <output_dir>/report.html and report.json are written.
+--run executes a single run, for batch systems that have their own queue.
+"""
+
+import os
+import sys
+
+from absl import flags, logging
+
+from efficientnet_advprop import door
+from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.studies import execution, plan, report
+from efficientnet_advprop.training.checkpoints import CheckpointError, replace_file
+from efficientnet_advprop.training.loop import TrainingError
+from efficientnet_advprop.training.progress import format_duration
+
+_STUDY = flags.DEFINE_string("study", None, "Python file with a get_study(), such as configs/studies/digits.py")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/study", "folder of the runs, their data and the report")
+_NUM_PARALLEL = flags.DEFINE_integer("num_parallel", None, "runs at a time; default: one per GPU or CPU core", lower_bound=1)
+_LIST = flags.DEFINE_bool("list", False, "only show the runs, what is done, and the time that the others take")
+_REPORT = flags.DEFINE_bool("report", False, "only report on the runs that are done")
+_RUN = flags.DEFINE_string("run", None, "only this run, in this process: <arm>/seed_<n>")
+
+
+def _format_plan(study: plan.Study, output_dir: str, num_parallel: int) -> str:
+    entries = execution.progress(study, output_dir)
+    lines = [
+        f"{entry.run.name:40s} {format_duration(entry.seconds):>12s}  {'to do' if entry.scores is None else 'done'}"
+        for entry in entries
+    ]
+    left = format_duration(execution.seconds_left(study, output_dir, num_parallel))
+    num_done = sum(entry.scores is not None for entry in entries)
+    end = f"{num_done} of {len(entries)} runs are done; the others take about {left}, {num_parallel} at a time"
+    return "\n".join([f"{study.title}: processor time of each run", *lines, end])
+
+
+def main(argv):
+    del argv
+    if not _STUDY.value:
+        raise ConfigError("`--study` is missing; give a study's file, such as --study=configs/studies/digits.py.")
+    study, output_dir = plan.load_study(_STUDY.value), _OUTPUT_DIR.value
+    num_parallel = _NUM_PARALLEL.value or execution.default_num_parallel()
+    if _LIST.value:
+        print(_format_plan(study, output_dir, num_parallel))
+        return
+    added = plan.claim_output_dir(study, output_dir)
+    if _RUN.value:
+        logging.set_verbosity(logging.WARNING)
+        execution.execute(study.find_run(_RUN.value), study, output_dir)
+        return
+    if not _REPORT.value:
+        left = format_duration(execution.seconds_left(study, output_dir, num_parallel))
+        print(f"{len(study.runs())} runs, {len(added)} of them new; {num_parallel} at a time: about {left}", flush=True)
+
+        def command(run):
+            study_flags = [f"--study={_STUDY.value}", f"--output_dir={output_dir}"]
+            return [sys.executable, "-m", "efficientnet_advprop.study", *study_flags, f"--run={run.name}"]
+
+        if not execution.execute_all(study, command, output_dir, num_parallel=num_parallel):
+            return
+    summary = report.summarize(study, {run.name: execution.read_scores(output_dir, run.name) for run in study.runs()})
+    replace_file(os.path.join(output_dir, "report.json"), report.to_json(summary))
+    path = os.path.abspath(os.path.join(output_dir, "report.html"))
+    replace_file(path, report.render_html(summary))
+    print(f"\n{report.format_table(summary)}\n\nThe report: {path}", flush=True)
+
+
+if __name__ == "__main__":
+    door.run(main, run_errors=(CheckpointError, DataError, TrainingError, execution.StudyError))

@@ -1,0 +1,232 @@
+"""The plan, the processes and the report, with runs that only pretend; and, slowly, a real one from end to end."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.studies import execution, plan, report
+from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
+
+ROOT = pathlib.Path(__file__).parents[3]
+
+
+def make_config(**attack):
+    config = ExperimentConfig()
+    config.data.source = "digits"
+    config.attack = dataclasses.replace(config.attack, **attack)
+    return config
+
+
+def make_study(**changes):
+    study = Study(
+        title="A study",
+        introduction="Of two arms.",
+        arms={"vanilla": Arm(make_config(), 10.0), "advprop": Arm(make_config(epsilon=2.0), 30.0)},
+        seeds=(1, 2, 3),
+        claims=[
+            Claim("a", "Gain", "AdvProp <gains>.", [Contrast("AdvProp − vanilla", {"advprop": 1, "vanilla": -1}, 1)]),
+            Claim("b", "Same", "None.", [Contrast("vanilla − AdvProp", {"advprop": -1, "vanilla": 1}, 0, ("clean",))]),
+        ],
+        severities=(),
+    )
+    study = dataclasses.replace(study, **{"severities": (1,), **changes})
+    study.validate()
+    return study
+
+
+def pretend(code):
+    """A command whose process runs `code`, which knows its run by `name` and `seed`."""
+    return lambda run: [sys.executable, "-c", f"import json, os, sys, time\nname, seed = {run.arm!r}, {run.seed}\n{code}"]
+
+
+def write_scores(output_dir):
+    return textwrap.dedent(f"""
+        folder = os.path.join({str(output_dir)!r}, "runs", name, f"seed_{{seed}}")
+        clean = 0.9 + 0.01 * seed + (0.02 + 0.001 * seed) * (name == "advprop")
+        with open(os.path.join(folder, "scores.json"), "w") as file:
+            json.dump({{"clean": clean, "corrupted": 0.5, "processor_seconds": 20.0}}, file)
+    """)
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch):
+    monkeypatch.setattr(execution, "_prepare_data", lambda *arguments: None)
+
+
+def test_runs_are_executed_once_and_reported(tmp_path):
+    study, lines = make_study(), []
+    assert plan.claim_output_dir(study, str(tmp_path)) == [run.name for run in study.runs()]
+    assert execution.seconds_left(study, str(tmp_path), 2) == (10.0 + 30.0) * 3 / 2
+    started = write_scores(tmp_path) + f"open({str(tmp_path / 'started')!r}, 'a').write(name + str(seed) + os.linesep)"
+    for _ in range(2):  # the second time nothing is left
+        assert execution.execute_all(study, pretend(started), str(tmp_path), num_parallel=2, log=lines.append)
+    assert sorted((tmp_path / "started").read_text().split()) == sorted(f"{run.arm}{run.seed}" for run in study.runs())
+    assert len(lines) == 6 and lines[-1].startswith("  6/6") and lines[-1].endswith("ETA 0 s")
+
+    summary = report.summarize(study, {run.name: execution.read_scores(str(tmp_path), run.name) for run in study.runs()})
+    gain = summary.claims[0].findings[0]
+    assert gain.estimate.values == pytest.approx((0.021, 0.022, 0.023)) and gain.verdict == "shown"
+    # t(0.975; 2)·0.001/√3 = 0.002484; two tests of an expected sign, of which the other has p = 1.
+    assert gain.estimate.interval == pytest.approx((0.019516, 0.024484), abs=1e-6)
+    assert gain.adjusted_p_value == pytest.approx(2 * gain.estimate.p_value)
+    assert summary.claims[0].findings[1].verdict == "not shown" and summary.claims[1].findings[0].verdict == "different"
+    assert summary.arms["vanilla"]["clean"].mean == pytest.approx(0.92)
+    table = report.format_table(summary)
+    assert "| (a) | AdvProp − vanilla | clean | +2.2 (+2.0 … +2.4) |" in table
+    page = report.render_html(summary)
+    assert "+2.2 (+2.0 … +2.4)" in page and "AdvProp &lt;gains&gt;." in page and page.count("<svg") == 3
+    held = json.loads(report.to_json(summary))
+    assert held["claims"][0]["findings"][0]["estimate"]["mean"] == pytest.approx(0.022)
+    assert held["claims"][1]["findings"][0]["adjusted_p_value"] is None  # no test, as no sign is expected
+
+
+def test_a_report_of_what_is_done():
+    study = make_study()
+    scores = {"clean": 0.9, "corrupted": 0.5, "processor_seconds": 1.0}
+    summary = report.summarize(study, {"vanilla/seed_1": scores, "advprop/seed_1": scores, "vanilla/seed_2": scores})
+    assert summary.num_done == 3 and summary.claims[0].findings[0].verdict == "too few seeds"
+    assert "(1 seeds)" in report.render_html(summary)
+    nothing = report.summarize(study, {})
+    assert "not measured" in report.format_table(nothing) and report.render_html(nothing)
+
+
+def test_a_run_that_fails_is_named_and_others_are_kept(tmp_path):
+    study = make_study()
+    fails = "if name == 'advprop': sys.exit('no luck')" + write_scores(tmp_path)
+    with pytest.raises(execution.StudyError, match=r"advprop/seed_1 ended with code 1: no luck \(all of it: .*log.txt\)"):
+        execution.execute_all(study, pretend(fails), str(tmp_path), num_parallel=1, log=lambda line: None)
+    assert execution.read_scores(str(tmp_path), "vanilla/seed_1")
+    assert not os.path.exists(tmp_path / "runs" / "vanilla" / "seed_2")
+
+
+def test_sigterm_is_passed_on_and_waited_for(tmp_path):
+    study, lines = make_study(), []
+    waits = f"""
+import signal
+def stop(*_):
+    open({str(tmp_path / "stopped")!r}, "a").write("x")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+open({str(tmp_path / "ready")!r}, "a").write("x")
+time.sleep(60)
+"""
+
+    def send_signal():
+        while not os.path.exists(tmp_path / "ready") or len((tmp_path / "ready").read_text()) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send_signal).start()
+    assert not execution.execute_all(study, pretend(waits), str(tmp_path), num_parallel=2, log=lines.append)
+    assert (tmp_path / "stopped").read_text() == "xx" and "0 of 6 runs are done" in lines[-1]
+
+
+def test_a_saved_study_may_grow_but_not_change(tmp_path):
+    study, directory = make_study(), str(tmp_path)
+    plan.claim_output_dir(study, directory)
+    assert plan.claim_output_dir(study, directory) == []
+    more = make_study(seeds=(1, 2, 3, 4))
+    assert plan.claim_output_dir(more, directory) == ["vanilla/seed_4", "advprop/seed_4"]
+    operational = make_config(epsilon=2.0)
+    operational.training.keep_last = 7
+    plan.claim_output_dir(make_study(seeds=(1, 2, 3, 4), arms={**study.arms, "advprop": Arm(operational, 1.0)}), directory)
+    other = make_study(arms={**study.arms, "advprop": Arm(make_config(epsilon=3.0), 30.0)}, severities=(1, 5))
+    with pytest.raises(ConfigError) as raised:
+        plan.claim_output_dir(other, directory)
+    for said in (
+        "`severities` is [1] there and [1, 5] here",
+        "not in the study: vanilla/seed_4, advprop/seed_4",
+        "`config.attack.epsilon` is 2.0 there and 3.0 here, in advprop/seed_1, advprop/seed_2, advprop/seed_3",
+    ):
+        assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (dict(seeds=(1,)), "`seeds` are .1., but intervals need at least two"),
+        (dict(seeds=(1, 1)), "each once"),
+        (dict(arms={"a b": Arm(make_config(), 1.0)}), "`arms` has 'a b'"),
+        (dict(arms={"a": Arm(make_config(epsilon=-1.0), 1.0)}), "arm 'a': `config.attack.epsilon` is -1.0"),
+        (dict(arms={"a": Arm(ExperimentConfig(), 1.0)}), "arm 'a': `config.data.source` is 'tfrecord'"),
+        (dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1, "best": -1}, 1)])]), "claim 'x'.*names best"),
+        (dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1}, 1)])]), "must add up to zero"),
+        (dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1, "advprop": -1}, 2)])]), "`expected` is 2"),
+        (
+            dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1, "advprop": -1}, 1, ("attacked",))])]),
+            "`metrics` has attacked, but measured are clean, corrupted",
+        ),
+    ],
+)
+def test_studies_that_mean_nothing_are_refused(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        make_study(**changes)
+
+
+def test_files_that_are_no_study_are_refused(tmp_path):
+    (tmp_path / "broken.py").write_text("def get_study():\n    raise KeyError('x')\n")
+    (tmp_path / "other.py").write_text("def get_study():\n    return 3\n")
+    for file, said in (("none.py", "there is no such file"), ("broken.py", "KeyError: 'x'"), ("other.py", "returned int")):
+        with pytest.raises(ConfigError, match=said):
+            plan.load_study(str(tmp_path / file))
+    with pytest.raises(ConfigError, match="`--run` is 'best/seed_1'.*all 6"):
+        make_study().find_run("best/seed_1")
+
+
+def test_the_studies_of_configs_are_valid():
+    for path in (ROOT / "configs" / "studies").glob("*.py"):
+        study = plan.load_study(str(path))
+        assert len(study.seeds) >= 5 and {claim.key for claim in study.claims} >= set("abcde")
+
+
+MINIATURE = """
+import importlib.util
+from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
+spec = importlib.util.spec_from_file_location("digits", "configs/digits.py")
+digits = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(digits)
+
+def make_arm(method):
+    config = digits.get_config(method)
+    config.model.width_coefficient = 0.25
+    config.training.num_epochs, config.optimizer.warmup_epochs, config.training.steps_per_loop = 1.0, 0.0, 2
+    return Arm(config, 20.0)
+
+def get_study():
+    return Study(
+        "Miniature", "Two arms, two seeds.", {"vanilla": make_arm("vanilla"), "advprop": make_arm("advprop")}, (1, 2),
+        [Claim("a", "Gain", "AdvProp gains.", [
+            Contrast("AdvProp − vanilla", {"advprop": 1, "vanilla": -1}, 1, ("clean", "attacked"))
+        ])],
+        severities=(), attack_epsilons=(8.0,))
+"""
+
+
+@pytest.mark.slow
+def test_a_miniature_from_nothing_and_again(tmp_path):
+    (tmp_path / "study.py").write_text(MINIATURE)
+    flags = [f"--study={tmp_path}/study.py", f"--output_dir={tmp_path}/out"]
+    command = [sys.executable, "-m", "efficientnet_advprop.study", *flags]
+    run = lambda *more: subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=900)  # noqa: E731
+    listed = run("--list")
+    assert listed.returncode == 0 and "0 of 4 runs are done" in listed.stdout, listed.stderr
+    first = run("--num_parallel=2")
+    assert first.returncode == 0, first.stderr
+    summary = json.loads((tmp_path / "out" / "report.json").read_text())
+    finding = summary["claims"][0]["findings"][0]
+    means = [summary["arms"][arm]["clean"]["mean"] for arm in ("advprop", "vanilla")]
+    assert summary["num_done"] == 4 and finding["num_seeds"] == 2
+    assert finding["estimate"]["mean"] == pytest.approx(means[0] - means[1])
+    again = run("--num_parallel=2")
+    assert again.returncode == 0 and "0 of them new" in again.stdout and "seed_" not in again.stdout
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == summary

@@ -15,6 +15,8 @@ from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
 
 SEEDS = (1, 2, 3, 4, 5)
 SIZES = {"small": 0.25, "medium": 0.5, "large": 1.0}  # width of an EfficientNet-B0 of three tenths of its depth
+# Processor time of a run and its evaluation, vanilla and others, for --list; medium and large were measured on a loaded machine.
+SECONDS = {"small": (45.0, 65.0), "medium": (60.0, 90.0), "large": (110.0, 200.0)}
 EPSILON = 64.0  # of 255; configs/digits.py says why so much
 ALL_METRICS = ("clean", "corrupted", "attacked")
 EPSILONS = (16.0, 32.0, 64.0, 128.0)
@@ -43,23 +45,23 @@ def within(epsilon: float) -> dict[str, float]:
     return dict(epsilon=epsilon, step_size=epsilon / 2)
 
 
-def make_arm(method: str, size: str, seconds: float, **attack) -> Arm:
-    return Arm(make_config(method, size, **attack), seconds)
+def make_arm(method: str, size: str, **attack) -> Arm:
+    vanilla, others = SECONDS[size]
+    return Arm(make_config(method, size, **attack), vanilla if method == "vanilla" else others)
 
 
 def get_study() -> Study:
     arms = {}
     for size in SIZES:
-        arms[f"vanilla_{size}"] = make_arm("vanilla", size, 60)
-        arms[f"advprop_{size}"] = make_arm("advprop", size, 100)
-        arms[f"adversarial_{size}"] = make_arm("adversarial", size, 100)
+        for method in ("vanilla", "advprop", "adversarial"):
+            arms[f"{method}_{size}"] = make_arm(method, size)
     for size in ("small", "large"):
         for epsilon in EPSILONS:
             if epsilon != EPSILON:
-                arms[f"advprop_{size}_eps{epsilon:g}"] = make_arm("advprop", size, 100, **within(epsilon))
-    arms["advprop_medium_ifgsm"] = make_arm("advprop", "medium", 100, random_start=0.0)
-    arms["advprop_medium_gd"] = make_arm("advprop", "medium", 100, random_start=0.0, projection=False)
-    arms["advprop_medium_untargeted"] = make_arm("advprop", "medium", 100, targeted=False)
+                arms[f"advprop_{size}_eps{epsilon:g}"] = make_arm("advprop", size, **within(epsilon))
+    arms["advprop_medium_ifgsm"] = make_arm("advprop", "medium", random_start=0.0)
+    arms["advprop_medium_gd"] = make_arm("advprop", "medium", random_start=0.0, projection=False)
+    arms["advprop_medium_untargeted"] = make_arm("advprop", "medium", targeted=False)
 
     def minus(name, treatment, control, expected, metrics=("clean", "corrupted")):
         return Contrast(name, {treatment: 1.0, control: -1.0}, expected, metrics)

@@ -23,8 +23,9 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.data import digits
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
-from efficientnet_advprop.evaluation import suites
-from efficientnet_advprop.evaluation.results import CLEAN, Results
+from efficientnet_advprop.evaluation import running, suites
+from efficientnet_advprop.evaluation.classifiers import as_classifier
+from efficientnet_advprop.evaluation.test_sets import SuiteSettings, with_attack
 from efficientnet_advprop.studies.plan import Run, Study
 from efficientnet_advprop.training import checkpoints, loop
 from efficientnet_advprop.training.progress import format_duration
@@ -79,25 +80,23 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
 
 
 def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, float]:
-    model = checkpoints.load_averaged_model(folder, which="last")
+    model, data = checkpoints.load_averaged_model(folder, which="last"), run.config.data
+    settings = SuiteSettings(data_dir, run.config.model.num_classes, data.image_size, data.eval_crop, seed=run.seed)
+    clean, *corrupted = suites.open_suites(["digits"], settings)
     attacks = [
         PGD(epsilon, RELATIVE_STEP_SIZE * epsilon, ATTACK_STEPS, targeted=False, random_start=1.0)
         for epsilon in study.attack_epsilons
     ]
-    test_sets = suites.digits_suite(
-        run.config.data, data_dir, batch_size=run.config.training.eval_batch_size,
-        num_classes=run.config.model.num_classes, attacks=attacks,
-    )  # fmt: skip
-    chosen = [t for t in test_sets if t.attack is not None or t.name == CLEAN or int(t.name.split("/")[1]) in study.severities]
-    results = Results(about={}, digests={"model": ""})
-    suites.evaluate_suite(
-        {"model": lambda: lambda images: model(images, training=False)}, chosen, results, save=lambda: None
-    )
-    scores = {"clean": results.scores[CLEAN]["model"].top1}
-    if study.severities:
-        scores["corrupted"] = results.mean_corrupted_accuracy("model")
-    if attacks:
-        scores["attacked"] = statistics.fmean(results.scores[f"pgd/{e:g}"]["model"].top1 for e in study.attack_epsilons)
+    attacked = [with_attack(clean, dataclasses.replace(settings, attack=attack)) for attack in attacks]
+    chosen = [test_set for test_set in corrupted if int(test_set.name.split("/")[-1]) in study.severities]
+    classifier = as_classifier(model, image_size=data.image_size, crop=data.eval_crop)
+    batch_size, folder = run.config.training.eval_batch_size, os.path.join(folder, "evaluation")
+    results = running.measure(classifier, [clean, *attacked, *chosen], folder, batch_size=batch_size)
+    scores = {"clean": results.test_sets[clean.name].score.top1}
+    if chosen:
+        scores["corrupted"] = statistics.fmean(results.test_sets[test_set.name].score.top1 for test_set in chosen)
+    if attacked:
+        scores["attacked"] = statistics.fmean(results.test_sets[test_set.name].score.top1 for test_set in attacked)
     return scores
 
 

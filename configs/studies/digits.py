@@ -15,7 +15,7 @@ from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
 
 SEEDS = (1, 2, 3, 4, 5)
 SIZES = {"small": 0.25, "medium": 0.5, "large": 1.0}  # width of an EfficientNet-B0 of three tenths of its depth
-# Processor time of a run and its evaluation, vanilla and others, for --list; medium and large were measured on a loaded machine.
+# Processor time of a run and its evaluation, vanilla and others, for --list; medium and large were measured.
 SECONDS = {"small": (45.0, 65.0), "medium": (60.0, 90.0), "large": (110.0, 200.0)}
 EPSILON = 64.0  # of 255; configs/digits.py says why so much
 ALL_METRICS = ("clean", "corrupted", "attacked")

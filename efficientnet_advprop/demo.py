@@ -21,9 +21,10 @@ from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import corruptions, digits, pipeline
 from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.evaluation import reports, running, suites
+from efficientnet_advprop.evaluation import demo_reports, report_files, reports, running, suites
 from efficientnet_advprop.evaluation.classifiers import as_classifier
-from efficientnet_advprop.evaluation.results import Results, weights_digest
+from efficientnet_advprop.evaluation.comparison import Measured, compare
+from efficientnet_advprop.evaluation.results import weights_digest
 from efficientnet_advprop.evaluation.test_sets import SuiteSettings, with_attack
 from efficientnet_advprop.training import assembly, checkpoints, loop, progress, steps
 from tpu_utils.strategy import make_strategy
@@ -62,11 +63,11 @@ def main(argv):
             return 0  # by SIGTERM; the trainer has said so
 
     print("\n[4/4] scores of the averaged weights, through the main batch norms", flush=True)
-    results = _evaluate(configs, data_dir, output_dir)
-    report = _make_report(configs, results, data_dir, output_dir)
+    measured = _evaluate(configs, data_dir, output_dir)
+    demo = _make_report(configs, measured, data_dir, output_dir)
     path = os.path.join(output_dir, "report.html")
-    checkpoints.replace_file(path, reports.render_html(report))
-    print(f"\n{reports.format_table(report)}\n")
+    checkpoints.replace_file(path, demo_reports.render_html(demo))
+    print(f"\n{reports.format_table(demo.report)}\n")
     print(f"{progress.format_duration(time.monotonic() - started)}. The report: {os.path.abspath(path)}", flush=True)
 
 
@@ -74,8 +75,8 @@ def _with_method(config: ExperimentConfig, method: str) -> ExperimentConfig:
     return dataclasses.replace(config, training=dataclasses.replace(config.training, method=method))
 
 
-def _evaluate(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: str) -> dict[str, Results]:
-    """method → its scores, kept in <output_dir>/evaluation/ as they come in; the same weights are not measured twice."""
+def _evaluate(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: str) -> list[Measured]:
+    """Scores by method, kept in <output_dir>/evaluation/ as they come in; the same weights are not measured twice."""
     config = configs["vanilla"]
     settings = SuiteSettings(data_dir, config.model.num_classes, config.data.image_size, config.data.eval_crop)
     clean, *corrupted = suites.open_suites(["digits"], settings)
@@ -88,7 +89,7 @@ def _evaluate(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: s
     # One network for all three in turn, so that each attack on it is traced once.
     network_on_stage = assembly.make_model(config, aux_branches=0)
     stage = as_classifier(network_on_stage, image_size=config.data.image_size, crop=config.data.eval_crop)
-    results = {}
+    measured = []
     for method in configs:
         network = checkpoints.load_averaged_model(os.path.join(output_dir, method), which="last")
         for variable, value in zip(network_on_stage.variables, network.variables):
@@ -97,51 +98,52 @@ def _evaluate(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: s
         classifier = dataclasses.replace(stage, name=NAMES[method], weights_digest=digest)
         folder = os.path.join(output_dir, "evaluation", f"{method}-{digest[:8]}")  # of other weights: another folder
         print(f"{NAMES[method]}:", flush=True)
-        results[method] = running.measure(
-            classifier, [clean, *attacked, *corrupted], folder, batch_size=config.training.eval_batch_size
-        )
-    return results
+        test_sets = [clean, *attacked, *corrupted]
+        results = running.measure(classifier, test_sets, folder, batch_size=config.training.eval_batch_size)
+        measured.append(Measured(NAMES[method], results, folder))
+    return measured
 
 
 def _make_report(
-    configs: dict[str, ExperimentConfig], results: dict[str, Results], data_dir: str, output_dir: str
-) -> reports.Report:
+    configs: dict[str, ExperimentConfig], measured: list[Measured], data_dir: str, output_dir: str
+) -> demo_reports.DemoReport:
     config = configs["advprop"]
     images, _ = digits.load_digits("validation")
     num_train = pipeline.count_examples(config.data, data_dir, "train")
-    return reports.Report(
+    report = reports.Report(
         title="AdvProp on handwritten digits",
+        comparison=compare(measured),
         introduction=f"Three EfficientNets, alike but for how they were trained, on {num_train} images: on clean images alone; "
         "by AdvProp, which sends adversarial images through auxiliary batch norms of their own, left out afterwards; "
         "and on clean and adversarial images through the same batch norms. AdvProp’s claim (Xie et al., CVPR 2020) is that "
         "adversarial images then help on clean and on corrupted ones, and that without the auxiliary batch norms they do harm. "
         "Here is what one run measured.",
-        results=results,
-        clean="digits",
-        corrupted="digits_c",
-        names=NAMES,
-        descriptions=DESCRIPTIONS,
-        baseline="vanilla",
-        featured="advprop",
-        histories={method: progress.read_metrics(os.path.join(output_dir, method)) for method in configs},
+        descriptions={NAMES[method]: description for method, description in DESCRIPTIONS.items()},
+        featured=NAMES["advprop"],
         samples={
             corruption: [
                 corruptions.corrupt(images[SAMPLE], corruption, severity, seed=SAMPLE) for severity in corruptions.SEVERITIES
             ]
             for corruption in corruptions.CORRUPTIONS
         },
+        facts=_list_facts(config, num_train),
+        open_images=report_files.images_below(data_dir),
+    )
+    return demo_reports.DemoReport(
+        report=report,
+        clean="digits",
+        corrupted="digits_c",
+        histories={NAMES[method]: progress.read_metrics(os.path.join(output_dir, method)) for method in configs},
         pictures=_make_pictures(configs, output_dir),
         picture_note=f"AdvProp’s own attack on test images, through the auxiliary batch norms: {_describe(config.attack)}.",
-        facts=_list_facts(config, results, num_train),
-        configs={method: own_config.to_json() for method, own_config in configs.items()},
+        configs={NAMES[method]: own_config.to_json() for method, own_config in configs.items()},
     )
 
 
-def _list_facts(config: ExperimentConfig, results: dict[str, Results], num_train: int) -> dict[str, str]:
+def _list_facts(config: ExperimentConfig, num_train: int) -> dict[str, str]:
     """What one needs to get the same figures, in words."""
     model, training, size = config.model, config.training, config.data.image_size
     num_parameters = assembly.make_model(config, aux_branches=0).count_params()
-    versions = results["vanilla"].versions
     return {
         "data": f"scikit-learn’s handwritten digits, 8×8 enlarged to {size}×{size}: {num_train} for training, "
         f"{digits.NUM_VALIDATION} others for all tests",
@@ -155,10 +157,6 @@ def _list_facts(config: ExperimentConfig, results: dict[str, Results], num_train
         "corruptions": f"{len(corruptions.CORRUPTIONS)} of ImageNet-C’s types, made here with the parameters for small images "
         "and fixed seeds",
         "seed": str(training.seed),
-        "weights (SHA-256)": ", ".join(
-            f"{NAMES[method]} {of_method.weights_digest[:12]}" for method, of_method in results.items()
-        ),
-        "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
     }
 
@@ -170,7 +168,7 @@ def _describe(attack) -> str:
     )
 
 
-def _make_pictures(configs: dict[str, ExperimentConfig], output_dir: str) -> list[reports.Picture]:
+def _make_pictures(configs: dict[str, ExperimentConfig], output_dir: str) -> list[demo_reports.Picture]:
     """Test images of the first classes, what AdvProp's attack makes of them, and what each model says to both."""
     config = configs["advprop"]
     images, labels = digits.load_digits("validation")
@@ -188,11 +186,11 @@ def _make_pictures(configs: dict[str, ExperimentConfig], output_dir: str) -> lis
 
     by_method = {method: answers(method) for method in configs}
     return [
-        reports.Picture(
+        demo_reports.Picture(
             image=images[i].numpy(),
             adversarial_image=adversarial_images[i].numpy(),
             label=str(int(labels[i])),
-            answers={method: (clean[i], adversarial[i]) for method, (clean, adversarial) in by_method.items()},
+            answers={NAMES[method]: (clean[i], adversarial[i]) for method, (clean, adversarial) in by_method.items()},
         )
         for i in range(len(chosen))
     ]

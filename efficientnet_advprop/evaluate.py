@@ -3,9 +3,10 @@
     python -m efficientnet_advprop.evaluate --checkpoint=b3-advprop --data_dir=/data --suite=imagenet,imagenet_c,imagenet_a
     python -m efficientnet_advprop.evaluate --model_dir=runs/b3 --data_dir=/data --suite=imagenet_r,imagenet_v2,pgd
     python -m efficientnet_advprop.evaluate --saved_model=served/efficientnet/1 --suite=folder:/data/pets/val
+    python -m efficientnet_advprop.evaluate --compare runs/evaluation/b3-advprop runs/evaluation/b3-baseline --data_dir=/data
 
-Results and predictions go to --out_dir; the same command goes on where an earlier one stopped. What is looked for below
---data_dir (docs/evaluation.md says more):
+Results, predictions and a report go to --out_dir; the same command goes on where an earlier one stopped. What is looked for
+below --data_dir (docs/evaluation.md says more):
 
 """
 
@@ -15,8 +16,9 @@ from efficientnet_advprop import door, network_flags
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.evaluation import imagenet_suites, running, saved_models, suites
+from efficientnet_advprop.evaluation import imagenet_suites, report_files, running, saved_models, suites
 from efficientnet_advprop.evaluation.classifiers import ClassifierError
+from efficientnet_advprop.evaluation.comparison import ComparisonError
 from efficientnet_advprop.evaluation.test_sets import SuiteError, SuiteSettings
 from efficientnet_advprop.models import CheckpointError
 from tpu_utils.strategy import STRATEGIES, StrategyError, make_strategy
@@ -34,6 +36,9 @@ _SUITE = flags.DEFINE_list(
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder that holds the data sets by the names above")
 _OUT_DIR = flags.DEFINE_string(
     "out_dir", None, "for results.json and predictions/; default: runs/evaluation/<name of the model>"
+)
+_COMPARE = flags.DEFINE_list(
+    "compare", [], "instead of evaluating: puts several models' results (folders or results.json) side by side in --out_dir"
 )
 _STORED_SIZE = flags.DEFINE_integer(
     "stored_size", 224, "pixels at which images stored at 224 (imagenet_c, stylized) are fed", 1
@@ -63,7 +68,11 @@ def _open_classifier():
 
 
 def main(argv):
-    del argv
+    if _COMPARE.value:
+        print(report_files.write_report([*_COMPARE.value, *argv[1:]], _OUT_DIR.value, data_dir=_DATA_DIR.value), flush=True)
+        return
+    if len(argv) > 1:
+        raise ConfigError(f"`{argv[1]}` is not a flag; flags look like --name=value.")
     strategy = make_strategy(_STRATEGY.value, tpu=_TPU.value, num_logical_devices=_NUM_LOGICAL_DEVICES.value)
     try:
         attack = PGD(_EPSILON.value, _STEP_SIZE.value, _STEPS.value, targeted=False, random_start=1.0)
@@ -74,11 +83,12 @@ def main(argv):
     print(
         f"  classes: {classifier.num_classes}; branch {classifier.branch}; images stored at 224 are fed at {_STORED_SIZE.value}"
     )
+    out_dir = _OUT_DIR.value or running.default_directory(classifier)
     running.run(
         classifier,
         _SUITE.value,
         data_dir=_DATA_DIR.value,
-        out_dir=_OUT_DIR.value,
+        out_dir=out_dir,
         stored_size=_STORED_SIZE.value,
         attack=attack,
         num_restarts=_RESTARTS.value,
@@ -88,11 +98,13 @@ def main(argv):
         batch_size=_BATCH_SIZE.value,
         strategy=strategy,
     )
+    print(report_files.write_report([out_dir]), flush=True)
 
 
 if __name__ == "__main__":
     door.run(
         main,
         usage_errors=(SuiteError, StrategyError, running.RunError),
-        run_errors=(DataError, CheckpointError, ClassifierError),
+        run_errors=(DataError, CheckpointError, ClassifierError, ComparisonError),
+        takes_arguments=True,  # of --compare
     )

@@ -1,40 +1,29 @@
-"""Results for people: a table on the console, and one HTML file that needs nothing beside itself.
+"""Results for people: one HTML page that needs nothing beside itself, and the same tables in Markdown.
 
-    print(format_table(report))
-    html = render_html(report)
+    comparison = compare(read_measured(["runs/b3-advprop", "runs/b3-baseline"]))
+    report = Report("B3 with and without AdvProp", comparison)
+    html, markdown = render_html(report), render_markdown(report)
 
-Every figure in either comes from `Report.results`; sentences that compare say what the intervals allow and no more.
+Of one model the report says what was measured beside what is published; of several also which differences are more than chance.
+Every figure comes from `Report.comparison`, and what keeps a number from being the test set's proper score stands with it.
 """
 
 import dataclasses
+import functools
 import statistics
-from typing import Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import jinja2
 import numpy as np
 
-from efficientnet_advprop.evaluation import figures
-from efficientnet_advprop.evaluation.metrics import Score
-from efficientnet_advprop.evaluation.results import Results, attacked
+from efficientnet_advprop.evaluation import figures, measures
+from efficientnet_advprop.evaluation.calibration import CalibrationBins
+from efficientnet_advprop.evaluation.comparison import Comparison, Measured, Refusal
+from efficientnet_advprop.evaluation.disagreements import Disagreement, OpenImages, find_disagreements
+from efficientnet_advprop.evaluation.measures import Measure
+from efficientnet_advprop.evaluation.metrics import Score, corruption_errors
 
-_COLORS = ("#7b8794", "#0b6bcb", "#e07b00", "#7a3fb0", "#0e8a6d")  # told apart by people with any colour vision
-_MAX_PERTURBATION_GAIN = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """An image and what an attack made of it.
-
-    Args:
-        image, adversarial_image: float [height, width, 3], pixels in [0, 255].
-        label: what it shows.
-        answers: model → (class that it sees in the clean image, in the adversarial one).
-    """
-
-    image: np.ndarray
-    adversarial_image: np.ndarray
-    label: str
-    answers: Mapping[str, tuple[str, str]]
+COLORS = ("#7b8794", "#0b6bcb", "#e07b00", "#7a3fb0", "#0e8a6d", "#b3365b")  # told apart by people with any colour vision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,74 +31,63 @@ class Report:
     """What a report shows.
 
     Args:
-        title, introduction: one line, one paragraph.
-        results: model → what was measured of it.
-        clean, corrupted: the test set of clean images and the suite of corrupted ones, by name.
-        names: model → what to call it, in the order of columns.
+        title: one line.
+        comparison: of at least one model.
+        introduction: a paragraph; empty for none.
         descriptions: model → half a sentence.
-        baseline: the model that corruption errors are measured by.
-        featured: the model that is compared with the others in words.
-        histories: model → the reports of its training run, as in `metrics.jsonl`.
+        featured: the model that stands out; None: none does.
         samples: corruption → one image by severity, uint8 [height, width, 3].
-        pictures: of the training attack.
-        picture_note: what that attack was.
-        facts: what a reader needs to get the same figures: name → value.
-        configs: model → its config as JSON.
+        facts: what else a reader needs to get the same figures: name → value.
+        class_names: of the labels; empty: their numbers.
+        open_images: for thumbnails, see `disagreements`.
     """
 
     title: str
-    introduction: str
-    results: Mapping[str, Results]
-    clean: str
-    corrupted: str
-    names: Mapping[str, str]
-    descriptions: Mapping[str, str]
-    baseline: str
-    featured: str
-    histories: Mapping[str, Sequence[Mapping[str, float]]]
-    samples: Mapping[str, Sequence[np.ndarray]]
-    pictures: Sequence[Picture]
-    picture_note: str
-    facts: Mapping[str, str]
-    configs: Mapping[str, str]
+    comparison: Comparison
+    introduction: str = ""
+    descriptions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    featured: Optional[str] = None
+    samples: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    class_names: Sequence[str] = ()
+    open_images: OpenImages = lambda test_set: None
+
+    @property
+    def models(self) -> list[str]:
+        return [measured.name for measured in self.comparison.measured]
 
     @property
     def colors(self) -> dict[str, str]:
-        return dict(zip(self.names, _COLORS))
+        return {model: COLORS[number % len(COLORS)] for number, model in enumerate(self.models)}
 
-    def scores(self, test_set: str) -> dict[str, Score]:
-        """model → its score on a test set."""
-        return {model: self.results[model].test_sets[test_set].score for model in self.names}
+    @functools.cached_property
+    def rows(self) -> dict[tuple[str, str], dict[str, Measure]]:
+        """(suite, quantity) → model → what was measured."""
+        rows: dict[tuple[str, str], dict[str, Measure]] = {}
+        for measured in self.comparison.measured:
+            for measure in measures.list_measures(self.comparison, measured):
+                rows.setdefault((measure.suite, measure.quantity), {})[measured.name] = measure
+        return rows
 
-    @property
-    def corruptions(self) -> list[str]:
-        return self.results[self.featured].corruptions(self.corrupted)
-
-    @property
-    def epsilons(self) -> list[float]:
-        return self.results[self.featured].epsilons()
-
-    def mean_corrupted_accuracy(self, model: str, corruption: Optional[str] = None) -> float:
-        return self.results[model].mean_corrupted_accuracy(self.corrupted, corruption)
-
-    def mean_corruption_error(self, model: str) -> float:
-        """By the errors of `baseline`."""
-        return self.results[model].mean_corruption_error(self.corrupted, self.results[self.baseline].errors(self.corrupted))
-
-    def corruption_errors(self, model: str) -> dict[str, float]:
-        """By the errors of `baseline`."""
-        return self.results[model].corruption_errors(self.corrupted, self.results[self.baseline].errors(self.corrupted))
-
-
-def compare(score: Score, other: Score) -> str:
-    """ "above", "below" or "level with": whether two accuracies differ beyond their 95 % intervals."""
-    (low, high), (other_low, other_high) = score.interval(), other.interval()
-    return "above" if low > other_high else "below" if high < other_low else "level with"
+    def class_name(self, label: int) -> str:
+        """What a class is called."""
+        return self.class_names[label] if 0 <= label < len(self.class_names) else str(label)
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """0.9731 → "97.3"; 1 and 0 stay whole."""
+    """0.9731 → "97.3"."""
     return f"{100 * value:.{digits}f}"
+
+
+def points(value: float) -> str:
+    """−1.23 → "−1.2": a difference in points of a per cent, with its sign."""
+    text = f"{value:+.1f}"
+    return text.replace("-", "−") if float(text) else "±0.0"
+
+
+def probability(value: float) -> str:
+    """A p-value: "0.012", "< 0.0001"."""
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.01 else f"{value:.3f}"
 
 
 def with_interval(score: Score) -> str:
@@ -118,37 +96,139 @@ def with_interval(score: Score) -> str:
     return f"{percent(score.top1)} ({percent(low)}–{percent(high)})"
 
 
-def images_per_second(history: Sequence[Mapping[str, float]]) -> float:
-    """The median speed of a training run, from its reports; nan where it has none."""
-    speeds = [entry["images_per_second"] for entry in history if "images_per_second" in entry]
-    return statistics.median(speeds) if speeds else float("nan")
+def describe_tests(comparison: Comparison, suite: str) -> str:
+    """One sentence on all pairs of models on a test set that says no more than the tests allow; empty without any."""
+    verdicts = {"better": "is better than", "worse": "is worse than", "level": "is level with"}
+    parts = []
+    for test in comparison.tests:
+        if test.suite == suite:
+            low, high = (points(100 * end) for end in test.interval)
+            difference = f"{test.measure} {points(100 * test.difference)} points, 95 % interval {low} … {high}"
+            p_value = probability(test.adjusted_p_value)
+            corrected = f"corrected p {p_value}" if p_value.startswith("<") else f"corrected p = {p_value}"
+            parts.append(f"{test.second} {verdicts[test.verdict]} {test.first} ({difference}, {corrected})")
+    return f"{measures.title(suite)}: {'; '.join(parts)}." if parts else ""
 
 
 def format_table(report: Report) -> str:
-    """The main table and the accuracy under each corruption, for a console."""
-    rows = [("clean", [with_interval(score) for score in report.scores(report.clean).values()])]
-    for epsilon in report.epsilons:
-        rows.append((f"PGD, ε = {epsilon:g}", [with_interval(score) for score in report.scores(attacked(epsilon)).values()]))
-    if report.corruptions:
-        rows.append(("corrupted, mean", [percent(report.mean_corrupted_accuracy(model)) for model in report.names]))
-    for corruption in report.corruptions:
-        accuracies = [percent(report.mean_corrupted_accuracy(model, corruption)) for model in report.names]
-        rows.append((f"  {corruption.replace('_', ' ')}", accuracies))
-    if report.corruptions:
-        errors = [percent(report.mean_corruption_error(model)) for model in report.names]
-        rows.append((f"mCE ({report.names[report.baseline]} = 100)", errors))
-    head = ("top-1 accuracy, %", list(report.names.values()))
-    first = max(len(name) for name, _ in (head, *rows))
-    widths = [max(len(cells[i]) for _, cells in (head, *rows)) for i in range(len(report.names))]
-    lines = [
-        f"{name:{first}s}  " + "  ".join(f"{cell:>{width}s}" for cell, width in zip(cells, widths))
-        for name, cells in (head, *rows)
+    """The main table for a console, in per cent: of one model beside the published figures, of several side by side."""
+    if len(report.models) == 1:
+        rows = [["per cent", "measured", "published", "difference", "images", "fed"]]
+        for by_model in report.rows.values():
+            for measure in by_model.values():
+                published = "" if measure.published is None else f"{measure.published.value:.1f}"
+                difference = "" if measure.difference is None else points(measure.difference)
+                cells = [_marked_cell(measure), published, difference, f"{measure.num_images:,}", measure.feeding]
+                rows.append([f"{measure.title}, {measure.quantity}", *cells])
+    else:
+        rows = [["per cent", *report.models, "fed"]]
+        for (suite, quantity), by_model in report.rows.items():
+            cells = [_marked_cell(by_model[model]) if model in by_model else "" for model in report.models]
+            feedings = dict.fromkeys(measure.feeding for measure in by_model.values())
+            rows.append([f"{measures.title(suite)}, {quantity}", *cells, " and ".join(feedings)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    sides = ["<", *">" * (len(widths) - 2), "<"]
+    lines = ["  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths)).rstrip() for row in rows]
+    lines.insert(1, "-" * max(map(len, lines)))
+    remarks = dict.fromkeys(
+        f"* {measures.title(suite)}, {model}: {remark}"
+        for (suite, _), by_model in report.rows.items()
+        for model, measure in by_model.items()
+        for remark in measure.remarks
+    )
+    return "\n".join([*lines, *remarks])
+
+
+def _marked_cell(measure: Measure) -> str:
+    return _cell(measure) + ("*" if measure.remarks else "")
+
+
+def _cell(measure: Measure) -> str:
+    interval = "" if measure.interval is None else " ({}–{})".format(*map(percent, measure.interval))
+    return percent(measure.value) + interval
+
+
+def render_markdown(report: Report) -> str:
+    """The tables of the report as Markdown."""
+    lines = [f"# {report.title}", "", *filter(None, [report.introduction, ""])]
+    lines += [
+        "Per cent, with 95 % intervals; for mCE and errors lower is better.",
+        "",
+        "| test set | model | measure | measured | published | difference | top-5 | ECE | images | fed | remarks |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    for by_model in report.rows.values():
+        for model, measure in by_model.items():
+            lines.append(_markdown_row(
+                measure.title, model, measure.quantity, _cell(measure), _published(measure),
+                "" if measure.difference is None else points(measure.difference),
+                "" if measure.top5 is None else percent(measure.top5),
+                "" if measure.calibration_error is None else percent(measure.calibration_error),
+                f"{measure.num_images:,}", measure.feeding, "; ".join(f"**{remark}**" for remark in measure.remarks),
+            ))  # fmt: skip
+    comparison = report.comparison
+    if len(report.models) > 1:
+        lines += [
+            "",
+            "## Side by side",
+            "",
+            SIDE_BY_SIDE_NOTE,
+            "",
+            "| test set | first | second | measure | second − first, points | 95 % interval | only first right "
+            "| only second right | p | p (Holm) | second is | remarks |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for test in comparison.tests:
+            low, high = (points(100 * end) for end in test.interval)
+            only = ["", ""] if test.counts is None else [test.counts.num_only_first, test.counts.num_only_second]
+            lines.append(_markdown_row(
+                measures.title(test.suite), test.first, test.second, test.measure, points(100 * test.difference),
+                f"{low} … {high}", *only, probability(test.p_value), probability(test.adjusted_p_value), test.verdict,
+                "; ".join(test.remarks),
+            ))  # fmt: skip
+        lines += [""] + [f"- Not compared, {describe_refusal(refusal)}" for refusal in comparison.refusals]
+    for suite, table in _corruption_tables(report).items():
+        lines += ["", f"## {measures.title(suite)}, top-1 by severity", "", "| corruption | model | 1 | 2 | 3 | 4 | 5 | CE |"]
+        lines.append("|---|---|---|---|---|---|---|---|")
+        for one in table.values():
+            for model, scores in one.scores.items():
+                cells = [with_interval(scores[severity]) if severity in scores else "" for severity in range(1, 6)]
+                cells.append(percent(one.errors[model]) if model in one.errors else "")
+                lines.append(_markdown_row(one.title, model, *cells))
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def render_html(report: Report) -> str:
-    """The whole report as one HTML page without any link to another file."""
+def _markdown_row(*cells: Any) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _published(measure: Measure) -> str:
+    if measure.published is None:
+        return ""
+    notes = [measure.published.source, f"{measure.published.evidence}"] + list(filter(None, [measure.published.note]))
+    return f"{measure.published.value:.1f} ({'; '.join(notes)})"
+
+
+def describe_refusal(refusal: Refusal) -> str:
+    """What was not compared, and why."""
+    return f"{measures.title(refusal.suite)}, {refusal.first} and {refusal.second}: {refusal.reason}"
+
+
+SIDE_BY_SIDE_NOTE = (
+    "Paired: both models answered the very same images. Top-1 by McNemar’s exact test, intervals by bootstrap over images; mCE "
+    "by resampling images together with all their corruptions, and a paired t-test over them. “better” and “worse” are said "
+    "where the p-value, corrected by Holm’s method for all the tests here, is below 0.05; otherwise “level”."
+)
+
+
+def render_html(report: Report, template: str = "report.html.jinja", **more: Any) -> str:
+    """The whole report as one HTML page without any link to another file.
+
+    Args:
+        report: what to show.
+        template: one that extends "report.html.jinja".
+        more: what that one needs beside.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("efficientnet_advprop.evaluation", "."),
         autoescape=True,
@@ -156,151 +236,143 @@ def render_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, with_interval=with_interval)
-    return environment.get_template("report.html.jinja").render(
+    environment.filters.update(
+        percent=percent, points=points, probability=probability, with_interval=with_interval, title=measures.title,
+        refusal=describe_refusal, conditions=measures.describe_conditions,
+    )  # fmt: skip
+    tables = _corruption_tables(report)
+    return environment.get_template(template).render(
         report=report,
-        headlines=_headlines(report),
-        findings=_findings(report),
-        speeds={model: images_per_second(history) for model, history in report.histories.items()},
-        cards=_corruption_cards(report),
+        comparison=report.comparison,
+        side_by_side_note=SIDE_BY_SIDE_NOTE,
+        suites=tables,
+        corruption_charts={suite: _corruption_charts(report, table) for suite, table in tables.items()},
+        yardsticks={suite: "AlexNet" if suite.startswith("imagenet_c") else report.models[0] for suite in tables},
         attack_chart=_attack_chart(report),
-        training_charts=_training_charts(report),
-        pictures=[_picture(picture, _perturbation_gain(report.pictures)) for picture in report.pictures],
-        gain=_perturbation_gain(report.pictures),
+        reliability_charts=_reliability_charts(report),
+        disagreements=_disagreements(report),
+        **more,
     )
 
 
-def _headlines(report: Report) -> list[dict]:
-    """The bars at the top: clean, corrupted, under the strongest attack at which the baseline still knows something."""
-    bars = [("Clean images", "as they are", report.scores(report.clean))]
-    corruptions = report.corruptions
-    if corruptions:
-        mean = {m: report.mean_corrupted_accuracy(m) for m in report.names}
-        bars.append(("Corrupted images", f"mean of {len(corruptions)} corruptions × 5 severities", mean))
-    for epsilon in report.epsilons[-1:]:
-        bars.append(("Under attack", f"PGD on the main branch, ε = {epsilon:g}", report.scores(attacked(epsilon))))
-    result = []
-    for title, note, by_model in bars:
-        rows = []
-        for model in report.names:
-            score = by_model[model]
-            low, high = score.interval() if isinstance(score, Score) else (None, None)
-            rows.append(dict(model=model, value=score.top1 if isinstance(score, Score) else score, low=low, high=high))
-        result.append(dict(title=title, note=note, rows=rows, best=max(row["value"] for row in rows)))
-    return result
+@dataclasses.dataclass(frozen=True)
+class _Corruption:
+    """Of one corruption: model → severity → score, and model → CE where there is one."""
+
+    title: str
+    scores: Mapping[str, Mapping[int, Score]]
+    errors: Mapping[str, float]
+
+    @property
+    def means(self) -> dict[str, float]:
+        return {
+            model: statistics.fmean(score.top1 for score in scores.values()) for model, scores in self.scores.items() if scores
+        }
 
 
-def _findings(report: Report) -> list[str]:
-    """What the figures say of the featured model, sentence by sentence."""
-    names, featured = report.names, report.featured
-    others = [model for model in names if model != featured]
-
-    def accuracies(test_set):
-        scores = report.scores(test_set)
-        parts = [
-            f"{compare(scores[featured], scores[other])} {names[other]} ({percent(scores[other].top1)} %)" for other in others
-        ]
-        return f"{percent(scores[featured].top1)} %, {' and '.join(parts)}"
-
-    sentences = [f"On clean images {names[featured]} is right in {accuracies(report.clean)}."]
-    if report.corruptions:
-        errors = {model: report.results[model].errors(report.corrupted) for model in names}
-        cells = [(corruption, i) for corruption, values in errors[featured].items() for i in range(len(values))]
-        parts = []
-        for other in others:
-            fewer = sum(errors[featured][c][i] < errors[other][c][i] for c, i in cells)
-            more = sum(errors[featured][c][i] > errors[other][c][i] for c, i in cells)
-            parts.append(f"fewer errors than {names[other]} on {fewer} of the {len(cells)} corrupted sets and more on {more}")
-        mce = {model: percent(report.mean_corruption_error(model)) for model in names}
-        rest = ", ".join(f"{names[model]}: {mce[model]}" for model in others)
-        sentences.append(f"Its mean corruption error is {mce[featured]} ({rest}): {'; '.join(parts)}.")
-    for epsilon in report.epsilons[-1:]:
-        sentences.append(f"Under the PGD attack with ε = {epsilon:g} it keeps {accuracies(attacked(epsilon))}.")
-    return sentences
+def _corruption_tables(report: Report) -> dict[str, dict[str, _Corruption]]:
+    """Corrupted suite → corruption → what was measured."""
+    suites = dict.fromkeys(s for measured in report.comparison.measured for s in measured.results.corrupted_suites())
+    return {suite: _corruption_table(report, suite) for suite in suites}
 
 
-def _corruption_cards(report: Report) -> list[dict]:
-    cards = []
-    for corruption in report.corruptions:
-        curves = []
-        for model, color in report.colors.items():
-            scores = report.results[model].severities(report.corrupted, corruption)
-            intervals = [score.interval() for score in scores]
-            curves.append(figures.Curve(report.names[model], color, [score.top1 for score in scores], intervals))
-        severities = range(1, len(curves[0].values) + 1)
-        cards.append(
-            dict(
-                name=corruption,
-                title=corruption.replace("_", " "),
-                svg=figures.line_chart(severities, curves, size=(2.9, 1.6)),
-                images=[figures.png_uri(image) for image in report.samples.get(corruption, ())],
-                means={model: report.mean_corrupted_accuracy(model, corruption) for model in report.names},
-                errors={model: report.corruption_errors(model)[corruption] for model in report.names},
-            )
+def _corruption_table(report: Report, suite: str) -> dict[str, _Corruption]:
+    having = [measured for measured in report.comparison.measured if suite in measured.results.corrupted_suites()]
+    yardstick = report.comparison.yardstick(suite)
+    errors = {
+        measured.name: corruption_errors(measured.results.errors(suite), yardstick)
+        for measured in having
+        if yardstick is not None and suite in measured.whole_suites
+    }
+    return {
+        corruption: _Corruption(
+            corruption.replace("_", " "),
+            {measured.name: _scores_by_severity(measured, suite, corruption) for measured in having},
+            {model: by_corruption[corruption] for model, by_corruption in errors.items()},
         )
-    return cards
+        for corruption in dict.fromkeys(c for measured in having for c in measured.results.corruptions(suite))
+    }
 
 
-def _attack_chart(report: Report) -> str:
-    test_sets = [report.clean, *(attacked(epsilon) for epsilon in report.epsilons)]
-    curves = []
-    for model, color in report.colors.items():
-        scores = [report.scores(test_set)[model] for test_set in test_sets]
-        curves.append(figures.Curve(report.names[model], color, [s.top1 for s in scores], [s.interval() for s in scores]))
-    size = (5.6, 2.6)
-    return figures.line_chart([0, *report.epsilons], curves, x_label="ε, pixels of 255", y_label="top-1 accuracy, %", size=size)
+def _corruption_charts(report: Report, table: Mapping[str, _Corruption]) -> dict:
+    """Corruption errors as bars and mean accuracies by severity, of whole suites; of each corruption curves and images."""
+    whole = [model for model in report.models if all(model in one.errors for one in table.values())]
+    charts: dict[str, Any] = {"bars": None, "severities": None}
+    if whole:
+        bars = [figures.Curve(m, report.colors[m], [one.errors[m] for one in table.values()]) for m in whole]
+        names = [one.title for one in table.values()]
+        charts["bars"] = figures.bar_chart(names, bars, x_label="corruption error, % of the yardstick’s", mark=1.0)
+        means = []
+        for model in whole:
+            columns = zip(*([score.top1 for score in one.scores[model].values()] for one in table.values()))
+            means.append(figures.Curve(model, report.colors[model], [statistics.fmean(column) for column in columns]))
+        charts["severities"] = figures.line_chart(range(1, 6), means, x_label="severity", y_label="top-1 accuracy, %")
+    cards = {}
+    for corruption, one in table.items():
+        curves = [_score_curve(report, model, scores) for model, scores in one.scores.items() if scores]
+        images = [figures.png_uri(image) for image in report.samples.get(corruption, ())]
+        cards[corruption] = dict(svg=figures.line_chart(range(1, 6), curves, size=(2.9, 1.6)), images=images)
+    return {**charts, "cards": cards}
 
 
-def _training_charts(report: Report) -> list[dict]:
-    def series(model, name):
-        entries = [entry for entry in report.histories[model] if name in entry]
-        return [entry["epoch"] for entry in entries], [entry[name] for entry in entries]
+def _scores_by_severity(measured: Measured, suite: str, corruption: str) -> dict[int, Score]:
+    prefix = f"{suite}/{corruption}/"
+    names = [name for name in measured.results.test_sets if name.startswith(prefix)]
+    found = {int(name.removeprefix(prefix)): measured.results.test_sets[name].score for name in names}
+    return dict(sorted(found.items()))
 
-    def curves(name, dashed=False):
-        for model, color in report.colors.items():
-            x, values = series(model, name)
-            if values:
-                yield figures.Curve(
-                    f"{report.names[model]}{', adversarial' if dashed else ''}", color, values, x=x, dashed=dashed
-                )
 
-    losses = [*curves("clean_loss"), *curves("adversarial_loss", dashed=True)]
-    plain = dict(x_label="epoch", markers=False)
+def _score_curve(report: Report, model: str, scores: Mapping[int, Score]) -> figures.Curve:
+    values, intervals = [score.top1 for score in scores.values()], [score.interval() for score in scores.values()]
+    return figures.Curve(model, report.colors[model], values, intervals, x=list(scores))
+
+
+def _attack_chart(report: Report) -> Optional[str]:
+    """Accuracy over ε, from the clean images on, of the models that were attacked."""
+    curves, all_epsilons = [], set()
+    for measured in report.comparison.measured:
+        results, epsilons = measured.results.test_sets, sorted(measured.results.epsilons())
+        if not epsilons:
+            continue
+        clean = next((name for name in ("imagenet", "digits") if name in results), None)
+        by_epsilon = ({0.0: results[clean].score} if clean else {}) | {e: results[f"pgd/{e:g}"].score for e in epsilons}
+        curves.append(_score_curve(report, measured.name, by_epsilon))
+        all_epsilons.update(by_epsilon)
+    if len(all_epsilons) < 2:
+        return None
+    return figures.line_chart(
+        sorted(all_epsilons), curves, x_label="ε, pixels of 255", y_label="top-1 accuracy, %", size=(5.6, 2.6)
+    )
+
+
+def _reliability_charts(report: Report) -> list[dict]:
+    """A diagram for the test sets of clean images and one for each corrupted suite as a whole."""
+    charts: dict[str, list[figures.Curve]] = {}
+    for measured in report.comparison.measured:
+        summed: dict[str, CalibrationBins] = {}
+        for name, result in measured.results.test_sets.items():
+            suite = name.split("/")[0] if name.count("/") == 2 else name
+            summed[suite] = summed[suite] + result.calibration if suite in summed else result.calibration
+        for suite, bins in summed.items():
+            points_of_bins = list(bins.reliability_points())
+            if not points_of_bins:
+                continue
+            confidences, accuracies, _ = zip(*points_of_bins)
+            label = f"{measured.name} (ECE {percent(bins.expected_calibration_error)} %)"
+            charts.setdefault(suite, []).append(figures.Curve(label, report.colors[measured.name], accuracies, x=confidences))
     return [
-        dict(
-            title="Training loss",
-            note="solid: clean images, dashed: adversarial ones",
-            svg=figures.line_chart(range(99), losses, y_label="cross-entropy", scale=1.0, y_range=None, **plain),
-        ),
-        dict(
-            title="Test accuracy while training",
-            note="averaged weights, main branch",
-            svg=figures.line_chart(range(99), list(curves("eval_top1")), y_label="top-1 accuracy, %", **plain),
-        ),
+        dict(title=measures.title(suite), curves=curves, svg=figures.reliability_chart(curves))
+        for suite, curves in charts.items()
     ]
 
 
-def _perturbation(picture: Picture) -> np.ndarray:
-    return np.asarray(picture.adversarial_image, np.float32) - np.asarray(picture.image, np.float32)
-
-
-def _perturbation_gain(pictures: Sequence[Picture]) -> int:
-    """16, or the largest power of two below at which no perturbation, drawn around mid-gray, leaves the range of pixels."""
-    largest = max((float(np.abs(_perturbation(picture)).max()) for picture in pictures), default=0.0)
-    gain = _MAX_PERTURBATION_GAIN
-    while gain > 1 and gain * largest > 128.0:
-        gain //= 2
-    return gain
-
-
-def _picture(picture: Picture, gain: int) -> dict:
-    def as_bytes(pixels):
-        return figures.png_uri(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
-
-    return dict(
-        label=picture.label,
-        answers=picture.answers,
-        clean=as_bytes(picture.image),
-        perturbation=as_bytes(127.5 + gain * _perturbation(picture)),
-        adversarial=as_bytes(picture.adversarial_image),
-    )
+def _disagreements(report: Report) -> Optional[dict]:
+    """Of the first two models, on the first test set of single images that both answered."""
+    if len(report.models) < 2:
+        return None
+    first, second = report.comparison.measured[:2]
+    for test in report.comparison.tests:
+        if (test.first, test.second, test.measure) == (first.name, second.name, "top-1"):
+            found: list[Disagreement] = find_disagreements(first, second, test.suite, report.open_images)
+            return dict(suite=test.suite, counts=test.counts, first=first.name, second=second.name, images=found)
+    return None

@@ -129,6 +129,12 @@ def bootstrap_mean_interval(
     return _percentiles(np.concatenate(means), confidence)
 
 
+def paired_t_test(differences: np.ndarray) -> float:
+    """Two-sided p-value of Student's paired test that the mean of `differences`, float [images], is 0; 1.0 if all are."""
+    differences = np.asarray(differences, np.float64)
+    return float(stats.ttest_1samp(differences, 0.0).pvalue) if np.any(differences) else 1.0
+
+
 def _percentiles(replicates: np.ndarray, confidence: float) -> tuple[float, float]:
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"`confidence` is {confidence!r}, but must lie in (0, 1), for instance 0.95.")

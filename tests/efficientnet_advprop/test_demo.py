@@ -1,11 +1,12 @@
 """The demo as a newcomer runs it, cut to one epoch; and again, when nothing is left to do but the report."""
 
-import json
 import os
 import subprocess
 import sys
 
 import pytest
+
+from efficientnet_advprop.evaluation.results import Results
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -26,15 +27,17 @@ def test_demo_from_nothing_and_again(tmp_path):
     short = [f"--config.{field}" for field in ("training.num_epochs=1", "optimizer.warmup_epochs=0")]
     first = run_demo(tmp_path, *short)
     assert first.returncode == 0, first.stderr
-    assert "mCE (Vanilla = 100)" in first.stdout
+    assert "Digits, corrupted, mCE" in first.stdout
     assert first.stdout.strip().endswith(str(tmp_path / "report.html"))
-    with open(tmp_path / "results.json") as file:
-        results = json.load(file)
-    assert len(results["scores"]) == 1 + 3 + 15 * 5
-    assert all(score["num_images"] == 1000 for scores in results["scores"].values() for score in scores.values())
+    folders = sorted((tmp_path / "evaluation").iterdir())
+    assert [folder.name.split("-")[0] for folder in folders] == ["adversarial", "advprop", "vanilla"]
+    for folder in folders:
+        test_sets = Results.read(str(folder)).test_sets
+        assert len(test_sets) == 1 + 3 + 15 * 5
+        assert all(result.score.num_images == 1000 for result in test_sets.values())
     page = (tmp_path / "report.html").read_text()
 
     again = run_demo(tmp_path, *short)
     assert again.returncode == 0, again.stderr
-    assert "79 of 79 test sets were scored before" in again.stdout
+    assert again.stdout.count("79 of 79 test sets were measured before") == 3
     assert (tmp_path / "report.html").read_text() == page

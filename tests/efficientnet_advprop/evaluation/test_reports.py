@@ -1,7 +1,5 @@
-"""The report says what the results hold, needs no other file, and claims no difference that the intervals do not allow."""
+"""The report says what the results hold, needs no other file, and claims no difference that the tests do not allow."""
 
-import base64
-import dataclasses
 import html.parser
 import io
 import re
@@ -11,67 +9,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientnet_advprop.data.corruptions import CORRUPTIONS
+from efficientnet_advprop.data.labeled_images import FileImages
 from efficientnet_advprop.evaluation import figures, reports
-from efficientnet_advprop.evaluation.calibration import CalibrationBins
-from efficientnet_advprop.evaluation.metrics import Score
-from efficientnet_advprop.evaluation.results import Conditions, Results, TestSetResult
+from efficientnet_advprop.evaluation.comparison import compare, read_measured
+from efficientnet_advprop.evaluation.disagreements import find_disagreements
+from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
+from efficientnet_advprop.evaluation.results import predictions_path
+from tests.efficientnet_advprop.evaluation.constructed_results import image_ids, write_results
 
-BY_SET = {  # correct of 1000
-    "digits": (970, 976, 944), "pgd/4": (800, 950, 955), "pgd/8": (651, 912, 915),
-    **{f"digits_c/{name}/{i}": (960 - 60 * i, 962 - 10 * i, 945 - 10 * i) for name in CORRUPTIONS for i in range(1, 6)},
-}  # fmt: skip
-MODELS = ("vanilla", "advprop", "adversarial")
-
-
-def make_results(model, correct):
-    nothing = CalibrationBins.count([], [])
-    test_sets = {
-        name: TestSetResult(Score(1000, num, 1000), nothing, Conditions("ab", 32, "none")) for name, num in zip(BY_SET, correct)
-    }
-    return Results(model, "ab", test_sets=test_sets)
+NAMES = ("b0-autoaugment", "b0-advprop")
+ATTACK = dict(epsilon=4.0, step_size=1.0, num_steps=10, targeted=False, random_start=1.0, num_restarts=2)
 
 
 @pytest.fixture(scope="module")
-def report():
-    results = {model: make_results(model, [correct[i] for correct in BY_SET.values()]) for i, model in enumerate(MODELS)}
-    image = np.arange(32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3) % 256
-    history = [{"step": s, "epoch": s / 6, "clean_loss": 2.0 / s, "images_per_second": 50.0 * s} for s in (1, 2, 3)]
-    history.append({"step": 3, "epoch": 0.5, "eval_top1": 0.9})
-    return reports.Report(
-        title="A title <&>", introduction="What it is.", results=results,
-        clean="digits", corrupted="digits_c",
-        names=dict(zip(MODELS, ("Vanilla", "AdvProp", "No aux BN"))), descriptions=dict.fromkeys(MODELS, "a description"),
-        baseline="vanilla", featured="advprop", histories=dict.fromkeys(MODELS, history),
-        samples={"fog": [image.astype(np.uint8)] * 5},
-        pictures=[reports.Picture(image, image + 1, "3", {m: ("3", "8") for m in MODELS})], picture_note="An attack.",
-        facts={"evaluation attack": "PGD.", "seed": "0"}, configs=dict.fromkeys(MODELS, '{"a": 1}'),
-    )  # fmt: skip
-
-
-def test_comparisons_follow_the_intervals():
-    # Wilson, n = 1000: 970 → 95.7–97.9, 976 → 96.5–98.4, 944 → 92.8–95.7 (scipy's to one place)
-    assert reports.compare(Score(1000, 976, 1000), Score(1000, 970, 1000)) == "level with"
-    assert reports.compare(Score(1000, 976, 1000), Score(1000, 944, 1000)) == "above"
-    assert reports.compare(Score(1000, 944, 1000), Score(1000, 976, 1000)) == "below"
-
-
-def test_console_table(report):
-    lines = {line.split("  ")[0].strip(): line.split() for line in reports.format_table(report).splitlines() if line}
-    assert "97.0 (95.7–97.9)  97.6 (96.5–98.4)  94.4 (92.8–95.7)" in " ".join(lines["clean"]).replace(") ", ")  ")
-    assert lines["corrupted, mean"][-3:] == ["78.0", "93.2", "91.5"]
-    # errors over severities, the same for both corruptions: vanilla .10 … .34 = 1.10, AdvProp .048 … .088 = .34, third .425
-    assert lines["mCE (Vanilla = 100)"][-3:] == ["100.0", "30.9", "38.6"]
-
-
-class _Links(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.targets, self.tags = [], []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.targets += [value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset") and value]
+def report(tmp_path_factory):
+    folders = [str(tmp_path_factory.mktemp(name)) for name in NAMES]
+    conditions = {"pgd/4": {"attack": ATTACK}, "imagenet": {"num_drawn": 120}}
+    for seed, (folder, name, gain) in enumerate(zip(folders, NAMES, (0.0, 0.2))):
+        accuracies = {"imagenet": 0.7, "imagenet_c": 0.6 + gain, "pgd/4": 0.1}
+        write_results(folder, name, accuracies, seed=seed, config={"published": name}, conditions=conditions)
+    return reports.Report("A title <&>", compare(read_measured(folders)), "What it is.")
 
 
 @pytest.fixture(scope="module")
@@ -79,56 +36,142 @@ def page(report):
     return reports.render_html(report)
 
 
-def without_corruptions(report):
-    """A page of few charts, which take their time."""
-    kept = {
-        model: dataclasses.replace(
-            results, test_sets={name: found for name, found in results.test_sets.items() if "/" not in name}
-        )
-        for model, results in report.results.items()
-    }
-    return dataclasses.replace(report, results=kept)
+class _Page(html.parser.HTMLParser):
+    """What a reader sees, and where a browser would look."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.targets, self.tags, self.text = [], [], ""
+        self.feed(page)
+        self.text = re.sub(r"\s+", " ", self.text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.targets += [value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset") and value]
+        assert tag != "img" or dict(attributes).get("alt"), "an image without a description"
+
+    def handle_data(self, data):
+        self.text += data
 
 
 def test_page_needs_nothing_beside_itself(page):
-    parser = _Links()
-    parser.feed(page)
-    assert parser.targets and all(target.startswith(("data:", "#")) for target in parser.targets)
-    assert "script" not in parser.tags and "link" not in parser.tags
+    parsed = _Page(page)
+    assert all(target.startswith(("data:", "#")) for target in parsed.targets)
+    assert "script" not in parsed.tags and "link" not in parsed.tags
     assert "@import" not in page and "url(http" not in page
 
 
-def test_page_says_what_was_measured(page):
-    page = re.sub(r"\s+", " ", page)
-    assert "A title &lt;&amp;&gt;" in page
-    assert "AdvProp is right in 97.6 %, level with Vanilla (97.0 %) and above No aux BN (94.4 %)" in page
-    assert "it keeps 91.2 %, above Vanilla (65.1 %) and level with No aux BN (91.5 %)" in page
-    assert "fewer errors than Vanilla on 75 of the 75 corrupted sets and more on 0" in page
-    assert "<td>30.9</td>" in page and "<td>100</td>" in page  # speed: the median of 50, 100, 150
-    assert page.count("<svg") == 15 + 1 + 2  # corruptions, attack, training
+def test_page_says_what_was_measured(report, page):
+    text = _Page(page).text
+    score = report.comparison.first.results.test_sets["imagenet"].score
+    assert "A title <&>" in text and "What it is." in text
+    assert f"{100 * score.top1:.1f} ({100 * score.interval()[0]:.1f}–{100 * score.interval()[1]:.1f})" in text
+    assert "published 77.1, not measured alike" in text and "only 120 images, drawn evenly" in text
+    mce = report.rows["imagenet_c", "mCE"]["b0-advprop"]
+    assert f"published 66.2, {100 * mce.value - 66.2:+.1f}".replace("-", "−") in text
+    assert "224 px, not cropped" in text and "untargeted PGD of 10 steps of 1, 2 restarts" in text
+    assert "The yardstick of ImageNet-C’s mCE (= 100) is AlexNet." in text
+    # bars, severities, 15 corruptions; attack; calibration of imagenet, imagenet_c, pgd
+    assert page.count("<svg") == 2 + 15 + 1 + 3
 
 
-@pytest.mark.parametrize("epsilon, gain", [(1, 16), (8, 16), (9, 8), (64, 2), (200, 1)])
-def test_perturbations_are_shown_sixteen_times_unless_that_leaves_the_range(report, epsilon, gain):
-    picture = dataclasses.replace(report.pictures[0], adversarial_image=report.pictures[0].image + epsilon)
-    page = reports.render_html(dataclasses.replace(without_corruptions(report), pictures=[picture]))
-    assert f"perturbation × {gain}<" in page
+def test_page_claims_what_the_tests_allow(report, page):
+    verdicts = {test.suite: test.verdict for test in report.comparison.tests}
+    assert verdicts == {"imagenet": "level", "imagenet_c": "better", "pgd/4": "level"}
+    assert page.count('class="verdict">better<') == 1 and page.count('class="verdict">level<') == 2
+    sentence = reports.describe_tests(report.comparison, "imagenet_c")
+    assert sentence.startswith("ImageNet-C: b0-advprop is better than b0-autoaugment (mCE −")
+    assert "b0-advprop is level with b0-autoaugment" in reports.describe_tests(report.comparison, "imagenet")
+    assert reports.describe_tests(report.comparison, "imagenet_a") == ""
 
 
-def test_page_without_attacks_or_corruptions(report):
-    page = reports.render_html(without_corruptions(report))
-    assert "level with Vanilla" in page and "mean corruption error is" not in page
+def test_markdown_has_the_same_figures(report):
+    text = reports.render_markdown(report)
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| ")]
+    assert len({len(row) for row in rows if row[0] == "ImageNet-C"}) == 2  # measured; side by side
+    mce = report.rows["imagenet_c", "mCE"]["b0-advprop"]
+    (row,) = (row for row in rows if row[:3] == ["ImageNet-C", "b0-advprop", "mCE"])
+    assert row[3].startswith(reports.percent(mce.value)) and row[4].startswith("66.2") and row[9] == "224 px, not cropped"
+    (row,) = (row for row in rows if row[:3] == ["ImageNet", "b0-advprop", "top-1"])
+    assert row[5] == "" and row[10].rstrip(" |") == "**only 120 images, drawn evenly**"
+    assert sum(row[0] == "jpeg compression" for row in rows) == 2
+
+
+def test_console_table(report):
+    lines = reports.format_table(report).splitlines()
+    assert lines[0].split() == ["per", "cent", *NAMES, "fed"]
+    assert lines[2].startswith("ImageNet, top-1") and lines[2].endswith("*  224 px, crop released")
+    assert "* ImageNet, b0-advprop: only 120 images, drawn evenly" in lines
+
+
+def test_console_table_of_one_model_has_the_published_figures(report):
+    alone = reports.Report("b0-advprop", compare([report.comparison.measured[1]]))
+    mce = report.rows["imagenet_c", "mCE"]["b0-advprop"]
+    (line,) = (line for line in reports.format_table(alone).splitlines() if line.startswith("ImageNet-C, mCE"))
+    assert re.split(" {2,}", line)[2:] == ["66.2", reports.points(100 * mce.value - 66.2), "9,000", "224 px, not cropped"]
+
+
+def test_page_of_one_model(report, tmp_path):
+    write_results(str(tmp_path), "alone", {"imagenet_sketch": 0.5}, problems=["lacks 889 images"])
+    text = _Page(reports.render_html(reports.Report("One", compare(read_measured([str(tmp_path)]))))).text
+    assert "ImageNet-Sketch, top-1" in text and "lacks 889 images" in text
+    assert "Side by side" not in text and "disagree" not in text and "Under attack" not in text
+
+
+def write_images(folder):
+    paths = []
+    for number, image_id in enumerate(image_ids(120)[:-1]):  # one is missing
+        path = folder / image_id
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (320, 200), (number, 0, 0)).save(path)
+        paths.append(str(path))
+    (folder / image_ids(120)[0]).write_bytes(b"no image")
+    return FileImages(paths, [0] * len(paths), str(folder))
+
+
+def test_disagreements_are_the_surest_errors(report, tmp_path):
+    images = write_images(tmp_path)
+    first, second = report.comparison.measured
+    found = find_disagreements(first, second, "imagenet", lambda test_set: images, num_each=500)
+    mine, theirs = (ImagePredictions.read(predictions_path(one.directory, "imagenet")) for one in (first, second))
+    assert {one.image_id for one in found} == set(mine.image_ids[mine.is_top1 != theirs.is_top1])
+    of_second = [one for one in found if one.right == second.name]
+    assert [one.answers[second.name][0] for one in of_second] == [one.label for one in of_second]
+    confidences = [one.answers[first.name][1] for one in of_second]
+    assert confidences == sorted(confidences, reverse=True) and len(set(confidences)) > 5
+    broken = {image_ids(120)[0], image_ids(120)[-1]}
+    assert all((one.thumbnail is None) == (one.image_id in broken) for one in found)
+    assert all(one.thumbnail is None for one in find_disagreements(first, second, "imagenet", lambda test_set: None))
+    assert find_disagreements(first, second, "imagenet_a", lambda test_set: None) == []
 
 
 def test_charts_are_the_same_bytes_each_time_and_well_formed():
-    curves = [figures.Curve("A & B", "#123456", [0.5, 0.75], [(0.4, 0.6), (0.7, 0.8)])]
-    first, second = (figures.line_chart([1, 2], curves, y_label="top-1") for _ in range(2))
-    assert first == second
-    assert ElementTree.fromstring(first).tag.endswith("svg")
+    curves = [figures.Curve("A & B", "#123456", [0.5, 0.75], [(0.4, 0.6), (0.7, 0.8)], x=[0.3, 0.9])]
+    for draw in (
+        lambda: figures.line_chart([1, 2], curves, y_label="top-1"),
+        lambda: figures.bar_chart(["fog", "snow"], curves, x_label="CE", mark=1.0),
+        lambda: figures.reliability_chart(curves),
+    ):
+        first, second = draw(), draw()
+        assert first == second
+        assert ElementTree.fromstring(first).tag.endswith("svg") and "A &amp; B" in first
 
 
-def test_png_comes_back():
-    image = np.random.default_rng(0).integers(0, 256, [5, 4, 3], np.uint8)
-    uri = figures.png_uri(image)
-    decoded = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
-    np.testing.assert_array_equal(np.asarray(decoded), image)
+def test_thumbnails_are_small():
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, [400, 300, 3], np.uint8)).save(buffer, "PNG")
+    assert (
+        figures.thumbnail_uri(buffer.getvalue()).startswith("data:image/jpeg")
+        and len(figures.thumbnail_uri(buffer.getvalue())) < 40000
+    )
+    assert figures.thumbnail_uri(b"no image") is None
+
+
+@pytest.mark.parametrize("value, text", [(-1.23, "−1.2"), (0.04, "±0.0"), (-0.04, "±0.0"), (2.0, "+2.0")])
+def test_points(value, text):
+    assert reports.points(value) == text
+
+
+@pytest.mark.parametrize("value, text", [(0.5, "0.500"), (0.0012, "0.0012"), (1e-9, "< 0.0001")])
+def test_probability(value, text):
+    assert reports.probability(value) == text

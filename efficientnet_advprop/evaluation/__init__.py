@@ -3,7 +3,7 @@
     from efficientnet_advprop import evaluation
     results = evaluation.run(model, ["imagenet", "imagenet_a"], data_dir="/data")
 
-See `running.run` and docs/evaluation.md.
+See `running.run`, `report_files.write_report` and docs/evaluation.md.
 """
 
 from efficientnet_advprop.evaluation.running import run as run

@@ -167,9 +167,14 @@ class Comparison:
 
     def yardstick(self, suite: str) -> Optional[CorruptionErrors]:
         """What a suite's errors are divided by in mCE: AlexNet's for ImageNet-C, else the first model's; None if not whole."""
-        if suite.startswith("imagenet_c"):
+        if is_fixed_yardstick(suite):
             return ALEXNET_ERRORS
         return self.first.results.errors(suite) if suite in self.first.whole_suites else None
+
+
+def is_fixed_yardstick(suite: str) -> bool:
+    """Whether a suite's mCE is by AlexNet's published errors, rather than by those of one of the models."""
+    return suite.startswith("imagenet_c")
 
 
 def read_measured(paths: Sequence[str]) -> list[Measured]:

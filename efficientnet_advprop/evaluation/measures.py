@@ -12,7 +12,7 @@ import statistics
 from typing import Optional, Sequence
 
 from efficientnet_advprop.evaluation import metrics, significance
-from efficientnet_advprop.evaluation.comparison import Comparison, Measured
+from efficientnet_advprop.evaluation.comparison import Comparison, Measured, is_fixed_yardstick
 from efficientnet_advprop.evaluation.published_figures import ALEXNET_CLEAN_ERROR, PublishedFigure, find_published
 from efficientnet_advprop.evaluation.results import Conditions, TestSetResult
 from efficientnet_advprop.models.published_checkpoints import PUBLISHED
@@ -176,7 +176,7 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
         Measure(
             quantity="mCE",
             value=metrics.mean_corruption_error(errors, baseline),
-            interval=interval(baseline),
+            interval=interval(baseline) if is_fixed_yardstick(suite) else None,
             published=published,
             is_comparable=not remarks,
             **common,
@@ -198,7 +198,7 @@ def _relative_mce(comparison: Comparison, measured: Measured, suite: str) -> Opt
     results = measured.results.test_sets
     if clean not in results:
         return None
-    if suite.startswith("imagenet_c"):
+    if is_fixed_yardstick(suite):
         baseline_clean_error = ALEXNET_CLEAN_ERROR
     else:
         baseline_clean_error = comparison.first.results.test_sets[clean].score.error

@@ -18,7 +18,7 @@ import numpy as np
 
 from efficientnet_advprop.evaluation import figures, measures
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
-from efficientnet_advprop.evaluation.comparison import Comparison, Measured, Refusal
+from efficientnet_advprop.evaluation.comparison import Comparison, Measured, Refusal, is_fixed_yardstick
 from efficientnet_advprop.evaluation.disagreements import Disagreement, OpenImages, find_disagreements
 from efficientnet_advprop.evaluation.measures import Measure
 from efficientnet_advprop.evaluation.metrics import Score, corruption_errors
@@ -97,17 +97,20 @@ def with_interval(score: Score) -> str:
 
 
 def describe_tests(comparison: Comparison, suite: str) -> str:
-    """One sentence on all pairs of models on a test set that says no more than the tests allow; empty without any."""
-    verdicts = {"better": "is better than", "worse": "is worse than", "level": "is level with"}
+    """One sentence on all pairs of models on a test set that says no more than the tests allow; empty without any.
+
+    In brackets: the difference, its 95 % interval, and the p-value corrected for all tests of the comparison.
+    """
+    verdicts = {"better": "better than", "worse": "worse than", "level": "level with"}
+    tests = [test for test in comparison.tests if test.suite == suite]
     parts = []
-    for test in comparison.tests:
-        if test.suite == suite:
-            low, high = (points(100 * end) for end in test.interval)
-            difference = f"{test.measure} {points(100 * test.difference)} points, 95 % interval {low} … {high}"
-            p_value = probability(test.adjusted_p_value)
-            corrected = f"corrected p {p_value}" if p_value.startswith("<") else f"corrected p = {p_value}"
-            parts.append(f"{test.second} {verdicts[test.verdict]} {test.first} ({difference}, {corrected})")
-    return f"{measures.title(suite)}: {'; '.join(parts)}." if parts else ""
+    for test in tests:
+        low, high = (points(100 * end) for end in test.interval)
+        p_value = probability(test.adjusted_p_value)
+        p_value = p_value if p_value.startswith("<") else f"= {p_value}"
+        difference = f"{points(100 * test.difference)} points, {low} … {high}, p {p_value}"
+        parts.append(f"{test.second} is {verdicts[test.verdict]} {test.first} ({difference})")
+    return f"{measures.title(suite)}, {tests[0].measure}: {'; '.join(parts)}." if parts else ""
 
 
 def format_table(report: Report) -> str:
@@ -247,7 +250,7 @@ def render_html(report: Report, template: str = "report.html.jinja", **more: Any
         side_by_side_note=SIDE_BY_SIDE_NOTE,
         suites=tables,
         corruption_charts={suite: _corruption_charts(report, table) for suite, table in tables.items()},
-        yardsticks={suite: "AlexNet" if suite.startswith("imagenet_c") else report.models[0] for suite in tables},
+        yardsticks={suite: "AlexNet" if is_fixed_yardstick(suite) else report.models[0] for suite in tables},
         attack_chart=_attack_chart(report),
         reliability_charts=_reliability_charts(report),
         disagreements=_disagreements(report),
@@ -346,11 +349,13 @@ def _attack_chart(report: Report) -> Optional[str]:
 
 
 def _reliability_charts(report: Report) -> list[dict]:
-    """A diagram for the test sets of clean images and one for each corrupted suite as a whole."""
+    """A diagram for each test set of images that nobody attacked, and one for each corrupted suite as a whole."""
     charts: dict[str, list[figures.Curve]] = {}
     for measured in report.comparison.measured:
         summed: dict[str, CalibrationBins] = {}
         for name, result in measured.results.test_sets.items():
+            if result.conditions.attack is not None:
+                continue
             suite = name.split("/")[0] if name.count("/") == 2 else name
             summed[suite] = summed[suite] + result.calibration if suite in summed else result.calibration
         for suite, bins in summed.items():

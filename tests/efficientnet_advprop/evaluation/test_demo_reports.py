@@ -55,12 +55,12 @@ def test_page(demo):
     score = demo.report.comparison.first.results.test_sets["digits"].score
     assert f"<b>{100 * score.top1:.1f}<small> %</small></b>" in page
     # Ninety against sixty of a hundred, eighty against thirty: beyond chance. Two of the same skill: not.
-    assert "Digits: AdvProp is level with Vanilla" in page and "No aux BN is worse than Vanilla" in page
-    assert "Under PGD, ε = 8: AdvProp is better than Vanilla" in page
+    assert "Digits, top-1: AdvProp is level with Vanilla" in page and "No aux BN is worse than Vanilla" in page
+    assert "Under PGD, ε = 8, top-1: AdvProp is better than Vanilla" in page
     assert "The yardstick of Digits, corrupted’s mCE (= 100) is Vanilla." in page
     assert "PGD as ever." in page and "AdvProp 100" in page  # the median of 50, 100, 150
-    # corruptions: bars, severities, fifteen; attack; calibration of four; training
-    assert page.count("<svg") == 2 + 15 + 1 + 4 + 2
+    # corruptions: bars, severities, fifteen; attack; calibration of clean and corrupted images; training
+    assert page.count("<svg") == 2 + 15 + 1 + 2 + 2
     assert page.count('alt="fog, severity') == 5 and page.count("a description") == 3
 
 

@@ -63,6 +63,7 @@ class Results:
             record = json.loads(path.read_text())
             print(f"{path}: answered on {record['date']}", file=sys.stderr, flush=True)
             return record
+        function, specs = self.make_step(config, replica_batch_size, self.num_replicas)
         print(f"{path}: compiling; minutes for a small network, much longer for a large one …", file=sys.stderr, flush=True)
         record = {
             "config": settings,
@@ -71,7 +72,6 @@ class Results:
             "replica_batch_size": replica_batch_size,
             "date": datetime.date.today().isoformat(),
         }
-        function, specs = self.make_step(config, replica_batch_size, self.num_replicas)
         hlo = tpu_compiler.lower(function, specs, self.num_replicas)
         del function
         try:

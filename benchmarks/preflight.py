@@ -13,7 +13,8 @@ import sys
 
 from absl import app, flags
 
-from tpu_utils import tpu_compiler
+from tpu_utils import preflight_results, tpu_compiler
+from tpu_utils.batch_search import grid
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks/preflight"
@@ -46,7 +47,7 @@ ENTRIES = [
 ]
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("compile", False, "Ask the compiler for what is missing, rather than only print the table.")
-flags.DEFINE_bool("search", False, "With --compile: search the largest batch of each instead of asking for one that should fit.")
+flags.DEFINE_bool("search", False, "With --compile: search the largest batch of each, not one that should fit.")
 flags.DEFINE_string("compiler_python", ".venv-preflight/bin/python", "See tpu_utils.preflight.")
 
 
@@ -64,17 +65,8 @@ def ask(config: str, topology: str, batch: int, *more: str) -> None:
     subprocess.run(command, cwd=ROOT)
 
 
-def find(config: str, topology: str, batch: int = 0) -> list[dict]:
-    """The records of a recipe; of one batch, if given."""
-    method = "advprop" if config.startswith("advprop") else "vanilla"
-    variant = config.split(":")[1]
-    return [
-        record
-        for record in records()
-        if (record["config"]["training"]["method"], record["config"]["model"]["variant"]) == (method, variant)
-        and record["topology"] == topology
-        and batch in (0, record["replica_batch_size"])
-    ]
+def recipe(record: dict) -> tuple[str, str, str]:
+    return record["config"]["training"]["method"], record["config"]["model"]["variant"], record["topology"]
 
 
 def compile_missing() -> None:
@@ -83,7 +75,9 @@ def compile_missing() -> None:
             ask(config, topology, batch, "--find_batch_size")
             continue
         ask(config, topology, batch)
-        failed = [record for record in find(config, topology, batch) if not record["fits"]]
+        key = ("advprop" if config.startswith("advprop") else "vanilla", config.split(":")[1], topology)
+        tried = [record for record in records() if recipe(record) == key and record["replica_batch_size"] == batch]
+        failed = [record for record in tried if not record["fits"]]
         if failed:  # once more, at what the failure says would fit
             needed = failed[0]["needed_bytes"]
             share = 0.9 * tpu_compiler.CHIPS[topology.split(":")[0]].memory_bytes / needed if needed else 0.5
@@ -97,13 +91,69 @@ def main(_):
     print(table())
 
 
+def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:
+    """The largest batch that would fit: between what has been tried if that settles it, otherwise on a line through it."""
+    fitting = sorted(fitting, key=lambda record: record["replica_batch_size"])
+    largest = fitting[-1]["replica_batch_size"]
+    smallest_failure = min((record["replica_batch_size"] for record in failing), default=None)
+    if smallest_failure is not None and smallest_failure - largest <= grid(largest):
+        return str(largest)
+    points = [(record["replica_batch_size"], preflight_results.memory_bytes(record)) for record in fitting]
+    points += [(record["replica_batch_size"], record["needed_bytes"]) for record in failing if record["needed_bytes"]]
+    if len(points) == 1:  # the variables and the program do not grow
+        program = tpu_compiler.CompiledProgram(**fitting[-1]["program"])
+        points.append((0, program.memory_bytes - program.temporary_bytes))
+    (batch, needed), (other, less) = sorted(points)[-1], sorted(points)[-2]
+    guess = int(other + (capacity - less) * (batch - other) / (needed - less))
+    if smallest_failure is not None:
+        guess = min(guess, smallest_failure - 1)
+    return f"≈ {max(guess, largest)}"
+
+
 def table() -> str:
-    """All records that fit, one line each, the largest batch of each recipe; Markdown."""
+    """All recipes that have been compiled, one line each with the largest batch that is known to fit; Markdown.
+
+    Costs are compared per image, because the batches differ.
+    """
     lines = [
-        "| recipe | px | TPU | images per core | memory, GiB | GFLOP per step | ms per step | images/s per core | × vanilla "
-        "GFLOP | × vanilla ms | (2K + 6)/3 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| recipe | px | attack steps | TPU cores | images per core | largest | memory, GiB | GFLOP per image | ms per step "
+        "| images/s per core | × vanilla GFLOP | × vanilla ms | (2K + 6)/3 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    chosen = {}
+    for record in records():
+        key = recipe(record)
+        if record["fits"] and (key not in chosen or record["replica_batch_size"] > chosen[key]["replica_batch_size"]):
+            chosen[key] = record
+    order = {topology: place for place, topology in enumerate(TOPOLOGIES)}
+    for key in sorted(chosen, key=lambda key: (order[key[2]], key[0], key[1])):
+        (method, variant, topology), record = key, chosen[key]
+        same = [other for other in records() if recipe(other) == key]
+        chip, batch = tpu_compiler.CHIPS[topology.split(":")[0]], record["replica_batch_size"]
+        program = tpu_compiler.CompiledProgram(**record["program"])
+        largest = at_most([r for r in same if r["fits"]], [r for r in same if not r["fits"]], chip.memory_bytes)
+        num_steps = record["config"]["attack"]["num_steps"] if method == "advprop" else 0
+        credible = tpu_compiler.is_credible(program, chip)
+        seconds = program.scheduled_seconds
+        cells = [
+            f"{'AdvProp' if num_steps else 'vanilla'} {variant.upper()}", record["config"]["data"]["image_size"],
+            num_steps or "",
+            f"{topology}, {record['num_replicas']}", batch, largest, f"{program.memory_bytes / tpu_compiler.GIB:.1f}",
+            f"{program.flops / batch / 1e9:.2f}", f"{seconds * 1e3:,.0f}" if credible else "not credible",
+            f"{batch / seconds:,.0f}" if credible else "",
+        ]  # fmt: skip
+        plain = chosen.get(("vanilla", variant, topology))
+        if num_steps and plain:
+            other, size = tpu_compiler.CompiledProgram(**plain["program"]), plain["replica_batch_size"]
+            both_credible = credible and tpu_compiler.is_credible(other, chip)
+            slower = seconds / batch / (other.scheduled_seconds / size)
+            cells += [
+                f"{program.flops / batch / (other.flops / size):.2f}", f"{slower:.2f}" if both_credible else "",
+                f"{(2 * num_steps + 6) / 3:.2f}",
+            ]  # fmt: skip
+        else:
+            cells += ["", "", ""]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from tpu_utils import tpu_compiler
 from tpu_utils.batch_search import Trial
 
 Record = dict[str, Any]
+Settings = dict[str, dict[str, Any]]  # section → field → value
 # Of these sections, the fields that a step depends upon; of all others, every field.
 IN_THE_PROGRAM = {"training": ("method", "accumulation_steps"), "data": ("image_size",)}
 WAYS_OUT = (
@@ -39,8 +40,15 @@ class Results:
     def __init__(self, folder: str, compiler: tpu_compiler.TPUCompiler, num_replicas: int, make_step: Callable):
         self.folder, self.compiler, self.num_replicas, self.make_step = folder, compiler, num_replicas, make_step
 
-    def _path(self, settings: dict, batch: int) -> pathlib.Path:
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    def _path(self, settings: Settings, defaults: Settings, batch: int) -> pathlib.Path:
+        """Named by what is not as by default: a new field does not make an old answer unfindable."""
+        own = {
+            f"{section}.{name}": value
+            for section, fields in settings.items()
+            for name, value in fields.items()
+            if value != defaults[section][name]
+        }
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
         topology = self.compiler.topology.replace(":", "_")
         what = f"{settings['training']['method']}_{settings['model']['variant']}"
         return pathlib.Path(self.folder) / f"{what}_{topology}_{self.num_replicas}x{batch}_{digest}.json"
@@ -55,14 +63,13 @@ class Results:
         Raises:
             CompilerError: the step cannot be compiled for another reason than memory.
         """
-        settings = dataclasses.asdict(config)
-        for section, fields in IN_THE_PROGRAM.items():
-            settings[section] = {name: settings[section][name] for name in fields}
-        path = self._path(settings, replica_batch_size)
+        settings, defaults = _settings(config), _settings(type(config)())
+        path = self._path(settings, defaults, replica_batch_size)
         if path.exists():
             record = json.loads(path.read_text())
-            print(f"{path}: answered on {record['date']}", file=sys.stderr, flush=True)
-            return record
+            if {section: {**defaults[section], **record["config"].get(section, {})} for section in settings} == settings:
+                print(f"{path}: answered on {record['date']}", file=sys.stderr, flush=True)
+                return record
         function, specs = self.make_step(config, replica_batch_size, self.num_replicas)
         print(f"{path}: compiling; minutes for a small network, much longer for a large one …", file=sys.stderr, flush=True)
         record = {
@@ -93,6 +100,14 @@ class Results:
         fits = "fits" if record["fits"] else "does not fit"
         print(f"  {replica_batch_size} images per core: {told}, {fits}", file=sys.stderr, flush=True)
         return record["fits"], needed
+
+
+def _settings(config) -> Settings:
+    """What of a config a step depends upon."""
+    settings = dataclasses.asdict(config)
+    for section, fields in IN_THE_PROGRAM.items():
+        settings[section] = {name: settings[section][name] for name in fields}
+    return settings
 
 
 def memory_bytes(record: Record) -> int:
@@ -133,7 +148,7 @@ def describe(record: Record, vanilla: Optional[Record], compiler: tpu_compiler.T
     in_attack = f", of which {program.loop_flops / program.flops:.0%} in loops" if program.loop_flops else ""
     add("arithmetic per step", f"{program.flops / 1e9:,.0f} GFLOP per core{in_attack}")
     add("memory traffic", f"{program.bytes_accessed / 1e9:,.1f} GB per core and step, a loop counted once")
-    credible = compiler.is_credible(program)
+    credible = tpu_compiler.is_credible(program, compiler.chip)
     if credible:
         seconds = program.scheduled_seconds
         add("time per step", f"{seconds * 1e3:,.0f} ms, estimated from the compiler's schedule")
@@ -145,7 +160,7 @@ def describe(record: Record, vanilla: Optional[Record], compiler: tpu_compiler.T
     if vanilla is not None and vanilla["fits"]:
         plain = tpu_compiler.CompiledProgram(**vanilla["program"])
         ratio = f"{program.flops / plain.flops:.2f} times vanilla training's arithmetic"
-        if credible and compiler.is_credible(plain):
+        if credible and tpu_compiler.is_credible(plain, compiler.chip):
             ratio += f", {program.scheduled_seconds / plain.scheduled_seconds:.2f} times its time"
         add("cost", f"{ratio}; (2K + 6)/3 = {(2 * num_steps + 6) / 3:.2f}")
     return "\n".join(lines)

@@ -156,6 +156,13 @@ class CompiledProgram:
         return self.argument_bytes + self.output_bytes - self.alias_bytes + self.temporary_bytes + self.code_bytes
 
 
+def is_credible(program: CompiledProgram, chip: Chip) -> bool:
+    """Whether a program's scheduled time can be believed: it counts every loop, and is neither faster than the matrix units'
+    peak nor a thousand times slower."""
+    shortest = program.flops / chip.flops_per_second
+    return not program.unknown_loops and shortest < program.scheduled_seconds < 1000 * shortest
+
+
 class TPUCompiler:
     """libtpu in a Python environment of its own.
 
@@ -215,12 +222,6 @@ class TPUCompiler:
             compile_seconds=answer["seconds"],
             versions=answer["versions"],
         )
-
-    def is_credible(self, program: CompiledProgram) -> bool:
-        """Whether its scheduled time can be believed: it counts all there is, and is neither faster than the arithmetic units
-        nor a hundred times slower."""
-        shortest = program.flops / self.chip.flops_per_second
-        return not program.unknown_loops and shortest < program.scheduled_seconds < 100 * shortest
 
     def _ask(self, hlo: bytes, num_replicas: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:

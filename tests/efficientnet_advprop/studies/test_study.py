@@ -232,7 +232,8 @@ def test_a_miniature_from_nothing_and_again(tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == summary
 
     runs = tmp_path / "out" / "runs"
-    gallery = [sys.executable, "docs/adversarial_gallery.py", f"--advprop_dir={runs / 'advprop' / 'seed_1'}",
-               f"--vanilla_dir={runs / 'vanilla' / 'seed_1'}", f"--data_dir={tmp_path}/out/data", f"--out_dir={tmp_path}/images"]  # fmt: skip
+    folders = {"advprop_dir": runs / "advprop" / "seed_1", "vanilla_dir": runs / "vanilla" / "seed_1"}
+    folders |= {"data_dir": tmp_path / "out" / "data", "out_dir": tmp_path / "images"}
+    gallery = [sys.executable, "docs/adversarial_gallery.py", *(f"--{flag}={folder}" for flag, folder in folders.items())]
     subprocess.run(gallery, cwd=ROOT, check=True, timeout=900, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert sorted(os.listdir(tmp_path / "images")) == ["adversarial_images.png", "input_gradients.png", "statistics.png"]

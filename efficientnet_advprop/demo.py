@@ -79,7 +79,7 @@ def _evaluate(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: s
     """Scores by method, kept in <output_dir>/evaluation/ as they come in; the same weights are not measured twice."""
     config = configs["vanilla"]
     settings = SuiteSettings(data_dir, config.model.num_classes, config.data.image_size, config.data.eval_crop)
-    clean, *corrupted = suites.open_suites(["digits"], settings)
+    clean, *corrupted = suites.open_suites(["digits", "digits_c"], settings)
     attacks = [
         PGD(epsilon, RELATIVE_STEP_SIZE * epsilon, ATTACK_STEPS, targeted=False, random_start=1.0)
         for epsilon in ATTACK_EPSILONS

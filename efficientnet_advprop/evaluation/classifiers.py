@@ -15,6 +15,7 @@ from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.evaluation.evaluator import Evaluator, judge
 from efficientnet_advprop.evaluation.results import weights_digest
 from efficientnet_advprop.models import Network
+from efficientnet_advprop.models.normalization import branch_index
 
 DEFAULT_IMAGE_SIZE, DEFAULT_CROP = 224, "0.875"
 _NUM_PROBES = 4  # images of noise that a model is asked about first
@@ -140,6 +141,10 @@ def as_classifier(
         raise ClassifierError(f"`branch` is {branch!r}, but only networks of `models` have auxiliary branches.")
     is_traceable = isinstance(model, tf.Module) or hasattr(model, "get_concrete_function")
     if is_network:
+        try:
+            branch_index(branch, model.aux_branches)
+        except ValueError as error:
+            raise ClassifierError(str(error)) from error
         function = lambda images: model(images, training=False, branch=branch)  # noqa: E731
     elif isinstance(model, tf.keras.Model):
         function = lambda images: model(images, training=False)  # noqa: E731

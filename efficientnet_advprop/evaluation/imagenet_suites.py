@@ -24,6 +24,7 @@ from efficientnet_advprop.evaluation.test_sets import SuiteError, SuiteSettings,
 
 NUM_CLASSES = 1000
 # D. Hendrycks et al.: which 200 classes ImageNet-A (arXiv 1907.07174) and ImageNet-R (arXiv 2006.16241) have.
+SUBSETS = ("imagenet_a", "imagenet_r")
 _SUBSETS_FILE = pathlib.Path(__file__).with_name("imagenet_subsets.json")
 # The archives that ImageNet-C comes in, and what each holds (the fifth, extra.tar, is not part of the benchmark).
 ARCHIVES = {
@@ -44,6 +45,7 @@ class Layout:
         records: folders of TFRecords `validation-*`.
         tfds: the data set's name, prepared by TensorFlow Datasets, and its split.
         num_images: how many there must be.
+        is_stored_at_224: cut to 224 pixels by its authors, and fed whole.
     """
 
     folders: Sequence[str]
@@ -51,6 +53,7 @@ class Layout:
     archives: Sequence[str] = ()
     records: Sequence[str] = ()
     tfds: Optional[tuple[str, str]] = None
+    is_stored_at_224: bool = False
 
     def describe(self) -> str:
         """All of it, for messages."""
@@ -81,13 +84,16 @@ LAYOUTS = {
     "imagenet_sketch": Layout(
         ("sketch", "imagenet-sketch"), 50_889, ("imagenet-sketch.tar",), tfds=("imagenet_sketch", "test")
     ),
-    "stylized": Layout(("stylized-imagenet/val", "imagenet-stylized/val"), 50_000, ("stylized-imagenet.tar",)),
+    "stylized": Layout(
+        ("stylized-imagenet/val", "imagenet-stylized/val"), 50_000, ("stylized-imagenet.tar",), is_stored_at_224=True
+    ),
     **{
         corrupted("imagenet_c", corruption, severity): Layout(
             tuple(f"{root}{corruption}/{severity}" for root in ("imagenet-c/", f"imagenet-c/{archive}/", "ImageNet-C/")),
             50_000,
             (f"imagenet-c/{archive}.tar", f"{archive}.tar"),
             tfds=(f"imagenet2012_corrupted/{corruption}_{severity}", "validation"),
+            is_stored_at_224=True,
         )
         for archive, names in ARCHIVES.items()
         for corruption in names
@@ -107,7 +113,7 @@ def class_labels(name: str) -> dict[str, int]:
     if name.startswith("imagenet_v2/"):
         return {str(label): label for label in range(NUM_CLASSES)}
     ids = image_folders.imagenet_ids()
-    return {ids[label]: label for label in (subset(name) if name in ("imagenet_a", "imagenet_r") else range(NUM_CLASSES))}
+    return {ids[label]: label for label in (subset(name) if name in SUBSETS else range(NUM_CLASSES))}
 
 
 @functools.lru_cache(maxsize=1)  # of ImageNet-C's, one holds a million members
@@ -177,81 +183,75 @@ def _what_is_wrong(name: str) -> str:
     return f"no WordNet id of {'ImageNet' if number == NUM_CLASSES else name}'s {number:,} classes"
 
 
-def _open(
-    name: str, settings: SuiteSettings, suite: str, is_stored_at_224: bool = False, kept: bool = False
-) -> Optional[TestSet]:
-    found = find(name, settings.data_dir)
-    if found is None:
-        return None
-    fields = common(settings, expected_num_images=LAYOUTS[name].num_images)
-    if is_stored_at_224:
-        fields.update(image_size=settings.stored_size, crop="none")
-    return TestSet(name, *found, kept_classes=subset(suite) if kept else None, **fields)
+def open_sets(settings: SuiteSettings, wanted: str) -> list[TestSet]:
+    """The test sets of that name, or of a suite or corruption of that name, in the order of `LAYOUTS`.
 
-
-def _open_all(suite: str, settings: SuiteSettings, *, is_stored_at_224: bool = False, kept: bool = False) -> list[TestSet]:
-    """The test sets of a suite, in the order of `LAYOUTS`."""
+    Raises:
+        SuiteError: the network has another number of classes, or `data_dir` is missing.
+        DataError: one of them is not there, unless `allow_incomplete`; or none is.
+    """
+    suite, names = wanted.split("/")[0], [name for name in LAYOUTS if f"{name}/".startswith(f"{wanted}/")]
+    if not names:
+        held = ", ".join(name for name in LAYOUTS if name.startswith(f"{suite}/"))
+        raise SuiteError(f"`--suite` names {wanted!r}, but there are only {held or suite}.")
     if settings.num_classes != NUM_CLASSES:
         raise SuiteError(
             f"`--suite` names {suite!r}, which is about ImageNet's {NUM_CLASSES:,} classes, but the network has "
             f"{settings.num_classes:,} outputs"
-            + ("; a background class must be cut off first." if settings.num_classes == NUM_CLASSES + 1 else ".")
+            + ("; its background class must be cut off first." if settings.num_classes == NUM_CLASSES + 1 else ".")
         )
     if not settings.data_dir:
-        raise SuiteError(f"`--data_dir` is missing; the suite {suite} needs the folder that holds {_first_layout(suite)}.")
+        raise SuiteError(f"`--data_dir` is missing; {wanted} needs the folder that holds {LAYOUTS[names[0]].describe()}.")
     if not tf.io.gfile.isdir(settings.data_dir):
         raise DataError(f"`--data_dir` is {settings.data_dir!r}, but there is no such folder.")
-    names = [name for name in LAYOUTS if name == suite or name.startswith(f"{suite}/")]
-    opened = {name: _open(name, settings, suite, is_stored_at_224, kept) for name in names}
-    missing = [name for name, test_set in opened.items() if test_set is None]
+    found = {name: find(name, settings.data_dir) for name in names}
+    missing = [name for name in names if found[name] is None]
     if len(missing) == len(names) or (missing and not settings.allow_incomplete):
-        what = f"{len(missing)} of the {len(names)} sets of {suite}: {_shown(missing)}" if len(names) > 1 else suite
+        shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+        what = f"{len(missing)} of the {len(names)} sets of {wanted}: {shown}" if len(names) > 1 else wanted
         raise DataError(
             f"`--data_dir` is {settings.data_dir!r}, which lacks {what}. Looked for: {LAYOUTS[missing[0]].describe()}."
-            + (" What is there is scored with --allow_incomplete." if len(missing) < len(names) else "")
+            + (" What is there is scored with `--allow_incomplete`." if len(missing) < len(names) else "")
         )
-    return [test_set for test_set in opened.values() if test_set is not None]
+    return [_make_test_set(name, *found[name], settings) for name in names if found[name] is not None]
 
 
-def _first_layout(suite: str) -> str:
-    return next(layout.describe() for name, layout in LAYOUTS.items() if name == suite or name.startswith(f"{suite}/"))
+def _make_test_set(name: str, source: str, find_images: Callable[[], LabeledImages], settings: SuiteSettings) -> TestSet:
+    layout = LAYOUTS[name]
+    fields = common(settings, expected_num_images=layout.num_images)
+    if layout.is_stored_at_224:
+        fields.update(image_size=settings.stored_size, crop="none")
+    return TestSet(name, source, find_images, kept_classes=subset(name) if name in SUBSETS else None, **fields)
 
 
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def _open_made(settings: SuiteSettings) -> list[TestSet]:
+def _open_made(settings: SuiteSettings, wanted: str) -> list[TestSet]:
     """ImageNet-C made here from the clean images."""
-    (clean,) = _open_all("imagenet", settings)
-    return [
-        dataclasses.replace(
-            clean,
-            name=corrupted("imagenet_c_made", corruption, severity),
-            image_size=settings.stored_size,
-            crop="none",
-            change=corrupted_images.corrupter(corruption, severity, settings.seed),
-            made_from=clean.name,
-            seed=settings.seed,
-        )
-        for corruption, severity in itertools.product(corruptions.CORRUPTIONS, corruptions.SEVERITIES)
-    ]
+    (clean,) = open_sets(settings, "imagenet")
+    test_sets = []
+    for corruption, severity in itertools.product(corruptions.CORRUPTIONS, corruptions.SEVERITIES):
+        name = corrupted("imagenet_c_made", corruption, severity)
+        if f"{name}/".startswith(f"{wanted}/"):
+            change = corrupted_images.corrupter(corruption, severity, settings.seed)
+            fields = dict(image_size=settings.stored_size, crop="none", made_from=clean.name, seed=settings.seed)
+            test_sets.append(dataclasses.replace(clean, name=name, change=change, **fields))
+    return test_sets
 
 
-def _open_attacked(settings: SuiteSettings) -> list[TestSet]:
-    (clean,) = _open_all("imagenet", settings)
-    return [with_attack(clean, settings)]
+def _open_attacked(settings: SuiteSettings, wanted: str) -> list[TestSet]:
+    (clean,) = open_sets(settings, "imagenet")
+    return [with_attack(clean, settings)] if wanted == "pgd" else []
 
 
-SUITES: Mapping[str, Callable[[SuiteSettings], list[TestSet]]] = {
-    "imagenet": functools.partial(_open_all, "imagenet"),
-    "imagenet_c": functools.partial(_open_all, "imagenet_c", is_stored_at_224=True),
+# Name → (settings, the suite's name or the beginning of its test sets' names) → test sets.
+SUITES: Mapping[str, Callable[[SuiteSettings, str], list[TestSet]]] = {
+    "imagenet": open_sets,
+    "imagenet_c": open_sets,
     "imagenet_c_made": _open_made,
-    "imagenet_a": functools.partial(_open_all, "imagenet_a", kept=True),
-    "imagenet_r": functools.partial(_open_all, "imagenet_r", kept=True),
-    "imagenet_v2": functools.partial(_open_all, "imagenet_v2"),
-    "imagenet_sketch": functools.partial(_open_all, "imagenet_sketch"),
-    "stylized": functools.partial(_open_all, "stylized", is_stored_at_224=True),
+    "imagenet_a": open_sets,
+    "imagenet_r": open_sets,
+    "imagenet_v2": open_sets,
+    "imagenet_sketch": open_sets,
+    "stylized": open_sets,
     "pgd": _open_attacked,
 }
 

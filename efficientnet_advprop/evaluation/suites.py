@@ -31,24 +31,29 @@ def open_folder(settings: SuiteSettings, argument: str) -> list[TestSet]:
     return [TestSet(f"folder:{argument.strip('/').replace('/', ':')}", argument, find_images, **common(settings))]
 
 
-def open_digits(settings: SuiteSettings) -> list[TestSet]:
-    """The digits' test images, written into `data_dir` when first asked for: clean, and under every corruption."""
+def open_digits(settings: SuiteSettings, wanted: str) -> list[TestSet]:
+    """The embedded digits' test images, clean ("digits") or corrupted ("digits_c"); written into `data_dir` when first read."""
+    if settings.num_classes != digits.NUM_CLASSES:
+        raise SuiteError(f"`--suite` names {wanted!r}, but the network has {settings.num_classes} classes, not ten.")
     digits.ensure_digits(settings.data_dir)
-
-    def test_set(name, folder_of):
-        find_images = lambda: RecordImages(records.open_split(folder_of(), "validation"), digits.NUM_CLASSES)  # noqa: E731
-        fields = common(settings, expected_num_images=digits.NUM_VALIDATION)
-        return TestSet(name, settings.data_dir, find_images, **fields)
-
-    suite = [test_set("digits", lambda: settings.data_dir)]
+    folders = {"digits": lambda: settings.data_dir}
     for corruption, severity in itertools.product(corruptions.CORRUPTIONS, corruptions.SEVERITIES):
         make = functools.partial(digits.ensure_corrupted_digits, settings.data_dir, corruption, severity)
-        suite.append(test_set(corrupted("digits_c", corruption, severity), make))
-    return suite
+        folders[corrupted("digits_c", corruption, severity)] = make
+
+    def find_images(name):
+        return RecordImages(records.open_split(folders[name](), "validation"), digits.NUM_CLASSES)
+
+    fields = common(settings, expected_num_images=digits.NUM_VALIDATION)
+    return [
+        TestSet(name, settings.data_dir, functools.partial(find_images, name), **fields)
+        for name in folders
+        if f"{name}/".startswith(f"{wanted}/")
+    ]
 
 
-# Name → what opens it. "folder" also takes an argument.
-SUITES = {**imagenet_suites.SUITES, "folder": open_folder, "digits": open_digits}
+# Name → (settings, the name as it was given; of "folder", its argument) → test sets.
+SUITES = {**imagenet_suites.SUITES, "folder": open_folder, "digits": open_digits, "digits_c": open_digits}
 
 
 def open_suites(names: Sequence[str], settings: SuiteSettings) -> list[TestSet]:
@@ -61,14 +66,13 @@ def open_suites(names: Sequence[str], settings: SuiteSettings) -> list[TestSet]:
     test_sets = {}
     for text in names:
         name, _, argument = text.partition(":")
-        suite, _, rest = name.partition("/")
+        suite = name.split("/")[0]
         if suite not in SUITES:
             raise SuiteError(f"`--suite` names {suite!r}, but there are only {', '.join(SUITES)}.")
         if argument and suite != "folder":
             raise SuiteError(f"`--suite` is {text!r}, but {suite} takes no argument; its data are found below --data_dir.")
-        opened = open_folder(settings, argument) if suite == "folder" else SUITES[suite](settings)
-        chosen = [test_set for test_set in opened if not rest or f"{test_set.name}/".startswith(f"{name}/")]
+        chosen = SUITES[suite](settings, argument if suite == "folder" else name)
         if not chosen:
-            raise SuiteError(f"`--suite` names {name!r}, but {suite} has only {', '.join(t.name for t in opened[:3])}, …")
+            raise SuiteError(f"`--suite` names {name!r}, but {suite} has no such test set.")
         test_sets.update((test_set.name, test_set) for test_set in chosen)
     return list(test_sets.values())

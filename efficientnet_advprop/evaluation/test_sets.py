@@ -108,11 +108,7 @@ class TestSet:
 
     def describe_feeding(self) -> str:
         """At which resolution its images are fed, in words."""
-        if self.crop == "none":
-            how = "as stored" if self.image_size == STORED_SIZE else "whole images resized"
-        else:
-            how = f"crop {self.crop}"
-        return f"{self.image_size} px, {how}"
+        return f"{self.image_size} px, {'whole images' if self.crop == 'none' else f'crop {self.crop}'}"
 
 
 def common(settings: SuiteSettings, **fields) -> dict:

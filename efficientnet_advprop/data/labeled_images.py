@@ -22,6 +22,8 @@ import tensorflow as tf
 from efficientnet_advprop.data import preprocessing, records
 from efficientnet_advprop.data.records import DataError
 
+# Nothing here needs AutoGraph, whose conversion takes most of the time until the first batch.
+_as_it_is = tf.autograph.experimental.do_not_convert
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 _PARALLEL_FILES = 8
 _FILE_BUFFER_BYTES = 8 << 20
@@ -97,11 +99,9 @@ class FileImages:
             tf.constant([values[i] for i in chosen], kind)
             for values, kind in ((self.paths, tf.string), (self.labels, tf.int32))
         )
-        return tf.data.Dataset.from_tensor_slices((paths, labels, chosen)).map(
-            lambda path, label, position: (tf.io.read_file(path), label, position),
-            num_parallel_calls=_READERS,
-            deterministic=True,
-        )
+        read = lambda path, label, position: (tf.io.read_file(path), label, position)  # noqa: E731
+        rows = tf.data.Dataset.from_tensor_slices((paths, labels, chosen))
+        return rows.map(_as_it_is(read), num_parallel_calls=_READERS, deterministic=True)
 
     def image_id(self, position: int) -> str:
         return os.path.relpath(self.paths[position], self._root)
@@ -170,7 +170,7 @@ class TarImages:
 
         chosen = _drawn_positions(num_drawn, self.num_images)[index::count]
         rows = tf.data.Dataset.from_tensor_slices((chosen, np.asarray(self.labels, np.int32)[chosen]))
-        return rows.map(read, num_parallel_calls=_READERS, deterministic=True)
+        return rows.map(_as_it_is(read), num_parallel_calls=_READERS, deterministic=True)
 
     def image_id(self, position: int) -> str:
         return os.path.relpath(self._members[position].name, self._root or ".")
@@ -206,10 +206,10 @@ class RecordImages:
 
         files = tf.data.Dataset.from_tensor_slices((list(self._split.files), self._starts[:-1]))
         cycle = min(_PARALLEL_FILES, len(self._split.files))
-        rows = files.interleave(read, cycle_length=cycle, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        rows = files.interleave(_as_it_is(read), cycle_length=cycle, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         if num_drawn < self.num_images:
-            rows = rows.filter(lambda row, position: is_drawn(position, num_drawn, self.num_images))
-        return rows.shard(count, index).map(self._parse)
+            rows = rows.filter(_as_it_is(lambda row, position: is_drawn(position, num_drawn, self.num_images)))
+        return rows.shard(count, index).map(_as_it_is(self._parse))
 
     def _parse(self, row, position):
         encoded, label = records.parse(row, self._split)
@@ -307,7 +307,7 @@ def make_dataset(
         return {"images": pixels, "labels": label, "positions": position, "mask": tf.constant(1.0)}
 
     rows = images.rows(num_images, count, index)
-    prepared = rows.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    prepared = rows.map(_as_it_is(prepare), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     blank = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), prepared.element_spec)
     blanks = tf.data.Dataset.from_tensors(blank).repeat(num_blanks)
     options = tf.data.Options()

@@ -6,10 +6,12 @@ Each test set's predictions and scores are written when it is done; the same cal
 measured under other conditions.
 """
 
+import concurrent.futures
+import functools
 import importlib.metadata
 import os
 import platform
-from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -135,10 +137,11 @@ def measure(
     with Progress(num_images, log) as progress:
         if len(coming) < len(test_sets):
             progress.write(f"{len(test_sets) - len(coming)} of {len(test_sets)} test sets were measured before: {out_dir}")
-        for test_set in coming:
+        open_batches = functools.partial(_open_batches, batch_size=batch_size, strategy=strategy)
+        for test_set, opened in _open_ahead(coming, seen, open_batches):
             progress.start(test_set.name)
             facts = seen[test_set.name]
-            predictions = _predict(classifier, test_set, facts, batch_size, strategy, progress)
+            predictions = _predict(classifier, test_set, facts, opened, strategy, progress)
             result = TestSetResult(
                 score=predictions.score(),
                 calibration=predictions.calibration(),
@@ -221,19 +224,38 @@ def _is_measured(results: Results, name: str, facts: _Seen, out_dir: str) -> boo
     )
 
 
+def _open_ahead(
+    test_sets: Sequence[TestSet], seen: dict[str, _Seen], open_batches: Callable[..., Iterable]
+) -> Iterator[tuple[TestSet, "concurrent.futures.Future[tuple[LabeledImages, Iterable]]"]]:
+    """Each test set with its images and batches; a thread lists and opens the next set while the present one is scored."""
+
+    def open_one(test_set):
+        images = test_set.find_images()
+        return images, open_batches(test_set, images, seen[test_set.name])
+
+    with concurrent.futures.ThreadPoolExecutor(1) as opener:
+        coming = opener.submit(open_one, test_sets[0]) if test_sets else None
+        for index, test_set in enumerate(test_sets):
+            opened = coming
+            concurrent.futures.wait([opened])
+            if index + 1 < len(test_sets):
+                coming = opener.submit(open_one, test_sets[index + 1])
+            yield test_set, opened
+
+
 def _predict(
     classifier: Classifier,
     test_set: TestSet,
     facts: _Seen,
-    batch_size: int,
+    opened: "concurrent.futures.Future[tuple[LabeledImages, Iterable]]",
     strategy: tf.distribute.Strategy,
     progress: Progress,
 ) -> ImagePredictions:
-    images = test_set.find_images()
+    images, batches = opened.result()
     parts, num_done = [], 0
     try:
         for answers in classifier.predict(
-            _open_batches(test_set, images, facts, batch_size, strategy),
+            batches,
             kept_classes=test_set.kept_classes,
             attack=test_set.attack,
             num_restarts=test_set.num_restarts,
@@ -253,7 +275,7 @@ def _predict(
     return _in_order(parts, images, test_set, facts)
 
 
-def _open_batches(test_set, images, facts, batch_size, strategy) -> Iterator:
+def _open_batches(test_set, images, facts, *, batch_size, strategy) -> Iterable:
     def open_pipeline(context=None):
         return labeled_images.make_dataset(
             images,

@@ -74,10 +74,6 @@ def test_any_form_of_files_has_the_accuracy_that_was_built_in(data, tmp_path, fo
         assert result.expected_num_images == expected_num and f"12 where there should be {expected_num:,}" in result.problems[0]
         assert result.conditions.num_kept_classes == (200 if name in ("imagenet_a", "imagenet_r") else None)
         predictions = ImagePredictions.read(predictions_path(str(tmp_path), name))
-        assert predictions.labels.tolist() == [label for label, _ in stand_ins.list_images(name)] or form in (
-            "tfrecords",
-            "tfds",
-        )
         assert sorted(predictions.labels) == sorted(label for label, _ in stand_ins.list_images(name))
 
 
@@ -285,8 +281,10 @@ def test_signatures_that_do_not_fit(tmp_path):
         (tmp_path / "set" / str(label)).mkdir(exist_ok=True)
     (tmp_path / "set" / "1" / "a.png").write_bytes(tf.io.encode_png(np.full([40, 40, 3], [9, 99, 0], np.uint8)).numpy())
     with pytest.raises(running.RunError, match="takes 2 images at a time only; use 2"):
-        run(None, [f"folder:{tmp_path / 'set'}"], tmp_path / "out", classifier)
-    results = run(None, [f"folder:{tmp_path / 'set'}"], tmp_path / "out", classifier, batch_size=2)
+        run(None, [f"folder:{tmp_path / 'set'}"], tmp_path / "out", classifier, image_size=None)
+    with pytest.raises(running.RunError, match="`image_size` is 32, .* takes images of 40 pixels only"):
+        run(None, [f"folder:{tmp_path / 'set'}"], tmp_path / "out", classifier, batch_size=2)
+    results = run(None, [f"folder:{tmp_path / 'set'}"], tmp_path / "out", classifier, batch_size=2, image_size=None)
     assert [result.score.num_top1 for result in results.test_sets.values()] == [1]
 
 

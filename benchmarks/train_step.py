@@ -17,6 +17,7 @@ from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.models import make_network, scaling
 from efficientnet_advprop.training import optimizers, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
+from efficientnet_advprop.training.methods import METHODS
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState, averaged_variables
 
@@ -26,7 +27,9 @@ flags.DEFINE_integer("image_size", 224, "Pixels.")
 flags.DEFINE_integer("batch_size", 16, "Images per step.")
 flags.DEFINE_integer("rounds", 7, "Timed runs of each step.")
 flags.DEFINE_list(
-    "steps", ["keras", "vanilla", "pgd1", "pgd5"], "Which to time; any of keras, vanilla, adversarial, pgd1, pgd5."
+    "steps",
+    ["keras", "vanilla", "fast_advprop", "pgd1", "pgd5"],
+    f"Which to time; any of keras, pgd<n> (AdvProp) and {', '.join(METHODS)}.",
 )
 
 LEARNING_RATE = LearningRate(0.016, 100.0)
@@ -39,13 +42,17 @@ def make_optimizer(model):
 
 
 def make_our_step(name: str):
-    """A step by name: "vanilla", "adversarial" (PGD1) or "pgd<n>" (AdvProp with n iterations)."""
-    method = name if name in steps.METHODS else "advprop"
+    """A step by name: "pgd<n>" (AdvProp with n iterations), or a method (those with an attack by PGD1)."""
+    method = METHODS[name if name in METHODS else "advprop"]
     num_steps = int(name[3:]) if name.startswith("pgd") else 1
-    attack = None if method == "vanilla" else PGD(float(num_steps), 1.0, num_steps, num_classes=1000)
-    model = make_network(FLAGS.variant, aux_branches=1 if method == "advprop" else 0)
+    more = {}
+    if method.adversarial_share is not None:
+        more = dict(attack=PGD(1.0, 1.0, 1, targeted=False, random_start=1.0), attack_statistics="batch")
+    elif method.has_attack:
+        more = dict(attack=PGD(float(num_steps), 1.0, num_steps, num_classes=1000))
+    model = make_network(FLAGS.variant, aux_branches=method.aux_branches)
     state = TrainState(model, make_optimizer(model), ExponentialMovingAverage(averaged_variables(model)))
-    return tf.function(steps.make_train_step(method, state, LEARNING_RATE, global_batch_size=FLAGS.batch_size, attack=attack))
+    return tf.function(steps.make_train_step(method, state, LEARNING_RATE, global_batch_size=FLAGS.batch_size, **more))
 
 
 def make_keras_step():
@@ -80,6 +87,7 @@ def main(_):
         "images": tf.cast(tf.random.uniform([batch_size, size, size, 3], maxval=256, dtype=tf.int32), tf.uint8),
         "labels": tf.random.uniform([batch_size], maxval=1000, dtype=tf.int32),
     }
+    batch["augmented_images"] = batch["images"]  # for fine_grained
     chosen = {}
     for name in FLAGS.steps:
         start = time.perf_counter()

@@ -3,8 +3,8 @@
     python -m efficientnet_advprop.train --config=configs/cifar10.py:advprop --data_dir=data/tfds --model_dir=runs/cifar10
 
 `data_dir` is where TensorFlow Datasets has prepared the set (`tfds build cifar10 --data_dir=data/tfds`). The part after the
-colon is the method: advprop, vanilla or adversarial. The paper has no CIFAR figures; this recipe is a starting point that has
-not been tuned or run to its end.
+colon is the method, a key of `training.methods.METHODS`. The paper has no CIFAR figures; this recipe is a starting point that
+has not been tuned or run to its end.
 """
 
 from efficientnet_advprop.config import METHODS, ExperimentConfig
@@ -24,7 +24,7 @@ def get_config(method: str = "advprop") -> ExperimentConfig:
     config.data.cache = True
     config.optimizer.schedule = "cosine"
     config.optimizer.ema_decay = 0.999
-    config.training.method = method
     config.training.num_epochs = 200.0
     config.training.global_batch_size = 256
+    config.use_method(method)
     return config

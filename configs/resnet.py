@@ -45,7 +45,7 @@ def get_config(text: str = "resnet50-advprop") -> ExperimentConfig:
     config.optimizer.weight_decay = 1e-4
     config.optimizer.label_smoothing = 0.0
     config.optimizer.ema_decay = 0.0
-    config.training.method = method
     config.training.num_epochs = 105.0
     config.training.global_batch_size = 256
+    config.use_method(method)
     return config

@@ -14,17 +14,18 @@ import typing
 from typing import Any, Optional
 
 from efficientnet_advprop.models import resnet_scaling, scaling
+from efficientnet_advprop.models.network import COMPUTE_DTYPES, NORMALIZATIONS
+from efficientnet_advprop.models.normalization import AUX_SHARES
+from efficientnet_advprop.training.methods import AUGMENTED, METHODS
+from efficientnet_advprop.training.optimizers import OPTIMIZERS
+from efficientnet_advprop.training.schedules import SCHEDULES
+from efficientnet_advprop.training.steps import STATISTICS
 
-METHODS = ("vanilla", "advprop", "adversarial")
-NORMALIZATIONS = ("advprop", "imagenet", "caffe", "none")
-COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
-STATISTICS = ("running", "batch")
 SOURCES = ("tfrecord", "digits")  # or "tfds:" and a name
 CROPS = ("inception", "pad", "none")
 AUGMENTATIONS = ("none", "autoaugment", "randaugment")
 AUGMENTATION_OPS = ("official", "meant")
-OPTIMIZERS = ("rmsprop", "momentum", "sgd")
-SCHEDULES = ("exponential", "cosine", "constant", "piecewise")
+ATTACKS = ("pgd", "noise")
 
 # What a run may change when it is started again: none of it touches the weights it ends with (if there are no bad records).
 OPERATIONAL_FIELDS = (
@@ -58,12 +59,14 @@ class ModelConfig:
     batch_norm_epsilon: float = 1e-3
     batch_norm_group_size: Optional[int] = None  # replicas that share batch moments; None: the official rule (up to 8: 1)
     recomputed_blocks: int = 0  # the first so many blocks compute their activations again in the backward pass: less memory
+    aux_shares: str = "none"  # with main's batch norms: "none" (the paper) | "statistics" | "affine" (gamma and beta)
 
 
 @dataclasses.dataclass
 class AttackConfig:
-    """Projected gradient descent in pixel units of 255 (the paper: α = 1, n = ε + 1; for ε = 1, n = 1)."""
+    """Projected gradient descent in pixel units of 255 (the paper: α = 1, n = ε + 1; for ε = 1, n = 1), or its control."""
 
+    name: str = "pgd"  # "pgd" (FGSM, I-FGSM and GD are settings of it) | "noise" (uniform in ±ε: none of the options below)
     epsilon: float = 1.0
     step_size: float = 1.0
     num_steps: int = 1
@@ -134,7 +137,9 @@ class InitConfig:
 class TrainingConfig:
     """How long, in what portions, and what is kept."""
 
-    method: str = "advprop"  # "vanilla" | "advprop" | "adversarial" (both through the same batch norms: the paper's control)
+    method: str = (
+        "advprop"  # "vanilla" | "advprop" | "adversarial" (no auxiliary batch norms) | "fine_grained" | "fast_advprop"
+    )
     num_epochs: float = 350.0
     global_batch_size: int = 4096  # clean images per update, over all replicas and accumulation steps
     accumulation_steps: int = 1
@@ -186,11 +191,54 @@ class ExperimentConfig:
                 f"`config.optimizer.decay_at_epochs` is {optimizer.decay_at_epochs!r}, but `config.optimizer.schedule` is "
                 f"{optimizer.schedule!r}: epochs go with 'piecewise', and only with it."
             )
-        if training.method != "vanilla" and attack.targeted and self.model.num_classes < 2:
+        self._check_attack()
+        if METHODS[training.method].has_attack and attack.targeted and self.model.num_classes < 2:
             raise ConfigError(
                 f"`config.model.num_classes` is {self.model.num_classes}, but a targeted attack needs a wrong class to aim at; "
                 "use at least 2 classes or --config.attack.targeted=false."
             )
+
+    def _check_attack(self) -> None:
+        """That the method has the attack and the images that it needs, and the attack no option that means nothing to it."""
+        method, attack = METHODS[self.training.method], self.attack
+        if AUGMENTED in method.views and self.data.augment == "none":
+            raise ConfigError(
+                f"`config.data.augment` is 'none', but method {self.training.method!r} trains an auxiliary branch on augmented "
+                "images; name an augmentation."
+            )
+        wanted, reason = {}, ""
+        if method.has_attack and attack.name == "noise":
+            wanted = {
+                field.name: field.default for field in dataclasses.fields(attack) if field.name not in ("name", "epsilon")
+            }
+            reason = "attack 'noise' has no such option; leave it at"
+        if method.adversarial_share is not None:
+            wanted = {"name": "pgd", "num_steps": 1, "targeted": False, "statistics": "batch"}
+            reason = f"method {self.training.method!r} trains with the attack's own pass; set it to"
+        for name, value in wanted.items():
+            if getattr(attack, name) != value:
+                raise ConfigError(f"`config.attack.{name}` is {getattr(attack, name)!r}, but {reason} {value!r}.")
+
+    def use_method(self, method: str) -> None:
+        """Makes this a run of `method`, with what the method prescribes; everything else stays.
+
+        Fine-grained AdvProp needs augmented images: AutoAugment's, where there is no augmentation yet.
+        Fast AdvProp (Mei et al., ICLR 2022) attacks in its training pass: one step from noise, untargeted, with batch
+        statistics; and it runs for as many epochs less as its steps see more images, so that the run costs what it did.
+        """
+        self.training.method = method
+        if AUGMENTED in METHODS[method].views and self.data.augment == "none":
+            self.data.augment = "autoaugment"
+        share = METHODS[method].adversarial_share
+        if share is not None:
+            self.attack = AttackConfig(
+                epsilon=self.attack.epsilon, step_size=self.attack.epsilon, targeted=False, random_start=1.0, statistics="batch"
+            )
+            self.training.num_epochs /= 1.0 + share
+            self.optimizer.decay_epochs /= 1.0 + share
+            self.optimizer.warmup_epochs /= 1.0 + share
+            at_epochs = [float(epoch) / (1.0 + share) for epoch in self.optimizer.decay_at_epochs.split(",") if epoch]
+            self.optimizer.decay_at_epochs = ",".join(f"{epoch:g}" for epoch in at_epochs)
 
     def to_json(self) -> str:
         """The config as JSON text, one section per dataclass; `from_json` reads it back."""
@@ -330,6 +378,8 @@ _RULES = [
     ("model.batch_norm_epsilon", *_more_than(0)),
     ("model.batch_norm_group_size", *_at_least(1, "; 1: each replica its own moments, left out: the official rule")),
     ("model.recomputed_blocks", *_at_least(0)),
+    ("model.aux_shares", *_one_of(*AUX_SHARES)),
+    ("attack.name", *_one_of(*ATTACKS)),
     ("attack.epsilon", *_at_least(0, ", in pixels of 255; the paper uses 1 to 4")),
     ("attack.step_size", *_more_than(0, ", in pixels of 255; the paper uses 1")),
     ("attack.num_steps", *_at_least(1, "; the paper uses 1 to 5")),

@@ -13,24 +13,38 @@ from typing import Callable, Optional
 
 import tensorflow as tf
 
+from efficientnet_advprop.attacks.noise import add_noise
 from tpu_utils import randomness
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 
 
 def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> tf.Tensor:
-    """Uniform over the `num_classes − 1` classes that are not the label.
+    """Uniform over the classes that are not the label.
 
     Args:
-        labels: int [batch], in [0, num_classes).
+        labels: int [batch] in [0, num_classes), or class weights float [batch, num_classes] (MixUp, CutMix): then uniform over
+            the classes of the smallest weight, as a rule zero.
         num_classes: ≥ 2.
         seed: int32 [2], of stateless random numbers.
 
     Returns:
-        Labels of the same shape and dtype; none of them equals the true one.
+        int [batch], of the labels' dtype or int32; none of them is the true class (one of the true ones).
     """
-    offsets = randomness.integers(tf.shape(labels), seed, 1, num_classes)
-    return tf.math.floormod(labels + tf.cast(offsets, labels.dtype), num_classes)
+    labels = tf.convert_to_tensor(labels)
+    if labels.shape.rank == 1:
+        offsets = randomness.integers(tf.shape(labels), seed, 1, num_classes)
+        return tf.math.floormod(labels + tf.cast(offsets, labels.dtype), num_classes)
+    is_wrong = labels <= tf.reduce_min(labels, -1, keepdims=True)
+    return tf.argmax(tf.where(is_wrong, randomness.uniform(tf.shape(labels), seed), -1.0), -1, tf.int32)
+
+
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Plain cross-entropy per image, float32 [batch]; `labels` int [batch] or float [batch, classes]."""
+    logits = tf.cast(logits, tf.float32)
+    if labels.shape.rank == 1:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +61,8 @@ class PGD:
         num_classes: of the labels, ≥ 2; needed by targeted attacks.
         project: keep within `epsilon` of the clean image; False is plain gradient descent (GD), where only the pixel range
             clips.
+        loss_scale: what the loss is multiplied by, > 0: nothing for the signs, but float16 gradients of a small loss are zero
+            (128 in the authors' code).
 
     Raises:
         ValueError: a value out of its range, with its name.
@@ -59,6 +75,7 @@ class PGD:
     random_start: float = 0.8
     num_classes: Optional[int] = None
     project: bool = True
+    loss_scale: float = 1.0
 
     def __post_init__(self):
         def require(ok, name, rule):
@@ -69,6 +86,7 @@ class PGD:
         require(self.step_size > 0, "step_size", "must be > 0, in pixels of 255; the paper uses 1")
         require(isinstance(self.num_steps, int) and self.num_steps >= 1, "num_steps", "must be a whole number ≥ 1")
         require(0.0 <= self.random_start <= 1.0, "random_start", "is a probability, in [0, 1]")
+        require(self.loss_scale > 0, "loss_scale", "must be > 0; 128 suits float16")
         if self.targeted:
             require(
                 self.num_classes is not None and self.num_classes >= 2,
@@ -87,38 +105,59 @@ class PGD:
         Args:
             logits_fn: float32 pixels [batch, height, width, channels] → logits [batch, classes]; must not change any variable.
             images: any numeric dtype, pixels in [0, 255].
-            labels: int [batch], the true classes.
+            labels: int [batch], the true classes, or their weights float [batch, classes].
             seed: int32 [2], decides targets and start; None draws one (not reproducible after a restart).
 
         Returns:
             float32 images of the same shape, within `epsilon` of the clean ones (unless `project` is False) and in [0, 255].
         """
         target_seed, noise_seed, start_seed = randomness.split(randomness.seed_or_fresh(seed), 3)
-        images = tf.cast(images, tf.float32)
-        lower, upper = tf.zeros_like(images), tf.fill(tf.shape(images), 255.0)
-        if self.project:
-            lower, upper = tf.maximum(images - self.epsilon, lower), tf.minimum(images + self.epsilon, upper)
+        images, labels = tf.cast(images, tf.float32), tf.convert_to_tensor(labels)
         objective_labels = draw_wrong_labels(labels, self.num_classes, target_seed) if self.targeted else labels
-        step = -self.step_size if self.targeted else self.step_size
-
-        start = images
-        if self.random_start > 0.0:
-            noise = randomness.noise_like(images, noise_seed, -self.epsilon, self.epsilon)
-            noisy = randomness.uniform([], start_seed) < self.random_start
-            start = tf.clip_by_value(images + noise * tf.cast(noisy, tf.float32), lower, upper)
 
         def advance(index, adversarial_images):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(adversarial_images)
-                logits = tf.cast(logits_fn(adversarial_images), tf.float32)
                 # A sum, so that an image's gradient does not shrink with the size of its batch.
-                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(objective_labels, logits)
-                loss = tf.reduce_sum(losses)
-            gradients = tape.gradient(loss, adversarial_images)
-            moved = tf.clip_by_value(adversarial_images + step * tf.sign(gradients), lower, upper)
-            return index + 1, tf.ensure_shape(moved, images.shape)
+                loss = tf.reduce_sum(cross_entropy(objective_labels, logits_fn(adversarial_images))) * self.loss_scale
+            return index + 1, self.move(images, adversarial_images, tape.gradient(loss, adversarial_images))
 
-        _, adversarial_images = tf.while_loop(
-            lambda index, _: index < self.num_steps, advance, (tf.constant(0), start), maximum_iterations=self.num_steps
-        )
+        state = (tf.constant(0), self._start(images, noise_seed, start_seed))
+        if self.num_steps == 1:  # the same without a loop, in which some strategies cannot reduce
+            _, adversarial_images = advance(*state)
+        else:
+            _, adversarial_images = tf.while_loop(
+                lambda index, _: index < self.num_steps, advance, state, maximum_iterations=self.num_steps
+            )
         return tf.stop_gradient(adversarial_images)
+
+    def start(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Where a call with this seed starts from: float32 images like those of `move`."""
+        _, noise_seed, start_seed = randomness.split(seed, 3)
+        return self._start(tf.cast(images, tf.float32), noise_seed, start_seed)
+
+    def _start(self, images, noise_seed, start_seed):
+        if self.random_start == 0.0:
+            return images
+        noisy = randomness.uniform([], start_seed) < self.random_start
+        return self._clip(images, tf.where(noisy, add_noise(images, self.epsilon, noise_seed), images))
+
+    def move(self, images: tf.Tensor, adversarial_images: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
+        """One iteration: `step_size` along the sign of the loss's gradient (against it if targeted), and the projection.
+
+        Args:
+            images: the clean images, float32 [batch, height, width, channels].
+            adversarial_images: where the gradient was taken, of the same shape.
+            gradients: of the loss (of the target's, if targeted) with respect to them; only signs count.
+
+        Returns:
+            float32 images of the same shape.
+        """
+        step = -self.step_size if self.targeted else self.step_size
+        moved = self._clip(images, adversarial_images + step * tf.sign(gradients))
+        return tf.ensure_shape(moved, images.shape)
+
+    def _clip(self, images, adversarial_images):
+        if self.project:
+            adversarial_images = tf.clip_by_value(adversarial_images, images - self.epsilon, images + self.epsilon)
+        return tf.clip_by_value(adversarial_images, 0.0, 255.0)

@@ -31,7 +31,7 @@ class EfficientNet(Network):
         survival_prob: stochastic depth's flag, in (0, 1]; 1 switches it off (official default 0.8).
         normalization: of pixels: "advprop" (x·2/255 − 1), "imagenet" (mean and standard deviation), "caffe" or "none".
         compute_dtype: of activations: "float32", "bfloat16" or "float16"; variables and logits are float32.
-        batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size: see `DualBatchNormalization`.
+        batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size, aux_shares: see `DualBatchNormalization`.
         recomputed_blocks: the first so many blocks keep no activations for the backward pass but compute them again in it:
             less memory for more arithmetic, the same numbers. The first ones have the highest resolution.
         name: scope of the variables; default "efficientnet-<variant>", the official one.
@@ -55,6 +55,7 @@ class EfficientNet(Network):
         batch_norm_epsilon: float = 1e-3,
         batch_norm_group_size: Optional[int] = None,
         recomputed_blocks: int = 0,
+        aux_shares: str = "none",
         name: Optional[str] = None,
     ):
         super().__init__(
@@ -62,7 +63,7 @@ class EfficientNet(Network):
                 variant=variant, num_classes=num_classes, aux_branches=aux_branches, width_coefficient=width_coefficient,
                 depth_coefficient=depth_coefficient, dropout_rate=dropout_rate, survival_prob=survival_prob,
                 normalization=normalization, compute_dtype=compute_dtype, batch_norm_momentum=batch_norm_momentum,
-                batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size,
+                batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size, aux_shares=aux_shares,
                 recomputed_blocks=recomputed_blocks, name=name,
             ),
             scaling.VARIANTS,

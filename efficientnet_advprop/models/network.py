@@ -67,7 +67,7 @@ class Network(tf.keras.Model):
         given = self._constructor_arguments
         return dict(
             aux_branches=given["aux_branches"], momentum=given["batch_norm_momentum"], epsilon=given["batch_norm_epsilon"],
-            group_size=given["batch_norm_group_size"],
+            group_size=given["batch_norm_group_size"], aux_shares=given["aux_shares"],
         )  # fmt: skip
 
     @property

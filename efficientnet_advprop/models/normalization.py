@@ -9,13 +9,15 @@ Every branch has its own gamma, beta, moving mean and moving variance (the paper
 statistics); inference uses "main" alone, and the auxiliary branches can be thrown away after training.
 """
 
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import tensorflow as tf
 
 from tpu_utils import reduction
 
 MAIN = "main"
+AUX_SHARES = ("none", "statistics", "affine")
+AUX_SHARES = ("none", "statistics", "affine")
 
 
 def branch_names(aux_branches: int) -> tuple[str, ...]:
@@ -44,6 +46,22 @@ def official_group_size(num_replicas: int) -> int:
     return 1 if num_replicas <= 8 else max(8, num_replicas // 8)
 
 
+class BranchVariables(NamedTuple):
+    """What a branch normalises with, float32 [channels] each; gamma and beta None where the layer has none."""
+
+    gamma: Optional[tf.Variable]
+    beta: Optional[tf.Variable]
+    moving_mean: tf.Variable
+    moving_variance: tf.Variable
+
+
+class _AffineOnly(tf.keras.layers.BatchNormalization):
+    """Gamma and beta of an auxiliary branch that has no statistics of its own."""
+
+    def add_weight(self, name=None, **kwargs):
+        return None if name in ("moving_mean", "moving_variance") else super().add_weight(name=name, **kwargs)
+
+
 @tf.keras.utils.register_keras_serializable("efficientnet_advprop")
 class DualBatchNormalization(tf.keras.layers.BatchNormalization):
     """Batch normalization over the last axis, with a main and `aux_branches` auxiliary sets of parameters and statistics.
@@ -61,6 +79,9 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
         epsilon: added to the variance, > 0.
         group_size: replicas that share the batch moments in training: those with consecutive numbers; must divide their number.
             1: each has its own; None: `official_group_size`.
+        aux_shares: what auxiliary branches have in common with the main one: "none" (the paper); "statistics", so that only
+            gamma and beta tell branches apart: each batch is still normalised with its own moments in training, but all
+            branches move, and infer with, one set of running statistics; or "affine", so that only statistics do.
         **kwargs: `center`, `scale`, initializers, regularizers, constraints, `trainable`, `dtype` and `name`, as in
             `tf.keras.layers.BatchNormalization`; every branch gets the same.
 
@@ -69,7 +90,13 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
     """
 
     def __init__(
-        self, aux_branches: int = 1, momentum: float = 0.99, epsilon: float = 1e-3, group_size: Optional[int] = None, **kwargs
+        self,
+        aux_branches: int = 1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        group_size: Optional[int] = None,
+        aux_shares: str = "none",
+        **kwargs,
     ):
         if not isinstance(aux_branches, int) or aux_branches < 0:
             raise ValueError(f"`aux_branches` is {aux_branches!r}, but must be a whole number ≥ 0; 0 is a plain batch norm.")
@@ -79,16 +106,22 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
             raise ValueError(f"`epsilon` is {epsilon!r}, but must be positive; 1e-3 is the official value.")
         if group_size is not None and (not isinstance(group_size, int) or group_size < 1):
             raise ValueError(f"`group_size` is {group_size!r}, but must be a whole number ≥ 1, or None for the official rule.")
+        if aux_shares not in AUX_SHARES:
+            raise ValueError(f"`aux_shares` is {aux_shares!r}, but must be one of {', '.join(map(repr, AUX_SHARES))}.")
         for option in ("renorm", "virtual_batch_size", "adjustment", "fused", "synchronized"):
             if option in kwargs:
                 raise ValueError(f"`{option}` is given, but this layer has no such option; leave it out.")
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
-        self.aux_branches, self.group_size = aux_branches, group_size
+        self.aux_branches, self.group_size, self.aux_shares = aux_branches, group_size, aux_shares
         shared = super().get_config()
-        self.aux = [tf.keras.layers.BatchNormalization(**{**shared, "name": name}) for name in branch_names(aux_branches)[1:]]
+        if aux_shares == "affine":
+            shared.update(center=False, scale=False)
+        make_child = _AffineOnly if aux_shares == "statistics" else tf.keras.layers.BatchNormalization
+        self.aux = [make_child(**{**shared, "name": name}) for name in branch_names(aux_branches)[1:]]
 
     def get_config(self):
-        return {**super().get_config(), "aux_branches": self.aux_branches, "group_size": self.group_size}
+        own = {"aux_branches": self.aux_branches, "group_size": self.group_size, "aux_shares": self.aux_shares}
+        return {**super().get_config(), **own}
 
     def build(self, input_shape):
         rank = len(input_shape)
@@ -100,10 +133,18 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
             with tf.name_scope(child.name):
                 child.build(input_shape)
 
-    def variables_of(self, branch: str) -> tf.keras.layers.BatchNormalization:
-        """The layer that holds `gamma`, `beta`, `moving_mean` and `moving_variance` of a branch: this one for "main"."""
+    @property
+    def num_replicas_together(self) -> int:
+        """How many of the replicas that run the current step share their moments: 1 means no communication."""
+        return official_group_size(reduction.num_replicas()) if self.group_size is None else self.group_size
+
+    def variables_of(self, branch: str) -> BranchVariables:
+        """The variables that a branch normalises with: this layer's own for "main", and for others what they share with it."""
         index = branch_index(branch, self.aux_branches)
-        return self if index == 0 else self.aux[index - 1]
+        own = self if index == 0 else self.aux[index - 1]
+        affine = self if self.aux_shares == "affine" else own
+        statistics = self if self.aux_shares == "statistics" else own
+        return BranchVariables(affine.gamma, affine.beta, statistics.moving_mean, statistics.moving_variance)
 
     def affine(self, branch: str = MAIN) -> tuple[tf.Tensor, tf.Tensor]:
         """The inference-mode batch norm as y = scale·x + offset, from the running statistics.
@@ -144,9 +185,8 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
         if not (training and self.trainable):
             scale, offset = self.affine(branch)
             return inputs * tf.cast(scale, inputs.dtype) + tf.cast(offset, inputs.dtype)
-        group_size = official_group_size(reduction.num_replicas()) if self.group_size is None else self.group_size
-        if group_size > 1:
-            outputs, mean, variance = self._normalize_in_group(inputs, held, group_size)
+        if self.num_replicas_together > 1:
+            outputs, mean, variance = self._normalize_in_group(inputs, held)
         else:
             outputs, mean, variance = self._normalize_fused(inputs, held)
         if update_statistics:
@@ -173,7 +213,7 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
             outputs = tf.reshape(outputs, tf.shape(inputs))
         return outputs, mean, variance * (tf.maximum(count - 1.0, 1.0) / count)
 
-    def _normalize_in_group(self, inputs, held, group_size):
+    def _normalize_in_group(self, inputs, held):
         """Moments over a group of replicas, from the means of x and x² in float32: official `TpuBatchNormalization`, one
         reduction."""
         gamma, beta = self._parameters(held)
@@ -181,10 +221,20 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
         axes = list(range(inputs.shape.rank - 1))
         own_mean, own_variance = tf.nn.moments(values, axes)
         moments = reduction.mean_over_replicas(
-            tf.stack([own_mean, own_variance + tf.square(own_mean)]), group_size
+            tf.stack([own_mean, own_variance + tf.square(own_mean)]), self.num_replicas_together
         )
         mean = moments[0]
         variance = tf.nn.relu(moments[1] - tf.square(mean))  # rounding can leave it below zero where a channel is constant
         scale = tf.math.rsqrt(variance + self.epsilon) * gamma
         outputs = values * scale + (beta - mean * scale)
         return tf.cast(outputs, inputs.dtype), mean, variance
+
+
+def batch_norms(model: tf.Module) -> list[DualBatchNormalization]:
+    """All batch norms of a model."""
+    return [layer for layer in model.submodules if isinstance(layer, DualBatchNormalization)]
+
+
+def moving_statistics(model: tf.Module) -> list[tf.Variable]:
+    """The running statistics that training moves: those of all branches of all batch norms that are not frozen."""
+    return [variable for norm in batch_norms(model) if norm.trainable for variable in norm.non_trainable_variables]

@@ -141,7 +141,7 @@ class ResNet(Network):
         normalization: of pixels: "imagenet" (mean and standard deviation; official), "advprop" (x·2/255 − 1; Fast AdvProp),
             "caffe" (mean of ImageNet alone; Keras) or "none".
         compute_dtype: of activations: "float32", "bfloat16" or "float16"; variables and logits are float32.
-        batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size: see `DualBatchNormalization`.
+        batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size, aux_shares: see `DualBatchNormalization`.
         recomputed_blocks: the first so many blocks keep no activations for the backward pass but compute them again in it:
             less memory for more arithmetic, the same numbers. The first ones have the highest resolution.
         stride_in: the convolution of a group's first block that has its stride: "3x3" (official) or "1x1" (Keras).
@@ -169,6 +169,7 @@ class ResNet(Network):
         batch_norm_epsilon: float = 1e-5,
         batch_norm_group_size: Optional[int] = None,
         recomputed_blocks: int = 0,
+        aux_shares: str = "none",
         stride_in: str = "3x3",
         pool_padding: str = "same",
         name: Optional[str] = None,
@@ -178,7 +179,7 @@ class ResNet(Network):
                 variant=variant, num_classes=num_classes, aux_branches=aux_branches, width_coefficient=width_coefficient,
                 depth_coefficient=depth_coefficient, dropout_rate=dropout_rate, survival_prob=survival_prob,
                 normalization=normalization, compute_dtype=compute_dtype, batch_norm_momentum=batch_norm_momentum,
-                batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size,
+                batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size, aux_shares=aux_shares,
                 recomputed_blocks=recomputed_blocks, stride_in=stride_in, pool_padding=pool_padding, name=name,
             ),
             resnet_scaling.VARIANTS,

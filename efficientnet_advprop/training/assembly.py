@@ -5,11 +5,13 @@ Call these under the strategy's scope: `make_model` and `make_state` create vari
 
 from typing import Callable, Optional
 
-from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
 from efficientnet_advprop.config import ExperimentConfig
 from efficientnet_advprop.models import Network, make_network
 from efficientnet_advprop.training import fine_tuning
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
+from efficientnet_advprop.training.loss_scale import LossScale
+from efficientnet_advprop.training.methods import METHODS
 from efficientnet_advprop.training.optimizers import make_optimizer
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState, averaged_variables
@@ -19,12 +21,12 @@ from efficientnet_advprop.training.steps import make_train_step
 def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) -> Network:
     """The network, frozen as far as `config.init.freeze` says.
 
-    `aux_branches` of None is what the method trains: one for AdvProp, none otherwise.
+    `aux_branches` of None is what the method trains: one for AdvProp, none for vanilla training.
     """
     model = make_network(
         config.model.variant,
         num_classes=config.model.num_classes,
-        aux_branches=int(config.training.method == "advprop") if aux_branches is None else aux_branches,
+        aux_branches=METHODS[config.training.method].aux_branches if aux_branches is None else aux_branches,
         width_coefficient=config.model.width_coefficient,
         depth_coefficient=config.model.depth_coefficient,
         dropout_rate=config.model.dropout_rate,
@@ -35,15 +37,18 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
         batch_norm_epsilon=config.model.batch_norm_epsilon,
         batch_norm_group_size=config.model.batch_norm_group_size,
         recomputed_blocks=config.model.recomputed_blocks,
+        aux_shares=config.model.aux_shares,
     )
     fine_tuning.freeze(model, config.init.freeze)
     return model
 
 
-def make_attack(config: ExperimentConfig) -> Optional[PGD]:
-    """The adversary of the training step; None for vanilla training."""
-    if config.training.method == "vanilla":
+def make_attack(config: ExperimentConfig) -> Optional[Attack]:
+    """The adversary of the training step; None for a method without one."""
+    if not METHODS[config.training.method].has_attack:
         return None
+    if config.attack.name == "noise":
+        return UniformNoise(config.attack.epsilon)
     return PGD(
         epsilon=config.attack.epsilon,
         step_size=config.attack.step_size,
@@ -52,6 +57,7 @@ def make_attack(config: ExperimentConfig) -> Optional[PGD]:
         random_start=config.attack.random_start,
         num_classes=config.model.num_classes,
         project=config.attack.projection,
+        loss_scale=128.0 if config.model.compute_dtype == "float16" else 1.0,  # the authors' adversarial-training code
     )
 
 
@@ -70,7 +76,7 @@ def make_state(config: ExperimentConfig) -> TrainState:
     )
     decay = config.optimizer.ema_decay
     ema = ExponentialMovingAverage(averaged_variables(model), decay) if decay else None
-    return TrainState(model, optimizer, ema)
+    return TrainState(model, optimizer, ema, LossScale() if config.model.compute_dtype == "float16" else None)
 
 
 def make_learning_rate(config: ExperimentConfig, steps_per_epoch: float, total_steps: int) -> LearningRate:

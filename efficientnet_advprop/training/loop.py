@@ -15,7 +15,7 @@ import math
 import signal
 import threading
 import time
-from typing import Callable, Optional
+from typing import Callable, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +25,7 @@ from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.evaluation.evaluator import Evaluator
 from efficientnet_advprop.models.normalization import official_group_size
 from efficientnet_advprop.training import assembly, checkpoints, fine_tuning, steps
+from efficientnet_advprop.training.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training.progress import Progress
 
 _NUM_PICTURES = 8
@@ -132,6 +133,7 @@ def train(
                 start_batch=step,
                 input_context=context,
                 num_classes=config.model.num_classes,
+                paired_views=AUGMENTED in METHODS[config.training.method].views,
             )
         )
     )
@@ -151,7 +153,9 @@ def train(
         f"{f'going on from {restored}' if restored else f'starting in {model_dir}'}"
     )
     learning_rate = assembly.make_learning_rate(config, steps_per_epoch, total_steps)
-    run_steps = _make_device_loop(strategy, assembly.make_step(config, state, learning_rate), config.training.method)
+    run_steps = _make_device_loop(
+        strategy, assembly.make_step(config, state, learning_rate), METHODS[config.training.method].views
+    )
     evaluate = _make_evaluation(config, strategy, data_dir, state, averaged_model)
     make_pictures = _make_picture_function(config, strategy, data_dir, state)
     evaluate_every_steps = max(1, round(config.training.evaluate_every_epochs * steps_per_epoch))
@@ -226,11 +230,9 @@ def _steps_to_boundary(step: int, total_steps: int, steps_per_loop: int, periods
     return min(steps_per_loop, total_steps - step, *(period - step % period for period in periods))
 
 
-def _make_device_loop(strategy: tf.distribute.Strategy, train_step: Callable, method: str) -> Callable:
+def _make_device_loop(strategy: tf.distribute.Strategy, train_step: Callable, views: Sequence[str]) -> Callable:
     """(iterator, number of updates) → what each update summed up over all replicas: name → float32 [number of updates]."""
-    names = ["num_images", "clean_loss", "clean_correct"]
-    if method != "vanilla":
-        names += ["adversarial_loss", "adversarial_correct"]
+    names = ["num_images", *(f"{view}_{kind}" for view in views for kind in ("loss", "correct"))]
 
     @tf.function
     def run_steps(iterator, num_steps):
@@ -270,7 +272,7 @@ def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callab
     attack = assembly.make_attack(config)
     if attack is None:
         return None
-    branch = "aux" if config.training.method == "advprop" else "main"
+    branch = METHODS[config.training.method].attacked_branch
     sample = next(iter(pipeline.make_eval_dataset(config.data, data_dir, global_batch_size=_NUM_PICTURES)))
     images, labels = tf.clip_by_value(sample["images"], 0.0, 255.0), sample["labels"]
     seed = tf.constant([config.training.seed, 0])

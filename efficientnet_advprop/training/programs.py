@@ -1,7 +1,7 @@
 """What a device runs of a training run, as functions to be compiled before there is a device.
 
-    function, specs = training_step(config, replica_batch_size=8, num_replicas=8)
-    hlo = tpu_compiler.lower(function, specs, num_replicas=8)
+function, specs = training_step(config, replica_batch_size=8, num_replicas=8)
+hlo = tpu_compiler.lower(function, specs, num_replicas=8)
 """
 
 import copy
@@ -12,15 +12,19 @@ import tensorflow as tf
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.models.normalization import official_group_size
 from efficientnet_advprop.training import assembly
+from efficientnet_advprop.training.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training.steps import attacked_network
 
 Program = tuple[Callable, list[tf.TensorSpec]]  # a replica's function, and its arguments
 
 
 def batch_specs(config: ExperimentConfig, replica_batch_size: int) -> list[tf.TensorSpec]:
-    """uint8 images and int32 labels, as the input pipeline hands them to a replica."""
+    """uint8 images and int32 labels, as the input pipeline hands them to a replica; augmented images where the method sees
+    them."""
     size = config.data.image_size
-    return [tf.TensorSpec([replica_batch_size, size, size, 3], tf.uint8), tf.TensorSpec([replica_batch_size], tf.int32)]
+    images = tf.TensorSpec([replica_batch_size, size, size, 3], tf.uint8)
+    labels = tf.TensorSpec([replica_batch_size], tf.int32)
+    return [images, labels, images] if AUGMENTED in METHODS[config.training.method].views else [images, labels]
 
 
 def training_step(config: ExperimentConfig, replica_batch_size: int, num_replicas: int) -> Program:
@@ -46,7 +50,8 @@ def training_step(config: ExperimentConfig, replica_batch_size: int, num_replica
     state = assembly.make_state(config)
     # Any epoch will do: the schedule's arithmetic is the same.
     step = assembly.make_step(config, state, assembly.make_learning_rate(config, steps_per_epoch=1000.0, total_steps=100_000))
-    return lambda images, labels: step({"images": images, "labels": labels}), batch_specs(config, replica_batch_size)
+    keys = ("images", "labels", "augmented_images")
+    return lambda *tensors: step(dict(zip(keys, tensors))), batch_specs(config, replica_batch_size)
 
 
 def attack(config: ExperimentConfig, replica_batch_size: int) -> Program:
@@ -58,7 +63,7 @@ def attack(config: ExperimentConfig, replica_batch_size: int) -> Program:
     adversary = assembly.make_attack(config)
     if adversary is None:
         raise ConfigError(f"`config.training.method` is {config.training.method!r}, which has no attack; take 'advprop'.")
-    branch = "aux" if config.training.method == "advprop" else "main"
+    branch = METHODS[config.training.method].attacked_branch
     seed = tf.constant([0, 0])
     network = attacked_network(assembly.make_model(config), branch, config.attack.statistics, seed)
-    return lambda images, labels: adversary(network, images, labels, seed), batch_specs(config, replica_batch_size)
+    return lambda images, labels: adversary(network, images, labels, seed), batch_specs(config, replica_batch_size)[:2]

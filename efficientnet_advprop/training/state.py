@@ -6,6 +6,7 @@ from typing import Optional, Sequence
 import tensorflow as tf
 
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
+from efficientnet_advprop.training.loss_scale import LossScale
 from efficientnet_advprop.training.optimizers import Optimizer
 
 
@@ -44,13 +45,20 @@ class TrainState(tf.Module):
         model: an `EfficientNet`, built.
         optimizer: of the model's trainable variables.
         ema: of its trainable variables and statistics; None: no averages.
+        loss_scale: for a model that computes in float16; None: the loss as it is.
     """
 
-    def __init__(self, model: tf.keras.Model, optimizer: Optimizer, ema: Optional[ExponentialMovingAverage] = None):
+    def __init__(
+        self,
+        model: tf.keras.Model,
+        optimizer: Optimizer,
+        ema: Optional[ExponentialMovingAverage] = None,
+        loss_scale: Optional[LossScale] = None,
+    ):
         super().__init__()
         for variable in model.variables:
             role_of(variable.name)
-        self.model, self.optimizer, self.ema = model, optimizer, ema
+        self.model, self.optimizer, self.ema, self.loss_scale = model, optimizer, ema, loss_scale
         self.step = tf.Variable(0, trainable=False, dtype=tf.int64, name="global_step")
 
 

@@ -1,36 +1,40 @@
-"""The training step: vanilla, AdvProp, and adversarial training without auxiliary batch norms.
+"""The training step of every method: forward and backward passes, one update of weights, statistics and averages.
 
     train_step = make_train_step("advprop", state, learning_rate, global_batch_size=256, attack=attack)
     sums = strategy.run(train_step, (batch,))                     # inside a tf.function
 
-A step runs on every replica of a strategy and compiles with XLA as a whole. Its random numbers follow from (seed, step,
-replica) alone, so that a restarted run draws what the uninterrupted one would have drawn.
+What a method shows to which branch is a row of `methods.METHODS`. A step runs on every replica of a strategy and compiles with
+XLA as a whole. Its random numbers follow from (seed, step, replica) alone, so that a restarted run draws what the uninterrupted
+one would have drawn.
 """
 
-from typing import Callable, Optional
+import math
+from typing import Callable, NamedTuple, Optional, Sequence, Union
 
 import tensorflow as tf
 
-from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
+from efficientnet_advprop.models.normalization import batch_norms, branch_names, moving_statistics
 from efficientnet_advprop.training import losses
+from efficientnet_advprop.training.methods import ADVERSARIAL, AUGMENTED, CLEAN, METHODS, Method, Pass
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState
 from tpu_utils import ordering, randomness, reduction
 
-METHODS = ("vanilla", "advprop", "adversarial")
 STATISTICS = ("running", "batch")
+BATCH_KEYS = {CLEAN: "images", AUGMENTED: "augmented_images"}
 
 Batch = dict[str, tf.Tensor]
 Sums = dict[str, tf.Tensor]
-Gradients = list[tf.Tensor]
-GradientFn = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[Gradients, Sums]]  # images, labels, seed
+Gradients = list[Optional[tf.Tensor]]  # one per trainable variable; None for another branch's
+GradientFn = Callable[[Batch, tf.Tensor], tuple[Gradients, Sums]]  # batch, seed
 
 
 def attacked_network(model: tf.keras.Model, branch: str, statistics: str, seed: Optional[tf.Tensor] = None):
     """The `logits_fn` that an attack gets: the model through one branch, changing nothing.
 
     Args:
-        model: an `EfficientNet`.
+        model: an `EfficientNet` or `ResNet`.
         branch: "aux" for AdvProp, "main" where there is no other.
         statistics: "running" is inference mode, the paper's attack; "batch" uses each batch's moments and moves none (Fast
             AdvProp).
@@ -41,113 +45,185 @@ def attacked_network(model: tf.keras.Model, branch: str, statistics: str, seed: 
     return lambda images: model(images, training=True, branch=branch, update_statistics=False, seed=seed)
 
 
-class _Passes:
+class _Result(NamedTuple):
+    """Of one pass: this replica's share of the gradients, and losses and hits per image, float32 [batch]."""
+
+    gradients: Gradients
+    image_gradients: Optional[tf.Tensor]  # of an attack's pass
+    losses: tf.Tensor
+    hits: tf.Tensor
+
+    def sums_of(self, part: Pass) -> Sums:
+        """The sums of losses and hits for each of the pass's views."""
+        count = len(part.views)
+        sums = {}
+        for view, loss, hits in zip(part.views, tf.split(self.losses, count), tf.split(self.hits, count)):
+            sums[f"{view}_loss"], sums[f"{view}_correct"] = tf.reduce_sum(loss), tf.reduce_sum(hits)
+        return sums
+
+
+class _Runner:
     """Forward and backward through a branch, for the losses of one step."""
 
-    def __init__(self, model, global_batch_size: int, label_smoothing: float):
-        self.model, self.global_batch_size, self.label_smoothing = model, global_batch_size, label_smoothing
+    def __init__(self, state: TrainState, global_batch_size: int, label_smoothing: float):
+        self.model, self.loss_scale = state.model, state.loss_scale
+        self.global_batch_size, self.label_smoothing = global_batch_size, label_smoothing
 
-    def __call__(self, images, labels, branch: str, seed):
-        """This replica's share of the gradient of the mean loss (None for another branch's variables), and losses and hits
-        per image."""
+    def __call__(self, part: Pass, images, labels, seed, *, is_attack: bool = False) -> _Result:
+        """The gradient of the sum of losses, times the pass's weight and the loss scale, over the global batch size.
+
+        `is_attack`: with respect to the images, too, and without moving statistics.
+        """
         with tf.GradientTape() as tape:
-            logits = self.model(images, training=True, branch=branch, seed=seed)
+            if is_attack:
+                tape.watch(images)
+            logits = self.model(images, training=True, branch=part.branch, update_statistics=not is_attack, seed=seed)
             per_image = losses.cross_entropy(labels, logits, self.label_smoothing)
-            loss = tf.reduce_sum(per_image) / self.global_batch_size
-        gradients = tape.gradient(loss, self.model.trainable_variables)
-        hits = tf.cast(tf.equal(tf.argmax(logits, -1, labels.dtype), labels), tf.float32)
-        return gradients, per_image, hits
+            loss = tf.reduce_sum(per_image) / (self.global_batch_size / part.weight)
+            if self.loss_scale is not None:
+                loss *= self.loss_scale.scale
+        trained = self.model.trainable_variables
+        *gradients, of_images = tape.gradient(loss, [*trained, images])
+        true_classes = labels if labels.shape.rank == 1 else tf.argmax(labels, -1)
+        hits = tf.cast(tf.equal(tf.argmax(logits, -1, true_classes.dtype), true_classes), tf.float32)
+        return _Result(gradients, of_images, per_image, hits)
 
 
-def _add(first, second):
-    """The sum of two gradients, either of which may be None."""
-    return second if first is None else first if second is None else first + second
+def _total(gradients: Sequence[Optional[tf.Tensor]]) -> Optional[tf.Tensor]:
+    """The sum of those that are not None."""
+    given = [gradient for gradient in gradients if gradient is not None]
+    return sum(given[1:], given[0]) if given else None
 
 
-def _sums(**per_image) -> Sums:
-    return {name: tf.reduce_sum(values) for name, values in per_image.items()}
+def _paired(method: Method, run: _Runner, attack: Optional[Attack], statistics: str) -> GradientFn:
+    """Every pass over the whole batch: clean images, their other views, and their adversarial twins.
 
-
-def _vanilla(run: _Passes) -> GradientFn:
-    """Clean images through the main branch."""
-
-    def gradients_of(images, labels, seed):
-        gradients, loss, hits = run(images, labels, "main", seed)
-        return gradients, _sums(clean_loss=loss, clean_correct=hits, num_images=tf.ones_like(loss))
-
-    return gradients_of
-
-
-def _advprop(run: _Passes, attack: PGD, statistics: str) -> GradientFn:
-    """The paper's algorithm: attack through the auxiliary branch, then L_c through main plus L_a through auxiliary.
-
-    Two passes whose gradients are added, rather than one over a concatenated batch: one pass's activations at a time.
+    Passes one after the other, whose gradients are added, rather than one over a concatenated batch: one pass's activations
+    at a time.
     """
 
-    def gradients_of(images, labels, seed):
-        clean_seed, attack_seed, adversarial_seed = randomness.split(seed, 3)
-        clean_gradients, clean_loss, clean_hits = run(images, labels, "main", clean_seed)
-        if reduction.executes_in_order():
-            # The clean pass and the attack depend on nothing of each other's, and XLA would mix them: two passes' activations
-            # at once. The first gradient is the last one to be known.
-            finished = next(gradient for gradient in clean_gradients if gradient is not None)
-            images = ordering.after(finished, tf.cast(images, tf.float32))
-        network = attacked_network(run.model, "aux", statistics, attack_seed)
-        adversarial_images = attack(network, images, labels, attack_seed)
-        gradients, loss, hits = run(adversarial_images, labels, "aux", adversarial_seed)
-        sums = _sums(
-            clean_loss=clean_loss, clean_correct=clean_hits, adversarial_loss=loss, adversarial_correct=hits,
-            num_images=tf.ones_like(loss),
-        )  # fmt: skip
-        return [_add(*pair) for pair in zip(clean_gradients, gradients)], sums
+    def gradients_of(batch, seed):
+        labels = batch["labels"]
+        images = {view: batch[key] for view, key in BATCH_KEYS.items() if view in method.views}
+        num_seeds = len(method.passes) + method.has_attack
+        seeds = iter(randomness.split(seed, num_seeds) if num_seeds > 1 else [seed])
+        results, sums = [], {}
+        for part in method.passes:
+            if results:
+                images = {view: _after(results[-1], tensor) for view, tensor in images.items()}
+            if ADVERSARIAL in part.views and ADVERSARIAL not in images:
+                attack_seed = next(seeds)
+                network = attacked_network(run.model, part.branch, statistics, attack_seed)
+                images[ADVERSARIAL] = attack(network, images[CLEAN], labels, attack_seed)
+            shown, count = [images[view] for view in part.views], len(part.views)
+            if count > 1:
+                shown = [tf.concat([tf.cast(view, tf.float32) for view in shown], 0)]
+            result = run(part, *shown, tf.concat([labels] * count, 0) if count > 1 else labels, next(seeds))
+            results.append(result.gradients)
+            sums.update(result.sums_of(part))
+        return [_total(gradients) for gradients in zip(*results)], {**sums, "num_images": tf.constant(float(labels.shape[0]))}
 
     return gradients_of
 
 
-def _adversarial(run: _Passes, attack: PGD, statistics: str) -> GradientFn:
-    """The paper's control: clean and adversarial images in one batch, through the same (main) batch norms."""
+def _after(gradients: Gradients, images: tf.Tensor) -> tf.Tensor:
+    """`images`, for what must not begin before `gradients` are known, where an order costs nothing.
 
-    def gradients_of(images, labels, seed):
-        attack_seed, pass_seed = randomness.split(seed, 2)
-        network = attacked_network(run.model, "main", statistics, attack_seed)
-        adversarial_images = attack(network, images, labels, attack_seed)
-        both = tf.concat([tf.cast(images, tf.float32), adversarial_images], 0)
-        gradients, loss, hits = run(both, tf.concat([labels, labels], 0), "main", pass_seed)
-        (clean_loss, adversarial_loss), (clean_hits, adversarial_hits) = tf.split(loss, 2), tf.split(hits, 2)
-        return gradients, _sums(
-            clean_loss=clean_loss, clean_correct=clean_hits, adversarial_loss=adversarial_loss,
-            adversarial_correct=adversarial_hits, num_images=tf.ones_like(clean_loss),
-        )  # fmt: skip
+    The passes over clean images and the attack depend on nothing of each other's, and XLA would mix them: two passes'
+    activations at once. The first gradient is the last one to be known.
+    """
+    if not reduction.executes_in_order():
+        return images
+    return ordering.after(next(gradient for gradient in gradients if gradient is not None), tf.cast(images, tf.float32))
+
+
+def _unpaired(method: Method, run: _Runner, attack: PGD) -> GradientFn:
+    """Fast AdvProp: a part of the batch becomes adversarial, and the attack's own backward pass trains the network, too.
+
+    Images are shuffled over the replicas before the attack, and again (as in the authors' code) between the attack and the pass
+    over the adversarial images, so that none is trained on in the company, hence with the batch moments, in which it was made.
+    """
+    clean_pass, noisy_pass, adversarial_pass = method.passes
+
+    def gradients_of(batch, seed):
+        shuffle_seed, clean_seed, attack_seed, noisy_seed, again_seed, adversarial_seed = randomness.split(seed, 6)
+        images, labels = _shuffled_over_replicas(batch["images"], batch["labels"], shuffle_seed)
+        size = images.shape[0]
+        count = round(method.adversarial_share * size)
+        if not 0 < count < size:
+            raise ValueError(
+                f"`adversarial_share` is {method.adversarial_share}, but of {size} images on a replica (in one of the "
+                "`accumulation_steps`) that leaves none of one kind; take more."
+            )
+        clean = run(clean_pass, images[count:], labels[count:], clean_seed)
+        images, labels = tf.cast(images[:count], tf.float32), labels[:count]
+        noisy_images = _after(clean.gradients, attack.start(images, attack_seed))
+        noisy = run(noisy_pass, noisy_images, labels, noisy_seed, is_attack=True)
+        adversarial_images = tf.stop_gradient(attack.move(images, noisy_images, noisy.image_gradients))
+        adversarial_images, labels = _shuffled_over_replicas(adversarial_images, labels, again_seed)
+        adversarial = run(adversarial_pass, adversarial_images, labels, adversarial_seed)
+
+        results = {clean_pass: clean, noisy_pass: noisy, adversarial_pass: adversarial}
+        sizes = [result.losses.shape[0] for result in results.values()]
+        shares = [part.weight * own / size for part, own in zip(results, sizes)]
+        gradients = [
+            _total(own) / sum(share for share, gradient in zip(shares, own) if gradient is not None)
+            for own in zip(*(result.gradients for result in results.values()))
+        ]
+        sums = {"num_images": tf.constant(float(size))}
+        for (part, result), own in zip(results.items(), sizes):  # as if of the whole batch: over num_images they are means
+            sums.update({name: value * (size / own) for name, value in result.sums_of(part).items()})
+        return gradients, sums
 
     return gradients_of
 
 
-def _accumulated(gradients_of: GradientFn, accumulation_steps: int) -> GradientFn:
-    """The same over a batch cut into `accumulation_steps` parts, one after the other; traced once."""
+def _shuffled_over_replicas(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Images and labels in a random order: as many to each of the replicas, as far as their number divides."""
+    group_size = math.gcd(images.shape[0], reduction.num_replicas())
+    for index, own_seed in enumerate(randomness.split(seed, 2)):
+        order = tf.argsort(randomness.uniform([images.shape[0]], own_seed))
+        images, labels = tf.gather(images, order), tf.gather(labels, order)
+        if index == 0:
+            images, labels = (reduction.exchange_over_replicas(tensor, group_size) for tensor in (images, labels))
+    return images, labels
 
-    def over_parts(images, labels, seed):
-        size = images.shape[0] // accumulation_steps
 
+def _accumulated(gradients_of: GradientFn, accumulation_steps: int, reduces: Callable[[], bool]) -> GradientFn:
+    """The same over a batch cut into `accumulation_steps` parts, one after the other; traced once, unless its `reduces` and the
+    replicas cannot do that in a loop."""
+
+    def over_parts(batch, seed):
         def part(index):
-            span = slice(index * size, (index + 1) * size)
-            sliced = tf.ensure_shape(images[span], [size, *images.shape[1:]]), tf.ensure_shape(labels[span], [size])
-            return gradients_of(*sliced, randomness.fold_in(seed, index))
+            return gradients_of(
+                {name: _part_of(tensor, index, accumulation_steps) for name, tensor in batch.items()},
+                randomness.fold_in(seed, index),
+            )
 
         totals = part(tf.constant(0))
         add_part = lambda index, totals: (index + 1, tf.nest.map_structure(tf.add, totals, part(index)))  # noqa: E731
+        if reduces() and not reduction.reduces_in_loops():
+            for index in range(1, accumulation_steps):
+                _, totals = add_part(tf.constant(index), totals)
+            return totals
         done = lambda index, totals: index < accumulation_steps  # noqa: E731
         return tf.while_loop(done, add_part, (tf.constant(1), totals), maximum_iterations=accumulation_steps - 1)[1]
 
     return over_parts
 
 
+def _part_of(tensor: tf.Tensor, index: tf.Tensor, num_parts: int) -> tf.Tensor:
+    size = tensor.shape[0] // num_parts
+    return tf.ensure_shape(tensor[index * size : (index + 1) * size], [size, *tensor.shape[1:]])
+
+
 def make_train_step(
-    method: str,
+    method: Union[str, Method],
     state: TrainState,
     learning_rate: LearningRate,
     *,
     global_batch_size: int,
-    attack: Optional[PGD] = None,
+    attack: Optional[Attack] = None,
     attack_statistics: str = "running",
     label_smoothing: float = 0.1,
     weight_decay: float = 1e-5,
@@ -156,79 +232,145 @@ def make_train_step(
 ) -> Callable[[Batch], Sums]:
     """One update of everything in `state`, as a function to run on each replica.
 
-    The loss is the mean cross-entropy over the global batch, L_c + L_a where there are adversarial images (a sum, as in
-    the paper), plus weight_decay · Σ ½‖v‖² over all but the batch norms' variables. Running statistics move once per pass of
-    each branch (with accumulation: once per part).
+    The loss is the sum over the method's passes of the mean cross-entropy over the global batch (L_c + L_a for AdvProp: a sum,
+    as in the paper), plus weight_decay · Σ ½‖v‖² over all but the batch norms' variables. Running statistics move once per pass
+    of each branch (with accumulation: once per part) and are then averaged over the replicas, so that all of them attack and
+    evaluate the same network.
+
+    With `state.loss_scale` an update whose gradients are not finite is left out: weights, slots, averages and statistics stay,
+    the step counts.
 
     Args:
-        method: "vanilla", "advprop" or "adversarial" (clean and adversarial through the same batch norms).
-        state: whose variables move; its model needs an auxiliary branch for "advprop" and must have none otherwise.
+        method: a key of `METHODS`, or a `Method` of your own.
+        state: whose variables move; its model must have the branches that the method trains, and no other.
         learning_rate: step → rate.
-        global_batch_size: clean images per update, over all replicas and accumulation steps.
-        attack: makes the adversarial images; None for "vanilla" alone.
-        attack_statistics: of the attacked batch norms: "running" (the paper) or "batch" (Fast AdvProp).
-        label_smoothing: of the training losses; the attack's has none.
+        global_batch_size: images per update, over all replicas and accumulation steps.
+        attack: makes the adversarial images; None for a method without them.
+        attack_statistics: of the attacked batch norms: "running" (the paper) or "batch" (Fast AdvProp, which must have it).
+        label_smoothing: of the training losses; the attack's has none, unless its pass trains the network (Fast AdvProp).
         weight_decay: see above.
         accumulation_steps: parts of a replica's batch, run one after the other; must divide it.
         seed: of all random numbers in the step.
 
     Returns:
         train_step(batch) for `batch` = {"images": [replica_batch, h, w, 3] of any numeric dtype with pixels in [0, 255],
-        "labels": int [replica_batch]}. It returns this replica's sums over its images, float32 scalars: `clean_loss`,
-        `clean_correct`, `num_images` and, where there are adversarial images, `adversarial_loss`, `adversarial_correct`.
+        "labels": int [replica_batch] or class weights float32 [replica_batch, classes], and where the method sees augmented
+        images "augmented_images" like "images"}. It returns this replica's sums over its images, float32 scalars: `num_images`
+        and, for each of the method's `views`, `<view>_loss` and `<view>_correct` (of a view that is only a part of the batch,
+        as if it were all of it).
 
     Raises:
-        ValueError: the method does not exist, lacks its attack, or does not fit the model's branches.
+        ValueError: the method does not exist, lacks its attack or has one that it cannot use, or does not fit the model's
+            branches; or, when tracing, a batch that does not fit.
     """
+    name, method = _checked_method(method)
     model = state.model
-    if method not in METHODS:
-        raise ValueError(f"`method` is {method!r}, but must be one of {', '.join(map(repr, METHODS))}.")
-    if attack_statistics not in STATISTICS:
+    _check_attack(name, method, attack, attack_statistics)
+    if method.branches != set(branch_names(model.aux_branches)):
         raise ValueError(
-            f"`attack_statistics` is {attack_statistics!r}, but must be one of {', '.join(map(repr, STATISTICS))}."
+            f"The model has `aux_branches`={model.aux_branches}, but method {name!r} trains exactly {method.aux_branches}; "
+            "the others would never learn. Build the model accordingly."
         )
-    if (attack is None) != (method == "vanilla"):
-        raise ValueError(f"`attack` is {attack!r}, but method {method!r} needs {'none' if method == 'vanilla' else 'one'}.")
-    if model.aux_branches != (1 if method == "advprop" else 0):
-        raise ValueError(
-            f"The model has `aux_branches`={model.aux_branches}, but method {method!r} trains exactly "
-            f"{1 if method == 'advprop' else 0}; the others would never learn. Build the model accordingly."
-        )
-    run = _Passes(model, global_batch_size, label_smoothing)
-    if method == "vanilla":
-        gradients_of = _vanilla(run)
-    elif method == "advprop":
-        gradients_of = _advprop(run, attack, attack_statistics)
+    run = _Runner(state, global_batch_size, label_smoothing)
+    if method.adversarial_share is None:
+        gradients_of = _paired(method, run, attack, attack_statistics)
     else:
-        gradients_of = _adversarial(run, attack, attack_statistics)
+        gradients_of = _unpaired(method, run, attack)
     if accumulation_steps > 1:
-        gradients_of = _accumulated(gradients_of, accumulation_steps)
+        gradients_of = _accumulated(gradients_of, accumulation_steps, lambda: _reduces(method, model))
 
     def train_step(batch: Batch) -> Sums:
-        images, labels = batch["images"], batch["labels"]
-        if images.shape[0] is None or images.shape[0] % accumulation_steps:
+        size = batch["images"].shape[0]
+        if size is None or size % accumulation_steps:
             raise ValueError(
-                f"`accumulation_steps` is {accumulation_steps}, but a replica's batch is {images.shape[0]}; "
+                f"`accumulation_steps` is {accumulation_steps}, but a replica's batch is {size}; "
                 "the one must divide the other, which must be known when tracing."
             )
+        if AUGMENTED in method.views and "augmented_images" not in batch:
+            raise ValueError(f"`batch` has {', '.join(batch)}, but method {name!r} also needs 'augmented_images'.")
         own_seed = tf.constant([seed, 0])
         for part in (tf.cast(state.step, tf.int32), reduction.replica_id()):
             own_seed = randomness.fold_in(own_seed, part)
-        gradients, sums = gradients_of(images, labels, own_seed)
-        trained = model.trainable_variables
+        trained, statistics = model.trainable_variables, moving_statistics(model)
+        statistics_before = [variable.read_value() for variable in statistics] if state.loss_scale is not None else None
+
+        gradients, sums = gradients_of(batch, own_seed)
         idle = [variable.name for variable, gradient in zip(trained, gradients) if gradient is None]
         if idle:
-            raise ValueError(f"Method {method!r} gives no gradient to {', '.join(idle)}; they would never learn.")
-        gradients = reduction.sum_over_replicas(gradients)
-        gradients = [
-            gradient + weight_decay * variable if weight_decay and losses.is_decayed(variable.name) else gradient
-            for variable, gradient in zip(trained, gradients)
-        ]
-        state.optimizer.apply(gradients, learning_rate(state.step))
+            raise ValueError(f"Method {name!r} gives no gradient to {', '.join(idle)}; they would never learn.")
+        gradients = _reduce_over_replicas(gradients, statistics)
+
+        def update():
+            decayed = [
+                gradient + weight_decay * variable if weight_decay and losses.is_decayed(variable.name) else gradient
+                for variable, gradient in zip(trained, gradients)
+            ]
+            state.optimizer.apply(decayed, learning_rate(state.step))
+            if state.ema is not None:
+                state.ema.update(state.step + 1)
+
+        if state.loss_scale is None:
+            update()
+        else:
+            gradients = [gradient / state.loss_scale.scale for gradient in gradients]
+            is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+            _keep_unless(is_finite, statistics, statistics_before)
+            tf.cond(is_finite, update, lambda: None)
+            state.loss_scale.update(is_finite)
         # On the local copy, like every update here: each replica counts for itself, and they agree.
         tf.raw_ops.AssignAddVariableOp(resource=state.step.handle, value=tf.ones([], state.step.dtype))
-        if state.ema is not None:
-            state.ema.update(state.step)
         return sums
 
     return train_step
+
+
+def _reduce_over_replicas(gradients: Sequence[tf.Tensor], statistics: Sequence[tf.Variable]) -> list[tf.Tensor]:
+    """The summed gradients; the statistics become their mean. One exchange."""
+    count = reduction.num_replicas()
+    if count == 1:
+        return list(gradients)
+    totals = reduction.sum_over_replicas([*gradients, *(variable.read_value() for variable in statistics)])
+    for variable, total in zip(statistics, totals[len(gradients) :]):
+        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=total / count)
+    return totals[: len(gradients)]
+
+
+def _keep_unless(condition: tf.Tensor, variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]) -> None:
+    """Gives `variables` the earlier `values` unless `condition`."""
+    for variable, value in zip(variables, values):
+        kept = tf.where(condition, variable.read_value(), value)
+        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=kept)
+
+
+def _reduces(method: Method, model: tf.keras.Model) -> bool:
+    """Whether the replicas of the current step meet before its end."""
+    return method.adversarial_share is not None or any(norm.num_replicas_together > 1 for norm in batch_norms(model))
+
+
+def _checked_method(method: Union[str, Method]) -> tuple[str, Method]:
+    if isinstance(method, Method):
+        return "of your own", method
+    if method not in METHODS:
+        raise ValueError(f"`method` is {method!r}, but must be one of {', '.join(map(repr, METHODS))}.")
+    return method, METHODS[method]
+
+
+def _check_attack(name: str, method: Method, attack: Optional[Attack], statistics: str) -> None:
+    if statistics not in STATISTICS:
+        raise ValueError(f"`attack_statistics` is {statistics!r}, but must be one of {', '.join(map(repr, STATISTICS))}.")
+    if (attack is not None) != method.has_attack:
+        raise ValueError(f"`attack` is {attack!r}, but method {name!r} needs {'one' if method.has_attack else 'none'}.")
+    if isinstance(attack, UniformNoise) and statistics != "running":
+        raise ValueError(f"`attack_statistics` is {statistics!r}, but {attack!r} attacks no network; leave it at 'running'.")
+    if method.adversarial_share is None:
+        return
+    if not isinstance(attack, PGD):
+        raise ValueError(f"`attack` is {attack!r}, but method {name!r} shares the passes of a `PGD`.")
+    for option, wanted in {"num_steps": 1, "targeted": False}.items():
+        if getattr(attack, option) != wanted:
+            raise ValueError(
+                f"`attack.{option}` is {getattr(attack, option)!r}, but method {name!r} trains with the attack's own pass, "
+                f"which is one step from the true labels' loss; set it to {wanted!r}."
+            )
+    if statistics != "batch":
+        raise ValueError(f"`attack_statistics` is {statistics!r}, but method {name!r} attacks in its training pass: 'batch'.")

@@ -135,6 +135,26 @@ def test_rivals_with_accumulation_over_replicas(data_dir, tmp_path, method, two_
     assert all(np.isfinite(variable).all() for variable in model.variables)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method, compute_dtype, views",
+    [
+        ("fine_grained", "float32", {"clean", "augmented", "adversarial"}),
+        ("fast_advprop", "float32", {"clean", "noisy", "adversarial"}),
+        ("advprop", "float16", {"clean", "adversarial"}),
+    ],
+)
+def test_other_methods_and_float16_over_replicas(data_dir, tmp_path, method, compute_dtype, views, two_replicas):
+    config = tiny_run.make_config(method)
+    config.training.num_epochs, config.optimizer.warmup_epochs = 0.5, 0.25
+    config.model.compute_dtype = compute_dtype
+    assert train(config, data_dir, tmp_path, two_replicas).step == 2
+    entry = next(entry for entry in progress.read_metrics(str(tmp_path)) if "clean_loss" in entry)
+    assert {name.removesuffix("_loss") for name in entry if name.endswith("_loss")} == views
+    saved = tf.train.load_checkpoint(last_checkpoint(str(tmp_path))).get_variable_to_shape_map()
+    assert any("loss_scale" in name for name in saved) == (compute_dtype == "float16")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
     config = tiny_run.make_config("vanilla")
     config.optimizer.name, config.optimizer.learning_rate_per_256, config.optimizer.warmup_epochs = "sgd", 1e3, 1.2

@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.attacks import PGD, UniformNoise
 from efficientnet_advprop.training import losses, optimizers, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
+from efficientnet_advprop.training.loss_scale import LossScale
+from efficientnet_advprop.training.methods import METHODS
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import Role, TrainState, averaged_variables, role_of
 from tests.conftest import golden, load_tiny, make_tiny
 from tpu_utils import reduction
 
 SIZE = 32  # pixels: tracing costs the same, computing less
+RATE_ONE = LearningRate(1.0, 1.0, "constant", warmup_epochs=0)
 
 
 def batch(count=4, seed=0):
@@ -100,9 +103,8 @@ def one_advprop_step():
         return outputs["adversarial_images"]
 
     train_step = steps.make_train_step(
-        "advprop", state, LearningRate(1.0, 1.0, "constant", warmup_epochs=0), global_batch_size=4, attack=spying_attack,
-        label_smoothing=0.1, weight_decay=1e-2,
-    )  # fmt: skip
+        "advprop", state, RATE_ONE, global_batch_size=4, attack=spying_attack, label_smoothing=0.1, weight_decay=1e-2
+    )
 
     @tf.function
     def run(data):
@@ -198,10 +200,7 @@ def test_adversarial_training_mixes_both_in_one_batch_of_the_main_branch():
     images = tf.cast(data["images"], tf.float32)
     adversarial_images = attack(lambda x: state.model(x), images, data["labels"])
     before = values(state)
-    train_step = steps.make_train_step(
-        "adversarial", state, LearningRate(1.0, 1.0, "constant", warmup_epochs=0), global_batch_size=4, attack=attack,
-        weight_decay=0.0,
-    )  # fmt: skip
+    train_step = steps.make_train_step("adversarial", state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0)
     sums = tf.function(train_step)(data)
     model = make_tiny(aux_branches=0)
     load_tiny(model.variables)
@@ -259,30 +258,47 @@ def test_shares_add_up_to_the_whole(num_replicas, accumulation_steps, two_replic
         np.testing.assert_allclose(together[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def compiled_step(method):
-    state = make_state(aux_branches=int(method == "advprop"), dropout_rate=0.2, survival_prob=0.8)
-    attack = None if method == "vanilla" else PGD(2.0, 1.0, 2, num_classes=10)
-    train_step = steps.make_train_step(method, state, LearningRate(0.1, 1.0), global_batch_size=4, attack=attack)
+def make_attack(method):
+    if method == "fast_advprop":
+        return dict(attack=PGD(2.0, 2.0, 1, targeted=False, random_start=1.0), attack_statistics="batch")
+    return dict(attack=PGD(2.0, 1.0, 2, num_classes=10)) if METHODS[method].has_attack else {}
+
+
+def with_views(data):
+    return {**data, "augmented_images": data["images"][:, ::-1]}
+
+
+def compiled_step(method, compute_dtype="float32"):
+    state = make_state(
+        aux_branches=METHODS[method].aux_branches, dropout_rate=0.2, survival_prob=0.8, compute_dtype=compute_dtype
+    )
+    if compute_dtype == "float16":
+        state.loss_scale = LossScale()
+    train_step = steps.make_train_step(
+        method, state, LearningRate(0.1, 1.0), global_batch_size=4, **make_attack(method)
+    )  # fmt: skip
     return state, tf.function(train_step, jit_compile=True)
 
 
-@pytest.mark.parametrize("method", steps.METHODS)
-def test_every_step_becomes_one_xla_program(method):
-    _, step = compiled_step(method)
-    program = step.experimental_get_compiler_ir(batch())(stage="hlo")
+@pytest.mark.parametrize("method, compute_dtype", [*((method, "float32") for method in METHODS), ("advprop", "float16")])
+def test_every_step_becomes_one_xla_program(method, compute_dtype):
+    _, step = compiled_step(method, compute_dtype)
+    program = step.experimental_get_compiler_ir(with_views(batch()))(stage="hlo")
     assert program.startswith("HloModule") and "convolution(" in program
-    assert ("while(" in program) == (method != "vanilla")  # the attack's loop stays one
+    has_loop = METHODS[method].has_attack and method != "fast_advprop"
+    assert ("while(" in program) == has_loop  # the attack's loop stays one
+    assert ("conditional(" in program) == (compute_dtype == "float16")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", steps.METHODS)
-def test_every_step_runs_as_one_xla_program(method):
-    state, step = compiled_step(method)
-    plain_state, plain = compiled_step(method)
+@pytest.mark.parametrize("method, compute_dtype", [*((method, "float32") for method in METHODS), ("advprop", "float16")])
+def test_every_step_runs_as_one_xla_program(method, compute_dtype):
+    state, step = compiled_step(method, compute_dtype)
+    plain_state, plain = compiled_step(method, compute_dtype)
     plain = tf.function(plain.python_function)
-    sums, wanted = step(batch()), plain(batch())
+    sums, wanted = step(with_views(batch())), plain(with_views(batch()))
     for name, value in wanted.items():
-        np.testing.assert_allclose(sums[name], value, rtol=1e-3, err_msg=name)
+        np.testing.assert_allclose(sums[name], value, rtol=1e-3 if compute_dtype == "float32" else 3e-2, err_msg=name)
     assert int(state.step.numpy()) == int(plain_state.step.numpy()) == 1
 
 
@@ -296,16 +312,35 @@ def test_every_variable_has_a_role():
 
 
 @pytest.mark.parametrize(
-    "method, aux_branches, attack, said",
+    "method, aux_branches, arguments, said",
     [
-        ("fast", 1, PGD(num_classes=10), "`method` is 'fast'"),
-        ("advprop", 1, None, "`attack` is None, but method 'advprop' needs one"),
-        ("vanilla", 0, PGD(num_classes=10), "`attack` is .*needs none"),
-        ("vanilla", 1, None, "`aux_branches`=1, but method 'vanilla' trains exactly 0"),
-        ("advprop", 0, PGD(num_classes=10), "`aux_branches`=0, but method 'advprop' trains exactly 1"),
+        ("fast", 1, dict(attack=PGD(num_classes=10)), "`method` is 'fast'"),
+        ("advprop", 1, {}, "`attack` is None, but method 'advprop' needs one"),
+        ("vanilla", 0, dict(attack=PGD(num_classes=10)), "`attack` is .*needs none"),
+        ("vanilla", 1, {}, "`aux_branches`=1, but method 'vanilla' trains exactly 0"),
+        ("advprop", 0, dict(attack=PGD(num_classes=10)), "`aux_branches`=0, but method 'advprop' trains exactly 1"),
+        ("fine_grained", 1, dict(attack=PGD(num_classes=10)), "`aux_branches`=1, but method 'fine_grained' trains exactly 2"),
+        ("fast_advprop", 1, dict(attack=UniformNoise()), r"`attack` is UniformNoise.*shares the passes of a `PGD`"),
+        ("fast_advprop", 1, dict(attack=PGD(num_steps=5, targeted=False)), "`attack.num_steps` is 5"),
+        ("fast_advprop", 1, dict(attack=PGD(num_classes=10)), "`attack.targeted` is True"),
+        ("fast_advprop", 1, dict(attack=PGD(targeted=False)), "`attack_statistics` is 'running', but method 'fast_advprop'"),
+        ("advprop", 1, dict(attack=UniformNoise(), attack_statistics="batch"), "attacks no network"),
+        ("advprop", 1, dict(attack=PGD(targeted=False), attack_statistics="moving"), "`attack_statistics` is 'moving'"),
     ],
 )
-def test_refused_arguments_are_named(method, aux_branches, attack, said):
+def test_refused_arguments_are_named(method, aux_branches, arguments, said):
     state = make_state(aux_branches=aux_branches)
     with pytest.raises(ValueError, match=said):
-        steps.make_train_step(method, state, LearningRate(0.1, 1.0), global_batch_size=4, attack=attack)
+        steps.make_train_step(method, state, LearningRate(0.1, 1.0), global_batch_size=4, **arguments)
+
+
+def test_refused_batches_are_named():
+    step = lambda method, aux, **more: steps.make_train_step(  # noqa: E731
+        method, make_state(aux_branches=aux), RATE_ONE, global_batch_size=4, **make_attack(method), **more
+    )
+    with pytest.raises(ValueError, match="method 'fine_grained' also needs 'augmented_images'"):
+        step("fine_grained", 2)(batch())
+    with pytest.raises(ValueError, match="`accumulation_steps` is 3, but a replica's batch is 4"):
+        step("vanilla", 0, accumulation_steps=3)(batch())
+    with pytest.raises(ValueError, match="`adversarial_share` is 0.2, but of 2 images"):
+        step("fast_advprop", 1)(batch(2))

@@ -20,12 +20,12 @@ def make_config(method="advprop") -> ExperimentConfig:
     config.data.image_size, config.data.crop, config.data.eval_crop = IMAGE_SIZE, "none", "none"
     config.data.shuffle_buffer = 16
     config.optimizer.warmup_epochs, config.optimizer.ema_decay = 0.5, 0.9
-    config.training.method = method
     config.training.num_epochs = 1.5  # 40 images, 10 a step: 6 steps
     config.training.global_batch_size, config.training.eval_batch_size = 10, 16
     config.training.steps_per_loop = 2
     config.training.checkpoint_every_steps, config.training.summary_every_steps = 2, 3
     config.training.evaluate_every_epochs = 1.0
+    config.use_method(method)
     return config
 
 

@@ -1,0 +1,25 @@
+"""Fast AdvProp on ImageNet, EfficientNet-B0 to B8: a fifth of each batch becomes adversarial, at the cost of vanilla training.
+
+    python -m efficientnet_advprop.train --config=configs/fast_advprop.py:b3 --data_dir=gs://…/imagenet \
+        --model_dir=gs://…/fast-b3 --strategy=tpu --tpu=local
+
+Mei et al., ICLR 2022: one attack step from noise (ε = 1), untargeted, whose pass trains the network, too; 350 / 1.2 epochs, so
+that the whole run costs as much as configs/efficientnet.py's. Expected figures: not published for EfficientNets. For ResNet-50,
+see configs/resnet.py:resnet50-fast_advprop (top-1 76.5, vanilla 76.2). A whole run has not been timed.
+"""
+
+from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.models import scaling
+
+PUBLISHED = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8")
+
+
+def get_config(variant: str = "b0") -> ExperimentConfig:
+    if variant not in PUBLISHED:
+        raise ValueError(f"`variant` is {variant!r}, but must be one of {', '.join(PUBLISHED)}: configs/fast_advprop.py:b0.")
+    config = ExperimentConfig()
+    config.model.variant = variant
+    config.data.image_size = scaling.VARIANTS[variant].image_size
+    config.data.augment = "autoaugment"
+    config.use_method("fast_advprop")
+    return config

@@ -1,0 +1,40 @@
+"""Uniform noise in place of an attack: the control that shows whether adversarial directions matter, in pixels of 255.
+
+attack = UniformNoise(epsilon=1.0)
+noisy_images = attack(None, images, labels)
+"""
+
+import dataclasses
+from typing import Optional
+
+import tensorflow as tf
+
+from tpu_utils import randomness
+
+
+def add_noise(images: tf.Tensor, epsilon: float, seed: tf.Tensor) -> tf.Tensor:
+    """`images` (float32, pixels in [0, 255]) with uniform noise in ±`epsilon`, not clipped. `seed`: int32 [2]."""
+    return images + randomness.noise_like(images, seed, -epsilon, epsilon)
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformNoise:
+    """Images with noise of PGD's random start, called like an attack.
+
+    Args:
+        epsilon: the noise is uniform in ±`epsilon` pixels, ≥ 0.
+
+    Raises:
+        ValueError: `epsilon` is negative.
+    """
+
+    epsilon: float = 1.0
+
+    def __post_init__(self):
+        if not self.epsilon >= 0:
+            raise ValueError(f"`epsilon` is {self.epsilon!r}, but must be ≥ 0, in pixels of 255.")
+
+    def __call__(self, logits_fn, images: tf.Tensor, labels: tf.Tensor, seed: Optional[tf.Tensor] = None) -> tf.Tensor:
+        """Noisy images for a batch; `logits_fn` and `labels` are not looked at. Arguments and result as those of `PGD`."""
+        noisy_images = add_noise(tf.cast(images, tf.float32), self.epsilon, randomness.seed_or_fresh(seed))
+        return tf.clip_by_value(noisy_images, 0.0, 255.0)

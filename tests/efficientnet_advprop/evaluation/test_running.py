@@ -1,6 +1,7 @@
 """Evaluation runs on stand-ins of the data sets, whose accuracies are known: any form of files, any kind of model, any stop."""
 
 import dataclasses
+import pathlib
 import shutil
 
 import numpy as np
@@ -309,3 +310,16 @@ def test_names_become_folders():
     classifier = as_classifier(stand_ins.read_classes, name="/some/where/efficientnet-b3.tar.gz")
     assert running.default_directory(classifier) == "runs/evaluation/efficientnet-b3"
     assert running.default_directory(dataclasses.replace(classifier, branch="aux")) == "runs/evaluation/efficientnet-b3-aux"
+
+
+def test_the_table_of_layouts_has_every_name():
+    text = (pathlib.Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
+    for name, layout in imagenet_suites.LAYOUTS.items():
+        parts = [folder.split("/")[0] for folder in layout.folders] + [archive.split("/")[-1] for archive in layout.archives]
+        parts += [layout.tfds[0].split("/")[0]] if layout.tfds else []
+        for part in parts:
+            shown = part.removesuffix(".tar") if name.startswith("imagenet_v2") else part
+            assert f"`{shown}" in text or f"/{shown}" in text or f"{shown}-format-val" in text, (name, part)
+        suite, number = name.split("/")[0], f"{layout.num_images:,}"
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{suite}` |"))
+        assert number in row, name

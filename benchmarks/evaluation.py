@@ -1,0 +1,99 @@
+"""Images per second of an evaluation, against pure inference of the same network on pixels in memory in the same run.
+
+    python benchmarks/evaluation.py                        # EfficientNet-B0, 224 pixels, batch 64, JPEGs of its own making
+
+The evaluation is the whole of it: reading and decoding JPEG files or TFRecords, pre-processing, the network, the five best
+classes and their probabilities of every image on the host. The contenders take turns for several rounds; speeds are medians.
+The target is that an evaluation reaches 90 % of pure inference. The processor time per image says the same and is hardly
+touched by what else runs on the machine.
+"""
+
+import argparse
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import tensorflow as tf  # noqa: E402
+
+from benchmarks import input_pipeline  # noqa: E402
+from efficientnet_advprop.data import labeled_images, records  # noqa: E402
+from efficientnet_advprop.evaluation.classifiers import as_classifier  # noqa: E402
+from efficientnet_advprop.models import EfficientNet  # noqa: E402
+
+_TARGET = 90  # per cent
+
+
+def write_files(folder: pathlib.Path) -> dict[str, labeled_images.LabeledImages]:
+    """The same pictures as records and as files."""
+    input_pipeline.write_pictures(str(folder))
+    of_records = labeled_images.RecordImages(records.open_split(str(folder), "train"), 1000)
+    paths = []
+    for position in range(of_records.num_images):
+        paths.append(str(folder / f"{position}.jpg"))
+        pathlib.Path(paths[-1]).write_bytes(of_records.encoded(position))
+    return {"JPEG files": labeled_images.FileImages(paths, [0] * len(paths), str(folder)), "TFRecords": of_records}
+
+
+def time_batches(batches, num_batches: int, batch_size: int) -> tuple[float, float]:
+    """Seconds per image on the clock and of the processors, from the end of the first batch to that of the last."""
+    batches = iter(batches)
+    next(batches)
+    start, cpu = time.perf_counter(), time.process_time()
+    for _ in range(num_batches):
+        next(batches)
+    num_images = num_batches * batch_size
+    return (time.perf_counter() - start) / num_images, (time.process_time() - cpu) / num_images
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", default="b0", help="of EfficientNet")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--num_batches", type=int, default=8, help="in each measurement, after a first one that is not timed")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    classifier = as_classifier(EfficientNet(arguments.variant, aux_branches=0))
+    size, batch_size = classifier.image_size, arguments.batch_size
+    infer = tf.function(classifier.function, [tf.TensorSpec([batch_size, size, size, 3])])
+    pixels = tf.constant(np.random.default_rng(0).uniform(0, 255, [batch_size, size, size, 3]), tf.float32)
+
+    def infer_again_and_again():
+        while True:
+            yield infer(pixels).numpy()
+
+    with tempfile.TemporaryDirectory() as folder:
+        sets = write_files(pathlib.Path(folder))
+
+        def evaluate(images):
+            dataset = labeled_images.make_dataset(images, image_size=size, crop=classifier.crop, global_batch_size=batch_size)
+            return classifier.predict(dataset.repeat())
+
+        contenders = {"pure inference": infer_again_and_again}
+        contenders.update({f"evaluation, {name}": lambda images=images: evaluate(images) for name, images in sets.items()})
+        timings = {name: [] for name in contenders}
+        for _ in range(arguments.rounds + 1):  # the first round traces, and is dropped
+            for name, start in contenders.items():
+                timings[name].append(time_batches(start(), arguments.num_batches, batch_size))
+    print(f"EfficientNet-{arguments.variant.upper()}, {size} px, batch {batch_size}, TensorFlow {tf.__version__}, ", end="")
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs")
+    print(f"{'':28}{'images/s':>10}{'of inference':>14}{'CPU ms/image':>14}{'inference / it':>16}")
+    reference = None
+    for name, values in timings.items():
+        seconds = statistics.median(wall for wall, _ in values[1:])
+        cpu = min(cpu for _, cpu in values[1:])
+        reference = reference or (seconds, cpu)
+        share = 100 * reference[0] / seconds
+        note = "" if name == "pure inference" else f"   target {_TARGET} %"
+        print(f"{name:28}{1 / seconds:10.1f}{share:12.0f} %{1e3 * cpu:14.2f}{100 * reference[1] / cpu:14.0f} %{note}")
+
+
+if __name__ == "__main__":
+    main()

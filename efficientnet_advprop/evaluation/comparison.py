@@ -178,7 +178,7 @@ def is_fixed_yardstick(suite: str) -> bool:
 
 
 def read_measured(paths: Sequence[str]) -> list[Measured]:
-    """The results in folders, or in their results.json.
+    """The results in folders, or in their results.json; a model that is called by its path is called by the last part of it.
 
     Raises:
         ComparisonError: a path holds no results, or is given twice.
@@ -192,7 +192,7 @@ def read_measured(paths: Sequence[str]) -> list[Measured]:
             raise ComparisonError(str(error)) from error
         if any(os.path.abspath(directory) == os.path.abspath(other.directory) for other in measured):
             raise ComparisonError(f"{path!r} is given twice; a model is not compared with itself.")
-        measured.append(Measured(results.model, results, directory or "."))
+        measured.append(Measured(os.path.basename(os.path.normpath(results.model)), results, directory or "."))
     return _with_unique_names(measured)
 
 

@@ -9,7 +9,7 @@ proper score (images missing, only some drawn, corruptions made here) is a remar
 
 import dataclasses
 import statistics
-from typing import Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
 from efficientnet_advprop.evaluation import metrics, significance
 from efficientnet_advprop.evaluation.comparison import Comparison, Measured, is_fixed_yardstick
@@ -119,6 +119,19 @@ def _remarks(result: TestSetResult) -> list[str]:
     return remarks
 
 
+def _problems_of_sets(problems_of: Mapping[str, Sequence[str]]) -> list[str]:
+    """Problems of the sets of a suite, each with the sets that have it; of more than three the rest is counted."""
+    sets_with: dict[str, list[str]] = {}
+    for name, problems in problems_of.items():
+        for problem in problems:
+            sets_with.setdefault(problem, []).append(name)
+    told = [
+        f"{names[0]}: {problem}" if len(names) == 1 else f"{len(names)} sets ({names[0]}, …): {problem}"
+        for problem, names in sets_with.items()
+    ]
+    return told[:3] + ([f"and {len(told) - 3} more such problems"] if len(told) > 3 else [])
+
+
 def _measure_top1(measured: Measured, test_set: str) -> Measure:
     result, config = measured.results.test_sets[test_set], measured.results.config
     conditions, remarks = result.conditions, _remarks(result)
@@ -148,8 +161,7 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
     """mCE, relative mCE and the plain mean error of a corrupted suite."""
     results, baseline = measured.results, comparison.yardstick(suite)
     sets = {name: result for name, result in results.test_sets.items() if name.startswith(f"{suite}/")}
-    remarks = [f"{name.partition('/')[2]}: {problem}" for name, result in sets.items() for problem in result.problems]
-    remarks = remarks[:3] + ([f"and {len(remarks) - 3} more such sets"] if len(remarks) > 3 else [])
+    remarks = _problems_of_sets({name.partition("/")[2]: result.problems for name, result in sets.items()})
     remarks += dict.fromkeys(remark for result in sets.values() for remark in _remarks(result) if remark not in result.problems)
     missing = results.missing(suite)
     if missing:

@@ -133,13 +133,15 @@ def format_table(report: Report) -> str:
     sides = ["<", *">" * (len(widths) - 2), "<"]
     lines = ["  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths)).rstrip() for row in rows]
     lines.insert(1, "-" * max(map(len, lines)))
-    remarks = dict.fromkeys(
-        f"* {measures.title(suite)}, {model}: {remark}"
-        for (suite, _), by_model in report.rows.items()
-        for model, measure in by_model.items()
-        for remark in measure.remarks
-    )
-    return "\n".join([*lines, *remarks])
+    models_of: dict[tuple[str, str], list[str]] = {}
+    for (suite, _), by_model in report.rows.items():
+        for model, measure in by_model.items():
+            for remark in measure.remarks:
+                models = models_of.setdefault((measures.title(suite), remark), [])
+                models.extend([model] if model not in models else [])
+    for (title, remark), models in models_of.items():
+        lines.append(f"* {title}{'' if models == report.models else ', ' + ' and '.join(models)}: {remark}")
+    return "\n".join(lines)
 
 
 def _marked_cell(measure: Measure) -> str:

@@ -131,7 +131,7 @@ def test_another_protocol_is_named(two, tmp_path):
 def test_names_are_made_unique(two, tmp_path):
     for name in ("x", "y"):
         (tmp_path / name).mkdir()
-        write_results(str(tmp_path / name), "same", {"imagenet": 0.7})
+        write_results(str(tmp_path / name), f"models/{name}/same/", {"imagenet": 0.7})
     names = [measured.name for measured in read_measured([str(tmp_path / "x"), str(tmp_path / "y"), two[0]])]
     assert names == ["same (x)", "same (y)", "model 0"]
 

@@ -1,5 +1,7 @@
 """The rows of a report: numbers by hand, and never one without its conditions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -85,8 +87,16 @@ def test_a_suite_with_a_set_missing_has_no_mce(tmp_path):
 
 def test_problems_of_corrupted_sets_are_told_once(tmp_path):
     _, rows = measures_of(tmp_path, "b0", {"imagenet_c": 0.7}, problems=["lacks 1 image"])
-    assert rows["imagenet_c", "mCE"].remarks[-1] == "and 72 more such sets"
-    assert rows["imagenet_c", "mCE"].remarks[0] == "gaussian_noise/1: lacks 1 image"
+    assert rows["imagenet_c", "mCE"].remarks == ["75 sets (gaussian_noise/1, …): lacks 1 image"]
+    results = write_results(str(tmp_path), "b0", {"imagenet_c": 0.7})
+    for severity in range(1, 6):
+        name = f"imagenet_c/fog/{severity}"
+        results.test_sets[name] = dataclasses.replace(results.test_sets[name], problems=[f"lacks {severity} images"])
+    (tmp_path / "results.json").write_text(results.to_json())
+    comparison = compare(read_measured([str(tmp_path)]))
+    (mce, _) = list_measures(comparison, comparison.first)
+    assert mce.remarks == [*(f"fog/{i}: lacks {i} images" for i in (1, 2, 3)), "and 2 more such problems"]
+    assert mce.difference is None
 
 
 def test_other_suites_are_measured_by_the_first_model(tmp_path):

@@ -101,7 +101,7 @@ def test_console_table(report):
     lines = reports.format_table(report).splitlines()
     assert lines[0].split() == ["per", "cent", *NAMES, "fed"]
     assert lines[2].startswith("ImageNet, top-1") and lines[2].endswith("*  224 px, crop released")
-    assert "* ImageNet, b0-advprop: only 120 images, drawn evenly" in lines
+    assert "* ImageNet: only 120 images, drawn evenly" in lines
 
 
 def test_console_table_of_one_model_has_the_published_figures(report):

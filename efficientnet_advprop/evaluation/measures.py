@@ -85,7 +85,7 @@ def title(suite: str) -> str:
 
 def describe_conditions(conditions: Conditions) -> str:
     """Resolution and crop, and what else is not as usual."""
-    parts = [f"{conditions.image_size} px, " + ("not cropped" if conditions.crop == "none" else f"crop {conditions.crop}")]
+    parts = [f"{conditions.image_size} px, " + ("whole images" if conditions.crop == "none" else f"crop {conditions.crop}")]
     if conditions.branch != "main":
         parts.append(f"{conditions.branch} batch norms")
     if conditions.num_kept_classes is not None:

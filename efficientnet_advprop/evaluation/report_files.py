@@ -9,12 +9,11 @@ It needs the results alone, neither the models nor, but for thumbnails, the data
 import os
 from typing import Optional, Sequence
 
-from efficientnet_advprop.data import image_folders
+from efficientnet_advprop.data import digits, image_folders
 from efficientnet_advprop.data.records import DataError, write_atomically
-from efficientnet_advprop.evaluation import reports
+from efficientnet_advprop.evaluation import imagenet_suites, reports
 from efficientnet_advprop.evaluation.comparison import Comparison, compare, read_measured
 from efficientnet_advprop.evaluation.disagreements import OpenImages
-from efficientnet_advprop.evaluation.imagenet_suites import NUM_CLASSES
 from efficientnet_advprop.evaluation.reports import Report
 from efficientnet_advprop.evaluation.suites import open_suites
 from efficientnet_advprop.evaluation.test_sets import SuiteError, SuiteSettings
@@ -64,7 +63,8 @@ def images_below(data_dir: Optional[str]) -> OpenImages:
     """Finds the images of a suite's test set below `data_dir`; None for a folder of one's own, and for what is not there."""
 
     def open_images(test_set):
-        settings = SuiteSettings(data_dir, num_classes=NUM_CLASSES, image_size=1, allow_incomplete=True)
+        num_classes = digits.NUM_CLASSES if test_set.startswith("digits") else imagenet_suites.NUM_CLASSES
+        settings = SuiteSettings(data_dir, num_classes, image_size=1, allow_incomplete=True)
         try:
             found = open_suites(["imagenet" if test_set.startswith("pgd/") else test_set], settings)
             return found[0].find_images()

@@ -69,7 +69,7 @@ def test_page_says_what_was_measured(report, page):
     assert "published 77.1, not measured alike" in text and "only 120 images, drawn evenly" in text
     mce = report.rows["imagenet_c", "mCE"]["b0-advprop"]
     assert f"published 66.2, {100 * mce.value - 66.2:+.1f}".replace("-", "−") in text
-    assert "224 px, not cropped" in text and "untargeted PGD of 10 steps of 1, 2 restarts" in text
+    assert "224 px, whole images" in text and "untargeted PGD of 10 steps of 1, 2 restarts" in text
     assert "The yardstick of ImageNet-C’s mCE (= 100) is AlexNet." in text
     # bars, severities, 15 corruptions; attack; calibration of imagenet and imagenet_c
     assert page.count("<svg") == 2 + 15 + 1 + 2
@@ -91,7 +91,7 @@ def test_markdown_has_the_same_figures(report):
     assert len({len(row) for row in rows if row[0] == "ImageNet-C"}) == 2  # measured; side by side
     mce = report.rows["imagenet_c", "mCE"]["b0-advprop"]
     (row,) = (row for row in rows if row[:3] == ["ImageNet-C", "b0-advprop", "mCE"])
-    assert row[3].startswith(reports.percent(mce.value)) and row[4].startswith("66.2") and row[9] == "224 px, not cropped"
+    assert row[3].startswith(reports.percent(mce.value)) and row[4].startswith("66.2") and row[9] == "224 px, whole images"
     (row,) = (row for row in rows if row[:3] == ["ImageNet", "b0-advprop", "top-1"])
     assert row[5] == "" and row[10].rstrip(" |") == "**only 120 images, drawn evenly**"
     assert sum(row[0] == "jpeg compression" for row in rows) == 2
@@ -108,7 +108,7 @@ def test_console_table_of_one_model_has_the_published_figures(report):
     alone = reports.Report("b0-advprop", compare([report.comparison.measured[1]]))
     mce = report.rows["imagenet_c", "mCE"]["b0-advprop"]
     (line,) = (line for line in reports.format_table(alone).splitlines() if line.startswith("ImageNet-C, mCE"))
-    assert re.split(" {2,}", line)[2:] == ["66.2", reports.points(100 * mce.value - 66.2), "9,000", "224 px, not cropped"]
+    assert re.split(" {2,}", line)[2:] == ["66.2", reports.points(100 * mce.value - 66.2), "9,000", "224 px, whole images"]
 
 
 def test_page_of_one_model(report, tmp_path):

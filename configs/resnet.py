@@ -4,7 +4,7 @@
         --model_dir=gs://…/resnet50 --strategy=tpu --tpu=local
 
 The part after the colon is a variant (resnet50, resnet101, resnet152, resnet200) and a method (vanilla, advprop, adversarial,
-…). AdvProp attacks with PGD1 (ε = 1); PGD5 is --config.attack.epsilon=4 --config.attack.num_steps=5.
+fast_advprop, fine_grained). AdvProp attacks with PGD1 (ε = 1); PGD5 is --config.attack.epsilon=4 --config.attack.num_steps=5.
 
 Expected of ResNet-50, ImageNet top-1 / ImageNet-C mean error / ImageNet-R / Stylized, and the cost (Mei et al.):
 

@@ -1,6 +1,7 @@
 """Clean and adversarial images as two passes or as one batch: time and peak memory of an AdvProp step, each in its own process.
 
     python benchmarks/arrangements.py                     # EfficientNet-B0, 224 px, 16 + 16 images, float32, PGD1
+    python benchmarks/arrangements.py --topology=v3:2x2 --compute_dtype=bfloat16 --batch_size=128    # by the TPU's compiler
 
 The trainer makes two passes. The other arrangement, one batch of both whose batch norms split it, is built here alone, to
 keep the
@@ -23,6 +24,7 @@ from efficientnet_advprop.training import losses, optimizers, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState, averaged_variables
+from tpu_utils import tpu_compiler
 
 ARRANGEMENTS = ("two_passes", "one_batch")
 FLAGS = flags.FLAGS
@@ -31,6 +33,9 @@ flags.DEFINE_integer("image_size", 224, "Pixels.")
 flags.DEFINE_integer("batch_size", 16, "Clean images per step.")
 flags.DEFINE_integer("num_steps", 1, "Iterations of PGD.")
 flags.DEFINE_integer("rounds", 7, "Timed runs.")
+flags.DEFINE_enum("compute_dtype", "float32", ("float32", "bfloat16"), "Of activations.")
+flags.DEFINE_string("topology", None, "Of a TPU: compile for one core of it, by docs/preflight.md, instead of running here.")
+flags.DEFINE_string("compiler_python", ".venv-preflight/bin/python", "With --topology: see tpu_utils.preflight.")
 flags.DEFINE_enum("only", None, ARRANGEMENTS, "Measure this one, in this process, and print JSON.")
 
 
@@ -63,8 +68,8 @@ def make_one_batch_step(state, learning_rate, attack):
 
 
 def measure(arrangement: str) -> dict:
-    """Median seconds and the process's peak memory in MB."""
-    model = EfficientNet(FLAGS.variant)
+    """Median seconds and the process's peak memory in MB; of a TPU, the scheduled seconds and a core's memory."""
+    model = EfficientNet(FLAGS.variant, compute_dtype=FLAGS.compute_dtype)
     state = TrainState(
         model, optimizers.RMSProp(model.trainable_variables), ExponentialMovingAverage(averaged_variables(model))
     )
@@ -75,8 +80,13 @@ def measure(arrangement: str) -> dict:
         step = make_one_batch_step(state, rate, attack)
     else:
         step = steps.make_train_step("advprop", state, rate, global_batch_size=FLAGS.batch_size, attack=attack)
-    step = tf.function(step)
     size = FLAGS.image_size
+    if FLAGS.topology:
+        specs = [tf.TensorSpec([FLAGS.batch_size, size, size, 3], tf.uint8), tf.TensorSpec([FLAGS.batch_size], tf.int32)]
+        hlo = tpu_compiler.lower(lambda images, labels: step({"images": images, "labels": labels}), specs)
+        program = tpu_compiler.TPUCompiler(FLAGS.compiler_python, FLAGS.topology).compile(hlo, num_replicas=1)
+        return {"seconds": program.scheduled_seconds, "megabytes": program.memory_bytes / 2**20}
+    step = tf.function(step)
     batch = {
         "images": tf.cast(tf.random.uniform([FLAGS.batch_size, size, size, 3], maxval=256, dtype=tf.int32), tf.uint8),
         "labels": tf.random.uniform([FLAGS.batch_size], maxval=1000, dtype=tf.int32),

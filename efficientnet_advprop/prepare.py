@@ -13,6 +13,7 @@ the files if any image could not be converted.
 """
 
 import sys
+import time
 
 from absl import flags
 
@@ -51,6 +52,19 @@ def _list_images():
     return {split: conversion.list_tfds(opened[split], names) for split in opened}
 
 
+def _show_progress():
+    """(files done, files in all) → a line on stderr that says so, and when the rest will be done."""
+    calls = []  # (time, files done)
+
+    def show(done, total):
+        calls.append((time.monotonic(), done))
+        (start, first), (now, _) = calls[0], calls[-1]
+        rest = f", {(now - start) / (done - first) * (total - done) / 60:.1f} min left" if done > first else ""
+        print(f"\r  {done} of {total} files{rest}      ", end="", file=sys.stderr, flush=True)
+
+    return show
+
+
 def main(argv):
     del argv
     if sum(bool(flag.value) for flag in (_IMAGENET_DIR, _IMAGE_FOLDER, _TFDS)) != 1:
@@ -61,16 +75,18 @@ def main(argv):
     for prefix, images in _list_images().items():
         num_shards = {"train": _TRAIN_SHARDS, "validation": _VALIDATION_SHARDS}[prefix].value
         print(f"{prefix}: {len(images)} images into {num_shards} files")
-        report = conversion.convert(
-            images,
-            _OUTPUT_DIR.value,
-            prefix,
-            num_shards=num_shards,
-            num_workers=_NUM_WORKERS.value,
-            shuffle=prefix == "train",
-            progress=lambda done, total: print(f"\r  {done} of {total} files", end="", file=sys.stderr, flush=True),
-        )
-        print(file=sys.stderr)
+        try:
+            report = conversion.convert(
+                images,
+                _OUTPUT_DIR.value,
+                prefix,
+                num_shards=num_shards,
+                num_workers=_NUM_WORKERS.value,
+                shuffle=prefix == "train",
+                progress=_show_progress(),
+            )
+        finally:
+            print(file=sys.stderr)
         for name, number in sorted(report.num_per_class.items()):
             print(f"  {name:20s} {number:8d}")
         print(

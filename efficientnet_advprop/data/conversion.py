@@ -228,7 +228,8 @@ def convert(
 ) -> Report:
     """Writes `prefix`-00000-of-… into `output_dir`.
 
-    Shards that an earlier, killed call with the same sources has written are passed over.
+    Shards that an earlier, killed call with the same sources has written are passed over; what it left half-written is removed
+    at the end.
 
     Args:
       sources: the images.
@@ -287,7 +288,10 @@ def convert(
                 except _ImagesFailed as error:
                     failures += error.args[0]
                 except (OSError, tf.errors.OpError) as error:
-                    raise records.DataError(f"the file cannot be written: {error}", tasks[task]) from error
+                    raise records.DataError(
+                        f"the file cannot be written: {error}. The whole files stay; the same command goes on from them.",
+                        tasks[task],
+                    ) from error
                 progress(finished, num_shards)
         except BaseException:
             for task in tasks:
@@ -297,6 +301,7 @@ def convert(
     for source in sources:
         per_class[source.synset] = per_class.get(source.synset, 0) + 1
     if not failures:
+        records.remove_temporaries(paths)  # of killed calls
         sizes = [tf.io.gfile.stat(path).length for path in paths]
         records.save_counts(output_dir, prefix, sizes, [len(part) for part in parts])
     return Report(len(sources) - len(failures), per_class, num_reencoded, failures)

@@ -183,9 +183,22 @@ def save_counts(data_dir: str, prefix: str, sizes: Sequence[int], counts: Sequen
     write_atomically(_counts_path(data_dir, prefix), json.dumps(table, indent=1).encode())
 
 
+def _temporary(path: str) -> str:
+    """Where a file is written before it gets its name."""
+    return f"{path}.{uuid.uuid4().hex}.tmp"
+
+
+def remove_temporaries(paths: Sequence[str]) -> None:
+    """Removes what was half-written under these names, all in one folder, by processes that were killed."""
+    folder, names = os.path.dirname(paths[0]), {os.path.basename(path) for path in paths}
+    for name in tf.io.gfile.listdir(folder):
+        if re.sub(r"\.[0-9a-f]{32}\.tmp$", "", name) in names - {name}:
+            tf.io.gfile.remove(os.path.join(folder, name))
+
+
 def write_atomically(path: str, contents: bytes) -> None:
     """Writes a file that is there whole or not at all."""
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    temporary = _temporary(path)
     try:
         with tf.io.gfile.GFile(temporary, "wb") as file:
             file.write(contents)
@@ -259,7 +272,7 @@ class ShardWriter:
 
     def __init__(self, path: str):
         self.path, self.num_records = path, 0
-        self._temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        self._temporary = _temporary(path)
 
     def __enter__(self) -> "ShardWriter":
         self._writer = tf.io.TFRecordWriter(self._temporary)

@@ -69,6 +69,8 @@ def main(argv):
     del argv
     if sum(bool(flag.value) for flag in (_IMAGENET_DIR, _IMAGE_FOLDER, _TFDS)) != 1:
         raise ConfigError("give one of `--imagenet_dir`, `--image_folder` and `--tfds`.")
+    if _TFDS.value and not _TFDS_DIR.value:
+        raise ConfigError("`--tfds_dir` is missing; give the folder in which TensorFlow Datasets has prepared `--tfds`.")
     if not _OUTPUT_DIR.value:
         raise ConfigError("`--output_dir` is missing; give a folder for the TFRecords.")
     failures = []

@@ -3,7 +3,9 @@
     python -m efficientnet_advprop.show_input --config=configs/advprop.py:b0 --data_dir=… --out=grid.png
     python -m efficientnet_advprop.show_input --config=configs/digits.py --data_dir=data/digits --out=grid.png --rows=4
 
-The first column is the evaluation's view of the same image. Reads the training files from their beginning, one image per row.
+The first column is the evaluation's view of the same image. Where the method trains on pairs of views, each draw is the plain
+and the augmented one side by side; MixUp and CutMix mix the images of a column. Reads the training files from their beginning,
+one image per row.
 """
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 from efficientnet_advprop import door
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import pipeline, records
+from efficientnet_advprop.training.methods import AUGMENTED, METHODS
 
 _CONFIG = door.define_config_flag()
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the TFRecords")
@@ -41,6 +44,7 @@ def main(argv):
         num_draws=_COLUMNS.value,
         seed=config.training.seed,
         num_classes=config.model.num_classes,
+        paired_views=AUGMENTED in METHODS[config.training.method].views,
     )
     draw_grid(rows).save(_OUT.value)
     print(f"{_OUT.value}: {_ROWS.value} images; the evaluation's view and {_COLUMNS.value} draws of the training's.")

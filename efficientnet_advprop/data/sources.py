@@ -8,6 +8,7 @@ Whatever the source, the pipeline reads TFRecord files; a source only says which
 """
 
 import dataclasses
+import difflib
 import typing
 
 from efficientnet_advprop.data import digits, records
@@ -81,7 +82,13 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
     try:
         info = tfds.builder(name, data_dir=data_dir).info
         prepared = info.splits
-    except Exception as error:  # whatever the data set's code raises, an unknown name among it
+    except tfds.core.DatasetNotFoundError as error:  # its own message lists all there are
+        similar = difflib.get_close_matches(name, tfds.list_builders(), n=3)
+        raise records.DataError(
+            f"TensorFlow Datasets has no data set {name!r}, nor does {data_dir!r} hold one of that name"
+            f"{'; did you mean ' + ' or '.join(map(repr, similar)) + '?' if similar else '.'}"
+        ) from error
+    except Exception as error:  # whatever the data set's code raises
         raise records.DataError(
             f"`config.data.source` is 'tfds:{name}', but TensorFlow Datasets cannot open it: {error}"
         ) from error

@@ -2,6 +2,7 @@
 
 import io
 import os
+import resource
 import subprocess
 import sys
 import tarfile
@@ -76,12 +77,32 @@ def test_killed_conversion_goes_on(folder):
     conversion.convert(sources, str(folder / "whole"), "train", num_shards=4)
     conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
     os.remove(folder / "out" / "train-00001-of-00004")
-    (folder / "out" / "train-00003-of-00004.0123.tmp").write_bytes(b"left behind")
+    (folder / "out" / f"train-00003-of-00004.{'0123' * 8}.tmp").write_bytes(b"left behind")
     stamp = (folder / "out" / "train-00000-of-00004").stat().st_mtime_ns
     conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
     assert stamp == (folder / "out" / "train-00000-of-00004").stat().st_mtime_ns
-    for shard in range(4):
-        name = records.shard_name("train", shard, 4)
+    assert sorted(os.listdir(folder / "out")) == sorted(os.listdir(folder / "whole"))
+    for name in os.listdir(folder / "out"):
+        assert (folder / "out" / name).read_bytes() == (folder / "whole" / name).read_bytes()
+
+
+def test_a_full_disk_is_one_message_and_no_loss(folder):
+    """No file may grow beyond what the largest shard needs but for a byte."""
+    sources = conversion.list_image_folder(str(folder / "train"))
+    conversion.convert(sources, str(folder / "whole"), "train", num_shards=4)
+    sizes = {name: (folder / "whole" / name).stat().st_size for name in os.listdir(folder / "whole") if "-of-" in name}
+    largest = max(sizes, key=sizes.get)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[largest] - 1, limit[1]))
+    try:
+        with pytest.raises(records.DataError, match=f"{largest}: the file cannot be written.* the same command goes on"):
+            conversion.convert(sources, str(folder / "out"), "train", num_shards=4, num_workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    written = os.listdir(folder / "out")
+    assert all(name in sizes for name in written) and largest not in written  # nothing half-written
+    conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    for name in sizes:
         assert (folder / "out" / name).read_bytes() == (folder / "whole" / name).read_bytes()
 
 
@@ -195,7 +216,10 @@ def test_tfds_is_read_as_it_is(tfds_dir):
     np.testing.assert_array_equal(batch["labels"], numbers % 3)
     (batch,) = pipeline.make_eval_dataset(data, tfds_dir, global_batch_size=3)
     assert sorted(batch["images"].numpy()[:, 5, 5, 0]) == [90, 100, 110]
-    for wrong, message in (("tfds:no_such_set", "cannot open it"), ("tfds:mnist", "is not prepared in")):
+    for wrong, message in (
+        ("tfds:cifar11", "has no data set 'cifar11', nor .* did you mean 'cifar10"),
+        ("tfds:mnist", "is not prepared in"),
+    ):
         with pytest.raises(records.DataError, match=message):
             pipeline.count_examples(DataConfig(source=wrong), tfds_dir, "train")
 

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -287,6 +288,26 @@ def test_a_file_that_vanishes_is_an_error_and_no_hang(tmp_path, monkeypatch):
     with pytest.raises(tf.errors.OpError) as error:
         list(dataset.take(6))
     assert "train-00001-of-00002, record" in str(records.explain_data_error(error.value))
+
+
+def test_reads_that_fail_for_a_while_lose_nothing(numbered, monkeypatch):
+    """A store that is unavailable three times, and connections that end after two records of each file."""
+    waits, failures, lock = [], ["busy"] * 3, threading.Lock()
+    stat, reader = tf.io.gfile.stat, tf.data.TFRecordDataset
+
+    def flaky_stat(path):
+        with lock:
+            if failures and "train-" in path:
+                raise tf.errors.UnavailableError(None, None, failures.pop())
+        return stat(path)
+
+    monkeypatch.setattr(records.time, "sleep", waits.append)
+    monkeypatch.setattr(tf.io.gfile, "stat", flaky_stat)
+    monkeypatch.setattr(tf.data, "TFRecordDataset", lambda *args, **kwargs: reader(*args, **kwargs).take(2))
+    dataset = pipeline.make_train_dataset(SMALL, numbered, global_batch_size=2, seed=3)
+    numbers = [number_of(image) for batch in dataset.take(17) for image in batch["images"].numpy()]
+    assert sorted(numbers) == list(range(34))
+    assert len(waits) == 3 and min(waits) == 1
 
 
 def test_digits(tmp_path):

@@ -1,10 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.attacks.pgd import draw_wrong_labels
-from tests.conftest import golden, load_tiny
+from tests.conftest import golden, load_tiny, make_tiny
 from tpu_utils import randomness
 
 SEED = tf.constant([3, 4])
@@ -96,6 +98,54 @@ def test_targeted_descends_to_the_target_and_untargeted_away_from_the_label():
     assert (losses(targeted, aim) < losses(images, aim)).numpy().all()
 
 
+def test_class_weights_for_labels():
+    images, labels = batch(64)
+    attack = PGD(4.0, 1.0, 3, targeted=False, random_start=0.5)
+    one_hot = tf.one_hot(labels, 5)
+    np.testing.assert_array_equal(attack(linear, images, one_hot, SEED), attack(linear, images, labels, SEED))
+    mixed = 0.6 * one_hot + 0.4 * tf.one_hot((labels + 2) % 5, 5)
+    mixed_loss = lambda x: tf.nn.softmax_cross_entropy_with_logits(mixed, linear(tf.cast(x, tf.float32)))  # noqa: E731
+    assert (
+        (mixed_loss(PGD(4.0, 1.0, 5, targeted=False, random_start=0.0)(linear, images, mixed)) > mixed_loss(images))
+        .numpy()
+        .all()
+    )
+
+
+def test_targets_are_uniform_over_the_classes_without_weight():
+    weights = tf.tile([[0.0, 0.3, 0.0, 0.7, 0.0, 0.0]], [20000, 1])
+    counts = np.bincount(draw_wrong_labels(weights, 6, SEED), minlength=6)
+    assert counts[1] == counts[3] == 0
+    assert np.abs(counts[[0, 2, 4, 5]] - 5000).max() < 4 * np.sqrt(20000 * 0.25 * 0.75)
+    # No class without weight: the one that has least.
+    assert draw_wrong_labels(tf.constant([[0.4, 0.6], [0.7, 0.3]]), 2, SEED).numpy().tolist() == [0, 1]
+
+
+def test_the_loss_scale_changes_nothing_in_float32():
+    images, labels = batch()
+    attack = PGD(2.0, 1.0, 2, num_classes=5)
+    scaled = dataclasses.replace(attack, loss_scale=128.0)
+    np.testing.assert_array_equal(scaled(linear, images, labels, SEED), attack(linear, images, labels, SEED))
+
+
+# Fractions of equal pixels after one step; measured: see BUILD_NOTES.md, section 1.
+@pytest.mark.parametrize("compute_dtype, loss_scale, bound", [("bfloat16", 1.0, 0.97), ("float16", 128.0, 0.99)])
+def test_low_precision_keeps_the_signs_of_the_attack(tiny, compute_dtype, loss_scale, bound):
+    numbers = golden("train.npz")
+    images, labels = tf.constant(numbers["images"]), tf.constant(numbers["labels"])
+    attack = PGD(1.0, 1.0, 1, targeted=False, random_start=0.0)
+    wanted = attack(lambda x: tiny(x, branch="aux"), images, labels)
+    low = make_tiny(compute_dtype=compute_dtype)
+    load_tiny(low.variables)
+    logits_fn = lambda x: low(x, branch="aux")  # noqa: E731
+    assert logits_fn(images).dtype == tf.float32
+    found = dataclasses.replace(attack, loss_scale=loss_scale)(logits_fn, images, labels)
+    inner = (images > 0) & (images < 255)
+    equal = np.mean((found == wanted).numpy()[inner.numpy()])
+    still = np.mean((found == tf.cast(images, tf.float32)).numpy()[inner.numpy()])
+    assert equal > bound and still < 1e-3
+
+
 def test_random_start_has_its_probability_per_batch():
     images, labels = batch(8)
     attack = PGD(epsilon=4.0, step_size=1e-6, random_start=0.8, num_classes=5)
@@ -159,6 +209,7 @@ def test_the_loop_is_traced_once_whatever_the_number_of_steps(num_steps):
         (dict(step_size=0.0), "`step_size` is 0.0"),
         (dict(num_steps=0), "`num_steps` is 0"),
         (dict(random_start=1.5), "`random_start` is 1.5"),
+        (dict(loss_scale=0.0), "`loss_scale` is 0.0"),
         (dict(num_classes=None), "`num_classes` is None.*targeted=False"),
     ],
 )

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.models import DualBatchNormalization
-from efficientnet_advprop.models.normalization import official_group_size
+from efficientnet_advprop.models.normalization import moving_statistics, official_group_size
 from tpu_utils import reduction
 
 MOMENTUM, EPSILON = 0.9, 1e-3
@@ -121,12 +121,34 @@ def test_any_rank(shape):
 
 
 def test_config_makes_the_same_layer_again():
-    layer = make(center=False, gamma_initializer="zeros", group_size=2, trainable=False)
+    layer = make(center=False, gamma_initializer="zeros", group_size=2, aux_shares="affine", trainable=False)
     config = layer.get_config()
     again = DualBatchNormalization.from_config(config)
     assert again.get_config() == config
     assert (again.aux_branches, again.group_size, again.trainable, again.center) == (2, 2, False, False)
-    assert again.momentum == MOMENTUM
+    assert (again.momentum, again.aux_shares) == (MOMENTUM, "affine")
+
+
+@pytest.mark.parametrize(
+    "shares, own", [("statistics", {"aux/gamma:0", "aux/beta:0"}), ("affine", {"aux/moving_mean:0", "aux/moving_variance:0"})]
+)
+def test_auxiliary_branches_may_share_statistics_or_parameters_with_main(shares, own):
+    layer, x = make(aux_branches=1, aux_shares=shares), batch()
+    names = {variable.name.removeprefix(layer.name + "/") for variable in layer.variables}
+    assert {name for name in names if name.startswith("aux")} == own and len(names) == 6
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    layer.variables_of("aux").gamma.assign([2.0, 2.0, 2.0])
+    y = layer(x, training=True, branch="aux")
+    np.testing.assert_allclose(y, 2.0 * (x - mean) / np.sqrt(variance + EPSILON), rtol=0, atol=4e-5)
+    # Shared statistics are those that both branches move, and shared parameters those that both multiply by.
+    np.testing.assert_allclose(layer.variables_of("aux").moving_mean, 0.1 * mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer.moving_mean, 0.1 * mean if shares == "statistics" else np.zeros(3), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(layer.gamma, np.full(3, 2.0 if shares == "affine" else 1.0))
+    held = layer.variables_of("aux")
+    wanted = 2.0 * (x - held.moving_mean) / np.sqrt(held.moving_variance + EPSILON)
+    np.testing.assert_allclose(layer(x, branch="aux"), wanted, rtol=1e-5, atol=1e-5)
+    layer(x, training=True)
+    assert len(moving_statistics(tf.keras.Sequential([layer]))) == (2 if shares == "statistics" else 4)
 
 
 def test_is_a_keras_batch_norm_whose_weights_a_plain_one_takes(tmp_path):
@@ -204,6 +226,7 @@ def test_official_group_size(num_replicas, size):
         (dict(renorm=True), "`renorm` is given"),
         (dict(synchronized=True), "`synchronized` is given"),
         (dict(group_size=0), "`group_size` is 0"),
+        (dict(aux_shares="all"), "`aux_shares` is 'all'"),
     ],
 )
 def test_refused_arguments_are_named(arguments, said):

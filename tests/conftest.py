@@ -45,7 +45,7 @@ def load_tiny(variables, suffix: str = "") -> None:
     averages."""
     reader = tf.train.load_checkpoint(str(DATA / "tiny_ckpt"))
     for variable in variables:
-        name = variable.name.split(":")[0].replace("/aux/", "/").replace("/aux_2/", "/")
+        name = variable.name.split(":")[0].replace("/aux/", "/").replace("/aux_2/", "/").replace("/aux_3/", "/")
         variable.assign(reader.get_tensor(name + suffix))
 
 

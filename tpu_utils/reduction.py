@@ -72,11 +72,13 @@ class Environment:
             return tf.raw_ops.AllToAll(
                 input=tensor, group_assignment=groups, concat_dimension=0, split_dimension=0, split_count=group_size
             )
-        everyones = tf.distribute.get_replica_context().all_gather(tensor[None], axis=0)  # [num_replicas, group_size · n, …]
+        # Bytes cannot be gathered; float16 holds them exactly.
+        sent = tf.cast(tensor, tf.float16) if tensor.dtype.size == 1 else tensor
+        everyones = tf.distribute.get_replica_context().all_gather(sent[None], axis=0)  # [num_replicas, group_size · n, …]
         first, place = self.replica_id // group_size * group_size, self.replica_id % group_size
         size = tensor.shape[0] // group_size
         parts = everyones[first : first + group_size, place * size : (place + 1) * size]
-        return tf.reshape(parts, tensor.shape)
+        return tf.cast(tf.reshape(parts, tensor.shape), tensor.dtype)
 
     def _sum_over_all(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         context = tf.distribute.get_replica_context()

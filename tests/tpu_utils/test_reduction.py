@@ -28,7 +28,7 @@ def test_sums_means_exchanges_and_gradients_in_groups(four_replicas):
                 total, twice = reduction.sum_over_replicas([own, 2.0 * own[0]], size)
                 loss = tf.reduce_sum(tf.square(total))
             results += [total, twice, tape.gradient(loss, own), reduction.mean_over_replicas(own, size)]
-            results.append(reduction.exchange_over_replicas(own, size))
+            results.append(reduction.exchange_over_replicas(tf.cast(own, tf.uint8), size))
         return results
 
     found = iter(on_replicas(four_replicas, function))

@@ -7,14 +7,15 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, UniformNoise
-from efficientnet_advprop.training import losses, optimizers, steps
+from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.training import losses, optimizers, programs, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.loss_scale import LossScale
-from efficientnet_advprop.training.methods import METHODS
+from efficientnet_advprop.training.methods import METHODS, Method, Pass
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import Role, TrainState, averaged_variables, role_of
 from tests.conftest import golden, load_tiny, make_tiny
-from tpu_utils import reduction
+from tpu_utils import randomness, reduction, tpu_compiler
 
 SIZE = 32  # pixels: tracing costs the same, computing less
 RATE_ONE = LearningRate(1.0, 1.0, "constant", warmup_epochs=0)
@@ -212,6 +213,215 @@ def test_adversarial_training_mixes_both_in_one_batch_of_the_main_branch():
         wanted = 2.0 * gradient.numpy()  # a sum of two means over 4, not a mean over 8
         moved = before[variable.name] - after[variable.name]
         np.testing.assert_allclose(moved, wanted, rtol=0, atol=3e-4 * max(np.abs(wanted).max(), 0.3), err_msg=variable.name)
+
+
+def assert_moved_by(before, after, trained, gradients, tolerance=1e-3):
+    """That SGD with rate 1 moved each of `trained` by its gradient. In batches of few images rounding grows."""
+    for variable, gradient in zip(trained, gradients):
+        moved, scale = before[variable.name] - after[variable.name], max(np.abs(gradient).max(), 0.3)
+        np.testing.assert_allclose(moved, gradient, rtol=0, atol=tolerance * scale, err_msg=variable.name)
+
+
+def assert_statistics(model, after):
+    """That the running statistics of `model` are those in `after`."""
+    for variable in model.variables:
+        if "moving" in variable.name:
+            np.testing.assert_allclose(after[variable.name], variable, rtol=1e-4, atol=1e-5, err_msg=variable.name)
+
+
+def test_fine_grained_advprop_and_more_branches_by_hand():
+    method = Method((*METHODS["fine_grained"].passes, Pass("aux_3", ("augmented",), weight=0.5)))
+    state, data, seen = make_state(aux_branches=3), with_views(batch()), {}
+
+    def attack(logits_fn, images, labels, seed):
+        seen["adversarial"] = UniformNoise(8.0)(logits_fn, images, labels, seed)
+        return seen["adversarial"]
+
+    before = values(state)
+    train_step = steps.make_train_step(
+        method, state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0
+    )  # fmt: skip
+    sums, adversarial_images = tf.function(lambda data: (train_step(data), seen["adversarial"]))(data)
+    model = make_tiny(aux_branches=3)
+    load_tiny(model.variables)
+    totals = [0.0 for _ in model.trainable_variables]
+    shown = [
+        ("clean", data["images"], "main", 1.0), ("augmented", data["augmented_images"], "aux", 1.0),
+        ("adversarial", adversarial_images, "aux_2", 1.0), ("augmented", data["augmented_images"], "aux_3", 0.5),
+    ]  # fmt: skip
+    for view, images, branch, weight in shown:
+        gradients, loss = gradients_by_hand(model, images, data["labels"], branch)
+        totals = [total if own is None else total + weight * own for total, own in zip(totals, gradients)]
+        np.testing.assert_allclose(sums[f"{view}_loss"] / 4, loss, rtol=1e-4)
+    assert_moved_by(before, values(state), model.trainable_variables, totals)
+    assert_statistics(model, values(state))
+
+
+def test_fast_advprop_by_hand():
+    state, data, seen = make_state(), batch(30), {}
+
+    class SpyingPGD(PGD):
+        def move(self, images, adversarial_images, gradients):
+            moved = super().move(images, adversarial_images, gradients)
+            seen.update(images=images, noisy=adversarial_images, adversarial=moved)
+            return moved
+
+    attack = SpyingPGD(4.0, 4.0, 1, targeted=False, random_start=1.0)
+    before = values(state)
+    train_step = steps.make_train_step(
+        "fast_advprop", state, RATE_ONE, global_batch_size=30, attack=attack, attack_statistics="batch", weight_decay=0.0
+    )
+    sums, found = tf.function(lambda data: (train_step(data), dict(seen)))(data)
+    # A fifth of the batch, whichever it is, and its labels; the others stay clean.
+    all_images = tf.cast(data["images"], tf.float32)
+    chosen = [int(np.flatnonzero((all_images == image).numpy().all((1, 2, 3)))[0]) for image in found["images"]]
+    others = np.setdiff1d(np.arange(30), chosen)
+    assert len(set(chosen)) == 6
+    labels = tf.gather(data["labels"], chosen)
+    assert 1.9 < np.abs(found["noisy"] - found["images"]).mean() + 0.15 < 2.2  # uniform in ±4, clipped at 0 and 255
+
+    model = make_tiny()
+    load_tiny(model.variables)
+    trained = model.trainable_variables
+    with tf.GradientTape() as tape:  # one pass: for the images and for the weights
+        tape.watch(found["noisy"])
+        logits = model(found["noisy"], training=True, branch="aux", update_statistics=False)
+        loss = tf.reduce_sum(losses.cross_entropy(labels, logits, 0.1))
+    *noisy_gradients, image_gradients = tape.gradient(loss, [*trained, found["noisy"]])
+    np.testing.assert_allclose(sums["noisy_loss"] / 30, loss / 6, rtol=1e-3)
+    lower, upper = (np.clip(found["images"] + shift, 0, 255) for shift in (-4.0, 4.0))
+    wanted = np.clip(found["noisy"] + 4.0 * np.sign(image_gradients), lower, upper)
+    assert np.mean(np.abs(wanted - found["adversarial"]) > 1e-3) < 1e-2
+    clean_gradients, clean_loss = gradients_by_hand(
+        model, tf.gather(all_images, others), tf.gather(data["labels"], others), "main"
+    )
+    adversarial_gradients, adversarial_loss = gradients_by_hand(model, found["adversarial"], labels, "aux")
+    np.testing.assert_allclose(sums["clean_loss"] / 30, clean_loss, rtol=1e-3)
+    np.testing.assert_allclose(sums["adversarial_loss"] / 30, adversarial_loss, rtol=1e-3)
+    # Weights 1, ½, ½; each variable's sum over the images that it saw, divided by their weighted number.
+    wanted = []
+    for variable, clean, noisy, adversarial in zip(trained, clean_gradients, noisy_gradients, adversarial_gradients):
+        role = role_of(variable.name)
+        if role is Role.MAIN:
+            assert noisy is None and adversarial is None
+            wanted.append(clean)  # the mean over 24
+        elif role is Role.AUX:
+            assert clean is None
+            wanted.append((0.5 * noisy + 0.5 * 6 * adversarial) / (0.5 * 6 + 0.5 * 6))
+        else:
+            wanted.append((24 * clean + 0.5 * noisy + 0.5 * 6 * adversarial) / (24 + 0.5 * 6 + 0.5 * 6))
+    assert_moved_by(before, values(state), trained, wanted)
+    assert_statistics(model, values(state))  # the noisy pass moved none
+
+
+def test_images_are_shuffled_over_replicas_with_their_labels(two_replicas):
+    @tf.function
+    def run():
+        def replica():
+            labels = reduction.replica_id() * 8 + tf.range(8)
+            images = tf.cast(tf.reshape(labels, [8, 1, 1, 1]), tf.uint8)
+            seed = randomness.fold_in(tf.constant([1, 2]), reduction.replica_id())
+            return steps._shuffled_over_replicas(images, labels, seed)
+
+        return two_replicas.run(replica)
+
+    images, labels = (np.stack(two_replicas.experimental_local_results(values)) for values in run())
+    np.testing.assert_array_equal(images.reshape(2, 8), labels)
+    assert sorted(labels.ravel()) == list(range(16)) and ((labels < 8).sum(1) == 4).all()  # half of each replica's
+    assert not (np.diff(labels) > 0).all(1).any()
+
+
+def test_class_weights_for_labels():
+    state, data = make_state(aux_branches=0), batch()
+    before = values(state)
+    train_step = tf.function(steps.make_train_step("vanilla", state, RATE_ONE, global_batch_size=4, weight_decay=0.0))
+    other = (data["labels"] + 3) % 10
+    weights = 0.75 * tf.one_hot(data["labels"], 10) + 0.25 * tf.one_hot(other, 10)
+    sums = train_step({"images": data["images"], "labels": weights})
+    model = make_tiny(aux_branches=0)
+    load_tiny(model.variables)
+    (first, first_loss), (second, second_loss) = (
+        gradients_by_hand(model, data["images"], labels, "main") for labels in (data["labels"], other)
+    )
+    np.testing.assert_allclose(sums["clean_loss"] / 4, 0.75 * first_loss + 0.25 * second_loss, rtol=1e-4)
+    hits = tf.argmax(model(data["images"], training=True, update_statistics=False), -1, tf.int32) == data["labels"]
+    assert sums["clean_correct"] == np.sum(hits)
+    totals = [0.75 * a + 0.25 * b for a, b in zip(first, second)]
+    assert_moved_by(before, values(state), model.trainable_variables, totals)
+
+
+def test_the_loss_scale_cancels_and_an_update_that_overflows_is_left_out():
+    state, data = make_state(aux_branches=0), batch()
+    state.loss_scale = LossScale(initial=2.0**15)
+    train_step = tf.function(steps.make_train_step("vanilla", state, RATE_ONE, global_batch_size=4, weight_decay=0.0))
+    model = make_tiny(aux_branches=0)
+    load_tiny(model.variables)
+    gradients, _ = gradients_by_hand(model, data["images"], data["labels"], "main")
+    before = values(state)
+    train_step(data)
+    assert_moved_by(before, values(state), model.trainable_variables, gradients)
+    assert_statistics(model, values(state))
+    assert (state.loss_scale.scale.numpy(), state.loss_scale.num_finite.numpy()) == (2.0**15, 1)
+
+    state.loss_scale.scale.assign(3e38)
+    before, averages = values(state), [shadow.numpy() for shadow in state.ema.shadows]
+    sums = train_step(data)
+    assert np.isfinite(sums["clean_loss"])
+    for name, value in values(state).items():  # weights and statistics
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+    for shadow, value in zip(state.ema.shadows, averages):
+        np.testing.assert_array_equal(shadow, value, err_msg=shadow.name)
+    assert state.loss_scale.scale.numpy() == np.float32(3e38) * np.float32(0.5)
+    assert (state.loss_scale.num_finite.numpy(), state.step.numpy()) == (0, 2)
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_an_attack_with_running_statistics_adds_no_collective(statistics):
+    config = ExperimentConfig()
+    config.model.width_coefficient, config.model.depth_coefficient, config.data.image_size = 0.25, 0.3, SIZE
+    config.model.batch_norm_group_size, config.attack.statistics, config.attack.num_steps = 2, statistics, 2
+    program = tpu_compiler.lower(*programs.attack(config, 4), num_replicas=2, stage="hlo")
+    assert ("all-reduce" in program) == (statistics == "batch")
+
+
+@pytest.mark.parametrize("group_size, accumulation_steps", [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+def test_statistics_are_the_replicas_mean(group_size, accumulation_steps, two_replicas):
+    """Two replicas of two images per part; in groups of two a part is what one device sees as four."""
+    data, parts = batch(4 * accumulation_steps), accumulation_steps
+    with two_replicas.scope():
+        state = make_state(aux_branches=0, batch_norm_group_size=group_size)
+    before = values(state)
+    train_step = steps.make_train_step(
+        "vanilla", state, RATE_ONE, global_batch_size=4 * parts, accumulation_steps=parts, weight_decay=0.0
+    )
+
+    def share():  # of each part, half
+        own = {k: tf.reshape(v, [parts, 2, 2, *v.shape[1:]])[:, reduction.replica_id()] for k, v in data.items()}
+        return train_step({k: tf.reshape(v, [2 * parts, *v.shape[2:]]) for k, v in own.items()})
+
+    tf.function(lambda: two_replicas.run(share))()
+    one = make_tiny(aux_branches=0)
+    load_tiny(one.variables)
+    seen_together = 2 * group_size
+    totals, sums = [0.0 for _ in one.trainable_variables], {v.name: 0.0 for v in one.variables}
+    for start in range(0, 4 * parts, seen_together):
+        if group_size == 1:
+            load_tiny(one.variables)  # the replicas start from the same
+        rows = slice(start, start + seen_together)
+        gradients, _ = gradients_by_hand(one, data["images"][rows], data["labels"][rows], "main")
+        totals = [total + gradient * seen_together / (4 * parts) for total, gradient in zip(totals, gradients)]
+        sums = {v.name: sums[v.name] + v.numpy() for v in one.variables}
+    for variable in state.model.variables:
+        if "moving" in variable.name:
+            local = [value.numpy() for value in two_replicas.experimental_local_results(variable)]
+            np.testing.assert_array_equal(local[0], local[1], err_msg=variable.name)
+    wanted = (
+        {name: value / 2 for name, value in sums.items()} if group_size == 1 else {v.name: v.numpy() for v in one.variables}
+    )
+    for variable in state.model.variables:
+        if "moving" in variable.name:
+            np.testing.assert_allclose(variable.numpy(), wanted[variable.name], rtol=1e-4, atol=1e-5, err_msg=variable.name)
+    assert_moved_by(before, values(state), one.trainable_variables, totals, tolerance=5e-2)
 
 
 @pytest.mark.parametrize("num_replicas, accumulation_steps", [(2, 1), (1, 2)])

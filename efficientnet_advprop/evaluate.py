@@ -12,7 +12,7 @@ below --data_dir (docs/evaluation.md says more):
 
 from absl import flags
 
-from efficientnet_advprop import door, network_flags
+from efficientnet_advprop import door, network_flags, strategy_flags
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data.records import DataError
@@ -21,7 +21,7 @@ from efficientnet_advprop.evaluation.classifiers import ClassifierError
 from efficientnet_advprop.evaluation.comparison import ComparisonError
 from efficientnet_advprop.evaluation.test_sets import SuiteError, SuiteSettings
 from efficientnet_advprop.models import CheckpointError
-from tpu_utils.strategy import STRATEGIES, StrategyError, make_strategy
+from tpu_utils.strategy_error import StrategyError
 
 __doc__ += imagenet_suites.describe_layouts()
 
@@ -51,9 +51,7 @@ _STEP_SIZE = flags.DEFINE_float("pgd_step_size", SuiteSettings.attack.step_size,
 _RESTARTS = flags.DEFINE_integer("pgd_restarts", 1, "of the suite pgd: random starts, of which an image must withstand all", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "of the attack and of corruptions made here")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images per batch, over all replicas", lower_bound=1)
-_STRATEGY = flags.DEFINE_enum("strategy", "one_device", STRATEGIES, "devices, as in train")
-_TPU = flags.DEFINE_string("tpu", "", "with --strategy=tpu: 'local' on a TPU VM, or the Cloud TPU's name or address")
-_NUM_LOGICAL_DEVICES = flags.DEFINE_integer("num_logical_devices", None, "with --strategy=mirrored: replicas on the CPU")
+_STRATEGY = strategy_flags.define(several_machines=False)
 
 
 def _open_classifier():
@@ -73,7 +71,7 @@ def main(argv):
         return
     if len(argv) > 1:
         raise ConfigError(f"`{argv[1]}` is not a flag; flags look like --name=value.")
-    strategy = make_strategy(_STRATEGY.value, tpu=_TPU.value, num_logical_devices=_NUM_LOGICAL_DEVICES.value)
+    strategy = _STRATEGY.make()
     try:
         attack = PGD(_EPSILON.value, _STEP_SIZE.value, _STEPS.value, targeted=False, random_start=1.0)
     except ValueError as error:

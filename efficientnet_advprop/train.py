@@ -12,26 +12,17 @@ Started again with the same command, a run goes on from its last checkpoint. SIG
 
 from absl import flags
 
-from efficientnet_advprop import door
+from efficientnet_advprop import door, strategy_flags
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.training.checkpoints import CheckpointError
 from efficientnet_advprop.training.loop import TrainingError, train
-from tpu_utils.strategy import STRATEGIES, StrategyError, make_strategy
+from tpu_utils.strategy_error import StrategyError
 
 _CONFIG = door.define_config_flag()
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the TFRecords: train-00000-of-…, validation-00000-of-…")
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "folder of the checkpoints and reports; made if it does not exist")
-_STRATEGY = flags.DEFINE_enum(
-    "strategy",
-    "one_device",
-    STRATEGIES,
-    "devices: one_device (the first GPU, else the CPU), mirrored (all GPUs of this machine), tpu",
-)
-_TPU = flags.DEFINE_string("tpu", "", "with --strategy=tpu: 'local' on a TPU VM, or the Cloud TPU's name or address")
-_NUM_LOGICAL_DEVICES = flags.DEFINE_integer(
-    "num_logical_devices", None, "with --strategy=mirrored: replicas on the CPU instead of GPUs, to try things out"
-)
+_STRATEGY = strategy_flags.define()
 
 
 def main(argv):
@@ -40,8 +31,7 @@ def main(argv):
     for flag, what in ((_DATA_DIR, "the folder of the TFRecords"), (_MODEL_DIR, "a folder for the checkpoints")):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
-    strategy = make_strategy(_STRATEGY.value, tpu=_TPU.value, num_logical_devices=_NUM_LOGICAL_DEVICES.value)
-    train(config, data_dir=_DATA_DIR.value, model_dir=_MODEL_DIR.value, strategy=strategy)
+    train(config, data_dir=_DATA_DIR.value, model_dir=_MODEL_DIR.value, strategy=_STRATEGY.make())
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def train(
                 input_context=context,
                 num_classes=config.model.num_classes,
                 paired_views=AUGMENTED in METHODS[config.training.method].views,
-            )
+            ).apply(tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY))
         )
     )
     # 5. The reports up to that step.
@@ -234,13 +234,16 @@ def _make_device_loop(strategy: tf.distribute.Strategy, train_step: Callable, vi
     """(iterator, number of updates) → what each update summed up over all replicas: name → float32 [number of updates]."""
     names = ["num_images", *(f"{view}_{kind}" for view in views for kind in ("loss", "correct"))]
 
+    def count(batch):
+        sums = train_step(batch)
+        return tf.stack([sums[name] for name in names])  # one tensor, so that they are one reduction
+
     @tf.function
     def run_steps(iterator, num_steps):
         rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=[len(names)])
         for index in tf.range(num_steps):
-            sums = strategy.run(train_step, args=(next(iterator),))
-            totals = strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
-            rows = rows.write(index, tf.stack([totals[name] for name in names]))
+            sums = strategy.run(count, args=(next(iterator),))
+            rows = rows.write(index, strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None))
         return dict(zip(names, tf.unstack(rows.stack(), axis=1)))
 
     return run_steps

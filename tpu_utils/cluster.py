@@ -82,8 +82,8 @@ def _read_tf_config() -> tuple[dict[str, list[str]], str, int]:
     text = os.environ.get("TF_CONFIG", "")
     if not text:
         raise StrategyError(
-            f"`TF_CONFIG` is not set, but says which workers there are; set it on each of them, such as TF_CONFIG='{_EXAMPLE}', "
-            "or use --cluster_resolver=slurm or kubernetes."
+            f"`TF_CONFIG` is not set, but says which workers there are; set it on each of them, such as "
+            f"TF_CONFIG='{_EXAMPLE}', or use --cluster_resolver=slurm or kubernetes."
         )
 
     def complain(what: str):
@@ -122,8 +122,8 @@ def _ask_slurm(port: int) -> tuple[dict[str, list[str]], str, int]:
     missing = [name for name in ("PROCID", "STEP_NUM_TASKS", "STEP_NODELIST") if f"SLURM_{name}" not in os.environ]
     if missing:
         raise StrategyError(
-            f"`cluster_resolver` is 'slurm', but {', '.join(f'SLURM_{name}' for name in missing)} is not set; start every worker "
-            "by srun."
+            f"`cluster_resolver` is 'slurm', but {', '.join(f'SLURM_{name}' for name in missing)} is not set; start every "
+            "worker by srun."
         )
     arguments = {}
     if not tf.config.list_physical_devices("GPU"):
@@ -134,7 +134,8 @@ def _ask_slurm(port: int) -> tuple[dict[str, list[str]], str, int]:
         jobs = resolver.cluster_spec().as_dict()
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise StrategyError(
-            f"`cluster_resolver` is 'slurm', but its variables cannot be read ({_first_line(error)}); compare `env | grep SLURM_`."
+            f"`cluster_resolver` is 'slurm', but its variables cannot be read ({_first_line(error)}); compare "
+            "`env | grep SLURM_`."
         ) from error
     return jobs, resolver.task_type, resolver.task_id
 
@@ -167,11 +168,12 @@ def _ask_kubernetes(port, pod_selector, num_workers, timeout_seconds) -> tuple[d
             )
         time.sleep(_POLL_SECONDS)
     # Its addresses are those of the nodes, so that a pod knows its own by being able to listen there.
-    own = [index for index, address in enumerate(addresses) if network.listening_problem(*network.split(address)) != errno.EADDRNOTAVAIL]
+    problems = [network.listening_problem(*network.split(address)) for address in addresses]
+    own = [index for index, problem in enumerate(problems) if problem != errno.EADDRNOTAVAIL]
     if len(own) != 1:
         raise StrategyError(
-            f"`pod_selector` is {pod_selector!r}, whose pods run on {', '.join(addresses)}, of which {len(own)} are this pod's; "
-            "set hostNetwork: true, and have one pod per node."
+            f"`pod_selector` is {pod_selector!r}, whose pods run on {', '.join(addresses)}, of which {len(own)} are this "
+            "pod's; set hostNetwork: true, and have one pod per node."
         )
     return {"worker": addresses}, "worker", own[0]
 
@@ -194,8 +196,8 @@ def check_cluster(resolver: Resolver) -> None:
             socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise StrategyError(
-                f"the cluster has {address!r}, but the name does not resolve ({error.strerror or error}); correct it, or use the "
-                "machine's IP address."
+                f"the cluster has {address!r}, but the name does not resolve ({error.strerror or error}); correct it, or use "
+                "the machine's IP address."
             ) from error
     own = addresses[index_of(resolver)]
     if network.listening_problem("", network.split(own)[1]) == errno.EADDRINUSE:
@@ -223,8 +225,8 @@ def join_cluster(resolver: Resolver, *, timeout_seconds: float) -> tf.distribute
     addresses, index = addresses_of(resolver), index_of(resolver)
 
     message = (
-        f"worker {index} of {len(addresses)} ({addresses[index]}) has waited {timeout_seconds:g} s for the others. Start the same "
-        "command on every machine, look at what they say and at firewalls, or wait longer with --connect_timeout."
+        f"worker {index} of {len(addresses)} ({addresses[index]}) has waited {timeout_seconds:g} s for the others. Start the "
+        "same command on every machine, look at what they say and at firewalls, or wait longer with --connect_timeout."
     )
     peers = [address for position, address in enumerate(addresses) if position != index]
     with end_unless_done(timeout_seconds, message, peers):

@@ -1,7 +1,7 @@
 """Reaching a Cloud TPU: this virtual machine's own, a pod's, or one with a name.
 
-    strategy = connect_tpu("local")                                              # a TPU VM with one host
-    strategy = connect_tpu("my-pod", zone="europe-west4-a", project="my-project")
+strategy = connect_tpu("local")                                              # a TPU VM with one host
+strategy = connect_tpu("my-pod", zone="europe-west4-a", project="my-project")
 """
 
 import tensorflow as tf
@@ -52,11 +52,10 @@ def connect_tpu(tpu: str, *, zone: str = "", project: str = "", timeout_seconds:
                 way_out = "this must be a TPU VM and its own TensorFlow, which brings the driver (docs/launching.md)"
             else:
                 way_out = (
-                    "compare `gcloud compute tpus tpu-vm list --zone=…` and give --tpu_zone and --tpu_project if they are not this "
-                    "machine's"
+                    "compare `gcloud compute tpus tpu-vm list --zone=…` and give --tpu_zone and --tpu_project if they are not "
+                    "this machine's"
                 )
             raise StrategyError(f"{where}, but no TPU answers there ({reason}); {way_out}.") from error
-
 
 
 def _check_reachable(resolver: tf.distribute.cluster_resolver.TPUClusterResolver) -> None:

@@ -5,8 +5,8 @@
     if workers.any(stop_requested): ...                  # the same answer on all, at the same place in the program
     differing = workers.compare({"config": text})        # {} or {"config": [worker 0's, worker 1's, ...]}
 
-Only `multi_worker` has more than one: a TPU pod is driven by one process. With one, nothing here communicates. `any` and `compare`
-wait for all workers: call them at the same place in each.
+Only `multi_worker` has more than one: a TPU pod is driven by one process. With one, nothing here communicates. `any` and
+`compare` wait for all workers: call them at the same place in each.
 """
 
 import json
@@ -32,6 +32,10 @@ class Workers:
             self._addresses = cluster.addresses_of(strategy.cluster_resolver)
             self.index = cluster.index_of(strategy.cluster_resolver)
         self.count = len(self._addresses)
+        identity = lambda value: value  # noqa: E731
+        self._sum_over_all = tf.function(
+            lambda value: strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(identity, (value,)), axis=None)
+        )
 
     @property
     def is_chief(self) -> bool:
@@ -40,7 +44,7 @@ class Workers:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on one of them."""
-        return bool(flag) if self.count == 1 else bool(self._gather(np.array([flag], np.float32)).any())
+        return bool(flag) if self.count == 1 else bool(self._sum_over_all(tf.constant(float(flag))) > 0.0)
 
     def compare(self, facts: Mapping[str, str]) -> dict[str, list[str]]:
         """Those of `facts` that are not the same on all workers, with everybody's, in the workers' order."""

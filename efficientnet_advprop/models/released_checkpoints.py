@@ -20,6 +20,7 @@ from absl import logging
 
 from efficientnet_advprop.models.checkpoint_contents import AVERAGE_SUFFIX, STEP, CheckpointContents, main_name, read_contents
 from efficientnet_advprop.models.checkpoint_sources import READ_ERRORS, CheckpointError, find_checkpoint, list_problems
+from efficientnet_advprop.models.variable_names import official_name
 
 CLASSIFIER = ("head/dense/kernel", "head/dense/bias")
 
@@ -98,7 +99,7 @@ class LoadReport:
 
 def variable_name(model: tf.keras.Model, variable: tf.Variable) -> str:
     """A variable's name within its network, such as "stem/conv2d/kernel"."""
-    return variable.name.split(":")[0].split(f"{model.name}/", 1)[-1]
+    return official_name(variable.name).split(f"{model.name}/", 1)[-1]
 
 
 def load_released_checkpoint(
@@ -303,7 +304,7 @@ def save_released_checkpoint(
     """
     names, tensors, missing, not_finite = [], [], [], []
     for variable in model.variables:
-        own_name, name = variable.name.split(":")[0], f"efficientnet-{model.variant}/{variable_name(model, variable)}"
+        own_name, name = official_name(variable.name), f"efficientnet-{model.variant}/{variable_name(model, variable)}"
         if main_name(name) != name and not include_aux:
             continue
         if averages is not None and own_name not in averages:

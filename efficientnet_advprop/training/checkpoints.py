@@ -1,27 +1,33 @@
 """What a model directory holds: the run's config, the last few checkpoints, the best one.
 
     <model_dir>/config.json                  the effective config
-    <model_dir>/checkpoints/ckpt-<step>.*    model, optimizer, averages, step: all that a restarted run needs
+    <model_dir>/checkpoints/ckpt-<step>.*    every variable of the run by its name: all that a restarted one needs
     <model_dir>/best/ckpt-<step>.*           the same, of the highest validation accuracy
     <model_dir>/metrics.jsonl, summaries/    see `progress`
+
+All replicas hold the same state, so one process writes what its first replica has. It takes a copy into the host's memory and
+goes on training while another thread writes; a failure surfaces at the next save, or at `wait`.
 
 TensorFlow writes a checkpoint beside its final name, puts the index in place last, and lists it in the folder's `checkpoint`
 file after that, by renaming. So a process killed in the middle leaves the earlier ones as they were and the unfinished one
 unlisted.
 """
 
+import concurrent.futures
 import os
-from typing import Optional
+from typing import Iterable, Optional
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.models import CheckpointError, Network, save_released_checkpoint
+from efficientnet_advprop.models.variable_names import official_name
 from efficientnet_advprop.training import assembly
-from efficientnet_advprop.training.ema import ExponentialMovingAverage, official_name
-from efficientnet_advprop.training.state import TrainState, averaged_variables
+from efficientnet_advprop.training.ema import ExponentialMovingAverage
+from efficientnet_advprop.training.state import STEP_NAME, TrainState, averaged_variables
 
 _CONFIG_FILE, _LAST, _BEST = "config.json", "checkpoints", "best"
 # Damaged, missing in part, or of other variables or shapes; TensorFlow has an exception of another kind for each.
@@ -44,30 +50,39 @@ def read_config(model_dir: str) -> ExperimentConfig:
         return ExperimentConfig.from_json(file.read())
 
 
-def claim_model_dir(model_dir: str, config: ExperimentConfig) -> None:
-    """Writes the config into `model_dir`, unless checkpoints of another one are there.
+def check_model_dir(model_dir: str, config: ExperimentConfig) -> None:
+    """Raises a `ConfigError` if `model_dir` holds checkpoints of a config with other values; all of them are named.
 
-    Fields that change nothing of what is computed (`config.OPERATIONAL_FIELDS`) may differ; the new ones are then kept.
+    Fields that change nothing of what is computed (`config.OPERATIONAL_FIELDS`) may differ.
+    """
+    if not any(tf.train.latest_checkpoint(os.path.join(model_dir, part)) for part in (_LAST, _BEST)):
+        return
+    changed = config_lib.differences(read_config(model_dir), config)
+    fatal = {name: values for name, values in changed.items() if name not in config_lib.OPERATIONAL_FIELDS}
+    if fatal:
+        listed = ", ".join(f"`config.{name}` is {there!r} there and {here!r} here" for name, (there, here) in fatal.items())
+        raise ConfigError(
+            f"`model_dir` is {model_dir!r}, whose checkpoints belong to another config: {listed}. "
+            "Use another --model_dir, or the config that made it."
+        )
+
+
+def claim_model_dir(model_dir: str, config: ExperimentConfig) -> None:
+    """Makes `model_dir` and writes the config into it; `check_model_dir` comes first.
 
     Raises:
-        ConfigError: the directory's checkpoints belong to a config with other values; all of them are named.
         CheckpointError: the directory cannot be written.
     """
-    has_checkpoints = any(tf.train.latest_checkpoint(os.path.join(model_dir, part)) for part in (_LAST, _BEST))
-    if has_checkpoints:
-        changed = config_lib.differences(read_config(model_dir), config)
-        fatal = {name: values for name, values in changed.items() if name not in config_lib.OPERATIONAL_FIELDS}
-        if fatal:
-            listed = ", ".join(f"`config.{name}` is {there!r} there and {here!r} here" for name, (there, here) in fatal.items())
-            raise ConfigError(
-                f"`model_dir` is {model_dir!r}, whose checkpoints belong to another config: {listed}. "
-                "Use another --model_dir, or the config that made it."
-            )
     try:
         tf.io.gfile.makedirs(model_dir)
         replace_file(os.path.join(model_dir, _CONFIG_FILE), config.to_json())
     except (tf.errors.OpError, OSError) as error:
         raise CheckpointError(f"`model_dir` is {model_dir!r}, which cannot be written: {_first_line(error)}.") from error
+
+
+def is_claimed(model_dir: str) -> bool:
+    """Whether there is a config in `model_dir`."""
+    return tf.io.gfile.exists(os.path.join(model_dir, _CONFIG_FILE))
 
 
 def replace_file(path: str, text: str) -> None:
@@ -84,24 +99,38 @@ class Checkpoints:
         model_dir: local or remote directory.
         state: restored in place.
         keep_last: how many of the latest checkpoints stay.
+        strategy: that holds the state; None: the current one.
+        writes: False in the processes that leave the writing to another one.
     """
 
-    def __init__(self, model_dir: str, state: TrainState, keep_last: int):
-        self._state = state
-        self._best_accuracy = tf.Variable(-1.0, trainable=False, dtype=tf.float32)
-        self._checkpoint = tf.train.Checkpoint(state=state, best_accuracy=self._best_accuracy)
+    def __init__(
+        self,
+        model_dir: str,
+        state: TrainState,
+        keep_last: int,
+        *,
+        strategy: Optional[tf.distribute.Strategy] = None,
+        writes: bool = True,
+    ):
+        self._variables = by_name(state.variables)
+        self._step = state.step
+        self._strategy, self._writes = strategy or tf.distribute.get_strategy(), writes
+        self.best_accuracy: Optional[float] = None  # of the validation so far, in [0, 1]; None before the first one
+        with tf.device("CPU:0"):
+            self._copies = {
+                name: tf.Variable(tf.zeros(variable.shape, variable.dtype), trainable=False)
+                for name, variable in self._variables.items()
+            }
+            self._best_accuracy = tf.Variable(-1.0, trainable=False, dtype=tf.float32)
+        self._checkpoint = tf.train.Checkpoint(variables=self._copies, best_accuracy=self._best_accuracy)
         self._last = self._manager(os.path.join(model_dir, _LAST), keep_last)
         self._best = self._manager(os.path.join(model_dir, _BEST), 1)
-        self._check_finite = tf.function(self._finite_flags, autograph=False)
+        self._copied = None  # step and best accuracy of what the copies hold
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+        self._pending: list[concurrent.futures.Future] = []
 
     def _manager(self, directory, max_to_keep):
         return tf.train.CheckpointManager(self._checkpoint, directory, max_to_keep=max_to_keep)
-
-    @property
-    def best_accuracy(self) -> Optional[float]:
-        """Of the validation so far, in [0, 1]; None before the first one."""
-        accuracy = float(self._best_accuracy)
-        return accuracy if accuracy >= 0.0 else None
 
     def restore(self) -> Optional[str]:
         """Restores the newest readable checkpoint into the state; its path, or None where there is none.
@@ -115,54 +144,71 @@ class Checkpoints:
         for path in reversed(self._last.checkpoints):
             try:
                 self._checkpoint.restore(path).assert_consumed()
-                return path
             except _UNREADABLE as error:
                 problems.append(f"{path}: {_first_line(error)}")
                 logging.warning("The checkpoint %s cannot be read and is passed over.", problems[-1])
+                continue
+            for name, variable in self._variables.items():
+                variable.assign(self._copies[name])
+            accuracy = float(self._best_accuracy)
+            self.best_accuracy = accuracy if accuracy >= 0.0 else None
+            return path
         if problems:
             raise CheckpointError(f"no checkpoint can be read ({'; '.join(problems)}); start again with an empty --model_dir.")
         return None
 
-    def save(self) -> str:
-        """Saves the state as one of the last checkpoints.
+    def save(self) -> None:
+        """Saves the state as one of the last checkpoints: copies it and returns, while it is being written.
 
         Raises:
-            CheckpointError: it cannot be written, or the state is not finite; the earlier ones are untouched.
+            CheckpointError: an earlier one could not be written, or its state was not finite; those before are untouched.
         """
-        return self._save(self._last)
+        self._save(self._last)
 
     def save_if_best(self, accuracy: float) -> bool:
         """Saves the state as the best, if its validation accuracy is higher than all before. Raises as `save`."""
-        if accuracy <= float(self._best_accuracy):
+        accuracy = float(np.float32(accuracy))  # as it is saved, so that a restarted run compares the same
+        if self.best_accuracy is not None and accuracy <= self.best_accuracy:
             return False
-        self._best_accuracy.assign(accuracy)
+        self.best_accuracy = accuracy
         self._save(self._best)
         return True
 
-    def _save(self, manager) -> str:
-        step = int(self._state.step.numpy())
+    def wait(self) -> None:
+        """Returns when all checkpoints are in place. Raises as `save`."""
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
+
+    def _save(self, manager) -> None:
+        if not self._writes:
+            return
+        step = int(self._step.numpy())
+        if self._copied != (step, self.best_accuracy):
+            self.wait()  # what is being written still needs the copies
+            for name, variable in self._variables.items():
+                self._copies[name].assign(self._strategy.experimental_local_results(variable)[0])
+            if self.best_accuracy is not None:
+                self._best_accuracy.assign(self.best_accuracy)
+            self._copied = step, self.best_accuracy
+        self._pending.append(self._writer.submit(self._write, manager, step))
+
+    def _write(self, manager, step: int) -> None:
         earlier = f"the earlier ones in {manager.directory} are intact" if manager.checkpoints else "there is no earlier one"
-        flags = self._check_finite().numpy()
-        if not flags.all():
-            names = [variable.name for variable, ok in zip(self._float_variables(), flags) if not ok]
+        wrong = [name for name, copy in self._copies.items() if copy.dtype.is_floating and not np.isfinite(copy.numpy()).all()]
+        if wrong:
             raise CheckpointError(
-                f"the state of step {step} is not saved, because {names[0]!r} and {len(names) - 1} more variables are not "
+                f"the state of step {step} is not saved, because {wrong[0]!r} and {len(wrong) - 1} more variables are not "
                 f"finite; {earlier}. Lower `config.optimizer.learning_rate_per_256`."
             )
         try:
-            return manager.save(checkpoint_number=step)
+            manager.save(checkpoint_number=step)
         except (tf.errors.OpError, OSError) as error:
             self._remove_unfinished(manager, step)
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written into {manager.directory}: {_first_line(error)}; "
                 f"{earlier}. Make room there and start again: training goes on from the last checkpoint."
             ) from error
-
-    def _float_variables(self):
-        return [variable for variable in self._state.variables if variable.dtype.is_floating]
-
-    def _finite_flags(self):
-        return tf.stack([tf.reduce_all(tf.math.is_finite(variable)) for variable in self._float_variables()])
 
     def _remove_unfinished(self, manager, step):
         """Gives back the space of a checkpoint that failed; a failure of this changes nothing."""
@@ -174,6 +220,20 @@ class Checkpoints:
                 tf.io.gfile.rmtree(path) if tf.io.gfile.isdir(path) else tf.io.gfile.remove(path)
         except (tf.errors.OpError, OSError):
             pass
+
+
+def by_name(variables: Iterable[tf.Variable]) -> dict[str, tf.Variable]:
+    """Variables under the names that they have in a checkpoint.
+
+    Raises:
+        ValueError: two have the same name.
+    """
+    variables = list(variables)
+    named = {official_name(variable.name): variable for variable in variables}
+    if len(named) < len(variables):
+        names = [official_name(variable.name) for variable in variables]
+        raise ValueError(f"`variables` has {max(names, key=names.count)!r} twice; a checkpoint could not tell them apart.")
+    return named
 
 
 def load_averaged_model(model_dir: str, *, which: str = "best", aux_branches: Optional[int] = 0) -> Network:
@@ -212,7 +272,7 @@ def write_released_checkpoint(model_dir: str, prefix: str, *, which: str = "best
     held = _restore_network(model_dir, which)
     averages = None
     if held.ema is not None:
-        averages = {official_name(variable): shadow for variable, shadow in zip(held.ema.averaged, held.ema.shadows)}
+        averages = {official_name(variable.name): shadow for variable, shadow in zip(held.ema.averaged, held.ema.shadows)}
     step = int(held.step.numpy())
     save_released_checkpoint(held.model, prefix, averages=averages, global_step=step, include_aux=include_aux)
     return step
@@ -230,9 +290,10 @@ def _restore_network(model_dir: str, which: str) -> tf.Module:
     held = tf.Module()
     held.model = assembly.make_model(config)
     held.ema = ExponentialMovingAverage(averaged_variables(held.model)) if config.optimizer.ema_decay else None
-    held.step = tf.Variable(0, trainable=False, dtype=tf.int64)
+    held.step = tf.Variable(0, trainable=False, dtype=tf.int64, name=STEP_NAME)
     try:
-        tf.train.Checkpoint(state=held).restore(path).assert_existing_objects_matched().expect_partial()
+        restored = tf.train.Checkpoint(variables=by_name(held.variables)).restore(path)
+        restored.assert_existing_objects_matched().expect_partial()
     except _UNREADABLE as error:
         raise CheckpointError(f"the checkpoint {path} cannot be read: {_first_line(error)}.") from error
     return held

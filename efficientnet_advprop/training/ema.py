@@ -7,10 +7,7 @@ from typing import Sequence
 
 import tensorflow as tf
 
-
-def official_name(variable: tf.Variable) -> str:
-    """A variable's name in a released checkpoint: without the output number."""
-    return variable.name.split(":")[0]
+from efficientnet_advprop.models.variable_names import official_name
 
 
 class ExponentialMovingAverage(tf.Module):
@@ -36,7 +33,7 @@ class ExponentialMovingAverage(tf.Module):
                 trainable=False,
                 synchronization=variable.synchronization,  # statistics differ between replicas, and so do their averages
                 aggregation=variable.aggregation,
-                name=f"{official_name(variable)}/ExponentialMovingAverage",
+                name=f"{official_name(variable.name)}/ExponentialMovingAverage",
             )
             for variable in self.averaged
         ]
@@ -54,11 +51,11 @@ class ExponentialMovingAverage(tf.Module):
         Raises:
             ValueError: one of them has no namesake among the averaged variables.
         """
-        shadows = {official_name(variable): shadow for variable, shadow in zip(self.averaged, self.shadows)}
-        missing = [official_name(variable) for variable in variables if official_name(variable) not in shadows]
+        shadows = {official_name(variable.name): shadow for variable, shadow in zip(self.averaged, self.shadows)}
+        missing = [official_name(variable.name) for variable in variables if official_name(variable.name) not in shadows]
         if missing:
             raise ValueError(
                 f"`variables` holds {', '.join(missing)}, of which there is no average; average the model they come from."
             )
         for variable in variables:
-            variable.assign(shadows[official_name(variable)])
+            variable.assign(shadows[official_name(variable.name)])

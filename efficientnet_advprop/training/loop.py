@@ -12,8 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import signal
-import threading
 import time
 from typing import Callable, Optional, Sequence
 
@@ -24,9 +22,11 @@ from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.evaluation.evaluator import Evaluator
 from efficientnet_advprop.models.normalization import official_group_size
-from efficientnet_advprop.training import assembly, checkpoints, fine_tuning, steps
+from efficientnet_advprop.training import agreement, assembly, checkpoints, fine_tuning, steps
 from efficientnet_advprop.training.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training.progress import Progress
+from tpu_utils.preemption import StopRequest
+from tpu_utils.workers import Workers
 
 _NUM_PICTURES = 8
 
@@ -50,6 +50,13 @@ class Result:
     best_accuracy: Optional[float]
 
 
+# What a reduction that lacks a worker ends with.
+_PEER_ERRORS = (
+    tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError,
+    tf.errors.InternalError, tf.errors.UnavailableError, tf.errors.UnknownError,
+)  # fmt: skip
+
+
 def _with_readable_errors(train: Callable) -> Callable:
     """Turns what TensorFlow says of bad data, full disks and full memory into our own words."""
 
@@ -61,6 +68,9 @@ def _with_readable_errors(train: Callable) -> Callable:
             data_error = records.explain_data_error(error)
             if data_error is not None:
                 raise data_error from None
+            workers = Workers(kwargs["strategy"])
+            if workers.count > 1 and isinstance(error, _PEER_ERRORS):
+                raise TrainingError(_explain_loss(workers)) from error
             first_line = (error.message or type(error).__name__).strip().splitlines()[0]
             if isinstance(error, tf.errors.ResourceExhaustedError) and "allocating" in error.message:
                 raise TrainingError(
@@ -73,6 +83,15 @@ def _with_readable_errors(train: Callable) -> Callable:
             ) from error
 
     return wrapped
+
+
+def _explain_loss(workers: Workers) -> str:
+    gone = workers.unreachable()
+    who = f"{', '.join(gone)} of {workers.count} no longer answers" if gone else "another worker has failed, or hangs"
+    return (
+        f"{who}; its own message, if it could give one, says why. This is worker {workers.index}. The checkpoints so far are "
+        "intact; started again on all machines, the same command goes on from them."
+    )
 
 
 @_with_readable_errors
@@ -105,10 +124,14 @@ def train(
     num_validation = pipeline.count_examples(config.data, data_dir, "validation")
     steps_per_epoch = num_examples / config.training.global_batch_size
     total_steps = max(1, int(config.training.num_epochs * steps_per_epoch))
+    workers = Workers(strategy)
 
     # To start, or to go on:
-    # 1. Whose directory is it? Checkpoints of another config must not be touched.
-    checkpoints.claim_model_dir(model_dir, config)
+    # 1. Do all workers mean the same? Whose directory is it? Checkpoints of another config must not be touched.
+    agreement.check_same_run(workers, config, model_dir=model_dir, num_images=f"{num_examples} and {num_validation}")
+    checkpoints.check_model_dir(model_dir, config)
+    if workers.is_chief:
+        checkpoints.claim_model_dir(model_dir, config)
     # 2. All variables, from the seed; what follows overwrites them if there is a checkpoint.
     #    (Not with 0, though: tf.data's shuffle, which combines it with its own seed, cannot take it there.)
     tf.keras.utils.set_random_seed(config.training.seed + 1)
@@ -116,8 +139,9 @@ def train(
         state = assembly.make_state(config)
         averaged_model = assembly.make_model(config, aux_branches=0)
     # 3. The newest readable checkpoint: model, optimizer, averages, step, best accuracy.
-    saved = checkpoints.Checkpoints(model_dir, state, config.training.keep_last)
+    saved = checkpoints.Checkpoints(model_dir, state, config.training.keep_last, strategy=strategy, writes=workers.is_chief)
     restored = saved.restore()
+    agreement.check_same_start(workers, model_dir, restored or "")
     step = int(state.step.numpy())
     #    A new run may start from released weights instead of random ones.
     if restored is None and config.init.checkpoint:
@@ -145,11 +169,13 @@ def train(
         steps_per_epoch=steps_per_epoch,
         global_batch_size=config.training.global_batch_size,
         log=log,
+        writes=workers.is_chief,
     )
 
     log(
         f"{config.training.method} training of {state.model.name} ({state.model.count_params():,} parameters) on "
-        f"{num_examples:,} images, {num_validation:,} for validation; replicas: {strategy.num_replicas_in_sync}; "
+        f"{num_examples:,} images, {num_validation:,} for validation; replicas: {strategy.num_replicas_in_sync}"
+        f"{f' on {workers.count} workers, of which this is {workers.index}' if workers.count > 1 else ''}; "
         f"{f'going on from {restored}' if restored else f'starting in {model_dir}'}"
     )
     learning_rate = assembly.make_learning_rate(config, steps_per_epoch, total_steps)
@@ -162,9 +188,9 @@ def train(
     periods = (config.training.summary_every_steps, config.training.checkpoint_every_steps, evaluate_every_steps)
 
     is_due = lambda period: step % period == 0 or step == total_steps  # noqa: E731
-    is_saved, pending = True, []
-    with _StopRequest() as stop, contextlib.closing(progress):
-        while step < total_steps and not stop.requested:
+    is_saved, is_stopping, pending = True, False, []
+    with StopRequest() as stop, contextlib.closing(progress):
+        while step < total_steps and not is_stopping:
             num_steps = _steps_to_boundary(step, total_steps, config.training.steps_per_loop, periods)
             started = time.perf_counter()
             sums = {name: values.numpy() for name, values in run_steps(batches, tf.constant(num_steps)).items()}
@@ -186,10 +212,15 @@ def train(
             if is_due(config.training.checkpoint_every_steps):
                 saved.save()
                 is_saved = True
+            # All workers stop at the same step, whichever of them is asked to.
+            is_stopping = workers.any(bool(stop.reason))
         if not is_saved:
             saved.save()
+        saved.wait()
+        workers.any(False)  # none goes before the chief has written: the others' absence would be taken for a failure
     if step < total_steps:
-        log(f"stopped by SIGTERM; step {step} of {total_steps} is saved in {model_dir}: the same command goes on from there")
+        reason = stop.reason or "what another worker was told"
+        log(f"stopped by {reason}; step {step} of {total_steps} is saved in {model_dir}: the same command goes on from there")
     else:
         best = f", best validation top-1 {100 * saved.best_accuracy:.2f} %" if saved.best_accuracy is not None else ""
         log(f"all {total_steps} steps are done{best}; checkpoints in {model_dir}")
@@ -310,23 +341,3 @@ def _check_losses(sums: dict, first_step: int, config: ExperimentConfig) -> None
             f"{config.optimizer.learning_rate_per_256:g}), lengthen `config.optimizer.warmup_epochs`, or compute in float32, "
             "in a --model_dir of its own."
         )
-
-
-class _StopRequest:
-    """Notes SIGTERM while active, so that the loop can end at its next boundary; a second one ends the process at once."""
-
-    def __init__(self):
-        self.requested = False
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def _note(self, *_):
-        self.requested = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def __exit__(self, *_):
-        if hasattr(self, "_previous"):
-            signal.signal(signal.SIGTERM, self._previous)

@@ -14,6 +14,8 @@ from typing import Optional, Sequence
 
 import tensorflow as tf
 
+from efficientnet_advprop.models.variable_names import official_name
+
 OPTIMIZERS = ("rmsprop", "momentum", "sgd")
 
 
@@ -34,7 +36,7 @@ class Optimizer(tf.Module):
 
     def _make_slots(self, name: str, initial: float) -> list[tf.Variable]:
         return [
-            tf.Variable(tf.fill(variable.shape, initial), trainable=False, name=f"{variable.name.split(':')[0]}/{name}")
+            tf.Variable(tf.fill(variable.shape, initial), trainable=False, name=f"{official_name(variable.name)}/{name}")
             for variable in self.trained
         ]
 

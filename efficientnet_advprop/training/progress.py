@@ -7,6 +7,7 @@ Losses are cross-entropies (with label smoothing, without weight decay), accurac
 network in training mode, means over all images since the last report.
 """
 
+import concurrent.futures
 import json
 import os
 from typing import Callable, Mapping, Optional
@@ -26,6 +27,7 @@ class Progress:
         steps_per_epoch: may be fractional.
         global_batch_size: clean images per update.
         log: takes a line for the console.
+        writes: False in the processes that leave all reports to another one.
     """
 
     def __init__(
@@ -37,12 +39,17 @@ class Progress:
         steps_per_epoch: float,
         global_batch_size: int,
         log: Callable[[str], None],
+        writes: bool = True,
     ):
-        self.log = log
+        self.log = log if writes else lambda line: None
+        self._writes = writes
         self._total_steps, self._steps_per_epoch, self._global_batch_size = total_steps, steps_per_epoch, global_batch_size
         self._path = os.path.join(model_dir, "metrics.jsonl")
-        _drop_later_reports(self._path, start_step)
-        self._writer = tf.summary.create_file_writer(os.path.join(model_dir, "summaries"))
+        # Files are written by a thread of its own: on a remote file system every report would hold up the training.
+        self._background, self._pending = concurrent.futures.ThreadPoolExecutor(1, "reports"), []
+        if writes:
+            _drop_later_reports(self._path, start_step)
+            self._writer = tf.summary.create_file_writer(os.path.join(model_dir, "summaries"))
         self._timed_steps, self._timed_seconds = 0, 0.0
         self._has_timed = False
 
@@ -83,12 +90,18 @@ class Progress:
 
     def show_pictures(self, step: int, images: tf.Tensor, adversarial_images: tf.Tensor) -> None:
         """Shows clean image | perturbation × 16 | adversarial image, a row per image; all float [n, height, width, 3]."""
+        self._submit(self._write_pictures, step, images, adversarial_images)
+
+    def _write_pictures(self, step, images, adversarial_images):
         grid = picture_grid(images, adversarial_images)
         with self._writer.as_default(step=step):
             tf.summary.image(f"clean | perturbation x{_PERTURBATION_GAIN} | adversarial", grid[tf.newaxis])
         self._writer.flush()
 
     def _record(self, step: int, figures: Mapping[str, float]) -> None:
+        self._submit(self._write_figures, step, figures)
+
+    def _write_figures(self, step, figures):
         entry = {"step": step, "epoch": step / self._steps_per_epoch, **figures}
         with tf.io.gfile.GFile(self._path, "a") as file:
             file.write(json.dumps(entry) + "\n")
@@ -98,8 +111,20 @@ class Progress:
                 tf.summary.scalar(f"{group}/{rest}" if group in ("clean", "adversarial", "eval") else f"run/{name}", value)
         self._writer.flush()
 
+    def _submit(self, write: Callable, *arguments) -> None:
+        """Has it written soon. An earlier failure is raised here."""
+        if self._writes:
+            self._pending.append(self._background.submit(write, *arguments))
+            while self._pending and self._pending[0].done():
+                self._pending.pop(0).result()
+
     def close(self) -> None:
-        self._writer.close()
+        """Returns when everything is written. Raises an `OSError` or `tf.errors.OpError` if it cannot be."""
+        self._background.shutdown()
+        if self._writes:
+            self._writer.close()
+        for future in self._pending:
+            future.result()
 
 
 def picture_grid(images: tf.Tensor, adversarial_images: tf.Tensor) -> tf.Tensor:

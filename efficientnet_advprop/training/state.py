@@ -5,6 +5,7 @@ from typing import Optional, Sequence
 
 import tensorflow as tf
 
+from efficientnet_advprop.models.variable_names import official_name
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.loss_scale import LossScale
 from efficientnet_advprop.training.optimizers import Optimizer
@@ -18,6 +19,7 @@ class Role(enum.Enum):
     AUX = "aux"  # auxiliary batch norms: adversarial images only
 
 
+STEP_NAME = "global_step"
 BATCH_NORM_LEAVES = ("gamma", "beta", "moving_mean", "moving_variance")
 SHARED_LEAVES = ("kernel", "depthwise_kernel", "bias")
 
@@ -28,7 +30,7 @@ def role_of(name: str) -> Role:
     Raises:
         ValueError: neither a batch norm's variable nor a kernel or bias: say here what it is before training it.
     """
-    *scopes, leaf = name.split(":")[0].split("/")
+    *scopes, leaf = official_name(name).split("/")
     if leaf in BATCH_NORM_LEAVES:
         return Role.AUX if any(scope == "aux" or scope.startswith("aux_") for scope in scopes) else Role.MAIN
     if leaf in SHARED_LEAVES:
@@ -59,7 +61,7 @@ class TrainState(tf.Module):
         for variable in model.variables:
             role_of(variable.name)
         self.model, self.optimizer, self.ema, self.loss_scale = model, optimizer, ema, loss_scale
-        self.step = tf.Variable(0, trainable=False, dtype=tf.int64, name="global_step")
+        self.step = tf.Variable(0, trainable=False, dtype=tf.int64, name=STEP_NAME)
 
 
 def averaged_variables(model: tf.keras.Model) -> Sequence[tf.Variable]:

@@ -329,7 +329,8 @@ def _reduce_over_replicas(gradients: Sequence[tf.Tensor], statistics: Sequence[t
     count = reduction.num_replicas()
     if count == 1:
         return list(gradients)
-    totals = reduction.sum_over_replicas([*gradients, *(variable.read_value() for variable in statistics)])
+    # Identities, because a multi-worker strategy asks a tensor for its device, and a variable's own value does not know it.
+    totals = reduction.sum_over_replicas([*gradients, *map(tf.identity, statistics)])
     for variable, total in zip(statistics, totals[len(gradients) :]):
         tf.raw_ops.AssignVariableOp(resource=variable.handle, value=total / count)
     return totals[: len(gradients)]

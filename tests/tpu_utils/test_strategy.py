@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tpu_utils.strategy import StrategyError, make_strategy
+from tpu_utils.strategy import make_strategy
+from tpu_utils.strategy_error import StrategyError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -48,7 +49,8 @@ print(strategy.num_replicas_in_sync, [float(value) for value in strategy.experim
 def test_too_late_for_logical_devices():
     code = """
 import tensorflow as tf
-from tpu_utils.strategy import StrategyError, make_strategy
+from tpu_utils.strategy import make_strategy
+from tpu_utils.strategy_error import StrategyError
 tf.zeros([])
 try:
     make_strategy("mirrored", num_logical_devices=2)
@@ -64,8 +66,8 @@ except StrategyError as error:
         (dict(name="two_device"), "`strategy` is 'two_device', but must be one of"),
         (dict(name="tpu"), "`tpu` is empty"),
         (dict(name="tpu", tpu="local"), "`tpu` is 'local', but no TPU answers there"),
-        (dict(name="one_device", tpu="local"), "use --strategy=tpu"),
-        (dict(name="one_device", num_logical_devices=2), "goes with 'mirrored'"),
+        (dict(name="one_device", tpu="local"), "it goes with --strategy=tpu"),
+        (dict(name="one_device", num_logical_devices=2), "it goes with --strategy=mirrored"),
         (dict(name="mirrored", num_logical_devices=0), "must be ≥ 1"),
     ],
 )

@@ -15,7 +15,7 @@ class State(tf.Module):
 
     def __init__(self):
         super().__init__()
-        self.step = tf.Variable(0, trainable=False, dtype=tf.int64)
+        self.step = tf.Variable(0, trainable=False, dtype=tf.int64, name="global_step")
         self.weights = tf.Variable(tf.zeros([100_000]), name="weights")
 
     def train(self, num_steps=1):
@@ -29,6 +29,7 @@ def saved_run(model_dir, num_checkpoints=3):
     for _ in range(num_checkpoints):
         state.train()
         saved.save()
+    saved.wait()
     return state, saved
 
 
@@ -93,6 +94,7 @@ def test_what_a_dying_process_leaves_behind(tmp_path):
     saved.restore()
     state.train()
     saved.save()
+    saved.wait()
     assert restored(tmp_path)[1] == 4
 
 
@@ -107,7 +109,7 @@ def test_none_is_readable(tmp_path):
 def test_checkpoint_of_another_network(tmp_path):
     saved_run(tmp_path)
     state = State()
-    state.weights = tf.Variable(tf.zeros([7]))
+    state.weights = tf.Variable(tf.zeros([7]), name="weights")
     with pytest.raises(CheckpointError, match="no checkpoint can be read"):
         Checkpoints(str(tmp_path), state, keep_last=3).restore()
 
@@ -121,6 +123,7 @@ def test_a_full_disk(tmp_path):
     try:
         with pytest.raises(CheckpointError) as error:
             saved.save()
+            saved.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     message = str(error.value)
@@ -128,6 +131,7 @@ def test_a_full_disk(tmp_path):
     assert "the earlier ones in" in message and "are intact" in message and "Make room" in message
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
     saved.save()
+    saved.wait()
     assert restored(tmp_path)[1] == 4
 
 
@@ -135,23 +139,28 @@ def test_values_that_are_not_finite_are_not_saved(tmp_path):
     state, saved = saved_run(tmp_path)
     state.train()
     state.weights.assign(tf.concat([state.weights[1:], [np.nan]], 0))
-    with pytest.raises(CheckpointError, match="the state of step 4 is not saved, because 'weights:0' .*intact"):
+    with pytest.raises(CheckpointError, match="the state of step 4 is not saved, because 'weights' .*intact"):
         saved.save()
+        saved.wait()
     assert restored(tmp_path)[1] == 3
 
 
 def test_the_best_one(tmp_path):
     state, saved = saved_run(tmp_path, 1)
     assert saved.best_accuracy is None and saved.save_if_best(0.5)
+    saved.wait()
     state.train()
     assert not saved.save_if_best(0.25) and not saved.save_if_best(0.5)
     assert steps_in(tmp_path / "best") == [1]
     saved.save()
+    saved.wait()
     again = Checkpoints(str(tmp_path), State(), keep_last=3)
     again.restore()
     assert again.best_accuracy == 0.5
     state.train()
-    assert saved.save_if_best(0.75) and steps_in(tmp_path / "best") == [3]
+    assert saved.save_if_best(0.75)
+    saved.wait()
+    assert steps_in(tmp_path / "best") == [3]
 
 
 def test_what_is_not_there(tmp_path):

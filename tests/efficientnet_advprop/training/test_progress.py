@@ -26,6 +26,7 @@ def test_speed_and_remaining_time_leave_out_the_first_loop(tmp_path):
     )
     assert "100 images/s  ETA 8 min 05 s" in lines[1]
     assert "loss 2.000 adversarial 3.000  accuracy 50.0 % adversarial 25.0 %  lr 0.1" in lines[1]
+    reports.close()
     assert progress.read_metrics(str(tmp_path))[1]["images_per_second"] == pytest.approx(100)
 
 
@@ -33,10 +34,13 @@ def test_reports_after_the_restored_step_are_dropped(tmp_path):
     reports = make_progress(tmp_path)
     for step in (10, 20, 30):
         reports.report_evaluation(step, 0.5, 0.9, 100, False)
+    reports.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 40, "epo')  # killed here
     assert [entry["step"] for entry in progress.read_metrics(str(tmp_path))] == [10, 20, 30]
-    make_progress(tmp_path, start_step=20).report_evaluation(30, 0.75, 0.9, 100, True)
+    reports = make_progress(tmp_path, start_step=20)
+    reports.report_evaluation(30, 0.75, 0.9, 100, True)
+    reports.close()
     entries = progress.read_metrics(str(tmp_path))
     assert [(entry["step"], entry["eval_top1"]) for entry in entries] == [(10, 0.5), (20, 0.5), (30, 0.75)]
 
@@ -64,6 +68,7 @@ def test_durations(seconds, text):
 def test_pictures_reach_tensorboard(tmp_path):
     reports = make_progress(tmp_path)
     reports.show_pictures(7, tf.zeros([2, 8, 8, 3]), tf.ones([2, 8, 8, 3]))
+    reports.close()
     (events,) = (tmp_path / "summaries").iterdir()
     shown = [(event.step, value) for event in tf.compat.v1.train.summary_iterator(str(events)) for value in event.summary.value]
     ((step, value),) = shown

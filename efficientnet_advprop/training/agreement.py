@@ -1,0 +1,81 @@
+"""What the workers of one run check of each other, since none of them sees the others' files.
+
+A worker that computes something else than the rest would not fail: it would wait for ever in the wrong reduction, or train on
+noise. So they compare what decides a run before its first step, and every one of them ends with the same message.
+"""
+
+import hashlib
+import os
+import pathlib
+
+import tensorflow as tf
+
+from efficientnet_advprop import config as config_lib
+from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.training import checkpoints
+from efficientnet_advprop.training.checkpoints import CheckpointError
+from tpu_utils.workers import Workers
+
+_CODE = pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parents[2] / "tpu_utils"
+
+
+def check_same_run(workers: Workers, config: ExperimentConfig, *, model_dir: str, num_images: str) -> None:
+    """Raises a `ConfigError`, the same on all workers, if they do not all mean the same run.
+
+    Args:
+        workers: all of them call this.
+        config, model_dir: this one's.
+        num_images: what its `data_dir` holds, in words.
+    """
+    differing = workers.compare(
+        {
+            "config": config.to_json(),
+            "the code": code_digest(),
+            "TensorFlow": tf.__version__,
+            "`model_dir`": model_dir,
+            "images in `data_dir`": num_images,
+        }
+    )
+    if not differing:
+        return
+    if "config" in differing:
+        configs = list(map(ExperimentConfig.from_json, differing.pop("config")))
+        names = sorted({name for other in configs[1:] for name in config_lib.differences(configs[0], other)})
+        differing |= {f"`config.{name}`": [str(config_lib.get(one, name)) for one in configs] for name in names}
+    listed = "; ".join(f"{name}: {', '.join(map(_shorten, values))}" for name, values in differing.items())
+    raise ConfigError(
+        f"the {workers.count} workers do not mean the same run (in their order, {listed}). Start the same command on all of "
+        "them, from the same copy of the code."
+    )
+
+
+def check_same_start(workers: Workers, model_dir: str, restored: str) -> None:
+    """Raises a `CheckpointError`, the same on all workers, if they do not see the same `model_dir`.
+
+    Args:
+        workers: all of them call this, after the chief has claimed the directory.
+        model_dir: of the run.
+        restored: the checkpoint that this one has read; "" for none.
+    """
+    workers.any(False)  # the chief has come here: its config is in place
+    facts = {"config.json": str(checkpoints.is_claimed(model_dir)), "the checkpoint read": os.path.basename(restored) or "none"}
+    differing = workers.compare(facts)
+    if differing:
+        listed = "; ".join(f"{name}: {', '.join(values)}" for name, values in differing.items())
+        raise CheckpointError(
+            f"`model_dir` is {model_dir!r}, which the {workers.count} workers do not see alike (in their order, {listed}); it "
+            "must be one folder for all of them: a shared file system, or gs://."
+        )
+
+
+def code_digest() -> str:
+    """SHA-256 over the sources of both packages."""
+    digest = hashlib.sha256()
+    for package in _CODE:
+        for path in sorted(package.rglob("*.py")):
+            digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _shorten(value: str) -> str:
+    return value if len(value) <= 60 else f"{value[:12]}…"

@@ -1,6 +1,6 @@
 # Everything from a fresh clone: `make demo`, `make test`. Other targets: `make help`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench preflight clean
+.PHONY: help demo test test-slow lint bench preflight clean train-two-workers
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -10,10 +10,13 @@ export PYTHONPATH := $(CURDIR)
 
 help:  ## this list
 	@echo "AdvProp in TensorFlow. make <target>, where <target> is"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/installed  ## train a small network three ways on handwritten digits; report in runs/demo/report.html
 	$(PYTHON) -m efficientnet_advprop.demo --config=configs/digits.py
+
+train-two-workers: $(VENV)/installed  ## two processes train together, one is killed, both go on: same bits (some minutes)
+	$(PYTHON) examples/train_two_workers.py
 
 test: $(VENV)/installed  ## all tests but the slow ones
 	$(PYTHON) -m pytest -q -m "not slow"

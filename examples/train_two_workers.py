@@ -126,8 +126,8 @@ def main() -> None:
         sys.exit(f"error: {len(differing)} of {len(one)} variables differ after {NUM_STEPS} steps, such as {differing[:3]}")
     num_values = sum(values.size for values in one.values())
     say(
-        f"{time.monotonic() - started:.0f} s. All {num_values:,} numbers of the last checkpoint are the same as without the kill, "
-        "to the last bit."
+        f"{time.monotonic() - started:.0f} s. All {num_values:,} numbers of the last checkpoint are the same as without the "
+        "kill, to the last bit."
     )
 
 

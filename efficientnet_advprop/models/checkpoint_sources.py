@@ -126,9 +126,13 @@ def open_checkpoint(prefix: str) -> "tf.compat.v1.train.CheckpointReader":
     """A reader of a V2 checkpoint.
 
     Raises:
-        CheckpointError: the index is damaged or a data file missing.
+        CheckpointError: the index is damaged, a data file missing, or the path such that TensorFlow cannot read it.
     """
     check_shards(prefix)
+    if "[" in prefix:
+        raise CheckpointError(
+            f"The checkpoint {prefix!r} has a bracket in its path, which TensorFlow takes for a pattern of names; rename it."
+        )
     try:
         return tf.compat.v1.train.NewCheckpointReader(prefix)
     except READ_ERRORS as error:

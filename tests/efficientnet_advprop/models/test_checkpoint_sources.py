@@ -199,3 +199,9 @@ def test_no_room(archive, cache, monkeypatch):
     with pytest.raises(CheckpointError, match="make room"):
         find_checkpoint(str(archive), cache)
     assert not entries(cache)
+
+
+def test_a_path_that_tensorflow_cannot_read(tmp_path):
+    shutil.copytree(TINY, tmp_path / "run[1]")
+    with pytest.raises(CheckpointError, match="has a bracket in its path, .*rename it"):
+        verify(find_checkpoint(str(tmp_path / "run[1]")))

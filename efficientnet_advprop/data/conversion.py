@@ -23,8 +23,8 @@ from absl import logging
 from PIL import Image
 
 from efficientnet_advprop.data import records
+from efficientnet_advprop.data.labeled_images import IMAGE_SUFFIXES, is_image
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 _SHUFFLE_SEED = 0
 _JPEG_QUALITY = 100
 
@@ -89,11 +89,11 @@ def list_image_folder(folder: str, class_names: Optional[Sequence[str]] = None) 
         ImageSource(os.path.join(folder, synset, name), name, class_names.index(synset), synset)
         for synset in found
         for name in sorted(tf.io.gfile.listdir(os.path.join(folder, synset)))
-        if name.lower().endswith(_IMAGE_SUFFIXES)
+        if is_image(name)
     ]
     if not sources:
         raise records.DataError(
-            f"{folder!r} holds no images; expected one folder per class with {', '.join(_IMAGE_SUFFIXES)} files in it."
+            f"{folder!r} holds no images; expected one folder per class with {', '.join(IMAGE_SUFFIXES)} files in it."
         )
     return sources
 

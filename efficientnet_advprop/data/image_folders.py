@@ -97,7 +97,9 @@ class ImageFolder:
             self.paths += found
             self.labels += [labels[folder]] * len(found)
         if not self.paths:
-            raise DataError(f"the folders in {directory!r} hold no image ({', '.join(IMAGE_SUFFIXES)}).")
+            raise DataError(
+                f"the folders in {directory!r} hold no image ({', '.join(IMAGE_SUFFIXES)}); there must be one folder per class."
+            )
 
 
 def list_folders(directory: str) -> list[str]:

@@ -117,7 +117,7 @@ def as_classifier(
     crop: Optional[str] = None,
     branch: str = "main",
 ) -> Classifier:
-    """Makes a model ready for evaluation, and asks it about a few images of noise.
+    """Makes a model ready for evaluation; one that is not ours is asked about a few images of noise.
 
     Args:
         model: a `Classifier`; a `Network` of ours, another Keras model or a `tf.function`, of float32 pixels; or any other
@@ -151,7 +151,10 @@ def as_classifier(
     else:
         function = model
     size = image_size or (model.image_size if is_network else DEFAULT_IMAGE_SIZE)
-    num_classes, function, output = probe(function, own_name, size, tf.float32 if is_traceable else tf.uint8)
+    if is_network:  # which is known, and too large to be asked without need
+        num_classes, output = model.num_classes, "logits"
+    else:
+        num_classes, function, output = probe(function, own_name, size, tf.float32 if is_traceable else tf.uint8)
     config = {"model": type(model).__name__, "output": output}
     if is_network:
         config["normalization"] = model.normalization

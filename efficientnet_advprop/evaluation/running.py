@@ -28,6 +28,7 @@ from efficientnet_advprop.evaluation.suites import open_suites
 from efficientnet_advprop.evaluation.test_sets import SuiteSettings, TestSet
 
 DEFAULT_DIRECTORY = os.path.join("runs", "evaluation")
+_MANY = 10  # test sets, whose files take a while to be listed
 _PACKAGES = ("tensorflow", "numpy", "scipy", "pillow", "scikit-learn")
 
 
@@ -130,6 +131,8 @@ def measure(
     strategy = strategy or tf.distribute.get_strategy()
     _check(classifier, test_sets, batch_size, strategy)
     results = _start_or_continue(classifier, out_dir)
+    if len(test_sets) > _MANY:
+        (log or print)(f"Looking at the files of {len(test_sets)} test sets …")
     seen = {test_set.name: _look_at(test_set, classifier.branch) for test_set in test_sets}
     _require_complete(seen, allow_incomplete)
     coming = [test_set for test_set in test_sets if not _is_measured(results, test_set.name, seen[test_set.name], out_dir)]

@@ -86,15 +86,16 @@ def title(suite: str) -> str:
 def describe_conditions(conditions: Conditions) -> str:
     """Resolution and crop, and what else is not as usual."""
     parts = [f"{conditions.image_size} px, " + ("whole images" if conditions.crop == "none" else f"crop {conditions.crop}")]
-    if conditions.branch != "main":
-        parts.append(f"{conditions.branch} batch norms")
     if conditions.num_kept_classes is not None:
         parts.append(f"{conditions.num_kept_classes} classes kept")
     if conditions.attack is not None:
         attack = conditions.attack
-        restarts = f", {attack['num_restarts']} restarts" if attack.get("num_restarts", 1) > 1 else ""
+        num_restarts = attack.get("num_restarts", 1)
+        restarts = f"{num_restarts} restart{'s' if num_restarts > 1 else ''}"
         kind = "targeted" if attack["targeted"] else "untargeted"
-        parts.append(f"{kind} PGD of {attack['num_steps']} steps of {attack['step_size']:g}{restarts}")
+        parts.append(f"{kind} PGD of {attack['num_steps']} steps of {attack['step_size']:g}, {restarts}")
+    if conditions.branch != "main" or conditions.attack is not None:
+        parts.append(f"{conditions.branch} batch norms")
     return "; ".join(parts)
 
 
@@ -196,7 +197,12 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
     ]
     relative = _relative_mce(comparison, measured, suite)
     if relative is not None:
-        measures.append(Measure(quantity="relative mCE", value=relative, interval=None, **common))
+        clean = results.test_sets[clean_test_set(suite)]
+        of_clean = dict(
+            feeding=f"{common['feeding']}; clean images {describe_conditions(clean.conditions)}",
+            remarks=[*remarks, *(f"clean images: {remark}" for remark in _remarks(clean))],
+        )
+        measures.append(Measure(quantity="relative mCE", value=relative, interval=None, **{**common, **of_clean}))
     return [*measures, plain]
 
 

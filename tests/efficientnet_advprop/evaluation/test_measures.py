@@ -49,6 +49,7 @@ def test_mce_by_hand(b0):
     for quantity in ("mCE", "mean error"):
         low, high = rows["imagenet_c", quantity].interval
         assert low < rows["imagenet_c", quantity].value < high and high - low < 0.1
+    assert rows["imagenet_c", "relative mCE"].feeding == "224 px, whole images; clean images 224 px, crop released"
     assert rows["imagenet_c", "mCE"].difference == pytest.approx(100 * mce - 66.2)
     assert rows["imagenet_c", "mCE"].num_images == 75 * 120 and "whole images" in rows["imagenet_c", "mCE"].feeding
 

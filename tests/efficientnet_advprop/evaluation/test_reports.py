@@ -69,7 +69,7 @@ def test_page_says_what_was_measured(report, page):
     assert "published 77.1, not measured alike" in text and "only 120 images, drawn evenly" in text
     mce = report.rows["imagenet_c", "mCE"]["b0-advprop"]
     assert f"published 66.2, {100 * mce.value - 66.2:+.1f}".replace("-", "−") in text
-    assert "224 px, whole images" in text and "untargeted PGD of 10 steps of 1, 2 restarts" in text
+    assert "224 px, whole images" in text and "untargeted PGD of 10 steps of 1, 2 restarts; main batch norms" in text
     assert "The yardstick of ImageNet-C’s mCE (= 100) is AlexNet." in text
     # bars, severities, 15 corruptions; attack; calibration of imagenet and imagenet_c
     assert page.count("<svg") == 2 + 15 + 1 + 2

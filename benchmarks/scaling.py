@@ -3,8 +3,8 @@
     python benchmarks/scaling.py                         # on an idle machine with two cores; efficiency ≥ 90 % is the target
 
 Both run the trainer's own step on the same uint8 images in the same process, in turns; the median of the rounds counts. Two
-replicas share the processor's memory and caches as the one does, so what is lost is the replicas' own: a second graph, all-reduces
-through memory, threads that wait for each other.
+replicas share the processor's memory and caches as the one does, so what is lost is the replicas' own: a second graph,
+all-reduces through memory, threads that wait for each other.
 """
 
 import os

@@ -137,11 +137,9 @@ class InitConfig:
 class TrainingConfig:
     """How long, in what portions, and what is kept."""
 
-    method: str = (
-        "advprop"  # "vanilla" | "advprop" | "adversarial" (no auxiliary batch norms) | "fine_grained" | "fast_advprop"
-    )
+    method: str = "advprop"  # "vanilla" | "advprop" | "adversarial" (without auxiliary ones) | "fine_grained" | "fast_advprop"
     num_epochs: float = 350.0
-    global_batch_size: int = 4096  # clean images per update, over all replicas and accumulation steps
+    global_batch_size: int = 4096  # training images per update, over all replicas and accumulation steps
     accumulation_steps: int = 1
     steps_per_loop: int = 100  # updates inside one tf.function call
     seed: int = 0

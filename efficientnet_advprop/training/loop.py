@@ -248,6 +248,12 @@ def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:
             f"`config.training.eval_batch_size` is {config.training.eval_batch_size}, but must divide by the "
             f"{num_replicas} replicas; take a multiple of {num_replicas}."
         )
+    share, size = METHODS[config.training.method].adversarial_share, config.training.global_batch_size // parts
+    if share is not None and not 0 < round(share * size) < size:
+        raise ConfigError(
+            f"`config.training.global_batch_size` is {config.training.global_batch_size}, but {config.training.method!r} "
+            f"makes {share:g} of the {size} images adversarial that a replica takes at once; take at least {3 * parts}."
+        )
     group_size = config.model.batch_norm_group_size or official_group_size(num_replicas)
     if num_replicas % group_size:
         raise ConfigError(

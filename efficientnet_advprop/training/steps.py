@@ -83,7 +83,8 @@ class _Runner:
             if self.loss_scale is not None:
                 loss *= self.loss_scale.scale
         trained = self.model.trainable_variables
-        *gradients, of_images = tape.gradient(loss, [*trained, images])
+        gradients = tape.gradient(loss, [*trained, images] if is_attack else trained)
+        of_images = gradients.pop() if is_attack else None
         true_classes = labels if labels.shape.rank == 1 else tf.argmax(labels, -1)
         hits = tf.cast(tf.equal(tf.argmax(logits, -1, true_classes.dtype), true_classes), tf.float32)
         return _Result(gradients, of_images, per_image, hits)

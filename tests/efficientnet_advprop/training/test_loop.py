@@ -196,6 +196,10 @@ def test_batches_and_groups_must_divide_by_replicas(data_dir, tmp_path):
     config.training.eval_batch_size, config.model.batch_norm_group_size = 18, 2
     with pytest.raises(ConfigError, match=r"`config.model.batch_norm_group_size` is 2 .* must divide the 3 replicas"):
         train(config, data_dir, tmp_path, strategy)
+    config.use_method("fast_advprop")
+    config.training.global_batch_size = 6
+    with pytest.raises(ConfigError, match=r"`config.training.global_batch_size` is 6, but 'fast_advprop' makes 0.2 of the 2"):
+        train(config, data_dir, tmp_path, strategy)
     assert not list(tmp_path.iterdir())
 
 

@@ -51,7 +51,7 @@ _STEP_SIZE = flags.DEFINE_float("pgd_step_size", SuiteSettings.attack.step_size,
 _RESTARTS = flags.DEFINE_integer("pgd_restarts", 1, "of the suite pgd: random starts, of which an image must withstand all", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "of the attack and of corruptions made here")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images per batch, over all replicas", lower_bound=1)
-_STRATEGY = strategy_flags.define(several_machines=False)
+_STRATEGY = strategy_flags.define()
 
 
 def _open_classifier():

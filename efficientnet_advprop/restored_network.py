@@ -1,9 +1,9 @@
 """A trained network and how its images are to be prepared: from a training run, or from a checkpoint in the released format.
 
-network = restore_network(checkpoint="b3-advprop")   # or a directory, a prefix, a .tar.gz; local, gs:// or https://
-network = restore_network(model_dir="runs/b3")       # the averaged weights of a run of ours
-network.model, network.image_size, network.crop
-print(network.description)
+    network = restore_network(checkpoint="b3-advprop")   # or a directory, a prefix, a .tar.gz; local, gs:// or https://
+    network = restore_network(model_dir="runs/b3")       # the averaged weights of a run of ours
+    network.model, network.image_size, network.crop
+    print(network.description)
 """
 
 import dataclasses

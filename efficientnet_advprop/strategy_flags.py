@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-from typing import Optional
 
 import tensorflow as tf
 from absl import flags
@@ -26,21 +25,19 @@ class StrategyFlags:
     tpu_zone: flags.FlagHolder
     tpu_project: flags.FlagHolder
     connect_timeout: flags.FlagHolder
-    cluster_resolver: Optional[flags.FlagHolder] = None
-    cluster_port: Optional[flags.FlagHolder] = None
-    pod_selector: Optional[flags.FlagHolder] = None
-    num_workers: Optional[flags.FlagHolder] = None
+    cluster_resolver: flags.FlagHolder
+    cluster_port: flags.FlagHolder
+    pod_selector: flags.FlagHolder
+    num_workers: flags.FlagHolder
 
     def make(self) -> tf.distribute.Strategy:
         """See `make_strategy`."""
-        holders = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values = {name: holder.value for name, holder in holders.items() if holder is not None}
+        values = {field.name: getattr(self, field.name).value for field in dataclasses.fields(self)}
         return make_strategy(values.pop("strategy"), timeout_seconds=values.pop("connect_timeout"), **values)
 
 
-def define(several_machines: bool = True) -> StrategyFlags:
-    """Defines the flags; once per program. `several_machines`: whether it can run as several workers."""
-    names = [name for name in STRATEGIES if several_machines or name != "multi_worker"]
+def define() -> StrategyFlags:
+    """Defines the flags; once per program."""
     told = {
         "one_device": "the first GPU, else the CPU",
         "mirrored": "all GPUs of this machine",
@@ -49,7 +46,7 @@ def define(several_machines: bool = True) -> StrategyFlags:
     }
     return StrategyFlags(
         strategy=flags.DEFINE_enum(
-            "strategy", "one_device", names, f"devices: {', '.join(f'{name} ({told[name]})' for name in names)}"
+            "strategy", "one_device", STRATEGIES, f"devices: {', '.join(f'{name} ({told[name]})' for name in STRATEGIES)}"
         ),
         num_logical_devices=flags.DEFINE_integer(
             "num_logical_devices", None, "mirrored: so many replicas on the CPU instead of GPUs, to try things out"
@@ -60,12 +57,6 @@ def define(several_machines: bool = True) -> StrategyFlags:
         connect_timeout=flags.DEFINE_float(
             "connect_timeout", 600.0, "seconds to wait for the TPU, or for the other workers", lower_bound=1.0
         ),
-        **(_define_cluster() if several_machines else {}),
-    )
-
-
-def _define_cluster() -> dict[str, flags.FlagHolder]:
-    return dict(
         cluster_resolver=flags.DEFINE_enum(
             "cluster_resolver",
             "tf_config",

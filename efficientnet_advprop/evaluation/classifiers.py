@@ -1,8 +1,8 @@
 """Models under test: whatever turns pixels into logits, with a name and what its results depend on.
 
-as_classifier(model)                                          # a network of ours or another Keras model, a `tf.function`
-as_classifier(lambda images: torch_model(images), name="…")   # any function of uint8 images [n, h, w, 3], called eagerly
-load_saved_model("served/efficientnet/1")                     # see `saved_models`
+    as_classifier(model)                                          # a network of ours or another Keras model, a `tf.function`
+    as_classifier(lambda images: torch_model(images), name="…")   # any function of uint8 images [n, h, w, 3], called eagerly
+    saved_models.load("served/efficientnet/1")
 """
 
 import dataclasses

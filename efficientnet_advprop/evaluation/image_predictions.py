@@ -1,8 +1,8 @@
 """What a model said of each image of a test set: kept so that two models can be compared image by image.
 
-predictions = ImagePredictions.read("runs/evaluation/b3-advprop/predictions/imagenet.npz")
-predictions.image_ids, predictions.is_top1                    # str [n], bool [n]
-predictions.score(), predictions.calibration()
+    predictions = ImagePredictions.read("runs/evaluation/b3-advprop/predictions/imagenet.npz")
+    predictions.image_ids, predictions.is_top1                    # str [n], bool [n]
+    predictions.score(), predictions.calibration()
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """What a network says about image files: the most probable classes.
 
-for prediction in predict(network.model, find_images(["photos/", "*.png"]), image_size=300, crop="released"):
-    prediction.path, prediction.classes, prediction.probabilities      # or prediction.problem
+    for prediction in predict(network.model, find_images(["photos/", "*.png"]), image_size=300, crop="released"):
+        prediction.path, prediction.classes, prediction.probabilities  # or prediction.problem
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """How far a long evaluation is: a bar on a terminal, a line now and then elsewhere.
 
-with Progress(num_images=3_750_000) as progress:
-    progress.start("imagenet_c/fog/3")
-    progress.add(64)
-    progress.write("imagenet_c/fog/3  top-1 61.2 %")
+    with Progress(num_images=3_750_000) as progress:
+        progress.start("imagenet_c/fog/3")
+        progress.add(64)
+        progress.write("imagenet_c/fog/3  top-1 61.2 %")
 """
 
 import sys

@@ -1,7 +1,7 @@
 """A test set: images, how they are fed, what attacks them; and what all suites of them share.
 
-test_set = TestSet("imagenet_a", "/data/imagenet-a", find_images, image_size=300, crop="released", expected_num_images=7500)
-test_set.find_images().num_images
+    test_set = TestSet("imagenet_a", "/data/imagenet-a", find_images, image_size=300, crop="released", expected_num_images=7500)
+    test_set.find_images().num_images
 """
 
 import dataclasses

@@ -10,6 +10,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ from efficientnet_advprop.data import digits
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
 from efficientnet_advprop.evaluation import running, suites
 from efficientnet_advprop.evaluation.classifiers import as_classifier
-from efficientnet_advprop.evaluation.test_sets import SuiteSettings, with_attack
+from efficientnet_advprop.evaluation.test_sets import SuiteSettings, TestSet, with_attack
 from efficientnet_advprop.studies.plan import Run, Study
 from efficientnet_advprop.training import checkpoints, loop
 from efficientnet_advprop.training.progress import format_duration
@@ -79,25 +80,33 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
     return scores
 
 
-def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, float]:
-    model, data = checkpoints.load_averaged_model(folder, which="last"), run.config.data
+def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[TestSet]]:
+    """Metric → the test sets whose mean accuracy it is, for each of `study.metrics()`."""
+    data = run.config.data
     settings = SuiteSettings(data_dir, run.config.model.num_classes, data.image_size, data.eval_crop, seed=run.seed)
-    clean, *corrupted = suites.open_suites(["digits"], settings)
+    clean, *corrupted = suites.open_suites(["digits", "digits_c"], settings)
     attacks = [
         PGD(epsilon, RELATIVE_STEP_SIZE * epsilon, ATTACK_STEPS, targeted=False, random_start=1.0)
         for epsilon in study.attack_epsilons
     ]
-    attacked = [with_attack(clean, dataclasses.replace(settings, attack=attack)) for attack in attacks]
-    chosen = [test_set for test_set in corrupted if int(test_set.name.split("/")[-1]) in study.severities]
+    chosen = {
+        "clean": [clean],
+        "corrupted": [test_set for test_set in corrupted if int(test_set.name.split("/")[-1]) in study.severities],
+        "attacked": [with_attack(clean, dataclasses.replace(settings, attack=attack)) for attack in attacks],
+    }
+    return {metric: chosen[metric] for metric in study.metrics()}
+
+
+def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, float]:
+    model, data = checkpoints.load_averaged_model(folder, which="last"), run.config.data
+    test_sets = choose_test_sets(run, study, data_dir)
     classifier = as_classifier(model, image_size=data.image_size, crop=data.eval_crop)
     batch_size, folder = run.config.training.eval_batch_size, os.path.join(folder, "evaluation")
-    results = running.measure(classifier, [clean, *attacked, *chosen], folder, batch_size=batch_size)
-    scores = {"clean": results.test_sets[clean.name].score.top1}
-    if chosen:
-        scores["corrupted"] = statistics.fmean(results.test_sets[test_set.name].score.top1 for test_set in chosen)
-    if attacked:
-        scores["attacked"] = statistics.fmean(results.test_sets[test_set.name].score.top1 for test_set in attacked)
-    return scores
+    results = running.measure(classifier, list(itertools.chain(*test_sets.values())), folder, batch_size=batch_size)
+    return {
+        metric: statistics.fmean(results.test_sets[test_set.name].score.top1 for test_set in chosen)
+        for metric, chosen in test_sets.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)

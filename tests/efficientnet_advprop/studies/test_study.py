@@ -100,6 +100,16 @@ def test_a_report_of_what_is_done():
     assert "not measured" in report.format_table(nothing) and report.render_html(nothing)
 
 
+def test_each_metric_has_its_test_sets(tmp_path):
+    config = make_config()
+    config.model.num_classes = 10
+    study = make_study(arms={**make_study().arms, "vanilla": Arm(config, 1.0)}, severities=(1, 5), attack_epsilons=(8.0, 16.0))
+    chosen = execution.choose_test_sets(study.runs()[0], study, str(tmp_path))
+    assert {metric: len(test_sets) for metric, test_sets in chosen.items()} == {"clean": 1, "corrupted": 30, "attacked": 2}
+    assert {test_set.name.split("/")[-1] for test_set in chosen["corrupted"]} == {"1", "5"}
+    assert [test_set.attack.epsilon for test_set in chosen["attacked"]] == [8.0, 16.0]
+
+
 def test_a_run_that_fails_is_named_and_others_are_kept(tmp_path):
     study = make_study()
     fails = "if name == 'advprop': sys.exit('no luck')" + write_scores(tmp_path)

@@ -87,22 +87,22 @@ class PlannedReplicas(reduction.Environment):
         return True
 
     def sum_in_groups(self, tensors, group_size):
-        # TensorFlow has kernels of the TPU's own operation on TPUs only. This one lowers anywhere, but knows one group for the
-        # whole program: the size of each group goes into its name, where `tpu_compiler_process` finds it.
-        with tf.name_scope(f"groups_of_{group_size}"):
-            return [
-                tf.raw_ops.CollectiveReduceV2(
-                    input=tensor, group_size=self._num_replicas, group_key=1, instance_key=1, ordering_token=[],
-                    merge_op="Add", final_op="Id",
-                )
-                for tensor in tensors
-            ]  # fmt: skip
+        with tf.name_scope(f"sum_in_groups_of_{group_size}"):
+            return [self._collective(tensor) for tensor in tensors]
 
     def exchange_in_groups(self, tensor, group_size):
-        raise CompilerError(
-            f"An exchange of {tensor.shape} in groups of {group_size} cannot be lowered without a TPU; leave it out of what is "
-            "compiled ahead of time."
-        )
+        with tf.name_scope(f"exchange_in_groups_of_{group_size}"):
+            if tensor.dtype in (tf.float32, tf.bfloat16, tf.int32):
+                return self._collective(tensor)
+            return tf.cast(self._collective(tf.cast(tensor, tf.int32)), tensor.dtype)
+
+    def _collective(self, tensor):
+        """A stand-in for what the name scope says: TensorFlow has kernels of the TPU's own operations on TPUs only. This one
+        lowers anywhere; `tpu_compiler_process` finds the name in the HLO and puts the operation meant in its place."""
+        return tf.raw_ops.CollectiveReduceV2(
+            input=tensor, group_size=self._num_replicas, group_key=1, instance_key=1, ordering_token=[], merge_op="Add",
+            final_op="Id",
+        )  # fmt: skip
 
 
 def lower(function: Callable, specs: Sequence[tf.TensorSpec], num_replicas: int = 1, stage: str = "hlo_serialized"):

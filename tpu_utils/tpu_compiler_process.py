@@ -31,16 +31,21 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 
 def with_groups(hlo: bytes, num_replicas: int) -> bytes:
-    """TensorFlow's HLO whose all-reduces go over the groups that are in their names: consecutive replicas, "groups_of_8"."""
+    """TensorFlow's HLO with the collectives that its all-reduces stand for, by their names: "sum_in_groups_of_8", that is, of
+    consecutive replicas, or "exchange_in_groups_of_8"."""
     options = _hlo.HloPrintOptions()
     options.print_large_constants = True
     lines = _hlo.HloModule.from_serialized_hlo_module_proto(hlo).to_string(options).splitlines()
     for index, line in enumerate(lines):
         if " all-reduce(" in line:
-            size = int(re.search(r'op_name="[^"]*groups_of_(\d+)', line)[1])
+            meant = re.search(r'op_name="[^"]*(sum|exchange)_in_groups_of_(\d+)', line)
+            size = int(meant[2])
             groups = ",".join("{" + ",".join(map(str, range(i, i + size))) + "}" for i in range(0, num_replicas, size))
             line = re.sub(r"channel_id=\d+, ", "", line)
-            lines[index] = line.replace("replica_groups={}", "replica_groups={" + groups + "}")
+            line = line.replace("replica_groups={}", "replica_groups={" + groups + "}")
+            if meant[1] == "exchange":
+                line = re.sub(r"to_apply=%?[\w.-]+", "dimensions={0}", line.replace(" all-reduce(", " all-to-all("))
+            lines[index] = line
     return _hlo.hlo_module_from_text("\n".join(lines)).as_serialized_hlo_module_proto()
 
 

@@ -62,7 +62,7 @@ def test_planned_replicas_sum_in_groups():
         return sums[0] * tf.cast(reduction.replica_id() + reduction.num_replicas(), tf.float32)
 
     text = tpu_compiler.lower(function, [tf.TensorSpec([3])], num_replicas=8, stage="hlo")
-    assert re.search(r' all-reduce\(.*op_name="groups_of_4/', text)  # where the compiler's process takes the size from
+    assert re.search(r' all-reduce\(.*op_name="sum_in_groups_of_4/', text)  # where the compiler's process takes the size from
 
 
 def test_an_operation_that_xla_lacks_is_named():
@@ -158,6 +158,9 @@ def test_the_compiled_attack_has_no_collective_and_the_compiled_step_is_believab
         "advprop": compiler.compile(tpu_compiler.lower(*programs.training_step(tiny_config("advprop"), 8, 32), 32), 32),
     }
     assert compiler.num_cores == 32
+    exchange = lambda images: reduction.exchange_over_replicas(images, group_size=8)  # noqa: E731
+    exchanged = compiler.compile(tpu_compiler.lower(exchange, [tf.TensorSpec([16, 8], tf.uint8)], 32), 32)
+    assert exchanged.collectives == {"all-to-all": 1}
     assert compiled["attack"].collectives == {}
     assert compiled["advprop"].collectives["all-reduce"] > 0
     assert 0 < compiled["attack"].flops < compiled["advprop"].flops

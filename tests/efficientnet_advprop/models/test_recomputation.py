@@ -51,7 +51,7 @@ def compare(make_network, strategy):
 
 
 # Stochastic depth shows a second run that draws other numbers, the variables show statistics that move twice.
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_logits_gradients_and_statistics_are_those_of_kept_blocks(replicas, two_replicas):
     compare(functools.partial(ResNet, "resnet50", **TINY), two_replicas if replicas == 2 else tf.distribute.get_strategy())
 

@@ -8,6 +8,7 @@ XLA as a whole. Its random numbers follow from (seed, step, replica) alone, so t
 one would have drawn.
 """
 
+import functools
 import math
 from typing import Callable, NamedTuple, Optional, Sequence, Union
 
@@ -278,7 +279,7 @@ def make_train_step(
     else:
         gradients_of = _unpaired(method, run, attack)
     if accumulation_steps > 1:
-        gradients_of = _accumulated(gradients_of, accumulation_steps, lambda: _reduces(method, model))
+        gradients_of = _accumulated(gradients_of, accumulation_steps, functools.partial(_reduces, method, model))
 
     def train_step(batch: Batch) -> Sums:
         size = batch["images"].shape[0]

@@ -24,8 +24,8 @@ from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.evaluation import demo_reports, report_files, reports, running, suites
 from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.comparison import Measured, compare
-from efficientnet_advprop.evaluation.results import weights_digest
 from efficientnet_advprop.evaluation.test_sets import SuiteSettings, with_attack
+from efficientnet_advprop.models.digest import weights_digest
 from efficientnet_advprop.training import assembly, checkpoints, loop, progress, steps
 from tpu_utils.strategy import make_strategy
 

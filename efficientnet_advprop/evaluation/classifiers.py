@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.evaluation.evaluator import Evaluator, judge
-from efficientnet_advprop.evaluation.results import weights_digest
 from efficientnet_advprop.models import Network
+from efficientnet_advprop.models.digest import weights_digest
 from efficientnet_advprop.models.normalization import branch_index
 
 DEFAULT_IMAGE_SIZE, DEFAULT_CROP = 224, "0.875"

@@ -12,7 +12,6 @@ Names of test sets: "imagenet", "imagenet_v2/topimages", "<suite>/<corruption>/<
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import statistics
@@ -42,16 +41,6 @@ def attacked(epsilon: float) -> str:
 def predictions_path(directory: str, test_set: str) -> str:
     """Where the predictions for a test set are kept in a folder of results."""
     return os.path.join(directory, "predictions", f"{test_set}.npz")
-
-
-def weights_digest(variables: Sequence[tf.Variable]) -> str:
-    """SHA-256 over names, shapes and values: the same weights, the same digest, whatever file they came from."""
-    digest = hashlib.sha256()
-    for variable in variables:
-        value = variable.numpy()
-        digest.update(f"{variable.name} {value.dtype} {value.shape};".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

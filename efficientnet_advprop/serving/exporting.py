@@ -4,7 +4,6 @@ print(export(network, export_dir="served/b3", options=ExportOptions()))
 """
 
 import dataclasses
-import hashlib
 import os
 import sys
 from typing import Any, Optional, Sequence
@@ -13,6 +12,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import preprocessing
+from efficientnet_advprop.models.digest import weights_digest
 from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.restored_network import RestoredNetwork
 from efficientnet_advprop.serving import onnx_conversion, tflite, verification
@@ -119,22 +119,13 @@ def describe(network: RestoredNetwork, folded: InferenceNetwork, options: Export
         "source": {
             "name": network.name,
             "description": network.description.splitlines(),
-            "weights_sha256": weights_digest(network.model),
+            "weights_sha256": weights_digest(network.model.variables),
             "published_top1_percent": network.published.top1 if network.published else None,
         },
         "format": options.format,
         "quantization": options.quantization,
         "tensorflow": tf.__version__,
     }
-
-
-def weights_digest(model: tf.keras.Model) -> str:
-    """SHA-256 over every variable's name, shape and values, in the order of the names."""
-    digest = hashlib.sha256()
-    for variable in sorted(model.variables, key=lambda variable: variable.name):
-        digest.update(f"{variable.name} {variable.shape.as_list()} ".encode())
-        digest.update(variable.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_options(options: ExportOptions) -> None:

@@ -6,8 +6,9 @@ Call these under the strategy's scope: `make_model` and `make_state` create vari
 from typing import Callable, Optional
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
-from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.models import Network, make_network
+from efficientnet_advprop.models.normalization import official_group_size
 from efficientnet_advprop.training import fine_tuning
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.loss_scale import LossScale
@@ -107,3 +108,13 @@ def make_step(config: ExperimentConfig, state: TrainState, learning_rate: Learni
         accumulation_steps=config.training.accumulation_steps,
         seed=config.training.seed,
     )
+
+
+def check_batch_norm_groups(config: ExperimentConfig, num_replicas: int) -> None:
+    """Raises a `ConfigError` unless the replicas divide into the batch norms' groups."""
+    group_size = config.model.batch_norm_group_size or official_group_size(num_replicas)
+    if num_replicas % group_size:
+        raise ConfigError(
+            f"`config.model.batch_norm_group_size` is {config.model.batch_norm_group_size} (replicas per group: {group_size}), "
+            f"but must divide the {num_replicas} replicas; take 1 (each alone), {num_replicas} (all together) or a divisor."
+        )

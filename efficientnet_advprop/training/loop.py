@@ -21,7 +21,6 @@ import tensorflow as tf
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.evaluation.evaluator import Evaluator
-from efficientnet_advprop.models.normalization import official_group_size
 from efficientnet_advprop.training import agreement, assembly, checkpoints, fine_tuning, steps
 from efficientnet_advprop.training.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training.progress import Progress
@@ -254,12 +253,7 @@ def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:
             f"`config.training.global_batch_size` is {config.training.global_batch_size}, but {config.training.method!r} "
             f"makes {share:g} of the {size} images adversarial that a replica takes at once; take at least {3 * parts}."
         )
-    group_size = config.model.batch_norm_group_size or official_group_size(num_replicas)
-    if num_replicas % group_size:
-        raise ConfigError(
-            f"`config.model.batch_norm_group_size` is {config.model.batch_norm_group_size} (replicas per group: {group_size}), "
-            f"but must divide the {num_replicas} replicas; take 1 (each alone), {num_replicas} (all together) or a divisor."
-        )
+    assembly.check_batch_norm_groups(config, num_replicas)
 
 
 def _steps_to_boundary(step: int, total_steps: int, steps_per_loop: int, periods: tuple) -> int:

@@ -10,7 +10,6 @@ from typing import Callable
 import tensorflow as tf
 
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.models.normalization import official_group_size
 from efficientnet_advprop.training import assembly
 from efficientnet_advprop.training.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training.steps import attacked_network
@@ -39,12 +38,7 @@ def training_step(config: ExperimentConfig, replica_batch_size: int, num_replica
             f"`replica_batch_size` is {replica_batch_size}, but must be ≥ 1 and a multiple of "
             f"`config.training.accumulation_steps` = {parts}."
         )
-    group_size = config.model.batch_norm_group_size or official_group_size(num_replicas)
-    if num_replicas % group_size:
-        raise ConfigError(
-            f"`config.model.batch_norm_group_size` is {config.model.batch_norm_group_size} (replicas per group: {group_size}), "
-            f"but must divide the {num_replicas} replicas; take 1 (each alone), {num_replicas} (all together) or a divisor."
-        )
+    assembly.check_batch_norm_groups(config, num_replicas)
     config = copy.deepcopy(config)
     config.training.global_batch_size = replica_batch_size * num_replicas
     state = assembly.make_state(config)

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
@@ -17,7 +16,6 @@ from efficientnet_advprop.evaluation.results import (
     attacked,
     corrupted,
     predictions_path,
-    weights_digest,
 )
 
 
@@ -82,12 +80,6 @@ def test_incomplete_sets_say_so():
     results = make_results(problems=("lacks 3 images",))
     assert results.incomplete("c") == ["c/fog/2", "c/fog/1", "c/snow/1", "c/snow/2"]
     assert not results.test_sets["imagenet"].is_complete
-
-
-def test_digest_sees_values_and_names_and_nothing_else():
-    make = lambda value, name="v": [tf.Variable(np.full([2], value, np.float32), name=name)]  # noqa: E731
-    assert weights_digest(make(1.0)) == weights_digest(make(1.0))
-    assert len({weights_digest(make(1.0)), weights_digest(make(1.5)), weights_digest(make(1.0, "w"))}) == 3
 
 
 def test_predictions_come_back_and_are_counted(tmp_path):

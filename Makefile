@@ -19,7 +19,7 @@ train-two-workers: $(VENV)/installed  ## two processes train together, one is ki
 	$(PYTHON) examples/train_two_workers.py
 
 test: $(VENV)/installed  ## all tests but the slow ones
-	$(PYTHON) -m pytest -q -m "not slow"
+	$(PYTHON) -m pytest -q -m "not slow" --numprocesses=2 --dist=loadfile
 
 test-slow: $(VENV)/installed  ## the slow tests
 	$(PYTHON) -m pytest -q -m slow

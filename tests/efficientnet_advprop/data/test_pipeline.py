@@ -136,7 +136,11 @@ def test_paired_views_are_the_plain_and_the_augmented_stream(numbered):
     labels = batch["labels"]
     own = np.asarray([number_of(image) for image in plain[0]["images"]], float)
     share = np.asarray([label[int(number) % 5] for label, number in zip(labels, own)])
-    assert np.abs(batch["images"][:, 4, 4, 0] - 1 - (own * share + own[::-1] * (1 - share))).max() < 0.51
+    # Which records meet depends on TensorFlow's global seed, which other tests set; two of one class do not tell their shares.
+    tells = own % 5 != own[::-1] % 5
+    expected = own * share + own[::-1] * (1 - share)
+    assert (np.abs(batch["images"][:, 4, 4, 0] - 1 - expected) < 0.51)[tells].all()
+    np.testing.assert_allclose(share[~tells], 1.0)
 
 
 def test_every_epoch_has_each_record_once_in_another_order(numbered):

@@ -14,9 +14,8 @@ from the paper, whose numbers are not at hand). For the noise: not published.
 import dataclasses
 
 from efficientnet_advprop.config import AttackConfig, ExperimentConfig
-from efficientnet_advprop.models import scaling
+from efficientnet_advprop.models.scaling import RELEASED_VARIANTS, VARIANTS
 
-PUBLISHED = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8")
 PGD5 = AttackConfig(epsilon=4.0, num_steps=5)
 ATTACKERS = {
     "pgd1": AttackConfig(epsilon=1.0, num_steps=1),
@@ -33,14 +32,14 @@ ATTACKERS = {
 
 def get_config(text: str = "b0-pgd1") -> ExperimentConfig:
     variant, _, attacker = text.partition("-")
-    if variant not in PUBLISHED or attacker not in ATTACKERS:
+    if variant not in RELEASED_VARIANTS or attacker not in ATTACKERS:
         raise ValueError(
-            f"`text` is {text!r}, but must be one of {', '.join(PUBLISHED)}, a hyphen and one of {', '.join(ATTACKERS)}: "
-            "configs/attackers.py:b0-pgd1."
+            f"`text` is {text!r}, but must be one of {', '.join(RELEASED_VARIANTS)}, a hyphen and one of "
+            f"{', '.join(ATTACKERS)}: configs/attackers.py:b0-pgd1."
         )
     config = ExperimentConfig()
     config.model.variant = variant
-    config.data.image_size = scaling.VARIANTS[variant].image_size
+    config.data.image_size = VARIANTS[variant].image_size
     config.data.augment = "autoaugment"
     config.attack = dataclasses.replace(ATTACKERS[attacker])
     config.use_method("adversarial" if attacker == "no-aux" else "advprop")

@@ -11,18 +11,18 @@ A whole run has not been timed.
 """
 
 from efficientnet_advprop.config import ExperimentConfig
-from efficientnet_advprop.models import scaling
-
-PUBLISHED = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8")
+from efficientnet_advprop.models.scaling import RELEASED_VARIANTS, VARIANTS
 
 
 def get_config(variant: str = "b0") -> ExperimentConfig:
-    if variant not in PUBLISHED:
-        raise ValueError(f"`variant` is {variant!r}, but must be one of {', '.join(PUBLISHED)}: configs/efficientnet.py:b0.")
+    if variant not in RELEASED_VARIANTS:
+        raise ValueError(
+            f"`variant` is {variant!r}, but must be one of {', '.join(RELEASED_VARIANTS)}: configs/efficientnet.py:b0."
+        )
     config = ExperimentConfig()
     config.model.variant = variant
     config.model.normalization = "imagenet"
-    config.data.image_size = scaling.VARIANTS[variant].image_size
+    config.data.image_size = VARIANTS[variant].image_size
     config.data.augment = "autoaugment"
     config.training.method = "vanilla"
     config.training.global_batch_size = 2048

@@ -9,17 +9,17 @@ see configs/resnet.py:resnet50-fast_advprop (top-1 76.5, vanilla 76.2). A whole 
 """
 
 from efficientnet_advprop.config import ExperimentConfig
-from efficientnet_advprop.models import scaling
-
-PUBLISHED = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8")
+from efficientnet_advprop.models.scaling import RELEASED_VARIANTS, VARIANTS
 
 
 def get_config(variant: str = "b0") -> ExperimentConfig:
-    if variant not in PUBLISHED:
-        raise ValueError(f"`variant` is {variant!r}, but must be one of {', '.join(PUBLISHED)}: configs/fast_advprop.py:b0.")
+    if variant not in RELEASED_VARIANTS:
+        raise ValueError(
+            f"`variant` is {variant!r}, but must be one of {', '.join(RELEASED_VARIANTS)}: configs/fast_advprop.py:b0."
+        )
     config = ExperimentConfig()
     config.model.variant = variant
-    config.data.image_size = scaling.VARIANTS[variant].image_size
+    config.data.image_size = VARIANTS[variant].image_size
     config.data.augment = "autoaugment"
     config.use_method("fast_advprop")
     return config

@@ -9,16 +9,16 @@ arithmetic is 3.67 times that of vanilla training. A whole run has not been time
 """
 
 from efficientnet_advprop.config import ExperimentConfig
-from efficientnet_advprop.models import scaling
-
-PUBLISHED = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8")
+from efficientnet_advprop.models.scaling import RELEASED_VARIANTS, VARIANTS
 
 
 def get_config(variant: str = "b0") -> ExperimentConfig:
-    if variant not in PUBLISHED:
-        raise ValueError(f"`variant` is {variant!r}, but must be one of {', '.join(PUBLISHED)}: configs/fine_grained.py:b0.")
+    if variant not in RELEASED_VARIANTS:
+        raise ValueError(
+            f"`variant` is {variant!r}, but must be one of {', '.join(RELEASED_VARIANTS)}: configs/fine_grained.py:b0."
+        )
     config = ExperimentConfig()
     config.model.variant = variant
-    config.data.image_size = scaling.VARIANTS[variant].image_size
+    config.data.image_size = VARIANTS[variant].image_size
     config.use_method("fine_grained")
     return config

@@ -20,10 +20,11 @@ from efficientnet_advprop import door
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import corruptions, digits, pipeline
-from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.data.records import DataError, write_atomically
 from efficientnet_advprop.evaluation import demo_reports, report_files, reports, running, suites
 from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.comparison import Measured, compare
+from efficientnet_advprop.evaluation.progress import format_duration
 from efficientnet_advprop.evaluation.test_sets import SuiteSettings, with_attack
 from efficientnet_advprop.models.digest import weights_digest
 from efficientnet_advprop.training import assembly, checkpoints, loop, progress, steps
@@ -66,9 +67,9 @@ def main(argv):
     measured = _evaluate(configs, data_dir, output_dir)
     demo = _make_report(configs, measured, data_dir, output_dir)
     path = os.path.join(output_dir, "report.html")
-    checkpoints.replace_file(path, demo_reports.render_html(demo))
+    write_atomically(path, demo_reports.render_html(demo).encode())
     print(f"\n{reports.format_table(demo.report)}\n")
-    print(f"{progress.format_duration(time.monotonic() - started)}. The report: {os.path.abspath(path)}", flush=True)
+    print(f"{format_duration(time.monotonic() - started)}. The report: {os.path.abspath(path)}", flush=True)
 
 
 def _with_method(config: ExperimentConfig, method: str) -> ExperimentConfig:

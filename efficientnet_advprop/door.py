@@ -72,8 +72,8 @@ def run(
 
     def guarded(argv):
         try:
-            if len(argv) > 1 and not takes_arguments:
-                raise config_lib.ConfigError(f"`{argv[1]}` is not a flag; flags look like --name=value.")
+            if not takes_arguments:
+                refuse_arguments(argv)
             return main(argv)
         except (config_lib.ConfigError, *usage_errors) as error:
             return _complain(error, BAD_USAGE)
@@ -83,6 +83,12 @@ def run(
             return _complain("stopped by Ctrl-C; the same command goes on from the last checkpoint.", INTERRUPTED)
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def refuse_arguments(argv: Sequence[str]) -> None:
+    """Raises a `ConfigError` if something follows the program's name."""
+    if len(argv) > 1:
+        raise config_lib.ConfigError(f"`{argv[1]}` is not a flag; flags look like --name=value.")
 
 
 def _complain(error, code: int) -> int:

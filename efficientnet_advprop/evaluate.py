@@ -69,8 +69,7 @@ def main(argv):
     if _COMPARE.value:
         print(report_files.write_report([*_COMPARE.value, *argv[1:]], _OUT_DIR.value, data_dir=_DATA_DIR.value), flush=True)
         return
-    if len(argv) > 1:
-        raise ConfigError(f"`{argv[1]}` is not a flag; flags look like --name=value.")
+    door.refuse_arguments(argv)
     strategy = _STRATEGY.make()
     try:
         attack = PGD(_EPSILON.value, _STEP_SIZE.value, _STEPS.value, targeted=False, random_start=1.0)

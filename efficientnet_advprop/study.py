@@ -17,11 +17,11 @@ from absl import flags, logging
 
 from efficientnet_advprop import door
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.data.records import DataError, write_atomically
+from efficientnet_advprop.evaluation.progress import format_duration
 from efficientnet_advprop.studies import execution, plan, report
-from efficientnet_advprop.training.checkpoints import CheckpointError, replace_file
+from efficientnet_advprop.training.checkpoints import CheckpointError
 from efficientnet_advprop.training.loop import TrainingError
-from efficientnet_advprop.training.progress import format_duration
 
 _STUDY = flags.DEFINE_string("study", None, "Python file with a get_study(), such as configs/studies/digits.py")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/study", "folder of the runs, their data and the report")
@@ -68,9 +68,9 @@ def main(argv):
         if not execution.execute_all(study, command, output_dir, num_parallel=num_parallel):
             return
     summary = report.summarize(study, {run.name: execution.read_scores(output_dir, run.name) for run in study.runs()})
-    replace_file(os.path.join(output_dir, "report.json"), report.to_json(summary))
+    write_atomically(os.path.join(output_dir, "report.json"), report.to_json(summary).encode())
     path = os.path.abspath(os.path.join(output_dir, "report.html"))
-    replace_file(path, report.render_html(summary))
+    write_atomically(path, report.render_html(summary).encode())
     print(f"\n{report.format_table(summary)}\n\nThe report: {path}", flush=True)
 
 

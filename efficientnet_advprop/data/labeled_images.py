@@ -12,7 +12,6 @@ Each kind knows its images by position, 0 … num_images − 1, and yields them 
 import concurrent.futures
 import hashlib
 import os
-import re
 import tarfile
 from typing import Callable, NamedTuple, Optional, Protocol, Sequence, Union
 
@@ -20,7 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing, records
-from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.data.pipeline_options import make_options
+from efficientnet_advprop.data.records import DataError, brief_message
 
 # Nothing here needs AutoGraph, whose conversion takes most of the time until the first batch.
 _as_it_is = tf.autograph.experimental.do_not_convert
@@ -66,11 +66,6 @@ def is_drawn(position, num_drawn: int, num_images: int):
 
 def _drawn_positions(num_drawn: int, num_images: int) -> np.ndarray:
     return np.flatnonzero(is_drawn(np.arange(num_images), num_drawn, num_images)).astype(np.int32)
-
-
-def brief_message(error: tf.errors.OpError) -> str:
-    """TensorFlow's message without the names of its operations."""
-    return re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", error.message.strip().splitlines()[0])
 
 
 def _digest(rows) -> str:
@@ -310,10 +305,5 @@ def make_dataset(
     prepared = rows.map(_as_it_is(prepare), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     blank = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), prepared.element_spec)
     blanks = tf.data.Dataset.from_tensors(blank).repeat(num_blanks)
-    options = tf.data.Options()
-    options.deterministic = True
-    # Images are processed in parallel already; an operation split over threads only costs more.
-    options.threading.max_intra_op_parallelism = 1
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF  # done here
     batches = prepared.concatenate(blanks).batch(replica_batch, drop_remainder=True)
-    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(make_options())

@@ -22,22 +22,13 @@ import tensorflow as tf
 
 from efficientnet_advprop.data import augmentation, preprocessing, records, sources
 from efficientnet_advprop.data.bad_records import BadRecords, batch_good_records
+from efficientnet_advprop.data.pipeline_options import make_options
 from efficientnet_advprop.data.record_streams import InputHost, RecordStream, derive_seed
 
 if typing.TYPE_CHECKING:
     from efficientnet_advprop.config import DataConfig
 
 Batch = Dict[str, tf.Tensor]
-
-
-def _options() -> tf.data.Options:
-    options = tf.data.Options()
-    options.deterministic = True
-    # Images are processed in parallel already; an operation split over threads only costs more.
-    options.threading.max_intra_op_parallelism = 1
-    # Each input pipeline picks its own part already.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return options
 
 
 def count_examples(data: "DataConfig", data_dir: str, split: str) -> int:
@@ -167,7 +158,7 @@ def make_train_dataset(
         process,
         process_batch=None if mix is None else lambda position, batch: mix(batch, seed_at("mixing", position)),
     )
-    return batches.prefetch(tf.data.AUTOTUNE).with_options(_options())
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(make_options())
 
 
 def make_eval_dataset(
@@ -212,7 +203,7 @@ def make_eval_dataset(
             "mask": tf.constant(0.0),
         },
     )
-    return batches.take(num_steps * host.num_replicas).prefetch(tf.data.AUTOTUNE).with_options(_options())
+    return batches.take(num_steps * host.num_replicas).prefetch(tf.data.AUTOTUNE).with_options(make_options())
 
 
 def sample_views(

@@ -390,9 +390,13 @@ def explain_bad_record(record: bytes, split: Split, num_classes: Optional[int]) 
     try:
         tf.io.decode_image(encoded, channels=3, expand_animations=False)
     except tf.errors.OpError as error:
-        reason = re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", error.message.splitlines()[0])
-        return f"its image cannot be decoded ({reason.strip()})"
+        return f"its image cannot be decoded ({brief_message(error).strip()})"
     return None
+
+
+def brief_message(error: tf.errors.OpError) -> str:
+    """TensorFlow's message without the names of its operations."""
+    return re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", error.message.strip().splitlines()[0])
 
 
 def explain_data_error(error: BaseException) -> Optional[DataError]:

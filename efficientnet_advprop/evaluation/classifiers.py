@@ -196,8 +196,8 @@ def probe(
         )
     num_classes = outputs.shape[1]
     if (outputs >= 0).all() and np.allclose(outputs.sum(1), 1.0, atol=1e-3):
-        to_logits = np.log if dtype == tf.uint8 else tf.math.log
         tiny = np.finfo(np.float32).tiny
-        return num_classes, lambda images: to_logits(np.maximum(function(images), tiny) if dtype == tf.uint8
-                                                     else tf.maximum(function(images), tiny)), "probabilities"  # fmt: skip
+        if dtype == tf.uint8:
+            return num_classes, lambda images: np.log(np.maximum(function(images), tiny)), "probabilities"
+        return num_classes, lambda images: tf.math.log(tf.maximum(function(images), tiny)), "probabilities"
     return num_classes, function, "logits"

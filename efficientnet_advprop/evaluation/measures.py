@@ -66,10 +66,6 @@ class Measure:
         return title(self.suite)
 
     @property
-    def lower_is_better(self) -> bool:
-        return self.quantity != "top-1"
-
-    @property
     def difference(self) -> Optional[float]:
         """From the published figure, in points of a per cent; None if the two are not comparable."""
         return 100 * self.value - self.published.value if self.published and self.is_comparable else None

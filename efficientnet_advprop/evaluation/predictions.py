@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
-from efficientnet_advprop.data.labeled_images import IMAGE_SUFFIXES, brief_message
+from efficientnet_advprop.data.labeled_images import IMAGE_SUFFIXES
+from efficientnet_advprop.data.records import brief_message
 
 _BATCH_SIZE = 16
 

@@ -61,14 +61,16 @@ class Progress:
         self._bar.update(num_images)
         if not self._is_terminal and now - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            self.write(f"{self._current}  {self._num_done:,} of {self._num_images:,} images{self._speed(now)}")
+            line, speed = f"{self._current}  {self._num_done:,} of {self._num_images:,} images", self._images_per_second(now)
+            if speed:
+                line += f", {speed:,.0f} images/s, ETA {format_duration((self._num_images - self._num_done) / speed)}"
+            self.write(line)
 
-    def _speed(self, now: float) -> str:
-        if self._num_done == self._num_untimed:
-            return ""
-        images_per_second = (self._num_done - self._num_untimed) / (now - self._started)
-        remaining = (self._num_images - self._num_done) / images_per_second
-        return f", {images_per_second:,.0f} images/s, ETA {format_duration(remaining)}"
+    def _images_per_second(self, now: float) -> Optional[float]:
+        """None before a second batch."""
+        if self._started is None or self._num_done == self._num_untimed:
+            return None
+        return (self._num_done - self._num_untimed) / (now - self._started)
 
     def write(self, line: str) -> None:
         """A line that stays."""
@@ -81,6 +83,5 @@ class Progress:
 
     def summary(self) -> str:
         """Of what was counted: "3,750,000 images, 812 images/s"."""
-        now = time.monotonic()
-        speed = "" if self._started is None or self._num_done == self._num_untimed else self._speed(now).split(", ETA")[0]
-        return f"{self._num_done:,} images{speed}"
+        speed = self._images_per_second(time.monotonic())
+        return f"{self._num_done:,} images" + (f", {speed:,.0f} images/s" if speed else "")

@@ -13,7 +13,6 @@ import functools
 import statistics
 from typing import Any, Mapping, Optional, Sequence
 
-import jinja2
 import numpy as np
 
 from efficientnet_advprop.evaluation import figures, measures
@@ -22,6 +21,7 @@ from efficientnet_advprop.evaluation.comparison import Comparison, Measured, Ref
 from efficientnet_advprop.evaluation.disagreements import Disagreement, OpenImages, find_disagreements
 from efficientnet_advprop.evaluation.measures import Measure
 from efficientnet_advprop.evaluation.metrics import Score, corruption_errors
+from efficientnet_advprop.evaluation.page_templates import open_templates
 
 COLORS = ("#7b8794", "#0b6bcb", "#e07b00", "#7a3fb0", "#0e8a6d", "#b3365b")  # told apart by people with any colour vision
 
@@ -234,13 +234,7 @@ def render_html(report: Report, template: str = "report.html.jinja", **more: Any
         template: one that extends "report.html.jinja".
         more: what that one needs beside.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("efficientnet_advprop.evaluation", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates("efficientnet_advprop.evaluation")
     environment.filters.update(
         percent=percent, points=points, probability=probability, with_interval=with_interval, title=measures.title,
         refusal=describe_refusal, conditions=measures.describe_conditions,

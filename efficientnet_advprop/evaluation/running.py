@@ -19,7 +19,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.data import labeled_images
 from efficientnet_advprop.data.labeled_images import LabeledImages
-from efficientnet_advprop.data.records import DataError, write_atomically
+from efficientnet_advprop.data.records import DataError, brief_message, write_atomically
 from efficientnet_advprop.evaluation.classifiers import Classifier, as_classifier
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.progress import Progress
@@ -273,7 +273,7 @@ def _predict(
         start = num_done if facts.num_drawn == facts.num_images and isinstance(images, labeled_images.FileImages) else 0
         unreadable = labeled_images.find_unreadable(images, start) or labeled_images.find_unreadable(images)
         if unreadable is None:
-            raise RunError(f"{test_set.name}: {labeled_images.brief_message(error)}") from error
+            raise RunError(f"{test_set.name}: {brief_message(error)}") from error
         raise DataError(f"{test_set.name}: {unreadable}. Repair or replace it.") from error
     return _in_order(parts, images, test_set, facts)
 

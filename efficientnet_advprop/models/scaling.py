@@ -31,6 +31,7 @@ VARIANTS = {
     "b8": Scaling(2.2, 3.6, 672, 0.5),
     "l2": Scaling(4.3, 5.3, 800, 0.5),
 }
+RELEASED_VARIANTS = tuple(variant for variant in VARIANTS if variant != "l2")  # those of AdvProp's own checkpoints, B0 to B8
 
 
 @dataclasses.dataclass(frozen=True)

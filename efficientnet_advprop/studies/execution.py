@@ -24,12 +24,13 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.data import digits
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
+from efficientnet_advprop.data.records import write_atomically
 from efficientnet_advprop.evaluation import running, suites
 from efficientnet_advprop.evaluation.classifiers import as_classifier
+from efficientnet_advprop.evaluation.progress import format_duration
 from efficientnet_advprop.evaluation.test_sets import SuiteSettings, TestSet, with_attack
 from efficientnet_advprop.studies.plan import Run, Study
 from efficientnet_advprop.training import checkpoints, loop
-from efficientnet_advprop.training.progress import format_duration
 from tpu_utils.strategy import make_strategy
 
 ATTACK_STEPS, RELATIVE_STEP_SIZE = 10, 0.25  # of the attack that is measured: iterations, and the size of one as a share of ε
@@ -76,7 +77,7 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
         return None
     scores = _measure(run, study, folder, data_dir)
     scores["processor_seconds"] = time.process_time() - started
-    checkpoints.replace_file(os.path.join(folder, _SCORES_FILE), json.dumps(scores, indent=1) + "\n")
+    write_atomically(os.path.join(folder, _SCORES_FILE), (json.dumps(scores, indent=1) + "\n").encode())
     return scores
 
 

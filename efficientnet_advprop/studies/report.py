@@ -10,8 +10,7 @@ import json
 import math
 from typing import Mapping, Optional, Sequence
 
-import jinja2
-
+from efficientnet_advprop.evaluation.page_templates import open_templates
 from efficientnet_advprop.evaluation.significance import holm
 from efficientnet_advprop.studies.estimates import Estimate, contrast_values, verdict
 from efficientnet_advprop.studies.plan import METRICS, Study
@@ -194,13 +193,7 @@ def _interval_svg(found: Finding, reach: float) -> str:
 
 def render_html(summary: Summary) -> str:
     """The report as one HTML page that needs nothing beside itself."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("efficientnet_advprop.studies", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates("efficientnet_advprop.studies")
     environment.filters["percent"] = _percent
     reaches = {}
     for claim in summary.claims:

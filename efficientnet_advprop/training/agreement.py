@@ -27,6 +27,8 @@ def check_same_run(workers: Workers, config: ExperimentConfig, *, model_dir: str
         config, model_dir: this one's.
         num_images: what its `data_dir` holds, in words.
     """
+    if workers.count == 1:
+        return
     differing = workers.compare(
         {
             "config": config.to_json(),

@@ -23,6 +23,7 @@ from absl import logging
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.data.records import write_atomically
 from efficientnet_advprop.models import CheckpointError, Network, save_released_checkpoint
 from efficientnet_advprop.models.variable_names import official_name
 from efficientnet_advprop.training import assembly
@@ -75,7 +76,7 @@ def claim_model_dir(model_dir: str, config: ExperimentConfig) -> None:
     """
     try:
         tf.io.gfile.makedirs(model_dir)
-        replace_file(os.path.join(model_dir, _CONFIG_FILE), config.to_json())
+        write_atomically(os.path.join(model_dir, _CONFIG_FILE), config.to_json().encode())
     except (tf.errors.OpError, OSError) as error:
         raise CheckpointError(f"`model_dir` is {model_dir!r}, which cannot be written: {_first_line(error)}.") from error
 
@@ -83,13 +84,6 @@ def claim_model_dir(model_dir: str, config: ExperimentConfig) -> None:
 def is_claimed(model_dir: str) -> bool:
     """Whether there is a config in `model_dir`."""
     return tf.io.gfile.exists(os.path.join(model_dir, _CONFIG_FILE))
-
-
-def replace_file(path: str, text: str) -> None:
-    """Writes a text file as a whole or, if the process dies, not at all."""
-    with tf.io.gfile.GFile(f"{path}.new", "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(f"{path}.new", path, overwrite=True)
 
 
 class Checkpoints:

@@ -10,9 +10,12 @@ network in training mode, means over all images since the last report.
 import concurrent.futures
 import json
 import os
-from typing import Callable, Mapping, Optional
+from typing import Callable, Mapping
 
 import tensorflow as tf
+
+from efficientnet_advprop.data.records import write_atomically
+from efficientnet_advprop.evaluation.progress import format_duration
 
 _PERTURBATION_GAIN = 16  # a perturbation of one pixel unit would not be seen
 
@@ -151,18 +154,6 @@ def read_metrics(model_dir: str) -> list[dict]:
     return entries
 
 
-def format_duration(seconds: Optional[float]) -> str:
-    """ "42 s", "12 min 05 s" or "3 h 07 min"."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-
-
 def _drop_later_reports(path: str, start_step: int) -> None:
     kept = [entry for entry in read_metrics(os.path.dirname(path)) if entry["step"] <= start_step]
-    with tf.io.gfile.GFile(f"{path}.new", "w") as file:
-        file.write("".join(json.dumps(entry) + "\n" for entry in kept))
-    tf.io.gfile.rename(f"{path}.new", path, overwrite=True)
+    write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())

@@ -58,11 +58,6 @@ def test_picture_grid():
     assert grid[0, 8, 0] == 102 and grid[5, 11, 2] == 80
 
 
-@pytest.mark.parametrize(
-    "seconds, text", [(0.4, "0 s"), (59, "59 s"), (60, "1 min 00 s"), (3599.9, "1 h 00 min"), (11220, "3 h 07 min")]
-)
-def test_durations(seconds, text):
-    assert progress.format_duration(seconds) == text
 
 
 def test_pictures_reach_tensorboard(tmp_path):

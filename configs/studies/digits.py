@@ -87,7 +87,7 @@ def get_study() -> Study:
         arms=arms,
         seeds=SEEDS,
         severities=(1, 3, 5),
-        attack_epsilons=(8.0, 16.0),
+        attack_epsilons=(16.0,),
         claims=[
             Claim(
                 "a",

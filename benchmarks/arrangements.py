@@ -3,9 +3,8 @@
     python benchmarks/arrangements.py                     # EfficientNet-B0, 224 px, 16 + 16 images, float32, PGD1
     python benchmarks/arrangements.py --topology=v3:2x2 --compute_dtype=bfloat16 --batch_size=128    # by the TPU's compiler
 
-The trainer makes two passes. The other arrangement, one batch of both whose batch norms split it, is built here alone, to
-keep the
-comparison honest: the same layers, attack and update.
+The trainer makes two passes. The other arrangement, one batch of both whose batch norms split it, is built here alone, to keep
+the comparison honest: the same layers, attack and update.
 """
 
 import json

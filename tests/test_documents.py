@@ -1,0 +1,52 @@
+"""What README.md, docs/ and the configs' own texts tell a reader to run: configs, modules and files that are there."""
+
+import importlib.util
+import pathlib
+import re
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "BUILD_NOTES.md", *ROOT.glob("docs/*.md"), *ROOT.glob("configs/**/*.py")])
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+
+
+def read(name: str) -> str:
+    """Commands that are broken over lines are joined."""
+    return re.sub(r"\s*\\\n\s*", " ", (ROOT / name).read_text())
+
+
+def commands() -> list[str]:
+    """Every config with the overrides that follow it; `bN` stands for any EfficientNet."""
+    found = set()
+    for name in NAMES:
+        for match in re.finditer(r"configs/\w+\.py(?::[\w-]+)?((?: --config\.[\w.]+=[\w.:/-]+)*)", read(name)):
+            if not match[0].startswith("configs/studies"):
+                found.add(match[0].replace(":bN", ":b0"))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_configs_that_are_mentioned_are_valid(command, monkeypatch):
+    arguments = ["train", *f"--config={command}".split()]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", arguments)  # where config_flags looks for overrides
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values)
+    values(arguments)
+    config.value.validate()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_programs_and_files_that_are_mentioned_exist(name):
+    text = read(name)
+    for module in set(re.findall(r"python3? -m ((?:efficientnet_advprop|tpu_utils)\.\w+)", text)):
+        assert importlib.util.find_spec(module), module
+    paths = re.findall(r"(?<![\w./-])(?:benchmarks|configs|docs|examples|tests)/[\w/.-]+\.(?:py|md|png|json|html)\b", text)
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    missing = {path for path in paths if not (ROOT / path).exists()}
+    missing |= {link for link in links if not ((ROOT / name).parent / link).exists()}
+    assert not missing

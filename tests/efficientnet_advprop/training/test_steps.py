@@ -424,6 +424,40 @@ def test_statistics_are_the_replicas_mean(group_size, accumulation_steps, two_re
     assert_moved_by(before, values(state), one.trainable_variables, totals, tolerance=5e-2)
 
 
+def test_random_numbers_differ_by_replica_and_step_and_not_by_restart(two_replicas):
+    """The seeds of attacks, from which the images' differ further, are a function of the config's seed, step and replica."""
+    data = batch(2)
+    with two_replicas.scope():
+        state = make_state()
+        drawn = tf.Variable(
+            tf.zeros([2], tf.int32),
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+
+    def attack(logits_fn, images, labels, seed):
+        tf.raw_ops.AssignVariableOp(resource=drawn.handle, value=seed)
+        return images
+
+    train_step = steps.make_train_step("advprop", state, RATE_ONE, global_batch_size=4, attack=attack, seed=7)
+    step = tf.function(lambda: two_replicas.run(train_step, args=(data,)), autograph=False)
+    seeds = {}
+    for number in (0, 1, 1_000_000, 0):  # the last as after a restart
+        for variable in (state.step, *two_replicas.experimental_local_results(state.step)):
+            variable.assign(number)
+        step()
+        for replica, value in enumerate(two_replicas.experimental_local_results(drawn)):
+            seed = tuple(value.numpy())
+            assert seeds.setdefault((number, replica), seed) == seed
+    wanted = {
+        key: tuple(randomness.fold_in(randomness.fold_in(tf.constant([7, 0]), key[0]), key[1]).numpy()) for key in seeds
+    }
+    assert len(set(wanted.values())) == 6
+    # The step's own splits into those of the clean pass, the attack and the adversarial pass.
+    assert seeds == {key: tuple(randomness.split(tf.constant(value), 3)[1].numpy()) for key, value in wanted.items()}
+
+
 @pytest.mark.parametrize("num_replicas, accumulation_steps", [(2, 1), (1, 2)])
 def test_shares_add_up_to_the_whole(num_replicas, accumulation_steps, two_replicas):
     """Two replicas, or two parts, of frozen batch norms (which see their part alone) move the weights like one batch."""

@@ -13,37 +13,40 @@ import sys
 
 from absl import app, flags
 
+from efficientnet_advprop.config import ExperimentConfig
 from tpu_utils import preflight_results, tpu_compiler
 from tpu_utils.batch_search import grid
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks/preflight"
 TOPOLOGIES = ("v3:2x2", "v3:4x4", "v5e:2x2")
-# Configs, topology and the batch per core to start from, the most telling first.
+CORES_PER_CHIP = {"v2": 2, "v3": 2}  # of later kinds one
+NUM_TRAIN_IMAGES = 1_281_167  # ImageNet's
+# Config, topology, the batch per core to start from, and how many blocks compute their activations again.
 ENTRIES = [
-    ("advprop.py:b0", "v3:2x2", 512),
-    ("efficientnet.py:b0", "v3:2x2", 512),
-    ("advprop.py:b7", "v3:2x2", 8),
-    ("advprop.py:b3", "v3:2x2", 160),
-    ("efficientnet.py:b3", "v3:2x2", 160),
-    ("advprop.py:b8", "v3:2x2", 8),
-    ("advprop.py:b0", "v3:4x4", 128),
-    ("efficientnet.py:b7", "v3:2x2", 8),
-    ("efficientnet.py:b8", "v3:2x2", 8),
-    ("advprop.py:b0", "v5e:2x2", 512),
-    ("efficientnet.py:b0", "v5e:2x2", 512),
-    ("advprop.py:b1", "v3:2x2", 320),
-    ("advprop.py:b2", "v3:2x2", 256),
-    ("advprop.py:b4", "v3:2x2", 64),
-    ("advprop.py:b5", "v3:2x2", 32),
-    ("advprop.py:b6", "v3:2x2", 16),
-    ("efficientnet.py:b1", "v3:2x2", 320),
-    ("efficientnet.py:b2", "v3:2x2", 256),
-    ("efficientnet.py:b4", "v3:2x2", 64),
-    ("efficientnet.py:b5", "v3:2x2", 32),
-    ("efficientnet.py:b6", "v3:2x2", 16),
-    ("advprop.py:b3", "v5e:2x2", 160),
-    ("efficientnet.py:b3", "v5e:2x2", 160),
+    ("advprop.py:b0", "v3:2x2", 512, 0),
+    ("efficientnet.py:b0", "v3:2x2", 512, 0),
+    ("advprop.py:b8", "v3:2x2", 4, 99),
+    ("advprop.py:b7", "v3:2x2", 4, 0),
+    ("advprop.py:b3", "v3:2x2", 128, 0),
+    ("efficientnet.py:b3", "v3:2x2", 128, 0),
+    ("advprop.py:b0", "v5e:2x2", 512, 0),
+    ("efficientnet.py:b0", "v5e:2x2", 512, 0),
+    ("advprop.py:b0", "v3:4x4", 128, 0),
+    ("efficientnet.py:b7", "v3:2x2", 8, 0),
+    ("efficientnet.py:b8", "v3:2x2", 4, 0),
+    ("advprop.py:b5", "v3:2x2", 24, 0),
+    ("efficientnet.py:b5", "v3:2x2", 24, 0),
+    ("advprop.py:b3", "v5e:2x2", 128, 0),
+    ("efficientnet.py:b3", "v5e:2x2", 128, 0),
+    ("advprop.py:b1", "v3:2x2", 320, 0),
+    ("efficientnet.py:b1", "v3:2x2", 320, 0),
+    ("advprop.py:b2", "v3:2x2", 256, 0),
+    ("efficientnet.py:b2", "v3:2x2", 256, 0),
+    ("advprop.py:b4", "v3:2x2", 48, 0),
+    ("efficientnet.py:b4", "v3:2x2", 48, 0),
+    ("advprop.py:b6", "v3:2x2", 12, 0),
+    ("efficientnet.py:b6", "v3:2x2", 12, 0),
 ]
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("compile", False, "Ask the compiler for what is missing, rather than only print the table.")
@@ -65,24 +68,27 @@ def ask(config: str, topology: str, batch: int, *more: str) -> None:
     subprocess.run(command, cwd=ROOT)
 
 
-def recipe(record: dict) -> tuple[str, str, str]:
-    return record["config"]["training"]["method"], record["config"]["model"]["variant"], record["topology"]
+def recipe(record: dict) -> tuple[str, str, str, int]:
+    """Method, variant, topology, blocks recomputed: what has a line of its own."""
+    model = record["config"]["model"]
+    return record["config"]["training"]["method"], model["variant"], record["topology"], model["recomputed_blocks"]
 
 
 def compile_missing() -> None:
-    for config, topology, batch in ENTRIES:
+    for config, topology, batch, recomputed in ENTRIES:
+        recompute = [f"--config.model.recomputed_blocks={recomputed}"] if recomputed else []
         if FLAGS.search:
-            ask(config, topology, batch, "--find_batch_size")
+            ask(config, topology, batch, "--find_batch_size", *recompute)
             continue
-        ask(config, topology, batch)
-        key = ("advprop" if config.startswith("advprop") else "vanilla", config.split(":")[1], topology)
+        ask(config, topology, batch, *recompute)
+        key = ("advprop" if config.startswith("advprop") else "vanilla", config.split(":")[1], topology, recomputed)
         tried = [record for record in records() if recipe(record) == key and record["replica_batch_size"] == batch]
         failed = [record for record in tried if not record["fits"]]
         if failed:  # once more, at what the failure says would fit
             needed = failed[0]["needed_bytes"]
             share = 0.9 * tpu_compiler.CHIPS[topology.split(":")[0]].memory_bytes / needed if needed else 0.5
             smaller = max(1, int(batch * share))
-            ask(config, topology, smaller if smaller < 8 else smaller // 8 * 8)
+            ask(config, topology, smaller if smaller < 8 else smaller // 8 * 8, *recompute)
 
 
 def main(_):
@@ -113,48 +119,60 @@ def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:
 def table() -> str:
     """All recipes that have been compiled, one line each with the largest batch that is known to fit; Markdown.
 
-    Costs are compared per image, because the batches differ.
+    Costs are compared per image, because the batches differ. Chip-hours are those of the recipe's epochs of ImageNet at the
+    scheduled rate, as if nothing else took time.
     """
     lines = [
-        "| recipe | px | attack steps | TPU cores | images per core | largest | memory, GiB | GFLOP per image | ms per step "
-        "| images/s per core | × vanilla GFLOP | × vanilla ms | (2K + 6)/3 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| recipe | px | attack steps | TPU, cores | blocks recomputed | images per core | largest | memory, GiB "
+        "| GFLOP per image | ms per step | images/s per core | chip-hours | × vanilla GFLOP | × vanilla ms | (2K + 6)/3 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    chosen = {}
+    by_recipe = {}
     for record in records():
-        key = recipe(record)
-        if record["fits"] and (key not in chosen or record["replica_batch_size"] > chosen[key]["replica_batch_size"]):
-            chosen[key] = record
+        by_recipe.setdefault(recipe(record), []).append(record)
     order = {topology: place for place, topology in enumerate(TOPOLOGIES)}
-    for key in sorted(chosen, key=lambda key: (order[key[2]], key[0], key[1])):
-        (method, variant, topology), record = key, chosen[key]
-        same = [other for other in records() if recipe(other) == key]
-        chip, batch = tpu_compiler.CHIPS[topology.split(":")[0]], record["replica_batch_size"]
-        program = tpu_compiler.CompiledProgram(**record["program"])
-        largest = at_most([r for r in same if r["fits"]], [r for r in same if not r["fits"]], chip.memory_bytes)
-        num_steps = record["config"]["attack"]["num_steps"] if method == "advprop" else 0
-        credible = tpu_compiler.is_credible(program, chip)
-        seconds = program.scheduled_seconds
-        cells = [
-            f"{'AdvProp' if num_steps else 'vanilla'} {variant.upper()}", record["config"]["data"]["image_size"],
-            num_steps or "",
-            f"{topology}, {record['num_replicas']}", batch, largest, f"{program.memory_bytes / tpu_compiler.GIB:.1f}",
-            f"{program.flops / batch / 1e9:.2f}", f"{seconds * 1e3:,.0f}" if credible else "not credible",
-            f"{batch / seconds:,.0f}" if credible else "",
-        ]  # fmt: skip
-        plain = chosen.get(("vanilla", variant, topology))
-        if num_steps and plain:
-            other, size = tpu_compiler.CompiledProgram(**plain["program"]), plain["replica_batch_size"]
-            both_credible = credible and tpu_compiler.is_credible(other, chip)
-            slower = seconds / batch / (other.scheduled_seconds / size)
-            cells += [
-                f"{program.flops / batch / (other.flops / size):.2f}", f"{slower:.2f}" if both_credible else "",
-                f"{(2 * num_steps + 6) / 3:.2f}",
-            ]  # fmt: skip
-        else:
-            cells += ["", "", ""]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    for key in sorted(by_recipe, key=lambda key: (order[key[2]], key[0], key[1], key[3])):
+        lines.append("| " + " | ".join(map(str, cells_of(key, by_recipe))) + " |")
     return "\n".join(lines)
+
+
+def largest_fitting(same: list[dict]) -> "dict | None":
+    return max((r for r in same if r["fits"]), key=lambda record: record["replica_batch_size"], default=None)
+
+
+def cells_of(key: tuple, by_recipe: dict) -> list:
+    method, variant, topology, recomputed = key
+    same = by_recipe[key]
+    failing = [record for record in same if not record["fits"]]
+    record = largest_fitting(same) or min(failing, key=lambda record: record["replica_batch_size"])
+    kind = topology.split(":")[0]
+    chip, batch = tpu_compiler.CHIPS[kind], record["replica_batch_size"]
+    num_steps = record["config"]["attack"]["num_steps"] if method == "advprop" else 0
+    cells = [
+        f"{'AdvProp' if num_steps else 'vanilla'} {variant.upper()}", record["config"]["data"]["image_size"], num_steps or "",
+        f"{topology}, {record['num_replicas']}", {0: "", 99: "all"}.get(recomputed, recomputed), batch,
+    ]  # fmt: skip
+    if not record["fits"]:
+        needed = record["needed_bytes"]
+        return [*cells, "fewer", f"needs {needed / tpu_compiler.GIB:.1f}" if needed else "does not fit", *[""] * 7]
+    program = tpu_compiler.CompiledProgram(**record["program"])
+    seconds, credible = program.scheduled_seconds, tpu_compiler.is_credible(program, chip)
+    num_images = ExperimentConfig().training.num_epochs * NUM_TRAIN_IMAGES
+    hours = num_images * seconds / batch / 3600 / CORES_PER_CHIP.get(kind, 1)
+    cells += [
+        at_most([r for r in same if r["fits"]], failing, chip.memory_bytes), f"{program.memory_bytes / tpu_compiler.GIB:.1f}",
+        f"{program.flops / batch / 1e9:.2f}", f"{seconds * 1e3:,.0f}" if credible else "not credible",
+        f"{batch / seconds:,.{0 if batch > 10 * seconds else 1}f}" if credible else "", f"{hours:,.0f}" if credible else "",
+    ]  # fmt: skip
+    vanilla = largest_fitting(by_recipe.get(("vanilla", variant, topology, 0), []))
+    if not num_steps or vanilla is None:
+        return [*cells, "", "", ""]
+    plain, size = tpu_compiler.CompiledProgram(**vanilla["program"]), vanilla["replica_batch_size"]
+    slower = seconds / batch / (plain.scheduled_seconds / size)
+    return [
+        *cells, f"{program.flops / batch / (plain.flops / size):.2f}",
+        f"{slower:.2f}" if credible and tpu_compiler.is_credible(plain, chip) else "", f"{(2 * num_steps + 6) / 3:.2f}",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The runs of a study: one in this process, or all of them in processes of their own, some at a time.
 
-    execute(study.find_run("advprop/seed_3"), study, "runs/study")
-    execute_all(study, command, "runs/study", num_parallel=2)     # those that have no scores yet
+execute(study.find_run("advprop/seed_3"), study, "runs/study")
+execute_all(study, command, "runs/study", num_parallel=2)     # those that have no scores yet
 
-    <output_dir>/data/                           the digits, for all runs
-    <output_dir>/runs/<arm>/seed_<n>/            a training run, as `training.loop` leaves it, its evaluation, and log.txt
-    <output_dir>/runs/<arm>/seed_<n>/scores.json its accuracies; where it is, the run is done
+<output_dir>/data/                           the digits, for all runs
+<output_dir>/runs/<arm>/seed_<n>/            a training run, as `training.loop` leaves it, its evaluation, and log.txt
+<output_dir>/runs/<arm>/seed_<n>/scores.json its accuracies; where it is, the run is done
 """
 
 import contextlib
@@ -21,19 +21,18 @@ from typing import Callable, Mapping, Optional, Sequence
 
 import tensorflow as tf
 
-from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.data import digits
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
 from efficientnet_advprop.data.records import write_atomically
-from efficientnet_advprop.evaluation import running, suites
+from efficientnet_advprop.evaluation import running
 from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.progress import format_duration
-from efficientnet_advprop.evaluation.test_sets import SuiteSettings, TestSet, with_attack
+from efficientnet_advprop.evaluation.test_sets import TestSet
+from efficientnet_advprop.studies.digit_tests import open_test_sets
 from efficientnet_advprop.studies.plan import Run, Study
 from efficientnet_advprop.training import checkpoints, loop
 from tpu_utils.strategy import make_strategy
 
-ATTACK_STEPS, RELATIVE_STEP_SIZE = 10, 0.25  # of the attack that is measured: iterations, and the size of one as a share of ε
 _SCORES_FILE, _LOG_FILE = "scores.json", "log.txt"
 _POLL_SECONDS = 0.2
 
@@ -83,18 +82,7 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
 
 def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[TestSet]]:
     """Metric → the test sets whose mean accuracy it is, for each of `study.metrics()`."""
-    data = run.config.data
-    settings = SuiteSettings(data_dir, run.config.model.num_classes, data.image_size, data.eval_crop, seed=run.seed)
-    clean, *corrupted = suites.open_suites(["digits", "digits_c"], settings)
-    attacks = [
-        PGD(epsilon, RELATIVE_STEP_SIZE * epsilon, ATTACK_STEPS, targeted=False, random_start=1.0)
-        for epsilon in study.attack_epsilons
-    ]
-    chosen = {
-        "clean": [clean],
-        "corrupted": [test_set for test_set in corrupted if int(test_set.name.split("/")[-1]) in study.severities],
-        "attacked": [with_attack(clean, dataclasses.replace(settings, attack=attack)) for attack in attacks],
-    }
+    chosen = open_test_sets(run.config, data_dir, severities=study.severities, attack_epsilons=study.attack_epsilons)
     return {metric: chosen[metric] for metric in study.metrics()}
 
 

@@ -14,6 +14,7 @@ import sys
 from absl import app, flags
 
 from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.training.methods import METHODS
 from tpu_utils import preflight_results, tpu_compiler
 from tpu_utils.batch_search import grid
 
@@ -21,6 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks/preflight"
 TOPOLOGIES = ("v3:2x2", "v3:4x4", "v5e:2x2")
 CORES_PER_CHIP = {"v2": 2, "v3": 2}  # of later kinds one
+METHOD_NAMES = {"advprop": "AdvProp", "fast_advprop": "Fast AdvProp"}
 NUM_TRAIN_IMAGES = 1_281_167  # ImageNet's
 # Config, topology, the batch per core to start from, and how many blocks compute their activations again.
 ENTRIES = [
@@ -47,6 +49,7 @@ ENTRIES = [
     ("efficientnet.py:b4", "v3:2x2", 48, 0),
     ("advprop.py:b6", "v3:2x2", 12, 0),
     ("efficientnet.py:b6", "v3:2x2", 12, 0),
+    ("fast_advprop.py:b0", "v3:2x2", 512, 0),
 ]
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("compile", False, "Ask the compiler for what is missing, rather than only print the table.")
@@ -81,7 +84,12 @@ def compile_missing() -> None:
             ask(config, topology, batch, "--find_batch_size", *recompute)
             continue
         ask(config, topology, batch, *recompute)
-        key = ("advprop" if config.startswith("advprop") else "vanilla", config.split(":")[1], topology, recomputed)
+        key = (
+            "vanilla" if config.startswith("efficientnet") else config.split(".")[0],
+            config.split(":")[1],
+            topology,
+            recomputed,
+        )
         tried = [record for record in records() if recipe(record) == key and record["replica_batch_size"] == batch]
         failed = [record for record in tried if not record["fits"]]
         if failed:  # once more, at what the failure says would fit
@@ -147,9 +155,10 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
     record = largest_fitting(same) or min(failing, key=lambda record: record["replica_batch_size"])
     kind = topology.split(":")[0]
     chip, batch = tpu_compiler.CHIPS[kind], record["replica_batch_size"]
-    num_steps = record["config"]["attack"]["num_steps"] if method == "advprop" else 0
+    num_steps = record["config"]["attack"]["num_steps"] if METHODS[method].has_attack else 0
     cells = [
-        f"{'AdvProp' if num_steps else 'vanilla'} {variant.upper()}", record["config"]["data"]["image_size"], num_steps or "",
+        f"{METHOD_NAMES.get(method, method)} {variant.replace('b', 'B').replace('resnet', 'ResNet-')}",
+        record["config"]["data"]["image_size"], num_steps or "",
         f"{topology}, {record['num_replicas']}", {0: "", 99: "all"}.get(recomputed, recomputed), batch,
     ]  # fmt: skip
     if not record["fits"]:
@@ -157,21 +166,23 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
         return [*cells, "fewer", f"needs {needed / tpu_compiler.GIB:.1f}" if needed else "does not fit", *[""] * 7]
     program = tpu_compiler.CompiledProgram(**record["program"])
     seconds, credible = program.scheduled_seconds, tpu_compiler.is_credible(program, chip)
-    num_images = ExperimentConfig().training.num_epochs * NUM_TRAIN_IMAGES
-    hours = num_images * seconds / batch / 3600 / CORES_PER_CHIP.get(kind, 1)
+    defaults = ExperimentConfig()
+    defaults.use_method(method)  # whose epochs are fewer for Fast AdvProp
+    hours = defaults.training.num_epochs * NUM_TRAIN_IMAGES * seconds / batch / 3600 / CORES_PER_CHIP.get(kind, 1)
     cells += [
         at_most([r for r in same if r["fits"]], failing, chip.memory_bytes), f"{program.memory_bytes / tpu_compiler.GIB:.1f}",
         f"{program.flops / batch / 1e9:.2f}", f"{seconds * 1e3:,.0f}" if credible else "not credible",
         f"{batch / seconds:,.{0 if batch > 10 * seconds else 1}f}" if credible else "", f"{hours:,.0f}" if credible else "",
     ]  # fmt: skip
     vanilla = largest_fitting(by_recipe.get(("vanilla", variant, topology, 0), []))
-    if not num_steps or vanilla is None:
+    if method == "vanilla" or vanilla is None:
         return [*cells, "", "", ""]
     plain, size = tpu_compiler.CompiledProgram(**vanilla["program"]), vanilla["replica_batch_size"]
     slower = seconds / batch / (plain.scheduled_seconds / size)
+    both_credible = credible and tpu_compiler.is_credible(plain, chip)
     return [
-        *cells, f"{program.flops / batch / (plain.flops / size):.2f}",
-        f"{slower:.2f}" if credible and tpu_compiler.is_credible(plain, chip) else "", f"{(2 * num_steps + 6) / 3:.2f}",
+        *cells, f"{program.flops / batch / (plain.flops / size):.2f}", f"{slower:.2f}" if both_credible else "",
+        f"{(2 * num_steps + 6) / 3:.2f}" if method == "advprop" else "",
     ]  # fmt: skip
 
 

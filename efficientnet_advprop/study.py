@@ -6,8 +6,8 @@
     python -m efficientnet_advprop.study --study=configs/studies/digits.py --output_dir=runs/study --run=advprop_small/seed_3
 
 Each run is a process with a folder of its own. Stopped or killed, the same command goes on where it was; with a study of other
-runs it refuses. At the end (or with --report, of the runs that are done) <output_dir>/report.html and report.json are written.
---run executes a single run, for batch systems that have their own queue.
+runs it refuses. At the end (or with --report, of the runs that are done) <output_dir> gets report.html, report.json, report.md
+(the tables) and claims.png (the contrasts). --run executes a single run, for batch systems that have their own queue.
 """
 
 import os
@@ -19,7 +19,7 @@ from efficientnet_advprop import door
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data.records import DataError, write_atomically
 from efficientnet_advprop.evaluation.progress import format_duration
-from efficientnet_advprop.studies import execution, plan, report
+from efficientnet_advprop.studies import execution, figures, plan, report
 from efficientnet_advprop.training.checkpoints import CheckpointError
 from efficientnet_advprop.training.loop import TrainingError
 
@@ -68,10 +68,16 @@ def main(argv):
         if not execution.execute_all(study, command, output_dir, num_parallel=num_parallel):
             return
     summary = report.summarize(study, {run.name: execution.read_scores(output_dir, run.name) for run in study.runs()})
-    write_atomically(os.path.join(output_dir, "report.json"), report.to_json(summary).encode())
-    path = os.path.abspath(os.path.join(output_dir, "report.html"))
-    write_atomically(path, report.render_html(summary).encode())
-    print(f"\n{report.format_table(summary)}\n\nThe report: {path}", flush=True)
+    table = report.format_table(summary)
+    files = {
+        "report.html": report.render_html(summary).encode(),
+        "report.json": report.to_json(summary).encode(),
+        "report.md": f"# {summary.title}\n\n{table}\n".encode(),
+        "claims.png": figures.draw_claims(summary),
+    }
+    for name, contents in files.items():
+        write_atomically(os.path.join(output_dir, name), contents)
+    print(f"\n{table}\n\nThe report: {os.path.abspath(os.path.join(output_dir, 'report.html'))}", flush=True)
 
 
 if __name__ == "__main__":

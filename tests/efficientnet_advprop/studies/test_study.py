@@ -1,6 +1,7 @@
 """The plan, the processes and the report, with runs that only pretend; and, slowly, a real one from end to end."""
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -12,9 +13,10 @@ import threading
 import time
 
 import pytest
+from PIL import Image
 
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.studies import execution, plan, report
+from efficientnet_advprop.studies import execution, figures, plan, report
 from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -98,6 +100,9 @@ def test_a_report_of_what_is_done():
     assert "(1 seeds)" in report.render_html(summary)
     nothing = report.summarize(study, {})
     assert "not measured" in report.format_table(nothing) and report.render_html(nothing)
+    pictures = {figures.draw_claims(found) for found in (summary, summary, nothing)}
+    assert len(pictures) == 2  # the same summary, the same bytes
+    assert all(Image.open(io.BytesIO(picture)).width > 800 for picture in pictures)
 
 
 def test_each_metric_has_its_test_sets(tmp_path):

@@ -50,3 +50,15 @@ def test_programs_and_files_that_are_mentioned_exist(name):
     missing = {path for path in paths if not (ROOT / path).exists()}
     missing |= {link for link in links if not ((ROOT / name).parent / link).exists()}
     assert not missing
+
+
+def test_readme_quotes_the_study():
+    """Its table is a part of the study's own."""
+    report = (ROOT / "docs/study/report.md").read_text()
+    quoted = [[cell.strip() for cell in row.split("|")[1:-1]] for row in re.findall(r"^\| \(\w\) .*$", read("README.md"), re.M)]
+    assert len(quoted) > 15
+    for claim, contrast, clean, corrupted, verdicts in quoted:
+        for metric, points in (("clean", clean), ("corrupted", corrupted)):
+            found = re.search(re.escape(f"| {claim} | {contrast} | {metric} | {points} |") + r"[^|]*\| (.*) \|", report)
+            assert bool(found) == bool(points)
+            assert not found or found[1] in verdicts.split("; ")

@@ -21,8 +21,8 @@ def draw_claims(summary: Summary) -> bytes:
     """The mean of each contrast in percentage points, its 95 % interval and the seeds' own values.
 
     Dark green is shown as claimed, light green suggested, red opposite to the claim or different where no difference is
-    claimed, gray neither; the words are `estimates.verdict`'s. A few intervals much wider than the others leave the picture at
-    its edge. The same summary gives the same bytes.
+    claimed, gray neither; the words are `estimates.verdict`'s. The few that are much larger than the others leave the picture
+    at its edge, with their mean in figures. The same summary gives the same bytes.
     """
     rows = {}  # (claim, contrast) → row from the top, with a gap between claims
     for number, claim in enumerate(summary.claims):
@@ -33,12 +33,12 @@ def draw_claims(summary: Summary) -> bytes:
         figure = Figure(figsize=(4.0 + 2.6 * len(summary.metrics), 0.9 + _ROW_INCHES * bottom), layout="constrained")
         panels = figure.subplots(1, len(summary.metrics), sharey=True, squeeze=False)[0]
         for axes, metric in zip(panels, summary.metrics):
+            reach = _reach(summary, metric)
+            axes.set_xlim(-reach, reach)
             for claim in summary.claims:
                 for finding in claim.findings:
                     if finding.metric == metric and finding.estimate is not None:
                         _draw_interval(axes, rows[claim.key, finding.name], finding)
-            reach = _reach(summary, metric)
-            axes.set_xlim(-reach, reach)
             axes.axvline(0.0, color=_OTHER, linewidth=0.8, linestyle=":")
             axes.set_title(f"{metric}, percentage points", fontsize=8, color=_OTHER)
             axes.grid(axis="x", color=_GRID)
@@ -52,7 +52,7 @@ def draw_claims(summary: Summary) -> bytes:
 
 
 def _reach(summary: Summary, metric: str) -> float:
-    """What nine of ten intervals stay within, in points."""
+    """What 24 of 25 ends of intervals stay within, in points."""
     ends = [
         abs(100 * end)
         for claim in summary.claims
@@ -61,7 +61,7 @@ def _reach(summary: Summary, metric: str) -> float:
         for end in (*finding.estimate.interval, finding.estimate.mean)
         if not math.isnan(end)
     ]
-    return 1.15 * float(np.quantile(ends, 0.9)) or 1.0 if ends else 1.0
+    return 1.1 * float(np.quantile(ends, 0.96)) or 1.0 if ends else 1.0
 
 
 def _draw_interval(axes, row: int, finding) -> None:
@@ -71,4 +71,10 @@ def _draw_interval(axes, row: int, finding) -> None:
         [100 * value for value in estimate.values], [row] * len(estimate.values), ".", color=color, alpha=0.35, markersize=3
     )
     axes.plot([low, high], [row, row], color=color, linewidth=1.4)
-    axes.plot([100 * estimate.mean], [row], "o", color=color, markersize=4)
+    mean, reach = 100 * estimate.mean, axes.get_xlim()[1]
+    if abs(mean) <= reach:
+        axes.plot([mean], [row], "o", color=color, markersize=4)
+    else:
+        side = math.copysign(1.0, mean)
+        text = f"◂ {mean:+.1f}" if side < 0 else f"{mean:+.1f} ▸"
+        axes.text(side * reach, row - 0.25, text, color=color, ha="left" if side < 0 else "right", va="bottom", fontsize=7)

@@ -9,6 +9,8 @@ no-aux (PGD5 through the main batch norms).
 
 Expected: small networks do best with pgd1, large ones with up to pgd5; ifgsm and gd work about as well as pgd5 (both recalled
 from the paper, whose numbers are not at hand). For the noise: not published.
+
+Cost: (2K + 6)/3 times the chip-hours of configs/efficientnet.py (docs/experiments.md) for K attack steps; noise twice as much.
 """
 
 import dataclasses

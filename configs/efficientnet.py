@@ -7,7 +7,8 @@ Expected ImageNet top-1 of the averaged weights, as published at AdvProp's relea
 
     b0 77.3   b1 79.2   b2 80.3   b3 81.7   b4 83.0   b5 83.7   b6 84.2   b7 84.5
 
-A whole run has not been timed.
+Cost in chip-hours of a TPU v3, at least (by its compiler's schedule; nobody has timed a run): b0 58, b3 210;
+docs/experiments.md has all that are known.
 """
 
 from efficientnet_advprop.config import ExperimentConfig

@@ -5,7 +5,8 @@
 
 Mei et al., ICLR 2022: one attack step from noise (ε = 1), untargeted, whose pass trains the network, too; 350 / 1.2 epochs, so
 that the whole run costs as much as configs/efficientnet.py's. Expected figures: not published for EfficientNets. For ResNet-50,
-see configs/resnet.py:resnet50-fast_advprop (top-1 76.5, vanilla 76.2). A whole run has not been timed.
+see configs/resnet.py:resnet50-fast_advprop (top-1 76.5, vanilla 76.2).
+Cost: the chip-hours of configs/efficientnet.py (docs/experiments.md), by arithmetic; nobody has timed a run.
 """
 
 from efficientnet_advprop.config import ExperimentConfig

@@ -4,8 +4,8 @@
         --model_dir=gs://…/fine-b0 --strategy=tpu --tpu=local
 
 The main branch sees plainly pre-processed images, "aux" the same ones after AutoAugment, "aux_2" what PGD1 (ε = 1) makes of the
-plain ones. Expected: a small further gain for small networks (recalled from the paper, whose numbers are not at hand). Its
-arithmetic is 3.67 times that of vanilla training. A whole run has not been timed.
+plain ones. Expected: a small further gain for small networks (recalled from the paper, whose numbers are not at hand).
+Cost: 3.67 times the chip-hours of configs/efficientnet.py (docs/experiments.md), by arithmetic; nobody has timed a run.
 """
 
 from efficientnet_advprop.config import ExperimentConfig

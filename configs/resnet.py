@@ -12,7 +12,8 @@ Expected of ResNet-50, ImageNet top-1 / ImageNet-C mean error / ImageNet-R / Sty
     Fast AdvProp 76.5 / 56.4 / 38.2 / 8.3, 1×
 
 and top-1 of ResNet-50 / 101 / 152 / 200 (Xie et al., recalled; their recipe is not known): vanilla 76.7 / 78.3 / 79.0 / 79.3,
-AdvProp 77.4 / 79.2 / 79.8 / 80.1. A whole run has not been timed.
+AdvProp 77.4 / 79.2 / 79.8 / 80.1. Nobody has timed a run, and no chip-hours are
+known: `make preflight` (docs/preflight.md) asks the TPU's compiler.
 
 The official TPU ResNets differ: 90 epochs in batches of 1,024 (0.1 per 256 images), 5 epochs of warm-up, a tenth of the rate at
 30, 60 and 80, Nesterov's momentum, pixels normalised by mean and deviation.

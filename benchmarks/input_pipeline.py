@@ -29,9 +29,8 @@ from efficientnet_advprop.config import DataConfig  # noqa: E402
 from efficientnet_advprop.data import augmentation, pipeline, preprocessing, records  # noqa: E402
 
 _BATCH, _WARM_UP_BATCHES = 64, 6
-_COPIES = (
-    8  # of each picture in its file, so that beginning a file costs about as little as with ImageNet's 1,251 records in each
-)
+# Of each picture in its file: with ImageNet's 1,251 records in each, beginning a file costs next to nothing.
+_COPIES = 8
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "TFRecords to read; None: random pictures of about 500×375 pixels and 70 kB")
 _THREADS = flags.DEFINE_integer("threads", 2, "of the pipeline", lower_bound=1)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "pixels", lower_bound=1)

@@ -84,12 +84,8 @@ def compile_missing() -> None:
             ask(config, topology, batch, "--find_batch_size", *recompute)
             continue
         ask(config, topology, batch, *recompute)
-        key = (
-            "vanilla" if config.startswith("efficientnet") else config.split(".")[0],
-            config.split(":")[1],
-            topology,
-            recomputed,
-        )
+        file, variant = config.split(".py:")
+        key = "vanilla" if file == "efficientnet" else file, variant, topology, recomputed
         tried = [record for record in records() if recipe(record) == key and record["replica_batch_size"] == batch]
         failed = [record for record in tried if not record["fits"]]
         if failed:  # once more, at what the failure says would fit
@@ -107,7 +103,7 @@ def main(_):
 
 def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:
     """The largest batch that would fit: between what has been tried if that settles it, otherwise on a line through it."""
-    fitting = sorted(fitting, key=lambda record: record["replica_batch_size"])
+    fitting = sorted(fitting, key=batch_of)
     largest = fitting[-1]["replica_batch_size"]
     smallest_failure = min((record["replica_batch_size"] for record in failing), default=None)
     if smallest_failure is not None and smallest_failure - largest <= grid(largest):
@@ -144,15 +140,14 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def largest_fitting(same: list[dict]) -> "dict | None":
-    return max((r for r in same if r["fits"]), key=lambda record: record["replica_batch_size"], default=None)
+def batch_of(record: dict) -> int:
+    return record["replica_batch_size"]
 
 
 def cells_of(key: tuple, by_recipe: dict) -> list:
     method, variant, topology, recomputed = key
-    same = by_recipe[key]
-    failing = [record for record in same if not record["fits"]]
-    record = largest_fitting(same) or min(failing, key=lambda record: record["replica_batch_size"])
+    fitting, failing = ([record for record in by_recipe[key] if record["fits"] == fits] for fits in (True, False))
+    record = max(fitting, key=batch_of) if fitting else min(failing, key=batch_of)
     kind = topology.split(":")[0]
     chip, batch = tpu_compiler.CHIPS[kind], record["replica_batch_size"]
     num_steps = record["config"]["attack"]["num_steps"] if METHODS[method].has_attack else 0
@@ -170,14 +165,15 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
     defaults.use_method(method)  # whose epochs are fewer for Fast AdvProp
     hours = defaults.training.num_epochs * NUM_TRAIN_IMAGES * seconds / batch / 3600 / CORES_PER_CHIP.get(kind, 1)
     cells += [
-        at_most([r for r in same if r["fits"]], failing, chip.memory_bytes), f"{program.memory_bytes / tpu_compiler.GIB:.1f}",
+        at_most(fitting, failing, chip.memory_bytes), f"{program.memory_bytes / tpu_compiler.GIB:.1f}",
         f"{program.flops / batch / 1e9:.2f}", f"{seconds * 1e3:,.0f}" if credible else "not credible",
         f"{batch / seconds:,.{0 if batch > 10 * seconds else 1}f}" if credible else "", f"{hours:,.0f}" if credible else "",
     ]  # fmt: skip
-    vanilla = largest_fitting(by_recipe.get(("vanilla", variant, topology, 0), []))
-    if method == "vanilla" or vanilla is None:
+    rivals = [other for other in by_recipe.get(("vanilla", variant, topology, 0), []) if other["fits"]]
+    if method == "vanilla" or not rivals:
         return [*cells, "", "", ""]
-    plain, size = tpu_compiler.CompiledProgram(**vanilla["program"]), vanilla["replica_batch_size"]
+    vanilla = max(rivals, key=batch_of)
+    plain, size = tpu_compiler.CompiledProgram(**vanilla["program"]), batch_of(vanilla)
     slower = seconds / batch / (plain.scheduled_seconds / size)
     both_credible = credible and tpu_compiler.is_credible(plain, chip)
     return [

@@ -1,7 +1,7 @@
 """Reaching a Cloud TPU: this virtual machine's own, a pod's, or one with a name.
 
-strategy = connect_tpu("local")                                              # a TPU VM with one host
-strategy = connect_tpu("my-pod", zone="europe-west4-a", project="my-project")
+    strategy = connect_tpu("local")                                              # a TPU VM with one host
+    strategy = connect_tpu("my-pod", zone="europe-west4-a", project="my-project")
 """
 
 import tensorflow as tf

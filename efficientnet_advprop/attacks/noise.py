@@ -1,7 +1,7 @@
 """Uniform noise in place of an attack: the control that shows whether adversarial directions matter, in pixels of 255.
 
-attack = UniformNoise(epsilon=1.0)
-noisy_images = attack(None, images, labels)
+    attack = UniformNoise(epsilon=1.0)
+    noisy_images = attack(None, images, labels)
 """
 
 import dataclasses

@@ -513,7 +513,7 @@ def mix(
 
 
 def _backwards(images: tf.Tensor) -> tf.Tensor:
-    """`images[::-1]`, of which TensorFlow makes a copy byte by byte: 2 ms for each image of 224 pixels."""
+    """`images[::-1]`; as a slice it takes TensorFlow 2 ms for each image of 224 pixels."""
     return tf.gather(images, tf.range(tf.shape(images)[0])[::-1])
 
 

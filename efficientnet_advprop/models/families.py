@@ -1,6 +1,6 @@
 """Which family a variant belongs to.
 
-model = make_network("resnet50", num_classes=1000, aux_branches=1)   # a `ResNet`; "b0" an `EfficientNet`
+    model = make_network("resnet50", num_classes=1000, aux_branches=1)   # a `ResNet`; "b0" an `EfficientNet`
 """
 
 from efficientnet_advprop.models import resnet_scaling, scaling

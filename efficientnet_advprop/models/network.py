@@ -1,8 +1,8 @@
 """What the families of networks share: pixels in, stem, blocks, head, logits out, through one of the batch-norm branches.
 
-class ResNet(Network): …                                      # makes `stem`, `blocks` and `head`, then calls `build`
-logits = model(images, training=True, branch="aux", seed=seed)
-endpoints = model.features(images)                            # {"reduction_1": …, …, "features": …}
+    class ResNet(Network): …                                      # makes `stem`, `blocks` and `head`, then calls `build`
+    logits = model(images, training=True, branch="aux", seed=seed)
+    endpoints = model.features(images)                            # {"reduction_1": …, …, "features": …}
 """
 
 import functools

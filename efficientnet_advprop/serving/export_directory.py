@@ -1,8 +1,8 @@
 """Versioned directories, as TensorFlow Serving wants them: `<export_dir>/1`, `/2`, …, each there as a whole or not at all.
 
-with new_version(export_dir, num_bytes) as version:
-    ...                                   # write into version.staging; an exception in here leaves nothing behind
-print(version.path)
+    with new_version(export_dir, num_bytes) as version:
+        ...                                   # write into version.staging; an exception in here leaves nothing behind
+    print(version.path)
 """
 
 import contextlib

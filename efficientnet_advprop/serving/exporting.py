@@ -1,6 +1,6 @@
 """One export: fold, write, check in a fresh process, move into place.
 
-print(export(network, export_dir="served/b3", options=ExportOptions()))
+    print(export(network, export_dir="served/b3", options=ExportOptions()))
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """What networks of the digits are measured on: the test images as they are, corrupted, and attacked.
 
-test_sets = open_test_sets(config, "runs/study/data", severities=(1, 3, 5), attack_epsilons=(16.0,))
-test_sets["clean"], test_sets["corrupted"], test_sets["attacked"]
+    test_sets = open_test_sets(config, "runs/study/data", severities=(1, 3, 5), attack_epsilons=(16.0,))
+    test_sets["clean"], test_sets["corrupted"], test_sets["attacked"]
 """
 
 import dataclasses

@@ -32,6 +32,11 @@ class Estimate:
     interval: tuple[float, float]
     p_value: float
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """What to draw: the interval, or the mean alone where there is none."""
+        return (self.mean, self.mean) if math.isnan(self.interval[0]) else self.interval
+
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate":
         """Raises a `ValueError` if there is no value."""

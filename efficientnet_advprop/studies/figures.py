@@ -1,6 +1,6 @@
 """A study's claims in one picture: every contrast with its interval, a column for each metric.
 
-png = draw_claims(summary)                                    # a `report.Summary`; bytes of a PNG file
+    png = draw_claims(summary)                                    # a `report.Summary`; bytes of a PNG file
 """
 
 import io
@@ -58,18 +58,16 @@ def _reach(summary: Summary, metric: str) -> float:
         for claim in summary.claims
         for finding in claim.findings
         if finding.metric == metric and finding.estimate is not None
-        for end in (*finding.estimate.interval, finding.estimate.mean)
-        if not math.isnan(end)
+        for end in (*finding.estimate.span, finding.estimate.mean)
     ]
     return 1.1 * float(np.quantile(ends, 0.96)) or 1.0 if ends else 1.0
 
 
 def _draw_interval(axes, row: int, finding) -> None:
     color, estimate = _COLORS.get(finding.verdict, _OTHER), finding.estimate
-    low, high = (100 * (estimate.mean if math.isnan(end) else end) for end in estimate.interval)
-    axes.plot(
-        [100 * value for value in estimate.values], [row] * len(estimate.values), ".", color=color, alpha=0.35, markersize=3
-    )
+    low, high = (100 * end for end in estimate.span)
+    values = [100 * value for value in estimate.values]
+    axes.plot(values, [row] * len(values), ".", color=color, alpha=0.35, markersize=3)
     axes.plot([low, high], [row, row], color=color, linewidth=1.4)
     mean, reach = 100 * estimate.mean, axes.get_xlim()[1]
     if abs(mean) <= reach:

@@ -1,8 +1,8 @@
 """What a study found: means by arm, each claim's contrasts with intervals and tests, as JSON, one HTML file, and a table.
 
-summary = summarize(study, {"vanilla/seed_0": {"clean": 0.91, "corrupted": 0.78}, …})
-print(format_table(summary))                                  # in Markdown
-html = render_html(summary)
+    summary = summarize(study, {"vanilla/seed_0": {"clean": 0.91, "corrupted": 0.78}, …})
+    print(format_table(summary))                                  # in Markdown
+    html = render_html(summary)
 """
 
 import dataclasses
@@ -179,7 +179,7 @@ def _interval_svg(found: Finding, reach: float) -> str:
         return ""
     centre, half = _PLOT_WIDTH / 2, _PLOT_HEIGHT / 2
     place = lambda value: centre + max(-1.0, min(1.0, value / reach)) * (centre - 6)  # noqa: E731
-    low, high = (found.estimate.mean if math.isnan(end) else end for end in found.estimate.interval)
+    low, high = found.estimate.span
     dots = "".join(f'<circle cx="{place(value):.1f}" cy="{half}" r="1.6" opacity=".35"/>' for value in found.estimate.values)
     return (
         f'<svg role="img" aria-label="{_percent(found.estimate, "+")} points" width="{_PLOT_WIDTH}" height="{_PLOT_HEIGHT}">'
@@ -195,8 +195,8 @@ def render_html(summary: Summary) -> str:
     environment.filters["percent"] = _percent
     reaches = {}
     for claim in summary.claims:
-        ends = [abs(end) for f in claim.findings if f.estimate for end in (*f.estimate.interval, f.estimate.mean)]
-        reaches[claim.key] = max([end for end in ends if not math.isnan(end)], default=1.0) or 1.0
+        ends = [abs(end) for found in claim.findings if found.estimate for end in found.estimate.span]
+        reaches[claim.key] = max(ends, default=1.0) or 1.0
     return environment.get_template("study.html.jinja").render(
         summary=summary,
         verdicts=VERDICTS,

@@ -1,7 +1,7 @@
 """What a device runs of a training run, as functions to be compiled before there is a device.
 
-function, specs = training_step(config, replica_batch_size=8, num_replicas=8)
-hlo = tpu_compiler.lower(function, specs, num_replicas=8)
+    function, specs = training_step(config, replica_batch_size=8, num_replicas=8)
+    hlo = tpu_compiler.lower(function, specs, num_replicas=8)
 """
 
 import copy

@@ -58,8 +58,6 @@ def test_picture_grid():
     assert grid[0, 8, 0] == 102 and grid[5, 11, 2] == 80
 
 
-
-
 def test_pictures_reach_tensorboard(tmp_path):
     reports = make_progress(tmp_path)
     reports.show_pictures(7, tf.zeros([2, 8, 8, 3]), tf.ones([2, 8, 8, 3]))

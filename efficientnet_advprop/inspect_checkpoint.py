@@ -18,6 +18,7 @@ from efficientnet_advprop.models.checkpoint_sources import READ_ERRORS, find_che
 from efficientnet_advprop.models.published_checkpoints import KINDS, guess_kind
 from efficientnet_advprop.models.released_checkpoints import Difference
 from efficientnet_advprop.models.scaling import VARIANTS
+from tpu_utils.brief_message import brief_message
 
 
 def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]]:
@@ -66,7 +67,7 @@ def _compare(contents: CheckpointContents) -> tuple[Difference, list[str]]:
         try:
             values = [contents.reader.get_tensor(tensor).astype(np.float32, copy=False) for tensor in tensors]
         except READ_ERRORS as error:
-            raise CheckpointError(f"{' or '.join(tensors)} cannot be read: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(f"{' or '.join(tensors)} cannot be read: {brief_message(error)}") from error
         not_finite += [tensor for tensor, value in zip(tensors, values) if not np.isfinite(value).all()]
         if len(values) == 2 and values[0].shape == values[1].shape:
             difference.add(tensors[1], *values)

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from tpu_utils import addresses as network
 from tpu_utils.bounded_wait import end_unless_done
+from tpu_utils.brief_message import brief_message
 from tpu_utils.strategy_error import StrategyError
 
 RESOLVERS = ("tf_config", "slurm", "kubernetes")
@@ -134,7 +135,7 @@ def _ask_slurm(port: int) -> tuple[dict[str, list[str]], str, int]:
         jobs = resolver.cluster_spec().as_dict()
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise StrategyError(
-            f"`cluster_resolver` is 'slurm', but its variables cannot be read ({_first_line(error)}); compare "
+            f"`cluster_resolver` is 'slurm', but its variables cannot be read ({brief_message(error)}); compare "
             "`env | grep SLURM_`."
         ) from error
     return jobs, resolver.task_type, resolver.task_id
@@ -158,7 +159,7 @@ def _ask_kubernetes(port, pod_selector, num_workers, timeout_seconds) -> tuple[d
                 "TF_CONFIG in the pods and leave the flag out."
             ) from error
         except Exception as error:  # of the client's own kinds: no kubeconfig, no permission, a pod that does not run yet
-            addresses, problem = [], _first_line(error)
+            addresses, problem = [], brief_message(error)
         if len(addresses) == num_workers:
             break
         if time.monotonic() > deadline:
@@ -234,7 +235,7 @@ def join_cluster(resolver: Resolver, *, timeout_seconds: float) -> tf.distribute
             strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
             raise StrategyError(
-                f"worker {index} of {len(addresses)} cannot join the others at {', '.join(addresses)}: {_first_line(error)}. "
+                f"worker {index} of {len(addresses)} cannot join the others at {', '.join(addresses)}: {brief_message(error)}. "
                 "Start all of them anew, with the same TensorFlow and the same list of addresses."
             ) from error
 
@@ -242,7 +243,3 @@ def join_cluster(resolver: Resolver, *, timeout_seconds: float) -> tf.distribute
         # TensorFlow's server has taken SIGTERM to itself and would let it pass without effect; back to what Python knows.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return strategy
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tpu_utils import addresses
 from tpu_utils.bounded_wait import end_unless_done
+from tpu_utils.brief_message import brief_message
 from tpu_utils.strategy_error import StrategyError
 
 
@@ -45,7 +46,7 @@ def connect_tpu(tpu: str, *, zone: str = "", project: str = "", timeout_seconds:
             return tf.distribute.TPUStrategy(resolver)
         # A name is looked up over HTTP, by a client with exceptions of its own.
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = brief_message(error)
             if "No OpKernel was registered" in reason:
                 reason = "this TensorFlow is built without TPU support"
             if tpu == "local":

@@ -20,7 +20,8 @@ import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing, records
 from efficientnet_advprop.data.pipeline_options import make_options
-from efficientnet_advprop.data.records import DataError, brief_message
+from efficientnet_advprop.data.records import DataError
+from tpu_utils.brief_message import brief_message
 
 # Nothing here needs AutoGraph, whose conversion takes most of the time until the first batch.
 _as_it_is = tf.autograph.experimental.do_not_convert
@@ -110,7 +111,7 @@ class FileImages:
             with tf.io.gfile.GFile(self.paths[position], "rb") as file:
                 return file.read()
         except tf.errors.OpError as error:
-            raise DataError(f"it cannot be read ({error.message})", self.paths[position]) from error
+            raise DataError(f"it cannot be read ({brief_message(error)})", self.paths[position]) from error
 
 
 class TarMember(NamedTuple):

@@ -25,6 +25,8 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, TypeVar
 import tensorflow as tf
 from absl import logging
 
+from tpu_utils.brief_message import brief_message
+
 _SHARD_NAME = re.compile(r"^(?P<prefix>[A-Za-z0-9_]+)-(?P<index>\d{5})-of-(?P<total>\d{5})$")
 # A TFRecord: uint64 length, uint32 checksum of the length, the payload, uint32 checksum of the payload.
 HEADER_BYTES, _FOOTER_BYTES = 12, 4
@@ -83,7 +85,7 @@ def retry_reads(function: Callable[[], _T], what: str) -> _T:
         ) as error:
             if attempt + 1 == _READ_ATTEMPTS:
                 raise
-            logging.warning("%s failed (%s); next try in %d s.", what, error.message, 2**attempt)
+            logging.warning("%s failed (%s); next try in %d s.", what, brief_message(error), 2**attempt)
             time.sleep(2**attempt)
     raise AssertionError("unreachable")
 
@@ -390,13 +392,8 @@ def explain_bad_record(record: bytes, split: Split, num_classes: Optional[int]) 
     try:
         tf.io.decode_image(encoded, channels=3, expand_animations=False)
     except tf.errors.OpError as error:
-        return f"its image cannot be decoded ({brief_message(error).strip()})"
+        return f"its image cannot be decoded ({brief_message(error)})"
     return None
-
-
-def brief_message(error: tf.errors.OpError) -> str:
-    """TensorFlow's message without the names of its operations."""
-    return re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", error.message.strip().splitlines()[0])
 
 
 def explain_data_error(error: BaseException) -> Optional[DataError]:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.labeled_images import IMAGE_SUFFIXES
-from efficientnet_advprop.data.records import brief_message
+from tpu_utils.brief_message import brief_message
 
 _BATCH_SIZE = 16
 
@@ -65,7 +65,7 @@ def read_class_names(path: str, num_classes: int) -> list[str]:
             names = json.load(file)
         return [names[str(index)] for index in range(num_classes)]
     except (tf.errors.OpError, ValueError, TypeError, KeyError) as error:
-        reason = f"it has no class {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        reason = f"it has no class {error}" if isinstance(error, KeyError) else brief_message(error)
         raise PredictionError(
             f"{path!r} must be JSON with a name for each of the {num_classes} classes, "
             f'{{"0": "tench, Tinca tinca", …}}, but {reason}.'

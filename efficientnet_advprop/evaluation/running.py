@@ -19,13 +19,14 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.data import labeled_images
 from efficientnet_advprop.data.labeled_images import LabeledImages
-from efficientnet_advprop.data.records import DataError, brief_message, write_atomically
+from efficientnet_advprop.data.records import DataError, write_atomically
 from efficientnet_advprop.evaluation.classifiers import Classifier, as_classifier
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.progress import Progress
 from efficientnet_advprop.evaluation.results import RESULTS_FILE, Conditions, Results, TestSetResult, predictions_path
 from efficientnet_advprop.evaluation.suites import open_suites
 from efficientnet_advprop.evaluation.test_sets import SuiteSettings, TestSet
+from tpu_utils.brief_message import brief_message
 
 DEFAULT_DIRECTORY = os.path.join("runs", "evaluation")
 _MANY = 10  # test sets, whose files take a while to be listed

@@ -26,6 +26,7 @@ import tensorflow as tf
 from absl import logging
 
 from efficientnet_advprop.models import published_checkpoints
+from tpu_utils.brief_message import brief_message
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
 _CHECKPOINT_FILE = re.compile(r"(checkpoint|.*\.index|.*\.data-\d{5}-of-\d{5})")
@@ -77,7 +78,7 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
         if tf.io.gfile.exists(f"{prefix}.index"):
             return prefix
     except tf.errors.OpError as error:
-        raise CheckpointError(f"`source` is {source!r}, which cannot be reached: {_first_line(error)}") from error
+        raise CheckpointError(f"`source` is {source!r}, which cannot be reached: {brief_message(error)}") from error
     names = ", ".join(published_checkpoints.PUBLISHED)
     raise CheckpointError(
         f"`source` is {source!r}, but there is no such directory and no file {source}.index; give a directory, the prefix of "
@@ -136,15 +137,10 @@ def open_checkpoint(prefix: str) -> "tf.compat.v1.train.CheckpointReader":
     try:
         return tf.compat.v1.train.NewCheckpointReader(prefix)
     except READ_ERRORS as error:
-        raise CheckpointError(f"The checkpoint {prefix!r} cannot be read, it seems damaged: {_first_line(error)}") from error
+        raise CheckpointError(f"The checkpoint {prefix!r} cannot be read, it seems damaged: {brief_message(error)}") from error
 
 
 READ_ERRORS = (tf.errors.OpError, IndexError, RuntimeError, ValueError)  # what a checkpoint reader answers to damaged files
-
-
-def _first_line(error: BaseException) -> str:
-    text = getattr(error, "message", None) or str(error) or type(error).__name__
-    return text.strip().splitlines()[0]
 
 
 class _Progress:
@@ -207,14 +203,14 @@ def _find_in_archive(address: str, is_web: bool, cache_dir: str) -> str:
     except CheckpointError:
         raise
     except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError, http.client.IncompleteRead) as error:
-        reason = _first_line(error)
+        reason = brief_message(error)
         raise CheckpointError(f"The archive {address!r} is truncated or damaged ({reason}); get it again.") from error
     except urllib.error.HTTPError as error:
         raise CheckpointError(f"{address!r} answers {error.code} {error.reason}; check the address.") from error
     except urllib.error.URLError as error:
         raise CheckpointError(f"{address!r} does not answer ({error.reason}); check the address and the network.") from error
     except (OSError, http.client.HTTPException, tf.errors.OpError) as error:
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {brief_message(error)}"
         raise CheckpointError(f"The archive {address!r} cannot be brought into {cache_dir!r} ({reason}); try again.") from error
     logging.info("%s is cached in %s; delete that folder to get it again.", address, folder)
     return _find_in_tree(folder, address)
@@ -271,7 +267,7 @@ def verify(prefix: str) -> None:
         try:
             reader.get_tensor(name)
         except READ_ERRORS as error:
-            damaged.append(f"{name} ({_first_line(error)})")
+            damaged.append(f"{name} ({brief_message(error)})")
     if damaged:
         names = ", ".join(damaged)
         raise CheckpointError(f"The checkpoint {os.path.basename(prefix)!r} is damaged; these tensors cannot be read: {names}.")

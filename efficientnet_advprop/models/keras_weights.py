@@ -17,6 +17,7 @@ import tensorflow as tf
 from efficientnet_advprop.models.checkpoint_sources import CheckpointError, list_problems
 from efficientnet_advprop.models.normalization import MAIN, DualBatchNormalization, branch_names
 from efficientnet_advprop.models.resnet import ResNet
+from tpu_utils.brief_message import brief_message
 
 # What Keras's ResNets are among ours.
 KERAS_ARGUMENTS = dict(stride_in="1x1", pool_padding="symmetric", normalization="caffe", batch_norm_epsilon=1.001e-5)
@@ -77,7 +78,7 @@ def _read_arrays(file: str) -> dict[str, np.ndarray]:
         with tf.io.gfile.GFile(file, "rb") as stream, h5py.File(io.BytesIO(stream.read())) as contents:
             contents.visititems(keep)
     except (tf.errors.OpError, OSError) as error:
-        raise CheckpointError(f"{file!r} cannot be read as HDF5: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{file!r} cannot be read as HDF5: {brief_message(error)}") from error
     return arrays
 
 

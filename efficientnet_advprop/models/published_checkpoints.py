@@ -1,13 +1,11 @@
-"""The checkpoints that Google published, as a table: where each is, how its pixels are normalised, how accurate it is said to
-be.
+"""The checkpoints that Google published: where each is, how its pixels are normalised, how accurate it is said to be.
 
     checkpoint = PUBLISHED["b3-advprop"]
     checkpoint.address, checkpoint.normalization, checkpoint.image_size, checkpoint.top1
 
 Source: the official README (tensorflow/tpu, `models/official/efficientnet`), its table as of March 2020. All have ImageNet's
-    1000
-classes and no background class. Baseline, AutoAugment and RandAugment were retrained with a hold-out for that table; AdvProp
-and NoisyStudent were not.
+1000 classes and no background class. Baseline, AutoAugment and RandAugment were retrained with a hold-out for that table;
+AdvProp and NoisyStudent were not.
 """
 
 import dataclasses

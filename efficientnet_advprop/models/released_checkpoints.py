@@ -21,6 +21,7 @@ from absl import logging
 from efficientnet_advprop.models.checkpoint_contents import AVERAGE_SUFFIX, STEP, CheckpointContents, main_name, read_contents
 from efficientnet_advprop.models.checkpoint_sources import READ_ERRORS, CheckpointError, find_checkpoint, list_problems
 from efficientnet_advprop.models.variable_names import official_name
+from tpu_utils.brief_message import brief_message
 
 CLASSIFIER = ("head/dense/kernel", "head/dense/bias")
 
@@ -232,7 +233,7 @@ def _read(contents: CheckpointContents, wanted: Mapping[str, str], report: LoadR
         try:
             value = contents.reader.get_tensor(name)
         except READ_ERRORS as error:
-            damaged.append(f"{name} ({str(error).splitlines()[0]})")
+            damaged.append(f"{name} ({brief_message(error)})")
             return None
         if not np.issubdtype(value.dtype, np.floating):
             not_float.append(f"{name} ({value.dtype})")

@@ -21,6 +21,7 @@ import tensorflow as tf
 from efficientnet_advprop.models.checkpoint_contents import main_name
 from efficientnet_advprop.models.checkpoint_sources import CheckpointError, list_problems
 from efficientnet_advprop.models.released_checkpoints import CLASSIFIER, LoadReport, variable_name
+from tpu_utils.brief_message import brief_message
 
 # timm's modules for ours: outside of the blocks, in a block without expansion, in one with it.
 _OUTSIDE = {
@@ -107,7 +108,7 @@ def _read_state(file: str) -> dict[str, np.ndarray]:
         if file.endswith(".safetensors"):
             return safetensors.numpy.load(data)
     except (tf.errors.OpError, OSError, ValueError, KeyError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{file!r} cannot be read: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{file!r} cannot be read: {brief_message(error)}") from error
     raise CheckpointError(f"{file!r} is neither .safetensors nor .npz; convert it (the module's docstring says how).")
 
 

@@ -13,6 +13,8 @@ from typing import Iterator
 
 import tensorflow as tf
 
+from tpu_utils.brief_message import brief_message
+
 _STAGING_PREFIX = "unfinished-"  # not a number, so TensorFlow Serving does not look at it
 
 
@@ -102,7 +104,6 @@ def _upload(staging: str, path: str) -> None:
 
 
 def _cannot_write(export_dir: str, error: BaseException) -> ExportError:
-    reason = str(getattr(error, "message", None) or error).strip().splitlines()[0]
     return ExportError(
-        f"`export_dir` is {export_dir!r}, where the export cannot be written: {reason}. Nothing was left behind."
+        f"`export_dir` is {export_dir!r}, where the export cannot be written: {brief_message(error)}. Nothing was left behind."
     )

@@ -21,6 +21,7 @@ from efficientnet_advprop.evaluation.predictions import find_images
 from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.serving import self_check
 from efficientnet_advprop.serving.export_directory import ExportError
+from tpu_utils.brief_message import brief_message
 
 FLOAT32_TOLERANCE = 1e-5  # of a probability
 _NOISE = 1e-7  # of a pixel's value: about the last bit of a float32
@@ -93,7 +94,7 @@ def read_examples(directory: str, image_size: int, crop: Union[str, float], num_
     try:
         return _examples(files, image_size, crop, None if labels is None else [labels[index] for index in chosen])
     except tf.errors.InvalidArgumentError as error:
-        raise ExportError(f"a file in {directory!r} cannot be decoded: {error.message.splitlines()[0]}") from error
+        raise ExportError(f"a file in {directory!r} cannot be decoded: {brief_message(error)}") from error
 
 
 def _examples(files, image_size, crop, labels=None) -> Examples:

@@ -29,6 +29,7 @@ from efficientnet_advprop.models.variable_names import official_name
 from efficientnet_advprop.training import assembly
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.state import STEP_NAME, TrainState, averaged_variables
+from tpu_utils.brief_message import brief_message
 
 _CONFIG_FILE, _LAST, _BEST = "config.json", "checkpoints", "best"
 # Damaged, missing in part, or of other variables or shapes; TensorFlow has an exception of another kind for each.
@@ -78,7 +79,7 @@ def claim_model_dir(model_dir: str, config: ExperimentConfig) -> None:
         tf.io.gfile.makedirs(model_dir)
         write_atomically(os.path.join(model_dir, _CONFIG_FILE), config.to_json().encode())
     except (tf.errors.OpError, OSError) as error:
-        raise CheckpointError(f"`model_dir` is {model_dir!r}, which cannot be written: {_first_line(error)}.") from error
+        raise CheckpointError(f"`model_dir` is {model_dir!r}, which cannot be written: {brief_message(error)}.") from error
 
 
 def is_claimed(model_dir: str) -> bool:
@@ -139,7 +140,7 @@ class Checkpoints:
             try:
                 self._checkpoint.restore(path).assert_consumed()
             except _UNREADABLE as error:
-                problems.append(f"{path}: {_first_line(error)}")
+                problems.append(f"{path}: {brief_message(error)}")
                 logging.warning("The checkpoint %s cannot be read and is passed over.", problems[-1])
                 continue
             for name, variable in self._variables.items():
@@ -200,7 +201,7 @@ class Checkpoints:
         except (tf.errors.OpError, OSError) as error:
             self._remove_unfinished(manager, step)
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be written into {manager.directory}: {_first_line(error)}; "
+                f"the checkpoint of step {step} could not be written into {manager.directory}: {brief_message(error)}; "
                 f"{earlier}. Make room there and start again: training goes on from the last checkpoint."
             ) from error
 
@@ -289,7 +290,7 @@ def _restore_network(model_dir: str, which: str) -> tf.Module:
         restored = tf.train.Checkpoint(variables=by_name(held.variables)).restore(path)
         restored.assert_existing_objects_matched().expect_partial()
     except _UNREADABLE as error:
-        raise CheckpointError(f"the checkpoint {path} cannot be read: {_first_line(error)}.") from error
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {brief_message(error)}.") from error
     return held
 
 
@@ -301,8 +302,3 @@ def copy_for_inference(trained: Network, ema: Optional[ExponentialMovingAverage]
     values = {variable.name: variable for variable in trained.variables}
     for variable in target.variables:
         variable.assign(values[variable.name])
-
-
-def _first_line(error: BaseException) -> str:
-    text = getattr(error, "message", None) or str(error) or type(error).__name__
-    return text.strip().splitlines()[0].rstrip(".")

@@ -24,6 +24,7 @@ from efficientnet_advprop.evaluation.evaluator import Evaluator
 from efficientnet_advprop.training import agreement, assembly, checkpoints, fine_tuning, steps
 from efficientnet_advprop.training.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training.progress import Progress
+from tpu_utils.brief_message import brief_message
 from tpu_utils.preemption import StopRequest
 from tpu_utils.workers import Workers
 
@@ -70,15 +71,15 @@ def _with_readable_errors(train: Callable) -> Callable:
             workers = Workers(kwargs["strategy"])
             if workers.count > 1 and isinstance(error, _PEER_ERRORS):
                 raise TrainingError(_explain_loss(workers)) from error
-            first_line = (error.message or type(error).__name__).strip().splitlines()[0]
+            message = brief_message(error)
             if isinstance(error, tf.errors.ResourceExhaustedError) and "allocating" in error.message:
                 raise TrainingError(
-                    f"memory is short ({first_line}). Lower `config.training.global_batch_size` (now "
+                    f"memory is short ({message}). Lower `config.training.global_batch_size` (now "
                     f"{config.training.global_batch_size}) or raise `config.training.accumulation_steps` (now "
                     f"{config.training.accumulation_steps})."
                 ) from error
             raise TrainingError(
-                f"{first_line} ({type(error).__name__}). The checkpoints so far are intact; the same command goes on from them."
+                f"{message} ({type(error).__name__}). The checkpoints so far are intact; the same command goes on from them."
             ) from error
 
     return wrapped

@@ -17,12 +17,16 @@ from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.training.checkpoints import CheckpointError
 from efficientnet_advprop.training.loop import TrainingError, train
+from tpu_utils import profiler_server
 from tpu_utils.strategy_error import StrategyError
 
 _CONFIG = door.define_config_flag()
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the TFRecords: train-00000-of-…, validation-00000-of-…")
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "folder of the checkpoints and reports; made if it does not exist")
 _STRATEGY = strategy_flags.define()
+_PROFILER_PORT = flags.DEFINE_integer(
+    "profiler_port", None, "listen there for requests to profile this process (docs/launching.md)", 1, 65535
+)
 
 
 def main(argv):
@@ -31,6 +35,8 @@ def main(argv):
     for flag, what in ((_DATA_DIR, "the folder of the TFRecords"), (_MODEL_DIR, "a folder for the checkpoints")):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
+    if _PROFILER_PORT.value is not None:
+        profiler_server.listen(_PROFILER_PORT.value)
     train(config, data_dir=_DATA_DIR.value, model_dir=_MODEL_DIR.value, strategy=_STRATEGY.make())
 
 

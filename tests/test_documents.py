@@ -9,6 +9,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from efficientnet_advprop.evaluation.published_figures import find_published
+
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "BUILD_NOTES.md", *ROOT.glob("docs/*.md"), *ROOT.glob("configs/**/*.py")])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
@@ -62,3 +64,37 @@ def test_readme_quotes_the_study():
             found = re.search(re.escape(f"| {claim} | {contrast} | {metric} | {points} |") + r"[^|]*\| (.*) \|", report)
             assert bool(found) == bool(points)
             assert not found or found[1] in verdicts.split("; ")
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every line of Markdown's tables."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", text, re.M)]
+
+
+def test_experiments_quote_the_published_figures():
+    quoted = 0
+    for name, _config, suite, *figures in rows(read("docs/experiments.md")):
+        if len(figures) == 9 and suite.strip("`") in ("imagenet", "imagenet_c", "imagenet_a", "stylized"):
+            if suite == "`imagenet`" and name.startswith("vanilla"):
+                continue  # the paper's own networks; the released ones were trained again
+            kind = "advprop" if name.startswith("AdvProp") else "autoaugment"
+            for size, figure in enumerate(figures):
+                published = find_published(f"b{size}-{kind}", suite.strip("`"))
+                assert figure == ("–" if published is None else f"{published.value:.1f}"), (name, size)
+                quoted += 1
+    assert quoted == 7 * 9
+
+
+def test_build_notes_have_the_preflights_table_and_experiments_its_chip_hours():
+    spec = importlib.util.spec_from_file_location("preflight_table", ROOT / "benchmarks/preflight.py")
+    preflight = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(preflight)
+    table = preflight.table()
+    assert table in read("BUILD_NOTES.md")
+    header, _, *lines = rows(table)
+    name, cores, cost = (header.index(title) for title in ("recipe", "TPU, cores", "chip-hours"))
+    hours = {(line[name], line[cost]) for line in lines if line[cores] == "v3:2x2, 8"}
+    quoted = {row[0]: row[1:] for row in rows(read("docs/experiments.md").partition("## What it costs")[2])}
+    for method in ("vanilla", "AdvProp"):
+        for size, figure in enumerate(quoted[method]):
+            assert (f"{method} B{size}", figure) in hours or figure.startswith(("≈", "–")), (method, size)

@@ -20,7 +20,8 @@ from typing import Any, Callable, Optional, Sequence
 
 import tensorflow as tf
 
-from tpu_utils import reduction
+from tpu_utils import environment
+from tpu_utils.brief_message import brief_message
 
 PROCESS = pathlib.Path(__file__).with_name("tpu_compiler_process.py")
 GIB = 2**30
@@ -59,8 +60,8 @@ class OutOfMemoryError(CompilerError):
         self.needed_bytes = needed_bytes
 
 
-class PlannedReplicas(reduction.Environment):
-    """Replicas that exist only for the compiler: reductions become HLO all-reduces, which it puts on its interconnect.
+class PlannedReplicas(environment.Environment):
+    """Replicas on TPU cores that exist only for the compiler: what a TPU does by operations of its own gets a stand-in.
 
     Args:
         num_replicas: ≥ 1.
@@ -88,17 +89,21 @@ class PlannedReplicas(reduction.Environment):
 
     def sum_in_groups(self, tensors, group_size):
         with tf.name_scope(f"sum_in_groups_of_{group_size}"):
-            return [self._collective(tensor) for tensor in tensors]
+            return [self._stand_in(tensor) for tensor in tensors]
 
     def exchange_in_groups(self, tensor, group_size):
         with tf.name_scope(f"exchange_in_groups_of_{group_size}"):
             if tensor.dtype in (tf.float32, tf.bfloat16, tf.int32):
-                return self._collective(tensor)
-            return tf.cast(self._collective(tf.cast(tensor, tf.int32)), tensor.dtype)
+                return self._stand_in(tensor)
+            return tf.cast(self._stand_in(tf.cast(tensor, tf.int32)), tensor.dtype)
 
-    def _collective(self, tensor):
-        """A stand-in for what the name scope says: TensorFlow has kernels of the TPU's own operations on TPUs only. This one
-        lowers anywhere; `tpu_compiler_process` finds the name in the HLO and puts the operation meant in its place."""
+    def random_words(self, count, seed):
+        with tf.name_scope("random_words"):
+            return self._stand_in(tf.tile(seed, [count // 2]))
+
+    def _stand_in(self, tensor):
+        """For what the name scope says: TensorFlow has kernels of the TPU's own operations on TPUs only. This one lowers
+        anywhere; `tpu_compiler_process` finds the name in the HLO and puts the operation meant in its place."""
         return tf.raw_ops.CollectiveReduceV2(
             input=tensor, group_size=self._num_replicas, group_key=1, instance_key=1, ordering_token=[], merge_op="Add",
             final_op="Id",
@@ -111,7 +116,7 @@ def lower(function: Callable, specs: Sequence[tf.TensorSpec], num_replicas: int 
     Args:
         function: what a replica runs; may read and change variables.
         specs: of its arguments.
-        num_replicas: how many run it together, as `reduction` will say inside.
+        num_replicas: how many run it together, as `environment` will say inside.
         stage: "hlo_serialized" (bytes, for `TPUCompiler.compile`) or "hlo" (text, to look at).
 
     Raises:
@@ -119,7 +124,7 @@ def lower(function: Callable, specs: Sequence[tf.TensorSpec], num_replicas: int 
     """
 
     def program(replica_id, *arguments):
-        with reduction.use(PlannedReplicas(num_replicas, replica_id)):
+        with environment.use(PlannedReplicas(num_replicas, replica_id)):
             return function(*arguments)
 
     program = tf.function(program, jit_compile=True, autograph=False)
@@ -128,7 +133,7 @@ def lower(function: Callable, specs: Sequence[tf.TensorSpec], num_replicas: int 
     except (ValueError, tf.errors.OpError) as error:
         if "unsupported operations" not in str(error) and "conversion failed" not in str(error):
             raise
-        raise CompilerError(f"XLA cannot take the step: {_first_line(error)}") from error
+        raise CompilerError(f"XLA cannot take the step: {brief_message(error)}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,18 +243,14 @@ class TPUCompiler:
             answer = json.loads(pathlib.Path(result).read_text())
         kind, message = answer.get("error"), answer.get("message", "")
         if kind == "topology":
-            raise CompilerError(f"`topology` is {self.topology!r}, but the compiler knows none such: {_first_line(message)}")
+            raise CompilerError(f"`topology` is {self.topology!r}, but the compiler knows none such: {brief_message(message)}")
         if kind == "memory":
             needed = re.search(r"Used ([\d.]+)([KMG]) of", message)
             size = needed and int(float(needed[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[needed[2]])
-            raise OutOfMemoryError(_first_line(message), size)
+            raise OutOfMemoryError(brief_message(message), size)
         if kind:
-            raise CompilerError(f"The TPU's compiler refuses the program: {_first_line(message)}")
+            raise CompilerError(f"The TPU's compiler refuses the program: {brief_message(message)}")
         return answer
-
-
-def _first_line(message) -> str:
-    return (str(message).strip().splitlines() or ["(no message)"])[0]
 
 
 def _last_line(message) -> str:

@@ -4,7 +4,8 @@
 
 JAX and libtpu of `requirements-preflight.txt` bring the compiler; their numpy and ml_dtypes clash with TensorFlow 2.15's, hence
 a process of its own that imports nothing of this project. The result is JSON: what the compiler says of the program, or
-{"error": kind, "message": text}, where the kind is "topology", "memory" or "program".
+{"error": kind, "message": text}, where the kind is "topology", "memory" or "program". PREFLIGHT_DUMP=FILE in the environment
+also keeps the compiled program's text.
 """
 
 import collections
@@ -30,14 +31,16 @@ from jaxlib.mlir import ir
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-def with_groups(hlo: bytes, num_replicas: int) -> bytes:
-    """TensorFlow's HLO with the collectives that its all-reduces stand for, by their names: "sum_in_groups_of_8", that is, of
-    consecutive replicas, or "exchange_in_groups_of_8"."""
+def with_what_a_tpu_has(hlo: bytes, num_replicas: int) -> bytes:
+    """TensorFlow's HLO with the operations that its all-reduces stand for, by their names: "sum_in_groups_of_8", that is, of
+    consecutive replicas, "exchange_in_groups_of_8", or "random_words"."""
     options = _hlo.HloPrintOptions()
     options.print_large_constants = True
     lines = _hlo.HloModule.from_serialized_hlo_module_proto(hlo).to_string(options).splitlines()
     for index, line in enumerate(lines):
-        if " all-reduce(" in line:
+        if " all-reduce(" in line and "random_words" in line:
+            lines[index] = drawn_by_the_device(line)
+        elif " all-reduce(" in line:
             meant = re.search(r'op_name="[^"]*(sum|exchange)_in_groups_of_(\d+)', line)
             size = int(meant[2])
             groups = ",".join("{" + ",".join(map(str, range(i, i + size))) + "}" for i in range(0, num_replicas, size))
@@ -47,6 +50,21 @@ def with_groups(hlo: bytes, num_replicas: int) -> bytes:
                 line = re.sub(r"to_apply=%?[\w.-]+", "dimensions={0}", line.replace(" all-reduce(", " all-to-all("))
             lines[index] = line
     return _hlo.hlo_module_from_text("\n".join(lines)).as_serialized_hlo_module_proto()
+
+
+def drawn_by_the_device(line: str) -> str:
+    """Instead of an all-reduce of int32 [n]: random words from the device's own generator, its operand's first two the seed."""
+    found = re.match(r"\s*%?([\w.-]+) = s32\[(\d+)\].* all-reduce\((?:s32\[\d+\]\S* )?%?([\w.-]+)\)", line)
+    name, count, operand = found.groups()
+    return "\n".join(
+        [
+            f"  %{name}.seed = s32[2]{{0}} slice(%{operand}), slice={{[0:2]}}",
+            f"  %{name}.state = u64[2]{{0}} convert(%{name}.seed)",
+            f"  %{name}.drawn = (u64[2]{{0}}, u32[{count}]{{0}}) rng-bit-generator(%{name}.state), algorithm=rng_default",
+            f"  %{name}.words = u32[{count}]{{0}} get-tuple-element(%{name}.drawn), index=1",
+            f"  %{name} = s32[{count}]{{0}} bitcast-convert(%{name}.words)",
+        ]
+    )
 
 
 def to_stablehlo(hlo: bytes) -> str:
@@ -169,7 +187,7 @@ def run(hlo: bytes, topology_name: str, num_replicas: int) -> dict:
     if num_replicas == 0:  # only asked what the topology is
         return common
     try:
-        executable = compile_program(to_stablehlo(with_groups(hlo, num_replicas)), devices, num_replicas)
+        executable = compile_program(to_stablehlo(with_what_a_tpu_has(hlo, num_replicas)), devices, num_replicas)
     except Exception as error:
         kind = "memory" if "RESOURCE_EXHAUSTED" in str(error) or "memory" in str(error).lower() else "program"
         return {**common, "error": kind, "message": str(error), "seconds": time.time() - start}

@@ -19,7 +19,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.evaluation.image_predictions import NO_CLASS
 from efficientnet_advprop.evaluation.metrics import Score
-from tpu_utils import randomness, reduction
+from tpu_utils import environment, randomness
 
 TOP_K = 5
 
@@ -171,7 +171,7 @@ class Evaluator:
         if self._attack is None:
             return answers
         seed = tf.constant([self._seed, 0])
-        for part in (index, reduction.replica_id()):
+        for part in (index, environment.current().replica_id):
             seed = randomness.fold_in(seed, part)
 
         def try_once_more(restart, worst):

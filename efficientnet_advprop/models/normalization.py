@@ -13,7 +13,7 @@ from typing import NamedTuple, Optional
 
 import tensorflow as tf
 
-from tpu_utils import reduction
+from tpu_utils import environment, reduction
 
 MAIN = "main"
 AUX_SHARES = ("none", "statistics", "affine")
@@ -136,7 +136,7 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
     @property
     def num_replicas_together(self) -> int:
         """How many of the replicas that run the current step share their moments: 1 means no communication."""
-        return official_group_size(reduction.num_replicas()) if self.group_size is None else self.group_size
+        return official_group_size(environment.current().num_replicas) if self.group_size is None else self.group_size
 
     def variables_of(self, branch: str) -> BranchVariables:
         """The variables that a branch normalises with: this layer's own for "main", and for others what they share with it."""

@@ -20,7 +20,7 @@ from efficientnet_advprop.training import losses
 from efficientnet_advprop.training.methods import ADVERSARIAL, AUGMENTED, CLEAN, METHODS, Method, Pass
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState
-from tpu_utils import ordering, randomness, reduction
+from tpu_utils import environment, ordering, randomness, reduction
 
 STATISTICS = ("running", "batch")
 BATCH_KEYS = {CLEAN: "images", AUGMENTED: "augmented_images"}
@@ -134,7 +134,7 @@ def _after(gradients: Gradients, images: tf.Tensor) -> tf.Tensor:
     The passes over clean images and the attack depend on nothing of each other's, and XLA would mix them: two passes'
     activations at once. The first gradient is the last one to be known.
     """
-    if not reduction.executes_in_order():
+    if not environment.current().executes_in_order:
         return images
     return ordering.after(next(gradient for gradient in gradients if gradient is not None), tf.cast(images, tf.float32))
 
@@ -182,7 +182,7 @@ def _unpaired(method: Method, run: _Runner, attack: PGD) -> GradientFn:
 
 def _shuffled_over_replicas(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Images and labels in a random order: as many to each of the replicas, as far as their number divides."""
-    group_size = math.gcd(images.shape[0], reduction.num_replicas())
+    group_size = math.gcd(images.shape[0], environment.current().num_replicas)
     for index, own_seed in enumerate(randomness.split(seed, 2)):
         order = tf.argsort(randomness.uniform([images.shape[0]], own_seed))
         images, labels = tf.gather(images, order), tf.gather(labels, order)
@@ -204,7 +204,7 @@ def _accumulated(gradients_of: GradientFn, accumulation_steps: int, reduces: Cal
 
         totals = part(tf.constant(0))
         add_part = lambda index, totals: (index + 1, tf.nest.map_structure(tf.add, totals, part(index)))  # noqa: E731
-        if reduces() and not reduction.reduces_in_loops():
+        if reduces() and not environment.current().reduces_in_loops:
             for index in range(1, accumulation_steps):
                 _, totals = add_part(tf.constant(index), totals)
             return totals
@@ -291,7 +291,7 @@ def make_train_step(
         if AUGMENTED in method.views and "augmented_images" not in batch:
             raise ValueError(f"`batch` has {', '.join(batch)}, but method {name!r} also needs 'augmented_images'.")
         own_seed = tf.constant([seed, 0])
-        for part in (tf.cast(state.step, tf.int32), reduction.replica_id()):
+        for part in (tf.cast(state.step, tf.int32), environment.current().replica_id):
             own_seed = randomness.fold_in(own_seed, part)
         trained, statistics = model.trainable_variables, moving_statistics(model)
         statistics_before = [variable.read_value() for variable in statistics] if state.loss_scale is not None else None
@@ -328,7 +328,7 @@ def make_train_step(
 
 def _reduce_over_replicas(gradients: Sequence[tf.Tensor], statistics: Sequence[tf.Variable]) -> list[tf.Tensor]:
     """The summed gradients; the statistics become their mean. One exchange."""
-    count = reduction.num_replicas()
+    count = environment.current().num_replicas
     if count == 1:
         return list(gradients)
     # Identities, because a multi-worker strategy asks a tensor for its device, and a variable's own value does not know it.

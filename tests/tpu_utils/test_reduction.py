@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tpu_utils import reduction
+from tpu_utils import environment, reduction
 
 VALUES = np.arange(4 * 8 * 3, dtype=np.float32).reshape(4, 8, 3)  # replica, row, column
 
@@ -14,7 +14,7 @@ def on_replicas(strategy, function):
 
     @tf.function
     def run():
-        return strategy.run(lambda: function(tf.gather(VALUES, reduction.replica_id())))
+        return strategy.run(lambda: function(tf.gather(VALUES, environment.current().replica_id)))
 
     return [np.stack(strategy.experimental_local_results(result)) for result in run()]
 
@@ -44,11 +44,12 @@ def test_sums_means_exchanges_and_gradients_in_groups(four_replicas):
 
 
 def test_outside_a_step_there_is_one_replica():
-    assert reduction.num_replicas() == 1 and int(reduction.replica_id()) == 0 and reduction.reduces_in_loops()
+    alone = environment.current()
+    assert alone.num_replicas == 1 and int(alone.replica_id) == 0 and alone.reduces_in_loops
     assert reduction.sum_over_replicas([1.0, 2.0]) == [1.0, 2.0]
 
 
-class Copies(reduction.Environment):
+class Copies(environment.Environment):
     """As if this replica had `num_replicas` − 1 copies of itself: known sums, and a note of what was asked for."""
 
     num_replicas, replica_id, reduces_in_loops = 6, 4, True
@@ -65,7 +66,7 @@ class Copies(reduction.Environment):
 
 
 def test_another_environment_takes_over_while_it_lasts():
-    with reduction.use(Copies()) as copies:
+    with environment.use(Copies()) as copies:
 
         @tf.function(jit_compile=True)
         def compute(own):
@@ -75,16 +76,16 @@ def test_another_environment_takes_over_while_it_lasts():
             return loss, tape.gradient(loss, own), reduction.mean_over_replicas(own), reduction.exchange_over_replicas(own)
 
         loss, gradient, mean, exchanged = compute(tf.range(6.0))
-        assert (reduction.num_replicas(), reduction.replica_id()) == (6, 4)
+        assert (environment.current().num_replicas, environment.current().replica_id) == (6, 4)
     assert loss == 3 * 15.0 and copies.asked == [3, 3, 6]
     np.testing.assert_array_equal(gradient, np.full(6, 3.0))
     np.testing.assert_array_equal(mean, np.arange(6.0))
     np.testing.assert_array_equal(exchanged, np.arange(6.0)[::-1])
-    assert reduction.num_replicas() == 1
+    assert environment.current().num_replicas == 1
 
 
 def test_refused_groups_are_named(two_replicas):
-    with reduction.use(Copies()):
+    with environment.use(Copies()):
         with pytest.raises(ValueError, match="`group_size` is 4, but must divide the 6 replicas that run the step"):
             reduction.sum_over_replicas([tf.zeros([])], 4)
         with pytest.raises(ValueError, match="`group_size` is 3, but must divide the 8 rows"):

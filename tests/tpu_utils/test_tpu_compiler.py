@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.config import ExperimentConfig
 from efficientnet_advprop.training import programs
-from tpu_utils import reduction, tpu_compiler
+from tpu_utils import environment, reduction, tpu_compiler
 
 NUM_REPLICAS = 16  # of which the official rule makes groups of 8
 COMPILER_PYTHON = os.environ.get("COMPILER_PYTHON", str(pathlib.Path(__file__).parents[2] / ".venv-preflight/bin/python"))
@@ -33,9 +33,10 @@ def tiny_config(method, statistics="running"):
 
 
 def count_all_reduces(function, specs, num_replicas=NUM_REPLICAS):
+    """But for those that stand for random words."""
     text = tpu_compiler.lower(function, specs, num_replicas, stage="hlo")
     assert not re.search(r" (all-gather|all-to-all|reduce-scatter|collective-permute)\(", text)
-    return text.count(" all-reduce(")
+    return sum(" all-reduce(" in line and "random_words" not in line for line in text.splitlines())
 
 
 def test_the_attack_with_running_statistics_adds_no_collective():
@@ -59,10 +60,17 @@ def test_an_attack_with_batch_statistics_does():
 def test_planned_replicas_sum_in_groups():
     def function(x):
         sums = reduction.sum_over_replicas([x], group_size=4)
-        return sums[0] * tf.cast(reduction.replica_id() + reduction.num_replicas(), tf.float32)
+        replicas = environment.current()
+        return sums[0] * tf.cast(replicas.replica_id + replicas.num_replicas, tf.float32)
 
     text = tpu_compiler.lower(function, [tf.TensorSpec([3])], num_replicas=8, stage="hlo")
     assert re.search(r' all-reduce\(.*op_name="sum_in_groups_of_4/', text)  # where the compiler's process takes the size from
+
+
+def test_planned_replicas_draw_by_the_devices_generator():
+    draw = lambda seed: environment.current().random_words(8, seed)  # noqa: E731
+    text = tpu_compiler.lower(draw, [tf.TensorSpec([2], tf.int32)], num_replicas=8, stage="hlo")
+    assert re.search(r's32\[8\].* all-reduce\(.*op_name="random_words/', text)
 
 
 def test_an_operation_that_xla_lacks_is_named():
@@ -161,6 +169,9 @@ def test_the_compiled_attack_has_no_collective_and_the_compiled_step_is_believab
     exchange = lambda images: reduction.exchange_over_replicas(images, group_size=8)  # noqa: E731
     exchanged = compiler.compile(tpu_compiler.lower(exchange, [tf.TensorSpec([16, 8], tf.uint8)], 32), 32)
     assert exchanged.collectives == {"all-to-all": 1}
+    draw = lambda seed: environment.current().random_words(2**20, seed)  # noqa: E731
+    drawn = compiler.compile(tpu_compiler.lower(draw, [tf.TensorSpec([2], tf.int32)]), 1)
+    assert drawn.collectives == {} and drawn.scheduled_seconds < 1e-4  # Philox would take 1.3 ms
     assert compiled["attack"].collectives == {}
     assert compiled["advprop"].collectives["all-reduce"] > 0
     assert 0 < compiled["attack"].flops < compiled["advprop"].flops

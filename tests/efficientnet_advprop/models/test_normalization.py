@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.models import DualBatchNormalization
 from efficientnet_advprop.models.normalization import moving_statistics, official_group_size
-from tpu_utils import reduction
+from tpu_utils import environment
 
 MOMENTUM, EPSILON = 0.9, 1e-3
 
@@ -182,7 +182,7 @@ def test_groups_of_replicas_are_as_one_device_with_their_batches(group_size, see
     @tf.function
     def run():
         def replica():
-            x, weight = (tf.gather(tf.stack(values), reduction.replica_id()) for values in (parts, weights))
+            x, weight = (tf.gather(tf.stack(values), environment.current().replica_id) for values in (parts, weights))
             held = layer.variables_of("aux")
             with tf.GradientTape() as tape:
                 tape.watch(x)

@@ -381,7 +381,8 @@ def test_an_attack_with_running_statistics_adds_no_collective(statistics):
     config.model.width_coefficient, config.model.depth_coefficient, config.data.image_size = 0.25, 0.3, SIZE
     config.model.batch_norm_group_size, config.attack.statistics, config.attack.num_steps = 2, statistics, 2
     program = tpu_compiler.lower(*programs.attack(config, 4), num_replicas=2, stage="hlo")
-    assert ("all-reduce" in program) == (statistics == "batch")
+    found = [line for line in program.splitlines() if " all-reduce(" in line and "random_words" not in line]  # their stand-in
+    assert bool(found) == (statistics == "batch")
 
 
 @pytest.mark.parametrize("group_size, accumulation_steps", [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow)])

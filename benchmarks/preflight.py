@@ -48,8 +48,8 @@ ENTRIES = [
     ("efficientnet.py:b2", "v3:2x2", 256, 0),
     ("advprop.py:b4", "v3:2x2", 48, 0),
     ("efficientnet.py:b4", "v3:2x2", 48, 0),
-    ("advprop.py:b6", "v3:2x2", 12, 0),
-    ("efficientnet.py:b6", "v3:2x2", 12, 0),
+    ("advprop.py:b6", "v3:2x2", 16, 0),
+    ("efficientnet.py:b6", "v3:2x2", 16, 0),
     ("fast_advprop.py:b0", "v3:2x2", 512, 0),
 ]
 FLAGS = flags.FLAGS

@@ -85,7 +85,7 @@ def test_experiments_quote_the_published_figures():
     assert quoted == 7 * 9
 
 
-def test_build_notes_have_the_preflights_table_and_experiments_its_chip_hours():
+def test_build_notes_have_the_preflights_table_and_others_its_chip_hours():
     spec = importlib.util.spec_from_file_location("preflight_table", ROOT / "benchmarks/preflight.py")
     preflight = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(preflight)
@@ -95,6 +95,8 @@ def test_build_notes_have_the_preflights_table_and_experiments_its_chip_hours():
     name, cores, cost = (header.index(title) for title in ("recipe", "TPU, cores", "chip-hours"))
     hours = {(line[name], line[cost]) for line in lines if line[cores] == "v3:2x2, 8"}
     quoted = {row[0]: row[1:] for row in rows(read("docs/experiments.md").partition("## What it costs")[2])}
-    for method in ("vanilla", "AdvProp"):
+    for method, config in (("vanilla", "configs/efficientnet.py"), ("AdvProp", "configs/advprop.py")):
+        told = dict(re.findall(r"b(\d) ([\d,]+)(?=   b|\n)", read(config).partition("Cost")[2]))
         for size, figure in enumerate(quoted[method]):
             assert (f"{method} B{size}", figure) in hours or figure.startswith(("≈", "–")), (method, size)
+            assert figure == told.get(str(size), figure), (config, size)

@@ -8,8 +8,9 @@ Expected ImageNet top-1 of the averaged weights, as published with the official 
     b0 77.6   b1 79.6   b2 80.5   b3 81.9   b4 83.3   b5 84.3   b6 84.8   b7 85.2   b8 85.5
 
 Cost: (2K + 6)/3 of vanilla training's arithmetic, with K attack steps: 2.7 times for PGD1, 5.3 times for PGD5. In chip-hours of
-a TPU v3, at least (by its compiler's schedule; nobody has timed a run): b0 162, b7 22,500, b8 42,000; docs/experiments.md has
-all that are known. b8 was compiled with --config.model.recomputed_blocks=99 and 4 images per core.
+a TPU v3, at least: by its compiler's schedule (docs/experiments.md); nobody has timed a run.
+
+    b0 152   b1 277   b2 508   b3 834   b4 2,317   b5 4,759   b6 11,307   b7 15,506   b8 42,049
 """
 
 from efficientnet_advprop.config import ExperimentConfig

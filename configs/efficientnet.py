@@ -7,8 +7,9 @@ Expected ImageNet top-1 of the averaged weights, as published at AdvProp's relea
 
     b0 77.3   b1 79.2   b2 80.3   b3 81.7   b4 83.0   b5 83.7   b6 84.2   b7 84.5
 
-Cost in chip-hours of a TPU v3, at least (by its compiler's schedule; nobody has timed a run): b0 58, b3 210;
-docs/experiments.md has all that are known.
+Cost in chip-hours of a TPU v3, at least: by its compiler's schedule (docs/experiments.md); nobody has timed a run.
+
+    b0 58   b1 106   b2 130   b3 210   b4 538   b5 1,171   b6 1,772   b7 3,212   b8 4,655
 """
 
 from efficientnet_advprop.config import ExperimentConfig

@@ -24,6 +24,7 @@ TOPOLOGIES = ("v3:2x2", "v3:4x4", "v5e:2x2")
 CORES_PER_CHIP = {"v2": 2, "v3": 2}  # of later kinds one
 METHOD_NAMES = {"advprop": "AdvProp", "fast_advprop": "Fast AdvProp"}
 NUM_TRAIN_IMAGES = 1_281_167  # ImageNet's
+TILE = 8  # images: activations are laid out in tiles of so many, 12 images take the memory and time of 16
 # Config, topology, the batch per core to start from, and how many blocks compute their activations again.
 ENTRIES = [
     ("advprop.py:b0", "v3:2x2", 512, 0),
@@ -37,6 +38,7 @@ ENTRIES = [
     ("efficientnet.py:b0", "v5e:2x2", 512, 0),
     ("advprop.py:b0", "v3:4x4", 128, 0),
     ("efficientnet.py:b7", "v3:2x2", 8, 0),
+    ("efficientnet.py:b8", "v3:2x2", 4, 0),
     ("efficientnet.py:b8", "v3:2x2", 8, 0),
     ("advprop.py:b5", "v3:2x2", 24, 0),
     ("efficientnet.py:b5", "v3:2x2", 24, 0),
@@ -103,7 +105,8 @@ def main(_):
 
 
 def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:
-    """The largest batch that would fit: between what has been tried if that settles it, otherwise on a line through it."""
+    """The largest batch that would fit: between what has been tried if that settles it, otherwise on a line through it, in
+    full tiles."""
     fitting = sorted(fitting, key=batch_of)
     largest = fitting[-1]["replica_batch_size"]
     smallest_failure = min((record["replica_batch_size"] for record in failing), default=None)
@@ -111,6 +114,7 @@ def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:
         return str(largest)
     points = [(record["replica_batch_size"], preflight_results.memory_bytes(record)) for record in fitting]
     points += [(record["replica_batch_size"], record["needed_bytes"]) for record in failing if record["needed_bytes"]]
+    points = [(batch, needed) for batch, needed in points if batch % TILE == 0] or points
     if len(points) == 1:  # the variables and the program do not grow
         program = tpu_compiler.CompiledProgram(**fitting[-1]["program"])
         points.append((0, program.memory_bytes - program.temporary_bytes))
@@ -118,6 +122,8 @@ def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:
     guess = int(other + (capacity - less) * (batch - other) / (needed - less))
     if smallest_failure is not None:
         guess = min(guess, smallest_failure - 1)
+    if guess > TILE:
+        guess = guess // TILE * TILE
     return f"≈ {max(guess, largest)}"
 
 

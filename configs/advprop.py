@@ -10,7 +10,7 @@ Expected ImageNet top-1 of the averaged weights, as published with the official 
 Cost: (2K + 6)/3 of vanilla training's arithmetic, with K attack steps: 2.7 times for PGD1, 5.3 times for PGD5. In chip-hours of
 a TPU v3, at least: by its compiler's schedule (docs/experiments.md); nobody has timed a run.
 
-    b0 152   b1 277   b2 508   b3 834   b4 2,317   b5 4,759   b6 11,307   b7 15,506   b8 42,049
+    b0 152   b1 277   b2 508   b3 834   b4 2,317   b5 4,759   b6 8,441   b7 15,506   b8 32,454
 """
 
 from efficientnet_advprop.config import ExperimentConfig

@@ -108,12 +108,12 @@ def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:
     """The largest batch that would fit: between what has been tried if that settles it, otherwise on a line through it, in
     full tiles."""
     fitting = sorted(fitting, key=batch_of)
-    largest = fitting[-1]["replica_batch_size"]
-    smallest_failure = min((record["replica_batch_size"] for record in failing), default=None)
+    largest = batch_of(fitting[-1])
+    smallest_failure = min(map(batch_of, failing), default=None)
     if smallest_failure is not None and smallest_failure - largest <= grid(largest):
         return str(largest)
-    points = [(record["replica_batch_size"], preflight_results.memory_bytes(record)) for record in fitting]
-    points += [(record["replica_batch_size"], record["needed_bytes"]) for record in failing if record["needed_bytes"]]
+    points = [(batch_of(record), preflight_results.memory_bytes(record)) for record in fitting]
+    points += [(batch_of(record), record["needed_bytes"]) for record in failing if record["needed_bytes"]]
     points = [(batch, needed) for batch, needed in points if batch % TILE == 0] or points
     if len(points) == 1:  # the variables and the program do not grow
         program = tpu_compiler.CompiledProgram(**fitting[-1]["program"])

@@ -16,6 +16,7 @@ from efficientnet_advprop.evaluation.evaluator import Evaluator, judge
 from efficientnet_advprop.models import Network
 from efficientnet_advprop.models.digest import weights_digest
 from efficientnet_advprop.models.normalization import branch_index
+from tpu_utils.brief_message import brief_message
 
 DEFAULT_IMAGE_SIZE, DEFAULT_CROP = 224, "0.875"
 _NUM_PROBES = 4  # images of noise that a model is asked about first
@@ -186,7 +187,7 @@ def probe(
     try:
         outputs = np.asarray(function(noise if dtype == tf.uint8 else tf.cast(noise, dtype)))
     except (tf.errors.OpError, ValueError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = brief_message(error)
         raise ClassifierError(
             f"{name!r} does not take images [{batch_size}, {image_size}, {image_size}, 3]: {reason}"
         ) from error

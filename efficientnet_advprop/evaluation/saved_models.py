@@ -22,6 +22,7 @@ from efficientnet_advprop.evaluation.classifiers import (
     ClassifierError,
     probe,
 )
+from tpu_utils.brief_message import brief_message
 
 _FIRST_CHOICES = ("predict_images", "serving_default")
 
@@ -39,7 +40,7 @@ def load(path: str, *, image_size: Optional[int] = None, crop: Optional[str] = N
     try:
         loaded = tf.saved_model.load(path)
     except (OSError, ValueError, tf.errors.OpError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = brief_message(error)
         raise ClassifierError(f"`--saved_model` is {path!r}, which cannot be loaded: {reason}") from error
     name, signature, images, output = _choose_signature(path, loaded.signatures)
     metadata = _read_metadata(path)

@@ -23,7 +23,7 @@ from efficientnet_advprop.training import losses, optimizers, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState, averaged_variables
-from tpu_utils import tpu_compiler
+from tpu_utils.compiler import tpu_compiler
 
 ARRANGEMENTS = ("two_passes", "one_batch")
 FLAGS = flags.FLAGS
@@ -33,8 +33,14 @@ flags.DEFINE_integer("batch_size", 16, "Clean images per step.")
 flags.DEFINE_integer("num_steps", 1, "Iterations of PGD.")
 flags.DEFINE_integer("rounds", 7, "Timed runs.")
 flags.DEFINE_enum("compute_dtype", "float32", ("float32", "bfloat16"), "Of activations.")
-flags.DEFINE_string("topology", None, "Of a TPU: compile for one core of it, by docs/preflight.md, instead of running here.")
-flags.DEFINE_string("compiler_python", ".venv-preflight/bin/python", "With --topology: see tpu_utils.preflight.")
+flags.DEFINE_string(
+    "topology",
+    None,
+    "Of a TPU: compile for one core of it, by docs/preflight.md, instead of running here.",
+)
+flags.DEFINE_string(
+    "compiler_python", ".venv-preflight/bin/python", "With --topology: see tpu_utils.preflight."
+)
 flags.DEFINE_enum("only", None, ARRANGEMENTS, "Measure this one, in this process, and print JSON.")
 
 
@@ -44,20 +50,26 @@ def normalize_halves(convolution, norm, inputs, *, training, branch, update_stat
         return convolution(inputs, *norm.affine(branch))
     clean, adversarial = tf.split(convolution(inputs), 2)
     mode = dict(training=True, update_statistics=update_statistics)
-    return tf.concat([norm(clean, branch="main", **mode), norm(adversarial, branch="aux", **mode)], 0)
+    return tf.concat(
+        [norm(clean, branch="main", **mode), norm(adversarial, branch="aux", **mode)], 0
+    )
 
 
 def make_one_batch_step(state, learning_rate, attack):
     def train_step(batch):
         images, labels = tf.cast(batch["images"], tf.float32), batch["labels"]
-        adversarial_images = attack(steps.attacked_network(state.model, "aux", "running"), images, labels)
+        adversarial_images = attack(
+            steps.attacked_network(state.model, "aux", "running"), images, labels
+        )
         with tf.GradientTape() as tape:
             logits = state.model(tf.concat([images, adversarial_images], 0), training=True)
             per_image = losses.cross_entropy(tf.concat([labels, labels], 0), logits, 0.1)
             loss = tf.reduce_sum(per_image) / FLAGS.batch_size
         trained = state.model.trainable_variables
         gradients = tape.gradient(loss, trained)
-        gradients = [g + 1e-5 * v if losses.is_decayed(v.name) else g for g, v in zip(gradients, trained)]
+        gradients = [
+            g + 1e-5 * v if losses.is_decayed(v.name) else g for g, v in zip(gradients, trained)
+        ]
         state.optimizer.apply(gradients, learning_rate(state.step))
         state.step.assign_add(1)
         state.ema.update(state.step)
@@ -70,7 +82,9 @@ def measure(arrangement: str) -> dict:
     """Median seconds and the process's peak memory in MB; of a TPU, the scheduled seconds and a core's memory."""
     model = EfficientNet(FLAGS.variant, compute_dtype=FLAGS.compute_dtype)
     state = TrainState(
-        model, optimizers.RMSProp(model.trainable_variables), ExponentialMovingAverage(averaged_variables(model))
+        model,
+        optimizers.RMSProp(model.trainable_variables),
+        ExponentialMovingAverage(averaged_variables(model)),
     )
     attack = PGD(float(FLAGS.num_steps), 1.0, FLAGS.num_steps, num_classes=1000)
     rate = LearningRate(0.016, 100.0)
@@ -78,16 +92,28 @@ def measure(arrangement: str) -> dict:
         layers.convolve_and_normalize = normalize_halves
         step = make_one_batch_step(state, rate, attack)
     else:
-        step = steps.make_train_step("advprop", state, rate, global_batch_size=FLAGS.batch_size, attack=attack)
+        step = steps.make_train_step(
+            "advprop", state, rate, global_batch_size=FLAGS.batch_size, attack=attack
+        )
     size = FLAGS.image_size
     if FLAGS.topology:
-        specs = [tf.TensorSpec([FLAGS.batch_size, size, size, 3], tf.uint8), tf.TensorSpec([FLAGS.batch_size], tf.int32)]
-        hlo = tpu_compiler.lower(lambda images, labels: step({"images": images, "labels": labels}), specs)
-        program = tpu_compiler.TPUCompiler(FLAGS.compiler_python, FLAGS.topology).compile(hlo, num_replicas=1)
+        specs = [
+            tf.TensorSpec([FLAGS.batch_size, size, size, 3], tf.uint8),
+            tf.TensorSpec([FLAGS.batch_size], tf.int32),
+        ]
+        hlo = tpu_compiler.lower(
+            lambda images, labels: step({"images": images, "labels": labels}), specs
+        )
+        program = tpu_compiler.TPUCompiler(FLAGS.compiler_python, FLAGS.topology).compile(
+            hlo, num_replicas=1
+        )
         return {"seconds": program.scheduled_seconds, "megabytes": program.memory_bytes / 2**20}
     step = tf.function(step)
     batch = {
-        "images": tf.cast(tf.random.uniform([FLAGS.batch_size, size, size, 3], maxval=256, dtype=tf.int32), tf.uint8),
+        "images": tf.cast(
+            tf.random.uniform([FLAGS.batch_size, size, size, 3], maxval=256, dtype=tf.int32),
+            tf.uint8,
+        ),
         "labels": tf.random.uniform([FLAGS.batch_size], maxval=1000, dtype=tf.int32),
     }
     times = []
@@ -95,7 +121,10 @@ def measure(arrangement: str) -> dict:
         start = time.perf_counter()
         tf.nest.map_structure(lambda value: value.numpy(), step(batch))
         times.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(times[1:]), "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {
+        "seconds": statistics.median(times[1:]),
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def main(_):
@@ -106,7 +135,10 @@ def main(_):
         command = [sys.executable, *sys.argv, f"--only={arrangement}"]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         result = json.loads(output.strip().splitlines()[-1])
-        print(f"{arrangement:12s} {result['seconds']:6.3f} s   peak {result['megabytes']:7.0f} MB", flush=True)
+        print(
+            f"{arrangement:12s} {result['seconds']:6.3f} s   peak {result['megabytes']:7.0f} MB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,10 @@ def write_files(folder: pathlib.Path) -> dict[str, labeled_images.LabeledImages]
     for position in range(of_records.num_images):
         paths.append(str(folder / f"{position}.jpg"))
         pathlib.Path(paths[-1]).write_bytes(of_records.encoded(position))
-    return {"JPEG files": labeled_images.FileImages(paths, [0] * len(paths), str(folder)), "TFRecords": of_records}
+    return {
+        "JPEG files": labeled_images.FileImages(paths, [0] * len(paths), str(folder)),
+        "TFRecords": of_records,
+    }
 
 
 def time_batches(batches, num_batches: int, batch_size: int) -> tuple[float, float]:
@@ -54,16 +57,25 @@ def time_batches(batches, num_batches: int, batch_size: int) -> tuple[float, flo
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--variant", default="b0", help="of EfficientNet")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--num_batches", type=int, default=8, help="in each measurement, after a first one that is not timed")
+    parser.add_argument(
+        "--num_batches",
+        type=int,
+        default=8,
+        help="in each measurement, after a first one that is not timed",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     classifier = as_classifier(EfficientNet(arguments.variant, aux_branches=0))
     size, batch_size = classifier.image_size, arguments.batch_size
     infer = tf.function(classifier.function, [tf.TensorSpec([batch_size, size, size, 3])])
-    pixels = tf.constant(np.random.default_rng(0).uniform(0, 255, [batch_size, size, size, 3]), tf.float32)
+    pixels = tf.constant(
+        np.random.default_rng(0).uniform(0, 255, [batch_size, size, size, 3]), tf.float32
+    )
 
     def infer_again_and_again():
         while True:
@@ -73,16 +85,26 @@ def main():
         sets = write_files(pathlib.Path(folder))
 
         def evaluate(images):
-            dataset = labeled_images.make_dataset(images, image_size=size, crop=classifier.crop, global_batch_size=batch_size)
+            dataset = labeled_images.make_dataset(
+                images, image_size=size, crop=classifier.crop, global_batch_size=batch_size
+            )
             return classifier.predict(dataset.repeat())
 
         contenders = {"pure inference": infer_again_and_again}
-        contenders.update({f"evaluation, {name}": lambda images=images: evaluate(images) for name, images in sets.items()})
+        contenders.update(
+            {
+                f"evaluation, {name}": lambda images=images: evaluate(images)
+                for name, images in sets.items()
+            }
+        )
         timings = {name: [] for name in contenders}
         for _ in range(arguments.rounds + 1):  # the first round traces, and is dropped
             for name, start in contenders.items():
                 timings[name].append(time_batches(start(), arguments.num_batches, batch_size))
-    print(f"EfficientNet-{arguments.variant.upper()}, {size} px, batch {batch_size}, TensorFlow {tf.__version__}, ", end="")
+    print(
+        f"EfficientNet-{arguments.variant.upper()}, {size} px, batch {batch_size}, TensorFlow {tf.__version__}, ",
+        end="",
+    )
     print(f"{platform.machine()}, {os.cpu_count()} CPUs")
     print(f"{'':28}{'images/s':>10}{'of inference':>14}{'CPU ms/image':>14}{'inference / it':>16}")
     reference = None
@@ -92,7 +114,9 @@ def main():
         reference = reference or (seconds, cpu)
         share = 100 * reference[0] / seconds
         note = "" if name == "pure inference" else f"   target {_TARGET} %"
-        print(f"{name:28}{1 / seconds:10.1f}{share:12.0f} %{1e3 * cpu:14.2f}{100 * reference[1] / cpu:14.0f} %{note}")
+        print(
+            f"{name:28}{1 / seconds:10.1f}{share:12.0f} %{1e3 * cpu:14.2f}{100 * reference[1] / cpu:14.0f} %{note}"
+        )
 
 
 if __name__ == "__main__":

@@ -120,7 +120,9 @@ def randomize(variables):
     for variable in variables:
         if len(variable.shape) == 1:
             value = variable.numpy()
-            variable.assign(value + 0.1 * np.abs(random.standard_normal(value.shape)).astype(value.dtype))
+            variable.assign(
+                value + 0.1 * np.abs(random.standard_normal(value.shape)).astype(value.dtype)
+            )
 
 
 def serve_timings(kind, path, batch_sizes):
@@ -131,7 +133,11 @@ def serve_timings(kind, path, batch_sizes):
     os.dup2(2, 1)  # whatever a library prints must not get between the answers
     runs = []
     for batch_size in batch_sizes:
-        pixels = np.random.RandomState(0).uniform(0, 255, [batch_size, IMAGE_SIZE, IMAGE_SIZE, 3]).astype(np.float32)
+        pixels = (
+            np.random.RandomState(0)
+            .uniform(0, 255, [batch_size, IMAGE_SIZE, IMAGE_SIZE, 3])
+            .astype(np.float32)
+        )
         try:
             runs.append(globals()[f"make_{kind}"](path, pixels))
         except ImportError:
@@ -157,7 +163,12 @@ class Contender:
         command = [python, __file__, "--worker", kind, path, *map(str, batch_sizes)]
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
         )
         answer = self._process.stdout.readline()
         self.can = json.loads(answer) if answer else [False] * len(batch_sizes)
@@ -186,7 +197,9 @@ def write_exports(folder, onnx_python):
     randomize(model.variables)
     network = InferenceNetwork(model, IMAGE_SIZE)
     file = verification.default_examples(IMAGE_SIZE, "released").files[0]
-    write_saved_model(ServedNetwork(network, "released"), os.path.join(folder, "saved_model"), {}, file)
+    write_saved_model(
+        ServedNetwork(network, "released"), os.path.join(folder, "saved_model"), {}, file
+    )
     with open(os.path.join(folder, "model.tflite"), "wb") as tflite_file:
         tflite_file.write(tflite.convert(network))
     try:
@@ -196,7 +209,9 @@ def write_exports(folder, onnx_python):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--onnx_python", default=sys.executable)
     parser.add_argument("--other_python", default=sys.executable)
     parser.add_argument("--rounds", type=int, default=10)
@@ -204,7 +219,9 @@ def main():
     batch_sizes, counts = (1, 16), (20, 2)
     with tempfile.TemporaryDirectory() as folder:
         write_exports(folder, arguments.onnx_python)
-        saved_model, tflite_file, onnx_file = (os.path.join(folder, n) for n in ("saved_model", "model.tflite", "model.onnx"))
+        saved_model, tflite_file, onnx_file = (
+            os.path.join(folder, n) for n in ("saved_model", "model.tflite", "model.onnx")
+        )
         other = arguments.other_python
         candidates = {
             REFERENCE: (sys.executable, "keras", "-"),
@@ -230,7 +247,9 @@ def print_table(contenders, batch_size):
     import numpy as np
 
     reference = [np.median(seconds) for seconds in contenders[REFERENCE].seconds]
-    print(f"{'EfficientNet-B0, 224 px':28} {'p50 ms':>8} {'p99 ms':>8} {'ratio':>6} {'images/s':>9} {'ratio':>6}")
+    print(
+        f"{'EfficientNet-B0, 224 px':28} {'p50 ms':>8} {'p99 ms':>8} {'ratio':>6} {'images/s':>9} {'ratio':>6}"
+    )
     print(f"{'':28} {'batch 1':>24} {f'batch {batch_size}':>16}")
     for name, contender in contenders.items():
         if not any(contender.can):

@@ -31,16 +31,27 @@ from efficientnet_advprop.data import augmentation, pipeline, preprocessing, rec
 _BATCH, _WARM_UP_BATCHES = 64, 6
 # Of each picture in its file: with ImageNet's 1,251 records in each, beginning a file costs next to nothing.
 _COPIES = 8
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFRecords to read; None: random pictures of about 500×375 pixels and 70 kB")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "TFRecords to read; None: random pictures of about 500×375 pixels and 70 kB"
+)
 _THREADS = flags.DEFINE_integer("threads", 2, "of the pipeline", lower_bound=1)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "pixels", lower_bound=1)
-_NUM_IMAGES = flags.DEFINE_integer("num_images", 2048, f"in each measurement, a multiple of {_BATCH}", lower_bound=_BATCH)
+_NUM_IMAGES = flags.DEFINE_integer(
+    "num_images", 2048, f"in each measurement, a multiple of {_BATCH}", lower_bound=_BATCH
+)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "of all measurements", lower_bound=1)
 # What accelerators would eat: a vanilla step on an image is three passes of 2 · 0.39 GFLOP for B0, AdvProp with PGD1 2.67 of
 # them. The share of the peak is a guess on the high side; depthwise convolutions reach less.
-_CHIPS = {"one TPU v3-8 (420 TFLOP/s bfloat16)": 420e12, "eight V100 (1000 TFLOP/s float16)": 1000e12}
+_CHIPS = {
+    "one TPU v3-8 (420 TFLOP/s bfloat16)": 420e12,
+    "eight V100 (1000 TFLOP/s float16)": 1000e12,
+}
 _UTILIZATION = 0.3
-_TARGETS = {"": 60, ", AutoAugment": 45, ", RandAugment (2, 10)": 40}  # of the training's stages and of the whole pipeline
+_TARGETS = {
+    "": 60,
+    ", AutoAugment": 45,
+    ", RandAugment (2, 10)": 40,
+}  # of the training's stages and of the whole pipeline
 
 
 def write_pictures(folder: str, number: int = 512) -> float:
@@ -48,7 +59,9 @@ def write_pictures(folder: str, number: int = 512) -> float:
     rng = np.random.RandomState(0)
     sizes = []
     for shard in range(8):
-        with records.ShardWriter(os.path.join(folder, records.shard_name("train", shard, 8))) as writer:
+        with records.ShardWriter(
+            os.path.join(folder, records.shard_name("train", shard, 8))
+        ) as writer:
             encoded = []
             for i in range(number // 8):
                 width, height = (500, 375) if i % 3 else (375, 500)
@@ -58,7 +71,9 @@ def write_pictures(folder: str, number: int = 512) -> float:
                     )
                     for h, w in ((12, 12), (height // 2, width // 2))
                 )
-                pixels = np.clip(np.asarray(coarse, float) + 0.3 * (np.asarray(fine, float) - 128), 0, 255).astype(np.uint8)
+                pixels = np.clip(
+                    np.asarray(coarse, float) + 0.3 * (np.asarray(fine, float) - 128), 0, 255
+                ).astype(np.uint8)
                 buffer = io.BytesIO()
                 Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
                 sizes.append(len(buffer.getvalue()))
@@ -77,29 +92,52 @@ def decode_and_crop(encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 def make_stages(folder: str) -> dict:
     """Datasets by name; those of single elements, of their encoded bytes from memory."""
     size = _IMAGE_SIZE.value
-    files = [os.path.join(folder, name) for name in sorted(tf.io.gfile.listdir(folder)) if name.startswith("train-")]
-    rows = tf.data.Dataset.from_tensor_slices(files[:8]).flat_map(lambda file: tf.data.TFRecordDataset(file).take(128))
-    encoded = rows.map(lambda row: records.parse(row, records.Split([], []))[0]).cache().repeat().enumerate()
+    files = [
+        os.path.join(folder, name)
+        for name in sorted(tf.io.gfile.listdir(folder))
+        if name.startswith("train-")
+    ]
+    rows = tf.data.Dataset.from_tensor_slices(files[:8]).flat_map(
+        lambda file: tf.data.TFRecordDataset(file).take(128)
+    )
+    encoded = (
+        rows.map(lambda row: records.parse(row, records.Split([], []))[0])
+        .cache()
+        .repeat()
+        .enumerate()
+    )
 
     def mapped(function):
         return encoded.map(
-            lambda i, image: function(image, tf.stack([i, i])), num_parallel_calls=_THREADS.value, deterministic=True
+            lambda i, image: function(image, tf.stack([i, i])),
+            num_parallel_calls=_THREADS.value,
+            deterministic=True,
         )
 
     def train(augment=None):
-        return mapped(lambda image, seed: preprocessing.preprocess_for_train(image, size, seed=seed, augment=augment))
+        return mapped(
+            lambda image, seed: preprocessing.preprocess_for_train(
+                image, size, seed=seed, augment=augment
+            )
+        )
 
     def whole(**changes):
         data = DataConfig(image_size=size, shuffle_buffer=256, **changes)
-        return pipeline.make_train_dataset(data, folder, global_batch_size=_BATCH, seed=0, num_classes=1000)
+        return pipeline.make_train_dataset(
+            data, folder, global_batch_size=_BATCH, seed=0, num_classes=1000
+        )
 
     return {
         "decode + random crop (the bound)": mapped(decode_and_crop),
         "read TFRecords": tf.data.TFRecordDataset(files).repeat(),
-        "decode + crop + resize": mapped(lambda image, seed: preprocessing.resize(decode_and_crop(image, seed), size)),
+        "decode + crop + resize": mapped(
+            lambda image, seed: preprocessing.resize(decode_and_crop(image, seed), size)
+        ),
         "train": train(),
         "train, AutoAugment": train(augmentation.autoaugment),
-        "train, RandAugment (2, 10)": train(lambda image, seed: augmentation.randaugment(image, seed, 2, 10)),
+        "train, RandAugment (2, 10)": train(
+            lambda image, seed: augmentation.randaugment(image, seed, 2, 10)
+        ),
         "evaluation": mapped(lambda image, seed: preprocessing.preprocess_for_eval(image, size)),
         "whole pipeline": whole(),
         "whole pipeline, AutoAugment": whole(augment="autoaugment"),
@@ -111,7 +149,9 @@ def make_stages(folder: str) -> dict:
 
 def consume(dataset: tf.data.Dataset, num_images: int) -> "tuple[float, float]":
     """Seconds on the clock and of the processors for so many images, once the buffers are full and the threads are busy."""
-    if not isinstance(dataset.element_spec, dict):  # single images: as often as a batch, one of them comes to Python
+    if not isinstance(
+        dataset.element_spec, dict
+    ):  # single images: as often as a batch, one of them comes to Python
         dataset = dataset.shard(_BATCH, _BATCH - 1)
     elements = iter(dataset)
     for _ in range(_WARM_UP_BATCHES):
@@ -132,7 +172,9 @@ def main(argv):
         options = tf.data.Options()
         options.threading.private_threadpool_size = _THREADS.value
         options.threading.max_intra_op_parallelism = 1
-        stages = {name: dataset.with_options(options) for name, dataset in make_stages(folder).items()}
+        stages = {
+            name: dataset.with_options(options) for name, dataset in make_stages(folder).items()
+        }
         seconds = {name: [] for name in stages}
         for _ in range(_ROUNDS.value):
             for name, dataset in stages.items():
@@ -141,15 +183,24 @@ def main(argv):
 
 
 def report(seconds: dict) -> None:
-    rates = {name: _NUM_IMAGES.value / statistics.median(wall for wall, _ in values) for name, values in seconds.items()}
-    cpu = {name: min(cpu for _, cpu in values) / _NUM_IMAGES.value for name, values in seconds.items()}
+    rates = {
+        name: _NUM_IMAGES.value / statistics.median(wall for wall, _ in values)
+        for name, values in seconds.items()
+    }
+    cpu = {
+        name: min(cpu for _, cpu in values) / _NUM_IMAGES.value for name, values in seconds.items()
+    }
     bound = next(iter(cpu.values()))
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
-    print(f"{machine}, {_THREADS.value} threads, {_IMAGE_SIZE.value} px, TensorFlow {tf.__version__}")
+    print(
+        f"{machine}, {_THREADS.value} threads, {_IMAGE_SIZE.value} px, TensorFlow {tf.__version__}"
+    )
     for name, rate in rates.items():
         what = re.fullmatch("(?:train|whole pipeline)(.*)", name)
         target = f"  (to reach: {_TARGETS[what[1]]} %)" if what and what[1] in _TARGETS else ""
-        print(f"{name:34s} {rate:7.0f} images/s {1e6 * cpu[name]:6.0f} µs of CPU {100 * bound / cpu[name]:6.0f} %{target}")
+        print(
+            f"{name:34s} {rate:7.0f} images/s {1e6 * cpu[name]:6.0f} µs of CPU {100 * bound / cpu[name]:6.0f} %{target}"
+        )
     per_image = 2.67 * 3 * 2 * 0.39e9
     for chips, flops in _CHIPS.items():
         needed = _UTILIZATION * flops / per_image

@@ -38,14 +38,19 @@ def measure(variant: str, prefix: str) -> None:
     load_released_checkpoint(model, prefix)
     seconds, peak = time.perf_counter() - started, memory("VmHWM") - before
     total = (size + peak) / size
-    print(f"{variant}: {seconds:.2f} s; model {size:.0f} MB, at the peak {peak:.0f} MB more: {total:.2f} times it", flush=True)
+    print(
+        f"{variant}: {seconds:.2f} s; model {size:.0f} MB, at the peak {peak:.0f} MB more: {total:.2f} times it",
+        flush=True,
+    )
 
 
 def write(variant: str, prefix: str) -> None:
     from efficientnet_advprop.models import EfficientNet, save_released_checkpoint
 
     model = EfficientNet(variant, aux_branches=0)
-    averages = {variable.name.split(":")[0]: variable.numpy() * 1.01 for variable in model.variables}
+    averages = {
+        variable.name.split(":")[0]: variable.numpy() * 1.01 for variable in model.variables
+    }
     save_released_checkpoint(model, prefix, averages=averages, global_step=218949)
 
 
@@ -56,4 +61,7 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as folder:
             for variant in VARIANTS:
                 for task in ("write", "measure"):  # each in a process of its own: clean memory
-                    subprocess.run([sys.executable, __file__, task, variant, f"{folder}/{variant}/model.ckpt"], check=True)
+                    subprocess.run(
+                        [sys.executable, __file__, task, variant, f"{folder}/{variant}/model.ckpt"],
+                        check=True,
+                    )

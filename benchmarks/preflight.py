@@ -14,9 +14,9 @@ import sys
 from absl import app, flags
 
 from efficientnet_advprop.config import ExperimentConfig
-from efficientnet_advprop.training.methods import METHODS
-from tpu_utils import preflight_results, tpu_compiler
-from tpu_utils.batch_search import grid
+from efficientnet_advprop.methods import METHODS
+from tpu_utils.compiler import preflight_results, tpu_compiler
+from tpu_utils.compiler.batch_search import grid
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks/preflight"
@@ -55,8 +55,12 @@ ENTRIES = [
     ("fast_advprop.py:b0", "v3:2x2", 512, 0),
 ]
 FLAGS = flags.FLAGS
-flags.DEFINE_bool("compile", False, "Ask the compiler for what is missing, rather than only print the table.")
-flags.DEFINE_bool("search", False, "With --compile: search the largest batch of each, not one that should fit.")
+flags.DEFINE_bool(
+    "compile", False, "Ask the compiler for what is missing, rather than only print the table."
+)
+flags.DEFINE_bool(
+    "search", False, "With --compile: search the largest batch of each, not one that should fit."
+)
 flags.DEFINE_string("compiler_python", ".venv-preflight/bin/python", "See tpu_utils.preflight.")
 
 
@@ -77,7 +81,12 @@ def ask(config: str, topology: str, batch: int, *more: str) -> None:
 def recipe(record: dict) -> tuple[str, str, str, int]:
     """Method, variant, topology, blocks recomputed: what has a line of its own."""
     model = record["config"]["model"]
-    return record["config"]["training"]["method"], model["variant"], record["topology"], model["recomputed_blocks"]
+    return (
+        record["config"]["training"]["method"],
+        model["variant"],
+        record["topology"],
+        model["recomputed_blocks"],
+    )
 
 
 def compile_missing() -> None:
@@ -89,11 +98,19 @@ def compile_missing() -> None:
         ask(config, topology, batch, *recompute)
         file, variant = config.split(".py:")
         key = "vanilla" if file == "efficientnet" else file, variant, topology, recomputed
-        tried = [record for record in records() if recipe(record) == key and record["replica_batch_size"] == batch]
+        tried = [
+            record
+            for record in records()
+            if recipe(record) == key and record["replica_batch_size"] == batch
+        ]
         failed = [record for record in tried if not record["fits"]]
         if failed:  # once more, at what the failure says would fit
             needed = failed[0]["needed_bytes"]
-            share = 0.9 * tpu_compiler.CHIPS[topology.split(":")[0]].memory_bytes / needed if needed else 0.5
+            share = (
+                0.9 * tpu_compiler.CHIPS[topology.split(":")[0]].memory_bytes / needed
+                if needed
+                else 0.5
+            )
             smaller = max(1, int(batch * share))
             ask(config, topology, smaller if smaller < 8 else smaller // 8 * 8, *recompute)
 
@@ -113,7 +130,9 @@ def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:
     if smallest_failure is not None and smallest_failure - largest <= grid(largest):
         return str(largest)
     points = [(batch_of(record), preflight_results.memory_bytes(record)) for record in fitting]
-    points += [(batch_of(record), record["needed_bytes"]) for record in failing if record["needed_bytes"]]
+    points += [
+        (batch_of(record), record["needed_bytes"]) for record in failing if record["needed_bytes"]
+    ]
     points = [(batch, needed) for batch, needed in points if batch % TILE == 0] or points
     if len(points) == 1:  # the variables and the program do not grow
         program = tpu_compiler.CompiledProgram(**fitting[-1]["program"])
@@ -153,7 +172,9 @@ def batch_of(record: dict) -> int:
 
 def cells_of(key: tuple, by_recipe: dict) -> list:
     method, variant, topology, recomputed = key
-    fitting, failing = ([record for record in by_recipe[key] if record["fits"] == fits] for fits in (True, False))
+    fitting, failing = (
+        [record for record in by_recipe[key] if record["fits"] == fits] for fits in (True, False)
+    )
     record = max(fitting, key=batch_of) if fitting else min(failing, key=batch_of)
     kind = topology.split(":")[0]
     chip, batch = tpu_compiler.CHIPS[kind], record["replica_batch_size"]
@@ -165,18 +186,32 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
     ]  # fmt: skip
     if not record["fits"]:
         needed = record["needed_bytes"]
-        return [*cells, "fewer", f"needs {needed / tpu_compiler.GIB:.1f}" if needed else "does not fit", *[""] * 7]
+        return [
+            *cells,
+            "fewer",
+            f"needs {needed / tpu_compiler.GIB:.1f}" if needed else "does not fit",
+            *[""] * 7,
+        ]
     program = tpu_compiler.CompiledProgram(**record["program"])
     seconds, credible = program.scheduled_seconds, tpu_compiler.is_credible(program, chip)
     defaults = ExperimentConfig()
     defaults.use_method(method)  # whose epochs are fewer for Fast AdvProp
-    hours = defaults.training.num_epochs * NUM_TRAIN_IMAGES * seconds / batch / 3600 / CORES_PER_CHIP.get(kind, 1)
+    hours = (
+        defaults.training.num_epochs
+        * NUM_TRAIN_IMAGES
+        * seconds
+        / batch
+        / 3600
+        / CORES_PER_CHIP.get(kind, 1)
+    )
     cells += [
         at_most(fitting, failing, chip.memory_bytes), f"{program.memory_bytes / tpu_compiler.GIB:.1f}",
         f"{program.flops / batch / 1e9:.2f}", f"{seconds * 1e3:,.0f}" if credible else "not credible",
         f"{batch / seconds:,.{0 if batch > 10 * seconds else 1}f}" if credible else "", f"{hours:,.0f}" if credible else "",
     ]  # fmt: skip
-    rivals = [other for other in by_recipe.get(("vanilla", variant, topology, 0), []) if other["fits"]]
+    rivals = [
+        other for other in by_recipe.get(("vanilla", variant, topology, 0), []) if other["fits"]
+    ]
     if method == "vanilla" or not rivals:
         return [*cells, "", "", ""]
     vanilla = max(rivals, key=lambda rival: (batch_of(rival) == batch, batch_of(rival)))

@@ -37,20 +37,28 @@ def make_update(strategy: tf.distribute.Strategy):
     config.training.method, config.training.global_batch_size = _METHOD.value, _BATCH.value
     with strategy.scope():
         state = assembly.make_state(config)
-    train_step = assembly.make_step(config, state, assembly.make_learning_rate(config, steps_per_epoch=100.0, total_steps=1000))
-    images = rng.randint(0, 256, [_BATCH.value, _IMAGE_SIZE.value, _IMAGE_SIZE.value, 3]).astype(np.uint8)
+    train_step = assembly.make_step(
+        config, state, assembly.make_learning_rate(config, steps_per_epoch=100.0, total_steps=1000)
+    )
+    images = rng.randint(0, 256, [_BATCH.value, _IMAGE_SIZE.value, _IMAGE_SIZE.value, 3]).astype(
+        np.uint8
+    )
     labels = rng.randint(0, config.model.num_classes, [_BATCH.value]).astype(np.int32)
     share = _BATCH.value // num_replicas
 
     def part(context):
-        own = slice(context.replica_id_in_sync_group * share, (context.replica_id_in_sync_group + 1) * share)
+        own = slice(
+            context.replica_id_in_sync_group * share, (context.replica_id_in_sync_group + 1) * share
+        )
         return {"images": tf.constant(images[own]), "labels": tf.constant(labels[own])}
 
     batch = strategy.experimental_distribute_values_from_function(part)
 
     @tf.function
     def update(batch):
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(train_step, (batch,))["clean_loss"], axis=None)
+        return strategy.reduce(
+            tf.distribute.ReduceOp.SUM, strategy.run(train_step, (batch,))["clean_loss"], axis=None
+        )
 
     return lambda: float(update(batch))
 
@@ -72,7 +80,9 @@ def main(_):
                 seconds[count].append(time.perf_counter() - started)
     medians = {count: statistics.median(values) for count, values in seconds.items()}
     for count, median in medians.items():
-        print(f"replicas: {count}   {median:.3f} s per update of {_BATCH.value} images, {_BATCH.value / median:.1f} images/s")
+        print(
+            f"replicas: {count}   {median:.3f} s per update of {_BATCH.value} images, {_BATCH.value / median:.1f} images/s"
+        )
     print(f"efficiency: {100 * medians[1] / medians[len(names)]:.0f} %")
 
 

@@ -14,10 +14,10 @@ import tensorflow as tf
 from absl import app, flags
 
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.methods import METHODS
 from efficientnet_advprop.models import make_network, scaling
 from efficientnet_advprop.training import optimizers, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
-from efficientnet_advprop.training.methods import METHODS
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState, averaged_variables
 
@@ -47,20 +47,34 @@ def make_our_step(name: str):
     num_steps = int(name[3:]) if name.startswith("pgd") else 1
     more = {}
     if method.adversarial_share is not None:
-        more = dict(attack=PGD(1.0, 1.0, 1, targeted=False, random_start=1.0), attack_statistics="batch")
+        more = dict(
+            attack=PGD(1.0, 1.0, 1, targeted=False, random_start=1.0), attack_statistics="batch"
+        )
     elif method.has_attack:
         more = dict(attack=PGD(float(num_steps), 1.0, num_steps, num_classes=1000))
     model = make_network(FLAGS.variant, aux_branches=method.aux_branches)
-    state = TrainState(model, make_optimizer(model), ExponentialMovingAverage(averaged_variables(model)))
-    return tf.function(steps.make_train_step(method, state, LEARNING_RATE, global_batch_size=FLAGS.batch_size, **more))
+    state = TrainState(
+        model, make_optimizer(model), ExponentialMovingAverage(averaged_variables(model))
+    )
+    return tf.function(
+        steps.make_train_step(
+            method, state, LEARNING_RATE, global_batch_size=FLAGS.batch_size, **more
+        )
+    )
 
 
 def make_keras_step():
     """The same vanilla step with `tf.keras.applications.EfficientNetB0` or `ResNet50`: optimizer, weight decay, EMA and, in an
     EfficientNet, dropout and stochastic depth."""
-    keras_name = f"EfficientNet{FLAGS.variant.upper()}" if FLAGS.variant in scaling.VARIANTS else FLAGS.variant
+    keras_name = (
+        f"EfficientNet{FLAGS.variant.upper()}"
+        if FLAGS.variant in scaling.VARIANTS
+        else FLAGS.variant
+    )
     model = getattr(tf.keras.applications, keras_name.replace("resnet", "ResNet"))(
-        weights=None, classifier_activation=None, input_shape=(FLAGS.image_size, FLAGS.image_size, 3)
+        weights=None,
+        classifier_activation=None,
+        input_shape=(FLAGS.image_size, FLAGS.image_size, 3),
     )
     trained = model.trainable_variables
     averaged = [v for v in model.weights if v.trainable or "moving" in v.name]
@@ -72,7 +86,10 @@ def make_keras_step():
             logits = model(tf.cast(batch["images"], tf.float32), training=True)
             loss = tf.reduce_mean(steps.losses.cross_entropy(batch["labels"], logits, 0.1))
         gradients = tape.gradient(loss, trained)
-        gradients = [g if "/bn" in v.name or "_bn" in v.name else g + 1e-5 * v for g, v in zip(gradients, trained)]
+        gradients = [
+            g if "/bn" in v.name or "_bn" in v.name else g + 1e-5 * v
+            for g, v in zip(gradients, trained)
+        ]
         optimizer.apply(gradients, LEARNING_RATE(step))
         step.assign_add(1)
         average.update(step)
@@ -84,7 +101,9 @@ def make_keras_step():
 def main(_):
     size, batch_size = FLAGS.image_size, FLAGS.batch_size
     batch = {
-        "images": tf.cast(tf.random.uniform([batch_size, size, size, 3], maxval=256, dtype=tf.int32), tf.uint8),
+        "images": tf.cast(
+            tf.random.uniform([batch_size, size, size, 3], maxval=256, dtype=tf.int32), tf.uint8
+        ),
         "labels": tf.random.uniform([batch_size], maxval=1000, dtype=tf.int32),
     }
     batch["augmented_images"] = batch["images"]  # for fine_grained
@@ -108,8 +127,14 @@ def main(_):
             times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, median in medians.items():
-        ratios = "".join(f"   {median / medians[other]:5.2f} × {other}" for other in ("keras", "vanilla") if other in medians)
-        print(f"{name:12s} {median:6.3f} s   {batch_size / median:6.1f} images/s{ratios}", flush=True)
+        ratios = "".join(
+            f"   {median / medians[other]:5.2f} × {other}"
+            for other in ("keras", "vanilla")
+            if other in medians
+        )
+        print(
+            f"{name:12s} {median:6.3f} s   {batch_size / median:6.1f} images/s{ratios}", flush=True
+        )
 
 
 if __name__ == "__main__":

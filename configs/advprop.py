@@ -33,7 +33,9 @@ ATTACKS = {
 
 def get_config(variant: str = "b0") -> ExperimentConfig:
     if variant not in ATTACKS:
-        raise ValueError(f"`variant` is {variant!r}, but must be one of {', '.join(ATTACKS)}: configs/advprop.py:b0.")
+        raise ValueError(
+            f"`variant` is {variant!r}, but must be one of {', '.join(ATTACKS)}: configs/advprop.py:b0."
+        )
     config = ExperimentConfig()
     config.model.variant = variant
     config.data.image_size = scaling.VARIANTS[variant].image_size

@@ -12,7 +12,9 @@ from efficientnet_advprop.config import METHODS, ExperimentConfig
 
 def get_config(method: str = "advprop") -> ExperimentConfig:
     if method not in METHODS:
-        raise ValueError(f"`method` is {method!r}, but must be one of {', '.join(METHODS)}: configs/cifar10.py:advprop.")
+        raise ValueError(
+            f"`method` is {method!r}, but must be one of {', '.join(METHODS)}: configs/cifar10.py:advprop."
+        )
     config = ExperimentConfig()
     config.model.num_classes = 10
     config.data.source = "tfds:cifar10"

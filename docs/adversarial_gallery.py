@@ -30,7 +30,11 @@ flags.DEFINE_string("advprop_dir", None, "Folder of an AdvProp run.", required=T
 flags.DEFINE_string("vanilla_dir", None, "Folder of a vanilla run on the same data.", required=True)
 flags.DEFINE_string("data_dir", None, "Folder of the records.", required=True)
 flags.DEFINE_string("out_dir", "docs/images", "Folder for the pictures.")
-flags.DEFINE_list("epsilons", [], "Pixels of 255; default: a quarter of the run's ε, half of it, it and twice as much.")
+flags.DEFINE_list(
+    "epsilons",
+    [],
+    "Pixels of 255; default: a quarter of the run's ε, half of it, it and twice as much.",
+)
 flags.DEFINE_integer("num_images", 6, "Images in each picture.")
 flags.DEFINE_integer("seed", 0, "Of the attack's random start and targets.")
 
@@ -60,20 +64,33 @@ def answers(model, images) -> list[str]:
 
 def draw_adversarial_images(model, config, images, labels) -> None:
     """A row per image, a column per ε; above each, what the network says through its main batch norms."""
-    epsilons = [float(text) for text in FLAGS.epsilons] or [config.attack.epsilon * factor for factor in (0.25, 0.5, 1.0, 2.0)]
+    epsilons = [float(text) for text in FLAGS.epsilons] or [
+        config.attack.epsilon * factor for factor in (0.25, 0.5, 1.0, 2.0)
+    ]
     columns = [("clean", images)]
     for epsilon in epsilons:
         attack = PGD(
             epsilon, config.attack.step_size * epsilon / config.attack.epsilon, config.attack.num_steps,
             targeted=config.attack.targeted, random_start=config.attack.random_start, num_classes=config.model.num_classes,
         )  # fmt: skip
-        network = lambda x: model(x, training=False, branch="aux")  # noqa: E731
-        columns.append((f"ε = {epsilon:g}", attack(network, images, labels, tf.constant([FLAGS.seed, 0]))))
+
+        def network(x):
+            return model(x, training=False, branch="aux")
+
+        columns.append(
+            (f"ε = {epsilon:g}", attack(network, images, labels, tf.constant([FLAGS.seed, 0])))
+        )
     size = (1.25 * len(columns), 1.45 * len(images))
-    figure, grid = plt.subplots(len(images), len(columns), figsize=size, layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(
+        len(images), len(columns), figsize=size, layout="constrained", squeeze=False
+    )
     for column, (name, shown) in enumerate(columns):
         for row, answer in enumerate(answers(model, shown)):
-            show(grid[row, column], shown[row].numpy(), f"{name}: “{answer}”" if row == 0 else f"“{answer}”")
+            show(
+                grid[row, column],
+                shown[row].numpy(),
+                f"{name}: “{answer}”" if row == 0 else f"“{answer}”",
+            )
     save(figure, "adversarial_images.png")
 
 
@@ -82,25 +99,38 @@ def draw_statistics(model) -> None:
     norms = [layer for layer in model.submodules if isinstance(layer, DualBatchNormalization)]
     order = {id(variable): index for index, variable in enumerate(model.variables)}
     norms.sort(key=lambda norm: order[id(norm.gamma)])
-    panels = {"|Δ mean| / σ of main": [], "|log₂ (variance of aux / main)|": [], "|Δ γ|": [], "|Δ β|": []}
+    panels = {
+        "|Δ mean| / σ of main": [],
+        "|log₂ (variance of aux / main)|": [],
+        "|Δ γ|": [],
+        "|Δ β|": [],
+    }
     for norm in norms:
         main, aux = (norm.variables_of(branch) for branch in ("main", "aux"))
         deviation = np.sqrt(main.moving_variance.numpy() + norm.epsilon)
-        panels["|Δ mean| / σ of main"].append(np.abs(aux.moving_mean - main.moving_mean) / deviation)
-        ratio = (aux.moving_variance.numpy() + norm.epsilon) / (main.moving_variance.numpy() + norm.epsilon)
+        panels["|Δ mean| / σ of main"].append(
+            np.abs(aux.moving_mean - main.moving_mean) / deviation
+        )
+        ratio = (aux.moving_variance.numpy() + norm.epsilon) / (
+            main.moving_variance.numpy() + norm.epsilon
+        )
         panels["|log₂ (variance of aux / main)|"].append(np.abs(np.log2(ratio)))
         panels["|Δ γ|"].append(np.abs(aux.gamma - main.gamma))
         panels["|Δ β|"].append(np.abs(aux.beta - main.beta))
     figure, grid = plt.subplots(2, 2, figsize=(9, 5), layout="constrained", sharex=True)
     for axes, (title, values) in zip(grid.flat, panels.items()):
         middle = [np.median(of_norm) for of_norm in values]
-        low, high = ([np.quantile(of_norm, quantile) for of_norm in values] for quantile in (0.1, 0.9))
+        low, high = (
+            [np.quantile(of_norm, quantile) for of_norm in values] for quantile in (0.1, 0.9)
+        )
         axes.fill_between(range(len(norms)), low, high, alpha=0.2, linewidth=0)
         axes.plot(middle, marker="o", markersize=3)
         axes.set_title(title, fontsize=9)
         axes.set_ylim(bottom=0)
     for axes in grid[1]:
-        axes.set_xlabel("batch norm, from the pixels up (median and 10–90 % of its channels)", fontsize=8)
+        axes.set_xlabel(
+            "batch norm, from the pixels up (median and 10–90 % of its channels)", fontsize=8
+        )
     save(figure, "statistics.png")
 
 
@@ -117,7 +147,9 @@ def input_gradients(model, images, labels) -> np.ndarray:
 def draw_input_gradients(models, images, labels) -> None:
     """A column per image: the image, then what each network's loss depends on."""
     size = (1.25 * len(images), 1.35 * (1 + len(models)))
-    figure, grid = plt.subplots(1 + len(models), len(images), figsize=size, layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(
+        1 + len(models), len(images), figsize=size, layout="constrained", squeeze=False
+    )
     for column in range(len(images)):
         show(grid[0, column], images[column].numpy(), f"{int(labels[column])}")
     for row, (name, model) in enumerate(models.items(), 1):
@@ -131,7 +163,13 @@ def main(_):
     config = checkpoints.read_config(FLAGS.advprop_dir)
     advprop = checkpoints.load_averaged_model(FLAGS.advprop_dir, which="last", aux_branches=None)
     vanilla = checkpoints.load_averaged_model(FLAGS.vanilla_dir, which="last")
-    batch = next(iter(pipeline.make_eval_dataset(config.data, FLAGS.data_dir, global_batch_size=FLAGS.num_images)))
+    batch = next(
+        iter(
+            pipeline.make_eval_dataset(
+                config.data, FLAGS.data_dir, global_batch_size=FLAGS.num_images
+            )
+        )
+    )
     images, labels = tf.clip_by_value(batch["images"], 0.0, 255.0), batch["labels"]
     os.makedirs(FLAGS.out_dir, exist_ok=True)
     draw_adversarial_images(advprop, config, images, labels)

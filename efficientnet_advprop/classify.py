@@ -12,32 +12,53 @@ import sys
 
 from absl import flags
 
-from efficientnet_advprop import door, network_flags
-from efficientnet_advprop.evaluation.predictions import PredictionError, find_images, predict, read_class_names
-from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.command_line import network_flags, program
+from efficientnet_advprop.inference.image_classification import (
+    PredictionError,
+    find_images,
+    predict,
+    read_class_names,
+)
 
 _NETWORK = network_flags.define()
-_LABELS_MAP_FILE = flags.DEFINE_string("labels_map_file", None, 'class names: JSON {"0": "tench, Tinca tinca", …}')
+_LABELS_MAP_FILE = flags.DEFINE_string(
+    "labels_map_file", None, 'class names: JSON {"0": "tench, Tinca tinca", …}'
+)
 
 
 def main(argv):
     if len(argv) < 2:
-        raise PredictionError("an image is missing: python -m efficientnet_advprop.classify --checkpoint=… IMAGE…")
+        raise PredictionError(
+            "an image is missing: python -m efficientnet_advprop.classify --checkpoint=… IMAGE…"
+        )
     paths = find_images(argv[1:])
     network = _NETWORK.restore()
-    names = read_class_names(_LABELS_MAP_FILE.value, network.model.num_classes) if _LABELS_MAP_FILE.value else None
+    names = (
+        read_class_names(_LABELS_MAP_FILE.value, network.model.num_classes)
+        if _LABELS_MAP_FILE.value
+        else None
+    )
     print(network.description, flush=True)
     exit_code = 0
-    for prediction in predict(network.model, paths, image_size=network.image_size, crop=network.crop):
+    for prediction in predict(
+        network.model, paths, image_size=network.image_size, crop=network.crop
+    ):
         if prediction.problem:
-            print(f"error: {prediction.path} cannot be read as an image: {prediction.problem}", file=sys.stderr, flush=True)
-            exit_code = door.FAILED
+            print(
+                f"error: {prediction.path} cannot be read as an image: {prediction.problem}",
+                file=sys.stderr,
+                flush=True,
+            )
+            exit_code = program.FAILED
             continue
         print(prediction.path)
         for index, probability in zip(prediction.classes, prediction.probabilities):
-            print(f"  {100 * probability:6.2f} %  {index:4d}{f'  {names[index]}' if names else ''}", flush=True)
+            print(
+                f"  {100 * probability:6.2f} %  {index:4d}{f'  {names[index]}' if names else ''}",
+                flush=True,
+            )
     return exit_code
 
 
 if __name__ == "__main__":
-    door.run(main, usage_errors=(PredictionError,), run_errors=(CheckpointError,), takes_arguments=True)
+    program.run(main, takes_arguments=True)

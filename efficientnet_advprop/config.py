@@ -13,10 +13,11 @@ import re
 import typing
 from typing import Any, Optional
 
+from efficientnet_advprop.errors import UsageError
+from efficientnet_advprop.methods import AUGMENTED, METHODS
 from efficientnet_advprop.models import resnet_scaling, scaling
 from efficientnet_advprop.models.network import COMPUTE_DTYPES, NORMALIZATIONS
 from efficientnet_advprop.models.normalization import AUX_SHARES
-from efficientnet_advprop.training.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training.optimizers import OPTIMIZERS
 from efficientnet_advprop.training.schedules import SCHEDULES
 from efficientnet_advprop.training.steps import STATISTICS
@@ -39,7 +40,7 @@ OPERATIONAL_FIELDS = (
 )
 
 
-class ConfigError(ValueError):
+class ConfigError(UsageError, ValueError):
     """A config field whose value breaks a rule; the message names the field, the value, the rule and the way out."""
 
 
@@ -52,12 +53,20 @@ class ModelConfig:
     width_coefficient: Optional[float] = None
     depth_coefficient: Optional[float] = None
     dropout_rate: Optional[float] = None
-    survival_prob: float = 0.8  # stochastic depth: of the last block, falling linearly from 1; 1 switches it off
-    normalization: str = "advprop"  # of pixels, inside the model: "advprop" | "imagenet" | "caffe" | "none"
-    compute_dtype: str = "bfloat16"  # of activations; variables, statistics, losses and logits are float32
+    survival_prob: float = (
+        0.8  # stochastic depth: of the last block, falling linearly from 1; 1 switches it off
+    )
+    normalization: str = (
+        "advprop"  # of pixels, inside the model: "advprop" | "imagenet" | "caffe" | "none"
+    )
+    compute_dtype: str = (
+        "bfloat16"  # of activations; variables, statistics, losses and logits are float32
+    )
     batch_norm_momentum: float = 0.99
     batch_norm_epsilon: float = 1e-3
-    batch_norm_group_size: Optional[int] = None  # replicas that share batch moments; None: the official rule (up to 8: 1)
+    batch_norm_group_size: Optional[int] = (
+        None  # replicas that share batch moments; None: the official rule (up to 8: 1)
+    )
     recomputed_blocks: int = 0  # the first so many blocks compute their activations again in the backward pass: less memory
     aux_shares: str = "none"  # with main's batch norms: "none" (the paper) | "statistics" | "affine" (gamma and beta)
 
@@ -70,8 +79,12 @@ class AttackConfig:
     epsilon: float = 1.0
     step_size: float = 1.0
     num_steps: int = 1
-    targeted: bool = True  # at a uniformly drawn wrong class; False ascends the loss of the true one
-    random_start: float = 0.8  # probability of starting from uniform noise in ±ε rather than from the clean image
+    targeted: bool = (
+        True  # at a uniformly drawn wrong class; False ascends the loss of the true one
+    )
+    random_start: float = (
+        0.8  # probability of starting from uniform noise in ±ε rather than from the clean image
+    )
     projection: bool = True  # onto the ε-ball; False is plain gradient descent (GD)
     statistics: str = "running"  # of the auxiliary batch norms in the attack: "running" (the paper) | "batch" (Fast AdvProp)
 
@@ -82,23 +95,28 @@ class DataConfig:
 
     source: str = "tfrecord"  # "tfrecord" | "digits" (scikit-learn's, written on first use) | "tfds:NAME" (prepared by TFDS)
     image_size: int = 224
-    crop: str = "inception"  # of training images: "inception" | "pad" (a random shift by `crop_padding`) | "none"
+    crop: str = "inception"  # of training images: "inception" | "pad" (a random shift) | "none"
     crop_padding: int = 0  # pixels
-    eval_crop: str = (
-        "released"  # of evaluation images: "released" (size / (size + 32)) | a fraction, "0.875" | "none" (all of it)
-    )
+    # Of evaluation images: "released" (size / (size + 32)), a fraction such as "0.875", "none" (all).
+    eval_crop: str = "released"
     horizontal_flip: bool = True
     augment: str = "none"  # of training images: "none" | "autoaugment" (policy v0) | "randaugment"
     augment_ops: str = "official"  # "official": as that code ran | "meant": Solarize, Posterize, Contrast as it meant them
     randaugment_num_layers: int = 2
     randaugment_magnitude: float = 10.0
-    cutout_half_size: int = 0  # pixels: half the side of a gray square, after the augmentation; 0: none
-    mixup_alpha: float = 0.0  # of the Beta distribution by which a replica's images are mixed in pairs; 0: no MixUp
+    cutout_half_size: int = (
+        0  # pixels: half the side of a gray square, after the augmentation; 0: none
+    )
+    mixup_alpha: float = (
+        0.0  # of the Beta distribution by which a replica's images are mixed in pairs; 0: no MixUp
+    )
     cutmix_alpha: float = 0.0  # the same for pasting a box; 0: no CutMix. With both, each has half of a replica's batch
     shuffle_buffer: int = 16384  # records
     cache: bool = False  # keep the encoded training records in the host's memory; then only the buffer shuffles them
     holdout_shards: int = 0  # the first so many training files are left out, and are what "validation" means ("minival")
-    num_train_examples: Optional[int] = None  # of digits: how many of the training images to use; None: all there are
+    num_train_examples: Optional[int] = (
+        None  # of digits: how many of the training images to use; None: all there are
+    )
     max_bad_records: int = 0
 
 
@@ -139,7 +157,9 @@ class TrainingConfig:
 
     method: str = "advprop"  # "vanilla" | "advprop" | "adversarial" (without auxiliary ones) | "fine_grained" | "fast_advprop"
     num_epochs: float = 350.0
-    global_batch_size: int = 4096  # training images per update, over all replicas and accumulation steps
+    global_batch_size: int = (
+        4096  # training images per update, over all replicas and accumulation steps
+    )
     accumulation_steps: int = 1
     steps_per_loop: int = 100  # updates inside one tf.function call
     seed: int = 0
@@ -207,7 +227,9 @@ class ExperimentConfig:
         wanted, reason = {}, ""
         if method.has_attack and attack.name == "noise":
             wanted = {
-                field.name: field.default for field in dataclasses.fields(attack) if field.name not in ("name", "epsilon")
+                field.name: field.default
+                for field in dataclasses.fields(attack)
+                if field.name not in ("name", "epsilon")
             }
             reason = "attack 'noise' has no such option; leave it at"
         if method.adversarial_share is not None:
@@ -215,7 +237,9 @@ class ExperimentConfig:
             reason = f"method {self.training.method!r} trains with the attack's own pass; set it to"
         for name, value in wanted.items():
             if getattr(attack, name) != value:
-                raise ConfigError(f"`config.attack.{name}` is {getattr(attack, name)!r}, but {reason} {value!r}.")
+                raise ConfigError(
+                    f"`config.attack.{name}` is {getattr(attack, name)!r}, but {reason} {value!r}."
+                )
 
     def use_method(self, method: str) -> None:
         """Makes this a run of `method`, with what the method prescribes; everything else stays.
@@ -230,12 +254,20 @@ class ExperimentConfig:
         share = METHODS[method].adversarial_share
         if share is not None:
             self.attack = AttackConfig(
-                epsilon=self.attack.epsilon, step_size=self.attack.epsilon, targeted=False, random_start=1.0, statistics="batch"
+                epsilon=self.attack.epsilon,
+                step_size=self.attack.epsilon,
+                targeted=False,
+                random_start=1.0,
+                statistics="batch",
             )
             self.training.num_epochs /= 1.0 + share
             self.optimizer.decay_epochs /= 1.0 + share
             self.optimizer.warmup_epochs /= 1.0 + share
-            at_epochs = [float(epoch) / (1.0 + share) for epoch in self.optimizer.decay_at_epochs.split(",") if epoch]
+            at_epochs = [
+                float(epoch) / (1.0 + share)
+                for epoch in self.optimizer.decay_at_epochs.split(",")
+                if epoch
+            ]
             self.optimizer.decay_at_epochs = ",".join(f"{epoch:g}" for epoch in at_epochs)
 
     def to_json(self) -> str:
@@ -252,11 +284,17 @@ class ExperimentConfig:
         try:
             sections = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ConfigError(f"The saved config is not JSON: {error}; it is written by `ExperimentConfig.to_json`.") from error
+            raise ConfigError(
+                f"The saved config is not JSON: {error}; it is written by `ExperimentConfig.to_json`."
+            ) from error
         config = cls()
         known = {name for name, _, _ in flatten(config)}
-        if not isinstance(sections, dict) or not all(isinstance(fields, dict) for fields in sections.values()):
-            raise ConfigError("The saved config is not an object of sections; it is written by `ExperimentConfig.to_json`.")
+        if not isinstance(sections, dict) or not all(
+            isinstance(fields, dict) for fields in sections.values()
+        ):
+            raise ConfigError(
+                "The saved config is not an object of sections; it is written by `ExperimentConfig.to_json`."
+            )
         for section, fields in sections.items():
             for field, value in fields.items():
                 if f"{section}.{field}" not in known:
@@ -275,7 +313,10 @@ def flatten(config: ExperimentConfig) -> list[tuple[str, Any, Any]]:
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
         hints = typing.get_type_hints(section.type)
-        result += [(f"{section.name}.{name}", getattr(part, name, None), hint) for name, hint in hints.items()]
+        result += [
+            (f"{section.name}.{name}", getattr(part, name, None), hint)
+            for name, hint in hints.items()
+        ]
     return result
 
 
@@ -287,7 +328,11 @@ def get(config: ExperimentConfig, name: str) -> Any:
 
 def differences(one: ExperimentConfig, other: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
     """The fields in which two configs differ: "section.field" → (value in `one`, value in `other`)."""
-    return {name: (value, get(other, name)) for name, value, _ in flatten(one) if value != get(other, name)}
+    return {
+        name: (value, get(other, name))
+        for name, value, _ in flatten(one)
+        if value != get(other, name)
+    }
 
 
 def check_override_name(name: str) -> None:
@@ -369,12 +414,19 @@ _RULES = [
     ("model.width_coefficient", *_more_than(0, "; leave it out for the variant's own")),
     ("model.depth_coefficient", *_more_than(0, "; leave it out for the variant's own")),
     ("model.dropout_rate", *_FRACTION),
-    ("model.survival_prob", (lambda value: 0 < value <= 1), "must lie in (0, 1]; 1 switches stochastic depth off"),
+    (
+        "model.survival_prob",
+        (lambda value: 0 < value <= 1),
+        "must lie in (0, 1]; 1 switches stochastic depth off",
+    ),
     ("model.normalization", *_one_of(*NORMALIZATIONS)),
     ("model.compute_dtype", *_one_of(*COMPUTE_DTYPES)),
     ("model.batch_norm_momentum", *_FRACTION),
     ("model.batch_norm_epsilon", *_more_than(0)),
-    ("model.batch_norm_group_size", *_at_least(1, "; 1: each replica its own moments, left out: the official rule")),
+    (
+        "model.batch_norm_group_size",
+        *_at_least(1, "; 1: each replica its own moments, left out: the official rule"),
+    ),
     ("model.recomputed_blocks", *_at_least(0)),
     ("model.aux_shares", *_one_of(*AUX_SHARES)),
     ("attack.name", *_one_of(*ATTACKS)),
@@ -391,7 +443,11 @@ _RULES = [
     ("data.image_size", *_at_least(1, " pixel")),
     ("data.crop", *_one_of(*CROPS)),
     ("data.crop_padding", *_at_least(0, " pixels")),
-    ("data.eval_crop", _is_eval_crop, "must be 'released', 'none' or a fraction in (0, 1], such as '0.875'"),
+    (
+        "data.eval_crop",
+        _is_eval_crop,
+        "must be 'released', 'none' or a fraction in (0, 1], such as '0.875'",
+    ),
     ("data.augment", *_one_of(*AUGMENTATIONS)),
     ("data.augment_ops", *_one_of(*AUGMENTATION_OPS)),
     ("data.randaugment_num_layers", *_at_least(1)),
@@ -411,14 +467,34 @@ _RULES = [
     ("optimizer.schedule", *_one_of(*SCHEDULES)),
     ("optimizer.decay_factor", (lambda value: 0 < value <= 1), "must lie in (0, 1]"),
     ("optimizer.decay_epochs", *_more_than(0)),
-    ("optimizer.decay_at_epochs", _are_epochs, "must be rising numbers > 0, separated by commas, such as '30,60,90,100'"),
+    (
+        "optimizer.decay_at_epochs",
+        _are_epochs,
+        "must be rising numbers > 0, separated by commas, such as '30,60,90,100'",
+    ),
     ("optimizer.warmup_epochs", *_at_least(0)),
     ("optimizer.weight_decay", *_at_least(0)),
     ("optimizer.label_smoothing", *_FRACTION),
-    ("optimizer.ema_decay", (lambda value: 0 <= value < 1), "must lie in [0, 1); 0 switches averaging off"),
-    ("init.checkpoint", (lambda value: value == value.strip()), "must not begin or end with a space"),
-    ("init.freeze", _is_part, "must be 'none', 'backbone' (all but the classifier), 'stem' or a block such as 'blocks_3'"),
-    ("init.layer_decay", (lambda value: 0 < value <= 1), "must lie in (0, 1]; 1 gives all parts the same rate"),
+    (
+        "optimizer.ema_decay",
+        (lambda value: 0 <= value < 1),
+        "must lie in [0, 1); 0 switches averaging off",
+    ),
+    (
+        "init.checkpoint",
+        (lambda value: value == value.strip()),
+        "must not begin or end with a space",
+    ),
+    (
+        "init.freeze",
+        _is_part,
+        "must be 'none', 'backbone' (all but the classifier), 'stem' or a block such as 'blocks_3'",
+    ),
+    (
+        "init.layer_decay",
+        (lambda value: 0 < value <= 1),
+        "must lie in (0, 1]; 1 gives all parts the same rate",
+    ),
     ("init.head_learning_rate_factor", *_more_than(0)),
     ("training.method", *_one_of(*METHODS)),
     ("training.num_epochs", *_more_than(0)),

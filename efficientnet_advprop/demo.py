@@ -13,30 +13,32 @@ import time
 
 from absl import flags, logging
 
-from efficientnet_advprop import door
-from efficientnet_advprop.data.records import DataError, write_atomically
-from efficientnet_advprop.evaluation import demo_reports, reports
-from efficientnet_advprop.evaluation.progress import format_duration
-from efficientnet_advprop.studies import demonstration
-from efficientnet_advprop.training.checkpoints import CheckpointError
-from efficientnet_advprop.training.loop import TrainingError
+from efficientnet_advprop.command_line import program
+from efficientnet_advprop.files import format_duration, write_atomically
+from efficientnet_advprop.reports import evaluation_report
+from efficientnet_advprop.studies import demo_report, demonstration
 
-_CONFIG = door.define_config_flag()
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/demo", "folder of the three runs, their data, the scores and the report")
+_CONFIG = program.define_config_flag()
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", "runs/demo", "folder of the three runs, their data, the scores and the report"
+)
 
 
 def main(argv):
     del argv
-    config, output_dir, started = door.read_config(_CONFIG), _OUTPUT_DIR.value, time.monotonic()
+    config, output_dir, started = program.read_config(_CONFIG), _OUTPUT_DIR.value, time.monotonic()
     logging.set_verbosity(logging.WARNING)  # the data's remarks on each of the many test sets
     demo = demonstration.run(config, output_dir)
     if demo is None:
         return
     path = os.path.join(output_dir, "report.html")
-    write_atomically(path, demo_reports.render_html(demo).encode())
-    print(f"\n{reports.format_table(demo.report)}\n")
-    print(f"{format_duration(time.monotonic() - started)}. The report: {os.path.abspath(path)}", flush=True)
+    write_atomically(path, demo_report.render_html(demo).encode())
+    print(f"\n{evaluation_report.format_table(demo.report)}\n")
+    print(
+        f"{format_duration(time.monotonic() - started)}. The report: {os.path.abspath(path)}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
-    door.run(main, run_errors=(CheckpointError, DataError, TrainingError))
+    program.run(main)

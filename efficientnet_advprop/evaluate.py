@@ -12,16 +12,13 @@ below --data_dir (docs/evaluation.md says more):
 
 from absl import flags
 
-from efficientnet_advprop import door, network_flags, strategy_flags
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.command_line import network_flags, program, strategy_flags
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.evaluation import imagenet_suites, report_files, running, saved_models, suites
-from efficientnet_advprop.evaluation.classifiers import ClassifierError
-from efficientnet_advprop.evaluation.comparison import ComparisonError
-from efficientnet_advprop.evaluation.test_sets import SuiteError, SuiteSettings
-from efficientnet_advprop.models import CheckpointError
-from tpu_utils.strategy_error import StrategyError
+from efficientnet_advprop.evaluation import evaluation_run, saved_models
+from efficientnet_advprop.evaluation.suites import imagenet_suites, registry
+from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
+from efficientnet_advprop.reports import report_files
 
 __doc__ += imagenet_suites.describe_layouts()
 
@@ -29,28 +26,54 @@ _NETWORK = network_flags.define()
 _SAVED_MODEL = flags.DEFINE_string(
     "saved_model", None, "instead of --checkpoint: a SavedModel from images to logits, ours or not"
 )
-_BRANCH = flags.DEFINE_string("branch", "main", "whose batch norms answer and are attacked: main, or aux, aux_2 of --model_dir")
-_SUITE = flags.DEFINE_list(
-    "suite", ["imagenet"], f"separated by commas: {', '.join(suites.SUITES)}; folder:PATH; also imagenet_c/fog"
+_BRANCH = flags.DEFINE_string(
+    "branch",
+    "main",
+    "whose batch norms answer and are attacked: main, or aux, aux_2 of --model_dir",
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "folder that holds the data sets by the names above")
+_SUITE = flags.DEFINE_list(
+    "suite",
+    ["imagenet"],
+    f"separated by commas: {', '.join(registry.SUITES)}; folder:PATH; also imagenet_c/fog",
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "folder that holds the data sets by the names above"
+)
 _OUT_DIR = flags.DEFINE_string(
-    "out_dir", None, "for results.json and predictions/; default: runs/evaluation/<name of the model>"
+    "out_dir",
+    None,
+    "for results.json and predictions/; default: runs/evaluation/<name of the model>",
 )
 _COMPARE = flags.DEFINE_list(
-    "compare", [], "instead of evaluating: puts several models' results (folders or results.json) side by side in --out_dir"
+    "compare",
+    [],
+    "instead of evaluating: puts several models' results (folders or results.json) side by side in --out_dir",
 )
 _STORED_SIZE = flags.DEFINE_integer(
     "stored_size", 224, "pixels at which images stored at 224 (imagenet_c, stylized) are fed", 1
 )
-_MAX_IMAGES = flags.DEFINE_integer("max_images", None, "of each test set, drawn evenly; marked as incomplete. Default: all", 1)
-_INCOMPLETE = flags.DEFINE_bool("allow_incomplete", False, "score what there is of incomplete data, marked as incomplete")
-_EPSILON = flags.DEFINE_float("pgd_epsilon", SuiteSettings.attack.epsilon, "of the suite pgd: radius, pixels of 255", 0.0)
-_STEPS = flags.DEFINE_integer("pgd_steps", SuiteSettings.attack.num_steps, "of the suite pgd: iterations", 1)
-_STEP_SIZE = flags.DEFINE_float("pgd_step_size", SuiteSettings.attack.step_size, "of the suite pgd: pixels of 255")
-_RESTARTS = flags.DEFINE_integer("pgd_restarts", 1, "of the suite pgd: random starts, of which an image must withstand all", 1)
+_MAX_IMAGES = flags.DEFINE_integer(
+    "max_images", None, "of each test set, drawn evenly; marked as incomplete. Default: all", 1
+)
+_INCOMPLETE = flags.DEFINE_bool(
+    "allow_incomplete", False, "score what there is of incomplete data, marked as incomplete"
+)
+_EPSILON = flags.DEFINE_float(
+    "pgd_epsilon", SuiteSettings.attack.epsilon, "of the suite pgd: radius, pixels of 255", 0.0
+)
+_STEPS = flags.DEFINE_integer(
+    "pgd_steps", SuiteSettings.attack.num_steps, "of the suite pgd: iterations", 1
+)
+_STEP_SIZE = flags.DEFINE_float(
+    "pgd_step_size", SuiteSettings.attack.step_size, "of the suite pgd: pixels of 255"
+)
+_RESTARTS = flags.DEFINE_integer(
+    "pgd_restarts", 1, "of the suite pgd: random starts, of which an image must withstand all", 1
+)
 _SEED = flags.DEFINE_integer("seed", 0, "of the attack and of corruptions made here")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images per batch, over all replicas", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 64, "images per batch, over all replicas", lower_bound=1
+)
 _STRATEGY = strategy_flags.define()
 
 
@@ -61,18 +84,29 @@ def _open_classifier():
         return network.classifier(_BRANCH.value)
     _NETWORK.require_unused("saved_model", besides=("image_size", "crop"))
     if _BRANCH.value != "main":
-        raise ConfigError(f"`--branch` is {_BRANCH.value!r}, but a SavedModel holds one branch only; use --model_dir.")
-    return saved_models.load(_SAVED_MODEL.value, image_size=_NETWORK.image_size.value, crop=_NETWORK.crop.value)
+        raise ConfigError(
+            f"`--branch` is {_BRANCH.value!r}, but a SavedModel holds one branch only; use --model_dir."
+        )
+    return saved_models.load(
+        _SAVED_MODEL.value, image_size=_NETWORK.image_size.value, crop=_NETWORK.crop.value
+    )
 
 
 def main(argv):
     if _COMPARE.value:
-        print(report_files.write_report([*_COMPARE.value, *argv[1:]], _OUT_DIR.value, data_dir=_DATA_DIR.value), flush=True)
+        print(
+            report_files.write_report(
+                [*_COMPARE.value, *argv[1:]], _OUT_DIR.value, data_dir=_DATA_DIR.value
+            ),
+            flush=True,
+        )
         return
-    door.refuse_arguments(argv)
+    program.refuse_arguments(argv)
     strategy = _STRATEGY.make()
     try:
-        attack = PGD(_EPSILON.value, _STEP_SIZE.value, _STEPS.value, targeted=False, random_start=1.0)
+        attack = PGD(
+            _EPSILON.value, _STEP_SIZE.value, _STEPS.value, targeted=False, random_start=1.0
+        )
     except ValueError as error:
         raise ConfigError(str(error).replace("`", "`--pgd_", 1)) from error
     with strategy.scope():
@@ -80,8 +114,8 @@ def main(argv):
     print(
         f"  classes: {classifier.num_classes}; branch {classifier.branch}; images stored at 224 are fed at {_STORED_SIZE.value}"
     )
-    out_dir = _OUT_DIR.value or running.default_directory(classifier)
-    running.run(
+    out_dir = _OUT_DIR.value or evaluation_run.default_directory(classifier)
+    evaluation_run.run(
         classifier,
         _SUITE.value,
         data_dir=_DATA_DIR.value,
@@ -99,9 +133,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    door.run(
-        main,
-        usage_errors=(SuiteError, StrategyError, running.RunError),
-        run_errors=(DataError, CheckpointError, ClassifierError, ComparisonError),
-        takes_arguments=True,  # of --compare
-    )
+    program.run(main, takes_arguments=True)

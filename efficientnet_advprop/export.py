@@ -14,31 +14,35 @@ import sys
 
 from absl import flags
 
-from efficientnet_advprop import door, network_flags
+from efficientnet_advprop.command_line import network_flags, program
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.evaluation.predictions import PredictionError, read_class_names
-from efficientnet_advprop.models import CheckpointError
-from efficientnet_advprop.serving.export_directory import ExportError
+from efficientnet_advprop.inference.image_classification import read_class_names
 from efficientnet_advprop.serving.exporting import FORMATS, ExportOptions, export
 from efficientnet_advprop.serving.tflite import QUANTIZATIONS
-from efficientnet_advprop.training.checkpoints import CheckpointError as RunCheckpointError
 
 _NETWORK = network_flags.define()
-_EXPORT_DIR = flags.DEFINE_string("export_dir", None, "folder for the versions, local or gs://; made if it does not exist")
+_EXPORT_DIR = flags.DEFINE_string(
+    "export_dir", None, "folder for the versions, local or gs://; made if it does not exist"
+)
 _FORMAT = flags.DEFINE_enum("format", "saved_model", FORMATS, "what to write")
 _QUANTIZATION = flags.DEFINE_enum("quantization", "none", QUANTIZATIONS, "of --format=tflite")
 _LABELS_MAP_FILE = flags.DEFINE_string(
-    "labels_map_file", None, 'class names to answer with: JSON {"0": "tench, Tinca tinca", …}; SavedModel only'
+    "labels_map_file",
+    None,
+    'class names to answer with: JSON {"0": "tench, Tinca tinca", …}; SavedModel only',
 )
-_NUM_TOP = flags.DEFINE_integer("num_top", 5, "how many classes serving_default answers with", lower_bound=1)
+_NUM_TOP = flags.DEFINE_integer(
+    "num_top", 5, "how many classes serving_default answers with", lower_bound=1
+)
 _CALIBRATION_DIR = flags.DEFINE_string(
     "calibration_dir",
     None,
     "folder of images, or with one sub-folder per class, for full-integer ranges and for the check; default of the check: "
     "two photographs",
 )
-_ONNX_PYTHON = flags.DEFINE_string("onnx_python", sys.executable, "python of an environment with tf2onnx and onnxruntime")
+_ONNX_PYTHON = flags.DEFINE_string(
+    "onnx_python", sys.executable, "python of an environment with tf2onnx and onnxruntime"
+)
 
 
 def main(argv):
@@ -50,7 +54,9 @@ def main(argv):
     options = ExportOptions(
         format=_FORMAT.value,
         quantization=_QUANTIZATION.value,
-        class_names=read_class_names(_LABELS_MAP_FILE.value, num_classes) if _LABELS_MAP_FILE.value else None,
+        class_names=read_class_names(_LABELS_MAP_FILE.value, num_classes)
+        if _LABELS_MAP_FILE.value
+        else None,
         num_top=_NUM_TOP.value,
         calibration_dir=_CALIBRATION_DIR.value,
         onnx_python=_ONNX_PYTHON.value,
@@ -60,4 +66,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    door.run(main, usage_errors=(PredictionError,), run_errors=(CheckpointError, DataError, ExportError, RunCheckpointError))
+    program.run(main)

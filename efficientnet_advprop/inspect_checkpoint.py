@@ -10,15 +10,19 @@ import math
 
 import numpy as np
 
-from efficientnet_advprop import door
+from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.models import CheckpointError
-from efficientnet_advprop.models.checkpoint_contents import CheckpointContents, main_name, read_contents
-from efficientnet_advprop.models.checkpoint_sources import READ_ERRORS, find_checkpoint
-from efficientnet_advprop.models.published_checkpoints import KINDS, guess_kind
-from efficientnet_advprop.models.released_checkpoints import Difference
+from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
+    CheckpointContents,
+    main_name,
+    read_contents,
+)
+from efficientnet_advprop.models.checkpoints.checkpoint_sources import READ_ERRORS, find_checkpoint
+from efficientnet_advprop.models.checkpoints.published_checkpoints import KINDS, guess_kind
+from efficientnet_advprop.models.checkpoints.released_checkpoints import Difference
 from efficientnet_advprop.models.scaling import VARIANTS
-from tpu_utils.brief_message import brief_message
+from tpu_utils.errors import brief_message
 
 
 def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]]:
@@ -28,7 +32,9 @@ def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]
         CheckpointError: a tensor cannot be read.
     """
     architecture, kind = contents.architecture, guess_kind(source)
-    main = {name for name in contents.plain.keys() | contents.averages.keys() if main_name(name) == name}
+    main = {
+        name for name in contents.plain.keys() | contents.averages.keys() if main_name(name) == name
+    }
     num_aux = len((contents.plain.keys() | contents.averages.keys()) - main)
     trained = sum(math.prod(contents.shape(name)) for name in main if "/moving_" not in name)
     difference, not_finite = _compare(contents)
@@ -36,10 +42,16 @@ def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]
         ("files", contents.prefix),
         ("network", contents.description()),
         ("scope", ", ".join(contents.scopes) or "none"),
-        ("parameters", f"{trained:,} trainable, in {sum('/moving_' not in name for name in main)} variables"),
+        (
+            "parameters",
+            f"{trained:,} trainable, in {sum('/moving_' not in name for name in main)} variables",
+        ),
         ("averages (EMA)", f"{len(contents.averages)} variables"),
         ("plain weights", f"{len(contents.plain)} variables"),
-        ("they differ", str(difference) if difference.num_tensors else "the file does not have both"),
+        (
+            "they differ",
+            str(difference) if difference.num_tensors else "the file does not have both",
+        ),
         ("auxiliary batch norms", f"{num_aux} variables" if num_aux else "none"),
         ("optimizer slots", _count_slots(contents.slots)),
         ("step", "not in the file" if contents.step is None else f"{contents.step:,}"),
@@ -53,7 +65,11 @@ def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]
         ),
     ]
     if architecture is not None:
-        classes = "none: no classifier" if architecture.num_classes is None else str(architecture.num_classes)
+        classes = (
+            "none: no classifier"
+            if architecture.num_classes is None
+            else str(architecture.num_classes)
+        )
         rows.insert(2, ("classes", classes))
         if architecture.width_coefficient is None:
             rows.insert(3, ("image size", f"{VARIANTS[architecture.variant].image_size} pixels"))
@@ -65,10 +81,17 @@ def _compare(contents: CheckpointContents) -> tuple[Difference, list[str]]:
     for name in sorted(contents.plain.keys() | contents.averages.keys()):
         tensors = [held[name] for held in (contents.averages, contents.plain) if name in held]
         try:
-            values = [contents.reader.get_tensor(tensor).astype(np.float32, copy=False) for tensor in tensors]
+            values = [
+                contents.reader.get_tensor(tensor).astype(np.float32, copy=False)
+                for tensor in tensors
+            ]
         except READ_ERRORS as error:
-            raise CheckpointError(f"{' or '.join(tensors)} cannot be read: {brief_message(error)}") from error
-        not_finite += [tensor for tensor, value in zip(tensors, values) if not np.isfinite(value).all()]
+            raise CheckpointError(
+                f"{' or '.join(tensors)} cannot be read: {brief_message(error)}"
+            ) from error
+        not_finite += [
+            tensor for tensor, value in zip(tensors, values) if not np.isfinite(value).all()
+        ]
         if len(values) == 2 and values[0].shape == values[1].shape:
             difference.add(tensors[1], *values)
     return difference, not_finite
@@ -76,12 +99,17 @@ def _compare(contents: CheckpointContents) -> tuple[Difference, list[str]]:
 
 def _count_slots(slots: list[str]) -> str:
     counts = collections.Counter(name.rsplit("/", 1)[-1] for name in slots)
-    return ", ".join(f"{slot} of {count} variables" for slot, count in sorted(counts.items())) or "none"
+    return (
+        ", ".join(f"{slot} of {count} variables" for slot, count in sorted(counts.items()))
+        or "none"
+    )
 
 
 def main(argv):
     if len(argv) < 2:
-        raise ConfigError("SOURCE is missing: python -m efficientnet_advprop.inspect_checkpoint SOURCE…")
+        raise ConfigError(
+            "SOURCE is missing: python -m efficientnet_advprop.inspect_checkpoint SOURCE…"
+        )
     for source in argv[1:]:
         rows = summarize(source, read_contents(find_checkpoint(source)))
         width = max(len(label) for label, _ in rows)
@@ -90,4 +118,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    door.run(main, run_errors=(CheckpointError,), takes_arguments=True)
+    program.run(main, takes_arguments=True)

@@ -17,17 +17,27 @@ import time
 
 from absl import flags
 
-from efficientnet_advprop import door
+from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import conversion, records, sources
 
-_IMAGENET_DIR = flags.DEFINE_string("imagenet_dir", None, "folder of the two ILSVRC2012 archives and of synset_labels.txt")
-_IMAGE_FOLDER = flags.DEFINE_string("image_folder", None, "folder of train/CLASS/image and validation/CLASS/image")
-_TFDS = flags.DEFINE_string("tfds", None, "name of a data set that TensorFlow Datasets has prepared in --tfds_dir")
+_IMAGENET_DIR = flags.DEFINE_string(
+    "imagenet_dir", None, "folder of the two ILSVRC2012 archives and of synset_labels.txt"
+)
+_IMAGE_FOLDER = flags.DEFINE_string(
+    "image_folder", None, "folder of train/CLASS/image and validation/CLASS/image"
+)
+_TFDS = flags.DEFINE_string(
+    "tfds", None, "name of a data set that TensorFlow Datasets has prepared in --tfds_dir"
+)
 _TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "folder of the prepared data sets")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "folder of the TFRecords, local or gs://")
-_TRAIN_SHARDS = flags.DEFINE_integer("train_shards", 1024, "number of training files", lower_bound=1)
-_VALIDATION_SHARDS = flags.DEFINE_integer("validation_shards", 128, "number of validation files", lower_bound=1)
+_TRAIN_SHARDS = flags.DEFINE_integer(
+    "train_shards", 1024, "number of training files", lower_bound=1
+)
+_VALIDATION_SHARDS = flags.DEFINE_integer(
+    "validation_shards", 128, "number of validation files", lower_bound=1
+)
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", 16, "files written at a time", lower_bound=1)
 
 
@@ -40,14 +50,22 @@ def _list_images():
         labels = f"{folder}/synset_labels.txt"
         return {
             "train": train,
-            "validation": conversion.list_imagenet_validation(f"{folder}/ILSVRC2012_img_val.tar", labels, classes),
+            "validation": conversion.list_imagenet_validation(
+                f"{folder}/ILSVRC2012_img_val.tar", labels, classes
+            ),
         }
     if _IMAGE_FOLDER.value:
         folder = _IMAGE_FOLDER.value.rstrip("/")
         train = conversion.list_image_folder(f"{folder}/train")
         classes = sorted({source.synset for source in train})
-        return {"train": train, "validation": conversion.list_image_folder(f"{folder}/validation", classes)}
-    opened = {split: sources.open_tfds_split(_TFDS.value, _TFDS_DIR.value, split) for split in ("train", "validation")}
+        return {
+            "train": train,
+            "validation": conversion.list_image_folder(f"{folder}/validation", classes),
+        }
+    opened = {
+        split: sources.open_tfds_split(_TFDS.value, _TFDS_DIR.value, split)
+        for split in ("train", "validation")
+    }
     names = sources.tfds_class_names(_TFDS.value, _TFDS_DIR.value)
     return {split: conversion.list_tfds(opened[split], names) for split in opened}
 
@@ -59,7 +77,11 @@ def _show_progress():
     def show(done, total):
         calls.append((time.monotonic(), done))
         (start, first), (now, _) = calls[0], calls[-1]
-        rest = f", {(now - start) / (done - first) * (total - done) / 60:.1f} min left" if done > first else ""
+        rest = (
+            f", {(now - start) / (done - first) * (total - done) / 60:.1f} min left"
+            if done > first
+            else ""
+        )
         print(f"\r  {done} of {total} files{rest}      ", end="", file=sys.stderr, flush=True)
 
     return show
@@ -70,7 +92,9 @@ def main(argv):
     if sum(bool(flag.value) for flag in (_IMAGENET_DIR, _IMAGE_FOLDER, _TFDS)) != 1:
         raise ConfigError("give one of `--imagenet_dir`, `--image_folder` and `--tfds`.")
     if _TFDS.value and not _TFDS_DIR.value:
-        raise ConfigError("`--tfds_dir` is missing; give the folder in which TensorFlow Datasets has prepared `--tfds`.")
+        raise ConfigError(
+            "`--tfds_dir` is missing; give the folder in which TensorFlow Datasets has prepared `--tfds`."
+        )
     if not _OUTPUT_DIR.value:
         raise ConfigError("`--output_dir` is missing; give a folder for the TFRecords.")
     failures = []
@@ -105,4 +129,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    door.run(main, run_errors=(records.DataError,))
+    program.run(main)

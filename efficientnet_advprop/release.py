@@ -7,26 +7,41 @@ The file holds the plain weights, their averages under `…/ExponentialMovingAve
 
 from absl import flags
 
-from efficientnet_advprop import door
+from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.training.checkpoints import write_released_checkpoint
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "folder of a training run")
-_OUTPUT = flags.DEFINE_string("output", None, "prefix of the files to write, such as out/efficientnet-b3/model.ckpt; local or gs://")
-_WHICH = flags.DEFINE_enum("which", "best", ["best", "last"], "which weights: of the highest validation accuracy, or the last")
-_INCLUDE_AUX = flags.DEFINE_bool("include_aux", False, "the auxiliary batch norms too, which other programs do not know")
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "prefix of the files to write, such as out/efficientnet-b3/model.ckpt; local or gs://",
+)
+_WHICH = flags.DEFINE_enum(
+    "which",
+    "best",
+    ["best", "last"],
+    "which weights: of the highest validation accuracy, or the last",
+)
+_INCLUDE_AUX = flags.DEFINE_bool(
+    "include_aux", False, "the auxiliary batch norms too, which other programs do not know"
+)
 
 
 def main(argv):
     del argv
-    for flag, what in ((_MODEL_DIR, "the folder of a training run"), (_OUTPUT, "a prefix, such as out/b3/model.ckpt")):
+    for flag, what in (
+        (_MODEL_DIR, "the folder of a training run"),
+        (_OUTPUT, "a prefix, such as out/b3/model.ckpt"),
+    ):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
-    step = write_released_checkpoint(_MODEL_DIR.value, _OUTPUT.value, which=_WHICH.value, include_aux=_INCLUDE_AUX.value)
+    step = write_released_checkpoint(
+        _MODEL_DIR.value, _OUTPUT.value, which=_WHICH.value, include_aux=_INCLUDE_AUX.value
+    )
     print(f"{_OUTPUT.value}: weights and averages of step {step}; look at it with")
     print(f"python -m efficientnet_advprop.inspect_checkpoint {_OUTPUT.value}", flush=True)
 
 
 if __name__ == "__main__":
-    door.run(main, run_errors=(CheckpointError,))
+    program.run(main)

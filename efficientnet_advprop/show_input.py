@@ -12,12 +12,12 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from efficientnet_advprop import door
+from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.data import pipeline, records
-from efficientnet_advprop.training.methods import AUGMENTED, METHODS
+from efficientnet_advprop.data import pipeline
+from efficientnet_advprop.methods import AUGMENTED, METHODS
 
-_CONFIG = door.define_config_flag()
+_CONFIG = program.define_config_flag()
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the TFRecords")
 _OUT = flags.DEFINE_string("out", None, "the picture to write, such as grid.png")
 _ROWS = flags.DEFINE_integer("rows", 6, "images", lower_bound=1)
@@ -28,12 +28,14 @@ _GAP = 2  # pixels
 def draw_grid(rows: np.ndarray) -> Image.Image:
     """uint8 [rows, columns, size, size, 3] side by side on white."""
     rows = np.pad(rows, [(0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0)], constant_values=255)
-    return Image.fromarray(rows.transpose(0, 2, 1, 3, 4).reshape(rows.shape[0] * rows.shape[2], -1, 3))
+    return Image.fromarray(
+        rows.transpose(0, 2, 1, 3, 4).reshape(rows.shape[0] * rows.shape[2], -1, 3)
+    )
 
 
 def main(argv):
     del argv
-    config = door.read_config(_CONFIG)
+    config = program.read_config(_CONFIG)
     for flag, what in ((_DATA_DIR, "the folder of the TFRecords"), (_OUT, "the picture to write")):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
@@ -47,8 +49,10 @@ def main(argv):
         paired_views=AUGMENTED in METHODS[config.training.method].views,
     )
     draw_grid(rows).save(_OUT.value)
-    print(f"{_OUT.value}: {_ROWS.value} images; the evaluation's view and {_COLUMNS.value} draws of the training's.")
+    print(
+        f"{_OUT.value}: {_ROWS.value} images; the evaluation's view and {_COLUMNS.value} draws of the training's."
+    )
 
 
 if __name__ == "__main__":
-    door.run(main, run_errors=(records.DataError, ValueError))
+    program.run(main)

@@ -15,18 +15,23 @@ import sys
 
 from absl import flags, logging
 
-from efficientnet_advprop import door
+from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.data.records import DataError, write_atomically
-from efficientnet_advprop.evaluation.progress import format_duration
+from efficientnet_advprop.files import format_duration, write_atomically
 from efficientnet_advprop.studies import execution, figures, plan, report
-from efficientnet_advprop.training.checkpoints import CheckpointError
-from efficientnet_advprop.training.loop import TrainingError
 
-_STUDY = flags.DEFINE_string("study", None, "Python file with a get_study(), such as configs/studies/digits.py")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "runs/study", "folder of the runs, their data and the report")
-_NUM_PARALLEL = flags.DEFINE_integer("num_parallel", None, "runs at a time; default: one per GPU or CPU core", lower_bound=1)
-_LIST = flags.DEFINE_bool("list", False, "only show the runs, what is done, and the time that the others take")
+_STUDY = flags.DEFINE_string(
+    "study", None, "Python file with a get_study(), such as configs/studies/digits.py"
+)
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", "runs/study", "folder of the runs, their data and the report"
+)
+_NUM_PARALLEL = flags.DEFINE_integer(
+    "num_parallel", None, "runs at a time; default: one per GPU or CPU core", lower_bound=1
+)
+_LIST = flags.DEFINE_bool(
+    "list", False, "only show the runs, what is done, and the time that the others take"
+)
 _REPORT = flags.DEFINE_bool("report", False, "only report on the runs that are done")
 _RUN = flags.DEFINE_string("run", None, "only this run, in this process: <arm>/seed_<n>")
 
@@ -46,7 +51,9 @@ def _format_plan(study: plan.Study, output_dir: str, num_parallel: int) -> str:
 def main(argv):
     del argv
     if not _STUDY.value:
-        raise ConfigError("`--study` is missing; give a study's file, such as --study=configs/studies/digits.py.")
+        raise ConfigError(
+            "`--study` is missing; give a study's file, such as --study=configs/studies/digits.py."
+        )
     study, output_dir = plan.load_study(_STUDY.value), _OUTPUT_DIR.value
     num_parallel = _NUM_PARALLEL.value or execution.default_num_parallel()
     if _LIST.value:
@@ -59,15 +66,26 @@ def main(argv):
         return
     if not _REPORT.value:
         left = format_duration(execution.seconds_left(study, output_dir, num_parallel))
-        print(f"{len(study.runs())} runs, {len(added)} of them new; {num_parallel} at a time: about {left}", flush=True)
+        print(
+            f"{len(study.runs())} runs, {len(added)} of them new; {num_parallel} at a time: about {left}",
+            flush=True,
+        )
 
         def command(run):
             study_flags = [f"--study={_STUDY.value}", f"--output_dir={output_dir}"]
-            return [sys.executable, "-m", "efficientnet_advprop.study", *study_flags, f"--run={run.name}"]
+            return [
+                sys.executable,
+                "-m",
+                "efficientnet_advprop.study",
+                *study_flags,
+                f"--run={run.name}",
+            ]
 
         if not execution.execute_all(study, command, output_dir, num_parallel=num_parallel):
             return
-    summary = report.summarize(study, {run.name: execution.read_scores(output_dir, run.name) for run in study.runs()})
+    summary = report.summarize(
+        study, {run.name: execution.read_scores(output_dir, run.name) for run in study.runs()}
+    )
     table = report.format_table(summary)
     files = {
         "report.html": report.render_html(summary).encode(),
@@ -77,8 +95,11 @@ def main(argv):
     }
     for name, contents in files.items():
         write_atomically(os.path.join(output_dir, name), contents)
-    print(f"\n{table}\n\nThe report: {os.path.abspath(os.path.join(output_dir, 'report.html'))}", flush=True)
+    print(
+        f"\n{table}\n\nThe report: {os.path.abspath(os.path.join(output_dir, 'report.html'))}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
-    door.run(main, run_errors=(CheckpointError, DataError, TrainingError, execution.StudyError))
+    program.run(main)

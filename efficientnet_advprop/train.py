@@ -12,27 +12,35 @@ Started again with the same command, a run goes on from its last checkpoint. SIG
 
 from absl import flags
 
-from efficientnet_advprop import door, strategy_flags
+from efficientnet_advprop.command_line import program, strategy_flags
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.training.checkpoints import CheckpointError
-from efficientnet_advprop.training.loop import TrainingError, train
-from tpu_utils import profiler_server
-from tpu_utils.strategy_error import StrategyError
+from efficientnet_advprop.training.loop import train
+from tpu_utils.devices import profiler_server
 
-_CONFIG = door.define_config_flag()
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the TFRecords: train-00000-of-…, validation-00000-of-…")
-_MODEL_DIR = flags.DEFINE_string("model_dir", None, "folder of the checkpoints and reports; made if it does not exist")
+_CONFIG = program.define_config_flag()
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "folder of the TFRecords: train-00000-of-…, validation-00000-of-…"
+)
+_MODEL_DIR = flags.DEFINE_string(
+    "model_dir", None, "folder of the checkpoints and reports; made if it does not exist"
+)
 _STRATEGY = strategy_flags.define()
 _PROFILER_PORT = flags.DEFINE_integer(
-    "profiler_port", None, "listen there for requests to profile this process (docs/launching.md)", 1, 65535
+    "profiler_port",
+    None,
+    "listen there for requests to profile this process (docs/launching.md)",
+    1,
+    65535,
 )
 
 
 def main(argv):
     del argv
-    config = door.read_config(_CONFIG)
-    for flag, what in ((_DATA_DIR, "the folder of the TFRecords"), (_MODEL_DIR, "a folder for the checkpoints")):
+    config = program.read_config(_CONFIG)
+    for flag, what in (
+        (_DATA_DIR, "the folder of the TFRecords"),
+        (_MODEL_DIR, "a folder for the checkpoints"),
+    ):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
     if _PROFILER_PORT.value is not None:
@@ -41,4 +49,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    door.run(main, usage_errors=(StrategyError,), run_errors=(CheckpointError, DataError, TrainingError))
+    program.run(main)

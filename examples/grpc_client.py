@@ -29,14 +29,25 @@ def describe(response: predict_pb2.PredictResponse) -> list[str]:
             texts.append(f"not classified: {error.decode()}")
             continue
         classes = outputs["classes"][index]
-        names = [name.decode() for name in outputs["labels"][index]] if "labels" in outputs else [f"class {c}" for c in classes]
+        names = (
+            [name.decode() for name in outputs["labels"][index]]
+            if "labels" in outputs
+            else [f"class {c}" for c in classes]
+        )
         probabilities = outputs["probabilities"][index]
-        texts.append(", ".join(f"{name} {100 * probability:.1f} %" for name, probability in zip(names, probabilities)))
+        texts.append(
+            ", ".join(
+                f"{name} {100 * probability:.1f} %"
+                for name, probability in zip(names, probabilities)
+            )
+        )
     return texts
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--server", default="localhost:8500")
     parser.add_argument("--model", default="efficientnet")
     parser.add_argument("images", nargs="+")

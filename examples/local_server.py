@@ -32,10 +32,14 @@ class ServedModel:
         signatures = self._loaded.signatures
         function = signatures.get(signature_name or "serving_default")
         if function is None:
-            raise ValueError(f"there is no signature {signature_name!r}, only {', '.join(signatures)}")
+            raise ValueError(
+                f"there is no signature {signature_name!r}, only {', '.join(signatures)}"
+            )
         (spec,) = function.structured_input_signature[1].values()
         if list(inputs) not in ([spec.name], [None]):
-            raise ValueError(f"the inputs are {list(inputs)}, but {signature_name!r} wants {spec.name!r}")
+            raise ValueError(
+                f"the inputs are {list(inputs)}, but {signature_name!r} wants {spec.name!r}"
+            )
         try:
             (value,) = inputs.values()
             with self._lock:
@@ -49,14 +53,22 @@ def predict_rest(model: ServedModel, body: bytes) -> dict:
     try:
         request = json.loads(body)
         instances = [_decode(instance) for instance in request["instances"]]
-        names = {tuple(instance) if isinstance(instance, dict) else (None,) for instance in instances} or {(None,)}
+        names = {
+            tuple(instance) if isinstance(instance, dict) else (None,) for instance in instances
+        } or {(None,)}
         ((name,),) = names
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError('the body must be {"signature_name": …, "instances": [{"b64": …}, …]}') from error
+        raise ValueError(
+            'the body must be {"signature_name": …, "instances": [{"b64": …}, …]}'
+        ) from error
     values = [instance[name] if isinstance(instance, dict) else instance for instance in instances]
     outputs = model.predict(request.get("signature_name", ""), {name: values})
     columns = {key: _encode(value.numpy().tolist()) for key, value in outputs.items()}
-    return {"predictions": [{key: column[row] for key, column in columns.items()} for row in range(len(values))]}
+    return {
+        "predictions": [
+            {key: column[row] for key, column in columns.items()} for row in range(len(values))
+        ]
+    }
 
 
 def _decode(value):
@@ -79,7 +91,9 @@ def make_rest_server(model: ServedModel, port: int) -> http.server.ThreadingHTTP
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             try:
                 status, answer = (
-                    (200, predict_rest(model, body)) if self.path.endswith(":predict") else (404, {"error": "not found"})
+                    (200, predict_rest(model, body))
+                    if self.path.endswith(":predict")
+                    else (404, {"error": "not found"})
                 )
             except ValueError as error:
                 status, answer = 400, {"error": str(error)}
@@ -113,13 +127,20 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 def make_grpc_server(model: ServedModel, port: int) -> tuple[grpc.Server, int]:
     """A gRPC server on this machine's loopback address, and its port; port 0 takes a free one."""
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 64 * 2**20)])
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(model), server)
+    server = grpc.server(
+        concurrent.futures.ThreadPoolExecutor(4),
+        options=[("grpc.max_receive_message_length", 64 * 2**20)],
+    )
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+        PredictionService(model), server
+    )
     return server, server.add_insecure_port(f"localhost:{port}")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("export_dir", help="the folder with the versions")
     parser.add_argument("--rest_port", type=int, default=8501)
     parser.add_argument("--grpc_port", type=int, default=8500)
@@ -129,7 +150,8 @@ def main():
     grpc_server.start()
     rest_server = make_rest_server(model, arguments.rest_port)
     print(
-        f"version {model.version}: REST on port {rest_server.server_port}, gRPC on port {grpc_port}; Ctrl-C stops", flush=True
+        f"version {model.version}: REST on port {rest_server.server_port}, gRPC on port {grpc_port}; Ctrl-C stops",
+        flush=True,
     )
     try:
         rest_server.serve_forever()

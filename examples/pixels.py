@@ -18,7 +18,9 @@ def load_pixels(path: str, image_size: int, crop_fraction: Optional[float]) -> n
     """An image file as float32 [image_size, image_size, 3] around 0…255, RGB; without a `crop_fraction`, all of the image."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
-    return resize(pixels if crop_fraction is None else center_crop(pixels, crop_fraction), image_size)
+    return resize(
+        pixels if crop_fraction is None else center_crop(pixels, crop_fraction), image_size
+    )
 
 
 def center_crop(pixels: np.ndarray, crop_fraction: float) -> np.ndarray:
@@ -32,7 +34,9 @@ def center_crop(pixels: np.ndarray, crop_fraction: float) -> np.ndarray:
 def resize(pixels: np.ndarray, image_size: int) -> np.ndarray:
     """Bicubic, to a square; float32."""
     rows, columns = (_filter(size, image_size) for size in pixels.shape[:2])
-    return np.einsum("yi,ijc,xj->yxc", rows, pixels.astype(np.float32), columns, optimize=True).astype(np.float32)
+    return np.einsum(
+        "yi,ijc,xj->yxc", rows, pixels.astype(np.float32), columns, optimize=True
+    ).astype(np.float32)
 
 
 def _filter(size: int, new_size: int) -> np.ndarray:

@@ -22,11 +22,16 @@ def describe(prediction: dict) -> str:
     if prediction["error"]:
         return f"not classified: {prediction['error']}"
     names = prediction.get("labels") or [f"class {index}" for index in prediction["classes"]]
-    return ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in zip(names, prediction["probabilities"]))
+    return ", ".join(
+        f"{name} {100 * probability:.1f} %"
+        for name, probability in zip(names, prediction["probabilities"])
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default="http://localhost:8501/v1/models/efficientnet:predict")
     parser.add_argument("images", nargs="+")
     arguments = parser.parse_args()
@@ -34,7 +39,9 @@ def main():
     for path in arguments.images:
         with open(path, "rb") as file:
             files.append(file.read())
-    request = urllib.request.Request(arguments.url, make_request(files), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        arguments.url, make_request(files), {"Content-Type": "application/json"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
             predictions = json.load(response)["predictions"]

@@ -13,13 +13,17 @@ from pixels import load_pixels
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("export", help="a version's folder, with model.tflite and metadata.json")
     parser.add_argument("images", nargs="+")
     arguments = parser.parse_args()
     with open(os.path.join(arguments.export, "metadata.json"), encoding="utf-8") as file:
         settings = json.load(file)["input"]
-    interpreter = tf.lite.Interpreter(os.path.join(arguments.export, "model.tflite"), num_threads=os.cpu_count())
+    interpreter = tf.lite.Interpreter(
+        os.path.join(arguments.export, "model.tflite"), num_threads=os.cpu_count()
+    )
     interpreter.allocate_tensors()  # before a runner is made: this is where the fast kernels (XNNPACK) come in
     runner = interpreter.get_signature_runner()
     dtype = runner.get_input_details()["images"]["dtype"]
@@ -28,7 +32,10 @@ def main():
         if dtype == np.uint8:
             image = np.clip(np.round(image), 0, 255)
         (row,) = runner(images=image[None].astype(dtype))["probabilities"]
-        print(f"{path}: " + ", ".join(f"class {index} {100 * row[index]:.1f} %" for index in np.argsort(-row)[:5]))
+        print(
+            f"{path}: "
+            + ", ".join(f"class {index} {100 * row[index]:.1f} %" for index in np.argsort(-row)[:5])
+        )
 
 
 if __name__ == "__main__":

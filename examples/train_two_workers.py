@@ -56,12 +56,26 @@ def start(model_dir: pathlib.Path, data_dir: pathlib.Path) -> list[subprocess.Po
     processes = []
     for index in range(2):
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        command = [sys.executable, "-m", "efficientnet_advprop.train", f"--config={ROOT / 'configs/digits.py'}:advprop"]
+        command = [
+            sys.executable,
+            "-m",
+            "efficientnet_advprop.train",
+            f"--config={ROOT / 'configs/digits.py'}:advprop",
+        ]
         command += [f"--config.{name}={value}" for name, value in SETTINGS.items()]
-        command += [f"--data_dir={data_dir}", f"--model_dir={model_dir}", "--strategy=multi_worker", "--connect_timeout=300"]
+        command += [
+            f"--data_dir={data_dir}",
+            f"--model_dir={model_dir}",
+            "--strategy=multi_worker",
+            "--connect_timeout=300",
+        ]
         with open(f"{model_dir}.{index}.log", "a") as log:
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CONFIG": json.dumps(task)}
-            processes.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment))
+            processes.append(
+                subprocess.Popen(
+                    command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment
+                )
+            )
     return processes
 
 
@@ -70,7 +84,9 @@ def last_words(model_dir: pathlib.Path, index: int) -> str:
 
 
 def last_step(model_dir: pathlib.Path) -> int:
-    return int((tf.train.latest_checkpoint(str(model_dir / "checkpoints")) or "-0").rpartition("-")[2])
+    return int(
+        (tf.train.latest_checkpoint(str(model_dir / "checkpoints")) or "-0").rpartition("-")[2]
+    )
 
 
 def run(model_dir: pathlib.Path, data_dir: pathlib.Path) -> None:
@@ -87,26 +103,45 @@ def run_and_kill(model_dir: pathlib.Path, data_dir: pathlib.Path) -> None:
     """Trains until half of the steps are saved, and kills the second worker."""
     processes = start(model_dir, data_dir)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while last_step(model_dir) < KILLED_AFTER and processes[1].poll() is None and time.monotonic() < deadline:
+    while (
+        last_step(model_dir) < KILLED_AFTER
+        and processes[1].poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     codes = [process.wait(120) for process in processes]
-    say(f"    worker 1 was killed after step {last_step(model_dir)} had been saved: exit code {codes[1]}")
-    say(f"    worker 0 ended by itself {time.monotonic() - killed:.1f} s later with {codes[0]}: {last_words(model_dir, 0)}")
+    say(
+        f"    worker 1 was killed after step {last_step(model_dir)} had been saved: exit code {codes[1]}"
+    )
+    say(
+        f"    worker 0 ended by itself {time.monotonic() - killed:.1f} s later with {codes[0]}: {last_words(model_dir, 0)}"
+    )
     if codes[1] != -signal.SIGKILL or codes[0] != 1 or last_step(model_dir) >= NUM_STEPS:
         sys.exit(f"error: that is not what should have happened; see {model_dir}.*.log")
 
 
 def saved_values(model_dir: pathlib.Path) -> dict[str, np.ndarray]:
     reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(model_dir / "checkpoints")))
-    names = [name for name in reader.get_variable_to_shape_map() if not name.startswith(("save_counter", "_CHECKPOINTABLE"))]
+    names = [
+        name
+        for name in reader.get_variable_to_shape_map()
+        if not name.startswith(("save_counter", "_CHECKPOINTABLE"))
+    ]
     return {name: np.asarray(reader.get_tensor(name)) for name in names}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=pathlib.Path, default=pathlib.Path("runs/two_workers"), help="emptied first")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=pathlib.Path,
+        default=pathlib.Path("runs/two_workers"),
+        help="emptied first",
+    )
     output_dir = parser.parse_args().output_dir.resolve()
     shutil.rmtree(output_dir, ignore_errors=True)
     output_dir.mkdir(parents=True)
@@ -123,7 +158,9 @@ def main() -> None:
     one, other = saved_values(whole), saved_values(killed)
     differing = [name for name in one if one[name].tobytes() != other[name].tobytes()]
     if one.keys() != other.keys() or differing:
-        sys.exit(f"error: {len(differing)} of {len(one)} variables differ after {NUM_STEPS} steps, such as {differing[:3]}")
+        sys.exit(
+            f"error: {len(differing)} of {len(one)} variables differ after {NUM_STEPS} steps, such as {differing[:3]}"
+        )
     num_values = sum(values.size for values in one.values())
     say(
         f"{time.monotonic() - started:.0f} s. All {num_values:,} numbers of the last checkpoint are the same as without the "

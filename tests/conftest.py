@@ -35,7 +35,12 @@ def make_tiny(**overrides):
     from efficientnet_advprop.models import EfficientNet
 
     arguments = dict(
-        num_classes=10, width_coefficient=0.25, depth_coefficient=0.3, aux_branches=1, survival_prob=1.0, dropout_rate=0.0
+        num_classes=10,
+        width_coefficient=0.25,
+        depth_coefficient=0.3,
+        aux_branches=1,
+        survival_prob=1.0,
+        dropout_rate=0.0,
     )
     return EfficientNet("b0", **{**arguments, **overrides})
 
@@ -45,21 +50,30 @@ def load_tiny(variables, suffix: str = "") -> None:
     averages."""
     reader = tf.train.load_checkpoint(str(DATA / "tiny_ckpt"))
     for variable in variables:
-        name = variable.name.split(":")[0].replace("/aux/", "/").replace("/aux_2/", "/").replace("/aux_3/", "/")
+        name = (
+            variable.name.split(":")[0]
+            .replace("/aux/", "/")
+            .replace("/aux_2/", "/")
+            .replace("/aux_3/", "/")
+        )
         variable.assign(reader.get_tensor(name + suffix))
 
 
 @pytest.fixture(scope="session")
 def two_replicas():
     """Two logical CPUs. One strategy for all tests: a second over the same devices numbers its collectives like the first."""
-    return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")[:2]])
+    return tf.distribute.MirroredStrategy(
+        [device.name for device in tf.config.list_logical_devices("CPU")[:2]]
+    )
 
 
 @pytest.fixture(scope="session")
 def four_replicas():
     """Four logical CPUs, which reduce without collectives and so get on with `two_replicas`."""
     devices = [device.name for device in tf.config.list_logical_devices("CPU")[:4]]
-    return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
+    return tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,11 @@ def frost_statistics(severity):
     layers = []
     for draw in range(NUM_FROST_DRAWS):
         np.random.seed(1000 * draw + severity)
-        layers.append(imagecorruptions.corrupt(np.zeros([SIZE, SIZE, 3], np.uint8), severity, "frost").astype(np.float64))
+        layers.append(
+            imagecorruptions.corrupt(np.zeros([SIZE, SIZE, 3], np.uint8), severity, "frost").astype(
+                np.float64
+            )
+        )
     layers = np.stack(layers)
     return [*layers.mean(axis=(0, 1, 2)), layers.std(), np.abs(np.diff(layers, axis=1)).mean()]
 
@@ -53,7 +57,9 @@ def main(photograph, destination):
             np.random.seed(seed_of(name, severity))
             by_severity.append(imagenet_c.corrupt(image, severity, name))
         for number, (top, bottom, left, right) in enumerate(WINDOWS):
-            arrays["%s/%d" % (name, number)] = np.stack([output[top:bottom, left:right] for output in by_severity])
+            arrays["%s/%d" % (name, number)] = np.stack(
+                [output[top:bottom, left:right] for output in by_severity]
+            )
         arrays[name + "/seeds"] = np.array([seed_of(name, severity) for severity in SEVERITIES])
         arrays[name + "/mean"] = np.array([output.mean() for output in by_severity])
     arrays["frost/statistics"] = np.array([frost_statistics(severity) for severity in SEVERITIES])

@@ -23,7 +23,11 @@ def official_variables(variant: str) -> list[tuple[str, tuple[int, ...]]]:
     with gzip.open(DATA / "variables.json.gz") as file:
         models = json.load(file)["models"]
     variables = models[f"efficientnet-{variant}"]["variables"]
-    return [(name.split(":")[0], tuple(shape)) for name, shape, *_ in variables if name.startswith("eff")]
+    return [
+        (name.split(":")[0], tuple(shape))
+        for name, shape, *_ in variables
+        if name.startswith("eff")
+    ]
 
 
 def synthetic_values(variant: str, salt: str) -> dict[str, np.ndarray]:
@@ -32,7 +36,10 @@ def synthetic_values(variant: str, salt: str) -> dict[str, np.ndarray]:
     statistics = np.load(DATA / f"moving_statistics_{variant}.npz")[salt].astype(np.float32)
     sizes = [shape[0] if "moving_" in name else 0 for name, shape in variables]
     statistics = np.split(statistics, np.cumsum(sizes)[:-1])
-    return {name: part if part.size else _trained(name, shape, salt) for (name, shape), part in zip(variables, statistics)}
+    return {
+        name: part if part.size else _trained(name, shape, salt)
+        for (name, shape), part in zip(variables, statistics)
+    }
 
 
 def _trained(name, shape, salt):
@@ -55,7 +62,12 @@ def write_checkpoint(prefix, tensors) -> str:
     prefix = str(prefix)
     tf.io.gfile.makedirs(prefix.rsplit("/", 1)[0])
     values = [tf.constant(value) for value in tensors.values()]
-    tf.raw_ops.SaveV2(prefix=prefix, tensor_names=list(tensors), shape_and_slices=[""] * len(values), tensors=values)
+    tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(values),
+        tensors=values,
+    )
     with tf.io.gfile.GFile(prefix.rsplit("/", 1)[0] + "/checkpoint", "w") as file:
         file.write(f'model_checkpoint_path: "/elsewhere/{prefix.rsplit("/", 1)[1]}"\n')
     return prefix
@@ -72,7 +84,9 @@ def write_full_checkpoint(prefix, variant: str, salts=("ema",)) -> str:
     tensors = {}
     for salt in salts:
         suffix = AVERAGE if salt == "ema" else ""
-        tensors.update({name + suffix: value for name, value in synthetic_values(variant, salt).items()})
+        tensors.update(
+            {name + suffix: value for name, value in synthetic_values(variant, salt).items()}
+        )
     return write_checkpoint(prefix, {**tensors, "global_step": np.int64(218949)})
 
 

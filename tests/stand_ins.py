@@ -22,12 +22,18 @@ import numpy as np
 from PIL import Image
 
 from efficientnet_advprop.data import corruptions, image_folders, records
-from efficientnet_advprop.evaluation import imagenet_suites
+from efficientnet_advprop.evaluation.suites import imagenet_suites
 
 NUM_IMAGES = 12
 _STEP, _FIRST = 25, 12  # levels: 12, 37, …, 237
-_WEIGHTS = (9.0, 3.0, 1.0)  # of hundreds, tens and ones, so that the nearest classes are those beside in the ones
-_ARCHIVE_OF = {name: archive for archive, names in imagenet_suites.ARCHIVES.items() for name in names}
+_WEIGHTS = (
+    9.0,
+    3.0,
+    1.0,
+)  # of hundreds, tens and ones, so that the nearest classes are those beside in the ones
+_ARCHIVE_OF = {
+    name: archive for archive, names in imagenet_suites.ARCHIVES.items() for name in names
+}
 
 
 def num_wrong(name: str) -> int:
@@ -35,7 +41,14 @@ def num_wrong(name: str) -> int:
     parts = name.split("/")
     if parts[0] == "imagenet_c":
         return int(parts[2]) + list(corruptions.CORRUPTIONS).index(parts[1]) % 3
-    return {"imagenet": 2, "imagenet_a": 9, "imagenet_r": 6, "imagenet_v2": 3, "imagenet_sketch": 7, "stylized": 10}[parts[0]]
+    return {
+        "imagenet": 2,
+        "imagenet_a": 9,
+        "imagenet_r": 6,
+        "imagenet_v2": 3,
+        "imagenet_sketch": 7,
+        "stylized": 10,
+    }[parts[0]]
 
 
 def num_not_in_five(name: str) -> int:
@@ -63,7 +76,11 @@ def list_images(name: str) -> list[tuple[int, int]]:
     """(label, class that the colour shows) of a set's images."""
     kept = imagenet_suites.subset(name) if name in ("imagenet_a", "imagenet_r") else range(1000)
     # Not every class's neighbours in the ones' place exist; and of the 200 classes, those that have a stranger beside them.
-    candidates = [label for label in kept if 2 <= label % 10 <= 6 and (len(kept) == 1000 or label + 1 not in kept)]
+    candidates = [
+        label
+        for label in kept
+        if 2 <= label % 10 <= 6 and (len(kept) == 1000 or label + 1 not in kept)
+    ]
     labels = candidates[:: len(candidates) // NUM_IMAGES][:NUM_IMAGES]
     wrong, far = num_wrong(name), num_not_in_five(name)
     images = []
@@ -83,7 +100,9 @@ def _neighbour(label: int, kept) -> int:
     """Another one of the kept classes, next to which `label` is among the five nearest of them."""
     for other in sorted(kept, key=lambda other: abs(other - label))[1:]:
         logits = read_logits(np.array([colour_of(other)], np.float32))[0]
-        if logits[label] > np.sort(logits[list(kept)])[-6] + 0.5:  # clearly: JPEG may change a level by one
+        if (
+            logits[label] > np.sort(logits[list(kept)])[-6] + 0.5
+        ):  # clearly: JPEG may change a level by one
             return other
     raise AssertionError(label)
 
@@ -131,7 +150,9 @@ def write_records(root: pathlib.Path, name: str, num_shards: int = 3) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     images = list_images(name)
     for shard in range(num_shards):
-        with records.ShardWriter(str(directory / records.shard_name("validation", shard, num_shards))) as writer:
+        with records.ShardWriter(
+            str(directory / records.shard_name("validation", shard, num_shards))
+        ) as writer:
             for label, shown in images[shard::num_shards]:
                 writer.write(records.make_example(encode(shown, (50, 40)), label))
 
@@ -155,12 +176,22 @@ def write_tfds(root: pathlib.Path, name: str) -> None:
     builder.download_and_prepare()
 
 
-WRITERS = {"folder": write_folder, "tar": write_archive, "tfrecords": write_records, "tfds": write_tfds}
+WRITERS = {
+    "folder": write_folder,
+    "tar": write_archive,
+    "tfrecords": write_records,
+    "tfds": write_tfds,
+}
 
 
 def can_write(name: str, form: str) -> bool:
     layout = imagenet_suites.LAYOUTS[name]
-    fields = {"folder": layout.folders, "tar": layout.archives, "tfrecords": layout.records, "tfds": layout.tfds}
+    fields = {
+        "folder": layout.folders,
+        "tar": layout.archives,
+        "tfrecords": layout.records,
+        "tfds": layout.tfds,
+    }
     return bool(fields[form])
 
 
@@ -183,9 +214,13 @@ def expected(name: str) -> dict[str, int]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", type=pathlib.Path)
-    parser.add_argument("--form", choices=list(WRITERS), default="folder", help="other sets are written as folders")
+    parser.add_argument(
+        "--form", choices=list(WRITERS), default="folder", help="other sets are written as folders"
+    )
     arguments = parser.parse_args()
     for name in imagenet_suites.LAYOUTS:
         form = arguments.form if can_write(name, arguments.form) else "folder"
@@ -193,7 +228,9 @@ def main():
     write_reader(os.path.join(arguments.directory, "reader"))
     figures = {name: expected(name) for name in imagenet_suites.LAYOUTS}
     (arguments.directory / "expected.json").write_text(json.dumps(figures, indent=1))
-    print(f"{len(figures)} test sets of {NUM_IMAGES} images each, and their reader: {arguments.directory}")
+    print(
+        f"{len(figures)} test sets of {NUM_IMAGES} images each, and their reader: {arguments.directory}"
+    )
 
 
 if __name__ == "__main__":

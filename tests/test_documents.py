@@ -9,10 +9,17 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from efficientnet_advprop.evaluation.published_figures import find_published
+from efficientnet_advprop.reports.published_results import find_published
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "BUILD_NOTES.md", *ROOT.glob("docs/*.md"), *ROOT.glob("configs/**/*.py")])
+DOCUMENTS = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "BUILD_NOTES.md",
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("configs/**/*.py"),
+    ]
+)
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 
 
@@ -25,7 +32,9 @@ def commands() -> list[str]:
     """Every config with the overrides that follow it; `bN` stands for any EfficientNet."""
     found = set()
     for name in NAMES:
-        for match in re.finditer(r"configs/\w+\.py(?::[\w-]+)?((?: --config\.[\w.]+=[\w.:/-]+)*)", read(name)):
+        for match in re.finditer(
+            r"configs/\w+\.py(?::[\w-]+)?((?: --config\.[\w.]+=[\w.:/-]+)*)", read(name)
+        ):
             if not match[0].startswith("configs/studies"):
                 found.add(match[0].replace(":bN", ":b0"))
     return sorted(found)
@@ -47,7 +56,10 @@ def test_programs_and_files_that_are_mentioned_exist(name):
     text = read(name)
     for module in set(re.findall(r"python3? -m ((?:efficientnet_advprop|tpu_utils)\.\w+)", text)):
         assert importlib.util.find_spec(module), module
-    paths = re.findall(r"(?<![\w./-])(?:benchmarks|configs|docs|examples|tests)/[\w/.-]+\.(?:py|md|png|json|html)\b", text)
+    paths = re.findall(
+        r"(?<![\w./-])(?:benchmarks|configs|docs|examples|tests)/[\w/.-]+\.(?:py|md|png|json|html)\b",
+        text,
+    )
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     missing = {path for path in paths if not (ROOT / path).exists()}
     missing |= {link for link in links if not ((ROOT / name).parent / link).exists()}
@@ -57,36 +69,55 @@ def test_programs_and_files_that_are_mentioned_exist(name):
 def test_readme_quotes_the_study():
     """Its table is a part of the study's own."""
     report = (ROOT / "docs/study/report.md").read_text()
-    quoted = [[cell.strip() for cell in row.split("|")[1:-1]] for row in re.findall(r"^\| \(\w\) .*$", read("README.md"), re.M)]
+    quoted = [
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in re.findall(r"^\| \(\w\) .*$", read("README.md"), re.M)
+    ]
     assert len(quoted) > 15
     for claim, contrast, clean, corrupted, verdicts in quoted:
         for metric, points in (("clean", clean), ("corrupted", corrupted)):
-            found = re.search(re.escape(f"| {claim} | {contrast} | {metric} | {points} |") + r"[^|]*\| (.*) \|", report)
+            found = re.search(
+                re.escape(f"| {claim} | {contrast} | {metric} | {points} |") + r"[^|]*\| (.*) \|",
+                report,
+            )
             assert bool(found) == bool(points)
             assert not found or found[1] in verdicts.split("; ")
 
 
 def rows(text: str) -> list[list[str]]:
     """The cells of every line of Markdown's tables."""
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", text, re.M)]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in re.findall(r"^\|.*\|$", text, re.M)
+    ]
 
 
 def test_experiments_quote_the_published_figures():
     quoted = 0
     for name, _config, suite, *figures in rows(read("docs/experiments.md")):
-        if len(figures) == 9 and suite.strip("`") in ("imagenet", "imagenet_c", "imagenet_a", "stylized"):
+        if len(figures) == 9 and suite.strip("`") in (
+            "imagenet",
+            "imagenet_c",
+            "imagenet_a",
+            "stylized",
+        ):
             if suite == "`imagenet`" and name.startswith("vanilla"):
                 continue  # the paper's own networks; the released ones were trained again
             kind = "advprop" if name.startswith("AdvProp") else "autoaugment"
             for size, figure in enumerate(figures):
                 published = find_published(f"b{size}-{kind}", suite.strip("`"))
-                assert figure == ("–" if published is None else f"{published.value:.1f}"), (name, size)
+                assert figure == ("–" if published is None else f"{published.value:.1f}"), (
+                    name,
+                    size,
+                )
                 quoted += 1
     assert quoted == 7 * 9
 
 
 def test_build_notes_have_the_preflights_table_and_others_its_chip_hours():
-    spec = importlib.util.spec_from_file_location("preflight_table", ROOT / "benchmarks/preflight.py")
+    spec = importlib.util.spec_from_file_location(
+        "preflight_table", ROOT / "benchmarks/preflight.py"
+    )
     preflight = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(preflight)
     table = preflight.table()
@@ -94,9 +125,18 @@ def test_build_notes_have_the_preflights_table_and_others_its_chip_hours():
     header, _, *lines = rows(table)
     name, cores, cost = (header.index(title) for title in ("recipe", "TPU, cores", "chip-hours"))
     hours = {(line[name], line[cost]) for line in lines if line[cores] == "v3:2x2, 8"}
-    quoted = {row[0]: row[1:] for row in rows(read("docs/experiments.md").partition("## What it costs")[2])}
-    for method, config in (("vanilla", "configs/efficientnet.py"), ("AdvProp", "configs/advprop.py")):
+    quoted = {
+        row[0]: row[1:]
+        for row in rows(read("docs/experiments.md").partition("## What it costs")[2])
+    }
+    for method, config in (
+        ("vanilla", "configs/efficientnet.py"),
+        ("AdvProp", "configs/advprop.py"),
+    ):
         told = dict(re.findall(r"b(\d) ([\d,]+)(?=   b|\n)", read(config).partition("Cost")[2]))
         for size, figure in enumerate(quoted[method]):
-            assert (f"{method} B{size}", figure) in hours or figure.startswith(("≈", "–")), (method, size)
+            assert (f"{method} B{size}", figure) in hours or figure.startswith(("≈", "–")), (
+                method,
+                size,
+            )
             assert figure == told.get(str(size), figure), (config, size)

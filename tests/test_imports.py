@@ -1,17 +1,40 @@
-"""Who may import whom: doors → training, evaluation → models, attacks, data; and two rooms that know nobody."""
+"""Who may import whom: a house of floors, in which no arrow runs up and rooms form no circle.
+
+The floors stand in `FLOORS`; a room may import from lower floors and from itself. A picture of the
+imports is drawn by any tool that reads them; this test is what holds them.
+"""
 
 import ast
 import pathlib
+from typing import Optional
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "efficientnet_advprop"
-# A room → the rooms of the package it must not know. `config` is the schema, a room of its own here.
-FORBIDDEN = {
-    "models": {"training", "evaluation", "attacks", "config", "serving"},
-    "attacks": {"models", "training", "evaluation", "data", "config", "serving"},
-    "data": {"models", "training", "evaluation", "attacks", "serving"},
-    "evaluation": {"training"},
+# From the ground up: rooms (folders or single modules) of one floor do not import each other.
+FLOORS = [
+    {"tpu_utils.errors", "efficientnet_advprop.errors", "efficientnet_advprop.methods"},
+    {"efficientnet_advprop.files", "tpu_utils.devices", "tpu_utils.replicas", "tpu_utils.compiler"},
+    {"efficientnet_advprop.models", "efficientnet_advprop.attacks"},
+    {"efficientnet_advprop.data"},
+    {"efficientnet_advprop.evaluation"},
+    {"efficientnet_advprop.training", "efficientnet_advprop.reports"},
+    {"efficientnet_advprop.inference", "efficientnet_advprop.studies"},
+    {"efficientnet_advprop.command_line", "efficientnet_advprop.serving"},
+]
+# Rooms that one room on a floor may use of its neighbours on the same floor.
+NEIGHBOURS = {
+    ("tpu_utils.replicas", "tpu_utils.devices"),
+    ("tpu_utils.compiler", "tpu_utils.replicas"),
 }
+# These start without TensorFlow, so that --help, --list and a look at a config take no seconds.
+WITHOUT_TENSORFLOW = [
+    "tpu_utils.errors",
+    "efficientnet_advprop.errors",
+    "efficientnet_advprop.methods",
+    "efficientnet_advprop.files",
+]
 
 
 def imports(path):
@@ -26,37 +49,93 @@ def python_files():
     return [path for folder in (PACKAGE, "tpu_utils") for path in (ROOT / folder).rglob("*.py")]
 
 
-def test_rooms_keep_to_the_direction():
+def room_of(name: str) -> Optional[str]:
+    """The room of a module or of a name in it; None for a program, and for other packages."""
+    return next(
+        (room for floor in FLOORS for room in floor if f"{name}.".startswith(f"{room}.")), None
+    )
+
+
+def module_name(path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def is_program(name: str) -> bool:
+    """Whether `name` is a module at the top of a package that no room of a floor is."""
+    parts = name.split(".")
+    if len(parts) < 2 or parts[0] not in (PACKAGE, "tpu_utils") or parts[1] == "config":
+        return False
+    return (ROOT / parts[0] / f"{parts[1]}.py").exists() and room_of(name) is None
+
+
+def test_no_import_runs_up():
+    floor_of = {room: index for index, floor in enumerate(FLOORS) for room in floor}
     broken = []
-    for room, forbidden in FORBIDDEN.items():
-        files = list((ROOT / PACKAGE / room).rglob("*.py"))
-        assert files, room
-        for path in files:
-            for name in imports(path):
-                parts = name.split(".")
-                if parts[0] == PACKAGE and len(parts) > 1 and parts[1] in forbidden:
-                    broken.append(f"{path.relative_to(ROOT)} imports {name}")
-                if parts[:2] == ["absl", "flags"]:
-                    broken.append(f"{path.relative_to(ROOT)} reads flags")
-                is_door = len(parts) > 1 and (ROOT / PACKAGE / f"{parts[1]}.py").exists() and parts[1] != "config"
-                if parts[0] == PACKAGE and is_door:
-                    broken.append(f"{path.relative_to(ROOT)} imports the door {name}")
-    assert not broken
+    for path in python_files():
+        own = room_of(module_name(path))
+        if own is None:
+            continue
+        for name in imports(path):
+            other = room_of(name)
+            if (
+                other not in (None, own)
+                and (own, other) not in NEIGHBOURS
+                and floor_of[other] >= floor_of[own]
+            ):
+                broken.append(f"{path.relative_to(ROOT)} imports {name}")
+            if is_program(name):
+                broken.append(f"{path.relative_to(ROOT)} imports the program {name}")
+            if name.startswith("absl.flags") and own != "efficientnet_advprop.command_line":
+                broken.append(f"{path.relative_to(ROOT)} reads flags")
+    assert not broken, "\n".join(broken)
 
 
-def test_tpu_utils_knows_nothing_of_ours():
-    """But for its door, `python -m tpu_utils.preflight`, which like every door ties a config to one call."""
-    files = [path for path in (ROOT / "tpu_utils").rglob("*.py") if path != ROOT / "tpu_utils/preflight.py"]
-    assert not [f"{path}: {name}" for path in files for name in imports(path) if name.startswith(PACKAGE)]
+def test_every_folder_is_a_room():
+    folders = {module_name(path).rsplit(".", 1)[0] for path in python_files()} - {
+        PACKAGE,
+        "tpu_utils",
+    }
+    assert not [folder for folder in folders if room_of(folder) is None]
+    assert not [
+        room
+        for floor in FLOORS
+        for room in floor
+        if not list((ROOT / room.replace(".", "/")).parent.glob(f"{room.split('.')[-1]}*"))
+    ]
+
+
+def test_tpu_utils_imports_nothing_of_the_package():
+    files = (ROOT / "tpu_utils").rglob("*.py")
+    assert not [
+        f"{path}: {name}" for path in files for name in imports(path) if name.startswith(PACKAGE)
+    ]
+
+
+@pytest.mark.parametrize("module", WITHOUT_TENSORFLOW)
+def test_the_ground_imports_no_tensorflow(module):
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    at_import = [
+        node
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    names = [getattr(node, "module", None) or node.names[0].name for node in at_import]
+    assert not [name for name in names if name.startswith("tensorflow")]
 
 
 def test_at_most_one_module_has_tensorflow_addons_and_none_has_private_interfaces():
-    users = {path.name for path in python_files() if any(name.startswith("tensorflow_addons") for name in imports(path))}
+    users = {
+        path.name
+        for path in python_files()
+        if any(name.startswith("tensorflow_addons") for name in imports(path))
+    }
     assert users <= {"augmentation.py"}
     private = [
         f"{path}: {name}"
         for path in python_files()
         for name in imports(path)
-        if name.startswith(("tensorflow.python", "keras.", "tensorflow.core", "tensorflow.compiler"))
+        if name.startswith(
+            ("tensorflow.python", "keras.", "tensorflow.core", "tensorflow.compiler")
+        )
     ]
     assert not private

@@ -11,7 +11,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_a_worker_is_killed_and_the_result_is_that_of_the_undisturbed_run(tmp_path):
-    command = [sys.executable, str(ROOT / "examples/train_two_workers.py"), f"--output_dir={tmp_path / 'runs'}"]
+    command = [
+        sys.executable,
+        str(ROOT / "examples/train_two_workers.py"),
+        f"--output_dir={tmp_path / 'runs'}",
+    ]
     told = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     assert told.returncode == 0, told.stdout + told.stderr
     assert "worker 1 was killed" in told.stdout and "to the last bit" in told.stdout

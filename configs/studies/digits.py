@@ -14,7 +14,11 @@ from efficientnet_advprop.config import AttackConfig, ExperimentConfig
 from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
 
 SEEDS = (1, 2, 3, 4, 5)
-SIZES = {"small": 0.25, "medium": 0.5, "large": 1.0}  # width of an EfficientNet-B0 of three tenths of its depth
+SIZES = {
+    "small": 0.25,
+    "medium": 0.5,
+    "large": 1.0,
+}  # width of an EfficientNet-B0 of three tenths of its depth
 # Processor time of a run and its evaluation, vanilla and others, for --list; medium and large were measured.
 SECONDS = {"small": (45.0, 65.0), "medium": (60.0, 90.0), "large": (110.0, 200.0)}
 EPSILON = 64.0  # of 255; configs/digits.py says why so much
@@ -27,7 +31,9 @@ _digits = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_digits)
 
 
-def make_config(method: str, size: str, *, augment: str = "none", aux_shares: str = "none", **attack) -> ExperimentConfig:
+def make_config(
+    method: str, size: str, *, augment: str = "none", aux_shares: str = "none", **attack
+) -> ExperimentConfig:
     """The recipe of a method and size; further arguments are fields of `config.attack`."""
     config = _digits.get_config("vanilla")
     config.model.width_coefficient = SIZES[size]
@@ -61,7 +67,9 @@ def get_study() -> Study:
     for size in ("small", "large"):
         for epsilon in EPSILONS:
             if epsilon != EPSILON:
-                arms[f"advprop_{size}_eps{epsilon:g}"] = make_arm("advprop", size, **within(epsilon))
+                arms[f"advprop_{size}_eps{epsilon:g}"] = make_arm(
+                    "advprop", size, **within(epsilon)
+                )
     arms["advprop_medium_ifgsm"] = make_arm("advprop", "medium", random_start=0.0)
     arms["advprop_medium_gd"] = make_arm("advprop", "medium", random_start=0.0, projection=False)
     arms["advprop_medium_untargeted"] = make_arm("advprop", "medium", targeted=False)
@@ -70,7 +78,9 @@ def get_study() -> Study:
     arms["fast_advprop_medium"] = make_arm("fast_advprop", "medium")
     noise = dataclasses.asdict(AttackConfig(name="noise", epsilon=EPSILON))
     arms["noise_medium"] = make_arm("advprop", "medium", **noise)
-    arms["advprop_medium_shared_statistics"] = make_arm("advprop", "medium", aux_shares="statistics")
+    arms["advprop_medium_shared_statistics"] = make_arm(
+        "advprop", "medium", aux_shares="statistics"
+    )
     arms["advprop_medium_shared_affine"] = make_arm("advprop", "medium", aux_shares="affine")
 
     def minus(name, treatment, control, expected, metrics=("clean", "corrupted")):
@@ -94,7 +104,13 @@ def get_study() -> Study:
                 "AdvProp against vanilla training",
                 "Adversarial examples through auxiliary batch norms improve accuracy on clean and on corrupted images.",
                 [
-                    minus(f"AdvProp − vanilla, {size}", f"advprop_{size}", f"vanilla_{size}", 1, ALL_METRICS)
+                    minus(
+                        f"AdvProp − vanilla, {size}",
+                        f"advprop_{size}",
+                        f"vanilla_{size}",
+                        1,
+                        ALL_METRICS,
+                    )
                     for size in SIZES
                 ],
             ),
@@ -103,10 +119,24 @@ def get_study() -> Study:
                 "Without auxiliary batch norms",
                 "The same adversarial examples through the same batch norms cost clean accuracy.",
                 [
-                    minus(f"no auxiliary − vanilla, {size}", f"adversarial_{size}", f"vanilla_{size}", -1, ("clean",))
+                    minus(
+                        f"no auxiliary − vanilla, {size}",
+                        f"adversarial_{size}",
+                        f"vanilla_{size}",
+                        -1,
+                        ("clean",),
+                    )
                     for size in SIZES
                 ]
-                + [minus(f"AdvProp − no auxiliary, {size}", f"advprop_{size}", f"adversarial_{size}", 1) for size in SIZES],
+                + [
+                    minus(
+                        f"AdvProp − no auxiliary, {size}",
+                        f"advprop_{size}",
+                        f"adversarial_{size}",
+                        1,
+                    )
+                    for size in SIZES
+                ],
             ),
             Claim(
                 "c",
@@ -115,7 +145,10 @@ def get_study() -> Study:
                 [
                     Contrast(
                         "gain of large − gain of small",
-                        {**gain("advprop_large", "vanilla_large"), **gain("advprop_small", "vanilla_small", -1.0)},
+                        {
+                            **gain("advprop_large", "vanilla_large"),
+                            **gain("advprop_small", "vanilla_small", -1.0),
+                        },
                         1,
                     )
                 ],
@@ -134,7 +167,12 @@ def get_study() -> Study:
                         1,
                     ),
                     *(
-                        minus(f"ε {epsilon:g} − vanilla, {size}", f"advprop_{size}_eps{epsilon:g}", f"vanilla_{size}", 1)
+                        minus(
+                            f"ε {epsilon:g} − vanilla, {size}",
+                            f"advprop_{size}_eps{epsilon:g}",
+                            f"vanilla_{size}",
+                            1,
+                        )
                         for size in ("small", "large")
                         for epsilon in EPSILONS
                         if epsilon != EPSILON
@@ -147,7 +185,11 @@ def get_study() -> Study:
                 "I-FGSM and gradient descent without projection do about as well as PGD.",
                 [
                     minus(f"{name} − PGD, medium", f"advprop_medium_{key}", "advprop_medium", 0)
-                    for key, name in (("ifgsm", "I-FGSM"), ("gd", "GD"), ("untargeted", "untargeted PGD"))
+                    for key, name in (
+                        ("ifgsm", "I-FGSM"),
+                        ("gd", "GD"),
+                        ("untargeted", "untargeted PGD"),
+                    )
                 ],
             ),
             Claim(
@@ -155,7 +197,12 @@ def get_study() -> Study:
                 "Fine-grained AdvProp",
                 "One more auxiliary batch norm for AutoAugmented images gives small networks a further gain.",
                 [
-                    minus("fine-grained − AdvProp on AutoAugment", "fine_grained_small", "advprop_small_autoaugment", 1),
+                    minus(
+                        "fine-grained − AdvProp on AutoAugment",
+                        "fine_grained_small",
+                        "advprop_small_autoaugment",
+                        1,
+                    ),
                     minus("fine-grained − AdvProp", "fine_grained_small", "advprop_small", 1),
                 ],
             ),
@@ -165,8 +212,16 @@ def get_study() -> Study:
                 "A fifth of each batch made adversarial in the training pass itself improves on vanilla training at equal cost "
                 "(Mei et al., ICLR 2022), by less than AdvProp does at three times the cost and more.",
                 [
-                    minus("Fast AdvProp − vanilla, medium", "fast_advprop_medium", "vanilla_medium", 1, ALL_METRICS),
-                    minus("AdvProp − Fast AdvProp, medium", "advprop_medium", "fast_advprop_medium", 1),
+                    minus(
+                        "Fast AdvProp − vanilla, medium",
+                        "fast_advprop_medium",
+                        "vanilla_medium",
+                        1,
+                        ALL_METRICS,
+                    ),
+                    minus(
+                        "AdvProp − Fast AdvProp, medium", "advprop_medium", "fast_advprop_medium", 1
+                    ),
                 ],
             ),
             Claim(
@@ -184,8 +239,16 @@ def get_study() -> Study:
                 "The paper separates both statistics and affine parameters; these networks share one of the two. (No claim "
                 "of the paper’s: a question of later work.)",
                 [
-                    minus(f"{name} − all separate, medium", f"advprop_medium_shared_{key}", "advprop_medium", 0)
-                    for key, name in (("statistics", "shared statistics"), ("affine", "shared γ and β"))
+                    minus(
+                        f"{name} − all separate, medium",
+                        f"advprop_medium_shared_{key}",
+                        "advprop_medium",
+                        0,
+                    )
+                    for key, name in (
+                        ("statistics", "shared statistics"),
+                        ("affine", "shared γ and β"),
+                    )
                 ],
             ),
         ],

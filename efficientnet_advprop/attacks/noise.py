@@ -1,5 +1,7 @@
 """Uniform noise in place of an attack: the control that shows whether adversarial directions matter, in pixels of 255.
 
+Usage:
+
     attack = UniformNoise(epsilon=1.0)
     noisy_images = attack(None, images, labels)
 """
@@ -9,7 +11,7 @@ from typing import Optional
 
 import tensorflow as tf
 
-from tpu_utils import randomness
+from tpu_utils.replicas import randomness
 
 
 def add_noise(images: tf.Tensor, epsilon: float, seed: tf.Tensor) -> tf.Tensor:
@@ -34,7 +36,11 @@ class UniformNoise:
         if not self.epsilon >= 0:
             raise ValueError(f"`epsilon` is {self.epsilon!r}, but must be ≥ 0, in pixels of 255.")
 
-    def __call__(self, logits_fn, images: tf.Tensor, labels: tf.Tensor, seed: Optional[tf.Tensor] = None) -> tf.Tensor:
+    def __call__(
+        self, logits_fn, images: tf.Tensor, labels: tf.Tensor, seed: Optional[tf.Tensor] = None
+    ) -> tf.Tensor:
         """Noisy images for a batch; `logits_fn` and `labels` are not looked at. Arguments and result as those of `PGD`."""
-        noisy_images = add_noise(tf.cast(images, tf.float32), self.epsilon, randomness.seed_or_fresh(seed))
+        noisy_images = add_noise(
+            tf.cast(images, tf.float32), self.epsilon, randomness.seed_or_fresh(seed)
+        )
         return tf.clip_by_value(noisy_images, 0.0, 255.0)

@@ -14,7 +14,7 @@ from typing import Callable, Optional
 import tensorflow as tf
 
 from efficientnet_advprop.attacks.noise import add_noise
-from tpu_utils import randomness
+from tpu_utils.replicas import randomness
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 
@@ -36,7 +36,9 @@ def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> t
         offsets = randomness.integers(tf.shape(labels), seed, 1, num_classes)
         return tf.math.floormod(labels + tf.cast(offsets, labels.dtype), num_classes)
     is_wrong = labels <= tf.reduce_min(labels, -1, keepdims=True)
-    return tf.argmax(tf.where(is_wrong, randomness.uniform(tf.shape(labels), seed), -1.0), -1, tf.int32)
+    return tf.argmax(
+        tf.where(is_wrong, randomness.uniform(tf.shape(labels), seed), -1.0), -1, tf.int32
+    )
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -82,9 +84,15 @@ class PGD:
             if not ok:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but {rule}.")
 
-        require(self.epsilon >= 0, "epsilon", "must be ≥ 0, in pixels of 255; the paper uses 1 to 4")
+        require(
+            self.epsilon >= 0, "epsilon", "must be ≥ 0, in pixels of 255; the paper uses 1 to 4"
+        )
         require(self.step_size > 0, "step_size", "must be > 0, in pixels of 255; the paper uses 1")
-        require(isinstance(self.num_steps, int) and self.num_steps >= 1, "num_steps", "must be a whole number ≥ 1")
+        require(
+            isinstance(self.num_steps, int) and self.num_steps >= 1,
+            "num_steps",
+            "must be a whole number ≥ 1",
+        )
         require(0.0 <= self.random_start <= 1.0, "random_start", "is a probability, in [0, 1]")
         require(self.loss_scale > 0, "loss_scale", "must be > 0; 128 suits float16")
         if self.targeted:
@@ -95,7 +103,11 @@ class PGD:
             )
 
     def __call__(
-        self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, seed: Optional[tf.Tensor] = None
+        self,
+        logits_fn: LogitsFn,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        seed: Optional[tf.Tensor] = None,
     ) -> tf.Tensor:
         """Adversarial images for a batch.
 
@@ -113,21 +125,31 @@ class PGD:
         """
         target_seed, noise_seed, start_seed = randomness.split(randomness.seed_or_fresh(seed), 3)
         images, labels = tf.cast(images, tf.float32), tf.convert_to_tensor(labels)
-        objective_labels = draw_wrong_labels(labels, self.num_classes, target_seed) if self.targeted else labels
+        objective_labels = (
+            draw_wrong_labels(labels, self.num_classes, target_seed) if self.targeted else labels
+        )
 
         def advance(index, adversarial_images):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(adversarial_images)
                 # A sum, so that an image's gradient does not shrink with the size of its batch.
-                loss = tf.reduce_sum(cross_entropy(objective_labels, logits_fn(adversarial_images))) * self.loss_scale
-            return index + 1, self.move(images, adversarial_images, tape.gradient(loss, adversarial_images))
+                loss = (
+                    tf.reduce_sum(cross_entropy(objective_labels, logits_fn(adversarial_images)))
+                    * self.loss_scale
+                )
+            return index + 1, self.move(
+                images, adversarial_images, tape.gradient(loss, adversarial_images)
+            )
 
         state = (tf.constant(0), self._start(images, noise_seed, start_seed))
         if self.num_steps == 1:  # the same without a loop, in which some strategies cannot reduce
             _, adversarial_images = advance(*state)
         else:
             _, adversarial_images = tf.while_loop(
-                lambda index, _: index < self.num_steps, advance, state, maximum_iterations=self.num_steps
+                lambda index, _: index < self.num_steps,
+                advance,
+                state,
+                maximum_iterations=self.num_steps,
             )
         return tf.stop_gradient(adversarial_images)
 
@@ -140,9 +162,13 @@ class PGD:
         if self.random_start == 0.0:
             return images
         noisy = randomness.uniform([], start_seed) < self.random_start
-        return self._clip(images, tf.where(noisy, add_noise(images, self.epsilon, noise_seed), images))
+        return self._clip(
+            images, tf.where(noisy, add_noise(images, self.epsilon, noise_seed), images)
+        )
 
-    def move(self, images: tf.Tensor, adversarial_images: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
+    def move(
+        self, images: tf.Tensor, adversarial_images: tf.Tensor, gradients: tf.Tensor
+    ) -> tf.Tensor:
         """One iteration: `step_size` along the sign of the loss's gradient (against it if targeted), and the projection.
 
         Args:
@@ -159,5 +185,7 @@ class PGD:
 
     def _clip(self, images, adversarial_images):
         if self.project:
-            adversarial_images = tf.clip_by_value(adversarial_images, images - self.epsilon, images + self.epsilon)
+            adversarial_images = tf.clip_by_value(
+                adversarial_images, images - self.epsilon, images + self.epsilon
+            )
         return tf.clip_by_value(adversarial_images, 0.0, 255.0)

@@ -22,7 +22,9 @@ import numpy as np
 import tensorflow as tf
 
 Number = Union[int, float, tf.Tensor]
-Policy = Sequence[Sequence[Tuple[str, float, float]]]  # sub-policies of (operation, probability, level), applied in turn
+Policy = Sequence[
+    Sequence[Tuple[str, float, float]]
+]  # sub-policies of (operation, probability, level), applied in turn
 
 _MAX_LEVEL = 10.0
 _FILL = 128  # gray, for what a geometric operation or Cutout leaves empty
@@ -84,7 +86,13 @@ class LevelConstants(NamedTuple):
 
 AUTOAUGMENT_CONSTANTS = LevelConstants(cutout=100, translate=250)
 RANDAUGMENT_CONSTANTS = LevelConstants(cutout=40, translate=100)
-_SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")  # either sign with probability 1/2
+_SIGNED = (
+    "Rotate",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+)  # either sign with probability 1/2
 
 
 def level_to_argument(name: str, level: float, constants: LevelConstants) -> float:
@@ -116,7 +124,8 @@ def _rows(image: tf.Tensor) -> tf.Tensor:
     """[h, w, 3] as [h, 3·w]."""
     shape = tf.shape(image)
     return tf.ensure_shape(
-        tf.reshape(image, [shape[0], 3 * shape[1]]), [image.shape[0], None if image.shape[1] is None else 3 * image.shape[1]]
+        tf.reshape(image, [shape[0], 3 * shape[1]]),
+        [image.shape[0], None if image.shape[1] is None else 3 * image.shape[1]],
     )
 
 
@@ -146,13 +155,19 @@ def _auto_contrast(image: tf.Tensor) -> tf.Tensor:
     is_flat = high <= low
     scale = tf.where(is_flat, 1.0, 255.0 / tf.where(is_flat, 1.0, high - low))
     offset = tf.where(is_flat, 0.0, -low * scale)
-    return tf.reshape(_to_bytes(rows * _per_row(image, scale) + _per_row(image, offset)), tf.shape(image))
+    return tf.reshape(
+        _to_bytes(rows * _per_row(image, scale) + _per_row(image, offset)), tf.shape(image)
+    )
 
 
 def _equalize(image: tf.Tensor) -> tf.Tensor:
     # One table of 3 · 256 entries for all channels.
-    indices = tf.reshape(tf.cast(_rows(image), tf.int32) + _per_row(image, tf.constant([0, 256, 512])), [-1])
-    histogram = tf.reshape(tf.raw_ops.Bincount(arr=indices, size=768, weights=tf.constant([], tf.int32)), [3, 256])
+    indices = tf.reshape(
+        tf.cast(_rows(image), tf.int32) + _per_row(image, tf.constant([0, 256, 512])), [-1]
+    )
+    histogram = tf.reshape(
+        tf.raw_ops.Bincount(arr=indices, size=768, weights=tf.constant([], tf.int32)), [3, 256]
+    )
     num_darker = tf.cumsum(histogram, axis=1, exclusive=True)
     # All pixels but the brightest ones.
     is_there = num_darker < tf.shape(image)[0] * tf.shape(image)[1]
@@ -161,7 +176,10 @@ def _equalize(image: tf.Tensor) -> tf.Tensor:
     table = tf.minimum((num_darker + divisor // 2) // divisor, 255)
     table = tf.where(step == 0, tf.range(256), table)
     # `gather_nd` looks single numbers up in two thirds of the time of `gather`.
-    return tf.reshape(tf.gather_nd(tf.reshape(tf.cast(table, tf.uint8), [-1]), indices[:, tf.newaxis]), tf.shape(image))
+    return tf.reshape(
+        tf.gather_nd(tf.reshape(tf.cast(table, tf.uint8), [-1]), indices[:, tf.newaxis]),
+        tf.shape(image),
+    )
 
 
 def _invert(image: tf.Tensor) -> tf.Tensor:
@@ -178,7 +196,9 @@ def _posterize_as_meant(image: tf.Tensor, bits: Number) -> tf.Tensor:
 
 
 def _keep_bits(image: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
-    return tf.bitwise.bitwise_and(image, tf.cast((256 - tf.bitwise.left_shift(1, shift)) % 256, tf.uint8))
+    return tf.bitwise.bitwise_and(
+        image, tf.cast((256 - tf.bitwise.left_shift(1, shift)) % 256, tf.uint8)
+    )
 
 
 def _solarize(image: tf.Tensor, threshold: Number) -> tf.Tensor:
@@ -202,19 +222,27 @@ def _solarize_add(image: tf.Tensor, addition: Number) -> tf.Tensor:
 def _gray(image: tf.Tensor) -> tf.Tensor:
     """`tf.image.rgb_to_grayscale`, as float32 [h, w] of whole numbers, in half its time."""
     pixels = tf.cast(image, tf.float32) * np.float32(1 / 255)
-    gray = pixels[..., 0] * np.float32(0.2989) + pixels[..., 1] * np.float32(0.5870) + pixels[..., 2] * np.float32(0.1140)
+    gray = (
+        pixels[..., 0] * np.float32(0.2989)
+        + pixels[..., 1] * np.float32(0.5870)
+        + pixels[..., 2] * np.float32(0.1140)
+    )
     return tf.floor(gray * 255.5)
 
 
 def _color(image: tf.Tensor, factor: Number) -> tf.Tensor:
     # A product with ones spreads the gray over the channels faster than a broadcast does.
-    gray = tf.reshape(tf.matmul(tf.reshape(_gray(image), [-1, 1]), tf.ones([1, 3])), tf.shape(image))
+    gray = tf.reshape(
+        tf.matmul(tf.reshape(_gray(image), [-1, 1]), tf.ones([1, 3])), tf.shape(image)
+    )
     return _blend(gray, tf.cast(image, tf.float32), factor)
 
 
 def _contrast(image: tf.Tensor, factor: Number) -> tf.Tensor:
     num_pixels = tf.cast(tf.shape(image)[0] * tf.shape(image)[1], tf.float32)
-    return _blend(tf.floor(tf.minimum(num_pixels / 256.0, 255.0)), tf.cast(image, tf.float32), factor)
+    return _blend(
+        tf.floor(tf.minimum(num_pixels / 256.0, 255.0)), tf.cast(image, tf.float32), factor
+    )
 
 
 def _contrast_as_meant(image: tf.Tensor, factor: Number) -> tf.Tensor:
@@ -230,7 +258,10 @@ def _sharpness(image: tf.Tensor, factor: Number) -> tf.Tensor:
     # TensorFlow adds otherwise, and where the sum is a whole number the rounding decides which level it is cut to.
     pixels = tf.cast(image, tf.float32)
     height, width = tf.shape(image)[0], tf.shape(image)[1]
-    outer, center = pixels * np.float32(1 / np.float32(13)), pixels * np.float32(np.float32(5) / np.float32(13))
+    outer, center = (
+        pixels * np.float32(1 / np.float32(13)),
+        pixels * np.float32(np.float32(5) / np.float32(13)),
+    )
     total = None
     for y in range(3):
         for x in range(3):
@@ -247,7 +278,9 @@ def _nearest(positions: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     """The pixel nearest to a position, halves away from zero as the official kernel rounds; −1 and `length` are outside."""
     # The largest number below 1/2: 1/2 itself would make 1 of the largest position below it. Clipping comes first, or
     # TensorFlow's optimizer adds the constant to an earlier one.
-    return tf.floor(tf.clip_by_value(positions, -1.0, length) + np.nextafter(np.float32(0.5), np.float32(0.0)))
+    return tf.floor(
+        tf.clip_by_value(positions, -1.0, length) + np.nextafter(np.float32(0.5), np.float32(0.0))
+    )
 
 
 def _look_up(image: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -258,11 +291,16 @@ def _look_up(image: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     # Gray above, below and between the end of a row and the beginning of the next.
     rows = tf.concat([_rows(image), _gray_bytes([height, 3])], axis=1)
-    pixels = tf.concat([_gray_bytes([3 * (width + 2)]), tf.reshape(rows, [-1]), _gray_bytes([3 * (width + 1)])], axis=0)
+    pixels = tf.concat(
+        [_gray_bytes([3 * (width + 2)]), tf.reshape(rows, [-1]), _gray_bytes([3 * (width + 1)])],
+        axis=0,
+    )
     height, width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     indices = (_nearest(y, height) * (width + 1.0) + (width + 2.0)) + _nearest(x, width)
     # `gather_nd` takes two thirds of the time of `gather`.
-    found = tf.gather_nd(tf.reshape(pixels, [-1, 3]), tf.reshape(tf.cast(indices, tf.int32), [-1, 1]))
+    found = tf.gather_nd(
+        tf.reshape(pixels, [-1, 3]), tf.reshape(tf.cast(indices, tf.int32), [-1, 1])
+    )
     return tf.reshape(found, tf.shape(image))
 
 
@@ -344,15 +382,22 @@ def cutout(image: tf.Tensor, half_size: Number, seed: tf.Tensor, fill: int = _FI
     return _cutout_at(image, half_size, tf.random.stateless_uniform([2], seed), fill)
 
 
-def _cutout_at(image: tf.Tensor, half_size: Number, uniform: tf.Tensor, fill: int = _FILL) -> tf.Tensor:
+def _cutout_at(
+    image: tf.Tensor, half_size: Number, uniform: tf.Tensor, fill: int = _FILL
+) -> tf.Tensor:
     half_size = tf.cast(half_size, tf.int32)
 
     def span(length: tf.Tensor, uniform: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
         center = tf.cast(uniform * tf.cast(length, tf.float32), tf.int32)
         return tf.maximum(center - half_size, 0), tf.minimum(center + half_size, length)
 
-    (top, bottom), (left, right) = span(tf.shape(image)[0], uniform[0]), span(tf.shape(image)[1], uniform[1])
-    return _paste(tf.fill([bottom - top, right - left, 3], tf.constant(fill, tf.uint8)), image, top, left)
+    (top, bottom), (left, right) = (
+        span(tf.shape(image)[0], uniform[0]),
+        span(tf.shape(image)[1], uniform[1]),
+    )
+    return _paste(
+        tf.fill([bottom - top, right - left, 3], tf.constant(fill, tf.uint8)), image, top, left
+    )
 
 
 def _paste(patch: tf.Tensor, image: tf.Tensor, top: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
@@ -363,7 +408,12 @@ def _paste(patch: tf.Tensor, image: tf.Tensor, top: tf.Tensor, left: tf.Tensor) 
 
 
 def _apply_chosen(
-    names: Sequence[str], ops: Dict[str, Callable], image: tf.Tensor, choice: tf.Tensor, argument: tf.Tensor, uniform: tf.Tensor
+    names: Sequence[str],
+    ops: Dict[str, Callable],
+    image: tf.Tensor,
+    choice: tf.Tensor,
+    argument: tf.Tensor,
+    uniform: tf.Tensor,
 ) -> tf.Tensor:
     """Runs the operation names[choice], and no other; `choice` len(names) leaves the image. `uniform`: two draws for Cutout."""
 
@@ -374,11 +424,17 @@ def _apply_chosen(
             return lambda: ops[name](image)
         return lambda: ops[name](image, argument)
 
-    return tf.ensure_shape(tf.switch_case(choice, [branch(name) for name in names] + [lambda: image]), image.shape)
+    return tf.ensure_shape(
+        tf.switch_case(choice, [branch(name) for name in names] + [lambda: image]), image.shape
+    )
 
 
 def autoaugment(
-    image: tf.Tensor, seed: tf.Tensor, policy: Policy = AUTOAUGMENT_V0, *, ops: Dict[str, Callable] = OPS
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    policy: Policy = AUTOAUGMENT_V0,
+    *,
+    ops: Dict[str, Callable] = OPS,
 ) -> tf.Tensor:
     """One sub-policy, drawn uniformly; each of its operations with its probability.
 
@@ -395,7 +451,12 @@ def autoaugment(
     length = len(policy[0])
     steps = [
         [
-            (names.index(name), probability, level_to_argument(name, level, AUTOAUGMENT_CONSTANTS), name in _SIGNED)
+            (
+                names.index(name),
+                probability,
+                level_to_argument(name, level, AUTOAUGMENT_CONSTANTS),
+                name in _SIGNED,
+            )
             for name, probability, level in sub_policy
         ]
         for sub_policy in policy
@@ -405,14 +466,23 @@ def autoaugment(
     chosen = table[tf.cast(uniform[0] * len(policy), tf.int32)]
     for step in range(length):
         draws = uniform[1 + 4 * step : 5 + 4 * step]
-        choice = tf.where(draws[0] < chosen[step, 1], tf.cast(chosen[step, 0], tf.int32), len(names))
-        argument = tf.where(tf.logical_and(chosen[step, 3] > 0, draws[1] < 0.5), -chosen[step, 2], chosen[step, 2])
+        choice = tf.where(
+            draws[0] < chosen[step, 1], tf.cast(chosen[step, 0], tf.int32), len(names)
+        )
+        argument = tf.where(
+            tf.logical_and(chosen[step, 3] > 0, draws[1] < 0.5), -chosen[step, 2], chosen[step, 2]
+        )
         image = _apply_chosen(names, ops, image, choice, argument, draws[2:])
     return image
 
 
 def randaugment(
-    image: tf.Tensor, seed: tf.Tensor, num_layers: int, magnitude: float, *, ops: Dict[str, Callable] = OPS
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    num_layers: int,
+    magnitude: float,
+    *,
+    ops: Dict[str, Callable] = OPS,
 ) -> tf.Tensor:
     """`num_layers` operations in turn, each drawn uniformly from `RANDAUGMENT_OPS`, at one level for all.
 
@@ -428,7 +498,11 @@ def randaugment(
     """
     names = RANDAUGMENT_OPS
     table = tf.constant(
-        [(level_to_argument(name, float(magnitude), RANDAUGMENT_CONSTANTS), name in _SIGNED) for name in names], tf.float32
+        [
+            (level_to_argument(name, float(magnitude), RANDAUGMENT_CONSTANTS), name in _SIGNED)
+            for name in names
+        ],
+        tf.float32,
     )
     uniform = tf.random.stateless_uniform([4 * num_layers], seed)
     for layer in range(num_layers):
@@ -440,7 +514,9 @@ def randaugment(
     return image
 
 
-def mixup(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float) -> Tuple[tf.Tensor, tf.Tensor]:
+def mixup(
+    images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float
+) -> Tuple[tf.Tensor, tf.Tensor]:
     """Each image mixed with one of the same batch read backwards, as the official code pairs them; its own share is ≥ 1/2, from
     Beta(α, α).
 
@@ -462,11 +538,17 @@ def mixup(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float) -
         mixed = tf.cast(image, tf.float32) * share + tf.cast(partner, tf.float32) * (1.0 - share)
         return tf.cast(tf.round(mixed) if images.dtype.is_integer else mixed, images.dtype)
 
-    mixed = tf.map_fn(lambda parts: mix(*parts), (images, _backwards(images), share), fn_output_signature=images.dtype)
+    mixed = tf.map_fn(
+        lambda parts: mix(*parts),
+        (images, _backwards(images), share),
+        fn_output_signature=images.dtype,
+    )
     return tf.ensure_shape(mixed, images.shape), _mix_labels(labels, 1.0 - share)
 
 
-def cutmix(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float) -> Tuple[tf.Tensor, tf.Tensor]:
+def cutmix(
+    images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float
+) -> Tuple[tf.Tensor, tf.Tensor]:
     """Into each image a box of one of the same batch read backwards; the labels are mixed by area.
 
     The box has the image's aspect and a share of 1 − Beta(α, α) of its area, before the borders cut it; its centre is uniform.
@@ -481,7 +563,9 @@ def cutmix(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float) 
     def span(length: tf.Tensor, center: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
         length = tf.cast(length, tf.float32)
         center, half = tf.floor(center * length), tf.floor(side * length) / 2.0
-        ends = (tf.clip_by_value(tf.floor(end), 0.0, length) for end in (center - half, center + half))
+        ends = (
+            tf.clip_by_value(tf.floor(end), 0.0, length) for end in (center - half, center + half)
+        )
         return tuple(tf.cast(end, tf.int32) for end in ends)
 
     (top, bottom), (left, right) = span(size[0], centers[0]), span(size[1], centers[1])
@@ -490,9 +574,13 @@ def cutmix(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float) 
         return _paste(partner[top:bottom, left:right], image, top, left)
 
     mixed = tf.map_fn(
-        lambda parts: paste(*parts), (images, _backwards(images), top, bottom, left, right), fn_output_signature=images.dtype
+        lambda parts: paste(*parts),
+        (images, _backwards(images), top, bottom, left, right),
+        fn_output_signature=images.dtype,
     )
-    pasted = tf.cast((bottom - top) * (right - left), tf.float32) / tf.cast(size[0] * size[1], tf.float32)
+    pasted = tf.cast((bottom - top) * (right - left), tf.float32) / tf.cast(
+        size[0] * size[1], tf.float32
+    )
     return tf.ensure_shape(mixed, images.shape), _mix_labels(labels, pasted)
 
 
@@ -505,10 +593,16 @@ def mix(
     Args and returns: as `mixup`.
     """
     if not (mixup_alpha and cutmix_alpha):
-        return mixup(images, labels, seed, mixup_alpha) if mixup_alpha else cutmix(images, labels, seed, cutmix_alpha)
+        return (
+            mixup(images, labels, seed, mixup_alpha)
+            if mixup_alpha
+            else cutmix(images, labels, seed, cutmix_alpha)
+        )
     half = images.shape[0] // 2
     first = mixup(images[:half], labels[:half], seed, mixup_alpha)
-    second = cutmix(images[half:], labels[half:], seed + tf.constant([3, 0], seed.dtype), cutmix_alpha)
+    second = cutmix(
+        images[half:], labels[half:], seed + tf.constant([3, 0], seed.dtype), cutmix_alpha
+    )
     return tf.concat([first[0], second[0]], axis=0), tf.concat([first[1], second[1]], axis=0)
 
 
@@ -526,4 +620,6 @@ def _beta(shape: tf.Tensor, seed: tf.Tensor, alpha: float) -> tf.Tensor:
     """Beta(α, α): of two Gamma draws, the first's share."""
     first = tf.random.stateless_gamma(shape, seed, alpha)
     second = tf.random.stateless_gamma(shape, seed + tf.constant([1, 0], seed.dtype), alpha)
-    return tf.math.divide_no_nan(first, first + second)  # for a tiny α both may be too small for a float32
+    return tf.math.divide_no_nan(
+        first, first + second
+    )  # for a tiny α both may be too small for a float32

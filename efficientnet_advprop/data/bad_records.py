@@ -36,7 +36,9 @@ class BadRecords:
     def start_segment(self, iteration: tf.Tensor) -> Tuple[int, np.ndarray]:
         """From where a segment of an iteration reads, and the addresses that it must not touch: int64 [n, 2]."""
         with self._lock:
-            return self._resume[int(iteration)], np.asarray(self._addresses, np.int64).reshape(-1, 2)
+            return self._resume[int(iteration)], np.asarray(self._addresses, np.int64).reshape(
+                -1, 2
+            )
 
     def end_segment(self, iteration: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> str:
         """Looks for the bad records at the positions first … last - 1, one of which at least failed.
@@ -61,13 +63,18 @@ class BadRecords:
                     if self.allowed
                     else "Repair it, or let such records be passed over with `--config.data.max_bad_records=N`."
                 )
-                error = records.DataError(f"{error.reason.rstrip('.')}. {hint}", error.path, error.record)
+                error = records.DataError(
+                    f"{error.reason.rstrip('.')}. {hint}", error.path, error.record
+                )
                 self._complaint = f"DataError: {error}"
                 return self._complaint
-            logging.warning("Passed over bad record %d of at most %d: %s", number, self.allowed, error)
+            logging.warning(
+                "Passed over bad record %d of at most %d: %s", number, self.allowed, error
+            )
         if not num_new:
             self._complaint = (
-                f"DataError: records {first} to {last - 1} of the stream could not be processed, yet each is good by itself."
+                f"DataError: records {first} to {last - 1} of the stream could not be processed, "
+                "yet each is good by itself."
             )
             return self._complaint
         with self._lock:
@@ -78,7 +85,9 @@ class BadRecords:
         split = self.stream.split
         path = split.files[file]
         try:
-            reason = records.explain_bad_record(records.read_record(path, record), split, self.num_classes)
+            reason = records.explain_bad_record(
+                records.read_record(path, record), split, self.num_classes
+            )
         except records.DataError as error:
             return error
         except (tf.errors.OpError, OSError) as error:
@@ -93,10 +102,14 @@ class BadRecords:
             candidate = (record + step) % count
             if self._explain(file, candidate) is None:
                 return records.read_record(self.stream.split.files[file], candidate)
-        raise records.DataError("no record of the file is good.", self.stream.split.files[file], record)
+        raise records.DataError(
+            "no record of the file is good.", self.stream.split.files[file], record
+        )
 
 
-def _call(function: Callable, arguments: Sequence[tf.Tensor], **specs: tf.TensorSpec) -> List[tf.Tensor]:
+def _call(
+    function: Callable, arguments: Sequence[tf.Tensor], **specs: tf.TensorSpec
+) -> List[tf.Tensor]:
     """Python in the graph, for what is rare: starting, and failing."""
     results = tf.py_function(function, arguments, [spec.dtype for spec in specs.values()])
     for result, spec in zip(results, specs.values()):
@@ -117,10 +130,14 @@ def _until_failure(
     TensorFlow's datasets do not say which element failed. So a marker, which cannot fail, follows every batch: two markers in a
     row mean a failure between them. Without one, this costs a comparison per batch.
     """
-    marker = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), batches.element_spec)
+    marker = tf.nest.map_structure(
+        lambda spec: tf.zeros(spec.shape, spec.dtype), batches.element_spec
+    )
     markers = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), marker[1])).repeat()
     turns = tf.data.Dataset.from_tensor_slices(tf.constant([0, 1], tf.int64)).repeat()
-    both = tf.data.Dataset.choose_from_datasets([batches, markers], turns, stop_on_empty_dataset=True).ignore_errors()
+    both = tf.data.Dataset.choose_from_datasets(
+        [batches, markers], turns, stop_on_empty_dataset=True
+    ).ignore_errors()
 
     def watch(state, element):
         expected, after_marker = state
@@ -130,17 +147,33 @@ def _until_failure(
         failed = tf.where(is_marker, after_marker, tf.not_equal(position, expected))
 
         def end_segment():
-            last = expected + batch_size if num_examples is None else tf.minimum(expected + batch_size, num_examples)
-            (complaint,) = _call(bad.end_segment, [iteration, expected, last], complaint=tf.TensorSpec([], tf.string))
-            with tf.control_dependencies([tf.debugging.Assert(tf.equal(complaint, ""), [complaint])]):
+            last = (
+                expected + batch_size
+                if num_examples is None
+                else tf.minimum(expected + batch_size, num_examples)
+            )
+            (complaint,) = _call(
+                bad.end_segment, [iteration, expected, last], complaint=tf.TensorSpec([], tf.string)
+            )
+            with tf.control_dependencies(
+                [tf.debugging.Assert(tf.equal(complaint, ""), [complaint])]
+            ):
                 return tf.constant(True)
 
         with tf.control_dependencies([tf.cond(failed, end_segment, lambda: tf.constant(True))]):
             failed = tf.identity(failed)
-        return (tf.where(is_marker, expected, expected + batch_size), is_marker), (failed, is_marker, batch)
+        return (tf.where(is_marker, expected, expected + batch_size), is_marker), (
+            failed,
+            is_marker,
+            batch,
+        )
 
-    watched = both.scan((start, tf.constant(False)), watch).take_while(lambda failed, is_marker, batch: ~failed)
-    return watched.filter(lambda failed, is_marker, batch: ~is_marker).map(lambda failed, is_marker, batch: batch)
+    watched = both.scan((start, tf.constant(False)), watch).take_while(
+        lambda failed, is_marker, batch: ~failed
+    )
+    return watched.filter(lambda failed, is_marker, batch: ~is_marker).map(
+        lambda failed, is_marker, batch: batch
+    )
 
 
 def batch_good_records(
@@ -174,7 +207,9 @@ def batch_good_records(
     def parse(row: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
         encoded, label = records.parse(row, split)
         upper = bad.num_classes if bad.num_classes is not None else tf.int32.max
-        with tf.control_dependencies([tf.debugging.Assert(tf.logical_and(label >= 0, label < upper), ["label", label])]):
+        with tf.control_dependencies(
+            [tf.debugging.Assert(tf.logical_and(label >= 0, label < upper), ["label", label])]
+        ):
             return encoded, tf.identity(label)
 
     def process_record(position, file, record, row):
@@ -188,7 +223,9 @@ def batch_good_records(
         return process(*parse(row), position)
 
     def segment(iteration: tf.Tensor) -> tf.data.Dataset:
-        start, avoided = _call(bad.start_segment, [iteration], start=scalar, avoided=tf.TensorSpec([None, 2], tf.int64))
+        start, avoided = _call(
+            bad.start_segment, [iteration], start=scalar, avoided=tf.TensorSpec([None, 2], tf.int64)
+        )
 
         # Nothing here needs AutoGraph, whose conversion would take most of the time until the first batch.
         @tf.autograph.experimental.do_not_convert
@@ -196,27 +233,41 @@ def batch_good_records(
             file, record, row = address
             if not bad.allowed:
                 return position, process_record(position, file, record, row)
-            is_bad = tf.reduce_any(tf.reduce_all(tf.equal(avoided, tf.stack([file, record])), axis=1))
+            is_bad = tf.reduce_any(
+                tf.reduce_all(tf.equal(avoided, tf.stack([file, record])), axis=1)
+            )
             if blank is not None:
-                return position, tf.cond(is_bad, lambda: dict(blank), lambda: process_record(position, file, record, row))
-            row = tf.cond(is_bad, lambda: _call(bad.replace, [file, record], row=tf.TensorSpec([], tf.string))[0], lambda: row)
+                return position, tf.cond(
+                    is_bad, lambda: dict(blank), lambda: process_record(position, file, record, row)
+                )
+            row = tf.cond(
+                is_bad,
+                lambda: _call(bad.replace, [file, record], row=tf.TensorSpec([], tf.string))[0],
+                lambda: row,
+            )
             return position, process_record(position, file, record, row)
 
         @tf.autograph.experimental.do_not_convert
         def process_positioned_batch(positions, batch):
-            return positions[0], batch if process_batch is None else process_batch(positions[0], batch)
+            return positions[0], batch if process_batch is None else process_batch(
+                positions[0], batch
+            )
 
         elements = stream.elements(start)
         if num_examples is not None:
             elements = elements.take(tf.maximum(num_examples - start, 0))
-        results = elements.map(process_element, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        results = elements.map(
+            process_element, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
         if num_examples is not None:
             blanks = tf.data.Dataset.counter(tf.maximum(tf.constant(num_examples, tf.int64), start))
             results = results.concatenate(blanks.map(lambda position: (position, dict(blank))))
         batches = results.batch(batch_size, drop_remainder=True).map(
             process_positioned_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
-        return _until_failure(bad, iteration, batches.prefetch(tf.data.AUTOTUNE), start, batch_size, num_examples)
+        return _until_failure(
+            bad, iteration, batches.prefetch(tf.data.AUTOTUNE), start, batch_size, num_examples
+        )
 
     def iterate(first: tf.Tensor) -> tf.data.Dataset:
         (iteration,) = _call(bad.start, [first], iteration=scalar)

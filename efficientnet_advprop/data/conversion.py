@@ -22,6 +22,7 @@ import tensorflow as tf
 from absl import logging
 from PIL import Image
 
+from efficientnet_advprop import files
 from efficientnet_advprop.data import records
 from efficientnet_advprop.data.labeled_images import IMAGE_SUFFIXES, is_image
 
@@ -36,9 +37,13 @@ class ImageSource(NamedTuple):
     name: str
     label: int
     synset: str
-    offset: Optional[int] = None  # in an archive or a TFRecord; None: the path is the image's own file
+    offset: Optional[int] = (
+        None  # in an archive or a TFRecord; None: the path is the image's own file
+    )
     size: int = 0  # bytes from the offset on
-    feature: Optional[str] = None  # the bytes are a tf.train.Example, and this feature of it is the image
+    feature: Optional[str] = (
+        None  # the bytes are a tf.train.Example, and this feature of it is the image
+    )
 
     def read(self) -> bytes:
         def read() -> bytes:
@@ -51,7 +56,9 @@ class ImageSource(NamedTuple):
         contents = records.retry_reads(read, f"Reading {self.path}")
         if self.feature is None:
             return contents
-        return tf.train.Example.FromString(contents).features.feature[self.feature].bytes_list.value[0]
+        return (
+            tf.train.Example.FromString(contents).features.feature[self.feature].bytes_list.value[0]
+        )
 
 
 class _ImagesFailed(Exception):
@@ -68,7 +75,9 @@ class Report:
     failures: List[str]
 
 
-def list_image_folder(folder: str, class_names: Optional[Sequence[str]] = None) -> List[ImageSource]:
+def list_image_folder(
+    folder: str, class_names: Optional[Sequence[str]] = None
+) -> List[ImageSource]:
     """The images of a folder with one folder per class; the classes are numbered in the order of their names.
 
     Args:
@@ -80,11 +89,17 @@ def list_image_folder(folder: str, class_names: Optional[Sequence[str]] = None) 
     """
     if not tf.io.gfile.isdir(folder):
         raise records.DataError(f"{folder!r} is no folder.")
-    found = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(os.path.join(folder, name)))
+    found = sorted(
+        name.rstrip("/")
+        for name in tf.io.gfile.listdir(folder)
+        if tf.io.gfile.isdir(os.path.join(folder, name))
+    )
     class_names = list(class_names or found)
     unknown = [name for name in found if name not in class_names]
     if unknown:
-        raise records.DataError(f"{folder!r} holds classes that the training set lacks: {', '.join(unknown[:5])}.")
+        raise records.DataError(
+            f"{folder!r} holds classes that the training set lacks: {', '.join(unknown[:5])}."
+        )
     sources = [
         ImageSource(os.path.join(folder, synset, name), name, class_names.index(synset), synset)
         for synset in found
@@ -107,23 +122,39 @@ def list_imagenet_train(archive: str) -> List[ImageSource]:
     sources = []
     try:
         with tf.io.gfile.GFile(archive, "rb") as file, tarfile.open(fileobj=file) as outer:
-            members = sorted((member for member in outer if member.name.endswith(".tar")), key=lambda member: member.name)
+            members = sorted(
+                (member for member in outer if member.name.endswith(".tar")),
+                key=lambda member: member.name,
+            )
             for label, member in enumerate(members):
                 synset = os.path.splitext(os.path.basename(member.name))[0]
                 with tarfile.open(fileobj=outer.extractfile(member)) as inner:
                     sources += [
-                        ImageSource(archive, image.name, label, synset, member.offset_data + image.offset_data, image.size)
+                        ImageSource(
+                            archive,
+                            image.name,
+                            label,
+                            synset,
+                            member.offset_data + image.offset_data,
+                            image.size,
+                        )
                         for image in inner
                         if image.isfile()
                     ]
     except (tarfile.TarError, tf.errors.OpError, OSError, EOFError) as error:
-        raise records.DataError(f"the archive cannot be read to its end: {error}", archive) from error
+        raise records.DataError(
+            f"the archive cannot be read to its end: {error}", archive
+        ) from error
     if not sources:
-        raise records.DataError("it holds no archives of images by class; is it ILSVRC2012_img_train.tar?", archive)
+        raise records.DataError(
+            "it holds no archives of images by class; is it ILSVRC2012_img_train.tar?", archive
+        )
     return sources
 
 
-def list_imagenet_validation(archive: str, synset_labels: str, class_names: Sequence[str]) -> List[ImageSource]:
+def list_imagenet_validation(
+    archive: str, synset_labels: str, class_names: Sequence[str]
+) -> List[ImageSource]:
     """The images of ILSVRC2012_img_val.tar; line i of `synset_labels` is the class of image i, in the order of the names.
 
     Raises:
@@ -133,17 +164,30 @@ def list_imagenet_validation(archive: str, synset_labels: str, class_names: Sequ
         with tf.io.gfile.GFile(synset_labels) as file:
             synsets = file.read().split()
         with tf.io.gfile.GFile(archive, "rb") as file, tarfile.open(fileobj=file) as opened:
-            images = sorted((member for member in opened if member.isfile()), key=lambda member: member.name)
+            images = sorted(
+                (member for member in opened if member.isfile()), key=lambda member: member.name
+            )
     except (tarfile.TarError, tf.errors.OpError, OSError, EOFError) as error:
         raise records.DataError(f"the validation set cannot be read: {error}", archive) from error
     if len(synsets) != len(images):
-        raise records.DataError(f"{synset_labels} has {len(synsets)} lines for {len(images)} images.", archive)
+        raise records.DataError(
+            f"{synset_labels} has {len(synsets)} lines for {len(images)} images.", archive
+        )
     unknown = sorted(set(synsets) - set(class_names))
     if unknown:
-        raise records.DataError(f"{synset_labels} names classes that the training set lacks: {', '.join(unknown[:5])}.")
+        raise records.DataError(
+            f"{synset_labels} names classes that the training set lacks: {', '.join(unknown[:5])}."
+        )
     label_of = {name: label for label, name in enumerate(class_names)}
     return [
-        ImageSource(archive, os.path.basename(image.name), label_of[synset], synset, image.offset_data, image.size)
+        ImageSource(
+            archive,
+            os.path.basename(image.name),
+            label_of[synset],
+            synset,
+            image.offset_data,
+            image.size,
+        )
         for image, synset in zip(images, synsets)
     ]
 
@@ -159,10 +203,15 @@ def list_tfds(split: records.Split, class_names: Sequence[str]) -> List[ImageSou
         offsets, is_whole = records.record_offsets(path)
         if not is_whole or len(offsets) != count:
             raise records.DataError(
-                f"the file has {len(offsets)} whole records instead of {count}; prepare the data set again.", path
+                f"the file has {len(offsets)} whole records instead of {count}; prepare the data set again.",
+                path,
             )
         for index, row in enumerate(tf.data.TFRecordDataset(path).as_numpy_iterator()):
-            label = tf.train.Example.FromString(row).features.feature[split.label_feature].int64_list.value[0]
+            label = (
+                tf.train.Example.FromString(row)
+                .features.feature[split.label_feature]
+                .int64_list.value[0]
+            )
             sources.append(
                 ImageSource(
                     path,
@@ -192,7 +241,12 @@ def to_rgb_jpeg(encoded: bytes) -> "tuple[bytes, int, int, bool]":
         pixels = tf.io.decode_jpeg(encoded, channels=3)
     else:
         pixels = tf.constant(np.asarray(image.convert("RGB")))
-    return tf.io.encode_jpeg(pixels, format="rgb", quality=_JPEG_QUALITY).numpy(), image.height, image.width, True
+    return (
+        tf.io.encode_jpeg(pixels, format="rgb", quality=_JPEG_QUALITY).numpy(),
+        image.height,
+        image.width,
+        True,
+    )
 
 
 def _write_shard(path: str, sources: Sequence[ImageSource]) -> int:
@@ -203,12 +257,19 @@ def _write_shard(path: str, sources: Sequence[ImageSource]) -> int:
             try:
                 encoded, height, width, is_new = to_rgb_jpeg(source.read())
             except (OSError, SyntaxError, ValueError, tf.errors.OpError) as error:
-                failures.append(f"{source.path}{'' if source.offset is None else f' ({source.name})'}: {error}")
+                failures.append(
+                    f"{source.path}{'' if source.offset is None else f' ({source.name})'}: {error}"
+                )
                 continue
             num_reencoded += is_new
             writer.write(
                 records.make_example(
-                    encoded, source.label, height=height, width=width, synset=source.synset, filename=source.name
+                    encoded,
+                    source.label,
+                    height=height,
+                    width=width,
+                    synset=source.synset,
+                    filename=source.name,
                 )
             )
         if failures:
@@ -256,12 +317,21 @@ def convert(
     if shuffle:
         random.Random(_SHUFFLE_SEED).shuffle(order)
     parts = [
-        [sources[i] for i in order[len(order) * shard // num_shards : len(order) * (shard + 1) // num_shards]]
+        [
+            sources[i]
+            for i in order[
+                len(order) * shard // num_shards : len(order) * (shard + 1) // num_shards
+            ]
+        ]
         for shard in range(num_shards)
     ]
     pattern = re.compile(re.escape(prefix) + r"-\d{5}-of-\d{5}$")
     names = [records.shard_name(prefix, shard, num_shards) for shard in range(num_shards)]
-    foreign = [name for name in tf.io.gfile.listdir(output_dir) if pattern.match(name) and name not in names]
+    foreign = [
+        name
+        for name in tf.io.gfile.listdir(output_dir)
+        if pattern.match(name) and name not in names
+    ]
     if foreign:
         raise records.DataError(
             f"{output_dir} already holds {prefix!r} files of another set, such as {foreign[0]}; take another folder."
@@ -271,14 +341,17 @@ def convert(
     for path, part in zip(paths, parts):
         if tf.io.gfile.exists(path) and records.count_records(path) != (len(part), True):
             raise records.DataError(
-                f"it does not hold the {len(part)} images of this conversion; it is from another one. Remove it.", path
+                f"it does not hold the {len(part)} images of this conversion; it is from another one. Remove it.",
+                path,
             )
     if any(done):
         logging.info("%d of %d shards are there already.", sum(done), num_shards)
     num_reencoded, failures, finished = 0, [], sum(done)
     with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
         tasks = {
-            pool.submit(_write_shard, path, part): path for path, part, is_there in zip(paths, parts, done) if not is_there
+            pool.submit(_write_shard, path, part): path
+            for path, part, is_there in zip(paths, parts, done)
+            if not is_there
         }
         try:
             for task in concurrent.futures.as_completed(tasks):
@@ -301,7 +374,7 @@ def convert(
     for source in sources:
         per_class[source.synset] = per_class.get(source.synset, 0) + 1
     if not failures:
-        records.remove_temporaries(paths)  # of killed calls
+        files.remove_temporaries(paths)  # of killed calls
         sizes = [tf.io.gfile.stat(path).length for path in paths]
         records.save_counts(output_dir, prefix, sizes, [len(part) for part in parts])
     return Report(len(sources) - len(failures), per_class, num_reencoded, failures)

@@ -27,7 +27,9 @@ def corrupt_encoded(encoded: bytes, corruption: str, severity: int, seed: int) -
     with Image.open(io.BytesIO(encoded)) as file:
         image = file.convert("RGB")
     scale = _SHORTER_SIDE / min(image.size)
-    image = image.resize([max(_SHORTER_SIDE, int(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
+    image = image.resize(
+        [max(_SHORTER_SIDE, int(side * scale)) for side in image.size], Image.Resampling.BILINEAR
+    )
     left, top = (int(round((side - IMAGE_SIZE) / 2)) for side in image.size)
     pixels = np.asarray(image.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE)))
     own_seed = zlib.crc32(encoded, seed & 0xFFFFFFFF)
@@ -47,6 +49,8 @@ def corrupter(corruption: str, severity: int, seed: int) -> Callable:
 
     def change(encoded, position):
         del position
-        return tf.ensure_shape(tf.numpy_function(corrupt_in_worker, [encoded], tf.string, stateful=False), [])
+        return tf.ensure_shape(
+            tf.numpy_function(corrupt_in_worker, [encoded], tf.string, stateful=False), []
+        )
 
     return change

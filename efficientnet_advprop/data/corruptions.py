@@ -38,7 +38,10 @@ _PARAMETERS: Dict[str, Tuple[tuple, tuple]] = {
         ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
         ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
     ),
-    "motion_blur": (((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)), ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
+    "motion_blur": (
+        ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
+        ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
+    ),
     "zoom_blur": (
         ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
         ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
@@ -63,13 +66,28 @@ _PARAMETERS: Dict[str, Tuple[tuple, tuple]] = {
         ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
         ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
     ),
-    "fog": (((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)), ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
+    "fog": (
+        ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
+        ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
+    ),
     "brightness": ((0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.15, 0.2, 0.3)),
     "contrast": ((0.4, 0.3, 0.2, 0.1, 0.05), (0.75, 0.5, 0.4, 0.3, 0.15)),
     # The generator multiplies by 244 where it means 224; the published images have it so.
     "elastic_transform": (
-        ((488.0, 170.8, 24.4), (488.0, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88)),
-        ((0.0, 0.0, 2.56), (1.6, 6.4, 2.24), (2.56, 1.92, 1.92), (3.2, 1.28, 1.6), (3.2, 0.96, 0.96)),
+        (
+            (488.0, 170.8, 24.4),
+            (488.0, 19.52, 48.8),
+            (12.2, 2.44, 4.88),
+            (17.08, 2.44, 4.88),
+            (29.28, 2.44, 4.88),
+        ),
+        (
+            (0.0, 0.0, 2.56),
+            (1.6, 6.4, 2.24),
+            (2.56, 1.92, 1.92),
+            (3.2, 1.28, 1.6),
+            (3.2, 0.96, 0.96),
+        ),
     ),
     "pixelate": ((0.6, 0.5, 0.4, 0.3, 0.25), (0.95, 0.9, 0.85, 0.75, 0.65)),
     "jpeg_compression": ((25, 18, 15, 10, 7), (80, 65, 58, 50, 40)),
@@ -96,7 +114,9 @@ def _crop_and_zoom(image: np.ndarray, factor: float) -> np.ndarray:
     """The centre of the image, enlarged by `factor` to the image's size."""
     height, width = image.shape[:2]
     rows = _zoom_matrix(height, factor) @ image.reshape(height, -1)
-    return np.matmul(_zoom_matrix(width, factor), rows.reshape(height, width, -1)).reshape(image.shape)
+    return np.matmul(_zoom_matrix(width, factor), rows.reshape(height, width, -1)).reshape(
+        image.shape
+    )
 
 
 def _smear(image: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarray:
@@ -110,7 +130,12 @@ def _smear(image: np.ndarray, radius: int, sigma: float, degrees: float) -> np.n
     for step, weight in zip(steps, weights):
         dy = math.ceil(step * math.sin(math.radians(degrees)) - 0.5)
         dx = math.ceil(step * math.cos(math.radians(degrees)) - 0.5)
-        result += weight * image[np.clip(rows + dy, 0, len(rows) - 1)][:, np.clip(columns + dx, 0, len(columns) - 1)]
+        result += (
+            weight
+            * image[np.clip(rows + dy, 0, len(rows) - 1)][
+                :, np.clip(columns + dx, 0, len(columns) - 1)
+            ]
+        )
     return result
 
 
@@ -130,8 +155,12 @@ def _plasma(size: int, decay: float, rng: np.random.Generator) -> np.ndarray:
         heights[half::step, half::step] = displaced(rows + np.roll(rows, -1, axis=1))
         centers = heights[half::step, half::step]
         corners = heights[::step, ::step]
-        heights[::step, half::step] = displaced(centers + np.roll(centers, 1, axis=0) + corners + np.roll(corners, -1, axis=1))
-        heights[half::step, ::step] = displaced(centers + np.roll(centers, 1, axis=1) + corners + np.roll(corners, -1, axis=0))
+        heights[::step, half::step] = displaced(
+            centers + np.roll(centers, 1, axis=0) + corners + np.roll(corners, -1, axis=1)
+        )
+        heights[half::step, ::step] = displaced(
+            centers + np.roll(centers, 1, axis=1) + corners + np.roll(corners, -1, axis=0)
+        )
         step, roughness = half, roughness / decay
     heights -= heights.min()
     return heights / heights.max()
@@ -172,7 +201,9 @@ def _defocus_blur(image, radius_and_alias, rng):
     # Without the disk's empty border, the same sum in less time.
     used = int(np.abs(np.argwhere(disk > 0) - reach).max())
     disk = disk[reach - used : reach + used + 1, reach - used : reach + used + 1]
-    return np.stack([ndimage.correlate(image[..., c], disk, mode="mirror") for c in range(3)], axis=-1)
+    return np.stack(
+        [ndimage.correlate(image[..., c], disk, mode="mirror") for c in range(3)], axis=-1
+    )
 
 
 def _glass_blur(image, sigma_reach_rounds, rng):
@@ -205,10 +236,19 @@ def _zoom_blur(image, end_and_step, rng):
 def _snow(image, parameters, rng):
     mean, deviation, zoom, threshold, radius, sigma, mix = parameters
     flakes = _crop_and_zoom(rng.normal(mean, deviation, size=image.shape[:2]), zoom)
-    flakes = np.floor(np.clip(np.where(flakes < threshold, 0, flakes), 0, 1) * 255)  # bytes before and after, as in ImageMagick
-    flakes = np.floor(_smear(flakes, radius, sigma, degrees=rng.uniform(-135, -45)))[..., None] / 255
+    flakes = np.floor(
+        np.clip(np.where(flakes < threshold, 0, flakes), 0, 1) * 255
+    )  # bytes before and after, as in ImageMagick
+    flakes = (
+        np.floor(_smear(flakes, radius, sigma, degrees=rng.uniform(-135, -45)))[..., None] / 255
+    )
     whitened = np.maximum(image, (image @ _LUMA)[..., None] * 1.5 + 0.5)
-    return mix * image + (1 - mix) * whitened + flakes + np.rot90(flakes, 2)[: image.shape[0], : image.shape[1]]
+    return (
+        mix * image
+        + (1 - mix) * whitened
+        + flakes
+        + np.rot90(flakes, 2)[: image.shape[0], : image.shape[1]]
+    )
 
 
 def _frost(image, weights, rng):
@@ -246,31 +286,43 @@ def _elastic_transform(image, parameters, rng):
     center, reach = np.array([height // 2, width // 2], np.float64), min(height, width) // 3
     points = np.stack([center + reach, [center[0] + reach, center[1] - reach], center - reach])
     moved = points + rng.uniform(-affine, affine, size=points.shape)
-    matrix = np.linalg.solve(np.column_stack([moved, np.ones(3)]), points)  # from a target's to its source's position
+    matrix = np.linalg.solve(
+        np.column_stack([moved, np.ones(3)]), points
+    )  # from a target's to its source's position
     y, x = np.mgrid[:height, :width].astype(np.float64)
     source_x, source_y = (matrix[0, i] * x + matrix[1, i] * y + matrix[2, i] for i in (0, 1))
     image = _sample(image, source_y, source_x, "mirror")
     dx, dy = (
-        _gaussian(rng.uniform(-1, 1, size=(height, width)), sigma, mode="reflect", truncate=3) * strength for _ in range(2)
+        _gaussian(rng.uniform(-1, 1, size=(height, width)), sigma, mode="reflect", truncate=3)
+        * strength
+        for _ in range(2)
     )
     return _sample(image, y + dy, x + dx, "reflect")
 
 
 def _sample(image: np.ndarray, y: np.ndarray, x: np.ndarray, mode: str) -> np.ndarray:
-    return np.stack([ndimage.map_coordinates(image[..., c], (y, x), order=1, mode=mode) for c in range(3)], axis=-1)
+    return np.stack(
+        [ndimage.map_coordinates(image[..., c], (y, x), order=1, mode=mode) for c in range(3)],
+        axis=-1,
+    )
 
 
 def _through_pillow(change: Callable[[Image.Image, float], Image.Image]):
     def corruption(image, parameter, rng):
         del rng
         # Multiples of 1/255 come back exactly.
-        return np.asarray(change(Image.fromarray((image * 255).round().astype(np.uint8)), parameter)) / 255.0
+        return (
+            np.asarray(change(Image.fromarray((image * 255).round().astype(np.uint8)), parameter))
+            / 255.0
+        )
 
     return corruption
 
 
 def _pixelated(image: Image.Image, scale: float) -> Image.Image:
-    small = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.BOX)
+    small = image.resize(
+        (int(image.width * scale), int(image.height * scale)), Image.Resampling.BOX
+    )
     return small.resize(image.size, Image.Resampling.BOX)
 
 
@@ -299,7 +351,14 @@ CORRUPTIONS: Dict[str, Callable] = {
 }
 
 
-def corrupt(image: np.ndarray, corruption: str, severity: int, *, seed: int, parameters: Optional[str] = None) -> np.ndarray:
+def corrupt(
+    image: np.ndarray,
+    corruption: str,
+    severity: int,
+    *,
+    seed: int,
+    parameters: Optional[str] = None,
+) -> np.ndarray:
     """One corruption of one image.
 
     Args:
@@ -316,11 +375,15 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, *, seed: int, par
       ValueError: an unknown name or severity, or an image of another kind.
     """
     if corruption not in CORRUPTIONS:
-        raise ValueError(f"`corruption` is {corruption!r}, but must be one of {', '.join(CORRUPTIONS)}.")
+        raise ValueError(
+            f"`corruption` is {corruption!r}, but must be one of {', '.join(CORRUPTIONS)}."
+        )
     if severity not in SEVERITIES:
         raise ValueError(f"`severity` is {severity!r}, but must be one of {SEVERITIES}.")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"`image` is {image.dtype} {image.shape}, but must be uint8 [height, width, 3].")
+        raise ValueError(
+            f"`image` is {image.dtype} {image.shape}, but must be uint8 [height, width, 3]."
+        )
     parameters = parameters or ("cifar" if max(image.shape[:2]) <= _CIFAR_MAX_SIZE else "imagenet")
     if parameters not in ("imagenet", "cifar"):
         raise ValueError(f"`parameters` is {parameters!r}, but must be 'imagenet' or 'cifar'.")

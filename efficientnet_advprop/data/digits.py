@@ -41,7 +41,9 @@ def load_digits(split: str) -> Tuple[np.ndarray, np.ndarray]:
     from sklearn import datasets  # imported here: only this data set needs scikit-learn
 
     source = datasets.load_digits()
-    order = _interleave_classes(np.random.RandomState(_SPLIT_SEED).permutation(len(source.target)), source.target)
+    order = _interleave_classes(
+        np.random.RandomState(_SPLIT_SEED).permutation(len(source.target)), source.target
+    )
     chosen = order[:NUM_VALIDATION] if split == "validation" else order[NUM_VALIDATION:]
     chosen = _interleave_classes(chosen, source.target)
     images = np.stack(
@@ -66,7 +68,9 @@ def _encode(image: np.ndarray) -> bytes:
 def _write_split(folder: str, split: str, images: np.ndarray, labels: np.ndarray) -> None:
     num_shards = _NUM_SHARDS[split]
     for shard in range(num_shards):
-        with records.ShardWriter(os.path.join(folder, records.shard_name(split, shard, num_shards))) as writer:
+        with records.ShardWriter(
+            os.path.join(folder, records.shard_name(split, shard, num_shards))
+        ) as writer:
             for index in range(shard, len(labels), num_shards):
                 writer.write(
                     records.make_example(
@@ -82,7 +86,9 @@ def _write_split(folder: str, split: str, images: np.ndarray, labels: np.ndarray
 
 def _is_complete(directory: str, splits: List[str]) -> bool:
     return all(
-        tf.io.gfile.exists(os.path.join(directory, records.shard_name(split, shard, _NUM_SHARDS[split])))
+        tf.io.gfile.exists(
+            os.path.join(directory, records.shard_name(split, shard, _NUM_SHARDS[split]))
+        )
         for split in splits
         for shard in range(_NUM_SHARDS[split])
     )
@@ -98,7 +104,9 @@ def _publish(directory: str, write, splits: List[str]) -> None:
         tf.io.gfile.makedirs(directory)
         # File by file: the folder may hold other things, and both processes' files are the same.
         for name in sorted(tf.io.gfile.listdir(temporary)):
-            tf.io.gfile.rename(os.path.join(temporary, name), os.path.join(directory, name), overwrite=True)
+            tf.io.gfile.rename(
+                os.path.join(temporary, name), os.path.join(directory, name), overwrite=True
+            )
     finally:
         if tf.io.gfile.exists(temporary):
             tf.io.gfile.rmtree(temporary)
@@ -113,7 +121,9 @@ def ensure_digits(directory: str) -> None:
     """
     splits = ["train", "validation"]
     if not directory:
-        raise records.DataError("`data_dir` is empty; give a folder in which the digits may be written.")
+        raise records.DataError(
+            "`data_dir` is empty; give a folder in which the digits may be written."
+        )
     if _is_complete(directory, splits):
         return
     logging.info("Writing scikit-learn's handwritten digits into %s.", directory)
@@ -144,9 +154,16 @@ def ensure_corrupted_digits(directory: str, corruption: str, severity: int) -> s
     if not _is_complete(folder, ["validation"]):
         images, labels = load_digits("validation")
         corrupted = np.stack(
-            [corruptions.corrupt(image, corruption, severity, seed=index) for index, image in enumerate(images)]
+            [
+                corruptions.corrupt(image, corruption, severity, seed=index)
+                for index, image in enumerate(images)
+            ]
         )
-        _publish_or_explain(folder, lambda temporary: _write_split(temporary, "validation", corrupted, labels), ["validation"])
+        _publish_or_explain(
+            folder,
+            lambda temporary: _write_split(temporary, "validation", corrupted, labels),
+            ["validation"],
+        )
     return folder
 
 
@@ -154,4 +171,6 @@ def _publish_or_explain(directory: str, write, splits: List[str]) -> None:
     try:
         _publish(directory, write, splits)
     except (OSError, tf.errors.OpError) as error:
-        raise records.DataError(f"the digits cannot be written into {directory!r}: {error}") from error
+        raise records.DataError(
+            f"the digits cannot be written into {directory!r}: {error}"
+        ) from error

@@ -39,7 +39,9 @@ def label_folders(folders: list[str], where: str, num_classes: int) -> dict[str,
         DataError: there is no telling.
     """
     if set(folders) == set(map(str, range(num_classes))):
-        return {name: int(name) for name in folders}  # as in ImageNet-V2; sorted as text, "10" would come before "2"
+        return {
+            name: int(name) for name in folders
+        }  # as in ImageNet-V2; sorted as text, "10" would come before "2"
     if len(folders) == num_classes:
         return {name: label for label, name in enumerate(folders)}
     if num_classes == 1000 and folders and all(map(_WORDNET_ID.fullmatch, folders)):
@@ -56,8 +58,12 @@ def require_known(folders: list[str], labels: Mapping[str, int], where: str, wha
     """Raises a `DataError` that names the folders that are not in `labels`."""
     unknown = [name for name in folders if name not in labels]
     if unknown:
-        shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        raise DataError(f"{where!r} holds {shown}, which {'is' if len(unknown) == 1 else 'are'} {what}.")
+        shown = ", ".join(unknown[:5]) + (
+            f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        )
+        raise DataError(
+            f"{where!r} holds {shown}, which {'is' if len(unknown) == 1 else 'are'} {what}."
+        )
 
 
 class ImageFolder:
@@ -106,6 +112,12 @@ def list_folders(directory: str) -> list[str]:
     """The names of the folders in a folder, sorted, without hidden ones."""
     if "://" not in directory:
         with os.scandir(directory) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            return sorted(
+                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+            )
     names = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(directory))
-    return [name for name in names if not name.startswith(".") and tf.io.gfile.isdir(os.path.join(directory, name))]
+    return [
+        name
+        for name in names
+        if not name.startswith(".") and tf.io.gfile.isdir(os.path.join(directory, name))
+    ]

@@ -21,7 +21,7 @@ import tensorflow as tf
 from efficientnet_advprop.data import preprocessing, records
 from efficientnet_advprop.data.pipeline_options import make_options
 from efficientnet_advprop.data.records import DataError
-from tpu_utils.brief_message import brief_message
+from tpu_utils.errors import brief_message
 
 # Nothing here needs AutoGraph, whose conversion takes most of the time until the first batch.
 _as_it_is = tf.autograph.experimental.do_not_convert
@@ -95,7 +95,10 @@ class FileImages:
             tf.constant([values[i] for i in chosen], kind)
             for values, kind in ((self.paths, tf.string), (self.labels, tf.int32))
         )
-        read = lambda path, label, position: (tf.io.read_file(path), label, position)  # noqa: E731
+
+        def read(path, label, position):
+            return (tf.io.read_file(path), label, position)
+
         rows = tf.data.Dataset.from_tensor_slices((paths, labels, chosen))
         return rows.map(_as_it_is(read), num_parallel_calls=_READERS, deterministic=True)
 
@@ -111,7 +114,9 @@ class FileImages:
             with tf.io.gfile.GFile(self.paths[position], "rb") as file:
                 return file.read()
         except tf.errors.OpError as error:
-            raise DataError(f"it cannot be read ({brief_message(error)})", self.paths[position]) from error
+            raise DataError(
+                f"it cannot be read ({brief_message(error)})", self.paths[position]
+            ) from error
 
 
 class TarMember(NamedTuple):
@@ -129,20 +134,29 @@ def read_tar_index(path: str) -> list[TarMember]:
         DataError: it is none, is compressed, or ends too early.
     """
     try:
-        with tf.io.gfile.GFile(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with (
+            tf.io.gfile.GFile(path, "rb") as file,
+            tarfile.open(fileobj=file, mode="r:") as archive,
+        ):
             members, end = [], 0
             for member in archive:
                 end = member.offset_data + (member.size if member.isfile() else 0)
                 if member.isfile():
-                    members.append(TarMember(member.name.removeprefix("./"), member.offset_data, member.size))
+                    members.append(
+                        TarMember(member.name.removeprefix("./"), member.offset_data, member.size)
+                    )
             # `tarfile` takes an archive that is cut off between two members for a whole one; but that ends with empty blocks.
             file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("unexpected end of data")
         return members
     except (tarfile.TarError, tf.errors.OpError, OSError) as error:
-        way_out = "unpack it" if path.endswith(("gz", "bz2", "xz")) else "copy it again, or unpack it"
-        raise DataError(f"the archive cannot be read in place ({error}); {way_out}.", path) from error
+        way_out = (
+            "unpack it" if path.endswith(("gz", "bz2", "xz")) else "copy it again, or unpack it"
+        )
+        raise DataError(
+            f"the archive cannot be read in place ({error}); {way_out}.", path
+        ) from error
 
 
 class TarImages:
@@ -155,24 +169,33 @@ class TarImages:
         root: what precedes the `image_id`s in the members' names.
     """
 
-    def __init__(self, path: str, members: Sequence[TarMember], labels: Sequence[int], root: str = ""):
+    def __init__(
+        self, path: str, members: Sequence[TarMember], labels: Sequence[int], root: str = ""
+    ):
         self._path, self._members, self.labels, self._root = path, list(members), list(labels), root
         self.num_images = len(self._members)
 
     def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
         def read(position, label):
-            encoded = tf.numpy_function(lambda position: self.encoded(int(position)), [position], tf.string, stateful=False)
+            encoded = tf.numpy_function(
+                lambda position: self.encoded(int(position)), [position], tf.string, stateful=False
+            )
             return tf.ensure_shape(encoded, []), label, position
 
         chosen = _drawn_positions(num_drawn, self.num_images)[index::count]
-        rows = tf.data.Dataset.from_tensor_slices((chosen, np.asarray(self.labels, np.int32)[chosen]))
+        rows = tf.data.Dataset.from_tensor_slices(
+            (chosen, np.asarray(self.labels, np.int32)[chosen])
+        )
         return rows.map(_as_it_is(read), num_parallel_calls=_READERS, deterministic=True)
 
     def image_id(self, position: int) -> str:
         return os.path.relpath(self._members[position].name, self._root or ".")
 
     def digest(self) -> str:
-        members = ((self.image_id(i), member.size, self.labels[i]) for i, member in enumerate(self._members))
+        members = (
+            (self.image_id(i), member.size, self.labels[i])
+            for i, member in enumerate(self._members)
+        )
         return _digest(members)
 
     def encoded(self, position: int) -> bytes:
@@ -198,18 +221,29 @@ class RecordImages:
     def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
         def read(path, start):
             numbers = tf.data.Dataset.counter(start, dtype=tf.int32)
-            return tf.data.Dataset.zip((tf.data.TFRecordDataset(path, buffer_size=_FILE_BUFFER_BYTES), numbers))
+            return tf.data.Dataset.zip(
+                (tf.data.TFRecordDataset(path, buffer_size=_FILE_BUFFER_BYTES), numbers)
+            )
 
         files = tf.data.Dataset.from_tensor_slices((list(self._split.files), self._starts[:-1]))
         cycle = min(_PARALLEL_FILES, len(self._split.files))
-        rows = files.interleave(_as_it_is(read), cycle_length=cycle, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        rows = files.interleave(
+            _as_it_is(read),
+            cycle_length=cycle,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
         if num_drawn < self.num_images:
-            rows = rows.filter(_as_it_is(lambda row, position: is_drawn(position, num_drawn, self.num_images)))
+            rows = rows.filter(
+                _as_it_is(lambda row, position: is_drawn(position, num_drawn, self.num_images))
+            )
         return rows.shard(count, index).map(_as_it_is(self._parse))
 
     def _parse(self, row, position):
         encoded, label = records.parse(row, self._split)
-        with tf.control_dependencies([tf.debugging.Assert((label >= 0) & (label < self._num_classes), ["label", label])]):
+        with tf.control_dependencies(
+            [tf.debugging.Assert((label >= 0) & (label < self._num_classes), ["label", label])]
+        ):
             return encoded, tf.identity(label), position
 
     def _address(self, position: int) -> tuple[str, int]:
@@ -243,11 +277,15 @@ def find_unreadable(images: LabeledImages, start: int = 0) -> Optional[DataError
             return error
         except tf.errors.OpError as error:
             reason = brief_message(error)
-            return DataError(f"it cannot be decoded as an image ({reason})", images.image_id(position))
+            return DataError(
+                f"it cannot be decoded as an image ({reason})", images.image_id(position)
+            )
         return None
 
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        for first in range(start, images.num_images, 1024):  # in parts, so that an early one is told early
+        for first in range(
+            start, images.num_images, 1024
+        ):  # in parts, so that an early one is told early
             problems = pool.map(problem, range(first, min(first + 1024, images.num_images)))
             found = next((error for error in problems if error is not None), None)
             if found is not None:
@@ -304,7 +342,9 @@ def make_dataset(
 
     rows = images.rows(num_images, count, index)
     prepared = rows.map(_as_it_is(prepare), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    blank = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), prepared.element_spec)
+    blank = tf.nest.map_structure(
+        lambda spec: tf.zeros(spec.shape, spec.dtype), prepared.element_spec
+    )
     blanks = tf.data.Dataset.from_tensors(blank).repeat(num_blanks)
     batches = prepared.concatenate(blanks).batch(replica_batch, drop_remainder=True)
     return batches.prefetch(tf.data.AUTOTUNE).with_options(make_options())

@@ -49,12 +49,17 @@ def make_augmentation(data: "DataConfig") -> Optional[preprocessing.Augmentation
     elif data.augment == "randaugment":
         steps.append(
             functools.partial(
-                augmentation.randaugment, num_layers=data.randaugment_num_layers, magnitude=data.randaugment_magnitude, ops=ops
+                augmentation.randaugment,
+                num_layers=data.randaugment_num_layers,
+                magnitude=data.randaugment_magnitude,
+                ops=ops,
             )
         )
     if data.cutout_half_size:
         steps.append(
-            lambda image, seed: augmentation.cutout(image, data.cutout_half_size, seed + tf.constant([1, 0], seed.dtype))
+            lambda image, seed: augmentation.cutout(
+                image, data.cutout_half_size, seed + tf.constant([1, 0], seed.dtype)
+            )
         )
     if not steps:
         return None
@@ -64,10 +69,16 @@ def make_augmentation(data: "DataConfig") -> Optional[preprocessing.Augmentation
 def _make_views(data: "DataConfig", paired_views: bool) -> Callable[[tf.Tensor, tf.Tensor], Batch]:
     """(encoded image, seed int64 [2]) → what training sees of it: `images` and, if paired, `augmented_images`."""
     augment = make_augmentation(data)
-    settings = {"crop": data.crop, "crop_padding": data.crop_padding, "horizontal_flip": data.horizontal_flip}
+    settings = {
+        "crop": data.crop,
+        "crop_padding": data.crop_padding,
+        "horizontal_flip": data.horizontal_flip,
+    }
     if not paired_views:
         return lambda encoded, seed: {
-            "images": preprocessing.preprocess_for_train(encoded, data.image_size, seed=seed, augment=augment, **settings)
+            "images": preprocessing.preprocess_for_train(
+                encoded, data.image_size, seed=seed, augment=augment, **settings
+            )
         }
     if data.augment == "none":
         raise ValueError(
@@ -76,18 +87,24 @@ def _make_views(data: "DataConfig", paired_views: bool) -> Callable[[tf.Tensor, 
         )
 
     def make_pair(encoded: tf.Tensor, seed: tf.Tensor) -> Batch:
-        pair = preprocessing.preprocess_pair_for_train(encoded, data.image_size, seed=seed, augment=augment, **settings)
+        pair = preprocessing.preprocess_pair_for_train(
+            encoded, data.image_size, seed=seed, augment=augment, **settings
+        )
         return dict(zip(("images", "augmented_images"), pair))
 
     return make_pair
 
 
-def _make_mixing(data: "DataConfig", num_classes: Optional[int]) -> Optional[Callable[[Batch, tf.Tensor], Batch]]:
+def _make_mixing(
+    data: "DataConfig", num_classes: Optional[int]
+) -> Optional[Callable[[Batch, tf.Tensor], Batch]]:
     """(batch, seed int64 [2]) → the batch with its images, both views alike, and labels mixed; None where nothing is."""
     if not (data.mixup_alpha or data.cutmix_alpha):
         return None
     if num_classes is None:
-        raise ValueError("`num_classes` is None, but MixUp and CutMix (`config.data.mixup_alpha`, `cutmix_alpha`) need it.")
+        raise ValueError(
+            "`num_classes` is None, but MixUp and CutMix (`config.data.mixup_alpha`, `cutmix_alpha`) need it."
+        )
 
     def mix(batch: Batch, seed: tf.Tensor) -> Batch:
         one_hot = tf.one_hot(batch["labels"], num_classes)
@@ -96,7 +113,10 @@ def _make_mixing(data: "DataConfig", num_classes: Optional[int]) -> Optional[Cal
             for name, images in batch.items()
             if name != "labels"
         }
-        return {**{name: images for name, (images, _) in mixed.items()}, "labels": mixed["images"][1]}
+        return {
+            **{name: images for name, (images, _) in mixed.items()},
+            "labels": mixed["images"][1],
+        }
 
     return mix
 
@@ -146,7 +166,14 @@ def make_train_dataset(
     make_views, mix = _make_views(data, paired_views), _make_mixing(data, num_classes)
 
     def seed_at(purpose: str, position: tf.Tensor) -> tf.Tensor:
-        return tf.stack([tf.constant(derive_seed(seed, f"{purpose} of input pipeline {host.index}"), tf.int64), position])
+        return tf.stack(
+            [
+                tf.constant(
+                    derive_seed(seed, f"{purpose} of input pipeline {host.index}"), tf.int64
+                ),
+                position,
+            ]
+        )
 
     def process(encoded: tf.Tensor, label: tf.Tensor, position: tf.Tensor) -> Batch:
         return {**make_views(encoded, seed_at("augmentation", position)), "labels": label}
@@ -156,7 +183,9 @@ def make_train_dataset(
         start_batch * replica_batch * host.num_replicas,
         replica_batch,
         process,
-        process_batch=None if mix is None else lambda position, batch: mix(batch, seed_at("mixing", position)),
+        process_batch=None
+        if mix is None
+        else lambda position, batch: mix(batch, seed_at("mixing", position)),
     )
     return batches.prefetch(tf.data.AUTOTUNE).with_options(make_options())
 
@@ -183,8 +212,12 @@ def make_eval_dataset(
     replica_batch = host.replica_batch(global_batch_size)
     opened = sources.open_split(data, data_dir, split)
     stream = RecordStream(opened, host)
-    largest = max(RecordStream(opened, host._replace(index=index)).epoch_size for index in range(host.count))
-    num_steps = -(-largest // (replica_batch * host.num_replicas))  # of the input pipeline with most images, and so of all
+    largest = max(
+        RecordStream(opened, host._replace(index=index)).epoch_size for index in range(host.count)
+    )
+    num_steps = -(
+        -largest // (replica_batch * host.num_replicas)
+    )  # of the input pipeline with most images, and so of all
 
     def process(encoded: tf.Tensor, label: tf.Tensor, position: tf.Tensor) -> Batch:
         del position
@@ -203,7 +236,11 @@ def make_eval_dataset(
             "mask": tf.constant(0.0),
         },
     )
-    return batches.take(num_steps * host.num_replicas).prefetch(tf.data.AUTOTUNE).with_options(make_options())
+    return (
+        batches.take(num_steps * host.num_replicas)
+        .prefetch(tf.data.AUTOTUNE)
+        .with_options(make_options())
+    )
 
 
 def sample_views(
@@ -239,12 +276,19 @@ def sample_views(
         examples.append(records.parse(row, split))
     columns = [
         [
-            tf.clip_by_value(preprocessing.preprocess_for_eval(encoded, data.image_size, crop=data.eval_crop), 0.0, 255.0)
+            tf.clip_by_value(
+                preprocessing.preprocess_for_eval(encoded, data.image_size, crop=data.eval_crop),
+                0.0,
+                255.0,
+            )
             for encoded, _ in examples
         ]
     ]
     for draw in range(num_draws):
-        seeds = [tf.constant([derive_seed(seed, "views"), row * num_draws + draw], tf.int64) for row in range(num_images)]
+        seeds = [
+            tf.constant([derive_seed(seed, "views"), row * num_draws + draw], tf.int64)
+            for row in range(num_images)
+        ]
         views = [make_views(encoded, seed) for (encoded, _), seed in zip(examples, seeds)]
         batch = {name: tf.stack([view[name] for view in views]) for name in views[0]}
         if mix is not None:

@@ -12,7 +12,9 @@ from typing import Callable, Optional, Tuple, Union
 
 import tensorflow as tf
 
-Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (uint8 [h, w, 3], seed int [2]) → uint8 [h, w, 3]
+Augmentation = Callable[
+    [tf.Tensor, tf.Tensor], tf.Tensor
+]  # (uint8 [h, w, 3], seed int [2]) → uint8 [h, w, 3]
 
 INCEPTION_AREA = (0.08, 1.0)
 INCEPTION_ASPECT_RATIO = (3 / 4, 4 / 3)
@@ -38,7 +40,9 @@ def crop_fraction(image_size: int, crop: Union[str, float] = "released") -> floa
     except (TypeError, ValueError):
         fraction = 0.0
     if not 0 < fraction <= 1:
-        raise ValueError(f"`crop` is {crop!r}, but must be 'released' or a fraction in (0, 1], such as 0.875.")
+        raise ValueError(
+            f"`crop` is {crop!r}, but must be 'released' or a fraction in (0, 1], such as 0.875."
+        )
     if fraction < 1:
         # The official script rounds the padding to whole pixels first: 0.875 at 260 pixels is 260 / 297.
         return image_size / (image_size + round(image_size * (1 / fraction - 1)))
@@ -65,7 +69,9 @@ def _decode_and_crop(encoded: tf.Tensor, window: Callable[[tf.Tensor], tf.Tensor
     out."""
 
     def of_jpeg() -> tf.Tensor:
-        return tf.image.decode_and_crop_jpeg(encoded, window(tf.image.extract_jpeg_shape(encoded)), channels=3)
+        return tf.image.decode_and_crop_jpeg(
+            encoded, window(tf.image.extract_jpeg_shape(encoded)), channels=3
+        )
 
     def of_other() -> tf.Tensor:
         image = decode(encoded)
@@ -82,7 +88,9 @@ def _center_window(shape: tf.Tensor, fraction: float) -> tf.Tensor:
     return tf.stack([(height - side + 1) // 2, (width - side + 1) // 2, side, side])
 
 
-def preprocess_for_eval(encoded: tf.Tensor, image_size: int = 224, crop: Union[str, float] = "released") -> tf.Tensor:
+def preprocess_for_eval(
+    encoded: tf.Tensor, image_size: int = 224, crop: Union[str, float] = "released"
+) -> tf.Tensor:
     """The official evaluation pre-processing: centre crop of the shorter side, legacy bicubic.
 
     Args:
@@ -136,28 +144,40 @@ def inception_window(shape: tf.Tensor, seed: tf.Tensor, fallback_fraction: float
     return tf.where(whole, _center_window(shape, fallback_fraction), window)
 
 
-def _train_pixels(encoded: tf.Tensor, image_size: int, seed: tf.Tensor, crop: str, crop_padding: int) -> tf.Tensor:
+def _train_pixels(
+    encoded: tf.Tensor, image_size: int, seed: tf.Tensor, crop: str, crop_padding: int
+) -> tf.Tensor:
     """The randomly cropped image before rounding: float32 [size, size, 3]."""
     encoded = tf.convert_to_tensor(encoded)
     if crop == "inception":
-        window = functools.partial(inception_window, seed=seed, fallback_fraction=crop_fraction(image_size))
+        window = functools.partial(
+            inception_window, seed=seed, fallback_fraction=crop_fraction(image_size)
+        )
         image = resize(_decode_and_crop(encoded, window), image_size)
     elif crop in ("pad", "none"):
         image = _fit(decode(encoded), image_size)
         if crop == "pad" and crop_padding:
-            shift = tf.random.stateless_uniform([2], seed, minval=0, maxval=2 * crop_padding + 1, dtype=tf.int32)
-            padded = tf.pad(image, [[crop_padding, crop_padding], [crop_padding, crop_padding], [0, 0]])
+            shift = tf.random.stateless_uniform(
+                [2], seed, minval=0, maxval=2 * crop_padding + 1, dtype=tf.int32
+            )
+            padded = tf.pad(
+                image, [[crop_padding, crop_padding], [crop_padding, crop_padding], [0, 0]]
+            )
             image = tf.slice(padded, [shift[0], shift[1], 0], [image_size, image_size, 3])
     else:
         raise ValueError(f"`crop` is {crop!r}, but must be 'inception', 'pad' or 'none'.")
     return tf.ensure_shape(image, [image_size, image_size, 3])
 
 
-def _finish_for_train(pixels: tf.Tensor, seed: tf.Tensor, horizontal_flip: bool, augment: Optional[Augmentation]) -> tf.Tensor:
+def _finish_for_train(
+    pixels: tf.Tensor, seed: tf.Tensor, horizontal_flip: bool, augment: Optional[Augmentation]
+) -> tf.Tensor:
     pixels = tf.clip_by_value(pixels if augment is not None else tf.round(pixels), 0.0, 255.0)
     image = tf.cast(pixels, tf.uint8)
     if horizontal_flip:
-        image = tf.image.stateless_random_flip_left_right(image, seed + tf.constant([1, 0], tf.int64))
+        image = tf.image.stateless_random_flip_left_right(
+            image, seed + tf.constant([1, 0], tf.int64)
+        )
     return image if augment is None else augment(image, seed + tf.constant([2, 0], tf.int64))
 
 
@@ -190,7 +210,9 @@ def preprocess_for_train(
       uint8 [image_size, image_size, 3].
     """
     seed = tf.cast(seed, tf.int64)
-    return _finish_for_train(_train_pixels(encoded, image_size, seed, crop, crop_padding), seed, horizontal_flip, augment)
+    return _finish_for_train(
+        _train_pixels(encoded, image_size, seed, crop, crop_padding), seed, horizontal_flip, augment
+    )
 
 
 def preprocess_pair_for_train(
@@ -212,4 +234,6 @@ def preprocess_pair_for_train(
     """
     seed = tf.cast(seed, tf.int64)
     pixels = _train_pixels(encoded, image_size, seed, crop, crop_padding)
-    return _finish_for_train(pixels, seed, horizontal_flip, None), _finish_for_train(pixels, seed, horizontal_flip, augment)
+    return _finish_for_train(pixels, seed, horizontal_flip, None), _finish_for_train(
+        pixels, seed, horizontal_flip, augment
+    )

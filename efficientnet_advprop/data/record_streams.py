@@ -39,7 +39,9 @@ class InputHost(typing.NamedTuple):
         if context is None:
             return cls(0, 1, 1)
         return cls(
-            context.input_pipeline_id, context.num_input_pipelines, context.num_replicas_in_sync // context.num_input_pipelines
+            context.input_pipeline_id,
+            context.num_input_pipelines,
+            context.num_replicas_in_sync // context.num_input_pipelines,
         )
 
     def replica_batch(self, global_batch_size: int) -> int:
@@ -69,41 +71,67 @@ class RecordStream:
     ):
         self.split, self._host = split, host
         self._by_file = len(split.files) % host.count == 0
-        mine = range(host.index, len(split.files), host.count) if self._by_file else range(len(split.files))
+        mine = (
+            range(host.index, len(split.files), host.count)
+            if self._by_file
+            else range(len(split.files))
+        )
         self._files = tf.constant([split.files[i] for i in mine])
         self._counts = tf.constant([split.counts[i] for i in mine], tf.int64)
         self._ids = tf.constant(list(mine), tf.int64)
         total = sum(split.counts[i] for i in mine)
-        self.epoch_size = total if self._by_file else (total - host.index + host.count - 1) // host.count
+        self.epoch_size = (
+            total if self._by_file else (total - host.index + host.count - 1) // host.count
+        )
         self._shuffle_seed, self._shuffle_buffer, self._cache = shuffle_seed, shuffle_buffer, cache
-        self._buffer_bytes = _REMOTE_BUFFER_BYTES if "://" in split.files[0] else _LOCAL_BUFFER_BYTES
+        self._buffer_bytes = (
+            _REMOTE_BUFFER_BYTES if "://" in split.files[0] else _LOCAL_BUFFER_BYTES
+        )
 
     def _read_file(self, index: tf.Tensor) -> tf.data.Dataset:
         """(file, record, bytes) of every record of a file; b"" from the first one on that cannot be read."""
         path = self._files[index]
         is_there = tf.py_function(_wait_for_file, [path], tf.bool)
         is_there.set_shape([])
-        rows = tf.data.TFRecordDataset(tf.boolean_mask([path], is_there[tf.newaxis]), buffer_size=self._buffer_bytes)
-        rows = rows.ignore_errors().concatenate(tf.data.Dataset.from_tensors(b"").repeat()).take(self._counts[index])
+        rows = tf.data.TFRecordDataset(
+            tf.boolean_mask([path], is_there[tf.newaxis]), buffer_size=self._buffer_bytes
+        )
+        rows = (
+            rows.ignore_errors()
+            .concatenate(tf.data.Dataset.from_tensors(b"").repeat())
+            .take(self._counts[index])
+        )
         return tf.data.Dataset.zip(
-            (tf.data.Dataset.from_tensors(self._ids[index]).repeat(), tf.data.Dataset.range(self._counts[index]), rows)
+            (
+                tf.data.Dataset.from_tensors(self._ids[index]).repeat(),
+                tf.data.Dataset.range(self._counts[index]),
+                rows,
+            )
         )
 
     def _read_numbers(self, index: tf.Tensor) -> tf.data.Dataset:
         """As `_read_file`, without the bytes and without the file."""
         return tf.data.Dataset.zip(
-            (tf.data.Dataset.from_tensors(self._ids[index]).repeat(), tf.data.Dataset.range(self._counts[index]))
+            (
+                tf.data.Dataset.from_tensors(self._ids[index]).repeat(),
+                tf.data.Dataset.range(self._counts[index]),
+            )
         )
 
     def _one_pass(self, order: tf.Tensor, read: Callable) -> tf.data.Dataset:
         dataset = tf.data.Dataset.from_tensor_slices(order).interleave(
-            read, cycle_length=min(_PARALLEL_FILES, len(self._files)), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+            read,
+            cycle_length=min(_PARALLEL_FILES, len(self._files)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
         )
         if not self._by_file:
             dataset = dataset.shard(self._host.count, self._host.index)
         return dataset
 
-    def elements(self, first_position: tf.Tensor, read: Optional[Callable] = None) -> tf.data.Dataset:
+    def elements(
+        self, first_position: tf.Tensor, read: Optional[Callable] = None
+    ) -> tf.data.Dataset:
         """The endless stream from a position on: (position int64, (file int64, record int64, bytes string)). Unshuffled without
         a seed."""
         read = read or self._read_file
@@ -119,7 +147,10 @@ class RecordStream:
                 dataset = in_order
             else:
                 order = tf.random.experimental.stateless_shuffle(
-                    tf.range(num_files), seed=tf.stack([tf.constant(derive_seed(self._shuffle_seed, "files"), tf.int64), epoch])
+                    tf.range(num_files),
+                    seed=tf.stack(
+                        [tf.constant(derive_seed(self._shuffle_seed, "files"), tf.int64), epoch]
+                    ),
                 )
                 dataset = self._one_pass(order, read)
             return dataset.shuffle(
@@ -129,11 +160,15 @@ class RecordStream:
             )
 
         stream = tf.data.Dataset.counter(first_position // self.epoch_size).flat_map(epoch_elements)
-        return tf.data.Dataset.zip((tf.data.Dataset.counter(first_position), stream.skip(first_position % self.epoch_size)))
+        return tf.data.Dataset.zip(
+            (tf.data.Dataset.counter(first_position), stream.skip(first_position % self.epoch_size))
+        )
 
     def identify(self, position: int, num_positions: int) -> List[Tuple[int, int]]:
         """Which file (an index of `split.files`) and which record of it stand at the positions from one on. Reads no file."""
-        elements = self.elements(tf.constant(position, tf.int64), self._read_numbers).take(num_positions)
+        elements = self.elements(tf.constant(position, tf.int64), self._read_numbers).take(
+            num_positions
+        )
         return [(int(file), int(record)) for _, (file, record) in elements]
 
     def reread(self, file: tf.Tensor, record: tf.Tensor) -> bytes:

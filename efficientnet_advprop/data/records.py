@@ -19,13 +19,14 @@ import re
 import struct
 import tempfile
 import time
-import uuid
 from typing import Callable, List, NamedTuple, Optional, Sequence, TypeVar
 
 import tensorflow as tf
 from absl import logging
 
-from tpu_utils.brief_message import brief_message
+from efficientnet_advprop import files
+from efficientnet_advprop.errors import UserError
+from tpu_utils.errors import brief_message
 
 _SHARD_NAME = re.compile(r"^(?P<prefix>[A-Za-z0-9_]+)-(?P<index>\d{5})-of-(?P<total>\d{5})$")
 # A TFRecord: uint64 length, uint32 checksum of the length, the payload, uint32 checksum of the payload.
@@ -34,11 +35,13 @@ _READ_ATTEMPTS = 5
 _T = TypeVar("_T")
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Data that cannot be used. The message is one line: file, index of the record in it (from 0), reason, way out."""
 
     def __init__(self, reason: str, path: Optional[str] = None, record: Optional[int] = None):
-        where = "" if path is None else f"{path}: " if record is None else f"{path}, record {record}: "
+        where = (
+            "" if path is None else f"{path}: " if record is None else f"{path}, record {record}: "
+        )
         super().__init__(" ".join((where + reason).split()))
         self.path, self.record, self.reason = path, record, reason
 
@@ -52,7 +55,9 @@ class Split:
     image_feature: str = "image/encoded"
     label_feature: str = "image/class/label"
     label_offset: int = 1  # what the file's label is more than ours, which counts from 0
-    broken_tails: Sequence[int] = ()  # indices of files whose last record is cut off; it is counted, so that it is noticed
+    broken_tails: Sequence[
+        int
+    ] = ()  # indices of files whose last record is cut off; it is counted, so that it is noticed
 
     @property
     def num_records(self) -> int:
@@ -85,7 +90,9 @@ def retry_reads(function: Callable[[], _T], what: str) -> _T:
         ) as error:
             if attempt + 1 == _READ_ATTEMPTS:
                 raise
-            logging.warning("%s failed (%s); next try in %d s.", what, brief_message(error), 2**attempt)
+            logging.warning(
+                "%s failed (%s); next try in %d s.", what, brief_message(error), 2**attempt
+            )
             time.sleep(2**attempt)
     raise AssertionError("unreachable")
 
@@ -101,7 +108,11 @@ def find_shards(data_dir: str, prefix: str) -> List[str]:
     if not retry_reads(lambda: tf.io.gfile.isdir(data_dir), f"Looking at {data_dir}"):
         raise DataError(f"`data_dir` is {data_dir!r}, but there is no such folder.")
     names = retry_reads(lambda: tf.io.gfile.listdir(data_dir), f"Listing {data_dir}")
-    matches = [match for match in map(_SHARD_NAME.match, sorted(names)) if match and match["prefix"] == prefix]
+    matches = [
+        match
+        for match in map(_SHARD_NAME.match, sorted(names))
+        if match and match["prefix"] == prefix
+    ]
     if not matches:
         raise DataError(
             f"`data_dir` is {data_dir!r}, which holds no file {shard_name(prefix, 0, 1024)!r} or the like; "
@@ -121,8 +132,13 @@ def find_shards(data_dir: str, prefix: str) -> List[str]:
             "copy or write them again."
         )
     if len(present) > totals[0]:
-        raise DataError(f"{data_dir} holds {prefix!r} files numbered beyond their own total of {totals[0]}; remove them.")
-    return [os.path.join(data_dir, match["prefix"] + match.string[match.end("prefix") :]) for match in matches]
+        raise DataError(
+            f"{data_dir} holds {prefix!r} files numbered beyond their own total of {totals[0]}; remove them."
+        )
+    return [
+        os.path.join(data_dir, match["prefix"] + match.string[match.end("prefix") :])
+        for match in matches
+    ]
 
 
 @functools.lru_cache(maxsize=16)
@@ -164,7 +180,9 @@ def count_records(path: str) -> FileCount:
             end = (
                 size + 1
                 if len(header) < HEADER_BYTES
-                else (position + HEADER_BYTES + int.from_bytes(header[:8], "little") + _FOOTER_BYTES)
+                else (
+                    position + HEADER_BYTES + int.from_bytes(header[:8], "little") + _FOOTER_BYTES
+                )
             )
             if end > size:
                 return FileCount(num_records, False)
@@ -180,35 +198,10 @@ def _counts_path(data_dir: str, prefix: str) -> str:
 def save_counts(data_dir: str, prefix: str, sizes: Sequence[int], counts: Sequence[int]) -> None:
     """Remembers the record counts beside the shards, with each file's size in bytes to notice a changed one."""
     table = {
-        shard_name(prefix, i, len(counts)): {"bytes": int(sizes[i]), "records": int(counts[i])} for i in range(len(counts))
+        shard_name(prefix, i, len(counts)): {"bytes": int(sizes[i]), "records": int(counts[i])}
+        for i in range(len(counts))
     }
-    write_atomically(_counts_path(data_dir, prefix), json.dumps(table, indent=1).encode())
-
-
-def _temporary(path: str) -> str:
-    """Where a file is written before it gets its name."""
-    return f"{path}.{uuid.uuid4().hex}.tmp"
-
-
-def remove_temporaries(paths: Sequence[str]) -> None:
-    """Removes what was half-written under these names, all in one folder, by processes that were killed."""
-    folder, names = os.path.dirname(paths[0]), {os.path.basename(path) for path in paths}
-    for name in tf.io.gfile.listdir(folder):
-        if re.sub(r"\.[0-9a-f]{32}\.tmp$", "", name) in names - {name}:
-            tf.io.gfile.remove(os.path.join(folder, name))
-
-
-def write_atomically(path: str, contents: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
-    temporary = _temporary(path)
-    try:
-        with tf.io.gfile.GFile(temporary, "wb") as file:
-            file.write(contents)
-        tf.io.gfile.rename(temporary, path, overwrite=True)
-    except BaseException:
-        if tf.io.gfile.exists(temporary):
-            tf.io.gfile.remove(temporary)
-        raise
+    files.write_atomically(_counts_path(data_dir, prefix), json.dumps(table, indent=1).encode())
 
 
 def open_split(data_dir: str, prefix: str, *, tolerate_broken_tails: bool = False) -> Split:
@@ -227,7 +220,14 @@ def open_split(data_dir: str, prefix: str, *, tolerate_broken_tails: bool = Fals
     """
     files = find_shards(data_dir, prefix)
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        sizes = list(pool.map(lambda path: retry_reads(lambda: tf.io.gfile.stat(path).length, f"Looking at {path}"), files))
+        sizes = list(
+            pool.map(
+                lambda path: retry_reads(
+                    lambda: tf.io.gfile.stat(path).length, f"Looking at {path}"
+                ),
+                files,
+            )
+        )
         known = {}
         counts_path = _counts_path(data_dir, prefix)
         if retry_reads(lambda: tf.io.gfile.exists(counts_path), f"Looking for {counts_path}"):
@@ -239,7 +239,11 @@ def open_split(data_dir: str, prefix: str, *, tolerate_broken_tails: bool = Fals
 
         def count(path: str, size: int) -> FileCount:
             entry = known.get(os.path.basename(path)) if isinstance(known, dict) else None
-            if isinstance(entry, dict) and entry.get("bytes") == size and isinstance(entry.get("records"), int):
+            if (
+                isinstance(entry, dict)
+                and entry.get("bytes") == size
+                and isinstance(entry.get("records"), int)
+            ):
                 return FileCount(entry["records"], True)
             return retry_reads(lambda: count_records(path), f"Counting {path}")
 
@@ -274,7 +278,7 @@ class ShardWriter:
 
     def __init__(self, path: str):
         self.path, self.num_records = path, 0
-        self._temporary = _temporary(path)
+        self._temporary = files.temporary_path(path)
 
     def __enter__(self) -> "ShardWriter":
         self._writer = tf.io.TFRecordWriter(self._temporary)
@@ -339,7 +343,9 @@ def parse(record: tf.Tensor, split: Split) -> "tuple[tf.Tensor, tf.Tensor]":
             split.label_feature: tf.io.FixedLenFeature([], tf.int64),
         },
     )
-    return features[split.image_feature], tf.cast(features[split.label_feature], tf.int32) - split.label_offset
+    return features[split.image_feature], tf.cast(
+        features[split.label_feature], tf.int32
+    ) - split.label_offset
 
 
 def read_record(path: str, index: int) -> bytes:
@@ -355,7 +361,9 @@ def read_record(path: str, index: int) -> bytes:
             raise DataError("the file ends in the middle of this record.", path, index)
         with tf.io.gfile.GFile(path, "rb") as file:
             file.seek(offsets[index])
-            return file.read(offsets[index + 1] - offsets[index] if index + 1 < len(offsets) else -1)
+            return file.read(
+                offsets[index + 1] - offsets[index] if index + 1 < len(offsets) else -1
+            )
 
     frame = retry_reads(read_frame, f"Reading {path}")
     length = struct.unpack("<Q", frame[:8])[0]
@@ -366,7 +374,9 @@ def read_record(path: str, index: int) -> bytes:
         try:
             return next(iter(tf.data.TFRecordDataset(alone.name))).numpy()
         except (tf.errors.DataLossError, StopIteration):
-            raise DataError("the record is damaged (its checksum does not fit).", path, index) from None
+            raise DataError(
+                "the record is damaged (its checksum does not fit).", path, index
+            ) from None
 
 
 def explain_bad_record(record: bytes, split: Split, num_classes: Optional[int]) -> Optional[str]:
@@ -381,9 +391,13 @@ def explain_bad_record(record: bytes, split: Split, num_classes: Optional[int]) 
         if len(getattr(features[name], kind).value) != 1:
             return f"it has no feature {name!r} with one value of the kind {kind!r}"
     label = features[split.label_feature].int64_list.value[0]
-    if label < split.label_offset or (num_classes is not None and label >= num_classes + split.label_offset):
+    if label < split.label_offset or (
+        num_classes is not None and label >= num_classes + split.label_offset
+    ):
         allowed = (
-            f"{split.label_offset}…{num_classes - 1 + split.label_offset}" if num_classes else f"from {split.label_offset} on"
+            f"{split.label_offset}…{num_classes - 1 + split.label_offset}"
+            if num_classes
+            else f"from {split.label_offset} on"
         )
         return f"its label {label} is outside {allowed}, the labels of `config.model.num_classes` = {num_classes} classes"
     encoded = features[split.image_feature].bytes_list.value[0]

@@ -35,7 +35,9 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
             raise records.DataError(
                 f"`config.data.holdout_shards` is {held_out}, but there are only {num_files} training files in {data_dir}."
             )
-        opened = select_files(opened, range(held_out, num_files) if split == "train" else range(held_out))
+        opened = select_files(
+            opened, range(held_out, num_files) if split == "train" else range(held_out)
+        )
     if split == "train" and data.num_train_examples is not None:
         opened = _limit_examples(opened, data.num_train_examples)
     return opened
@@ -44,7 +46,9 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
 def _limit_examples(split: records.Split, num_examples: int) -> records.Split:
     """The first records of every shard, as even as can be, `num_examples` in all."""
     num_files = len(split.files)
-    counts = [max(0, (num_examples - index + num_files - 1) // num_files) for index in range(num_files)]
+    counts = [
+        max(0, (num_examples - index + num_files - 1) // num_files) for index in range(num_files)
+    ]
     if num_examples < 1 or any(wanted > there for wanted, there in zip(counts, split.counts)):
         raise records.DataError(
             f"`config.data.num_train_examples` is {num_examples}, but must be positive and not more than the training files "
@@ -57,7 +61,10 @@ def select_files(split: records.Split, indices: typing.Sequence[int]) -> records
     """The split of some of the files."""
     broken = [new for new, old in enumerate(indices) if old in split.broken_tails]
     return dataclasses.replace(
-        split, files=[split.files[i] for i in indices], counts=[split.counts[i] for i in indices], broken_tails=broken
+        split,
+        files=[split.files[i] for i in indices],
+        counts=[split.counts[i] for i in indices],
+        broken_tails=broken,
     )
 
 
@@ -100,7 +107,9 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
     if split == "validation" and split not in prepared:
         split = "test"
     if split not in prepared:
-        raise records.DataError(f"the data set {name!r} has no split {split!r}; it has {', '.join(map(repr, prepared))}.")
+        raise records.DataError(
+            f"the data set {name!r} has no split {split!r}; it has {', '.join(map(repr, prepared))}."
+        )
     features = info.features
     kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
     if not all(key in features and isinstance(features[key], kind) for key, kind in kinds.items()):

@@ -6,4 +6,4 @@
 See `running.run`, `report_files.write_report` and docs/evaluation.md.
 """
 
-from efficientnet_advprop.evaluation.running import run as run
+from efficientnet_advprop.evaluation.evaluation_run import run as run

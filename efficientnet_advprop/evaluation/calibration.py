@@ -27,7 +27,11 @@ def bin_index(confidences: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
     Returns:
         int64, of the same shape.
     """
-    return np.clip(np.ceil(np.asarray(confidences, np.float64) * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    return np.clip(
+        np.ceil(np.asarray(confidences, np.float64) * num_bins).astype(np.int64) - 1,
+        0,
+        num_bins - 1,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,9 @@ class CalibrationBins:
             )
 
     @classmethod
-    def count(cls, confidences: np.ndarray, is_correct: np.ndarray, num_bins: int = NUM_BINS) -> "CalibrationBins":
+    def count(
+        cls, confidences: np.ndarray, is_correct: np.ndarray, num_bins: int = NUM_BINS
+    ) -> "CalibrationBins":
         """Of single images.
 
         Args:
@@ -64,14 +70,21 @@ class CalibrationBins:
         """
         confidences = np.asarray(confidences, np.float64)
         if confidences.size and not (confidences.min() >= 0.0 and confidences.max() <= 1.0):
-            raise ValueError(f"`confidences` span {confidences.min()} … {confidences.max()}, but must lie in [0, 1].")
+            raise ValueError(
+                f"`confidences` span {confidences.min()} … {confidences.max()}, but must lie in [0, 1]."
+            )
         index = bin_index(confidences, num_bins)
-        sums = [np.bincount(index, weights, num_bins) for weights in (None, confidences, np.asarray(is_correct, np.float64))]
+        sums = [
+            np.bincount(index, weights, num_bins)
+            for weights in (None, confidences, np.asarray(is_correct, np.float64))
+        ]
         return cls(sums[0].tolist(), sums[1].tolist(), sums[2].astype(np.int64).tolist())
 
     def __add__(self, other: "CalibrationBins") -> "CalibrationBins":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other))
-        return CalibrationBins(*([mine + theirs for mine, theirs in zip(a, b, strict=True)] for a, b in pairs))
+        return CalibrationBins(
+            *([mine + theirs for mine, theirs in zip(a, b, strict=True)] for a, b in pairs)
+        )
 
     @property
     def expected_calibration_error(self) -> float:
@@ -81,12 +94,18 @@ class CalibrationBins:
             ValueError: there is no image.
         """
         if not sum(self.num_images):
-            raise ValueError("`num_images` is 0 in every bin, but a calibration error needs at least one image.")
-        distances = (abs(correct - total) for correct, total in zip(self.num_correct, self.total_confidence))
+            raise ValueError(
+                "`num_images` is 0 in every bin, but a calibration error needs at least one image."
+            )
+        distances = (
+            abs(correct - total) for correct, total in zip(self.num_correct, self.total_confidence)
+        )
         return float(sum(distances) / sum(self.num_images))
 
     def reliability_points(self) -> Iterator[tuple[float, float, int]]:
         """(mean confidence, accuracy, images) of each bin that has any, the lowest first: the reliability diagram."""
-        for num_images, total, correct in zip(self.num_images, self.total_confidence, self.num_correct):
+        for num_images, total, correct in zip(
+            self.num_images, self.total_confidence, self.num_correct
+        ):
             if num_images:
                 yield total / num_images, correct / num_images, num_images

@@ -1,5 +1,7 @@
 """Models under test: whatever turns pixels into logits, with a name and what its results depend on.
 
+Usage:
+
     as_classifier(model)                                          # a network of ours or another Keras model, a `tf.function`
     as_classifier(lambda images: torch_model(images), name="…")   # any function of uint8 images [n, h, w, 3], called eagerly
     saved_models.load("served/efficientnet/1")
@@ -12,17 +14,18 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.evaluator import Evaluator, judge
 from efficientnet_advprop.models import Network
-from efficientnet_advprop.models.digest import weights_digest
 from efficientnet_advprop.models.normalization import branch_index
-from tpu_utils.brief_message import brief_message
+from efficientnet_advprop.models.variable_names import weights_digest
+from tpu_utils.errors import brief_message
 
 DEFAULT_IMAGE_SIZE, DEFAULT_CROP = 224, "0.875"
 _NUM_PROBES = 4  # images of noise that a model is asked about first
 
 
-class ClassifierError(ValueError):
+class ClassifierError(UserError, ValueError):
     """A model that cannot be evaluated; the message says why."""
 
 
@@ -89,7 +92,9 @@ class Classifier:
                 "`tf.function` or a Keras model."
             )
         if strategy is not None and strategy.num_replicas_in_sync > 1:
-            raise ClassifierError(f"{self.name!r} is a plain function, which runs on one replica; leave `strategy` out.")
+            raise ClassifierError(
+                f"{self.name!r} is a plain function, which runs on one replica; leave `strategy` out."
+            )
         return self._predict_on_host(batches, kept_classes)
 
     def _predict_on_host(self, batches, kept_classes):
@@ -133,29 +138,41 @@ def as_classifier(
     """
     if isinstance(model, Classifier):
         changes = dict(name=name, image_size=image_size, crop=crop)
-        return dataclasses.replace(model, **{field: value for field, value in changes.items() if value is not None})
+        return dataclasses.replace(
+            model, **{field: value for field, value in changes.items() if value is not None}
+        )
     own_name = name or getattr(model, "name", None) or getattr(model, "__name__", "<lambda>")
     if own_name == "<lambda>":
-        raise ClassifierError("`name` is missing; a model that has none needs one for the folder of its results.")
+        raise ClassifierError(
+            "`name` is missing; a model that has none needs one for the folder of its results."
+        )
     is_network = isinstance(model, Network)
     if branch != "main" and not is_network:
-        raise ClassifierError(f"`branch` is {branch!r}, but only networks of `models` have auxiliary branches.")
+        raise ClassifierError(
+            f"`branch` is {branch!r}, but only networks of `models` have auxiliary branches."
+        )
     is_traceable = isinstance(model, tf.Module) or hasattr(model, "get_concrete_function")
     if is_network:
         try:
             branch_index(branch, model.aux_branches)
         except ValueError as error:
             raise ClassifierError(str(error)) from error
-        function = lambda images: model(images, training=False, branch=branch)  # noqa: E731
+
+        def function(images):
+            return model(images, training=False, branch=branch)
     elif isinstance(model, tf.keras.Model):
-        function = lambda images: model(images, training=False)  # noqa: E731
+
+        def function(images):
+            return model(images, training=False)
     else:
         function = model
     size = image_size or (model.image_size if is_network else DEFAULT_IMAGE_SIZE)
     if is_network:  # which is known, and too large to be asked without need
         num_classes, output = model.num_classes, "logits"
     else:
-        num_classes, function, output = probe(function, own_name, size, tf.float32 if is_traceable else tf.uint8)
+        num_classes, function, output = probe(
+            function, own_name, size, tf.float32 if is_traceable else tf.uint8
+        )
     config = {"model": type(model).__name__, "output": output}
     if is_network:
         config["normalization"] = model.normalization
@@ -183,7 +200,9 @@ def probe(
     Raises:
         ClassifierError: the answer is no matrix with a row per image.
     """
-    noise = np.random.default_rng(0).integers(0, 256, [batch_size, image_size, image_size, 3], np.uint8)
+    noise = np.random.default_rng(0).integers(
+        0, 256, [batch_size, image_size, image_size, 3], np.uint8
+    )
     try:
         outputs = np.asarray(function(noise if dtype == tf.uint8 else tf.cast(noise, dtype)))
     except (tf.errors.OpError, ValueError, TypeError) as error:
@@ -199,6 +218,14 @@ def probe(
     if (outputs >= 0).all() and np.allclose(outputs.sum(1), 1.0, atol=1e-3):
         tiny = np.finfo(np.float32).tiny
         if dtype == tf.uint8:
-            return num_classes, lambda images: np.log(np.maximum(function(images), tiny)), "probabilities"
-        return num_classes, lambda images: tf.math.log(tf.maximum(function(images), tiny)), "probabilities"
+            return (
+                num_classes,
+                lambda images: np.log(np.maximum(function(images), tiny)),
+                "probabilities",
+            )
+        return (
+            num_classes,
+            lambda images: tf.math.log(tf.maximum(function(images), tiny)),
+            "probabilities",
+        )
     return num_classes, function, "logits"

@@ -19,7 +19,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.evaluation.image_predictions import NO_CLASS
 from efficientnet_advprop.evaluation.metrics import Score
-from tpu_utils import environment, randomness
+from tpu_utils.replicas import environment, randomness
 
 TOP_K = 5
 
@@ -41,7 +41,9 @@ class Answers(NamedTuple):
     probabilities: tf.Tensor
 
 
-def judge(logits: tf.Tensor, labels: tf.Tensor, kept_classes: Optional[Sequence[int]] = None) -> Answers:
+def judge(
+    logits: tf.Tensor, labels: tf.Tensor, kept_classes: Optional[Sequence[int]] = None
+) -> Answers:
     """Reads logits.
 
     Args:
@@ -59,7 +61,11 @@ def judge(logits: tf.Tensor, labels: tf.Tensor, kept_classes: Optional[Sequence[
     own = tf.gather(logits, labels, batch_dims=1)[:, None]
     is_before = (logits > own) | (tf.equal(logits, own) & (tf.range(num_classes) < labels[:, None]))
     top = tf.math.top_k(logits, min(TOP_K, num_classes))
-    classes = top.indices if kept_classes is None else tf.gather(tf.constant(list(kept_classes), tf.int32), top.indices)
+    classes = (
+        top.indices
+        if kept_classes is None
+        else tf.gather(tf.constant(list(kept_classes), tf.int32), top.indices)
+    )
     probabilities = tf.gather(tf.nn.softmax(logits), top.indices, batch_dims=1)
     return Answers(
         ranks=tf.where(is_finite, tf.reduce_sum(tf.cast(is_before, tf.int32), -1), num_classes),
@@ -72,8 +78,13 @@ def judge(logits: tf.Tensor, labels: tf.Tensor, kept_classes: Optional[Sequence[
 def worse(answers: Answers, others: Answers) -> Answers:
     """Image by image the answers under which the true class ranks lower; of equal ranks, those of the higher loss."""
     is_lower = others.ranks > answers.ranks
-    takes_other = is_lower | (tf.equal(others.ranks, answers.ranks) & (others.losses > answers.losses))
-    shaped = lambda value: takes_other if value.shape.rank == 1 else takes_other[:, None]  # noqa: E731
+    takes_other = is_lower | (
+        tf.equal(others.ranks, answers.ranks) & (others.losses > answers.losses)
+    )
+
+    def shaped(value):
+        return takes_other if value.shape.rank == 1 else takes_other[:, None]
+
     return Answers(*(tf.where(shaped(other), other, mine) for mine, other in zip(answers, others)))
 
 
@@ -122,7 +133,9 @@ class Evaluator:
             counts, total_loss = counts + batch_counts, total_loss + tf.cast(batch_loss, tf.float64)
         num_images, num_top1, num_top5 = (int(count) for count in counts)
         if not num_images:
-            raise ValueError("`batches` held no image, so there is no accuracy; is the set empty, or read to its end before?")
+            raise ValueError(
+                "`batches` held no image, so there is no accuracy; is the set empty, or read to its end before?"
+            )
         return Score(num_images, num_top1, num_top5, float(total_loss))
 
     def predict(self, batches: Iterable[dict[str, tf.Tensor]]) -> Iterator[dict[str, np.ndarray]]:
@@ -146,13 +159,19 @@ class Evaluator:
 
     def _count_on_all_replicas(self, batch, index):
         counts, loss = self._strategy.run(self._count, args=(batch, index))
-        return tuple(self._strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None) for sums in (counts, loss))
+        return tuple(
+            self._strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+            for sums in (counts, loss)
+        )
 
     def _judge_on_all_replicas(self, batch, index):
         answers = self._strategy.run(self._judge, args=(batch, index))._asdict()
         answers.update({name: batch[name] for name in ("labels", "mask", "positions")})
         if self._strategy.num_replicas_in_sync == 1:
-            return {name: self._strategy.experimental_local_results(value)[0] for name, value in answers.items()}
+            return {
+                name: self._strategy.experimental_local_results(value)[0]
+                for name, value in answers.items()
+            }
         return {name: self._strategy.gather(value, axis=0) for name, value in answers.items()}
 
     def _count(self, batch, index):
@@ -166,7 +185,10 @@ class Evaluator:
     def _judge(self, batch, index) -> Answers:
         """On one replica; under attack, the worst answers."""
         images, labels = tf.cast(batch["images"], tf.float32), batch["labels"]
-        judge_images = lambda images: judge(self._logits_fn(images), labels, self._kept_classes)  # noqa: E731
+
+        def judge_images(images):
+            return judge(self._logits_fn(images), labels, self._kept_classes)
+
         answers = judge_images(images)
         if self._attack is None:
             return answers
@@ -175,10 +197,16 @@ class Evaluator:
             seed = randomness.fold_in(seed, part)
 
         def try_once_more(restart, worst):
-            adversarial_images = self._attack(self._logits_fn, images, labels, randomness.fold_in(seed, restart))
+            adversarial_images = self._attack(
+                self._logits_fn, images, labels, randomness.fold_in(seed, restart)
+            )
             return restart + 1, worse(worst, judge_images(adversarial_images))
 
-        _, worst = tf.while_loop(lambda restart, _: restart < self._num_restarts, try_once_more, (tf.constant(0), answers))
+        _, worst = tf.while_loop(
+            lambda restart, _: restart < self._num_restarts,
+            try_once_more,
+            (tf.constant(0), answers),
+        )
         return worst
 
 

@@ -1,5 +1,7 @@
 """What a model said of each image of a test set: kept so that two models can be compared image by image.
 
+Usage:
+
     predictions = ImagePredictions.read("runs/evaluation/b3-advprop/predictions/imagenet.npz")
     predictions.image_ids, predictions.is_top1                    # str [n], bool [n]
     predictions.score(), predictions.calibration()
@@ -12,9 +14,9 @@ from typing import Sequence
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.data.records import write_atomically
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.files import write_atomically
 
 NO_CLASS = -1  # where the logits were not finite
 
@@ -44,7 +46,9 @@ class ImagePredictions:
     @classmethod
     def joined(cls, parts: "Sequence[ImagePredictions]") -> "ImagePredictions":
         fields = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields})
+        return cls(
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields}
+        )
 
     @property
     def is_top1(self) -> np.ndarray:
@@ -67,7 +71,9 @@ class ImagePredictions:
     def write(self, path: str) -> None:
         """As a compressed .npz that is there whole or not at all."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        np.savez_compressed(
+            buffer, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        )
         tf.io.gfile.makedirs(path.rsplit("/", 1)[0])
         write_atomically(path, buffer.getvalue())
 

@@ -13,10 +13,14 @@ import math
 import statistics
 from typing import Mapping, Sequence
 
-CorruptionErrors = Mapping[str, Sequence[float]]  # corruption → error in [0, 1] at each severity, the mildest first
+CorruptionErrors = Mapping[
+    str, Sequence[float]
+]  # corruption → error in [0, 1] at each severity, the mildest first
 
 
-def wilson_interval(num_correct: int, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(
+    num_correct: int, num_images: int, confidence: float = 0.95
+) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927): honest near 0 and 1, where ±1.96 standard errors is not.
 
     Args:
@@ -31,18 +35,30 @@ def wilson_interval(num_correct: int, num_images: int, confidence: float = 0.95)
         ValueError: an argument out of its range, with its name.
     """
     if num_images < 1:
-        raise ValueError(f"`num_images` is {num_images!r}, but a proportion needs at least one image.")
+        raise ValueError(
+            f"`num_images` is {num_images!r}, but a proportion needs at least one image."
+        )
     if not 0 <= num_correct <= num_images:
-        raise ValueError(f"`num_correct` is {num_correct!r}, but must lie in [0, `num_images` = {num_images}].")
+        raise ValueError(
+            f"`num_correct` is {num_correct!r}, but must lie in [0, `num_images` = {num_images}]."
+        )
     if not 0.0 < confidence < 1.0:
-        raise ValueError(f"`confidence` is {confidence!r}, but must lie in (0, 1), for instance 0.95.")
+        raise ValueError(
+            f"`confidence` is {confidence!r}, but must lie in (0, 1), for instance 0.95."
+        )
     z = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
     proportion = num_correct / num_images
     weight = 1.0 + z * z / num_images
     centre = (proportion + z * z / (2 * num_images)) / weight
-    half = z / weight * math.sqrt(proportion * (1.0 - proportion) / num_images + (z / (2 * num_images)) ** 2)
+    half = (
+        z
+        / weight
+        * math.sqrt(proportion * (1.0 - proportion) / num_images + (z / (2 * num_images)) ** 2)
+    )
     # At 0 and at `num_images` the interval ends there exactly; rounding must not move it.
-    return (0.0 if num_correct == 0 else centre - half), (1.0 if num_correct == num_images else centre + half)
+    return (0.0 if num_correct == 0 else centre - half), (
+        1.0 if num_correct == num_images else centre + half
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +78,12 @@ class Score:
     total_loss: float = dataclasses.field(default=0.0, compare=False)
 
     def __add__(self, other: "Score") -> "Score":
-        return Score(*(mine + theirs for mine, theirs in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+        return Score(
+            *(
+                mine + theirs
+                for mine, theirs in zip(dataclasses.astuple(self), dataclasses.astuple(other))
+            )
+        )
 
     @property
     def top1(self) -> float:
@@ -107,11 +128,15 @@ def _check_same_cells(errors: CorruptionErrors, baseline_errors: CorruptionError
 
 def _ratio(corruption: str, numerator: float, denominator: float) -> float:
     if denominator <= 0.0:
-        raise ValueError(f"`baseline_errors` of {corruption!r} come to {denominator:g}, but must be > 0 to divide by.")
+        raise ValueError(
+            f"`baseline_errors` of {corruption!r} come to {denominator:g}, but must be > 0 to divide by."
+        )
     return numerator / denominator
 
 
-def corruption_errors(errors: CorruptionErrors, baseline_errors: CorruptionErrors) -> dict[str, float]:
+def corruption_errors(
+    errors: CorruptionErrors, baseline_errors: CorruptionErrors
+) -> dict[str, float]:
     """CE of each corruption: Σ over severities of the error, divided by the baseline's sum (Hendrycks & Dietterich, ICLR 2019).
 
     Args:
@@ -125,7 +150,10 @@ def corruption_errors(errors: CorruptionErrors, baseline_errors: CorruptionError
         ValueError: corruptions or severities do not match, or a baseline without errors.
     """
     _check_same_cells(errors, baseline_errors)
-    return {name: _ratio(name, sum(values), sum(baseline_errors[name])) for name, values in errors.items()}
+    return {
+        name: _ratio(name, sum(values), sum(baseline_errors[name]))
+        for name, values in errors.items()
+    }
 
 
 def mean_corruption_error(errors: CorruptionErrors, baseline_errors: CorruptionErrors) -> float:
@@ -134,7 +162,10 @@ def mean_corruption_error(errors: CorruptionErrors, baseline_errors: CorruptionE
 
 
 def relative_mean_corruption_error(
-    errors: CorruptionErrors, clean_error: float, baseline_errors: CorruptionErrors, baseline_clean_error: float
+    errors: CorruptionErrors,
+    clean_error: float,
+    baseline_errors: CorruptionErrors,
+    baseline_clean_error: float,
 ) -> float:
     """Relative mCE: as mCE, of what each corruption adds to the clean error; below 0 a model does better corrupted than clean.
 
@@ -147,5 +178,8 @@ def relative_mean_corruption_error(
     """
     _check_same_cells(errors, baseline_errors)
     added = {name: sum(value - clean_error for value in values) for name, values in errors.items()}
-    baseline = {name: sum(value - baseline_clean_error for value in values) for name, values in baseline_errors.items()}
+    baseline = {
+        name: sum(value - baseline_clean_error for value in values)
+        for name, values in baseline_errors.items()
+    }
     return statistics.fmean(_ratio(name, added[name], baseline[name]) for name in errors)

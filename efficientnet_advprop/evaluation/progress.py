@@ -1,5 +1,7 @@
 """How far a long evaluation is: a bar on a terminal, a line now and then elsewhere.
 
+Usage:
+
     with Progress(num_images=3_750_000) as progress:
         progress.start("imagenet_c/fog/3")
         progress.add(64)
@@ -12,17 +14,9 @@ from typing import Callable, Optional
 
 import tqdm
 
+from efficientnet_advprop.files import format_duration
+
 _SECONDS_BETWEEN_LINES = 30.0
-
-
-def format_duration(seconds: float) -> str:
-    """ "42 s", "12 min 05 s" or "3 h 07 min"."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
 class Progress:
@@ -37,7 +31,12 @@ class Progress:
         self._num_images, self._log, self._num_done = num_images, log, 0
         self._is_terminal = log is None and sys.stderr.isatty()
         self._bar = tqdm.tqdm(
-            total=num_images, unit=" images", unit_scale=True, dynamic_ncols=True, smoothing=0.05, disable=not self._is_terminal
+            total=num_images,
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            disable=not self._is_terminal,
         )
         self._current, self._started, self._last_line = "", None, time.monotonic()
 
@@ -61,7 +60,10 @@ class Progress:
         self._bar.update(num_images)
         if not self._is_terminal and now - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            line, speed = f"{self._current}  {self._num_done:,} of {self._num_images:,} images", self._images_per_second(now)
+            line, speed = (
+                f"{self._current}  {self._num_done:,} of {self._num_images:,} images",
+                self._images_per_second(now),
+            )
             if speed:
                 line += f", {speed:,.0f} images/s, ETA {format_duration((self._num_images - self._num_done) / speed)}"
             self.write(line)

@@ -128,7 +128,12 @@ class Results:
     test_sets: dict[str, TestSetResult] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
-        return json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        return (
+            json.dumps(
+                {"format": _FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False
+            )
+            + "\n"
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "Results":
@@ -141,10 +146,15 @@ class Results:
             held = json.loads(text)
             if held.pop("format") != _FORMAT:
                 raise ValueError("of another format")
-            test_sets = {name: TestSetResult.from_json(result) for name, result in held.pop("test_sets").items()}
+            test_sets = {
+                name: TestSetResult.from_json(result)
+                for name, result in held.pop("test_sets").items()
+            }
             return cls(**held, test_sets=test_sets)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"`text` holds no results ({error!r}); they are written by `Results.to_json`.") from error
+            raise ValueError(
+                f"`text` holds no results ({error!r}); they are written by `Results.to_json`."
+            ) from error
 
     @classmethod
     def read(cls, path: str) -> "Results":
@@ -162,11 +172,17 @@ class Results:
 
     def corrupted_suites(self) -> list[str]:
         """The suites of corrupted images that were measured: "imagenet_c", "imagenet_c_made", …"""
-        return list(dict.fromkeys(name.split("/")[0] for name in self.test_sets if name.count("/") == 2))
+        return list(
+            dict.fromkeys(name.split("/")[0] for name in self.test_sets if name.count("/") == 2)
+        )
 
     def corruptions(self, suite: str) -> list[str]:
         """The corruptions of a suite that were measured, in their order."""
-        return list(dict.fromkeys(name.split("/")[1] for name in self.test_sets if name.startswith(f"{suite}/")))
+        return list(
+            dict.fromkeys(
+                name.split("/")[1] for name in self.test_sets if name.startswith(f"{suite}/")
+            )
+        )
 
     def epsilons(self) -> list[float]:
         """The radii of the attacks that were measured, in their order; pixels of 255."""
@@ -175,20 +191,34 @@ class Results:
     def severities(self, suite: str, corruption: str) -> list[Score]:
         """The scores under a corruption, the mildest first."""
         names = [name for name in self.test_sets if name.startswith(f"{suite}/{corruption}/")]
-        return [self.test_sets[name].score for name in sorted(names, key=lambda name: int(name.split("/")[2]))]
+        return [
+            self.test_sets[name].score
+            for name in sorted(names, key=lambda name: int(name.split("/")[2]))
+        ]
 
     def missing(self, suite: str) -> list[str]:
         """Which of a suite's 15 × 5 corrupted sets were not measured: none, or there is no mCE."""
-        names = [corrupted(suite, name, severity) for name in corruptions.CORRUPTIONS for severity in corruptions.SEVERITIES]
+        names = [
+            corrupted(suite, name, severity)
+            for name in corruptions.CORRUPTIONS
+            for severity in corruptions.SEVERITIES
+        ]
         return [name for name in names if name not in self.test_sets]
 
     def incomplete(self, suite: str) -> list[str]:
         """Which of a suite's test sets were measured in part only: none, or whatever is said of the suite must say so."""
-        return [name for name, result in self.test_sets.items() if name.split("/")[0] == suite and not result.is_complete]
+        return [
+            name
+            for name, result in self.test_sets.items()
+            if name.split("/")[0] == suite and not result.is_complete
+        ]
 
     def errors(self, suite: str) -> dict[str, list[float]]:
         """Corruption → top-1 error by severity, as `metrics` wants them."""
-        return {name: [score.error for score in self.severities(suite, name)] for name in self.corruptions(suite)}
+        return {
+            name: [score.error for score in self.severities(suite, name)]
+            for name in self.corruptions(suite)
+        }
 
     def mean_corrupted_accuracy(self, suite: str, corruption: Optional[str] = None) -> float:
         """The plain mean top-1 accuracy over all corrupted sets of a suite, or over those of one corruption."""
@@ -204,7 +234,9 @@ class Results:
         """
         missing = self.missing(suite)
         if missing:
-            raise ValueError(f"{suite} has no mCE: {len(missing)} of its sets were not measured ({missing[0]}, …).")
+            raise ValueError(
+                f"{suite} has no mCE: {len(missing)} of its sets were not measured ({missing[0]}, …)."
+            )
         return metrics.mean_corruption_error(self.errors(suite), baseline)
 
     def corruption_errors(self, suite: str, baseline: metrics.CorruptionErrors) -> dict[str, float]:

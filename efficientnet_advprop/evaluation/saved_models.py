@@ -22,7 +22,7 @@ from efficientnet_advprop.evaluation.classifiers import (
     ClassifierError,
     probe,
 )
-from tpu_utils.brief_message import brief_message
+from tpu_utils.errors import brief_message
 
 _FIRST_CHOICES = ("predict_images", "serving_default")
 
@@ -41,7 +41,9 @@ def load(path: str, *, image_size: Optional[int] = None, crop: Optional[str] = N
         loaded = tf.saved_model.load(path)
     except (OSError, ValueError, tf.errors.OpError) as error:
         reason = brief_message(error)
-        raise ClassifierError(f"`--saved_model` is {path!r}, which cannot be loaded: {reason}") from error
+        raise ClassifierError(
+            f"`--saved_model` is {path!r}, which cannot be loaded: {reason}"
+        ) from error
     name, signature, images, output = _choose_signature(path, loaded.signatures)
     metadata = _read_metadata(path)
     if images.shape[1] != images.shape[2]:
@@ -76,14 +78,22 @@ def load(path: str, *, image_size: Optional[int] = None, crop: Optional[str] = N
 
 def _choose_signature(path, signatures):
     """(name, signature, spec of its images, key of its logits)."""
-    specs_of = lambda signature: signature.structured_input_signature[1].values()  # noqa: E731
+
+    def specs_of(signature):
+        return signature.structured_input_signature[1].values()
+
     fitting = {}
     for name, signature in signatures.items():
         inputs = list(specs_of(signature))
         outputs = signature.structured_outputs
         matrices = [key for key, spec in outputs.items() if spec.shape.rank == 2]
         output = "logits" if "logits" in matrices else matrices[0] if len(matrices) == 1 else None
-        is_images = len(inputs) == 1 and inputs[0].shape.rank == 4 and inputs[0].shape[-1] == 3 and inputs[0].dtype != tf.string
+        is_images = (
+            len(inputs) == 1
+            and inputs[0].shape.rank == 4
+            and inputs[0].shape[-1] == 3
+            and inputs[0].dtype != tf.string
+        )
         if is_images and output is not None:
             fitting[name] = (name, signature, inputs[0], output)
     for name in (*_FIRST_CHOICES, *fitting):
@@ -116,7 +126,11 @@ def _read_metadata(path: str) -> dict:
 def _digest(path: str) -> str:
     """SHA-256 over the files that hold graph and weights."""
     digest = hashlib.sha256()
-    for file_path in sorted(tf.io.gfile.glob([os.path.join(path, "saved_model.pb"), os.path.join(path, "variables", "*")])):
+    for file_path in sorted(
+        tf.io.gfile.glob(
+            [os.path.join(path, "saved_model.pb"), os.path.join(path, "variables", "*")]
+        )
+    ):
         with tf.io.gfile.GFile(file_path, "rb") as file:
             digest.update(f"{os.path.basename(file_path)} {file.size()};".encode())
             while part := file.read(1 << 24):

@@ -1,14 +1,20 @@
 """Networks: EfficientNet and ResNet with dual batch norms, and the checkpoints that they read and write."""
 
-from efficientnet_advprop.models.checkpoint_sources import CheckpointError
+from efficientnet_advprop.models.checkpoints.checkpoint_sources import CheckpointError
+from efficientnet_advprop.models.checkpoints.keras_weights import (
+    KERAS_ARGUMENTS,
+    load_keras_weights,
+)
+from efficientnet_advprop.models.checkpoints.released_checkpoints import (
+    load_released_checkpoint,
+    save_released_checkpoint,
+)
+from efficientnet_advprop.models.checkpoints.timm_weights import load_timm_weights
 from efficientnet_advprop.models.efficientnet import EfficientNet
 from efficientnet_advprop.models.families import make_network
-from efficientnet_advprop.models.keras_weights import KERAS_ARGUMENTS, load_keras_weights
 from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.models.normalization import DualBatchNormalization
-from efficientnet_advprop.models.released_checkpoints import load_released_checkpoint, save_released_checkpoint
 from efficientnet_advprop.models.resnet import ResNet
-from efficientnet_advprop.models.timm_weights import load_timm_weights
 
 __all__ = [
     "CheckpointError",

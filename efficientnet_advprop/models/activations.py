@@ -84,7 +84,9 @@ def gated_swish(x: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
     def gradient(upstream):
         products = tf.cast(upstream, tf.float32) * tf.cast(y, tf.float32)
         upstream_gates = tf.cast(tf.reduce_sum(products, [1, 2]), x.dtype)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:  # small matrices: cheaper run again than kept
+        with tf.GradientTape(
+            watch_accessed_variables=False
+        ) as tape:  # small matrices: cheaper run again than kept
             tape.watch([pooled, *weights])
             again = squeeze_excite(pooled, *weights)
         upstream_mean, *weight_gradients = tape.gradient(again, [pooled, *weights], upstream_gates)

@@ -78,6 +78,14 @@ class EfficientNet(Network):
         norms, policy = self.norm_arguments, self.dtype_policy_of_layers
         self.stem = Stem(scaling.round_filters(scaling.STEM_FILTERS, width), norms, dtype=policy)
         blocks = scaling.scaled_blocks(width, depth, survival_prob)
-        self.blocks = [MBConvBlock(block, norms, f"blocks_{i}", dtype=policy) for i, block in enumerate(blocks)]
-        self.head = Head(scaling.round_filters(scaling.HEAD_FILTERS, width), num_classes, dropout, norms, dtype=policy)
+        self.blocks = [
+            MBConvBlock(block, norms, f"blocks_{i}", dtype=policy) for i, block in enumerate(blocks)
+        ]
+        self.head = Head(
+            scaling.round_filters(scaling.HEAD_FILTERS, width),
+            num_classes,
+            dropout,
+            norms,
+            dtype=policy,
+        )
         self.build([None, None, None, 3])

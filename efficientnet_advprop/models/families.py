@@ -1,5 +1,7 @@
 """Which family a variant belongs to.
 
+Usage:
+
     model = make_network("resnet50", num_classes=1000, aux_branches=1)   # a `ResNet`; "b0" an `EfficientNet`
 """
 
@@ -8,7 +10,10 @@ from efficientnet_advprop.models.efficientnet import EfficientNet
 from efficientnet_advprop.models.network import Network, check_choice
 from efficientnet_advprop.models.resnet import ResNet
 
-FAMILIES = {**dict.fromkeys(scaling.VARIANTS, EfficientNet), **dict.fromkeys(resnet_scaling.VARIANTS, ResNet)}
+FAMILIES = {
+    **dict.fromkeys(scaling.VARIANTS, EfficientNet),
+    **dict.fromkeys(resnet_scaling.VARIANTS, ResNet),
+}
 
 
 def make_network(variant: str, **arguments) -> Network:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from efficientnet_advprop.models import activations
 from efficientnet_advprop.models.normalization import MAIN, DualBatchNormalization
 from efficientnet_advprop.models.scaling import Block
-from tpu_utils import randomness
+from tpu_utils.replicas import randomness
 
 
 def kernel_initializer() -> tf.keras.initializers.Initializer:
@@ -47,7 +47,13 @@ class Convolution(tf.keras.layers.Layer):
     """
 
     def __init__(
-        self, filters: int, kernel_size: int, strides: int = 1, symmetric_padding: bool = False, initializer=None, **kwargs
+        self,
+        filters: int,
+        kernel_size: int,
+        strides: int = 1,
+        symmetric_padding: bool = False,
+        initializer=None,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
@@ -59,7 +65,9 @@ class Convolution(tf.keras.layers.Layer):
 
     def build(self, input_shape):
         shape = [self.kernel_size, self.kernel_size, input_shape[-1], self.filters]
-        self.kernel = self.add_weight("kernel", shape, tf.float32, self.initializer, experimental_autocast=False)
+        self.kernel = self.add_weight(
+            "kernel", shape, tf.float32, self.initializer, experimental_autocast=False
+        )
         self.built = True
 
     def call(self, inputs, scale=None, offset=None):
@@ -74,7 +82,9 @@ class Convolution(tf.keras.layers.Layer):
         """
         kernel = tf.cast(self.kernel if scale is None else self.kernel * scale, self.compute_dtype)
         outputs = tf.nn.conv2d(inputs, kernel, self.strides, self.padding)
-        return outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
+        return (
+            outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
+        )
 
 
 class DepthwiseConvolution(tf.keras.layers.Layer):
@@ -95,8 +105,12 @@ class DepthwiseConvolution(tf.keras.layers.Layer):
         """Convolves each channel; arguments and result as those of `Convolution`."""
         kernel = self.depthwise_kernel if scale is None else self.depthwise_kernel * scale[:, None]
         strides = [1, self.strides, self.strides, 1]
-        outputs = tf.nn.depthwise_conv2d(inputs, tf.cast(kernel, self.compute_dtype), strides, "SAME")
-        return outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
+        outputs = tf.nn.depthwise_conv2d(
+            inputs, tf.cast(kernel, self.compute_dtype), strides, "SAME"
+        )
+        return (
+            outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
+        )
 
 
 class PointwiseWeights(tf.keras.layers.Layer):
@@ -108,8 +122,12 @@ class PointwiseWeights(tf.keras.layers.Layer):
 
     def build(self, input_shape):
         shape = [1, 1, input_shape[-1], self.units]
-        self.kernel = self.add_weight("kernel", shape, tf.float32, kernel_initializer(), experimental_autocast=False)
-        self.bias = self.add_weight("bias", [self.units], tf.float32, "zeros", experimental_autocast=False)
+        self.kernel = self.add_weight(
+            "kernel", shape, tf.float32, kernel_initializer(), experimental_autocast=False
+        )
+        self.bias = self.add_weight(
+            "bias", [self.units], tf.float32, "zeros", experimental_autocast=False
+        )
         self.built = True
 
     def call(self, dtype):
@@ -131,15 +149,25 @@ class GatedSwish(tf.keras.layers.Layer):
 
     def call(self, inputs):
         """[batch, height, width, channels] → the same, in the same dtype."""
-        return activations.gated_swish(inputs, *self.reduce(inputs.dtype), *self.expand(inputs.dtype))
+        return activations.gated_swish(
+            inputs, *self.reduce(inputs.dtype), *self.expand(inputs.dtype)
+        )
 
 
 def convolve_and_normalize(
-    convolution, norm: DualBatchNormalization, inputs, *, training: bool, branch: str, update_statistics: bool
+    convolution,
+    norm: DualBatchNormalization,
+    inputs,
+    *,
+    training: bool,
+    branch: str,
+    update_statistics: bool,
 ):
     """A convolution and its batch norm; in inference mode (or frozen) the norm goes into the kernel."""
     if training and norm.trainable:
-        return norm(convolution(inputs), training=True, branch=branch, update_statistics=update_statistics)
+        return norm(
+            convolution(inputs), training=True, branch=branch, update_statistics=update_statistics
+        )
     return convolution(inputs, *norm.affine(branch))
 
 
@@ -162,15 +190,24 @@ class Stem(tf.keras.layers.Layer):
     def __init__(self, filters: int, norm_arguments: dict, **kwargs):
         super().__init__(name="stem", **kwargs)
         self.convolution = Convolution(filters, 3, 2, name="conv2d", dtype=kwargs.get("dtype"))
-        self.norm = DualBatchNormalization(name="tpu_batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments)
+        self.norm = DualBatchNormalization(
+            name="tpu_batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments
+        )
 
     def build(self, input_shape):
-        build_in_scopes([(self.convolution, input_shape), (self.norm, [None, None, None, self.convolution.filters])])
+        build_in_scopes(
+            [
+                (self.convolution, input_shape),
+                (self.norm, [None, None, None, self.convolution.filters]),
+            ]
+        )
         self.built = True
 
     def call(self, inputs, training=False, branch=MAIN, update_statistics=True):
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
-        return activations.swish(convolve_and_normalize(self.convolution, self.norm, inputs, **mode))
+        return activations.swish(
+            convolve_and_normalize(self.convolution, self.norm, inputs, **mode)
+        )
 
 
 class MBConvBlock(tf.keras.layers.Layer):
@@ -184,7 +221,9 @@ class MBConvBlock(tf.keras.layers.Layer):
         filters = block.input_filters * block.expand_ratio
         # The official names count up over what a block has: without an expansion the projection is "conv2d".
         convolution_names = iter(["conv2d", "conv2d_1"])
-        norm_names = iter(["tpu_batch_normalization", "tpu_batch_normalization_1", "tpu_batch_normalization_2"])
+        norm_names = iter(
+            ["tpu_batch_normalization", "tpu_batch_normalization_1", "tpu_batch_normalization_2"]
+        )
 
         def make_norm():
             return DualBatchNormalization(name=next(norm_names), dtype=dtype, **norm_arguments)
@@ -193,22 +232,41 @@ class MBConvBlock(tf.keras.layers.Layer):
         if block.expand_ratio != 1:
             self.expand = Convolution(filters, 1, name=next(convolution_names), dtype=dtype)
             self.expand_norm = make_norm()
-        self.depthwise = DepthwiseConvolution(block.kernel_size, block.strides, name="depthwise_conv2d", dtype=dtype)
+        self.depthwise = DepthwiseConvolution(
+            block.kernel_size, block.strides, name="depthwise_conv2d", dtype=dtype
+        )
         self.depthwise_norm = make_norm()
         self.gated_swish = GatedSwish(block.squeeze_filters, filters, name="se", dtype=dtype)
-        self.project = Convolution(block.output_filters, 1, name=next(convolution_names), dtype=dtype)
+        self.project = Convolution(
+            block.output_filters, 1, name=next(convolution_names), dtype=dtype
+        )
         self.project_norm = make_norm()
 
     def build(self, input_shape):
         expanded = [None, None, None, self.block.input_filters * self.block.expand_ratio]
         projected = [None, None, None, self.block.output_filters]
-        parts = [] if self.expand is None else [(self.expand, input_shape), (self.expand_norm, expanded)]
-        parts += [(self.depthwise, expanded), (self.depthwise_norm, expanded), (self.gated_swish, expanded)]
+        parts = (
+            []
+            if self.expand is None
+            else [(self.expand, input_shape), (self.expand_norm, expanded)]
+        )
+        parts += [
+            (self.depthwise, expanded),
+            (self.depthwise_norm, expanded),
+            (self.gated_swish, expanded),
+        ]
         parts += [(self.project, expanded), (self.project_norm, projected)]
         build_in_scopes(parts)
         self.built = True
 
-    def call(self, inputs, training=False, branch=MAIN, update_statistics=True, seed: Optional[tf.Tensor] = None):
+    def call(
+        self,
+        inputs,
+        training=False,
+        branch=MAIN,
+        update_statistics=True,
+        seed: Optional[tf.Tensor] = None,
+    ):
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
         x = inputs
         if self.expand is not None:
@@ -225,22 +283,37 @@ class MBConvBlock(tf.keras.layers.Layer):
 class Head(tf.keras.layers.Layer):
     """The last 1×1 convolution, the mean over the image, dropout and the classifier."""
 
-    def __init__(self, filters: int, num_classes: int, dropout_rate: float, norm_arguments: dict, **kwargs):
+    def __init__(
+        self, filters: int, num_classes: int, dropout_rate: float, norm_arguments: dict, **kwargs
+    ):
         super().__init__(name="head", **kwargs)
         self.dropout_rate = dropout_rate
         self.convolution = Convolution(filters, 1, name="conv2d", dtype=kwargs.get("dtype"))
-        self.norm = DualBatchNormalization(name="tpu_batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments)
+        self.norm = DualBatchNormalization(
+            name="tpu_batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments
+        )
         self.classifier = tf.keras.layers.Dense(
             num_classes, kernel_initializer=classifier_initializer(), name="dense", dtype=tf.float32
         )
 
     def build(self, input_shape):
         filters = self.convolution.filters
-        parts = [(self.convolution, input_shape), (self.norm, [None, None, None, filters]), (self.classifier, [None, filters])]
+        parts = [
+            (self.convolution, input_shape),
+            (self.norm, [None, None, None, filters]),
+            (self.classifier, [None, filters]),
+        ]
         build_in_scopes(parts)
         self.built = True
 
-    def call(self, inputs, training=False, branch=MAIN, update_statistics=True, seed: Optional[tf.Tensor] = None):
+    def call(
+        self,
+        inputs,
+        training=False,
+        branch=MAIN,
+        update_statistics=True,
+        seed: Optional[tf.Tensor] = None,
+    ):
         """Returns logits, float32 [batch, num_classes], and endpoints: "pooled_features", float32 [batch, filters], and
         "head_1x1", the last feature map."""
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)

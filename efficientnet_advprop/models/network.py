@@ -1,5 +1,7 @@
 """What the families of networks share: pixels in, stem, blocks, head, logits out, through one of the batch-norm branches.
 
+Usage:
+
     class ResNet(Network): …                                      # makes `stem`, `blocks` and `head`, then calls `build`
     logits = model(images, training=True, branch="aux", seed=seed)
     endpoints = model.features(images)                            # {"reduction_1": …, …, "features": …}
@@ -12,7 +14,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.models.normalization import MAIN, branch_index
 from efficientnet_advprop.models.recomputation import recompute_in_backward
-from tpu_utils import randomness
+from tpu_utils.replicas import randomness
 
 # Pixels x in [0, 255], RGB, become (x − mean) / deviation. AdvProp's checkpoints want [−1, 1], Keras's ResNets only Caffe's
 # means, all others ImageNet's mean and deviation.
@@ -41,7 +43,9 @@ class Network(tf.keras.Model):
         ValueError: an argument that is out of its range, with its name.
     """
 
-    stem_is_a_reduction = False  # whether a max-pooling follows the stem, whose output is then "reduction_1"
+    stem_is_a_reduction = (
+        False  # whether a max-pooling follows the stem, whose output is then "reduction_1"
+    )
 
     def __init__(self, arguments: dict[str, Any], variants: Iterable[str], default_name: str):
         check_choice("variant", arguments["variant"], variants)
@@ -51,14 +55,25 @@ class Network(tf.keras.Model):
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"`num_classes` is {num_classes!r}, but must be a whole number ≥ 1.")
         if not 0.0 < survival_prob <= 1.0:
-            raise ValueError(f"`survival_prob` is {survival_prob!r}, but must lie in (0, 1]; 1 switches stochastic depth off.")
+            raise ValueError(
+                f"`survival_prob` is {survival_prob!r}, but must lie in (0, 1]; 1 switches stochastic depth off."
+            )
         recomputed_blocks = arguments["recomputed_blocks"]
         if not isinstance(recomputed_blocks, int) or recomputed_blocks < 0:
-            raise ValueError(f"`recomputed_blocks` is {recomputed_blocks!r}, but must be a whole number ≥ 0; 0 keeps all.")
+            raise ValueError(
+                f"`recomputed_blocks` is {recomputed_blocks!r}, but must be a whole number ≥ 0; 0 keeps all."
+            )
         super().__init__(name=arguments["name"] or default_name)
         self.recomputed_blocks = recomputed_blocks
-        self.variant, self.num_classes, self.aux_branches = arguments["variant"], num_classes, arguments["aux_branches"]
-        self.normalization, self.activation_dtype = arguments["normalization"], arguments["compute_dtype"]
+        self.variant, self.num_classes, self.aux_branches = (
+            arguments["variant"],
+            num_classes,
+            arguments["aux_branches"],
+        )
+        self.normalization, self.activation_dtype = (
+            arguments["normalization"],
+            arguments["compute_dtype"],
+        )
         self._constructor_arguments = {**arguments, "name": self.name}
 
     @property
@@ -91,7 +106,9 @@ class Network(tf.keras.Model):
                     layer.build(tf.TensorShape([None, None, None, filters]))
         self.built = True
 
-    def call(self, images, training=False, branch: str = MAIN, update_statistics: bool = True, seed=None):
+    def call(
+        self, images, training=False, branch: str = MAIN, update_statistics: bool = True, seed=None
+    ):
         """Logits.
 
         Args:
@@ -121,7 +138,9 @@ class Network(tf.keras.Model):
     def _forward(self, images, training, branch, update_statistics, seed):
         images = tf.convert_to_tensor(images)
         if images.shape.rank != 4 or images.shape[-1] != 3:
-            raise ValueError(f"`images` have shape {images.shape}, but must be [batch, height, width, 3], pixels in [0, 255].")
+            raise ValueError(
+                f"`images` have shape {images.shape}, but must be [batch, height, width, 3], pixels in [0, 255]."
+            )
         branch_index(branch, self.aux_branches)
         if training:
             seed = randomness.seed_or_fresh(seed)
@@ -165,12 +184,16 @@ class Network(tf.keras.Model):
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises a `ValueError` that names the argument, unless `value` is one of `choices`."""
     if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}, but must be one of {', '.join(map(repr, choices))}.")
+        raise ValueError(
+            f"`{name}` is {value!r}, but must be one of {', '.join(map(repr, choices))}."
+        )
 
 
 def check_scaling(width: float, depth: float, dropout_rate: float) -> None:
     """Raises a `ValueError` unless the multipliers are positive and the rate is in [0, 1)."""
     if width <= 0 or depth <= 0:
-        raise ValueError(f"`width_coefficient` is {width!r} and `depth_coefficient` {depth!r}, but both must be positive.")
+        raise ValueError(
+            f"`width_coefficient` is {width!r} and `depth_coefficient` {depth!r}, but both must be positive."
+        )
     if not 0.0 <= dropout_rate < 1.0:
         raise ValueError(f"`dropout_rate` is {dropout_rate!r}, but must lie in [0, 1).")

@@ -13,7 +13,7 @@ from typing import NamedTuple, Optional
 
 import tensorflow as tf
 
-from tpu_utils import environment, reduction
+from tpu_utils.replicas import environment, reduction
 
 MAIN = "main"
 AUX_SHARES = ("none", "statistics", "affine")
@@ -22,7 +22,9 @@ AUX_SHARES = ("none", "statistics", "affine")
 
 def branch_names(aux_branches: int) -> tuple[str, ...]:
     """The names of a layer's branches, in order: "main", "aux", "aux_2", … ("aux_1" is accepted as another word for "aux")."""
-    return (MAIN,) + tuple("aux" if index == 1 else f"aux_{index}" for index in range(1, aux_branches + 1))
+    return (MAIN,) + tuple(
+        "aux" if index == 1 else f"aux_{index}" for index in range(1, aux_branches + 1)
+    )
 
 
 def branch_index(branch: str, aux_branches: int) -> int:
@@ -59,7 +61,11 @@ class _AffineOnly(tf.keras.layers.BatchNormalization):
     """Gamma and beta of an auxiliary branch that has no statistics of its own."""
 
     def add_weight(self, name=None, **kwargs):
-        return None if name in ("moving_mean", "moving_variance") else super().add_weight(name=name, **kwargs)
+        return (
+            None
+            if name in ("moving_mean", "moving_variance")
+            else super().add_weight(name=name, **kwargs)
+        )
 
 
 @tf.keras.utils.register_keras_serializable("efficientnet_advprop")
@@ -99,35 +105,57 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
         **kwargs,
     ):
         if not isinstance(aux_branches, int) or aux_branches < 0:
-            raise ValueError(f"`aux_branches` is {aux_branches!r}, but must be a whole number ≥ 0; 0 is a plain batch norm.")
+            raise ValueError(
+                f"`aux_branches` is {aux_branches!r}, but must be a whole number ≥ 0; 0 is a plain batch norm."
+            )
         if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"`momentum` is {momentum!r}, but must lie in [0, 1); 0.99 is the official value.")
+            raise ValueError(
+                f"`momentum` is {momentum!r}, but must lie in [0, 1); 0.99 is the official value."
+            )
         if epsilon <= 0.0:
-            raise ValueError(f"`epsilon` is {epsilon!r}, but must be positive; 1e-3 is the official value.")
+            raise ValueError(
+                f"`epsilon` is {epsilon!r}, but must be positive; 1e-3 is the official value."
+            )
         if group_size is not None and (not isinstance(group_size, int) or group_size < 1):
-            raise ValueError(f"`group_size` is {group_size!r}, but must be a whole number ≥ 1, or None for the official rule.")
+            raise ValueError(
+                f"`group_size` is {group_size!r}, but must be a whole number ≥ 1, or None for the official rule."
+            )
         if aux_shares not in AUX_SHARES:
-            raise ValueError(f"`aux_shares` is {aux_shares!r}, but must be one of {', '.join(map(repr, AUX_SHARES))}.")
+            raise ValueError(
+                f"`aux_shares` is {aux_shares!r}, but must be one of {', '.join(map(repr, AUX_SHARES))}."
+            )
         for option in ("renorm", "virtual_batch_size", "adjustment", "fused", "synchronized"):
             if option in kwargs:
-                raise ValueError(f"`{option}` is given, but this layer has no such option; leave it out.")
+                raise ValueError(
+                    f"`{option}` is given, but this layer has no such option; leave it out."
+                )
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
         self.aux_branches, self.group_size, self.aux_shares = aux_branches, group_size, aux_shares
         shared = super().get_config()
         if aux_shares == "affine":
             shared.update(center=False, scale=False)
-        make_child = _AffineOnly if aux_shares == "statistics" else tf.keras.layers.BatchNormalization
-        self.aux = [make_child(**{**shared, "name": name}) for name in branch_names(aux_branches)[1:]]
+        make_child = (
+            _AffineOnly if aux_shares == "statistics" else tf.keras.layers.BatchNormalization
+        )
+        self.aux = [
+            make_child(**{**shared, "name": name}) for name in branch_names(aux_branches)[1:]
+        ]
 
     def get_config(self):
-        own = {"aux_branches": self.aux_branches, "group_size": self.group_size, "aux_shares": self.aux_shares}
+        own = {
+            "aux_branches": self.aux_branches,
+            "group_size": self.group_size,
+            "aux_shares": self.aux_shares,
+        }
         return {**super().get_config(), **own}
 
     def build(self, input_shape):
         rank = len(input_shape)
         axis = list(self.axis) if isinstance(self.axis, (list, tuple)) else [self.axis]
         if axis not in ([-1], [rank - 1]):
-            raise ValueError(f"`axis` is {self.axis!r}, but only the last axis can be normalised; put the channels last.")
+            raise ValueError(
+                f"`axis` is {self.axis!r}, but only the last axis can be normalised; put the channels last."
+            )
         super().build(input_shape)
         for child in self.aux:  # all of them now: a branch first used inside a traced step could not create its variables there
             with tf.name_scope(child.name):
@@ -136,7 +164,11 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
     @property
     def num_replicas_together(self) -> int:
         """How many of the replicas that run the current step share their moments: 1 means no communication."""
-        return official_group_size(environment.current().num_replicas) if self.group_size is None else self.group_size
+        return (
+            official_group_size(environment.current().num_replicas)
+            if self.group_size is None
+            else self.group_size
+        )
 
     def variables_of(self, branch: str) -> BranchVariables:
         """The variables that a branch normalises with: this layer's own for "main", and for others what they share with it."""
@@ -144,7 +176,9 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
         own = self if index == 0 else self.aux[index - 1]
         affine = self if self.aux_shares == "affine" else own
         statistics = self if self.aux_shares == "statistics" else own
-        return BranchVariables(affine.gamma, affine.beta, statistics.moving_mean, statistics.moving_variance)
+        return BranchVariables(
+            affine.gamma, affine.beta, statistics.moving_mean, statistics.moving_variance
+        )
 
     def affine(self, branch: str = MAIN) -> tuple[tf.Tensor, tf.Tensor]:
         """The inference-mode batch norm as y = scale·x + offset, from the running statistics.
@@ -191,13 +225,23 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
             outputs, mean, variance = self._normalize_fused(inputs, held)
         if update_statistics:
             held.moving_mean.assign_sub((held.moving_mean - mean) * (1.0 - self.momentum))
-            held.moving_variance.assign_sub((held.moving_variance - variance) * (1.0 - self.momentum))
+            held.moving_variance.assign_sub(
+                (held.moving_variance - variance) * (1.0 - self.momentum)
+            )
         return outputs
 
     def _parameters(self, held):
         """Gamma and beta, float32 [channels]; ones and zeros where the layer has none."""
-        gamma = tf.ones_like(held.moving_variance) if held.gamma is None else tf.convert_to_tensor(held.gamma)
-        beta = tf.zeros_like(held.moving_mean) if held.beta is None else tf.convert_to_tensor(held.beta)
+        gamma = (
+            tf.ones_like(held.moving_variance)
+            if held.gamma is None
+            else tf.convert_to_tensor(held.gamma)
+        )
+        beta = (
+            tf.zeros_like(held.moving_mean)
+            if held.beta is None
+            else tf.convert_to_tensor(held.beta)
+        )
         return gamma, beta
 
     def _normalize_fused(self, inputs, held):
@@ -206,7 +250,12 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
         channels = inputs.shape[-1]
         images = inputs if inputs.shape.rank == 4 else tf.reshape(inputs, [-1, 1, 1, channels])
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=images, scale=gamma, offset=beta, mean=tf.zeros([channels]), variance=tf.ones([channels]), epsilon=self.epsilon
+            x=images,
+            scale=gamma,
+            offset=beta,
+            mean=tf.zeros([channels]),
+            variance=tf.ones([channels]),
+            epsilon=self.epsilon,
         )
         count = tf.cast(tf.size(inputs) // channels, tf.float32)
         if inputs.shape.rank != 4:
@@ -224,7 +273,9 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
             tf.stack([own_mean, own_variance + tf.square(own_mean)]), self.num_replicas_together
         )
         mean = moments[0]
-        variance = tf.nn.relu(moments[1] - tf.square(mean))  # rounding can leave it below zero where a channel is constant
+        variance = tf.nn.relu(
+            moments[1] - tf.square(mean)
+        )  # rounding can leave it below zero where a channel is constant
         scale = tf.math.rsqrt(variance + self.epsilon) * gamma
         outputs = values * scale + (beta - mean * scale)
         return tf.cast(outputs, inputs.dtype), mean, variance
@@ -237,4 +288,9 @@ def batch_norms(model: tf.Module) -> list[DualBatchNormalization]:
 
 def moving_statistics(model: tf.Module) -> list[tf.Variable]:
     """The running statistics that training moves: those of all branches of all batch norms that are not frozen."""
-    return [variable for norm in batch_norms(model) if norm.trainable for variable in norm.non_trainable_variables]
+    return [
+        variable
+        for norm in batch_norms(model)
+        if norm.trainable
+        for variable in norm.non_trainable_variables
+    ]

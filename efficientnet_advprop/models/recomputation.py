@@ -10,11 +10,13 @@ from typing import Callable
 
 import tensorflow as tf
 
-from tpu_utils import ordering
+from tpu_utils.replicas import ordering
 
 
 def recompute_in_backward(
-    forward: Callable[[tf.Tensor], tf.Tensor], again: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor
+    forward: Callable[[tf.Tensor], tf.Tensor],
+    again: Callable[[tf.Tensor], tf.Tensor],
+    inputs: tf.Tensor,
 ) -> tf.Tensor:
     """`forward(inputs)`, of which nothing but `inputs` is kept for the gradient.
 
@@ -36,7 +38,10 @@ def recompute_in_backward(
                 tape.watch([starting_point, *variables])
                 outputs = again(starting_point)
             to_inputs, *to_variables = tape.gradient(
-                outputs, [starting_point, *variables], upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
+                outputs,
+                [starting_point, *variables],
+                upstream,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
             return (to_inputs, to_variables) if variables else to_inputs
 

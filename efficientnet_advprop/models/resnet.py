@@ -13,12 +13,17 @@ from typing import Optional
 import tensorflow as tf
 
 from efficientnet_advprop.models import activations, resnet_scaling
-from efficientnet_advprop.models.layers import Convolution, build_in_scopes, convolve_and_normalize, drop_residual
+from efficientnet_advprop.models.layers import (
+    Convolution,
+    build_in_scopes,
+    convolve_and_normalize,
+    drop_residual,
+)
 from efficientnet_advprop.models.network import Network, check_choice, check_scaling
 from efficientnet_advprop.models.normalization import MAIN, DualBatchNormalization
 from efficientnet_advprop.models.resnet_scaling import Bottleneck
 from efficientnet_advprop.models.scaling import round_filters
-from tpu_utils import randomness
+from tpu_utils.replicas import randomness
 
 STRIDE_PLACES = ("3x3", "1x1")
 POOL_PADDINGS = ("same", "symmetric")
@@ -27,7 +32,9 @@ POOL_PADDINGS = ("same", "symmetric")
 def _convolution(filters, kernel_size, strides=1, **kwargs) -> Convolution:
     """With the official initial kernels: a truncated normal of variance 1 / fan_in."""
     initializer = tf.keras.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
-    return Convolution(filters, kernel_size, strides, symmetric_padding=True, initializer=initializer, **kwargs)
+    return Convolution(
+        filters, kernel_size, strides, symmetric_padding=True, initializer=initializer, **kwargs
+    )
 
 
 class ResNetStem(tf.keras.layers.Layer):
@@ -36,10 +43,17 @@ class ResNetStem(tf.keras.layers.Layer):
     def __init__(self, filters: int, norm_arguments: dict, **kwargs):
         super().__init__(name="stem", **kwargs)
         self.convolution = _convolution(filters, 7, 2, name="conv2d", dtype=kwargs.get("dtype"))
-        self.norm = DualBatchNormalization(name="batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments)
+        self.norm = DualBatchNormalization(
+            name="batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments
+        )
 
     def build(self, input_shape):
-        build_in_scopes([(self.convolution, input_shape), (self.norm, [None, None, None, self.convolution.filters])])
+        build_in_scopes(
+            [
+                (self.convolution, input_shape),
+                (self.norm, [None, None, None, self.convolution.filters]),
+            ]
+        )
         self.built = True
 
     def call(self, inputs, training=False, branch=MAIN, update_statistics=True):
@@ -50,22 +64,30 @@ class ResNetStem(tf.keras.layers.Layer):
 class BottleneckBlock(tf.keras.layers.Layer):
     """relu(shortcut + norm(1×1(relu(norm(3×3(relu(norm(1×1(x))))))))), the shortcut being x or norm(1×1(x))."""
 
-    def __init__(self, block: Bottleneck, stride_in: str, norm_arguments: dict, name: str, **kwargs):
+    def __init__(
+        self, block: Bottleneck, stride_in: str, norm_arguments: dict, name: str, **kwargs
+    ):
         super().__init__(name=name, **kwargs)
         self.block = block
         dtype = kwargs.get("dtype")
         reduce_strides = block.strides if stride_in == "1x1" else 1
 
         def make_norm(norm_name, **arguments):
-            return DualBatchNormalization(name=norm_name, dtype=dtype, **norm_arguments, **arguments)
+            return DualBatchNormalization(
+                name=norm_name, dtype=dtype, **norm_arguments, **arguments
+            )
 
         self.shortcut = self.shortcut_norm = None
         if block.first:
-            self.shortcut = _convolution(block.output_filters, 1, block.strides, name="shortcut_conv2d", dtype=dtype)
+            self.shortcut = _convolution(
+                block.output_filters, 1, block.strides, name="shortcut_conv2d", dtype=dtype
+            )
             self.shortcut_norm = make_norm("shortcut_batch_normalization")
         self.reduce = _convolution(block.filters, 1, reduce_strides, name="conv2d", dtype=dtype)
         self.reduce_norm = make_norm("batch_normalization")
-        self.spatial = _convolution(block.filters, 3, block.strides // reduce_strides, name="conv2d_1", dtype=dtype)
+        self.spatial = _convolution(
+            block.filters, 3, block.strides // reduce_strides, name="conv2d_1", dtype=dtype
+        )
         self.spatial_norm = make_norm("batch_normalization_1")
         self.expand = _convolution(block.output_filters, 1, name="conv2d_2", dtype=dtype)
         self.expand_norm = make_norm("batch_normalization_2", gamma_initializer="zeros")
@@ -73,19 +95,32 @@ class BottleneckBlock(tf.keras.layers.Layer):
     @property
     def convolutions(self) -> list[tuple[Convolution, DualBatchNormalization]]:
         """Each convolution with its batch norm, the shortcut's first where there is one."""
-        pairs = [(self.reduce, self.reduce_norm), (self.spatial, self.spatial_norm), (self.expand, self.expand_norm)]
+        pairs = [
+            (self.reduce, self.reduce_norm),
+            (self.spatial, self.spatial_norm),
+            (self.expand, self.expand_norm),
+        ]
         return pairs if self.shortcut is None else [(self.shortcut, self.shortcut_norm), *pairs]
 
     def build(self, input_shape):
         filters = {self.spatial: self.block.filters, self.expand: self.block.filters}
         parts = []
         for convolution, norm in self.convolutions:
-            parts.append((convolution, [None, None, None, filters.get(convolution, input_shape[-1])]))
+            parts.append(
+                (convolution, [None, None, None, filters.get(convolution, input_shape[-1])])
+            )
             parts.append((norm, [None, None, None, convolution.filters]))
         build_in_scopes(parts)
         self.built = True
 
-    def call(self, inputs, training=False, branch=MAIN, update_statistics=True, seed: Optional[tf.Tensor] = None):
+    def call(
+        self,
+        inputs,
+        training=False,
+        branch=MAIN,
+        update_statistics=True,
+        seed: Optional[tf.Tensor] = None,
+    ):
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
         shortcut = inputs
         if self.shortcut is not None:
@@ -105,14 +140,24 @@ class ResNetHead(tf.keras.layers.Layer):
         super().__init__(name="head", **kwargs)
         self.dropout_rate = dropout_rate
         self.classifier = tf.keras.layers.Dense(
-            num_classes, kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01), name="dense", dtype=tf.float32
+            num_classes,
+            kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01),
+            name="dense",
+            dtype=tf.float32,
         )
 
     def build(self, input_shape):
         build_in_scopes([(self.classifier, [None, input_shape[-1]])])
         self.built = True
 
-    def call(self, inputs, training=False, branch=MAIN, update_statistics=True, seed: Optional[tf.Tensor] = None):
+    def call(
+        self,
+        inputs,
+        training=False,
+        branch=MAIN,
+        update_statistics=True,
+        seed: Optional[tf.Tensor] = None,
+    ):
         """Returns logits, float32 [batch, num_classes], and endpoints: "pooled_features", float32 [batch, filters]."""
         del branch, update_statistics  # no batch norm here
         pooled = tf.cast(activations.spatial_mean(inputs), tf.float32)
@@ -194,9 +239,14 @@ class ResNet(Network):
         self.image_size = resnet_scaling.VARIANTS[variant].image_size
         self.stride_in, self.pool_padding = stride_in, pool_padding
         norms, policy = self.norm_arguments, self.dtype_policy_of_layers
-        self.stem = ResNetStem(round_filters(resnet_scaling.STEM_FILTERS, width), norms, dtype=policy)
+        self.stem = ResNetStem(
+            round_filters(resnet_scaling.STEM_FILTERS, width), norms, dtype=policy
+        )
         blocks = resnet_scaling.scaled_bottlenecks(variant, width, depth, survival_prob)
-        self.blocks = [BottleneckBlock(block, stride_in, norms, f"blocks_{i}", dtype=policy) for i, block in enumerate(blocks)]
+        self.blocks = [
+            BottleneckBlock(block, stride_in, norms, f"blocks_{i}", dtype=policy)
+            for i, block in enumerate(blocks)
+        ]
         self.head = ResNetHead(num_classes, dropout, dtype=policy)
         self.build([None, None, None, 3])
 

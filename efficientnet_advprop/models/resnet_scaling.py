@@ -45,7 +45,10 @@ class Bottleneck:
 
 
 def scaled_bottlenecks(
-    variant: str, width_coefficient: float = 1.0, depth_coefficient: float = 1.0, survival_prob: float = 1.0
+    variant: str,
+    width_coefficient: float = 1.0,
+    depth_coefficient: float = 1.0,
+    survival_prob: float = 1.0,
 ) -> tuple[Bottleneck, ...]:
     """Every block of a network, in order; filters and repeats are rounded as in an EfficientNet.
 

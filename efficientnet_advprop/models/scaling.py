@@ -31,7 +31,9 @@ VARIANTS = {
     "b8": Scaling(2.2, 3.6, 672, 0.5),
     "l2": Scaling(4.3, 5.3, 800, 0.5),
 }
-RELEASED_VARIANTS = tuple(variant for variant in VARIANTS if variant != "l2")  # those of AdvProp's own checkpoints, B0 to B8
+RELEASED_VARIANTS = tuple(
+    variant for variant in VARIANTS if variant != "l2"
+)  # those of AdvProp's own checkpoints, B0 to B8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,9 @@ def round_repeats(repeats: int, depth_coefficient: float) -> int:
     return math.ceil(depth_coefficient * repeats)
 
 
-def scaled_blocks(width_coefficient: float, depth_coefficient: float, survival_prob: float) -> tuple[Block, ...]:
+def scaled_blocks(
+    width_coefficient: float, depth_coefficient: float, survival_prob: float
+) -> tuple[Block, ...]:
     """Every block of a scaled network, in order.
 
     `survival_prob` is the official flag: block i of N survives with probability 1 − (1 − survival_prob)·i/N, so that the
@@ -102,7 +106,9 @@ def scaled_blocks(width_coefficient: float, depth_coefficient: float, survival_p
         output_filters = round_filters(stage.output_filters, width_coefficient)
         for repeat in range(repeats):
             first = repeat == 0
-            input_filters = round_filters(stage.input_filters, width_coefficient) if first else output_filters
+            input_filters = (
+                round_filters(stage.input_filters, width_coefficient) if first else output_filters
+            )
             blocks.append(
                 Block(
                     kernel_size=stage.kernel_size,

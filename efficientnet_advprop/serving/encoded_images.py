@@ -12,7 +12,9 @@ import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
 
-MAX_PIXELS = 64 * 2**20  # of an image, before decoding: 8192 × 8192; decoded and as floats it takes a gigabyte
+MAX_PIXELS = (
+    64 * 2**20
+)  # of an image, before decoding: 8192 × 8192; decoded and as floats it takes a gigabyte
 EMPTY = "empty: no bytes were sent"
 UNKNOWN_FORMAT = "unknown format: not a JPEG, PNG, GIF or BMP file (WebP, AVIF, HEIC and TIFF must be converted first)"
 TOO_LARGE = f"too large: more than {MAX_PIXELS} pixels"
@@ -21,7 +23,9 @@ DAMAGED = "damaged: the file cannot be decoded"
 _HEADER_BYTES = 26  # reach to the sizes in the headers of PNG, GIF and BMP
 
 
-def decode_batch(encoded: tf.Tensor, image_size: int, crop: Union[str, float]) -> tuple[tf.Tensor, tf.Tensor]:
+def decode_batch(
+    encoded: tf.Tensor, image_size: int, crop: Union[str, float]
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes, crops and resizes files, each on its own.
 
     JPEG (also gray, CMYK, progressive), PNG (also gray, palette, 16-bit, alpha), GIF (its first frame) and BMP. Sixteen bits
@@ -41,18 +45,28 @@ def decode_batch(encoded: tf.Tensor, image_size: int, crop: Union[str, float]) -
         return lambda: (tf.zeros(shape), tf.constant(reason))
 
     def prepare(file):
-        accepted = lambda: (preprocessing.preprocess_for_eval(file, image_size, crop), tf.constant(""))  # noqa: E731
+        def accepted():
+            return (
+                preprocessing.preprocess_for_eval(file, image_size, crop),
+                tf.constant(""),
+            )
+
         return tf.cond(_num_pixels(file) > MAX_PIXELS, refuse(TOO_LARGE), accepted)
 
     def attempt(file):
         failed = tf.data.Dataset.from_tensors(refuse(DAMAGED)())
-        attempts = tf.data.Dataset.from_tensors(file).map(prepare).ignore_errors().concatenate(failed)
+        attempts = (
+            tf.data.Dataset.from_tensors(file).map(prepare).ignore_errors().concatenate(failed)
+        )
         image, error = attempts.take(1).get_single_element()
         return tf.ensure_shape(image, shape), tf.ensure_shape(error, [])
 
     def decode(file):
         return tf.case(
-            [(tf.equal(tf.strings.length(file), 0), refuse(EMPTY)), (tf.logical_not(_is_known(file)), refuse(UNKNOWN_FORMAT))],
+            [
+                (tf.equal(tf.strings.length(file), 0), refuse(EMPTY)),
+                (tf.logical_not(_is_known(file)), refuse(UNKNOWN_FORMAT)),
+            ],
             default=lambda: attempt(file),
         )
 
@@ -89,16 +103,26 @@ def _num_pixels(file: tf.Tensor) -> tf.Tensor:
 
     def number(start, size, big_endian=False):
         order = range(size - 1, -1, -1) if big_endian else range(size)
-        return tf.reduce_sum(values[start : start + size] * tf.constant([256**power for power in order], tf.int64))
+        return tf.reduce_sum(
+            values[start : start + size] * tf.constant([256**power for power in order], tf.int64)
+        )
 
     def of_bmp():
         height = number(22, 4)
-        return number(18, 4) * tf.minimum(height, 2**32 - height)  # a negative height stands for rows from the top down
+        return number(18, 4) * tf.minimum(
+            height, 2**32 - height
+        )  # a negative height stands for rows from the top down
 
     return tf.case(
         [
-            (_is_jpeg(file), lambda: tf.reduce_prod(tf.image.extract_jpeg_shape(file, tf.int64)[:2])),
-            (_is_png(file), lambda: number(16, 4, big_endian=True) * number(20, 4, big_endian=True)),
+            (
+                _is_jpeg(file),
+                lambda: tf.reduce_prod(tf.image.extract_jpeg_shape(file, tf.int64)[:2]),
+            ),
+            (
+                _is_png(file),
+                lambda: number(16, 4, big_endian=True) * number(20, 4, big_endian=True),
+            ),
             (_is_gif(file), lambda: number(6, 2) * number(8, 2)),
         ],
         default=of_bmp,

@@ -1,5 +1,7 @@
 """Versioned directories, as TensorFlow Serving wants them: `<export_dir>/1`, `/2`, …, each there as a whole or not at all.
 
+Usage:
+
     with new_version(export_dir, num_bytes) as version:
         ...                                   # write into version.staging; an exception in here leaves nothing behind
     print(version.path)
@@ -13,12 +15,13 @@ from typing import Iterator
 
 import tensorflow as tf
 
-from tpu_utils.brief_message import brief_message
+from efficientnet_advprop.errors import UserError
+from tpu_utils.errors import brief_message
 
 _STAGING_PREFIX = "unfinished-"  # not a number, so TensorFlow Serving does not look at it
 
 
-class ExportError(RuntimeError):
+class ExportError(UserError, RuntimeError):
     """An export that cannot be made or did not pass its check; the message says why. Nothing of it is left behind."""
 
 
@@ -37,7 +40,9 @@ class Version:
 def next_version(export_dir: str) -> int:
     """One more than the highest version in `export_dir`; 1 if there is none."""
     names = tf.io.gfile.listdir(export_dir) if tf.io.gfile.isdir(export_dir) else []
-    return max((int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()), default=0) + 1
+    return (
+        max((int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()), default=0) + 1
+    )
 
 
 @contextlib.contextmanager
@@ -54,7 +59,9 @@ def new_version(export_dir: str, num_bytes: int) -> Iterator[Version]:
     is_remote = "://" in export_dir
     try:
         if tf.io.gfile.exists(export_dir) and not tf.io.gfile.isdir(export_dir):
-            raise ExportError(f"`export_dir` is {export_dir!r}, which is a file; give a directory, which may exist.")
+            raise ExportError(
+                f"`export_dir` is {export_dir!r}, which is a file; give a directory, which may exist."
+            )
         is_new = not tf.io.gfile.exists(export_dir)
         tf.io.gfile.makedirs(export_dir)
         staging = tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=None if is_remote else export_dir)

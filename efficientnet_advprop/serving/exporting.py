@@ -1,5 +1,7 @@
 """One export: fold, write, check in a fresh process, move into place.
 
+Usage:
+
     print(export(network, export_dir="served/b3", options=ExportOptions()))
 """
 
@@ -12,9 +14,9 @@ import tensorflow as tf
 
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import preprocessing
-from efficientnet_advprop.models.digest import weights_digest
+from efficientnet_advprop.inference.trained_network import RestoredNetwork
 from efficientnet_advprop.models.network import Network
-from efficientnet_advprop.restored_network import RestoredNetwork
+from efficientnet_advprop.models.variable_names import weights_digest
 from efficientnet_advprop.serving import onnx_conversion, tflite, verification
 from efficientnet_advprop.serving.export_directory import ExportError, new_version
 from efficientnet_advprop.serving.network import InferenceNetwork
@@ -38,7 +40,9 @@ class ExportOptions:
     quantization: str = "none"  # of TFLite: one of tflite.QUANTIZATIONS
     class_names: Optional[Sequence[str]] = None  # for the labels of `serving_default`
     num_top: int = 5  # classes that `serving_default` names
-    calibration_dir: Optional[str] = None  # images for full-integer ranges and for the check; None: two photographs
+    calibration_dir: Optional[str] = (
+        None  # images for full-integer ranges and for the check; None: two photographs
+    )
     onnx_python: str = sys.executable  # interpreter with tf2onnx and onnxruntime
 
 
@@ -79,16 +83,25 @@ def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) ->
         onnx_conversion.check_environment(options.onnx_python)  # at once, not after a minute's work
     if options.calibration_dir:
         examples = verification.read_examples(
-            options.calibration_dir, network.image_size, network.crop, model.num_classes, _MAX_CALIBRATION_IMAGES
+            options.calibration_dir,
+            network.image_size,
+            network.crop,
+            model.num_classes,
+            _MAX_CALIBRATION_IMAGES,
         )
     else:
         examples = verification.default_examples(network.image_size, network.crop)
     metadata = describe(network, folded, options)
-    with new_version(export_dir, int(2.2 * num_bytes) if options.format == "keras" else int(1.1 * num_bytes)) as version:
+    with new_version(
+        export_dir, int(2.2 * num_bytes) if options.format == "keras" else int(1.1 * num_bytes)
+    ) as version:
         if options.format == "saved_model":
             served = ServedNetwork(folded, network.crop, options.class_names, options.num_top)
             write_saved_model(served, version.staging, metadata, min(examples.files, key=len))
-            checked, metadata_path = version.staging, os.path.join(version.staging, "assets", METADATA)
+            checked, metadata_path = (
+                version.staging,
+                os.path.join(version.staging, "assets", METADATA),
+            )
         else:
             checked = os.path.join(version.staging, _FILE_NAMES[options.format])
             metadata_path = os.path.join(version.staging, METADATA)
@@ -96,16 +109,32 @@ def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) ->
         agreement = _verify(model, options, checked, examples)
         metadata["self_check"] = dataclasses.asdict(agreement)
         write_metadata(metadata_path, metadata)
-        written = [os.path.join(folder, name) for folder, _, names in os.walk(version.staging) for name in names]
+        written = [
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(version.staging)
+            for name in names
+        ]
         num_bytes = sum(map(os.path.getsize, written))
     return Export(version.path, num_bytes, agreement)
 
 
-def describe(network: RestoredNetwork, folded: InferenceNetwork, options: ExportOptions) -> dict[str, Any]:
+def describe(
+    network: RestoredNetwork, folded: InferenceNetwork, options: ExportOptions
+) -> dict[str, Any]:
     """What a user of the export may want to know about it, as JSON types."""
     settings = network.model.get_config()
-    kept = ("variant", "num_classes", "width_coefficient", "depth_coefficient", "batch_norm_epsilon")
-    fraction = None if network.crop == "none" else preprocessing.crop_fraction(network.image_size, network.crop)
+    kept = (
+        "variant",
+        "num_classes",
+        "width_coefficient",
+        "depth_coefficient",
+        "batch_norm_epsilon",
+    )
+    fraction = (
+        None
+        if network.crop == "none"
+        else preprocessing.crop_fraction(network.image_size, network.crop)
+    )
     return {
         "model": {**{name: settings[name] for name in kept}, "num_weights": folded.num_weights},
         "input": {
@@ -130,9 +159,13 @@ def describe(network: RestoredNetwork, folded: InferenceNetwork, options: Export
 
 def _check_options(options: ExportOptions) -> None:
     if options.quantization != "none" and options.format != "tflite":
-        raise ConfigError(f"`--quantization` is {options.quantization!r}, which goes with --format=tflite only.")
+        raise ConfigError(
+            f"`--quantization` is {options.quantization!r}, which goes with --format=tflite only."
+        )
     if options.class_names is not None and options.format != "saved_model":
-        raise ConfigError("`--labels_map_file` goes with --format=saved_model only: other formats have no text inside.")
+        raise ConfigError(
+            "`--labels_map_file` goes with --format=saved_model only: other formats have no text inside."
+        )
     if options.quantization == "full_integer" and not options.calibration_dir:
         raise ConfigError(
             "`--quantization` is 'full_integer', whose ranges are measured: give some hundred images by --calibration_dir."
@@ -142,14 +175,22 @@ def _check_options(options: ExportOptions) -> None:
 def _in_float32(model: Network) -> Network:
     if model.activation_dtype == "float32" and not model.aux_branches:
         return model
-    plain = type(model).from_config({**model.get_config(), "compute_dtype": "float32", "aux_branches": 0})
+    plain = type(model).from_config(
+        {**model.get_config(), "compute_dtype": "float32", "aux_branches": 0}
+    )
     values = {variable.name: variable for variable in model.variables}
     for variable in plain.variables:
         variable.assign(values[variable.name])
     return plain
 
 
-def _write_file(model, folded: InferenceNetwork, options: ExportOptions, examples: verification.Examples, path: str) -> None:
+def _write_file(
+    model,
+    folded: InferenceNetwork,
+    options: ExportOptions,
+    examples: verification.Examples,
+    path: str,
+) -> None:
     if options.format == "tflite":
         contents = tflite.convert(folded, options.quantization, examples.images)
         with open(path, "wb") as file:
@@ -161,7 +202,9 @@ def _write_file(model, folded: InferenceNetwork, options: ExportOptions, example
         model.save_weights(os.path.join(os.path.dirname(path), _WEIGHTS_FILE))
 
 
-def _verify(model, options: ExportOptions, path: str, examples: verification.Examples) -> verification.Agreement:
+def _verify(
+    model, options: ExportOptions, path: str, examples: verification.Examples
+) -> verification.Agreement:
     tolerance = verification.FLOAT32_TOLERANCE
     if options.quantization != "none":
         tolerance = _FLOAT16_TOLERANCE if options.quantization == "float16" else None

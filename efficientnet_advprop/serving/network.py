@@ -35,7 +35,10 @@ class FoldedMBConv:
         self.residual = layer.block.residual
         self.expand = None if layer.expand is None else _fold(layer.expand, layer.expand_norm)
         self.depthwise = _fold_depthwise(layer.depthwise, layer.depthwise_norm)
-        self.squeeze, self.excite = _matrix(layer.gated_swish.reduce), _matrix(layer.gated_swish.expand)
+        self.squeeze, self.excite = (
+            _matrix(layer.gated_swish.reduce),
+            _matrix(layer.gated_swish.expand),
+        )
         self.project = _fold(layer.project, layer.project_norm)
 
     def __call__(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -45,7 +48,9 @@ class FoldedMBConv:
         strides = [1, self.depthwise.strides, self.depthwise.strides, 1]
         x = tf.nn.depthwise_conv2d(x, self.depthwise.kernel, strides, self.depthwise.padding)
         x = _swish(tf.nn.bias_add(x, self.depthwise.bias))
-        gates = tf.sigmoid(_multiply(_swish(_multiply(tf.reduce_mean(x, [1, 2]), self.squeeze)), self.excite))
+        gates = tf.sigmoid(
+            _multiply(_swish(_multiply(tf.reduce_mean(x, [1, 2]), self.squeeze)), self.excite)
+        )
         x = _convolve(x * gates[:, None, None, :], self.project)
         return x + inputs if self.residual else x
 
@@ -54,7 +59,9 @@ class FoldedBottleneck:
     """A ResNet's block with its batch norms folded."""
 
     def __init__(self, layer: BottleneckBlock):
-        self.shortcut = None if layer.shortcut is None else _fold(layer.shortcut, layer.shortcut_norm)
+        self.shortcut = (
+            None if layer.shortcut is None else _fold(layer.shortcut, layer.shortcut_norm)
+        )
         self.reduce = _fold(layer.reduce, layer.reduce_norm)
         self.spatial = _fold(layer.spatial, layer.spatial_norm)
         self.expand = _fold(layer.expand, layer.expand_norm)
@@ -71,12 +78,16 @@ _FOLDED = {MBConvBlock: FoldedMBConv, BottleneckBlock: FoldedBottleneck}
 
 def _fold(convolution, norm) -> Affine:
     scale, offset = (tensor.numpy() for tensor in norm.affine())
-    return Affine(convolution.kernel.numpy() * scale, offset, convolution.strides, convolution.padding)
+    return Affine(
+        convolution.kernel.numpy() * scale, offset, convolution.strides, convolution.padding
+    )
 
 
 def _fold_depthwise(convolution, norm) -> Affine:
     scale, offset = (tensor.numpy() for tensor in norm.affine())
-    return Affine(convolution.depthwise_kernel.numpy() * scale[:, None], offset, convolution.strides)
+    return Affine(
+        convolution.depthwise_kernel.numpy() * scale[:, None], offset, convolution.strides
+    )
 
 
 def _matrix(layer) -> Affine:
@@ -89,7 +100,9 @@ def _swish(x: tf.Tensor) -> tf.Tensor:
 
 
 def _convolve(x: tf.Tensor, weights: Affine) -> tf.Tensor:
-    return tf.nn.bias_add(tf.nn.conv2d(x, weights.kernel, weights.strides, weights.padding), weights.bias)
+    return tf.nn.bias_add(
+        tf.nn.conv2d(x, weights.kernel, weights.strides, weights.padding), weights.bias
+    )
 
 
 def _multiply(x: tf.Tensor, weights: Affine) -> tf.Tensor:
@@ -109,7 +122,9 @@ class InferenceNetwork:
 
     def __init__(self, model: Network, image_size: int):
         self.num_classes, self.image_size = model.num_classes, image_size
-        self._mean, deviation = (np.float32(values) for values in NORMALIZATIONS[model.normalization])
+        self._mean, deviation = (
+            np.float32(values) for values in NORMALIZATIONS[model.normalization]
+        )
         stem = _fold(model.stem.convolution, model.stem.norm)
         # Only the deviation: the mean, in a bias, would be wrong at the image's edges, where the padding is zero.
         self._stem = dataclasses.replace(stem, kernel=stem.kernel / deviation[:, None])
@@ -120,7 +135,11 @@ class InferenceNetwork:
         self._head = _fold(*model.head.below_classifier) if model.head.below_classifier else None
         self._classifier = _matrix(model.head.classifier)
         of_blocks = [part for block in self._blocks for part in vars(block).values()]
-        weights = [part for part in [self._stem, self._head, self._classifier, *of_blocks] if isinstance(part, Affine)]
+        weights = [
+            part
+            for part in [self._stem, self._head, self._classifier, *of_blocks]
+            if isinstance(part, Affine)
+        ]
         self.num_weights = sum(part.kernel.size + part.bias.size for part in weights)
 
     def __call__(self, images: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -41,11 +41,25 @@ def convert(network: InferenceNetwork, path: str, python: str) -> None:
         return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(tf.Module(), folder, {"serving_default": predict.get_concrete_function()})
-        command = [python, "-m", "tf2onnx.convert", "--saved-model", folder, "--output", path, "--opset", str(OPSET)]
+        tf.saved_model.save(
+            tf.Module(), folder, {"serving_default": predict.get_concrete_function()}
+        )
+        command = [
+            python,
+            "-m",
+            "tf2onnx.convert",
+            "--saved-model",
+            folder,
+            "--output",
+            path,
+            "--opset",
+            str(OPSET),
+        ]
         finished = _run([*command, "--inputs-as-nchw", "images"])
     if finished.returncode != 0 or not os.path.exists(path):
-        raise ExportError(f"tf2onnx could not convert the network: {' | '.join(finished.stderr.strip().splitlines()[-3:])}")
+        raise ExportError(
+            f"tf2onnx could not convert the network: {' | '.join(finished.stderr.strip().splitlines()[-3:])}"
+        )
 
 
 def check_environment(python: str) -> None:
@@ -53,9 +67,15 @@ def check_environment(python: str) -> None:
     try:
         finished = _run([python, "-c", "import onnx, onnxruntime, tf2onnx"])
     except OSError as error:
-        raise ExportError(f"`--onnx_python` is {python!r}, which cannot be run ({error}); {_INSTALL}.") from error
+        raise ExportError(
+            f"`--onnx_python` is {python!r}, which cannot be run ({error}); {_INSTALL}."
+        ) from error
     if finished.returncode != 0:
-        which = "this environment" if python == sys.executable else f"the environment of `--onnx_python` {python!r}"
+        which = (
+            "this environment"
+            if python == sys.executable
+            else f"the environment of `--onnx_python` {python!r}"
+        )
         last_line = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise ExportError(f"{which} cannot make ONNX files ({last_line}); {_INSTALL}.")
 

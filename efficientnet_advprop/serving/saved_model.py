@@ -11,10 +11,14 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 from efficientnet_advprop.serving.signatures import ServedNetwork
 
 METADATA = "metadata.json"
-WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")  # where TensorFlow Serving looks for them
+WARMUP_FILE = os.path.join(
+    "assets.extra", "tf_serving_warmup_requests"
+)  # where TensorFlow Serving looks for them
 
 
-def write_saved_model(served: ServedNetwork, directory: str, metadata: dict[str, Any], image_file: bytes) -> None:
+def write_saved_model(
+    served: ServedNetwork, directory: str, metadata: dict[str, Any], image_file: bytes
+) -> None:
     """Writes the SavedModel, `assets/metadata.json` and the warm-up requests.
 
     Args:
@@ -31,7 +35,9 @@ def write_saved_model(served: ServedNetwork, directory: str, metadata: dict[str,
     os.makedirs(os.path.join(directory, os.path.dirname(WARMUP_FILE)), exist_ok=True)
     with tf.io.TFRecordWriter(os.path.join(directory, WARMUP_FILE)) as writer:
         for request in warmup_requests(signatures, image_file):
-            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            log = prediction_log_pb2.PredictionLog(
+                predict_log=prediction_log_pb2.PredictLog(request=request)
+            )
             writer.write(log.SerializeToString())
 
 
@@ -46,11 +52,16 @@ def warmup_requests(signatures, image_file: bytes) -> list[predict_pb2.PredictRe
     """One request per signature: a photograph, or gray pixels."""
     requests = []
     for name, function in signatures.items():
-        (spec,) = function.structured_input_signature[0] or function.structured_input_signature[1].values()
+        (spec,) = (
+            function.structured_input_signature[0]
+            or function.structured_input_signature[1].values()
+        )
         if spec.dtype == tf.string:
             tensor = tf.make_tensor_proto([image_file])
         else:
-            tensor = tf.make_tensor_proto(128, spec.dtype, [1, *spec.shape[1:]])  # one number for all: a few bytes
+            tensor = tf.make_tensor_proto(
+                128, spec.dtype, [1, *spec.shape[1:]]
+            )  # one number for all: a few bytes
         request = predict_pb2.PredictRequest(model_spec=model_pb2.ModelSpec(signature_name=name))
         request.inputs[spec.name].CopyFrom(tensor)
         requests.append(request)

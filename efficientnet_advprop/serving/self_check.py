@@ -16,10 +16,20 @@ def run_saved_model(path, images, files):
     import tensorflow as tf
 
     signatures = tf.saved_model.load(path).signatures
-    answers = {"probabilities": [], "pooled_features": [], "classes": [], "top_probabilities": [], "error": []}
+    answers = {
+        "probabilities": [],
+        "pooled_features": [],
+        "classes": [],
+        "top_probabilities": [],
+        "error": [],
+    }
     for image, file in zip(images, files):
-        answers["probabilities"].append(signatures["predict_images"](images=tf.constant(image[None]))["probabilities"][0])
-        answers["pooled_features"].append(signatures["features"](images=tf.constant(image[None]))["pooled_features"][0])
+        answers["probabilities"].append(
+            signatures["predict_images"](images=tf.constant(image[None]))["probabilities"][0]
+        )
+        answers["pooled_features"].append(
+            signatures["features"](images=tf.constant(image[None]))["pooled_features"][0]
+        )
         top = signatures["serving_default"](image_bytes=tf.constant([file]))
         answers["classes"].append(top["classes"][0])
         answers["top_probabilities"].append(top["probabilities"][0])
@@ -27,7 +37,9 @@ def run_saved_model(path, images, files):
     together = signatures["serving_default"](image_bytes=tf.constant(files))
     answers["batch_classes"] = together["classes"]
     whole_pixels = np.clip(np.round(images), 0, 255)
-    of_uint8 = signatures["predict_images_uint8"](images=tf.constant(whole_pixels.astype(np.uint8)))["probabilities"]
+    of_uint8 = signatures["predict_images_uint8"](
+        images=tf.constant(whole_pixels.astype(np.uint8))
+    )["probabilities"]
     of_float = signatures["predict_images"](images=tf.constant(whole_pixels))["probabilities"]
     answers["uint8_difference"] = np.max(np.abs(of_uint8 - of_float))
     return answers
@@ -42,14 +54,22 @@ def run_tflite(path, images):
     dtype = runner.get_input_details()["images"]["dtype"]
     if dtype == np.uint8:
         images = np.clip(np.round(images), 0, 255)
-    return {"probabilities": [runner(images=image[None].astype(dtype))["probabilities"][0] for image in images]}
+    return {
+        "probabilities": [
+            runner(images=image[None].astype(dtype))["probabilities"][0] for image in images
+        ]
+    }
 
 
 def run_onnx(path, images):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return {"probabilities": session.run(["probabilities"], {"images": np.transpose(images, [0, 3, 1, 2]).copy()})[0]}
+    return {
+        "probabilities": session.run(
+            ["probabilities"], {"images": np.transpose(images, [0, 3, 1, 2]).copy()}
+        )[0]
+    }
 
 
 def run_keras(path, images):
@@ -60,7 +80,9 @@ def run_keras(path, images):
     model = tf.keras.models.load_model(path)
     other = type(model).from_config(model.get_config())
     other.load_weights(path.replace("model.keras", "model.weights.h5"))
-    answers = [tf.nn.softmax(either(tf.constant(images), training=False)) for either in (model, other)]
+    answers = [
+        tf.nn.softmax(either(tf.constant(images), training=False)) for either in (model, other)
+    ]
     if not np.array_equal(*answers):
         sys.exit("the .keras file and the H5 weights differ")
     return {"probabilities": answers[0]}
@@ -70,10 +92,14 @@ def main(kind, path, examples_path, answers_path):
     examples = np.load(examples_path)
     images = examples["images"]
     if kind == "saved_model":
-        answers = run_saved_model(path, images, [examples[f"file_{index}"].tobytes() for index in range(len(images))])
+        answers = run_saved_model(
+            path, images, [examples[f"file_{index}"].tobytes() for index in range(len(images))]
+        )
     else:
         answers = {"tflite": run_tflite, "onnx": run_onnx, "keras": run_keras}[kind](path, images)
-    strangers = [name for name in sys.modules if name.split(".")[0] in ("efficientnet_advprop", "tpu_utils")]
+    strangers = [
+        name for name in sys.modules if name.split(".")[0] in ("efficientnet_advprop", "tpu_utils")
+    ]
     if strangers and kind != "keras":
         sys.exit(f"the check must not import {strangers}")
     np.savez(answers_path, **{name: np.asarray(value) for name, value in answers.items()})

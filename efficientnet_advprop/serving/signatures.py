@@ -33,7 +33,11 @@ class ServedNetwork(tf.Module):
     """
 
     def __init__(
-        self, network: InferenceNetwork, crop: Union[str, float], class_names: Optional[Sequence[str]] = None, num_top: int = 5
+        self,
+        network: InferenceNetwork,
+        crop: Union[str, float],
+        class_names: Optional[Sequence[str]] = None,
+        num_top: int = 5,
     ):
         super().__init__()
         self._crop, self._class_names = crop, class_names
@@ -50,14 +54,18 @@ class ServedNetwork(tf.Module):
         return {
             "serving_default": tf.function(self._classify).get_concrete_function(files),
             "predict_images": tf.function(self._predict).get_concrete_function(self._float_images),
-            "predict_images_uint8": tf.function(self._predict).get_concrete_function(self._uint8_images),
+            "predict_images_uint8": tf.function(self._predict).get_concrete_function(
+                self._uint8_images
+            ),
             "features": tf.function(self._features).get_concrete_function(self._float_images),
         }
 
     def _run(self, images):
         """The network's endpoints, also of an empty batch, which TensorFlow's fused convolutions refuse."""
         # A signature's shape is only a promise; this refuses images of another size, by their shape.
-        images = tf.ensure_shape(images, self._float_images.shape, name="images_of_the_exported_size")
+        images = tf.ensure_shape(
+            images, self._float_images.shape, name="images_of_the_exported_size"
+        )
         batch = tf.shape(images)[0]
         images = tf.cond(batch > 0, lambda: images, lambda: tf.zeros([1, *images.shape[1:]]))
         return {name: value[:batch] for name, value in self._network(images).items()}
@@ -79,5 +87,7 @@ class ServedNetwork(tf.Module):
             "error": errors,
         }
         if self._class_names is not None:
-            outputs["labels"] = tf.where(is_good, tf.gather(tf.constant(list(self._class_names)), top.indices), "")
+            outputs["labels"] = tf.where(
+                is_good, tf.gather(tf.constant(list(self._class_names)), top.indices), ""
+            )
         return outputs

@@ -11,7 +11,11 @@ from efficientnet_advprop.serving.network import InferenceNetwork
 QUANTIZATIONS = ("none", "float16", "dynamic_range", "full_integer")
 
 
-def convert(network: InferenceNetwork, quantization: str = "none", calibration_images: Optional[np.ndarray] = None) -> bytes:
+def convert(
+    network: InferenceNetwork,
+    quantization: str = "none",
+    calibration_images: Optional[np.ndarray] = None,
+) -> bytes:
     """The network as a TFLite file's contents.
 
     Args:

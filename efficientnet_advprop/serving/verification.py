@@ -1,5 +1,7 @@
 """Does an export say what the model says? Asked on photographs, of the export in a fresh process.
 
+Usage:
+
     examples = default_examples(image_size=224, crop="released")
     agreement = verify(model, "saved_model", path, examples, tolerance=1e-5)
 """
@@ -17,11 +19,11 @@ import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.image_folders import ImageFolder
-from efficientnet_advprop.evaluation.predictions import find_images
+from efficientnet_advprop.inference.image_classification import find_images
 from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.serving import self_check
 from efficientnet_advprop.serving.export_directory import ExportError
-from tpu_utils.brief_message import brief_message
+from tpu_utils.errors import brief_message
 
 FLOAT32_TOLERANCE = 1e-5  # of a probability
 _NOISE = 1e-7  # of a pixel's value: about the last bit of a float32
@@ -66,12 +68,16 @@ def default_examples(image_size: int, crop: Union[str, float]) -> Examples:
         file = importlib.resources.files("sklearn.datasets.images").joinpath(name).read_bytes()
         photograph = tf.io.decode_jpeg(file)
         height, width = photograph.shape[0] // 2, photograph.shape[1] // 2
-        quarters = [photograph[y : y + height, x : x + width] for y in (0, height) for x in (0, width)]
+        quarters = [
+            photograph[y : y + height, x : x + width] for y in (0, height) for x in (0, width)
+        ]
         files += [file] + [tf.io.encode_jpeg(quarter, quality=95).numpy() for quarter in quarters]
     return _examples(files, image_size, crop)
 
 
-def read_examples(directory: str, image_size: int, crop: Union[str, float], num_classes: int, max_images: int) -> Examples:
+def read_examples(
+    directory: str, image_size: int, crop: Union[str, float], num_classes: int, max_images: int
+) -> Examples:
     """Images of a folder: with labels if it has one sub-folder per class (see `ImageFolder`), evenly drawn; else without.
 
     Raises:
@@ -92,9 +98,13 @@ def read_examples(directory: str, image_size: int, crop: Union[str, float], num_
         with tf.io.gfile.GFile(paths[index], "rb") as file:
             files.append(file.read())
     try:
-        return _examples(files, image_size, crop, None if labels is None else [labels[index] for index in chosen])
+        return _examples(
+            files, image_size, crop, None if labels is None else [labels[index] for index in chosen]
+        )
     except tf.errors.InvalidArgumentError as error:
-        raise ExportError(f"a file in {directory!r} cannot be decoded: {brief_message(error)}") from error
+        raise ExportError(
+            f"a file in {directory!r} cannot be decoded: {brief_message(error)}"
+        ) from error
 
 
 def _examples(files, image_size, crop, labels=None) -> Examples:
@@ -103,7 +113,12 @@ def _examples(files, image_size, crop, labels=None) -> Examples:
 
 
 def verify(
-    model: Network, kind: str, path: str, examples: Examples, tolerance: Optional[float], python: str = sys.executable
+    model: Network,
+    kind: str,
+    path: str,
+    examples: Examples,
+    tolerance: Optional[float],
+    python: str = sys.executable,
 ) -> Agreement:
     """Compares an export with its model.
 
@@ -136,9 +151,13 @@ def verify(
     if "classes" in answers:
         problems = [error for error in answers["error"] if error]
         if problems:
-            raise ExportError(f"the export did not pass its check: it refused a good image as {problems[0]!r}.")
+            raise ExportError(
+                f"the export did not pass its check: it refused a good image as {problems[0]!r}."
+            )
         of_classes = np.take_along_axis(expected, answers["classes"], axis=-1)
-        difference = max(difference, float(np.max(np.abs(answers["top_probabilities"] - of_classes))))
+        difference = max(
+            difference, float(np.max(np.abs(answers["top_probabilities"] - of_classes)))
+        )
         difference = max(difference, float(answers["uint8_difference"]))
         top1_answers += [answers["classes"][:, 0], answers["batch_classes"][:, 0]]
     noise = None
@@ -147,7 +166,11 @@ def verify(
         tolerance = max(tolerance, noise)
     slack = 2 * (tolerance or 0.0)
     same = np.all(
-        [(top1 == expected_top1) | (expected[rows, top1] >= expected.max(-1) - slack) for top1 in top1_answers], axis=0
+        [
+            (top1 == expected_top1) | (expected[rows, top1] >= expected.max(-1) - slack)
+            for top1 in top1_answers
+        ],
+        axis=0,
     )
     agreement = Agreement(len(expected), int(np.sum(same)), difference, noise, **accuracies)
     if tolerance is not None and (not same.all() or not difference <= tolerance):
@@ -159,7 +182,10 @@ def verify(
 
 def _measure_noise(model, images, expected) -> float:
     """How far rounding may move a probability: four times what the pixels' last bit does, since every layer rounds."""
-    moved = [np.abs(_probabilities(model, images * np.float32(1 + change)) - expected) for change in (_NOISE, -_NOISE)]
+    moved = [
+        np.abs(_probabilities(model, images * np.float32(1 + change)) - expected)
+        for change in (_NOISE, -_NOISE)
+    ]
     return 4 * float(np.max(moved))
 
 
@@ -171,15 +197,27 @@ def _probabilities(model, images) -> np.ndarray:
 
 def _run(kind: str, path: str, examples: Examples, python: str) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
-        files = {f"file_{index}": np.frombuffer(file, np.uint8) for index, file in enumerate(examples.files)}
+        files = {
+            f"file_{index}": np.frombuffer(file, np.uint8)
+            for index, file in enumerate(examples.files)
+        }
         np.savez(os.path.join(folder, "examples.npz"), images=examples.images, **files)
-        isolated = [] if kind == "keras" else ["-I"]  # neither this folder nor PYTHONPATH is importable
+        isolated = (
+            [] if kind == "keras" else ["-I"]
+        )  # neither this folder nor PYTHONPATH is importable
         command = [python, *isolated, self_check.__file__, kind, path]
         command += [os.path.join(folder, name) for name in ("examples.npz", "answers.npz")]
-        environment = {**os.environ, "PYTHONPATH": os.path.dirname(importlib.resources.files("efficientnet_advprop"))}
-        finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.path.dirname(importlib.resources.files("efficientnet_advprop")),
+        }
+        finished = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, env=environment
+        )
         if finished.returncode != 0:
             last_lines = " | ".join(finished.stderr.strip().splitlines()[-3:])
-            raise ExportError(f"the export did not pass its check: a fresh process cannot use it ({last_lines}).")
+            raise ExportError(
+                f"the export did not pass its check: a fresh process cannot use it ({last_lines})."
+            )
         with np.load(os.path.join(folder, "answers.npz")) as answers:
             return dict(answers)

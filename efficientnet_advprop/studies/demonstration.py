@@ -1,7 +1,7 @@
 """AdvProp beside its two rivals on the digits: three runs, their scores, and what a page shows of them.
 
     demo = run(config, "runs/demo")                               # a `DemoReport`; None: SIGTERM stopped a training
-    html = demo_reports.render_html(demo)
+    html = demo_report.render_html(demo)
 
 The networks differ in nothing but how they are trained. Stopped or killed, the same call goes on where it was.
 """
@@ -15,13 +15,15 @@ import tensorflow as tf
 
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import corruptions, digits, pipeline
-from efficientnet_advprop.evaluation import demo_reports, report_files, reports, running
+from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
-from efficientnet_advprop.evaluation.comparison import Measured, compare
-from efficientnet_advprop.models.digest import weights_digest
+from efficientnet_advprop.models.variable_names import weights_digest
+from efficientnet_advprop.reports import evaluation_report, report_files
+from efficientnet_advprop.reports.comparison import Measured, compare
+from efficientnet_advprop.studies import demo_report
 from efficientnet_advprop.studies.digit_tests import ATTACK_DESCRIPTION, open_test_sets
 from efficientnet_advprop.training import assembly, checkpoints, loop, progress, steps
-from tpu_utils.strategy import make_strategy
+from tpu_utils.devices.strategy import make_strategy
 
 NAMES = {"vanilla": "Vanilla", "advprop": "AdvProp", "adversarial": "Adversarial, no aux BN"}
 DESCRIPTIONS = {
@@ -34,7 +36,7 @@ NUM_PICTURES = 6
 SAMPLE = 7  # the test image that stands for all in the pictures of the corruptions
 
 
-def run(config: ExperimentConfig, output_dir: str) -> Optional[demo_reports.DemoReport]:
+def run(config: ExperimentConfig, output_dir: str) -> Optional[demo_report.DemoReport]:
     """Trains by each method, measures the averaged weights of the last steps, and gathers what the page shows.
 
     Args:
@@ -43,7 +45,7 @@ def run(config: ExperimentConfig, output_dir: str) -> Optional[demo_reports.Demo
 
     Raises:
         ConfigError: the config is of other data.
-        and as `loop.train` and `running.measure`.
+        and as `loop.train` and `evaluation_run.measure`.
     """
     if config.data.source != "digits":
         raise ConfigError(
@@ -54,7 +56,12 @@ def run(config: ExperimentConfig, output_dir: str) -> Optional[demo_reports.Demo
     strategy = make_strategy("one_device")
     for number, (method, own_config) in enumerate(configs.items(), 1):
         print(f"\n[{number}/4] {NAMES[method]}: {DESCRIPTIONS[method]}", flush=True)
-        result = loop.train(own_config, data_dir=data_dir, model_dir=os.path.join(output_dir, method), strategy=strategy)
+        result = loop.train(
+            own_config,
+            data_dir=data_dir,
+            model_dir=os.path.join(output_dir, method),
+            strategy=strategy,
+        )
         if result.step < result.total_steps:
             return None  # by SIGTERM; the trainer has said so
     print("\n[4/4] scores of the averaged weights, through the main batch norms", flush=True)
@@ -65,14 +72,20 @@ def _with_method(config: ExperimentConfig, method: str) -> ExperimentConfig:
     return dataclasses.replace(config, training=dataclasses.replace(config.training, method=method))
 
 
-def _evaluate(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: str) -> list[Measured]:
+def _evaluate(
+    configs: dict[str, ExperimentConfig], data_dir: str, output_dir: str
+) -> list[Measured]:
     """Scores by method, kept in <output_dir>/evaluation/ as they come in; the same weights are not measured twice."""
     config = configs["vanilla"]
-    test_sets = open_test_sets(config, data_dir, severities=corruptions.SEVERITIES, attack_epsilons=ATTACK_EPSILONS)
+    test_sets = open_test_sets(
+        config, data_dir, severities=corruptions.SEVERITIES, attack_epsilons=ATTACK_EPSILONS
+    )
     in_order = [*test_sets["clean"], *test_sets["attacked"], *test_sets["corrupted"]]
     # One network for all three in turn, so that each attack on it is traced once.
     network_on_stage = assembly.make_model(config, aux_branches=0)
-    stage = as_classifier(network_on_stage, image_size=config.data.image_size, crop=config.data.eval_crop)
+    stage = as_classifier(
+        network_on_stage, image_size=config.data.image_size, crop=config.data.eval_crop
+    )
     measured = []
     for method in configs:
         network = checkpoints.load_averaged_model(os.path.join(output_dir, method), which="last")
@@ -80,20 +93,24 @@ def _evaluate(configs: dict[str, ExperimentConfig], data_dir: str, output_dir: s
             variable.assign(value)
         digest = weights_digest(network.variables)
         classifier = dataclasses.replace(stage, name=NAMES[method], weights_digest=digest)
-        folder = os.path.join(output_dir, "evaluation", f"{method}-{digest[:8]}")  # of other weights: another folder
+        folder = os.path.join(
+            output_dir, "evaluation", f"{method}-{digest[:8]}"
+        )  # of other weights: another folder
         print(f"{NAMES[method]}:", flush=True)
-        results = running.measure(classifier, in_order, folder, batch_size=config.training.eval_batch_size)
+        results = evaluation_run.measure(
+            classifier, in_order, folder, batch_size=config.training.eval_batch_size
+        )
         measured.append(Measured(NAMES[method], results, folder))
     return measured
 
 
 def _make_report(
     configs: dict[str, ExperimentConfig], measured: list[Measured], data_dir: str, output_dir: str
-) -> demo_reports.DemoReport:
+) -> demo_report.DemoReport:
     config = configs["advprop"]
     images, _ = digits.load_digits("validation")
     num_train = pipeline.count_examples(config.data, data_dir, "train")
-    report = reports.Report(
+    report = evaluation_report.Report(
         title="AdvProp on handwritten digits",
         comparison=compare(measured),
         introduction=f"Three EfficientNets, alike but for how they were trained, on {num_train} images: on clean images alone; "
@@ -105,18 +122,22 @@ def _make_report(
         featured=NAMES["advprop"],
         samples={
             corruption: [
-                corruptions.corrupt(images[SAMPLE], corruption, severity, seed=SAMPLE) for severity in corruptions.SEVERITIES
+                corruptions.corrupt(images[SAMPLE], corruption, severity, seed=SAMPLE)
+                for severity in corruptions.SEVERITIES
             ]
             for corruption in corruptions.CORRUPTIONS
         },
         facts=_list_facts(config, num_train),
         open_images=report_files.images_below(data_dir),
     )
-    return demo_reports.DemoReport(
+    return demo_report.DemoReport(
         report=report,
         clean="digits",
         corrupted="digits_c",
-        histories={NAMES[method]: progress.read_metrics(os.path.join(output_dir, method)) for method in configs},
+        histories={
+            NAMES[method]: progress.read_metrics(os.path.join(output_dir, method))
+            for method in configs
+        },
         pictures=_make_pictures(configs, output_dir),
         picture_note=f"AdvProp’s own attack on test images, through the auxiliary batch norms: {_describe(config.attack)}.",
         configs={NAMES[method]: own_config.to_json() for method, own_config in configs.items()},
@@ -150,29 +171,39 @@ def _describe(attack) -> str:
     )
 
 
-def _make_pictures(configs: dict[str, ExperimentConfig], output_dir: str) -> list[demo_reports.Picture]:
+def _make_pictures(
+    configs: dict[str, ExperimentConfig], output_dir: str
+) -> list[demo_report.Picture]:
     """Test images of the first classes, what AdvProp's attack makes of them, and what each model says to both."""
     config = configs["advprop"]
     images, labels = digits.load_digits("validation")
     chosen = [int((labels == label).argmax()) for label in range(NUM_PICTURES)]
     images, labels = tf.constant(images[chosen], tf.float32), tf.constant(labels[chosen], tf.int32)
     state = assembly.make_state(config)
-    checkpoints.Checkpoints(os.path.join(output_dir, "advprop"), state, config.training.keep_last).restore()
+    checkpoints.Checkpoints(
+        os.path.join(output_dir, "advprop"), state, config.training.keep_last
+    ).restore()
     seed = tf.constant([config.training.seed, 0])
     network = steps.attacked_network(state.model, "aux", config.attack.statistics, seed)
     adversarial_images = assembly.make_attack(config)(network, images, labels, seed)
 
     def answers(method):
         model = checkpoints.load_averaged_model(os.path.join(output_dir, method), which="last")
-        return [[str(int(label)) for label in tf.argmax(model(x), -1)] for x in (images, adversarial_images)]
+        return [
+            [str(int(label)) for label in tf.argmax(model(x), -1)]
+            for x in (images, adversarial_images)
+        ]
 
     by_method = {method: answers(method) for method in configs}
     return [
-        demo_reports.Picture(
+        demo_report.Picture(
             image=images[i].numpy(),
             adversarial_image=adversarial_images[i].numpy(),
             label=str(int(labels[i])),
-            answers={NAMES[method]: (clean[i], adversarial[i]) for method, (clean, adversarial) in by_method.items()},
+            answers={
+                NAMES[method]: (clean[i], adversarial[i])
+                for method, (clean, adversarial) in by_method.items()
+            },
         )
         for i in range(len(chosen))
     ]

@@ -1,5 +1,7 @@
 """What networks of the digits are measured on: the test images as they are, corrupted, and attacked.
 
+Usage:
+
     test_sets = open_test_sets(config, "runs/study/data", severities=(1, 3, 5), attack_epsilons=(16.0,))
     test_sets["clean"], test_sets["corrupted"], test_sets["attacked"]
 """
@@ -9,17 +11,24 @@ from typing import Sequence
 
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.config import ExperimentConfig
-from efficientnet_advprop.evaluation import suites
-from efficientnet_advprop.evaluation.test_sets import SuiteSettings, TestSet, with_attack
+from efficientnet_advprop.evaluation.suites import registry
+from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings, TestSet, with_attack
 
-ATTACK_STEPS, RELATIVE_STEP_SIZE = 10, 0.25  # of the attack that is measured: iterations, and the size of one as a share of ε
+# Of the attack that is measured: iterations, and the size of one as a share of ε.
+ATTACK_STEPS = 10
+RELATIVE_STEP_SIZE = 0.25
 ATTACK_DESCRIPTION = (
-    f"Untargeted PGD through the main batch norms, {ATTACK_STEPS} steps of {RELATIVE_STEP_SIZE:g}·ε from a random start."
+    f"Untargeted PGD through the main batch norms, {ATTACK_STEPS} steps of "
+    f"{RELATIVE_STEP_SIZE:g}·ε from a random start."
 )
 
 
 def open_test_sets(
-    config: ExperimentConfig, data_dir: str, *, severities: Sequence[int], attack_epsilons: Sequence[float]
+    config: ExperimentConfig,
+    data_dir: str,
+    *,
+    severities: Sequence[int],
+    attack_epsilons: Sequence[float],
 ) -> dict[str, list[TestSet]]:
     """ "clean", "corrupted" and "attacked" → test sets.
 
@@ -30,14 +39,20 @@ def open_test_sets(
         attack_epsilons: one attack each, pixels of 255.
     """
     data, seed = config.data, config.training.seed
-    settings = SuiteSettings(data_dir, config.model.num_classes, data.image_size, data.eval_crop, seed=seed)
-    clean, *corrupted = suites.open_suites(["digits", "digits_c"], settings)
+    settings = SuiteSettings(
+        data_dir, config.model.num_classes, data.image_size, data.eval_crop, seed=seed
+    )
+    clean, *corrupted = registry.open_suites(["digits", "digits_c"], settings)
     attacks = [
         PGD(epsilon, RELATIVE_STEP_SIZE * epsilon, ATTACK_STEPS, targeted=False, random_start=1.0)
         for epsilon in attack_epsilons
     ]
     return {
         "clean": [clean],
-        "corrupted": [test_set for test_set in corrupted if int(test_set.name.split("/")[-1]) in severities],
-        "attacked": [with_attack(clean, dataclasses.replace(settings, attack=attack)) for attack in attacks],
+        "corrupted": [
+            test_set for test_set in corrupted if int(test_set.name.split("/")[-1]) in severities
+        ],
+        "attacked": [
+            with_attack(clean, dataclasses.replace(settings, attack=attack)) for attack in attacks
+        ],
     }

@@ -53,7 +53,9 @@ class Estimate:
         return cls(tuple(values), mean, (mean - half, mean + half), p_value)
 
 
-def contrast_values(weights: Mapping[str, float], accuracies: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
+def contrast_values(
+    weights: Mapping[str, float], accuracies: Mapping[str, Mapping[int, float]]
+) -> dict[int, float]:
     """seed → the weighted sum of the arms' accuracies, for the seeds that all of them have.
 
     Args:
@@ -61,7 +63,10 @@ def contrast_values(weights: Mapping[str, float], accuracies: Mapping[str, Mappi
         accuracies: arm → seed → accuracy.
     """
     seeds = set.intersection(*(set(accuracies.get(arm, ())) for arm in weights))
-    return {seed: math.fsum(weight * accuracies[arm][seed] for arm, weight in weights.items()) for seed in sorted(seeds)}
+    return {
+        seed: math.fsum(weight * accuracies[arm][seed] for arm, weight in weights.items())
+        for seed in sorted(seeds)
+    }
 
 
 def verdict(estimate: Estimate, expected: int, adjusted_p_value: float) -> str:

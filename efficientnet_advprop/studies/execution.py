@@ -23,15 +23,15 @@ import tensorflow as tf
 
 from efficientnet_advprop.data import digits
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
-from efficientnet_advprop.data.records import write_atomically
-from efficientnet_advprop.evaluation import running
+from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
-from efficientnet_advprop.evaluation.progress import format_duration
-from efficientnet_advprop.evaluation.test_sets import TestSet
+from efficientnet_advprop.evaluation.suites.test_sets import TestSet
+from efficientnet_advprop.files import format_duration, write_atomically
 from efficientnet_advprop.studies.digit_tests import open_test_sets
 from efficientnet_advprop.studies.plan import Run, Study
 from efficientnet_advprop.training import checkpoints, loop
-from tpu_utils.strategy import make_strategy
+from tpu_utils.devices.strategy import make_strategy
 
 _SCORES_FILE, _LOG_FILE = "scores.json", "log.txt"
 _POLL_SECONDS = 0.2
@@ -39,7 +39,7 @@ _POLL_SECONDS = 0.2
 Log = Callable[[str], None]
 
 
-class StudyError(RuntimeError):
+class StudyError(UserError, RuntimeError):
     """A run that failed; the message names it and where its log is."""
 
 
@@ -71,18 +71,24 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
     """
     started = time.process_time()
     folder, data_dir = run_dir(output_dir, run.name), os.path.join(output_dir, "data")
-    result = loop.train(run.config, data_dir=data_dir, model_dir=folder, strategy=make_strategy("one_device"))
+    result = loop.train(
+        run.config, data_dir=data_dir, model_dir=folder, strategy=make_strategy("one_device")
+    )
     if result.step < result.total_steps:
         return None
     scores = _measure(run, study, folder, data_dir)
     scores["processor_seconds"] = time.process_time() - started
-    write_atomically(os.path.join(folder, _SCORES_FILE), (json.dumps(scores, indent=1) + "\n").encode())
+    write_atomically(
+        os.path.join(folder, _SCORES_FILE), (json.dumps(scores, indent=1) + "\n").encode()
+    )
     return scores
 
 
 def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[TestSet]]:
     """Metric → the test sets whose mean accuracy it is, for each of `study.metrics()`."""
-    chosen = open_test_sets(run.config, data_dir, severities=study.severities, attack_epsilons=study.attack_epsilons)
+    chosen = open_test_sets(
+        run.config, data_dir, severities=study.severities, attack_epsilons=study.attack_epsilons
+    )
     return {metric: chosen[metric] for metric in study.metrics()}
 
 
@@ -91,7 +97,9 @@ def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, fl
     test_sets = choose_test_sets(run, study, data_dir)
     classifier = as_classifier(model, image_size=data.image_size, crop=data.eval_crop)
     batch_size, folder = run.config.training.eval_batch_size, os.path.join(folder, "evaluation")
-    results = running.measure(classifier, list(itertools.chain(*test_sets.values())), folder, batch_size=batch_size)
+    results = evaluation_run.measure(
+        classifier, list(itertools.chain(*test_sets.values())), folder, batch_size=batch_size
+    )
     return {
         metric: statistics.fmean(results.test_sets[test_set.name].score.top1 for test_set in chosen)
         for metric, chosen in test_sets.items()
@@ -125,13 +133,19 @@ def progress(study: Study, output_dir: str) -> list[RunProgress]:
     measured = sum(map(sum, by_arm.values()))
     expected_of_measured = sum(run.expected_seconds for run in runs if scores[run.name])
     ratio = measured / expected_of_measured if expected_of_measured else 1.0
-    seconds = lambda run: statistics.fmean(by_arm.get(run.arm, [ratio * run.expected_seconds]))  # noqa: E731
+
+    def seconds(run):
+        return statistics.fmean(by_arm.get(run.arm, [ratio * run.expected_seconds]))
+
     return [RunProgress(run, scores[run.name], seconds(run)) for run in runs]
 
 
 def seconds_left(study: Study, output_dir: str, num_parallel: int) -> float:
     """Until a study is done, with so many runs at a time and a processor for each."""
-    return sum(entry.seconds for entry in progress(study, output_dir) if entry.scores is None) / num_parallel
+    return (
+        sum(entry.seconds for entry in progress(study, output_dir) if entry.scores is None)
+        / num_parallel
+    )
 
 
 def default_num_parallel() -> int:
@@ -176,9 +190,12 @@ def execute_all(
                 for slot in range(num_parallel):
                     if slot not in running and waiting and not failed:
                         run = waiting.pop(0)
-                        running[slot] = run, _start(run, command(run), output_dir, environments[slot])
+                        running[slot] = (
+                            run,
+                            _start(run, command(run), output_dir, environments[slot]),
+                        )
                 time.sleep(_POLL_SECONDS)
-                for slot, (run, process) in list(running.items()):
+                for slot, (run, process) in list(evaluation_run.items()):
                     if process.poll() is None:
                         continue
                     del running[slot]
@@ -187,17 +204,21 @@ def execute_all(
                         failed.append(_explain_failure(run, process.returncode, output_dir))
                         continue
                     num_done += 1
-                    figures = "  ".join(f"{metric} {100 * scores[metric]:.1f} %" for metric in study.metrics())
+                    figures = "  ".join(
+                        f"{metric} {100 * scores[metric]:.1f} %" for metric in study.metrics()
+                    )
                     left = format_duration(seconds_left(study, output_dir, num_parallel))
                     log(f"{num_done:3d}/{num_runs}  {run.name:32s} {figures}   ETA {left}")
         except (_Stopped, KeyboardInterrupt) as stop:
-            for _, process in running.values():
+            for _, process in evaluation_run.values():
                 process.terminate()
-            for _, process in running.values():
+            for _, process in evaluation_run.values():
                 process.wait()
             if isinstance(stop, KeyboardInterrupt):
                 raise
-            log(f"stopped by SIGTERM; {num_done} of {num_runs} runs are done: the same command goes on from there")
+            log(
+                f"stopped by SIGTERM; {num_done} of {num_runs} runs are done: the same command goes on from there"
+            )
             return False
     if failed:
         raise StudyError("\n".join(failed))
@@ -217,7 +238,11 @@ def _prepare_data(study: Study, output_dir: str, log: Log) -> None:
 def _environment(slot: int, num_parallel: int) -> dict[str, str]:
     """A process's share of the machine."""
     threads = str(max(1, (os.cpu_count() or 1) // num_parallel))
-    environment = {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads, "OMP_NUM_THREADS": threads}
+    environment = {
+        "TF_NUM_INTRAOP_THREADS": threads,
+        "TF_NUM_INTEROP_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+    }
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -226,7 +251,9 @@ def _environment(slot: int, num_parallel: int) -> dict[str, str]:
     return {**os.environ, **environment}
 
 
-def _start(run: Run, command: Sequence[str], output_dir: str, environment: Mapping[str, str]) -> subprocess.Popen:
+def _start(
+    run: Run, command: Sequence[str], output_dir: str, environment: Mapping[str, str]
+) -> subprocess.Popen:
     folder = run_dir(output_dir, run.name)
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, _LOG_FILE), "a") as log_file:

@@ -1,5 +1,7 @@
 """A study's claims in one picture: every contrast with its interval, a column for each metric.
 
+Usage:
+
     png = draw_claims(summary)                                    # a `report.Summary`; bytes of a PNG file
 """
 
@@ -12,9 +14,20 @@ from matplotlib.figure import Figure
 
 from efficientnet_advprop.studies.report import Summary
 
-_COLORS = {"shown": "#0e8a6d", "suggested": "#5cb8a2", "opposite": "#c2410c", "different": "#c2410c"}
+_COLORS = {
+    "shown": "#0e8a6d",
+    "suggested": "#5cb8a2",
+    "opposite": "#c2410c",
+    "different": "#c2410c",
+}
 _OTHER, _GRID, _ROW_INCHES = "#5b6573", "#e6e9ee", 0.21
-_STYLE = {"font.size": 8, "axes.edgecolor": _GRID, "xtick.color": _OTHER, "ytick.major.size": 0, "xtick.major.size": 0}
+_STYLE = {
+    "font.size": 8,
+    "axes.edgecolor": _GRID,
+    "xtick.color": _OTHER,
+    "ytick.major.size": 0,
+    "xtick.major.size": 0,
+}
 
 
 def draw_claims(summary: Summary) -> bytes:
@@ -30,7 +43,10 @@ def draw_claims(summary: Summary) -> bytes:
             rows.setdefault((claim.key, finding.name), len(rows) + number)
     bottom = max(rows.values(), default=0) + 1
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.0 + 2.6 * len(summary.metrics), 0.9 + _ROW_INCHES * bottom), layout="constrained")
+        figure = Figure(
+            figsize=(4.0 + 2.6 * len(summary.metrics), 0.9 + _ROW_INCHES * bottom),
+            layout="constrained",
+        )
         panels = figure.subplots(1, len(summary.metrics), sharey=True, squeeze=False)[0]
         for axes, metric in zip(panels, summary.metrics):
             reach = _reach(summary, metric)
@@ -75,4 +91,12 @@ def _draw_interval(axes, row: int, finding) -> None:
     else:
         side = math.copysign(1.0, mean)
         text = f"◂ {mean:+.1f}" if side < 0 else f"{mean:+.1f} ▸"
-        axes.text(side * reach, row - 0.25, text, color=color, ha="left" if side < 0 else "right", va="bottom", fontsize=7)
+        axes.text(
+            side * reach,
+            row - 0.25,
+            text,
+            color=color,
+            ha="left" if side < 0 else "right",
+            va="bottom",
+            fontsize=7,
+        )

@@ -127,26 +127,38 @@ class Study:
         """
         runs = {run.name: run for run in self.runs()}
         if name not in runs:
-            raise ConfigError(f"`--run` is {name!r}, but the study has no such run; `--list` shows all {len(runs)}.")
+            raise ConfigError(
+                f"`--run` is {name!r}, but the study has no such run; `--list` shows all {len(runs)}."
+            )
         return runs[name]
 
     def metrics(self) -> list[str]:
         """Those of `METRICS` that are measured."""
-        return ["clean", *(["corrupted"] if self.severities else []), *(["attacked"] if self.attack_epsilons else [])]
+        return [
+            "clean",
+            *(["corrupted"] if self.severities else []),
+            *(["attacked"] if self.attack_epsilons else []),
+        ]
 
     def validate(self) -> None:
         """Raises a `ConfigError` at the first thing that would make the study fail, or mean nothing, later."""
         if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < 2:
-            raise ConfigError(f"`seeds` are {list(self.seeds)}, but intervals need at least two, each once.")
+            raise ConfigError(
+                f"`seeds` are {list(self.seeds)}, but intervals need at least two, each once."
+            )
         for name, arm in self.arms.items():
             if not re.fullmatch(r"[\w.-]+", name):
-                raise ConfigError(f"`arms` has {name!r}, but a name is of letters, digits, '_', '-' and '.'.")
+                raise ConfigError(
+                    f"`arms` has {name!r}, but a name is of letters, digits, '_', '-' and '.'."
+                )
             try:
                 arm.config.validate()
             except ConfigError as error:
                 raise ConfigError(f"arm {name!r}: {error}") from error
             if arm.config.data.source != "digits":
-                raise ConfigError(f"arm {name!r}: `config.data.source` is {arm.config.data.source!r}, but must be 'digits'.")
+                raise ConfigError(
+                    f"arm {name!r}: `config.data.source` is {arm.config.data.source!r}, but must be 'digits'."
+                )
         for claim in self.claims:
             for contrast in claim.contrasts:
                 self._check_contrast(f"claim {claim.key!r}, contrast {contrast.name!r}", contrast)
@@ -154,18 +166,31 @@ class Study:
     def _check_contrast(self, where: str, contrast: Contrast) -> None:
         unknown = sorted(set(contrast.weights) - set(self.arms))
         if unknown:
-            raise ConfigError(f"{where}: `weights` names {', '.join(unknown)}, but the arms are {', '.join(self.arms)}.")
+            raise ConfigError(
+                f"{where}: `weights` names {', '.join(unknown)}, but the arms are {', '.join(self.arms)}."
+            )
         if abs(sum(contrast.weights.values())) > 1e-9 or not contrast.weights:
-            raise ConfigError(f"{where}: `weights` are {dict(contrast.weights)}, but must add up to zero.")
+            raise ConfigError(
+                f"{where}: `weights` are {dict(contrast.weights)}, but must add up to zero."
+            )
         if contrast.expected not in (-1, 0, 1):
-            raise ConfigError(f"{where}: `expected` is {contrast.expected!r}, but must be -1, 0 or 1.")
+            raise ConfigError(
+                f"{where}: `expected` is {contrast.expected!r}, but must be -1, 0 or 1."
+            )
         unmeasured = sorted(set(contrast.metrics) - set(self.metrics()))
         if unmeasured:
-            raise ConfigError(f"{where}: `metrics` has {', '.join(unmeasured)}, but measured are {', '.join(self.metrics())}.")
+            raise ConfigError(
+                f"{where}: `metrics` has {', '.join(unmeasured)}, but measured are {', '.join(self.metrics())}."
+            )
 
     def to_json(self) -> str:
         """What decides the results of each run: its config and what it is measured by."""
-        return json.dumps({"measured": self._measured(), "runs": {r.name: dataclasses.asdict(r.config) for r in self.runs()}})
+        return json.dumps(
+            {
+                "measured": self._measured(),
+                "runs": {r.name: dataclasses.asdict(r.config) for r in self.runs()},
+            }
+        )
 
     def _measured(self) -> dict:
         return {"severities": list(self.severities), "attack_epsilons": list(self.attack_epsilons)}
@@ -186,7 +211,9 @@ def load_study(path: str) -> Study:
     """
     file, _, argument = path.partition(":")
     if not os.path.isfile(file):
-        raise ConfigError(f"`--study` is {path!r}, but there is no such file; try configs/studies/digits.py.")
+        raise ConfigError(
+            f"`--study` is {path!r}, but there is no such file; try configs/studies/digits.py."
+        )
     spec = importlib.util.spec_from_file_location("study_config", file)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -195,9 +222,13 @@ def load_study(path: str) -> Study:
     except ConfigError:
         raise
     except Exception as error:  # whatever a config file's own code may raise
-        raise ConfigError(f"`--study` is {path!r}, which cannot be used: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"`--study` is {path!r}, which cannot be used: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(study, Study):
-        raise ConfigError(f"`--study` is {path!r}: its get_study() returned {type(study).__name__}, but must return a Study.")
+        raise ConfigError(
+            f"`--study` is {path!r}: its get_study() returned {type(study).__name__}, but must return a Study."
+        )
     study.validate()
     return study
 
@@ -231,11 +262,15 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
             earlier = ExperimentConfig.from_json(json.dumps(saved["runs"][name]))
             for field, (there, here) in config_lib.differences(earlier, runs[name]).items():
                 if field not in config_lib.OPERATIONAL_FIELDS:
-                    changes.setdefault(f"`config.{field}` is {there!r} there and {here!r} here", []).append(name)
+                    changes.setdefault(
+                        f"`config.{field}` is {there!r} there and {here!r} here", []
+                    ).append(name)
     problems += [f"{change}, in {', '.join(names)}" for change, names in changes.items()]
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
-        raise ConfigError(f"`--output_dir` is {output_dir!r}, which holds other runs:{listed}\nUse another folder.")
+        raise ConfigError(
+            f"`--output_dir` is {output_dir!r}, which holds other runs:{listed}\nUse another folder."
+        )
     added = [name for name in runs if name not in saved["runs"]]
     if added:
         own = f"{path}.{os.getpid()}"  # several runs may be started at once by hand

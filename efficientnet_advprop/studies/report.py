@@ -1,5 +1,7 @@
 """What a study found: means by arm, each claim's contrasts with intervals and tests, as JSON, one HTML file, and a table.
 
+Usage:
+
     summary = summarize(study, {"vanilla/seed_0": {"clean": 0.91, "corrupted": 0.78}, …})
     print(format_table(summary))                                  # in Markdown
     html = render_html(summary)
@@ -10,8 +12,8 @@ import json
 import math
 from typing import Mapping, Optional, Sequence
 
-from efficientnet_advprop.evaluation.page_templates import open_templates
-from efficientnet_advprop.evaluation.significance import holm
+from efficientnet_advprop.reports.page_templates import open_templates
+from efficientnet_advprop.reports.significance import holm
 from efficientnet_advprop.studies.estimates import Estimate, contrast_values, verdict
 from efficientnet_advprop.studies.plan import METRICS, Study
 
@@ -92,7 +94,10 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
         for metric in study.metrics():
             accuracies[metric][run.arm][run.seed] = found[metric]
     arms = {
-        arm: {metric: Estimate.of(list(accuracies[metric][arm].values())) for metric in study.metrics()}
+        arm: {
+            metric: Estimate.of(list(accuracies[metric][arm].values()))
+            for metric in study.metrics()
+        }
         for arm in study.arms
         if accuracies["clean"][arm]
     }
@@ -102,13 +107,17 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
         for contrast in claim.contrasts:
             for metric in contrast.metrics:
                 values = list(contrast_values(contrast.weights, accuracies[metric]).values())
-                estimates[claim.key, contrast.name, metric] = Estimate.of(values) if values else None
+                estimates[claim.key, contrast.name, metric] = (
+                    Estimate.of(values) if values else None
+                )
     tested = [
         (claim.key, contrast.name, metric)
         for claim in study.claims
         for contrast in claim.contrasts
         for metric in contrast.metrics
-        if contrast.expected and (found := estimates[claim.key, contrast.name, metric]) and not math.isnan(found.p_value)
+        if contrast.expected
+        and (found := estimates[claim.key, contrast.name, metric])
+        and not math.isnan(found.p_value)
     ]
     adjusted = dict(zip(tested, holm([estimates[key].p_value for key in tested])))
 
@@ -117,7 +126,16 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
         estimate, p_value = estimates[key], adjusted.get(key, math.nan)
         said = verdict(estimate, contrast.expected, p_value) if estimate else "too few seeds"
         count = len(estimate.values) if estimate else 0
-        return Finding(contrast.name, metric, dict(contrast.weights), contrast.expected, count, estimate, p_value, said)
+        return Finding(
+            contrast.name,
+            metric,
+            dict(contrast.weights),
+            contrast.expected,
+            count,
+            estimate,
+            p_value,
+            said,
+        )
 
     return Summary(
         title=study.title,
@@ -153,16 +171,30 @@ def to_json(summary: Summary) -> str:
 
 def format_table(summary: Summary) -> str:
     """The arms and the claims as two Markdown tables, in percent and percentage points."""
-    lines = [f"{summary.num_done} of {summary.num_runs} runs; seeds {', '.join(map(str, summary.seeds))}", ""]
-    lines += ["| arm | " + " | ".join(summary.metrics) + " |", "|---|" + "---|" * len(summary.metrics)]
+    lines = [
+        f"{summary.num_done} of {summary.num_runs} runs; seeds {', '.join(map(str, summary.seeds))}",
+        "",
+    ]
+    lines += [
+        "| arm | " + " | ".join(summary.metrics) + " |",
+        "|---|" + "---|" * len(summary.metrics),
+    ]
     for arm, by_metric in summary.arms.items():
-        lines.append(f"| {arm} | " + " | ".join(_percent(estimate) for estimate in by_metric.values()) + " |")
-    lines += ["", "| claim | contrast | of | points (95 % interval) | p, corrected | |", "|---|---|---|---|---|---|"]
+        lines.append(
+            f"| {arm} | " + " | ".join(_percent(estimate) for estimate in by_metric.values()) + " |"
+        )
+    lines += [
+        "",
+        "| claim | contrast | of | points (95 % interval) | p, corrected | |",
+        "|---|---|---|---|---|---|",
+    ]
     for claim in summary.claims:
         for found in claim.findings:
             points = _percent(found.estimate, sign="+") if found.estimate else "not measured"
             p_value = "" if math.isnan(found.adjusted_p_value) else f"{found.adjusted_p_value:.3g}"
-            lines.append(f"| ({claim.key}) | {found.name} | {found.metric} | {points} | {p_value} | {found.verdict} |")
+            lines.append(
+                f"| ({claim.key}) | {found.name} | {found.metric} | {points} | {p_value} | {found.verdict} |"
+            )
     return "\n".join(lines)
 
 
@@ -178,9 +210,15 @@ def _interval_svg(found: Finding, reach: float) -> str:
     if found.estimate is None:
         return ""
     centre, half = _PLOT_WIDTH / 2, _PLOT_HEIGHT / 2
-    place = lambda value: centre + max(-1.0, min(1.0, value / reach)) * (centre - 6)  # noqa: E731
+
+    def place(value):
+        return centre + max(-1.0, min(1.0, value / reach)) * (centre - 6)
+
     low, high = found.estimate.span
-    dots = "".join(f'<circle cx="{place(value):.1f}" cy="{half}" r="1.6" opacity=".35"/>' for value in found.estimate.values)
+    dots = "".join(
+        f'<circle cx="{place(value):.1f}" cy="{half}" r="1.6" opacity=".35"/>'
+        for value in found.estimate.values
+    )
     return (
         f'<svg role="img" aria-label="{_percent(found.estimate, "+")} points" width="{_PLOT_WIDTH}" height="{_PLOT_HEIGHT}">'
         f'<line class="zero" x1="{centre}" x2="{centre}" y1="0" y2="{_PLOT_HEIGHT}"/>'
@@ -195,7 +233,9 @@ def render_html(summary: Summary) -> str:
     environment.filters["percent"] = _percent
     reaches = {}
     for claim in summary.claims:
-        ends = [abs(end) for found in claim.findings if found.estimate for end in found.estimate.span]
+        ends = [
+            abs(end) for found in claim.findings if found.estimate for end in found.estimate.span
+        ]
         reaches[claim.key] = max(ends, default=1.0) or 1.0
     return environment.get_template("study.html.jinja").render(
         summary=summary,

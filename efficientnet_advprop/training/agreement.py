@@ -14,12 +14,14 @@ from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.training import checkpoints
 from efficientnet_advprop.training.checkpoints import CheckpointError
-from tpu_utils.workers import Workers
+from tpu_utils.devices.workers import Workers
 
 _CODE = pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parents[2] / "tpu_utils"
 
 
-def check_same_run(workers: Workers, config: ExperimentConfig, *, model_dir: str, num_images: str) -> None:
+def check_same_run(
+    workers: Workers, config: ExperimentConfig, *, model_dir: str, num_images: str
+) -> None:
     """Raises a `ConfigError`, the same on all workers, if they do not all mean the same run.
 
     Args:
@@ -42,9 +44,16 @@ def check_same_run(workers: Workers, config: ExperimentConfig, *, model_dir: str
         return
     if "config" in differing:
         configs = list(map(ExperimentConfig.from_json, differing.pop("config")))
-        names = sorted({name for other in configs[1:] for name in config_lib.differences(configs[0], other)})
-        differing |= {f"`config.{name}`": [str(config_lib.get(one, name)) for one in configs] for name in names}
-    listed = "; ".join(f"{name}: {', '.join(map(_shorten, values))}" for name, values in differing.items())
+        names = sorted(
+            {name for other in configs[1:] for name in config_lib.differences(configs[0], other)}
+        )
+        differing |= {
+            f"`config.{name}`": [str(config_lib.get(one, name)) for one in configs]
+            for name in names
+        }
+    listed = "; ".join(
+        f"{name}: {', '.join(map(_shorten, values))}" for name, values in differing.items()
+    )
     raise ConfigError(
         f"the {workers.count} workers do not mean the same run (in their order, {listed}). Start the same command on all of "
         "them, from the same copy of the code."
@@ -60,7 +69,10 @@ def check_same_start(workers: Workers, model_dir: str, restored: str) -> None:
         restored: the checkpoint that this one has read; "" for none.
     """
     workers.any(False)  # the chief has come here: its config is in place
-    facts = {"config.json": str(checkpoints.is_claimed(model_dir)), "the checkpoint read": os.path.basename(restored) or "none"}
+    facts = {
+        "config.json": str(checkpoints.is_claimed(model_dir)),
+        "the checkpoint read": os.path.basename(restored) or "none",
+    }
     differing = workers.compare(facts)
     if differing:
         listed = "; ".join(f"{name}: {', '.join(values)}" for name, values in differing.items())

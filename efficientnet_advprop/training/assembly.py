@@ -7,12 +7,12 @@ from typing import Callable, Optional
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.methods import METHODS
 from efficientnet_advprop.models import Network, make_network
 from efficientnet_advprop.models.normalization import official_group_size
 from efficientnet_advprop.training import fine_tuning
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.loss_scale import LossScale
-from efficientnet_advprop.training.methods import METHODS
 from efficientnet_advprop.training.optimizers import make_optimizer
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState, averaged_variables
@@ -27,7 +27,9 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
     model = make_network(
         config.model.variant,
         num_classes=config.model.num_classes,
-        aux_branches=METHODS[config.training.method].aux_branches if aux_branches is None else aux_branches,
+        aux_branches=METHODS[config.training.method].aux_branches
+        if aux_branches is None
+        else aux_branches,
         width_coefficient=config.model.width_coefficient,
         depth_coefficient=config.model.depth_coefficient,
         dropout_rate=config.model.dropout_rate,
@@ -58,7 +60,9 @@ def make_attack(config: ExperimentConfig) -> Optional[Attack]:
         random_start=config.attack.random_start,
         num_classes=config.model.num_classes,
         project=config.attack.projection,
-        loss_scale=128.0 if config.model.compute_dtype == "float16" else 1.0,  # the authors' adversarial-training code
+        loss_scale=128.0
+        if config.model.compute_dtype == "float16"
+        else 1.0,  # the authors' adversarial-training code
     )
 
 
@@ -72,15 +76,21 @@ def make_state(config: ExperimentConfig) -> TrainState:
         momentum=config.optimizer.momentum,
         epsilon=config.optimizer.epsilon,
         learning_rate_factors=fine_tuning.learning_rate_factors(
-            model, layer_decay=config.init.layer_decay, head_factor=config.init.head_learning_rate_factor
+            model,
+            layer_decay=config.init.layer_decay,
+            head_factor=config.init.head_learning_rate_factor,
         ),
     )
     decay = config.optimizer.ema_decay
     ema = ExponentialMovingAverage(averaged_variables(model), decay) if decay else None
-    return TrainState(model, optimizer, ema, LossScale() if config.model.compute_dtype == "float16" else None)
+    return TrainState(
+        model, optimizer, ema, LossScale() if config.model.compute_dtype == "float16" else None
+    )
 
 
-def make_learning_rate(config: ExperimentConfig, steps_per_epoch: float, total_steps: int) -> LearningRate:
+def make_learning_rate(
+    config: ExperimentConfig, steps_per_epoch: float, total_steps: int
+) -> LearningRate:
     """The schedule, for epochs of so many updates."""
     return LearningRate(
         initial=config.optimizer.learning_rate_per_256 * config.training.global_batch_size / 256,
@@ -90,7 +100,9 @@ def make_learning_rate(config: ExperimentConfig, steps_per_epoch: float, total_s
         decay_epochs=config.optimizer.decay_epochs,
         warmup_epochs=config.optimizer.warmup_epochs,
         total_steps=total_steps,
-        decay_at_epochs=tuple(map(float, filter(None, config.optimizer.decay_at_epochs.split(",")))),
+        decay_at_epochs=tuple(
+            map(float, filter(None, config.optimizer.decay_at_epochs.split(",")))
+        ),
     )
 
 

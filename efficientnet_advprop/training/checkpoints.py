@@ -23,13 +23,13 @@ from absl import logging
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.data.records import write_atomically
+from efficientnet_advprop.files import write_atomically
 from efficientnet_advprop.models import CheckpointError, Network, save_released_checkpoint
 from efficientnet_advprop.models.variable_names import official_name
 from efficientnet_advprop.training import assembly
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.state import STEP_NAME, TrainState, averaged_variables
-from tpu_utils.brief_message import brief_message
+from tpu_utils.errors import brief_message
 
 _CONFIG_FILE, _LAST, _BEST = "config.json", "checkpoints", "best"
 # Damaged, missing in part, or of other variables or shapes; TensorFlow has an exception of another kind for each.
@@ -57,12 +57,21 @@ def check_model_dir(model_dir: str, config: ExperimentConfig) -> None:
 
     Fields that change nothing of what is computed (`config.OPERATIONAL_FIELDS`) may differ.
     """
-    if not any(tf.train.latest_checkpoint(os.path.join(model_dir, part)) for part in (_LAST, _BEST)):
+    if not any(
+        tf.train.latest_checkpoint(os.path.join(model_dir, part)) for part in (_LAST, _BEST)
+    ):
         return
     changed = config_lib.differences(read_config(model_dir), config)
-    fatal = {name: values for name, values in changed.items() if name not in config_lib.OPERATIONAL_FIELDS}
+    fatal = {
+        name: values
+        for name, values in changed.items()
+        if name not in config_lib.OPERATIONAL_FIELDS
+    }
     if fatal:
-        listed = ", ".join(f"`config.{name}` is {there!r} there and {here!r} here" for name, (there, here) in fatal.items())
+        listed = ", ".join(
+            f"`config.{name}` is {there!r} there and {here!r} here"
+            for name, (there, here) in fatal.items()
+        )
         raise ConfigError(
             f"`model_dir` is {model_dir!r}, whose checkpoints belong to another config: {listed}. "
             "Use another --model_dir, or the config that made it."
@@ -79,7 +88,9 @@ def claim_model_dir(model_dir: str, config: ExperimentConfig) -> None:
         tf.io.gfile.makedirs(model_dir)
         write_atomically(os.path.join(model_dir, _CONFIG_FILE), config.to_json().encode())
     except (tf.errors.OpError, OSError) as error:
-        raise CheckpointError(f"`model_dir` is {model_dir!r}, which cannot be written: {brief_message(error)}.") from error
+        raise CheckpointError(
+            f"`model_dir` is {model_dir!r}, which cannot be written: {brief_message(error)}."
+        ) from error
 
 
 def is_claimed(model_dir: str) -> bool:
@@ -110,14 +121,18 @@ class Checkpoints:
         self._variables = by_name(state.variables)
         self._step = state.step
         self._strategy, self._writes = strategy or tf.distribute.get_strategy(), writes
-        self.best_accuracy: Optional[float] = None  # of the validation so far, in [0, 1]; None before the first one
+        self.best_accuracy: Optional[float] = (
+            None  # of the validation so far, in [0, 1]; None before the first one
+        )
         with tf.device("CPU:0"):
             self._copies = {
                 name: tf.Variable(tf.zeros(variable.shape, variable.dtype), trainable=False)
                 for name, variable in self._variables.items()
             }
             self._best_accuracy = tf.Variable(-1.0, trainable=False, dtype=tf.float32)
-        self._checkpoint = tf.train.Checkpoint(variables=self._copies, best_accuracy=self._best_accuracy)
+        self._checkpoint = tf.train.Checkpoint(
+            variables=self._copies, best_accuracy=self._best_accuracy
+        )
         self._last = self._manager(os.path.join(model_dir, _LAST), keep_last)
         self._best = self._manager(os.path.join(model_dir, _BEST), 1)
         self._copied = None  # step and best accuracy of what the copies hold
@@ -141,7 +156,9 @@ class Checkpoints:
                 self._checkpoint.restore(path).assert_consumed()
             except _UNREADABLE as error:
                 problems.append(f"{path}: {brief_message(error)}")
-                logging.warning("The checkpoint %s cannot be read and is passed over.", problems[-1])
+                logging.warning(
+                    "The checkpoint %s cannot be read and is passed over.", problems[-1]
+                )
                 continue
             for name, variable in self._variables.items():
                 variable.assign(self._copies[name])
@@ -149,7 +166,9 @@ class Checkpoints:
             self.best_accuracy = accuracy if accuracy >= 0.0 else None
             return path
         if problems:
-            raise CheckpointError(f"no checkpoint can be read ({'; '.join(problems)}); start again with an empty --model_dir.")
+            raise CheckpointError(
+                f"no checkpoint can be read ({'; '.join(problems)}); start again with an empty --model_dir."
+            )
         return None
 
     def save(self) -> None:
@@ -162,7 +181,9 @@ class Checkpoints:
 
     def save_if_best(self, accuracy: float) -> bool:
         """Saves the state as the best, if its validation accuracy is higher than all before. Raises as `save`."""
-        accuracy = float(np.float32(accuracy))  # as it is saved, so that a restarted run compares the same
+        accuracy = float(
+            np.float32(accuracy)
+        )  # as it is saved, so that a restarted run compares the same
         if self.best_accuracy is not None and accuracy <= self.best_accuracy:
             return False
         self.best_accuracy = accuracy
@@ -189,8 +210,16 @@ class Checkpoints:
         self._pending.append(self._writer.submit(self._write, manager, step))
 
     def _write(self, manager, step: int) -> None:
-        earlier = f"the earlier ones in {manager.directory} are intact" if manager.checkpoints else "there is no earlier one"
-        wrong = [name for name, copy in self._copies.items() if copy.dtype.is_floating and not np.isfinite(copy.numpy()).all()]
+        earlier = (
+            f"the earlier ones in {manager.directory} are intact"
+            if manager.checkpoints
+            else "there is no earlier one"
+        )
+        wrong = [
+            name
+            for name, copy in self._copies.items()
+            if copy.dtype.is_floating and not np.isfinite(copy.numpy()).all()
+        ]
         if wrong:
             raise CheckpointError(
                 f"the state of step {step} is not saved, because {wrong[0]!r} and {len(wrong) - 1} more variables are not "
@@ -227,11 +256,15 @@ def by_name(variables: Iterable[tf.Variable]) -> dict[str, tf.Variable]:
     named = {official_name(variable.name): variable for variable in variables}
     if len(named) < len(variables):
         names = [official_name(variable.name) for variable in variables]
-        raise ValueError(f"`variables` has {max(names, key=names.count)!r} twice; a checkpoint could not tell them apart.")
+        raise ValueError(
+            f"`variables` has {max(names, key=names.count)!r} twice; a checkpoint could not tell them apart."
+        )
     return named
 
 
-def load_averaged_model(model_dir: str, *, which: str = "best", aux_branches: Optional[int] = 0) -> Network:
+def load_averaged_model(
+    model_dir: str, *, which: str = "best", aux_branches: Optional[int] = 0
+) -> Network:
     """A trained network for inference: the averaged weights, main batch norms only unless told.
 
     Args:
@@ -252,7 +285,9 @@ def load_averaged_model(model_dir: str, *, which: str = "best", aux_branches: Op
     return model
 
 
-def write_released_checkpoint(model_dir: str, prefix: str, *, which: str = "best", include_aux: bool = False) -> int:
+def write_released_checkpoint(
+    model_dir: str, prefix: str, *, which: str = "best", include_aux: bool = False
+) -> int:
     """Writes a trained network in the released format: plain weights, averages and the step.
 
     Args:
@@ -267,9 +302,14 @@ def write_released_checkpoint(model_dir: str, prefix: str, *, which: str = "best
     held = _restore_network(model_dir, which)
     averages = None
     if held.ema is not None:
-        averages = {official_name(variable.name): shadow for variable, shadow in zip(held.ema.averaged, held.ema.shadows)}
+        averages = {
+            official_name(variable.name): shadow
+            for variable, shadow in zip(held.ema.averaged, held.ema.shadows)
+        }
     step = int(held.step.numpy())
-    save_released_checkpoint(held.model, prefix, averages=averages, global_step=step, include_aux=include_aux)
+    save_released_checkpoint(
+        held.model, prefix, averages=averages, global_step=step, include_aux=include_aux
+    )
     return step
 
 
@@ -281,20 +321,30 @@ def _restore_network(model_dir: str, which: str) -> tf.Module:
     directory = os.path.join(model_dir, _BEST if which == "best" else _LAST)
     path = tf.train.latest_checkpoint(directory)
     if path is None:
-        raise CheckpointError(f"`model_dir` is {model_dir!r}, but {directory} holds no checkpoint yet; train longer.")
+        raise CheckpointError(
+            f"`model_dir` is {model_dir!r}, but {directory} holds no checkpoint yet; train longer."
+        )
     held = tf.Module()
     held.model = assembly.make_model(config)
-    held.ema = ExponentialMovingAverage(averaged_variables(held.model)) if config.optimizer.ema_decay else None
+    held.ema = (
+        ExponentialMovingAverage(averaged_variables(held.model))
+        if config.optimizer.ema_decay
+        else None
+    )
     held.step = tf.Variable(0, trainable=False, dtype=tf.int64, name=STEP_NAME)
     try:
         restored = tf.train.Checkpoint(variables=by_name(held.variables)).restore(path)
         restored.assert_existing_objects_matched().expect_partial()
     except _UNREADABLE as error:
-        raise CheckpointError(f"the checkpoint {path} cannot be read: {brief_message(error)}.") from error
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read: {brief_message(error)}."
+        ) from error
     return held
 
 
-def copy_for_inference(trained: Network, ema: Optional[ExponentialMovingAverage], target: Network) -> None:
+def copy_for_inference(
+    trained: Network, ema: Optional[ExponentialMovingAverage], target: Network
+) -> None:
     """Gives `target`, which may lack the auxiliary branches, the averages or, without `ema`, the weights of `trained`."""
     if ema is not None:
         ema.copy_to(target.variables)

@@ -23,7 +23,9 @@ class ExponentialMovingAverage(tf.Module):
 
     def __init__(self, averaged: Sequence[tf.Variable], decay: float = 0.9999):
         if not 0.0 <= decay < 1.0:
-            raise ValueError(f"`decay` is {decay!r}, but must lie in [0, 1); 0.9999 is the official value.")
+            raise ValueError(
+                f"`decay` is {decay!r}, but must lie in [0, 1); 0.9999 is the official value."
+            )
         super().__init__()
         self.averaged = list(averaged)
         self.decay = decay
@@ -43,7 +45,9 @@ class ExponentialMovingAverage(tf.Module):
         step = tf.cast(step, tf.float32)
         rate = 1.0 - tf.minimum(self.decay, (1.0 + step) / (10.0 + step))
         for shadow, variable in zip(self.shadows, self.averaged):
-            tf.raw_ops.ResourceApplyGradientDescent(var=shadow.handle, alpha=rate, delta=shadow - variable)
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=shadow.handle, alpha=rate, delta=shadow - variable
+            )
 
     def copy_to(self, variables: Sequence[tf.Variable]) -> None:
         """Gives `variables` (of another model, say, without auxiliary branches) the averages of their namesakes.
@@ -51,8 +55,15 @@ class ExponentialMovingAverage(tf.Module):
         Raises:
             ValueError: one of them has no namesake among the averaged variables.
         """
-        shadows = {official_name(variable.name): shadow for variable, shadow in zip(self.averaged, self.shadows)}
-        missing = [official_name(variable.name) for variable in variables if official_name(variable.name) not in shadows]
+        shadows = {
+            official_name(variable.name): shadow
+            for variable, shadow in zip(self.averaged, self.shadows)
+        }
+        missing = [
+            official_name(variable.name)
+            for variable in variables
+            if official_name(variable.name) not in shadows
+        ]
         if missing:
             raise ValueError(
                 f"`variables` holds {', '.join(missing)}, of which there is no average; average the model they come from."

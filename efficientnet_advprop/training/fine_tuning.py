@@ -13,8 +13,13 @@ from typing import Optional, Sequence
 import tensorflow as tf
 
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.models.published_checkpoints import KINDS, guess_kind
-from efficientnet_advprop.models.released_checkpoints import CLASSIFIER, LoadReport, load_released_checkpoint, variable_name
+from efficientnet_advprop.models.checkpoints.published_checkpoints import KINDS, guess_kind
+from efficientnet_advprop.models.checkpoints.released_checkpoints import (
+    CLASSIFIER,
+    LoadReport,
+    load_released_checkpoint,
+    variable_name,
+)
 from efficientnet_advprop.training.state import TrainState
 
 NOTHING, BACKBONE = "none", "backbone"
@@ -44,12 +49,18 @@ def freeze(model: tf.keras.Model, up_to: str) -> None:
         )
     if up_to == NOTHING:
         return
-    frozen = parts + model.head.below_classifier if up_to == BACKBONE else parts[: names.index(up_to) + 1]
+    frozen = (
+        parts + model.head.below_classifier
+        if up_to == BACKBONE
+        else parts[: names.index(up_to) + 1]
+    )
     for layer in frozen:
         layer.trainable = False
 
 
-def learning_rate_factors(model: tf.keras.Model, *, layer_decay: float = 1.0, head_factor: float = 1.0) -> list[float]:
+def learning_rate_factors(
+    model: tf.keras.Model, *, layer_decay: float = 1.0, head_factor: float = 1.0
+) -> list[float]:
     """What each of the model's trainable variables has its learning rate multiplied by, in their order.
 
     Args:
@@ -62,17 +73,23 @@ def learning_rate_factors(model: tf.keras.Model, *, layer_decay: float = 1.0, he
     factors = []
     for variable in model.trainable_variables:
         name = variable_name(model, variable)
-        factors.append(layer_decay ** depths[name.split("/")[0]] * (head_factor if name in CLASSIFIER else 1.0))
+        factors.append(
+            layer_decay ** depths[name.split("/")[0]] * (head_factor if name in CLASSIFIER else 1.0)
+        )
     return factors
 
 
-def initialize(state: TrainState, source: str, *, use_ema: bool = True, include_head: bool = True) -> LoadReport:
+def initialize(
+    state: TrainState, source: str, *, use_ema: bool = True, include_head: bool = True
+) -> LoadReport:
     """Starts a run at the weights of a released checkpoint; the averages start there too, auxiliary batch norms at the main
     ones.
 
     Args and errors: as `load_released_checkpoint`.
     """
-    report = load_released_checkpoint(state.model, source, use_ema=use_ema, include_head=include_head)
+    report = load_released_checkpoint(
+        state.model, source, use_ema=use_ema, include_head=include_head
+    )
     if state.ema is not None:
         _restart(state.ema.shadows, state.ema.averaged)
     return report

@@ -20,18 +20,19 @@ import tensorflow as tf
 
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import pipeline, records
+from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.evaluator import Evaluator
+from efficientnet_advprop.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training import agreement, assembly, checkpoints, fine_tuning, steps
-from efficientnet_advprop.training.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training.progress import Progress
-from tpu_utils.brief_message import brief_message
-from tpu_utils.preemption import StopRequest
-from tpu_utils.workers import Workers
+from tpu_utils.devices.preemption import StopRequest
+from tpu_utils.devices.workers import Workers
+from tpu_utils.errors import brief_message
 
 _NUM_PICTURES = 8
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """A run that cannot go on; the message says what happened, at which steps, and what to do."""
 
 
@@ -72,7 +73,10 @@ def _with_readable_errors(train: Callable) -> Callable:
             if workers.count > 1 and isinstance(error, _PEER_ERRORS):
                 raise TrainingError(_explain_loss(workers)) from error
             message = brief_message(error)
-            if isinstance(error, tf.errors.ResourceExhaustedError) and "allocating" in error.message:
+            if (
+                isinstance(error, tf.errors.ResourceExhaustedError)
+                and "allocating" in error.message
+            ):
                 raise TrainingError(
                     f"memory is short ({message}). Lower `config.training.global_batch_size` (now "
                     f"{config.training.global_batch_size}) or raise `config.training.accumulation_steps` (now "
@@ -87,7 +91,11 @@ def _with_readable_errors(train: Callable) -> Callable:
 
 def _explain_loss(workers: Workers) -> str:
     gone = workers.unreachable()
-    who = f"{', '.join(gone)} of {workers.count} no longer answers" if gone else "another worker has failed, or hangs"
+    who = (
+        f"{', '.join(gone)} of {workers.count} no longer answers"
+        if gone
+        else "another worker has failed, or hangs"
+    )
     return (
         f"{who}; its own message, if it could give one, says why. This is worker {workers.index}. The checkpoints so far are "
         "intact; started again on all machines, the same command goes on from them."
@@ -128,7 +136,9 @@ def train(
 
     # To start, or to go on:
     # 1. Do all workers mean the same? Whose directory is it? Checkpoints of another config must not be touched.
-    agreement.check_same_run(workers, config, model_dir=model_dir, num_images=f"{num_examples} and {num_validation}")
+    agreement.check_same_run(
+        workers, config, model_dir=model_dir, num_images=f"{num_examples} and {num_validation}"
+    )
     checkpoints.check_model_dir(model_dir, config)
     if workers.is_chief:
         checkpoints.claim_model_dir(model_dir, config)
@@ -139,7 +149,9 @@ def train(
         state = assembly.make_state(config)
         averaged_model = assembly.make_model(config, aux_branches=0)
     # 3. The newest readable checkpoint: model, optimizer, averages, step, best accuracy.
-    saved = checkpoints.Checkpoints(model_dir, state, config.training.keep_last, strategy=strategy, writes=workers.is_chief)
+    saved = checkpoints.Checkpoints(
+        model_dir, state, config.training.keep_last, strategy=strategy, writes=workers.is_chief
+    )
     restored = saved.restore()
     agreement.check_same_start(workers, model_dir, restored or "")
     step = int(state.step.numpy())
@@ -158,7 +170,9 @@ def train(
                 input_context=context,
                 num_classes=config.model.num_classes,
                 paired_views=AUGMENTED in METHODS[config.training.method].views,
-            ).apply(tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY))
+            ).apply(
+                tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY)
+            )
         )
     )
     # 5. The reports up to that step.
@@ -180,27 +194,42 @@ def train(
     )
     learning_rate = assembly.make_learning_rate(config, steps_per_epoch, total_steps)
     run_steps = _make_device_loop(
-        strategy, assembly.make_step(config, state, learning_rate), METHODS[config.training.method].views
+        strategy,
+        assembly.make_step(config, state, learning_rate),
+        METHODS[config.training.method].views,
     )
     evaluate = _make_evaluation(config, strategy, data_dir, state, averaged_model)
     make_pictures = _make_picture_function(config, strategy, data_dir, state)
     evaluate_every_steps = max(1, round(config.training.evaluate_every_epochs * steps_per_epoch))
-    periods = (config.training.summary_every_steps, config.training.checkpoint_every_steps, evaluate_every_steps)
+    periods = (
+        config.training.summary_every_steps,
+        config.training.checkpoint_every_steps,
+        evaluate_every_steps,
+    )
 
-    is_due = lambda period: step % period == 0 or step == total_steps  # noqa: E731
+    def is_due(period):
+        return step % period == 0 or step == total_steps
+
     is_saved, is_stopping, pending = True, False, []
     with StopRequest() as stop, contextlib.closing(progress):
         while step < total_steps and not is_stopping:
-            num_steps = _steps_to_boundary(step, total_steps, config.training.steps_per_loop, periods)
+            num_steps = _steps_to_boundary(
+                step, total_steps, config.training.steps_per_loop, periods
+            )
             started = time.perf_counter()
-            sums = {name: values.numpy() for name, values in run_steps(batches, tf.constant(num_steps)).items()}
+            sums = {
+                name: values.numpy()
+                for name, values in run_steps(batches, tf.constant(num_steps)).items()
+            }
             progress.add_time(num_steps, time.perf_counter() - started)
             _check_losses(sums, step, config)
             step, is_saved = step + num_steps, False
             pending.append(sums)
 
             if is_due(config.training.summary_every_steps):
-                progress.report_training(step, _mean_metrics(pending), float(learning_rate(tf.constant(step - 1))))
+                progress.report_training(
+                    step, _mean_metrics(pending), float(learning_rate(tf.constant(step - 1)))
+                )
                 pending = []
             if is_due(evaluate_every_steps):
                 score = evaluate()
@@ -217,12 +246,20 @@ def train(
         if not is_saved:
             saved.save()
         saved.wait()
-        workers.any(False)  # none goes before the chief has written: the others' absence would be taken for a failure
+        workers.any(
+            False
+        )  # none goes before the chief has written: the others' absence would be taken for a failure
     if step < total_steps:
         reason = stop.reason or "what another worker was told"
-        log(f"stopped by {reason}; step {step} of {total_steps} is saved in {model_dir}: the same command goes on from there")
+        log(
+            f"stopped by {reason}; step {step} of {total_steps} is saved in {model_dir}: the same command goes on from there"
+        )
     else:
-        best = f", best validation top-1 {100 * saved.best_accuracy:.2f} %" if saved.best_accuracy is not None else ""
+        best = (
+            f", best validation top-1 {100 * saved.best_accuracy:.2f} %"
+            if saved.best_accuracy is not None
+            else ""
+        )
         log(f"all {total_steps} steps are done{best}; checkpoints in {model_dir}")
     return Result(step, total_steps, saved.best_accuracy)
 
@@ -230,7 +267,9 @@ def train(
 def _initialize(state, config: ExperimentConfig) -> str:
     """Loads the weights to start from; what to tell about it."""
     init = config.init
-    report = fine_tuning.initialize(state, init.checkpoint, use_ema=init.use_ema, include_head=init.include_head)
+    report = fine_tuning.initialize(
+        state, init.checkpoint, use_ema=init.use_ema, include_head=init.include_head
+    )
     doubt = fine_tuning.doubt_normalization(init.checkpoint, config.model.normalization)
     return f"{report}\nwarning: {doubt}" if doubt else str(report)
 
@@ -248,7 +287,10 @@ def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:
             f"`config.training.eval_batch_size` is {config.training.eval_batch_size}, but must divide by the "
             f"{num_replicas} replicas; take a multiple of {num_replicas}."
         )
-    share, size = METHODS[config.training.method].adversarial_share, config.training.global_batch_size // parts
+    share, size = (
+        METHODS[config.training.method].adversarial_share,
+        config.training.global_batch_size // parts,
+    )
     if share is not None and not 0 < round(share * size) < size:
         raise ConfigError(
             f"`config.training.global_batch_size` is {config.training.global_batch_size}, but {config.training.method!r} "
@@ -262,13 +304,17 @@ def _steps_to_boundary(step: int, total_steps: int, steps_per_loop: int, periods
     return min(steps_per_loop, total_steps - step, *(period - step % period for period in periods))
 
 
-def _make_device_loop(strategy: tf.distribute.Strategy, train_step: Callable, views: Sequence[str]) -> Callable:
+def _make_device_loop(
+    strategy: tf.distribute.Strategy, train_step: Callable, views: Sequence[str]
+) -> Callable:
     """(iterator, number of updates) → what each update summed up over all replicas: name → float32 [number of updates]."""
     names = ["num_images", *(f"{view}_{kind}" for view in views for kind in ("loss", "correct"))]
 
     def count(batch):
         sums = train_step(batch)
-        return tf.stack([sums[name] for name in names])  # one tensor, so that they are one reduction
+        return tf.stack(
+            [sums[name] for name in names]
+        )  # one tensor, so that they are one reduction
 
     @tf.function
     def run_steps(iterator, num_steps):
@@ -308,7 +354,9 @@ def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callab
     if attack is None:
         return None
     branch = METHODS[config.training.method].attacked_branch
-    sample = next(iter(pipeline.make_eval_dataset(config.data, data_dir, global_batch_size=_NUM_PICTURES)))
+    sample = next(
+        iter(pipeline.make_eval_dataset(config.data, data_dir, global_batch_size=_NUM_PICTURES))
+    )
     images, labels = tf.clip_by_value(sample["images"], 0.0, 255.0), sample["labels"]
     seed = tf.constant([config.training.seed, 0])
 
@@ -316,7 +364,9 @@ def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callab
         network = steps.attacked_network(state.model, branch, config.attack.statistics, seed)
         return attack(network, images, labels, seed)
 
-    disturb_on_all = tf.function(lambda images, labels: strategy.run(disturb, args=(images, labels)))
+    disturb_on_all = tf.function(
+        lambda images, labels: strategy.run(disturb, args=(images, labels))
+    )
 
     def make_pictures():
         return images, strategy.experimental_local_results(disturb_on_all(images, labels))[0]
@@ -328,7 +378,9 @@ def _mean_metrics(pending: list) -> dict[str, float]:
     """Means over all images of the device loops since the last report."""
     totals = {name: math.fsum(float(sums[name].sum()) for sums in pending) for name in pending[0]}
     num_images = totals.pop("num_images")
-    return {name.replace("correct", "accuracy"): total / num_images for name, total in totals.items()}
+    return {
+        name.replace("correct", "accuracy"): total / num_images for name, total in totals.items()
+    }
 
 
 def _check_losses(sums: dict, first_step: int, config: ExperimentConfig) -> None:

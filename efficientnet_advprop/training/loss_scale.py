@@ -22,7 +22,9 @@ class LossScale(tf.Module):
         super().__init__()
         self.growth_steps = growth_steps
         self.scale = tf.Variable(initial, trainable=False, dtype=tf.float32, name="loss_scale")
-        self.num_finite = tf.Variable(0, trainable=False, dtype=tf.int64, name="loss_scale_num_finite")
+        self.num_finite = tf.Variable(
+            0, trainable=False, dtype=tf.int64, name="loss_scale_num_finite"
+        )
 
     def update(self, is_finite: tf.Tensor) -> None:
         """Counts a step, in a replica. `is_finite`: bool scalar, the same on all of them."""
@@ -32,8 +34,10 @@ class LossScale(tf.Module):
         shrunk, grown = tf.maximum(scale * 0.5, 1.0), tf.minimum(scale * 2.0, 2.0**31)
         # On the local copies, as everywhere in a step: the replicas agree.
         tf.raw_ops.AssignVariableOp(
-            resource=self.scale.handle, value=tf.where(is_finite, tf.where(grows, grown, scale), shrunk)
+            resource=self.scale.handle,
+            value=tf.where(is_finite, tf.where(grows, grown, scale), shrunk),
         )
         tf.raw_ops.AssignVariableOp(
-            resource=self.num_finite.handle, value=tf.where(grows, tf.zeros_like(num_finite), num_finite)
+            resource=self.num_finite.handle,
+            value=tf.where(grows, tf.zeros_like(num_finite), num_finite),
         )

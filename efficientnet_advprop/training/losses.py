@@ -18,7 +18,9 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float =
     """
     logits = tf.cast(logits, tf.float32)
     num_classes = logits.shape[-1]
-    probabilities = tf.one_hot(labels, num_classes) if labels.shape.rank == 1 else tf.cast(labels, tf.float32)
+    probabilities = (
+        tf.one_hot(labels, num_classes) if labels.shape.rank == 1 else tf.cast(labels, tf.float32)
+    )
     probabilities = probabilities * (1.0 - label_smoothing) + label_smoothing / num_classes
     return tf.nn.softmax_cross_entropy_with_logits(probabilities, logits)
 
@@ -30,4 +32,6 @@ def is_decayed(name: str) -> bool:
 
 def weight_decay_loss(variables: Sequence[tf.Variable], weight_decay: float) -> tf.Tensor:
     """weight_decay · Σ ½‖v‖² over the decayed ones of `variables`; float32 scalar."""
-    return weight_decay * tf.add_n([tf.nn.l2_loss(variable) for variable in variables if is_decayed(variable.name)])
+    return weight_decay * tf.add_n(
+        [tf.nn.l2_loss(variable) for variable in variables if is_decayed(variable.name)]
+    )

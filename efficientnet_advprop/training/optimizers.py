@@ -27,33 +27,58 @@ class Optimizer(tf.Module):
         learning_rate_factors: what each one's learning rate is multiplied by; None: one.
     """
 
-    def __init__(self, trained: Sequence[tf.Variable], learning_rate_factors: Optional[Sequence[float]] = None):
+    def __init__(
+        self,
+        trained: Sequence[tf.Variable],
+        learning_rate_factors: Optional[Sequence[float]] = None,
+    ):
         super().__init__()
         self.trained = list(trained)
-        self.factors = [1.0] * len(self.trained) if learning_rate_factors is None else list(learning_rate_factors)
+        self.factors = (
+            [1.0] * len(self.trained)
+            if learning_rate_factors is None
+            else list(learning_rate_factors)
+        )
         if len(self.factors) != len(self.trained):
-            raise ValueError(f"`learning_rate_factors` are {len(self.factors)}, but there are {len(self.trained)} variables.")
+            raise ValueError(
+                f"`learning_rate_factors` are {len(self.factors)}, but there are {len(self.trained)} variables."
+            )
 
     def _make_slots(self, name: str, initial: float) -> list[tf.Variable]:
         return [
-            tf.Variable(tf.fill(variable.shape, initial), trainable=False, name=f"{official_name(variable.name)}/{name}")
+            tf.Variable(
+                tf.fill(variable.shape, initial),
+                trainable=False,
+                name=f"{official_name(variable.name)}/{name}",
+            )
             for variable in self.trained
         ]
 
     def _rates(self, learning_rate: tf.Tensor) -> list[tf.Tensor]:
         """The learning rate of each variable."""
-        return [learning_rate if factor == 1.0 else learning_rate * factor for factor in self.factors]
+        return [
+            learning_rate if factor == 1.0 else learning_rate * factor for factor in self.factors
+        ]
 
     def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
         """One update. `gradients`: a dense float32 tensor per trained variable; `learning_rate`: float32 scalar."""
-        raise TypeError(f"{type(self).__name__} has no update rule of its own; use one of {', '.join(OPTIMIZERS)}.")
+        raise TypeError(
+            f"{type(self).__name__} has no update rule of its own; use one of {', '.join(OPTIMIZERS)}."
+        )
 
 
 class RMSProp(Optimizer):
     """s ← decay·s + (1 − decay)·g²; m ← momentum·m + rate·g/√(s + ε); v ← v − m, with s starting at 1
     (`tf.train.RMSPropOptimizer`)."""
 
-    def __init__(self, trained, decay: float = 0.9, momentum: float = 0.9, epsilon: float = 1e-3, learning_rate_factors=None):
+    def __init__(
+        self,
+        trained,
+        decay: float = 0.9,
+        momentum: float = 0.9,
+        epsilon: float = 1e-3,
+        learning_rate_factors=None,
+    ):
         super().__init__(trained, learning_rate_factors)
         self.decay, self.momentum, self.epsilon = decay, momentum, epsilon
         self.mean_squares = self._make_slots("RMSProp", 1.0)
@@ -79,9 +104,15 @@ class Momentum(Optimizer):
         self.momenta = self._make_slots("Momentum", 0.0)
 
     def apply(self, gradients, learning_rate):
-        for variable, momentum, gradient, rate in zip(self.trained, self.momenta, gradients, self._rates(learning_rate)):
+        for variable, momentum, gradient, rate in zip(
+            self.trained, self.momenta, gradients, self._rates(learning_rate)
+        ):
             tf.raw_ops.ResourceApplyMomentum(
-                var=variable.handle, accum=momentum.handle, lr=rate, grad=gradient, momentum=self.momentum
+                var=variable.handle,
+                accum=momentum.handle,
+                lr=rate,
+                grad=gradient,
+                momentum=self.momentum,
             )
 
 

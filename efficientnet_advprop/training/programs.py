@@ -1,5 +1,7 @@
 """What a device runs of a training run, as functions to be compiled before there is a device.
 
+Usage:
+
     function, specs = training_step(config, replica_batch_size=8, num_replicas=8)
     hlo = tpu_compiler.lower(function, specs, num_replicas=8)
 """
@@ -10,8 +12,8 @@ from typing import Callable
 import tensorflow as tf
 
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training import assembly
-from efficientnet_advprop.training.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training.steps import attacked_network
 
 Program = tuple[Callable, list[tf.TensorSpec]]  # a replica's function, and its arguments
@@ -23,7 +25,11 @@ def batch_specs(config: ExperimentConfig, replica_batch_size: int) -> list[tf.Te
     size = config.data.image_size
     images = tf.TensorSpec([replica_batch_size, size, size, 3], tf.uint8)
     labels = tf.TensorSpec([replica_batch_size], tf.int32)
-    return [images, labels, images] if AUGMENTED in METHODS[config.training.method].views else [images, labels]
+    return (
+        [images, labels, images]
+        if AUGMENTED in METHODS[config.training.method].views
+        else [images, labels]
+    )
 
 
 def training_step(config: ExperimentConfig, replica_batch_size: int, num_replicas: int) -> Program:
@@ -43,7 +49,11 @@ def training_step(config: ExperimentConfig, replica_batch_size: int, num_replica
     config.training.global_batch_size = replica_batch_size * num_replicas
     state = assembly.make_state(config)
     # Any epoch will do: the schedule's arithmetic is the same.
-    step = assembly.make_step(config, state, assembly.make_learning_rate(config, steps_per_epoch=1000.0, total_steps=100_000))
+    step = assembly.make_step(
+        config,
+        state,
+        assembly.make_learning_rate(config, steps_per_epoch=1000.0, total_steps=100_000),
+    )
     keys = ("images", "labels", "augmented_images")
     return lambda *tensors: step(dict(zip(keys, tensors))), batch_specs(config, replica_batch_size)
 
@@ -56,8 +66,12 @@ def attack(config: ExperimentConfig, replica_batch_size: int) -> Program:
     """
     adversary = assembly.make_attack(config)
     if adversary is None:
-        raise ConfigError(f"`config.training.method` is {config.training.method!r}, which has no attack; take 'advprop'.")
+        raise ConfigError(
+            f"`config.training.method` is {config.training.method!r}, which has no attack; take 'advprop'."
+        )
     branch = METHODS[config.training.method].attacked_branch
     seed = tf.constant([0, 0])
     network = attacked_network(assembly.make_model(config), branch, config.attack.statistics, seed)
-    return lambda images, labels: adversary(network, images, labels, seed), batch_specs(config, replica_batch_size)[:2]
+    return lambda images, labels: adversary(network, images, labels, seed), batch_specs(
+        config, replica_batch_size
+    )[:2]

@@ -14,8 +14,7 @@ from typing import Callable, Mapping
 
 import tensorflow as tf
 
-from efficientnet_advprop.data.records import write_atomically
-from efficientnet_advprop.evaluation.progress import format_duration
+from efficientnet_advprop.files import format_duration, write_atomically
 
 _PERTURBATION_GAIN = 16  # a perturbation of one pixel unit would not be seen
 
@@ -46,7 +45,11 @@ class Progress:
     ):
         self.log = log if writes else lambda line: None
         self._writes = writes
-        self._total_steps, self._steps_per_epoch, self._global_batch_size = total_steps, steps_per_epoch, global_batch_size
+        self._total_steps, self._steps_per_epoch, self._global_batch_size = (
+            total_steps,
+            steps_per_epoch,
+            global_batch_size,
+        )
         self._path = os.path.join(model_dir, "metrics.jsonl")
         # Files are written by a thread of its own: on a remote file system every report would hold up the training.
         self._background, self._pending = concurrent.futures.ThreadPoolExecutor(1, "reports"), []
@@ -59,10 +62,15 @@ class Progress:
     def add_time(self, num_steps: int, seconds: float) -> None:
         """Counts a device loop's time into the speed; the first call is left out, for it has traced the step."""
         if self._has_timed:
-            self._timed_steps, self._timed_seconds = self._timed_steps + num_steps, self._timed_seconds + seconds
+            self._timed_steps, self._timed_seconds = (
+                self._timed_steps + num_steps,
+                self._timed_seconds + seconds,
+            )
         self._has_timed = True
 
-    def report_training(self, step: int, metrics: Mapping[str, float], learning_rate: float) -> None:
+    def report_training(
+        self, step: int, metrics: Mapping[str, float], learning_rate: float
+    ) -> None:
         """Reports means since the last report: `clean_loss`, `clean_accuracy` and, of adversarial images, the same."""
         line = f"step {step}/{self._total_steps}  epoch {step / self._steps_per_epoch:.2f}"
         figures = {**metrics, "learning_rate": learning_rate}
@@ -82,7 +90,9 @@ class Progress:
         self.log(line)
         self._record(step, figures)
 
-    def report_evaluation(self, step: int, top1: float, top5: float, num_images: int, is_best: bool) -> None:
+    def report_evaluation(
+        self, step: int, top1: float, top5: float, num_images: int, is_best: bool
+    ) -> None:
         """Reports the validation accuracy of the averaged weights."""
         note = ", the best so far" if is_best else ""
         self.log(
@@ -98,7 +108,9 @@ class Progress:
     def _write_pictures(self, step, images, adversarial_images):
         grid = picture_grid(images, adversarial_images)
         with self._writer.as_default(step=step):
-            tf.summary.image(f"clean | perturbation x{_PERTURBATION_GAIN} | adversarial", grid[tf.newaxis])
+            tf.summary.image(
+                f"clean | perturbation x{_PERTURBATION_GAIN} | adversarial", grid[tf.newaxis]
+            )
         self._writer.flush()
 
     def _record(self, step: int, figures: Mapping[str, float]) -> None:
@@ -111,7 +123,12 @@ class Progress:
         with self._writer.as_default(step=step):
             for name, value in figures.items():
                 group, _, rest = name.partition("_")
-                tf.summary.scalar(f"{group}/{rest}" if group in ("clean", "adversarial", "eval") else f"run/{name}", value)
+                tf.summary.scalar(
+                    f"{group}/{rest}"
+                    if group in ("clean", "adversarial", "eval")
+                    else f"run/{name}",
+                    value,
+                )
         self._writer.flush()
 
     def _submit(self, write: Callable, *arguments) -> None:
@@ -132,7 +149,10 @@ class Progress:
 
 def picture_grid(images: tf.Tensor, adversarial_images: tf.Tensor) -> tf.Tensor:
     """uint8 [n·height, 3·width, 3]: per row clean image, 127.5 + 16 · perturbation, adversarial image."""
-    images, adversarial_images = tf.cast(images, tf.float32), tf.cast(adversarial_images, tf.float32)
+    images, adversarial_images = (
+        tf.cast(images, tf.float32),
+        tf.cast(adversarial_images, tf.float32),
+    )
     perturbations = 127.5 + _PERTURBATION_GAIN * (adversarial_images - images)
     rows = tf.concat([images, perturbations, adversarial_images], axis=2)
     rows = tf.reshape(rows, [-1, *rows.shape[2:]])

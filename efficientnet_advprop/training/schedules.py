@@ -34,13 +34,17 @@ class LearningRate:
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"`schedule` is {self.schedule!r}, but must be one of {', '.join(map(repr, SCHEDULES))}.")
+            raise ValueError(
+                f"`schedule` is {self.schedule!r}, but must be one of {', '.join(map(repr, SCHEDULES))}."
+            )
         if self.schedule == "cosine" and self.total_steps < 1:
             raise ValueError(
                 f"`total_steps` is {self.total_steps!r}, but a cosine schedule must know its end; give a number ≥ 1."
             )
         if self.schedule == "piecewise" and not self.decay_at_epochs:
-            raise ValueError("`decay_at_epochs` is empty, but a piecewise schedule must know when the rate falls: (30, 60).")
+            raise ValueError(
+                "`decay_at_epochs` is empty, but a piecewise schedule must know when the rate falls: (30, 60)."
+            )
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         """The learning rate, float32 scalar, for the update that follows `step` (int scalar) earlier ones."""
@@ -50,7 +54,10 @@ class LearningRate:
             stairs = tf.floor(step / (self.steps_per_epoch * self.decay_epochs))
             rate *= tf.pow(tf.constant(self.decay_factor, tf.float32), stairs)
         elif self.schedule == "piecewise":
-            passed = [tf.cast(step >= epoch * self.steps_per_epoch, tf.float32) for epoch in self.decay_at_epochs]
+            passed = [
+                tf.cast(step >= epoch * self.steps_per_epoch, tf.float32)
+                for epoch in self.decay_at_epochs
+            ]
             rate *= tf.pow(tf.constant(self.decay_factor, tf.float32), tf.add_n(passed))
         elif self.schedule == "cosine":
             rate *= 0.5 * (1.0 + tf.cos(math.pi * step / self.total_steps))

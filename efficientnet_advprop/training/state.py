@@ -32,7 +32,11 @@ def role_of(name: str) -> Role:
     """
     *scopes, leaf = official_name(name).split("/")
     if leaf in BATCH_NORM_LEAVES:
-        return Role.AUX if any(scope == "aux" or scope.startswith("aux_") for scope in scopes) else Role.MAIN
+        return (
+            Role.AUX
+            if any(scope == "aux" or scope.startswith("aux_") for scope in scopes)
+            else Role.MAIN
+        )
     if leaf in SHARED_LEAVES:
         return Role.SHARED
     raise ValueError(

@@ -15,12 +15,12 @@ from typing import Callable, NamedTuple, Optional, Sequence, Union
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
+from efficientnet_advprop.methods import ADVERSARIAL, AUGMENTED, CLEAN, METHODS, Method, Pass
 from efficientnet_advprop.models.normalization import batch_norms, branch_names, moving_statistics
 from efficientnet_advprop.training import losses
-from efficientnet_advprop.training.methods import ADVERSARIAL, AUGMENTED, CLEAN, METHODS, Method, Pass
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState
-from tpu_utils import environment, ordering, randomness, reduction
+from tpu_utils.replicas import environment, ordering, randomness, reduction
 
 STATISTICS = ("running", "batch")
 BATCH_KEYS = {CLEAN: "images", AUGMENTED: "augmented_images"}
@@ -31,7 +31,9 @@ Gradients = list[Optional[tf.Tensor]]  # one per trainable variable; None for an
 GradientFn = Callable[[Batch, tf.Tensor], tuple[Gradients, Sums]]  # batch, seed
 
 
-def attacked_network(model: tf.keras.Model, branch: str, statistics: str, seed: Optional[tf.Tensor] = None):
+def attacked_network(
+    model: tf.keras.Model, branch: str, statistics: str, seed: Optional[tf.Tensor] = None
+):
     """The `logits_fn` that an attack gets: the model through one branch, changing nothing.
 
     Args:
@@ -43,7 +45,9 @@ def attacked_network(model: tf.keras.Model, branch: str, statistics: str, seed: 
     """
     if statistics == "running":
         return lambda images: model(images, training=False, branch=branch)
-    return lambda images: model(images, training=True, branch=branch, update_statistics=False, seed=seed)
+    return lambda images: model(
+        images, training=True, branch=branch, update_statistics=False, seed=seed
+    )
 
 
 class _Result(NamedTuple):
@@ -58,7 +62,9 @@ class _Result(NamedTuple):
         """The sums of losses and hits for each of the pass's views."""
         count = len(part.views)
         sums = {}
-        for view, loss, hits in zip(part.views, tf.split(self.losses, count), tf.split(self.hits, count)):
+        for view, loss, hits in zip(
+            part.views, tf.split(self.losses, count), tf.split(self.hits, count)
+        ):
             sums[f"{view}_loss"], sums[f"{view}_correct"] = tf.reduce_sum(loss), tf.reduce_sum(hits)
         return sums
 
@@ -78,7 +84,13 @@ class _Runner:
         with tf.GradientTape() as tape:
             if is_attack:
                 tape.watch(images)
-            logits = self.model(images, training=True, branch=part.branch, update_statistics=not is_attack, seed=seed)
+            logits = self.model(
+                images,
+                training=True,
+                branch=part.branch,
+                update_statistics=not is_attack,
+                seed=seed,
+            )
             per_image = losses.cross_entropy(labels, logits, self.label_smoothing)
             loss = tf.reduce_sum(per_image) / (self.global_batch_size / part.weight)
             if self.loss_scale is not None:
@@ -87,7 +99,9 @@ class _Runner:
         gradients = tape.gradient(loss, [*trained, images] if is_attack else trained)
         of_images = gradients.pop() if is_attack else None
         true_classes = labels if labels.shape.rank == 1 else tf.argmax(labels, -1)
-        hits = tf.cast(tf.equal(tf.argmax(logits, -1, true_classes.dtype), true_classes), tf.float32)
+        hits = tf.cast(
+            tf.equal(tf.argmax(logits, -1, true_classes.dtype), true_classes), tf.float32
+        )
         return _Result(gradients, of_images, per_image, hits)
 
 
@@ -120,10 +134,15 @@ def _paired(method: Method, run: _Runner, attack: Optional[Attack], statistics: 
             shown, count = [images[view] for view in part.views], len(part.views)
             if count > 1:
                 shown = [tf.concat([tf.cast(view, tf.float32) for view in shown], 0)]
-            result = run(part, *shown, tf.concat([labels] * count, 0) if count > 1 else labels, next(seeds))
+            result = run(
+                part, *shown, tf.concat([labels] * count, 0) if count > 1 else labels, next(seeds)
+            )
             results.append(result.gradients)
             sums.update(result.sums_of(part))
-        return [_total(gradients) for gradients in zip(*results)], {**sums, "num_images": tf.constant(float(labels.shape[0]))}
+        return [_total(gradients) for gradients in zip(*results)], {
+            **sums,
+            "num_images": tf.constant(float(labels.shape[0])),
+        }
 
     return gradients_of
 
@@ -136,7 +155,10 @@ def _after(gradients: Gradients, images: tf.Tensor) -> tf.Tensor:
     """
     if not environment.current().executes_in_order:
         return images
-    return ordering.after(next(gradient for gradient in gradients if gradient is not None), tf.cast(images, tf.float32))
+    return ordering.after(
+        next(gradient for gradient in gradients if gradient is not None),
+        tf.cast(images, tf.float32),
+    )
 
 
 def _unpaired(method: Method, run: _Runner, attack: PGD) -> GradientFn:
@@ -148,7 +170,9 @@ def _unpaired(method: Method, run: _Runner, attack: PGD) -> GradientFn:
     clean_pass, noisy_pass, adversarial_pass = method.passes
 
     def gradients_of(batch, seed):
-        shuffle_seed, clean_seed, attack_seed, noisy_seed, again_seed, adversarial_seed = randomness.split(seed, 6)
+        shuffle_seed, clean_seed, attack_seed, noisy_seed, again_seed, adversarial_seed = (
+            randomness.split(seed, 6)
+        )
         images, labels = _shuffled_over_replicas(batch["images"], batch["labels"], shuffle_seed)
         size = images.shape[0]
         count = round(method.adversarial_share * size)
@@ -161,7 +185,9 @@ def _unpaired(method: Method, run: _Runner, attack: PGD) -> GradientFn:
         images, labels = tf.cast(images[:count], tf.float32), labels[:count]
         noisy_images = _after(clean.gradients, attack.start(images, attack_seed))
         noisy = run(noisy_pass, noisy_images, labels, noisy_seed, is_attack=True)
-        adversarial_images = tf.stop_gradient(attack.move(images, noisy_images, noisy.image_gradients))
+        adversarial_images = tf.stop_gradient(
+            attack.move(images, noisy_images, noisy.image_gradients)
+        )
         adversarial_images, labels = _shuffled_over_replicas(adversarial_images, labels, again_seed)
         adversarial = run(adversarial_pass, adversarial_images, labels, adversarial_seed)
 
@@ -173,43 +199,67 @@ def _unpaired(method: Method, run: _Runner, attack: PGD) -> GradientFn:
             for own in zip(*(result.gradients for result in results.values()))
         ]
         sums = {"num_images": tf.constant(float(size))}
-        for (part, result), own in zip(results.items(), sizes):  # as if of the whole batch: over num_images they are means
-            sums.update({name: value * (size / own) for name, value in result.sums_of(part).items()})
+        for (part, result), own in zip(
+            results.items(), sizes
+        ):  # as if of the whole batch: over num_images they are means
+            sums.update(
+                {name: value * (size / own) for name, value in result.sums_of(part).items()}
+            )
         return gradients, sums
 
     return gradients_of
 
 
-def _shuffled_over_replicas(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _shuffled_over_replicas(
+    images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Images and labels in a random order: as many to each of the replicas, as far as their number divides."""
     group_size = math.gcd(images.shape[0], environment.current().num_replicas)
     for index, own_seed in enumerate(randomness.split(seed, 2)):
         order = tf.argsort(randomness.uniform([images.shape[0]], own_seed))
         images, labels = tf.gather(images, order), tf.gather(labels, order)
         if index == 0:
-            images, labels = (reduction.exchange_over_replicas(tensor, group_size) for tensor in (images, labels))
+            images, labels = (
+                reduction.exchange_over_replicas(tensor, group_size) for tensor in (images, labels)
+            )
     return images, labels
 
 
-def _accumulated(gradients_of: GradientFn, accumulation_steps: int, reduces: Callable[[], bool]) -> GradientFn:
+def _accumulated(
+    gradients_of: GradientFn, accumulation_steps: int, reduces: Callable[[], bool]
+) -> GradientFn:
     """The same over a batch cut into `accumulation_steps` parts, one after the other; traced once, unless its `reduces` and the
     replicas cannot do that in a loop."""
 
     def over_parts(batch, seed):
         def part(index):
             return gradients_of(
-                {name: _part_of(tensor, index, accumulation_steps) for name, tensor in batch.items()},
+                {
+                    name: _part_of(tensor, index, accumulation_steps)
+                    for name, tensor in batch.items()
+                },
                 randomness.fold_in(seed, index),
             )
 
         totals = part(tf.constant(0))
-        add_part = lambda index, totals: (index + 1, tf.nest.map_structure(tf.add, totals, part(index)))  # noqa: E731
+
+        def add_part(index, totals):
+            return (
+                index + 1,
+                tf.nest.map_structure(tf.add, totals, part(index)),
+            )
+
         if reduces() and not environment.current().reduces_in_loops:
             for index in range(1, accumulation_steps):
                 _, totals = add_part(tf.constant(index), totals)
             return totals
-        done = lambda index, totals: index < accumulation_steps  # noqa: E731
-        return tf.while_loop(done, add_part, (tf.constant(1), totals), maximum_iterations=accumulation_steps - 1)[1]
+
+        def done(index, totals):
+            return index < accumulation_steps
+
+        return tf.while_loop(
+            done, add_part, (tf.constant(1), totals), maximum_iterations=accumulation_steps - 1
+        )[1]
 
     return over_parts
 
@@ -279,7 +329,9 @@ def make_train_step(
     else:
         gradients_of = _unpaired(method, run, attack)
     if accumulation_steps > 1:
-        gradients_of = _accumulated(gradients_of, accumulation_steps, functools.partial(_reduces, method, model))
+        gradients_of = _accumulated(
+            gradients_of, accumulation_steps, functools.partial(_reduces, method, model)
+        )
 
     def train_step(batch: Batch) -> Sums:
         size = batch["images"].shape[0]
@@ -289,22 +341,32 @@ def make_train_step(
                 "the one must divide the other, which must be known when tracing."
             )
         if AUGMENTED in method.views and "augmented_images" not in batch:
-            raise ValueError(f"`batch` has {', '.join(batch)}, but method {name!r} also needs 'augmented_images'.")
+            raise ValueError(
+                f"`batch` has {', '.join(batch)}, but method {name!r} also needs 'augmented_images'."
+            )
         own_seed = tf.constant([seed, 0])
         for part in (tf.cast(state.step, tf.int32), environment.current().replica_id):
             own_seed = randomness.fold_in(own_seed, part)
         trained, statistics = model.trainable_variables, moving_statistics(model)
-        statistics_before = [variable.read_value() for variable in statistics] if state.loss_scale is not None else None
+        statistics_before = (
+            [variable.read_value() for variable in statistics]
+            if state.loss_scale is not None
+            else None
+        )
 
         gradients, sums = gradients_of(batch, own_seed)
         idle = [variable.name for variable, gradient in zip(trained, gradients) if gradient is None]
         if idle:
-            raise ValueError(f"Method {name!r} gives no gradient to {', '.join(idle)}; they would never learn.")
+            raise ValueError(
+                f"Method {name!r} gives no gradient to {', '.join(idle)}; they would never learn."
+            )
         gradients = _reduce_over_replicas(gradients, statistics)
 
         def update():
             decayed = [
-                gradient + weight_decay * variable if weight_decay and losses.is_decayed(variable.name) else gradient
+                gradient + weight_decay * variable
+                if weight_decay and losses.is_decayed(variable.name)
+                else gradient
                 for variable, gradient in zip(trained, gradients)
             ]
             state.optimizer.apply(decayed, learning_rate(state.step))
@@ -315,18 +377,24 @@ def make_train_step(
             update()
         else:
             gradients = [gradient / state.loss_scale.scale for gradient in gradients]
-            is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+            is_finite = tf.reduce_all(
+                [tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients]
+            )
             _keep_unless(is_finite, statistics, statistics_before)
             tf.cond(is_finite, update, lambda: None)
             state.loss_scale.update(is_finite)
         # On the local copy, like every update here: each replica counts for itself, and they agree.
-        tf.raw_ops.AssignAddVariableOp(resource=state.step.handle, value=tf.ones([], state.step.dtype))
+        tf.raw_ops.AssignAddVariableOp(
+            resource=state.step.handle, value=tf.ones([], state.step.dtype)
+        )
         return sums
 
     return train_step
 
 
-def _reduce_over_replicas(gradients: Sequence[tf.Tensor], statistics: Sequence[tf.Variable]) -> list[tf.Tensor]:
+def _reduce_over_replicas(
+    gradients: Sequence[tf.Tensor], statistics: Sequence[tf.Variable]
+) -> list[tf.Tensor]:
     """The summed gradients; the statistics become their mean. One exchange."""
     count = environment.current().num_replicas
     if count == 1:
@@ -338,7 +406,9 @@ def _reduce_over_replicas(gradients: Sequence[tf.Tensor], statistics: Sequence[t
     return totals[: len(gradients)]
 
 
-def _keep_unless(condition: tf.Tensor, variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]) -> None:
+def _keep_unless(
+    condition: tf.Tensor, variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]
+) -> None:
     """Gives `variables` the earlier `values` unless `condition`."""
     for variable, value in zip(variables, values):
         kept = tf.where(condition, variable.read_value(), value)
@@ -347,28 +417,40 @@ def _keep_unless(condition: tf.Tensor, variables: Sequence[tf.Variable], values:
 
 def _reduces(method: Method, model: tf.keras.Model) -> bool:
     """Whether the replicas of the current step meet before its end."""
-    return method.adversarial_share is not None or any(norm.num_replicas_together > 1 for norm in batch_norms(model))
+    return method.adversarial_share is not None or any(
+        norm.num_replicas_together > 1 for norm in batch_norms(model)
+    )
 
 
 def _checked_method(method: Union[str, Method]) -> tuple[str, Method]:
     if isinstance(method, Method):
         return "of your own", method
     if method not in METHODS:
-        raise ValueError(f"`method` is {method!r}, but must be one of {', '.join(map(repr, METHODS))}.")
+        raise ValueError(
+            f"`method` is {method!r}, but must be one of {', '.join(map(repr, METHODS))}."
+        )
     return method, METHODS[method]
 
 
 def _check_attack(name: str, method: Method, attack: Optional[Attack], statistics: str) -> None:
     if statistics not in STATISTICS:
-        raise ValueError(f"`attack_statistics` is {statistics!r}, but must be one of {', '.join(map(repr, STATISTICS))}.")
+        raise ValueError(
+            f"`attack_statistics` is {statistics!r}, but must be one of {', '.join(map(repr, STATISTICS))}."
+        )
     if (attack is not None) != method.has_attack:
-        raise ValueError(f"`attack` is {attack!r}, but method {name!r} needs {'one' if method.has_attack else 'none'}.")
+        raise ValueError(
+            f"`attack` is {attack!r}, but method {name!r} needs {'one' if method.has_attack else 'none'}."
+        )
     if isinstance(attack, UniformNoise) and statistics != "running":
-        raise ValueError(f"`attack_statistics` is {statistics!r}, but {attack!r} attacks no network; leave it at 'running'.")
+        raise ValueError(
+            f"`attack_statistics` is {statistics!r}, but {attack!r} attacks no network; leave it at 'running'."
+        )
     if method.adversarial_share is None:
         return
     if not isinstance(attack, PGD):
-        raise ValueError(f"`attack` is {attack!r}, but method {name!r} shares the passes of a `PGD`.")
+        raise ValueError(
+            f"`attack` is {attack!r}, but method {name!r} shares the passes of a `PGD`."
+        )
     for option, wanted in {"num_steps": 1, "targeted": False}.items():
         if getattr(attack, option) != wanted:
             raise ValueError(
@@ -376,4 +458,6 @@ def _check_attack(name: str, method: Method, attack: Optional[Attack], statistic
                 f"which is one step from the true labels' loss; set it to {wanted!r}."
             )
     if statistics != "batch":
-        raise ValueError(f"`attack_statistics` is {statistics!r}, but method {name!r} attacks in its training pass: 'batch'.")
+        raise ValueError(
+            f"`attack_statistics` is {statistics!r}, but method {name!r} attacks in its training pass: 'batch'."
+        )

@@ -22,7 +22,9 @@ TINY = str(DATA / "tiny_ckpt")
 def start(module, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", f"efficientnet_advprop.{module}", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +37,26 @@ def outputs(tmp_path_factory):
         pixels = random.integers(0, 256, [40, 50, 3], np.uint8)
         (root / "val" / f"class{label}" / "image.png").write_bytes(tf.io.encode_png(pixels).numpy())
     (root / "broken.jpg").write_bytes(b"no image")
-    (root / "labels_map.txt").write_text(json.dumps({str(index): f"thing {index}" for index in range(10)}))
+    (root / "labels_map.txt").write_text(
+        json.dumps({str(index): f"thing {index}" for index in range(10)})
+    )
     image = str(root / "val" / "class3" / "image.png")
     network = [f"--checkpoint={TINY}", "--image_size=32"]
     processes = {
         "inspect": start("inspect_checkpoint", TINY),
         "classify": start(
-            "classify", *network, f"--labels_map_file={root / 'labels_map.txt'}", image, str(root / "broken.jpg")
+            "classify",
+            *network,
+            f"--labels_map_file={root / 'labels_map.txt'}",
+            image,
+            str(root / "broken.jpg"),
         ),
         "evaluate": start(
-            "evaluate", *network, f"--suite=folder:{root / 'val'}", "--batch_size=4", f"--out_dir={root / 'out'}"
+            "evaluate",
+            *network,
+            f"--suite=folder:{root / 'val'}",
+            "--batch_size=4",
+            f"--out_dir={root / 'out'}",
         ),
         "no checkpoint": start("evaluate", "--checkpoint=/no/such/file", "--suite=folder:/x"),
         "release": start("release", f"--model_dir={root}", f"--output={root / 'out'}"),
@@ -62,7 +74,9 @@ def logits(outputs):
     model = make_tiny(aux_branches=0)
     load_tiny(model.variables, "/ExponentialMovingAverage")
     paths = [str(outputs[1] / "val" / f"class{label}" / "image.png") for label in range(10)]
-    return model(tf.stack([preprocessing.preprocess_for_eval(tf.io.read_file(path), 32) for path in paths])).numpy()
+    return model(
+        tf.stack([preprocessing.preprocess_for_eval(tf.io.read_file(path), 32) for path in paths])
+    ).numpy()
 
 
 def test_inspect(outputs):
@@ -70,23 +84,36 @@ def test_inspect(outputs):
     assert code == 0
     rows = dict(line.strip().split("  ", 1) for line in stdout.splitlines()[1:])
     rows = {label: text.strip() for label, text in rows.items()}
-    assert rows["network"] == "an EfficientNet of width 0.25 and depth 0.3" and rows["classes"] == "10"
-    assert rows["averages (EMA)"] == rows["plain weights"] == "159 variables" and rows["step"] == "1,234"
+    assert (
+        rows["network"] == "an EfficientNet of width 0.25 and depth 0.3" and rows["classes"] == "10"
+    )
+    assert (
+        rows["averages (EMA)"] == rows["plain weights"] == "159 variables"
+        and rows["step"] == "1,234"
+    )
     assert rows["optimizer slots"] == rows["other tensors"] == rows["not finite"] == "none"
     trained = [variable for variable in make_tiny(aux_branches=0).trainable_variables]
-    assert rows["parameters"].startswith(f"{sum(np.prod(variable.shape) for variable in trained):,} trainable")
+    assert rows["parameters"].startswith(
+        f"{sum(np.prod(variable.shape) for variable in trained):,} trainable"
+    )
 
 
 def test_classify(outputs, logits):
     code, stdout, stderr = outputs[0]["classify"]
-    assert code == 1 and "broken.jpg cannot be read as an image" in stderr and "Traceback" not in stderr
+    assert (
+        code == 1
+        and "broken.jpg cannot be read as an image" in stderr
+        and "Traceback" not in stderr
+    )
     assert "normalization advprop" in stdout and "crop released" in stdout
     rows = [line.split() for line in stdout.splitlines() if "thing" in line]
     order = np.argsort(-logits[3])[:5]
     probabilities = np.exp(logits[3]) / np.exp(logits[3]).sum()
     assert [int(row[2]) for row in rows] == list(order)
     assert [" ".join(row[3:]) for row in rows] == [f"thing {index}" for index in order]
-    np.testing.assert_allclose([float(row[0]) for row in rows], 100 * probabilities[order], atol=0.01)
+    np.testing.assert_allclose(
+        [float(row[0]) for row in rows], 100 * probabilities[order], atol=0.01
+    )
 
 
 def test_evaluate(outputs, logits):

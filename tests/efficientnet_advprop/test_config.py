@@ -10,8 +10,8 @@ import pytest
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.methods import METHODS
 from efficientnet_advprop.models import families
-from efficientnet_advprop.training.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = [name for name, _, _ in config_lib.flatten(ExperimentConfig())]
@@ -66,7 +66,8 @@ def test_a_broken_rule_names_field_and_value(name, value, rule):
 
 def test_batch_must_divide_by_accumulation_steps():
     with pytest.raises(
-        ConfigError, match=r"`config.training.global_batch_size` is 4096, but must divide by .*accumulation_steps` = 3"
+        ConfigError,
+        match=r"`config.training.global_batch_size` is 4096, but must divide by .*accumulation_steps` = 3",
     ):
         with_field("training.accumulation_steps", 3).validate()
 
@@ -80,7 +81,9 @@ def test_targeted_attack_needs_a_wrong_class():
 
 
 def test_every_field_has_a_rule_or_is_a_flag():
-    booleans = {name for name, value, _ in config_lib.flatten(ExperimentConfig()) if isinstance(value, bool)}
+    booleans = {
+        name for name, value, _ in config_lib.flatten(ExperimentConfig()) if isinstance(value, bool)
+    }
     assert {name for name, _, _ in config_lib._RULES} | booleans == set(FIELDS)
 
 
@@ -93,8 +96,15 @@ def test_every_variant_is_valid():
 def test_defaults_agree_with_the_paper():
     config = ExperimentConfig()
     # AdvProp by PGD1, batch 4096 and the official recipe: learning rate 0.016 per 256 images, hence 0.256.
-    assert config.optimizer.learning_rate_per_256 * config.training.global_batch_size / 256 == pytest.approx(0.256)
-    assert (config.training.num_epochs, config.optimizer.decay_epochs, config.optimizer.warmup_epochs) == (350, 2.4, 5)
+    assert (
+        config.optimizer.learning_rate_per_256 * config.training.global_batch_size / 256
+        == pytest.approx(0.256)
+    )
+    assert (
+        config.training.num_epochs,
+        config.optimizer.decay_epochs,
+        config.optimizer.warmup_epochs,
+    ) == (350, 2.4, 5)
     assert (config.model.batch_norm_momentum, config.model.batch_norm_epsilon) == (0.99, 1e-3)
 
 
@@ -108,7 +118,10 @@ def test_json_round_trip_keeps_every_value():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"attack": {"epslon": 1}}', "`config.attack.epslon`.*did you mean `config.attack.epsilon`"),
+        (
+            '{"attack": {"epslon": 1}}',
+            "`config.attack.epslon`.*did you mean `config.attack.epsilon`",
+        ),
         ('{"attack": {"epsilon": "1"}}', "`config.attack.epsilon` is '1', but must be a number"),
         ('{"atack": {}, "model": 3}', "sections"),
         ("{", "not JSON"),
@@ -120,7 +133,9 @@ def test_saved_config_is_checked(text, message):
 
 
 def test_fields_that_a_saved_config_lacks_have_their_defaults():
-    assert ExperimentConfig.from_json('{"attack": {"epsilon": 3}}') == with_field("attack.epsilon", 3.0)
+    assert ExperimentConfig.from_json('{"attack": {"epsilon": 3}}') == with_field(
+        "attack.epsilon", 3.0
+    )
 
 
 def test_differences_name_the_fields():
@@ -135,7 +150,8 @@ def test_differences_name_the_fields():
 def test_override_names_are_checked():
     config_lib.check_override_name("attack.epsilon")
     with pytest.raises(
-        ConfigError, match=r"`config.epsilon` is no field.*`config.attack.epsilon` or `config.optimizer.epsilon`"
+        ConfigError,
+        match=r"`config.epsilon` is no field.*`config.attack.epsilon` or `config.optimizer.epsilon`",
     ):
         config_lib.check_override_name("epsilon")
 
@@ -156,7 +172,10 @@ def test_imagenet_configs(variant):
         config.validate()
         assert (config.model.variant, config.data.image_size) == (variant, pixels[variant])
     epsilon = advprop.attack.epsilon
-    assert advprop.attack.num_steps == (1 if epsilon == 1 else epsilon + 1) and advprop.attack.step_size == 1
+    assert (
+        advprop.attack.num_steps == (1 if epsilon == 1 else epsilon + 1)
+        and advprop.attack.step_size == 1
+    )
     assert (advprop.training.method, vanilla.training.method) == ("advprop", "vanilla")
     assert (advprop.model.normalization, vanilla.model.normalization) == ("advprop", "imagenet")
 
@@ -165,18 +184,32 @@ def test_imagenet_configs(variant):
 def test_digits_config(method):
     config = get_config("digits", method)
     config.validate()
-    assert (config.training.method, config.data.source, config.model.num_classes) == (method, "digits", 10)
+    assert (config.training.method, config.data.source, config.model.num_classes) == (
+        method,
+        "digits",
+        10,
+    )
 
 
 def test_a_method_brings_what_it_prescribes():
-    vanilla, fast = (get_config("resnet", f"resnet50-{method}") for method in ("vanilla", "fast_advprop"))
+    vanilla, fast = (
+        get_config("resnet", f"resnet50-{method}") for method in ("vanilla", "fast_advprop")
+    )
     fast.validate()
     # Mei et al.: PGD1 from noise, untargeted, batch statistics; 105 epochs / 1.2, and the schedule with them.
     attack = fast.attack
-    assert (attack.epsilon, attack.num_steps, attack.step_size, attack.random_start) == (1.0, 1, 1.0, 1.0)
+    assert (attack.epsilon, attack.num_steps, attack.step_size, attack.random_start) == (
+        1.0,
+        1,
+        1.0,
+        1.0,
+    )
     assert (attack.targeted, attack.statistics) == (False, "batch")
     assert vanilla.training.num_epochs / fast.training.num_epochs == pytest.approx(1.2)
-    assert fast.optimizer.decay_at_epochs == "25,50,75,83.3333" and vanilla.optimizer.decay_at_epochs == "30,60,90,100"
+    assert (
+        fast.optimizer.decay_at_epochs == "25,50,75,83.3333"
+        and vanilla.optimizer.decay_at_epochs == "30,60,90,100"
+    )
     fine_grained = get_config("resnet", "resnet50-fine_grained")
     fine_grained.validate()
     assert fine_grained.data.augment == "autoaugment"
@@ -184,36 +217,55 @@ def test_a_method_brings_what_it_prescribes():
 
 def test_a_method_or_attack_refuses_what_does_not_apply():
     config = get_config("fast_advprop")
-    for name, value in (("num_steps", 5), ("targeted", True), ("statistics", "running"), ("name", "noise")):
+    for name, value in (
+        ("num_steps", 5),
+        ("targeted", True),
+        ("statistics", "running"),
+        ("name", "noise"),
+    ):
         before = getattr(config.attack, name)
         setattr(config.attack, name, value)
-        with pytest.raises(ConfigError, match=f"`config.attack.{name}` is {value!r}, but .*set it to {before!r}"):
+        with pytest.raises(
+            ConfigError, match=f"`config.attack.{name}` is {value!r}, but .*set it to {before!r}"
+        ):
             config.validate()
         setattr(config.attack, name, before)
     config.validate()
     config = get_config("attackers", "b0-noise")
     config.attack.num_steps = 5
-    with pytest.raises(ConfigError, match="`config.attack.num_steps` is 5, but attack 'noise' has no such option.* 1"):
+    with pytest.raises(
+        ConfigError,
+        match="`config.attack.num_steps` is 5, but attack 'noise' has no such option.* 1",
+    ):
         config.validate()
     config = get_config("fine_grained")
     config.data.augment = "none"
-    with pytest.raises(ConfigError, match="`config.data.augment` is 'none', but method 'fine_grained'"):
+    with pytest.raises(
+        ConfigError, match="`config.data.augment` is 'none', but method 'fine_grained'"
+    ):
         config.validate()
 
 
 @pytest.mark.parametrize("variant", ["b0", "b8"])
-@pytest.mark.parametrize("attacker", ["pgd1", "pgd3", "pgd4", "pgd5", "untargeted", "ifgsm", "gd", "noise", "no-aux"])
+@pytest.mark.parametrize(
+    "attacker", ["pgd1", "pgd3", "pgd4", "pgd5", "untargeted", "ifgsm", "gd", "noise", "no-aux"]
+)
 def test_attackers(variant, attacker):
     config = get_config("attackers", f"{variant}-{attacker}")
     config.validate()
     if attacker[-1].isdigit():  # PGDn of the paper: ε = n − 1, but 1 for n = 1
-        assert config.attack.num_steps == int(attacker[3:]) and config.attack.epsilon == max(1, config.attack.num_steps - 1)
-    assert (config.attack.random_start == 0.0) == (attacker == "ifgsm") and config.attack.projection == (attacker != "gd")
+        assert config.attack.num_steps == int(attacker[3:]) and config.attack.epsilon == max(
+            1, config.attack.num_steps - 1
+        )
+    assert (config.attack.random_start == 0.0) == (
+        attacker == "ifgsm"
+    ) and config.attack.projection == (attacker != "gd")
     assert config.training.method == ("adversarial" if attacker == "no-aux" else "advprop")
 
 
 @pytest.mark.parametrize(
-    "file, variant", [("advprop", "b9"), ("efficientnet", "l2"), ("digits", "mixup"), ("attackers", "b0-fgsm")]
+    "file, variant",
+    [("advprop", "b9"), ("efficientnet", "l2"), ("digits", "mixup"), ("attackers", "b0-fgsm")],
 )
 def test_unknown_variant_of_a_config_file(file, variant):
     with pytest.raises(ValueError, match=f"is '{variant}', but must be one of"):
@@ -226,7 +278,13 @@ def fields_read(source: str) -> set:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             owner = node.value
-            section = owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else None
+            section = (
+                owner.attr
+                if isinstance(owner, ast.Attribute)
+                else owner.id
+                if isinstance(owner, ast.Name)
+                else None
+            )
             found.add(f"{section}.{node.attr}")
     return found
 

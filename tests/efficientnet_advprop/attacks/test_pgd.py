@@ -7,7 +7,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.attacks.pgd import draw_wrong_labels
 from tests.conftest import golden, load_tiny, make_tiny
-from tpu_utils import randomness
+from tpu_utils.replicas import randomness
 
 SEED = tf.constant([3, 4])
 WEIGHTS = tf.constant(np.random.RandomState(0).standard_normal([4 * 4 * 3, 5]), tf.float32)
@@ -20,18 +20,26 @@ def linear(images):
 
 def batch(size=16):
     random = np.random.RandomState(1)
-    return random.randint(0, 256, [size, 4, 4, 3]).astype(np.uint8), random.randint(0, 5, [size]).astype(np.int32)
+    return random.randint(0, 256, [size, 4, 4, 3]).astype(np.uint8), random.randint(
+        0, 5, [size]
+    ).astype(np.int32)
 
 
 def losses(images, labels):
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, linear(tf.cast(images, tf.float32)))
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels, linear(tf.cast(images, tf.float32))
+    )
 
 
 def test_one_step_without_random_start_is_fgsm():
     images, labels = batch()
-    found = PGD(epsilon=3.0, step_size=3.0, targeted=False, random_start=0.0)(linear, images, labels)
+    found = PGD(epsilon=3.0, step_size=3.0, targeted=False, random_start=0.0)(
+        linear, images, labels
+    )
     probabilities = tf.nn.softmax(linear(tf.cast(images, tf.float32)))
-    gradients = (probabilities - tf.one_hot(labels, 5)) @ tf.transpose(WEIGHTS)  # of a linear model's cross-entropy
+    gradients = (probabilities - tf.one_hot(labels, 5)) @ tf.transpose(
+        WEIGHTS
+    )  # of a linear model's cross-entropy
     wanted = np.clip(images + 3.0 * np.sign(gradients).reshape(images.shape), 0, 255)
     np.testing.assert_array_equal(found, wanted)
     assert found.dtype == tf.float32
@@ -54,7 +62,9 @@ def reference(images, labels, epsilon, step_size, num_steps, project, sign):
 @pytest.mark.parametrize("num_steps", [1, 5])
 def test_iterations_without_random_start(project, targeted, num_steps):
     images, labels = batch()
-    attack = PGD(2.0, 1.0, num_steps, targeted=targeted, random_start=0.0, num_classes=5, project=project)
+    attack = PGD(
+        2.0, 1.0, num_steps, targeted=targeted, random_start=0.0, num_classes=5, project=project
+    )
     found = attack(linear, images, labels, SEED)
     target_seed = randomness.split(SEED, 3)[0]
     aim = draw_wrong_labels(labels, 5, target_seed).numpy() if targeted else labels
@@ -73,7 +83,9 @@ def test_stays_in_the_ball_and_in_the_pixel_range_and_uses_them():
 
 def test_gradient_descent_leaves_the_ball_but_not_the_pixel_range():
     images, labels = batch(64)
-    found = PGD(1.0, 1.0, 9, random_start=0.0, num_classes=5, project=False)(linear, images, labels, SEED).numpy()
+    found = PGD(1.0, 1.0, 9, random_start=0.0, num_classes=5, project=False)(
+        linear, images, labels, SEED
+    ).numpy()
     assert np.abs(found - images).max() == 9.0
     assert found.min() == 0.0 and found.max() == 255.0
 
@@ -102,11 +114,19 @@ def test_class_weights_for_labels():
     images, labels = batch(64)
     attack = PGD(4.0, 1.0, 3, targeted=False, random_start=0.5)
     one_hot = tf.one_hot(labels, 5)
-    np.testing.assert_array_equal(attack(linear, images, one_hot, SEED), attack(linear, images, labels, SEED))
+    np.testing.assert_array_equal(
+        attack(linear, images, one_hot, SEED), attack(linear, images, labels, SEED)
+    )
     mixed = 0.6 * one_hot + 0.4 * tf.one_hot((labels + 2) % 5, 5)
-    mixed_loss = lambda x: tf.nn.softmax_cross_entropy_with_logits(mixed, linear(tf.cast(x, tf.float32)))  # noqa: E731
+
+    def mixed_loss(x):
+        return tf.nn.softmax_cross_entropy_with_logits(mixed, linear(tf.cast(x, tf.float32)))
+
     assert (
-        (mixed_loss(PGD(4.0, 1.0, 5, targeted=False, random_start=0.0)(linear, images, mixed)) > mixed_loss(images))
+        (
+            mixed_loss(PGD(4.0, 1.0, 5, targeted=False, random_start=0.0)(linear, images, mixed))
+            > mixed_loss(images)
+        )
         .numpy()
         .all()
     )
@@ -118,18 +138,25 @@ def test_targets_are_uniform_over_the_classes_without_weight():
     assert counts[1] == counts[3] == 0
     assert np.abs(counts[[0, 2, 4, 5]] - 5000).max() < 4 * np.sqrt(20000 * 0.25 * 0.75)
     # No class without weight: the one that has least.
-    assert draw_wrong_labels(tf.constant([[0.4, 0.6], [0.7, 0.3]]), 2, SEED).numpy().tolist() == [0, 1]
+    assert draw_wrong_labels(tf.constant([[0.4, 0.6], [0.7, 0.3]]), 2, SEED).numpy().tolist() == [
+        0,
+        1,
+    ]
 
 
 def test_the_loss_scale_changes_nothing_in_float32():
     images, labels = batch()
     attack = PGD(2.0, 1.0, 2, num_classes=5)
     scaled = dataclasses.replace(attack, loss_scale=128.0)
-    np.testing.assert_array_equal(scaled(linear, images, labels, SEED), attack(linear, images, labels, SEED))
+    np.testing.assert_array_equal(
+        scaled(linear, images, labels, SEED), attack(linear, images, labels, SEED)
+    )
 
 
 # Fractions of equal pixels after one step; measured: see BUILD_NOTES.md, section 1.
-@pytest.mark.parametrize("compute_dtype, loss_scale, bound", [("bfloat16", 1.0, 0.97), ("float16", 128.0, 0.99)])
+@pytest.mark.parametrize(
+    "compute_dtype, loss_scale, bound", [("bfloat16", 1.0, 0.97), ("float16", 128.0, 0.99)]
+)
 def test_low_precision_keeps_the_signs_of_the_attack(tiny, compute_dtype, loss_scale, bound):
     numbers = golden("train.npz")
     images, labels = tf.constant(numbers["images"]), tf.constant(numbers["labels"])
@@ -137,7 +164,10 @@ def test_low_precision_keeps_the_signs_of_the_attack(tiny, compute_dtype, loss_s
     wanted = attack(lambda x: tiny(x, branch="aux"), images, labels)
     low = make_tiny(compute_dtype=compute_dtype)
     load_tiny(low.variables)
-    logits_fn = lambda x: low(x, branch="aux")  # noqa: E731
+
+    def logits_fn(x):
+        return low(x, branch="aux")
+
     assert logits_fn(images).dtype == tf.float32
     found = dataclasses.replace(attack, loss_scale=loss_scale)(logits_fn, images, labels)
     inner = (images > 0) & (images < 255)
@@ -168,12 +198,22 @@ def test_same_result_eagerly_in_a_function_and_under_xla(tiny, statistics):
     attack = PGD(2.0, 1.0, 3 if statistics == "running" else 1, num_classes=10)
     before = [variable.numpy() for variable in tiny.variables]
     if statistics == "running":
-        logits_fn = lambda x: tiny(x, training=False, branch="aux")  # noqa: E731
+
+        def logits_fn(x):
+            return tiny(x, training=False, branch="aux")
     else:
-        logits_fn = lambda x: tiny(x, training=True, branch="aux", update_statistics=False)  # noqa: E731
-    run = lambda: attack(logits_fn, images, labels, SEED)  # noqa: E731
+
+        def logits_fn(x):
+            return tiny(x, training=True, branch="aux", update_statistics=False)
+
+    def run():
+        return attack(logits_fn, images, labels, SEED)
+
     eager, graph, xla = run(), tf.function(run)(), tf.function(run, jit_compile=True)()
-    for other in (graph, xla):  # a sign of a gradient that is all rounding may differ: at most one value in a thousand
+    for other in (
+        graph,
+        xla,
+    ):  # a sign of a gradient that is all rounding may differ: at most one value in a thousand
         assert np.mean(np.abs(eager - other) > 1e-3) < 1e-3
     for variable, value in zip(tiny.variables, before):
         np.testing.assert_array_equal(variable, value, err_msg=variable.name)
@@ -184,7 +224,9 @@ def test_no_gradient_leaks_out():
     images, labels = batch()
     weights = tf.Variable(WEIGHTS)
     with tf.GradientTape() as tape:
-        found = PGD(random_start=0.0, num_classes=5)(lambda x: tf.reshape(x, [-1, 48]) @ weights, images, labels, SEED)
+        found = PGD(random_start=0.0, num_classes=5)(
+            lambda x: tf.reshape(x, [-1, 48]) @ weights, images, labels, SEED
+        )
         loss = tf.reduce_sum(found)
     assert tape.gradient(loss, weights) is None
 

@@ -30,12 +30,16 @@ def test_ops_are_bit_exact(official, name):
         _, argument, image = key.split("__")
         arguments = facts["op_args"][name][int(argument)]
         if number == 0:
-            np.testing.assert_array_equal(op(tf.constant(arrays[f"image_{image}"]), *arguments), arrays[key])
+            np.testing.assert_array_equal(
+                op(tf.constant(arrays[f"image_{image}"]), *arguments), arrays[key]
+            )
     for shape in {arrays[key].shape for key in keys}:
         chosen = [key for key in keys if arrays[key].shape == shape]
         images = np.stack([arrays[f"image_{key.split('__')[2]}"] for key in chosen])
         arguments = [facts["op_args"][name][int(key.split("__")[1])] for key in chosen]
-        dataset = tf.data.Dataset.from_tensor_slices((images, np.asarray(arguments, np.float32).reshape(len(chosen), -1)))
+        dataset = tf.data.Dataset.from_tensor_slices(
+            (images, np.asarray(arguments, np.float32).reshape(len(chosen), -1))
+        )
         results = dataset.map(lambda image, argument: op(image, *tf.unstack(argument)))
         for key, result in zip(chosen, results.as_numpy_iterator()):
             np.testing.assert_array_equal(result, arrays[key], err_msg=key)
@@ -47,7 +51,10 @@ def test_all_ops_are_recorded(official):
 
 @pytest.mark.parametrize(
     "method, constants",
-    [("autoaugment", augmentation.AUTOAUGMENT_CONSTANTS), ("randaugment", augmentation.RANDAUGMENT_CONSTANTS)],
+    [
+        ("autoaugment", augmentation.AUTOAUGMENT_CONSTANTS),
+        ("randaugment", augmentation.RANDAUGMENT_CONSTANTS),
+    ],
 )
 def test_levels_mean_what_they_did(official, method, constants):
     for name, levels in official[1]["levels"][method]["level_to_arg"].items():
@@ -58,8 +65,12 @@ def test_levels_mean_what_they_did(official, method, constants):
 
 
 def test_policies_are_the_official_ones(official):
-    assert [[list(step) for step in sub_policy] for sub_policy in augmentation.AUTOAUGMENT_V0] == official[1]["policy_v0"]
-    assert list(augmentation.RANDAUGMENT_OPS) == official[1]["randaugment"]["available_ops_in_order"]
+    assert [
+        [list(step) for step in sub_policy] for sub_policy in augmentation.AUTOAUGMENT_V0
+    ] == official[1]["policy_v0"]
+    assert (
+        list(augmentation.RANDAUGMENT_OPS) == official[1]["randaugment"]["available_ops_in_order"]
+    )
 
 
 def test_geometric_ops_agree_with_tensorflow_addons():
@@ -70,10 +81,22 @@ def test_geometric_ops_agree_with_tensorflow_addons():
     for _ in range(10):
         degrees, level, pixels = (np.float32(rng.uniform(-high, high)) for high in (90, 0.9, 60))
         for ours, theirs in (
-            (augmentation.OPS["Rotate"](image, degrees), tfa.image.rotate(marked, degrees * np.float32(np.pi / 180))),
-            (augmentation.OPS["ShearX"](image, level), tfa.image.transform(marked, [1.0, level, 0, 0, 1, 0, 0, 0])),
-            (augmentation.OPS["ShearY"](image, level), tfa.image.transform(marked, [1.0, 0, 0, level, 1, 0, 0, 0])),
-            (augmentation.OPS["TranslateX"](image, pixels), tfa.image.transform(marked, [1.0, 0, pixels, 0, 1, 0, 0, 0])),
+            (
+                augmentation.OPS["Rotate"](image, degrees),
+                tfa.image.rotate(marked, degrees * np.float32(np.pi / 180)),
+            ),
+            (
+                augmentation.OPS["ShearX"](image, level),
+                tfa.image.transform(marked, [1.0, level, 0, 0, 1, 0, 0, 0]),
+            ),
+            (
+                augmentation.OPS["ShearY"](image, level),
+                tfa.image.transform(marked, [1.0, 0, 0, level, 1, 0, 0, 0]),
+            ),
+            (
+                augmentation.OPS["TranslateX"](image, pixels),
+                tfa.image.transform(marked, [1.0, 0, pixels, 0, 1, 0, 0, 0]),
+            ),
             (
                 augmentation.OPS["TranslateY"](image, np.round(pixels) + 0.5),
                 tfa.image.transform(marked, [1.0, 0, 0, 0, 1, np.round(pixels) + 0.5, 0, 0]),
@@ -89,29 +112,47 @@ def test_gray_is_tensorflows_for_every_color():
     for blue in range(0, 256, 36):
         image = np.stack([red, green, np.full_like(red, blue)], -1).astype(np.uint8)
         # Color with factor 0 is the gray image.
-        np.testing.assert_array_equal(augmentation.OPS["Color"](image, 0.0)[..., 0], tf.image.rgb_to_grayscale(image)[..., 0])
+        np.testing.assert_array_equal(
+            augmentation.OPS["Color"](image, 0.0)[..., 0], tf.image.rgb_to_grayscale(image)[..., 0]
+        )
 
 
 def test_meant_ops():
     image = np.arange(256, dtype=np.uint8).reshape(8, 32, 1).repeat(3, -1)
     meant = augmentation.MEANT_OPS
-    np.testing.assert_array_equal(meant["Solarize"](image, 256), image)  # above every value: nothing
-    np.testing.assert_array_equal(meant["Solarize"](image, 100), np.where(image < 100, image, 255 - image))
+    np.testing.assert_array_equal(
+        meant["Solarize"](image, 256), image
+    )  # above every value: nothing
+    np.testing.assert_array_equal(
+        meant["Solarize"](image, 100), np.where(image < 100, image, 255 - image)
+    )
     np.testing.assert_array_equal(meant["Posterize"](image, 0), np.zeros_like(image))
     np.testing.assert_array_equal(meant["Posterize"](image, 10), image)
-    np.testing.assert_array_equal(meant["Contrast"](image, 0.0), np.full_like(image, 128))  # mean 127.5, rounded
+    np.testing.assert_array_equal(
+        meant["Contrast"](image, 0.0), np.full_like(image, 128)
+    )  # mean 127.5, rounded
     np.testing.assert_array_equal(augmentation.OPS["Posterize"](image, 10), image & 0x80)
-    np.testing.assert_array_equal(augmentation.OPS["Solarize"](image, 307), augmentation.OPS["Solarize"](image, 307 - 256))
+    np.testing.assert_array_equal(
+        augmentation.OPS["Solarize"](image, 307), augmentation.OPS["Solarize"](image, 307 - 256)
+    )
 
 
 @pytest.mark.parametrize("half_size", [0, 4, 10, 40])
 def test_cutout_has_the_official_statistics(official, half_size):
     facts = official[1]["cutout"]["by_pad_size"][str(half_size)]
     image = tf.zeros([40, 56, 3], tf.uint8)
-    hits = np.stack(list(seeds(1500).map(lambda seed: augmentation.cutout(image, half_size, seed)).as_numpy_iterator()))
+    hits = np.stack(
+        list(
+            seeds(1500)
+            .map(lambda seed: augmentation.cutout(image, half_size, seed))
+            .as_numpy_iterator()
+        )
+    )
     assert set(np.unique(hits)) <= {0, 128}
     fraction = (hits[..., 0] == 128).mean(axis=(1, 2))
-    assert abs(fraction.mean() - facts["expected_masked_fraction"]) <= 5 * fraction.std() / np.sqrt(1500)
+    assert abs(fraction.mean() - facts["expected_masked_fraction"]) <= 5 * fraction.std() / np.sqrt(
+        1500
+    )
     assert (hits[..., 0] == 128).any(axis=2).sum(axis=1).max() == facts["max_height"]
     assert (hits[..., 0] == 128).any(axis=1).sum(axis=1).max() == facts["max_width"]
 
@@ -135,14 +176,18 @@ def test_autoaugment_chooses_as_the_policy_says():
             .batch(500)
             .map(
                 lambda batch: tf.map_fn(
-                    lambda seed: augmentation.autoaugment(image, seed, ops=spies), batch, fn_output_signature=tf.uint8
+                    lambda seed: augmentation.autoaugment(image, seed, ops=spies),
+                    batch,
+                    fn_output_signature=tf.uint8,
                 )
             )
             .unbatch()
             .as_numpy_iterator()
         )
     )
-    seen = collections.Counter(tuple(names[m % 100 - 1] for m in row[:, 0, 0] if m) for row in marks)
+    seen = collections.Counter(
+        tuple(names[m % 100 - 1] for m in row[:, 0, 0] if m) for row in marks
+    )
     expected = collections.Counter()
     for (first, p, _), (second, q, _) in augmentation.AUTOAUGMENT_V0:
         for names_run, probability in (
@@ -154,7 +199,10 @@ def test_autoaugment_chooses_as_the_policy_says():
             expected[names_run] += probability / 25
     assert all(expected[pair] > 0 for pair in seen)
     for pair, probability in expected.items():
-        assert abs(seen[pair] / count - probability) < 5 * np.sqrt(probability * (1 - probability) / count) + 1e-9, pair
+        assert (
+            abs(seen[pair] / count - probability)
+            < 5 * np.sqrt(probability * (1 - probability) / count) + 1e-9
+        ), pair
     rotations = [m for m in marks[:, :, 0, 0].ravel() if m % 100 == names.index("Rotate") + 1]
     # Half of them to the left; but one of the policy's rotations, 0.6 of 4.6 in all, is by level 0.
     assert abs(np.mean(np.asarray(rotations) > 100) - 0.5 * 4.0 / 4.6) < 0.04
@@ -171,7 +219,9 @@ def test_randaugment_draws_every_op_equally():
     marks = np.asarray(
         [
             row[0, 0, 0]
-            for row in seeds(8000).map(lambda seed: augmentation.randaugment(image, seed, 1, 10, ops=spies)).as_numpy_iterator()
+            for row in seeds(8000)
+            .map(lambda seed: augmentation.randaugment(image, seed, 1, 10, ops=spies))
+            .as_numpy_iterator()
         ]
     )
     # Cutout has no entry among the operations: at one pixel it fills it with gray.
@@ -187,7 +237,10 @@ def test_policies_are_functions_of_the_seed_and_keep_shape(official, method):
         if method == "autoaugment"
         else lambda image, seed: augmentation.randaugment(image, seed, 2, 10)
     )
-    first, again = (np.stack(list(seeds(60).map(lambda seed: run(image, seed)).as_numpy_iterator())) for _ in range(2))
+    first, again = (
+        np.stack(list(seeds(60).map(lambda seed: run(image, seed)).as_numpy_iterator()))
+        for _ in range(2)
+    )
     np.testing.assert_array_equal(first, again)
     assert first.dtype == np.uint8 and first.shape[1:] == image.shape
     assert len({image.tobytes() for image in first}) > 20
@@ -200,9 +253,13 @@ def test_mixup():
     share = np.diag(soft)
     assert (share >= 0.5).all() and (share <= 1).all()
     np.testing.assert_allclose(np.sum(soft, axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(mixed[:, 0, 0, 0], share * [0, 100, 200, 50] + (1 - share) * [50, 200, 100, 0], rtol=1e-5)
+    np.testing.assert_allclose(
+        mixed[:, 0, 0, 0], share * [0, 100, 200, 50] + (1 - share) * [50, 200, 100, 0], rtol=1e-5
+    )
     mix_many = tf.function(augmentation.mixup)
-    many = mix_many(np.zeros([5000, 1, 1, 3]), np.eye(2)[np.arange(5000) % 2], tf.constant([1, 2]), alpha=1.0)[1].numpy()
+    many = mix_many(
+        np.zeros([5000, 1, 1, 3]), np.eye(2)[np.arange(5000) % 2], tf.constant([1, 2]), alpha=1.0
+    )[1].numpy()
     many = many.max(axis=1)
     assert abs(many.mean() - 0.75) < 0.01  # of max(u, 1 − u), u uniform
 
@@ -219,8 +276,12 @@ def test_cutmix_labels_are_areas():
 
 def test_mixup_and_cutmix_share_a_batch():
     """As the official code does with both: the halves do not meet."""
-    images = np.stack([np.full([16, 16, 3], value, np.uint8) for value in (0, 100, 200, 10, 90, 250)])
-    mixed, soft = augmentation.mix(images, np.eye(6), tf.constant([1, 2]), mixup_alpha=1.0, cutmix_alpha=1.0)
+    images = np.stack(
+        [np.full([16, 16, 3], value, np.uint8) for value in (0, 100, 200, 10, 90, 250)]
+    )
+    mixed, soft = augmentation.mix(
+        images, np.eye(6), tf.constant([1, 2]), mixup_alpha=1.0, cutmix_alpha=1.0
+    )
     assert not soft.numpy()[:3, 3:].any() and not soft.numpy()[3:, :3].any()
     own = np.diag(soft)
     np.testing.assert_allclose(mixed[0, 0, 0, 0], 200 * (1 - own[0]), atol=0.5)
@@ -228,5 +289,7 @@ def test_mixup_and_cutmix_share_a_batch():
     np.testing.assert_allclose((mixed.numpy()[3] == 10).mean(), own[3], atol=1e-6)
     # So small an α that Gamma draws vanish in float32: still shares.
     for function in (augmentation.mixup, augmentation.cutmix):
-        soft = function(np.zeros([200, 2, 2, 3], np.uint8), np.eye(200), tf.constant([1, 2]), alpha=0.001)[1]
+        soft = function(
+            np.zeros([200, 2, 2, 3], np.uint8), np.eye(200), tf.constant([1, 2]), alpha=0.001
+        )[1]
         np.testing.assert_allclose(np.sum(soft, axis=1), 1, atol=1e-6)

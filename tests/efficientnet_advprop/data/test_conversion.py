@@ -21,7 +21,9 @@ CLASSES = ("n01", "n02", "n03")
 def picture(number, kind="JPEG", mode="RGB"):
     rng = np.random.RandomState(number)
     buffer = io.BytesIO()
-    smooth = Image.fromarray(rng.randint(0, 256, [2, 2, 3]).astype(np.uint8)).resize((10, 12), Image.Resampling.BILINEAR)
+    smooth = Image.fromarray(rng.randint(0, 256, [2, 2, 3]).astype(np.uint8)).resize(
+        (10, 12), Image.Resampling.BILINEAR
+    )
     smooth.convert(mode).save(buffer, kind)
     return buffer.getvalue()
 
@@ -34,7 +36,9 @@ def folder(tmp_path):
             os.makedirs(tmp_path / split / name)
             for i in range(count):
                 kind, mode = {1: ("PNG", "RGB"), 2: ("JPEG", "CMYK")}.get(i, ("JPEG", "RGB"))
-                (tmp_path / split / name / f"{name}_{i}.JPEG").write_bytes(picture(10 * label + i, kind, mode))
+                (tmp_path / split / name / f"{name}_{i}.JPEG").write_bytes(
+                    picture(10 * label + i, kind, mode)
+                )
     return tmp_path
 
 
@@ -42,7 +46,8 @@ def read(path, prefix):
     features = []
     for file in records.open_split(str(path), prefix).files:
         features += [
-            tf.train.Example.FromString(row).features.feature for row in tf.data.TFRecordDataset(file).as_numpy_iterator()
+            tf.train.Example.FromString(row).features.feature
+            for row in tf.data.TFRecordDataset(file).as_numpy_iterator()
         ]
     return {f["image/filename"].bytes_list.value[0].decode(): f for f in features}, len(features)
 
@@ -58,7 +63,10 @@ def test_folder_becomes_the_official_layout(folder):
             feature = found[f"{name}_{i}.JPEG"]
             assert feature["image/class/label"].int64_list.value[0] == label + 1
             assert feature["image/class/synset"].bytes_list.value[0].decode() == name
-            assert (feature["image/height"].int64_list.value[0], feature["image/width"].int64_list.value[0]) == (12, 10)
+            assert (
+                feature["image/height"].int64_list.value[0],
+                feature["image/width"].int64_list.value[0],
+            ) == (12, 10)
             encoded = feature["image/encoded"].bytes_list.value[0]
             image = Image.open(io.BytesIO(encoded))
             assert (image.format, image.mode) == ("JPEG", "RGB")
@@ -90,12 +98,19 @@ def test_a_full_disk_is_one_message_and_no_loss(folder):
     """No file may grow beyond what the largest shard needs but for a byte."""
     sources = conversion.list_image_folder(str(folder / "train"))
     conversion.convert(sources, str(folder / "whole"), "train", num_shards=4)
-    sizes = {name: (folder / "whole" / name).stat().st_size for name in os.listdir(folder / "whole") if "-of-" in name}
+    sizes = {
+        name: (folder / "whole" / name).stat().st_size
+        for name in os.listdir(folder / "whole")
+        if "-of-" in name
+    }
     largest = max(sizes, key=sizes.get)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[largest] - 1, limit[1]))
     try:
-        with pytest.raises(records.DataError, match=f"{largest}: the file cannot be written.* the same command goes on"):
+        with pytest.raises(
+            records.DataError,
+            match=f"{largest}: the file cannot be written.* the same command goes on",
+        ):
             conversion.convert(sources, str(folder / "out"), "train", num_shards=4, num_workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -110,7 +125,9 @@ def test_no_silent_gap(folder):
     (folder / "train" / "n02" / "n02_3.JPEG").write_bytes(picture(3)[:-100])
     sources = conversion.list_image_folder(str(folder / "train"))
     report = conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
-    assert len(report.failures) == 1 and "n02_3.JPEG" in report.failures[0] and report.num_images == 14
+    assert (
+        len(report.failures) == 1 and "n02_3.JPEG" in report.failures[0] and report.num_images == 14
+    )
     with pytest.raises(records.DataError, match="lacks 1 of 4"):
         records.open_split(str(folder / "out"), "train")
 
@@ -167,9 +184,14 @@ def test_imagenet_archives_are_read_in_place(tmp_path):
             assert feature["image/encoded"].bytes_list.value[0] == picture(10 * label + i)
             assert feature["image/class/label"].int64_list.value[0] == label + 1
     found, _ = read(tmp_path / "out", "validation")
-    assert [found[f"ILSVRC2012_val_0000000{i}.JPEG"]["image/class/label"].int64_list.value[0] for i in range(3)] == [2, 1, 3]
+    assert [
+        found[f"ILSVRC2012_val_0000000{i}.JPEG"]["image/class/label"].int64_list.value[0]
+        for i in range(3)
+    ] == [2, 1, 3]
     assert all(
-        found[f"ILSVRC2012_val_0000000{i}.JPEG"]["image/encoded"].bytes_list.value[0] == picture(100 + i) for i in range(3)
+        found[f"ILSVRC2012_val_0000000{i}.JPEG"]["image/encoded"].bytes_list.value[0]
+        == picture(100 + i)
+        for i in range(3)
     )
     (tmp_path / "synset_labels.txt").write_text("n02\nn01\n")
     with pytest.raises(records.DataError, match="has 2 lines for 3 images"):
@@ -191,16 +213,25 @@ def tfds_dir(tmp_path_factory):
 
         def _info(self):
             features = tfds.features.FeaturesDict(
-                {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(names=CLASSES)}
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.ClassLabel(names=CLASSES),
+                }
             )
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(range(9)), "test": self._generate_examples(range(9, 12))}
+            return {
+                "train": self._generate_examples(range(9)),
+                "test": self._generate_examples(range(9, 12)),
+            }
 
         def _generate_examples(self, numbers):
             for number in numbers:
-                yield number, {"image": np.full([12, 10, 3], number * 10, np.uint8), "label": number % 3}
+                yield (
+                    number,
+                    {"image": np.full([12, 10, 3], number * 10, np.uint8), "label": number % 3},
+                )
 
     folder = str(tmp_path_factory.mktemp("tfds"))
     TinyPictures(data_dir=folder).download_and_prepare()
@@ -209,8 +240,15 @@ def tfds_dir(tmp_path_factory):
 
 def test_tfds_is_read_as_it_is(tfds_dir):
     data = DataConfig(source="tfds:tiny_pictures", image_size=10, crop="none", eval_crop="none")
-    assert pipeline.count_examples(data, tfds_dir, "train") == 9 and pipeline.count_examples(data, tfds_dir, "validation") == 3
-    batch = next(iter(pipeline.make_train_dataset(data, tfds_dir, global_batch_size=9, seed=0, num_classes=3)))
+    assert (
+        pipeline.count_examples(data, tfds_dir, "train") == 9
+        and pipeline.count_examples(data, tfds_dir, "validation") == 3
+    )
+    batch = next(
+        iter(
+            pipeline.make_train_dataset(data, tfds_dir, global_batch_size=9, seed=0, num_classes=3)
+        )
+    )
     numbers = batch["images"].numpy()[:, 5, 5, 0] // 10
     assert sorted(numbers) == list(range(9))
     np.testing.assert_array_equal(batch["labels"], numbers % 3)
@@ -228,7 +266,9 @@ def test_tfds_becomes_records(tfds_dir, tmp_path):
     from efficientnet_advprop.data import sources
 
     names = sources.tfds_class_names("tiny_pictures", tfds_dir)
-    images = conversion.list_tfds(sources.open_tfds_split("tiny_pictures", tfds_dir, "train"), names)
+    images = conversion.list_tfds(
+        sources.open_tfds_split("tiny_pictures", tfds_dir, "train"), names
+    )
     report = conversion.convert(images, str(tmp_path), "train", num_shards=2)
     assert report == conversion.Report(9, dict.fromkeys(CLASSES, 3), 9, [])  # PNGs become JPEGs
     found, _ = read(tmp_path, "train")
@@ -238,7 +278,12 @@ def test_tfds_becomes_records(tfds_dir, tmp_path):
 
 
 def test_show_input(tmp_path, folder):
-    conversion.convert(conversion.list_image_folder(str(folder / "train")), str(folder / "out"), "train", num_shards=1)
+    conversion.convert(
+        conversion.list_image_folder(str(folder / "train")),
+        str(folder / "out"),
+        "train",
+        num_shards=1,
+    )
     command = [
         sys.executable,
         "-m",

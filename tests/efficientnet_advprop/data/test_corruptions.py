@@ -38,15 +38,31 @@ def test_form_seed_and_originals(corruption):
         first = corruptions.corrupt(original, corruption, severity, seed=3)
         assert first.dtype == np.uint8 and first.shape == IMAGE.shape and (first != IMAGE).any()
         np.testing.assert_array_equal(original, IMAGE)
-        np.testing.assert_array_equal(first, corruptions.corrupt(IMAGE, corruption, severity, seed=3))
+        np.testing.assert_array_equal(
+            first, corruptions.corrupt(IMAGE, corruption, severity, seed=3)
+        )
     assert corruptions.corrupt(IMAGE[:20], corruption, 3, seed=0).shape == (20, 32, 3)
 
 
 @pytest.mark.parametrize(
-    "name, value", [("corruption", "rain"), ("severity", 0), ("severity", 6), ("parameters", "mnist"), ("image", IMAGE / 255)]
+    "name, value",
+    [
+        ("corruption", "rain"),
+        ("severity", 0),
+        ("severity", 6),
+        ("parameters", "mnist"),
+        ("image", IMAGE / 255),
+    ],
 )
 def test_wrong_arguments_are_named(name, value):
-    arguments = {"image": IMAGE, "corruption": "fog", "severity": 1, "seed": 0, "parameters": "cifar", name: value}
+    arguments = {
+        "image": IMAGE,
+        "corruption": "fog",
+        "severity": 1,
+        "seed": 0,
+        "parameters": "cifar",
+        name: value,
+    }
     with pytest.raises(ValueError, match=f"`{name}` is"):
         corruptions.corrupt(**arguments)
 
@@ -58,14 +74,26 @@ def test_noise_has_the_published_strength():
     for severity, scale in enumerate((0.04, 0.06, 0.08, 0.09, 0.10), 1):
         noise = corruptions.corrupt(GRAY, "gaussian_noise", severity, seed=0).astype(float) - 128
         assert abs(noise.std() / (255 * scale) - 1) < 0.03
-    large = corruptions.corrupt(GRAY, "gaussian_noise", 1, seed=0, parameters="imagenet").astype(float) - 128
+    large = (
+        corruptions.corrupt(GRAY, "gaussian_noise", 1, seed=0, parameters="imagenet").astype(float)
+        - 128
+    )
     assert abs(large.std() / (255 * 0.08) - 1) < 0.03
     for severity, photons in enumerate((60, 25, 12, 5, 3), 1):
         shot = (
-            corruptions.corrupt(np.full([64, 64, 3], 64, np.uint8), "shot_noise", severity, seed=0, parameters="imagenet") / 255
+            corruptions.corrupt(
+                np.full([64, 64, 3], 64, np.uint8),
+                "shot_noise",
+                severity,
+                seed=0,
+                parameters="imagenet",
+            )
+            / 255
         )
         if severity < 4:  # beyond, white clips the distribution
-            assert abs(shot.std() / np.sqrt(64 / 255 / photons) - 1) < 0.05  # Poisson: variance = mean / photons
+            assert (
+                abs(shot.std() / np.sqrt(64 / 255 / photons) - 1) < 0.05
+            )  # Poisson: variance = mean / photons
     for severity, amount in enumerate((0.01, 0.02, 0.03, 0.05, 0.07), 1):
         impulse = corruptions.corrupt(GRAY, "impulse_noise", severity, seed=0)
         assert abs((impulse != 128).mean() - amount) < 5 * np.sqrt(amount / impulse.size)
@@ -80,15 +108,21 @@ def test_contrast_and_brightness_have_closed_forms():
     colored[...] = (100, 50, 0)
     # HSV: the value 100 rises by 0.2 · 255 = 51, hue and saturation stay.
     np.testing.assert_array_equal(
-        np.unique(corruptions.corrupt(colored, "brightness", 4, seed=0).reshape(-1, 3), axis=0), [[151, 75, 0]]
+        np.unique(corruptions.corrupt(colored, "brightness", 4, seed=0).reshape(-1, 3), axis=0),
+        [[151, 75, 0]],
     )
 
 
 def test_blurs_keep_the_mean_and_flatten():
     for corruption in ("defocus_blur", "motion_blur", "zoom_blur", "glass_blur"):
-        blurred = corruptions.corrupt(ROUGH, corruption, 5, seed=0, parameters="imagenet").astype(float)
+        blurred = corruptions.corrupt(ROUGH, corruption, 5, seed=0, parameters="imagenet").astype(
+            float
+        )
         assert abs(blurred.mean() - ROUGH.mean()) < 0.1 * ROUGH.mean()
-        assert np.abs(np.diff(blurred, axis=0)).mean() < 0.7 * np.abs(np.diff(ROUGH.astype(float), axis=0)).mean()
+        assert (
+            np.abs(np.diff(blurred, axis=0)).mean()
+            < 0.7 * np.abs(np.diff(ROUGH.astype(float), axis=0)).mean()
+        )
     flat = corruptions.corrupt(GRAY, "defocus_blur", 5, seed=0)
     assert np.abs(flat.astype(int) - 128).max() <= 1
 
@@ -100,12 +134,16 @@ def test_zoom_is_scipys():
     def zoomed(factor):
         side = int(np.ceil(224 / factor))
         start = (224 - side) // 2
-        larger = ndimage.zoom(image[start : start + side, start : start + side], (factor, factor, 1), order=1)
+        larger = ndimage.zoom(
+            image[start : start + side, start : start + side], (factor, factor, 1), order=1
+        )
         start = (larger.shape[0] - 224) // 2
         return larger[start : start + 224, start : start + 224]
 
     expected = (image + sum(map(zoomed, factors))) / (len(factors) + 1)
-    np.testing.assert_allclose(corruptions.corrupt(LARGE, "zoom_blur", 1, seed=0) / 255, expected, atol=1.01 / 255)
+    np.testing.assert_allclose(
+        corruptions.corrupt(LARGE, "zoom_blur", 1, seed=0) / 255, expected, atol=1.01 / 255
+    )
 
 
 def test_damage_grows_with_severity():
@@ -125,7 +163,10 @@ def test_damage_grows_with_severity():
         damage = [
             np.mean(
                 [
-                    np.abs(corruptions.corrupt(LARGE, corruption, severity, seed=seed).astype(float) - LARGE).mean()
+                    np.abs(
+                        corruptions.corrupt(LARGE, corruption, severity, seed=seed).astype(float)
+                        - LARGE
+                    ).mean()
                     for seed in range(3)
                 ]
             )

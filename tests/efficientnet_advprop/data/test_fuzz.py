@@ -13,14 +13,23 @@ from PIL import Image
 from efficientnet_advprop.config import DataConfig
 from efficientnet_advprop.data import pipeline, records
 
-DATA = DataConfig(image_size=16, crop="none", eval_crop="none", horizontal_flip=False, shuffle_buffer=64, max_bad_records=10000)
+DATA = DataConfig(
+    image_size=16,
+    crop="none",
+    eval_crop="none",
+    horizontal_flip=False,
+    shuffle_buffer=64,
+    max_bad_records=10000,
+)
 
 
 def jpeg(number):
     """Sixteen 4×4 blocks that spell the number in two grays."""
     bits = np.array([(number >> bit) & 1 for bit in range(16)], np.uint8).reshape(4, 4) * 96 + 80
     buffer = io.BytesIO()
-    Image.fromarray(np.kron(bits, np.ones([4, 4], np.uint8))[..., None].repeat(3, -1)).save(buffer, "JPEG", quality=95)
+    Image.fromarray(np.kron(bits, np.ones([4, 4], np.uint8))[..., None].repeat(3, -1)).save(
+        buffer, "JPEG", quality=95
+    )
     return buffer.getvalue()
 
 
@@ -91,7 +100,9 @@ def test_two_thousand_mutations(tmp_path, caplog):
             DATA, str(tmp_path), split="train", global_batch_size=100, num_classes=10
         ).as_numpy_iterator():
             seen["images"] += int(batch["mask"].sum())
-            seen.update(number_of(image) for image, mask in zip(batch["images"], batch["mask"]) if mask)
+            seen.update(
+                number_of(image) for image, mask in zip(batch["images"], batch["mask"]) if mask
+            )
     assert seen.pop("images") == len(decodable)
     assert all(seen[number] >= 1 for number in good)
     named = {
@@ -99,9 +110,15 @@ def test_two_thousand_mutations(tmp_path, caplog):
         for record in caplog.records
         if "Passed over" in record.getMessage()
     }
-    assert named == {f"{split.files[number % num_shards]}, record {number // num_shards}" for number in bad}
+    assert named == {
+        f"{split.files[number % num_shards]}, record {number // num_shards}" for number in bad
+    }
     # One allowed fewer than there are: an error, as in training.
     few = dataclasses.replace(DATA, max_bad_records=10)
     with pytest.raises(tf.errors.OpError) as error:
-        list(pipeline.make_train_dataset(few, str(tmp_path), global_batch_size=50, seed=0, num_classes=10).take(80))
+        list(
+            pipeline.make_train_dataset(
+                few, str(tmp_path), global_batch_size=50, seed=0, num_classes=10
+            ).take(80)
+        )
     assert "This is bad record 11" in str(records.explain_data_error(error.value))

@@ -30,7 +30,11 @@ def test_labels_are_the_sorted_folders(tmp_path):
 
 def test_some_of_imagenets_classes_keep_their_labels(tmp_path):
     directory = write_images(tmp_path, {"n01440764": 1, "n02099601": 1, "n15075141": 1})
-    assert ImageFolder(directory, num_classes=1000).labels == [0, 207, 999]  # tench, golden retriever, toilet tissue
+    assert ImageFolder(directory, num_classes=1000).labels == [
+        0,
+        207,
+        999,
+    ]  # tench, golden retriever, toilet tissue
     assert len(set(imagenet_ids())) == 1000
 
 
@@ -53,10 +57,14 @@ def test_folders_named_by_numbers_are_not_sorted_as_text(tmp_path):
     """ImageNet-V2's: "10" comes after "9"."""
     directory = write_images(tmp_path, {str(label): 1 for label in range(12)})
     folder = ImageFolder(directory, num_classes=12)
-    assert {path.split("/")[-2]: label for path, label in zip(folder.paths, folder.labels)} == {str(i): i for i in range(12)}
+    assert {path.split("/")[-2]: label for path, label in zip(folder.paths, folder.labels)} == {
+        str(i): i for i in range(12)
+    }
 
 
 def test_ids_are_those_of_tfds():
     tfds = pytest.importorskip("tensorflow_datasets")
-    path = tfds.core.tfds_path("image_classification/imagenet_resized_labels.txt")  # the same classes, in another order
+    path = tfds.core.tfds_path(
+        "image_classification/imagenet_resized_labels.txt"
+    )  # the same classes, in another order
     assert imagenet_ids() == sorted(path.read_text().split())

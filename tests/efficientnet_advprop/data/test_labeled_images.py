@@ -19,7 +19,10 @@ KINDS = ("files", "tar", "records")
 def images(tmp_path_factory):
     """kind → the same images, of gray level 20·i and label i // 4; and their encoded files."""
     root = tmp_path_factory.mktemp("images")
-    encoded = [tf.io.encode_png(np.full([9 + i, 12, 3], 20 * i, np.uint8)).numpy() for i in range(NUM_IMAGES)]
+    encoded = [
+        tf.io.encode_png(np.full([9 + i, 12, 3], 20 * i, np.uint8)).numpy()
+        for i in range(NUM_IMAGES)
+    ]
     labels = [i // 4 for i in range(NUM_IMAGES)]
     names = [f"class{label}/{i:02d}.png" for i, label in enumerate(labels)]
     for name, contents in zip(names, encoded):
@@ -49,23 +52,36 @@ def read(images, num_hosts=1, num_replicas=1, global_batch_size=4, **options):
         context = tf.distribute.InputContext(num_hosts, host, num_replicas)
         batches = list(
             labeled_images.make_dataset(
-                images, image_size=8, crop="none", global_batch_size=global_batch_size, input_context=context, **options
+                images,
+                image_size=8,
+                crop="none",
+                global_batch_size=global_batch_size,
+                input_context=context,
+                **options,
             )
         )
         numbers.add(len(batches))
         for batch in batches:
             assert batch["images"].shape == [global_batch_size // num_replicas, 8, 8, 3]
             rows = zip(*(batch[name].numpy() for name in ("images", "labels", "positions", "mask")))
-            found += [(round(float(pixels.mean())), label, position) for pixels, label, position, mask in rows if mask]
+            found += [
+                (round(float(pixels.mean())), label, position)
+                for pixels, label, position, mask in rows
+                if mask
+            ]
     return found, numbers
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("num_hosts, num_replicas, global_batch_size", [(1, 1, 4), (3, 3, 6), (2, 4, 8), (1, 1, 100)])
+@pytest.mark.parametrize(
+    "num_hosts, num_replicas, global_batch_size", [(1, 1, 4), (3, 3, 6), (2, 4, 8), (1, 1, 100)]
+)
 def test_every_image_comes_once(images, kind, num_hosts, num_replicas, global_batch_size):
     found, numbers = read(images[0][kind], num_hosts, num_replicas, global_batch_size)
     assert len(numbers) == 1
-    assert sorted((level, label) for level, label, _ in found) == [(20 * i, i // 4) for i in range(NUM_IMAGES)]
+    assert sorted((level, label) for level, label, _ in found) == [
+        (20 * i, i // 4) for i in range(NUM_IMAGES)
+    ]
     assert sorted(position for *_, position in found) == list(range(NUM_IMAGES))
 
 
@@ -76,9 +92,13 @@ def test_a_position_is_an_image(images, kind):
         assert of_kind.encoded(position) == encoded[level // 20]
     ids = [of_kind.image_id(position) for position in range(NUM_IMAGES)]
     shards = [
-        f"validation-0000{shard}-of-00003:{record}" for shard, count in ((0, 4), (1, 4), (2, 3)) for record in range(count)
+        f"validation-0000{shard}-of-00003:{record}"
+        for shard, count in ((0, 4), (1, 4), (2, 3))
+        for record in range(count)
     ]
-    assert ids == (shards if kind == "records" else [f"class{i // 4}/{i:02d}.png" for i in range(NUM_IMAGES)])
+    assert ids == (
+        shards if kind == "records" else [f"class{i // 4}/{i:02d}.png" for i in range(NUM_IMAGES)]
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,17 +109,26 @@ def test_some_are_drawn_evenly(images, kind):
 
 
 def test_digests_tell_sets_apart(images):
-    assert len({of_kind.digest() for of_kind in images[0].values()}) == 2  # of files and archive it is the same
+    assert (
+        len({of_kind.digest() for of_kind in images[0].values()}) == 2
+    )  # of files and archive it is the same
     files = images[0]["files"]
-    assert FileImages(files.paths, [1 + label for label in files.labels], "/").digest() != files.digest()
+    assert (
+        FileImages(files.paths, [1 + label for label in files.labels], "/").digest()
+        != files.digest()
+    )
     assert FileImages(files.paths[1:], files.labels[1:], files._root).digest() != files.digest()
 
 
 def test_pixels_are_those_of_the_evaluation(images):
     of_kind, encoded = images[0]["files"], images[1]
-    (batch,) = labeled_images.make_dataset(of_kind, image_size=8, crop="0.5", global_batch_size=NUM_IMAGES)
+    (batch,) = labeled_images.make_dataset(
+        of_kind, image_size=8, crop="0.5", global_batch_size=NUM_IMAGES
+    )
     for pixels, position in zip(batch["images"], batch["positions"].numpy()):
-        np.testing.assert_array_equal(pixels, preprocessing.preprocess_for_eval(encoded[position], 8, "0.5"))
+        np.testing.assert_array_equal(
+            pixels, preprocessing.preprocess_for_eval(encoded[position], 8, "0.5")
+        )
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -131,6 +160,12 @@ def test_archives_that_cannot_be_used(images, tmp_path):
         pass
     whole = open(images[0]["tar"]._path, "rb").read()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2 + 100])
-    for name, words in (("none.tar", "copy it again"), ("small.tar.gz", "unpack it"), ("cut.tar", "copy it again")):
-        with pytest.raises(DataError, match=f"{name}: the archive cannot be read in place.*{words}"):
+    for name, words in (
+        ("none.tar", "copy it again"),
+        ("small.tar.gz", "unpack it"),
+        ("cut.tar", "copy it again"),
+    ):
+        with pytest.raises(
+            DataError, match=f"{name}: the archive cannot be read in place.*{words}"
+        ):
             labeled_images.read_tar_index(str(tmp_path / name))

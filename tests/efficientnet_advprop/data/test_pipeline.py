@@ -13,7 +13,14 @@ from efficientnet_advprop.config import DataConfig
 from efficientnet_advprop.data import digits, pipeline, records
 from efficientnet_advprop.data.record_streams import InputHost, RecordStream
 
-SMALL = DataConfig(image_size=8, crop="pad", crop_padding=1, eval_crop="none", horizontal_flip=True, shuffle_buffer=16)
+SMALL = DataConfig(
+    image_size=8,
+    crop="pad",
+    crop_padding=1,
+    eval_crop="none",
+    horizontal_flip=True,
+    shuffle_buffer=16,
+)
 
 
 def picture(number):
@@ -29,9 +36,13 @@ def number_of(image):
 def write_numbered(folder, prefix="train", counts=(7, 9, 8, 10), first=0):
     number = first
     for shard, count in enumerate(counts):
-        with records.ShardWriter(os.path.join(folder, records.shard_name(prefix, shard, len(counts)))) as writer:
+        with records.ShardWriter(
+            os.path.join(folder, records.shard_name(prefix, shard, len(counts)))
+        ) as writer:
             for _ in range(count):
-                writer.write(records.make_example(tf.io.encode_png(picture(number)).numpy(), number % 5))
+                writer.write(
+                    records.make_example(tf.io.encode_png(picture(number)).numpy(), number % 5)
+                )
                 number += 1
     return number
 
@@ -45,11 +56,15 @@ def numbered(tmp_path_factory):
 
 
 def context(index=0, count=1, replicas=1):
-    return tf.distribute.InputContext(num_input_pipelines=count, input_pipeline_id=index, num_replicas_in_sync=replicas * count)
+    return tf.distribute.InputContext(
+        num_input_pipelines=count, input_pipeline_id=index, num_replicas_in_sync=replicas * count
+    )
 
 
 def train(folder, data=SMALL, batch=4, take=None, **kwargs):
-    dataset = pipeline.make_train_dataset(data, folder, global_batch_size=batch, seed=kwargs.pop("seed", 3), **kwargs)
+    dataset = pipeline.make_train_dataset(
+        data, folder, global_batch_size=batch, seed=kwargs.pop("seed", 3), **kwargs
+    )
     return list((dataset if take is None else dataset.take(take)).as_numpy_iterator())
 
 
@@ -62,7 +77,10 @@ def assert_same(batches, others):
 
 def test_batches_have_the_promised_form(numbered):
     spec = pipeline.make_train_dataset(SMALL, numbered, global_batch_size=4, seed=0).element_spec
-    assert spec == {"images": tf.TensorSpec([4, 8, 8, 3], tf.uint8), "labels": tf.TensorSpec([4], tf.int32)}
+    assert spec == {
+        "images": tf.TensorSpec([4, 8, 8, 3], tf.uint8),
+        "labels": tf.TensorSpec([4], tf.int32),
+    }
     spec = pipeline.make_eval_dataset(SMALL, numbered, global_batch_size=4).element_spec
     assert spec == {
         "images": tf.TensorSpec([4, 8, 8, 3], tf.float32),
@@ -84,8 +102,12 @@ def test_resuming_gives_the_same_batches(numbered, changes):
     data = dataclasses.replace(SMALL, **changes)
     whole = train(numbered, data, take=30, num_classes=5)
     for start in (8, 26):
-        assert_same(train(numbered, data, start_batch=start, take=30 - start, num_classes=5), whole[start:])
-    assert (train(numbered, data, take=1, seed=4, num_classes=5)[0]["images"] != whole[0]["images"]).any()
+        assert_same(
+            train(numbered, data, start_batch=start, take=30 - start, num_classes=5), whole[start:]
+        )
+    assert (
+        train(numbered, data, take=1, seed=4, num_classes=5)[0]["images"] != whole[0]["images"]
+    ).any()
 
 
 def test_mixing_shows_in_the_labels_what_it_does_to_the_images(numbered):
@@ -96,30 +118,44 @@ def test_mixing_shows_in_the_labels_what_it_does_to_the_images(numbered):
     shares = {}
     for name, changes in (("mixup", {"mixup_alpha": 1.0}), ("cutmix", {"cutmix_alpha": 1.0})):
         changed = dataclasses.replace(data, **changes)
-        spec = pipeline.make_train_dataset(changed, numbered, global_batch_size=8, seed=0, num_classes=5).element_spec
-        assert spec == {"images": tf.TensorSpec([8, 8, 8, 3], tf.uint8), "labels": tf.TensorSpec([8, 5], tf.float32)}
+        spec = pipeline.make_train_dataset(
+            changed, numbered, global_batch_size=8, seed=0, num_classes=5
+        ).element_spec
+        assert spec == {
+            "images": tf.TensorSpec([8, 8, 8, 3], tf.uint8),
+            "labels": tf.TensorSpec([8, 5], tf.float32),
+        }
         mixed = train(numbered, changed, batch=8, take=4, num_classes=5)
         shares[name] = []
         for start, batch in zip(range(0, 32, 8), mixed):
             for i, (image, label) in enumerate(zip(batch["images"], batch["labels"])):
-                own, partner = sources[start + i], sources[start + 7 - i]  # the same batch read backwards
+                own, partner = (
+                    sources[start + i],
+                    sources[start + 7 - i],
+                )  # the same batch read backwards
                 red = image[..., 0].astype(float)
                 # Pixels are rounded, so a share of MixUp is known to half a level.
                 share = (red.mean() - (partner + 1)) / (own - partner)
                 expected = np.zeros(5)
                 expected[own % 5] += share
                 expected[partner % 5] += 1 - share
-                np.testing.assert_allclose(label, expected, atol=0.51 / abs(own - partner) if name == "mixup" else 1e-6)
+                np.testing.assert_allclose(
+                    label, expected, atol=0.51 / abs(own - partner) if name == "mixup" else 1e-6
+                )
                 assert len(np.unique(red)) <= 2
                 assert name == "cutmix" or len(np.unique(red)) == 1
                 shares[name].append(share)
-    assert min(shares["mixup"]) > 0.45 and min(shares["cutmix"]) < 0.45 and max(shares["cutmix"]) > 0.9
+    assert (
+        min(shares["mixup"]) > 0.45 and min(shares["cutmix"]) < 0.45 and max(shares["cutmix"]) > 0.9
+    )
     with pytest.raises(ValueError, match="`num_classes` is None, but MixUp and CutMix"):
         train(numbered, changed, take=1)
 
 
 def test_paired_views_are_the_plain_and_the_augmented_stream(numbered):
-    augmented = dataclasses.replace(SMALL, augment="randaugment", randaugment_num_layers=1, cutout_half_size=2)
+    augmented = dataclasses.replace(
+        SMALL, augment="randaugment", randaugment_num_layers=1, cutout_half_size=2
+    )
     pairs = train(numbered, augmented, take=6, paired_views=True)
     plain, changed = train(numbered, take=6), train(numbered, augmented, take=6)
     for pair, one, other in zip(pairs, plain, changed):
@@ -132,7 +168,10 @@ def test_paired_views_are_the_plain_and_the_augmented_stream(numbered):
     # Mixed, both views are by the same shares.
     mixed = dataclasses.replace(augmented, mixup_alpha=0.4)
     (batch,) = train(numbered, mixed, take=1, num_classes=5, paired_views=True)
-    assert batch["augmented_images"].shape == (4, 8, 8, 3) and batch["augmented_images"].dtype == np.uint8
+    assert (
+        batch["augmented_images"].shape == (4, 8, 8, 3)
+        and batch["augmented_images"].dtype == np.uint8
+    )
     labels = batch["labels"]
     own = np.asarray([number_of(image) for image in plain[0]["images"]], float)
     share = np.asarray([label[int(number) % 5] for label, number in zip(labels, own)])
@@ -152,27 +191,44 @@ def test_every_epoch_has_each_record_once_in_another_order(numbered):
     labels = np.concatenate([batch["labels"] for batch in train(numbered, take=17)])
     np.testing.assert_array_equal(labels, np.asarray(numbers) % 5)
     # The same record is augmented differently in the next epoch (shift and flip: 18 possibilities each).
-    assert any((images[i] != images[34 + second.index(number)]).any() for i, number in enumerate(first))
+    assert any(
+        (images[i] != images[34 + second.index(number)]).any() for i, number in enumerate(first)
+    )
 
 
 @pytest.mark.parametrize("num_hosts", [2, 3])  # 4 files: by file for 2 hosts, by record for 3
 def test_hosts_share_the_records_exactly(numbered, num_hosts):
     seen = collections.Counter()
     for host in range(num_hosts):
-        size = RecordStream(records.open_split(numbered, "train"), InputHost(host, num_hosts, 1)).epoch_size
-        batches = train(numbered, batch=num_hosts, take=size, input_context=context(host, num_hosts))
+        size = RecordStream(
+            records.open_split(numbered, "train"), InputHost(host, num_hosts, 1)
+        ).epoch_size
+        batches = train(
+            numbered, batch=num_hosts, take=size, input_context=context(host, num_hosts)
+        )
         seen.update(number_of(image) for batch in batches for image in batch["images"])
-        resumed = train(numbered, batch=num_hosts, take=size - 3, start_batch=3, input_context=context(host, num_hosts))
+        resumed = train(
+            numbered,
+            batch=num_hosts,
+            take=size - 3,
+            start_batch=3,
+            input_context=context(host, num_hosts),
+        )
         assert_same(resumed, batches[3:])
     assert seen == collections.Counter(range(34))
 
 
-@pytest.mark.parametrize("num_hosts, replicas, batch", [(1, 2, 6), (2, 1, 8), (3, 2, 12), (2, 4, 64)])
+@pytest.mark.parametrize(
+    "num_hosts, replicas, batch", [(1, 2, 6), (2, 1, 8), (3, 2, 12), (2, 4, 64)]
+)
 def test_evaluation_counts_every_image_once(numbered, num_hosts, replicas, batch):
     seen, lengths = collections.Counter(), set()
     for host in range(num_hosts):
         dataset = pipeline.make_eval_dataset(
-            SMALL, numbered, global_batch_size=batch, input_context=context(host, num_hosts, replicas)
+            SMALL,
+            numbered,
+            global_batch_size=batch,
+            input_context=context(host, num_hosts, replicas),
         )
         batches = list(dataset.as_numpy_iterator())
         lengths.add(len(batches))
@@ -187,14 +243,24 @@ def test_evaluation_counts_every_image_once(numbered, num_hosts, replicas, batch
 
 
 def test_batch_must_divide_by_the_replicas(numbered):
-    with pytest.raises(ValueError, match="`global_batch_size` is 6, but must be a positive multiple of the 4 replicas"):
-        pipeline.make_train_dataset(SMALL, numbered, global_batch_size=6, seed=0, input_context=context(0, 2, 2))
+    with pytest.raises(
+        ValueError,
+        match="`global_batch_size` is 6, but must be a positive multiple of the 4 replicas",
+    ):
+        pipeline.make_train_dataset(
+            SMALL, numbered, global_batch_size=6, seed=0, input_context=context(0, 2, 2)
+        )
 
 
 def test_holdout_and_limit(numbered):
     held = dataclasses.replace(SMALL, holdout_shards=1)
-    assert pipeline.count_examples(held, numbered, "train") == 27 and pipeline.count_examples(held, numbered, "validation") == 7
-    kept = {number_of(image) for batch in train(numbered, held, take=14) for image in batch["images"]}
+    assert (
+        pipeline.count_examples(held, numbered, "train") == 27
+        and pipeline.count_examples(held, numbered, "validation") == 7
+    )
+    kept = {
+        number_of(image) for batch in train(numbered, held, take=14) for image in batch["images"]
+    }
     minival = [
         number_of(image)
         for batch in pipeline.make_eval_dataset(held, numbered, global_batch_size=7)
@@ -205,10 +271,18 @@ def test_holdout_and_limit(numbered):
         pipeline.count_examples(dataclasses.replace(SMALL, holdout_shards=4), numbered, "train")
     few = dataclasses.replace(SMALL, num_train_examples=6)
     assert pipeline.count_examples(few, numbered, "train") == 6
-    numbers = [number_of(image) for batch in train(numbered, few, batch=6, take=2) for image in batch["images"]]
-    assert sorted(numbers[:6]) == sorted(numbers[6:]) == [0, 1, 7, 8, 16, 24]  # the first ones of the files
+    numbers = [
+        number_of(image)
+        for batch in train(numbered, few, batch=6, take=2)
+        for image in batch["images"]
+    ]
+    assert (
+        sorted(numbers[:6]) == sorted(numbers[6:]) == [0, 1, 7, 8, 16, 24]
+    )  # the first ones of the files
     with pytest.raises(records.DataError, match="`config.data.num_train_examples` is 33"):
-        pipeline.count_examples(dataclasses.replace(SMALL, num_train_examples=33), numbered, "train")
+        pipeline.count_examples(
+            dataclasses.replace(SMALL, num_train_examples=33), numbered, "train"
+        )
 
 
 @pytest.fixture
@@ -243,9 +317,15 @@ def test_bad_records_are_passed_over_up_to_a_number(damaged, caplog):
         batches = train(folder, tolerant, take=17, num_classes=5)
     numbers = [number_of(image) for batch in batches for image in batch["images"]]
     good = set(range(34)) - bad
-    assert set(numbers[:34]) == set(numbers[34:]) == good  # every good one is there; six of them twice
-    named = [record.getMessage() for record in caplog.records if "Passed over" in record.getMessage()]
-    assert len(named) == 6 and sum("train-00001-of-00004, record" in message for message in named) == 5
+    assert (
+        set(numbers[:34]) == set(numbers[34:]) == good
+    )  # every good one is there; six of them twice
+    named = [
+        record.getMessage() for record in caplog.records if "Passed over" in record.getMessage()
+    ]
+    assert (
+        len(named) == 6 and sum("train-00001-of-00004, record" in message for message in named) == 5
+    )
     # Resuming still gives the same batches, though another iteration finds the bad records in another order.
     assert_same(train(folder, tolerant, take=12, start_batch=5, num_classes=5), batches[5:])
 
@@ -264,16 +344,23 @@ def test_bad_records_count_for_nothing_in_evaluation(damaged):
 @pytest.mark.parametrize("allowed", [1, 5])
 def test_one_bad_record_more_is_an_error(damaged, allowed):
     with pytest.raises(tf.errors.OpError) as error:
-        train(damaged[0], dataclasses.replace(SMALL, max_bad_records=allowed), take=17, num_classes=5)
+        train(
+            damaged[0], dataclasses.replace(SMALL, max_bad_records=allowed), take=17, num_classes=5
+        )
     complaint = records.explain_data_error(error.value)
-    assert f"This is bad record {allowed + 1}, and `config.data.max_bad_records` is {allowed}" in str(complaint)
+    assert (
+        f"This is bad record {allowed + 1}, and `config.data.max_bad_records` is {allowed}"
+        in str(complaint)
+    )
 
 
 def test_by_default_the_first_bad_record_is_an_error(numbered):
     # Two labels in five are too high: no good batch may come first, and nothing may hang.
     for iterate in (
         lambda: train(numbered, take=9, num_classes=3),
-        lambda: list(pipeline.make_eval_dataset(SMALL, numbered, global_batch_size=4, num_classes=3)),
+        lambda: list(
+            pipeline.make_eval_dataset(SMALL, numbered, global_batch_size=4, num_classes=3)
+        ),
     ):
         with pytest.raises(tf.errors.OpError) as error:
             iterate()
@@ -307,7 +394,9 @@ def test_reads_that_fail_for_a_while_lose_nothing(numbered, monkeypatch):
 
     monkeypatch.setattr(records.time, "sleep", waits.append)
     monkeypatch.setattr(tf.io.gfile, "stat", flaky_stat)
-    monkeypatch.setattr(tf.data, "TFRecordDataset", lambda *args, **kwargs: reader(*args, **kwargs).take(2))
+    monkeypatch.setattr(
+        tf.data, "TFRecordDataset", lambda *args, **kwargs: reader(*args, **kwargs).take(2)
+    )
     dataset = pipeline.make_train_dataset(SMALL, numbered, global_batch_size=2, seed=3)
     numbers = [number_of(image) for batch in dataset.take(17) for image in batch["images"].numpy()]
     assert sorted(numbers) == list(range(34))
@@ -319,11 +408,17 @@ def test_digits(tmp_path):
     data = dataclasses.replace(SMALL, source="digits", image_size=32, num_train_examples=300)
     assert pipeline.count_examples(data, folder, "train") == 300
     assert pipeline.count_examples(data, folder, "validation") == digits.NUM_VALIDATION == 1000
-    labels = np.concatenate([batch["labels"] for batch in train(folder, data, batch=100, take=3, num_classes=10)])
+    labels = np.concatenate(
+        [batch["labels"] for batch in train(folder, data, batch=100, take=3, num_classes=10)]
+    )
     np.testing.assert_array_equal(np.bincount(labels), np.full(10, 30))
     images, labels = digits.load_digits("validation")
-    batches = list(pipeline.make_eval_dataset(data, folder, global_batch_size=250).as_numpy_iterator())
-    in_files = sorted(image.tobytes() for batch in batches for image in batch["images"].astype(np.uint8))
+    batches = list(
+        pipeline.make_eval_dataset(data, folder, global_batch_size=250).as_numpy_iterator()
+    )
+    in_files = sorted(
+        image.tobytes() for batch in batches for image in batch["images"].astype(np.uint8)
+    )
     assert in_files == sorted(image.tobytes() for image in images)
     train_images = {image.tobytes() for image in digits.load_digits("train")[0]}
     assert not train_images & {image.tobytes() for image in images}  # no test image is trained on
@@ -345,7 +440,9 @@ def test_digits_are_written_once_and_always_the_same(tmp_path):
 def test_corrupted_digits_are_the_clean_ones_in_the_same_order(tmp_path):
     folder = digits.ensure_corrupted_digits(str(tmp_path), "brightness", 1)
     data = dataclasses.replace(SMALL, image_size=32)
-    batches = list(pipeline.make_eval_dataset(data, folder, global_batch_size=1000).as_numpy_iterator())
+    batches = list(
+        pipeline.make_eval_dataset(data, folder, global_batch_size=1000).as_numpy_iterator()
+    )
     clean = list(
         pipeline.make_eval_dataset(
             dataclasses.replace(data, source="digits"), str(tmp_path), global_batch_size=1000

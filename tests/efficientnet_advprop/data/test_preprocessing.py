@@ -16,12 +16,23 @@ def official():
 @pytest.mark.parametrize("in_map", [False, True])
 @pytest.mark.parametrize(
     "key, size",
-    [("vga", 64), ("vga", 224), ("odd", 64), ("tall", 64), ("wide", 64), ("small", 64), ("small", 75), ("gray", 64)],
+    [
+        ("vga", 64),
+        ("vga", 224),
+        ("odd", 64),
+        ("tall", 64),
+        ("wide", 64),
+        ("small", 64),
+        ("small", 75),
+        ("gray", 64),
+    ],
 )
 def test_eval_is_bit_exact(official, key, size, in_map):
     encoded = official[f"jpeg_{key}"].tobytes()
     if in_map:
-        dataset = tf.data.Dataset.from_tensors(encoded).map(lambda e: preprocessing.preprocess_for_eval(e, size, crop="0.875"))
+        dataset = tf.data.Dataset.from_tensors(encoded).map(
+            lambda e: preprocessing.preprocess_for_eval(e, size, crop="0.875")
+        )
         image = next(iter(dataset)).numpy()
     else:
         image = preprocessing.preprocess_for_eval(encoded, size, crop=0.875).numpy()
@@ -31,7 +42,9 @@ def test_eval_is_bit_exact(official, key, size, in_map):
 
 def test_released_crop_is_the_0875_one_at_224_pixels_and_differs_elsewhere(official):
     encoded = official["jpeg_vga"].tobytes()
-    np.testing.assert_array_equal(preprocessing.preprocess_for_eval(encoded, 224), official["out_vga_224"])
+    np.testing.assert_array_equal(
+        preprocessing.preprocess_for_eval(encoded, 224), official["out_vga_224"]
+    )
     assert preprocessing.crop_fraction(600, "released") == 600 / 632
     assert preprocessing.crop_fraction(260, "0.875") == 260 / 297
     assert (preprocessing.preprocess_for_eval(encoded, 64).numpy() != official["out_vga_64"]).any()
@@ -46,17 +59,24 @@ def test_wrong_crop_is_named(crop):
 def test_png_and_jpeg_go_through_the_same_pixels(official):
     pixels = tf.io.decode_jpeg(official["jpeg_odd"].tobytes(), channels=3)
     png = tf.io.encode_png(pixels)
-    np.testing.assert_array_equal(preprocessing.preprocess_for_eval(png, 64, crop="0.875"), official["out_odd_64"])
+    np.testing.assert_array_equal(
+        preprocessing.preprocess_for_eval(png, 64, crop="0.875"), official["out_odd_64"]
+    )
     of_jpeg = preprocessing.preprocess_for_train(official["jpeg_odd"].tobytes(), 64, seed=SEED)
     np.testing.assert_array_equal(preprocessing.preprocess_for_train(png, 64, seed=SEED), of_jpeg)
 
 
 def test_train_is_a_function_of_the_seed(official):
     encoded = official["jpeg_vga"].tobytes()
-    first, again = (preprocessing.preprocess_for_train(encoded, 64, seed=SEED).numpy() for _ in range(2))
+    first, again = (
+        preprocessing.preprocess_for_train(encoded, 64, seed=SEED).numpy() for _ in range(2)
+    )
     assert first.dtype == np.uint8 and first.shape == (64, 64, 3)
     np.testing.assert_array_equal(first, again)
-    others = [preprocessing.preprocess_for_train(encoded, 64, seed=SEED + [0, i]).numpy() for i in range(1, 4)]
+    others = [
+        preprocessing.preprocess_for_train(encoded, 64, seed=SEED + [0, i]).numpy()
+        for i in range(1, 4)
+    ]
     assert all((other != first).any() for other in others)
 
 
@@ -64,7 +84,9 @@ def test_inception_windows_have_the_official_distribution():
     """Area 8–100 %, aspect 3/4–4/3; against draws of TF1's own op, which the official code calls."""
     shape = tf.constant([375, 500, 3])
     seeds = tf.data.Dataset.range(4000).map(
-        lambda i: preprocessing.inception_window(shape, tf.stack([tf.constant(7, tf.int64), i]), 0.875)
+        lambda i: preprocessing.inception_window(
+            shape, tf.stack([tf.constant(7, tf.int64), i]), 0.875
+        )
     )
     ours = np.stack(list(seeds.as_numpy_iterator())).astype(float)
     tf.random.set_seed(1)
@@ -81,7 +103,9 @@ def test_inception_windows_have_the_official_distribution():
         )
         return tf.concat([begin[:2], size[:2]], 0)
 
-    theirs = np.stack(list(tf.data.Dataset.range(4000).map(official_window).as_numpy_iterator())).astype(float)
+    theirs = np.stack(
+        list(tf.data.Dataset.range(4000).map(official_window).as_numpy_iterator())
+    ).astype(float)
     whole = (theirs[:, 2:] == [375, 500]).all(axis=1)
     theirs[whole] = [23, 86, 328, 328]  # the fallback: floor(0.875 · 375) = 328 in the centre
     for statistic in (
@@ -93,7 +117,9 @@ def test_inception_windows_have_the_official_distribution():
         a, b = statistic(ours), statistic(theirs)
         # Two means of 4,000 draws: five standard errors.
         assert abs(a.mean() - b.mean()) < 5 * np.sqrt((a.var() + b.var()) / 4000)
-        assert np.abs(np.quantile(a, [0.1, 0.5, 0.9]) - np.quantile(b, [0.1, 0.5, 0.9])).max() < 0.08 * np.ptp(b)
+        assert np.abs(
+            np.quantile(a, [0.1, 0.5, 0.9]) - np.quantile(b, [0.1, 0.5, 0.9])
+        ).max() < 0.08 * np.ptp(b)
     area, aspect = ours[:, 2] * ours[:, 3] / (375 * 500), ours[:, 3] / ours[:, 2]
     assert area.min() > 0.075 and aspect.min() > 0.74 and aspect.max() < 1.35
 
@@ -102,35 +128,56 @@ def test_whole_image_draw_falls_back_to_the_centre_crop():
     """An image that no window of that aspect fits: ten attempts fail, and the official code takes the evaluation's crop."""
     window = preprocessing.inception_window(tf.constant([1000, 10, 3]), SEED, 0.875)
     np.testing.assert_array_equal(window, [496, 1, 8, 8])
-    gray = preprocessing.inception_window(tf.constant([1000, 10, 1]), SEED, 0.875)  # one channel in the file: no fallback
+    gray = preprocessing.inception_window(
+        tf.constant([1000, 10, 1]), SEED, 0.875
+    )  # one channel in the file: no fallback
     np.testing.assert_array_equal(gray, [0, 0, 1000, 10])
 
 
 def test_flip_and_pad_have_their_probabilities():
     ramp = np.tile(np.arange(32, dtype=np.uint8)[None, :, None] * 8, (32, 1, 3))
     encoded = tf.io.encode_png(ramp)
-    flipped = [bool(preprocessing.preprocess_for_train(encoded, 32, seed=[1, i], crop="none")[0, 0, 0] > 0) for i in range(400)]
+    flipped = [
+        bool(preprocessing.preprocess_for_train(encoded, 32, seed=[1, i], crop="none")[0, 0, 0] > 0)
+        for i in range(400)
+    ]
     assert 160 < sum(flipped) < 240  # four standard deviations
     shifts = [
         preprocessing.preprocess_for_train(
-            tf.io.encode_png(ramp + 4), 32, seed=[1, i], crop="pad", crop_padding=2, horizontal_flip=False
+            tf.io.encode_png(ramp + 4),
+            32,
+            seed=[1, i],
+            crop="pad",
+            crop_padding=2,
+            horizontal_flip=False,
         ).numpy()
         for i in range(200)
     ]
     first_columns = np.bincount(
-        [int((image[16, :, 0] == 0).sum() * (1 if image[16, 0, 0] == 0 else -1) + 2) for image in shifts], minlength=5
+        [
+            int((image[16, :, 0] == 0).sum() * (1 if image[16, 0, 0] == 0 else -1) + 2)
+            for image in shifts
+        ],
+        minlength=5,
     )
     assert (first_columns > 15).all()  # shifts −2 … 2, 40 of each expected
     np.testing.assert_array_equal(
-        preprocessing.preprocess_for_train(encoded, 32, seed=SEED, crop="none", horizontal_flip=False), ramp
+        preprocessing.preprocess_for_train(
+            encoded, 32, seed=SEED, crop="none", horizontal_flip=False
+        ),
+        ramp,
     )
 
 
 def test_without_augmentation_pixels_are_rounded_and_with_it_cut_off(official):
     encoded = official["jpeg_vga"].tobytes()
     window = preprocessing.inception_window(tf.image.extract_jpeg_shape(encoded), SEED, 64 / 96)
-    pixels = preprocessing.resize(tf.image.decode_and_crop_jpeg(encoded, window, channels=3), 64).numpy()
-    plain = preprocessing.preprocess_for_train(encoded, 64, seed=SEED, horizontal_flip=False).numpy()
+    pixels = preprocessing.resize(
+        tf.image.decode_and_crop_jpeg(encoded, window, channels=3), 64
+    ).numpy()
+    plain = preprocessing.preprocess_for_train(
+        encoded, 64, seed=SEED, horizontal_flip=False
+    ).numpy()
     np.testing.assert_array_equal(plain, np.clip(np.round(pixels), 0, 255).astype(np.uint8))
     cut = preprocessing.preprocess_for_train(
         encoded, 64, seed=SEED, horizontal_flip=False, augment=lambda image, seed: image

@@ -17,7 +17,9 @@ def jpeg(level=100):
 
 def write(folder, prefix, counts):
     for shard, count in enumerate(counts):
-        with records.ShardWriter(str(folder / records.shard_name(prefix, shard, len(counts)))) as writer:
+        with records.ShardWriter(
+            str(folder / records.shard_name(prefix, shard, len(counts)))
+        ) as writer:
             for i in range(count):
                 writer.write(records.make_example(jpeg(), label=i))
 
@@ -25,7 +27,11 @@ def write(folder, prefix, counts):
 def test_counts_are_those_of_tensorflows_reader(tmp_path):
     write(tmp_path, "train", [3, 0, 5])
     split = records.open_split(str(tmp_path), "train")
-    assert list(split.counts) == [sum(1 for _ in tf.data.TFRecordDataset(path)) for path in split.files] == [3, 0, 5]
+    assert (
+        list(split.counts)
+        == [sum(1 for _ in tf.data.TFRecordDataset(path)) for path in split.files]
+        == [3, 0, 5]
+    )
     assert split.num_records == 8
     saved = json.loads((tmp_path / "record_counts_train.json").read_text())
     assert saved["train-00002-of-00003"]["records"] == 5
@@ -40,7 +46,10 @@ def test_examples_have_the_official_features():
     )
     feature = example.features.feature
     assert feature["image/class/label"].int64_list.value[0] == 7  # from 1
-    assert feature["image/height"].int64_list.value[0] == 8 and feature["image/width"].int64_list.value[0] == 9
+    assert (
+        feature["image/height"].int64_list.value[0] == 8
+        and feature["image/width"].int64_list.value[0] == 9
+    )
     assert feature["image/filename"].bytes_list.value[0] == b"b.JPEG"
     assert sorted(feature) == [
         "image/channels",
@@ -60,15 +69,23 @@ def test_examples_have_the_official_features():
 @pytest.mark.parametrize(
     "break_it, message",
     [
-        (lambda folder: os.remove(folder / "train-00001-of-00003"), r"lacks 1 of 3 'train' files \(train-00001-of-00003\)"),
+        (
+            lambda folder: os.remove(folder / "train-00001-of-00003"),
+            r"lacks 1 of 3 'train' files \(train-00001-of-00003\)",
+        ),
         (
             lambda folder: (folder / "train-00000-of-00002").write_bytes(b""),
             "mixes several sets of 'train' files: of 2 and of 3",
         ),
         (lambda folder: [os.remove(folder / name) for name in os.listdir(folder)], "holds no file"),
-        (lambda folder: [(folder / name).write_bytes(b"") for name in os.listdir(folder)], "no record at all"),
         (
-            lambda folder: (folder / "train-00002-of-00003").write_bytes((folder / "train-00002-of-00003").read_bytes()[:-1]),
+            lambda folder: [(folder / name).write_bytes(b"") for name in os.listdir(folder)],
+            "no record at all",
+        ),
+        (
+            lambda folder: (folder / "train-00002-of-00003").write_bytes(
+                (folder / "train-00002-of-00003").read_bytes()[:-1]
+            ),
             "train-00002-of-00003, record 4: the file ends in the middle",
         ),
     ],
@@ -129,7 +146,14 @@ def test_bad_records_are_explained(record, reason):
 
 
 def test_reads_are_tried_again(monkeypatch):
-    waits, answers = [], [tf.errors.UnavailableError(None, None, "busy"), tf.errors.UnavailableError(None, None, "busy"), 7]
+    waits, answers = (
+        [],
+        [
+            tf.errors.UnavailableError(None, None, "busy"),
+            tf.errors.UnavailableError(None, None, "busy"),
+            7,
+        ],
+    )
     monkeypatch.setattr(records.time, "sleep", waits.append)
 
     def read():
@@ -149,12 +173,16 @@ def test_data_errors_come_back_out_of_a_graph():
     error = records.DataError("it is bad", "/data/train-00000-of-00001", 3)
 
     def fail(x):
-        with tf.control_dependencies([tf.debugging.Assert(x > 0, [tf.constant(f"DataError: {error}")])]):
+        with tf.control_dependencies(
+            [tf.debugging.Assert(x > 0, [tf.constant(f"DataError: {error}")])]
+        ):
             return tf.identity(x)
 
     with pytest.raises(tf.errors.OpError) as out_of_graph:
         next(iter(tf.data.Dataset.range(1).map(fail)))
     assert (
-        str(records.explain_data_error(out_of_graph.value)) == str(error) == "/data/train-00000-of-00001, record 3: it is bad"
+        str(records.explain_data_error(out_of_graph.value))
+        == str(error)
+        == "/data/train-00000-of-00001, record 3: it is bad"
     )
     assert records.explain_data_error(ValueError("something else")) is None

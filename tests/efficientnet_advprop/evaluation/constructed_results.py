@@ -20,7 +20,9 @@ NUM_CLASSES = 20
 
 def image_ids(num_images):
     """As of files in class folders; the labels are the folders' numbers."""
-    return np.array([f"n{number % NUM_CLASSES:08d}/{number:05d}.JPEG" for number in range(num_images)])
+    return np.array(
+        [f"n{number % NUM_CLASSES:08d}/{number:05d}.JPEG" for number in range(num_images)]
+    )
 
 
 def constructed_predictions(num_images, accuracy, rng):
@@ -30,9 +32,13 @@ def constructed_predictions(num_images, accuracy, rng):
     is_right = rng.random(num_images) < accuracy
     classes[is_right] = (classes[is_right] - 1) % NUM_CLASSES
     first = rng.uniform(0.3, 1.0, num_images)
-    probabilities = np.concatenate([first[:, None], np.repeat((1 - first)[:, None] / 8, 4, axis=1)], axis=1)
+    probabilities = np.concatenate(
+        [first[:, None], np.repeat((1 - first)[:, None] / 8, 4, axis=1)], axis=1
+    )
     losses = np.full(num_images, 1.0, np.float32)
-    return ImagePredictions(image_ids(num_images), labels, classes, probabilities.astype(np.float32), losses)
+    return ImagePredictions(
+        image_ids(num_images), labels, classes, probabilities.astype(np.float32), losses
+    )
 
 
 def write_results(
@@ -57,16 +63,30 @@ def write_results(
     for name, accuracy in accuracies.items():
         names = {name: accuracy}
         if name in suites:
-            names = {corrupted(name, c, s): accuracy - corruption_cost * s for c in CORRUPTIONS for s in SEVERITIES}
+            names = {
+                corrupted(name, c, s): accuracy - corruption_cost * s
+                for c in CORRUPTIONS
+                for s in SEVERITIES
+            }
         for test_set, fraction in names.items():
-            fields = {"data_digest": "d" * 64, "image_size": 224, "crop": "none" if name in suites else "released"}
+            fields = {
+                "data_digest": "d" * 64,
+                "image_size": 224,
+                "crop": "none" if name in suites else "released",
+            }
             predictions = constructed_predictions(num_images, fraction, rng)
             predictions.write(predictions_path(directory, test_set))
             test_sets[test_set] = TestSetResult(
                 predictions.score(), predictions.calibration(), Conditions(**{**fields, **(conditions or {}).get(name, {})}),
                 num_images, tuple(problems),
             )  # fmt: skip
-    results = Results(model, f"{seed:064d}", {"published": None, **(config or {})}, {"tensorflow": "2.15.1"}, test_sets)
+    results = Results(
+        model,
+        f"{seed:064d}",
+        {"published": None, **(config or {})},
+        {"tensorflow": "2.15.1"},
+        test_sets,
+    )
     with open(os.path.join(directory, RESULTS_FILE), "w") as file:
         file.write(results.to_json())
     return results

@@ -17,7 +17,9 @@ def make_batches(images, labels, batch_size):
         part = slice(start, start + batch_size)
         padding = batch_size - len(labels[part])
         yield {
-            "images": tf.constant(np.concatenate([images[part], np.zeros([padding, *images.shape[1:]], images.dtype)])),
+            "images": tf.constant(
+                np.concatenate([images[part], np.zeros([padding, *images.shape[1:]], images.dtype)])
+            ),
             "labels": tf.constant(np.concatenate([labels[part], np.zeros(padding, np.int32)])),
             "mask": tf.constant([1.0] * (batch_size - padding) + [0.0] * padding),
         }
@@ -31,7 +33,9 @@ def logits_from_pixels(images):
 @pytest.fixture(scope="module")
 def images_and_labels():
     rng = np.random.default_rng(0)
-    return rng.uniform(0, 255, [53, 1, 3, 3]).astype(np.float32), rng.integers(0, NUM_CLASSES, 53).astype(np.int32)
+    return rng.uniform(0, 255, [53, 1, 3, 3]).astype(np.float32), rng.integers(
+        0, NUM_CLASSES, 53
+    ).astype(np.int32)
 
 
 @pytest.mark.parametrize("batch_size", [1, 10, 53, 64])
@@ -41,7 +45,9 @@ def test_every_image_counts_once_at_any_batch_size(images_and_labels, batch_size
     score = Evaluator(logits_from_pixels)(make_batches(images, labels, batch_size))
     assert score.num_images == 53
     for k, found in ((1, score.top1), (5, score.top5)):
-        assert found == pytest.approx(top_k_accuracy_score(labels, logits, k=k, labels=range(NUM_CLASSES)))
+        assert found == pytest.approx(
+            top_k_accuracy_score(labels, logits, k=k, labels=range(NUM_CLASSES))
+        )
 
 
 def test_two_replicas_count_like_one(images_and_labels, two_replicas):
@@ -62,15 +68,24 @@ def test_two_replicas_count_like_one(images_and_labels, two_replicas):
 def test_answers_are_those_of_the_images_whatever_the_batches(images_and_labels):
     images, labels = images_and_labels
     logits = images.reshape(53, -1)[:, :NUM_CLASSES].astype(np.float64)
-    found = list(Evaluator(logits_from_pixels).predict(with_positions(make_batches(images, labels, 10))))
+    found = list(
+        Evaluator(logits_from_pixels).predict(with_positions(make_batches(images, labels, 10)))
+    )
     joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-    assert joined["positions"].tolist() == list(range(53)) and joined["labels"].tolist() == labels.tolist()
+    assert (
+        joined["positions"].tolist() == list(range(53))
+        and joined["labels"].tolist() == labels.tolist()
+    )
     order = np.argsort(-logits, axis=1, kind="stable")
     np.testing.assert_array_equal(joined["classes"], order[:, :5])
-    np.testing.assert_array_equal(joined["ranks"], [list(row).index(label) for row, label in zip(order, labels)])
+    np.testing.assert_array_equal(
+        joined["ranks"], [list(row).index(label) for row, label in zip(order, labels)]
+    )
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
-    np.testing.assert_allclose(joined["probabilities"], np.take_along_axis(probabilities, order[:, :5], 1), atol=1e-6)
+    np.testing.assert_allclose(
+        joined["probabilities"], np.take_along_axis(probabilities, order[:, :5], 1), atol=1e-6
+    )
 
 
 def with_positions(batches):
@@ -112,9 +127,14 @@ def test_robust_accuracy_of_a_linear_classifier():
     images[:, 0, 0, 0] += margins
     labels = np.zeros(len(margins), np.int32)
     attack = PGD(epsilon=4.0, step_size=2.0, num_steps=6, targeted=False, random_start=1.0)
-    two_classes = lambda x: tf.reshape(x, [x.shape[0], -1])[:, :2]  # noqa: E731
+
+    def two_classes(x):
+        return tf.reshape(x, [x.shape[0], -1])[:, :2]
+
     assert Evaluator(two_classes)(make_batches(images, labels, 4)).num_top1 == np.sum(margins > 0)
-    assert Evaluator(two_classes, attack=attack)(make_batches(images, labels, 4)).num_top1 == np.sum(margins > 8)
+    assert Evaluator(two_classes, attack=attack)(
+        make_batches(images, labels, 4)
+    ).num_top1 == np.sum(margins > 8)
 
 
 def test_an_attack_that_helps_does_not_count_as_robust():
@@ -126,7 +146,9 @@ def test_an_attack_that_helps_does_not_count_as_robust():
         return tf.stack([distance, tf.fill(tf.shape(distance), 0.1)], axis=1)
 
     attack = PGD(epsilon=8.0, step_size=8.0, num_steps=1, targeted=False, random_start=1.0)
-    adversarial_images = attack(wrong_at_100, tf.constant(images), tf.constant(labels), seed=tf.constant([0, 0]))
+    adversarial_images = attack(
+        wrong_at_100, tf.constant(images), tf.constant(labels), seed=tf.constant([0, 0])
+    )
     assert np.mean(np.argmax(wrong_at_100(adversarial_images), -1) == labels) > 0.8
     assert Evaluator(wrong_at_100, attack=attack)(make_batches(images, labels, 20)).num_top1 == 0
 
@@ -137,7 +159,9 @@ def test_an_image_must_withstand_every_restart():
 
     def wrong_where_red_rises(x):
         rise = x[:, 0, 0, 0] - 100.0
-        return tf.stack([tf.zeros_like(rise), tf.sign(rise - 0.5)], axis=1)  # flat: the attack stays at its random start
+        return tf.stack(
+            [tf.zeros_like(rise), tf.sign(rise - 0.5)], axis=1
+        )  # flat: the attack stays at its random start
 
     def robust(num_restarts):
         attack = PGD(epsilon=2.0, step_size=1e-6, num_steps=1, targeted=False, random_start=1.0)
@@ -151,8 +175,18 @@ def test_an_image_must_withstand_every_restart():
 
 def test_the_attack_draws_the_same_whenever_it_runs(images_and_labels):
     images, labels = images_and_labels
-    attack = PGD(epsilon=60.0, step_size=20.0, num_steps=2, targeted=True, random_start=0.5, num_classes=NUM_CLASSES)
-    scores = {Evaluator(logits_from_pixels, attack=attack, seed=3)(make_batches(images, labels, 10)) for _ in range(2)}
+    attack = PGD(
+        epsilon=60.0,
+        step_size=20.0,
+        num_steps=2,
+        targeted=True,
+        random_start=0.5,
+        num_classes=NUM_CLASSES,
+    )
+    scores = {
+        Evaluator(logits_from_pixels, attack=attack, seed=3)(make_batches(images, labels, 10))
+        for _ in range(2)
+    }
     assert len(scores) == 1
 
 

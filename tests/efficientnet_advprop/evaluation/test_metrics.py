@@ -12,11 +12,15 @@ from efficientnet_advprop.evaluation.metrics import (
 )
 
 
-@pytest.mark.parametrize("num_correct, num_images", [(0, 10), (10, 10), (1, 3), (953, 1000), (27, 50), (38000, 50000)])
+@pytest.mark.parametrize(
+    "num_correct, num_images", [(0, 10), (10, 10), (1, 3), (953, 1000), (27, 50), (38000, 50000)]
+)
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
 def test_wilson_interval_is_scipys(num_correct, num_images, confidence):
     expected = stats.binomtest(num_correct, num_images).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(num_correct, num_images, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson_interval(num_correct, num_images, confidence) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
 
 
 def test_wilson_interval_stays_within_zero_and_one():
@@ -25,7 +29,13 @@ def test_wilson_interval_stays_within_zero_and_one():
 
 
 @pytest.mark.parametrize(
-    "arguments, name", [((1, 0), "num_images"), ((-1, 5), "num_correct"), ((6, 5), "num_correct"), ((1, 5, 95), "confidence")]
+    "arguments, name",
+    [
+        ((1, 0), "num_images"),
+        ((-1, 5), "num_correct"),
+        ((6, 5), "num_correct"),
+        ((1, 5, 95), "confidence"),
+    ],
 )
 def test_wilson_interval_names_what_is_wrong(arguments, name):
     with pytest.raises(ValueError, match=f"`{name}`"):

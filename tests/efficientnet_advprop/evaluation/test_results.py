@@ -21,11 +21,19 @@ from efficientnet_advprop.evaluation.results import (
 
 def make_results(fog=(70, 50), snow=(80, 60), problems=()):
     """Two corruptions at two severities, one attack; 100 images each."""
-    correct = {"imagenet": 90, "c/fog/2": fog[1], "c/fog/1": fog[0], "c/snow/1": snow[0], "c/snow/2": snow[1], "pgd/8": 10}
+    correct = {
+        "imagenet": 90,
+        "c/fog/2": fog[1],
+        "c/fog/1": fog[0],
+        "c/snow/1": snow[0],
+        "c/snow/2": snow[1],
+        "pgd/8": 10,
+    }
     conditions = Conditions("ab", 224, "none", attack={"epsilon": 8.0})
     calibration = CalibrationBins.count([0.5] * 100, [True] * 100)
     test_sets = {
-        name: TestSetResult(Score(100, num, 100, 12.5), calibration, conditions, 100, problems) for name, num in correct.items()
+        name: TestSetResult(Score(100, num, 100, 12.5), calibration, conditions, 100, problems)
+        for name, num in correct.items()
     }
     return Results("mine", "1f", {"crop": "none"}, {"numpy": "1"}, test_sets)
 
@@ -41,7 +49,14 @@ def test_round_trip(tmp_path):
 def test_other_files_are_refused(tmp_path):
     held = json.loads(make_results().to_json())
     without = {name: value for name, value in held.items() if name != "weights_digest"}
-    for text in ("", "[]", "{}", json.dumps({**held, "format": 0}), json.dumps(without), json.dumps({**held, "more": 1})):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        json.dumps({**held, "format": 0}),
+        json.dumps(without),
+        json.dumps({**held, "more": 1}),
+    ):
         with pytest.raises(ValueError, match="no results"):
             Results.from_json(text)
     with pytest.raises(ValueError, match="cannot be read as results"):
@@ -50,10 +65,17 @@ def test_other_files_are_refused(tmp_path):
 
 def test_names_and_groups():
     results = make_results()
-    assert (corrupted("c", "fog", 2), attacked(8.0), attacked(0.5)) == ("c/fog/2", "pgd/8", "pgd/0.5")
+    assert (corrupted("c", "fog", 2), attacked(8.0), attacked(0.5)) == (
+        "c/fog/2",
+        "pgd/8",
+        "pgd/0.5",
+    )
     assert results.corrupted_suites() == ["c"] and results.corruptions("c") == ["fog", "snow"]
     assert results.epsilons() == [8.0]
-    assert [score.num_top1 for score in results.severities("c", "fog")] == [70, 50]  # by severity, not as they came
+    assert [score.num_top1 for score in results.severities("c", "fog")] == [
+        70,
+        50,
+    ]  # by severity, not as they came
     assert predictions_path("out", "c/fog/2") == "out/predictions/c/fog/2.npz"
 
 
@@ -62,7 +84,9 @@ def test_summaries():
     assert results.mean_corrupted_accuracy("c") == pytest.approx((0.7 + 0.5 + 0.8 + 0.6) / 4)
     assert results.mean_corrupted_accuracy("c", "fog") == pytest.approx(0.6)
     # fog (0.2 + 0.4)/(0.3 + 0.5) = 0.75; snow (0.2 + 0.3)/(0.2 + 0.4) = 5/6
-    assert other.corruption_errors("c", results.errors("c")) == pytest.approx({"fog": 0.75, "snow": 5 / 6})
+    assert other.corruption_errors("c", results.errors("c")) == pytest.approx(
+        {"fog": 0.75, "snow": 5 / 6}
+    )
 
 
 def test_mce_needs_all_seventy_five_sets():
@@ -71,8 +95,12 @@ def test_mce_needs_all_seventy_five_sets():
     with pytest.raises(ValueError, match="no mCE: 71 of its sets were not measured"):
         results.mean_corruption_error("c", results.errors("c"))
     fog = results.test_sets["c/fog/1"]
-    results.test_sets = {corrupted("c", name, severity): fog for name in CORRUPTIONS for severity in range(1, 6)}
-    assert results.mean_corruption_error("c", dict.fromkeys(CORRUPTIONS, [0.6] * 5)) == pytest.approx(0.5)
+    results.test_sets = {
+        corrupted("c", name, severity): fog for name in CORRUPTIONS for severity in range(1, 6)
+    }
+    assert results.mean_corruption_error(
+        "c", dict.fromkeys(CORRUPTIONS, [0.6] * 5)
+    ) == pytest.approx(0.5)
     assert results.incomplete("c") == []
 
 
@@ -87,16 +115,25 @@ def test_predictions_come_back_and_are_counted(tmp_path):
         image_ids=np.array(["a/ä.png", "a/b.png", "c/d.png"]),
         labels=np.array([3, 4, 5], np.int32),
         classes=np.array([[3, 1, 2, 4, 5], [1, 2, 3, 5, 4], [-1] * 5], np.int32),
-        probabilities=np.array([[0.9, 0.1, 0, 0, 0], [0.375, 0.3, 0.1, 0.1, 0.1], [0] * 5], np.float32),
+        probabilities=np.array(
+            [[0.9, 0.1, 0, 0, 0], [0.375, 0.3, 0.1, 0.1, 0.1], [0] * 5], np.float32
+        ),
         losses=np.array([0.5, 2.0, 9.0], np.float32),
     )
     assert predictions.score() == Score(3, 1, 2) and predictions.score().total_loss == 11.5
     # bins of 1/15: 0.9 is in the 14th, 0.4 in the 6th (closed above), 0 in the first
     bins = predictions.calibration()
-    assert {i: n for i, n in enumerate(bins.num_images) if n} == {13: 1, 5: 1, 0: 1} and bins.num_correct[13] == 1
+    assert {i: n for i, n in enumerate(bins.num_images) if n} == {
+        13: 1,
+        5: 1,
+        0: 1,
+    } and bins.num_correct[13] == 1
     path = str(tmp_path / "predictions" / "imagenet_c" / "fog" / "3.npz")
     predictions.write(path)
     again = ImagePredictions.read(path)
-    assert again.image_ids.tolist() == predictions.image_ids.tolist() and (again.classes == predictions.classes).all()
+    assert (
+        again.image_ids.tolist() == predictions.image_ids.tolist()
+        and (again.classes == predictions.classes).all()
+    )
     with pytest.raises(ValueError, match="cannot be read as predictions"):
         ImagePredictions.read(path + "x")

@@ -8,13 +8,19 @@ from efficientnet_advprop.models import activations
 def plain(x, *weights):
     """The same, left to automatic differentiation."""
     y = tf.nn.silu(x)
-    return y * activations.squeeze_excite(tf.reduce_mean(y, [1, 2]), *weights)[:, None, None, :] if weights else y
+    return (
+        y * activations.squeeze_excite(tf.reduce_mean(y, [1, 2]), *weights)[:, None, None, :]
+        if weights
+        else y
+    )
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(tf.float32, 2e-6), (tf.bfloat16, 8e-2)])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("in_function", [False, True])
-def test_values_and_gradients_are_those_of_automatic_differentiation(dtype, tolerance, gated, in_function):
+def test_values_and_gradients_are_those_of_automatic_differentiation(
+    dtype, tolerance, gated, in_function
+):
     random = np.random.RandomState(0)
     x = tf.cast(random.uniform(-12, 12, [2, 4, 5, 3]), dtype)
     upstream = tf.cast(random.standard_normal(x.shape), dtype)
@@ -27,11 +33,15 @@ def test_values_and_gradients_are_those_of_automatic_differentiation(dtype, tole
             y = function(*arguments)
         return [y, *tape.gradient(y, arguments, tf.cast(upstream, y.dtype))]
 
-    ours = lambda: differentiate(activations.gated_swish if gated else activations.swish, x, *weights)  # noqa: E731
+    def ours():
+        return differentiate(activations.gated_swish if gated else activations.swish, x, *weights)
+
     found = tf.function(ours)() if in_function else ours()
     wanted = differentiate(plain, *(tf.cast(value, tf.float32) for value in (x, *weights)))
     assert len(found) == len(wanted) == 2 + len(shapes)
     for value, reference in zip(found, wanted):
         assert value.dtype == dtype
         scale = np.abs(reference).max()
-        np.testing.assert_allclose(tf.cast(value, tf.float32), reference, rtol=0, atol=tolerance * scale)
+        np.testing.assert_allclose(
+            tf.cast(value, tf.float32), reference, rtol=0, atol=tolerance * scale
+        )

@@ -11,15 +11,23 @@ def names(variables):
 
 
 @pytest.mark.parametrize(
-    "variant", ["b0", "b3", "b8"] + [pytest.param(f"b{i}", marks=pytest.mark.slow) for i in (1, 2, 4, 5, 6, 7)]
+    "variant",
+    ["b0", "b3", "b8"]
+    + [pytest.param(f"b{i}", marks=pytest.mark.slow) for i in (1, 2, 4, 5, 6, 7)],
 )
 def test_variables_have_official_names_shapes_and_number(variant):
     facts = golden("variables.json.gz")["models"][f"efficientnet-{variant}"]
     model = EfficientNet(variant, aux_branches=0)
     trainable = set(names(model.trainable_variables))
-    found = {name: (list(variable.shape), name in trainable) for name, variable in zip(names(model.variables), model.variables)}
+    found = {
+        name: (list(variable.shape), name in trainable)
+        for name, variable in zip(names(model.variables), model.variables)
+    }
     assert found == {name: (shape, is_trained) for name, shape, _, is_trained in facts["variables"]}
-    assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == facts["num_trainable_parameters"]
+    assert (
+        sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+        == facts["num_trainable_parameters"]
+    )
 
 
 def test_l2_is_the_published_size():
@@ -30,7 +38,9 @@ def test_l2_is_the_published_size():
     total = 0
     for block in scaling.scaled_blocks(row.width_coefficient, row.depth_coefficient, 0.8):
         wide = block.input_filters * block.expand_ratio
-        total += block.input_filters * wide * (block.expand_ratio != 1) + block.kernel_size**2 * wide
+        total += (
+            block.input_filters * wide * (block.expand_ratio != 1) + block.kernel_size**2 * wide
+        )
         total += 2 * wide * block.squeeze_filters + wide * block.output_filters
     total += 1280 * 4.3 * (block.output_filters + 1000)
     assert 478e6 < total < 482e6
@@ -53,7 +63,9 @@ def test_endpoints_are_the_official_ones(tiny):
     load_tiny(tiny.variables, "/ExponentialMovingAverage")
     endpoints = tiny.features(numbers["images_b"])
     load_tiny(tiny.variables)
-    wanted = {key.split("__")[1]: numbers[key] for key in numbers.files if key.startswith("endpoint__")}
+    wanted = {
+        key.split("__")[1]: numbers[key] for key in numbers.files if key.startswith("endpoint__")
+    }
     assert set(endpoints) == set(wanted)
     for name, value in wanted.items():
         np.testing.assert_allclose(endpoints[name], value, rtol=0, atol=2e-5, err_msg=name)
@@ -86,8 +98,14 @@ def test_gradients_are_the_official_ones(tiny, mode, training):
     numbers = golden("train.npz")
     prefix = ("train" if training else "eval") + "_advprop_ls0_"
     images, labels = tf.constant(numbers["images"]), numbers["labels"]
-    wanted = {key.split("__")[1].replace("|", "/"): numbers[key] for key in numbers.files if key.startswith(prefix + "gradw")}
-    chosen = [variable for variable in tiny.trainable_variables if variable.name.split(":")[0] in wanted]
+    wanted = {
+        key.split("__")[1].replace("|", "/"): numbers[key]
+        for key in numbers.files
+        if key.startswith(prefix + "gradw")
+    }
+    chosen = [
+        variable for variable in tiny.trainable_variables if variable.name.split(":")[0] in wanted
+    ]
     assert len(chosen) == len(wanted) == 8
 
     def differentiate():
@@ -97,22 +115,31 @@ def test_gradients_are_the_official_ones(tiny, mode, training):
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         return logits, loss, *tape.gradient(loss, [images] + chosen)
 
-    run = differentiate if mode == "eager" else tf.function(differentiate, jit_compile=mode == "xla")
+    run = (
+        differentiate if mode == "eager" else tf.function(differentiate, jit_compile=mode == "xla")
+    )
     logits, loss, image_gradient, *gradients = run()
     load_tiny(tiny.variables)
     np.testing.assert_allclose(logits, numbers[prefix + "logits"], rtol=0, atol=4e-5)
     np.testing.assert_allclose(loss, numbers[prefix + "loss"], rtol=0, atol=2e-5)
     for name, value, gradient in [("image", numbers[prefix + "grad_image"], image_gradient)] + [
-        (variable.name, wanted[variable.name.split(":")[0]], gradient) for variable, gradient in zip(chosen, gradients)
+        (variable.name, wanted[variable.name.split(":")[0]], gradient)
+        for variable, gradient in zip(chosen, gradients)
     ]:
-        np.testing.assert_allclose(gradient, value, rtol=0, atol=4e-5 * np.abs(value).max(), err_msg=name)
+        np.testing.assert_allclose(
+            gradient, value, rtol=0, atol=4e-5 * np.abs(value).max(), err_msg=name
+        )
 
 
 def test_stochastic_depth_and_dropout_follow_the_seed():
     model = make_tiny(survival_prob=0.5, dropout_rate=0.5)
     images = golden("train.npz")["images"]
     run = tf.function(lambda seed: model(images, training=True, update_statistics=False, seed=seed))
-    first, again, other = run(tf.constant([1, 2])), run(tf.constant([1, 2])), run(tf.constant([1, 3]))
+    first, again, other = (
+        run(tf.constant([1, 2])),
+        run(tf.constant([1, 2])),
+        run(tf.constant([1, 3])),
+    )
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
 
@@ -120,7 +147,9 @@ def test_stochastic_depth_and_dropout_follow_the_seed():
 def test_a_dual_checkpoint_restores_into_a_plain_model(tmp_path):
     dual, plain = make_tiny(), make_tiny(aux_branches=0)
     path = tf.train.Checkpoint(model=dual).save(str(tmp_path / "dual"))
-    tf.train.Checkpoint(model=plain).restore(path).assert_existing_objects_matched().expect_partial()
+    tf.train.Checkpoint(model=plain).restore(
+        path
+    ).assert_existing_objects_matched().expect_partial()
     values = dict(zip(names(dual.variables), dual.variables))
     assert plain.variables
     for variable in plain.variables:
@@ -135,7 +164,9 @@ def test_saved_and_loaded(tiny, tmp_path, form):
     if form == "saved_model":
         tf.saved_model.save(tiny, path, signatures=tf.function(lambda x: {"logits": tiny(x)}).get_concrete_function(
             tf.TensorSpec([None, 64, 64, 3], tf.float32)))  # fmt: skip
-        logits = tf.saved_model.load(path).signatures["serving_default"](tf.constant(images))["logits"]
+        logits = tf.saved_model.load(path).signatures["serving_default"](tf.constant(images))[
+            "logits"
+        ]
     else:
         tiny.save(path)
         logits = tf.keras.models.load_model(path)(images)

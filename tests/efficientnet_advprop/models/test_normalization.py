@@ -4,17 +4,21 @@ import tensorflow as tf
 
 from efficientnet_advprop.models import DualBatchNormalization
 from efficientnet_advprop.models.normalization import moving_statistics, official_group_size
-from tpu_utils import environment
+from tpu_utils.replicas import environment
 
 MOMENTUM, EPSILON = 0.9, 1e-3
 
 
 def batch(seed=0, shape=(4, 5, 6, 3)):
-    return (np.random.RandomState(seed).standard_normal(shape) * [1.0, 2.0, 0.5] + [0.0, 1.0, -3.0]).astype(np.float32)
+    return (
+        np.random.RandomState(seed).standard_normal(shape) * [1.0, 2.0, 0.5] + [0.0, 1.0, -3.0]
+    ).astype(np.float32)
 
 
 def make(**overrides):
-    layer = DualBatchNormalization(**{**dict(aux_branches=2, momentum=MOMENTUM, epsilon=EPSILON), **overrides})
+    layer = DualBatchNormalization(
+        **{**dict(aux_branches=2, momentum=MOMENTUM, epsilon=EPSILON), **overrides}
+    )
     with tf.name_scope(layer.name):  # as Keras does at a first call
         layer.build([None, None, None, 3])
     return layer
@@ -25,11 +29,16 @@ def values(layer):
 
 
 @pytest.mark.parametrize("mode", ["eager", "function", "xla"])
-@pytest.mark.parametrize("branch, scope", [("main", ""), ("aux", "aux/"), ("aux_1", "aux/"), ("aux_2", "aux_2/")])
+@pytest.mark.parametrize(
+    "branch, scope", [("main", ""), ("aux", "aux/"), ("aux_1", "aux/"), ("aux_2", "aux_2/")]
+)
 def test_training_normalises_with_the_batch_and_moves_its_branch_alone(mode, branch, scope):
     layer, x = make(), batch()
     before = values(layer)
-    call = lambda: layer(x, training=True, branch=branch)  # noqa: E731
+
+    def call():
+        return layer(x, training=True, branch=branch)
+
     run = call if mode == "eager" else tf.function(call, jit_compile=mode == "xla")
     y = run()
     mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))  # NumPy's variance divides by N
@@ -62,12 +71,16 @@ def test_inference_uses_the_branchs_own_statistics_and_moves_nothing():
     before = values(layer)
     for branch in ["main", "aux", "aux_2"]:
         held = layer.variables_of(branch)
-        wanted = (x - held.moving_mean) / np.sqrt(held.moving_variance + EPSILON) * held.gamma + held.beta
+        wanted = (x - held.moving_mean) / np.sqrt(
+            held.moving_variance + EPSILON
+        ) * held.gamma + held.beta
         np.testing.assert_allclose(layer(x, branch=branch), wanted, rtol=1e-5, atol=1e-5)
         frozen = make()
         frozen.set_weights(layer.get_weights())
         frozen.trainable = False
-        np.testing.assert_allclose(frozen(x, training=True, branch=branch), wanted, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            frozen(x, training=True, branch=branch), wanted, rtol=1e-5, atol=1e-5
+        )
     for name, value in values(layer).items():
         np.testing.assert_array_equal(value, before[name])
 
@@ -76,7 +89,9 @@ def test_only_auxiliary_variables_carry_aux_in_their_names():
     layer = make()
     names = [variable.name.removeprefix(layer.name + "/") for variable in layer.variables]
     leaves = ["gamma:0", "beta:0", "moving_mean:0", "moving_variance:0"]
-    assert sorted(names) == sorted(scope + leaf for scope in ("", "aux/", "aux_2/") for leaf in leaves)
+    assert sorted(names) == sorted(
+        scope + leaf for scope in ("", "aux/", "aux_2/") for leaf in leaves
+    )
 
 
 def test_gradients_are_those_of_plain_arithmetic():
@@ -91,7 +106,9 @@ def test_gradients_are_those_of_plain_arithmetic():
         tape.watch(x)
         mean = tf.reduce_mean(x, [0, 1, 2])
         variance = tf.reduce_mean(tf.square(x - mean), [0, 1, 2])
-        loss = tf.reduce_sum(((x - mean) / tf.sqrt(variance + EPSILON) * held.gamma + held.beta) * weights)
+        loss = tf.reduce_sum(
+            ((x - mean) / tf.sqrt(variance + EPSILON) * held.gamma + held.beta) * weights
+        )
     wanted = tape.gradient(loss, [x, held.gamma, held.beta])
     for gradient, value in zip(gradients, wanted):
         np.testing.assert_allclose(gradient, value, rtol=1e-4, atol=5e-4)
@@ -107,7 +124,9 @@ def test_low_precision_keeps_moments_and_variables_in_float32(policy):
     assert {variable.dtype for variable in layer.variables} == {tf.float32}
     rounded = tf.cast(tf.cast(x, y.dtype), tf.float32).numpy()
     # Moments in the activations' eight bits would be off by 4e-3 here.
-    np.testing.assert_allclose(layer.variables_of("aux").moving_mean, 0.1 * rounded.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        layer.variables_of("aux").moving_mean, 0.1 * rounded.mean((0, 1, 2)), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (4, 7, 3), (2, 3, 4, 5, 3)])
@@ -116,21 +135,36 @@ def test_any_rank(shape):
     x = batch(shape=shape)
     y = layer(x, training=True, branch="aux")
     axes = tuple(range(len(shape) - 1))
-    np.testing.assert_allclose(y, (x - x.mean(axes)) / np.sqrt(x.var(axes) + 1e-3), rtol=0, atol=2e-5)
-    np.testing.assert_allclose(layer.variables_of("aux").moving_variance, 0.9 + 0.1 * x.var(axes), rtol=1e-5)
+    np.testing.assert_allclose(
+        y, (x - x.mean(axes)) / np.sqrt(x.var(axes) + 1e-3), rtol=0, atol=2e-5
+    )
+    np.testing.assert_allclose(
+        layer.variables_of("aux").moving_variance, 0.9 + 0.1 * x.var(axes), rtol=1e-5
+    )
 
 
 def test_config_makes_the_same_layer_again():
-    layer = make(center=False, gamma_initializer="zeros", group_size=2, aux_shares="affine", trainable=False)
+    layer = make(
+        center=False, gamma_initializer="zeros", group_size=2, aux_shares="affine", trainable=False
+    )
     config = layer.get_config()
     again = DualBatchNormalization.from_config(config)
     assert again.get_config() == config
-    assert (again.aux_branches, again.group_size, again.trainable, again.center) == (2, 2, False, False)
+    assert (again.aux_branches, again.group_size, again.trainable, again.center) == (
+        2,
+        2,
+        False,
+        False,
+    )
     assert (again.momentum, again.aux_shares) == (MOMENTUM, "affine")
 
 
 @pytest.mark.parametrize(
-    "shares, own", [("statistics", {"aux/gamma:0", "aux/beta:0"}), ("affine", {"aux/moving_mean:0", "aux/moving_variance:0"})]
+    "shares, own",
+    [
+        ("statistics", {"aux/gamma:0", "aux/beta:0"}),
+        ("affine", {"aux/moving_mean:0", "aux/moving_variance:0"}),
+    ],
 )
 def test_auxiliary_branches_may_share_statistics_or_parameters_with_main(shares, own):
     layer, x = make(aux_branches=1, aux_shares=shares), batch()
@@ -141,14 +175,23 @@ def test_auxiliary_branches_may_share_statistics_or_parameters_with_main(shares,
     y = layer(x, training=True, branch="aux")
     np.testing.assert_allclose(y, 2.0 * (x - mean) / np.sqrt(variance + EPSILON), rtol=0, atol=4e-5)
     # Shared statistics are those that both branches move, and shared parameters those that both multiply by.
-    np.testing.assert_allclose(layer.variables_of("aux").moving_mean, 0.1 * mean, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(layer.moving_mean, 0.1 * mean if shares == "statistics" else np.zeros(3), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        layer.variables_of("aux").moving_mean, 0.1 * mean, rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        layer.moving_mean,
+        0.1 * mean if shares == "statistics" else np.zeros(3),
+        rtol=1e-5,
+        atol=1e-6,
+    )
     np.testing.assert_array_equal(layer.gamma, np.full(3, 2.0 if shares == "affine" else 1.0))
     held = layer.variables_of("aux")
     wanted = 2.0 * (x - held.moving_mean) / np.sqrt(held.moving_variance + EPSILON)
     np.testing.assert_allclose(layer(x, branch="aux"), wanted, rtol=1e-5, atol=1e-5)
     layer(x, training=True)
-    assert len(moving_statistics(tf.keras.Sequential([layer]))) == (2 if shares == "statistics" else 4)
+    assert len(moving_statistics(tf.keras.Sequential([layer]))) == (
+        2 if shares == "statistics" else 4
+    )
 
 
 def test_is_a_keras_batch_norm_whose_weights_a_plain_one_takes(tmp_path):
@@ -174,15 +217,23 @@ def test_in_a_functional_model_saved_both_ways(tmp_path):
 
 
 @pytest.mark.parametrize("group_size, seen_together", [(None, 1), (1, 1), (2, 2), (4, 4)])
-def test_groups_of_replicas_are_as_one_device_with_their_batches(group_size, seen_together, four_replicas):
-    parts, weights = [batch(seed) + seed for seed in range(4)], [batch(seed + 4) for seed in range(4)]
+def test_groups_of_replicas_are_as_one_device_with_their_batches(
+    group_size, seen_together, four_replicas
+):
+    parts, weights = (
+        [batch(seed) + seed for seed in range(4)],
+        [batch(seed + 4) for seed in range(4)],
+    )
     with four_replicas.scope():
         layer = make(group_size=group_size)
 
     @tf.function
     def run():
         def replica():
-            x, weight = (tf.gather(tf.stack(values), environment.current().replica_id) for values in (parts, weights))
+            x, weight = (
+                tf.gather(tf.stack(values), environment.current().replica_id)
+                for values in (parts, weights)
+            )
             held = layer.variables_of("aux")
             with tf.GradientTape() as tape:
                 tape.watch(x)
@@ -196,7 +247,9 @@ def test_groups_of_replicas_are_as_one_device_with_their_batches(group_size, see
     for first in range(0, 4, seen_together):
         group = slice(first, first + seen_together)
         x, weight = tf.constant(np.concatenate(parts[group])), np.concatenate(weights[group])
-        keras_layer = tf.keras.layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON, fused=False)
+        keras_layer = tf.keras.layers.BatchNormalization(
+            momentum=MOMENTUM, epsilon=EPSILON, fused=False
+        )
         with tf.GradientTape() as tape:
             tape.watch(x)
             loss = tf.reduce_sum(keras_layer(x, training=True) * weight)
@@ -205,12 +258,15 @@ def test_groups_of_replicas_are_as_one_device_with_their_batches(group_size, see
         for gradient, value in zip(found[1:3], wanted[1:]):  # each replica's is of its own share
             np.testing.assert_allclose(gradient[group].sum(0), value, rtol=1e-4, atol=1e-3)
         for replica in range(first, first + seen_together):
-            np.testing.assert_allclose(found[3][replica], keras_layer.moving_mean, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                found[3][replica], keras_layer.moving_mean, rtol=1e-4, atol=1e-5
+            )
             np.testing.assert_allclose(found[4][replica], keras_layer.moving_variance, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "num_replicas, size", [(1, 1), (8, 1), (16, 8), (32, 8), (64, 8), (128, 16), (512, 64), (1024, 128), (2048, 256)]
+    "num_replicas, size",
+    [(1, 1), (8, 1), (16, 8), (32, 8), (64, 8), (128, 16), (512, 64), (1024, 128), (2048, 256)],
 )
 def test_official_group_size(num_replicas, size):
     # The official `TpuBatchNormalization`: `if num_shards <= 8: 1 else: max(8, num_shards // 8)`.
@@ -239,7 +295,9 @@ def test_refused_calls():
         DualBatchNormalization(axis=1).build([None, 3, 4, 5])
     with pytest.raises(ValueError, match="`branch` is 'aux_3'.*only 'main', 'aux', 'aux_2'"):
         make()(batch(), branch="aux_3")
-    with pytest.raises(ValueError, match="`group_size` is 2, but must divide the 1 replica that run"):
+    with pytest.raises(
+        ValueError, match="`group_size` is 2, but must divide the 1 replica that run"
+    ):
         make(group_size=2)(batch(), training=True)
     with pytest.raises(ValueError, match="`training` is a tensor"):
         make()(batch(), training=tf.constant(True))

@@ -43,17 +43,27 @@ def compare(make_network, strategy):
         with strategy.scope():
             tf.keras.utils.set_random_seed(0)
             model = make_network(recomputed_blocks=recomputed_blocks)
-        logits, gradients = tf.function(lambda model=model: strategy.run(run_network, (model, images)))()
-        first = lambda value: value if value is None else strategy.experimental_local_results(value)[0].numpy()  # noqa: E731
+        logits, gradients = tf.function(
+            lambda model=model: strategy.run(run_network, (model, images))
+        )()
+
+        def first(value):
+            return value if value is None else strategy.experimental_local_results(value)[0].numpy()
+
         results.append([first(value) for value in (logits, *gradients, *model.variables)])
     assert_same(*results)
-    assert any(value is None for value in results[0])  # of the main branch's norms: recomputing must not make zeros of them
+    assert any(
+        value is None for value in results[0]
+    )  # of the main branch's norms: recomputing must not make zeros of them
 
 
 # Stochastic depth shows a second run that draws other numbers, the variables show statistics that move twice.
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_logits_gradients_and_statistics_are_those_of_kept_blocks(replicas, two_replicas):
-    compare(functools.partial(ResNet, "resnet50", **TINY), two_replicas if replicas == 2 else tf.distribute.get_strategy())
+    compare(
+        functools.partial(ResNet, "resnet50", **TINY),
+        two_replicas if replicas == 2 else tf.distribute.get_strategy(),
+    )
 
 
 def test_xla_does_the_work_twice():
@@ -82,7 +92,9 @@ def test_xla_does_the_work_twice():
         counts.append(compiled.count(" convolution("))
         results.append(gradients(INPUTS[..., :4]))
     kept, recomputed = counts
-    assert kept >= 5  # two forward, three gradients: of both kernels and the inner activation, perhaps the inputs
+    assert (
+        kept >= 5
+    )  # two forward, three gradients: of both kernels and the inner activation, perhaps the inputs
     assert recomputed == kept + 2
     assert_same(*results)
 
@@ -96,7 +108,10 @@ def test_a_number_of_blocks_out_of_range_is_named(recomputed_blocks):
 @pytest.mark.slow
 def test_an_advprop_step_of_efficientnet_with_recomputed_blocks_is_the_step_with_kept_ones():
     random = np.random.RandomState(0)
-    batch = {"images": tf.constant(random.randint(0, 256, [4, 32, 32, 3]), tf.uint8), "labels": tf.constant([1, 3, 5, 7])}
+    batch = {
+        "images": tf.constant(random.randint(0, 256, [4, 32, 32, 3]), tf.uint8),
+        "labels": tf.constant([1, 3, 5, 7]),
+    }
     results = []
     for recomputed_blocks in (0, 3):
         model = make_tiny(recomputed_blocks=recomputed_blocks, survival_prob=0.5, dropout_rate=0.3)

@@ -8,7 +8,13 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
-from efficientnet_advprop.models import KERAS_ARGUMENTS, CheckpointError, ResNet, load_keras_weights, make_network
+from efficientnet_advprop.models import (
+    KERAS_ARGUMENTS,
+    CheckpointError,
+    ResNet,
+    load_keras_weights,
+    make_network,
+)
 from efficientnet_advprop.models.layers import Convolution
 from efficientnet_advprop.serving.network import InferenceNetwork
 from efficientnet_advprop.training import fine_tuning, losses, optimizers, steps
@@ -41,13 +47,20 @@ def randomize(model, seed=0):
 
 @functools.lru_cache(maxsize=None)
 def keras_resnet50():
-    model = tf.keras.applications.ResNet50(weights=None, classifier_activation=None, classes=11, input_shape=(97, 97, 3))
+    model = tf.keras.applications.ResNet50(
+        weights=None, classifier_activation=None, classes=11, input_shape=(97, 97, 3)
+    )
     randomize(model)
     return model
 
 
 # He et al.’s networks have these sizes wherever they are implemented; Keras’s are larger by its convolutions’ biases.
-PARAMETERS = {"resnet50": 25_557_032, "resnet101": 44_549_160, "resnet152": 60_192_808, "resnet200": 64_673_832}
+PARAMETERS = {
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "resnet200": 64_673_832,
+}
 
 
 def count(variables):
@@ -61,7 +74,9 @@ def test_number_of_parameters_is_the_published_one(variant):
 
 
 def test_number_of_parameters_of_resnet50_is_the_published_one(loaded):
-    without_aux = [variable for variable in loaded.trainable_variables if "/aux/" not in variable.name]
+    without_aux = [
+        variable for variable in loaded.trainable_variables if "/aux/" not in variable.name
+    ]
     assert count(without_aux) - (2048 + 1) * 11 == PARAMETERS["resnet50"] - (2048 + 1) * 1000
 
 
@@ -82,12 +97,18 @@ def loaded(keras_file):
 def test_logits_of_a_keras_file_are_kerass(loaded):
     model = loaded
     images = pixels(97)
-    wanted = keras_resnet50()(tf.keras.applications.resnet.preprocess_input(images.copy()), training=False).numpy()
+    wanted = keras_resnet50()(
+        tf.keras.applications.resnet.preprocess_input(images.copy()), training=False
+    ).numpy()
     for branch in ("main", "aux"):
-        np.testing.assert_allclose(model(images, branch=branch), wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+        np.testing.assert_allclose(
+            model(images, branch=branch), wanted, rtol=0, atol=1e-4 * np.abs(wanted).max()
+        )
     # With batch moments too, in which the convolutions' biases cancel.
     weights = keras_resnet50().get_weights()
-    wanted = keras_resnet50()(tf.keras.applications.resnet.preprocess_input(images.copy()), training=True).numpy()
+    wanted = keras_resnet50()(
+        tf.keras.applications.resnet.preprocess_input(images.copy()), training=True
+    ).numpy()
     keras_resnet50().set_weights(weights)  # its statistics have moved
     logits = model(images, training=True, update_statistics=False)
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-3 * np.abs(wanted).max())
@@ -104,10 +125,18 @@ def test_strides_in_the_3x3_are_those_of_the_official_network(loaded):
             layer["config"]["strides"] = (2, 2)
     reference = tf.keras.Model.from_config(config)
     reference.set_weights(keras_resnet50().get_weights())
-    model = ResNet("resnet50", num_classes=11, aux_branches=1, normalization="caffe", batch_norm_epsilon=1.001e-5)
+    model = ResNet(
+        "resnet50",
+        num_classes=11,
+        aux_branches=1,
+        normalization="caffe",
+        batch_norm_epsilon=1.001e-5,
+    )
     model.set_weights(loaded.get_weights())
     images = pixels(97)
-    wanted = reference(tf.keras.applications.resnet.preprocess_input(images.copy()), training=False).numpy()
+    wanted = reference(
+        tf.keras.applications.resnet.preprocess_input(images.copy()), training=False
+    ).numpy()
     np.testing.assert_allclose(model(images), wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
     assert np.abs(loaded(images) - wanted).max() > 1e-2 * np.abs(wanted).max()
 
@@ -116,9 +145,21 @@ def test_padding_of_strides_and_pooling_where_sizes_are_even():
     x = tf.constant(np.random.RandomState(0).uniform(0, 1, [1, 8, 8, 2]), tf.float32)
     layer = Convolution(4, 3, 2, symmetric_padding=True)
     padded = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
-    np.testing.assert_allclose(layer(x), tf.nn.conv2d(padded, layer.kernel, 2, "VALID"), rtol=0, atol=1e-5)
-    by_numpy = lambda first: np.max([padded[:, first + i : first + i + 8 : 2, first + j : first + j + 8 : 2]  # noqa: E731
-                                     for i in range(3) for j in range(3) if first + i < 3 and first + j < 3], 0)  # fmt: skip
+    np.testing.assert_allclose(
+        layer(x), tf.nn.conv2d(padded, layer.kernel, 2, "VALID"), rtol=0, atol=1e-5
+    )
+
+    def by_numpy(first):
+        return np.max(
+            [
+                padded[:, first + i : first + i + 8 : 2, first + j : first + j + 8 : 2]
+                for i in range(3)
+                for j in range(3)
+                if first + i < 3 and first + j < 3
+            ],
+            0,
+        )
+
     symmetric = make_tiny(pool_padding="symmetric").pool(x)
     np.testing.assert_array_equal(symmetric, by_numpy(0)[:, :4, :4])
     same = make_tiny().pool(x).numpy()
@@ -150,7 +191,10 @@ def test_files_that_do_not_fit_are_refused_with_every_name(loaded, keras_file, t
         assert said in str(raised.value)
     for variable, value in zip(loaded.variables, before):
         np.testing.assert_array_equal(variable, value)
-    with pytest.raises(CheckpointError, match="`stride_in` is '3x3', not '1x1', `pool_padding`.*`normalization` is 'imagenet'"):
+    with pytest.raises(
+        CheckpointError,
+        match="`stride_in` is '3x3', not '1x1', `pool_padding`.*`normalization` is 'imagenet'",
+    ):
         load_keras_weights(make_tiny(), keras_file)
     (tmp_path / "not.h5").write_text("no")
     with pytest.raises(CheckpointError, match="cannot be read as HDF5"):
@@ -162,13 +206,24 @@ def test_reductions_parts_and_roles():
     endpoints = model.features(pixels(64))
     assert [endpoints[f"reduction_{i}"].shape[1] for i in range(1, 6)] == [32, 16, 8, 4, 2]
     assert endpoints["features"].shape[-1] == endpoints["pooled_features"].shape[-1] == 256
-    assert fine_tuning.part_names(model) == ["stem", "blocks_0", "blocks_1", "blocks_2", "blocks_3", "head"]
+    assert fine_tuning.part_names(model) == [
+        "stem",
+        "blocks_0",
+        "blocks_1",
+        "blocks_2",
+        "blocks_3",
+        "head",
+    ]
     for variable in model.variables:
         is_norm = "batch_normalization" in variable.name
         role = Role.SHARED if not is_norm else Role.AUX if "/aux" in variable.name else Role.MAIN
         assert role_of(variable.name) is role and losses.is_decayed(variable.name) is not is_norm
-    last_gammas = [v for v in model.variables if "batch_normalization_2" in v.name and "gamma" in v.name]
-    assert len(last_gammas) == 3 * len(model.blocks) and not any(np.any(gamma) for gamma in last_gammas)
+    last_gammas = [
+        v for v in model.variables if "batch_normalization_2" in v.name and "gamma" in v.name
+    ]
+    assert len(last_gammas) == 3 * len(model.blocks) and not any(
+        np.any(gamma) for gamma in last_gammas
+    )
     again = ResNet.from_config(model.get_config())
     again.set_weights(model.get_weights())
     np.testing.assert_array_equal(again(pixels(64)), model(pixels(64)))
@@ -182,7 +237,9 @@ def test_the_served_network_is_the_models():
     images = tf.constant(pixels(64))
     endpoints, features = InferenceNetwork(model, 64)(images), model.features(images)
     for name in endpoints.keys() - {"logits"}:
-        np.testing.assert_allclose(endpoints[name], features[name], rtol=1e-4, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            endpoints[name], features[name], rtol=1e-4, atol=1e-4, err_msg=name
+        )
     np.testing.assert_allclose(endpoints["logits"], model(images), rtol=1e-4, atol=1e-4)
 
 
@@ -190,12 +247,20 @@ def advprop_step(**options):
     model = make_tiny(survival_prob=0.8, dropout_rate=0.1)
     randomize(model)
     trained = model.trainable_variables
-    state = TrainState(model, optimizers.Momentum(trained), ExponentialMovingAverage(averaged_variables(model)))
+    state = TrainState(
+        model, optimizers.Momentum(trained), ExponentialMovingAverage(averaged_variables(model))
+    )
     train_step = steps.make_train_step(
-        "advprop", state, LearningRate(0.1, 1.0, "constant", warmup_epochs=0), global_batch_size=4,
+        "advprop",
+        state,
+        LearningRate(0.1, 1.0, "constant", warmup_epochs=0),
+        global_batch_size=4,
         attack=PGD(2.0, 1.0, 2, num_classes=10),
-    )  # fmt: skip
-    data = {"images": tf.constant(pixels(32, 4).astype(np.uint8)), "labels": tf.constant([1, 2, 3, 4])}
+    )
+    data = {
+        "images": tf.constant(pixels(32, 4).astype(np.uint8)),
+        "labels": tf.constant([1, 2, 3, 4]),
+    }
     return model, tf.function(train_step, **options), data
 
 
@@ -204,7 +269,11 @@ def test_an_advprop_step_moves_every_variable():
     before = {variable.name: variable.numpy() for variable in model.variables}
     sums = step(data)
     assert np.isfinite([float(value) for value in sums.values()]).all()
-    assert not [variable.name for variable in model.variables if np.array_equal(variable, before[variable.name])]
+    assert not [
+        variable.name
+        for variable in model.variables
+        if np.array_equal(variable, before[variable.name])
+    ]
 
 
 @pytest.mark.slow

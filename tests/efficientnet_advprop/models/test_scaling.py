@@ -9,7 +9,10 @@ def test_every_block_is_the_official_one(variant):
     facts = golden("model_facts.json")[f"efficientnet-{variant}"]
     row = scaling.VARIANTS[variant]
     assert row == scaling.Scaling(
-        facts["width_coefficient"], facts["depth_coefficient"], facts["resolution"], facts["dropout_rate"]
+        facts["width_coefficient"],
+        facts["depth_coefficient"],
+        facts["resolution"],
+        facts["dropout_rate"],
     )
     blocks = scaling.scaled_blocks(row.width_coefficient, row.depth_coefficient, survival_prob=0.8)
     assert len(blocks) == facts["num_blocks"]

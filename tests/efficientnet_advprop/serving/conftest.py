@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.restored_network import restore_network
+from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.serving.exporting import ExportOptions, export
 from tests.conftest import DATA, golden
 

@@ -59,21 +59,35 @@ def post(url, body):
 
 def test_rest(rest_url, answer, photographs):
     predictions = post(rest_url, rest_client.make_request([*photographs, b"no image"]))
-    assert len(predictions) == 3 and set(predictions[0]) == {"classes", "probabilities", "labels", "error"}
+    assert len(predictions) == 3 and set(predictions[0]) == {
+        "classes",
+        "probabilities",
+        "labels",
+        "error",
+    }
     for row in range(2):
         assert predictions[row]["classes"] == answer["classes"][row].numpy().tolist()
-        np.testing.assert_allclose(predictions[row]["probabilities"], answer["probabilities"][row], atol=1e-6)
-        assert rest_client.describe(predictions[row]).startswith(f"name {predictions[row]['classes'][0]} ")
+        np.testing.assert_allclose(
+            predictions[row]["probabilities"], answer["probabilities"][row], atol=1e-6
+        )
+        assert rest_client.describe(predictions[row]).startswith(
+            f"name {predictions[row]['classes'][0]} "
+        )
     assert predictions[2]["error"] in rest_client.describe(predictions[2])
     assert predictions[2]["classes"] == [-1, -1, -1]
 
 
 def test_rest_pixels_of_a_named_signature(rest_url, loaded):
     images = np.random.RandomState(0).randint(0, 256, [2, 64, 64, 3])
-    body = {"signature_name": "predict_images", "instances": [{"images": image.tolist()} for image in images]}
+    body = {
+        "signature_name": "predict_images",
+        "instances": [{"images": image.tolist()} for image in images],
+    }
     predictions = post(rest_url, json.dumps(body).encode())
     expected = loaded.signatures["predict_images"](images=tf.constant(images, tf.float32))["logits"]
-    np.testing.assert_allclose([prediction["logits"] for prediction in predictions], expected, atol=1e-4)
+    np.testing.assert_allclose(
+        [prediction["logits"] for prediction in predictions], expected, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,11 +107,20 @@ def test_bad_rest_requests_are_refused_with_the_reason(rest_url, body, message):
 
 
 def test_grpc(grpc_stub, answer, photographs):
-    response = grpc_stub.Predict(grpc_client.make_request([*photographs, b"no image"], "tiny"), timeout=60)
-    np.testing.assert_array_equal(tf.make_ndarray(response.outputs["classes"])[:2], answer["classes"])
-    np.testing.assert_allclose(tf.make_ndarray(response.outputs["probabilities"])[:2], answer["probabilities"], atol=1e-6)
+    response = grpc_stub.Predict(
+        grpc_client.make_request([*photographs, b"no image"], "tiny"), timeout=60
+    )
+    np.testing.assert_array_equal(
+        tf.make_ndarray(response.outputs["classes"])[:2], answer["classes"]
+    )
+    np.testing.assert_allclose(
+        tf.make_ndarray(response.outputs["probabilities"])[:2], answer["probabilities"], atol=1e-6
+    )
     texts = grpc_client.describe(response)
-    assert texts[0].startswith(f"name {int(answer['classes'][0, 0])} ") and "unknown format" in texts[2]
+    assert (
+        texts[0].startswith(f"name {int(answer['classes'][0, 0])} ")
+        and "unknown format" in texts[2]
+    )
 
 
 def test_a_grpc_request_for_nothing_is_refused(grpc_stub, photographs):
@@ -105,17 +128,25 @@ def test_a_grpc_request_for_nothing_is_refused(grpc_stub, photographs):
     request.model_spec.signature_name = "nothing"
     with pytest.raises(grpc.RpcError) as raised:
         grpc_stub.Predict(request, timeout=60)
-    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT and "serving_default" in raised.value.details()
+    assert (
+        raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        and "serving_default" in raised.value.details()
+    )
 
 
 def test_an_empty_batch(rest_url, grpc_stub):
     assert post(rest_url, rest_client.make_request([])) == []
-    assert grpc_client.describe(grpc_stub.Predict(grpc_client.make_request([], "tiny"), timeout=60)) == []
+    assert (
+        grpc_client.describe(grpc_stub.Predict(grpc_client.make_request([], "tiny"), timeout=60))
+        == []
+    )
 
 
 def test_the_preprocessing_of_the_other_clients_is_the_official_one(tmp_path):
     for index, shape in enumerate([(300, 200, 3), (50, 80, 3), (64, 64, 3), (1, 5, 3)]):
         path = tmp_path / f"{index}.png"
-        Image.fromarray(np.random.RandomState(index).randint(0, 256, shape).astype(np.uint8)).save(path)
+        Image.fromarray(np.random.RandomState(index).randint(0, 256, shape).astype(np.uint8)).save(
+            path
+        )
         official = preprocessing.preprocess_for_eval(tf.io.read_file(str(path)), 64, "released")
         np.testing.assert_allclose(pixels.load_pixels(str(path), 64, 64 / 96), official, atol=1e-2)

@@ -11,8 +11,14 @@ import tensorflow as tf
 
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.models import EfficientNet
-from efficientnet_advprop.models.digest import weights_digest
-from efficientnet_advprop.serving import export_directory, exporting, onnx_conversion, tflite, verification
+from efficientnet_advprop.models.variable_names import weights_digest
+from efficientnet_advprop.serving import (
+    export_directory,
+    exporting,
+    onnx_conversion,
+    tflite,
+    verification,
+)
 from efficientnet_advprop.serving.export_directory import ExportError, new_version
 from efficientnet_advprop.serving.exporting import ExportOptions, export
 from efficientnet_advprop.serving.network import InferenceNetwork
@@ -64,7 +70,9 @@ def test_places_that_cannot_be_written_are_named(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="`export_dir` is .*cannot be written"):
         write_version(tmp_path / "file" / "below")
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(export_directory.shutil, "disk_usage", lambda path: usage._replace(free=2_000_000))
+    monkeypatch.setattr(
+        export_directory.shutil, "disk_usage", lambda path: usage._replace(free=2_000_000)
+    )
     with pytest.raises(ExportError, match="2 MB are free, but 30 MB are needed"):
         with new_version(str(tmp_path / "new"), num_bytes=30_000_000):
             pytest.fail("there is no space for this")
@@ -94,13 +102,21 @@ def test_an_export_that_cannot_be_loaded_is_named(network, tmp_path):
 
 def test_tflite_gets_the_official_logits(network, expected):
     images, logits = expected
-    runner = tf.lite.Interpreter(model_content=tflite.convert(InferenceNetwork(network.model, 64))).get_signature_runner()
+    runner = tf.lite.Interpreter(
+        model_content=tflite.convert(InferenceNetwork(network.model, 64))
+    ).get_signature_runner()
     answers = [runner(images=image[None]) for image in images]
-    np.testing.assert_allclose(np.concatenate([answer["logits"] for answer in answers]), logits, atol=3e-5)
-    np.testing.assert_allclose(np.concatenate([answer["probabilities"] for answer in answers]), softmax(logits), atol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate([answer["logits"] for answer in answers]), logits, atol=3e-5
+    )
+    np.testing.assert_allclose(
+        np.concatenate([answer["probabilities"] for answer in answers]), softmax(logits), atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("quantization, size_ratio", [("float16", 0.6), ("dynamic_range", 0.45), ("full_integer", 0.45)])
+@pytest.mark.parametrize(
+    "quantization, size_ratio", [("float16", 0.6), ("dynamic_range", 0.45), ("full_integer", 0.45)]
+)
 def test_quantized_tflite_is_smaller_and_close(network, expected, quantization, size_ratio):
     images, logits = expected
     folded = InferenceNetwork(network.model, 64)
@@ -120,7 +136,9 @@ def test_integer_exports_report_the_accuracy_lost(network, photographs, tmp_path
         os.makedirs(tmp_path / "images" / f"class{index}")
         path = tmp_path / "images" / f"class{index}" / "image.jpg"
         path.write_bytes(photographs[index % 2])
-    options = ExportOptions(format="tflite", quantization="full_integer", calibration_dir=str(tmp_path / "images"))
+    options = ExportOptions(
+        format="tflite", quantization="full_integer", calibration_dir=str(tmp_path / "images")
+    )
     result = export(network, str(tmp_path / "served"), options)
     assert result.agreement.num_images == 10
     # Five copies of either photograph, of ten different labels: at most one of each is right.
@@ -151,17 +169,33 @@ def test_onnx_is_converted_and_checked(network, tmp_path):
     try:
         onnx_conversion.check_environment(os.environ.get("ONNX_PYTHON", sys.executable))
     except ExportError:
-        pytest.skip("no tf2onnx here; name an interpreter that has it: ONNX_PYTHON=onnx-env/bin/python")
-    options = ExportOptions(format="onnx", onnx_python=os.environ.get("ONNX_PYTHON", sys.executable))
+        pytest.skip(
+            "no tf2onnx here; name an interpreter that has it: ONNX_PYTHON=onnx-env/bin/python"
+        )
+    options = ExportOptions(
+        format="onnx", onnx_python=os.environ.get("ONNX_PYTHON", sys.executable)
+    )
     agreement = export(network, str(tmp_path), options).agreement
-    assert agreement.num_same_top1 == agreement.num_images and agreement.max_probability_difference < 1e-5
+    assert (
+        agreement.num_same_top1 == agreement.num_images
+        and agreement.max_probability_difference < 1e-5
+    )
 
 
 def test_options_that_do_not_go_together(network, tmp_path):
     for options, message in [
-        (ExportOptions(quantization="float16"), "`--quantization` is 'float16', which goes with --format=tflite"),
-        (ExportOptions(format="tflite", quantization="full_integer"), "give some hundred images by --calibration_dir"),
-        (ExportOptions(format="tflite", class_names=["a"] * 10), "`--labels_map_file` goes with --format=saved_model"),
+        (
+            ExportOptions(quantization="float16"),
+            "`--quantization` is 'float16', which goes with --format=tflite",
+        ),
+        (
+            ExportOptions(format="tflite", quantization="full_integer"),
+            "give some hundred images by --calibration_dir",
+        ),
+        (
+            ExportOptions(format="tflite", class_names=["a"] * 10),
+            "`--labels_map_file` goes with --format=saved_model",
+        ),
     ]:
         with pytest.raises(ConfigError, match=message):
             export(network, str(tmp_path / "served"), options)
@@ -170,7 +204,9 @@ def test_options_that_do_not_go_together(network, tmp_path):
 
 def test_a_bfloat16_run_with_auxiliary_branches_is_exported_in_float32(network, expected):
     images, logits = expected
-    trained = EfficientNet.from_config({**network.model.get_config(), "compute_dtype": "bfloat16", "aux_branches": 1})
+    trained = EfficientNet.from_config(
+        {**network.model.get_config(), "compute_dtype": "bfloat16", "aux_branches": 1}
+    )
     values = {variable.name: variable for variable in network.model.variables}
     for variable in trained.variables:
         variable.assign(values[variable.name] if variable.name in values else variable + 1.0)
@@ -180,7 +216,13 @@ def test_a_bfloat16_run_with_auxiliary_branches_is_exported_in_float32(network, 
 
 
 def test_the_door_reports_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "efficientnet_advprop.export", "--checkpoint", str(DATA / "tiny_ckpt")]
+    command = [
+        sys.executable,
+        "-m",
+        "efficientnet_advprop.export",
+        "--checkpoint",
+        str(DATA / "tiny_ckpt"),
+    ]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 2 and "`--export_dir` is missing" in finished.stderr
     assert "Traceback" not in finished.stderr

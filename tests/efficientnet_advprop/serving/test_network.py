@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.restored_network import restore_network
+from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.serving.network import InferenceNetwork
 from tests.conftest import DATA, golden
 
@@ -10,11 +10,15 @@ from tests.conftest import DATA, golden
 @pytest.mark.parametrize("normalization, key", [("advprop", "advprop"), ("imagenet", "standard")])
 @pytest.mark.parametrize("use_ema", [True, False])
 def test_logits_are_the_official_ones(normalization, key, use_ema):
-    restored = restore_network(checkpoint=str(DATA / "tiny_ckpt"), normalization=normalization, use_ema=use_ema)
+    restored = restore_network(
+        checkpoint=str(DATA / "tiny_ckpt"), normalization=normalization, use_ema=use_ema
+    )
     logits = golden("logits.npz")
     network = InferenceNetwork(restored.model, image_size=64)
     answer = tf.function(network)(tf.constant(logits["images_a"]))["logits"]
-    np.testing.assert_allclose(answer, logits[f"logits_a_{'ema' if use_ema else 'raw'}_{key}"], atol=3e-5)
+    np.testing.assert_allclose(
+        answer, logits[f"logits_a_{'ema' if use_ema else 'raw'}_{key}"], atol=3e-5
+    )
 
 
 def test_feature_maps_are_the_models(network):

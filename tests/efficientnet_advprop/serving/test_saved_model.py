@@ -26,7 +26,9 @@ def noise(*shape, dtype=np.uint8):
 
 
 def classify(loaded, files):
-    answer = loaded.signatures["serving_default"](image_bytes=tf.constant(files, tf.string, [len(files)]))
+    answer = loaded.signatures["serving_default"](
+        image_bytes=tf.constant(files, tf.string, [len(files)])
+    )
     return {name: value.numpy() for name, value in answer.items()}
 
 
@@ -53,7 +55,9 @@ def test_files_of_mixed_sizes_get_the_models_top_classes(loaded, network, photog
         best = np.argsort(-probabilities)[:3]
         np.testing.assert_array_equal(answer["classes"][row], best)
         np.testing.assert_allclose(answer["probabilities"][row], probabilities[best], atol=1e-5)
-        assert [name.decode() for name in answer["labels"][row]] == [CLASS_NAMES[index] for index in best]
+        assert [name.decode() for name in answer["labels"][row]] == [
+            CLASS_NAMES[index] for index in best
+        ]
     assert list(answer["error"]) == [b""] * 3
 
 
@@ -88,9 +92,14 @@ def test_headers_that_promise_too_much_are_refused_before_decoding(loaded):
         "png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + size.to_bytes(4, "big") * 2,
         "gif": b"GIF89a" + b"\xff\xff\xff\xff" + b"\0" * 10,
         "bmp": b"BM" + b"\0" * 16 + size.to_bytes(4, "little") * 2,
-        "bmp from the top": b"BM" + b"\0" * 16 + (70000).to_bytes(4, "little") + (2**32 - 1000).to_bytes(4, "little"),
+        "bmp from the top": b"BM"
+        + b"\0" * 16
+        + (70000).to_bytes(4, "little")
+        + (2**32 - 1000).to_bytes(4, "little"),
     }
-    assert [error.decode() for error in classify(loaded, list(claims.values()))["error"]] == [encoded_images.TOO_LARGE] * 4
+    assert [error.decode() for error in classify(loaded, list(claims.values()))["error"]] == [
+        encoded_images.TOO_LARGE
+    ] * 4
 
 
 def test_unusual_images_are_classified(loaded):
@@ -134,10 +143,17 @@ def test_pixels_of_another_size_are_refused_by_name(loaded):
 def test_the_graph_holds_the_weights_once_and_as_constants(exported):
     with open(os.path.join(exported.path, "saved_model.pb"), "rb") as file:
         graph = saved_model_pb2.SavedModel.FromString(file.read()).meta_graphs[0].graph_def
-    large = [function for function in graph.library.function if any(node.ByteSize() > 50_000 for node in function.node_def)]
+    large = [
+        function
+        for function in graph.library.function
+        if any(node.ByteSize() > 50_000 for node in function.node_def)
+    ]
     assert len(large) == 1
     ops = {node.op for node in large[0].node_def}
-    assert not ops & {"ReadVariableOp", "FusedBatchNormV3", "StatefulPartitionedCall"} and {"Const", "Conv2D"} <= ops
+    assert (
+        not ops & {"ReadVariableOp", "FusedBatchNormV3", "StatefulPartitionedCall"}
+        and {"Const", "Conv2D"} <= ops
+    )
 
 
 def test_warmup_requests_fit_the_signatures(exported, loaded):
@@ -145,7 +161,9 @@ def test_warmup_requests_fit_the_signatures(exported, loaded):
     for record in tf.data.TFRecordDataset(os.path.join(exported.path, WARMUP_FILE)):
         request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
         ((name, tensor),) = request.inputs.items()
-        loaded.signatures[request.model_spec.signature_name](**{name: tf.constant(tf.make_ndarray(tensor))})
+        loaded.signatures[request.model_spec.signature_name](
+            **{name: tf.constant(tf.make_ndarray(tensor))}
+        )
         names.append(request.model_spec.signature_name)
     assert sorted(names) == sorted(loaded.signatures)
 
@@ -183,10 +201,14 @@ def test_a_thousand_mutated_files_change_no_good_answer(loaded, photographs):
                     del file[at : at + length]
                 else:
                     file[at:at] = file[at : at + length]
-            mutated.append(bytes(file[: random.randint(1, len(file))] if random.rand() < 0.2 else file))
+            mutated.append(
+                bytes(file[: random.randint(1, len(file))] if random.rand() < 0.2 else file)
+            )
         answer = classify(loaded, [photographs[0], *mutated, photographs[1]])
         num_refused += int(np.sum(answer["error"] != b""))
         assert ((answer["classes"][:, 0] == -1) == (answer["error"] != b"")).all()
         np.testing.assert_array_equal(answer["classes"][[0, -1]], good["classes"])
-        np.testing.assert_allclose(answer["probabilities"][[0, -1]], good["probabilities"], atol=1e-6)
+        np.testing.assert_allclose(
+            answer["probabilities"][[0, -1]], good["probabilities"], atol=1e-6
+        )
     assert 100 < num_refused < 1000

@@ -36,8 +36,18 @@ def make_study(**changes):
         arms={"vanilla": Arm(make_config(), 10.0), "advprop": Arm(make_config(epsilon=2.0), 30.0)},
         seeds=(1, 2, 3),
         claims=[
-            Claim("a", "Gain", "AdvProp <gains>.", [Contrast("AdvProp − vanilla", {"advprop": 1, "vanilla": -1}, 1)]),
-            Claim("b", "Same", "None.", [Contrast("vanilla − AdvProp", {"advprop": -1, "vanilla": 1}, 0, ("clean",))]),
+            Claim(
+                "a",
+                "Gain",
+                "AdvProp <gains>.",
+                [Contrast("AdvProp − vanilla", {"advprop": 1, "vanilla": -1}, 1)],
+            ),
+            Claim(
+                "b",
+                "Same",
+                "None.",
+                [Contrast("vanilla − AdvProp", {"advprop": -1, "vanilla": 1}, 0, ("clean",))],
+            ),
         ],
         severities=(),
     )
@@ -48,7 +58,11 @@ def make_study(**changes):
 
 def pretend(code):
     """A command whose process runs `code`, which knows its run by `name` and `seed`."""
-    return lambda run: [sys.executable, "-c", f"import json, os, sys, time\nname, seed = {run.arm!r}, {run.seed}\n{code}"]
+    return lambda run: [
+        sys.executable,
+        "-c",
+        f"import json, os, sys, time\nname, seed = {run.arm!r}, {run.seed}\n{code}",
+    ]
 
 
 def write_scores(output_dir):
@@ -69,33 +83,53 @@ def test_runs_are_executed_once_and_reported(tmp_path):
     study, lines = make_study(), []
     assert plan.claim_output_dir(study, str(tmp_path)) == [run.name for run in study.runs()]
     assert execution.seconds_left(study, str(tmp_path), 2) == (10.0 + 30.0) * 3 / 2
-    started = write_scores(tmp_path) + f"open({str(tmp_path / 'started')!r}, 'a').write(name + str(seed) + os.linesep)"
+    started = (
+        write_scores(tmp_path)
+        + f"open({str(tmp_path / 'started')!r}, 'a').write(name + str(seed) + os.linesep)"
+    )
     for _ in range(2):  # the second time nothing is left
-        assert execution.execute_all(study, pretend(started), str(tmp_path), num_parallel=2, log=lines.append)
-    assert sorted((tmp_path / "started").read_text().split()) == sorted(f"{run.arm}{run.seed}" for run in study.runs())
+        assert execution.execute_all(
+            study, pretend(started), str(tmp_path), num_parallel=2, log=lines.append
+        )
+    assert sorted((tmp_path / "started").read_text().split()) == sorted(
+        f"{run.arm}{run.seed}" for run in study.runs()
+    )
     assert len(lines) == 6 and lines[-1].startswith("  6/6") and lines[-1].endswith("ETA 0 s")
 
-    summary = report.summarize(study, {run.name: execution.read_scores(str(tmp_path), run.name) for run in study.runs()})
+    summary = report.summarize(
+        study, {run.name: execution.read_scores(str(tmp_path), run.name) for run in study.runs()}
+    )
     gain = summary.claims[0].findings[0]
     assert gain.estimate.values == pytest.approx((0.021, 0.022, 0.023)) and gain.verdict == "shown"
     # t(0.975; 2)·0.001/√3 = 0.002484; two tests of an expected sign, of which the other has p = 1.
     assert gain.estimate.interval == pytest.approx((0.019516, 0.024484), abs=1e-6)
     assert gain.adjusted_p_value == pytest.approx(2 * gain.estimate.p_value)
-    assert summary.claims[0].findings[1].verdict == "not shown" and summary.claims[1].findings[0].verdict == "different"
+    assert (
+        summary.claims[0].findings[1].verdict == "not shown"
+        and summary.claims[1].findings[0].verdict == "different"
+    )
     assert summary.arms["vanilla"]["clean"].mean == pytest.approx(0.92)
     table = report.format_table(summary)
     assert "| (a) | AdvProp − vanilla | clean | +2.2 (+2.0 … +2.4) |" in table
     page = report.render_html(summary)
-    assert "+2.2 (+2.0 … +2.4)" in page and "AdvProp &lt;gains&gt;." in page and page.count("<svg") == 3
+    assert (
+        "+2.2 (+2.0 … +2.4)" in page
+        and "AdvProp &lt;gains&gt;." in page
+        and page.count("<svg") == 3
+    )
     held = json.loads(report.to_json(summary))
     assert held["claims"][0]["findings"][0]["estimate"]["mean"] == pytest.approx(0.022)
-    assert held["claims"][1]["findings"][0]["adjusted_p_value"] is None  # no test, as no sign is expected
+    assert (
+        held["claims"][1]["findings"][0]["adjusted_p_value"] is None
+    )  # no test, as no sign is expected
 
 
 def test_a_report_of_what_is_done():
     study = make_study()
     scores = {"clean": 0.9, "corrupted": 0.5, "processor_seconds": 1.0}
-    summary = report.summarize(study, {"vanilla/seed_1": scores, "advprop/seed_1": scores, "vanilla/seed_2": scores})
+    summary = report.summarize(
+        study, {"vanilla/seed_1": scores, "advprop/seed_1": scores, "vanilla/seed_2": scores}
+    )
     assert summary.num_done == 3 and summary.claims[0].findings[0].verdict == "too few seeds"
     assert "(1 seeds)" in report.render_html(summary)
     nothing = report.summarize(study, {})
@@ -108,9 +142,17 @@ def test_a_report_of_what_is_done():
 def test_each_metric_has_its_test_sets(tmp_path):
     config = make_config()
     config.model.num_classes = 10
-    study = make_study(arms={**make_study().arms, "vanilla": Arm(config, 1.0)}, severities=(1, 5), attack_epsilons=(8.0, 16.0))
+    study = make_study(
+        arms={**make_study().arms, "vanilla": Arm(config, 1.0)},
+        severities=(1, 5),
+        attack_epsilons=(8.0, 16.0),
+    )
     chosen = execution.choose_test_sets(study.runs()[0], study, str(tmp_path))
-    assert {metric: len(test_sets) for metric, test_sets in chosen.items()} == {"clean": 1, "corrupted": 30, "attacked": 2}
+    assert {metric: len(test_sets) for metric, test_sets in chosen.items()} == {
+        "clean": 1,
+        "corrupted": 30,
+        "attacked": 2,
+    }
     assert {test_set.name.split("/")[-1] for test_set in chosen["corrupted"]} == {"1", "5"}
     assert [test_set.attack.epsilon for test_set in chosen["attacked"]] == [8.0, 16.0]
 
@@ -118,8 +160,13 @@ def test_each_metric_has_its_test_sets(tmp_path):
 def test_a_run_that_fails_is_named_and_others_are_kept(tmp_path):
     study = make_study()
     fails = "if name == 'advprop': sys.exit('no luck')" + write_scores(tmp_path)
-    with pytest.raises(execution.StudyError, match=r"advprop/seed_1 ended with code 1: no luck \(all of it: .*log.txt\)"):
-        execution.execute_all(study, pretend(fails), str(tmp_path), num_parallel=1, log=lambda line: None)
+    with pytest.raises(
+        execution.StudyError,
+        match=r"advprop/seed_1 ended with code 1: no luck \(all of it: .*log.txt\)",
+    ):
+        execution.execute_all(
+            study, pretend(fails), str(tmp_path), num_parallel=1, log=lambda line: None
+        )
     assert execution.read_scores(str(tmp_path), "vanilla/seed_1")
     assert not os.path.exists(tmp_path / "runs" / "vanilla" / "seed_2")
 
@@ -142,7 +189,9 @@ time.sleep(60)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=send_signal).start()
-    assert not execution.execute_all(study, pretend(waits), str(tmp_path), num_parallel=2, log=lines.append)
+    assert not execution.execute_all(
+        study, pretend(waits), str(tmp_path), num_parallel=2, log=lines.append
+    )
     assert (tmp_path / "stopped").read_text() == "xx" and "0 of 6 runs are done" in lines[-1]
 
 
@@ -154,8 +203,13 @@ def test_a_saved_study_may_grow_but_not_change(tmp_path):
     assert plan.claim_output_dir(more, directory) == ["vanilla/seed_4", "advprop/seed_4"]
     operational = make_config(epsilon=2.0)
     operational.training.keep_last = 7
-    plan.claim_output_dir(make_study(seeds=(1, 2, 3, 4), arms={**study.arms, "advprop": Arm(operational, 1.0)}), directory)
-    other = make_study(arms={**study.arms, "advprop": Arm(make_config(epsilon=3.0), 30.0)}, severities=(1, 5))
+    plan.claim_output_dir(
+        make_study(seeds=(1, 2, 3, 4), arms={**study.arms, "advprop": Arm(operational, 1.0)}),
+        directory,
+    )
+    other = make_study(
+        arms={**study.arms, "advprop": Arm(make_config(epsilon=3.0), 30.0)}, severities=(1, 5)
+    )
     with pytest.raises(ConfigError) as raised:
         plan.claim_output_dir(other, directory)
     for said in (
@@ -172,13 +226,37 @@ def test_a_saved_study_may_grow_but_not_change(tmp_path):
         (dict(seeds=(1,)), "`seeds` are .1., but intervals need at least two"),
         (dict(seeds=(1, 1)), "each once"),
         (dict(arms={"a b": Arm(make_config(), 1.0)}), "`arms` has 'a b'"),
-        (dict(arms={"a": Arm(make_config(epsilon=-1.0), 1.0)}), "arm 'a': `config.attack.epsilon` is -1.0"),
-        (dict(arms={"a": Arm(ExperimentConfig(), 1.0)}), "arm 'a': `config.data.source` is 'tfrecord'"),
-        (dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1, "best": -1}, 1)])]), "claim 'x'.*names best"),
-        (dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1}, 1)])]), "must add up to zero"),
-        (dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1, "advprop": -1}, 2)])]), "`expected` is 2"),
         (
-            dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1, "advprop": -1}, 1, ("attacked",))])]),
+            dict(arms={"a": Arm(make_config(epsilon=-1.0), 1.0)}),
+            "arm 'a': `config.attack.epsilon` is -1.0",
+        ),
+        (
+            dict(arms={"a": Arm(ExperimentConfig(), 1.0)}),
+            "arm 'a': `config.data.source` is 'tfrecord'",
+        ),
+        (
+            dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1, "best": -1}, 1)])]),
+            "claim 'x'.*names best",
+        ),
+        (
+            dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1}, 1)])]),
+            "must add up to zero",
+        ),
+        (
+            dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1, "advprop": -1}, 2)])]),
+            "`expected` is 2",
+        ),
+        (
+            dict(
+                claims=[
+                    Claim(
+                        "x",
+                        "",
+                        "",
+                        [Contrast("c", {"vanilla": 1, "advprop": -1}, 1, ("attacked",))],
+                    )
+                ]
+            ),
             "`metrics` has attacked, but measured are clean, corrupted",
         ),
     ],
@@ -191,7 +269,11 @@ def test_studies_that_mean_nothing_are_refused(changes, said):
 def test_files_that_are_no_study_are_refused(tmp_path):
     (tmp_path / "broken.py").write_text("def get_study():\n    raise KeyError('x')\n")
     (tmp_path / "other.py").write_text("def get_study():\n    return 3\n")
-    for file, said in (("none.py", "there is no such file"), ("broken.py", "KeyError: 'x'"), ("other.py", "returned int")):
+    for file, said in (
+        ("none.py", "there is no such file"),
+        ("broken.py", "KeyError: 'x'"),
+        ("other.py", "returned int"),
+    ):
         with pytest.raises(ConfigError, match=said):
             plan.load_study(str(tmp_path / file))
     with pytest.raises(ConfigError, match="`--run` is 'best/seed_1'.*all 6"):
@@ -232,7 +314,12 @@ def test_a_miniature_from_nothing_and_again(tmp_path):
     (tmp_path / "study.py").write_text(MINIATURE)
     flags = [f"--study={tmp_path}/study.py", f"--output_dir={tmp_path}/out"]
     command = [sys.executable, "-m", "efficientnet_advprop.study", *flags]
-    run = lambda *more: subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=900)  # noqa: E731
+
+    def run(*more):
+        return subprocess.run(
+            [*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=900
+        )
+
     listed = run("--list")
     assert listed.returncode == 0 and "0 of 4 runs are done" in listed.stdout, listed.stderr
     first = run("--num_parallel=2")
@@ -247,8 +334,21 @@ def test_a_miniature_from_nothing_and_again(tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == summary
 
     runs = tmp_path / "out" / "runs"
-    folders = {"advprop_dir": runs / "advprop" / "seed_1", "vanilla_dir": runs / "vanilla" / "seed_1"}
+    folders = {
+        "advprop_dir": runs / "advprop" / "seed_1",
+        "vanilla_dir": runs / "vanilla" / "seed_1",
+    }
     folders |= {"data_dir": tmp_path / "out" / "data", "out_dir": tmp_path / "images"}
-    gallery = [sys.executable, "docs/adversarial_gallery.py", *(f"--{flag}={folder}" for flag, folder in folders.items())]
-    subprocess.run(gallery, cwd=ROOT, check=True, timeout=900, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert sorted(os.listdir(tmp_path / "images")) == ["adversarial_images.png", "input_gradients.png", "statistics.png"]
+    gallery = [
+        sys.executable,
+        "docs/adversarial_gallery.py",
+        *(f"--{flag}={folder}" for flag, folder in folders.items()),
+    ]
+    subprocess.run(
+        gallery, cwd=ROOT, check=True, timeout=900, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert sorted(os.listdir(tmp_path / "images")) == [
+        "adversarial_images.png",
+        "input_gradients.png",
+        "statistics.png",
+    ]

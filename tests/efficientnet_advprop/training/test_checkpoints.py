@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.training.checkpoints import CheckpointError, Checkpoints, load_averaged_model, read_config
+from efficientnet_advprop.training.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    load_averaged_model,
+    read_config,
+)
 
 
 class State(tf.Module):
@@ -75,7 +80,9 @@ def damage(how, folder):
         index.write_bytes(index.read_bytes()[:-10])
 
 
-@pytest.mark.parametrize("how", ["data cut off", "data flipped", "data missing", "index missing", "index cut off"])
+@pytest.mark.parametrize(
+    "how", ["data cut off", "data flipped", "data missing", "index missing", "index cut off"]
+)
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, how):
     saved_run(tmp_path)
     damage(how, tmp_path / "checkpoints")
@@ -102,7 +109,10 @@ def test_none_is_readable(tmp_path):
     saved_run(tmp_path)
     for path in (tmp_path / "checkpoints").glob("*.data*"):
         path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no checkpoint can be read \(.*ckpt-3: .*ckpt-1: .*empty --model_dir"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"no checkpoint can be read \(.*ckpt-3: .*ckpt-1: .*empty --model_dir",
+    ):
         restored(tmp_path)
 
 
@@ -119,7 +129,9 @@ def test_a_full_disk(tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
     state.train()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # of each file; what a full disk does to one, too
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (100_000, limits[1])
+    )  # of each file; what a full disk does to one, too
     try:
         with pytest.raises(CheckpointError) as error:
             saved.save()
@@ -127,7 +139,10 @@ def test_a_full_disk(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     message = str(error.value)
-    assert message.startswith("the checkpoint of step 4 could not be written into") and "\n" not in message
+    assert (
+        message.startswith("the checkpoint of step 4 could not be written into")
+        and "\n" not in message
+    )
     assert "the earlier ones in" in message and "are intact" in message and "Make room" in message
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
     saved.save()
@@ -139,7 +154,9 @@ def test_values_that_are_not_finite_are_not_saved(tmp_path):
     state, saved = saved_run(tmp_path)
     state.train()
     state.weights.assign(tf.concat([state.weights[1:], [np.nan]], 0))
-    with pytest.raises(CheckpointError, match="the state of step 4 is not saved, because 'weights' .*intact"):
+    with pytest.raises(
+        CheckpointError, match="the state of step 4 is not saved, because 'weights' .*intact"
+    ):
         saved.save()
         saved.wait()
     assert restored(tmp_path)[1] == 3
@@ -164,7 +181,9 @@ def test_the_best_one(tmp_path):
 
 
 def test_what_is_not_there(tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no config.json; give the --model_dir of a training run"):
+    with pytest.raises(
+        CheckpointError, match=r"holds no config.json; give the --model_dir of a training run"
+    ):
         read_config(str(tmp_path))
     with pytest.raises(CheckpointError, match="config.json"):
         load_averaged_model(str(tmp_path))

@@ -7,7 +7,11 @@ import tensorflow as tf
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.training import assembly, fine_tuning, optimizers
-from efficientnet_advprop.training.checkpoints import Checkpoints, load_averaged_model, write_released_checkpoint
+from efficientnet_advprop.training.checkpoints import (
+    Checkpoints,
+    load_averaged_model,
+    write_released_checkpoint,
+)
 from efficientnet_advprop.training.loop import train
 from tests.conftest import DATA, make_tiny
 from tests.efficientnet_advprop.training.tiny_run import make_config, write_data
@@ -30,7 +34,10 @@ def test_a_run_with_a_frozen_backbone_changes_the_classifier_alone(data_dir, tmp
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
     train(config, data_dir=data_dir, model_dir=str(tmp_path), strategy=strategy, log=lines.append)
     text = "\n".join(lines)
-    assert "averaged weights" in text and "not loaded, as they were: head/dense/kernel, head/dense/bias" in text
+    assert (
+        "averaged weights" in text
+        and "not loaded, as they were: head/dense/kernel, head/dense/bias" in text
+    )
     wanted = read_checkpoint(DATA / "tiny_ckpt" / "model.ckpt-1234")
     # The averages, too, began at these weights, statistics included.
     for variable in load_averaged_model(str(tmp_path), which="last").variables:
@@ -52,7 +59,10 @@ def _check_release(config, model_dir, prefix):
     written = read_checkpoint(prefix)
     assert written.pop("global_step") == step == 2
     wanted = {variable.name.split(":")[0]: variable for variable in state.model.variables}
-    wanted |= {variable.name.split(":")[0] + AVERAGE: shadow for variable, shadow in zip(state.ema.averaged, state.ema.shadows)}
+    wanted |= {
+        variable.name.split(":")[0] + AVERAGE: shadow
+        for variable, shadow in zip(state.ema.averaged, state.ema.shadows)
+    }
     assert written.keys() == {name for name in wanted if "/aux/" not in name}
     for name, value in written.items():
         np.testing.assert_array_equal(value, wanted[name])
@@ -61,8 +71,12 @@ def _check_release(config, model_dir, prefix):
 
 
 def test_wrong_normalization_is_told():
-    assert "trained with pixels normalised as 'imagenet'" in fine_tuning.doubt_normalization("b3-noisystudent", "advprop")
-    assert "is 'imagenet'" in fine_tuning.doubt_normalization("/data/advprop/efficientnet-b0", "imagenet")
+    assert "trained with pixels normalised as 'imagenet'" in fine_tuning.doubt_normalization(
+        "b3-noisystudent", "advprop"
+    )
+    assert "is 'imagenet'" in fine_tuning.doubt_normalization(
+        "/data/advprop/efficientnet-b0", "imagenet"
+    )
     for source, normalization in (
         ("b3-advprop", "advprop"),
         ("b0-baseline", "imagenet"),
@@ -75,7 +89,13 @@ def test_a_checkpoint_that_does_not_fit_stops_the_run(data_dir, tmp_path):
     config = make_config("vanilla")
     config.model.width_coefficient, config.init.checkpoint = 0.5, TINY
     with pytest.raises(CheckpointError, match="looks like an EfficientNet of width 0.25"):
-        train(config, data_dir=data_dir, model_dir=str(tmp_path), strategy=tf.distribute.get_strategy(), log=print)
+        train(
+            config,
+            data_dir=data_dir,
+            model_dir=str(tmp_path),
+            strategy=tf.distribute.get_strategy(),
+            log=print,
+        )
 
 
 def test_averages_start_at_the_loaded_weights():
@@ -100,7 +120,9 @@ def test_freezing(up_to, num_frozen_blocks, head_is_frozen):
     trained = {variable.name.split("/", 1)[1] for variable in model.trainable_variables}
     assert any(name.startswith("stem/") for name in trained) == (up_to == "none")
     for index in range(8):
-        assert any(name.startswith(f"blocks_{index}/") for name in trained) == (index >= num_frozen_blocks)
+        assert any(name.startswith(f"blocks_{index}/") for name in trained) == (
+            index >= num_frozen_blocks
+        )
     assert ("head/conv2d/kernel:0" in trained) != head_is_frozen
     assert ("head/tpu_batch_normalization/aux/gamma:0" in trained) != head_is_frozen
     assert {"head/dense/kernel:0", "head/dense/bias:0"} <= trained
@@ -109,8 +131,17 @@ def test_freezing(up_to, num_frozen_blocks, head_is_frozen):
 def test_frozen_statistics_stay():
     model = make_tiny()
     fine_tuning.freeze(model, "blocks_2")
-    statistics = {variable.name: variable.numpy() for variable in model.variables if "moving_" in variable.name}
-    model(tf.random.stateless_uniform([4, 32, 32, 3], [0, 1], 0, 255), training=True, branch="aux", seed=tf.constant([0, 0]))
+    statistics = {
+        variable.name: variable.numpy()
+        for variable in model.variables
+        if "moving_" in variable.name
+    }
+    model(
+        tf.random.stateless_uniform([4, 32, 32, 3], [0, 1], 0, 255),
+        training=True,
+        branch="aux",
+        seed=tf.constant([0, 0]),
+    )
     moved = {
         variable.name
         for variable in model.variables
@@ -131,11 +162,20 @@ def test_parts_that_there_are_not(up_to):
 def test_layer_wise_learning_rates():
     model = make_tiny()
     factors = fine_tuning.learning_rate_factors(model, layer_decay=0.5, head_factor=10.0)
-    by_name = {variable.name.split("/", 1)[1]: factor for variable, factor in zip(model.trainable_variables, factors)}
+    by_name = {
+        variable.name.split("/", 1)[1]: factor
+        for variable, factor in zip(model.trainable_variables, factors)
+    }
     assert by_name["head/dense/kernel:0"] == by_name["head/dense/bias:0"] == 10.0
     assert by_name["head/conv2d/kernel:0"] == 1.0
-    assert by_name["blocks_7/conv2d/kernel:0"] == by_name["blocks_7/tpu_batch_normalization/aux/gamma:0"] == 0.5
-    assert by_name["blocks_0/conv2d/kernel:0"] == 0.5**8 and by_name["stem/conv2d/kernel:0"] == 0.5**9
+    assert (
+        by_name["blocks_7/conv2d/kernel:0"]
+        == by_name["blocks_7/tpu_batch_normalization/aux/gamma:0"]
+        == 0.5
+    )
+    assert (
+        by_name["blocks_0/conv2d/kernel:0"] == 0.5**8 and by_name["stem/conv2d/kernel:0"] == 0.5**9
+    )
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
@@ -159,7 +199,9 @@ def test_factors_must_be_as_many_as_variables():
         optimizers.SGD([tf.Variable(1.0)], [1.0, 2.0])
 
 
-@pytest.mark.parametrize("field, value", [("layer_decay", 0.0), ("layer_decay", 1.1), ("head_learning_rate_factor", 0.0)])
+@pytest.mark.parametrize(
+    "field, value", [("layer_decay", 0.0), ("layer_decay", 1.1), ("head_learning_rate_factor", 0.0)]
+)
 def test_config_rules(field, value):
     config = ExperimentConfig()
     setattr(config.init, field, value)

@@ -15,7 +15,9 @@ import tensorflow as tf
 ROOT = pathlib.Path(__file__).parents[3]
 NUM_KILLS = 5
 
-_spec = importlib.util.spec_from_file_location("tiny_run", pathlib.Path(__file__).parent / "tiny_run.py")
+_spec = importlib.util.spec_from_file_location(
+    "tiny_run", pathlib.Path(__file__).parent / "tiny_run.py"
+)
 tiny_run = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny_run)
 
@@ -38,10 +40,17 @@ def get_config():
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     data_dir = tiny_run.write_data(tmp_path / "data")
-    (tmp_path / "config.py").write_text(CONFIG.format(path=str(pathlib.Path(__file__).parent / "tiny_run.py")))
+    (tmp_path / "config.py").write_text(
+        CONFIG.format(path=str(pathlib.Path(__file__).parent / "tiny_run.py"))
+    )
 
     def start(model_dir):
-        command = [sys.executable, "-m", "efficientnet_advprop.train", f"--config={tmp_path / 'config.py'}"]
+        command = [
+            sys.executable,
+            "-m",
+            "efficientnet_advprop.train",
+            f"--config={tmp_path / 'config.py'}",
+        ]
         return subprocess.Popen(
             [*command, f"--data_dir={data_dir}", f"--model_dir={model_dir}"], cwd=ROOT, stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -67,7 +76,9 @@ def test_killed_at_random_moments(tmp_path):
         if process.wait() == 0:
             break
         killed_at.append(num_steps(tmp_path / "killed"))
-    assert killed_at == sorted(set(killed_at)) and killed_at[0] < 80, "each start must have come further than the one before"
+    assert killed_at == sorted(set(killed_at)) and killed_at[0] < 80, (
+        "each start must have come further than the one before"
+    )
     assert start(tmp_path / "killed").wait() == 0
     assert last_checkpoint(tmp_path / "killed").endswith("ckpt-80")
     assert tiny_run.saved_values(last_checkpoint(tmp_path / "killed")) == tiny_run.saved_values(

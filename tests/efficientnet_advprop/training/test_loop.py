@@ -13,9 +13,11 @@ from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.training import checkpoints, loop, progress
-from tpu_utils.strategy import make_strategy
+from tpu_utils.devices.strategy import make_strategy
 
-_spec = importlib.util.spec_from_file_location("tiny_run", pathlib.Path(__file__).parent / "tiny_run.py")
+_spec = importlib.util.spec_from_file_location(
+    "tiny_run", pathlib.Path(__file__).parent / "tiny_run.py"
+)
 tiny_run = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tiny_run)
 
@@ -25,7 +27,13 @@ def last_checkpoint(model_dir):
 
 
 def train(config, data_dir, model_dir, strategy=None, log=lambda line: None):
-    return loop.train(config, data_dir=data_dir, model_dir=str(model_dir), strategy=strategy or make_strategy(), log=log)
+    return loop.train(
+        config,
+        data_dir=data_dir,
+        model_dir=str(model_dir),
+        strategy=strategy or make_strategy(),
+        log=log,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +54,10 @@ def test_it_ends_where_it_should(finished):
     kept = sorted(path.name for path in pathlib.Path(model_dir, "checkpoints").glob("*.index"))
     assert kept == ["ckpt-2.index", "ckpt-4.index", "ckpt-6.index"]
     assert checkpoints.read_config(model_dir) == tiny_run.make_config()
-    assert lines[0].startswith("advprop training of efficientnet-b0") and "all 6 steps are done" in lines[-1]
+    assert (
+        lines[0].startswith("advprop training of efficientnet-b0")
+        and "all 6 steps are done" in lines[-1]
+    )
 
 
 def test_reports(finished):
@@ -54,14 +65,26 @@ def test_reports(finished):
     entries = progress.read_metrics(model_dir)
     training = [entry for entry in entries if "clean_loss" in entry]
     evaluations = [entry for entry in entries if "eval_top1" in entry]
-    assert [entry["step"] for entry in training] == [3, 6] and [entry["step"] for entry in evaluations] == [4, 6]
+    assert [entry["step"] for entry in training] == [3, 6] and [
+        entry["step"] for entry in evaluations
+    ] == [4, 6]
     # Official staircase with warm-up from 0: at the third update (after 2) 0.016 · 10/256, past the warm-up of 2 updates.
     assert training[0]["learning_rate"] == pytest.approx(0.016 * 10 / 256)
-    assert set(training[1]) > {"adversarial_loss", "adversarial_accuracy", "clean_accuracy", "images_per_second", "epoch"}
+    assert set(training[1]) > {
+        "adversarial_loss",
+        "adversarial_accuracy",
+        "clean_accuracy",
+        "images_per_second",
+        "epoch",
+    }
     assert {entry["eval_num_images"] for entry in evaluations} == {tiny_run.NUM_VALIDATION}
     assert result.best_accuracy == pytest.approx(max(entry["eval_top1"] for entry in evaluations))
     (events,) = pathlib.Path(model_dir, "summaries").iterdir()
-    tags = {value.tag for event in tf.compat.v1.train.summary_iterator(str(events)) for value in event.summary.value}
+    tags = {
+        value.tag
+        for event in tf.compat.v1.train.summary_iterator(str(events))
+        for value in event.summary.value
+    }
     assert {"clean/loss", "adversarial/accuracy", "eval/top1", "run/learning_rate"} < tags
     assert "clean | perturbation x16 | adversarial" in tags
 
@@ -71,13 +94,19 @@ def test_accuracy_is_that_of_the_averaged_weights(finished, data_dir):
     model = checkpoints.load_averaged_model(model_dir, which="last")
     assert not any("aux" in variable.name for variable in model.variables)
     reader = tf.train.load_checkpoint(last_checkpoint(model_dir))
-    averages = [name for name in reader.get_variable_to_shape_map() if "ExponentialMovingAverage" in name]
-    assert any(np.array_equal(shadow, model.variables[0]) for shadow in map(reader.get_tensor, averages))
+    averages = [
+        name for name in reader.get_variable_to_shape_map() if "ExponentialMovingAverage" in name
+    ]
+    assert any(
+        np.array_equal(shadow, model.variables[0]) for shadow in map(reader.get_tensor, averages)
+    )
     config = tiny_run.make_config()
     correct = 0
     for batch in pipeline.make_eval_dataset(config.data, data_dir, global_batch_size=1):
         correct += int(np.argmax(model(batch["images"])[0]) == int(batch["labels"][0]))
-    assert progress.read_metrics(model_dir)[-1]["eval_top1"] == pytest.approx(correct / tiny_run.NUM_VALIDATION)
+    assert progress.read_metrics(model_dir)[-1]["eval_top1"] == pytest.approx(
+        correct / tiny_run.NUM_VALIDATION
+    )
 
 
 def test_started_again_when_done_does_nothing(finished, data_dir):
@@ -85,7 +114,9 @@ def test_started_again_when_done_does_nothing(finished, data_dir):
     before = tiny_run.saved_values(last_checkpoint(model_dir))
     lines = []
     assert train(tiny_run.make_config(), data_dir, model_dir, log=lines.append).step == 6
-    assert "going on from" in lines[0] and tiny_run.saved_values(last_checkpoint(model_dir)) == before
+    assert (
+        "going on from" in lines[0] and tiny_run.saved_values(last_checkpoint(model_dir)) == before
+    )
 
 
 def test_sigterm_saves_and_the_next_start_ends_with_the_same_bits(finished, data_dir, tmp_path):
@@ -97,14 +128,19 @@ def test_sigterm_saves_and_the_next_start_ends_with_the_same_bits(finished, data
     lines = []
     handler = signal.getsignal(signal.SIGTERM)
     result = train(tiny_run.make_config(), data_dir, tmp_path, log=interrupt)
-    assert (result.step, result.total_steps) == (3, 6) and "stopped by SIGTERM; step 3 of 6 is saved" in lines[-1]
+    assert (result.step, result.total_steps) == (
+        3,
+        6,
+    ) and "stopped by SIGTERM; step 3 of 6 is saved" in lines[-1]
     assert signal.getsignal(signal.SIGTERM) is handler
     assert last_checkpoint(tmp_path).endswith("ckpt-3")
     # Other boundaries than before: they are a matter of operation, not of what is computed.
     config = tiny_run.make_config()
     config.training.steps_per_loop = 1
     assert train(config, data_dir, tmp_path).step == 6
-    assert tiny_run.saved_values(last_checkpoint(tmp_path)) == tiny_run.saved_values(last_checkpoint(finished[0]))
+    assert tiny_run.saved_values(last_checkpoint(tmp_path)) == tiny_run.saved_values(
+        last_checkpoint(finished[0])
+    )
     assert [entry["step"] for entry in progress.read_metrics(str(tmp_path))] == [3, 4, 6, 6]
 
 
@@ -115,8 +151,9 @@ def test_a_model_dir_of_another_config(finished, data_dir):
     config.attack.epsilon, config.training.seed, config.training.keep_last = 2.0, 5, 9
     with pytest.raises(ConfigError) as error:
         train(config, data_dir, model_dir)
-    assert "`config.attack.epsilon` is 8.0 there and 2.0 here, `config.training.seed` is 0 there and 5 here." in str(
-        error.value
+    assert (
+        "`config.attack.epsilon` is 8.0 there and 2.0 here, `config.training.seed` is 0 there and 5 here."
+        in str(error.value)
     )
     assert "keep_last" not in str(error.value)
     assert tiny_run.saved_values(last_checkpoint(model_dir)) == before
@@ -126,7 +163,11 @@ def test_a_model_dir_of_another_config(finished, data_dir):
 @pytest.mark.parametrize("method", ["vanilla", pytest.param("adversarial", marks=pytest.mark.slow)])
 def test_rivals_with_accumulation_over_replicas(data_dir, tmp_path, method, two_replicas):
     config = tiny_run.make_config(method)
-    config.training.num_epochs, config.training.accumulation_steps, config.optimizer.ema_decay = 0.75, 5, 0.0
+    config.training.num_epochs, config.training.accumulation_steps, config.optimizer.ema_decay = (
+        0.75,
+        5,
+        0.0,
+    )
     assert train(config, data_dir, tmp_path, two_replicas).step == 3
     entries = progress.read_metrics(str(tmp_path))
     assert entries[-1]["eval_num_images"] == tiny_run.NUM_VALIDATION
@@ -144,7 +185,9 @@ def test_rivals_with_accumulation_over_replicas(data_dir, tmp_path, method, two_
         ("advprop", "float16", {"clean", "adversarial"}),
     ],
 )
-def test_other_methods_and_float16_over_replicas(data_dir, tmp_path, method, compute_dtype, views, two_replicas):
+def test_other_methods_and_float16_over_replicas(
+    data_dir, tmp_path, method, compute_dtype, views, two_replicas
+):
     config = tiny_run.make_config(method)
     config.training.num_epochs, config.optimizer.warmup_epochs = 0.5, 0.25
     config.model.compute_dtype = compute_dtype
@@ -157,13 +200,23 @@ def test_other_methods_and_float16_over_replicas(data_dir, tmp_path, method, com
 
 def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
     config = tiny_run.make_config("vanilla")
-    config.optimizer.name, config.optimizer.learning_rate_per_256, config.optimizer.warmup_epochs = "sgd", 1e3, 1.2
+    (
+        config.optimizer.name,
+        config.optimizer.learning_rate_per_256,
+        config.optimizer.warmup_epochs,
+    ) = "sgd", 1e3, 1.2
     config.optimizer.weight_decay = 1e3
     config.training.num_epochs, config.training.checkpoint_every_steps = 5, 1
     with pytest.raises((loop.TrainingError, checkpoints.CheckpointError)) as error:
         train(config, data_dir, tmp_path)
-    assert "not finite" in str(error.value) and "intact" in str(error.value) and "learning_rate_per_256" in str(error.value)
-    for path in tf.train.get_checkpoint_state(str(tmp_path / "checkpoints")).all_model_checkpoint_paths:
+    assert (
+        "not finite" in str(error.value)
+        and "intact" in str(error.value)
+        and "learning_rate_per_256" in str(error.value)
+    )
+    for path in tf.train.get_checkpoint_state(
+        str(tmp_path / "checkpoints")
+    ).all_model_checkpoint_paths:
         reader = tf.train.load_checkpoint(path)
         for name, dtype in reader.get_variable_to_dtype_map().items():
             assert not dtype.is_floating or np.isfinite(reader.get_tensor(name)).all(), (path, name)
@@ -171,8 +224,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
 
 def test_non_finite_steps_are_named():
     losses = np.array([1.0, np.nan, 2.0, np.inf], np.float32)
-    sums = {"clean_loss": np.ones(4, np.float32), "adversarial_loss": losses, "num_images": np.ones(4, np.float32)}
-    with pytest.raises(loop.TrainingError, match=r"not finite at steps 12, 14\. Nothing was saved after step 10"):
+    sums = {
+        "clean_loss": np.ones(4, np.float32),
+        "adversarial_loss": losses,
+        "num_images": np.ones(4, np.float32),
+    }
+    with pytest.raises(
+        loop.TrainingError, match=r"not finite at steps 12, 14\. Nothing was saved after step 10"
+    ):
         loop._check_losses(sums, 10, tiny_run.make_config())
 
 
@@ -187,18 +246,30 @@ def test_boundaries():
 
 def test_batches_and_groups_must_divide_by_replicas(data_dir, tmp_path):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"])
-    with pytest.raises(ConfigError, match=r"`config.training.global_batch_size` is 10, but must divide by the 3 replicas"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`config.training.global_batch_size` is 10, but must divide by the 3 replicas",
+    ):
         train(tiny_run.make_config(), data_dir, tmp_path, strategy)
     config = tiny_run.make_config()
     config.training.global_batch_size = 12
-    with pytest.raises(ConfigError, match=r"`config.training.eval_batch_size` is 16, but must divide by the 3 replicas"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`config.training.eval_batch_size` is 16, but must divide by the 3 replicas",
+    ):
         train(config, data_dir, tmp_path, strategy)
     config.training.eval_batch_size, config.model.batch_norm_group_size = 18, 2
-    with pytest.raises(ConfigError, match=r"`config.model.batch_norm_group_size` is 2 .* must divide the 3 replicas"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`config.model.batch_norm_group_size` is 2 .* must divide the 3 replicas",
+    ):
         train(config, data_dir, tmp_path, strategy)
     config.use_method("fast_advprop")
     config.training.global_batch_size = 6
-    with pytest.raises(ConfigError, match=r"`config.training.global_batch_size` is 6, but 'fast_advprop' makes 0.2 of the 2"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`config.training.global_batch_size` is 6, but 'fast_advprop' makes 0.2 of the 2",
+    ):
         train(config, data_dir, tmp_path, strategy)
     assert not list(tmp_path.iterdir())
 
@@ -212,16 +283,29 @@ GOOD = tiny_run.examples(20, 0)
 FOREIGN = tf.train.Example(features=tf.train.Features(feature={})).SerializeToString()
 BAD_DATA = {
     "label out of range": (
-        [*GOOD[:-1], records.make_example(tf.io.encode_png(tf.zeros([32, 32, 3], tf.uint8)).numpy(), 4)],
+        [
+            *GOOD[:-1],
+            records.make_example(tf.io.encode_png(tf.zeros([32, 32, 3], tf.uint8)).numpy(), 4),
+        ],
         "its label 5",
     ),
     "no feature": ([*GOOD[:-1], FOREIGN], "no feature 'image/encoded'"),
-    "unreadable image": ([*GOOD[:-1], records.make_example(b"no image", 0)], "its image cannot be decoded"),
+    "unreadable image": (
+        [*GOOD[:-1], records.make_example(b"no image", 0)],
+        "its image cannot be decoded",
+    ),
 }
 
 
 @pytest.mark.parametrize(
-    "kind", ["label out of range", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("no feature", "unreadable image"))]
+    "kind",
+    [
+        "label out of range",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("no feature", "unreadable image")
+        ),
+    ],
 )
 def test_bad_records_are_named(tmp_path, kind):
     rows, message = BAD_DATA[kind]

@@ -7,7 +7,9 @@ def test_grows_after_so_many_finite_steps_and_shrinks_at_once():
     # The rule of Keras's LossScaleOptimizer, whose own state this follows step by step.
     flags = [True, True, True, True, False, True, True, True, False, False, True]
     ours = LossScale(initial=8.0, growth_steps=3)
-    keras = tf.keras.mixed_precision.LossScaleOptimizer(tf.keras.optimizers.SGD(), initial_scale=8.0, dynamic_growth_steps=3)
+    keras = tf.keras.mixed_precision.LossScaleOptimizer(
+        tf.keras.optimizers.SGD(), initial_scale=8.0, dynamic_growth_steps=3
+    )
     weight = tf.Variable(1.0)
     keras.build([weight])
     for is_finite in flags:

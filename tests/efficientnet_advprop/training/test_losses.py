@@ -18,9 +18,16 @@ def test_cross_entropy_is_the_official_one(case, soft, smoothing):
         tape.watch(logits)
         per_example = losses.cross_entropy(labels, logits, float(smoothing))
         mean = tf.reduce_mean(per_example)
-    np.testing.assert_allclose(per_example, numbers[f"{prefix}loss_per_example_ls{smoothing}"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        per_example, numbers[f"{prefix}loss_per_example_ls{smoothing}"], rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_allclose(mean, numbers[f"{prefix}loss_mean_ls{smoothing}"], rtol=1e-6)
-    np.testing.assert_allclose(tape.gradient(mean, logits), numbers[f"{prefix}grad_logits_ls{smoothing}"], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        tape.gradient(mean, logits),
+        numbers[f"{prefix}grad_logits_ls{smoothing}"],
+        rtol=1e-4,
+        atol=1e-7,
+    )
 
 
 def test_weight_decay_covers_the_official_variables_and_no_auxiliary_ones():
@@ -28,7 +35,15 @@ def test_weight_decay_covers_the_official_variables_and_no_auxiliary_ones():
     covered = {name for name, *_, trainable in variables if trainable and losses.is_decayed(name)}
     assert covered == set(golden("optim.json")["weight_decay"]["included"])
     tiny = make_tiny(aux_branches=2)
-    decayed = [variable for variable in tiny.trainable_variables if losses.is_decayed(variable.name)]
-    assert decayed and not any("aux" in variable.name or "gamma" in variable.name for variable in decayed)
-    wanted = 0.01 * sum(0.5 * float((variable.numpy().astype(np.float64) ** 2).sum()) for variable in decayed)
-    np.testing.assert_allclose(losses.weight_decay_loss(tiny.trainable_variables, 0.01), wanted, rtol=1e-5)
+    decayed = [
+        variable for variable in tiny.trainable_variables if losses.is_decayed(variable.name)
+    ]
+    assert decayed and not any(
+        "aux" in variable.name or "gamma" in variable.name for variable in decayed
+    )
+    wanted = 0.01 * sum(
+        0.5 * float((variable.numpy().astype(np.float64) ** 2).sum()) for variable in decayed
+    )
+    np.testing.assert_allclose(
+        losses.weight_decay_loss(tiny.trainable_variables, 0.01), wanted, rtol=1e-5
+    )

@@ -5,7 +5,11 @@ import tensorflow as tf
 from efficientnet_advprop.training import optimizers
 from tests.conftest import golden
 
-SLOTS = {"rmsprop": {"rms": "mean_squares", "momentum": "momenta"}, "momentum": {"momentum": "momenta"}, "sgd": {}}
+SLOTS = {
+    "rmsprop": {"rms": "mean_squares", "momentum": "momenta"},
+    "momentum": {"momentum": "momenta"},
+    "sgd": {},
+}
 
 
 @pytest.mark.parametrize("rates", ["const", "varying"])
@@ -19,13 +23,20 @@ def test_twenty_official_updates(name, rates, compiled):
     update = tf.function(optimizer.apply, jit_compile=compiled)
     for t in range(facts["steps"]):
         rate = facts["constant_lr"] if rates == "const" else numbers["opt_lr_varying"][t]
-        update([tf.constant(numbers[f"opt_grads_{key}"][t]) for key in keys], tf.constant(rate, tf.float32))
+        update(
+            [tf.constant(numbers[f"opt_grads_{key}"][t]) for key in keys],
+            tf.constant(rate, tf.float32),
+        )
         for index, key in enumerate(keys):
             wanted = numbers[f"opt_{name}_{rates}_var_{key}"][t]
-            np.testing.assert_allclose(variables[index], wanted, rtol=5e-6, atol=1e-6, err_msg=f"{key} after {t + 1}")
+            np.testing.assert_allclose(
+                variables[index], wanted, rtol=5e-6, atol=1e-6, err_msg=f"{key} after {t + 1}"
+            )
             for slot, attribute in SLOTS[name].items():
                 wanted = numbers[f"opt_{name}_{rates}_{slot}_{key}"][t]
-                np.testing.assert_allclose(getattr(optimizer, attribute)[index], wanted, rtol=5e-6, atol=1e-6)
+                np.testing.assert_allclose(
+                    getattr(optimizer, attribute)[index], wanted, rtol=5e-6, atol=1e-6
+                )
 
 
 def test_slots_start_and_are_called_as_in_the_official_checkpoints():

@@ -10,7 +10,12 @@ from efficientnet_advprop.training import progress
 def make_progress(model_dir, start_step=0, lines=None):
     log = (lambda line: None) if lines is None else lines.append
     return progress.Progress(
-        str(model_dir), start_step=start_step, total_steps=1000, steps_per_epoch=100, global_batch_size=50, log=log
+        str(model_dir),
+        start_step=start_step,
+        total_steps=1000,
+        steps_per_epoch=100,
+        global_batch_size=50,
+        log=log,
     )
 
 
@@ -22,7 +27,14 @@ def test_speed_and_remaining_time_leave_out_the_first_loop(tmp_path):
     assert "images/s" not in lines[0] and "ETA" not in lines[0]
     reports.add_time(20, 10.0)  # 2 steps of 50 images a second; 970 steps are left
     reports.report_training(
-        30, {"clean_loss": 2.0, "clean_accuracy": 0.5, "adversarial_loss": 3.0, "adversarial_accuracy": 0.25}, 0.1
+        30,
+        {
+            "clean_loss": 2.0,
+            "clean_accuracy": 0.5,
+            "adversarial_loss": 3.0,
+            "adversarial_accuracy": 0.25,
+        },
+        0.1,
     )
     assert "100 images/s  ETA 8 min 05 s" in lines[1]
     assert "loss 2.000 adversarial 3.000  accuracy 50.0 % adversarial 25.0 %  lr 0.1" in lines[1]
@@ -42,7 +54,11 @@ def test_reports_after_the_restored_step_are_dropped(tmp_path):
     reports.report_evaluation(30, 0.75, 0.9, 100, True)
     reports.close()
     entries = progress.read_metrics(str(tmp_path))
-    assert [(entry["step"], entry["eval_top1"]) for entry in entries] == [(10, 0.5), (20, 0.5), (30, 0.75)]
+    assert [(entry["step"], entry["eval_top1"]) for entry in entries] == [
+        (10, 0.5),
+        (20, 0.5),
+        (30, 0.75),
+    ]
 
 
 def test_picture_grid():
@@ -53,7 +69,9 @@ def test_picture_grid():
     grid = progress.picture_grid(images, adversarial).numpy()
     assert grid.shape == (6, 12, 3) and grid.dtype == np.uint8
     assert (grid[:, :4] == 100).all()
-    assert grid[0, 4, 0] == 160 and grid[1, 4, 0] == 128  # 127.5 + 16·2 = 159.5; no perturbation is middle gray
+    assert (
+        grid[0, 4, 0] == 160 and grid[1, 4, 0] == 128
+    )  # 127.5 + 16·2 = 159.5; no perturbation is middle gray
     assert grid[5, 7, 2] == 0  # 127.5 − 320, clipped
     assert grid[0, 8, 0] == 102 and grid[5, 11, 2] == 80
 
@@ -63,7 +81,11 @@ def test_pictures_reach_tensorboard(tmp_path):
     reports.show_pictures(7, tf.zeros([2, 8, 8, 3]), tf.ones([2, 8, 8, 3]))
     reports.close()
     (events,) = (tmp_path / "summaries").iterdir()
-    shown = [(event.step, value) for event in tf.compat.v1.train.summary_iterator(str(events)) for value in event.summary.value]
+    shown = [
+        (event.step, value)
+        for event in tf.compat.v1.train.summary_iterator(str(events))
+        for value in event.summary.value
+    ]
     ((step, value),) = shown
     width, height, png = value.tensor.string_val
     assert (step, width, height) == (7, b"24", b"16")

@@ -26,10 +26,14 @@ def train_on(num_replicas, method, folder):
 @pytest.mark.parametrize("method", ["vanilla", "advprop"])
 def test_replicas_at_the_same_global_batch(tmp_path, method):
     one, *others = (train_on(num_replicas, method, tmp_path) for num_replicas in (1, 2, 4))
-    moved = [name for name in one.files if name.endswith("kernel:0") and not name.startswith("step")]
+    moved = [
+        name for name in one.files if name.endswith("kernel:0") and not name.startswith("step")
+    ]
     assert len(moved) > 10 and np.isfinite(one["step 2 clean_loss"])
     for other in others:
         assert set(other.files) == set(one.files)
         for name in one.files:
             largest = max(1.0, float(np.abs(one[name]).max()))
-            np.testing.assert_allclose(other[name], one[name], atol=2e-3 * largest, rtol=0, err_msg=name)
+            np.testing.assert_allclose(
+                other[name], one[name], atol=2e-3 * largest, rtol=0, err_msg=name
+            )

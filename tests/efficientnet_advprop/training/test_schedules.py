@@ -7,7 +7,15 @@ from tests.conftest import golden
 
 
 @pytest.mark.parametrize(
-    "name", ["exponential", "exponential_nowarmup", "exponential_imagenet", "exponential_imagenet_big", "cosine", "constant"]
+    "name",
+    [
+        "exponential",
+        "exponential_nowarmup",
+        "exponential_imagenet",
+        "exponential_imagenet_big",
+        "cosine",
+        "constant",
+    ],
 )
 @pytest.mark.parametrize("compiled", [False, True])
 def test_rates_are_the_official_ones(name, compiled):
@@ -20,14 +28,20 @@ def test_rates_are_the_official_ones(name, compiled):
     at = tf.function(rate, jit_compile=compiled)
     steps = numbers[f"lr_{name}_steps" if name.endswith("_big") else "lr_steps"]
     found = [float(at(tf.constant(step))) for step in steps]
-    np.testing.assert_allclose(found, numbers[f"lr_{name}"], rtol=2e-6, atol=2e-7 if name == "cosine" else 0)
+    np.testing.assert_allclose(
+        found, numbers[f"lr_{name}"], rtol=2e-6, atol=2e-7 if name == "cosine" else 0
+    )
 
 
 def test_piecewise_falls_at_its_epochs():
     # Mei et al.: a tenth at epochs 30, 60, 90 and 100.
-    rate = LearningRate(0.1, 10.0, "piecewise", 0.1, warmup_epochs=0.0, decay_at_epochs=(30.0, 60.0, 90.0, 100.0))
+    rate = LearningRate(
+        0.1, 10.0, "piecewise", 0.1, warmup_epochs=0.0, decay_at_epochs=(30.0, 60.0, 90.0, 100.0)
+    )
     at = {0: 0.1, 299: 0.1, 300: 0.01, 599: 0.01, 600: 1e-3, 900: 1e-4, 1000: 1e-5, 1049: 1e-5}
-    np.testing.assert_allclose([float(rate(tf.constant(step))) for step in at], list(at.values()), rtol=1e-5)
+    np.testing.assert_allclose(
+        [float(rate(tf.constant(step))) for step in at], list(at.values()), rtol=1e-5
+    )
 
 
 def test_refused_arguments_are_named():

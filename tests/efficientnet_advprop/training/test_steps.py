@@ -8,14 +8,15 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, UniformNoise
 from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.methods import METHODS, Method, Pass
 from efficientnet_advprop.training import losses, optimizers, programs, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.loss_scale import LossScale
-from efficientnet_advprop.training.methods import METHODS, Method, Pass
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import Role, TrainState, averaged_variables, role_of
 from tests.conftest import golden, load_tiny, make_tiny
-from tpu_utils import environment, randomness, tpu_compiler
+from tpu_utils.compiler import tpu_compiler
+from tpu_utils.replicas import environment, randomness
 
 SIZE = 32  # pixels: tracing costs the same, computing less
 RATE_ONE = LearningRate(1.0, 1.0, "constant", warmup_epochs=0)
@@ -32,7 +33,11 @@ def batch(count=4, seed=0):
 def make_state(**overrides):
     model = make_tiny(**overrides)
     load_tiny(model.variables)
-    return TrainState(model, optimizers.SGD(model.trainable_variables), ExponentialMovingAverage(averaged_variables(model)))
+    return TrainState(
+        model,
+        optimizers.SGD(model.trainable_variables),
+        ExponentialMovingAverage(averaged_variables(model)),
+    )
 
 
 def values(state):
@@ -61,22 +66,36 @@ def test_follows_the_official_training_graph(name):
         )
     )  # fmt: skip
     slots = [slot for kind in ("mean_squares", "momenta") for slot in getattr(optimizer, kind, [])]
-    found = {variable.name.split(":")[0]: variable for variable in [*model.variables, *ema.shadows, *slots]}
+    found = {
+        variable.name.split(":")[0]: variable
+        for variable in [*model.variables, *ema.shadows, *slots]
+    }
     prefix = f"step_{name}__"
     recorded_names = [key for key in numbers.files if key.startswith(prefix)]
     assert len(recorded_names) > 20
     for t in range(recorded["steps"]):
         order = numbers[f"step_{name}_batch_order"][t]
         decay = losses.weight_decay_loss(model.trainable_variables, setting["weight_decay"])
-        sums = train_step({"images": tf.constant(numbers["images"][order]), "labels": tf.constant(numbers["labels"][order])})
-        np.testing.assert_allclose(sums["clean_loss"] / 6 + decay, numbers[f"step_{name}_loss"][t], rtol=2e-5)
+        sums = train_step(
+            {
+                "images": tf.constant(numbers["images"][order]),
+                "labels": tf.constant(numbers["labels"][order]),
+            }
+        )
+        np.testing.assert_allclose(
+            sums["clean_loss"] / 6 + decay, numbers[f"step_{name}_loss"][t], rtol=2e-5
+        )
         for key in recorded_names:
             wanted = numbers[key][t]
             # 3e-5 of the largest value is the official code's own float noise between two TensorFlow versions; the momenta
             # after one step are a single gradient's rounding, which the README puts at the same 3e-5 and which measured
             # 4.7e-5 here.
             np.testing.assert_allclose(
-                found[key.removeprefix(prefix).replace("|", "/")], wanted, rtol=0, atol=6e-5 * np.abs(wanted).max(), err_msg=key
+                found[key.removeprefix(prefix).replace("|", "/")],
+                wanted,
+                rtol=0,
+                atol=6e-5 * np.abs(wanted).max(),
+                err_msg=key,
             )
     assert int(state.step) == recorded["global_step_after_each"][-1]
 
@@ -104,7 +123,13 @@ def one_advprop_step():
         return outputs["adversarial_images"]
 
     train_step = steps.make_train_step(
-        "advprop", state, RATE_ONE, global_batch_size=4, attack=spying_attack, label_smoothing=0.1, weight_decay=1e-2
+        "advprop",
+        state,
+        RATE_ONE,
+        global_batch_size=4,
+        attack=spying_attack,
+        label_smoothing=0.1,
+        weight_decay=1e-2,
     )
 
     @tf.function
@@ -129,7 +154,9 @@ def test_advprop_is_the_sum_of_both_losses_gradients_and_of_weight_decay():
     data, before, sums, adversarial_images, _, after = one_advprop_step()
     model = model_as_before()
     clean, clean_loss = gradients_by_hand(model, data["images"], data["labels"], "main")
-    adversarial, adversarial_loss = gradients_by_hand(model, adversarial_images, data["labels"], "aux")
+    adversarial, adversarial_loss = gradients_by_hand(
+        model, adversarial_images, data["labels"], "aux"
+    )
     np.testing.assert_allclose(sums["clean_loss"] / 4, clean_loss, rtol=1e-4)
     np.testing.assert_allclose(sums["adversarial_loss"] / 4, adversarial_loss, rtol=1e-4)
     for variable, first, second in zip(model.trainable_variables, clean, adversarial):
@@ -141,7 +168,9 @@ def test_advprop_is_the_sum_of_both_losses_gradients_and_of_weight_decay():
         if role is Role.SHARED:
             total += 1e-2 * before[variable.name]
         moved = before[variable.name] - after[variable.name]
-        scale = max(np.abs(total).max(), 0.1)  # a shift before the next batch norm has no gradient but rounding
+        scale = max(
+            np.abs(total).max(), 0.1
+        )  # a shift before the next batch norm has no gradient but rounding
         np.testing.assert_allclose(moved, total, rtol=0, atol=3e-4 * scale, err_msg=variable.name)
 
 
@@ -155,7 +184,9 @@ def test_each_branchs_statistics_move_once_by_its_own_images():
         assert moved
         for variable in moved:
             assert not np.array_equal(after[variable.name], before[variable.name])
-            np.testing.assert_allclose(after[variable.name], variable, rtol=1e-4, atol=1e-5, err_msg=variable.name)
+            np.testing.assert_allclose(
+                after[variable.name], variable, rtol=1e-4, atol=1e-5, err_msg=variable.name
+            )
 
 
 def test_the_step_attacks_the_auxiliary_branch_in_inference_mode():
@@ -182,15 +213,25 @@ def test_the_attack_goes_through_the_auxiliary_branch_and_changes_nothing(statis
             variable.assign(variable * 0.7 + 0.1)
     before = values(state)
     network = steps.attacked_network(state.model, "aux", statistics)
-    adversarial_images = PGD(2.0, 1.0, 2, random_start=0.0, targeted=False)(network, images, data["labels"])
+    adversarial_images = PGD(2.0, 1.0, 2, random_start=0.0, targeted=False)(
+        network, images, data["labels"]
+    )
     for name, value in values(state).items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
-    main_free = make_tiny(aux_branches=0)  # the auxiliary branch's values where only they can be used
-    held = {v.name.replace("/aux/", "/"): v for v in state.model.variables if role_of(v.name) is not Role.MAIN}
+    main_free = make_tiny(
+        aux_branches=0
+    )  # the auxiliary branch's values where only they can be used
+    held = {
+        v.name.replace("/aux/", "/"): v
+        for v in state.model.variables
+        if role_of(v.name) is not Role.MAIN
+    }
     for variable in main_free.variables:
         variable.assign(held[variable.name])
     wanted = PGD(2.0, 1.0, 2, random_start=0.0, targeted=False)(
-        lambda x: main_free(x, training=statistics == "batch", update_statistics=False), images, data["labels"]
+        lambda x: main_free(x, training=statistics == "batch", update_statistics=False),
+        images,
+        data["labels"],
     )
     assert np.mean(np.abs(adversarial_images - wanted) > 1e-3) < 1e-3
 
@@ -201,7 +242,9 @@ def test_adversarial_training_mixes_both_in_one_batch_of_the_main_branch():
     images = tf.cast(data["images"], tf.float32)
     adversarial_images = attack(lambda x: state.model(x), images, data["labels"])
     before = values(state)
-    train_step = steps.make_train_step("adversarial", state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0)
+    train_step = steps.make_train_step(
+        "adversarial", state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0
+    )
     sums = tf.function(train_step)(data)
     model = make_tiny(aux_branches=0)
     load_tiny(model.variables)
@@ -212,21 +255,30 @@ def test_adversarial_training_mixes_both_in_one_batch_of_the_main_branch():
     for variable, gradient in zip(model.trainable_variables, gradients):
         wanted = 2.0 * gradient.numpy()  # a sum of two means over 4, not a mean over 8
         moved = before[variable.name] - after[variable.name]
-        np.testing.assert_allclose(moved, wanted, rtol=0, atol=3e-4 * max(np.abs(wanted).max(), 0.3), err_msg=variable.name)
+        np.testing.assert_allclose(
+            moved, wanted, rtol=0, atol=3e-4 * max(np.abs(wanted).max(), 0.3), err_msg=variable.name
+        )
 
 
 def assert_moved_by(before, after, trained, gradients, tolerance=1e-3):
     """That SGD with rate 1 moved each of `trained` by its gradient. In batches of few images rounding grows."""
     for variable, gradient in zip(trained, gradients):
-        moved, scale = before[variable.name] - after[variable.name], max(np.abs(gradient).max(), 0.3)
-        np.testing.assert_allclose(moved, gradient, rtol=0, atol=tolerance * scale, err_msg=variable.name)
+        moved, scale = (
+            before[variable.name] - after[variable.name],
+            max(np.abs(gradient).max(), 0.3),
+        )
+        np.testing.assert_allclose(
+            moved, gradient, rtol=0, atol=tolerance * scale, err_msg=variable.name
+        )
 
 
 def assert_statistics(model, after):
     """That the running statistics of `model` are those in `after`."""
     for variable in model.variables:
         if "moving" in variable.name:
-            np.testing.assert_allclose(after[variable.name], variable, rtol=1e-4, atol=1e-5, err_msg=variable.name)
+            np.testing.assert_allclose(
+                after[variable.name], variable, rtol=1e-4, atol=1e-5, err_msg=variable.name
+            )
 
 
 def test_fine_grained_advprop_and_more_branches_by_hand():
@@ -241,7 +293,9 @@ def test_fine_grained_advprop_and_more_branches_by_hand():
     train_step = steps.make_train_step(
         method, state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0
     )  # fmt: skip
-    sums, adversarial_images = tf.function(lambda data: (train_step(data), seen["adversarial"]))(data)
+    sums, adversarial_images = tf.function(lambda data: (train_step(data), seen["adversarial"]))(
+        data
+    )
     model = make_tiny(aux_branches=3)
     load_tiny(model.variables)
     totals = [0.0 for _ in model.trainable_variables]
@@ -251,7 +305,9 @@ def test_fine_grained_advprop_and_more_branches_by_hand():
     ]  # fmt: skip
     for view, images, branch, weight in shown:
         gradients, loss = gradients_by_hand(model, images, data["labels"], branch)
-        totals = [total if own is None else total + weight * own for total, own in zip(totals, gradients)]
+        totals = [
+            total if own is None else total + weight * own for total, own in zip(totals, gradients)
+        ]
         np.testing.assert_allclose(sums[f"{view}_loss"] / 4, loss, rtol=1e-4)
     assert_moved_by(before, values(state), model.trainable_variables, totals)
     assert_statistics(model, values(state))
@@ -269,16 +325,27 @@ def test_fast_advprop_by_hand():
     attack = SpyingPGD(4.0, 4.0, 1, targeted=False, random_start=1.0)
     before = values(state)
     train_step = steps.make_train_step(
-        "fast_advprop", state, RATE_ONE, global_batch_size=30, attack=attack, attack_statistics="batch", weight_decay=0.0
+        "fast_advprop",
+        state,
+        RATE_ONE,
+        global_batch_size=30,
+        attack=attack,
+        attack_statistics="batch",
+        weight_decay=0.0,
     )
     sums, found = tf.function(lambda data: (train_step(data), dict(seen)))(data)
     # A fifth of the batch, whichever it is, and its labels; the others stay clean.
     all_images = tf.cast(data["images"], tf.float32)
-    chosen = [int(np.flatnonzero((all_images == image).numpy().all((1, 2, 3)))[0]) for image in found["images"]]
+    chosen = [
+        int(np.flatnonzero((all_images == image).numpy().all((1, 2, 3)))[0])
+        for image in found["images"]
+    ]
     others = np.setdiff1d(np.arange(30), chosen)
     assert len(set(chosen)) == 6
     labels = tf.gather(data["labels"], chosen)
-    assert 1.9 < np.abs(found["noisy"] - found["images"]).mean() + 0.15 < 2.2  # uniform in ±4, clipped at 0 and 255
+    assert (
+        1.9 < np.abs(found["noisy"] - found["images"]).mean() + 0.15 < 2.2
+    )  # uniform in ±4, clipped at 0 and 255
 
     model = make_tiny()
     load_tiny(model.variables)
@@ -295,12 +362,16 @@ def test_fast_advprop_by_hand():
     clean_gradients, clean_loss = gradients_by_hand(
         model, tf.gather(all_images, others), tf.gather(data["labels"], others), "main"
     )
-    adversarial_gradients, adversarial_loss = gradients_by_hand(model, found["adversarial"], labels, "aux")
+    adversarial_gradients, adversarial_loss = gradients_by_hand(
+        model, found["adversarial"], labels, "aux"
+    )
     np.testing.assert_allclose(sums["clean_loss"] / 30, clean_loss, rtol=1e-3)
     np.testing.assert_allclose(sums["adversarial_loss"] / 30, adversarial_loss, rtol=1e-3)
     # Weights 1, ½, ½; each variable's sum over the images that it saw, divided by their weighted number.
     wanted = []
-    for variable, clean, noisy, adversarial in zip(trained, clean_gradients, noisy_gradients, adversarial_gradients):
+    for variable, clean, noisy, adversarial in zip(
+        trained, clean_gradients, noisy_gradients, adversarial_gradients
+    ):
         role = role_of(variable.name)
         if role is Role.MAIN:
             assert noisy is None and adversarial is None
@@ -309,7 +380,9 @@ def test_fast_advprop_by_hand():
             assert clean is None
             wanted.append((0.5 * noisy + 0.5 * 6 * adversarial) / (0.5 * 6 + 0.5 * 6))
         else:
-            wanted.append((24 * clean + 0.5 * noisy + 0.5 * 6 * adversarial) / (24 + 0.5 * 6 + 0.5 * 6))
+            wanted.append(
+                (24 * clean + 0.5 * noisy + 0.5 * 6 * adversarial) / (24 + 0.5 * 6 + 0.5 * 6)
+            )
     assert_moved_by(before, values(state), trained, wanted)
     assert_statistics(model, values(state))  # the noisy pass moved none
 
@@ -327,24 +400,34 @@ def test_images_are_shuffled_over_replicas_with_their_labels(two_replicas):
 
     images, labels = (np.stack(two_replicas.experimental_local_results(values)) for values in run())
     np.testing.assert_array_equal(images.reshape(2, 8), labels)
-    assert sorted(labels.ravel()) == list(range(16)) and ((labels < 8).sum(1) == 4).all()  # half of each replica's
+    assert (
+        sorted(labels.ravel()) == list(range(16)) and ((labels < 8).sum(1) == 4).all()
+    )  # half of each replica's
     assert not (np.diff(labels) > 0).all(1).any()
 
 
 def test_class_weights_for_labels():
     state, data = make_state(aux_branches=0), batch()
     before = values(state)
-    train_step = tf.function(steps.make_train_step("vanilla", state, RATE_ONE, global_batch_size=4, weight_decay=0.0))
+    train_step = tf.function(
+        steps.make_train_step("vanilla", state, RATE_ONE, global_batch_size=4, weight_decay=0.0)
+    )
     other = (data["labels"] + 3) % 10
     weights = 0.75 * tf.one_hot(data["labels"], 10) + 0.25 * tf.one_hot(other, 10)
     sums = train_step({"images": data["images"], "labels": weights})
     model = make_tiny(aux_branches=0)
     load_tiny(model.variables)
     (first, first_loss), (second, second_loss) = (
-        gradients_by_hand(model, data["images"], labels, "main") for labels in (data["labels"], other)
+        gradients_by_hand(model, data["images"], labels, "main")
+        for labels in (data["labels"], other)
     )
-    np.testing.assert_allclose(sums["clean_loss"] / 4, 0.75 * first_loss + 0.25 * second_loss, rtol=1e-4)
-    hits = tf.argmax(model(data["images"], training=True, update_statistics=False), -1, tf.int32) == data["labels"]
+    np.testing.assert_allclose(
+        sums["clean_loss"] / 4, 0.75 * first_loss + 0.25 * second_loss, rtol=1e-4
+    )
+    hits = (
+        tf.argmax(model(data["images"], training=True, update_statistics=False), -1, tf.int32)
+        == data["labels"]
+    )
     assert sums["clean_correct"] == np.sum(hits)
     totals = [0.75 * a + 0.25 * b for a, b in zip(first, second)]
     assert_moved_by(before, values(state), model.trainable_variables, totals)
@@ -353,7 +436,9 @@ def test_class_weights_for_labels():
 def test_the_loss_scale_cancels_and_an_update_that_overflows_is_left_out():
     state, data = make_state(aux_branches=0), batch()
     state.loss_scale = LossScale(initial=2.0**15)
-    train_step = tf.function(steps.make_train_step("vanilla", state, RATE_ONE, global_batch_size=4, weight_decay=0.0))
+    train_step = tf.function(
+        steps.make_train_step("vanilla", state, RATE_ONE, global_batch_size=4, weight_decay=0.0)
+    )
     model = make_tiny(aux_branches=0)
     load_tiny(model.variables)
     gradients, _ = gradients_by_hand(model, data["images"], data["labels"], "main")
@@ -378,14 +463,28 @@ def test_the_loss_scale_cancels_and_an_update_that_overflows_is_left_out():
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 def test_an_attack_with_running_statistics_adds_no_collective(statistics):
     config = ExperimentConfig()
-    config.model.width_coefficient, config.model.depth_coefficient, config.data.image_size = 0.25, 0.3, SIZE
-    config.model.batch_norm_group_size, config.attack.statistics, config.attack.num_steps = 2, statistics, 2
+    config.model.width_coefficient, config.model.depth_coefficient, config.data.image_size = (
+        0.25,
+        0.3,
+        SIZE,
+    )
+    config.model.batch_norm_group_size, config.attack.statistics, config.attack.num_steps = (
+        2,
+        statistics,
+        2,
+    )
     program = tpu_compiler.lower(*programs.attack(config, 4), num_replicas=2, stage="hlo")
-    found = [line for line in program.splitlines() if " all-reduce(" in line and "random_words" not in line]  # their stand-in
+    found = [
+        line
+        for line in program.splitlines()
+        if " all-reduce(" in line and "random_words" not in line
+    ]  # their stand-in
     assert bool(found) == (statistics == "batch")
 
 
-@pytest.mark.parametrize("group_size, accumulation_steps", [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "group_size, accumulation_steps", [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow)]
+)
 def test_statistics_are_the_replicas_mean(group_size, accumulation_steps, two_replicas):
     """Two replicas of two images per part; in groups of two a part is what one device sees as four."""
     data, parts = batch(4 * accumulation_steps), accumulation_steps
@@ -393,11 +492,19 @@ def test_statistics_are_the_replicas_mean(group_size, accumulation_steps, two_re
         state = make_state(aux_branches=0, batch_norm_group_size=group_size)
     before = values(state)
     train_step = steps.make_train_step(
-        "vanilla", state, RATE_ONE, global_batch_size=4 * parts, accumulation_steps=parts, weight_decay=0.0
+        "vanilla",
+        state,
+        RATE_ONE,
+        global_batch_size=4 * parts,
+        accumulation_steps=parts,
+        weight_decay=0.0,
     )
 
     def share():  # of each part, half
-        own = {k: tf.reshape(v, [parts, 2, 2, *v.shape[1:]])[:, environment.current().replica_id] for k, v in data.items()}
+        own = {
+            k: tf.reshape(v, [parts, 2, 2, *v.shape[1:]])[:, environment.current().replica_id]
+            for k, v in data.items()
+        }
         return train_step({k: tf.reshape(v, [2 * parts, *v.shape[2:]]) for k, v in own.items()})
 
     tf.function(lambda: two_replicas.run(share))()
@@ -410,18 +517,25 @@ def test_statistics_are_the_replicas_mean(group_size, accumulation_steps, two_re
             load_tiny(one.variables)  # the replicas start from the same
         rows = slice(start, start + seen_together)
         gradients, _ = gradients_by_hand(one, data["images"][rows], data["labels"][rows], "main")
-        totals = [total + gradient * seen_together / (4 * parts) for total, gradient in zip(totals, gradients)]
+        totals = [
+            total + gradient * seen_together / (4 * parts)
+            for total, gradient in zip(totals, gradients)
+        ]
         sums = {v.name: sums[v.name] + v.numpy() for v in one.variables}
     for variable in state.model.variables:
         if "moving" in variable.name:
             local = [value.numpy() for value in two_replicas.experimental_local_results(variable)]
             np.testing.assert_array_equal(local[0], local[1], err_msg=variable.name)
     wanted = (
-        {name: value / 2 for name, value in sums.items()} if group_size == 1 else {v.name: v.numpy() for v in one.variables}
+        {name: value / 2 for name, value in sums.items()}
+        if group_size == 1
+        else {v.name: v.numpy() for v in one.variables}
     )
     for variable in state.model.variables:
         if "moving" in variable.name:
-            np.testing.assert_allclose(variable.numpy(), wanted[variable.name], rtol=1e-4, atol=1e-5, err_msg=variable.name)
+            np.testing.assert_allclose(
+                variable.numpy(), wanted[variable.name], rtol=1e-4, atol=1e-5, err_msg=variable.name
+            )
     assert_moved_by(before, values(state), one.trainable_variables, totals, tolerance=5e-2)
 
 
@@ -441,7 +555,9 @@ def test_random_numbers_differ_by_replica_and_step_and_not_by_restart(two_replic
         tf.raw_ops.AssignVariableOp(resource=drawn.handle, value=seed)
         return images
 
-    train_step = steps.make_train_step("advprop", state, RATE_ONE, global_batch_size=4, attack=attack, seed=7)
+    train_step = steps.make_train_step(
+        "advprop", state, RATE_ONE, global_batch_size=4, attack=attack, seed=7
+    )
     step = tf.function(lambda: two_replicas.run(train_step, args=(data,)), autograph=False)
     seeds = {}
     for number in (0, 1, 1_000_000, 0):  # the last as after a restart
@@ -452,11 +568,17 @@ def test_random_numbers_differ_by_replica_and_step_and_not_by_restart(two_replic
             seed = tuple(value.numpy())
             assert seeds.setdefault((number, replica), seed) == seed
     wanted = {
-        key: tuple(randomness.fold_in(randomness.fold_in(tf.constant([7, 0]), key[0]), key[1]).numpy()) for key in seeds
+        key: tuple(
+            randomness.fold_in(randomness.fold_in(tf.constant([7, 0]), key[0]), key[1]).numpy()
+        )
+        for key in seeds
     }
     assert len(set(wanted.values())) == 6
     # The step's own splits into those of the clean pass, the attack and the adversarial pass.
-    assert seeds == {key: tuple(randomness.split(tf.constant(value), 3)[1].numpy()) for key, value in wanted.items()}
+    assert seeds == {
+        key: tuple(randomness.split(tf.constant(value), 3)[1].numpy())
+        for key, value in wanted.items()
+    }
 
 
 @pytest.mark.parametrize("num_replicas, accumulation_steps", [(2, 1), (1, 2)])
@@ -472,7 +594,11 @@ def test_shares_add_up_to_the_whole(num_replicas, accumulation_steps, two_replic
                 if isinstance(layer, tf.keras.layers.BatchNormalization):
                     layer.trainable = False
             trained = model.trainable_variables
-            state = TrainState(model, optimizers.RMSProp(trained), ExponentialMovingAverage(averaged_variables(model)))
+            state = TrainState(
+                model,
+                optimizers.RMSProp(trained),
+                ExponentialMovingAverage(averaged_variables(model)),
+            )
         train_step = steps.make_train_step(
             "vanilla", state, LearningRate(0.1, 1.0, "constant", warmup_epochs=0), global_batch_size=4,
             accumulation_steps=accumulation_steps,
@@ -484,7 +610,10 @@ def test_shares_add_up_to_the_whole(num_replicas, accumulation_steps, two_replic
                 count = 4 // strategy.num_replicas_in_sync
                 start = environment.current().replica_id * count
                 return train_step(
-                    {k: tf.ensure_shape(v[start : start + count], [count, *v.shape[1:]]) for k, v in data.items()}
+                    {
+                        k: tf.ensure_shape(v[start : start + count], [count, *v.shape[1:]])
+                        for k, v in data.items()
+                    }
                 )
 
             sums = strategy.run(share)
@@ -505,7 +634,9 @@ def test_shares_add_up_to_the_whole(num_replicas, accumulation_steps, two_replic
 
 def make_attack(method):
     if method == "fast_advprop":
-        return dict(attack=PGD(2.0, 2.0, 1, targeted=False, random_start=1.0), attack_statistics="batch")
+        return dict(
+            attack=PGD(2.0, 2.0, 1, targeted=False, random_start=1.0), attack_statistics="batch"
+        )
     return dict(attack=PGD(2.0, 1.0, 2, num_classes=10)) if METHODS[method].has_attack else {}
 
 
@@ -515,7 +646,10 @@ def with_views(data):
 
 def compiled_step(method, compute_dtype="float32"):
     state = make_state(
-        aux_branches=METHODS[method].aux_branches, dropout_rate=0.2, survival_prob=0.8, compute_dtype=compute_dtype
+        aux_branches=METHODS[method].aux_branches,
+        dropout_rate=0.2,
+        survival_prob=0.8,
+        compute_dtype=compute_dtype,
     )
     if compute_dtype == "float16":
         state.loss_scale = LossScale()
@@ -525,7 +659,9 @@ def compiled_step(method, compute_dtype="float32"):
     return state, tf.function(train_step, jit_compile=True)
 
 
-@pytest.mark.parametrize("method, compute_dtype", [*((method, "float32") for method in METHODS), ("advprop", "float16")])
+@pytest.mark.parametrize(
+    "method, compute_dtype", [*((method, "float32") for method in METHODS), ("advprop", "float16")]
+)
 def test_every_step_becomes_one_xla_program(method, compute_dtype):
     _, step = compiled_step(method, compute_dtype)
     program = step.experimental_get_compiler_ir(with_views(batch()))(stage="hlo")
@@ -536,22 +672,32 @@ def test_every_step_becomes_one_xla_program(method, compute_dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method, compute_dtype", [*((method, "float32") for method in METHODS), ("advprop", "float16")])
+@pytest.mark.parametrize(
+    "method, compute_dtype", [*((method, "float32") for method in METHODS), ("advprop", "float16")]
+)
 def test_every_step_runs_as_one_xla_program(method, compute_dtype):
     state, step = compiled_step(method, compute_dtype)
     plain_state, plain = compiled_step(method, compute_dtype)
     plain = tf.function(plain.python_function)
     sums, wanted = step(with_views(batch())), plain(with_views(batch()))
     for name, value in wanted.items():
-        np.testing.assert_allclose(sums[name], value, rtol=1e-3 if compute_dtype == "float32" else 3e-2, err_msg=name)
+        np.testing.assert_allclose(
+            sums[name], value, rtol=1e-3 if compute_dtype == "float32" else 3e-2, err_msg=name
+        )
     assert int(state.step.numpy()) == int(plain_state.step.numpy()) == 1
 
 
 def test_every_variable_has_a_role():
-    roles = {variable.name: role_of(variable.name) for variable in make_tiny(aux_branches=2).variables}
+    roles = {
+        variable.name: role_of(variable.name) for variable in make_tiny(aux_branches=2).variables
+    }
     assert {role for name, role in roles.items() if "/aux" in name} == {Role.AUX}
-    assert {role for name, role in roles.items() if "/aux" not in name and "batch_normalization" in name} == {Role.MAIN}
-    assert {role for name, role in roles.items() if "batch_normalization" not in name} == {Role.SHARED}
+    assert {
+        role for name, role in roles.items() if "/aux" not in name and "batch_normalization" in name
+    } == {Role.MAIN}
+    assert {role for name, role in roles.items() if "batch_normalization" not in name} == {
+        Role.SHARED
+    }
     with pytest.raises(ValueError, match="'head/scale:0' is neither"):
         role_of("head/scale:0")
 
@@ -563,26 +709,70 @@ def test_every_variable_has_a_role():
         ("advprop", 1, {}, "`attack` is None, but method 'advprop' needs one"),
         ("vanilla", 0, dict(attack=PGD(num_classes=10)), "`attack` is .*needs none"),
         ("vanilla", 1, {}, "`aux_branches`=1, but method 'vanilla' trains exactly 0"),
-        ("advprop", 0, dict(attack=PGD(num_classes=10)), "`aux_branches`=0, but method 'advprop' trains exactly 1"),
-        ("fine_grained", 1, dict(attack=PGD(num_classes=10)), "`aux_branches`=1, but method 'fine_grained' trains exactly 2"),
-        ("fast_advprop", 1, dict(attack=UniformNoise()), r"`attack` is UniformNoise.*shares the passes of a `PGD`"),
-        ("fast_advprop", 1, dict(attack=PGD(num_steps=5, targeted=False)), "`attack.num_steps` is 5"),
+        (
+            "advprop",
+            0,
+            dict(attack=PGD(num_classes=10)),
+            "`aux_branches`=0, but method 'advprop' trains exactly 1",
+        ),
+        (
+            "fine_grained",
+            1,
+            dict(attack=PGD(num_classes=10)),
+            "`aux_branches`=1, but method 'fine_grained' trains exactly 2",
+        ),
+        (
+            "fast_advprop",
+            1,
+            dict(attack=UniformNoise()),
+            r"`attack` is UniformNoise.*shares the passes of a `PGD`",
+        ),
+        (
+            "fast_advprop",
+            1,
+            dict(attack=PGD(num_steps=5, targeted=False)),
+            "`attack.num_steps` is 5",
+        ),
         ("fast_advprop", 1, dict(attack=PGD(num_classes=10)), "`attack.targeted` is True"),
-        ("fast_advprop", 1, dict(attack=PGD(targeted=False)), "`attack_statistics` is 'running', but method 'fast_advprop'"),
-        ("advprop", 1, dict(attack=UniformNoise(), attack_statistics="batch"), "attacks no network"),
-        ("advprop", 1, dict(attack=PGD(targeted=False), attack_statistics="moving"), "`attack_statistics` is 'moving'"),
+        (
+            "fast_advprop",
+            1,
+            dict(attack=PGD(targeted=False)),
+            "`attack_statistics` is 'running', but method 'fast_advprop'",
+        ),
+        (
+            "advprop",
+            1,
+            dict(attack=UniformNoise(), attack_statistics="batch"),
+            "attacks no network",
+        ),
+        (
+            "advprop",
+            1,
+            dict(attack=PGD(targeted=False), attack_statistics="moving"),
+            "`attack_statistics` is 'moving'",
+        ),
     ],
 )
 def test_refused_arguments_are_named(method, aux_branches, arguments, said):
     state = make_state(aux_branches=aux_branches)
     with pytest.raises(ValueError, match=said):
-        steps.make_train_step(method, state, LearningRate(0.1, 1.0), global_batch_size=4, **arguments)
+        steps.make_train_step(
+            method, state, LearningRate(0.1, 1.0), global_batch_size=4, **arguments
+        )
 
 
 def test_refused_batches_are_named():
-    step = lambda method, aux, **more: steps.make_train_step(  # noqa: E731
-        method, make_state(aux_branches=aux), RATE_ONE, global_batch_size=4, **make_attack(method), **more
-    )
+    def step(method, aux, **more):
+        return steps.make_train_step(
+            method,
+            make_state(aux_branches=aux),
+            RATE_ONE,
+            global_batch_size=4,
+            **make_attack(method),
+            **more,
+        )
+
     with pytest.raises(ValueError, match="method 'fine_grained' also needs 'augmented_images'"):
         step("fine_grained", 2)(batch())
     with pytest.raises(ValueError, match="`accumulation_steps` is 3, but a replica's batch is 4"):

@@ -40,12 +40,18 @@ def picture(label: int, rng: np.random.RandomState) -> np.ndarray:
 def examples(num_examples: int, seed: int) -> list[bytes]:
     rng = np.random.RandomState(seed)
     labels = [index % NUM_CLASSES for index in range(num_examples)]
-    return [records.make_example(tf.io.encode_png(picture(label, rng)).numpy(), label) for label in labels]
+    return [
+        records.make_example(tf.io.encode_png(picture(label, rng)).numpy(), label)
+        for label in labels
+    ]
 
 
 def write_data(folder, train_records=None) -> str:
     """Two training files and one for validation."""
-    parts = {"train-00000-of-00002": examples(NUM_TRAIN // 2, 0), "train-00001-of-00002": examples(NUM_TRAIN // 2, 1)}
+    parts = {
+        "train-00000-of-00002": examples(NUM_TRAIN // 2, 0),
+        "train-00001-of-00002": examples(NUM_TRAIN // 2, 1),
+    }
     parts["validation-00000-of-00001"] = examples(NUM_VALIDATION, 2)
     if train_records is not None:
         parts["train-00000-of-00002"] = train_records
@@ -60,5 +66,9 @@ def write_data(folder, train_records=None) -> str:
 def saved_values(path: str) -> dict[str, bytes]:
     """Every number that a checkpoint holds, but how often its writer has saved."""
     reader = tf.train.load_checkpoint(path)
-    names = [name for name in reader.get_variable_to_shape_map() if not name.startswith(("save_counter", "_CHECKPOINTABLE"))]
+    names = [
+        name
+        for name in reader.get_variable_to_shape_map()
+        if not name.startswith(("save_counter", "_CHECKPOINTABLE"))
+    ]
     return {name: np.asarray(reader.get_tensor(name)).tobytes() for name in names}

@@ -1,0 +1,158 @@
+"""What the programs (`train`, `evaluate`, …) share: a config from flags, and errors as one message.
+
+    _CONFIG = program.define_config_flag()
+    if __name__ == "__main__":
+        program.run(main)
+
+A user's mistake ends in one line on stderr and exit code 2 (flags, config) or 1 (anything later), Ctrl-C in 130; a traceback is
+a bug of ours.
+"""
+
+import logging
+import os
+import re
+import sys
+from typing import Callable, Optional, Sequence
+
+# TensorFlow 2.15 starts with three "errors" about CUDA factories that mean nothing; real ones reach Python as exceptions.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+logging.getLogger("tensorflow").setLevel(logging.WARNING)
+
+from absl import app, flags  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from efficientnet_advprop import config as config_lib  # noqa: E402
+from efficientnet_advprop.errors import UsageError, UserError  # noqa: E402
+from tpu_utils.errors import PlatformError  # noqa: E402
+
+BAD_USAGE = UsageError.exit_code
+FAILED = UserError.exit_code
+INTERRUPTED = 130  # as shells number it: 128 + SIGINT
+flags.disclaim_key_flags()  # a flag defined here belongs to the program that asked for it: its --help shows it
+
+
+def define_config_flag() -> flags.FlagHolder:
+    """`--config=configs/….py[:variant]` and, for every field of the schema, `--config.section.field=value`."""
+    defaults = "\n".join(
+        f"{name} = {value}" for name, value, _ in config_lib.flatten(config_lib.ExperimentConfig())
+    )
+    return config_flags.DEFINE_config_file(
+        "config",
+        help_string="config file with an optional variant, such as configs/advprop.py:b0. --config.attack.epsilon=2 overrides "
+        "a field; efficientnet_advprop/config.py says what each means. Fields and defaults, before the file's changes:\n"
+        f"{defaults}",
+    )
+
+
+def read_config(flag: flags.FlagHolder) -> config_lib.ExperimentConfig:
+    """The validated config of the flag.
+
+    Raises:
+        ConfigError: no file was given, it does not return an `ExperimentConfig`, or a field breaks a rule.
+    """
+    config = flag.value
+    if config is None:
+        raise config_lib.ConfigError(
+            "`--config` is missing; give a config file, such as --config=configs/advprop.py:b0."
+        )
+    if not isinstance(config, config_lib.ExperimentConfig):
+        raise config_lib.ConfigError(
+            f"`--config`: its get_config() returned {type(config).__name__}, but must return an ExperimentConfig."
+        )
+    config.validate()
+    return config
+
+
+def run(
+    main: Callable[[Sequence[str]], Optional[int]],
+    takes_arguments: bool = False,
+) -> None:
+    """Parses flags, runs `main(argv)` and exits with its result.
+
+    A `UserError` or `PlatformError` ends with its message and its own exit code, an `OSError` with
+    its message and 1, Ctrl-C with 130. Any other exception is a fault of ours: its traceback is
+    shown.
+
+    Args:
+        main: gets what is left of argv; returns an exit code, None for 0.
+        takes_arguments: whether there may be arguments that are not flags; `main` gets them after
+            the program's name.
+    """
+
+    def guarded(argv):
+        try:
+            if not takes_arguments:
+                refuse_arguments(argv)
+            return main(argv)
+        except (UserError, PlatformError) as error:
+            return _complain(error, error.exit_code)
+        except OSError as error:
+            return _complain(error, FAILED)
+        except KeyboardInterrupt:
+            return _complain(
+                "stopped by Ctrl-C; the same command goes on from the last checkpoint.", INTERRUPTED
+            )
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def refuse_arguments(argv: Sequence[str]) -> None:
+    """Raises a `ConfigError` if something follows the program's name."""
+    if len(argv) > 1:
+        raise config_lib.ConfigError(f"`{argv[1]}` is not a flag; flags look like --name=value.")
+
+
+def _complain(error, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return code
+
+
+def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+    try:
+        _check_config_arguments(argv[1:])
+        return flags.FLAGS(argv)
+    except SystemExit:  # absl exits with 1 after --help
+        sys.exit(0)
+    except flags.IllegalFlagValueError as error:
+        override = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error))
+        message = (
+            f"{config_lib.type_rule(override[1], override[2])}." if override else _reason(error)
+        )
+        sys.exit(_complain(message, BAD_USAGE))
+    except (flags.Error, config_lib.ConfigError) as error:
+        sys.exit(_complain(error, BAD_USAGE))
+    # Whatever a config file's own code may raise; config_flags wraps some in the text of a
+    # traceback.
+    except Exception as error:
+        sys.exit(
+            _complain(
+                f"the config file cannot be used: {type(error).__name__}: {_reason(error)}",
+                BAD_USAGE,
+            )
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The last line of the message, without the exception's name: config_flags puts a whole traceback into its own text."""
+    lines = str(error).strip().splitlines() or [""]
+    return re.sub(r"^[\w.]*Error: ", "", lines[-1])
+
+
+def _check_config_arguments(arguments: Sequence[str]) -> None:
+    """What config_flags would answer with a traceback, or not at all."""
+    path = None
+    for index, argument in enumerate(arguments):
+        whole = re.fullmatch(r"--?config(?:=(.*))?", argument)
+        override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if whole:
+            path = whole[1] if whole[1] is not None else "".join(arguments[index + 1 : index + 2])
+            if not os.path.isfile(path.split(":")[0]):
+                raise config_lib.ConfigError(
+                    f"`--config` is {path!r}, but there is no such file; try configs/advprop.py:b0."
+                )
+        elif override:
+            if path is None:
+                raise config_lib.ConfigError(
+                    f"`{argument}` comes before --config=…, the file whose field it overrides; put it after."
+                )
+            config_lib.check_override_name(override[1])

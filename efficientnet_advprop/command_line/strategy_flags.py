@@ -1,0 +1,95 @@
+"""The flags of the programs that compute on more than one device: which, and how to reach them.
+
+Usage:
+
+    _STRATEGY = strategy_flags.define()
+    strategy = _STRATEGY.make()                                   # in main, before anything touches TensorFlow's devices
+"""
+
+import dataclasses
+
+import tensorflow as tf
+from absl import flags
+
+from tpu_utils.devices.cluster import RESOLVERS
+from tpu_utils.devices.strategy import STRATEGIES, make_strategy
+
+flags.disclaim_key_flags()  # they belong to the program that asks for them: its --help shows them
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategyFlags:
+    """The holders of the flags."""
+
+    strategy: flags.FlagHolder
+    num_logical_devices: flags.FlagHolder
+    tpu: flags.FlagHolder
+    tpu_zone: flags.FlagHolder
+    tpu_project: flags.FlagHolder
+    connect_timeout: flags.FlagHolder
+    cluster_resolver: flags.FlagHolder
+    cluster_port: flags.FlagHolder
+    pod_selector: flags.FlagHolder
+    num_workers: flags.FlagHolder
+
+    def make(self) -> tf.distribute.Strategy:
+        """See `make_strategy`."""
+        values = {field.name: getattr(self, field.name).value for field in dataclasses.fields(self)}
+        return make_strategy(
+            values.pop("strategy"), timeout_seconds=values.pop("connect_timeout"), **values
+        )
+
+
+def define() -> StrategyFlags:
+    """Defines the flags; once per program."""
+    told = {
+        "one_device": "the first GPU, else the CPU",
+        "mirrored": "all GPUs of this machine",
+        "tpu": "a TPU or a pod of them",
+        "multi_worker": "several machines, each running this same command",
+    }
+    return StrategyFlags(
+        strategy=flags.DEFINE_enum(
+            "strategy",
+            "one_device",
+            STRATEGIES,
+            f"devices: {', '.join(f'{name} ({told[name]})' for name in STRATEGIES)}",
+        ),
+        num_logical_devices=flags.DEFINE_integer(
+            "num_logical_devices",
+            None,
+            "mirrored: so many replicas on the CPU instead of GPUs, to try things out",
+        ),
+        tpu=flags.DEFINE_string(
+            "tpu", "", "tpu: 'local' on a TPU VM, or the Cloud TPU's name or grpc:// address"
+        ),
+        tpu_zone=flags.DEFINE_string(
+            "tpu_zone", "", "tpu: the zone of that name; default: this machine's"
+        ),
+        tpu_project=flags.DEFINE_string(
+            "tpu_project", "", "tpu: the project of that name; default: this machine's"
+        ),
+        connect_timeout=flags.DEFINE_float(
+            "connect_timeout",
+            600.0,
+            "seconds to wait for the TPU, or for the other workers",
+            lower_bound=1.0,
+        ),
+        cluster_resolver=flags.DEFINE_enum(
+            "cluster_resolver",
+            "tf_config",
+            RESOLVERS,
+            "multi_worker: who says which machines there are: tf_config (the variable TF_CONFIG), slurm, kubernetes",
+        ),
+        cluster_port=flags.DEFINE_integer(
+            "cluster_port",
+            2222,
+            "multi_worker by slurm (the first one of a node) or kubernetes: port of the workers",
+        ),
+        pod_selector=flags.DEFINE_string(
+            "pod_selector", "", "multi_worker by kubernetes: label of the pods, job-name=advprop"
+        ),
+        num_workers=flags.DEFINE_integer(
+            "num_workers", None, "multi_worker by kubernetes: how many pods to wait for"
+        ),
+    )

@@ -1,0 +1,25 @@
+"""The errors that a user can act upon: one family, which every program ends with one message.
+
+    class DataError(UserError, ValueError):
+        ...
+
+Every public error of this package derives from `UserError`, so that a program need not list
+them: `command_line.program` prints the message and ends with `exit_code`. Any other exception is
+a fault of ours and keeps its traceback. Messages name the argument, its value, the rule and the
+way out.
+"""
+
+
+class UserError(Exception):
+    """Data, files or circumstances that cannot be used as they are.
+
+    `exit_code` is what a program that ends by this error returns.
+    """
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """Wrong flags, configuration or arguments: the same call can never work."""
+
+    exit_code = 2

@@ -1,0 +1,1 @@
+"""Test sets by name: which there are, where they lie, how they are read."""

@@ -1,0 +1,337 @@
+"""ImageNet's validation set and its relatives, from the files that people have, found below `data_dir` by their usual names.
+
+    imagenet_suites.SUITES["imagenet_a"](settings)                # its test sets
+
+`LAYOUTS` says what lies where, for --help and docs/evaluation.md too. Labels come from the class folders' WordNet ids (in
+ImageNet-V2, from their numbers), never from their order. Numbers of images are those of the data sets' authors.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import pathlib
+from typing import Callable, Mapping, Optional, Sequence
+
+import tensorflow as tf
+
+from efficientnet_advprop.data import (
+    corrupted_images,
+    corruptions,
+    image_folders,
+    labeled_images,
+    records,
+    sources,
+)
+from efficientnet_advprop.data.labeled_images import (
+    FileImages,
+    LabeledImages,
+    RecordImages,
+    TarImages,
+)
+from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.evaluation.results import corrupted
+from efficientnet_advprop.evaluation.suites.test_sets import (
+    SuiteError,
+    SuiteSettings,
+    TestSet,
+    common,
+    with_attack,
+)
+
+NUM_CLASSES = 1000
+# D. Hendrycks et al.: which 200 classes ImageNet-A (arXiv 1907.07174) and ImageNet-R (arXiv 2006.16241) have.
+SUBSETS = ("imagenet_a", "imagenet_r")
+_SUBSETS_FILE = pathlib.Path(__file__).with_name("imagenet_subsets.json")
+# The archives that ImageNet-C comes in, and what each holds (the fifth, extra.tar, is not part of the benchmark).
+ARCHIVES = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What a data set may look like below `data_dir`; the first that is there counts.
+
+    Args:
+        folders: with a sub-folder per class.
+        archives: uncompressed tar archives of such a folder.
+        records: folders of TFRecords `validation-*`.
+        tfds: the data set's name, prepared by TensorFlow Datasets, and its split.
+        num_images: how many there must be.
+        is_stored_at_224: cut to 224 pixels by its authors, and fed whole.
+    """
+
+    folders: Sequence[str]
+    num_images: int
+    archives: Sequence[str] = ()
+    records: Sequence[str] = ()
+    tfds: Optional[tuple[str, str]] = None
+    is_stored_at_224: bool = False
+
+    def describe(self) -> str:
+        """All of it, for messages."""
+        parts = [f"{folder}/<class>/" for folder in self.folders] + list(self.archives)
+        parts += [os.path.join(folder, "validation-?????-of-?????") for folder in self.records]
+        return ", ".join(parts + ([f"{self.tfds[0]}/ of TFDS"] if self.tfds else []))
+
+
+_V2 = {
+    "matched-frequency": "matched-frequency",
+    "threshold-0.7": "threshold0.7",
+    "topimages": "top-images",
+}
+LAYOUTS = {
+    "imagenet": Layout(
+        ("imagenet/val", "imagenet/validation", "ILSVRC/Data/CLS-LOC/val", "val"),
+        50_000,
+        records=("imagenet", "."),
+        tfds=("imagenet2012", "validation"),
+    ),
+    "imagenet_a": Layout(("imagenet-a",), 7_500, ("imagenet-a.tar",), tfds=("imagenet_a", "test")),
+    "imagenet_r": Layout(("imagenet-r",), 30_000, ("imagenet-r.tar",), tfds=("imagenet_r", "test")),
+    **{
+        f"imagenet_v2/{name}": Layout(
+            (f"imagenetv2-{official}-format-val",),
+            10_000,
+            (f"imagenetv2-{official}.tar",),
+            tfds=(f"imagenet_v2/{name}", "test"),
+        )
+        for name, official in _V2.items()
+    },
+    "imagenet_sketch": Layout(
+        ("sketch", "imagenet-sketch"),
+        50_889,
+        ("imagenet-sketch.tar",),
+        tfds=("imagenet_sketch", "test"),
+    ),
+    "stylized": Layout(
+        ("stylized-imagenet/val", "imagenet-stylized/val"),
+        50_000,
+        ("stylized-imagenet.tar",),
+        is_stored_at_224=True,
+    ),
+    **{
+        corrupted("imagenet_c", corruption, severity): Layout(
+            tuple(
+                f"{root}{corruption}/{severity}"
+                for root in ("imagenet-c/", f"imagenet-c/{archive}/", "ImageNet-C/")
+            ),
+            50_000,
+            (f"imagenet-c/{archive}.tar", f"{archive}.tar"),
+            tfds=(f"imagenet2012_corrupted/{corruption}_{severity}", "validation"),
+            is_stored_at_224=True,
+        )
+        for archive, names in ARCHIVES.items()
+        for corruption in names
+        for severity in corruptions.SEVERITIES
+    },
+}
+
+
+@functools.cache
+def subset(name: str) -> tuple[int, ...]:
+    """The labels of the 200 classes of "imagenet_a" or "imagenet_r"."""
+    return tuple(json.loads(_SUBSETS_FILE.read_text())[name])
+
+
+def class_labels(name: str) -> dict[str, int]:
+    """Class folder → label, for the folders that a data set may have."""
+    if name.startswith("imagenet_v2/"):
+        return {str(label): label for label in range(NUM_CLASSES)}
+    ids = image_folders.imagenet_ids()
+    return {
+        ids[label]: label for label in (subset(name) if name in SUBSETS else range(NUM_CLASSES))
+    }
+
+
+@functools.lru_cache(maxsize=1)  # of ImageNet-C's, one holds a million members
+def _tar_index(path: str) -> list[labeled_images.TarMember]:
+    return labeled_images.read_tar_index(path)
+
+
+def find(name: str, data_dir: str) -> Optional[tuple[str, Callable[[], LabeledImages]]]:
+    """Where a data set is and what lists its images; None if it is not there.
+
+    Args:
+        name: a key of `LAYOUTS`.
+        data_dir: local or remote.
+    """
+    layout = LAYOUTS[name]
+    for folder in layout.folders:
+        path = os.path.join(data_dir, folder)
+        if tf.io.gfile.isdir(path):
+            return path, functools.partial(_list_folder, name, path)
+    for archive in layout.archives:
+        path = os.path.join(data_dir, archive)
+        if tf.io.gfile.exists(path):
+            return path, functools.partial(_list_archive, name, path)
+        for suffix in (".gz", ".bz2", ".xz"):
+            if tf.io.gfile.exists(path + suffix):
+                raise DataError(
+                    f"{path + suffix} is compressed and cannot be read in place; unpack it there."
+                )
+    for folder in layout.records:
+        path = (
+            os.path.normpath(os.path.join(data_dir, folder))
+            if "://" not in data_dir
+            else os.path.join(data_dir, folder)
+        )
+        if tf.io.gfile.isdir(path) and tf.io.gfile.glob(os.path.join(path, "validation-*-of-*")):
+            return path, functools.partial(_list_records, path)
+    if layout.tfds is not None:
+        tfds_name, split = layout.tfds
+        path = os.path.join(data_dir, tfds_name)
+        if tf.io.gfile.isdir(path):
+            return path, lambda: RecordImages(
+                sources.open_tfds_split(tfds_name, data_dir, split), NUM_CLASSES
+            )
+    return None
+
+
+def _list_records(path: str) -> RecordImages:
+    return RecordImages(records.open_split(path, "validation"), NUM_CLASSES)
+
+
+def _list_folder(name: str, path: str) -> FileImages:
+    folder = image_folders.ImageFolder(path, NUM_CLASSES, class_labels(name), _what_is_wrong(name))
+    return FileImages(folder.paths, folder.labels, path)
+
+
+def _list_archive(name: str, path: str) -> TarImages:
+    members, labels = [], class_labels(name)
+    # "imagenet_c/fog/3" is "fog/3/…" in its archive; the other archives hold one folder.
+    root = "/".join(name.split("/")[1:]) if name.startswith("imagenet_c/") else ""
+    for member in _tar_index(path):
+        if (
+            labeled_images.is_image(member.name)
+            and f"/{member.name}".find(f"/{root}/" if root else "/") >= 0
+        ):
+            members.append(member)
+    if not members:
+        raise DataError(f"{path} holds no image of {root or name}; copy it again, or unpack it.")
+    folders = [member.name.split("/")[-2] if "/" in member.name else "" for member in members]
+    image_folders.require_known(sorted(set(folders)), labels, path, _what_is_wrong(name))
+    own_root = members[0].name.rsplit("/", 2)[0] if members[0].name.count("/") > 1 else ""
+    return TarImages(path, members, [labels[folder] for folder in folders], own_root)
+
+
+def _what_is_wrong(name: str) -> str:
+    if name.startswith("imagenet_v2/"):
+        return "no class: ImageNet-V2's folders are named 0 … 999"
+    number = len(class_labels(name))
+    return f"no WordNet id of {'ImageNet' if number == NUM_CLASSES else name}'s {number:,} classes"
+
+
+def open_sets(settings: SuiteSettings, wanted: str) -> list[TestSet]:
+    """The test sets of that name, or of a suite or corruption of that name, in the order of `LAYOUTS`.
+
+    Raises:
+        SuiteError: the network has another number of classes, or `data_dir` is missing.
+        DataError: one of them is not there, unless `allow_incomplete`; or none is.
+    """
+    suite, names = (
+        wanted.split("/")[0],
+        [name for name in LAYOUTS if f"{name}/".startswith(f"{wanted}/")],
+    )
+    if not names:
+        held = ", ".join(name for name in LAYOUTS if name.startswith(f"{suite}/"))
+        raise SuiteError(f"`--suite` names {wanted!r}, but there are only {held or suite}.")
+    if settings.num_classes != NUM_CLASSES:
+        raise SuiteError(
+            f"`--suite` names {suite!r}, which is about ImageNet's {NUM_CLASSES:,} classes, but the network has "
+            f"{settings.num_classes:,} outputs"
+            + (
+                "; its background class must be cut off first."
+                if settings.num_classes == NUM_CLASSES + 1
+                else "."
+            )
+        )
+    if not settings.data_dir:
+        raise SuiteError(
+            f"`--data_dir` is missing; {wanted} needs the folder that holds {LAYOUTS[names[0]].describe()}."
+        )
+    if not tf.io.gfile.isdir(settings.data_dir):
+        raise DataError(f"`--data_dir` is {settings.data_dir!r}, but there is no such folder.")
+    found = {name: find(name, settings.data_dir) for name in names}
+    missing = [name for name in names if found[name] is None]
+    if len(missing) == len(names) or (missing and not settings.allow_incomplete):
+        shown = ", ".join(missing[:6]) + (
+            f" and {len(missing) - 6} more" if len(missing) > 6 else ""
+        )
+        what = (
+            f"{len(missing)} of the {len(names)} sets of {wanted}: {shown}"
+            if len(names) > 1
+            else wanted
+        )
+        raise DataError(
+            f"`--data_dir` is {settings.data_dir!r}, which lacks {what}. Looked for: {LAYOUTS[missing[0]].describe()}."
+            + (
+                " What is there is scored with `--allow_incomplete`."
+                if len(missing) < len(names)
+                else ""
+            )
+        )
+    return [
+        _make_test_set(name, *found[name], settings) for name in names if found[name] is not None
+    ]
+
+
+def _make_test_set(
+    name: str, source: str, find_images: Callable[[], LabeledImages], settings: SuiteSettings
+) -> TestSet:
+    layout = LAYOUTS[name]
+    fields = common(settings, expected_num_images=layout.num_images)
+    if layout.is_stored_at_224:
+        fields.update(image_size=settings.stored_size, crop="none")
+    return TestSet(
+        name, source, find_images, kept_classes=subset(name) if name in SUBSETS else None, **fields
+    )
+
+
+def _open_made(settings: SuiteSettings, wanted: str) -> list[TestSet]:
+    """ImageNet-C made here from the clean images."""
+    (clean,) = open_sets(settings, "imagenet")
+    test_sets = []
+    for corruption, severity in itertools.product(corruptions.CORRUPTIONS, corruptions.SEVERITIES):
+        name = corrupted("imagenet_c_made", corruption, severity)
+        if f"{name}/".startswith(f"{wanted}/"):
+            change = corrupted_images.corrupter(corruption, severity, settings.seed)
+            fields = dict(
+                image_size=settings.stored_size,
+                crop="none",
+                made_from=clean.name,
+                seed=settings.seed,
+            )
+            test_sets.append(dataclasses.replace(clean, name=name, change=change, **fields))
+    return test_sets
+
+
+def _open_attacked(settings: SuiteSettings, wanted: str) -> list[TestSet]:
+    (clean,) = open_sets(settings, "imagenet")
+    return [with_attack(clean, settings)] if wanted == "pgd" else []
+
+
+# Name → (settings, the suite's name or the beginning of its test sets' names) → test sets.
+SUITES: Mapping[str, Callable[[SuiteSettings, str], list[TestSet]]] = {
+    "imagenet": open_sets,
+    "imagenet_c": open_sets,
+    "imagenet_c_made": _open_made,
+    "imagenet_a": open_sets,
+    "imagenet_r": open_sets,
+    "imagenet_v2": open_sets,
+    "imagenet_sketch": open_sets,
+    "stylized": open_sets,
+    "pgd": _open_attacked,
+}
+
+
+def describe_layouts() -> str:
+    """The suites and where their data are looked for, a line each."""
+    suites = {name.split("/")[0]: layout for name, layout in reversed(LAYOUTS.items())}
+    lines = [f"{name:16}{suites[name].describe()}" for name in SUITES if name in suites]
+    return "\n".join([*lines, "imagenet_c_made, pgd: the images of imagenet"])

@@ -1,0 +1,101 @@
+"""Test suites by name: what `--suite=imagenet,imagenet_c,folder:/data/pets/val` means.
+
+    for test_set in open_suites(["imagenet_c", "imagenet_a"], settings):
+        images = test_set.find_images()
+        ...                                                       # `running.run` does the rest
+
+A suite is a name in `SUITES` and a function from the settings to its test sets. "imagenet_c/fog" and "imagenet_c/fog/3" are the
+test sets of that name alone; what follows a colon is the suite's argument.
+"""
+
+import functools
+import itertools
+from typing import Sequence
+
+from efficientnet_advprop.data import corruptions, digits, image_folders, records
+from efficientnet_advprop.data.labeled_images import FileImages, RecordImages
+from efficientnet_advprop.evaluation.results import corrupted
+from efficientnet_advprop.evaluation.suites import imagenet_suites
+from efficientnet_advprop.evaluation.suites.test_sets import (
+    SuiteError,
+    SuiteSettings,
+    TestSet,
+    common,
+)
+
+
+def open_folder(settings: SuiteSettings, argument: str) -> list[TestSet]:
+    """Any folder with a sub-folder of images per class."""
+    if not argument:
+        raise SuiteError("`--suite` is 'folder', but must say which: folder:/data/imagenet/val.")
+
+    def find_images():
+        folder = image_folders.ImageFolder(argument, settings.num_classes)
+        return FileImages(folder.paths, folder.labels, argument)
+
+    return [
+        TestSet(
+            f"folder:{argument.strip('/').replace('/', ':')}",
+            argument,
+            find_images,
+            **common(settings),
+        )
+    ]
+
+
+def open_digits(settings: SuiteSettings, wanted: str) -> list[TestSet]:
+    """The embedded digits' test images, clean ("digits") or corrupted ("digits_c"); written into `data_dir` when first read."""
+    if settings.num_classes != digits.NUM_CLASSES:
+        raise SuiteError(
+            f"`--suite` names {wanted!r}, but the network has {settings.num_classes} classes, not ten."
+        )
+    digits.ensure_digits(settings.data_dir)
+    folders = {"digits": lambda: settings.data_dir}
+    for corruption, severity in itertools.product(corruptions.CORRUPTIONS, corruptions.SEVERITIES):
+        make = functools.partial(
+            digits.ensure_corrupted_digits, settings.data_dir, corruption, severity
+        )
+        folders[corrupted("digits_c", corruption, severity)] = make
+
+    def find_images(name):
+        return RecordImages(records.open_split(folders[name](), "validation"), digits.NUM_CLASSES)
+
+    fields = common(settings, expected_num_images=digits.NUM_VALIDATION)
+    return [
+        TestSet(name, settings.data_dir, functools.partial(find_images, name), **fields)
+        for name in folders
+        if f"{name}/".startswith(f"{wanted}/")
+    ]
+
+
+# Name → (settings, the name as it was given; of "folder", its argument) → test sets.
+SUITES = {
+    **imagenet_suites.SUITES,
+    "folder": open_folder,
+    "digits": open_digits,
+    "digits_c": open_digits,
+}
+
+
+def open_suites(names: Sequence[str], settings: SuiteSettings) -> list[TestSet]:
+    """The test sets of several suites, each once, in the order of the names.
+
+    Raises:
+        SuiteError: there is no such suite, its argument or `data_dir` is missing, or the network has another number of classes.
+        DataError: its data are not there.
+    """
+    test_sets = {}
+    for text in names:
+        name, _, argument = text.partition(":")
+        suite = name.split("/")[0]
+        if suite not in SUITES:
+            raise SuiteError(f"`--suite` names {suite!r}, but there are only {', '.join(SUITES)}.")
+        if argument and suite != "folder":
+            raise SuiteError(
+                f"`--suite` is {text!r}, but {suite} takes no argument; its data are found below --data_dir."
+            )
+        chosen = SUITES[suite](settings, argument if suite == "folder" else name)
+        if not chosen:
+            raise SuiteError(f"`--suite` names {name!r}, but {suite} has no such test set.")
+        test_sets.update((test_set.name, test_set) for test_set in chosen)
+    return list(test_sets.values())

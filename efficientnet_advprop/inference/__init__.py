@@ -1,0 +1,1 @@
+"""Trained networks, and the classification of images by them."""

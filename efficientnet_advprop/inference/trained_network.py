@@ -1,0 +1,188 @@
+"""A trained network and how its images are to be prepared: from a training run, or from a checkpoint in the released format.
+
+Usage:
+
+    network = restore_network(checkpoint="b3-advprop")   # or a directory, a prefix, a .tar.gz; local, gs:// or https://
+    network = restore_network(model_dir="runs/b3")       # the averaged weights of a run of ours
+    network.model, network.image_size, network.crop
+    print(network.description)
+"""
+
+import dataclasses
+import os
+import re
+from typing import Optional
+
+from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.data import preprocessing
+from efficientnet_advprop.evaluation.classifiers import Classifier, as_classifier
+from efficientnet_advprop.models import (
+    CheckpointError,
+    EfficientNet,
+    Network,
+    load_released_checkpoint,
+)
+from efficientnet_advprop.models.checkpoints.checkpoint_contents import read_contents
+from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint
+from efficientnet_advprop.models.checkpoints.published_checkpoints import (
+    KINDS,
+    PUBLISHED,
+    PublishedCheckpoint,
+    find_published,
+    guess_kind,
+)
+from efficientnet_advprop.models.scaling import VARIANTS
+from efficientnet_advprop.training import checkpoints
+
+DEFAULT_KIND = "advprop"
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoredNetwork:
+    """A network, and the pre-processing that its accuracy was measured with."""
+
+    name: str
+    model: Network
+    image_size: int  # pixels
+    crop: str  # see `preprocessing.crop_fraction`
+    published: Optional[
+        PublishedCheckpoint
+    ]  # whose figure to compare with; None: no row of the official table
+    description: str  # where everything comes from, for people; several lines
+
+    def classifier(self, branch: str = "main") -> Classifier:
+        """For `evaluation.run`, through the batch norms of a branch."""
+        classifier = as_classifier(
+            self.model, name=self.name, image_size=self.image_size, crop=self.crop, branch=branch
+        )
+        published = None if self.published is None else self.published.name
+        config = {
+            **classifier.config,
+            "description": self.description.splitlines(),
+            "published": published,
+        }
+        return dataclasses.replace(classifier, config=config)
+
+
+def restore_network(
+    checkpoint: Optional[str] = None,
+    model_dir: Optional[str] = None,
+    *,
+    kind: Optional[str] = None,
+    normalization: Optional[str] = None,
+    image_size: Optional[int] = None,
+    crop: Optional[str] = None,
+    use_ema: bool = True,
+    cache_dir: Optional[str] = None,
+    branch: str = "main",
+) -> RestoredNetwork:
+    """Builds the network that a file holds, and loads it.
+
+    Args:
+        checkpoint: in the released format; see `checkpoint_sources.find_checkpoint`.
+        model_dir: of a training run of ours, instead; its best checkpoint is taken.
+        kind: of a released checkpoint, a key of `KINDS`; None: from its name or path, else "advprop", and the description says
+            so.
+        normalization, image_size, crop: None: what the kind and the variant (or the run's config) say.
+        use_ema: averages rather than plain weights, of a released checkpoint.
+        cache_dir: for downloaded archives.
+        branch: "main" builds a network without auxiliary branches; another one ("aux", "aux_2") must be in the file too.
+
+    Raises:
+        ConfigError: not exactly one of `checkpoint` and `model_dir`, or an argument that does not go with it.
+        CheckpointError: the file cannot be had or used.
+    """
+    if bool(checkpoint) == bool(model_dir):
+        raise ConfigError(
+            "Give one of `--checkpoint` (released format) and `--model_dir` (a training run), which says what network to use."
+        )
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(f"`--kind` is {kind!r}, but must be one of {', '.join(KINDS)}.")
+    if model_dir:
+        if kind or normalization:
+            raise ConfigError(
+                "`--kind` and `--normalization` go with `--checkpoint`; a run's directory knows its own."
+            )
+        return _restore_run(model_dir, image_size, crop, branch)
+    prefix = find_checkpoint(checkpoint, cache_dir)
+    architecture = read_contents(prefix).architecture
+    if architecture is None or architecture.num_classes is None:
+        what = (
+            read_contents(prefix).description()
+            if architecture is None
+            else f"{architecture} without a classifier"
+        )
+        raise CheckpointError(
+            f"{checkpoint!r} holds no network that can be built from it alone: it looks like {what}."
+        )
+    found_kind = kind or guess_kind(checkpoint)
+    chosen_kind = found_kind or DEFAULT_KIND
+    is_table_row = architecture.width_coefficient is None and architecture.num_classes == 1000
+    published = find_published(checkpoint)
+    if published is None or published.kind != chosen_kind:
+        published = PUBLISHED.get(f"{architecture.variant}-{found_kind}") if is_table_row else None
+    model = EfficientNet(
+        architecture.variant,
+        num_classes=architecture.num_classes,
+        aux_branches=_num_aux_branches(branch),
+        width_coefficient=architecture.width_coefficient,
+        depth_coefficient=architecture.depth_coefficient,
+        normalization=normalization or KINDS[chosen_kind].normalization,
+    )
+    report = load_released_checkpoint(model, checkpoint, use_ema=use_ema, cache_dir=cache_dir)
+    if report.num_aux:
+        raise CheckpointError(
+            f"`--branch` is {branch!r}, but {checkpoint!r} holds no such auxiliary batch norms."
+        )
+    size = image_size or (
+        published.image_size if published else VARIANTS[architecture.variant].image_size
+    )
+    if kind:
+        origin = "given"
+    elif found_kind:
+        origin = f"from the name {checkpoint!r}"
+    else:
+        origin = f"assumed, since {checkpoint!r} does not tell; if it is not, say so with --kind={'|'.join(KINDS)}"
+    network = RestoredNetwork(checkpoint, model, size, crop or "released", published, "")
+    return _describe(network, str(report), f"{chosen_kind} ({origin})")
+
+
+def _num_aux_branches(branch: str) -> int:
+    """How many there must be for a branch to exist."""
+    if branch == "main":
+        return 0
+    number = re.fullmatch(r"aux(?:_([1-9]\d*))?", branch)
+    if number is None:
+        raise ConfigError(f"`--branch` is {branch!r}, but must be main, aux, aux_2, …")
+    return int(number[1] or 1)
+
+
+def _restore_run(
+    model_dir: str, image_size: Optional[int], crop: Optional[str], branch: str
+) -> RestoredNetwork:
+    config = checkpoints.read_config(model_dir)
+    model = checkpoints.load_averaged_model(
+        model_dir, aux_branches=None if _num_aux_branches(branch) else 0
+    )
+    if _num_aux_branches(branch) > model.aux_branches:
+        raise ConfigError(
+            f"`--branch` is {branch!r}, but {model_dir} was trained with {model.aux_branches} auxiliary branches."
+        )
+    name = os.path.basename(os.path.normpath(model_dir))
+    network = RestoredNetwork(
+        name, model, image_size or config.data.image_size, crop or config.data.eval_crop, None, ""
+    )
+    return _describe(
+        network, f"{model_dir}: {model.name}, best checkpoint", f"{config.training.method} training"
+    )
+
+
+def _describe(network: RestoredNetwork, loaded: str, kind: str) -> RestoredNetwork:
+    try:
+        if network.crop != "none":
+            preprocessing.crop_fraction(network.image_size, network.crop)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    side = f"{network.image_size} x {network.image_size} pixels"
+    text = f"{loaded}\n  kind: {kind}\n  input: {side}, crop {network.crop}, normalization {network.model.normalization}"
+    return dataclasses.replace(network, description=text)

@@ -1,0 +1,197 @@
+"""What a released-format checkpoint holds: plain weights, their averages, optimizer slots, the step, and which network they are
+of.
+
+    contents = read_contents(prefix)
+    contents.architecture, contents.averages["stem/conv2d/kernel"]
+
+A released checkpoint is TensorFlow 1's name-based V2 format. A tensor is called `<scope>/<variable>`, such as
+`efficientnet-b0/stem/conv2d/kernel`, with `/ExponentialMovingAverage` behind it if it is an average, or an optimizer's name if
+it is a slot.
+"""
+
+import dataclasses
+import re
+from typing import Optional
+
+import tensorflow as tf
+
+from efficientnet_advprop.models import scaling
+from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
+    READ_ERRORS,
+    CheckpointError,
+    open_checkpoint,
+)
+
+AVERAGE_SUFFIX = "/ExponentialMovingAverage"
+STEP = "global_step"
+_LEAF = "(?:depthwise_kernel|kernel|bias|gamma|beta|moving_mean|moving_variance)"
+_VARIABLE = re.compile(rf"(?:([^/]+)/)?((?:stem|blocks_\d+|head)/(?:.*?/)?{_LEAF})(/[^/]+)?")
+_SLOT = re.compile(r"/(RMSProp|Momentum|Adam|Adagrad|Adadelta|Ftrl|LARS\w*|LAMB\w*?)(_\d+)?")
+_OPTIMIZER_SCALAR = re.compile(r"(.*/)?beta[12]_power(_\d+)?")
+_AUX = re.compile(r"/aux(_\d+)?(?=/[^/]+$)")
+_COEFFICIENTS = [
+    step / 20 for step in range(1, 121)
+]  # 0.05 … 6: widths and depths tried for a network outside the table
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """The network that a file's shapes are of."""
+
+    variant: str  # a row of `scaling.VARIANTS`; "b0" where the coefficients below are not a row's
+    width_coefficient: Optional[float]  # None: the variant's own
+    depth_coefficient: Optional[float]
+    num_classes: Optional[int]  # None: the file has no classifier
+
+    def __str__(self):
+        if self.width_coefficient is None:
+            return f"efficientnet-{self.variant}"
+        return f"an EfficientNet of width {self.width_coefficient:g} and depth {self.depth_coefficient:g}"
+
+
+@dataclasses.dataclass
+class CheckpointContents:
+    """The tensors of one file, sorted. `plain`, `averages`: variable name without scope → the tensor's name in the file."""
+
+    prefix: str
+    reader: "tf.compat.v1.train.CheckpointReader"
+    shapes: dict[str, tuple[int, ...]]  # of every tensor, by its name in the file
+    scopes: tuple[str, ...]  # "efficientnet-b0"; several if there are several networks in the file
+    plain: dict[str, str]
+    averages: dict[str, str]
+    slots: list[str]
+    unknown: list[str]
+    step: Optional[int]
+    architecture: Optional[Architecture]  # None: not an EfficientNet of any width and depth
+
+    def shape(self, variable: str) -> Optional[tuple[int, ...]]:
+        """The shape of a variable (plain or average), None if the file has none of that name."""
+        name = self.plain.get(variable, self.averages.get(variable))
+        return None if name is None else self.shapes[name]
+
+    def description(self) -> str:
+        """What the file looks like, in a few words."""
+        if self.architecture is not None:
+            return str(self.architecture)
+        if "_CHECKPOINTABLE_OBJECT_GRAPH" in self.shapes:
+            return "a TensorFlow 2 object-based checkpoint, not the released format"
+        if self.plain or self.averages:
+            scopes = ", ".join(self.scopes) or "missing"
+            return (
+                f"a relative of EfficientNet that is none of B0 to B8 or L2 (its scope is {scopes})"
+            )
+        scopes = sorted({name.split("/")[0] for name in self.shapes})
+        return f"another network altogether: its tensors are named {', '.join(scopes[:5])}{', …' if len(scopes) > 5 else ''}"
+
+
+def main_name(variable: str) -> str:
+    """The main batch norm's variable for an auxiliary one's name; any other name unchanged."""
+    return _AUX.sub("", variable)
+
+
+def read_contents(prefix: str) -> CheckpointContents:
+    """Sorts the tensors of a checkpoint; reads none of them but the step.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    reader = open_checkpoint(prefix)
+    shapes = {
+        name: tuple(shape) for name, shape in sorted(reader.get_variable_to_shape_map().items())
+    }
+    plain, averages, slots, unknown, scopes = {}, {}, [], [], set()
+    for name in shapes:
+        match = _VARIABLE.fullmatch(name)
+        suffix = match[3] if match else None
+        if match and suffix in (None, AVERAGE_SUFFIX):
+            # The scope says which of two networks in a file a variable is of: then it must stay in the name.
+            kind = plain if suffix is None else averages
+            variable = match[2] if match[2] not in kind else f"{match[1]}/{match[2]}"
+            kind[variable] = name
+            scopes.add(match[1] or "")
+        elif (match and _SLOT.fullmatch(suffix)) or _OPTIMIZER_SCALAR.fullmatch(name):
+            slots.append(name)
+        elif name != STEP:
+            unknown.append(name)
+    step = None
+    if STEP in shapes:
+        try:
+            step = int(reader.get_tensor(STEP))
+        except READ_ERRORS as error:
+            raise CheckpointError(
+                f"The checkpoint {prefix!r} is damaged: its {STEP} cannot be read."
+            ) from error
+    contents = CheckpointContents(
+        prefix, reader, shapes, tuple(sorted(scopes)), plain, averages, slots, unknown, step, None
+    )
+    contents.architecture = _recognize(contents)
+    return contents
+
+
+def _fingerprint(width: float, depth: float):
+    """Filters of stem and head, and kernel size, widened, squeezed and output filters of each block, for a row of the table."""
+    blocks = [
+        (
+            block.kernel_size,
+            block.input_filters * block.expand_ratio,
+            block.squeeze_filters,
+            block.output_filters,
+        )
+        for block in scaling.scaled_blocks(width, depth, survival_prob=1.0)
+    ]
+    return (
+        scaling.round_filters(scaling.STEM_FILTERS, width),
+        scaling.round_filters(scaling.HEAD_FILTERS, width),
+        blocks,
+    )
+
+
+def _recognize(contents: CheckpointContents) -> Optional[Architecture]:
+    """The coefficients under which the table gives the file's shapes."""
+
+    def shape(*variables):
+        return next((found for found in map(contents.shape, variables) if found), None)
+
+    names = contents.plain.keys() | contents.averages.keys()
+    num_blocks = len({name.split("/")[0] for name in names if name.startswith("blocks_")})
+    blocks = []
+    for index in range(num_blocks):
+        scope = f"blocks_{index}"
+        parts = (
+            shape(f"{scope}/depthwise_conv2d/depthwise_kernel"),
+            shape(f"{scope}/se/conv2d/kernel"),
+            shape(f"{scope}/conv2d_1/kernel", f"{scope}/conv2d/kernel"),
+        )
+        if any(part is None or len(part) != 4 for part in parts):
+            return None
+        depthwise, squeeze, project = parts
+        blocks.append((depthwise[0], depthwise[2], squeeze[3], project[3]))
+    stem, head = shape("stem/conv2d/kernel"), shape("head/conv2d/kernel")
+    if not stem or not head:
+        return None
+    classifier = shape("head/dense/kernel")
+    num_classes = classifier[-1] if classifier else None
+    found = (stem[-1], head[-1], blocks)
+    for variant, row in scaling.VARIANTS.items():
+        if _fingerprint(row.width_coefficient, row.depth_coefficient) == found:
+            return Architecture(variant, None, None, num_classes)
+    widths = [
+        width
+        for width in _COEFFICIENTS
+        if (
+            scaling.round_filters(scaling.STEM_FILTERS, width),
+            scaling.round_filters(scaling.HEAD_FILTERS, width),
+        )
+        == found[:2]
+    ]
+    depths = [
+        depth
+        for depth in _COEFFICIENTS
+        if sum(scaling.round_repeats(stage.repeats, depth) for stage in scaling.STAGES)
+        == num_blocks
+    ]
+    for depth in depths:
+        for width in widths:
+            if _fingerprint(width, depth) == found:
+                return Architecture("b0", width, depth, num_classes)
+    return None

@@ -1,0 +1,340 @@
+"""Where checkpoints come from: a name, a folder, a prefix or an archive, here, on gs:// or on https://, becomes a prefix.
+
+    prefix = find_checkpoint("b3-advprop")                        # downloaded once, then from the cache
+    prefix = find_checkpoint("gs://bucket/efficientnet-b3")
+
+An archive is unpacked as it streams in, into a folder beside its final place; only when it has come in whole and every tensor's
+checksum fits is the folder renamed. What is in the cache is therefore whole.
+"""
+
+import gzip
+import hashlib
+import http.client
+import os
+import posixpath
+import re
+import shutil
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from typing import BinaryIO, Optional, Sequence
+
+import tensorflow as tf
+from absl import logging
+
+from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.models.checkpoints import published_checkpoints
+from tpu_utils.errors import brief_message
+
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
+_CHECKPOINT_FILE = re.compile(r"(checkpoint|.*\.index|.*\.data-\d{5}-of-\d{5})")
+_TIMEOUT_SECONDS = 60  # without a byte
+_CHUNK_BYTES = 1 << 20
+_PROGRESS_SECONDS = 5
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that cannot be had, read or written, or does not fit; the message says which, why and what to do."""
+
+
+def list_problems(*problems: tuple[str, Sequence[str]]) -> str:
+    """One indented line per kind of problem that has names: how many, what is wrong, and all of them; "" if there is none."""
+    return "".join(
+        f"\n  {len(names)} {what}: {', '.join(names)}" for what, names in problems if names
+    )
+
+
+def default_cache_dir() -> str:
+    """`$XDG_CACHE_HOME/efficientnet_advprop`, by default under `~/.cache`."""
+    return os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "efficientnet_advprop"
+    )
+
+
+def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
+    """The prefix of a checkpoint's files ("…/model.ckpt" of "…/model.ckpt.index").
+
+    Args:
+        source: a name of `published_checkpoints.PUBLISHED` ("b3-advprop"); a directory with one checkpoint or with a
+            `checkpoint` state file; a prefix; or a `.tar.gz` of such a directory. Paths are local or gs://; archives may be
+            http(s):// too.
+        cache_dir: a local folder, for what archives hold; default `default_cache_dir()`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, its address does not answer, or it is not whole.
+    """
+    source = os.fspath(source)
+    if not source:
+        raise CheckpointError(
+            "The checkpoint's `source` is empty; give a directory, a prefix, a .tar.gz or a published name."
+        )
+    published = published_checkpoints.find_published(source)
+    address = published.address if published else source
+    is_web = bool(re.match(r"https?://", address))
+    if address.lower().split("?")[0].endswith(ARCHIVE_SUFFIXES):
+        return _find_in_archive(address, is_web, cache_dir or default_cache_dir())
+    if is_web:
+        raise CheckpointError(
+            f"`source` is {source!r}, but over http(s) only archives can be had; give that of a .tar.gz."
+        )
+    try:
+        if tf.io.gfile.isdir(address):
+            return find_in_directory(address)
+        prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", address)
+        if tf.io.gfile.exists(f"{prefix}.index"):
+            return prefix
+    except tf.errors.OpError as error:
+        raise CheckpointError(
+            f"`source` is {source!r}, which cannot be reached: {brief_message(error)}"
+        ) from error
+    names = ", ".join(published_checkpoints.PUBLISHED)
+    raise CheckpointError(
+        f"`source` is {source!r}, but there is no such directory and no file {source}.index; give a directory, the prefix of "
+        f"a checkpoint, a .tar.gz, or one of the published {names}."
+    )
+
+
+def find_in_directory(directory: str) -> str:
+    """The prefix of the checkpoint that a directory's state file names, or of the only one there is.
+
+    Raises:
+        CheckpointError: there is none, or no telling which.
+    """
+    prefixes = sorted(
+        name[: -len(".index")] for name in tf.io.gfile.listdir(directory) if name.endswith(".index")
+    )
+    state = os.path.join(directory, "checkpoint")
+    if tf.io.gfile.exists(state):
+        with tf.io.gfile.GFile(state) as file:
+            named = re.search(r'^model_checkpoint_path:\s*"(.*)"', file.read(), re.MULTILINE)
+        # Released archives were written elsewhere: of a path only the last part still counts.
+        if named and posixpath.basename(named[1]) in prefixes:
+            return os.path.join(directory, posixpath.basename(named[1]))
+    if len(prefixes) == 1:
+        return os.path.join(directory, prefixes[0])
+    if not prefixes:
+        raise CheckpointError(
+            f"{directory!r} holds no checkpoint: there is no file that ends in .index."
+        )
+    raise CheckpointError(
+        f"{directory!r} holds several checkpoints ({', '.join(prefixes)}); give the prefix of one of them."
+    )
+
+
+def check_shards(prefix: str) -> None:
+    """Checks that no data file of a numbered set is missing.
+
+    Raises:
+        CheckpointError: with the names of those that are.
+    """
+    directory, base = os.path.split(prefix)
+    pattern = re.compile(re.escape(base) + r"\.data-(\d{5})-of-(\d{5})")
+    found = [
+        match for match in map(pattern.fullmatch, tf.io.gfile.listdir(directory or ".")) if match
+    ]
+    total = max((int(match[2]) for match in found), default=1)
+    present = {int(match[1]) for match in found if int(match[2]) == total}
+    missing = [
+        f"{base}.data-{index:05d}-of-{total:05d}" for index in range(total) if index not in present
+    ]
+    if missing:
+        raise CheckpointError(
+            f"The checkpoint {prefix!r} is not whole: {', '.join(missing)} is missing; copy it again."
+        )
+
+
+def open_checkpoint(prefix: str) -> "tf.compat.v1.train.CheckpointReader":
+    """A reader of a V2 checkpoint.
+
+    Raises:
+        CheckpointError: the index is damaged, a data file missing, or the path such that TensorFlow cannot read it.
+    """
+    check_shards(prefix)
+    if "[" in prefix:
+        raise CheckpointError(
+            f"The checkpoint {prefix!r} has a bracket in its path, which TensorFlow takes for a pattern of names; rename it."
+        )
+    try:
+        return tf.compat.v1.train.NewCheckpointReader(prefix)
+    except READ_ERRORS as error:
+        raise CheckpointError(
+            f"The checkpoint {prefix!r} cannot be read, it seems damaged: {brief_message(error)}"
+        ) from error
+
+
+READ_ERRORS = (
+    tf.errors.OpError,
+    IndexError,
+    RuntimeError,
+    ValueError,
+)  # what a checkpoint reader answers to damaged files
+
+
+class _Progress:
+    """A stream that counts what is read from it, and says so every few seconds."""
+
+    def __init__(self, stream: BinaryIO, what: str, total_bytes: Optional[int]):
+        self.stream, self.what, self.total_bytes = stream, what, total_bytes
+        self.num_bytes, self.next_report = 0, time.monotonic() + _PROGRESS_SECONDS
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        self.num_bytes += len(data)
+        if time.monotonic() > self.next_report:
+            share = (
+                f" ({100 * self.num_bytes / self.total_bytes:.0f} %)" if self.total_bytes else ""
+            )
+            logging.info("%s: %.0f MB%s", self.what, self.num_bytes / 1e6, share)
+            self.next_report = time.monotonic() + _PROGRESS_SECONDS
+        return data
+
+
+def _open_address(address: str) -> tuple[BinaryIO, Optional[int]]:
+    """A stream of the archive's bytes, and how many there will be."""
+    if re.match(r"https?://", address):
+        response = urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS)
+        length = response.headers.get("Content-Length")
+        return response, int(length) if length and length.isdigit() else None
+    if not tf.io.gfile.exists(address):
+        raise CheckpointError(f"There is no archive {address!r}.")
+    return tf.io.gfile.GFile(address, "rb"), tf.io.gfile.stat(address).length
+
+
+def _cache_key(address: str, is_web: bool) -> str:
+    identity = address
+    if not is_web:
+        stat = tf.io.gfile.stat(address)  # an archive that was replaced is another one
+        identity = f"{os.path.abspath(address) if '://' not in address else address}:{stat.length}:{stat.mtime_nsec}"
+    name = posixpath.basename(address.split("?")[0])
+    stem = next(
+        name[: -len(suffix)] for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix)
+    )
+    return f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def _find_in_archive(address: str, is_web: bool, cache_dir: str) -> str:
+    try:
+        if not is_web and not tf.io.gfile.exists(address):
+            raise CheckpointError(f"There is no archive {address!r}.")
+        folder = os.path.join(cache_dir, _cache_key(address, is_web))
+        if os.path.isdir(folder):
+            return _find_in_tree(folder, address)
+        os.makedirs(cache_dir, exist_ok=True)
+        temporary = tempfile.mkdtemp(
+            prefix=f"{os.path.basename(folder)}.", suffix=".part", dir=cache_dir
+        )
+        try:
+            _unpack(address, temporary)
+            verify(_find_in_tree(temporary, address))
+            try:
+                os.rename(temporary, folder)
+            except OSError:  # another process was faster
+                if not os.path.isdir(folder):
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except CheckpointError:
+        raise
+    except (
+        EOFError,
+        gzip.BadGzipFile,
+        zlib.error,
+        tarfile.TarError,
+        http.client.IncompleteRead,
+    ) as error:
+        reason = brief_message(error)
+        raise CheckpointError(
+            f"The archive {address!r} is truncated or damaged ({reason}); get it again."
+        ) from error
+    except urllib.error.HTTPError as error:
+        raise CheckpointError(
+            f"{address!r} answers {error.code} {error.reason}; check the address."
+        ) from error
+    except urllib.error.URLError as error:
+        raise CheckpointError(
+            f"{address!r} does not answer ({error.reason}); check the address and the network."
+        ) from error
+    except (OSError, http.client.HTTPException, tf.errors.OpError) as error:
+        reason = f"{type(error).__name__}: {brief_message(error)}"
+        raise CheckpointError(
+            f"The archive {address!r} cannot be brought into {cache_dir!r} ({reason}); try again."
+        ) from error
+    logging.info("%s is cached in %s; delete that folder to get it again.", address, folder)
+    return _find_in_tree(folder, address)
+
+
+def _unpack(address: str, folder: str) -> None:
+    """Streams the checkpoint's files out of an archive into `folder`; what else is in it (graphs, logs) is not kept."""
+    stream, total_bytes = _open_address(address)
+    with stream:
+        progress = _Progress(stream, f"Reading {address}", total_bytes)
+        # Not tarfile's own "r|gz", which checks neither the end of the stream nor its checksum.
+        with (
+            gzip.GzipFile(fileobj=progress) as unzipped,
+            tarfile.open(fileobj=unzipped, mode="r|") as archive,
+        ):
+            for member in archive:
+                parts = member.name.split("/")
+                if member.name.startswith("/") or ".." in parts or "\\" in member.name:
+                    raise CheckpointError(
+                        f"The archive {address!r} holds {member.name!r}, a path that leads out of it; do not trust it."
+                    )
+                if not member.isfile() or not _CHECKPOINT_FILE.fullmatch(parts[-1]):
+                    continue
+                free = shutil.disk_usage(folder).free
+                if member.size > free:
+                    raise CheckpointError(
+                        f"{member.name} of {address!r} needs {member.size / 1e6:.0f} MB, but {free / 1e6:.0f} MB are left in "
+                        f"{os.path.dirname(folder)!r}; make room or give another `cache_dir`."
+                    )
+                path = os.path.join(folder, *parts)
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(path, "xb") as file:
+                    shutil.copyfileobj(archive.extractfile(member), file, _CHUNK_BYTES)
+            while unzipped.read(_CHUNK_BYTES):  # to the end, where the checksum is
+                pass
+        if total_bytes is not None and progress.num_bytes < total_bytes:
+            raise EOFError(f"{progress.num_bytes} of {total_bytes} bytes came")
+
+
+def _find_in_tree(folder: str, address: str) -> str:
+    directories = sorted(
+        {
+            path
+            for path, _, names in os.walk(folder)
+            if any(name.endswith(".index") for name in names)
+        }
+    )
+    if len(directories) != 1:
+        found = (
+            f"several, in {', '.join(os.path.relpath(path, folder) for path in directories)}"
+            if directories
+            else "none"
+        )
+        raise CheckpointError(
+            f"The archive {address!r} must hold one checkpoint, but holds {found}."
+        )
+    return find_in_directory(directories[0])
+
+
+def verify(prefix: str) -> None:
+    """Reads every tensor of a checkpoint, which checks its checksum.
+
+    Raises:
+        CheckpointError: with the names of those that cannot be read.
+    """
+    reader = open_checkpoint(prefix)
+    damaged = []
+    for name in sorted(reader.get_variable_to_shape_map()):
+        try:
+            reader.get_tensor(name)
+        except READ_ERRORS as error:
+            damaged.append(f"{name} ({brief_message(error)})")
+    if damaged:
+        names = ", ".join(damaged)
+        raise CheckpointError(
+            f"The checkpoint {os.path.basename(prefix)!r} is damaged; these tensors cannot be read: {names}."
+        )

@@ -1,0 +1,144 @@
+"""The checkpoints that Google published: where each is, how its pixels are normalised, how accurate it is said to be.
+
+    checkpoint = PUBLISHED["b3-advprop"]
+    checkpoint.address, checkpoint.normalization, checkpoint.image_size, checkpoint.top1
+
+Source: the official README (tensorflow/tpu, `models/official/efficientnet`), its table as of March 2020. All have ImageNet's
+1000 classes and no background class. Baseline, AutoAugment and RandAugment were retrained with a hold-out for that table;
+AdvProp and NoisyStudent were not.
+"""
+
+import dataclasses
+import re
+from typing import Optional
+
+from efficientnet_advprop.models import scaling
+
+_ROOT = "https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A row of the official table: how the networks were trained."""
+
+    address: str  # with {variant} for "b0" …
+    normalization: str  # of pixels, as `EfficientNet` names it
+    top1: dict[str, float]  # ImageNet validation accuracy in per cent, per variant
+    folder: str  # a regular expression for a part of a path that gives the kind away
+
+
+KINDS = {
+    "advprop": Kind(
+        f"{_ROOT}/advprop/efficientnet-{{variant}}.tar.gz",
+        "advprop",
+        {
+            "b0": 77.6,
+            "b1": 79.6,
+            "b2": 80.5,
+            "b3": 81.9,
+            "b4": 83.3,
+            "b5": 84.3,
+            "b6": 84.8,
+            "b7": 85.2,
+            "b8": 85.5,
+        },
+        r"adv-?_?prop",
+    ),
+    "noisystudent": Kind(
+        f"{_ROOT}/noisystudent/noisy_student_efficientnet-{{variant}}.tar.gz",
+        "imagenet",
+        {
+            "b0": 78.8,
+            "b1": 81.5,
+            "b2": 82.4,
+            "b3": 84.1,
+            "b4": 85.3,
+            "b5": 86.1,
+            "b6": 86.4,
+            "b7": 86.9,
+        }
+        | {"l2_475": 88.2, "l2": 88.4},
+        r"noisy-?_?student",
+    ),
+    "randaugment": Kind(
+        f"{_ROOT}/randaug/efficientnet-{{variant}}-randaug.tar.gz",
+        "imagenet",
+        {"b5": 83.7, "b7": 84.7},
+        r"rand-?_?aug(ment)?",
+    ),
+    "autoaugment": Kind(
+        f"{_ROOT}/ckptsaug/efficientnet-{{variant}}.tar.gz",
+        "imagenet",
+        {
+            "b0": 77.1,
+            "b1": 79.1,
+            "b2": 80.1,
+            "b3": 81.6,
+            "b4": 82.9,
+            "b5": 83.6,
+            "b6": 84.0,
+            "b7": 84.3,
+        },
+        r"ckptsaug|auto-?_?augment",
+    ),
+    "baseline": Kind(
+        f"{_ROOT}/ckpts/efficientnet-{{variant}}.tar.gz",
+        "imagenet",
+        {"b0": 76.7, "b1": 78.7, "b2": 79.8, "b3": 81.1, "b4": 82.5, "b5": 83.1},
+        r"baseline",
+    ),
+}
+_IMAGE_SIZES = {"l2_475": 475}  # pixels, where it is not the variant's own
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedCheckpoint:
+    """One file of the table."""
+
+    name: str  # "b3-advprop"
+    kind: str  # a key of `KINDS`
+    variant: str  # a key of `scaling.VARIANTS`
+    address: str
+    normalization: str  # "advprop" (x·2/255 − 1) or "imagenet" (mean and standard deviation)
+    image_size: int  # pixels, at which `top1` was measured
+    top1: float  # published ImageNet validation accuracy, per cent
+
+
+def _rows():
+    for kind, row in KINDS.items():
+        for column, top1 in row.top1.items():
+            variant = column.split("_")[0]
+            image_size = _IMAGE_SIZES.get(column, scaling.VARIANTS[variant].image_size)
+            address = row.address.format(variant=column)
+            yield PublishedCheckpoint(
+                f"{column}-{kind}", kind, variant, address, row.normalization, image_size, top1
+            )
+
+
+PUBLISHED = {checkpoint.name: checkpoint for checkpoint in _rows()}
+
+
+def find_published(source: str) -> Optional[PublishedCheckpoint]:
+    """The row of the table that `source` names or whose address it is; None if it is neither."""
+    return next((row for row in PUBLISHED.values() if source in (row.name, row.address)), None)
+
+
+def guess_kind(source: str) -> Optional[str]:
+    """The kind that a path or address gives away by a folder or file name ("…/ckptsaug/efficientnet-b0"), or None.
+
+    The files themselves do not tell: all kinds have the same names and shapes.
+    """
+    published = find_published(source)
+    if published:
+        return published.kind
+    for part in reversed(re.split(r"[/\\]", source.lower())):
+        found = [
+            kind
+            for kind, row in KINDS.items()
+            if re.search(rf"(?<![a-z])({row.folder})(?![a-z])", part)
+        ]
+        if (
+            len(found) == 1 and part != "efficientnet_advprop"
+        ):  # this package's own name says nothing about a file below it
+            return found[0]
+    return None

@@ -1,0 +1,92 @@
+"""Compiles a config's training step for a TPU, on a machine that has none: does it compile, does it fit, what does it cost?
+
+    make preflight                                                # the compiler's environment, once; then, any number of times:
+    python -m tpu_utils.preflight --config=configs/advprop.py:b7 --topology=v3:2x2 --replica_batch_size=16
+    python -m tpu_utils.preflight --config=configs/advprop.py:b7 --topology=v3:2x2 --find_batch_size
+
+The step is the real one: attack, passes through both branches, reductions over all cores of the topology, optimizer and
+averages. What it prints of memory is what the compiler has laid out; of time, what its schedule adds up to: an estimate. Every
+answer is kept as JSON in --results_dir, and not asked for again: an interrupted search goes on where it was.
+docs/preflight.md explains the figures. Exit codes: 0 it fits, 2 wrong flags or config, 1 anything else, with one message.
+"""
+
+import copy
+
+from absl import flags
+
+from efficientnet_advprop.command_line import program
+from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.training import programs
+from tpu_utils.compiler import preflight_results, tpu_compiler
+from tpu_utils.compiler.batch_search import find_largest_batch
+
+_CONFIG = program.define_config_flag()
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "v3:2x2", "kind of TPU and chips per dimension: v3:2x2 is a v3-8, v3:4x4 a v3-32"
+)
+_NUM_REPLICAS = flags.DEFINE_integer(
+    "num_replicas", None, "cores that train together; default: all of the topology"
+)
+_REPLICA_BATCH_SIZE = flags.DEFINE_integer(
+    "replica_batch_size",
+    None,
+    "clean images per core; default: config.training.global_batch_size over the cores",
+)
+_FIND_BATCH_SIZE = flags.DEFINE_bool(
+    "find_batch_size", False, "search the largest batch per core that fits"
+)
+_COMPARE = flags.DEFINE_bool(
+    "compare_with_vanilla", True, "compile vanilla training too, at the same batch, for the ratio"
+)
+_RESULTS_DIR = flags.DEFINE_string(
+    "results_dir", "runs/preflight", "folder of the answers, as JSON"
+)
+_COMPILER_PYTHON = flags.DEFINE_string(
+    "compiler_python",
+    ".venv-preflight/bin/python",
+    "Python of the environment with requirements-preflight.txt installed",
+)
+
+
+def main(argv):
+    del argv
+    config = program.read_config(_CONFIG)
+    compiler = tpu_compiler.TPUCompiler(_COMPILER_PYTHON.value, _TOPOLOGY.value)
+    num_replicas = compiler.num_cores if _NUM_REPLICAS.value is None else _NUM_REPLICAS.value
+    if not 1 <= num_replicas <= compiler.num_cores:
+        raise ConfigError(
+            f"`--num_replicas` is {num_replicas}, but {_TOPOLOGY.value} has 1 to {compiler.num_cores} cores."
+        )
+    results = preflight_results.Results(
+        _RESULTS_DIR.value, compiler, num_replicas, programs.training_step
+    )
+    batch = _REPLICA_BATCH_SIZE.value
+    if batch is None:
+        global_batch = config.training.global_batch_size
+        if global_batch % num_replicas:
+            raise ConfigError(
+                f"`config.training.global_batch_size` is {global_batch}, but must divide by the {num_replicas} cores of "
+                f"{_TOPOLOGY.value}; change it, or give --replica_batch_size."
+            )
+        batch = global_batch // num_replicas
+    if _FIND_BATCH_SIZE.value:
+        batch = find_largest_batch(
+            lambda batch: results.try_step(config, batch),
+            capacity_bytes=compiler.chip.memory_bytes,
+            first=min(batch, 32),
+            multiple=config.training.accumulation_steps,
+        )
+        if batch is None:
+            raise tpu_compiler.CompilerError(preflight_results.WAYS_OUT)
+    record = results.compile_step(config, batch)
+    vanilla = None
+    if _COMPARE.value and record["fits"] and config.training.method != "vanilla":
+        plain = copy.deepcopy(config)
+        plain.training.method = "vanilla"
+        vanilla = results.compile_step(plain, batch)
+    print(preflight_results.describe(record, vanilla, compiler), flush=True)
+    return 0 if record["fits"] else program.FAILED
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,1 @@
+"""What is made of evaluation results: comparisons, tables, charts and pages."""

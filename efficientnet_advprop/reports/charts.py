@@ -1,0 +1,221 @@
+"""Charts and pictures as text that an HTML page can hold: inline SVG by matplotlib, PNG and JPEG as data URIs.
+
+    curve = Curve("AdvProp", "#0b6bcb", [0.97, 0.95, 0.9])
+    svg = line_chart([1, 2, 3], [curve], x_label="severity", y_label="top-1, %", scale=100)
+    svg = bar_chart(["fog", "snow"], [curve], x_label="corruption error, %")
+    svg = reliability_chart([curve])                              # `x`: confidences, `values`: accuracies
+    uri = png_uri(image)                                          # for <img src="…">
+
+The same values give the same bytes.
+"""
+
+import base64
+import dataclasses
+import html
+import io
+from typing import Optional, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+_INK, _GRID = "#5b6573", "#e6e9ee"
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: small, and in the page's own font
+    "svg.hashsalt": "efficientnet_advprop",  # the same figures give the same bytes
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One line of a chart.
+
+    Args:
+        label: for screen readers and the SVG's source; the page has the legend.
+        color: CSS.
+        values: y, one per x of the chart or of `x`.
+        intervals: (low, high) per value, drawn as a band.
+        x: its own x values.
+        dashed: for the second of two kinds of lines.
+        markers: a dot at each value, if the chart has them.
+    """
+
+    label: str
+    color: str
+    values: Sequence[float]
+    intervals: Optional[Sequence[tuple[float, float]]] = None
+    x: Optional[Sequence[float]] = None
+    dashed: bool = False
+    markers: bool = True
+
+
+def line_chart(
+    x: Sequence[float],
+    curves: Sequence[Curve],
+    *,
+    x_label: str = "",
+    y_label: str = "",
+    size: tuple[float, float] = (4.6, 2.6),
+    scale: float = 100.0,
+    y_range: Optional[tuple[float, float]] = (0.0, 100.0),
+    markers: bool = True,
+    ticks: Optional[Sequence[float]] = None,
+) -> str:
+    """A line chart as an `<svg>` element of flexible width.
+
+    Args:
+        x: common x values.
+        curves: what to draw, the first one lowest.
+        x_label, y_label: of the axes; empty for none.
+        size: inches, for the proportions.
+        scale: factor on all y values: 100 for percentages.
+        y_range: after scaling; None fits the values.
+        markers: a dot at each value.
+        ticks: of the x axis; None takes `x`, or matplotlib's choice where there are more than eight.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        figure.patch.set_alpha(0.0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0.0)
+        for curve in curves:
+            own_x = x if curve.x is None else curve.x
+            style = dict(marker="o", markersize=3.2) if markers and curve.markers else {}
+            line = "--" if curve.dashed else "-"
+            axes.plot(
+                own_x,
+                np.multiply(curve.values, scale),
+                line,
+                color=curve.color,
+                linewidth=1.8,
+                label=curve.label,
+                **style,
+            )
+            if curve.intervals is not None:
+                low, high = np.multiply(curve.intervals, scale).T
+                axes.fill_between(own_x, low, high, color=curve.color, alpha=0.14, linewidth=0)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if y_range is not None:
+            axes.set_ylim(y_range[0], y_range[1] * 1.03)
+        if ticks is not None or len(x) <= 8:
+            axes.set_xticks(x if ticks is None else ticks)
+        return _as_svg(
+            figure, f"{y_label or 'chart'} of {', '.join(curve.label for curve in curves)}"
+        )
+
+
+def _as_svg(figure: Figure, label: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
+
+
+def png_uri(image: np.ndarray) -> str:
+    """An image as a `data:` URI. `image`: uint8 [height, width, 3] or [height, width]."""
+    image = np.asarray(image)
+    if image.ndim == 3 and (image == image[..., :1]).all():
+        image = image[..., 0]  # gray: a third of the bytes
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def bar_chart(
+    groups: Sequence[str],
+    curves: Sequence[Curve],
+    *,
+    x_label: str = "",
+    scale: float = 100.0,
+    mark: Optional[float] = None,
+) -> str:
+    """Horizontal bars, a group of one bar per curve for each name, as an `<svg>` element of flexible width.
+
+    Args:
+        groups: names, from top to bottom.
+        curves: `values` has one per group.
+        x_label: of the axis; empty for none.
+        scale: factor on all values.
+        mark: a vertical line at this value, before scaling.
+    """
+    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+        thickness = 0.76 / len(curves)
+        figure = Figure(
+            figsize=(4.8, 0.6 + len(groups) * (0.1 + 0.12 * len(curves))), layout="constrained"
+        )
+        figure.patch.set_alpha(0.0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0.0)
+        rows = np.arange(len(groups))
+        for number, curve in enumerate(curves):
+            lengths = np.multiply(curve.values, scale)
+            bars = axes.barh(
+                rows + (number + 0.5) * thickness - 0.38,
+                lengths,
+                thickness * 0.86,
+                color=curve.color,
+            )
+            axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=7, color=_INK)
+        if mark is not None:
+            axes.axvline(mark * scale, color=_INK, linewidth=1, linestyle=":")
+        axes.set_yticks(rows, groups)
+        axes.invert_yaxis()
+        axes.margins(x=0.08)
+        axes.set_xlabel(x_label)
+        return _as_svg(
+            figure, f"{x_label or 'bars'} of {', '.join(curve.label for curve in curves)}"
+        )
+
+
+def reliability_chart(curves: Sequence[Curve], *, size: tuple[float, float] = (3.6, 3.2)) -> str:
+    """Accuracy over confidence, both in per cent, and the diagonal of perfect calibration.
+
+    Args:
+        curves: `x` confidences and `values` accuracies, as fractions of 1.
+        size: inches, for the proportions.
+    """
+    perfect = Curve(
+        "perfect calibration", _INK, (0.0, 1.0), x=(0.0, 1.0), dashed=True, markers=False
+    )
+    of_percent = [
+        dataclasses.replace(curve, x=np.multiply(curve.x, 100.0)) for curve in (perfect, *curves)
+    ]
+    return line_chart(
+        [0, 25, 50, 75, 100], of_percent, x_label="confidence, %", y_label="accuracy, %", size=size
+    )
+
+
+def thumbnail_uri(encoded: bytes, size: int = 160) -> Optional[str]:
+    """An encoded image as a small JPEG (a PNG if it is tiny) in a `data:` URI; None if it cannot be decoded.
+
+    Args:
+        encoded: the file's bytes.
+        size: pixels of the longer side, at most.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as file:
+            image = file.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    if max(image.size) <= 64:
+        return png_uri(np.asarray(image))
+    image.thumbnail((size, size))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,486 @@
+"""Results for people: one HTML page that needs nothing beside itself, and the same tables in Markdown.
+
+    comparison = compare(read_measured(["runs/b3-advprop", "runs/b3-baseline"]))
+    report = Report("B3 with and without AdvProp", comparison)
+    html, markdown = render_html(report), render_markdown(report)
+
+Of one model the report says what was measured beside what is published; of several also which differences are more than chance.
+Every figure comes from `Report.comparison`, and what keeps a number from being the test set's proper score stands with it.
+"""
+
+import dataclasses
+import functools
+import statistics
+from typing import Any, Mapping, Optional, Sequence
+
+import numpy as np
+
+from efficientnet_advprop.evaluation.calibration import CalibrationBins
+from efficientnet_advprop.evaluation.metrics import Score, corruption_errors
+from efficientnet_advprop.reports import charts, report_rows
+from efficientnet_advprop.reports.comparison import (
+    Comparison,
+    Measured,
+    Refusal,
+    is_fixed_yardstick,
+)
+from efficientnet_advprop.reports.disagreements import Disagreement, OpenImages, find_disagreements
+from efficientnet_advprop.reports.page_templates import open_templates
+from efficientnet_advprop.reports.report_rows import Measure
+
+COLORS = (
+    "#7b8794",
+    "#0b6bcb",
+    "#e07b00",
+    "#7a3fb0",
+    "#0e8a6d",
+    "#b3365b",
+)  # told apart by people with any colour vision
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a report shows.
+
+    Args:
+        title: one line.
+        comparison: of at least one model.
+        introduction: a paragraph; empty for none.
+        descriptions: model → half a sentence.
+        featured: the model that stands out; None: none does.
+        samples: corruption → one image by severity, uint8 [height, width, 3].
+        facts: what else a reader needs to get the same figures: name → value.
+        class_names: of the labels; empty: their numbers.
+        open_images: for thumbnails, see `disagreements`.
+    """
+
+    title: str
+    comparison: Comparison
+    introduction: str = ""
+    descriptions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    featured: Optional[str] = None
+    samples: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    class_names: Sequence[str] = ()
+    open_images: OpenImages = lambda test_set: None
+
+    @property
+    def models(self) -> list[str]:
+        return [measured.name for measured in self.comparison.measured]
+
+    @property
+    def colors(self) -> dict[str, str]:
+        return {model: COLORS[number % len(COLORS)] for number, model in enumerate(self.models)}
+
+    @functools.cached_property
+    def rows(self) -> dict[tuple[str, str], dict[str, Measure]]:
+        """(suite, quantity) → model → what was measured."""
+        rows: dict[tuple[str, str], dict[str, Measure]] = {}
+        for measured in self.comparison.measured:
+            for measure in report_rows.list_measures(self.comparison, measured):
+                rows.setdefault((measure.suite, measure.quantity), {})[measured.name] = measure
+        return rows
+
+    def class_name(self, label: int) -> str:
+        """What a class is called."""
+        return self.class_names[label] if 0 <= label < len(self.class_names) else str(label)
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """0.9731 → "97.3"."""
+    return f"{100 * value:.{digits}f}"
+
+
+def points(value: float) -> str:
+    """−1.23 → "−1.2": a difference in points of a per cent, with its sign."""
+    text = f"{value:+.1f}"
+    return text.replace("-", "−") if float(text) else "±0.0"
+
+
+def probability(value: float) -> str:
+    """A p-value: "0.012", "< 0.0001"."""
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.01 else f"{value:.3f}"
+
+
+def with_interval(score: Score) -> str:
+    """ "97.3 (96.1–98.1)", in percent."""
+    low, high = score.interval()
+    return f"{percent(score.top1)} ({percent(low)}–{percent(high)})"
+
+
+def describe_tests(comparison: Comparison, suite: str) -> str:
+    """One sentence on all pairs of models on a test set that says no more than the tests allow; empty without any.
+
+    In brackets: the difference, its 95 % interval, and the p-value corrected for all tests of the comparison.
+    """
+    verdicts = {"better": "better than", "worse": "worse than", "level": "level with"}
+    tests = [test for test in comparison.tests if test.suite == suite]
+    parts = []
+    for test in tests:
+        low, high = (points(100 * end) for end in test.interval)
+        p_value = probability(test.adjusted_p_value)
+        p_value = p_value if p_value.startswith("<") else f"= {p_value}"
+        difference = f"{points(100 * test.difference)} points, {low} … {high}, p {p_value}"
+        parts.append(f"{test.second} is {verdicts[test.verdict]} {test.first} ({difference})")
+    return f"{report_rows.title(suite)}, {tests[0].measure}: {'; '.join(parts)}." if parts else ""
+
+
+def format_table(report: Report) -> str:
+    """The main table for a console, in per cent: of one model beside the published figures, of several side by side."""
+    if len(report.models) == 1:
+        rows = [["per cent", "measured", "published", "difference", "images", "fed"]]
+        for by_model in report.rows.values():
+            for measure in by_model.values():
+                published = "" if measure.published is None else f"{measure.published.value:.1f}"
+                difference = "" if measure.difference is None else points(measure.difference)
+                cells = [
+                    _marked_cell(measure),
+                    published,
+                    difference,
+                    f"{measure.num_images:,}",
+                    measure.feeding,
+                ]
+                rows.append([f"{measure.title}, {measure.quantity}", *cells])
+    else:
+        rows = [["per cent", *report.models, "fed"]]
+        for (suite, quantity), by_model in report.rows.items():
+            cells = [
+                _marked_cell(by_model[model]) if model in by_model else ""
+                for model in report.models
+            ]
+            feedings = dict.fromkeys(measure.feeding for measure in by_model.values())
+            rows.append([f"{report_rows.title(suite)}, {quantity}", *cells, " and ".join(feedings)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    sides = ["<", *">" * (len(widths) - 2), "<"]
+    lines = [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths)).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "-" * max(map(len, lines)))
+    models_of: dict[tuple[str, str], list[str]] = {}
+    for (suite, _), by_model in report.rows.items():
+        for model, measure in by_model.items():
+            for remark in measure.remarks:
+                models = models_of.setdefault((report_rows.title(suite), remark), [])
+                models.extend([model] if model not in models else [])
+    for (title, remark), models in models_of.items():
+        lines.append(
+            f"* {title}{'' if models == report.models else ', ' + ' and '.join(models)}: {remark}"
+        )
+    return "\n".join(lines)
+
+
+def _marked_cell(measure: Measure) -> str:
+    return _cell(measure) + ("*" if measure.remarks else "")
+
+
+def _cell(measure: Measure) -> str:
+    interval = (
+        "" if measure.interval is None else " ({}–{})".format(*map(percent, measure.interval))
+    )
+    return percent(measure.value) + interval
+
+
+def render_markdown(report: Report) -> str:
+    """The tables of the report as Markdown."""
+    lines = [f"# {report.title}", "", *filter(None, [report.introduction, ""])]
+    lines += [
+        "Per cent, with 95 % intervals; for mCE and errors lower is better.",
+        "",
+        "| test set | model | measure | measured | published | difference | top-5 | ECE | images | fed | remarks |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for by_model in report.rows.values():
+        for model, measure in by_model.items():
+            lines.append(_markdown_row(
+                measure.title, model, measure.quantity, _cell(measure), _published(measure),
+                "" if measure.difference is None else points(measure.difference),
+                "" if measure.top5 is None else percent(measure.top5),
+                "" if measure.calibration_error is None else percent(measure.calibration_error),
+                f"{measure.num_images:,}", measure.feeding, "; ".join(f"**{remark}**" for remark in measure.remarks),
+            ))  # fmt: skip
+    comparison = report.comparison
+    if len(report.models) > 1:
+        lines += [
+            "",
+            "## Side by side",
+            "",
+            SIDE_BY_SIDE_NOTE,
+            "",
+            "| test set | first | second | measure | second − first, points | 95 % interval | only first right "
+            "| only second right | p | p (Holm) | second is | remarks |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for test in comparison.tests:
+            low, high = (points(100 * end) for end in test.interval)
+            only = (
+                ["", ""]
+                if test.counts is None
+                else [test.counts.num_only_first, test.counts.num_only_second]
+            )
+            lines.append(_markdown_row(
+                report_rows.title(test.suite), test.first, test.second, test.measure, points(100 * test.difference),
+                f"{low} … {high}", *only, probability(test.p_value), probability(test.adjusted_p_value), test.verdict,
+                "; ".join(test.remarks),
+            ))  # fmt: skip
+        lines += [""] + [
+            f"- Not compared, {describe_refusal(refusal)}" for refusal in comparison.refusals
+        ]
+    for suite, table in _corruption_tables(report).items():
+        lines += [
+            "",
+            f"## {report_rows.title(suite)}, top-1 by severity",
+            "",
+            "| corruption | model | 1 | 2 | 3 | 4 | 5 | CE |",
+        ]
+        lines.append("|---|---|---|---|---|---|---|---|")
+        for one in table.values():
+            for model, scores in one.scores.items():
+                cells = [
+                    with_interval(scores[severity]) if severity in scores else ""
+                    for severity in range(1, 6)
+                ]
+                cells.append(percent(one.errors[model]) if model in one.errors else "")
+                lines.append(_markdown_row(one.title, model, *cells))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown_row(*cells: Any) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _published(measure: Measure) -> str:
+    if measure.published is None:
+        return ""
+    notes = [measure.published.source, f"{measure.published.evidence}"] + list(
+        filter(None, [measure.published.note])
+    )
+    return f"{measure.published.value:.1f} ({'; '.join(notes)})"
+
+
+def describe_refusal(refusal: Refusal) -> str:
+    """What was not compared, and why."""
+    return f"{report_rows.title(refusal.suite)}, {refusal.first} and {refusal.second}: {refusal.reason}"
+
+
+SIDE_BY_SIDE_NOTE = (
+    "Paired: both models answered the very same images. Top-1 by McNemar’s exact test, intervals by bootstrap over images; mCE "
+    "by resampling images together with all their corruptions, and a paired t-test over them. “better” and “worse” are said "
+    "where the p-value, corrected by Holm’s method for all the tests here, is below 0.05; otherwise “level”."
+)
+
+
+def render_html(
+    report: Report,
+    template: str = "report.html.jinja",
+    package: str = "efficientnet_advprop.reports",
+    **more: Any,
+) -> str:
+    """The whole report as one HTML page without any link to another file.
+
+    Args:
+        report: what to show.
+        template: one that extends "report.html.jinja".
+        package: the package beside whose modules that template lies.
+        more: what that one needs beside.
+    """
+    environment = open_templates(package, "efficientnet_advprop.reports")
+    environment.filters.update(
+        percent=percent, points=points, probability=probability, with_interval=with_interval, title=report_rows.title,
+        refusal=describe_refusal, conditions=report_rows.describe_conditions,
+    )  # fmt: skip
+    tables = _corruption_tables(report)
+    return environment.get_template(template).render(
+        report=report,
+        comparison=report.comparison,
+        side_by_side_note=SIDE_BY_SIDE_NOTE,
+        suites=tables,
+        corruption_charts={
+            suite: _corruption_charts(report, table) for suite, table in tables.items()
+        },
+        yardsticks={
+            suite: "AlexNet" if is_fixed_yardstick(suite) else report.models[0] for suite in tables
+        },
+        attack_chart=_attack_chart(report),
+        reliability_charts=_reliability_charts(report),
+        disagreements=_disagreements(report),
+        **more,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Corruption:
+    """Of one corruption: model → severity → score, and model → CE where there is one."""
+
+    title: str
+    scores: Mapping[str, Mapping[int, Score]]
+    errors: Mapping[str, float]
+
+    @property
+    def means(self) -> dict[str, float]:
+        return {
+            model: statistics.fmean(score.top1 for score in scores.values())
+            for model, scores in self.scores.items()
+            if scores
+        }
+
+
+def _corruption_tables(report: Report) -> dict[str, dict[str, _Corruption]]:
+    """Corrupted suite → corruption → what was measured."""
+    suites = dict.fromkeys(
+        s for measured in report.comparison.measured for s in measured.results.corrupted_suites()
+    )
+    return {suite: _corruption_table(report, suite) for suite in suites}
+
+
+def _corruption_table(report: Report, suite: str) -> dict[str, _Corruption]:
+    having = [
+        measured
+        for measured in report.comparison.measured
+        if suite in measured.results.corrupted_suites()
+    ]
+    yardstick = report.comparison.yardstick(suite)
+    errors = {
+        measured.name: corruption_errors(measured.results.errors(suite), yardstick)
+        for measured in having
+        if yardstick is not None and suite in measured.whole_suites
+    }
+    return {
+        corruption: _Corruption(
+            corruption.replace("_", " "),
+            {
+                measured.name: _scores_by_severity(measured, suite, corruption)
+                for measured in having
+            },
+            {model: by_corruption[corruption] for model, by_corruption in errors.items()},
+        )
+        for corruption in dict.fromkeys(
+            c for measured in having for c in measured.results.corruptions(suite)
+        )
+    }
+
+
+def _corruption_charts(report: Report, table: Mapping[str, _Corruption]) -> dict:
+    """Corruption errors as bars and mean accuracies by severity, of whole suites; of each corruption curves and images."""
+    whole = [model for model in report.models if all(model in one.errors for one in table.values())]
+    overview: dict[str, Any] = {"bars": None, "severities": None}
+    if whole:
+        bars = [
+            charts.Curve(m, report.colors[m], [one.errors[m] for one in table.values()])
+            for m in whole
+        ]
+        names = [one.title for one in table.values()]
+        overview["bars"] = charts.bar_chart(
+            names, bars, x_label="corruption error, % of the yardstick’s", mark=1.0
+        )
+        means = []
+        for model in whole:
+            columns = zip(
+                *([score.top1 for score in one.scores[model].values()] for one in table.values())
+            )
+            means.append(
+                charts.Curve(
+                    model, report.colors[model], [statistics.fmean(column) for column in columns]
+                )
+            )
+        overview["severities"] = charts.line_chart(
+            range(1, 6), means, x_label="severity", y_label="top-1 accuracy, %"
+        )
+    cards = {}
+    for corruption, one in table.items():
+        curves = [
+            _score_curve(report, model, scores) for model, scores in one.scores.items() if scores
+        ]
+        images = [charts.png_uri(image) for image in report.samples.get(corruption, ())]
+        cards[corruption] = dict(
+            svg=charts.line_chart(range(1, 6), curves, size=(2.9, 1.6)), images=images
+        )
+    return {**overview, "cards": cards}
+
+
+def _scores_by_severity(measured: Measured, suite: str, corruption: str) -> dict[int, Score]:
+    prefix = f"{suite}/{corruption}/"
+    names = [name for name in measured.results.test_sets if name.startswith(prefix)]
+    found = {
+        int(name.removeprefix(prefix)): measured.results.test_sets[name].score for name in names
+    }
+    return dict(sorted(found.items()))
+
+
+def _score_curve(report: Report, model: str, scores: Mapping[int, Score]) -> charts.Curve:
+    values, intervals = (
+        [score.top1 for score in scores.values()],
+        [score.interval() for score in scores.values()],
+    )
+    return charts.Curve(model, report.colors[model], values, intervals, x=list(scores))
+
+
+def _attack_chart(report: Report) -> Optional[str]:
+    """Accuracy over ε, from the clean images on, of the models that were attacked."""
+    curves, all_epsilons = [], set()
+    for measured in report.comparison.measured:
+        results, epsilons = measured.results.test_sets, sorted(measured.results.epsilons())
+        if not epsilons:
+            continue
+        clean = next((name for name in ("imagenet", "digits") if name in results), None)
+        by_epsilon = ({0.0: results[clean].score} if clean else {}) | {
+            e: results[f"pgd/{e:g}"].score for e in epsilons
+        }
+        curves.append(_score_curve(report, measured.name, by_epsilon))
+        all_epsilons.update(by_epsilon)
+    if len(all_epsilons) < 2:
+        return None
+    return charts.line_chart(
+        sorted(all_epsilons),
+        curves,
+        x_label="ε, pixels of 255",
+        y_label="top-1 accuracy, %",
+        size=(5.6, 2.6),
+    )
+
+
+def _reliability_charts(report: Report) -> list[dict]:
+    """A diagram for each test set of images that nobody attacked, and one for each corrupted suite as a whole."""
+    curves_of_suite: dict[str, list[charts.Curve]] = {}
+    for measured in report.comparison.measured:
+        summed: dict[str, CalibrationBins] = {}
+        for name, result in measured.results.test_sets.items():
+            if result.conditions.attack is not None:
+                continue
+            suite = name.split("/")[0] if name.count("/") == 2 else name
+            summed[suite] = (
+                summed[suite] + result.calibration if suite in summed else result.calibration
+            )
+        for suite, bins in summed.items():
+            points_of_bins = list(bins.reliability_points())
+            if not points_of_bins:
+                continue
+            confidences, accuracies, _ = zip(*points_of_bins)
+            label = f"{measured.name} (ECE {percent(bins.expected_calibration_error)} %)"
+            curves_of_suite.setdefault(suite, []).append(
+                charts.Curve(label, report.colors[measured.name], accuracies, x=confidences)
+            )
+    return [
+        dict(title=report_rows.title(suite), curves=curves, svg=charts.reliability_chart(curves))
+        for suite, curves in curves_of_suite.items()
+    ]
+
+
+def _disagreements(report: Report) -> Optional[dict]:
+    """Of the first two models, on the first test set of single images that both answered."""
+    if len(report.models) < 2:
+        return None
+    first, second = report.comparison.measured[:2]
+    for test in report.comparison.tests:
+        if (test.first, test.second, test.measure) == (first.name, second.name, "top-1"):
+            found: list[Disagreement] = find_disagreements(
+                first, second, test.suite, report.open_images
+            )
+            return dict(
+                suite=test.suite,
+                counts=test.counts,
+                first=first.name,
+                second=second.name,
+                images=found,
+            )
+    return None

@@ -1,0 +1,102 @@
+"""Figures that others published, to stand beside measured ones: one table, each figure with its evidence.
+
+    figure = find_published("b3-advprop", "imagenet_c")           # PublishedFigure(57.8, "mCE", "recalled", …) or None
+    mean_corruption_error(errors, ALEXNET_ERRORS)                 # the yardstick of ImageNet-C
+
+Top-1 on ImageNet stands in `models.published_checkpoints`; here is what the papers say of the other test sets.
+"""
+
+import dataclasses
+from typing import Optional
+
+from efficientnet_advprop.models.checkpoints import published_checkpoints
+
+NUM_SEVERITIES = 5
+
+# D. Hendrycks, T. Dietterich, ICLR 2019: AlexNet's top-1 error under each corruption, the mean over the five severities. Only
+# the means are published, and only their fivefold counts, so that the mean stands for each severity.
+ALEXNET_ERRORS = {
+    corruption: (error,) * NUM_SEVERITIES
+    for corruption, error in {
+        "gaussian_noise": 0.886428,
+        "shot_noise": 0.894468,
+        "impulse_noise": 0.922640,
+        "defocus_blur": 0.819880,
+        "glass_blur": 0.826268,
+        "motion_blur": 0.785948,
+        "zoom_blur": 0.798360,
+        "snow": 0.866816,
+        "frost": 0.826572,
+        "fog": 0.819324,
+        "brightness": 0.564592,
+        "contrast": 0.853204,
+        "elastic_transform": 0.646056,
+        "pixelate": 0.717840,
+        "jpeg_compression": 0.606500,
+    }.items()
+}
+# The same network's error on the clean validation images: the benchmark's own script takes torchvision's AlexNet, of which
+# torchvision states 56.522 % top-1.
+ALEXNET_CLEAN_ERROR = 0.43478
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedFigure:
+    """What somebody published.
+
+    Args:
+        value: per cent.
+        measure: "top-1" or "mCE".
+        evidence: "read" in its source, or "recalled": quoted from the paper without having it at hand.
+        source: where.
+        note: what a reader must know to compare; empty if nothing.
+    """
+
+    value: float
+    measure: str
+    evidence: str
+    source: str
+    note: str = ""
+
+
+_PAPER = "Xie et al., CVPR 2020"
+_VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7")
+# Test suite → (vanilla, AdvProp) by variant.
+_PAPER_FIGURES = {
+    "imagenet_c": (
+        (70.7, 65.1, 64.1, 62.9, 60.7, 62.3, 60.6, 59.4),
+        (66.2, 60.2, 61.4, 57.8, 58.6, 56.2, 53.6, 52.9),
+    ),
+    "imagenet_a": (
+        (6.7, 9.0, 10.8, 17.9, 26.4, 29.4, 34.5, 37.7),
+        (7.1, 10.1, 11.8, 18.0, 27.9, 34.4, 40.6, 44.7),
+    ),
+    "stylized": (
+        (13.1, 15.0, 16.8, 17.8, 20.2, 20.8, 20.9, 21.8),
+        (14.6, 16.7, 17.8, 21.4, 22.5, 24.4, 25.9, 26.6),
+    ),
+}
+_KINDS = {"autoaugment": 0, "advprop": 1}
+_NOTES = {
+    "autoaugment": "of the paper’s own vanilla network; the released AutoAugment weights were trained again later",
+    "advprop": "",
+}
+
+
+def find_published(checkpoint: Optional[str], suite: str) -> Optional[PublishedFigure]:
+    """What is published of a checkpoint on a test suite, or None.
+
+    Args:
+        checkpoint: a name of `published_checkpoints.PUBLISHED`, such as "b3-advprop"; None: an unpublished network.
+        suite: "imagenet", "imagenet_c" (its mCE), "imagenet_a" or "stylized".
+    """
+    row = published_checkpoints.PUBLISHED.get(checkpoint)
+    if row is None:
+        return None
+    if suite == "imagenet":
+        return PublishedFigure(row.top1, "top-1", "read", "the official table of March 2020")
+    if suite in _PAPER_FIGURES and row.kind in _KINDS and row.variant in _VARIANTS:
+        value = _PAPER_FIGURES[suite][_KINDS[row.kind]][_VARIANTS.index(row.variant)]
+        measure = "mCE" if suite == "imagenet_c" else "top-1"
+        return PublishedFigure(value, measure, "recalled", _PAPER, _NOTES[row.kind])
+    return None

@@ -1,0 +1,273 @@
+"""What a report says of one model: a row for each test set, with its interval, the published figure and how it was measured.
+
+    for measure in list_measures(comparison, measured):
+        measure.title, measure.value, measure.interval, measure.published, measure.difference, measure.remarks
+
+A number is never without what it depends on: resolution and crop stand with it, and what keeps it from being the test set's
+proper score (images missing, only some drawn, corruptions made here) is a remark that reports must print.
+"""
+
+import dataclasses
+import statistics
+from typing import Mapping, Optional, Sequence
+
+from efficientnet_advprop.evaluation import metrics
+from efficientnet_advprop.evaluation.results import Conditions, TestSetResult
+from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED
+from efficientnet_advprop.reports import significance
+from efficientnet_advprop.reports.comparison import Comparison, Measured, is_fixed_yardstick
+from efficientnet_advprop.reports.published_results import (
+    ALEXNET_CLEAN_ERROR,
+    PublishedFigure,
+    find_published,
+)
+
+_TITLES = {
+    "imagenet": "ImageNet",
+    "imagenet_c": "ImageNet-C",
+    "imagenet_c_made": "ImageNet-C, made here",
+    "imagenet_a": "ImageNet-A",
+    "imagenet_r": "ImageNet-R",
+    "imagenet_v2": "ImageNet-V2",
+    "imagenet_sketch": "ImageNet-Sketch",
+    "stylized": "Stylized-ImageNet",
+    "pgd": "Under PGD",
+    "digits": "Digits",
+    "digits_c": "Digits, corrupted",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """One number of one model.
+
+    Args:
+        suite: the test set, or the corrupted suite.
+        quantity: "top-1", "mCE", "relative mCE" or "mean error".
+        value: as a fraction of 1; nan if it cannot be said, for the reason among the remarks.
+        interval: of 95 %, likewise; None where there is none.
+        num_images: over all test sets of it.
+        feeding: resolution and crop, and whatever else the number depends on, in words.
+        remarks: what a reader must know before trusting the number; empty if nothing.
+        published: of the same weights, if anything is.
+        is_comparable: whether the published figure was measured alike, as far as one knows.
+        top5, calibration_error: as fractions of 1; None for corrupted suites.
+    """
+
+    suite: str
+    quantity: str
+    value: float
+    interval: Optional[tuple[float, float]]
+    num_images: int
+    feeding: str
+    remarks: Sequence[str] = ()
+    published: Optional[PublishedFigure] = None
+    is_comparable: bool = False
+    top5: Optional[float] = None
+    calibration_error: Optional[float] = None
+
+    @property
+    def title(self) -> str:
+        return title(self.suite)
+
+    @property
+    def difference(self) -> Optional[float]:
+        """From the published figure, in points of a per cent; None if the two are not comparable."""
+        return (
+            100 * self.value - self.published.value
+            if self.published and self.is_comparable
+            else None
+        )
+
+
+def title(suite: str) -> str:
+    """What a test set or suite is called: "imagenet_v2/topimages" → "ImageNet-V2, topimages"."""
+    name, _, rest = suite.partition("/")
+    if name == "pgd":
+        return f"{_TITLES[name]}, ε = {rest}"
+    return ", ".join(filter(None, (_TITLES.get(name, name), rest.replace("_", " "))))
+
+
+def describe_conditions(conditions: Conditions) -> str:
+    """Resolution and crop, and what else is not as usual."""
+    parts = [
+        f"{conditions.image_size} px, "
+        + ("whole images" if conditions.crop == "none" else f"crop {conditions.crop}")
+    ]
+    if conditions.num_kept_classes is not None:
+        parts.append(f"{conditions.num_kept_classes} classes kept")
+    if conditions.attack is not None:
+        attack = conditions.attack
+        num_restarts = attack.get("num_restarts", 1)
+        restarts = f"{num_restarts} restart{'s' if num_restarts > 1 else ''}"
+        kind = "targeted" if attack["targeted"] else "untargeted"
+        parts.append(
+            f"{kind} PGD of {attack['num_steps']} steps of {attack['step_size']:g}, {restarts}"
+        )
+    if conditions.branch != "main" or conditions.attack is not None:
+        parts.append(f"{conditions.branch} batch norms")
+    return "; ".join(parts)
+
+
+def list_measures(comparison: Comparison, measured: Measured) -> list[Measure]:
+    """Everything that was measured of one of the models, in the order in which it was measured."""
+    suites = dict.fromkeys(
+        name.split("/")[0] if name.count("/") == 2 else name for name in measured.results.test_sets
+    )
+    measures = []
+    for suite in suites:
+        if suite in measured.results.test_sets:
+            measures.append(_measure_top1(measured, suite))
+        else:
+            measures += _measure_corruptions(comparison, measured, suite)
+    return measures
+
+
+def _remarks(result: TestSetResult) -> list[str]:
+    remarks = list(result.problems)
+    if result.conditions.num_drawn is not None:
+        remarks.append(f"only {result.conditions.num_drawn:,} images, drawn evenly")
+    if result.conditions.made_from is not None:
+        remarks.append(f"corrupted here from {result.conditions.made_from}, not the official files")
+    return remarks
+
+
+def _problems_of_sets(problems_of: Mapping[str, Sequence[str]]) -> list[str]:
+    """Problems of the sets of a suite, each with the sets that have it; of more than three the rest is counted."""
+    sets_with: dict[str, list[str]] = {}
+    for name, problems in problems_of.items():
+        for problem in problems:
+            sets_with.setdefault(problem, []).append(name)
+    told = [
+        f"{names[0]}: {problem}"
+        if len(names) == 1
+        else f"{len(names)} sets ({names[0]}, …): {problem}"
+        for problem, names in sets_with.items()
+    ]
+    return told[:3] + ([f"and {len(told) - 3} more such problems"] if len(told) > 3 else [])
+
+
+def _measure_top1(measured: Measured, test_set: str) -> Measure:
+    result, config = measured.results.test_sets[test_set], measured.results.config
+    conditions, remarks = result.conditions, _remarks(result)
+    published = find_published(config.get("published"), test_set)
+    is_comparable = not remarks and conditions.branch == "main"
+    if published and test_set == "imagenet":
+        image_size = PUBLISHED[config["published"]].image_size
+        if (conditions.image_size, conditions.crop) != (image_size, "released"):
+            is_comparable = False
+            published = dataclasses.replace(
+                published, note=f"measured at {image_size} px, crop released"
+            )
+    return Measure(
+        test_set,
+        "top-1",
+        result.score.top1,
+        result.score.interval(),
+        result.score.num_images,
+        describe_conditions(conditions),
+        remarks,
+        published,
+        is_comparable,
+        result.score.top5,
+        result.calibration.expected_calibration_error,
+    )
+
+
+def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str) -> list[Measure]:
+    """mCE, relative mCE and the plain mean error of a corrupted suite."""
+    results, baseline = measured.results, comparison.yardstick(suite)
+    sets = {
+        name: result for name, result in results.test_sets.items() if name.startswith(f"{suite}/")
+    }
+    remarks = _problems_of_sets(
+        {name.partition("/")[2]: result.problems for name, result in sets.items()}
+    )
+    remarks += dict.fromkeys(
+        remark
+        for result in sets.values()
+        for remark in _remarks(result)
+        if remark not in result.problems
+    )
+    missing = results.missing(suite)
+    if missing:
+        remarks.append(
+            f"{len(missing)} of the {len(missing) + len(sets)} sets were not measured ({missing[0]}, …): no mCE"
+        )
+    published = find_published(results.config.get("published"), suite)
+    common = dict(
+        suite=suite,
+        num_images=sum(result.score.num_images for result in sets.values()),
+        feeding=" / ".join(
+            dict.fromkeys(describe_conditions(result.conditions) for result in sets.values())
+        ),
+        remarks=remarks,
+    )
+    errors = results.errors(suite)
+    mean_error = statistics.fmean(error for by_severity in errors.values() for error in by_severity)
+    answers = measured.wrong_answers(suite)
+
+    def interval(yardstick):
+        return (
+            None
+            if answers is None
+            else significance.bootstrap_mean_interval(answers.contributions(yardstick))
+        )
+
+    ones = {name: (1.0,) * len(by_severity) for name, by_severity in errors.items()}
+    plain = Measure(
+        quantity="mean error",
+        value=mean_error,
+        interval=None if missing else interval(ones),
+        **common,
+    )
+    if missing or baseline is None:
+        return [plain]
+    measures = [
+        Measure(
+            quantity="mCE",
+            value=metrics.mean_corruption_error(errors, baseline),
+            interval=interval(baseline) if is_fixed_yardstick(suite) else None,
+            published=published,
+            is_comparable=not remarks,
+            **common,
+        )
+    ]
+    relative = _relative_mce(comparison, measured, suite)
+    if relative is not None:
+        clean = results.test_sets[clean_test_set(suite)]
+        of_clean = dict(
+            feeding=f"{common['feeding']}; clean images {describe_conditions(clean.conditions)}",
+            remarks=[*remarks, *(f"clean images: {remark}" for remark in _remarks(clean))],
+        )
+        measures.append(
+            Measure(
+                quantity="relative mCE", value=relative, interval=None, **{**common, **of_clean}
+            )
+        )
+    return [*measures, plain]
+
+
+def clean_test_set(suite: str) -> str:
+    """The uncorrupted counterpart of a corrupted suite: "imagenet" of "imagenet_c", "digits" of "digits_c"."""
+    return suite.partition("_c")[0]
+
+
+def _relative_mce(comparison: Comparison, measured: Measured, suite: str) -> Optional[float]:
+    clean, baseline = clean_test_set(suite), comparison.yardstick(suite)
+    results = measured.results.test_sets
+    if clean not in results:
+        return None
+    if is_fixed_yardstick(suite):
+        baseline_clean_error = ALEXNET_CLEAN_ERROR
+    else:
+        baseline_clean_error = comparison.first.results.test_sets[clean].score.error
+    try:
+        return metrics.relative_mean_corruption_error(
+            measured.results.errors(suite),
+            results[clean].score.error,
+            baseline,
+            baseline_clean_error,
+        )
+    except ValueError:  # a yardstick that some corruption costs nothing
+        return None

@@ -1,0 +1,179 @@
+"""The demo's page: the report of an evaluation, and beside it how the networks were trained and what their attack does.
+
+    page = render_html(DemoReport(report, "digits", "digits_c", histories, pictures, "PGD with …", configs))
+
+All that is measured is shown by `reports`; here are the page's opening and its end.
+"""
+
+import dataclasses
+import statistics
+from typing import Mapping, Sequence
+
+import numpy as np
+
+from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.evaluation.results import attacked
+from efficientnet_advprop.reports import charts, evaluation_report
+from efficientnet_advprop.reports.evaluation_report import Report
+
+_MAX_PERTURBATION_GAIN = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image and what an attack made of it.
+
+    Args:
+        image, adversarial_image: float [height, width, 3], pixels in [0, 255].
+        label: what it shows.
+        answers: model → (class that it sees in the clean image, in the adversarial one).
+    """
+
+    image: np.ndarray
+    adversarial_image: np.ndarray
+    label: str
+    answers: Mapping[str, tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoReport:
+    """What the page shows.
+
+    Args:
+        report: what was measured.
+        clean, corrupted: the test set of clean images and the suite of corrupted ones, by name.
+        histories: model → the reports of its training run, as in `metrics.jsonl`.
+        pictures: of the training attack.
+        picture_note: what that attack was.
+        configs: model → its config as JSON.
+    """
+
+    report: Report
+    clean: str
+    corrupted: str
+    histories: Mapping[str, Sequence[Mapping[str, float]]]
+    pictures: Sequence[Picture]
+    picture_note: str
+    configs: Mapping[str, str]
+
+    def test_sets(self) -> list[str]:
+        """What the page opens with: clean, corrupted, and under the strongest attack."""
+        results = self.report.comparison.first.results
+        found = [self.clean] + [
+            suite for suite in results.corrupted_suites() if suite == self.corrupted
+        ]
+        return found + [attacked(epsilon) for epsilon in sorted(results.epsilons())[-1:]]
+
+
+def images_per_second(history: Sequence[Mapping[str, float]]) -> float:
+    """The median speed of a training run, from its reports; nan where it has none."""
+    speeds = [entry["images_per_second"] for entry in history if "images_per_second" in entry]
+    return statistics.median(speeds) if speeds else float("nan")
+
+
+def render_html(demo: DemoReport) -> str:
+    """The page, without any link to another file."""
+    gain = perturbation_gain(demo.pictures)
+    findings = [
+        evaluation_report.describe_tests(demo.report.comparison, suite)
+        for suite in demo.test_sets()
+    ]
+    return evaluation_report.render_html(
+        demo.report,
+        "demo.html.jinja",
+        "efficientnet_advprop.studies",
+        demo=demo,
+        headlines=[_headline(demo, name) for name in demo.test_sets()],
+        findings=list(filter(None, findings)),
+        speeds={model: images_per_second(history) for model, history in demo.histories.items()},
+        training_charts=_training_charts(demo),
+        pictures=[_picture(picture, gain) for picture in demo.pictures],
+        gain=gain,
+    )
+
+
+def _headline(demo: DemoReport, name: str) -> dict:
+    """Bars of the models' accuracies on a test set, or in the mean over a corrupted suite."""
+    if name == demo.clean:
+        title, note = "Clean images", "as they are"
+    elif name == demo.corrupted:
+        num_corruptions = len(demo.report.comparison.first.results.corruptions(name))
+        title, note = "Corrupted images", f"mean of {num_corruptions} corruptions × 5 severities"
+    else:
+        title, note = "Under attack", f"PGD on the main branch, ε = {name.partition('/')[2]}"
+    rows = []
+    for measured in demo.report.comparison.measured:
+        if name == demo.corrupted:
+            rows.append(
+                dict(
+                    model=measured.name,
+                    value=measured.results.mean_corrupted_accuracy(name),
+                    low=None,
+                    high=None,
+                )
+            )
+        else:
+            score: Score = measured.results.test_sets[name].score
+            low, high = score.interval()
+            rows.append(dict(model=measured.name, value=score.top1, low=low, high=high))
+    return dict(title=title, note=note, rows=rows)
+
+
+def _training_charts(demo: DemoReport) -> list[dict]:
+    def curves(name, dashed=False):
+        for model, history in demo.histories.items():
+            entries = [entry for entry in history if name in entry]
+            if entries:
+                x, values = (
+                    [entry["epoch"] for entry in entries],
+                    [entry[name] for entry in entries],
+                )
+                label = f"{model}, adversarial" if dashed else model
+                yield charts.Curve(label, demo.report.colors[model], values, x=x, dashed=dashed)
+
+    losses = [*curves("clean_loss"), *curves("adversarial_loss", dashed=True)]
+    plain = dict(x_label="epoch", markers=False)
+    return [
+        dict(
+            title="Training loss",
+            note="solid: clean images, dashed: adversarial ones",
+            svg=charts.line_chart(
+                range(99), losses, y_label="cross-entropy", scale=1.0, y_range=None, **plain
+            ),
+        ),
+        dict(
+            title="Test accuracy while training",
+            note="averaged weights, main branch",
+            svg=charts.line_chart(
+                range(99), list(curves("eval_top1")), y_label="top-1 accuracy, %", **plain
+            ),
+        ),
+    ]
+
+
+def _perturbation(picture: Picture) -> np.ndarray:
+    return np.asarray(picture.adversarial_image, np.float32) - np.asarray(picture.image, np.float32)
+
+
+def perturbation_gain(pictures: Sequence[Picture]) -> int:
+    """16, or the largest power of two below at which no perturbation, drawn around mid-gray, leaves the range of pixels."""
+    largest = max(
+        (float(np.abs(_perturbation(picture)).max()) for picture in pictures), default=0.0
+    )
+    gain = _MAX_PERTURBATION_GAIN
+    while gain > 1 and gain * largest > 128.0:
+        gain //= 2
+    return gain
+
+
+def _picture(picture: Picture, gain: int) -> dict:
+    def as_bytes(pixels):
+        return charts.png_uri(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
+
+    return dict(
+        label=picture.label,
+        answers=picture.answers,
+        clean=as_bytes(picture.image),
+        perturbation=as_bytes(127.5 + gain * _perturbation(picture)),
+        adversarial=as_bytes(picture.adversarial_image),
+    )

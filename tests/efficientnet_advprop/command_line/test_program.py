@@ -1,0 +1,148 @@
+"""A program's flags: each mistake is one line on stderr and exit code 2."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[3]
+PROGRAM = """'Trains nothing. Usage: none.'
+import json, os, sys, tempfile
+from efficientnet_advprop.command_line import program
+from efficientnet_advprop.errors import UserError
+_CONFIG = program.define_config_flag()
+
+class RunError(UserError):
+    pass
+
+def main(argv):
+    config = program.read_config(_CONFIG)
+    if config.attack.epsilon == 7:
+        raise RunError("seven is too many; use six.")
+    if config.attack.epsilon == 8:
+        raise OSError(28, "No space left on device", "here")
+    print(config.attack.epsilon, config.attack.targeted, config.data.num_train_examples)
+
+if __name__ == "__main__":
+    # A program per line of arguments, each in a fork: the imports, which take seconds, happen once.
+    for line in sys.stdin:
+        sys.argv = [sys.argv[0], *json.loads(line)]
+        outputs = [tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")]
+        child = os.fork()
+        if not child:
+            for output, stream in zip(outputs, (1, 2)):
+                os.dup2(output.fileno(), stream)
+            program.run(main)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        texts = [(output.seek(0), output.read())[1] for output in outputs]
+        print(json.dumps([code, *texts]), flush=True)
+"""
+
+
+class Result(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("door")
+    (folder / "program.py").write_text(PROGRAM)
+    (folder / "broken.py").write_text("import no_such_module\n")
+    (folder / "typo.py").write_text(
+        "from efficientnet_advprop.config import *\ndef get_config():\n    return ExperimentConfig(modle=1)\n"
+    )
+    (folder / "other.py").write_text("def get_config():\n    return {}\n")
+    programs = subprocess.Popen(
+        [sys.executable, str(folder / "program.py")], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+    def run(*arguments):
+        print(json.dumps(arguments).replace("FOLDER", str(folder)), file=programs.stdin, flush=True)
+        return Result(*json.loads(programs.stdout.readline()))
+
+    yield run
+    programs.stdin.close()
+    assert programs.wait() == 0
+
+
+CONFIG = "--config=configs/advprop.py:b0"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "`--config` is missing"),
+        (["--config=none.py"], "`--config` is 'none.py', but there is no such file"),
+        (["--config=configs/advprop.py:b9"], "`variant` is 'b9', but must be one of b0, "),
+        (["--config=FOLDER/broken.py"], "ModuleNotFoundError: No module named 'no_such_module'"),
+        (["--config=FOLDER/typo.py"], "unexpected keyword argument 'modle'"),
+        (["--config=FOLDER/other.py"], "returned dict"),
+        (
+            [CONFIG, "--config.attack.epsilon=-1"],
+            "`config.attack.epsilon` is -1.0, but must be ≥ 0",
+        ),
+        (
+            [CONFIG, "--config.attack.epsilon=big"],
+            "`config.attack.epsilon` is 'big', but must be a number.",
+        ),
+        (
+            [CONFIG, "--config.attack.num_steps=1.5"],
+            "`config.attack.num_steps` is '1.5', but must be a whole number.",
+        ),
+        (
+            [CONFIG, "--config.attack.targeted=maybe"],
+            "`config.attack.targeted` is 'maybe', but must be true or false.",
+        ),
+        (
+            [CONFIG, "--config.attack.epslon=1"],
+            "`config.attack.epslon` is no field of the config; did you mean `config.attack.epsilon`?",
+        ),
+        ([CONFIG, "--config.attack=none"], "`config.attack` is no field"),
+        ([CONFIG, "--config.attack.num_steps"], "Missing value for flag --config.attack.num_steps"),
+        (["--config.attack.epsilon=1", CONFIG], "comes before --config="),
+        ([CONFIG, "--data_dri=x"], "Unknown command line flag 'data_dri'"),
+        ([CONFIG, "stray"], "`stray` is not a flag"),
+    ],
+)
+def test_mistakes(run, arguments, message):
+    result = run(*arguments)
+    assert message in result.stderr, result.stderr
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
+
+
+def test_typed_overrides(run):
+    overrides = [
+        "--config.attack.epsilon=2",
+        "--noconfig.attack.targeted",
+        "--config.data.num_train_examples",
+        "300",
+    ]
+    result = run(CONFIG, *overrides)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "2.0 False 300\n", "")
+
+
+@pytest.mark.parametrize(
+    "epsilon, message",
+    [("7", "seven is too many; use six."), ("8", "[Errno 28] No space left on device: 'here'")],
+)
+def test_failure_of_a_run(run, epsilon, message):
+    result = run(CONFIG, f"--config.attack.epsilon={epsilon}")
+    assert (result.returncode, result.stderr) == (1, f"error: {message}\n")
+
+
+def test_help(run):
+    result = run("--help")
+    assert result.returncode == 0
+    assert (
+        "Trains nothing." in result.stdout
+        and "configs/advprop.py:b0" in result.stdout
+        and "attack.epsilon = 1.0" in result.stdout
+    )

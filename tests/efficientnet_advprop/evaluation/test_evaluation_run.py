@@ -1,0 +1,463 @@
+"""Evaluation runs on stand-ins of the data sets, whose accuracies are known: any form of files, any kind of model, any stop."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from efficientnet_advprop import evaluation
+from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.evaluation import evaluation_run, saved_models
+from efficientnet_advprop.evaluation.classifiers import ClassifierError, as_classifier
+from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
+from efficientnet_advprop.evaluation.results import Results, predictions_path
+from efficientnet_advprop.evaluation.suites import imagenet_suites
+from efficientnet_advprop.evaluation.suites.test_sets import SuiteError
+from tests import stand_ins
+
+V2 = "imagenet_v2/topimages"
+BY_FORM = {
+    "folder": [
+        "imagenet",
+        "imagenet_c/fog/2",
+        "imagenet_c/snow/5",
+        "imagenet_a",
+        "imagenet_r",
+        V2,
+        "imagenet_sketch",
+        "stylized",
+    ],
+    "tar": ["imagenet_c/fog/2", "imagenet_c/snow/5", "imagenet_a", V2, "stylized"],
+    "tfrecords": ["imagenet"],
+    "tfds": ["imagenet", "imagenet_c/fog/2", "imagenet_a", V2],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """form → the folder with its stand-ins; and "reader", the SavedModel that reads them."""
+    root = tmp_path_factory.mktemp("stand_ins")
+    for form, names in BY_FORM.items():
+        for name in names:
+            stand_ins.WRITERS[form](root / form, name)
+    stand_ins.write_reader(str(root / "reader"))
+    return root
+
+
+def run(data_dir, suites, out_dir, model=stand_ins.read_classes, **options):
+    options = {
+        "name": "reader",
+        "allow_incomplete": True,
+        "batch_size": 5,
+        "image_size": 32,
+        "log": lambda line: None,
+        **options,
+    }
+    return evaluation.run(model, suites, data_dir=str(data_dir), out_dir=str(out_dir), **options)
+
+
+def counts(results):
+    return {
+        name: dict(zip(("num_images", "num_top1", "num_top5"), dataclasses.astuple(result.score)))
+        for name, result in results.test_sets.items()
+    }
+
+
+@pytest.mark.parametrize("form", BY_FORM)
+def test_any_form_of_files_has_the_accuracy_that_was_built_in(data, tmp_path, form):
+    results = run(data / form, BY_FORM[form], tmp_path)
+    assert counts(results) == {name: stand_ins.expected(name) for name in BY_FORM[form]}
+    for name, result in results.test_sets.items():
+        expected_num = imagenet_suites.LAYOUTS[name].num_images
+        assert (
+            result.expected_num_images == expected_num
+            and f"12 where there should be {expected_num:,}" in result.problems[0]
+        )
+        assert result.conditions.num_kept_classes == (
+            200 if name in ("imagenet_a", "imagenet_r") else None
+        )
+        predictions = ImagePredictions.read(predictions_path(str(tmp_path), name))
+        assert sorted(predictions.labels) == sorted(
+            label for label, _ in stand_ins.list_images(name)
+        )
+
+
+def test_the_forms_have_the_same_image_ids_and_digests(data, tmp_path):
+    of_form = {
+        form: run(data / form, ["imagenet_a", "imagenet_c/snow/5"], tmp_path / form)
+        for form in ("folder", "tar")
+    }
+    for name in ("imagenet_a", "imagenet_c/snow/5"):
+        ids = {
+            form: ImagePredictions.read(
+                predictions_path(str(tmp_path / form), name)
+            ).image_ids.tolist()
+            for form in of_form
+        }
+        assert ids["folder"] == ids["tar"] and ids["tar"][0].count("/") == 1
+        assert (
+            len({results.test_sets[name].conditions.data_digest for results in of_form.values()})
+            == 1
+        )
+
+
+@pytest.fixture(scope="module")
+def by_function(data, tmp_path_factory):
+    """Where the results of the plain function are."""
+    out_dir = tmp_path_factory.mktemp("by_function")
+    assert run(data / "folder", ["imagenet", "imagenet_a"], out_dir).weights_digest == ""
+    return out_dir
+
+
+@pytest.mark.parametrize("kind", ["saved_model", "two_replicas", "keras"])
+def test_any_kind_of_model_gives_the_same_answers(data, by_function, tmp_path, kind, two_replicas):
+    names, strategy = ["imagenet", "imagenet_a"], None
+    if kind == "saved_model":
+        model = saved_models.load(str(data / "reader"))
+    elif kind == "two_replicas":
+        model, strategy = (
+            tf.function(lambda images: stand_ins.read_logits(tf.reduce_mean(images, [1, 2]), tf)),
+            two_replicas,
+        )
+    else:
+        layer = tf.keras.layers.Lambda(
+            lambda images: stand_ins.read_logits(tf.reduce_mean(images, [1, 2]), tf)
+        )
+        model = tf.keras.Sequential(
+            [layer, tf.keras.layers.Softmax()]
+        )  # as Keras's own networks end
+    results = run(data / "folder", names, tmp_path, model, strategy=strategy, batch_size=6)
+    assert counts(results) == {name: stand_ins.expected(name) for name in names}
+    for name in names:
+        found, wanted = (
+            ImagePredictions.read(predictions_path(str(folder), name))
+            for folder in (tmp_path, by_function)
+        )
+        np.testing.assert_array_equal(found.image_ids, wanted.image_ids)
+        np.testing.assert_array_equal(found.classes[:, 0], wanted.classes[:, 0])
+        np.testing.assert_allclose(found.probabilities, wanted.probabilities, atol=2e-2)
+
+
+def test_it_goes_on_where_it_stopped(data, tmp_path):
+    """Stopped within the second test set; then the first is not read again, and nothing is lost or counted twice."""
+    names, num_calls = ["imagenet", "imagenet_sketch", "stylized"], []
+
+    def dies_at(number):
+        def read(images):
+            num_calls.append(len(images))
+            if len(num_calls) == number:
+                raise KeyboardInterrupt
+            return stand_ins.read_classes(images)
+
+        return read
+
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            data / "folder", names, tmp_path, dies_at(1 + 3 + 2)
+        )  # a probe, three batches, one of the second set, and then
+    assert list(Results.read(str(tmp_path)).test_sets) == ["imagenet"]
+    lines, num_calls[:] = [], []
+    results = run(data / "folder", names, tmp_path, dies_at(None), log=lines.append)
+    assert (
+        num_calls == [4, 5, 5, 2, 5, 5, 2] and "1 of 3 test sets were measured before" in lines[0]
+    )
+    assert counts(results) == {name: stand_ins.expected(name) for name in names}
+    assert "24 images" in lines[-1]
+    # Nothing left; and what was lost, or measured under other conditions, is measured again.
+    num_calls[:] = []
+    run(data / "folder", names, tmp_path, dies_at(None))
+    assert num_calls == [4]
+    (tmp_path / "predictions" / "stylized.npz").unlink()
+    run(data / "folder", names, tmp_path, dies_at(None), image_size=100)
+    assert num_calls == [4] + [
+        4,
+        5,
+        5,
+        2,
+        5,
+        5,
+        2,
+        5,
+        5,
+        2,
+    ]  # two sets at 100 pixels; the third, at 224, for its lost file
+    results = Results.read(str(tmp_path))
+    assert [result.conditions.image_size for result in results.test_sets.values()] == [
+        100,
+        100,
+        224,
+    ]
+
+
+def test_some_images_are_marked_as_some(data, tmp_path):
+    results = run(data / "folder", ["imagenet"], tmp_path, max_images=5)
+    result = results.test_sets["imagenet"]
+    assert result.score.num_images == result.conditions.num_drawn == 5
+    assert "only 5 of its 12 images, drawn evenly" in result.problems
+
+
+def test_attacks_and_restarts(data, tmp_path):
+    """The reader's logits move with the pixels, and half a level (12.5 of 255) is where it changes its mind."""
+    model = tf.function(lambda images: stand_ins.read_logits(tf.reduce_mean(images, [1, 2]), tf))
+    weak, strong = (
+        PGD(epsilon, epsilon, 2, targeted=False, random_start=1.0) for epsilon in (4.0, 20.0)
+    )
+    results = run(data / "folder", ["pgd"], tmp_path, model, attack=weak, num_restarts=2)
+    results = run(data / "folder", ["pgd"], tmp_path, model, attack=strong)
+    assert counts(results)["pgd/4"] == stand_ins.expected("imagenet")
+    assert results.test_sets["pgd/20"].score.num_top1 == 0
+    attack = results.test_sets["pgd/4"].conditions.attack
+    assert (attack["epsilon"], attack["num_steps"], attack["num_restarts"]) == (4.0, 2, 2)
+    with pytest.raises(ClassifierError, match="cannot differentiate"):
+        run(data / "folder", ["pgd"], tmp_path / "function")
+
+
+def test_branches_have_results_of_their_own(tmp_path, tiny):
+    (tmp_path / "set" / "0").mkdir(parents=True)
+    for label in range(10):
+        (tmp_path / "set" / str(label)).mkdir(exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, [32, 32, 3], np.uint8)
+    (tmp_path / "set" / "3" / "a.png").write_bytes(tf.io.encode_png(pixels).numpy())
+    gamma = next(variable for variable in tiny.variables if variable.name.endswith("/aux/gamma:0"))
+    before = gamma.numpy()
+    gamma.assign(2.0 * before + 1.0)
+    suites = [f"folder:{tmp_path / 'set'}"]
+    found = {}
+    for branch in ("main", "aux"):
+        run(
+            None,
+            suites,
+            tmp_path / branch,
+            tiny,
+            name="tiny",
+            image_size=32,
+            crop="none",
+            branch=branch,
+        )
+        (result,) = Results.read(str(tmp_path / branch)).test_sets.values()
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            [3], tiny(pixels[None].astype(np.float32), branch=branch)
+        )
+        assert result.conditions.branch == branch and result.score.loss == pytest.approx(
+            float(loss[0]), rel=1e-4
+        )
+        found[branch] = result.score.loss
+    gamma.assign(before)
+    assert found["main"] != found["aux"]
+    with pytest.raises(evaluation_run.RunError, match="results of another model"):
+        run(
+            None,
+            suites,
+            tmp_path / "main",
+            tiny,
+            name="tiny",
+            image_size=32,
+            crop="none",
+            branch="main",
+        )  # other weights now
+    with pytest.raises(ClassifierError, match="`branch` is 'aux_2'"):
+        run(None, suites, tmp_path / "x", tiny, name="tiny", image_size=32, branch="aux_2")
+
+
+@pytest.fixture
+def copy(data, tmp_path):
+    shutil.copytree(data / "folder", tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_incomplete_data_are_named_and_not_scored(copy, data, tmp_path):
+    with pytest.raises(
+        DataError, match="imagenet lacks 49,988 images: 12 where there should be 50,000"
+    ):
+        run(copy, ["imagenet"], tmp_path / "out", allow_incomplete=False)
+    with pytest.raises(
+        DataError,
+        match="lacks 73 of the 75 sets of imagenet_c: imagenet_c/gaussian_noise/1, .* and 67 more",
+    ):
+        run(copy, ["imagenet_c"], tmp_path / "out", allow_incomplete=False)
+    with pytest.raises(
+        DataError,
+        match="lacks 4 of the 5 sets of imagenet_c/fog: imagenet_c/fog/1, imagenet_c/fog/3",
+    ):
+        run(copy, ["imagenet_c/fog"], tmp_path / "out", allow_incomplete=False)
+    with pytest.raises(
+        DataError,
+        match="lacks imagenet_v2/matched-frequency. Looked for: imagenetv2-matched-frequency-format-val",
+    ):
+        run(copy, ["imagenet_v2/matched-frequency"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    results = run(copy, ["imagenet_c", "imagenet_v2"], tmp_path / "out")
+    assert len(results.missing("imagenet_c")) == 73
+    with pytest.raises(ValueError, match="no mCE"):
+        results.mean_corruption_error("imagenet_c", results.errors("imagenet_c"))
+
+
+def test_too_many_images_are_as_wrong_as_too_few(copy, tmp_path, monkeypatch):
+    layout = dataclasses.replace(imagenet_suites.LAYOUTS["imagenet"], num_images=11)
+    monkeypatch.setitem(imagenet_suites.LAYOUTS, "imagenet", layout)
+    with pytest.raises(
+        DataError, match="imagenet has too many: 1 images: 12 where there should be 11"
+    ):
+        run(copy, ["imagenet"], tmp_path / "out", allow_incomplete=False)
+    monkeypatch.setitem(
+        imagenet_suites.LAYOUTS, "imagenet", dataclasses.replace(layout, num_images=12)
+    )
+    assert (
+        run(copy, ["imagenet"], tmp_path / "out", allow_incomplete=False)
+        .test_sets["imagenet"]
+        .is_complete
+    )
+
+
+@pytest.mark.parametrize(
+    "name, folder, words",
+    [
+        ("imagenet", "n99999999", "n99999999, which is no WordNet id of ImageNet's 1,000 classes"),
+        (
+            "imagenet_a",
+            "n01440764",
+            "n01440764, which is no WordNet id of imagenet_a's 200 classes",
+        ),
+        (V2, "n01440764", "n01440764, which is no class: ImageNet-V2's folders are named 0 … 999"),
+    ],
+)
+def test_class_folders_that_there_are_not(copy, tmp_path, name, folder, words):
+    (copy / imagenet_suites.LAYOUTS[name].folders[0] / folder).mkdir()
+    with pytest.raises(DataError, match=words):
+        run(copy, [name], tmp_path / "out")
+
+
+def test_an_unreadable_image_is_named(copy, tmp_path):
+    broken = sorted((copy / "imagenet-r").rglob("*.JPEG"))[7]
+    broken.write_bytes(b"no image")
+    with pytest.raises(DataError, match=f"imagenet_r: .*{broken.name}.*cannot be decoded"):
+        run(copy, ["imagenet_r"], tmp_path / "out")
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_models_that_do_not_fit(data, tmp_path):
+    with pytest.raises(
+        SuiteError,
+        match="ImageNet's 1,000 classes, but the network has 1,001 outputs; its background class",
+    ):
+        run(data / "folder", ["imagenet"], tmp_path, lambda images: np.zeros([len(images), 1001]))
+    with pytest.raises(ClassifierError, match=r"answers 4 images by an array of shape \(4, 2, 2\)"):
+        run(data / "folder", ["imagenet"], tmp_path, lambda images: np.zeros([len(images), 2, 2]))
+    with pytest.raises(ClassifierError, match="`name` is missing"):
+        run(
+            data / "folder",
+            ["imagenet"],
+            tmp_path,
+            lambda images: np.zeros([len(images), 1000]),
+            name=None,
+        )
+    with pytest.raises(SuiteError, match="there are only imagenet, imagenet_c"):
+        run(data / "folder", ["imagenet_z"], tmp_path)
+    with pytest.raises(SuiteError, match="`--data_dir` is missing"):
+        evaluation.run(stand_ins.read_classes, ["imagenet"])
+    with pytest.raises(ClassifierError, match="cannot be loaded"):
+        saved_models.load(str(tmp_path))
+
+
+def test_signatures_that_do_not_fit(tmp_path):
+    module = tf.Module()
+    module.classify = tf.function(
+        lambda files: {"classes": tf.strings.length(files)},
+        [tf.TensorSpec([None], tf.string, "files")],
+    )
+    tf.saved_model.save(module, str(tmp_path / "files"), {"serving_default": module.classify})
+    with pytest.raises(
+        ClassifierError,
+        match=r"It has: serving_default: files string \(None,\) → classes \(None,\)",
+    ):
+        saved_models.load(str(tmp_path / "files"))
+    module.fixed = tf.function(
+        lambda images: tf.reduce_mean(tf.cast(images, tf.float32), [1, 2]),
+        [tf.TensorSpec([2, 40, 40, 3], tf.uint8, "images")],
+    )
+    tf.saved_model.save(module, str(tmp_path / "fixed"), {"other": module.fixed})
+    classifier = saved_models.load(str(tmp_path / "fixed"))
+    assert (classifier.num_classes, classifier.image_size, classifier.fixed_batch_size) == (
+        3,
+        40,
+        2,
+    )
+    with pytest.raises(ClassifierError, match="takes 40 pixels only"):
+        saved_models.load(str(tmp_path / "fixed"), image_size=50)
+    (tmp_path / "set" / "1").mkdir(parents=True)
+    for label in range(3):
+        (tmp_path / "set" / str(label)).mkdir(exist_ok=True)
+    (tmp_path / "set" / "1" / "a.png").write_bytes(
+        tf.io.encode_png(np.full([40, 40, 3], [9, 99, 0], np.uint8)).numpy()
+    )
+    with pytest.raises(evaluation_run.RunError, match="takes 2 images at a time only; use 2"):
+        run(None, [f"folder:{tmp_path / 'set'}"], tmp_path / "out", classifier, image_size=None)
+    with pytest.raises(
+        evaluation_run.RunError, match="`image_size` is 32, .* takes images of 40 pixels only"
+    ):
+        run(None, [f"folder:{tmp_path / 'set'}"], tmp_path / "out", classifier, batch_size=2)
+    results = run(
+        None,
+        [f"folder:{tmp_path / 'set'}"],
+        tmp_path / "out",
+        classifier,
+        batch_size=2,
+        image_size=None,
+    )
+    assert [result.score.num_top1 for result in results.test_sets.values()] == [1]
+
+
+def test_corruptions_made_here(data, tmp_path):
+    """Of a plain colour contrast leaves everything; and the result says that the images are no official ones."""
+    results = run(data / "folder", ["imagenet_c_made/contrast/5"], tmp_path)
+    (name,) = results.test_sets
+    assert name == "imagenet_c_made/contrast/5"
+    assert (
+        results.test_sets[name].conditions.made_from == "imagenet"
+        and results.test_sets[name].conditions.image_size == 224
+    )
+    assert counts(results)[name] == stand_ins.expected("imagenet")
+
+
+def test_the_200_classes():
+    """First and last of the authors' lists of WordNet ids."""
+    folders = {
+        name: sorted(imagenet_suites.class_labels(name)) for name in ("imagenet_a", "imagenet_r")
+    }
+    assert {name: len(ids) for name, ids in folders.items()} == {
+        "imagenet_a": 200,
+        "imagenet_r": 200,
+    }
+    assert folders["imagenet_a"][:4] == ["n01498041", "n01531178", "n01534433", "n01558993"]
+    assert folders["imagenet_r"][:4] == ["n01443537", "n01484850", "n01494475", "n01498041"]
+
+
+def test_names_become_folders():
+    classifier = as_classifier(stand_ins.read_classes, name="/some/where/efficientnet-b3.tar.gz")
+    assert evaluation_run.default_directory(classifier) == "runs/evaluation/efficientnet-b3"
+    assert (
+        evaluation_run.default_directory(dataclasses.replace(classifier, branch="aux"))
+        == "runs/evaluation/efficientnet-b3-aux"
+    )
+
+
+def test_the_table_of_layouts_has_every_name():
+    text = (pathlib.Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
+    for name, layout in imagenet_suites.LAYOUTS.items():
+        parts = [folder.split("/")[0] for folder in layout.folders] + [
+            archive.split("/")[-1] for archive in layout.archives
+        ]
+        parts += [layout.tfds[0].split("/")[0]] if layout.tfds else []
+        for part in parts:
+            shown = part.removesuffix(".tar") if name.startswith("imagenet_v2") else part
+            assert f"`{shown}" in text or f"/{shown}" in text or f"{shown}-format-val" in text, (
+                name,
+                part,
+            )
+        suite, number = name.split("/")[0], f"{layout.num_images:,}"
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{suite}` |"))
+        assert number in row, name

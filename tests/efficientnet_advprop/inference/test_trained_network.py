@@ -1,0 +1,97 @@
+"""Which network a file holds, and which pre-processing goes with it."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.inference.trained_network import restore_network
+from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED, guess_kind
+from tests.conftest import DATA, golden
+from tests.released_format import write_checkpoint
+
+TINY = str(DATA / "tiny_ckpt")
+
+
+def test_network_outside_of_the_table_is_built_from_its_shapes():
+    network = restore_network(TINY, image_size=64)
+    wanted = golden("logits.npz")
+    np.testing.assert_allclose(
+        network.model(wanted["images_a"]), wanted["logits_a_ema_advprop"], rtol=0, atol=1e-4
+    )
+    assert (network.image_size, network.crop, network.published) == (64, "released", None)
+    assert (
+        "kind: advprop (assumed" in network.description
+        and "normalization advprop" in network.description
+    )
+
+
+def test_kind_chooses_the_normalization_and_can_be_overridden(tmp_path):
+    shutil.copytree(TINY, tmp_path / "ckptsaug" / "efficientnet-b0")
+    source, wanted = str(tmp_path / "ckptsaug" / "efficientnet-b0"), golden("logits.npz")
+    network = restore_network(source, use_ema=False)
+    assert "kind: autoaugment (from the name" in network.description
+    np.testing.assert_allclose(
+        network.model(wanted["images_a"]), wanted["logits_a_raw_standard"], rtol=0, atol=1e-4
+    )
+    assert restore_network(source, kind="advprop").model.normalization == "advprop"
+    network = restore_network(source, normalization="advprop", crop="0.875")
+    assert (network.model.normalization, network.crop, network.image_size) == (
+        "advprop",
+        "0.875",
+        224,
+    )
+
+
+@pytest.mark.parametrize(
+    "source, kind",
+    [
+        ("b3-advprop", "advprop"),
+        (
+            "https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet/ckpts/efficientnet-b5.tar.gz",
+            "baseline",
+        ),
+        ("/data/noisy_student_efficientnet-b0/model.ckpt", "noisystudent"),
+        ("/data/efficientnet-b5-randaug", "randaugment"),
+        ("/data/ckptsaug/efficientnet-b0", "autoaugment"),
+        ("/data/advprop/baseline/efficientnet-b0", "baseline"),  # the innermost folder counts
+        (
+            "/home/me/efficientnet_advprop/out/efficientnet-b0",
+            None,
+        ),  # the name of this project says nothing
+        ("/data/efficientnet-b0.tar.gz", None),
+        (
+            "/data/ckpts/efficientnet-b0",
+            None,
+        ),  # official for baseline, but anyone's word for a folder of checkpoints
+    ],
+)
+def test_kind_from_a_name(source, kind):
+    assert guess_kind(source) == kind
+
+
+def test_table_has_the_published_figures():
+    assert len(PUBLISHED) == 9 + 10 + 2 + 8 + 6
+    b8, l2 = PUBLISHED["b8-advprop"], PUBLISHED["l2_475-noisystudent"]
+    assert (b8.top1, b8.normalization, b8.image_size) == (85.5, "advprop", 672)
+    assert (l2.top1, l2.normalization, l2.image_size, l2.variant) == (88.2, "imagenet", 475, "l2")
+    assert l2.address.endswith("noisystudent/noisy_student_efficientnet-l2_475.tar.gz")
+    assert PUBLISHED["b7-randaugment"].address.endswith("randaug/efficientnet-b7-randaug.tar.gz")
+
+
+def test_arguments_that_do_not_go_together(tmp_path):
+    for arguments in (
+        {},
+        {"checkpoint": TINY, "model_dir": "x"},
+        {"model_dir": "x", "kind": "advprop"},
+        {"checkpoint": TINY, "kind": "x"},
+    ):
+        with pytest.raises(ConfigError, match="--checkpoint|--kind"):
+            restore_network(**arguments)
+    with pytest.raises(ConfigError, match="`crop` is '2'"):
+        restore_network(TINY, crop="2")
+    prefix = write_checkpoint(tmp_path / "model.ckpt", {"resnet/kernel": np.zeros(3, np.float32)})
+    with pytest.raises(CheckpointError, match="another network altogether"):
+        restore_network(prefix)

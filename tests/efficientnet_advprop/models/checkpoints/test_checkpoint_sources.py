@@ -1,0 +1,236 @@
+"""Where checkpoints come from: directories, prefixes, archives, servers; and archives that are not to be trusted."""
+
+import contextlib
+import http.server
+import io
+import os
+import shutil
+import tarfile
+import threading
+
+import pytest
+import tensorflow as tf
+
+from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint, verify
+from tests.conftest import DATA
+
+TINY = DATA / "tiny_ckpt"
+BASE = "model.ckpt-1234"
+
+
+def write_archive(path, members) -> bytes:
+    """A .tar.gz of (name, bytes or a prepared TarInfo)."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members:
+            if isinstance(content, tarfile.TarInfo):
+                archive.addfile(content)
+                continue
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def members():
+    return [
+        (f"efficientnet-b0/{name}", (TINY / name).read_bytes()) for name in sorted(os.listdir(TINY))
+    ]
+
+
+@pytest.fixture
+def archive(tmp_path, members):
+    path = tmp_path / "efficientnet-b0.tar.gz"
+    write_archive(path, [("efficientnet-b0/model.ckpt.meta", b"a graph"), *members])
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return str(tmp_path / "cache")
+
+
+def entries(cache):
+    return os.listdir(cache) if os.path.isdir(cache) else []
+
+
+@contextlib.contextmanager
+def serve(body: bytes, status: int = 200, announced: int = None):
+    """A server on loopback; yields its address and a list of the requests it got."""
+    requests = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body) if announced is None else announced))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/advprop/efficientnet-b0.tar.gz", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    "source", [TINY, TINY / BASE, TINY / f"{BASE}.index", TINY / f"{BASE}.data-00000-of-00001"]
+)
+def test_directories_and_prefixes(source):
+    assert find_checkpoint(str(source)) == str(TINY / BASE)
+
+
+def test_state_file_from_elsewhere_chooses_among_several(tmp_path):
+    for name in ("model.ckpt-1", "model.ckpt-2"):
+        (tmp_path / f"{name}.index").touch()
+    with pytest.raises(CheckpointError, match="several checkpoints .model.ckpt-1, model.ckpt-2."):
+        find_checkpoint(str(tmp_path))
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/cns/somebody/model.ckpt-2"\n')
+    assert find_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-2")
+
+
+def test_remote_file_systems(tmp_path):
+    tf.raw_ops.SaveV2(
+        prefix="ram://bucket/1/model.ckpt",
+        tensor_names=["a"],
+        shape_and_slices=[""],
+        tensors=[tf.ones([3])],
+    )
+    prefix = find_checkpoint("ram://bucket/1")
+    assert prefix == "ram://bucket/1/model.ckpt"
+    verify(prefix)
+
+
+@pytest.mark.parametrize(
+    "source", ["b3-advprp", "", "/no/such/directory", "https://127.0.0.1/efficientnet-b0"]
+)
+def test_sources_that_are_not_there(source, cache):
+    with pytest.raises(CheckpointError, match="`source`"):
+        find_checkpoint(source, cache)
+
+
+def test_archive_is_unpacked_once(archive, cache):
+    prefix = find_checkpoint(str(archive), cache)
+    assert os.path.basename(prefix) == BASE and prefix.startswith(cache)
+    for name in os.listdir(TINY):
+        assert (
+            open(os.path.join(os.path.dirname(prefix), name), "rb").read()
+            == (TINY / name).read_bytes()
+        )
+    assert not os.path.exists(os.path.join(os.path.dirname(prefix), "model.ckpt.meta"))
+    os.utime(prefix + ".index", (1, 1))
+    assert (
+        find_checkpoint(str(archive), cache) == prefix and os.stat(prefix + ".index").st_mtime == 1
+    )
+
+
+def test_archive_on_a_remote_file_system(archive, cache):
+    with tf.io.gfile.GFile("ram://archives/b0.tar.gz", "wb") as file:
+        file.write(archive.read_bytes())
+    verify(find_checkpoint("ram://archives/b0.tar.gz", cache))
+
+
+def test_download_is_cached(archive, cache):
+    with serve(archive.read_bytes()) as (address, requests):
+        prefix = find_checkpoint(address, cache)
+        assert find_checkpoint(address, cache) == prefix and len(requests) == 1
+    assert find_checkpoint(address, cache) == prefix  # without the server
+
+
+@pytest.mark.parametrize("cut", [100, 0.5, -30, -5])
+def test_truncated_download_leaves_nothing_behind(archive, cache, cut):
+    body = archive.read_bytes()
+    part = body[: int(cut * len(body)) if isinstance(cut, float) else cut]
+    for announced in (len(body), len(part)):
+        with (
+            serve(part, announced=announced) as (address, _),
+            pytest.raises(CheckpointError, match="truncated or damaged"),
+        ):
+            find_checkpoint(address, cache)
+        assert not entries(cache)
+
+
+def test_answers_other_than_a_file(cache):
+    with serve(b"no", status=404) as (address, _), pytest.raises(CheckpointError, match="404"):
+        find_checkpoint(address, cache)
+    with pytest.raises(CheckpointError, match="does not answer"):
+        find_checkpoint(address, cache)  # the server is gone
+    with (
+        serve(b"<html>not an archive</html>") as (address, _),
+        pytest.raises(CheckpointError, match="truncated or damaged"),
+    ):
+        find_checkpoint(address, cache)
+    assert not entries(cache)
+
+
+def test_flipped_bit_is_noticed(archive, cache):
+    body = bytearray(archive.read_bytes())
+    body[len(body) // 2] ^= 4
+    archive.write_bytes(body)
+    with pytest.raises(CheckpointError, match="damaged"):
+        find_checkpoint(str(archive), cache)
+    assert not entries(cache)
+
+
+def test_damage_from_before_packing_is_noticed(tmp_path, cache, members):
+    damaged = [
+        (name, content[:-1] + b"x" if ".data-" in name else content) for name, content in members
+    ]
+    write_archive(tmp_path / "x.tar.gz", damaged)
+    with pytest.raises(CheckpointError, match="is damaged; these tensors cannot be read: "):
+        find_checkpoint(str(tmp_path / "x.tar.gz"), cache)
+    without_data = [(name, content) for name, content in members if ".data-" not in name]
+    write_archive(tmp_path / "y.tar.gz", without_data)
+    with pytest.raises(CheckpointError, match="data-00000-of-00001 is missing"):
+        find_checkpoint(str(tmp_path / "y.tar.gz"), cache)
+    assert not entries(cache)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.index", "/tmp/outside.index", "a/../../outside.index", "..\\outside.index"]
+)
+def test_archive_that_leads_out_of_itself(tmp_path, cache, members, name):
+    write_archive(tmp_path / "x.tar.gz", [*members, (name, b"x")])
+    with pytest.raises(CheckpointError, match="leads out of it"):
+        find_checkpoint(str(tmp_path / "x.tar.gz"), cache)
+    assert not entries(cache) and not (tmp_path / "outside.index").exists()
+
+
+def test_links_are_not_followed(tmp_path, cache, members):
+    link = tarfile.TarInfo("efficientnet-b0/evil.index")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    write_archive(tmp_path / "x.tar.gz", [("", link), *members])
+    prefix = find_checkpoint(str(tmp_path / "x.tar.gz"), cache)
+    assert "evil.index" not in os.listdir(os.path.dirname(prefix))
+
+
+def test_archive_of_none_or_several(tmp_path, cache, members):
+    write_archive(tmp_path / "none.tar.gz", [("readme.txt", b"x")])
+    with pytest.raises(CheckpointError, match="holds none"):
+        find_checkpoint(str(tmp_path / "none.tar.gz"), cache)
+    write_archive(
+        tmp_path / "two.tar.gz",
+        [*members, *((name.replace("b0", "b1"), content) for name, content in members)],
+    )
+    with pytest.raises(CheckpointError, match="several, in efficientnet-b0, efficientnet-b1"):
+        find_checkpoint(str(tmp_path / "two.tar.gz"), cache)
+
+
+def test_no_room(archive, cache, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(CheckpointError, match="make room"):
+        find_checkpoint(str(archive), cache)
+    assert not entries(cache)
+
+
+def test_a_path_that_tensorflow_cannot_read(tmp_path):
+    shutil.copytree(TINY, tmp_path / "run[1]")
+    with pytest.raises(CheckpointError, match="has a bracket in its path, .*rename it"):
+        verify(find_checkpoint(str(tmp_path / "run[1]")))

@@ -1,0 +1,73 @@
+"""Reports as files, and `evaluate --compare` as a user calls it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from efficientnet_advprop.data import image_folders
+from efficientnet_advprop.reports import report_files
+from efficientnet_advprop.reports.comparison import ComparisonError
+from tests.efficientnet_advprop.evaluation.constructed_results import image_ids, write_results
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    names = [str(tmp_path_factory.mktemp(name)) for name in ("a", "b")]
+    for seed, name in enumerate(names):
+        write_results(name, f"model {seed}", {"imagenet": 0.6 + 0.1 * seed}, seed=seed)
+    return names
+
+
+def test_report_of_one_model_lies_beside_its_results(folders):
+    text = report_files.write_report(folders[:1])
+    assert "ImageNet, top-1" in text and text.endswith("and the same as report.md.")
+    assert sorted(os.listdir(folders[0])) == [
+        "predictions",
+        "report.html",
+        "report.md",
+        "results.json",
+    ]
+
+
+def test_compare_from_the_command_line(folders, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "efficientnet_advprop.evaluate",
+        f"--out_dir={tmp_path}/new/folder",
+        "--compare",
+    ]
+    done = subprocess.run(
+        [*command, *folders], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        "model 1 is" in done.stdout
+        and "<h2>Side by side</h2>" in (tmp_path / "new/folder/report.html").read_text()
+    )
+    assert (tmp_path / "new/folder/report.md").read_text().startswith("# model 0 and model 1\n")
+
+
+def test_thumbnails_come_from_the_data(folders, tmp_path):
+    # The constructed ids with ImageNet's class folders in place of numbers.
+    classes = image_folders.imagenet_ids()
+    for image_id in image_ids(120):
+        folder = tmp_path / "imagenet" / "val" / classes[int(image_id[1:9])]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 60), (9, 99, 9)).save(folder / image_id.split("/")[1], "JPEG")
+    images = report_files.images_below(str(tmp_path))("imagenet")
+    assert images.num_images == 120 and images.image_id(0).startswith(classes[0])
+    assert report_files.images_below(str(tmp_path))("imagenet_a") is None
+    assert report_files.images_below(str(tmp_path))("folder:pets") is None
+    assert report_files.images_below(None)("imagenet") is None
+
+
+def test_without_results_there_is_no_report(tmp_path):
+    with pytest.raises(ComparisonError, match="cannot be read"):
+        report_files.write_report([str(tmp_path)])
+    assert not os.listdir(tmp_path)

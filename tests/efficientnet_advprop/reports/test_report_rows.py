@@ -1,0 +1,172 @@
+"""The rows of a report: numbers by hand, and never one without its conditions."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from efficientnet_advprop.reports.comparison import compare, read_measured
+from efficientnet_advprop.reports.published_results import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS
+from efficientnet_advprop.reports.report_rows import list_measures, title
+from tests.efficientnet_advprop.evaluation.constructed_results import write_results
+
+
+def measures_of(directory, *arguments, **keywords):
+    results = write_results(str(directory), *arguments, **keywords)
+    comparison = compare(read_measured([str(directory)]))
+    rows = list_measures(comparison, comparison.first)
+    return results, {(measure.suite, measure.quantity): measure for measure in rows}
+
+
+@pytest.fixture(scope="module")
+def b0(tmp_path_factory):
+    accuracies = {"imagenet": 0.77, "imagenet_c": 0.7, "imagenet_a": 0.1}
+    config = {"published": "b0-advprop"}
+    return measures_of(
+        tmp_path_factory.mktemp("b0"),
+        "b0",
+        accuracies,
+        config=config,
+        conditions={"imagenet_a": {"num_kept_classes": 200}},
+    )
+
+
+def test_top1_stands_beside_the_published_figure(b0):
+    results, rows = b0
+    measure, score = rows["imagenet", "top-1"], results.test_sets["imagenet"].score
+    assert (measure.value, measure.top5, measure.interval) == (
+        score.top1,
+        score.top5,
+        score.interval(),
+    )
+    assert measure.difference == pytest.approx(100 * score.top1 - 77.6)
+    assert (
+        measure.calibration_error
+        == results.test_sets["imagenet"].calibration.expected_calibration_error
+    )
+    assert rows["imagenet_a", "top-1"].feeding == "224 px, crop released; 200 classes kept"
+    assert rows["imagenet_a", "top-1"].published.value == 7.1
+
+
+def test_mce_by_hand(b0):
+    results, rows = b0
+    errors = {
+        c: np.mean([results.test_sets[f"imagenet_c/{c}/{s}"].score.error for s in range(1, 6)])
+        for c in ALEXNET_ERRORS
+    }
+    mce = np.mean([errors[c] / ALEXNET_ERRORS[c][0] for c in errors])
+    clean = results.test_sets["imagenet"].score.error
+    relative = np.mean(
+        [(errors[c] - clean) / (ALEXNET_ERRORS[c][0] - ALEXNET_CLEAN_ERROR) for c in errors]
+    )
+    assert rows["imagenet_c", "mCE"].value == pytest.approx(mce)
+    assert rows["imagenet_c", "relative mCE"].value == pytest.approx(relative)
+    assert rows["imagenet_c", "mean error"].value == pytest.approx(np.mean(list(errors.values())))
+    for quantity in ("mCE", "mean error"):
+        low, high = rows["imagenet_c", quantity].interval
+        assert low < rows["imagenet_c", quantity].value < high and high - low < 0.1
+    assert (
+        rows["imagenet_c", "relative mCE"].feeding
+        == "224 px, whole images; clean images 224 px, crop released"
+    )
+    assert rows["imagenet_c", "mCE"].difference == pytest.approx(100 * mce - 66.2)
+    assert (
+        rows["imagenet_c", "mCE"].num_images == 75 * 120
+        and "whole images" in rows["imagenet_c", "mCE"].feeding
+    )
+
+
+@pytest.mark.parametrize(
+    "keywords, remark",
+    [
+        (dict(problems=["lacks 5 images"]), "lacks 5 images"),
+        (dict(conditions={"imagenet": {"num_drawn": 100}}), "only 100 images, drawn evenly"),
+        (dict(conditions={"imagenet": {"made_from": "imagenet"}}), "not the official files"),
+    ],
+)
+def test_what_is_not_the_test_sets_score_is_marked_and_not_held_against_the_published_one(
+    tmp_path, keywords, remark
+):
+    _, rows = measures_of(
+        tmp_path, "b0", {"imagenet": 0.77}, config={"published": "b0-advprop"}, **keywords
+    )
+    assert any(remark in text for text in rows["imagenet", "top-1"].remarks)
+    assert (
+        rows["imagenet", "top-1"].published is not None
+        and rows["imagenet", "top-1"].difference is None
+    )
+
+
+@pytest.mark.parametrize("condition", [{"image_size": 300}, {"crop": "0.875"}, {"branch": "aux"}])
+def test_another_protocol_is_not_held_against_the_published_figure(tmp_path, condition):
+    _, rows = measures_of(
+        tmp_path,
+        "b0",
+        {"imagenet": 0.77},
+        config={"published": "b0-advprop"},
+        conditions={"imagenet": condition},
+    )
+    assert rows["imagenet", "top-1"].difference is None
+
+
+def test_a_suite_with_a_set_missing_has_no_mce(tmp_path):
+    results = write_results(str(tmp_path), "b0", {"imagenet_c": 0.7})
+    del results.test_sets["imagenet_c/fog/4"]
+    (tmp_path / "results.json").write_text(results.to_json())
+    comparison = compare(read_measured([str(tmp_path)]))
+    (measure,) = list_measures(comparison, comparison.first)
+    assert measure.quantity == "mean error" and measure.interval is None
+    assert measure.remarks == ["1 of the 75 sets were not measured (imagenet_c/fog/4, …): no mCE"]
+
+
+def test_problems_of_corrupted_sets_are_told_once(tmp_path):
+    _, rows = measures_of(tmp_path, "b0", {"imagenet_c": 0.7}, problems=["lacks 1 image"])
+    assert rows["imagenet_c", "mCE"].remarks == ["75 sets (gaussian_noise/1, …): lacks 1 image"]
+    results = write_results(str(tmp_path), "b0", {"imagenet_c": 0.7})
+    for severity in range(1, 6):
+        name = f"imagenet_c/fog/{severity}"
+        results.test_sets[name] = dataclasses.replace(
+            results.test_sets[name], problems=[f"lacks {severity} images"]
+        )
+    (tmp_path / "results.json").write_text(results.to_json())
+    comparison = compare(read_measured([str(tmp_path)]))
+    (mce, _) = list_measures(comparison, comparison.first)
+    assert mce.remarks == [
+        *(f"fog/{i}: lacks {i} images" for i in (1, 2, 3)),
+        "and 2 more such problems",
+    ]
+    assert mce.difference is None
+
+
+def test_other_suites_are_measured_by_the_first_model(tmp_path):
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder, accuracy in zip(folders, (0.8, 0.9)):
+        folder.mkdir()
+        write_results(
+            str(folder),
+            folder.name,
+            {"digits": accuracy, "digits_c": accuracy},
+            suites=("digits_c",),
+        )
+    comparison = compare(read_measured([str(folder) for folder in folders]))
+    first, second = (
+        {(m.suite, m.quantity): m.value for m in list_measures(comparison, measured)}
+        for measured in comparison.measured
+    )
+    assert first["digits_c", "mCE"] == first["digits_c", "relative mCE"] == pytest.approx(1.0)
+    assert second["digits_c", "mCE"] < 0.9
+    # The yardstick is itself measured: an interval that took it for fixed would be too narrow.
+    assert all(
+        m.interval is None
+        for m in list_measures(comparison, comparison.first)
+        if m.quantity == "mCE"
+    )
+
+
+def test_titles():
+    assert title("imagenet_v2/topimages") == "ImageNet-V2, topimages"
+    assert (title("pgd/4"), title("folder:pets"), title("stylized")) == (
+        "Under PGD, ε = 4",
+        "folder:pets",
+        "Stylized-ImageNet",
+    )

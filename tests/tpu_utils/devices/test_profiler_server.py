@@ -1,0 +1,47 @@
+"""A trace of what this process computes, taken over the network; and a port that is taken."""
+
+import socket
+import threading
+
+import pytest
+import tensorflow as tf
+
+from tpu_utils.devices import profiler_server
+from tpu_utils.errors import StrategyError
+
+
+def test_a_trace_holds_the_operations_that_ran(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    profiler_server.listen(port)
+    is_over = tf.Variable(False)
+
+    @tf.function
+    def compute():  # in TensorFlow, because the client keeps Python's lock
+        while not is_over:
+            tf.debugging.assert_near(tf.linalg.det(tf.eye(3)), 1.0)
+
+    worker = threading.Thread(target=compute.get_concrete_function())
+    worker.start()
+    try:
+        tf.profiler.experimental.client.trace(
+            f"grpc://localhost:{port}", str(tmp_path), duration_ms=500
+        )
+    finally:
+        is_over.assign(True)
+        worker.join()
+    (trace,) = tmp_path.rglob("*.xplane.pb")
+    assert b"MatrixDeterminant" in trace.read_bytes()
+
+
+def test_a_taken_port_is_refused():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(
+            StrategyError,
+            match=rf"`--profiler_port` is {port}.*Address already in use.*another port",
+        ):
+            profiler_server.listen(port)

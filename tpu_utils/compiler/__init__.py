@@ -1,0 +1,1 @@
+"""The TPU's compiler without a TPU: what a step needs in time and memory."""

@@ -1,0 +1,291 @@
+"""Compiles one program for a TPU, without a TPU: the half of `tpu_compiler` that runs in the compiler's own environment.
+
+    python tpu_compiler_process.py PROGRAM.hlo v3:2x2 NUM_REPLICAS RESULT.json
+
+JAX and libtpu of `requirements-preflight.txt` bring the compiler; their numpy and ml_dtypes clash with TensorFlow 2.15's, hence
+a process of its own that imports nothing of this project. The result is JSON: what the compiler says of the program, or
+{"error": kind, "message": text}, where the kind is "topology", "memory" or "program". PREFLIGHT_DUMP=FILE in the environment
+also keeps the compiled program's text.
+"""
+
+import collections
+import json
+import os
+import re
+import resource
+import sys
+import time
+
+os.environ["TPU_SKIP_MDS_QUERY"] = (
+    "1"  # there is no metadata server to ask about a TPU that is not there
+)
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = (
+    "1"  # nobody drives a chip here, so several may compile at a time
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import jaxlib
+import numpy as np
+from jax.experimental import topologies
+from jax.interpreters import mlir as jax_mlir
+from jaxlib import _hlo, _jax, xla_client
+from jaxlib.mlir import ir
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def with_what_a_tpu_has(hlo: bytes, num_replicas: int) -> bytes:
+    """TensorFlow's HLO with the operations that its all-reduces stand for, by their names: "sum_in_groups_of_8", that is, of
+    consecutive replicas, "exchange_in_groups_of_8", or "random_words"."""
+    options = _hlo.HloPrintOptions()
+    options.print_large_constants = True
+    lines = _hlo.HloModule.from_serialized_hlo_module_proto(hlo).to_string(options).splitlines()
+    for index, line in enumerate(lines):
+        if " all-reduce(" in line and "random_words" in line:
+            lines[index] = drawn_by_the_device(line)
+        elif " all-reduce(" in line:
+            meant = re.search(r'op_name="[^"]*(sum|exchange)_in_groups_of_(\d+)', line)
+            size = int(meant[2])
+            groups = ",".join(
+                "{" + ",".join(map(str, range(i, i + size))) + "}"
+                for i in range(0, num_replicas, size)
+            )
+            line = re.sub(r"channel_id=\d+, ", "", line)
+            line = line.replace("replica_groups={}", "replica_groups={" + groups + "}")
+            if meant[1] == "exchange":
+                line = re.sub(
+                    r"to_apply=%?[\w.-]+",
+                    "dimensions={0}",
+                    line.replace(" all-reduce(", " all-to-all("),
+                )
+            lines[index] = line
+    return _hlo.hlo_module_from_text("\n".join(lines)).as_serialized_hlo_module_proto()
+
+
+def drawn_by_the_device(line: str) -> str:
+    """Instead of an all-reduce of int32 [n]: random words from the device's own generator, its operand's first two the seed."""
+    found = re.match(
+        r"\s*%?([\w.-]+) = s32\[(\d+)\].* all-reduce\((?:s32\[\d+\]\S* )?%?([\w.-]+)\)", line
+    )
+    name, count, operand = found.groups()
+    return "\n".join(
+        [
+            f"  %{name}.seed = s32[2]{{0}} slice(%{operand}), slice={{[0:2]}}",
+            f"  %{name}.state = u64[2]{{0}} convert(%{name}.seed)",
+            f"  %{name}.drawn = (u64[2]{{0}}, u32[{count}]{{0}}) rng-bit-generator(%{name}.state), algorithm=rng_default",
+            f"  %{name}.words = u32[{count}]{{0}} get-tuple-element(%{name}.drawn), index=1",
+            f"  %{name} = s32[{count}]{{0}} bitcast-convert(%{name}.words)",
+        ]
+    )
+
+
+def to_stablehlo(hlo: bytes) -> str:
+    """HLO as text that today's compiler reads."""
+    text = _jax.mlir.xla_computation_to_mlir_module(xla_client.XlaComputation(hlo))
+    return re.sub(
+        r"mhlo\.copy (%[\w.#]+)(?: \{[^}]*\})? : (tensor<[^ ]*>)",
+        r"stablehlo.reshape \1 : (\2) -> \2",
+        text,
+    )
+
+
+def say_aliases_by_argument(module: ir.Module) -> None:
+    """Which outputs are updated variables, as an attribute of the arguments: the module's own speaks of untupled parameters."""
+    aliases = ir.ArrayAttr(module.operation.attributes["mhlo.input_output_alias"])
+    outputs = {}
+    for entry in map(ir.DictAttr, aliases):
+        parameter = ir.IntegerAttr(ir.DictAttr(entry["alias"])["parameter_number"]).value
+        outputs[parameter] = list(ir.DenseI64ArrayAttr(entry["output_index"]))[0]
+    del module.operation.attributes["mhlo.input_output_alias"]
+    functions = {
+        ir.StringAttr(function.attributes["sym_name"]).value: function
+        for function in module.body.operations
+    }
+    main = functions["main"]
+    int32 = ir.IntegerType.get_signless(32)
+    main.arg_attrs = ir.ArrayAttr.get(
+        [
+            ir.DictAttr.get(
+                {"tf.aliasing_output": ir.IntegerAttr.get(int32, outputs[index])}
+                if index in outputs
+                else {}
+            )
+            for index in range(len(main.arguments))
+        ]
+    )
+
+
+def compile_program(text: str, devices, num_replicas: int):
+    """The executable for the first `num_replicas` of `devices`."""
+    options = xla_client.CompileOptions()
+    assignment = xla_client.DeviceAssignment.create(
+        np.array([[device.id] for device in devices[:num_replicas]])
+    )
+    build = options.executable_build_options
+    options.num_replicas = build.num_replicas = num_replicas
+    options.num_partitions = build.num_partitions = 1
+    options.device_assignment = build.device_assignment = assignment
+    options.parameter_is_tupled_arguments = (
+        True  # a TPU takes some 3,300 parameters, a large network's step has more
+    )
+    with jax_mlir.make_ir_context():
+        module = ir.Module.parse(text)
+        say_aliases_by_argument(module)
+        return devices[0].client.compile(
+            module, _jax.DeviceList(tuple(devices[:num_replicas])), options
+        )
+
+
+class Schedule:
+    """The compiled program's text, read: what each computation's instructions are, and the compiler's cycles for them."""
+
+    def __init__(self, text: str):
+        self.text, self.entry = text, None
+        self.instructions = {}  # computation → {name: (opcode, line)}
+        for line in text.splitlines():
+            header = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
+            instruction = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = .*? ([a-z][a-z0-9-]*)\(", line)
+            if header:
+                current = self.instructions.setdefault(header[2], {})
+                self.entry = header[2] if header[1] else self.entry
+            elif instruction:
+                current[instruction[1]] = (instruction[2], line)
+
+    def cycles(self, computation: str) -> int:
+        """The sum over its instructions; a loop within counts nothing here."""
+        found = (
+            re.search(r'"estimated_cycles":"(\d+)"', line)
+            for _, line in self.instructions[computation].values()
+        )
+        return sum(int(match[1]) for match in found if match)
+
+    def collectives(self) -> dict:
+        """How many instructions of each kind; of an asynchronous pair, one."""
+        opcodes = (
+            re.sub("-start$", "", opcode)
+            for part in self.instructions.values()
+            for opcode, _ in part.values()
+        )
+        return dict(collections.Counter(opcode for opcode in opcodes if opcode in COLLECTIVES))
+
+    def loops(self) -> list:
+        """Of every loop: how often it runs (None: not known), and what its body costs once."""
+        result = []
+        for computation, part in self.instructions.items():
+            for opcode, line in part.values():
+                if opcode == "while":
+                    body = re.search(r"body=%?([\w.-]+)", line)[1]
+                    iterations = self._iterations(computation, line)
+                    result.append(
+                        {"iterations": iterations, "cycles": self.cycles(body), **self._cost(body)}
+                    )
+        return result
+
+    def _iterations(self, computation, line):
+        """From the limit in the loop's condition and the counter's first value."""
+        condition = self.instructions[re.search(r"condition=%?([\w.-]+)", line)[1]]
+        lines = [line for _, line in condition.values()]
+        limits = [
+            int(match[1])
+            for match in (re.search(r" constant\((\d+)\)", line) for line in lines)
+            if match
+        ]
+        places = [
+            int(match[1])
+            for match in (re.search(r"get-tuple-element\(.*index=(\d+)", line) for line in lines)
+            if match
+        ]
+        if (
+            len(limits) != 1
+            or len(places) != 1
+            or not any("direction=LT" in line for line in lines)
+        ):
+            return None
+        part = self.instructions[computation]
+        start = self._operands(part, re.search(r" while\(%?([\w.-]+)\)", line)[1])[places[0]]
+        while part[start][0] in ("copy", "bitcast"):
+            start = self._operands(part, start)[0]
+        value = re.search(r" constant\((\d+)\)", part[start][1])
+        return limits[0] - int(value[1]) if value else None
+
+    @staticmethod
+    def _operands(part, name):
+        opcode, line = part[name]
+        return re.findall(r"%([\w.-]+)", line.split(f" {opcode}(", 1)[1].split("), ")[0])
+
+    def _cost(self, computation: str) -> dict:
+        """Arithmetic of one computation, by XLA's cost analysis of the text with that one as its entry."""
+        old = re.search(r"^ENTRY .*?^\}$", self.text, re.MULTILINE | re.DOTALL)[0]
+        head, rest = self.text.replace(old, "").split("\n", 1)
+        head = re.sub(r", (?:input_output_alias|entry_computation_layout)=\{.*", "", head)
+        text = f"{head}\n{rest}".replace(f"\n%{computation} (", f"\nENTRY %{computation} (", 1)
+        cost = _jax.hlo_module_cost_analysis(
+            jax.devices("cpu")[0].client, _hlo.hlo_module_from_text(text)
+        )
+        return {"flops": cost["flops"]}
+
+
+def run(hlo: bytes, topology_name: str, num_replicas: int) -> dict:
+    start = time.time()
+    versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology_name).devices
+    except Exception as error:  # JAX has no narrower kind for what the compiler says
+        return {"error": "topology", "message": str(error)}
+    versions["libtpu"] = str(devices[0].client.platform_version).split("\n")[-1].strip()
+    common = {
+        "num_devices": len(devices),
+        "device_kind": devices[0].device_kind,
+        "versions": versions,
+    }
+    if num_replicas > len(devices):
+        return {
+            **common,
+            "error": "topology",
+            "message": f"{topology_name} has {len(devices)} cores",
+        }
+    if num_replicas == 0:  # only asked what the topology is
+        return common
+    try:
+        executable = compile_program(
+            to_stablehlo(with_what_a_tpu_has(hlo, num_replicas)), devices, num_replicas
+        )
+    except Exception as error:
+        kind = (
+            "memory"
+            if "RESOURCE_EXHAUSTED" in str(error) or "memory" in str(error).lower()
+            else "program"
+        )
+        return {**common, "error": kind, "message": str(error), "seconds": time.time() - start}
+    memory, cost = executable.get_compiled_memory_stats(), executable.cost_analysis()
+    text = executable.hlo_modules()[0].to_string()
+    if os.environ.get("PREFLIGHT_DUMP"):
+        with open(os.environ["PREFLIGHT_DUMP"], "w") as file:
+            file.write(text)
+    schedule = Schedule(text)
+    loops = schedule.loops()
+    return {
+        **common,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "alias_bytes": memory.alias_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
+        "flops": cost["flops"],
+        "bytes_accessed": cost["bytes accessed"],
+        "optimal_seconds": cost["optimal_seconds"],
+        "cycles": schedule.cycles(schedule.entry) + sum(loop["cycles"] for loop in loops),
+        "loops": loops,
+        "collectives": schedule.collectives(),
+        "seconds": time.time() - start,
+        "processor_seconds": resource.getrusage(resource.RUSAGE_SELF).ru_utime,
+    }
+
+
+if __name__ == "__main__":
+    program_path, topology_name, num_replicas, result_path = sys.argv[1:]
+    with open(program_path, "rb") as file:
+        result = run(file.read(), topology_name, int(num_replicas))
+    with open(result_path, "w") as file:
+        json.dump(result, file)

@@ -1,0 +1,115 @@
+"""Which devices a program computes on, as a `tf.distribute` strategy.
+
+    strategy = make_strategy("mirrored")                          # all GPUs of this machine
+    strategy = make_strategy("mirrored", num_logical_devices=2)   # two replicas on the CPU, to try things without GPUs
+    strategy = make_strategy("tpu", tpu="local")                  # the TPU of this virtual machine
+    strategy = make_strategy("multi_worker")                      # several machines; TF_CONFIG on each says which
+
+Call it before anything else touches TensorFlow's devices: logical devices, TPU systems and the servers of a cluster are made
+once per process.
+"""
+
+from typing import Optional
+
+import tensorflow as tf
+
+from tpu_utils.devices import cluster, tpu_connection
+from tpu_utils.errors import StrategyError
+
+STRATEGIES = ("one_device", "mirrored", "tpu", "multi_worker")
+# What belongs to one strategy only, and what it is when nobody has given it.
+_OPTIONS = {
+    "tpu": {"tpu": "", "tpu_zone": "", "tpu_project": ""},
+    "mirrored": {"num_logical_devices": None},
+    "multi_worker": {
+        "cluster_resolver": "tf_config",
+        "cluster_port": 2222,
+        "pod_selector": "",
+        "num_workers": None,
+    },
+}
+
+
+def make_strategy(
+    name: str = "one_device",
+    *,
+    num_logical_devices: Optional[int] = None,
+    tpu: str = "",
+    tpu_zone: str = "",
+    tpu_project: str = "",
+    cluster_resolver: str = "tf_config",
+    cluster_port: int = 2222,
+    pod_selector: str = "",
+    num_workers: Optional[int] = None,
+    timeout_seconds: float = 600.0,
+) -> tf.distribute.Strategy:
+    """The strategy called `name`.
+
+    Args:
+        name: "one_device" (the first GPU, or the CPU), "mirrored" (all GPUs of this machine, or logical CPUs), "tpu", or
+            "multi_worker" (several machines, all their GPUs or, without any, one replica on each).
+        num_logical_devices: of "mirrored": cut the CPU into so many devices and use those; None uses the GPUs.
+        tpu, tpu_zone, tpu_project: of "tpu": see `tpu_connection.connect_tpu`.
+        cluster_resolver, cluster_port, pod_selector, num_workers: of "multi_worker": see `cluster.resolve_cluster`.
+        timeout_seconds: for how long to wait for a TPU or for other workers; then the process ends with a message.
+
+    Returns:
+        A `tf.distribute.Strategy`; variables are to be created under its `scope()`.
+
+    Raises:
+        StrategyError: no such strategy, an argument of another one, or no such devices here.
+    """
+    if name not in STRATEGIES:
+        raise StrategyError(
+            f"`strategy` is {name!r}, but must be one of {', '.join(map(repr, STRATEGIES))}."
+        )
+    given = dict(locals())
+    for owner, options in _OPTIONS.items():
+        for option, default in options.items():
+            if owner != name and given[option] != default:
+                raise StrategyError(
+                    f"`{option}` is {given[option]!r}, but `strategy` is {name!r}; it goes with --strategy={owner}."
+                )
+    if name == "tpu":
+        return tpu_connection.connect_tpu(
+            tpu, zone=tpu_zone, project=tpu_project, timeout_seconds=timeout_seconds
+        )
+    if name == "multi_worker":
+        resolver = cluster.resolve_cluster(
+            cluster_resolver,
+            port=cluster_port,
+            pod_selector=pod_selector,
+            num_workers=num_workers,
+            timeout_seconds=timeout_seconds,
+        )
+        return cluster.join_cluster(resolver, timeout_seconds=timeout_seconds)
+    if num_logical_devices is not None:
+        return tf.distribute.MirroredStrategy(_logical_cpus(num_logical_devices))
+    gpus = tf.config.list_logical_devices("GPU")
+    if name == "one_device":
+        return tf.distribute.OneDeviceStrategy(gpus[0].name if gpus else "/cpu:0")
+    if not gpus:
+        raise StrategyError(
+            "`strategy` is 'mirrored', but TensorFlow sees no GPU here; use --strategy=one_device, or --num_logical_devices=2 "
+            "for replicas on the CPU."
+        )
+    return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus])
+
+
+def _logical_cpus(count: int) -> list[str]:
+    if count < 1:
+        raise StrategyError(f"`num_logical_devices` is {count}, but must be ≥ 1.")
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * count
+        )
+    except RuntimeError:
+        pass  # TensorFlow is initialised already: what it has must do
+    cpus = [device.name for device in tf.config.list_logical_devices("CPU")]
+    if len(cpus) < count:
+        raise StrategyError(
+            f"`num_logical_devices` is {count}, but TensorFlow runs with {len(cpus)} already; "
+            "make the strategy before anything else."
+        )
+    return cpus[:count]

@@ -1,0 +1,77 @@
+"""Reaching a Cloud TPU: this virtual machine's own, a pod's, or one with a name.
+
+Usage:
+
+    strategy = connect_tpu("local")                                              # a TPU VM with one host
+    strategy = connect_tpu("my-pod", zone="europe-west4-a", project="my-project")
+"""
+
+import tensorflow as tf
+
+from tpu_utils.devices import addresses
+from tpu_utils.devices.bounded_wait import end_unless_done
+from tpu_utils.errors import StrategyError, brief_message
+
+
+def connect_tpu(
+    tpu: str, *, zone: str = "", project: str = "", timeout_seconds: float = 600.0
+) -> tf.distribute.TPUStrategy:
+    """A strategy over all cores of a TPU, whose memory it clears.
+
+    One process drives a whole pod: it runs on the first host and reaches the others through the TensorFlow servers that their
+    image starts.
+
+    Args:
+        tpu: "local" on a TPU VM with one host; a Cloud TPU's name or grpc:// address otherwise.
+        zone, project: of a Cloud TPU's name; "": those of the machine that asks.
+        timeout_seconds: the process ends with a message if nothing has answered by then.
+
+    Raises:
+        StrategyError: no TPU answers, or this TensorFlow knows none.
+    """
+    if not tpu:
+        raise StrategyError(
+            "`tpu` is empty, but `strategy` is 'tpu'; give --tpu=local on a TPU VM, or the Cloud TPU's name or address."
+        )
+    if (zone or project) and (tpu == "local" or tpu.startswith("grpc://")):
+        raise StrategyError(
+            f"`tpu_zone` is {zone!r} and `tpu_project` {project!r}, but `tpu` is {tpu!r}; they go with a Cloud TPU's name."
+        )
+    place = " and ".join(
+        f"{what} {value!r}" for what, value in (("zone", zone), ("project", project)) if value
+    )
+    where = f"`tpu` is {tpu!r}{f' in {place}' if place else ''}"
+    with end_unless_done(
+        timeout_seconds, f"{where}, but it has not answered for {timeout_seconds:g} s."
+    ):
+        try:
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+                tpu=tpu, zone=zone or None, project=project or None
+            )
+            if tpu != "local":
+                _check_reachable(resolver)
+                tf.config.experimental_connect_to_cluster(resolver)
+            tf.tpu.experimental.initialize_tpu_system(resolver)
+            return tf.distribute.TPUStrategy(resolver)
+        # A name is looked up over HTTP, by a client with exceptions of its own.
+        except Exception as error:
+            reason = brief_message(error)
+            if "No OpKernel was registered" in reason:
+                reason = "this TensorFlow is built without TPU support"
+            if tpu == "local":
+                way_out = "this must be a TPU VM and its own TensorFlow, which brings the driver (docs/launching.md)"
+            else:
+                way_out = (
+                    "compare `gcloud compute tpus tpu-vm list --zone=…` and give --tpu_zone and --tpu_project if they are not "
+                    "this machine's"
+                )
+            raise StrategyError(
+                f"{where}, but no TPU answers there ({reason}); {way_out}."
+            ) from error
+
+
+def _check_reachable(resolver: tf.distribute.cluster_resolver.TPUClusterResolver) -> None:
+    """Raises a `ConnectionError` if a host does not answer: TensorFlow would wait for it for ever, or crash."""
+    for address in resolver.cluster_spec().as_dict().get("worker", []):
+        if not addresses.is_reachable(address, timeout_seconds=20.0):
+            raise ConnectionError(f"nothing answers at {address}")

@@ -1,0 +1,1 @@
+"""What happens between the replicas of one step: reductions, random numbers, order."""

@@ -8,20 +8,36 @@ runs (directories, hardware); the config says what is computed, and is saved wit
 import dataclasses
 import difflib
 import json
-import math
 import re
 import typing
 from typing import Any, Optional
 
+from efficientnet_advprop import config_fields
+from efficientnet_advprop.config_fields import (
+    Rule,
+    at_least,
+    field,
+    fraction,
+    more_than,
+    one_of,
+    positive_fraction,
+    probability,
+)
 from efficientnet_advprop.errors import UsageError
 from efficientnet_advprop.methods import AUGMENTED, METHODS
-from efficientnet_advprop.models import resnet_scaling, scaling
-from efficientnet_advprop.models.network import COMPUTE_DTYPES, NORMALIZATIONS
-from efficientnet_advprop.models.normalization import AUX_SHARES
-from efficientnet_advprop.training.optimizers import OPTIMIZERS
-from efficientnet_advprop.training.schedules import SCHEDULES
-from efficientnet_advprop.training.steps import STATISTICS
 
+# The choices, here so that a config needs none of the modules that act upon it, which import
+# TensorFlow; tests/efficientnet_advprop/test_config.py holds them to those modules' tables.
+VARIANTS = (
+    *("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "l2"),
+    *("resnet50", "resnet101", "resnet152", "resnet200"),
+)
+NORMALIZATIONS = ("advprop", "imagenet", "caffe", "none")
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+AUX_SHARES = ("none", "statistics", "affine")
+STATISTICS = ("running", "batch")
+OPTIMIZERS = ("rmsprop", "momentum", "sgd")
+SCHEDULES = ("exponential", "cosine", "constant", "piecewise")
 SOURCES = ("tfrecord", "digits")  # or "tfds:" and a name
 CROPS = ("inception", "pad", "none")
 AUGMENTATIONS = ("none", "autoaugment", "randaugment")
@@ -46,128 +62,255 @@ class ConfigError(UsageError, ValueError):
 
 @dataclasses.dataclass
 class ModelConfig:
-    """The network. `None` means: what the scaling table says for the variant."""
+    """The network. `None` means: what the variant's row of the scaling table says."""
 
-    variant: str = "b0"  # "b0" … "b8", "l2" | "resnet50", "resnet101", "resnet152", "resnet200"
-    num_classes: int = 1000
-    width_coefficient: Optional[float] = None
-    depth_coefficient: Optional[float] = None
-    dropout_rate: Optional[float] = None
-    survival_prob: float = (
-        0.8  # stochastic depth: of the last block, falling linearly from 1; 1 switches it off
+    variant: str = field("b0", "the network", one_of(*VARIANTS))
+    num_classes: int = field(1000, "classes of the classifier", at_least(1))
+    width_coefficient: Optional[float] = field(
+        None, "factor of all widths", more_than(0, "; leave it out for the variant's own")
     )
-    normalization: str = (
-        "advprop"  # of pixels, inside the model: "advprop" | "imagenet" | "caffe" | "none"
+    depth_coefficient: Optional[float] = field(
+        None, "factor of all repeats", more_than(0, "; leave it out for the variant's own")
     )
-    compute_dtype: str = (
-        "bfloat16"  # of activations; variables, statistics, losses and logits are float32
+    dropout_rate: Optional[float] = field(None, "dropout before the classifier", fraction())
+    survival_prob: float = field(
+        0.8,
+        "stochastic depth: probability that the last block survives, falling linearly from 1",
+        positive_fraction("; 1 switches stochastic depth off"),
     )
-    batch_norm_momentum: float = 0.99
-    batch_norm_epsilon: float = 1e-3
-    batch_norm_group_size: Optional[int] = (
-        None  # replicas that share batch moments; None: the official rule (up to 8: 1)
+    normalization: str = field(
+        "advprop", "how the model normalises pixels", one_of(*NORMALIZATIONS)
     )
-    recomputed_blocks: int = 0  # the first so many blocks compute their activations again in the backward pass: less memory
-    aux_shares: str = "none"  # with main's batch norms: "none" (the paper) | "statistics" | "affine" (gamma and beta)
+    compute_dtype: str = field(
+        "bfloat16",
+        "type of activations; variables, statistics, losses and logits are float32",
+        one_of(*COMPUTE_DTYPES),
+    )
+    batch_norm_momentum: float = field(0.99, "of the moving statistics", fraction())
+    batch_norm_epsilon: float = field(1e-3, "added to the variance", more_than(0))
+    batch_norm_group_size: Optional[int] = field(
+        None,
+        "replicas that share batch moments; left out: the official rule, 1 up to 8 replicas",
+        at_least(1, "; 1: each replica its own moments, left out: the official rule"),
+    )
+    recomputed_blocks: int = field(
+        0,
+        "the first so many blocks compute their activations again in the backward pass: less memory",
+        at_least(0),
+    )
+    aux_shares: str = field(
+        "none",
+        "what auxiliary batch norms share with main's: 'none' (the paper), 'statistics', or "
+        "'affine' (gamma and beta)",
+        one_of(*AUX_SHARES),
+    )
 
 
 @dataclasses.dataclass
 class AttackConfig:
-    """Projected gradient descent in pixel units of 255 (the paper: α = 1, n = ε + 1; for ε = 1, n = 1), or its control."""
+    """Projected gradient descent, or noise as its control.
 
-    name: str = "pgd"  # "pgd" (FGSM, I-FGSM and GD are settings of it) | "noise" (uniform in ±ε: none of the options below)
-    epsilon: float = 1.0
-    step_size: float = 1.0
-    num_steps: int = 1
-    targeted: bool = (
-        True  # at a uniformly drawn wrong class; False ascends the loss of the true one
+    The paper: α = 1 and n = ε + 1 iterations, but n = 1 for ε = 1.
+    """
+
+    name: str = field(
+        "pgd",
+        "'pgd' (FGSM, I-FGSM and GD are settings of it) or 'noise' (uniform in ±ε; it has none of "
+        "the options below)",
+        one_of(*ATTACKS),
     )
-    random_start: float = (
-        0.8  # probability of starting from uniform noise in ±ε rather than from the clean image
+    epsilon: float = field(
+        1.0, "radius of the ball", at_least(0, ", in pixels of 255; the paper uses 1 to 4")
     )
-    projection: bool = True  # onto the ε-ball; False is plain gradient descent (GD)
-    statistics: str = "running"  # of the auxiliary batch norms in the attack: "running" (the paper) | "batch" (Fast AdvProp)
+    step_size: float = field(
+        1.0, "of one iteration", more_than(0, ", in pixels of 255; the paper uses 1")
+    )
+    num_steps: int = field(1, "iterations", at_least(1, "; the paper uses 1 to 5"))
+    targeted: bool = field(
+        True, "aims at a uniformly drawn wrong class; false ascends the loss of the true one"
+    )
+    random_start: float = field(
+        0.8,
+        "probability of starting from uniform noise in ±ε rather than from the clean image",
+        probability(),
+    )
+    projection: bool = field(True, "onto the ε-ball; false is plain gradient descent (GD)")
+    statistics: str = field(
+        "running",
+        "of the auxiliary batch norms in the attack: 'running' (the paper) or 'batch' (Fast AdvProp)",
+        one_of(*STATISTICS),
+    )
 
 
 @dataclasses.dataclass
 class DataConfig:
-    """What the network sees. The trainer reads TFRecords only; `source` says who writes them when they are not there."""
+    """What the network sees. The trainer reads TFRecords; `source` says who writes them."""
 
-    source: str = "tfrecord"  # "tfrecord" | "digits" (scikit-learn's, written on first use) | "tfds:NAME" (prepared by TFDS)
-    image_size: int = 224
-    crop: str = "inception"  # of training images: "inception" | "pad" (a random shift) | "none"
-    crop_padding: int = 0  # pixels
-    # Of evaluation images: "released" (size / (size + 32)), a fraction such as "0.875", "none" (all).
-    eval_crop: str = "released"
-    horizontal_flip: bool = True
-    augment: str = "none"  # of training images: "none" | "autoaugment" (policy v0) | "randaugment"
-    augment_ops: str = "official"  # "official": as that code ran | "meant": Solarize, Posterize, Contrast as it meant them
-    randaugment_num_layers: int = 2
-    randaugment_magnitude: float = 10.0
-    cutout_half_size: int = (
-        0  # pixels: half the side of a gray square, after the augmentation; 0: none
+    source: str = field(
+        "tfrecord",
+        "'tfrecord' (they are there), 'digits' (scikit-learn's, written on first use) or "
+        "'tfds:NAME' (prepared by TFDS)",
+        Rule(
+            lambda value: value in SOURCES or (value.startswith("tfds:") and len(value) > 5),
+            f"must be one of {', '.join(map(repr, SOURCES))}, or 'tfds:' and a data set's name",
+        ),
     )
-    mixup_alpha: float = (
-        0.0  # of the Beta distribution by which a replica's images are mixed in pairs; 0: no MixUp
+    image_size: int = field(224, "height and width of images", at_least(1, " pixel"), "pixels")
+    crop: str = field(
+        "inception",
+        "of training images: 'pad' is a random shift by `crop_padding`",
+        one_of(*CROPS),
     )
-    cutmix_alpha: float = 0.0  # the same for pasting a box; 0: no CutMix. With both, each has half of a replica's batch
-    shuffle_buffer: int = 16384  # records
-    cache: bool = False  # keep the encoded training records in the host's memory; then only the buffer shuffles them
-    holdout_shards: int = 0  # the first so many training files are left out, and are what "validation" means ("minival")
-    num_train_examples: Optional[int] = (
-        None  # of digits: how many of the training images to use; None: all there are
+    crop_padding: int = field(0, "border for the crop 'pad'", at_least(0, " pixels"), "pixels")
+    eval_crop: str = field(
+        "released",
+        "of evaluation images: 'released' is size / (size + 32), 'none' the whole image",
+        Rule(
+            lambda value: _is_eval_crop(value),
+            "must be 'released', 'none' or a fraction in (0, 1], such as '0.875'",
+        ),
     )
-    max_bad_records: int = 0
+    horizontal_flip: bool = field(True, "of half of the training images")
+    augment: str = field(
+        "none", "of training images; 'autoaugment' is policy v0", one_of(*AUGMENTATIONS)
+    )
+    augment_ops: str = field(
+        "official",
+        "'official': as that code ran; 'meant': Solarize, Posterize, Contrast as it meant them",
+        one_of(*AUGMENTATION_OPS),
+    )
+    randaugment_num_layers: int = field(2, "operations per image", at_least(1))
+    randaugment_magnitude: float = field(
+        10.0, "strength of the operations", at_least(0, "; usually 5 to 30")
+    )
+    cutout_half_size: int = field(
+        0,
+        "half the side of a gray square, after the augmentation; 0: none",
+        at_least(0, " pixels"),
+        "pixels",
+    )
+    mixup_alpha: float = field(
+        0.0,
+        "of the Beta distribution by which a replica's images are mixed in pairs",
+        at_least(0, "; 0 switches MixUp off"),
+    )
+    cutmix_alpha: float = field(
+        0.0,
+        "the same for pasting a box; with both, each has half of a replica's batch",
+        at_least(0, "; 0 switches CutMix off"),
+    )
+    shuffle_buffer: int = field(16384, "size of the buffer", at_least(1, " record"), "records")
+    cache: bool = field(
+        False,
+        "keep the encoded training records in the host's memory; then only the buffer shuffles them",
+    )
+    holdout_shards: int = field(
+        0,
+        "the first so many training files are left out, and are what 'validation' means (minival)",
+        at_least(0),
+    )
+    num_train_examples: Optional[int] = field(
+        None, "of digits: how many training images to use; left out: all there are", at_least(1)
+    )
+    max_bad_records: int = field(
+        0, "unreadable records that may be passed over before the run stops", at_least(0)
+    )
 
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    """The official recipe: RMSProp, warm-up, staircase decay, weight decay in the loss, averaged weights."""
+    """The official recipe.
 
-    name: str = "rmsprop"  # "rmsprop" | "momentum" | "sgd"
-    momentum: float = 0.9
-    decay: float = 0.9  # of RMSProp's mean square
-    epsilon: float = 1e-3  # inside RMSProp's square root
-    learning_rate_per_256: float = 0.016  # scaled by global_batch_size / 256
-    schedule: str = "exponential"  # "exponential" | "cosine" | "constant" | "piecewise": by decay_factor at decay_at_epochs
-    decay_factor: float = 0.97
-    decay_epochs: float = 2.4
-    decay_at_epochs: str = ""  # of "piecewise": epochs, rising, separated by commas: "30,60,90,100"
-    warmup_epochs: float = 5.0
-    weight_decay: float = 1e-5
-    label_smoothing: float = 0.1
-    ema_decay: float = 0.9999  # 0: no averaging
+    RMSProp, warm-up, staircase decay, weight decay in the loss, averaged weights.
+    """
+
+    name: str = field("rmsprop", "the update rule", one_of(*OPTIMIZERS))
+    momentum: float = field(0.9, "of the updates", fraction())
+    decay: float = field(0.9, "of RMSProp's mean square", fraction())
+    epsilon: float = field(1e-3, "inside RMSProp's square root", more_than(0))
+    learning_rate_per_256: float = field(
+        0.016, "learning rate per 256 images of the global batch", more_than(0)
+    )
+    schedule: str = field(
+        "exponential",
+        "'piecewise' multiplies by decay_factor at decay_at_epochs",
+        one_of(*SCHEDULES),
+    )
+    decay_factor: float = field(0.97, "of one decay", positive_fraction())
+    decay_epochs: float = field(2.4, "between two decays", more_than(0), "epochs")
+    decay_at_epochs: str = field(
+        "",
+        "of 'piecewise': when the learning rate decays",
+        Rule(
+            lambda value: _are_epochs(value),
+            "must be rising numbers > 0, separated by commas, such as '30,60,90,100'",
+        ),
+        "epochs",
+    )
+    warmup_epochs: float = field(5.0, "linear rise from 0", at_least(0), "epochs")
+    weight_decay: float = field(1e-5, "times half the square of the decayed weights", at_least(0))
+    label_smoothing: float = field(0.1, "of the training losses", fraction())
+    ema_decay: float = field(
+        0.9999,
+        "of the averages of weights and statistics",
+        fraction("; 0 switches averaging off"),
+    )
 
 
 @dataclasses.dataclass
 class InitConfig:
     """Fine-tuning: weights to start from, what of them stays, and how fast the rest learns."""
 
-    checkpoint: str = ""  # in the released format: a name ("b3-advprop"), directory, prefix or .tar.gz; "": random weights
-    use_ema: bool = True  # the averages in it, where there are any
-    include_head: bool = True  # the classifier too, if it has as many classes
-    freeze: str = "none"  # "none" | "backbone" (all but the classifier) | the last part to stay: "stem", "blocks_0", …
-    layer_decay: float = 1.0  # each part's learning rate is that of the part above times this
-    head_learning_rate_factor: float = 1.0  # of the classifier's learning rate
+    checkpoint: str = field(
+        "",
+        "in the released format: a name ('b3-advprop'), directory, prefix or .tar.gz; '': random "
+        "weights",
+        Rule(lambda value: value == value.strip(), "must not begin or end with a space"),
+    )
+    use_ema: bool = field(True, "take the averages in it, where there are any")
+    include_head: bool = field(True, "take the classifier too, if it has as many classes")
+    freeze: str = field(
+        "none",
+        "what stays as it is, up to and including this part",
+        Rule(
+            lambda value: re.fullmatch(r"none|backbone|stem|blocks_\d+", value) is not None,
+            "must be 'none', 'backbone' (all but the classifier), 'stem' or a block such as "
+            "'blocks_3'",
+        ),
+    )
+    layer_decay: float = field(
+        1.0,
+        "each part's learning rate is that of the part above times this",
+        positive_fraction("; 1 gives all parts the same rate"),
+    )
+    head_learning_rate_factor: float = field(1.0, "of the classifier's learning rate", more_than(0))
 
 
 @dataclasses.dataclass
 class TrainingConfig:
     """How long, in what portions, and what is kept."""
 
-    method: str = "advprop"  # "vanilla" | "advprop" | "adversarial" (without auxiliary ones) | "fine_grained" | "fast_advprop"
-    num_epochs: float = 350.0
-    global_batch_size: int = (
-        4096  # training images per update, over all replicas and accumulation steps
+    method: str = field(
+        "advprop",
+        "'adversarial' does without auxiliary batch norms; a row of efficientnet_advprop/methods.py",
+        one_of(*METHODS),
     )
-    accumulation_steps: int = 1
-    steps_per_loop: int = 100  # updates inside one tf.function call
-    seed: int = 0
-    checkpoint_every_steps: int = 1000
-    keep_last: int = 3
-    summary_every_steps: int = 100
-    evaluate_every_epochs: float = 1.0
-    eval_batch_size: int = 1024
+    num_epochs: float = field(350.0, "length of the run", more_than(0), "epochs")
+    global_batch_size: int = field(
+        4096,
+        "training images per update, over all replicas and accumulation steps",
+        at_least(1, " image"),
+    )
+    accumulation_steps: int = field(1, "parts of a batch, one after the other", at_least(1))
+    steps_per_loop: int = field(100, "updates inside one tf.function call", at_least(1))
+    seed: int = field(
+        0, "of all random numbers", Rule(lambda value: 0 <= value < 2**31, "must lie in [0, 2³¹)")
+    )
+    checkpoint_every_steps: int = field(1000, "between two checkpoints", at_least(1), "steps")
+    keep_last: int = field(3, "checkpoints that are kept", at_least(1))
+    summary_every_steps: int = field(100, "between two reports", at_least(1), "steps")
+    evaluate_every_epochs: float = field(1.0, "between two evaluations", more_than(0), "epochs")
+    eval_batch_size: int = field(1024, "evaluation images at once, over all replicas", at_least(1))
 
 
 @dataclasses.dataclass
@@ -187,11 +330,10 @@ class ExperimentConfig:
         Raises:
             ConfigError: at the first broken rule.
         """
-        for name, value, field_type in flatten(self):
-            _check_type(name, value, field_type)
-        for name, is_valid, rule in _RULES:
-            value = get(self, name)
-            if value is not None and not is_valid(value):
+        for name, value, annotated in flatten(self):
+            section, field_name = name.split(".")
+            rule = config_fields.broken_rule(getattr(self, section), field_name, value, annotated)
+            if rule is not None:
                 raise ConfigError(f"`config.{name}` is {value!r}, but {rule}.")
         training, optimizer, attack = self.training, self.optimizer, self.attack
         if training.global_batch_size % training.accumulation_steps:
@@ -296,13 +438,13 @@ class ExperimentConfig:
                 "The saved config is not an object of sections; it is written by `ExperimentConfig.to_json`."
             )
         for section, fields in sections.items():
-            for field, value in fields.items():
-                if f"{section}.{field}" not in known:
+            for field_name, value in fields.items():
+                if f"{section}.{field_name}" not in known:
                     raise ConfigError(
-                        f"`config.{section}.{field}` is in the saved config, but no field of this version's; "
-                        f"{_suggest(f'{section}.{field}', known)}"
+                        f"`config.{section}.{field_name}` is in the saved config, but no field of this version's; "
+                        f"{_suggest(f'{section}.{field_name}', known)}"
                     )
-                setattr(getattr(config, section), field, value)
+                setattr(getattr(config, section), field_name, value)
         config.validate()
         return config
 
@@ -351,39 +493,23 @@ def _suggest(name: str, known: typing.Iterable[str]) -> str:
     return f"there are {', '.join(siblings or sorted(known))}."
 
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
 def type_rule(name: str, value: Any) -> str:
     """Says that `value` is not of the type of the field "section.field"."""
-    annotated = {known: field_type for known, _, field_type in flatten(ExperimentConfig())}[name]
-    optional = typing.get_origin(annotated) is typing.Union
-    kind = _KINDS[typing.get_args(annotated)[0] if optional else annotated]
-    return f"`config.{name}` is {value!r}, but must be {kind}{' (or left out)' if optional else ''}"
+    annotated = {known: hint for known, _, hint in flatten(ExperimentConfig())}[name]
+    return f"`config.{name}` is {value!r}, but must be {config_fields.type_rule(annotated)}"
 
 
-def _check_type(name: str, value: Any, annotated: Any) -> None:
-    optional = typing.get_origin(annotated) is typing.Union
-    if optional and value is None:
-        return
-    expected = typing.get_args(annotated)[0] if optional else annotated
-    accepted = (int, float) if expected is float else expected
-    if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
-        raise ConfigError(f"{type_rule(name, value)}.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"`config.{name}` is {value!r}, but must be finite.")
-
-
-def _one_of(*choices: str):
-    return (lambda value: value in choices), f"must be one of {', '.join(map(repr, choices))}"
-
-
-def _at_least(low: float, hint: str = ""):
-    return (lambda value: value >= low), f"must be ≥ {low}{hint}"
-
-
-def _more_than(low: float, hint: str = ""):
-    return (lambda value: value > low), f"must be > {low}{hint}"
+def describe_fields() -> str:
+    """Every field with its default, meaning, unit and rule: a section's name, then a line each."""
+    config = ExperimentConfig()
+    lines = []
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        lines.append(f"{section.name}: {(type(part).__doc__ or '').splitlines()[0]}")
+        for name, value in dataclasses.asdict(part).items():
+            meaning = config_fields.help_of(part, name)
+            lines.append(f"  {section.name}.{name} = {value!r}: {meaning}")
+    return "\n".join(lines)
 
 
 def _is_eval_crop(value: str) -> bool:
@@ -399,112 +525,3 @@ def _are_epochs(value: str) -> bool:
     except ValueError:
         return False
     return all(low < high for low, high in zip([0.0, *epochs], epochs))
-
-
-def _is_part(value: str) -> bool:
-    return re.fullmatch(r"none|backbone|stem|blocks_\d+", value) is not None
-
-
-_PROBABILITY = (lambda value: 0 <= value <= 1), "is a probability, in [0, 1]"
-_FRACTION = (lambda value: 0 <= value < 1), "must lie in [0, 1)"
-
-_RULES = [
-    ("model.variant", *_one_of(*scaling.VARIANTS, *resnet_scaling.VARIANTS)),
-    ("model.num_classes", *_at_least(1)),
-    ("model.width_coefficient", *_more_than(0, "; leave it out for the variant's own")),
-    ("model.depth_coefficient", *_more_than(0, "; leave it out for the variant's own")),
-    ("model.dropout_rate", *_FRACTION),
-    (
-        "model.survival_prob",
-        (lambda value: 0 < value <= 1),
-        "must lie in (0, 1]; 1 switches stochastic depth off",
-    ),
-    ("model.normalization", *_one_of(*NORMALIZATIONS)),
-    ("model.compute_dtype", *_one_of(*COMPUTE_DTYPES)),
-    ("model.batch_norm_momentum", *_FRACTION),
-    ("model.batch_norm_epsilon", *_more_than(0)),
-    (
-        "model.batch_norm_group_size",
-        *_at_least(1, "; 1: each replica its own moments, left out: the official rule"),
-    ),
-    ("model.recomputed_blocks", *_at_least(0)),
-    ("model.aux_shares", *_one_of(*AUX_SHARES)),
-    ("attack.name", *_one_of(*ATTACKS)),
-    ("attack.epsilon", *_at_least(0, ", in pixels of 255; the paper uses 1 to 4")),
-    ("attack.step_size", *_more_than(0, ", in pixels of 255; the paper uses 1")),
-    ("attack.num_steps", *_at_least(1, "; the paper uses 1 to 5")),
-    ("attack.random_start", *_PROBABILITY),
-    ("attack.statistics", *_one_of(*STATISTICS)),
-    (
-        "data.source",
-        (lambda value: value in SOURCES or (value.startswith("tfds:") and len(value) > 5)),
-        f"must be one of {', '.join(map(repr, SOURCES))}, or 'tfds:' and a data set's name",
-    ),
-    ("data.image_size", *_at_least(1, " pixel")),
-    ("data.crop", *_one_of(*CROPS)),
-    ("data.crop_padding", *_at_least(0, " pixels")),
-    (
-        "data.eval_crop",
-        _is_eval_crop,
-        "must be 'released', 'none' or a fraction in (0, 1], such as '0.875'",
-    ),
-    ("data.augment", *_one_of(*AUGMENTATIONS)),
-    ("data.augment_ops", *_one_of(*AUGMENTATION_OPS)),
-    ("data.randaugment_num_layers", *_at_least(1)),
-    ("data.randaugment_magnitude", *_at_least(0, "; usually 5 to 30")),
-    ("data.cutout_half_size", *_at_least(0, " pixels")),
-    ("data.mixup_alpha", *_at_least(0, "; 0 switches MixUp off")),
-    ("data.cutmix_alpha", *_at_least(0, "; 0 switches CutMix off")),
-    ("data.shuffle_buffer", *_at_least(1, " record")),
-    ("data.holdout_shards", *_at_least(0)),
-    ("data.num_train_examples", *_at_least(1)),
-    ("data.max_bad_records", *_at_least(0)),
-    ("optimizer.name", *_one_of(*OPTIMIZERS)),
-    ("optimizer.momentum", *_FRACTION),
-    ("optimizer.decay", *_FRACTION),
-    ("optimizer.epsilon", *_more_than(0)),
-    ("optimizer.learning_rate_per_256", *_more_than(0)),
-    ("optimizer.schedule", *_one_of(*SCHEDULES)),
-    ("optimizer.decay_factor", (lambda value: 0 < value <= 1), "must lie in (0, 1]"),
-    ("optimizer.decay_epochs", *_more_than(0)),
-    (
-        "optimizer.decay_at_epochs",
-        _are_epochs,
-        "must be rising numbers > 0, separated by commas, such as '30,60,90,100'",
-    ),
-    ("optimizer.warmup_epochs", *_at_least(0)),
-    ("optimizer.weight_decay", *_at_least(0)),
-    ("optimizer.label_smoothing", *_FRACTION),
-    (
-        "optimizer.ema_decay",
-        (lambda value: 0 <= value < 1),
-        "must lie in [0, 1); 0 switches averaging off",
-    ),
-    (
-        "init.checkpoint",
-        (lambda value: value == value.strip()),
-        "must not begin or end with a space",
-    ),
-    (
-        "init.freeze",
-        _is_part,
-        "must be 'none', 'backbone' (all but the classifier), 'stem' or a block such as 'blocks_3'",
-    ),
-    (
-        "init.layer_decay",
-        (lambda value: 0 < value <= 1),
-        "must lie in (0, 1]; 1 gives all parts the same rate",
-    ),
-    ("init.head_learning_rate_factor", *_more_than(0)),
-    ("training.method", *_one_of(*METHODS)),
-    ("training.num_epochs", *_more_than(0)),
-    ("training.global_batch_size", *_at_least(1, " image")),
-    ("training.accumulation_steps", *_at_least(1)),
-    ("training.steps_per_loop", *_at_least(1)),
-    ("training.seed", (lambda value: 0 <= value < 2**31), "must lie in [0, 2³¹)"),
-    ("training.checkpoint_every_steps", *_at_least(1)),
-    ("training.keep_last", *_at_least(1)),
-    ("training.summary_every_steps", *_at_least(1)),
-    ("training.evaluate_every_epochs", *_more_than(0)),
-    ("training.eval_batch_size", *_at_least(1)),
-]

@@ -14,9 +14,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "efficientnet_advprop"
 # From the ground up: rooms (folders or single modules) of one floor do not import each other.
 FLOORS = [
-    {"tpu_utils.errors", "efficientnet_advprop.errors", "efficientnet_advprop.methods"},
-    {"efficientnet_advprop.files", "tpu_utils.devices", "tpu_utils.replicas", "tpu_utils.compiler"},
-    {"efficientnet_advprop.models", "efficientnet_advprop.attacks"},
+    {
+        "tpu_utils.errors",
+        "efficientnet_advprop.errors",
+        "efficientnet_advprop.methods",
+        "efficientnet_advprop.files",
+        "efficientnet_advprop.config_fields",
+    },
+    {"tpu_utils.devices", "tpu_utils.replicas", "tpu_utils.compiler"},
+    {"efficientnet_advprop.config", "efficientnet_advprop.models", "efficientnet_advprop.attacks"},
     {"efficientnet_advprop.data"},
     {"efficientnet_advprop.evaluation"},
     {"efficientnet_advprop.training", "efficientnet_advprop.reports"},
@@ -34,6 +40,8 @@ WITHOUT_TENSORFLOW = [
     "efficientnet_advprop.errors",
     "efficientnet_advprop.methods",
     "efficientnet_advprop.files",
+    "efficientnet_advprop.config_fields",
+    "efficientnet_advprop.config",
 ]
 
 
@@ -63,7 +71,7 @@ def module_name(path) -> str:
 def is_program(name: str) -> bool:
     """Whether `name` is a module at the top of a package that no room of a floor is."""
     parts = name.split(".")
-    if len(parts) < 2 or parts[0] not in (PACKAGE, "tpu_utils") or parts[1] == "config":
+    if len(parts) < 2 or parts[0] not in (PACKAGE, "tpu_utils"):
         return False
     return (ROOT / parts[0] / f"{parts[1]}.py").exists() and room_of(name) is None
 

@@ -33,14 +33,11 @@ flags.disclaim_key_flags()  # a flag defined here belongs to the program that as
 
 def define_config_flag() -> flags.FlagHolder:
     """`--config=configs/….py[:variant]` and, for every field of the schema, `--config.section.field=value`."""
-    defaults = "\n".join(
-        f"{name} = {value}" for name, value, _ in config_lib.flatten(config_lib.ExperimentConfig())
-    )
     return config_flags.DEFINE_config_file(
         "config",
-        help_string="config file with an optional variant, such as configs/advprop.py:b0. --config.attack.epsilon=2 overrides "
-        "a field; efficientnet_advprop/config.py says what each means. Fields and defaults, before the file's changes:\n"
-        f"{defaults}",
+        help_string="config file with an optional variant, such as configs/advprop.py:b0. "
+        "--config.attack.epsilon=2 overrides a field. The fields, with their defaults before the "
+        f"file's changes:\n{config_lib.describe_fields()}",
     )
 
 

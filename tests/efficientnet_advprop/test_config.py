@@ -5,13 +5,16 @@ import importlib
 import json
 import math
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.methods import METHODS
-from efficientnet_advprop.models import families
+from efficientnet_advprop.models import families, network, normalization
+from efficientnet_advprop.training import optimizers, schedules, steps
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = [name for name, _, _ in config_lib.flatten(ExperimentConfig())]
@@ -80,11 +83,31 @@ def test_targeted_attack_needs_a_wrong_class():
     config.validate()
 
 
-def test_every_field_has_a_rule_or_is_a_flag():
-    booleans = {
-        name for name, value, _ in config_lib.flatten(ExperimentConfig()) if isinstance(value, bool)
-    }
-    assert {name for name, _, _ in config_lib._RULES} | booleans == set(FIELDS)
+def test_every_field_has_a_rule_or_is_a_flag_and_says_what_it_means():
+    config = ExperimentConfig()
+    for name, value, _ in config_lib.flatten(config):
+        section, field = name.split(".")
+        facts = type(getattr(config, section)).__dataclass_fields__[field].metadata["field"]
+        assert facts.rule is not None or isinstance(value, bool), name
+        assert len(facts.help) >= 6, name
+
+
+def test_the_choices_are_those_of_the_modules_that_act_upon_them():
+    assert set(config_lib.VARIANTS) == set(families.FAMILIES)
+    assert set(config_lib.NORMALIZATIONS) == set(network.NORMALIZATIONS)
+    assert set(config_lib.COMPUTE_DTYPES) == set(network.COMPUTE_DTYPES)
+    assert config_lib.AUX_SHARES == normalization.AUX_SHARES
+    assert config_lib.STATISTICS == steps.STATISTICS
+    assert config_lib.OPTIMIZERS == optimizers.OPTIMIZERS
+    assert config_lib.SCHEDULES == schedules.SCHEDULES
+
+
+def test_config_and_its_help_import_no_tensorflow():
+    code = (
+        "import sys; from efficientnet_advprop import config; config.describe_fields(); "
+        "config.ExperimentConfig().validate(); sys.exit('tensorflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_every_variant_is_valid():

@@ -24,8 +24,10 @@ test: $(VENV)/installed  ## all tests but the slow ones
 test-slow: $(VENV)/installed  ## the slow tests
 	$(PYTHON) -m pytest -q -m slow
 
-lint: $(VENV)/installed  ## ruff
+lint: $(VENV)/installed  ## style, format and types: ruff and mypy
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 
 bench: $(VENV)/installed  ## the measurements; they want an otherwise idle machine
 	@for script in benchmarks/*.py; do echo "== $$script"; $(PYTHON) "$$script" || exit 1; done
@@ -37,7 +39,7 @@ preflight: $(VENV)/installed $(VENV)-preflight/installed  ## compile a training 
 	$(PYTHON) -m tpu_utils.preflight --compiler_python=$(VENV)-preflight/bin/python $(PREFLIGHT)
 
 clean:  ## remove the virtual environments, runs and caches
-	rm -rf $(VENV) $(VENV)-preflight runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-preflight runs .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment, made anew when the pins change. A version's shim may exist without the version: a candidate counts if it runs.

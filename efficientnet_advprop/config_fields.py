@@ -114,5 +114,5 @@ def broken_rule(section: Any, name: str, value: Any, annotated: Any) -> Optional
 
 
 def _facts_of(section: Any, name: str) -> _Facts:
-    found = {field.name: field.metadata.get(_METADATA) for field in dataclasses.fields(section)}
-    return found[name]
+    found = next(field for field in dataclasses.fields(section) if field.name == name)
+    return found.metadata[_METADATA]

@@ -125,9 +125,10 @@ class PGD:
         """
         target_seed, noise_seed, start_seed = randomness.split(randomness.seed_or_fresh(seed), 3)
         images, labels = tf.cast(images, tf.float32), tf.convert_to_tensor(labels)
-        objective_labels = (
-            draw_wrong_labels(labels, self.num_classes, target_seed) if self.targeted else labels
-        )
+        objective_labels = labels
+        if self.targeted:
+            assert self.num_classes is not None  # by `__post_init__`
+            objective_labels = draw_wrong_labels(labels, self.num_classes, target_seed)
 
         def advance(index, adversarial_images):
             with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -132,9 +132,9 @@ def lower(
         with environment.use(PlannedReplicas(num_replicas, replica_id)):
             return function(*arguments)
 
-    program = tf.function(program, jit_compile=True, autograph=False)
+    compiled = tf.function(program, jit_compile=True, autograph=False)
     try:
-        return program.experimental_get_compiler_ir(tf.TensorSpec([], tf.int32), *specs)(
+        return compiled.experimental_get_compiler_ir(tf.TensorSpec([], tf.int32), *specs)(
             stage=stage
         )
     except (ValueError, tf.errors.OpError) as error:

@@ -35,6 +35,18 @@ from jaxlib.mlir import ir
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
+def search(pattern: str, text: str) -> re.Match[str]:
+    """The first place of `text` that fits `pattern`, in which ^ and $ are the ends of lines.
+
+    Raises:
+        ValueError: there is none: another version of the compiler writes another text.
+    """
+    found = re.search(pattern, text, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"the compiler's text has nothing like {pattern}: {text[:200]}")
+    return found
+
+
 def with_what_a_tpu_has(hlo: bytes, num_replicas: int) -> bytes:
     """TensorFlow's HLO with the operations that its all-reduces stand for, by their names: "sum_in_groups_of_8", that is, of
     consecutive replicas, "exchange_in_groups_of_8", or "random_words"."""
@@ -45,7 +57,7 @@ def with_what_a_tpu_has(hlo: bytes, num_replicas: int) -> bytes:
         if " all-reduce(" in line and "random_words" in line:
             lines[index] = drawn_by_the_device(line)
         elif " all-reduce(" in line:
-            meant = re.search(r'op_name="[^"]*(sum|exchange)_in_groups_of_(\d+)', line)
+            meant = search(r'op_name="[^"]*(sum|exchange)_in_groups_of_(\d+)', line)
             size = int(meant[2])
             groups = ",".join(
                 "{" + ",".join(map(str, range(i, i + size))) + "}"
@@ -65,8 +77,8 @@ def with_what_a_tpu_has(hlo: bytes, num_replicas: int) -> bytes:
 
 def drawn_by_the_device(line: str) -> str:
     """Instead of an all-reduce of int32 [n]: random words from the device's own generator, its operand's first two the seed."""
-    found = re.match(
-        r"\s*%?([\w.-]+) = s32\[(\d+)\].* all-reduce\((?:s32\[\d+\]\S* )?%?([\w.-]+)\)", line
+    found = search(
+        r"^\s*%?([\w.-]+) = s32\[(\d+)\].* all-reduce\((?:s32\[\d+\]\S* )?%?([\w.-]+)\)", line
     )
     name, count, operand = found.groups()
     return "\n".join(
@@ -141,14 +153,15 @@ class Schedule:
     """The compiled program's text, read: what each computation's instructions are, and the compiler's cycles for them."""
 
     def __init__(self, text: str):
-        self.text, self.entry = text, None
-        self.instructions = {}  # computation → {name: (opcode, line)}
+        self.text = text
+        self.entry = search(r"^ENTRY %?([\w.-]+) \(", text)[1]
+        # Of each computation, by the name of the instruction: its opcode and its line.
+        self.instructions: dict[str, dict[str, tuple[str, str]]] = {}
         for line in text.splitlines():
-            header = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
+            header = re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line)
             instruction = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = .*? ([a-z][a-z0-9-]*)\(", line)
             if header:
-                current = self.instructions.setdefault(header[2], {})
-                self.entry = header[2] if header[1] else self.entry
+                current = self.instructions.setdefault(header[1], {})
             elif instruction:
                 current[instruction[1]] = (instruction[2], line)
 
@@ -175,7 +188,7 @@ class Schedule:
         for computation, part in self.instructions.items():
             for opcode, line in part.values():
                 if opcode == "while":
-                    body = re.search(r"body=%?([\w.-]+)", line)[1]
+                    body = search(r"body=%?([\w.-]+)", line)[1]
                     iterations = self._iterations(computation, line)
                     result.append(
                         {"iterations": iterations, "cycles": self.cycles(body), **self._cost(body)}
@@ -184,7 +197,7 @@ class Schedule:
 
     def _iterations(self, computation, line):
         """From the limit in the loop's condition and the counter's first value."""
-        condition = self.instructions[re.search(r"condition=%?([\w.-]+)", line)[1]]
+        condition = self.instructions[search(r"condition=%?([\w.-]+)", line)[1]]
         lines = [line for _, line in condition.values()]
         limits = [
             int(match[1])
@@ -203,7 +216,7 @@ class Schedule:
         ):
             return None
         part = self.instructions[computation]
-        start = self._operands(part, re.search(r" while\(%?([\w.-]+)\)", line)[1])[places[0]]
+        start = self._operands(part, search(r" while\(%?([\w.-]+)\)", line)[1])[places[0]]
         while part[start][0] in ("copy", "bitcast"):
             start = self._operands(part, start)[0]
         value = re.search(r" constant\((\d+)\)", part[start][1])
@@ -216,7 +229,7 @@ class Schedule:
 
     def _cost(self, computation: str) -> dict:
         """Arithmetic of one computation, by XLA's cost analysis of the text with that one as its entry."""
-        old = re.search(r"^ENTRY .*?^\}$", self.text, re.MULTILINE | re.DOTALL)[0]
+        old = search(r"^ENTRY (?s:.*?)^\}$", self.text)[0]
         head, rest = self.text.replace(old, "").split("\n", 1)
         head = re.sub(r", (?:input_output_alias|entry_computation_layout)=\{.*", "", head)
         text = f"{head}\n{rest}".replace(f"\n%{computation} (", f"\nENTRY %{computation} (", 1)
@@ -285,7 +298,7 @@ def run(hlo: bytes, topology_name: str, num_replicas: int) -> dict:
 
 if __name__ == "__main__":
     program_path, topology_name, num_replicas, result_path = sys.argv[1:]
-    with open(program_path, "rb") as file:
-        result = run(file.read(), topology_name, int(num_replicas))
+    with open(program_path, "rb") as program:
+        result = run(program.read(), topology_name, int(num_replicas))
     with open(result_path, "w") as file:
         json.dump(result, file)

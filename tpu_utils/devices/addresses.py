@@ -1,5 +1,6 @@
 """Network addresses "host:port" of machines that work together."""
 
+import errno
 import socket
 
 
@@ -34,5 +35,5 @@ def listening_problem(host: str, port: int) -> int:
             probe.bind((host, port))
             probe.listen()
     except OSError as error:
-        return error.errno
+        return error.errno or errno.EIO
     return 0

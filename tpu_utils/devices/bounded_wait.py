@@ -37,6 +37,7 @@ def end_unless_done(
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
+    assert watcher.stdin is not None  # it is a pipe
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from typing import Optional
+from typing import Optional, TypeAlias
 
 import tensorflow as tf
 
@@ -29,7 +29,7 @@ _EXAMPLE = (
 )
 _POLL_SECONDS = 2.0
 
-Resolver = tf.distribute.cluster_resolver.ClusterResolver
+Resolver: TypeAlias = tf.distribute.cluster_resolver.ClusterResolver
 
 
 def resolve_cluster(

@@ -11,7 +11,7 @@ Google Cloud it does nothing for TPUs, it adds a variable of its own to each che
 import signal
 import threading
 import urllib.request
-from typing import Optional
+from typing import Any, Optional
 
 _METADATA_SERVER = "http://metadata.google.internal"
 # What can be asked → whether the answer means that the machine will stop. (MIGRATE_ON_HOST_MAINTENANCE does not.)
@@ -34,11 +34,9 @@ class StopRequest:
 
     def __init__(self, metadata_server: str = _METADATA_SERVER, poll_seconds: float = 5.0):
         self.reason = ""
-        self._metadata_server, self._poll_seconds, self._previous = (
-            metadata_server,
-            poll_seconds,
-            None,
-        )
+        self._metadata_server = metadata_server
+        self._poll_seconds = poll_seconds
+        self._previous: Any = None  # the handler of SIGTERM before this one
         self._over = threading.Event()
 
     def __enter__(self) -> "StopRequest":

@@ -9,7 +9,7 @@ Call it before anything else touches TensorFlow's devices: logical devices, TPU 
 once per process.
 """
 
-from typing import Optional
+from typing import Any, Optional
 
 import tensorflow as tf
 
@@ -18,7 +18,7 @@ from tpu_utils.errors import StrategyError
 
 STRATEGIES = ("one_device", "mirrored", "tpu", "multi_worker")
 # What belongs to one strategy only, and what it is when nobody has given it.
-_OPTIONS = {
+_OPTIONS: dict[str, dict[str, Any]] = {
     "tpu": {"tpu": "", "tpu_zone": "", "tpu_project": ""},
     "mirrored": {"num_logical_devices": None},
     "multi_worker": {

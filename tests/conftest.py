@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import efficientnet_advprop  # noqa: F401  (from here on `tf.keras` is Keras 2)
+
 DATA = pathlib.Path(__file__).parent / "data"
 
 # Four CPUs in name, so that replicas can be tested without hardware; must come before anything computes.

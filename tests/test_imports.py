@@ -21,7 +21,13 @@ FLOORS = [
         "efficientnet_advprop.files",
         "efficientnet_advprop.config_fields",
     },
-    {"tpu_utils.devices", "tpu_utils.replicas", "tpu_utils.compiler"},
+    {
+        "tpu_utils.devices",
+        "tpu_utils.replicas",
+        "tpu_utils.compiler",
+        "efficientnet_advprop.stack",
+    },
+    {"efficientnet_advprop.keras2"},
     {"efficientnet_advprop.config", "efficientnet_advprop.models", "efficientnet_advprop.attacks"},
     {"efficientnet_advprop.data"},
     {"efficientnet_advprop.evaluation"},
@@ -42,6 +48,7 @@ WITHOUT_TENSORFLOW = [
     "efficientnet_advprop.files",
     "efficientnet_advprop.config_fields",
     "efficientnet_advprop.config",
+    "efficientnet_advprop.stack",
 ]
 
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.evaluator import Evaluator, judge
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import Network
 from efficientnet_advprop.models.normalization import branch_index
 from efficientnet_advprop.models.variable_names import weights_digest
@@ -160,7 +161,7 @@ def as_classifier(
 
         def function(images):
             return model(images, training=False, branch=branch)
-    elif isinstance(model, tf.keras.Model):
+    elif isinstance(model, keras.Model):
 
         def function(images):
             return model(images, training=False)

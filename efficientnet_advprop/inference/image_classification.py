@@ -17,6 +17,7 @@ import tensorflow as tf
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.labeled_images import IMAGE_SUFFIXES
 from efficientnet_advprop.errors import UsageError
+from efficientnet_advprop.keras2 import keras
 from tpu_utils.errors import brief_message
 
 _BATCH_SIZE = 16
@@ -82,7 +83,7 @@ def read_class_names(path: str, num_classes: int) -> list[str]:
 
 
 def predict(
-    model: tf.keras.Model,
+    model: keras.Model,
     paths: Sequence[str],
     *,
     image_size: int,

@@ -10,14 +10,13 @@ Architecture: Tan & Le, ICML 2019, and the official `efficientnet_model`; variab
 
 from typing import Optional
 
-import tensorflow as tf
-
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import scaling
 from efficientnet_advprop.models.layers import Head, MBConvBlock, Stem
 from efficientnet_advprop.models.network import Network, check_scaling
 
 
-@tf.keras.utils.register_keras_serializable("efficientnet_advprop")
+@keras.utils.register_keras_serializable("efficientnet_advprop")
 class EfficientNet(Network):
     """An EfficientNet whose every batch norm has one main and `aux_branches` auxiliary branches.
 

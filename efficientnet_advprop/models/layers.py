@@ -12,21 +12,22 @@ from typing import Optional
 
 import tensorflow as tf
 
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations
 from efficientnet_advprop.models.normalization import MAIN, DualBatchNormalization
 from efficientnet_advprop.models.scaling import Block
 from tpu_utils.replicas import randomness
 
 
-def kernel_initializer() -> tf.keras.initializers.Initializer:
+def kernel_initializer() -> keras.initializers.Initializer:
     """The official initial kernels: a plain (not truncated) normal of variance 2 / fan_out. One object gives one draw: ask
     anew."""
-    return tf.keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
-def classifier_initializer() -> tf.keras.initializers.Initializer:
+def classifier_initializer() -> keras.initializers.Initializer:
     """The official initial classifier: uniform within ±1/√num_classes."""
-    return tf.keras.initializers.VarianceScaling(1.0 / 3.0, "fan_out", "uniform")
+    return keras.initializers.VarianceScaling(1.0 / 3.0, "fan_out", "uniform")
 
 
 def build_in_scopes(shapes) -> None:
@@ -36,7 +37,7 @@ def build_in_scopes(shapes) -> None:
             layer.build(tf.TensorShape(shape))
 
 
-class Convolution(tf.keras.layers.Layer):
+class Convolution(keras.layers.Layer):
     """A 2-D convolution without a bias of its own.
 
     Args:
@@ -87,7 +88,7 @@ class Convolution(tf.keras.layers.Layer):
         )
 
 
-class DepthwiseConvolution(tf.keras.layers.Layer):
+class DepthwiseConvolution(keras.layers.Layer):
     """A depthwise 2-D convolution of multiplier 1, padding "SAME", without a bias of its own."""
 
     def __init__(self, kernel_size: int, strides: int = 1, **kwargs):
@@ -113,7 +114,7 @@ class DepthwiseConvolution(tf.keras.layers.Layer):
         )
 
 
-class PointwiseWeights(tf.keras.layers.Layer):
+class PointwiseWeights(keras.layers.Layer):
     """Kernel and bias of a 1×1 convolution of a pooled (1×1) image, which is a matrix product; the caller does it."""
 
     def __init__(self, units: int, **kwargs):
@@ -135,7 +136,7 @@ class PointwiseWeights(tf.keras.layers.Layer):
         return tf.cast(self.kernel[0, 0], dtype), tf.cast(self.bias, dtype)
 
 
-class GatedSwish(tf.keras.layers.Layer):
+class GatedSwish(keras.layers.Layer):
     """The activation of an MBConv block's depthwise convolution, and the squeeze-excite gate on it."""
 
     def __init__(self, squeeze_filters: int, filters: int, **kwargs):
@@ -184,7 +185,7 @@ def drop_residual(inputs: tf.Tensor, survival_prob: float, seed: tf.Tensor) -> t
     return inputs * tf.cast(factors, inputs.dtype)
 
 
-class Stem(tf.keras.layers.Layer):
+class Stem(keras.layers.Layer):
     """The first convolution, stride 2."""
 
     def __init__(self, filters: int, norm_arguments: dict, **kwargs):
@@ -210,7 +211,7 @@ class Stem(tf.keras.layers.Layer):
         )
 
 
-class MBConvBlock(tf.keras.layers.Layer):
+class MBConvBlock(keras.layers.Layer):
     """Mobile inverted bottleneck: expand 1×1, depthwise, squeeze-excite gate, project 1×1, and the shortcut where shapes
     allow it."""
 
@@ -280,7 +281,7 @@ class MBConvBlock(tf.keras.layers.Layer):
         return x + inputs
 
 
-class Head(tf.keras.layers.Layer):
+class Head(keras.layers.Layer):
     """The last 1×1 convolution, the mean over the image, dropout and the classifier."""
 
     def __init__(
@@ -292,7 +293,7 @@ class Head(tf.keras.layers.Layer):
         self.norm = DualBatchNormalization(
             name="tpu_batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments
         )
-        self.classifier = tf.keras.layers.Dense(
+        self.classifier = keras.layers.Dense(
             num_classes, kernel_initializer=classifier_initializer(), name="dense", dtype=tf.float32
         )
 
@@ -325,6 +326,6 @@ class Head(tf.keras.layers.Layer):
         return self.classifier(dropped), {"pooled_features": pooled, "head_1x1": x}
 
     @property
-    def below_classifier(self) -> list[tf.keras.layers.Layer]:
+    def below_classifier(self) -> list[keras.layers.Layer]:
         """What of the head is no classifier, and stays as it is where only the classifier is trained."""
         return [self.convolution, self.norm]

@@ -12,6 +12,7 @@ from typing import Any, Iterable
 
 import tensorflow as tf
 
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.normalization import MAIN, branch_index
 from efficientnet_advprop.models.recomputation import recompute_in_backward
 from tpu_utils.replicas import randomness
@@ -27,7 +28,7 @@ NORMALIZATIONS = {
 COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
-class Network(tf.keras.Model):
+class Network(keras.Model):
     """A classifier of a stem, blocks and a head, whose every batch norm has one main and `aux_branches` auxiliary branches.
 
     A family's constructor checks its own arguments, calls this one, makes `self.stem`, `self.blocks` (layers whose `.block` has
@@ -86,9 +87,9 @@ class Network(tf.keras.Model):
         )  # fmt: skip
 
     @property
-    def dtype_policy_of_layers(self) -> tf.keras.mixed_precision.Policy:
+    def dtype_policy_of_layers(self) -> keras.mixed_precision.Policy:
         """Activations in the compute dtype, variables in float32."""
-        return tf.keras.mixed_precision.Policy(COMPUTE_DTYPES[self.activation_dtype])
+        return keras.mixed_precision.Policy(COMPUTE_DTYPES[self.activation_dtype])
 
     def build(self, input_shape):
         """Creates all variables, from the pixels up."""

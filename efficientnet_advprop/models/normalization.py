@@ -13,6 +13,7 @@ from typing import NamedTuple, Optional
 
 import tensorflow as tf
 
+from efficientnet_advprop.keras2 import keras
 from tpu_utils.replicas import environment, reduction
 
 MAIN = "main"
@@ -57,7 +58,7 @@ class BranchVariables(NamedTuple):
     moving_variance: tf.Variable
 
 
-class _AffineOnly(tf.keras.layers.BatchNormalization):
+class _AffineOnly(keras.layers.BatchNormalization):
     """Gamma and beta of an auxiliary branch that has no statistics of its own."""
 
     def add_weight(self, name=None, **kwargs):
@@ -68,8 +69,8 @@ class _AffineOnly(tf.keras.layers.BatchNormalization):
         )
 
 
-@tf.keras.utils.register_keras_serializable("efficientnet_advprop")
-class DualBatchNormalization(tf.keras.layers.BatchNormalization):
+@keras.utils.register_keras_serializable("efficientnet_advprop")
+class DualBatchNormalization(keras.layers.BatchNormalization):
     """Batch normalization over the last axis, with a main and `aux_branches` auxiliary sets of parameters and statistics.
 
     It is a `tf.keras.layers.BatchNormalization` whose own variables are the main branch, so that a checkpoint of it restores
@@ -135,7 +136,7 @@ class DualBatchNormalization(tf.keras.layers.BatchNormalization):
         if aux_shares == "affine":
             shared.update(center=False, scale=False)
         make_child = (
-            _AffineOnly if aux_shares == "statistics" else tf.keras.layers.BatchNormalization
+            _AffineOnly if aux_shares == "statistics" else keras.layers.BatchNormalization
         )
         self.aux = [
             make_child(**{**shared, "name": name}) for name in branch_names(aux_branches)[1:]

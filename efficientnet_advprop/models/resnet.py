@@ -12,6 +12,7 @@ from typing import Optional
 
 import tensorflow as tf
 
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations, resnet_scaling
 from efficientnet_advprop.models.layers import (
     Convolution,
@@ -31,13 +32,13 @@ POOL_PADDINGS = ("same", "symmetric")
 
 def _convolution(filters, kernel_size, strides=1, **kwargs) -> Convolution:
     """With the official initial kernels: a truncated normal of variance 1 / fan_in."""
-    initializer = tf.keras.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
+    initializer = keras.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
     return Convolution(
         filters, kernel_size, strides, symmetric_padding=True, initializer=initializer, **kwargs
     )
 
 
-class ResNetStem(tf.keras.layers.Layer):
+class ResNetStem(keras.layers.Layer):
     """The first convolution, 7×7 with stride 2."""
 
     def __init__(self, filters: int, norm_arguments: dict, **kwargs):
@@ -61,7 +62,7 @@ class ResNetStem(tf.keras.layers.Layer):
         return tf.nn.relu(convolve_and_normalize(self.convolution, self.norm, inputs, **mode))
 
 
-class BottleneckBlock(tf.keras.layers.Layer):
+class BottleneckBlock(keras.layers.Layer):
     """relu(shortcut + norm(1×1(relu(norm(3×3(relu(norm(1×1(x))))))))), the shortcut being x or norm(1×1(x))."""
 
     def __init__(
@@ -133,15 +134,15 @@ class BottleneckBlock(tf.keras.layers.Layer):
         return tf.nn.relu(x + shortcut)
 
 
-class ResNetHead(tf.keras.layers.Layer):
+class ResNetHead(keras.layers.Layer):
     """The mean over the image, dropout and the classifier, whose kernel starts as a normal of standard deviation 0.01."""
 
     def __init__(self, num_classes: int, dropout_rate: float, **kwargs):
         super().__init__(name="head", **kwargs)
         self.dropout_rate = dropout_rate
-        self.classifier = tf.keras.layers.Dense(
+        self.classifier = keras.layers.Dense(
             num_classes,
-            kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.01),
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
             name="dense",
             dtype=tf.float32,
         )
@@ -167,12 +168,12 @@ class ResNetHead(tf.keras.layers.Layer):
         return self.classifier(dropped), {"pooled_features": pooled}
 
     @property
-    def below_classifier(self) -> list[tf.keras.layers.Layer]:
+    def below_classifier(self) -> list[keras.layers.Layer]:
         """What of the head is no classifier: nothing."""
         return []
 
 
-@tf.keras.utils.register_keras_serializable("efficientnet_advprop")
+@keras.utils.register_keras_serializable("efficientnet_advprop")
 class ResNet(Network):
     """A ResNet whose every batch norm has one main and `aux_branches` auxiliary branches.
 

@@ -76,8 +76,9 @@ def run_keras(path, images):
     import tensorflow as tf
 
     import efficientnet_advprop.models  # noqa: F401  (so that Keras knows the classes)
+    from efficientnet_advprop.keras2 import keras
 
-    model = tf.keras.models.load_model(path)
+    model = keras.models.load_model(path)
     other = type(model).from_config(model.get_config())
     other.load_weights(path.replace("model.keras", "model.weights.h5"))
     answers = [

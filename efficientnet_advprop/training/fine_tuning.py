@@ -13,6 +13,7 @@ from typing import Optional, Sequence
 import tensorflow as tf
 
 from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.checkpoints.published_checkpoints import KINDS, guess_kind
 from efficientnet_advprop.models.checkpoints.released_checkpoints import (
     CLASSIFIER,
@@ -25,12 +26,12 @@ from efficientnet_advprop.training.state import TrainState
 NOTHING, BACKBONE = "none", "backbone"
 
 
-def part_names(model: tf.keras.Model) -> list[str]:
+def part_names(model: keras.Model) -> list[str]:
     """The parts of a network from the pixels up: "stem", "blocks_0", …, "head"."""
     return ["stem", *(block.name for block in model.blocks), "head"]
 
 
-def freeze(model: tf.keras.Model, up_to: str) -> None:
+def freeze(model: keras.Model, up_to: str) -> None:
     """Takes the lower parts of a network out of training: weights, and batch norms' statistics, of all branches.
 
     Args:
@@ -59,7 +60,7 @@ def freeze(model: tf.keras.Model, up_to: str) -> None:
 
 
 def learning_rate_factors(
-    model: tf.keras.Model, *, layer_decay: float = 1.0, head_factor: float = 1.0
+    model: keras.Model, *, layer_decay: float = 1.0, head_factor: float = 1.0
 ) -> list[float]:
     """What each of the model's trainable variables has its learning rate multiplied by, in their order.
 

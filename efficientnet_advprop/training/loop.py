@@ -22,6 +22,7 @@ from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.evaluator import Evaluator
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training import agreement, assembly, checkpoints, fine_tuning, steps
 from efficientnet_advprop.training.progress import Progress
@@ -144,7 +145,7 @@ def train(
         checkpoints.claim_model_dir(model_dir, config)
     # 2. All variables, from the seed; what follows overwrites them if there is a checkpoint.
     #    (Not with 0, though: tf.data's shuffle, which combines it with its own seed, cannot take it there.)
-    tf.keras.utils.set_random_seed(config.training.seed + 1)
+    keras.utils.set_random_seed(config.training.seed + 1)
     with strategy.scope():
         state = assembly.make_state(config)
         averaged_model = assembly.make_model(config, aux_branches=0)

@@ -5,6 +5,7 @@ from typing import Optional, Sequence
 
 import tensorflow as tf
 
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.variable_names import official_name
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.loss_scale import LossScale
@@ -56,7 +57,7 @@ class TrainState(tf.Module):
 
     def __init__(
         self,
-        model: tf.keras.Model,
+        model: keras.Model,
         optimizer: Optimizer,
         ema: Optional[ExponentialMovingAverage] = None,
         loss_scale: Optional[LossScale] = None,
@@ -68,7 +69,7 @@ class TrainState(tf.Module):
         self.step = tf.Variable(0, trainable=False, dtype=tf.int64, name=STEP_NAME)
 
 
-def averaged_variables(model: tf.keras.Model) -> Sequence[tf.Variable]:
+def averaged_variables(model: keras.Model) -> Sequence[tf.Variable]:
     """What the official EMA covers: all trainable variables and all moving statistics; of a batch-normed network, every
     variable."""
     return model.variables

@@ -15,6 +15,7 @@ from typing import Callable, NamedTuple, Optional, Sequence, Union
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import ADVERSARIAL, AUGMENTED, CLEAN, METHODS, Method, Pass
 from efficientnet_advprop.models.normalization import batch_norms, branch_names, moving_statistics
 from efficientnet_advprop.training import losses
@@ -32,7 +33,7 @@ GradientFn = Callable[[Batch, tf.Tensor], tuple[Gradients, Sums]]  # batch, seed
 
 
 def attacked_network(
-    model: tf.keras.Model, branch: str, statistics: str, seed: Optional[tf.Tensor] = None
+    model: keras.Model, branch: str, statistics: str, seed: Optional[tf.Tensor] = None
 ):
     """The `logits_fn` that an attack gets: the model through one branch, changing nothing.
 
@@ -415,7 +416,7 @@ def _keep_unless(
         tf.raw_ops.AssignVariableOp(resource=variable.handle, value=kept)
 
 
-def _reduces(method: Method, model: tf.keras.Model) -> bool:
+def _reduces(method: Method, model: keras.Model) -> bool:
     """Whether the replicas of the current step meet before its end."""
     return method.adversarial_share is not None or any(
         norm.num_replicas_together > 1 for norm in batch_norms(model)

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
     AVERAGE_SUFFIX,
     STEP,
@@ -128,13 +129,13 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def variable_name(model: tf.keras.Model, variable: tf.Variable) -> str:
+def variable_name(model: keras.Model, variable: tf.Variable) -> str:
     """A variable's name within its network, such as "stem/conv2d/kernel"."""
     return official_name(variable.name).split(f"{model.name}/", 1)[-1]
 
 
 def load_released_checkpoint(
-    model: tf.keras.Model,
+    model: keras.Model,
     source: str,
     use_ema: bool = True,
     include_head: bool = True,
@@ -345,7 +346,7 @@ def _tell(report: LoadReport, contents: CheckpointContents, model, include_head:
 
 
 def save_released_checkpoint(
-    model: tf.keras.Model,
+    model: keras.Model,
     prefix: str,
     averages: Optional[Mapping[str, np.ndarray]] = None,
     global_step: Optional[int] = None,

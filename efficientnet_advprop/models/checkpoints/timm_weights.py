@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import main_name
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
     CheckpointError,
@@ -68,7 +69,7 @@ _LEAVES = {
 }
 
 
-def load_timm_weights(model: tf.keras.Model, file: str, include_head: bool = True) -> LoadReport:
+def load_timm_weights(model: keras.Model, file: str, include_head: bool = True) -> LoadReport:
     """Gives a model the weights of a timm file; auxiliary batch norms get copies of the main ones.
 
     Args:

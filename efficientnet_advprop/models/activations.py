@@ -2,14 +2,15 @@
 
 Automatic differentiation of `tf.nn.silu` runs six elementwise operations over tensors far larger than any cache, and these
 are a third of a training step on a CPU. Here the gradient is one expression, compiled by XLA into one loop; inside a step
-that is compiled as a whole it simply becomes part of it. Only the activation's input is kept for the backward pass, never the
-sigmoid.
+that is compiled as a whole it simply becomes part of it, and where there is no XLA (the host of a TPU) it runs operation by
+operation. Only the activation's input is kept for the backward pass, never the sigmoid.
 """
 
 import tensorflow as tf
 
+from tpu_utils.replicas import environment
 
-@tf.function(jit_compile=True)
+
 def _swish_gradient(x, upstream):
     """d(x·σ(x))/dx · upstream, computed in float32 whatever the activations' dtype."""
     x32, upstream32 = tf.cast(x, tf.float32), tf.cast(upstream, tf.float32)
@@ -17,7 +18,6 @@ def _swish_gradient(x, upstream):
     return tf.cast(upstream32 * sigmoid * (1.0 + x32 * (1.0 - sigmoid)), x.dtype)
 
 
-@tf.function(jit_compile=True)
 def _gated_swish_gradient(x, upstream, gates, upstream_mean):
     """The same where the output is multiplied by `gates` and also goes, as its spatial mean, somewhere else."""
     share = tf.cast(upstream_mean, tf.float32)[:, None, None, :] / float(x.shape[1] * x.shape[2])
@@ -30,9 +30,18 @@ def spatial_mean(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.reduce_mean(tf.cast(x, tf.float32), [1, 2]), x.dtype)
 
 
-def _traced(function, *tensors):
-    """Calls a `tf.function`, one trace per shape: a network has dozens, which a plain call would warn about."""
-    return function.get_concrete_function(*tensors)(*tensors)
+_COMPILED = {
+    function: tf.function(function, jit_compile=True)
+    for function in (_swish_gradient, _gated_swish_gradient)
+}
+
+
+def _in_one_pass(function, *tensors):
+    """The function's result, by XLA where there is one. One trace per shape: a network has dozens, which a plain call of a
+    `tf.function` would warn about."""
+    if not environment.current().compiles_parts:
+        return function(*tensors)
+    return _COMPILED[function].get_concrete_function(*tensors)(*tensors)
 
 
 @tf.custom_gradient
@@ -45,7 +54,7 @@ def swish(x: tf.Tensor) -> tf.Tensor:
     Returns:
         A tensor of the same shape and dtype.
     """
-    return tf.nn.silu(x), lambda upstream: _traced(_swish_gradient, x, upstream)
+    return tf.nn.silu(x), lambda upstream: _in_one_pass(_swish_gradient, x, upstream)
 
 
 def squeeze_excite(pooled, reduce_kernel, reduce_bias, expand_kernel, expand_bias) -> tf.Tensor:
@@ -90,6 +99,7 @@ def gated_swish(x: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
             tape.watch([pooled, *weights])
             again = squeeze_excite(pooled, *weights)
         upstream_mean, *weight_gradients = tape.gradient(again, [pooled, *weights], upstream_gates)
-        return _traced(_gated_swish_gradient, x, upstream, gates, upstream_mean), *weight_gradients
+        gradient_of_x = _in_one_pass(_gated_swish_gradient, x, upstream, gates, upstream_mean)
+        return gradient_of_x, *weight_gradients
 
     return y * gates[:, None, None, :], gradient

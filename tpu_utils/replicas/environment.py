@@ -9,6 +9,7 @@ The current environment is the strategy of the replica that asks, unless `use` s
 """
 
 import contextlib
+import functools
 from typing import Iterator, Sequence
 
 import numpy as np
@@ -47,6 +48,15 @@ class Environment:
     def executes_in_order(self) -> bool:
         """Whether a replica's device does one operation at a time anyway, so that to prescribe an order costs nothing."""
         return _on_tpu()
+
+    @property
+    def compiles_parts(self) -> bool:
+        """Whether a part of a step may be a program of XLA's own, by `jit_compile=True`.
+
+        Not in a TensorFlow built for TPUs: it compiles whole steps, and has no XLA for the host that
+        its exports, pictures and evaluations may run on.
+        """
+        return _host_has_xla()
 
     def sum_in_groups(self, tensors: Sequence[tf.Tensor], group_size: int) -> list[tf.Tensor]:
         """The sum of each of `tensors` over this replica's group: `group_size` (> 1) replicas of consecutive numbers.
@@ -126,6 +136,17 @@ class Environment:
 
 def _on_tpu() -> bool:
     return isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
+
+
+@functools.cache
+def _host_has_xla() -> bool:
+    """Asked by a program of one addition; no list of devices or of build options tells."""
+    with tf.init_scope(), tf.device("CPU:0"):
+        try:
+            tf.function(lambda number: number + 1.0, jit_compile=True)(tf.constant(0.0))
+        except tf.errors.OpError:
+            return False
+    return True
 
 
 _current = Environment()

@@ -135,9 +135,7 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
         shared = super().get_config()
         if aux_shares == "affine":
             shared.update(center=False, scale=False)
-        make_child = (
-            _AffineOnly if aux_shares == "statistics" else keras.layers.BatchNormalization
-        )
+        make_child = _AffineOnly if aux_shares == "statistics" else keras.layers.BatchNormalization
         self.aux = [
             make_child(**{**shared, "name": name}) for name in branch_names(aux_branches)[1:]
         ]

@@ -78,7 +78,12 @@ def test_what_fits(versions, python):
     [
         ({}, (3, 11), "No TensorFlow is installed for Python 3.11.", "-r requirements.txt"),
         ({}, (3, 13), "No TensorFlow is installed for Python 3.13.", "-r requirements-tf221.txt"),
-        ({}, (3, 9), "Python 3.9.", "another Python than 3.9. TensorFlow 2.15.1 Python 3.10 to 3.11"),
+        (
+            {},
+            (3, 9),
+            "Python 3.9.",
+            "another Python than 3.9. TensorFlow 2.15.1 Python 3.10 to 3.11",
+        ),
         (
             {**ON_A_TPU_VM, "tensorflow": "2.20.0"},
             (3, 12),
@@ -170,7 +175,11 @@ def test_this_environment():
 def test_keras_2_without_asking():
     """Where it is hardest: after Keras 3 has been loaded; on 2.15, where a variable asks for a package that is not there."""
     has_keras_3 = stack.is_at_least(tf.__version__, stack.FIRST_WITH_KERAS_3)
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "TF_USE_LEGACY_KERAS": "0" if has_keras_3 else "1"}
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TF_USE_LEGACY_KERAS": "0" if has_keras_3 else "1",
+    }
     load_keras_3 = "import tensorflow as tf; before = hasattr(tf.keras, 'ops')"
     code = (
         f"{load_keras_3 if has_keras_3 else 'before = False'}\n"

@@ -1,11 +1,12 @@
 """Says what is on images: the five most probable classes of a trained network.
 
-    python -m efficientnet_advprop.classify --checkpoint=b3-advprop --labels_map_file=labels_map.txt panda.jpg photos/
-    'more/*.png' python -m efficientnet_advprop.classify --model_dir=runs/digits image.png
+    python -m efficientnet_advprop.classify --checkpoint=b3-advprop --labels_map_file=labels_map.txt \
+        panda.jpg photos/ 'more/*.png'
+    python -m efficientnet_advprop.classify --model_dir=runs/digits image.png
 
-An image is a JPEG, PNG, GIF or BMP file, a folder of such files or a pattern. Normalization, crop and size follow from the
-checkpoint, are shown, and can be overridden. An image that cannot be read is named on stderr; the others are classified all the
-same, and the exit code is then 1.
+An image is a JPEG, PNG, GIF, BMP or WebP file, a folder of such files or a pattern. Normalization,
+crop and size follow from the checkpoint, are shown, and can be overridden. An image that cannot be
+read is named on stderr; the others are classified all the same, and the exit code is then 1.
 """
 
 import sys
@@ -13,11 +14,11 @@ import sys
 from absl import flags
 
 from efficientnet_advprop.command_line import network_flags, program
+from efficientnet_advprop.data.class_names import read_class_names
 from efficientnet_advprop.inference.image_classification import (
     PredictionError,
     find_images,
     predict,
-    read_class_names,
 )
 
 _NETWORK = network_flags.define()

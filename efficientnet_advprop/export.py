@@ -16,7 +16,7 @@ from absl import flags
 
 from efficientnet_advprop.command_line import network_flags, program
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.inference.image_classification import read_class_names
+from efficientnet_advprop.data.class_names import read_class_names
 from efficientnet_advprop.serving.exporting import FORMATS, ExportOptions, export
 from efficientnet_advprop.serving.tflite import QUANTIZATIONS
 

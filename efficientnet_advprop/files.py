@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all, and durations in words.
+"""Files that are there whole or not at all, what folders hold, and durations in words.
 
     write_atomically("gs://bucket/run/config.json", text.encode())
+    list_names("runs/b3")                                         # ["best", "config.json", …]
     format_duration(725)                                          # "12 min 05 s"
 
 TensorFlow, which reads and writes remote file systems, is imported only when a file is touched:
@@ -24,9 +25,31 @@ def remove_temporaries(paths: Sequence[str]) -> None:
 
     folder = os.path.dirname(paths[0])
     names = {os.path.basename(path) for path in paths}
-    for name in tf.io.gfile.listdir(folder):
+    for name in list_names(folder):
         if re.sub(r"\.[0-9a-f]{32}\.tmp$", "", name) in names - {name}:
             tf.io.gfile.remove(os.path.join(folder, name))
+
+
+def list_names(folder: str) -> list[str]:
+    """The names of all that a folder holds, sorted, those of folders without a slash at the end.
+
+    Args:
+        folder: local or remote; "" is the present one.
+
+    Returns:
+        The names. TensorFlow's own listing fails where one name is no text in UTF-8; here such a
+        name is as Python keeps it, and `printable` shows it.
+    """
+    if "://" not in folder:
+        return sorted(os.listdir(folder or "."))
+    import tensorflow as tf
+
+    return sorted(name.rstrip("/") for name in tf.io.gfile.listdir(folder))
+
+
+def printable(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8 become, for instance, "\\xe9"."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def write_atomically(path: str, contents: bytes) -> None:

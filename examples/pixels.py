@@ -17,10 +17,21 @@ _TABLE_SIZE = 1024  # the filter is read from a table at this resolution
 def load_pixels(path: str, image_size: int, crop_fraction: Optional[float]) -> np.ndarray:
     """An image file as float32 [image_size, image_size, 3] around 0…255, RGB; without a `crop_fraction`, all of the image."""
     with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))
+        pixels = _to_rgb(image)
     return resize(
         pixels if crop_fraction is None else center_crop(pixels, crop_fraction), image_size
     )
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """uint8 [height, width, 3], as TensorFlow decodes it."""
+    if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would clip to 255: the upper eight
+        gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=-1)
+    if image.format == "GIF":  # what is transparent is black
+        pixels = np.asarray(image.convert("RGBA"))
+        return np.where(pixels[..., 3:] > 0, pixels[..., :3], 0).astype(np.uint8)
+    return np.asarray(image.convert("RGB"))
 
 
 def center_crop(pixels: np.ndarray, crop_fraction: float) -> np.ndarray:

@@ -21,7 +21,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from efficientnet_advprop.data import corruptions, image_folders, records
+from efficientnet_advprop.data import class_numbers, corruptions, records
 from efficientnet_advprop.evaluation.suites import imagenet_suites
 
 NUM_IMAGES = 12
@@ -115,7 +115,7 @@ def encode(shown: int, size: tuple[int, int]) -> bytes:
 
 def make_files(name: str) -> dict[str, bytes]:
     """<class folder>/<file> → contents."""
-    ids = image_folders.imagenet_ids()
+    ids = class_numbers.imagenet_ids()
     size = (224, 224) if name.split("/")[0] in ("imagenet_c", "stylized") else (50, 40)
     files = {}
     for index, (label, shown) in enumerate(list_images(name)):

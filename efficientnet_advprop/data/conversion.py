@@ -3,28 +3,33 @@
     sources = list_image_folder("/data/flowers", "train")        # one folder per class
     report = convert(sources, "/data/records", "train", num_shards=64, num_workers=8)
 
-Shards are written in parallel, each whole or not at all, so that a killed conversion goes on where it was. What is no RGB JPEG
-(PNG, GIF, BMP, CMYK, whatever its name says) is encoded anew as one, of quality 100, as the official converter does with the 23
-such files of ImageNet.
+Shards are written in parallel, each whole or not at all, so that a killed conversion goes on where
+it was. What is no RGB or gray JPEG (PNG, GIF, BMP, WebP, CMYK, whatever its name says) is encoded
+anew as one, of quality 100, from the pixels that every other reader sees (`image_formats`).
 """
 
 import concurrent.futures
 import dataclasses
-import io
 import os
 import random
 import re
 import tarfile
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
-import numpy as np
 import tensorflow as tf
 from absl import logging
-from PIL import Image
 
 from efficientnet_advprop import files
-from efficientnet_advprop.data import records
-from efficientnet_advprop.data.labeled_images import IMAGE_SUFFIXES, is_image
+from efficientnet_advprop.data import image_folders, image_formats, records
+from efficientnet_advprop.data.class_numbers import (
+    class_name,
+    join_names,
+    number_classes,
+    require_known,
+)
+from efficientnet_advprop.data.image_formats import is_hidden, is_image
+from efficientnet_advprop.data.tar_archives import index_members, read_tar_index
+from tpu_utils.errors import brief_message
 
 _SHUFFLE_SEED = 0
 _JPEG_QUALITY = 100
@@ -76,86 +81,103 @@ class Report:
 
 
 def list_image_folder(
-    folder: str, class_names: Optional[Sequence[str]] = None
+    folder: str,
+    class_names: Optional[Sequence[str]] = None,
+    log: Callable[[str], None] = logging.warning,
 ) -> List[ImageSource]:
-    """The images of a folder with one folder per class; the classes are numbered in the order of their names.
+    """The images of a folder with one folder per class.
 
     Args:
       folder: local or remote.
-      class_names: which number each class has; None: those of this folder, sorted.
+      class_names: which number each class has, as `list_class_names` gives it of the training set;
+        None: as `class_numbers.number_classes` numbers the classes of this folder.
+      log: takes a line for each kind of file that is passed over, and one for classes of
+        `class_names` that this folder lacks.
 
     Raises:
-      records.DataError: there is no folder, no class, no image, or a class that `class_names` lacks.
+      records.DataError: there is no folder, no class, no image; a class without an image, or one
+        that `class_names` lacks; or a name that is no text.
     """
-    if not tf.io.gfile.isdir(folder):
-        raise records.DataError(f"{folder!r} is no folder.")
-    found = sorted(
-        name.rstrip("/")
-        for name in tf.io.gfile.listdir(folder)
-        if tf.io.gfile.isdir(os.path.join(folder, name))
-    )
-    class_names = list(class_names or found)
-    unknown = [name for name in found if name not in class_names]
-    if unknown:
-        raise records.DataError(
-            f"{folder!r} holds classes that the training set lacks: {', '.join(unknown[:5])}."
-        )
-    sources = [
-        ImageSource(os.path.join(folder, synset, name), name, class_names.index(synset), synset)
-        for synset in found
-        for name in sorted(tf.io.gfile.listdir(os.path.join(folder, synset)))
-        if is_image(name)
+    tree = image_folders.read_image_tree(folder)
+    found = number_classes(tree.images, folder)
+    names = found if class_names is None else class_names
+    label_of = {name: label for label, name in enumerate(names)}
+    require_known(found, label_of, folder, "no class of the training set")
+    for line in tree.passed_over.describe():
+        log(f"{folder}: {line}")
+    lacking = [name for name in names if name not in found]
+    if lacking:
+        log(f"{folder}: no images of {len(lacking)} of {len(names)} classes: {join_names(lacking)}")
+    return [
+        ImageSource(os.path.join(folder, name, image), image, label_of[synset], synset)
+        for name, images in tree.images.items()
+        for synset in [class_name(name)]
+        for image in images
     ]
-    if not sources:
-        raise records.DataError(
-            f"{folder!r} holds no images; expected one folder per class with {', '.join(IMAGE_SUFFIXES)} files in it."
-        )
-    return sources
 
 
-def list_imagenet_train(archive: str) -> List[ImageSource]:
+def list_class_names(sources: Sequence[ImageSource]) -> List[str]:
+    """The names of the classes in the order of their labels, of a set that has images of each."""
+    return [name for _, name in sorted({source.label: source.synset for source in sources}.items())]
+
+
+def list_imagenet_train(
+    archive: str, log: Callable[[str], None] = logging.warning
+) -> List[ImageSource]:
     """The images of ILSVRC2012_img_train.tar, an archive of one archive per class, read in place.
 
+    Args:
+      archive: local or remote.
+      log: takes a line for each kind of member that is passed over.
+
     Raises:
-      records.DataError: the archive is not there, is damaged or of another kind.
+      records.DataError: the archive is not there, is damaged or of another kind, or an archive in
+        it holds no image.
     """
-    sources = []
+    passed_over, images = image_folders.PassedOver(), {}
     try:
-        with tf.io.gfile.GFile(archive, "rb") as file, tarfile.open(fileobj=file) as outer:
-            members = sorted(
-                (member for member in outer if member.name.endswith(".tar")),
-                key=lambda member: member.name,
-            )
-            for label, member in enumerate(members):
-                synset = os.path.splitext(os.path.basename(member.name))[0]
-                with tarfile.open(fileobj=outer.extractfile(member)) as inner:
-                    sources += [
-                        ImageSource(
-                            archive,
-                            image.name,
-                            label,
-                            synset,
-                            member.offset_data + image.offset_data,
-                            image.size,
-                        )
-                        for image in inner
-                        if image.isfile()
-                    ]
+        with tf.io.gfile.GFile(archive, "rb") as file:
+            for member in index_members(file, archive):
+                synset, suffix = os.path.splitext(os.path.basename(member.name))
+                if suffix != ".tar" or is_hidden(member.name):
+                    passed_over.add("in it that are no archives of a class", member.name)
+                    continue
+                file.seek(member.offset)
+                images[synset] = []
+                for image in index_members(file, f"{archive}: {member.name}", member.size):
+                    if is_image(image.name):
+                        images[synset].append(image)
+                    else:
+                        passed_over.add("in its archives that are no images", image.name)
     except (tarfile.TarError, tf.errors.OpError, OSError, EOFError) as error:
         raise records.DataError(
             f"the archive cannot be read to its end: {error}", archive
         ) from error
-    if not sources:
+    if not any(images.values()):
         raise records.DataError(
             "it holds no archives of images by class; is it ILSVRC2012_img_train.tar?", archive
         )
-    return sources
+    empty = [synset for synset, members in images.items() if not members]
+    if empty:
+        raise records.DataError(
+            f"it holds archives without an image: {join_names(empty)}; copy or make it again.",
+            archive,
+        )
+    for line in passed_over.describe():
+        log(f"{archive}: {line}")
+    return [
+        ImageSource(archive, image.name, label, synset, image.offset, image.size)
+        for label, synset in enumerate(number_classes(images, archive))
+        for image in images[synset]
+    ]
 
 
 def list_imagenet_validation(
     archive: str, synset_labels: str, class_names: Sequence[str]
 ) -> List[ImageSource]:
-    """The images of ILSVRC2012_img_val.tar; line i of `synset_labels` is the class of image i, in the order of the names.
+    """The images of ILSVRC2012_img_val.tar.
+
+    Line i of `synset_labels` is the class of image i, in the order of the names.
 
     Raises:
       records.DataError: a file is not there, they have different lengths, or a class is unknown.
@@ -163,29 +185,26 @@ def list_imagenet_validation(
     try:
         with tf.io.gfile.GFile(synset_labels) as file:
             synsets = file.read().split()
-        with tf.io.gfile.GFile(archive, "rb") as file, tarfile.open(fileobj=file) as opened:
-            images = sorted(
-                (member for member in opened if member.isfile()), key=lambda member: member.name
-            )
-    except (tarfile.TarError, tf.errors.OpError, OSError, EOFError) as error:
-        raise records.DataError(f"the validation set cannot be read: {error}", archive) from error
+    except (tf.errors.OpError, ValueError) as error:
+        raise records.DataError(f"it cannot be read: {brief_message(error)}", synset_labels) from (
+            error
+        )
+    images = [member for member in read_tar_index(archive) if is_image(member.name)]
+    images.sort(key=lambda member: member.name)
     if len(synsets) != len(images):
         raise records.DataError(
             f"{synset_labels} has {len(synsets)} lines for {len(images)} images.", archive
         )
-    unknown = sorted(set(synsets) - set(class_names))
-    if unknown:
-        raise records.DataError(
-            f"{synset_labels} names classes that the training set lacks: {', '.join(unknown[:5])}."
-        )
     label_of = {name: label for label, name in enumerate(class_names)}
+    unknown = sorted(set(synsets) - set(label_of))
+    require_known(unknown, label_of, synset_labels, "no class of the training set")
     return [
         ImageSource(
             archive,
             os.path.basename(image.name),
             label_of[synset],
             synset,
-            image.offset_data,
+            image.offset,
             image.size,
         )
         for image, synset in zip(images, synsets)
@@ -229,24 +248,21 @@ def list_tfds(split: records.Split, class_names: Sequence[str]) -> List[ImageSou
 def to_rgb_jpeg(encoded: bytes) -> "tuple[bytes, int, int, bool]":
     """An image's bytes as an RGB (or gray) JPEG, its height and width, and whether it had to be encoded anew.
 
+    Colours keep their full resolution in what is encoded anew. The official converter halves it;
+    it is meant for a handful of photographs, and would smear small images.
+
     Raises:
-      OSError, SyntaxError or ValueError: it cannot be decoded to its end.
+      image_formats.ImageFormatError or tf.errors.InvalidArgumentError: it is of a format that is
+        not taken, or cannot be decoded to its end.
     """
-    image = Image.open(io.BytesIO(encoded))
-    image.load()
-    if image.format == "JPEG" and image.mode in ("RGB", "L"):
-        return encoded, image.height, image.width, False
-    # As TensorFlow decodes it: for CMYK that is what the official converter does.
-    if image.format == "JPEG":
-        pixels = tf.io.decode_jpeg(encoded, channels=3)
-    else:
-        pixels = tf.constant(np.asarray(image.convert("RGB")))
-    return (
-        tf.io.encode_jpeg(pixels, format="rgb", quality=_JPEG_QUALITY).numpy(),
-        image.height,
-        image.width,
-        True,
-    )
+    decodable = image_formats.as_decodable(encoded)
+    pixels = image_formats.decode(decodable)
+    height, width = pixels.shape[:2]
+    is_jpeg = bool(image_formats.is_jpeg(decodable))
+    if is_jpeg and int(tf.image.extract_jpeg_shape(decodable)[2]) in (1, 3):
+        return encoded, height, width, False
+    jpeg = tf.io.encode_jpeg(pixels, format="rgb", quality=_JPEG_QUALITY, chroma_downsampling=False)
+    return jpeg.numpy(), height, width, True
 
 
 def _write_shard(path: str, sources: Sequence[ImageSource]) -> int:
@@ -256,10 +272,9 @@ def _write_shard(path: str, sources: Sequence[ImageSource]) -> int:
         for source in sources:
             try:
                 encoded, height, width, is_new = to_rgb_jpeg(source.read())
-            except (OSError, SyntaxError, ValueError, tf.errors.OpError) as error:
-                failures.append(
-                    f"{source.path}{'' if source.offset is None else f' ({source.name})'}: {error}"
-                )
+            except (OSError, ValueError, tf.errors.OpError) as error:
+                where = source.path if source.offset is None else f"{source.path} ({source.name})"
+                failures.append(f"{where}: {brief_message(error)}")
                 continue
             num_reencoded += is_new
             writer.write(
@@ -328,9 +343,7 @@ def convert(
     pattern = re.compile(re.escape(prefix) + r"-\d{5}-of-\d{5}$")
     names = [records.shard_name(prefix, shard, num_shards) for shard in range(num_shards)]
     foreign = [
-        name
-        for name in tf.io.gfile.listdir(output_dir)
-        if pattern.match(name) and name not in names
+        name for name in files.list_names(output_dir) if pattern.match(name) and name not in names
     ]
     if foreign:
         raise records.DataError(

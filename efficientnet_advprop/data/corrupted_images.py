@@ -22,8 +22,28 @@ IMAGE_SIZE = 224
 _SHORTER_SIDE, _JPEG_QUALITY = 256, 85
 
 
+def without_loss(encoded: bytes) -> bytes:
+    """An image file in a form that Pillow reads as all other readers do: an RGB or gray JPEG stays.
+
+    Raises: as `image_formats.as_decodable`.
+    """
+    import tensorflow as tf
+
+    from efficientnet_advprop.data import image_formats
+
+    encoded = image_formats.as_decodable(encoded)
+    if image_formats.is_jpeg(encoded) and tf.image.extract_jpeg_shape(encoded)[2] != 4:
+        return encoded
+    return tf.io.encode_png(image_formats.decode(encoded), compression=1).numpy()
+
+
 def corrupt_encoded(encoded: bytes, corruption: str, severity: int, seed: int) -> bytes:
-    """The JPEG that the benchmark's generator would have made of an image file, up to `corruptions`' differences."""
+    """The JPEG that the benchmark's generator would have made of an image file, up to `corruptions`' differences.
+
+    Args:
+        encoded: as `without_loss` gives it.
+        corruption, severity, seed: see `corruptions.corrupt`.
+    """
     with Image.open(io.BytesIO(encoded)) as file:
         image = file.convert("RGB")
     scale = _SHORTER_SIDE / min(image.size)
@@ -32,9 +52,8 @@ def corrupt_encoded(encoded: bytes, corruption: str, severity: int, seed: int) -
     )
     left, top = (int(round((side - IMAGE_SIZE) / 2)) for side in image.size)
     pixels = np.asarray(image.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE)))
-    own_seed = zlib.crc32(encoded, seed & 0xFFFFFFFF)
     buffer = io.BytesIO()
-    corrupted = corruptions.corrupt(pixels, corruption, severity, seed=own_seed)
+    corrupted = corruptions.corrupt(pixels, corruption, severity, seed=seed)
     Image.fromarray(corrupted).save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return buffer.getvalue()
 
@@ -44,8 +63,12 @@ def corrupter(corruption: str, severity: int, seed: int) -> Callable:
     import tensorflow as tf
 
     def corrupt_in_worker(encoded):
+        own_seed = zlib.crc32(encoded, seed & 0xFFFFFFFF)
         workers = loky.get_reusable_executor(max_workers=os.cpu_count())
-        return workers.submit(corrupt_encoded, encoded, corruption, severity, seed).result()
+        task = workers.submit(
+            corrupt_encoded, without_loss(encoded), corruption, severity, own_seed
+        )
+        return task.result()
 
     def change(encoded, position):
         del position

@@ -18,6 +18,7 @@ import tensorflow as tf
 from absl import logging
 from PIL import Image
 
+from efficientnet_advprop import files
 from efficientnet_advprop.data import corruptions, records
 
 IMAGE_SIZE = 32
@@ -103,7 +104,7 @@ def _publish(directory: str, write, splits: List[str]) -> None:
         write(temporary)
         tf.io.gfile.makedirs(directory)
         # File by file: the folder may hold other things, and both processes' files are the same.
-        for name in sorted(tf.io.gfile.listdir(temporary)):
+        for name in files.list_names(temporary):
             tf.io.gfile.rename(
                 os.path.join(temporary, name), os.path.join(directory, name), overwrite=True
             )

@@ -12,20 +12,20 @@ Each kind knows its images by position, 0 … num_images − 1, and yields them 
 import concurrent.futures
 import hashlib
 import os
-import tarfile
-from typing import Callable, NamedTuple, Optional, Protocol, Sequence, Union
+from typing import Callable, Optional, Protocol, Sequence, Union
 
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.data import preprocessing, records
+from efficientnet_advprop.data import image_formats, preprocessing, records
+from efficientnet_advprop.data.image_formats import as_decodable, as_decodable_in_graph
 from efficientnet_advprop.data.pipeline_options import make_options
 from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.data.tar_archives import TarMember
 from tpu_utils.errors import brief_message
 
 # Nothing here needs AutoGraph, whose conversion takes most of the time until the first batch.
 _as_it_is = tf.autograph.experimental.do_not_convert
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 _PARALLEL_FILES = 8
 _FILE_BUFFER_BYTES = 8 << 20
 _READERS = 16
@@ -35,6 +35,7 @@ class LabeledImages(Protocol):
     """What every kind can do."""
 
     num_images: int
+    remarks: Sequence[str]  # lines for people, such as what was passed over
 
     def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
         """(encoded image: string, label: int32, position: int32) of every count-th one, from the index-th on, of the images
@@ -47,16 +48,11 @@ class LabeledImages(Protocol):
         """SHA-256 of what is cheap to know and tells another set from this one: names, sizes, labels."""
 
     def encoded(self, position: int) -> bytes:
-        """The bytes of one image, for a second look.
+        """The bytes of one image, for a second look, as `image_formats.as_decodable`.
 
         Raises:
             DataError: it cannot be read.
         """
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of this name is taken for an image."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(name).startswith(".")
 
 
 def is_drawn(position, num_drawn: int, num_images: int):
@@ -83,10 +79,18 @@ class FileImages:
         paths: local or remote.
         labels: theirs.
         root: the folder that `image_id`s are relative to.
+        remarks: see `LabeledImages`.
     """
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int], root: str):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        root: str,
+        remarks: Sequence[str] = (),
+    ):
         self.paths, self.labels, self._root = list(paths), list(labels), root
+        self.remarks = remarks
         self.num_images = len(self.paths)
 
     def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
@@ -97,7 +101,7 @@ class FileImages:
         )
 
         def read(path, label, position):
-            return (tf.io.read_file(path), label, position)
+            return as_decodable_in_graph(tf.io.read_file(path)), label, position
 
         rows = tf.data.Dataset.from_tensor_slices((paths, labels, chosen))
         return rows.map(_as_it_is(read), num_parallel_calls=_READERS, deterministic=True)
@@ -110,53 +114,13 @@ class FileImages:
         return _digest(zip(map(self.image_id, range(self.num_images)), sizes, self.labels))
 
     def encoded(self, position: int) -> bytes:
+        path = self.paths[position]
         try:
-            with tf.io.gfile.GFile(self.paths[position], "rb") as file:
-                return file.read()
+            return image_formats.read_file(path)
+        except image_formats.ImageFormatError as error:
+            raise DataError(f"it cannot be decoded as an image ({error})", path) from error
         except tf.errors.OpError as error:
-            raise DataError(
-                f"it cannot be read ({brief_message(error)})", self.paths[position]
-            ) from error
-
-
-class TarMember(NamedTuple):
-    """Where a file lies in an archive."""
-
-    name: str
-    offset: int
-    size: int
-
-
-def read_tar_index(path: str) -> list[TarMember]:
-    """The files in an uncompressed tar archive, in its order.
-
-    Raises:
-        DataError: it is none, is compressed, or ends too early.
-    """
-    try:
-        with (
-            tf.io.gfile.GFile(path, "rb") as file,
-            tarfile.open(fileobj=file, mode="r:") as archive,
-        ):
-            members, end = [], 0
-            for member in archive:
-                end = member.offset_data + (member.size if member.isfile() else 0)
-                if member.isfile():
-                    members.append(
-                        TarMember(member.name.removeprefix("./"), member.offset_data, member.size)
-                    )
-            # `tarfile` takes an archive that is cut off between two members for a whole one; but that ends with empty blocks.
-            file.seek(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("unexpected end of data")
-        return members
-    except (tarfile.TarError, tf.errors.OpError, OSError) as error:
-        way_out = (
-            "unpack it" if path.endswith(("gz", "bz2", "xz")) else "copy it again, or unpack it"
-        )
-        raise DataError(
-            f"the archive cannot be read in place ({error}); {way_out}.", path
-        ) from error
+            raise DataError(f"it cannot be read ({brief_message(error)})", path) from error
 
 
 class TarImages:
@@ -167,12 +131,19 @@ class TarImages:
         members: the images.
         labels: theirs.
         root: what precedes the `image_id`s in the members' names.
+        remarks: see `LabeledImages`.
     """
 
     def __init__(
-        self, path: str, members: Sequence[TarMember], labels: Sequence[int], root: str = ""
+        self,
+        path: str,
+        members: Sequence[TarMember],
+        labels: Sequence[int],
+        root: str = "",
+        remarks: Sequence[str] = (),
     ):
         self._path, self._members, self.labels, self._root = path, list(members), list(labels), root
+        self.remarks = remarks
         self.num_images = len(self._members)
 
     def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
@@ -202,7 +173,12 @@ class TarImages:
         member = self._members[position]
         with tf.io.gfile.GFile(self._path, "rb") as file:
             file.seek(member.offset)
-            return file.read(member.size)
+            contents = file.read(member.size)
+        try:
+            return as_decodable(contents)
+        except image_formats.ImageFormatError as error:
+            reason = f"it cannot be decoded as an image ({error})"
+            raise DataError(reason, f"{self._path}: {member.name}") from error
 
 
 class RecordImages:
@@ -217,6 +193,7 @@ class RecordImages:
         self._split, self._num_classes = split, num_classes
         self._starts = np.concatenate([[0], np.cumsum(split.counts)]).astype(np.int32)
         self.num_images = split.num_records
+        self.remarks = ()
 
     def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
         def read(path, start):
@@ -272,7 +249,7 @@ def find_unreadable(images: LabeledImages, start: int = 0) -> Optional[DataError
 
     def problem(position):
         try:
-            preprocessing.decode(images.encoded(position))
+            image_formats.decode(images.encoded(position))
         except DataError as error:
             return error
         except tf.errors.OpError as error:

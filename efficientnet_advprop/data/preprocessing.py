@@ -12,6 +12,8 @@ from typing import Callable, Optional, Tuple, Union
 
 import tensorflow as tf
 
+from efficientnet_advprop.data.image_formats import decode
+
 Augmentation = Callable[
     [tf.Tensor, tf.Tensor], tf.Tensor
 ]  # (uint8 [h, w, 3], seed int [2]) → uint8 [h, w, 3]
@@ -47,13 +49,6 @@ def crop_fraction(image_size: int, crop: Union[str, float] = "released") -> floa
         # The official script rounds the padding to whole pixels first: 0.875 at 260 pixels is 260 / 297.
         return image_size / (image_size + round(image_size * (1 / fraction - 1)))
     return 1.0
-
-
-def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """Any still image (JPEG, PNG, GIF, BMP; gray, RGB) as uint8 [height, width, 3]."""
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    image.set_shape([None, None, 3])
-    return image
 
 
 def resize(image: tf.Tensor, image_size: int) -> tf.Tensor:

@@ -25,6 +25,7 @@ import tensorflow as tf
 from absl import logging
 
 from efficientnet_advprop import files
+from efficientnet_advprop.data import image_formats
 from efficientnet_advprop.errors import UserError
 from tpu_utils.errors import brief_message
 
@@ -107,7 +108,7 @@ def find_shards(data_dir: str, prefix: str) -> List[str]:
         raise DataError("`data_dir` is empty; give the folder that holds the TFRecords.")
     if not retry_reads(lambda: tf.io.gfile.isdir(data_dir), f"Looking at {data_dir}"):
         raise DataError(f"`data_dir` is {data_dir!r}, but there is no such folder.")
-    names = retry_reads(lambda: tf.io.gfile.listdir(data_dir), f"Listing {data_dir}")
+    names = retry_reads(lambda: files.list_names(data_dir), f"Listing {data_dir}")
     matches = [
         match
         for match in map(_SHARD_NAME.match, sorted(names))
@@ -139,6 +140,14 @@ def find_shards(data_dir: str, prefix: str) -> List[str]:
         os.path.join(data_dir, match["prefix"] + match.string[match.end("prefix") :])
         for match in matches
     ]
+
+
+def has_shards(data_dir: str, prefix: str) -> bool:
+    """Whether a folder is there and holds `<prefix>-?????-of-?????` files, whole or not."""
+    if not tf.io.gfile.isdir(data_dir):
+        return False
+    found = map(_SHARD_NAME.match, files.list_names(data_dir))
+    return any(match is not None and match["prefix"] == prefix for match in found)
 
 
 @functools.lru_cache(maxsize=16)
@@ -403,8 +412,11 @@ def explain_bad_record(record: bytes, split: Split, num_classes: Optional[int]) 
     encoded = features[split.image_feature].bytes_list.value[0]
     if not encoded:
         return "its image is an empty file"
+    problem = image_formats.find_problem(encoded)
+    if problem is not None:
+        return f"its image cannot be decoded ({problem})"
     try:
-        tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        image_formats.decode(encoded)
     except tf.errors.OpError as error:
         return f"its image cannot be decoded ({brief_message(error)})"
     return None

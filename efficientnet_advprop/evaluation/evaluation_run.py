@@ -52,6 +52,7 @@ class _Seen(NamedTuple):
     num_drawn: int
     conditions: Conditions
     problems: list[str]
+    remarks: Sequence[str]
 
 
 def run(
@@ -145,6 +146,9 @@ def measure(
     if len(test_sets) > _MANY:
         (log or print)(f"Looking at the files of {len(test_sets)} test sets …")
     seen = {test_set.name: _look_at(test_set, classifier.branch) for test_set in test_sets}
+    for name, facts in seen.items():
+        for remark in facts.remarks:
+            (log or print)(f"{name}: {remark}")
     _require_complete(seen, allow_incomplete)
     coming = [
         test_set
@@ -243,9 +247,8 @@ def _look_at(test_set: TestSet, branch: str) -> _Seen:
     num_drawn, problems = test_set.num_drawn(num_images), test_set.problems(num_images)
     if num_drawn < num_images:
         problems = [*problems, f"only {num_drawn:,} of its {num_images:,} images, drawn evenly"]
-    return _Seen(
-        num_images, num_drawn, test_set.conditions(images.digest(), num_images, branch), problems
-    )
+    conditions = test_set.conditions(images.digest(), num_images, branch)
+    return _Seen(num_images, num_drawn, conditions, problems, images.remarks)
 
 
 def _require_complete(seen: dict[str, _Seen], allow_incomplete: bool) -> None:

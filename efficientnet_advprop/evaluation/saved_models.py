@@ -22,6 +22,7 @@ from efficientnet_advprop.evaluation.classifiers import (
     ClassifierError,
     probe,
 )
+from efficientnet_advprop.files import list_names
 from tpu_utils.errors import brief_message
 
 _FIRST_CHOICES = ("predict_images", "serving_default")
@@ -126,11 +127,11 @@ def _read_metadata(path: str) -> dict:
 def _digest(path: str) -> str:
     """SHA-256 over the files that hold graph and weights."""
     digest = hashlib.sha256()
-    for file_path in sorted(
-        tf.io.gfile.glob(
-            [os.path.join(path, "saved_model.pb"), os.path.join(path, "variables", "*")]
-        )
-    ):
+    variables = os.path.join(path, "variables")
+    file_paths = [os.path.join(path, "saved_model.pb")]
+    if tf.io.gfile.isdir(variables):
+        file_paths += [os.path.join(variables, name) for name in list_names(variables)]
+    for file_path in file_paths:
         with tf.io.gfile.GFile(file_path, "rb") as file:
             digest.update(f"{os.path.basename(file_path)} {file.size()};".encode())
             while part := file.read(1 << 24):

@@ -7,15 +7,16 @@ Usage:
 """
 
 import dataclasses
-import json
+import glob
 import os
 from typing import Iterator, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.data import preprocessing
-from efficientnet_advprop.data.labeled_images import IMAGE_SUFFIXES
+from efficientnet_advprop.data import image_formats, preprocessing
+from efficientnet_advprop.data.image_folders import list_images
+from efficientnet_advprop.data.image_formats import IMAGE_SUFFIXES, is_hidden
 from efficientnet_advprop.errors import UsageError
 from efficientnet_advprop.keras2 import keras
 from tpu_utils.errors import brief_message
@@ -24,7 +25,7 @@ _BATCH_SIZE = 16
 
 
 class PredictionError(UsageError, ValueError):
-    """Images or class names that are not there; the message says which."""
+    """Images that are not there; the message says which."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,46 +41,32 @@ class Prediction:
 def find_images(arguments: Sequence[str]) -> list[str]:
     """The files that `arguments` (files, folders, patterns; local or remote) stand for, in order.
 
+    Hidden files in a folder, or that a pattern fits, do not count. Where the folder of a pattern
+    exists by that very name, brackets and the like in it are its name.
+
     Raises:
         PredictionError: an argument stands for none.
+        DataError: a folder holds an image whose name is no text in UTF-8.
     """
     paths = []
     for argument in arguments:
         if tf.io.gfile.isdir(argument):
-            names = sorted(
-                name
-                for name in tf.io.gfile.listdir(argument)
-                if name.lower().endswith(IMAGE_SUFFIXES)
-            )
-            found = [os.path.join(argument, name) for name in names]
+            found = list_images(argument)
+        elif tf.io.gfile.exists(argument):
+            found = [argument]
         else:
-            found = (
-                [argument] if tf.io.gfile.exists(argument) else sorted(tf.io.gfile.glob(argument))
-            )
+            folder, name = os.path.split(argument)
+            if tf.io.gfile.isdir(folder):
+                folder = glob.escape(folder)
+            matches = sorted(tf.io.gfile.glob(os.path.join(folder, name)))
+            found = [path for path in matches if is_hidden(name) or not is_hidden(path)]
         if not found:
             raise PredictionError(
-                f"{argument!r} is no image, no folder with images ({', '.join(IMAGE_SUFFIXES)}) and no pattern of any."
+                f"{argument!r} is no image, no folder with images ({', '.join(IMAGE_SUFFIXES)}) "
+                "and no pattern of any."
             )
         paths += found
     return paths
-
-
-def read_class_names(path: str, num_classes: int) -> list[str]:
-    """The names of the classes, from the official tool's labels map: JSON {"0": "tench, Tinca tinca", …}.
-
-    Raises:
-        PredictionError: it is not such a file, or lacks a class.
-    """
-    try:
-        with tf.io.gfile.GFile(path) as file:
-            names = json.load(file)
-        return [names[str(index)] for index in range(num_classes)]
-    except (tf.errors.OpError, ValueError, TypeError, KeyError) as error:
-        reason = f"it has no class {error}" if isinstance(error, KeyError) else brief_message(error)
-        raise PredictionError(
-            f"{path!r} must be JSON with a name for each of the {num_classes} classes, "
-            f'{{"0": "tench, Tinca tinca", …}}, but {reason}.'
-        ) from error
 
 
 def predict(
@@ -94,7 +81,7 @@ def predict(
 
     Args:
         model: an `EfficientNet`.
-        paths: of JPEG, PNG, GIF or BMP files.
+        paths: of JPEG, PNG, GIF, BMP or WebP files.
         image_size, crop: see `preprocessing.preprocess_for_eval`.
         num_top: how many classes, at most.
     """
@@ -109,13 +96,10 @@ def predict(
         readable, predictions = [], {}
         for path in paths[start : start + _BATCH_SIZE]:
             try:
-                readable.append(
-                    (
-                        path,
-                        preprocessing.preprocess_for_eval(tf.io.read_file(path), image_size, crop),
-                    )
-                )
-            except tf.errors.OpError as error:
+                encoded = image_formats.read_file(path)
+                pixels = preprocessing.preprocess_for_eval(encoded, image_size, crop)
+                readable.append((path, pixels))
+            except (image_formats.ImageFormatError, tf.errors.OpError) as error:
                 predictions[path] = Prediction(path, problem=brief_message(error))
         if readable:
             top = classify(tf.stack([image for _, image in readable]))

@@ -17,8 +17,11 @@ from typing import Optional, Sequence
 
 import matplotlib
 import numpy as np
+import tensorflow as tf
 from matplotlib.figure import Figure
 from PIL import Image
+
+from efficientnet_advprop.data import image_formats
 
 _INK, _GRID = "#5b6573", "#e6e9ee"
 _STYLE = {
@@ -209,10 +212,10 @@ def thumbnail_uri(encoded: bytes, size: int = 160) -> Optional[str]:
         size: pixels of the longer side, at most.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        pixels = image_formats.decode(image_formats.as_decodable(encoded))
+    except (image_formats.ImageFormatError, tf.errors.OpError):
         return None
+    image = Image.fromarray(pixels.numpy())
     if max(image.size) <= 64:
         return png_uri(np.asarray(image))
     image.thumbnail((size, size))

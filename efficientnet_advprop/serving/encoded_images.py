@@ -11,12 +11,16 @@ from typing import Union
 import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
+from efficientnet_advprop.data.image_formats import is_decodable, is_gif, is_jpeg, is_png
 
 MAX_PIXELS = (
     64 * 2**20
 )  # of an image, before decoding: 8192 × 8192; decoded and as floats it takes a gigabyte
 EMPTY = "empty: no bytes were sent"
-UNKNOWN_FORMAT = "unknown format: not a JPEG, PNG, GIF or BMP file (WebP, AVIF, HEIC and TIFF must be converted first)"
+UNKNOWN_FORMAT = (
+    "unknown format: not a JPEG, PNG or GIF file nor a BMP file of 24 or 32 bits (WebP, AVIF, HEIC, "
+    "TIFF and BMP with a palette or compression must be converted first)"
+)
 TOO_LARGE = f"too large: more than {MAX_PIXELS} pixels"
 DAMAGED = "damaged: the file cannot be decoded"
 
@@ -28,8 +32,9 @@ def decode_batch(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes, crops and resizes files, each on its own.
 
-    JPEG (also gray, CMYK, progressive), PNG (also gray, palette, 16-bit, alpha), GIF (its first frame) and BMP. Sixteen bits
-    become eight; transparency is dropped, not blended; the orientation tag of cameras (EXIF) is not followed.
+    JPEG (also gray, CMYK, progressive), PNG (also gray, palette, 16-bit, alpha), GIF (its first
+    frame) and BMP (24 or 32 bits without compression). Sixteen bits become eight; transparency is
+    dropped, not blended; the orientation tag of cameras (EXIF) is not followed.
 
     Args:
         encoded: string [batch], the bytes of each file; the batch may be empty.
@@ -65,34 +70,13 @@ def decode_batch(
         return tf.case(
             [
                 (tf.equal(tf.strings.length(file), 0), refuse(EMPTY)),
-                (tf.logical_not(_is_known(file)), refuse(UNKNOWN_FORMAT)),
+                (tf.logical_not(is_decodable(file)), refuse(UNKNOWN_FORMAT)),
             ],
             default=lambda: attempt(file),
         )
 
     signature = (tf.TensorSpec(shape, tf.float32), tf.TensorSpec([], tf.string))
     return tf.map_fn(decode, encoded, fn_output_signature=signature, parallel_iterations=8)
-
-
-def _starts_with(file: tf.Tensor, magic: bytes) -> tf.Tensor:
-    return tf.equal(tf.strings.substr(file, 0, len(magic)), magic)
-
-
-def _is_jpeg(file):
-    return _starts_with(file, b"\xff\xd8\xff")
-
-
-def _is_png(file):
-    return _starts_with(file, b"\x89PNG\r\n\x1a\n")
-
-
-def _is_gif(file):
-    return _starts_with(file, b"GIF8")
-
-
-def _is_known(file: tf.Tensor) -> tf.Tensor:
-    """By the formats' first bytes, as TensorFlow's `decode_image` tells them apart."""
-    return _is_jpeg(file) | _is_png(file) | _is_gif(file) | _starts_with(file, b"BM")
 
 
 def _num_pixels(file: tf.Tensor) -> tf.Tensor:
@@ -116,14 +100,14 @@ def _num_pixels(file: tf.Tensor) -> tf.Tensor:
     return tf.case(
         [
             (
-                _is_jpeg(file),
+                is_jpeg(file),
                 lambda: tf.reduce_prod(tf.image.extract_jpeg_shape(file, tf.int64)[:2]),
             ),
             (
-                _is_png(file),
+                is_png(file),
                 lambda: number(16, 4, big_endian=True) * number(20, 4, big_endian=True),
             ),
-            (_is_gif(file), lambda: number(6, 2) * number(8, 2)),
+            (is_gif(file), lambda: number(6, 2) * number(8, 2)),
         ],
         default=of_bmp,
     )

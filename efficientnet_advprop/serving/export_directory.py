@@ -9,6 +9,7 @@ Usage:
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from typing import Iterator
@@ -16,6 +17,7 @@ from typing import Iterator
 import tensorflow as tf
 
 from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.files import list_names
 from tpu_utils.errors import brief_message
 
 _STAGING_PREFIX = "unfinished-"  # not a number, so TensorFlow Serving does not look at it
@@ -39,10 +41,8 @@ class Version:
 
 def next_version(export_dir: str) -> int:
     """One more than the highest version in `export_dir`; 1 if there is none."""
-    names = tf.io.gfile.listdir(export_dir) if tf.io.gfile.isdir(export_dir) else []
-    return (
-        max((int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit()), default=0) + 1
-    )
+    names = list_names(export_dir) if tf.io.gfile.isdir(export_dir) else []
+    return max((int(name) for name in names if re.fullmatch("[0-9]+", name)), default=0) + 1
 
 
 @contextlib.contextmanager

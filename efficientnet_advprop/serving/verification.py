@@ -16,9 +16,10 @@ from typing import Optional, Sequence, Union
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from efficientnet_advprop.data import preprocessing
-from efficientnet_advprop.data.image_folders import ImageFolder
+from efficientnet_advprop.data import image_formats, preprocessing
+from efficientnet_advprop.data.image_folders import ImageFolder, list_folders
 from efficientnet_advprop.inference.image_classification import find_images
 from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.serving import self_check
@@ -76,9 +77,21 @@ def default_examples(image_size: int, crop: Union[str, float]) -> Examples:
 
 
 def read_examples(
-    directory: str, image_size: int, crop: Union[str, float], num_classes: int, max_images: int
+    directory: str,
+    image_size: int,
+    crop: Union[str, float],
+    num_classes: int,
+    max_images: int,
+    class_names: Optional[Sequence[str]] = None,
 ) -> Examples:
-    """Images of a folder: with labels if it has one sub-folder per class (see `ImageFolder`), evenly drawn; else without.
+    """Images of a folder, evenly drawn.
+
+    Args:
+        directory: with one sub-folder per class (see `ImageFolder`), which labels the images; or
+            with images alone. Hidden files and folders do not count.
+        image_size, crop: see `preprocessing.preprocess_for_eval`.
+        num_classes, class_names: of the network; names are None where they are not known.
+        max_images: at most so many.
 
     Raises:
         DataError, PredictionError: there are no images.
@@ -86,25 +99,26 @@ def read_examples(
     """
     if not tf.io.gfile.isdir(directory):
         raise ExportError(f"`--calibration_dir` is {directory!r}, but there is no such folder.")
-    names = tf.io.gfile.listdir(directory)
-    if any(tf.io.gfile.isdir(os.path.join(directory, name)) for name in names):
-        folder = ImageFolder(directory, num_classes)
+    if list_folders(directory):
+        folder = ImageFolder(directory, num_classes, class_names=class_names)
         paths, labels = folder.paths, folder.labels
+        for line in folder.passed_over.describe():
+            logging.warning("%s: %s", directory, line)
     else:
         paths, labels = find_images([directory]), None
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(max_images, len(paths))).astype(int))
     files = []
     for index in chosen:
-        with tf.io.gfile.GFile(paths[index], "rb") as file:
-            files.append(file.read())
-    try:
-        return _examples(
-            files, image_size, crop, None if labels is None else [labels[index] for index in chosen]
-        )
-    except tf.errors.InvalidArgumentError as error:
-        raise ExportError(
-            f"a file in {directory!r} cannot be decoded: {brief_message(error)}"
-        ) from error
+        try:
+            files.append(image_formats.read_file(paths[index]))
+            image_formats.decode(files[-1])
+        except (image_formats.ImageFormatError, tf.errors.OpError) as error:
+            raise ExportError(
+                f"{paths[index]!r} in `--calibration_dir` cannot be read: {brief_message(error)}"
+            ) from error
+    return _examples(
+        files, image_size, crop, None if labels is None else [labels[index] for index in chosen]
+    )
 
 
 def _examples(files, image_size, crop, labels=None) -> Examples:

@@ -14,6 +14,7 @@ unlisted.
 """
 
 import concurrent.futures
+import glob
 import os
 from typing import Iterable, Optional
 
@@ -240,7 +241,7 @@ class Checkpoints:
         if prefix in manager.checkpoints:
             return
         try:
-            for path in tf.io.gfile.glob([f"{prefix}.*", f"{prefix}_temp*"]):
+            for path in tf.io.gfile.glob([f"{glob.escape(prefix)}{end}" for end in (".*", "_temp*")]):
                 tf.io.gfile.rmtree(path) if tf.io.gfile.isdir(path) else tf.io.gfile.remove(path)
         except (tf.errors.OpError, OSError):
             pass

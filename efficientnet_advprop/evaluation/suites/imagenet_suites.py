@@ -20,10 +20,11 @@ from efficientnet_advprop.data import (
     corrupted_images,
     corruptions,
     image_folders,
-    labeled_images,
     records,
     sources,
 )
+from efficientnet_advprop.data.class_numbers import imagenet_ids, require_known
+from efficientnet_advprop.data.image_formats import is_image
 from efficientnet_advprop.data.labeled_images import (
     FileImages,
     LabeledImages,
@@ -31,6 +32,7 @@ from efficientnet_advprop.data.labeled_images import (
     TarImages,
 )
 from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.data.tar_archives import TarMember, read_tar_index
 from efficientnet_advprop.evaluation.results import corrupted
 from efficientnet_advprop.evaluation.suites.test_sets import (
     SuiteError,
@@ -143,29 +145,32 @@ def class_labels(name: str) -> dict[str, int]:
     """Class folder → label, for the folders that a data set may have."""
     if name.startswith("imagenet_v2/"):
         return {str(label): label for label in range(NUM_CLASSES)}
-    ids = image_folders.imagenet_ids()
+    ids = imagenet_ids()
     return {
         ids[label]: label for label in (subset(name) if name in SUBSETS else range(NUM_CLASSES))
     }
 
 
 @functools.lru_cache(maxsize=1)  # of ImageNet-C's, one holds a million members
-def _tar_index(path: str) -> list[labeled_images.TarMember]:
-    return labeled_images.read_tar_index(path)
+def _tar_index(path: str) -> list[TarMember]:
+    return read_tar_index(path)
 
 
-def find(name: str, data_dir: str) -> Optional[tuple[str, Callable[[], LabeledImages]]]:
+def find(
+    name: str, data_dir: str, *, allow_empty: bool = False
+) -> Optional[tuple[str, Callable[[], LabeledImages]]]:
     """Where a data set is and what lists its images; None if it is not there.
 
     Args:
         name: a key of `LAYOUTS`.
         data_dir: local or remote.
+        allow_empty: class folders may be without images.
     """
     layout = LAYOUTS[name]
     for folder in layout.folders:
         path = os.path.join(data_dir, folder)
         if tf.io.gfile.isdir(path):
-            return path, functools.partial(_list_folder, name, path)
+            return path, functools.partial(_list_folder, name, path, allow_empty)
     for archive in layout.archives:
         path = os.path.join(data_dir, archive)
         if tf.io.gfile.exists(path):
@@ -181,7 +186,7 @@ def find(name: str, data_dir: str) -> Optional[tuple[str, Callable[[], LabeledIm
             if "://" not in data_dir
             else os.path.join(data_dir, folder)
         )
-        if tf.io.gfile.isdir(path) and tf.io.gfile.glob(os.path.join(path, "validation-*-of-*")):
+        if records.has_shards(path, "validation"):
             return path, functools.partial(_list_records, path)
     if layout.tfds is not None:
         tfds_name, split = layout.tfds
@@ -197,27 +202,33 @@ def _list_records(path: str) -> RecordImages:
     return RecordImages(records.open_split(path, "validation"), NUM_CLASSES)
 
 
-def _list_folder(name: str, path: str) -> FileImages:
-    folder = image_folders.ImageFolder(path, NUM_CLASSES, class_labels(name), _what_is_wrong(name))
-    return FileImages(folder.paths, folder.labels, path)
+def _list_folder(name: str, path: str, allow_empty: bool) -> FileImages:
+    folder = image_folders.ImageFolder(
+        path, NUM_CLASSES, class_labels(name), _what_is_wrong(name), allow_empty=allow_empty
+    )
+    return FileImages(folder.paths, folder.labels, path, folder.passed_over.describe())
 
 
 def _list_archive(name: str, path: str) -> TarImages:
     members, labels = [], class_labels(name)
     # "imagenet_c/fog/3" is "fog/3/…" in its archive; the other archives hold one folder.
     root = "/".join(name.split("/")[1:]) if name.startswith("imagenet_c/") else ""
+    passed_over = image_folders.PassedOver()
     for member in _tar_index(path):
-        if (
-            labeled_images.is_image(member.name)
-            and f"/{member.name}".find(f"/{root}/" if root else "/") >= 0
-        ):
+        if f"/{root}/" not in f"/{member.name}" and root:
+            continue
+        if is_image(member.name):
             members.append(member)
+        else:
+            passed_over.add("that are no images", member.name)
     if not members:
         raise DataError(f"{path} holds no image of {root or name}; copy it again, or unpack it.")
     folders = [member.name.split("/")[-2] if "/" in member.name else "" for member in members]
-    image_folders.require_known(sorted(set(folders)), labels, path, _what_is_wrong(name))
+    require_known(sorted(set(folders)), labels, path, _what_is_wrong(name))
     own_root = members[0].name.rsplit("/", 2)[0] if members[0].name.count("/") > 1 else ""
-    return TarImages(path, members, [labels[folder] for folder in folders], own_root)
+    return TarImages(
+        path, members, [labels[folder] for folder in folders], own_root, passed_over.describe()
+    )
 
 
 def _what_is_wrong(name: str) -> str:
@@ -257,7 +268,9 @@ def open_sets(settings: SuiteSettings, wanted: str) -> list[TestSet]:
         )
     if not tf.io.gfile.isdir(settings.data_dir):
         raise DataError(f"`--data_dir` is {settings.data_dir!r}, but there is no such folder.")
-    found = {name: find(name, settings.data_dir) for name in names}
+    found = {
+        name: find(name, settings.data_dir, allow_empty=settings.allow_incomplete) for name in names
+    }
     missing = [name for name in names if found[name] is None]
     if len(missing) == len(names) or (missing and not settings.allow_incomplete):
         shown = ", ".join(missing[:6]) + (

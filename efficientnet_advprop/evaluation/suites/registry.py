@@ -30,8 +30,13 @@ def open_folder(settings: SuiteSettings, argument: str) -> list[TestSet]:
         raise SuiteError("`--suite` is 'folder', but must say which: folder:/data/imagenet/val.")
 
     def find_images():
-        folder = image_folders.ImageFolder(argument, settings.num_classes)
-        return FileImages(folder.paths, folder.labels, argument)
+        folder = image_folders.ImageFolder(
+            argument,
+            settings.num_classes,
+            class_names=settings.class_names,
+            allow_empty=settings.allow_incomplete,
+        )
+        return FileImages(folder.paths, folder.labels, argument, folder.passed_over.describe())
 
     return [
         TestSet(

@@ -7,7 +7,7 @@ Usage:
 """
 
 import dataclasses
-from typing import Callable, Optional
+from typing import Callable, Optional, Sequence
 
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.data.labeled_images import LabeledImages
@@ -34,6 +34,7 @@ class SuiteSettings:
         max_images: so many of each test set, drawn evenly; None: all.
         seed: of what is random: attacks, corruptions made here.
         allow_incomplete: score what there is of a data set that is not whole.
+        class_names: of the network, by label; None: not known.
     """
 
     data_dir: Optional[str]
@@ -46,6 +47,7 @@ class SuiteSettings:
     max_images: Optional[int] = None
     seed: int = 0
     allow_incomplete: bool = False
+    class_names: Optional[Sequence[str]] = None
 
 
 @dataclasses.dataclass(frozen=True)

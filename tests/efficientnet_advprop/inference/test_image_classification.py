@@ -1,17 +1,17 @@
 """Classes of image files, and files that are none."""
 
-import json
+import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
+from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.inference.image_classification import (
     PredictionError,
     find_images,
     predict,
-    read_class_names,
 )
 from tests.conftest import load_tiny, make_tiny
 
@@ -46,10 +46,7 @@ def test_predictions_are_the_softmax_of_the_models_logits(folder):
     load_tiny(model.variables, "/ExponentialMovingAverage")
     predictions = list(predict(model, find_images([str(folder)]), image_size=32))
     assert [bool(prediction.problem) for prediction in predictions] == [False, False, True, False]
-    assert (
-        "Unknown image file format" in predictions[2].problem
-        and "Op:" not in predictions[2].problem
-    )
+    assert "of an unknown format" in predictions[2].problem and "Op:" not in predictions[2].problem
     for prediction in predictions[:2]:
         image = preprocessing.preprocess_for_eval(tf.io.read_file(prediction.path), 32)
         logits = model(image[None]).numpy()[0].astype(np.float64)
@@ -59,15 +56,31 @@ def test_predictions_are_the_softmax_of_the_models_logits(folder):
         np.testing.assert_allclose(prediction.probabilities, probabilities[order], rtol=1e-4)
 
 
-def test_class_names(tmp_path):
-    path = tmp_path / "labels_map.txt"
-    path.write_text(json.dumps({"0": "tench", "1": "goldfish"}))
-    assert read_class_names(str(path), 2) == ["tench", "goldfish"]
-    for content, num_classes in ((path.read_text(), 3), ("[]", 1), ("not JSON", 1)):
-        path.write_text(content)
-        with pytest.raises(
-            PredictionError, match="labels_map.txt.*must be JSON with a name for each"
-        ):
-            read_class_names(str(path), num_classes)
-    with pytest.raises(PredictionError):
-        read_class_names(str(tmp_path / "missing"), 1)
+def test_hidden_files_do_not_count(folder):
+    """macOS keeps what belongs to `a.png` in `._a.png`, which is no image."""
+    (folder / "._a.png").write_bytes(b"Mac OS X")
+    (folder / "folder.png").mkdir(exist_ok=True)
+    for argument in (str(folder), str(folder / "*.png")):
+        names = [path.rsplit("/", 1)[1] for path in find_images([argument])]
+        assert "._a.png" not in names and "a.png" in names
+    assert "folder.png" not in [path.rsplit("/", 1)[1] for path in find_images([str(folder)])]
+    assert find_images([str(folder / "._a.png")]) == [str(folder / "._a.png")]  # as asked for
+
+
+def test_brackets_in_a_folders_name(tmp_path):
+    for name in ("set [1]", "set 1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a?.png").touch()
+    assert find_images([str(tmp_path / "set [1]")]) == [str(tmp_path / "set [1]" / "a?.png")]
+    assert find_images([str(tmp_path / "set [1]" / "*.png")]) == [
+        str(tmp_path / "set [1]" / "a?.png")
+    ]
+    with pytest.raises(PredictionError):  # a pattern, which finds nothing in `set [1]`
+        find_images([str(tmp_path / "set [34]" / "*.png")])
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb"):
+        pass
+    with pytest.raises(DataError, match=r"no text in UTF-8: caf\\xe9.png; rename"):
+        find_images([str(tmp_path)])

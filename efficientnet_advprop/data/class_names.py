@@ -1,0 +1,98 @@
+"""The names of a data set's classes, in a file beside its records and with every run: `labels_map.txt`.
+
+    write_class_names("/data/records", ["cat", "dog"])            # {"0": "cat", "1": "dog"}
+    read_class_names("/data/records/labels_map.txt", num_classes=2)
+    find_class_names("/data/records")                             # None where there is no such file
+
+The form is that of the official tool: a JSON object from each label, counted from 0, to a name.
+`prepare` writes it, `train` keeps a copy in the run's folder, from which `evaluate`, `export` and
+`classify` have it.
+"""
+
+import json
+import os
+from typing import Optional, Sequence
+
+import tensorflow as tf
+
+from efficientnet_advprop.errors import UsageError
+from efficientnet_advprop.files import write_atomically
+from tpu_utils.errors import brief_message
+
+LABELS_MAP = "labels_map.txt"
+
+
+class ClassNamesError(UsageError, ValueError):
+    """A labels map that cannot be read, or does not name each class of a network once."""
+
+
+def write_class_names(directory: str, names: Sequence[str]) -> None:
+    """Writes the labels map of a folder, whole or not at all."""
+    table = {str(label): name for label, name in enumerate(names)}
+    contents = json.dumps(table, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(os.path.join(directory, LABELS_MAP), contents.encode())
+
+
+def find_class_names(directory: str) -> Optional[list[str]]:
+    """The class names of a folder of records or of a run; None if it holds no labels map.
+
+    Raises:
+        ClassNamesError: there is one, and it cannot be read.
+    """
+    path = os.path.join(directory, LABELS_MAP)
+    return read_class_names(path) if tf.io.gfile.exists(path) else None
+
+
+def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
+    """The names of the classes in the order of their labels, from a labels map.
+
+    Args:
+        path: of a JSON object {"0": "tench, Tinca tinca", …} in UTF-8.
+        num_classes: of the network; None: as many as the file names.
+
+    Raises:
+        ClassNamesError: it is not such a file, or names more or fewer classes, so that the names
+            cannot be trusted to be at their labels: a file with a background class has one more.
+    """
+    form = '{"0": "tench, Tinca tinca", "1": …}'
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            text = file.read().decode("utf-8-sig")
+        pairs = json.loads(text, object_pairs_hook=list)
+    except (tf.errors.OpError, ValueError, RecursionError) as error:
+        raise ClassNamesError(
+            f"the labels map {path!r} must be a JSON object {form}, but {brief_message(error)}."
+        ) from error
+    table = dict(pairs) if _is_object(pairs) else None
+    if table is None or not all(isinstance(name, str) for name in table.values()):
+        raise ClassNamesError(
+            f"the labels map {path!r} must be a JSON object {form}, but it is of another form."
+        )
+    count = len(table) if num_classes is None else num_classes
+    if len(pairs) > len(table):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in table if keys.count(key) > 1)
+        raise ClassNamesError(f"the labels map {path!r} names class {twice!r} more than once.")
+    if len(table) != count:
+        raise ClassNamesError(
+            f"the labels map {path!r} has {len(table)} names, but the network has {count} classes. "
+            f'Give a file with one name for each, from "0" to "{count - 1}"'
+            + (", without a background class." if len(table) == count + 1 else ".")
+        )
+    labels = [str(label) for label in range(count)]
+    strangers = sorted(set(table) - set(labels))
+    if strangers:
+        raise ClassNamesError(
+            f'the labels map {path!r} names a class {strangers[0]!r}, but labels run from "0" to '
+            f'"{count - 1}".'
+        )
+    return [table[label] for label in labels]
+
+
+def _is_object(pairs) -> bool:
+    """Whether JSON that was read with `object_pairs_hook=list` is an object that is not empty."""
+    return (
+        isinstance(pairs, list)
+        and bool(pairs)
+        and all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs)
+    )

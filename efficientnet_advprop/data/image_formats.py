@@ -1,0 +1,197 @@
+"""Which files are taken for images, and how each format is read: one answer for every reader.
+
+    is_image("photo.WebP")                       # by its name
+    encoded = as_decodable(file_contents)        # bytes that TensorFlow decodes to the right pixels
+    encoded = as_decodable_in_graph(encoded)     # the same inside `Dataset.map`
+
+TensorFlow's decoders say what the pixels of a JPEG, PNG or GIF are: for training, evaluation,
+classification, calibration, and for `prepare`. BMP and WebP files are turned into PNGs by Pillow
+first, without loss: TensorFlow reads the colours of a BMP with a palette as its indices, and
+TensorFlow 2.15 has no WebP at all. All else is refused by its name. What holds for each format:
+sixteen bits become the upper eight, transparency is dropped (in a GIF such a pixel is black), the
+first picture of an animation counts, and a camera's orientation tag (EXIF) is not followed.
+
+A graph without Python, such as an exported one, takes what `is_decodable` says.
+"""
+
+import io
+import os
+import warnings
+from typing import Optional
+
+import tensorflow as tf
+from PIL import Image
+
+from efficientnet_advprop.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp")
+_JPEG, _PNG, _GIF, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM"
+_CONVERTED = ("BMP", "WEBP")  # Pillow's names of the formats that become PNGs
+# How a BMP looks that TensorFlow reads right: the size of its second header, at byte 14, is 40 or
+# more; the bits per pixel, at byte 28, are 24 or 32; the kind of compression, at byte 30, is 0.
+_BMP_HEADER_BYTES = 34
+_REFUSED = (
+    "the image is no JPEG, PNG or GIF file, nor an uncompressed BMP file of 24 or 32 bits per pixel"
+)
+# First bytes of formats that people take for images, at their place in the file; for messages.
+_OTHER_FORMATS = (
+    (0, b"II*\0", "a TIFF file"),
+    (0, b"MM\0*", "a TIFF file"),
+    (8, b"WEBP", "a WebP file"),
+    (4, b"ftypavif", "an AVIF file"),
+    (4, b"ftyphei", "a HEIC file"),
+    (4, b"ftypmif1", "a HEIC file"),
+    (0, b"\xff\x0a", "a JPEG XL file"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL file"),
+    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 file"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"%PDF", "a PDF file"),
+    (0, b"<svg", "an SVG file"),
+    (0, b"<?xml", "an XML or SVG file"),
+    (0, b"<!DOCTYPE", "a web page"),
+    (0, b"<html", "a web page"),
+    (0, b"\0\0\1\0", "an ICO file"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS, not the file itself"),
+)
+
+
+class ImageFormatError(UserError, ValueError):
+    """An image file of a format that is not taken, or one that is damaged or too large."""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image: by its suffix, and not if it is hidden.
+
+    Files whose names begin with a dot are hidden: macOS keeps what belongs to `x.png` in `._x.png`.
+    """
+    return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether the last part of a path begins with a dot."""
+    return os.path.basename(name.rstrip("/")).startswith(".")
+
+
+def describe_format(encoded: bytes) -> str:
+    """What a file that is not taken seems to be, for a message: "a TIFF file"."""
+    if not encoded:
+        return "an empty file"
+    if encoded.startswith(_BMP):
+        return "a BMP file with a palette, compression or another number of bits than 24 or 32"
+    for place, magic, name in _OTHER_FORMATS:
+        if encoded[place:].startswith(magic):
+            return name
+    return "of an unknown format"
+
+
+def as_decodable(encoded: bytes) -> bytes:
+    """A file's bytes if TensorFlow decodes them to the right pixels, else the same image as a PNG.
+
+    Raises:
+        ImageFormatError: it is of a format that is not taken; or Pillow, which reads BMP and WebP,
+            finds it damaged or too large. Damage in other formats is found by who decodes them.
+    """
+    if encoded.startswith((_JPEG, _PNG, _GIF)):
+        return encoded
+    if not encoded.startswith(_BMP) and encoded[8:12] != b"WEBP":
+        raise ImageFormatError(
+            f"it is {describe_format(encoded)}, but must be a JPEG, PNG, GIF, BMP or WebP file"
+        )
+    buffer = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half of the limit
+            with Image.open(io.BytesIO(encoded), formats=_CONVERTED) as image:
+                image.convert("RGB").save(buffer, "PNG", compress_level=1)
+    except Image.DecompressionBombError as error:
+        limit = 2 * Image.MAX_IMAGE_PIXELS
+        raise ImageFormatError(
+            f"it has more than {limit:,} pixels, which is Pillow's limit"
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
+        raise ImageFormatError(f"it is damaged: {error}") from error
+    return buffer.getvalue()
+
+
+def as_decodable_in_graph(encoded: tf.Tensor) -> tf.Tensor:
+    """`as_decodable` of a scalar string tensor; of a format that is not taken, running it is an
+    `InvalidArgumentError`. Python is called for BMP and WebP files only."""
+
+    def convert():
+        converted = tf.numpy_function(as_decodable, [encoded], tf.string, stateful=False)
+        return tf.ensure_shape(converted, [])
+
+    return tf.cond(is_jpeg(encoded) | is_png(encoded) | is_gif(encoded), lambda: encoded, convert)
+
+
+def read_file(path: str) -> bytes:
+    """An image file's bytes, as `as_decodable`.
+
+    Args:
+        path: local or remote.
+
+    Raises:
+        ImageFormatError: as `as_decodable`.
+        tf.errors.OpError: it cannot be read.
+    """
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return as_decodable(file.read())
+
+
+def decode(encoded: tf.Tensor) -> tf.Tensor:
+    """Any still image that `is_decodable` as uint8 [height, width, 3], RGB, in or out of a graph.
+
+    Another one, and a damaged one, is an `InvalidArgumentError`.
+    """
+    encoded = tf.convert_to_tensor(encoded)
+    if tf.executing_eagerly() and not is_decodable(encoded):
+        raise tf.errors.InvalidArgumentError(None, None, _REFUSED)
+    with tf.control_dependencies([tf.debugging.Assert(is_decodable(encoded), [_REFUSED])]):
+        image = tf.io.decode_image(tf.identity(encoded), channels=3, expand_animations=False)
+    image.set_shape([None, None, 3])
+    return image
+
+
+def find_problem(encoded: bytes) -> Optional[str]:
+    """Why a file cannot be decoded as it is, in words; None if nothing about its format is wrong."""
+    if bool(is_decodable(tf.constant(encoded))):
+        return None
+    return f"it is {describe_format(encoded)}"
+
+
+def is_jpeg(encoded: tf.Tensor) -> tf.Tensor:
+    """Scalar bool of a scalar string, by its first bytes; so are the others."""
+    return _starts_with(encoded, _JPEG)
+
+
+def is_png(encoded: tf.Tensor) -> tf.Tensor:
+    return _starts_with(encoded, _PNG)
+
+
+def is_gif(encoded: tf.Tensor) -> tf.Tensor:
+    return _starts_with(encoded, _GIF)
+
+
+def is_decodable(encoded: tf.Tensor) -> tf.Tensor:
+    """Whether TensorFlow decodes files of this format to the right pixels; scalar bool.
+
+    Args:
+        encoded: scalar string, whole files' bytes; looked at are the first of them.
+    """
+    padded = tf.strings.join(
+        [tf.strings.substr(encoded, 0, _BMP_HEADER_BYTES), b"\0" * _BMP_HEADER_BYTES]
+    )
+    header = tf.io.decode_raw(tf.strings.substr(padded, 0, _BMP_HEADER_BYTES), tf.uint8)
+    header = tf.cast(header, tf.int32)
+    bits_per_pixel = header[28] + 256 * header[29]
+    is_plain_bmp = (
+        _starts_with(encoded, _BMP)
+        & (header[14] >= 40)
+        & ((bits_per_pixel == 24) | (bits_per_pixel == 32))
+        & tf.reduce_all(tf.equal(header[30:34], 0))
+    )
+    return is_jpeg(encoded) | is_png(encoded) | is_gif(encoded) | is_plain_bmp
+
+
+def _starts_with(encoded: tf.Tensor, magic: bytes) -> tf.Tensor:
+    return tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)

@@ -29,7 +29,7 @@ _JPEG, _PNG, _GIF, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM"
 _CONVERTED = ("BMP", "WEBP")  # Pillow's names of the formats that become PNGs
 # How a BMP looks that TensorFlow reads right: the size of its second header, at byte 14, is 40 or
 # more; the bits per pixel, at byte 28, are 24 or 32; the kind of compression, at byte 30, is 0.
-_BMP_HEADER_BYTES = 34
+BMP_HEADER_BYTES = 34
 _REFUSED = (
     "the image is no JPEG, PNG or GIF file, nor an uncompressed BMP file of 24 or 32 bits per pixel"
 )
@@ -172,6 +172,10 @@ def is_gif(encoded: tf.Tensor) -> tf.Tensor:
     return _starts_with(encoded, _GIF)
 
 
+def is_bmp(encoded: tf.Tensor) -> tf.Tensor:
+    return _starts_with(encoded, _BMP)
+
+
 def is_decodable(encoded: tf.Tensor) -> tf.Tensor:
     """Whether TensorFlow decodes files of this format to the right pixels; scalar bool.
 
@@ -179,13 +183,13 @@ def is_decodable(encoded: tf.Tensor) -> tf.Tensor:
         encoded: scalar string, whole files' bytes; looked at are the first of them.
     """
     padded = tf.strings.join(
-        [tf.strings.substr(encoded, 0, _BMP_HEADER_BYTES), b"\0" * _BMP_HEADER_BYTES]
+        [tf.strings.substr(encoded, 0, BMP_HEADER_BYTES), b"\0" * BMP_HEADER_BYTES]
     )
-    header = tf.io.decode_raw(tf.strings.substr(padded, 0, _BMP_HEADER_BYTES), tf.uint8)
+    header = tf.io.decode_raw(tf.strings.substr(padded, 0, BMP_HEADER_BYTES), tf.uint8)
     header = tf.cast(header, tf.int32)
     bits_per_pixel = header[28] + 256 * header[29]
     is_plain_bmp = (
-        _starts_with(encoded, _BMP)
+        is_bmp(encoded)
         & (header[14] >= 40)
         & ((bits_per_pixel == 24) | (bits_per_pixel == 32))
         & tf.reduce_all(tf.equal(header[30:34], 0))

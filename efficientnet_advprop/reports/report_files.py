@@ -9,7 +9,8 @@ It needs the results alone, neither the models nor, but for thumbnails, the data
 import os
 from typing import Optional, Sequence
 
-from efficientnet_advprop.data import digits, image_folders
+from efficientnet_advprop.data import digits
+from efficientnet_advprop.data.class_numbers import imagenet_ids
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.evaluation.suites import imagenet_suites
 from efficientnet_advprop.evaluation.suites.registry import open_suites
@@ -46,7 +47,7 @@ def write_report(
     report = Report(
         title=" and ".join(measured.name for measured in comparison.measured),
         comparison=comparison,
-        class_names=image_folders.imagenet_ids() if _is_of_imagenet(comparison) else (),
+        class_names=imagenet_ids() if _is_of_imagenet(comparison) else (),
         open_images=images_below(data_dir),
     )
     os.makedirs(out_dir, exist_ok=True)

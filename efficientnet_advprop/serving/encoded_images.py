@@ -11,15 +11,22 @@ from typing import Union
 import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
-from efficientnet_advprop.data.image_formats import is_decodable, is_gif, is_jpeg, is_png
+from efficientnet_advprop.data.image_formats import (
+    BMP_HEADER_BYTES,
+    is_bmp,
+    is_decodable,
+    is_gif,
+    is_jpeg,
+    is_png,
+)
 
 MAX_PIXELS = (
     64 * 2**20
 )  # of an image, before decoding: 8192 × 8192; decoded and as floats it takes a gigabyte
 EMPTY = "empty: no bytes were sent"
-UNKNOWN_FORMAT = (
-    "unknown format: not a JPEG, PNG or GIF file nor a BMP file of 24 or 32 bits (WebP, AVIF, HEIC, "
-    "TIFF and BMP with a palette or compression must be converted first)"
+UNKNOWN_FORMAT = "unknown format: not a JPEG, PNG, GIF or BMP file (WebP, AVIF, HEIC and TIFF must be converted first)"
+UNSUPPORTED_BMP = (
+    "unsupported BMP: only 24 or 32 bits per pixel, without palette and compression; convert it"
 )
 TOO_LARGE = f"too large: more than {MAX_PIXELS} pixels"
 DAMAGED = "damaged: the file cannot be decoded"
@@ -42,7 +49,8 @@ def decode_batch(
 
     Returns:
         Images, float32 [batch, image_size, image_size, 3] around 0…255, zeros where there was an error; and the errors, string
-        [batch]: "" for a good file, else `EMPTY`, `UNKNOWN_FORMAT`, `TOO_LARGE` or `DAMAGED`.
+        [batch]: "" for a good file, else `EMPTY`, `UNKNOWN_FORMAT`, `UNSUPPORTED_BMP`,
+        `TOO_LARGE` or `DAMAGED`.
     """
     shape = [image_size, image_size, 3]
 
@@ -56,7 +64,16 @@ def decode_batch(
                 tf.constant(""),
             )
 
-        return tf.cond(_num_pixels(file) > MAX_PIXELS, refuse(TOO_LARGE), accepted)
+        is_other_bmp = (
+            is_bmp(file)
+            & (tf.strings.length(file) >= BMP_HEADER_BYTES)
+            & tf.logical_not(is_decodable(file))
+        )
+        refused = [
+            (_num_pixels(file) > MAX_PIXELS, refuse(TOO_LARGE)),
+            (is_other_bmp, refuse(UNSUPPORTED_BMP)),
+        ]
+        return tf.case(refused, default=accepted)
 
     def attempt(file):
         failed = tf.data.Dataset.from_tensors(refuse(DAMAGED)())
@@ -70,13 +87,17 @@ def decode_batch(
         return tf.case(
             [
                 (tf.equal(tf.strings.length(file), 0), refuse(EMPTY)),
-                (tf.logical_not(is_decodable(file)), refuse(UNKNOWN_FORMAT)),
+                (tf.logical_not(_is_known(file)), refuse(UNKNOWN_FORMAT)),
             ],
             default=lambda: attempt(file),
         )
 
     signature = (tf.TensorSpec(shape, tf.float32), tf.TensorSpec([], tf.string))
     return tf.map_fn(decode, encoded, fn_output_signature=signature, parallel_iterations=8)
+
+
+def _is_known(file: tf.Tensor) -> tf.Tensor:
+    return is_jpeg(file) | is_png(file) | is_gif(file) | is_bmp(file)
 
 
 def _num_pixels(file: tf.Tensor) -> tf.Tensor:

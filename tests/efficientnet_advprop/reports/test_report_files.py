@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from efficientnet_advprop.data import image_folders
+from efficientnet_advprop.data.class_numbers import imagenet_ids
 from efficientnet_advprop.reports import report_files
 from efficientnet_advprop.reports.comparison import ComparisonError
 from tests.efficientnet_advprop.evaluation.constructed_results import image_ids, write_results
@@ -55,7 +55,7 @@ def test_compare_from_the_command_line(folders, tmp_path):
 
 def test_thumbnails_come_from_the_data(folders, tmp_path):
     # The constructed ids with ImageNet's class folders in place of numbers.
-    classes = image_folders.imagenet_ids()
+    classes = imagenet_ids()
     for image_id in image_ids(120):
         folder = tmp_path / "imagenet" / "val" / classes[int(image_id[1:9])]
         folder.mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,9 @@ def test_bad_files_are_marked_and_their_batch_mates_untouched(loaded, photograph
         encode(Image.fromarray(noise(9, 9, 3)), "PNG")[:60]: encoded_images.DAMAGED,
         b"GIF89a": encoded_images.DAMAGED,
         b"BM": encoded_images.DAMAGED,
+        # TensorFlow would read the palette's indices as levels of gray.
+        encode(Image.fromarray(noise(9, 9, 3)).convert("P"), "BMP"): encoded_images.UNSUPPORTED_BMP,
+        encode(Image.fromarray(noise(9, 9, 3)).convert("1"), "BMP"): encoded_images.UNSUPPORTED_BMP,
     }
     answer = classify(loaded, [photographs[0], *bad, photographs[1]])
     assert [error.decode() for error in answer["error"]] == ["", *bad.values(), ""]

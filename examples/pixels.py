@@ -25,7 +25,9 @@ def load_pixels(path: str, image_size: int, crop_fraction: Optional[float]) -> n
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     """uint8 [height, width, 3], as TensorFlow decodes it."""
-    if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would clip to 255: the upper eight
+    if image.mode.startswith(
+        "I"
+    ):  # 16 bits of gray, which Pillow would clip to 255: the upper eight
         gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=-1)
     if image.format == "GIF":  # what is transparent is black

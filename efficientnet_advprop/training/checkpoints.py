@@ -241,7 +241,9 @@ class Checkpoints:
         if prefix in manager.checkpoints:
             return
         try:
-            for path in tf.io.gfile.glob([f"{glob.escape(prefix)}{end}" for end in (".*", "_temp*")]):
+            for path in tf.io.gfile.glob(
+                [f"{glob.escape(prefix)}{end}" for end in (".*", "_temp*")]
+            ):
                 tf.io.gfile.rmtree(path) if tf.io.gfile.isdir(path) else tf.io.gfile.remove(path)
         except (tf.errors.OpError, OSError):
             pass

@@ -3,7 +3,8 @@
     python benchmarks/preflight.py                                # the table, from the answers in benchmarks/preflight/
     python benchmarks/preflight.py --compile                      # asks for what is missing: hours; resumes where it was
 
-Each answer comes from `python -m tpu_utils.preflight`; docs/preflight.md explains the figures. BUILD_NOTES.md has the table.
+Each answer comes from `python -m tpu_utils.preflight`; docs/preflight.md explains the figures, and
+docs/measurements.md has the table.
 """
 
 import json

@@ -32,7 +32,9 @@ def draw(report: dict) -> Figure:
                 x = column + 0.24 * (place - 1)
                 values = [100 * value for value in score["values"]]
                 axes.plot([x] * len(values), values, ".", color=color, alpha=0.35, markersize=4)
-                axes.plot([x, x], [100 * end for end in score["interval"]], color=color, linewidth=2)
+                axes.plot(
+                    [x, x], [100 * end for end in score["interval"]], color=color, linewidth=2
+                )
                 first = {"label": label} if column == 0 else {}
                 axes.plot([x], [100 * score["mean"]], "o", color=color, markersize=5, **first)
         axes.set_title(title, fontsize=10)

@@ -5,7 +5,7 @@
 It trains one small EfficientNet by each method, with the same config, data and seed; scores the averaged weights on clean,
 corrupted and attacked test images; and writes <output_dir>/report.html. Stopped or killed, the same command goes on where it
 was. What it finds is what it shows: the weights are those after the last step, not the best on the test images. (The recipe
-itself was found on these images with seed 0: BUILD_NOTES.md.)
+itself was found on these images with seed 0: docs/decisions.md.)
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What README.md, docs/ and the configs' own texts tell a reader to run: configs, modules and files that are there."""
+"""The documents say what is true: commands, files and links exist, figures are those of their source."""
 
 import importlib.util
 import pathlib
@@ -12,14 +12,7 @@ from ml_collections import config_flags
 from efficientnet_advprop.reports.published_results import find_published
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = sorted(
-    [
-        ROOT / "README.md",
-        ROOT / "BUILD_NOTES.md",
-        *ROOT.glob("docs/*.md"),
-        *ROOT.glob("configs/**/*.py"),
-    ]
-)
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/**/*.py")])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 
 
@@ -66,12 +59,61 @@ def test_programs_and_files_that_are_mentioned_exist(name):
     assert not missing
 
 
-def test_readme_quotes_the_study():
+def test_readme_is_short():
+    assert (ROOT / "README.md").stat().st_size <= 8000
+
+
+def test_readmes_snippet_runs_and_is_advprop():
+    """It runs as it stands. Its gradients reach the shared, the main and the auxiliary variables."""
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    names: dict = {}
+    exec(snippet, names)
+    assert names["logits"].shape == (4, 10)
+    change = names["adversarial_images"] - names["images"]
+    assert 0.0 < abs(change.numpy()).max() <= 4.0 + 1e-4  # PGD's ε
+    assert len(names["gradients"]) == len(names["model"].trainable_variables)
+    assert all(gradient is not None for gradient in names["gradients"])
+
+
+def test_every_document_is_linked():
+    """From README.md or BUILD_NOTES.md, directly or through other documents."""
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page not in reached and page.suffix == ".md":
+            reached.add(page)
+            links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+            waiting += [(page.parent / link).resolve() for link in links]
+    assert {path for path in DOCUMENTS if path.suffix == ".md"} <= reached
+
+
+def test_readme_quotes_the_demo():
+    """Its table is a part of that in the measurements; mCE is rounded there."""
+    measured = {row[0]: row[1:] for row in demo_rows(read("docs/measurements.md"))}
+    quoted = demo_rows(read("README.md"))
+    assert len(quoted) == 3
+    for name, clean, corrupted, mce, *attacked in quoted:
+        name = "adversarial, no auxiliary batch norms" if name.startswith("adversarial") else name
+        expected = measured[name]
+        assert [clean, corrupted, *attacked] == [*expected[:2], *expected[4:]]
+        assert mce == f"{float(expected[2]):.0f}"
+
+
+def demo_rows(text: str) -> list[list[str]]:
+    """The rows of the table whose first column ends with mCE and attacks."""
+    table = re.search(
+        r"^\|[^|\n]*\| clean \| corrupted, mean of 75 sets.*?(?=\n\n)", text, re.M | re.S
+    )
+    assert table is not None
+    return rows(table[0])[2:]
+
+
+def test_the_studys_page_quotes_its_report():
     """Its table is a part of the study's own."""
     report = (ROOT / "docs/study/report.md").read_text()
     quoted = [
         [cell.strip() for cell in row.split("|")[1:-1]]
-        for row in re.findall(r"^\| \(\w\) .*$", read("README.md"), re.M)
+        for row in re.findall(r"^\| \(\w\) .*$", read("docs/study/README.md"), re.M)
     ]
     assert len(quoted) > 15
     for claim, contrast, clean, corrupted, verdicts in quoted:
@@ -114,14 +156,14 @@ def test_experiments_quote_the_published_figures():
     assert quoted == 7 * 9
 
 
-def test_build_notes_have_the_preflights_table_and_others_its_chip_hours():
+def test_measurements_have_the_preflights_table_and_others_its_chip_hours():
     spec = importlib.util.spec_from_file_location(
         "preflight_table", ROOT / "benchmarks/preflight.py"
     )
     preflight = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(preflight)
     table = preflight.table()
-    assert table in read("BUILD_NOTES.md")
+    assert table in read("docs/measurements.md")
     header, _, *lines = rows(table)
     name, cores, cost = (header.index(title) for title in ("recipe", "TPU, cores", "chip-hours"))
     hours = {(line[name], line[cost]) for line in lines if line[cores] == "v3:2x2, 8"}

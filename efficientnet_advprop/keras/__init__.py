@@ -1,0 +1,17 @@
+"""AdvProp for any Keras model: auxiliary batch norms in other people's layers, and a trainer that is used through `fit`."""
+
+from efficientnet_advprop.keras.branch_context import use_branch
+from efficientnet_advprop.keras.conversion import UnsupportedModelError
+from efficientnet_advprop.keras.dual_model import (
+    BranchModel,
+    add_auxiliary_batch_norms,
+    remove_auxiliary_batch_norms,
+)
+
+__all__ = [
+    "BranchModel",
+    "UnsupportedModelError",
+    "add_auxiliary_batch_norms",
+    "remove_auxiliary_batch_norms",
+    "use_branch",
+]

@@ -1,0 +1,144 @@
+"""Batch norms of a finished model become ones with auxiliary branches, in place, and plain ones again.
+
+    report = convert_batch_norms(model, aux_branches=1)
+    restore_batch_norms(model)
+
+In place, because a subclassed model cannot be copied: each layer changes its class and keeps its variables, and with them its
+place in the model, its weights, its optimizer's slots and its neighbours.
+"""
+
+from typing import NamedTuple, Optional
+
+import tensorflow as tf
+
+from efficientnet_advprop.keras.branched_layers import BRANCHED_CLASSES
+from efficientnet_advprop.keras.inner_functions import join_traces, separate_traces
+
+_OPTIONS_OF_OLD = ("renorm", "virtual_batch_size", "adjustment")
+
+
+class UnsupportedModelError(ValueError):
+    """A model that cannot be converted; the message says why, and the way out."""
+
+
+class BatchNorms(NamedTuple):
+    """The batch norms of a model.
+
+    Args:
+        branched: those with auxiliary branches.
+        plain: those that can be converted.
+        foreign: those with a behaviour of their own, which cannot.
+    """
+
+    branched: list
+    plain: list
+    foreign: list
+
+
+def find_batch_norms(model: tf.Module) -> BatchNorms:
+    """Looks through all layers that the model, or any of its layers, holds as an attribute or in a list or dictionary."""
+    modules = _with_submodules(model)
+    branched = [module for module in modules if type(module) in BRANCHED_CLASSES.values()]
+    children = {id(child) for norm in branched for child in norm.aux}
+    children |= {
+        id(child) for module in modules if type(module) in BRANCHED_CLASSES for child in getattr(module, "aux", ())
+    }
+    plain, foreign = [], []
+    for module in modules:
+        if id(module) in children or type(module) in BRANCHED_CLASSES.values():
+            continue
+        if type(module) in BRANCHED_CLASSES and not any(getattr(module, option, None) for option in _OPTIONS_OF_OLD):
+            plain.append(module)
+        elif hasattr(module, "moving_mean") and hasattr(module, "moving_variance"):
+            foreign.append(module)
+        elif isinstance(module, tuple(BRANCHED_CLASSES)):
+            foreign.append(module)
+    return BatchNorms(branched, plain, foreign)
+
+
+def convert_batch_norms(model: tf.keras.Model, aux_branches: int) -> int:
+    """Gives the plain batch norms of a model auxiliary branches, copies of the main one; how many there were.
+
+    Raises:
+        UnsupportedModelError: one of them has a behaviour of its own, or another number of branches; then nothing has changed.
+    """
+    found = find_batch_norms(model)
+    if found.foreign:
+        kinds = sorted({type(layer).__name__ for layer in found.foreign})
+        names = [layer.name for layer in found.foreign]
+        raise UnsupportedModelError(
+            f"`model` has batch norms with a behaviour of their own, of which an auxiliary branch could not be made: "
+            f"{', '.join(kinds)} ({_few(names)}). Replace them by tf.keras.layers.BatchNormalization."
+        )
+    for layer in [*found.branched, *found.plain]:
+        has = getattr(layer, "aux_branches", 0)
+        if has not in (0, aux_branches):
+            raise UnsupportedModelError(
+                f"`aux_branches` is {aux_branches}, but {layer.name!r} of `model` has {has}; ask for {has}, or remove them first."
+            )
+    for layer in found.plain:
+        change_class(layer, BRANCHED_CLASSES[type(layer)])
+        if not getattr(layer, "aux_branches", 0):
+            layer.grow(aux_branches)
+    for module in _with_submodules(model):
+        separate_traces(module)
+    return len(found.plain)
+
+
+def restore_batch_norms(model: tf.keras.Model) -> int:
+    """Makes the batch norms plain again, with the main branch's variables; how many there were."""
+    branched = find_batch_norms(model).branched
+    for layer in branched:
+        layer.shrink()
+        change_class(layer, layer.plain_class)
+    for module in _with_submodules(model):
+        join_traces(module)
+    return len(branched)
+
+
+def change_class(layer: tf.keras.layers.Layer, new: type) -> None:
+    """Gives a layer another class, and that class's `call`: after saving, Keras leaves the old one's in the layer itself."""
+    left = vars(layer).get("call")
+    if left is not None and getattr(left, "__func__", None) is getattr(type(layer), "call", None):
+        del vars(layer)["call"]
+    object.__setattr__(layer, "__class__", new)
+
+
+def _with_submodules(model: tf.Module) -> list[tf.Module]:
+    return [model, *model.submodules]
+
+
+def describe_branches(model: tf.keras.Model) -> str:
+    """A table for people: which layers have auxiliary branches, which are frozen, and which normalise without branches."""
+    found = find_batch_norms(model)
+    rows = [("layer", "became", "branches", "note")]
+    for layer in found.branched:
+        names = ", ".join(["main", *(child.name for child in layer.aux)])
+        notes = [] if layer.built else ["built at the first call"]
+        notes += [] if layer.trainable else ["frozen: normalises with running statistics, learns nothing"]
+        rows.append((layer.name, type(layer).__name__, names, "; ".join(notes)))
+    for layer in found.plain:
+        rows.append((layer.name, "left alone", "main", "made after the conversion; converted at the first step of `fit`"))
+    for layer in model.submodules:
+        reason = _reason_to_leave(layer)
+        if reason:
+            rows.append((layer.name, "left alone", "–", f"{type(layer).__name__} {reason}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    others = len(rows) - 1 - len(found.branched)
+    return "\n".join([f"{len(found.branched)} batch norms with auxiliary branches, {others} layers left alone", *lines])
+
+
+def _reason_to_leave(layer: tf.Module) -> Optional[str]:
+    """Why a normalization that is no batch norm needs no branches; None for all other layers."""
+    if isinstance(layer, tf.keras.layers.Normalization):
+        return "has constants of the data set"
+    if isinstance(layer, (tf.keras.layers.LayerNormalization, tf.keras.layers.UnitNormalization)):
+        return "has no statistics over the batch"
+    if isinstance(layer, tf.keras.layers.GroupNormalization):
+        return "has no statistics over the batch"
+    return None
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

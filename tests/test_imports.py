@@ -33,7 +33,11 @@ FLOORS = [
     {"efficientnet_advprop.evaluation"},
     {"efficientnet_advprop.training", "efficientnet_advprop.reports"},
     {"efficientnet_advprop.inference", "efficientnet_advprop.studies"},
-    {"efficientnet_advprop.command_line", "efficientnet_advprop.serving"},
+    {
+        "efficientnet_advprop.command_line",
+        "efficientnet_advprop.serving",
+        "efficientnet_advprop.keras",
+    },
 ]
 # Rooms that one room on a floor may use of its neighbours on the same floor.
 NEIGHBOURS = {

@@ -1,4 +1,4 @@
-"""AdvProp for any Keras model: auxiliary batch norms in other people's layers, and a trainer that is used through `fit`."""
+"""AdvProp for any Keras model: auxiliary batch norms in other people's layers, trained by `fit`."""
 
 from efficientnet_advprop.keras.branch_context import use_branch
 from efficientnet_advprop.keras.conversion import UnsupportedModelError

@@ -1,19 +1,20 @@
 """Keras's batch norms with auxiliary branches, which take the branch from the context of the pass.
 
-    norm = BatchNormalization(aux_branches=1)                 # as `tf.keras.layers.BatchNormalization` in all else
+    norm = BatchNormalization(aux_branches=1)      # in all else `keras.layers.BatchNormalization`
     with use_branch("aux"):
         outputs = norm(inputs, training=True)
 
-They have their plain namesakes' class names, so that the weights of a converted model are found under the same paths by a plain
-one. The main branch is the plain layer's own arithmetic; auxiliary branches are plain layers, children in the list `aux`.
+They have their plain namesakes' class names, so that the weights of a converted model are found
+under the same paths by a plain one. The main branch is the plain layer's own arithmetic; auxiliary
+branches are plain layers, children in the list `aux`.
 """
 
 import functools
-from typing import Optional, Sequence
 
 import tensorflow as tf
 
 from efficientnet_advprop.keras.branch_context import current_pass
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import normalization
 from efficientnet_advprop.models.normalization import MAIN, branch_index, branch_names
 from tpu_utils.replicas import environment, reduction
@@ -37,7 +38,7 @@ class _Branched:
         return len(self.aux)
 
     def grow(self, aux_branches: int) -> None:
-        """Adds the auxiliary branches, copies of the main one, to a layer that has none; built, if the layer is built."""
+        """Adds auxiliary branches, copies of the main one, to a layer that has none."""
         config = self.plain_config()
         children = []
         for name in branch_names(aux_branches)[1:]:
@@ -65,12 +66,11 @@ class _Branched:
 
     def _build_children(self) -> None:
         """Creates the children's variables beside this layer's, with its values."""
-        shape = [None] * self.input_spec.ndim
-        for axis, size in self.input_spec.axes.items():
-            shape[axis] = size
         for child in self.aux:
-            build_copy(child, self, shape)
-            child.fused = self.fused  # the plain layer may have been told otherwise than its configuration says
+            build_copy(child, self)
+            child.fused = (
+                self.fused
+            )  # the plain layer may have been told otherwise than its configuration says
 
     def call(self, inputs, training=None, mask=None):
         mode = current_pass()
@@ -91,7 +91,9 @@ class _Branched:
             mean, variance = tf.nn.moments(values, axes, keepdims=True)
         else:
             weights = tf.cast(mask, tf.float32)
-            weights = tf.reshape(weights, tf.concat([tf.shape(mask), tf.ones([rank - mask.shape.rank], tf.int32)], 0))
+            weights = tf.reshape(
+                weights, tf.concat([tf.shape(mask), tf.ones([rank - mask.shape.rank], tf.int32)], 0)
+            )
             mean, variance = tf.nn.weighted_moments(values, axes, weights, keepdims=True)
         if self.synchronized and environment.current().num_replicas > 1:
             moments = reduction.mean_over_replicas(tf.stack([mean, variance + tf.square(mean)]))
@@ -105,28 +107,31 @@ class _Branched:
         return tf.cast(outputs, self.compute_dtype)
 
 
-@tf.keras.utils.register_keras_serializable(PACKAGE)
-class BatchNormalization(_Branched, tf.keras.layers.BatchNormalization):
-    """`tf.keras.layers.BatchNormalization` with auxiliary branches.
+@keras.utils.register_keras_serializable(PACKAGE)
+class BatchNormalization(_Branched, keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization` with auxiliary branches.
 
     Args:
         aux_branches: their number, ≥ 0.
         **kwargs: as the plain layer's.
     """
 
-    plain_class = tf.keras.layers.BatchNormalization
+    plain_class = keras.layers.BatchNormalization
 
 
-@tf.keras.utils.register_keras_serializable(PACKAGE)
-class SyncBatchNormalization(_Branched, tf.keras.layers.experimental.SyncBatchNormalization):
-    """`tf.keras.layers.experimental.SyncBatchNormalization` with auxiliary branches; arguments as `BatchNormalization`'s."""
+@keras.utils.register_keras_serializable(PACKAGE)
+class SyncBatchNormalization(_Branched, keras.layers.experimental.SyncBatchNormalization):
+    """`keras.layers.experimental.SyncBatchNormalization` with auxiliary branches.
 
-    plain_class = tf.keras.layers.experimental.SyncBatchNormalization
+    Arguments as those of `BatchNormalization`.
+    """
+
+    plain_class = keras.layers.experimental.SyncBatchNormalization
 
 
-@tf.keras.utils.register_keras_serializable(PACKAGE)
+@keras.utils.register_keras_serializable(PACKAGE)
 class DualBatchNormalization(normalization.DualBatchNormalization):
-    """The batch norm of this project's networks: where its caller says "main", the context of the pass decides.
+    """The batch norm of this project's networks: where its caller says "main", the context decides.
 
     Arguments as those of `models.DualBatchNormalization`.
     """
@@ -134,11 +139,11 @@ class DualBatchNormalization(normalization.DualBatchNormalization):
     plain_class = normalization.DualBatchNormalization
 
     def grow(self, aux_branches: int) -> None:
-        """Adds the auxiliary branches, copies of the main one, to a layer that has none; built, if the layer is built."""
+        """Adds auxiliary branches, copies of the main one, to a layer that has none."""
         grown = self.plain_class.from_config({**self.plain_config(), "aux_branches": aux_branches})
         self.aux_branches, self.aux = aux_branches, list(grown.aux)
         for child in self.aux if self.built else ():
-            build_copy(child, self, [None, self.moving_mean.shape[0]])
+            build_copy(child, self)
 
     def shrink(self) -> None:
         """Gives the auxiliary branches up, so that the plain layer's class fits."""
@@ -154,26 +159,29 @@ class DualBatchNormalization(normalization.DualBatchNormalization):
 
     def call(self, inputs, training=False, branch: str = MAIN, update_statistics: bool = True):
         update_statistics = update_statistics and current_pass().update_statistics
-        return super().call(inputs, training, branch=_asked_for(branch), update_statistics=update_statistics)
+        return super().call(
+            inputs, training, branch=_asked_for(branch), update_statistics=update_statistics
+        )
 
 
 def _asked_for(branch: str) -> str:
     return current_pass().branch if branch == MAIN else branch
 
 
-def build_copy(child: tf.keras.layers.Layer, norm: tf.keras.layers.Layer, shape: Sequence[Optional[int]]) -> None:
+def build_copy(child: keras.layers.Layer, norm: keras.layers.Layer) -> None:
     """Creates a batch norm's variables, with the values of another one and under its name scope.
 
-    The values come through the initializers, so that a checkpoint that is waiting for the variables goes before.
+    The values come through the initializers, so that a checkpoint that waits for the variables goes
+    before.
     """
     leaves = ("gamma", "beta", "moving_mean", "moving_variance")
     initializers = {f"{leaf}_initializer": getattr(child, f"{leaf}_initializer") for leaf in leaves}
     for leaf in leaves:
         value_of = functools.partial(_value_of, getattr(norm, leaf))
         setattr(child, f"{leaf}_initializer", value_of)
-    scope = norm.moving_mean.name.rpartition("/")[0]
+    scope, axes = norm.moving_mean.name.rpartition("/")[0], norm.input_spec.axes
     with tf.init_scope(), tf.name_scope(f"{scope}/{child.name}/" if scope else f"{child.name}/"):
-        child.build(tf.TensorShape(shape))
+        child.build(tf.TensorShape([axes.get(axis) for axis in range(norm.input_spec.ndim)]))
     for name, initializer in initializers.items():
         setattr(child, name, initializer)
 
@@ -183,8 +191,8 @@ def _value_of(variable: tf.Variable, shape, dtype=None, **kwargs) -> tf.Tensor:
     return tf.cast(tf.convert_to_tensor(variable), dtype or variable.dtype)
 
 
-def _forget(layer: tf.keras.layers.Layer, name: str) -> None:
-    """Deletes an attribute from the layer's own list of sublayers and from the objects that a checkpoint saves.
+def _forget(layer: keras.layers.Layer, name: str) -> None:
+    """Deletes an attribute from the layer's list of sublayers and from what a checkpoint saves.
 
     Keras's deletion does the first only, and TensorFlow's the second only.
     """
@@ -194,5 +202,6 @@ def _forget(layer: tf.keras.layers.Layer, name: str) -> None:
 
 
 BRANCHED_CLASSES = {
-    branched.plain_class: branched for branched in (BatchNormalization, SyncBatchNormalization, DualBatchNormalization)
+    branched.plain_class: branched
+    for branched in (BatchNormalization, SyncBatchNormalization, DualBatchNormalization)
 }

@@ -1,23 +1,26 @@
-"""Batch norms of a finished model become ones with auxiliary branches, in place, and plain ones again.
+"""Batch norms of a finished model get auxiliary branches, in place, and are made plain again.
 
     report = convert_batch_norms(model, aux_branches=1)
     restore_batch_norms(model)
 
-In place, because a subclassed model cannot be copied: each layer changes its class and keeps its variables, and with them its
-place in the model, its weights, its optimizer's slots and its neighbours.
+In place, because a subclassed model cannot be copied: each layer changes its class and keeps its
+variables, and with them its place in the model, its weights, its optimizer's slots and its
+neighbours.
 """
 
 from typing import NamedTuple, Optional
 
 import tensorflow as tf
 
+from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.keras.branched_layers import BRANCHED_CLASSES
 from efficientnet_advprop.keras.inner_functions import join_traces, separate_traces
+from efficientnet_advprop.keras2 import keras
 
 _OPTIONS_OF_OLD = ("renorm", "virtual_batch_size", "adjustment")
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(UserError, ValueError):
     """A model that cannot be converted; the message says why, and the way out."""
 
 
@@ -36,18 +39,23 @@ class BatchNorms(NamedTuple):
 
 
 def find_batch_norms(model: tf.Module) -> BatchNorms:
-    """Looks through all layers that the model, or any of its layers, holds as an attribute or in a list or dictionary."""
+    """Looks through what the model and its layers hold as attributes, in lists, in dictionaries."""
     modules = _with_submodules(model)
     branched = [module for module in modules if type(module) in BRANCHED_CLASSES.values()]
     children = {id(child) for norm in branched for child in norm.aux}
     children |= {
-        id(child) for module in modules if type(module) in BRANCHED_CLASSES for child in getattr(module, "aux", ())
+        id(child)
+        for module in modules
+        if type(module) in BRANCHED_CLASSES
+        for child in getattr(module, "aux", ())
     }
     plain, foreign = [], []
     for module in modules:
         if id(module) in children or type(module) in BRANCHED_CLASSES.values():
             continue
-        if type(module) in BRANCHED_CLASSES and not any(getattr(module, option, None) for option in _OPTIONS_OF_OLD):
+        if type(module) in BRANCHED_CLASSES and not any(
+            getattr(module, option, None) for option in _OPTIONS_OF_OLD
+        ):
             plain.append(module)
         elif hasattr(module, "moving_mean") and hasattr(module, "moving_variance"):
             foreign.append(module)
@@ -56,25 +64,28 @@ def find_batch_norms(model: tf.Module) -> BatchNorms:
     return BatchNorms(branched, plain, foreign)
 
 
-def convert_batch_norms(model: tf.keras.Model, aux_branches: int) -> int:
-    """Gives the plain batch norms of a model auxiliary branches, copies of the main one; how many there were.
+def convert_batch_norms(model: keras.Model, aux_branches: int) -> int:
+    """Gives plain batch norms auxiliary branches, copies of the main one; how many there were.
 
     Raises:
-        UnsupportedModelError: one of them has a behaviour of its own, or another number of branches; then nothing has changed.
+        UnsupportedModelError: one of them has a behaviour of its own, or another number of
+            branches; then nothing has changed.
     """
     found = find_batch_norms(model)
     if found.foreign:
         kinds = sorted({type(layer).__name__ for layer in found.foreign})
         names = [layer.name for layer in found.foreign]
         raise UnsupportedModelError(
-            f"`model` has batch norms with a behaviour of their own, of which an auxiliary branch could not be made: "
-            f"{', '.join(kinds)} ({_few(names)}). Replace them by tf.keras.layers.BatchNormalization."
+            "`model` has batch norms with a behaviour of their own, of which no auxiliary branch "
+            f"can be made: {', '.join(kinds)} ({_few(names)}). "
+            "Replace them by keras.layers.BatchNormalization."
         )
     for layer in [*found.branched, *found.plain]:
         has = getattr(layer, "aux_branches", 0)
         if has not in (0, aux_branches):
             raise UnsupportedModelError(
-                f"`aux_branches` is {aux_branches}, but {layer.name!r} of `model` has {has}; ask for {has}, or remove them first."
+                f"`aux_branches` is {aux_branches}, but {layer.name!r} of `model` has {has}; "
+                f"ask for {has}, or remove them first."
             )
     for layer in found.plain:
         change_class(layer, BRANCHED_CLASSES[type(layer)])
@@ -85,7 +96,7 @@ def convert_batch_norms(model: tf.keras.Model, aux_branches: int) -> int:
     return len(found.plain)
 
 
-def restore_batch_norms(model: tf.keras.Model) -> int:
+def restore_batch_norms(model: keras.Model) -> int:
     """Makes the batch norms plain again, with the main branch's variables; how many there were."""
     branched = find_batch_norms(model).branched
     for layer in branched:
@@ -96,8 +107,11 @@ def restore_batch_norms(model: tf.keras.Model) -> int:
     return len(branched)
 
 
-def change_class(layer: tf.keras.layers.Layer, new: type) -> None:
-    """Gives a layer another class, and that class's `call`: after saving, Keras leaves the old one's in the layer itself."""
+def change_class(layer: keras.layers.Layer, new: type) -> None:
+    """Gives a layer another class, and that class's `call`.
+
+    After saving to a SavedModel, Keras leaves the old class's in the layer itself.
+    """
     left = vars(layer).get("call")
     if left is not None and getattr(left, "__func__", None) is getattr(type(layer), "call", None):
         del vars(layer)["call"]
@@ -108,34 +122,52 @@ def _with_submodules(model: tf.Module) -> list[tf.Module]:
     return [model, *model.submodules]
 
 
-def describe_branches(model: tf.keras.Model) -> str:
-    """A table for people: which layers have auxiliary branches, which are frozen, and which normalise without branches."""
+def describe_branches(model: keras.Model) -> str:
+    """A table for people: which layers have auxiliary branches, which have none, and why."""
     found = find_batch_norms(model)
     rows = [("layer", "became", "branches", "note")]
     for layer in found.branched:
         names = ", ".join(["main", *(child.name for child in layer.aux)])
         notes = [] if layer.built else ["built at the first call"]
-        notes += [] if layer.trainable else ["frozen: normalises with running statistics, learns nothing"]
+        notes += (
+            []
+            if layer.trainable
+            else ["frozen: normalises with running statistics, learns nothing"]
+        )
         rows.append((layer.name, type(layer).__name__, names, "; ".join(notes)))
     for layer in found.plain:
-        rows.append((layer.name, "left alone", "main", "made after the conversion; converted at the first step of `fit`"))
+        rows.append(
+            (
+                layer.name,
+                "left alone",
+                "main",
+                "made after the conversion; converted at the first step of `fit`",
+            )
+        )
     for layer in model.submodules:
         reason = _reason_to_leave(layer)
         if reason:
             rows.append((layer.name, "left alone", "–", f"{type(layer).__name__} {reason}"))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    ]
     others = len(rows) - 1 - len(found.branched)
-    return "\n".join([f"{len(found.branched)} batch norms with auxiliary branches, {others} layers left alone", *lines])
+    return "\n".join(
+        [
+            f"{len(found.branched)} batch norms with auxiliary branches, {others} layers left alone",
+            *lines,
+        ]
+    )
 
 
 def _reason_to_leave(layer: tf.Module) -> Optional[str]:
     """Why a normalization that is no batch norm needs no branches; None for all other layers."""
-    if isinstance(layer, tf.keras.layers.Normalization):
+    if isinstance(layer, keras.layers.Normalization):
         return "has constants of the data set"
-    if isinstance(layer, (tf.keras.layers.LayerNormalization, tf.keras.layers.UnitNormalization)):
+    if isinstance(layer, (keras.layers.LayerNormalization, keras.layers.UnitNormalization)):
         return "has no statistics over the batch"
-    if isinstance(layer, tf.keras.layers.GroupNormalization):
+    if isinstance(layer, keras.layers.GroupNormalization):
         return "has no statistics over the batch"
     return None
 

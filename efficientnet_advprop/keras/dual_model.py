@@ -1,19 +1,17 @@
 """Any Keras model with batch norms, made ready for AdvProp, and made plain again.
 
-    dual = add_auxiliary_batch_norms(model, aux_branches=1)       # weights and outputs as before; the same object
+    dual = add_auxiliary_batch_norms(model, aux_branches=1)  # the same object, weights and outputs
     print(dual.summary_of_branches())
-    aux = BranchModel(dual, "aux")                                # predicts and evaluates through the auxiliary branch
-    plain = remove_auxiliary_batch_norms(dual)                    # the model's own class again
+    aux = BranchModel(dual, "aux")                           # predicts and evaluates through aux
+    plain = remove_auxiliary_batch_norms(dual)               # the model's own class again
 
-A converted model is saved and loaded like any other (`.keras`, SavedModel, weights); to load it as a Keras model, import this
-package first. Its weights restore into the plain model: auxiliary variables are children of the batch norms, and the rest has its
-old place.
+A converted model is saved and loaded like any other (`.keras`, SavedModel, weights); to load it as
+a Keras model, import this package first. Its weights restore into the plain model: auxiliary
+variables are children of the batch norms, and the rest has its old place.
 """
 
 import functools
 from typing import Optional
-
-import tensorflow as tf
 
 from efficientnet_advprop.keras.branch_context import use_branch
 from efficientnet_advprop.keras.branched_layers import PACKAGE
@@ -25,33 +23,36 @@ from efficientnet_advprop.keras.conversion import (
     find_batch_norms,
     restore_batch_norms,
 )
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.normalization import branch_index
 
 
-@tf.keras.utils.register_keras_serializable(PACKAGE)
+@keras.utils.register_keras_serializable(PACKAGE)
 class DualModel:
-    """What a converted model's class has beside its own: see `add_auxiliary_batch_norms`, which makes such classes."""
+    """What a converted model's class has beside its own; `add_auxiliary_batch_norms` makes them."""
 
     plain_class: type
 
     def summary_of_branches(self) -> str:
-        """A table for people: which layers have auxiliary branches, which were left alone, and why."""
+        """A table for people: which layers have auxiliary branches, which have none, and why."""
         return describe_branches(self)
 
     def get_config(self):
         # The same object under its plain class: its own `get_config` then says what it always says.
         plain = object.__new__(self.plain_class)
         object.__setattr__(plain, "__dict__", self.__dict__)
-        network = tf.keras.utils.serialize_keras_object(plain)
+        network = keras.utils.serialize_keras_object(plain)
         network.pop("compile_config", None)
         return {"network": network, "aux_branches": self.num_aux_branches, "name": self.name}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         network = config["network"]
-        # Only the one knows Keras's own models in the formats of SavedModel and HDF5, only the other a class by its module.
+        # Only the one knows Keras's own models in older formats, only the other a class by its module.
         is_keras_own = network["class_name"] in ("Functional", "Sequential", "Model")
-        deserialize = tf.keras.layers.deserialize if is_keras_own else tf.keras.utils.deserialize_keras_object
+        deserialize = (
+            keras.layers.deserialize if is_keras_own else keras.utils.deserialize_keras_object
+        )
         network = deserialize(network, custom_objects=custom_objects)
         return _convert(network, config["aux_branches"])
 
@@ -62,51 +63,68 @@ class DualModel:
 
 @functools.lru_cache(maxsize=None)
 def _dual_class(plain_class: type) -> type:
-    """The converted models' class of a model's class; it is saved as a `DualModel`, which can load it."""
-    contents = {"__module__": DualModel.__module__, "__doc__": DualModel.__doc__, "plain_class": plain_class}
+    """The class of converted models for a class of models; saved as a `DualModel`, which can load it."""
+    contents = {
+        "__module__": DualModel.__module__,
+        "__doc__": DualModel.__doc__,
+        "plain_class": plain_class,
+    }
     made = type(DualModel.__name__, (DualModel, plain_class), contents)
-    return tf.keras.utils.register_keras_serializable(PACKAGE)(made)
+    return keras.utils.register_keras_serializable(PACKAGE)(made)
 
 
-def add_auxiliary_batch_norms(model: tf.keras.Model, aux_branches: int = 1) -> tf.keras.Model:
-    """Gives every batch norm of a model auxiliary branches beside its own variables, which are the main branch.
+def add_auxiliary_batch_norms(model: keras.Model, aux_branches: int = 1) -> keras.Model:
+    """Gives every batch norm auxiliary branches beside its own variables, which are main's.
 
-    The model itself changes, since a subclassed one cannot be copied, and is returned. Its weights and its outputs stay as they
-    were; auxiliary branches start as copies of the main one. Frozen batch norms stay frozen in all branches. Layers whose
-    variables do not exist yet get their branches when they are built.
+    The model itself changes, since a subclassed one cannot be copied, and is returned. Weights and
+    outputs stay as they were; auxiliary branches start as copies of the main one. Frozen batch
+    norms stay frozen in all branches. Layers whose variables do not exist yet get their branches
+    when they are built.
 
     Args:
-        model: Sequential, functional or subclassed, with `tf.keras.layers.BatchNormalization` (synchronised or not) or this
-            project's `DualBatchNormalization` anywhere inside.
+        model: Sequential, functional or subclassed, with `keras.layers.BatchNormalization`
+            (synchronised or not) or this project's `DualBatchNormalization` anywhere inside.
         aux_branches: auxiliary branches of each, ≥ 1; AdvProp has one, its fine-grained form more.
 
     Returns:
         `model`, of a class that derives from its own and has `summary_of_branches()`.
 
     Raises:
-        UnsupportedModelError: no batch norms, some with a behaviour of their own, or some that have branches already.
+        UnsupportedModelError: no batch norms, some with a behaviour of their own, or some that have
+            branches already.
     """
-    if not isinstance(model, tf.keras.Model):
-        raise UnsupportedModelError(f"`model` is a {type(model).__name__}, but must be a tf.keras.Model.")
+    if not isinstance(model, keras.Model):
+        raise UnsupportedModelError(
+            f"`model` is a {type(model).__module__}.{type(model).__name__}, but must be a Model of "
+            "Keras 2; with TensorFlow 2.16 and later build it with tf_keras, or set "
+            "TF_USE_LEGACY_KERAS=1 before TensorFlow is imported."
+        )
     if not isinstance(aux_branches, int) or aux_branches < 1:
-        raise UnsupportedModelError(f"`aux_branches` is {aux_branches!r}, but must be a whole number ≥ 1; AdvProp has 1.")
+        raise UnsupportedModelError(
+            f"`aux_branches` is {aux_branches!r}, but must be a whole number ≥ 1; AdvProp has 1."
+        )
     found = find_batch_norms(model)
     if isinstance(model, DualModel) or found.branched or getattr(model, "aux_branches", 0):
         raise UnsupportedModelError(
-            f"`model` ({model.name!r}) has auxiliary branches already; train it as it is, or take them away first by "
-            "remove_auxiliary_batch_norms (a network of this project: build it with aux_branches=0)."
+            f"`model` ({model.name!r}) has auxiliary branches already; train it as it is, or take "
+            "them away first by remove_auxiliary_batch_norms (a network of this project: build it "
+            "with aux_branches=0)."
         )
     if not found.plain and not found.foreign:
         way_out = (
-            "Build it with tf.keras.layers.BatchNormalization, or train it with method='adversarial', which needs none."
+            "Build it with keras.layers.BatchNormalization, or train it with method='adversarial', "
+            "which needs none."
             if model.built
             else "It is not built yet: call it on a batch first, so that its layers exist."
         )
-        raise UnsupportedModelError(f"`model` ({model.name!r}) has no batch norms, in which AdvProp's branches differ. {way_out}")
+        raise UnsupportedModelError(
+            f"`model` ({model.name!r}) has no batch norms, in which AdvProp's branches differ. "
+            + way_out
+        )
     return _convert(model, aux_branches)
 
 
-def _convert(model: tf.keras.Model, aux_branches: int) -> tf.keras.Model:
+def _convert(model: keras.Model, aux_branches: int) -> keras.Model:
     _drop_functions(model)
     with model.distribute_strategy.scope():
         convert_batch_norms(model, aux_branches)
@@ -116,11 +134,11 @@ def _convert(model: tf.keras.Model, aux_branches: int) -> tf.keras.Model:
     return model
 
 
-def remove_auxiliary_batch_norms(dual: tf.keras.Model) -> tf.keras.Model:
-    """Makes a converted model plain again: its own class, its main batch norms, nothing of this package.
+def remove_auxiliary_batch_norms(dual: keras.Model) -> keras.Model:
+    """Makes a converted model plain again: its own class, main batch norms, nothing of this package.
 
     Args:
-        dual: from `add_auxiliary_batch_norms`, or loaded or cloned from such a one. It is changed itself.
+        dual: from `add_auxiliary_batch_norms`, or loaded or cloned from such a one; it is changed.
 
     Returns:
         `dual`.
@@ -128,8 +146,12 @@ def remove_auxiliary_batch_norms(dual: tf.keras.Model) -> tf.keras.Model:
     Raises:
         UnsupportedModelError: it has no auxiliary branches.
     """
-    if not isinstance(dual, tf.keras.Model) or not (isinstance(dual, DualModel) or find_batch_norms(dual).branched):
-        raise UnsupportedModelError(f"`dual` is a {type(dual).__name__} without auxiliary branches; there is nothing to remove.")
+    if not isinstance(dual, keras.Model) or not (
+        isinstance(dual, DualModel) or find_batch_norms(dual).branched
+    ):
+        raise UnsupportedModelError(
+            f"`dual` is a {type(dual).__name__} without auxiliary branches; there is nothing to remove."
+        )
     restore_batch_norms(dual)
     if isinstance(dual, DualModel):
         del dual.num_aux_branches
@@ -138,12 +160,12 @@ def remove_auxiliary_batch_norms(dual: tf.keras.Model) -> tf.keras.Model:
     return dual
 
 
-def _drop_functions(model: tf.keras.Model) -> None:
-    """Lets a model trace its step functions anew; those that it has were traced with other variables."""
+def _drop_functions(model: keras.Model) -> None:
+    """Lets a model trace its step functions anew; those it has were traced with other variables."""
     model.train_function = model.test_function = model.predict_function = None
 
 
-class BranchModel(tf.keras.Model):
+class BranchModel(keras.Model):
     """A converted model through one of its branches: `predict`, `evaluate`, `call`; shares all variables.
 
     Args:
@@ -154,9 +176,12 @@ class BranchModel(tf.keras.Model):
         ValueError: there is no such branch.
     """
 
-    def __init__(self, network: tf.keras.Model, branch: str, name: Optional[str] = None):
+    def __init__(self, network: keras.Model, branch: str, name: Optional[str] = None):
         super().__init__(name=name or f"{network.name}_{branch}")
-        branch_index(branch, max((norm.aux_branches for norm in find_batch_norms(network).branched), default=0))
+        branch_index(
+            branch,
+            max((norm.aux_branches for norm in find_batch_norms(network).branched), default=0),
+        )
         self.network, self.branch = network, branch
 
     def call(self, inputs, training=False):

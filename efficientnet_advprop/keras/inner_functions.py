@@ -1,10 +1,11 @@
-"""A `tf.function` inside a model keeps what it traced first; a converted model needs one trace per branch.
+"""One trace per branch for a `tf.function` inside a model, which keeps what it traced first.
 
     separate_traces(layer)        # of its methods and attributes that are tf.functions
     join_traces(layer)            # as they were
 
-TensorFlow calls a finished trace whenever the arguments fit, and the branch is no argument. So each kind of pass gets a function
-of its own, made from the same Python code. Functions that are no attribute of any layer cannot be found.
+TensorFlow calls a finished trace whenever the arguments fit, and the branch is no argument. So each
+kind of pass gets a function of its own, made from the same Python code. Functions that are no
+attribute of any layer cannot be found.
 """
 
 import functools
@@ -20,7 +21,7 @@ _Function = tf.types.experimental.PolymorphicFunction
 
 
 class _FunctionOfPass:
-    """Calls one `tf.function` in main passes, and another one made by `copy` for each other kind of pass."""
+    """Calls one `tf.function` in main passes, and another, made by `copy`, per other kind of pass."""
 
     def __init__(self, own: Callable, copy: Callable[[], Callable]):
         self.own, self._copy = own, copy
@@ -35,7 +36,7 @@ class _FunctionOfPass:
         return self._others[mode](*args, **kwargs)
 
     def as_method(self, function: _Function, layer: tf.Module) -> types.MethodType:
-        """Looks like the method that it stands for, because Keras reads the arguments of a layer's `call`."""
+        """Looks like the method it stands for, because Keras reads the arguments of `call`."""
 
         def method(self, *args, **kwargs):
             return function_of_pass(*args, **kwargs)
@@ -48,7 +49,9 @@ class _FunctionOfPass:
 
 def separate_traces(layer: tf.Module) -> None:
     """Puts a function per kind of pass before every `tf.function` of a layer."""
-    of_class = {name: value for kind in reversed(type(layer).__mro__) for name, value in vars(kind).items()}
+    of_class = {
+        name: value for kind in reversed(type(layer).__mro__) for name, value in vars(kind).items()
+    }
     for name, function in of_class.items():
         if isinstance(function, _Function) and name not in vars(layer):
             bound = function.__get__(layer, type(layer))
@@ -56,7 +59,9 @@ def separate_traces(layer: tf.Module) -> None:
             vars(layer)[name] = _FunctionOfPass(bound, anew).as_method(function, layer)
     for name, function in list(vars(layer).items()):
         if isinstance(function, _Function):
-            vars(layer)[name] = _FunctionOfPass(function, functools.partial(tf.function, function.python_function))
+            vars(layer)[name] = _FunctionOfPass(
+                function, functools.partial(tf.function, function.python_function)
+            )
 
 
 def join_traces(layer: tf.Module) -> None:
@@ -69,8 +74,11 @@ def join_traces(layer: tf.Module) -> None:
 
 
 def _bind_anew(function: _Function, layer: tf.Module) -> Callable:
-    """A method of the layer with traces of its own: TensorFlow keeps them per instance, so it is bound to another view of the
-    layer that has the same attributes."""
+    """A method of the layer with traces of its own.
+
+    TensorFlow keeps them per instance, so it is bound to another view of the layer, with the same
+    attributes.
+    """
     view = object.__new__(type(layer))
     object.__setattr__(view, "__dict__", vars(layer))
     bound = function.__get__(view, type(view))

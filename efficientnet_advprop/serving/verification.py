@@ -225,8 +225,9 @@ def _run(kind: str, path: str, examples: Examples, python: str) -> dict[str, np.
             **os.environ,
             "PYTHONPATH": os.path.dirname(importlib.resources.files("efficientnet_advprop")),
         }
+        # In the same folder as this process: `path` and `python` may be relative to it.
         finished = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=False, env=environment
+            command, capture_output=True, text=True, check=False, env=environment
         )
         if finished.returncode != 0:
             last_lines = " | ".join(finished.stderr.strip().splitlines()[-3:])

@@ -100,6 +100,17 @@ def test_an_export_that_cannot_be_loaded_is_named(network, tmp_path):
         verification.verify(network.model, "tflite", str(tmp_path / "model.tflite"), examples, 1e-5)
 
 
+def test_paths_may_be_relative(network, exported, monkeypatch):
+    """Those of the export and of the interpreter, as a command line gives them."""
+    monkeypatch.chdir(os.path.dirname(exported.path))
+    path = os.path.basename(exported.path)
+    examples = verification.default_examples(64, "released")
+    agreement = verification.verify(
+        network.model, "saved_model", path, examples, 1e-5, python=os.path.relpath(sys.executable)
+    )
+    assert agreement.num_same_top1 == agreement.num_images == len(examples.images)
+
+
 def test_tflite_gets_the_official_logits(network, expected):
     images, logits = expected
     runner = tf.lite.Interpreter(

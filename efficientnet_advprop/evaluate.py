@@ -53,7 +53,11 @@ _STORED_SIZE = flags.DEFINE_integer(
     "stored_size", 224, "pixels at which images stored at 224 (imagenet_c, stylized) are fed", 1
 )
 _MAX_IMAGES = flags.DEFINE_integer(
-    "max_images", None, "of each test set, drawn evenly; marked as incomplete. Default: all", 1
+    "max_images",
+    None,
+    "evaluate only this many images of each test set, evenly spaced, marked as incomplete; "
+    "default: all",
+    1,
 )
 _INCOMPLETE = flags.DEFINE_bool(
     "allow_incomplete", False, "score what there is of incomplete data, marked as incomplete"

@@ -244,21 +244,18 @@ def _start_or_continue(classifier: Classifier, out_dir: str) -> Results:
 def _look_at(test_set: TestSet, branch: str) -> _Seen:
     images = test_set.find_images()
     num_images = images.num_images
-    num_drawn, problems = test_set.num_drawn(num_images), test_set.problems(num_images)
-    if num_drawn < num_images:
-        problems = [*problems, f"only {num_drawn:,} of its {num_images:,} images, drawn evenly"]
     conditions = test_set.conditions(images.digest(), num_images, branch)
-    return _Seen(num_images, num_drawn, conditions, problems, images.remarks)
+    return _Seen(
+        num_images,
+        test_set.num_drawn(num_images),
+        conditions,
+        test_set.problems(num_images),
+        images.remarks,
+    )
 
 
 def _require_complete(seen: dict[str, _Seen], allow_incomplete: bool) -> None:
-    drawn = "drawn evenly"  # was asked for
-    wrong = [
-        f"{name} {problem}"
-        for name, facts in seen.items()
-        for problem in facts.problems
-        if not problem.endswith(drawn)
-    ]
+    wrong = [f"{name} {problem}" for name, facts in seen.items() for problem in facts.problems]
     if wrong and not allow_incomplete:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise DataError(
@@ -394,6 +391,6 @@ def _describe(test_set: TestSet, result: TestSetResult) -> str:
         )
     if test_set.made_from is not None:
         parts.append("made here, not the official images")
-    if result.problems:
-        parts.append(f"INCOMPLETE: {'; '.join(result.problems)}")
+    if not result.is_complete:
+        parts.append(f"INCOMPLETE: {'; '.join(result.shortfalls)}")
     return "  ".join(parts)

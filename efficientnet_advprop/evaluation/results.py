@@ -8,7 +8,7 @@
     results.errors("imagenet_c")                 # corruption → [error by severity]
     predictions = ImagePredictions.read(predictions_path(directory, "imagenet"))
 
-Names of test sets: "imagenet", "imagenet_v2/topimages", "<suite>/<corruption>/<severity>" and "pgd/<epsilon>".
+The names of test sets are `TestSetName`s.
 """
 
 import dataclasses
@@ -23,19 +23,10 @@ from efficientnet_advprop.data import corruptions
 from efficientnet_advprop.evaluation import metrics
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.evaluation.test_set_name import TestSetName, by_severity
 
 RESULTS_FILE = "results.json"
 _FORMAT = 1  # of results.json; another number is not read
-
-
-def corrupted(suite: str, corruption: str, severity: int) -> str:
-    """The name of a corrupted test set."""
-    return f"{suite}/{corruption}/{severity}"
-
-
-def attacked(epsilon: float) -> str:
-    """The name of a test set under a white-box PGD attack within `epsilon`, pixels of 255."""
-    return f"pgd/{epsilon:g}"
 
 
 def predictions_path(directory: str, test_set: str) -> str:
@@ -55,7 +46,8 @@ class Conditions:
         branch: whose batch norms answered (and were attacked): "main", "aux", "aux_2", …
         num_kept_classes: how many classes' logits were kept before softmax and argmax (200 of ImageNet-A and -R); None: all.
         made_from: the suite of the clean images, if these were corrupted here rather than read from the official files.
-        num_drawn: how many images were drawn evenly from all of them, if not all were asked for.
+        num_drawn: how many images, evenly spaced over all of them, were looked at, if not all
+            were asked for.
         attack: fields of the `PGD`, with "num_restarts"; None: no attack.
         seed: of what is random: the attack, corruptions made here.
     """
@@ -80,8 +72,8 @@ class TestSetResult:
         calibration: of the confidence in the top-1 class.
         conditions: see there.
         expected_num_images: how many the test set has; None: there is no fixed number.
-        problems: what keeps the score from being that of the whole test set, in words; empty: it is. A report shows them with
-            the score.
+        problems: what is wrong with the data, in words; empty: nothing is. A report shows them
+            with the score.
     """
 
     __test__ = False  # not a test of pytest's
@@ -94,7 +86,16 @@ class TestSetResult:
 
     @property
     def is_complete(self) -> bool:
-        return not self.problems
+        """Whether the score is that of the whole test set."""
+        return not self.shortfalls
+
+    @property
+    def shortfalls(self) -> list[str]:
+        """What keeps the score from being that of the whole test set, in words."""
+        num_drawn = self.conditions.num_drawn
+        if num_drawn is None:
+            return list(self.problems)
+        return [*self.problems, f"only {num_drawn:,} images, evenly spaced"]
 
     @classmethod
     def from_json(cls, held: Mapping[str, Any]) -> "TestSetResult":
@@ -125,7 +126,7 @@ class Results:
     weights_digest: str
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    test_sets: dict[str, TestSetResult] = dataclasses.field(default_factory=dict)
+    test_sets: dict[TestSetName, TestSetResult] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         return (
@@ -147,7 +148,7 @@ class Results:
             if held.pop("format") != _FORMAT:
                 raise ValueError("of another format")
             test_sets = {
-                name: TestSetResult.from_json(result)
+                TestSetName(name): TestSetResult.from_json(result)
                 for name, result in held.pop("test_sets").items()
             }
             return cls(**held, test_sets=test_sets)
@@ -172,46 +173,42 @@ class Results:
 
     def corrupted_suites(self) -> list[str]:
         """The suites of corrupted images that were measured: "imagenet_c", "imagenet_c_made", …"""
-        return list(
-            dict.fromkeys(name.split("/")[0] for name in self.test_sets if name.count("/") == 2)
-        )
+        return list(dict.fromkeys(name.suite for name in self.test_sets if name.is_corrupted))
 
     def corruptions(self, suite: str) -> list[str]:
         """The corruptions of a suite that were measured, in their order."""
-        return list(
-            dict.fromkeys(
-                name.split("/")[1] for name in self.test_sets if name.startswith(f"{suite}/")
-            )
-        )
+        names = [name for name in self.test_sets if name.is_corrupted and name.suite == suite]
+        return list(dict.fromkeys(name.corruption for name in names))
 
     def epsilons(self) -> list[float]:
         """The radii of the attacks that were measured, in their order; pixels of 255."""
-        return [float(name.split("/")[1]) for name in self.test_sets if name.startswith("pgd/")]
+        return [name.epsilon for name in self.test_sets if name.epsilon is not None]
 
     def severities(self, suite: str, corruption: str) -> list[Score]:
         """The scores under a corruption, the mildest first."""
-        names = [name for name in self.test_sets if name.startswith(f"{suite}/{corruption}/")]
         return [
-            self.test_sets[name].score
-            for name in sorted(names, key=lambda name: int(name.split("/")[2]))
+            self.test_sets[name].score for name in by_severity(self.test_sets, suite, corruption)
         ]
 
-    def missing(self, suite: str) -> list[str]:
+    def missing(self, suite: str) -> list[TestSetName]:
         """Which of a suite's 15 × 5 corrupted sets were not measured: none, or there is no mCE."""
         names = [
-            corrupted(suite, name, severity)
+            TestSetName.corrupted(suite, name, severity)
             for name in corruptions.CORRUPTIONS
             for severity in corruptions.SEVERITIES
         ]
         return [name for name in names if name not in self.test_sets]
 
-    def incomplete(self, suite: str) -> list[str]:
+    def incomplete(self, suite: str) -> list[TestSetName]:
         """Which of a suite's test sets were measured in part only: none, or whatever is said of the suite must say so."""
         return [
             name
             for name, result in self.test_sets.items()
-            if name.split("/")[0] == suite and not result.is_complete
+            if name.suite == suite and not result.is_complete
         ]
+
+    def __post_init__(self):
+        self.test_sets = {TestSetName(name): result for name, result in self.test_sets.items()}
 
     def errors(self, suite: str) -> dict[str, list[float]]:
         """Corruption → top-1 error by severity, as `metrics` wants them."""

@@ -22,6 +22,7 @@ from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.metrics import CorruptionErrors
 from efficientnet_advprop.evaluation.results import Conditions, Results, predictions_path
+from efficientnet_advprop.evaluation.test_set_name import by_severity
 from efficientnet_advprop.reports import significance
 from efficientnet_advprop.reports.published_results import ALEXNET_ERRORS
 
@@ -78,11 +79,8 @@ class Measured:
     def _read_wrong_answers(self, suite: str) -> Optional["WrongAnswers"]:
         first, is_wrong = None, {}
         for corruption in self.results.corruptions(suite):
-            names = [
-                name for name in self.results.test_sets if name.startswith(f"{suite}/{corruption}/")
-            ]
             is_wrong[corruption] = []
-            for name in sorted(names, key=lambda name: int(name.split("/")[2])):
+            for name in by_severity(self.results.test_sets, suite, corruption):
                 predictions = self.predictions(name)
                 first = predictions if first is None else first
                 order = None if predictions is None else order_like(first, predictions)
@@ -264,7 +262,7 @@ def _common_suites(first: Measured, second: Measured) -> list[tuple[str, str]]:
     single = [
         (name, "top-1")
         for name in first.results.test_sets
-        if name.count("/") < 2 and name in second.results.test_sets
+        if not name.is_corrupted and name in second.results.test_sets
     ]
     return single + [(suite, "mCE") for suite in first.whole_suites if suite in second.whole_suites]
 
@@ -303,7 +301,7 @@ def _compare_mce(
     first: Measured, second: Measured, suite: str, baseline_errors: Optional[CorruptionErrors]
 ):
     refuse = functools.partial(Refusal, suite, first.name, second.name)
-    names = [name for name in first.results.test_sets if name.startswith(f"{suite}/")]
+    names = by_severity(first.results.test_sets, suite)
     for name in names:
         reason = _other_task(*(one.results.test_sets[name].conditions for one in (first, second)))
         if reason:
@@ -382,6 +380,6 @@ def _differences(first: Measured, second: Measured, test_sets: Sequence[str]) ->
             remarks.append("the files differ although their names and labels agree")
         for one in (first, second):
             remarks += [
-                f"{one.name}: {problem}" for problem in one.results.test_sets[test_set].problems
+                f"{one.name}: {problem}" for problem in one.results.test_sets[test_set].shortfalls
             ]
     return list(dict.fromkeys(remarks))

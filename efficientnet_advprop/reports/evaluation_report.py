@@ -17,6 +17,7 @@ import numpy as np
 
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.metrics import Score, corruption_errors
+from efficientnet_advprop.evaluation.test_set_name import TestSetName, by_severity
 from efficientnet_advprop.reports import charts, report_rows
 from efficientnet_advprop.reports.comparison import (
     Comparison,
@@ -399,12 +400,8 @@ def _corruption_charts(report: Report, table: Mapping[str, _Corruption]) -> dict
 
 
 def _scores_by_severity(measured: Measured, suite: str, corruption: str) -> dict[int, Score]:
-    prefix = f"{suite}/{corruption}/"
-    names = [name for name in measured.results.test_sets if name.startswith(prefix)]
-    found = {
-        int(name.removeprefix(prefix)): measured.results.test_sets[name].score for name in names
-    }
-    return dict(sorted(found.items()))
+    names = by_severity(measured.results.test_sets, suite, corruption)
+    return {name.severity: measured.results.test_sets[name].score for name in names}
 
 
 def _score_curve(report: Report, model: str, scores: Mapping[int, Score]) -> charts.Curve:
@@ -424,7 +421,7 @@ def _attack_chart(report: Report) -> Optional[str]:
             continue
         clean = next((name for name in ("imagenet", "digits") if name in results), None)
         by_epsilon = ({0.0: results[clean].score} if clean else {}) | {
-            e: results[f"pgd/{e:g}"].score for e in epsilons
+            e: results[TestSetName.attacked(e)].score for e in epsilons
         }
         curves.append(_score_curve(report, measured.name, by_epsilon))
         all_epsilons.update(by_epsilon)
@@ -447,7 +444,7 @@ def _reliability_charts(report: Report) -> list[dict]:
         for name, result in measured.results.test_sets.items():
             if result.conditions.attack is not None:
                 continue
-            suite = name.split("/")[0] if name.count("/") == 2 else name
+            suite = name.whole
             summed[suite] = (
                 summed[suite] + result.calibration if suite in summed else result.calibration
             )

@@ -13,6 +13,7 @@ from typing import Mapping, Optional, Sequence
 
 from efficientnet_advprop.evaluation import metrics
 from efficientnet_advprop.evaluation.results import Conditions, TestSetResult
+from efficientnet_advprop.evaluation.test_set_name import TestSetName, by_severity
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED
 from efficientnet_advprop.reports import significance
 from efficientnet_advprop.reports.comparison import Comparison, Measured, is_fixed_yardstick
@@ -82,10 +83,11 @@ class Measure:
 
 def title(suite: str) -> str:
     """What a test set or suite is called: "imagenet_v2/topimages" → "ImageNet-V2, topimages"."""
-    name, _, rest = suite.partition("/")
-    if name == "pgd":
-        return f"{_TITLES[name]}, ε = {rest}"
-    return ", ".join(filter(None, (_TITLES.get(name, name), rest.replace("_", " "))))
+    name = TestSetName(suite)
+    if name.epsilon is not None:
+        return f"{_TITLES[name.suite]}, ε = {name.variant}"
+    variant = name.variant.replace("_", " ")
+    return ", ".join(filter(None, (_TITLES.get(name.suite, name.suite), variant)))
 
 
 def describe_conditions(conditions: Conditions) -> str:
@@ -111,9 +113,7 @@ def describe_conditions(conditions: Conditions) -> str:
 
 def list_measures(comparison: Comparison, measured: Measured) -> list[Measure]:
     """Everything that was measured of one of the models, in the order in which it was measured."""
-    suites = dict.fromkeys(
-        name.split("/")[0] if name.count("/") == 2 else name for name in measured.results.test_sets
-    )
+    suites = dict.fromkeys(name.whole for name in measured.results.test_sets)
     measures = []
     for suite in suites:
         if suite in measured.results.test_sets:
@@ -124,9 +124,7 @@ def list_measures(comparison: Comparison, measured: Measured) -> list[Measure]:
 
 
 def _remarks(result: TestSetResult) -> list[str]:
-    remarks = list(result.problems)
-    if result.conditions.num_drawn is not None:
-        remarks.append(f"only {result.conditions.num_drawn:,} images, drawn evenly")
+    remarks = result.shortfalls
     if result.conditions.made_from is not None:
         remarks.append(f"corrupted here from {result.conditions.made_from}, not the official files")
     return remarks
@@ -177,17 +175,13 @@ def _measure_top1(measured: Measured, test_set: str) -> Measure:
 def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str) -> list[Measure]:
     """mCE, relative mCE and the plain mean error of a corrupted suite."""
     results, baseline = measured.results, comparison.yardstick(suite)
-    sets = {
-        name: result for name, result in results.test_sets.items() if name.startswith(f"{suite}/")
-    }
-    remarks = _problems_of_sets(
-        {name.partition("/")[2]: result.problems for name, result in sets.items()}
-    )
+    sets = {name: results.test_sets[name] for name in by_severity(results.test_sets, suite)}
+    remarks = _problems_of_sets({name.variant: result.shortfalls for name, result in sets.items()})
     remarks += dict.fromkeys(
         remark
         for result in sets.values()
         for remark in _remarks(result)
-        if remark not in result.problems
+        if remark not in result.shortfalls
     )
     missing = results.missing(suite)
     if missing:

@@ -12,7 +12,7 @@ from typing import Mapping, Sequence
 import numpy as np
 
 from efficientnet_advprop.evaluation.metrics import Score
-from efficientnet_advprop.evaluation.results import attacked
+from efficientnet_advprop.evaluation.test_set_name import TestSetName
 from efficientnet_advprop.reports import charts, evaluation_report
 from efficientnet_advprop.reports.evaluation_report import Report
 
@@ -62,7 +62,9 @@ class DemoReport:
         found = [self.clean] + [
             suite for suite in results.corrupted_suites() if suite == self.corrupted
         ]
-        return found + [attacked(epsilon) for epsilon in sorted(results.epsilons())[-1:]]
+        return found + [
+            TestSetName.attacked(epsilon) for epsilon in sorted(results.epsilons())[-1:]
+        ]
 
 
 def images_per_second(history: Sequence[Mapping[str, float]]) -> float:
@@ -100,7 +102,7 @@ def _headline(demo: DemoReport, name: str) -> dict:
         num_corruptions = len(demo.report.comparison.first.results.corruptions(name))
         title, note = "Corrupted images", f"mean of {num_corruptions} corruptions × 5 severities"
     else:
-        title, note = "Under attack", f"PGD on the main branch, ε = {name.partition('/')[2]}"
+        title, note = "Under attack", f"PGD on the main branch, ε = {TestSetName(name).variant}"
     rows = []
     for measured in demo.report.comparison.measured:
         if name == demo.corrupted:

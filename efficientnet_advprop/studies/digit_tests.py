@@ -49,9 +49,7 @@ def open_test_sets(
     ]
     return {
         "clean": [clean],
-        "corrupted": [
-            test_set for test_set in corrupted if int(test_set.name.split("/")[-1]) in severities
-        ],
+        "corrupted": [test_set for test_set in corrupted if test_set.name.severity in severities],
         "attacked": [
             with_attack(clean, dataclasses.replace(settings, attack=attack)) for attack in attacks
         ],

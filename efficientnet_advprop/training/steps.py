@@ -9,27 +9,30 @@ one would have drawn.
 """
 
 import functools
-import math
-from typing import Callable, NamedTuple, Optional, Sequence, Union
+from typing import Callable, Optional, Sequence, Union
 
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.methods import ADVERSARIAL, AUGMENTED, CLEAN, METHODS, Method, Pass
+from efficientnet_advprop.methods import ADVERSARIAL, AUGMENTED, CLEAN, METHODS, Method
 from efficientnet_advprop.models.normalization import batch_norms, branch_names, moving_statistics
 from efficientnet_advprop.training import losses
+from efficientnet_advprop.training.fast_advprop import fast_advprop_gradients
+from efficientnet_advprop.training.passes import (
+    Batch,
+    GradientFn,
+    PassRunner,
+    Sums,
+    start_after,
+    sum_of_gradients,
+)
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState
-from tpu_utils.replicas import environment, ordering, randomness, reduction
+from tpu_utils.replicas import environment, randomness, reduction
 
 STATISTICS = ("running", "batch")
 BATCH_KEYS = {CLEAN: "images", AUGMENTED: "augmented_images"}
-
-Batch = dict[str, tf.Tensor]
-Sums = dict[str, tf.Tensor]
-Gradients = list[Optional[tf.Tensor]]  # one per trainable variable; None for another branch's
-GradientFn = Callable[[Batch, tf.Tensor], tuple[Gradients, Sums]]  # batch, seed
 
 
 def attacked_network(
@@ -51,68 +54,9 @@ def attacked_network(
     )
 
 
-class _Result(NamedTuple):
-    """Of one pass: this replica's share of the gradients, and losses and hits per image, float32 [batch]."""
-
-    gradients: Gradients
-    image_gradients: Optional[tf.Tensor]  # of an attack's pass
-    losses: tf.Tensor
-    hits: tf.Tensor
-
-    def sums_of(self, part: Pass) -> Sums:
-        """The sums of losses and hits for each of the pass's views."""
-        count = len(part.views)
-        sums = {}
-        for view, loss, hits in zip(
-            part.views, tf.split(self.losses, count), tf.split(self.hits, count)
-        ):
-            sums[f"{view}_loss"], sums[f"{view}_correct"] = tf.reduce_sum(loss), tf.reduce_sum(hits)
-        return sums
-
-
-class _Runner:
-    """Forward and backward through a branch, for the losses of one step."""
-
-    def __init__(self, state: TrainState, global_batch_size: int, label_smoothing: float):
-        self.model, self.loss_scale = state.model, state.loss_scale
-        self.global_batch_size, self.label_smoothing = global_batch_size, label_smoothing
-
-    def __call__(self, part: Pass, images, labels, seed, *, is_attack: bool = False) -> _Result:
-        """The gradient of the sum of losses, times the pass's weight and the loss scale, over the global batch size.
-
-        `is_attack`: with respect to the images, too, and without moving statistics.
-        """
-        with tf.GradientTape() as tape:
-            if is_attack:
-                tape.watch(images)
-            logits = self.model(
-                images,
-                training=True,
-                branch=part.branch,
-                update_statistics=not is_attack,
-                seed=seed,
-            )
-            per_image = losses.cross_entropy(labels, logits, self.label_smoothing)
-            loss = tf.reduce_sum(per_image) / (self.global_batch_size / part.weight)
-            if self.loss_scale is not None:
-                loss *= self.loss_scale.scale
-        trained = self.model.trainable_variables
-        gradients = tape.gradient(loss, [*trained, images] if is_attack else trained)
-        of_images = gradients.pop() if is_attack else None
-        true_classes = labels if labels.shape.rank == 1 else tf.argmax(labels, -1)
-        hits = tf.cast(
-            tf.equal(tf.argmax(logits, -1, true_classes.dtype), true_classes), tf.float32
-        )
-        return _Result(gradients, of_images, per_image, hits)
-
-
-def _total(gradients: Sequence[Optional[tf.Tensor]]) -> Optional[tf.Tensor]:
-    """The sum of those that are not None."""
-    given = [gradient for gradient in gradients if gradient is not None]
-    return sum(given[1:], given[0]) if given else None
-
-
-def _paired(method: Method, run: _Runner, attack: Optional[Attack], statistics: str) -> GradientFn:
+def gradients_by_pass(
+    method: Method, run: PassRunner, attack: Optional[Attack], statistics: str
+) -> GradientFn:
     """Every pass over the whole batch: clean images, their other views, and their adversarial twins.
 
     Passes one after the other, whose gradients are added, rather than one over a concatenated batch: one pass's activations
@@ -127,7 +71,7 @@ def _paired(method: Method, run: _Runner, attack: Optional[Attack], statistics: 
         results, sums = [], {}
         for part in method.passes:
             if results:
-                images = {view: _after(results[-1], tensor) for view, tensor in images.items()}
+                images = {view: start_after(results[-1], tensor) for view, tensor in images.items()}
             if ADVERSARIAL in part.views and ADVERSARIAL not in images:
                 attack_seed = next(seeds)
                 network = attacked_network(run.model, part.branch, statistics, attack_seed)
@@ -140,7 +84,7 @@ def _paired(method: Method, run: _Runner, attack: Optional[Attack], statistics: 
             )
             results.append(result.gradients)
             sums.update(result.sums_of(part))
-        return [_total(gradients) for gradients in zip(*results)], {
+        return [sum_of_gradients(gradients) for gradients in zip(*results)], {
             **sums,
             "num_images": tf.constant(float(labels.shape[0])),
         }
@@ -148,85 +92,7 @@ def _paired(method: Method, run: _Runner, attack: Optional[Attack], statistics: 
     return gradients_of
 
 
-def _after(gradients: Gradients, images: tf.Tensor) -> tf.Tensor:
-    """`images`, for what must not begin before `gradients` are known, where an order costs nothing.
-
-    The passes over clean images and the attack depend on nothing of each other's, and XLA would mix them: two passes'
-    activations at once. The first gradient is the last one to be known.
-    """
-    if not environment.current().executes_in_order:
-        return images
-    return ordering.after(
-        next(gradient for gradient in gradients if gradient is not None),
-        tf.cast(images, tf.float32),
-    )
-
-
-def _unpaired(method: Method, run: _Runner, attack: PGD) -> GradientFn:
-    """Fast AdvProp: a part of the batch becomes adversarial, and the attack's own backward pass trains the network, too.
-
-    Images are shuffled over the replicas before the attack, and again (as in the authors' code) between the attack and the pass
-    over the adversarial images, so that none is trained on in the company, hence with the batch moments, in which it was made.
-    """
-    clean_pass, noisy_pass, adversarial_pass = method.passes
-
-    def gradients_of(batch, seed):
-        shuffle_seed, clean_seed, attack_seed, noisy_seed, again_seed, adversarial_seed = (
-            randomness.split(seed, 6)
-        )
-        images, labels = _shuffled_over_replicas(batch["images"], batch["labels"], shuffle_seed)
-        size = images.shape[0]
-        count = round(method.adversarial_share * size)
-        if not 0 < count < size:
-            raise ValueError(
-                f"`adversarial_share` is {method.adversarial_share}, but of {size} images on a replica (in one of the "
-                "`accumulation_steps`) that leaves none of one kind; take more."
-            )
-        clean = run(clean_pass, images[count:], labels[count:], clean_seed)
-        images, labels = tf.cast(images[:count], tf.float32), labels[:count]
-        noisy_images = _after(clean.gradients, attack.start(images, attack_seed))
-        noisy = run(noisy_pass, noisy_images, labels, noisy_seed, is_attack=True)
-        adversarial_images = tf.stop_gradient(
-            attack.move(images, noisy_images, noisy.image_gradients)
-        )
-        adversarial_images, labels = _shuffled_over_replicas(adversarial_images, labels, again_seed)
-        adversarial = run(adversarial_pass, adversarial_images, labels, adversarial_seed)
-
-        results = {clean_pass: clean, noisy_pass: noisy, adversarial_pass: adversarial}
-        sizes = [result.losses.shape[0] for result in results.values()]
-        shares = [part.weight * own / size for part, own in zip(results, sizes)]
-        gradients = [
-            _total(own) / sum(share for share, gradient in zip(shares, own) if gradient is not None)
-            for own in zip(*(result.gradients for result in results.values()))
-        ]
-        sums = {"num_images": tf.constant(float(size))}
-        for (part, result), own in zip(
-            results.items(), sizes
-        ):  # as if of the whole batch: over num_images they are means
-            sums.update(
-                {name: value * (size / own) for name, value in result.sums_of(part).items()}
-            )
-        return gradients, sums
-
-    return gradients_of
-
-
-def _shuffled_over_replicas(
-    images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Images and labels in a random order: as many to each of the replicas, as far as their number divides."""
-    group_size = math.gcd(images.shape[0], environment.current().num_replicas)
-    for index, own_seed in enumerate(randomness.split(seed, 2)):
-        order = tf.argsort(randomness.uniform([images.shape[0]], own_seed))
-        images, labels = tf.gather(images, order), tf.gather(labels, order)
-        if index == 0:
-            images, labels = (
-                reduction.exchange_over_replicas(tensor, group_size) for tensor in (images, labels)
-            )
-    return images, labels
-
-
-def _accumulated(
+def _over_accumulated_parts(
     gradients_of: GradientFn, accumulation_steps: int, reduces: Callable[[], bool]
 ) -> GradientFn:
     """The same over a batch cut into `accumulation_steps` parts, one after the other; traced once, unless its `reduces` and the
@@ -324,13 +190,13 @@ def make_train_step(
             f"The model has `aux_branches`={model.aux_branches}, but method {name!r} trains exactly {method.aux_branches}; "
             "the others would never learn. Build the model accordingly."
         )
-    run = _Runner(state, global_batch_size, label_smoothing)
+    run = PassRunner(state, global_batch_size, label_smoothing)
     if method.adversarial_share is None:
-        gradients_of = _paired(method, run, attack, attack_statistics)
+        gradients_of = gradients_by_pass(method, run, attack, attack_statistics)
     else:
-        gradients_of = _unpaired(method, run, attack)
+        gradients_of = fast_advprop_gradients(method, run, attack)
     if accumulation_steps > 1:
-        gradients_of = _accumulated(
+        gradients_of = _over_accumulated_parts(
             gradients_of, accumulation_steps, functools.partial(_reduces, method, model)
         )
 

@@ -33,7 +33,6 @@ from efficientnet_advprop.data.labeled_images import (
 )
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.data.tar_archives import TarMember, read_tar_index
-from efficientnet_advprop.evaluation.results import corrupted
 from efficientnet_advprop.evaluation.suites.test_sets import (
     SuiteError,
     SuiteSettings,
@@ -41,6 +40,7 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
     common,
     with_attack,
 )
+from efficientnet_advprop.evaluation.test_set_name import TestSetName
 
 NUM_CLASSES = 1000
 # D. Hendrycks et al.: which 200 classes ImageNet-A (arXiv 1907.07174) and ImageNet-R (arXiv 2006.16241) have.
@@ -118,7 +118,7 @@ LAYOUTS = {
         is_stored_at_224=True,
     ),
     **{
-        corrupted("imagenet_c", corruption, severity): Layout(
+        TestSetName.corrupted("imagenet_c", corruption, severity): Layout(
             tuple(
                 f"{root}{corruption}/{severity}"
                 for root in ("imagenet-c/", f"imagenet-c/{archive}/", "ImageNet-C/")
@@ -311,7 +311,7 @@ def _open_made(settings: SuiteSettings, wanted: str) -> list[TestSet]:
     (clean,) = open_sets(settings, "imagenet")
     test_sets = []
     for corruption, severity in itertools.product(corruptions.CORRUPTIONS, corruptions.SEVERITIES):
-        name = corrupted("imagenet_c_made", corruption, severity)
+        name = TestSetName.corrupted("imagenet_c_made", corruption, severity)
         if f"{name}/".startswith(f"{wanted}/"):
             change = corrupted_images.corrupter(corruption, severity, settings.seed)
             fields = dict(

@@ -2,7 +2,7 @@
 
     for test_set in open_suites(["imagenet_c", "imagenet_a"], settings):
         images = test_set.find_images()
-        ...                                                       # `running.run` does the rest
+        ...                                                       # `evaluation_run.run` does the rest
 
 A suite is a name in `SUITES` and a function from the settings to its test sets. "imagenet_c/fog" and "imagenet_c/fog/3" are the
 test sets of that name alone; what follows a colon is the suite's argument.
@@ -14,7 +14,6 @@ from typing import Sequence
 
 from efficientnet_advprop.data import corruptions, digits, image_folders, records
 from efficientnet_advprop.data.labeled_images import FileImages, RecordImages
-from efficientnet_advprop.evaluation.results import corrupted
 from efficientnet_advprop.evaluation.suites import imagenet_suites
 from efficientnet_advprop.evaluation.suites.test_sets import (
     SuiteError,
@@ -22,6 +21,7 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
     TestSet,
     common,
 )
+from efficientnet_advprop.evaluation.test_set_name import TestSetName
 
 
 def open_folder(settings: SuiteSettings, argument: str) -> list[TestSet]:
@@ -40,7 +40,7 @@ def open_folder(settings: SuiteSettings, argument: str) -> list[TestSet]:
 
     return [
         TestSet(
-            f"folder:{argument.strip('/').replace('/', ':')}",
+            TestSetName(f"folder:{argument.strip('/').replace('/', ':')}"),
             argument,
             find_images,
             **common(settings),
@@ -55,12 +55,12 @@ def open_digits(settings: SuiteSettings, wanted: str) -> list[TestSet]:
             f"`--suite` names {wanted!r}, but the network has {settings.num_classes} classes, not ten."
         )
     digits.ensure_digits(settings.data_dir)
-    folders = {"digits": lambda: settings.data_dir}
+    folders = {TestSetName("digits"): lambda: settings.data_dir}
     for corruption, severity in itertools.product(corruptions.CORRUPTIONS, corruptions.SEVERITIES):
         make = functools.partial(
             digits.ensure_corrupted_digits, settings.data_dir, corruption, severity
         )
-        folders[corrupted("digits_c", corruption, severity)] = make
+        folders[TestSetName.corrupted("digits_c", corruption, severity)] = make
 
     def find_images(name):
         return RecordImages(records.open_split(folders[name](), "validation"), digits.NUM_CLASSES)
@@ -69,7 +69,7 @@ def open_digits(settings: SuiteSettings, wanted: str) -> list[TestSet]:
     return [
         TestSet(name, settings.data_dir, functools.partial(find_images, name), **fields)
         for name in folders
-        if f"{name}/".startswith(f"{wanted}/")
+        if name.is_part_of(wanted)
     ]
 
 
@@ -92,7 +92,7 @@ def open_suites(names: Sequence[str], settings: SuiteSettings) -> list[TestSet]:
     test_sets = {}
     for text in names:
         name, _, argument = text.partition(":")
-        suite = name.split("/")[0]
+        suite = TestSetName(name).suite
         if suite not in SUITES:
             raise SuiteError(f"`--suite` names {suite!r}, but there are only {', '.join(SUITES)}.")
         if argument and suite != "folder":

@@ -12,7 +12,8 @@ from typing import Callable, Optional, Sequence
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.data.labeled_images import LabeledImages
 from efficientnet_advprop.errors import UsageError
-from efficientnet_advprop.evaluation.results import Conditions, attacked
+from efficientnet_advprop.evaluation.results import Conditions
+from efficientnet_advprop.evaluation.test_set_name import TestSetName
 
 STORED_SIZE = 224  # pixels: of the images of ImageNet-C and Stylized-ImageNet
 
@@ -31,7 +32,7 @@ class SuiteSettings:
         image_size, crop: of the network's own pre-processing; see `preprocessing.preprocess_for_eval`.
         stored_size: pixels at which images stored at 224 are fed: 224 is as they are; another number resizes them whole.
         attack, num_restarts: of the suite pgd.
-        max_images: so many of each test set, drawn evenly; None: all.
+        max_images: evaluate only this many images of each test set, evenly spaced; None: all.
         seed: of what is random: attacks, corruptions made here.
         allow_incomplete: score what there is of a data set that is not whole.
         class_names: of the network, by label; None: not known.
@@ -70,7 +71,7 @@ class TestSet:
 
     __test__ = False  # not a test of pytest's
 
-    name: str
+    name: TestSetName
     source: str
     find_images: Callable[[], LabeledImages]
     image_size: int
@@ -83,6 +84,9 @@ class TestSet:
     num_restarts: int = 1
     max_images: Optional[int] = None
     seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "name", TestSetName(self.name))
 
     def num_drawn(self, num_images: int) -> int:
         """How many of its images are looked at."""
@@ -138,7 +142,7 @@ def with_attack(test_set: TestSet, settings: SuiteSettings) -> TestSet:
     """The same images under the settings' attack."""
     return dataclasses.replace(
         test_set,
-        name=attacked(settings.attack.epsilon),
+        name=TestSetName.attacked(settings.attack.epsilon),
         attack=settings.attack,
         num_restarts=settings.num_restarts,
         seed=settings.seed,

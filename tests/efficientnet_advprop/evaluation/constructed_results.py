@@ -11,9 +11,9 @@ from efficientnet_advprop.evaluation.results import (
     Conditions,
     Results,
     TestSetResult,
-    corrupted,
     predictions_path,
 )
+from efficientnet_advprop.evaluation.test_set_name import TestSetName
 
 NUM_CLASSES = 20
 
@@ -64,7 +64,7 @@ def write_results(
         names = {name: accuracy}
         if name in suites:
             names = {
-                corrupted(name, c, s): accuracy - corruption_cost * s
+                TestSetName.corrupted(name, c, s): accuracy - corruption_cost * s
                 for c in CORRUPTIONS
                 for s in SEVERITIES
             }

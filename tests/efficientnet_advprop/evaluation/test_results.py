@@ -13,10 +13,9 @@ from efficientnet_advprop.evaluation.results import (
     Conditions,
     Results,
     TestSetResult,
-    attacked,
-    corrupted,
     predictions_path,
 )
+from efficientnet_advprop.evaluation.test_set_name import TestSetName
 
 
 def make_results(fog=(70, 50), snow=(80, 60), problems=()):
@@ -65,7 +64,11 @@ def test_other_files_are_refused(tmp_path):
 
 def test_names_and_groups():
     results = make_results()
-    assert (corrupted("c", "fog", 2), attacked(8.0), attacked(0.5)) == (
+    assert (
+        TestSetName.corrupted("c", "fog", 2),
+        TestSetName.attacked(8.0),
+        TestSetName.attacked(0.5),
+    ) == (
         "c/fog/2",
         "pgd/8",
         "pgd/0.5",
@@ -96,7 +99,9 @@ def test_mce_needs_all_seventy_five_sets():
         results.mean_corruption_error("c", results.errors("c"))
     fog = results.test_sets["c/fog/1"]
     results.test_sets = {
-        corrupted("c", name, severity): fog for name in CORRUPTIONS for severity in range(1, 6)
+        TestSetName.corrupted("c", name, severity): fog
+        for name in CORRUPTIONS
+        for severity in range(1, 6)
     }
     assert results.mean_corruption_error(
         "c", dict.fromkeys(CORRUPTIONS, [0.6] * 5)

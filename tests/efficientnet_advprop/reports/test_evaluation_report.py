@@ -77,7 +77,7 @@ def test_page_says_what_was_measured(report, page):
         f"{100 * score.top1:.1f} ({100 * score.interval()[0]:.1f}–{100 * score.interval()[1]:.1f})"
         in text
     )
-    assert "published 77.1, not measured alike" in text and "only 120 images, drawn evenly" in text
+    assert "published 77.1, not measured alike" in text and "only 120 images, evenly spaced" in text
     mce = report.rows["imagenet_c", "mCE"]["b0-advprop"]
     assert f"published 66.2, {100 * mce.value - 66.2:+.1f}".replace("-", "−") in text
     assert (
@@ -117,7 +117,7 @@ def test_markdown_has_the_same_figures(report):
         and row[9] == "224 px, whole images"
     )
     (row,) = (row for row in rows if row[:3] == ["ImageNet", "b0-advprop", "top-1"])
-    assert row[5] == "" and row[10].rstrip(" |") == "**only 120 images, drawn evenly**"
+    assert row[5] == "" and row[10].rstrip(" |") == "**only 120 images, evenly spaced**"
     assert sum(row[0] == "jpeg compression" for row in rows) == 2
 
 
@@ -125,7 +125,7 @@ def test_console_table(report):
     lines = evaluation_report.format_table(report).splitlines()
     assert lines[0].split() == ["per", "cent", *NAMES, "fed"]
     assert lines[2].startswith("ImageNet, top-1") and lines[2].endswith("*  224 px, crop released")
-    assert "* ImageNet: only 120 images, drawn evenly" in lines
+    assert "* ImageNet: only 120 images, evenly spaced" in lines
 
 
 def test_console_table_of_one_model_has_the_published_figures(report):

@@ -80,7 +80,7 @@ def test_mce_by_hand(b0):
     "keywords, remark",
     [
         (dict(problems=["lacks 5 images"]), "lacks 5 images"),
-        (dict(conditions={"imagenet": {"num_drawn": 100}}), "only 100 images, drawn evenly"),
+        (dict(conditions={"imagenet": {"num_drawn": 100}}), "only 100 images, evenly spaced"),
         (dict(conditions={"imagenet": {"made_from": "imagenet"}}), "not the official files"),
     ],
 )

@@ -9,7 +9,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD, UniformNoise
 from efficientnet_advprop.config import ExperimentConfig
 from efficientnet_advprop.methods import METHODS, Method, Pass
-from efficientnet_advprop.training import losses, optimizers, programs, steps
+from efficientnet_advprop.training import fast_advprop, losses, optimizers, programs, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.loss_scale import LossScale
 from efficientnet_advprop.training.schedules import LearningRate
@@ -394,7 +394,7 @@ def test_images_are_shuffled_over_replicas_with_their_labels(two_replicas):
             labels = environment.current().replica_id * 8 + tf.range(8)
             images = tf.cast(tf.reshape(labels, [8, 1, 1, 1]), tf.uint8)
             seed = randomness.fold_in(tf.constant([1, 2]), environment.current().replica_id)
-            return steps._shuffled_over_replicas(images, labels, seed)
+            return fast_advprop.shuffle_over_replicas(images, labels, seed)
 
         return two_replicas.run(replica)
 

@@ -1,0 +1,83 @@
+"""Fast AdvProp's gradients: a part of the batch is attacked, and the attack's own pass trains as well.
+
+Mei et al., ICLR 2022 (arXiv 2204.09838). `steps.make_train_step` calls this for methods that have
+an `adversarial_share`.
+"""
+
+import math
+
+import tensorflow as tf
+
+from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.methods import Method
+from efficientnet_advprop.training.passes import (
+    GradientFn,
+    PassRunner,
+    start_after,
+    sum_of_gradients,
+)
+from tpu_utils.replicas import environment, randomness, reduction
+
+
+def fast_advprop_gradients(method: Method, run: PassRunner, attack: PGD) -> GradientFn:
+    """Fast AdvProp: a part of the batch becomes adversarial, and the attack's own backward pass trains the network, too.
+
+    Images are shuffled over the replicas before the attack, and again (as in the authors' code) between the attack and the pass
+    over the adversarial images, so that none is trained on in the company, hence with the batch moments, in which it was made.
+    """
+    clean_pass, noisy_pass, adversarial_pass = method.passes
+
+    def gradients_of(batch, seed):
+        shuffle_seed, clean_seed, attack_seed, noisy_seed, again_seed, adversarial_seed = (
+            randomness.split(seed, 6)
+        )
+        images, labels = shuffle_over_replicas(batch["images"], batch["labels"], shuffle_seed)
+        size = images.shape[0]
+        count = round(method.adversarial_share * size)
+        if not 0 < count < size:
+            raise ValueError(
+                f"`adversarial_share` is {method.adversarial_share}, but of {size} images on a replica (in one of the "
+                "`accumulation_steps`) that leaves none of one kind; take more."
+            )
+        clean = run(clean_pass, images[count:], labels[count:], clean_seed)
+        images, labels = tf.cast(images[:count], tf.float32), labels[:count]
+        noisy_images = start_after(clean.gradients, attack.start(images, attack_seed))
+        noisy = run(noisy_pass, noisy_images, labels, noisy_seed, is_attack=True)
+        adversarial_images = tf.stop_gradient(
+            attack.move(images, noisy_images, noisy.image_gradients)
+        )
+        adversarial_images, labels = shuffle_over_replicas(adversarial_images, labels, again_seed)
+        adversarial = run(adversarial_pass, adversarial_images, labels, adversarial_seed)
+
+        results = {clean_pass: clean, noisy_pass: noisy, adversarial_pass: adversarial}
+        sizes = [result.losses.shape[0] for result in results.values()]
+        shares = [part.weight * own / size for part, own in zip(results, sizes)]
+        gradients = [
+            sum_of_gradients(own)
+            / sum(share for share, gradient in zip(shares, own) if gradient is not None)
+            for own in zip(*(result.gradients for result in results.values()))
+        ]
+        sums = {"num_images": tf.constant(float(size))}
+        # As if of the whole batch, so that divided by `num_images` they are means.
+        for (part, result), own in zip(results.items(), sizes):
+            sums.update(
+                {name: value * (size / own) for name, value in result.sums_of(part).items()}
+            )
+        return gradients, sums
+
+    return gradients_of
+
+
+def shuffle_over_replicas(
+    images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Images and labels in a random order: as many to each of the replicas, as far as their number divides."""
+    group_size = math.gcd(images.shape[0], environment.current().num_replicas)
+    for index, own_seed in enumerate(randomness.split(seed, 2)):
+        order = tf.argsort(randomness.uniform([images.shape[0]], own_seed))
+        images, labels = tf.gather(images, order), tf.gather(labels, order)
+        if index == 0:
+            images, labels = (
+                reduction.exchange_over_replicas(tensor, group_size) for tensor in (images, labels)
+            )
+    return images, labels

@@ -9,9 +9,10 @@ Nothing here touches TensorFlow: counts come in, from wherever they were counted
 """
 
 import dataclasses
-import math
 import statistics
 from typing import Mapping, Sequence
+
+from scipy import stats
 
 CorruptionErrors = Mapping[
     str, Sequence[float]
@@ -46,19 +47,8 @@ def wilson_interval(
         raise ValueError(
             f"`confidence` is {confidence!r}, but must lie in (0, 1), for instance 0.95."
         )
-    z = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
-    proportion = num_correct / num_images
-    weight = 1.0 + z * z / num_images
-    centre = (proportion + z * z / (2 * num_images)) / weight
-    half = (
-        z
-        / weight
-        * math.sqrt(proportion * (1.0 - proportion) / num_images + (z / (2 * num_images)) ** 2)
-    )
-    # At 0 and at `num_images` the interval ends there exactly; rounding must not move it.
-    return (0.0 if num_correct == 0 else centre - half), (
-        1.0 if num_correct == num_images else centre + half
-    )
+    ends = stats.binomtest(num_correct, num_images).proportion_ci(confidence, method="wilson")
+    return float(ends.low), float(ends.high)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,14 +80,10 @@ class PairedCounts:
     def interval(
         self, confidence: float = 0.95, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
     ) -> tuple[float, float]:
-        """Bootstrap interval (percentiles) of `difference`. Whole images are resampled, which only has three kinds of them to
-        count."""
-        kinds = (
-            np.array([self.num_only_first, self.num_only_second, 0], np.float64) / self.num_images
-        )
-        kinds[2] = max(0.0, 1.0 - kinds[0] - kinds[1])
-        draws = np.random.default_rng(seed).multinomial(self.num_images, kinds, size=num_resamples)
-        return _percentiles((draws[:, 1] - draws[:, 0]) / self.num_images, confidence)
+        """Bootstrap interval of `difference`; see `bootstrap_mean_interval`."""
+        kinds = [self.num_only_first, self.num_only_second]
+        values = np.repeat([-1.0, 1.0, 0.0], [*kinds, self.num_images - sum(kinds)])
+        return bootstrap_mean_interval(values, confidence, num_resamples=num_resamples, seed=seed)
 
 
 def corruption_contributions(
@@ -141,30 +137,29 @@ def bootstrap_mean_interval(
         raise ValueError(
             f"`values` has shape {values.shape}, but must be [images] with at least one."
         )
-    rng, size = np.random.default_rng(seed), values.size
-    rows = max(1, _CHUNK_ELEMENTS // size)
-    means = [
-        values[rng.integers(0, size, (min(rows, num_resamples - done), size), np.int32)].mean(
-            axis=1
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(
+            f"`confidence` is {confidence!r}, but must lie in (0, 1), for instance 0.95."
         )
-        for done in range(0, num_resamples, rows)
-    ]
-    return _percentiles(np.concatenate(means), confidence)
+    if values.size == 1:  # SciPy wants two; one value resampled is always itself
+        return float(values[0]), float(values[0])
+    ends = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=num_resamples,
+        batch=max(1, _CHUNK_ELEMENTS // values.size),
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(ends.low), float(ends.high)
 
 
 def paired_t_test(differences: np.ndarray) -> float:
     """Two-sided p-value of Student's paired test that the mean of `differences`, float [images], is 0; 1.0 if all are."""
     differences = np.asarray(differences, np.float64)
     return float(stats.ttest_1samp(differences, 0.0).pvalue) if np.any(differences) else 1.0
-
-
-def _percentiles(replicates: np.ndarray, confidence: float) -> tuple[float, float]:
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(
-            f"`confidence` is {confidence!r}, but must lie in (0, 1), for instance 0.95."
-        )
-    low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

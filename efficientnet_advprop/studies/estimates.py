@@ -45,12 +45,12 @@ class Estimate:
         mean, count = statistics.fmean(values), len(values)
         if count < 2:
             return cls(tuple(values), mean, (math.nan, math.nan), math.nan)
-        error = statistics.stdev(values) / math.sqrt(count)
-        if error == 0.0:  # all the same: there is no spread to judge by
+        if len(set(values)) == 1:  # there is no spread to judge by
             return cls(tuple(values), mean, (mean, mean), 1.0 if mean == 0.0 else 0.0)
-        half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
-        p_value = float(2 * stats.t.sf(abs(mean) / error, count - 1))
-        return cls(tuple(values), mean, (mean - half, mean + half), p_value)
+        test = stats.ttest_1samp(values, 0.0)
+        ends = test.confidence_interval(CONFIDENCE)
+        interval = (float(ends.low), float(ends.high))
+        return cls(tuple(values), mean, interval, float(test.pvalue))
 
 
 def contrast_values(

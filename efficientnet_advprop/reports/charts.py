@@ -4,6 +4,7 @@
     svg = line_chart([1, 2, 3], [curve], x_label="severity", y_label="top-1, %", scale=100)
     svg = bar_chart(["fog", "snow"], [curve], x_label="corruption error, %")
     svg = reliability_chart([curve])                              # `x`: confidences, `values`: accuracies
+    svg = interval_chart([Interval("AdvProp − vanilla", 0.02, (0.01, 0.03), [0.01, 0.03])])
     uri = png_uri(image)                                          # for <img src="…">
 
 The same values give the same bytes.
@@ -13,7 +14,8 @@ import base64
 import dataclasses
 import html
 import io
-from typing import Optional, Sequence
+import math
+from typing import Any, Optional, Sequence
 
 import matplotlib
 import numpy as np
@@ -202,6 +204,80 @@ def reliability_chart(curves: Sequence[Curve], *, size: tuple[float, float] = (3
     return line_chart(
         [0, 25, 50, 75, 100], of_percent, x_label="confidence, %", y_label="accuracy, %", size=size
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """One row of a chart of differences.
+
+    Args:
+        label: what differs from what.
+        mean: of the difference.
+        span: the ends of its interval.
+        values: what the mean is of, drawn as faint dots.
+        color: CSS.
+    """
+
+    label: str
+    mean: float
+    span: tuple[float, float]
+    values: Sequence[float] = ()
+    color: str = _INK
+
+
+def draw_intervals(
+    axes: Any, intervals: Sequence[Interval], rows: Sequence[float], scale: float = 100.0
+) -> None:
+    """Draws intervals into matplotlib's axes, around a line at zero, from the top down.
+
+    The axis reaches as far as 24 of 25 ends; a mean beyond it stands at the edge in figures.
+
+    Args:
+        axes: to draw into.
+        intervals: what to draw.
+        rows: the vertical place of each.
+        scale: factor on all values: 100 for percentage points.
+    """
+    ends = [abs(scale * end) for one in intervals for end in (*one.span, one.mean)]
+    reach = 1.1 * float(np.quantile(ends, 0.96)) or 1.0 if ends else 1.0
+    axes.set_xlim(-reach, reach)
+    for one, row in zip(intervals, rows):
+        axes.plot(
+            np.multiply(one.values, scale), [row] * len(one.values), ".",
+            color=one.color, alpha=0.35, markersize=3,
+        )  # fmt: skip
+        axes.plot(np.multiply(one.span, scale), [row, row], color=one.color, linewidth=1.4)
+        mean = scale * one.mean
+        if abs(mean) <= reach:
+            axes.plot([mean], [row], "o", color=one.color, markersize=4)
+            continue
+        side = math.copysign(1.0, mean)
+        text = f"◂ {mean:+.1f}" if side < 0 else f"{mean:+.1f} ▸"
+        align = "left" if side < 0 else "right"
+        axes.text(
+            side * reach, row - 0.25, text,
+            color=one.color, ha=align, va="bottom", fontsize=7,
+        )  # fmt: skip
+    axes.axvline(0.0, color=_INK, linewidth=0.8, linestyle=":")
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=_GRID)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def interval_chart(intervals: Sequence[Interval], *, x_label: str = "percentage points") -> str:
+    """Differences with their intervals, a row each, as an `<svg>` element of flexible width."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 0.7 + 0.26 * len(intervals)), layout="constrained")
+        figure.patch.set_alpha(0.0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0.0)
+        rows = range(len(intervals))
+        draw_intervals(axes, intervals, rows)
+        axes.set_yticks(rows, [one.label for one in intervals])
+        axes.set_ylim(len(intervals) - 0.3, -0.7)
+        axes.set_xlabel(x_label)
+        return _as_svg(figure, f"{x_label} of {', '.join(one.label for one in intervals)}")
 
 
 def thumbnail_uri(encoded: bytes, size: int = 160) -> Optional[str]:

@@ -195,7 +195,7 @@ def execute_all(
                             _start(run, command(run), output_dir, environments[slot]),
                         )
                 time.sleep(_POLL_SECONDS)
-                for slot, (run, process) in list(evaluation_run.items()):
+                for slot, (run, process) in list(running.items()):
                     if process.poll() is None:
                         continue
                     del running[slot]
@@ -210,9 +210,9 @@ def execute_all(
                     left = format_duration(seconds_left(study, output_dir, num_parallel))
                     log(f"{num_done:3d}/{num_runs}  {run.name:32s} {figures}   ETA {left}")
         except (_Stopped, KeyboardInterrupt) as stop:
-            for _, process in evaluation_run.values():
+            for _, process in running.values():
                 process.terminate()
-            for _, process in evaluation_run.values():
+            for _, process in running.values():
                 process.wait()
             if isinstance(stop, KeyboardInterrupt):
                 raise

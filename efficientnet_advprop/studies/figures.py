@@ -6,20 +6,13 @@ Usage:
 """
 
 import io
-import math
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 
-from efficientnet_advprop.studies.report import Summary
+from efficientnet_advprop.reports.charts import draw_intervals
+from efficientnet_advprop.studies.report import Summary, as_interval
 
-_COLORS = {
-    "shown": "#0e8a6d",
-    "suggested": "#5cb8a2",
-    "opposite": "#c2410c",
-    "different": "#c2410c",
-}
 _OTHER, _GRID, _ROW_INCHES = "#5b6573", "#e6e9ee", 0.21
 _STYLE = {
     "font.size": 8,
@@ -49,54 +42,16 @@ def draw_claims(summary: Summary) -> bytes:
         )
         panels = figure.subplots(1, len(summary.metrics), sharey=True, squeeze=False)[0]
         for axes, metric in zip(panels, summary.metrics):
-            reach = _reach(summary, metric)
-            axes.set_xlim(-reach, reach)
-            for claim in summary.claims:
-                for finding in claim.findings:
-                    if finding.metric == metric and finding.estimate is not None:
-                        _draw_interval(axes, rows[claim.key, finding.name], finding)
-            axes.axvline(0.0, color=_OTHER, linewidth=0.8, linestyle=":")
+            shown = {
+                rows[claim.key, finding.name]: as_interval(finding)
+                for claim in summary.claims
+                for finding in claim.findings
+                if finding.metric == metric and finding.estimate is not None
+            }
+            draw_intervals(axes, list(shown.values()), list(shown))
             axes.set_title(f"{metric}, percentage points", fontsize=8, color=_OTHER)
-            axes.grid(axis="x", color=_GRID)
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right", "left"]].set_visible(False)
         panels[0].set_yticks(list(rows.values()), [f"({key}) {name}" for key, name in rows])
         panels[0].set_ylim(bottom - 0.3, -0.7)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _reach(summary: Summary, metric: str) -> float:
-    """What 24 of 25 ends of intervals stay within, in points."""
-    ends = [
-        abs(100 * end)
-        for claim in summary.claims
-        for finding in claim.findings
-        if finding.metric == metric and finding.estimate is not None
-        for end in (*finding.estimate.span, finding.estimate.mean)
-    ]
-    return 1.1 * float(np.quantile(ends, 0.96)) or 1.0 if ends else 1.0
-
-
-def _draw_interval(axes, row: int, finding) -> None:
-    color, estimate = _COLORS.get(finding.verdict, _OTHER), finding.estimate
-    low, high = (100 * end for end in estimate.span)
-    values = [100 * value for value in estimate.values]
-    axes.plot(values, [row] * len(values), ".", color=color, alpha=0.35, markersize=3)
-    axes.plot([low, high], [row, row], color=color, linewidth=1.4)
-    mean, reach = 100 * estimate.mean, axes.get_xlim()[1]
-    if abs(mean) <= reach:
-        axes.plot([mean], [row], "o", color=color, markersize=4)
-    else:
-        side = math.copysign(1.0, mean)
-        text = f"◂ {mean:+.1f}" if side < 0 else f"{mean:+.1f} ▸"
-        axes.text(
-            side * reach,
-            row - 0.25,
-            text,
-            color=color,
-            ha="left" if side < 0 else "right",
-            va="bottom",
-            fontsize=7,
-        )

@@ -12,6 +12,7 @@ import json
 import math
 from typing import Mapping, Optional, Sequence
 
+from efficientnet_advprop.reports.charts import Interval, interval_chart
 from efficientnet_advprop.reports.page_templates import open_templates
 from efficientnet_advprop.reports.significance import holm
 from efficientnet_advprop.studies.estimates import Estimate, contrast_values, verdict
@@ -27,7 +28,13 @@ VERDICTS = {
     "opposite": "the interval lies on the other side of zero",
     "too few seeds": "fewer than two seeds",
 }
-_PLOT_WIDTH, _PLOT_HEIGHT = 260, 22  # pixels of an interval's picture
+_COLORS = {
+    "shown": "#0e8a6d",
+    "suggested": "#5cb8a2",
+    "opposite": "#c2410c",
+    "different": "#c2410c",
+}
+_OTHER_COLOR = "#5b6573"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,43 +212,29 @@ def _percent(estimate: Estimate, sign: str = "") -> str:
     return mean if math.isnan(low) else f"{mean} ({100 * low:{sign}.1f} … {100 * high:{sign}.1f})"
 
 
-def _interval_svg(found: Finding, reach: float) -> str:
-    """The interval on a line from −reach to +reach, with zero in the middle."""
-    if found.estimate is None:
-        return ""
-    centre, half = _PLOT_WIDTH / 2, _PLOT_HEIGHT / 2
-
-    def place(value):
-        return centre + max(-1.0, min(1.0, value / reach)) * (centre - 6)
-
-    low, high = found.estimate.span
-    dots = "".join(
-        f'<circle cx="{place(value):.1f}" cy="{half}" r="1.6" opacity=".35"/>'
-        for value in found.estimate.values
-    )
-    return (
-        f'<svg role="img" aria-label="{_percent(found.estimate, "+")} points" width="{_PLOT_WIDTH}" height="{_PLOT_HEIGHT}">'
-        f'<line class="zero" x1="{centre}" x2="{centre}" y1="0" y2="{_PLOT_HEIGHT}"/>'
-        f'<line class="interval" x1="{place(low):.1f}" x2="{place(high):.1f}" y1="{half}" y2="{half}"/>{dots}'
-        f'<circle cx="{place(found.estimate.mean):.1f}" cy="{half}" r="4"/></svg>'
+def as_interval(found: Finding) -> Interval:
+    """What a chart draws of a finding that was measured, in the color of its verdict."""
+    return Interval(
+        label=f"{found.name}, {found.metric}",
+        mean=found.estimate.mean,
+        span=found.estimate.span,
+        values=found.estimate.values,
+        color=_COLORS.get(found.verdict, _OTHER_COLOR),
     )
 
 
 def render_html(summary: Summary) -> str:
     """The report as one HTML page that needs nothing beside itself."""
-    environment = open_templates("efficientnet_advprop.studies")
+    environment = open_templates("efficientnet_advprop.studies", "efficientnet_advprop.reports")
     environment.filters["percent"] = _percent
-    reaches = {}
+    charts = {}
     for claim in summary.claims:
-        ends = [
-            abs(end) for found in claim.findings if found.estimate for end in found.estimate.span
-        ]
-        reaches[claim.key] = max(ends, default=1.0) or 1.0
+        measured = [as_interval(found) for found in claim.findings if found.estimate]
+        charts[claim.key] = interval_chart(measured) if measured else ""
     return environment.get_template("study.html.jinja").render(
         summary=summary,
         verdicts=VERDICTS,
-        interval_svg=lambda claim, found: _interval_svg(found, reaches[claim.key]),
-        reaches=reaches,
+        charts=charts,
         configs=json.dumps(summary.configs, indent=1),
         is_nan=math.isnan,
     )

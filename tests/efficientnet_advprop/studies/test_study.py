@@ -115,7 +115,7 @@ def test_runs_are_executed_once_and_reported(tmp_path):
     assert (
         "+2.2 (+2.0 … +2.4)" in page
         and "AdvProp &lt;gains&gt;." in page
-        and page.count("<svg") == 3
+        and page.count("<svg") == 2
     )
     held = json.loads(report.to_json(summary))
     assert held["claims"][0]["findings"][0]["estimate"]["mean"] == pytest.approx(0.022)

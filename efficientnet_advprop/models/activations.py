@@ -20,7 +20,8 @@ def _swish_gradient(x, upstream):
 
 def _gated_swish_gradient(x, upstream, gates, upstream_mean):
     """The same where the output is multiplied by `gates` and also goes, as its spatial mean, somewhere else."""
-    share = tf.cast(upstream_mean, tf.float32)[:, None, None, :] / float(x.shape[1] * x.shape[2])
+    height, width = tf.unstack(tf.shape(x)[1:3])  # the shape of the arguments may leave them open
+    share = tf.cast(upstream_mean, tf.float32)[:, None, None, :] / tf.cast(height * width, tf.float32)
     total = tf.cast(upstream, tf.float32) * tf.cast(gates, tf.float32)[:, None, None, :] + share
     return _swish_gradient(x, tf.cast(total, x.dtype))
 
@@ -80,7 +81,7 @@ def gated_swish(x: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
     each as large as the widest activation of the block.
 
     Args:
-        x: float tensor [batch, height, width, channels], of static height and width.
+        x: float tensor [batch, height, width, channels]; height and width may be unknown when tracing.
         *weights: the two kernels and biases of `squeeze_excite`, in its order and in x's dtype.
 
     Returns:

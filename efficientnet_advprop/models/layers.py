@@ -172,15 +172,16 @@ def convolve_and_normalize(
     return convolution(inputs, *norm.affine(branch))
 
 
-def drop_residual(inputs: tf.Tensor, survival_prob: float, seed: tf.Tensor) -> tf.Tensor:
+def drop_residual(inputs: tf.Tensor, survival_prob: float, seed: Optional[tf.Tensor]) -> tf.Tensor:
     """Stochastic depth (official `drop_connect`): each image's branch is kept with `survival_prob` and then divided by it.
 
     Args:
         inputs: float tensor [batch, height, width, channels].
         survival_prob: in (0, 1].
-        seed: int32 [2], of stateless random numbers.
+        seed: int32 [2], of stateless random numbers; None draws one, as Keras needs where it traces a layer on its own to
+            save it.
     """
-    noise = randomness.uniform([tf.shape(inputs)[0], 1, 1, 1], seed)
+    noise = randomness.uniform([tf.shape(inputs)[0], 1, 1, 1], randomness.seed_or_fresh(seed))
     factors = tf.floor(survival_prob + noise) / survival_prob
     return inputs * tf.cast(factors, inputs.dtype)
 
@@ -322,7 +323,7 @@ class Head(keras.layers.Layer):
         pooled = tf.cast(activations.spatial_mean(x), tf.float32)
         dropped = pooled
         if training and self.dropout_rate > 0.0:
-            dropped = randomness.dropout(pooled, self.dropout_rate, seed)
+            dropped = randomness.dropout(pooled, self.dropout_rate, randomness.seed_or_fresh(seed))
         return self.classifier(dropped), {"pooled_features": pooled, "head_1x1": x}
 
     @property

@@ -164,7 +164,7 @@ class ResNetHead(keras.layers.Layer):
         pooled = tf.cast(activations.spatial_mean(inputs), tf.float32)
         dropped = pooled
         if training and self.dropout_rate > 0.0:
-            dropped = randomness.dropout(pooled, self.dropout_rate, seed)
+            dropped = randomness.dropout(pooled, self.dropout_rate, randomness.seed_or_fresh(seed))
         return self.classifier(dropped), {"pooled_features": pooled}
 
     @property

@@ -17,6 +17,9 @@ class UserError(Exception):
     """
 
     exit_code = 1
+    # Said openly, for subclasses that are also a `ValueError` or the like, which has its own: a
+    # traced `tf.function` raises an error anew, and only with this constructor as the same class.
+    __init__ = Exception.__init__
 
 
 class UsageError(UserError):

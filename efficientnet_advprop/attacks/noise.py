@@ -11,6 +11,7 @@ from typing import Optional
 
 import tensorflow as tf
 
+from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range
 from tpu_utils.replicas import randomness
 
 
@@ -40,7 +41,6 @@ class UniformNoise:
         self, logits_fn, images: tf.Tensor, labels: tf.Tensor, seed: Optional[tf.Tensor] = None
     ) -> tf.Tensor:
         """Noisy images for a batch; `logits_fn` and `labels` are not looked at. Arguments and result as those of `PGD`."""
-        noisy_images = add_noise(
-            tf.cast(images, tf.float32), self.epsilon, randomness.seed_or_fresh(seed)
-        )
-        return tf.clip_by_value(noisy_images, 0.0, 255.0)
+        images = tf.cast(images, tf.float32)
+        noisy_images = add_noise(images, self.epsilon, randomness.seed_or_fresh(seed))
+        return clip_to_pixel_range(noisy_images, images)

@@ -9,11 +9,14 @@ FGSM is one step of size ε; I-FGSM has no random start; GD has no projection.
 """
 
 import dataclasses
+import math
 from typing import Callable, Optional
 
 import tensorflow as tf
 
+from efficientnet_advprop.attacks.labels import are_classes, check_labels, is_class
 from efficientnet_advprop.attacks.noise import add_noise
+from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range
 from tpu_utils.replicas import randomness
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
@@ -23,18 +26,23 @@ def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> t
     """Uniform over the classes that are not the label.
 
     Args:
-        labels: int [batch] in [0, num_classes), or class weights float [batch, num_classes] (MixUp, CutMix): then uniform over
-            the classes of the smallest weight, as a rule zero.
+        labels: see `check_labels`: classes, or class weights (MixUp, CutMix); then uniform over the
+            classes of the smallest weight, as a rule zero.
         num_classes: ≥ 2.
         seed: int32 [2], of stateless random numbers.
 
     Returns:
-        int [batch], of the labels' dtype or int32; none of them is the true class (one of the true ones).
+        int32 [batch]; none of them is the true class (one of the true ones). −1 for a label that
+        is no class, where that could not be seen when tracing.
+
+    Raises:
+        LabelError: see `check_labels`.
     """
-    labels = tf.convert_to_tensor(labels)
-    if labels.shape.rank == 1:
+    labels = check_labels(labels, num_classes)
+    if are_classes(labels):
         offsets = randomness.integers(tf.shape(labels), seed, 1, num_classes)
-        return tf.math.floormod(labels + tf.cast(offsets, labels.dtype), num_classes)
+        targets = tf.math.floormod(labels + offsets, num_classes)
+        return tf.where(is_class(labels, num_classes), targets, -1)
     is_wrong = labels <= tf.reduce_min(labels, -1, keepdims=True)
     return tf.argmax(
         tf.where(is_wrong, randomness.uniform(tf.shape(labels), seed), -1.0), -1, tf.int32
@@ -42,11 +50,32 @@ def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> t
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Plain cross-entropy per image, float32 [batch]; `labels` int [batch] or float [batch, classes]."""
+    """Plain cross-entropy per image.
+
+    Args:
+        labels: see `check_labels`.
+        logits: float [batch, classes].
+
+    Returns:
+        float32 [batch].
+
+    Raises:
+        LabelError: see `check_labels`.
+    """
     logits = tf.cast(logits, tf.float32)
-    if labels.shape.rank == 1:
+    labels = check_labels(labels, logits.shape[-1], logits.shape[0])
+    if are_classes(labels):
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
+
+
+def _unless_unknown(labels: tf.Tensor, num_classes: int, images: tf.Tensor) -> tf.Tensor:
+    """The images, not a number where the label is no class: where no error can be raised, such an
+    attack must not pass for one that the network withstood."""
+    if not are_classes(labels):
+        return images
+    has_class = tf.reshape(is_class(labels, num_classes), [-1] + [1] * (images.shape.rank - 1))
+    return tf.where(has_class, images, math.nan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +145,22 @@ class PGD:
 
         Args:
             logits_fn: float32 pixels [batch, height, width, channels] → logits [batch, classes]; must not change any variable.
-            images: any numeric dtype, pixels in [0, 255].
-            labels: int [batch], the true classes, or their weights float [batch, classes].
+            images: any numeric dtype, pixels in [0, 255]; how many and how large need not be known
+                when tracing.
+            labels: the true classes, integers [batch] or [batch, 1], or their weights
+                [batch, classes]; see `check_labels`.
             seed: int32 [2], decides targets and start; None draws one (not reproducible after a restart).
 
         Returns:
-            float32 images of the same shape, within `epsilon` of the clean ones (unless `project` is False) and in [0, 255].
+            float32 images of the same shape, within `epsilon` of the clean ones (unless `project`
+            is False) and in [0, 255], or, where a clean pixel is outside, no further out than it.
+
+        Raises:
+            LabelError: labels of another type, shape or width, or such as are no classes.
         """
         target_seed, noise_seed, start_seed = randomness.split(randomness.seed_or_fresh(seed), 3)
-        images, labels = tf.cast(images, tf.float32), tf.convert_to_tensor(labels)
+        images = tf.cast(images, tf.float32)
+        labels = check_labels(labels, self.num_classes, images.shape[0])
         objective_labels = labels
         if self.targeted:
             assert self.num_classes is not None  # by `__post_init__`
@@ -133,14 +169,11 @@ class PGD:
         def advance(index, adversarial_images):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(adversarial_images)
+                logits = logits_fn(adversarial_images)
                 # A sum, so that an image's gradient does not shrink with the size of its batch.
-                loss = (
-                    tf.reduce_sum(cross_entropy(objective_labels, logits_fn(adversarial_images)))
-                    * self.loss_scale
-                )
-            return index + 1, self.move(
-                images, adversarial_images, tape.gradient(loss, adversarial_images)
-            )
+                loss = tf.reduce_sum(cross_entropy(objective_labels, logits)) * self.loss_scale
+            moved = self.move(images, adversarial_images, tape.gradient(loss, adversarial_images))
+            return index + 1, _unless_unknown(objective_labels, logits.shape[-1], moved)
 
         state = (tf.constant(0), self._start(images, noise_seed, start_seed))
         if self.num_steps == 1:  # the same without a loop, in which some strategies cannot reduce
@@ -189,4 +222,4 @@ class PGD:
             adversarial_images = tf.clip_by_value(
                 adversarial_images, images - self.epsilon, images + self.epsilon
             )
-        return tf.clip_by_value(adversarial_images, 0.0, 255.0)
+        return clip_to_pixel_range(adversarial_images, images)

@@ -11,12 +11,14 @@ Any classifier will do: the evaluator sees a function from pixels to logits. Und
 it is itself what is attacked. An evaluator is traced once per shape of batch, so keep it for all sets of that shape.
 """
 
+import math
 from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.attacks.labels import LabelError, check_classes, is_class
 from efficientnet_advprop.evaluation.image_predictions import NO_CLASS
 from efficientnet_advprop.evaluation.metrics import Score
 from tpu_utils.replicas import environment, randomness
@@ -29,8 +31,9 @@ class Answers(NamedTuple):
 
     Args:
         ranks: int32 [batch], how many classes come before the true one: 0 is a top-1 hit. Of equal logits the lower class comes
-            first, as with argmax. A row with a NaN or an infinity ranks last, whatever the label.
-        losses: float32 [batch], cross-entropies.
+            first, as with argmax. A row with a NaN or an infinity ranks last, whatever the label; so does a label
+            that is no class.
+        losses: float32 [batch], cross-entropies; not a number where the label is no class.
         classes: int32 [batch, k], the k highest classes; `NO_CLASS` in a row that is not finite.
         probabilities: float32 [batch, k], theirs; 0 in such a row.
     """
@@ -48,14 +51,23 @@ def judge(
 
     Args:
         logits: float [batch, classes].
-        labels: int [batch].
+        labels: classes, integers [batch] or [batch, 1].
         kept_classes: if given, the other classes' logits are dropped first; the labels must be among them.
+
+    Raises:
+        LabelError: labels of another type or shape, or such as are no classes. In a traced function,
+            which cannot know, such a row ranks last.
     """
-    logits, labels = tf.cast(logits, tf.float32), tf.cast(labels, tf.int32)
+    logits = tf.cast(logits, tf.float32)
+    labels = check_classes(labels, logits.shape[-1], logits.shape[0])
+    has_class = is_class(labels, logits.shape[-1])
+    labels = tf.where(has_class, labels, 0)
     if kept_classes is not None:
-        columns = np.zeros(logits.shape[-1], np.int32)  # label → column of what is kept
+        columns = np.full(logits.shape[-1], -1, np.int32)  # label → column of what is kept
         columns[list(kept_classes)] = np.arange(len(kept_classes))
         logits, labels = tf.gather(logits, list(kept_classes), axis=1), tf.gather(columns, labels)
+        has_class &= labels >= 0
+        labels = tf.maximum(labels, 0)
     num_classes = logits.shape[-1]
     is_finite = tf.reduce_all(tf.math.is_finite(logits), -1)
     own = tf.gather(logits, labels, batch_dims=1)[:, None]
@@ -68,8 +80,12 @@ def judge(
     )
     probabilities = tf.gather(tf.nn.softmax(logits), top.indices, batch_dims=1)
     return Answers(
-        ranks=tf.where(is_finite, tf.reduce_sum(tf.cast(is_before, tf.int32), -1), num_classes),
-        losses=tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits),
+        ranks=tf.where(
+            is_finite & has_class, tf.reduce_sum(tf.cast(is_before, tf.int32), -1), num_classes
+        ),
+        losses=tf.where(
+            has_class, tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), math.nan
+        ),
         classes=tf.where(is_finite[:, None], classes, NO_CLASS),
         probabilities=tf.where(is_finite[:, None], tf.minimum(probabilities, 1.0), 0.0),
     )
@@ -121,17 +137,20 @@ class Evaluator:
         """Counts over all batches.
 
         Args:
-            batches: {"images": [replica_batch, height, width, 3], "labels": int32 [replica_batch], "mask": float
+            batches: {"images": [replica_batch, height, width, 3], "labels": integers [replica_batch], "mask": float
                 [replica_batch], 1 for an image and 0 for padding}, distributed by the strategy if there are several replicas.
 
         Raises:
             ValueError: there was no image.
+            LabelError: labels of another type or shape than classes, or such as are none.
         """
-        counts, total_loss = tf.zeros([3], tf.int32), tf.zeros([], tf.float64)
+        counts, total_loss = tf.zeros([4], tf.int32), tf.zeros([], tf.float64)
         for index, batch in enumerate(batches):
             batch_counts, batch_loss = self._count_on_all(batch, tf.constant(index))
             counts, total_loss = counts + batch_counts, total_loss + tf.cast(batch_loss, tf.float64)
-        num_images, num_top1, num_top5 = (int(count) for count in counts)
+        num_images, num_top1, num_top5, num_unknown = (int(count) for count in counts)
+        if num_unknown:
+            raise _unknown_classes(num_unknown, num_images)
         if not num_images:
             raise ValueError(
                 "`batches` held no image, so there is no accuracy; is the set empty, or read to its end before?"
@@ -145,7 +164,10 @@ class Evaluator:
             batches: as for counting, with "positions": int32 [replica_batch], the numbers of the images.
 
         Yields:
-            "positions", "labels" and the fields of `Answers`, without padding.
+            "positions", "labels" (int32 [images]) and the fields of `Answers`, without padding.
+
+        Raises:
+            LabelError: labels of another type or shape than classes, or such as are none.
         """
         on_device = None
         for index, batch in enumerate(batches):
@@ -165,8 +187,9 @@ class Evaluator:
         )
 
     def _judge_on_all_replicas(self, batch, index):
-        answers = self._strategy.run(self._judge, args=(batch, index))._asdict()
-        answers.update({name: batch[name] for name in ("labels", "mask", "positions")})
+        answers, labels, has_class = self._strategy.run(self._judge, args=(batch, index))
+        answers = {**answers._asdict(), "labels": labels, "has_class": has_class}
+        answers.update({name: batch[name] for name in ("mask", "positions")})
         if self._strategy.num_replicas_in_sync == 1:
             return {
                 name: self._strategy.experimental_local_results(value)[0]
@@ -175,42 +198,57 @@ class Evaluator:
         return {name: self._strategy.gather(value, axis=0) for name, value in answers.items()}
 
     def _count(self, batch, index):
-        """On one replica: int32 [3], images, top-1 hits, top-5 hits; and the summed cross-entropy (under attack, if any)."""
+        """On one replica: int32 [4], images, top-1 hits, top-5 hits, labels that are no class; and
+        the summed cross-entropy (under attack, if any)."""
         is_image = tf.cast(batch["mask"], tf.float32) > 0.0
-        answers = self._judge(batch, index)
+        answers, _, has_class = self._judge(batch, index)
         hits = [(answers.ranks < k) & is_image for k in (1, TOP_K)]
-        counts = tf.stack([tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in (is_image, *hits)])
+        counted = (is_image, *hits, is_image & tf.equal(has_class, 0))
+        counts = tf.stack([tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in counted])
         return counts, tf.reduce_sum(tf.where(is_image, answers.losses, 0.0))
 
-    def _judge(self, batch, index) -> Answers:
-        """On one replica; under attack, the worst answers."""
-        images, labels = tf.cast(batch["images"], tf.float32), batch["labels"]
-
-        def judge_images(images):
-            return judge(self._logits_fn(images), labels, self._kept_classes)
-
-        answers = judge_images(images)
+    def _judge(self, batch, index) -> tuple[Answers, tf.Tensor, tf.Tensor]:
+        """On one replica: the answers, under attack the worst; the labels, int32 [batch]; and 1 for
+        each that is a class, 0 for another, int32 since not all replicas can exchange bools."""
+        images = tf.cast(batch["images"], tf.float32)
+        labels = check_classes(batch["labels"], num_images=images.shape[0])
+        logits = self._logits_fn(images)
+        has_class = is_class(labels, logits.shape[-1])
+        answers = judge(logits, labels, self._kept_classes)
         if self._attack is None:
-            return answers
+            return answers, labels, tf.cast(has_class, tf.int32)
+        # The attack, too, takes classes only; what it does to an image without one is not used.
+        attacked_labels = tf.where(has_class, labels, 0)
         seed = tf.constant([self._seed, 0])
         for part in (index, environment.current().replica_id):
             seed = randomness.fold_in(seed, part)
 
         def try_once_more(restart, worst):
             adversarial_images = self._attack(
-                self._logits_fn, images, labels, randomness.fold_in(seed, restart)
+                self._logits_fn, images, attacked_labels, randomness.fold_in(seed, restart)
             )
-            return restart + 1, worse(worst, judge_images(adversarial_images))
+            logits = self._logits_fn(adversarial_images)
+            return restart + 1, worse(worst, judge(logits, labels, self._kept_classes))
 
         _, worst = tf.while_loop(
             lambda restart, _: restart < self._num_restarts,
             try_once_more,
             (tf.constant(0), answers),
         )
-        return worst
+        return worst, labels, tf.cast(has_class, tf.int32)
+
+
+def _unknown_classes(num_unknown: int, num_images: int, example: str = "") -> LabelError:
+    return LabelError(
+        f"`labels` of {num_unknown} of {num_images} images{example} are no classes of the model's: "
+        "negative, or not below the number of its logits. Do they count from 1?"
+    )
 
 
 def _on_host(outputs: dict[str, tf.Tensor]) -> dict[str, np.ndarray]:
     values = {name: value.numpy() for name, value in outputs.items()}
     is_image = values.pop("mask") > 0.0
+    wrong = values["labels"][is_image & (values.pop("has_class") == 0)]
+    if len(wrong):
+        raise _unknown_classes(len(wrong), int(is_image.sum()), f" ({wrong[0]}, for one)")
     return {name: value[is_image] for name, value in values.items()}

@@ -64,7 +64,9 @@ class Network(keras.Model):
             raise ValueError(
                 f"`recomputed_blocks` is {recomputed_blocks!r}, but must be a whole number ≥ 0; 0 keeps all."
             )
-        super().__init__(name=arguments["name"] or default_name)
+        # float32 whatever Keras's global policy is: a mixed one would round the pixels on their way
+        # in. What the layers compute in is `compute_dtype`.
+        super().__init__(name=arguments["name"] or default_name, dtype=tf.float32)
         self.recomputed_blocks = recomputed_blocks
         self.variant, self.num_classes, self.aux_branches = (
             arguments["variant"],
@@ -107,13 +109,28 @@ class Network(keras.Model):
                     layer.build(tf.TensorShape([None, None, None, filters]))
         self.built = True
 
+    def compile(self, optimizer="rmsprop", *args, **kwargs):
+        """As `tf.keras.Model.compile`; where activations are float16, the loss is scaled.
+
+        Keras itself does so for models of the policy "mixed_float16", by the same wrapper.
+
+        Args:
+            optimizer: as there; a `tf.keras.mixed_precision.LossScaleOptimizer` stays as it is.
+            *args: as there.
+            **kwargs: as there.
+        """
+        if self.activation_dtype == "float16":
+            optimizer = tf.nest.map_structure(_with_loss_scale, optimizer)
+        super().compile(optimizer, *args, **kwargs)
+
     def call(
         self, images, training=False, branch: str = MAIN, update_statistics: bool = True, seed=None
     ):
         """Logits.
 
         Args:
-            images: [batch, height, width, 3], any numeric dtype, pixels in [0, 255], RGB.
+            images: [batch, height, width, 3], any numeric dtype, pixels in [0, 255], RGB. Any part of
+                the shape may be unknown when tracing.
             training: Python bool; True uses the batch's moments, dropout and stochastic depth.
             branch: whose batch norms: "main", "aux" (= "aux_1"), "aux_2", …
             update_statistics: with `training=True`, whether the branch's running statistics move.
@@ -137,11 +154,7 @@ class Network(keras.Model):
         return self._forward(images, False, branch, True, None)[1]
 
     def _forward(self, images, training, branch, update_statistics, seed):
-        images = tf.convert_to_tensor(images)
-        if images.shape.rank != 4 or images.shape[-1] != 3:
-            raise ValueError(
-                f"`images` have shape {images.shape}, but must be [batch, height, width, 3], pixels in [0, 255]."
-            )
+        images = _checked_images(images)
         branch_index(branch, self.aux_branches)
         if training:
             seed = randomness.seed_or_fresh(seed)
@@ -180,6 +193,29 @@ class Network(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
+
+
+def _with_loss_scale(optimizer) -> tf.keras.mixed_precision.LossScaleOptimizer:
+    optimizer = tf.keras.optimizers.get(optimizer)
+    if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+        return optimizer
+    return tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+
+
+def _checked_images(images) -> tf.Tensor:
+    """The images as a tensor [batch, height, width, 3]; raises a `ValueError` for another shape."""
+    images = tf.convert_to_tensor(images)
+    if not images.shape.is_compatible_with([None, None, None, 3]):
+        raise ValueError(
+            f"`images` have shape {images.shape}, but must be [batch, height, width, 3], pixels in "
+            "[0, 255]."
+        )
+    if not (images.dtype.is_floating or images.dtype.is_integer):
+        raise ValueError(
+            f"`images` are {images.dtype.name}, but must be numbers, pixels in [0, 255]."
+        )
+    # What decoders leave open (of how many channels an image is) must be 3 when it comes.
+    return tf.ensure_shape(images, [None, None, None, 3])
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

@@ -1,28 +1,37 @@
 """Losses, as the official TPU code computes them."""
 
+import math
 from typing import Sequence
 
 import tensorflow as tf
+
+from efficientnet_advprop.attacks.labels import are_classes, check_labels, is_class
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
     """Softmax cross-entropy per example, as in `tf.losses.softmax_cross_entropy`.
 
     Args:
-        labels: int [batch], or class probabilities float [batch, classes] (from MixUp or CutMix).
+        labels: classes, or class weights (from MixUp or CutMix); see `check_labels`.
         logits: float [batch, classes].
         label_smoothing: in [0, 1): this share of the probability is spread evenly over all classes.
 
     Returns:
-        float32 [batch].
+        float32 [batch]; not a number where a label is no class.
+
+    Raises:
+        LabelError: labels of another type, shape or width.
     """
     logits = tf.cast(logits, tf.float32)
     num_classes = logits.shape[-1]
-    probabilities = (
-        tf.one_hot(labels, num_classes) if labels.shape.rank == 1 else tf.cast(labels, tf.float32)
-    )
+    labels = check_labels(labels, num_classes, logits.shape[0])
+    probabilities = tf.one_hot(labels, num_classes) if are_classes(labels) else labels
     probabilities = probabilities * (1.0 - label_smoothing) + label_smoothing / num_classes
-    return tf.nn.softmax_cross_entropy_with_logits(probabilities, logits)
+    losses = tf.nn.softmax_cross_entropy_with_logits(probabilities, logits)
+    if not are_classes(labels):
+        return losses
+    # A class that there is not would have probability zero everywhere, and a small loss.
+    return tf.where(is_class(labels, num_classes), losses, math.nan)
 
 
 def is_decayed(name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Callable, NamedTuple, Optional, Sequence
 
 import tensorflow as tf
 
+from efficientnet_advprop.attacks.labels import are_classes
 from efficientnet_advprop.methods import Pass
 from efficientnet_advprop.training import losses
 from efficientnet_advprop.training.state import TrainState
@@ -72,7 +73,7 @@ class PassRunner:
         trained = self.model.trainable_variables
         gradients = tape.gradient(loss, [*trained, images] if is_attack else trained)
         of_images = gradients.pop() if is_attack else None
-        true_classes = labels if labels.shape.rank == 1 else tf.argmax(labels, -1)
+        true_classes = labels if are_classes(labels) else tf.argmax(labels, -1)
         hits = tf.cast(
             tf.equal(tf.argmax(logits, -1, true_classes.dtype), true_classes), tf.float32
         )

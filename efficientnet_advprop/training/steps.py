@@ -14,6 +14,7 @@ from typing import Callable, Optional, Sequence, Union
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
+from efficientnet_advprop.attacks.labels import check_labels
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import ADVERSARIAL, AUGMENTED, CLEAN, METHODS, Method
 from efficientnet_advprop.models.normalization import batch_norms, branch_names, moving_statistics
@@ -173,14 +174,17 @@ def make_train_step(
 
     Returns:
         train_step(batch) for `batch` = {"images": [replica_batch, h, w, 3] of any numeric dtype with pixels in [0, 255],
-        "labels": int [replica_batch] or class weights float32 [replica_batch, classes], and where the method sees augmented
-        images "augmented_images" like "images"}. It returns this replica's sums over its images, float32 scalars: `num_images`
+        "labels": classes, integers [replica_batch] or [replica_batch, 1], or class weights
+        [replica_batch, classes], and where the method sees augmented images "augmented_images"
+        like "images"}. It returns this replica's sums over its images, float32 scalars: `num_images`
         and, for each of the method's `views`, `<view>_loss` and `<view>_correct` (of a view that is only a part of the batch,
         as if it were all of it).
 
     Raises:
         ValueError: the method does not exist, lacks its attack or has one that it cannot use, or does not fit the model's
             branches; or, when tracing, a batch that does not fit.
+        LabelError: when tracing, labels of another type, shape or width. In a traced step a label
+            that is no class makes the loss not a number.
     """
     name, method = _checked_method(method)
     model = state.model
@@ -211,6 +215,8 @@ def make_train_step(
             raise ValueError(
                 f"`batch` has {', '.join(batch)}, but method {name!r} also needs 'augmented_images'."
             )
+        labels = check_labels(batch["labels"], num_images=size)
+        batch = {**batch, "labels": labels}
         own_seed = tf.constant([seed, 0])
         for part in (tf.cast(state.step, tf.int32), environment.current().replica_id):
             own_seed = randomness.fold_in(own_seed, part)

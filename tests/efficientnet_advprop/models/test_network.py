@@ -1,0 +1,190 @@
+"""What both families have of `Network`: shapes that are not known, Keras's policies and files."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.models import EfficientNet, ResNet
+
+SEED = tf.constant([3, 4])
+
+
+def make_network(family: str, **overrides):
+    """A network of few layers that has everything: drop-outs, residuals, every kind of block."""
+    arguments = dict(
+        num_classes=5,
+        width_coefficient=0.25,
+        depth_coefficient=0.1,
+        survival_prob=0.5,
+        dropout_rate=0.2,
+        aux_branches=1,
+    )
+    arguments.update(overrides)
+    return EfficientNet("b0", **arguments) if family == "b0" else ResNet("resnet50", **arguments)
+
+
+@pytest.fixture(scope="module", params=["b0", "resnet50"])
+def network(request):
+    tf.keras.utils.set_random_seed(0)
+    return make_network(request.param)
+
+
+def pixels(dtype=np.uint8, size=(32, 40)):
+    return np.random.RandomState(1).randint(0, 256, [4, *size, 3]).astype(dtype)
+
+
+def clear(network):
+    """Forgets what `compile` left, so that the next test finds the network as it was made."""
+    for name in ("optimizer", "compiled_loss", "compiled_metrics"):
+        if getattr(network, name, None) is not None:
+            setattr(network, name, None)
+
+
+# --- shapes that are not known when tracing --------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [[None, None, None, 3], [None, None, None, None], None])
+def test_logits_and_gradients_need_no_static_shape(network, shape):
+    images = tf.constant(pixels(np.float32))
+
+    def differentiate(images):
+        with tf.GradientTape() as tape:
+            logits = network(
+                images, training=True, branch="aux", update_statistics=False, seed=SEED
+            )
+            loss = tf.reduce_sum(tf.square(logits))
+        kernels = [v for v in network.trainable_variables if v.name.endswith("kernel:0")]
+        return [logits, *tape.gradient(loss, kernels[:3])]
+
+    found = tf.function(differentiate, input_signature=[tf.TensorSpec(shape)])(images)
+    for value, wanted in zip(found, tf.function(differentiate)(images)):
+        scale = np.abs(wanted).max()
+        np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-5 * scale + 1e-12)
+
+
+def test_an_attack_needs_no_static_shape(network):
+    images = tf.constant(pixels(np.float32))
+    labels = tf.constant([0, 1, 2, 3])
+    attack = PGD(4.0, 2.0, 2, num_classes=5, random_start=1.0)
+
+    def run(images, labels):
+        return attack(lambda x: network(x, branch="aux"), images, labels, SEED)
+
+    open_shapes = [tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([None], tf.int32)]
+    found = tf.function(run, input_signature=open_shapes)(images, labels)
+    wanted = tf.function(run)(images, labels)
+    # A sign of a gradient that is all rounding may differ.
+    assert np.mean(np.abs(found - wanted) > 1e-3) < 2e-3
+    assert 3.9 < np.abs(found - images).max() <= 4.0 + 1e-4
+
+
+def test_an_image_that_is_not_rgb_is_refused_also_when_tracing_did_not_know(network):
+    run = tf.function(network, input_signature=[tf.TensorSpec([None, None, None, None])])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Shape of tensor"):
+        run(tf.zeros([1, 32, 32, 1]))
+    with pytest.raises(ValueError, match=r"`images` have shape \(1, 32, 32, 1\)"):
+        network(tf.zeros([1, 32, 32, 1]))
+    with pytest.raises(ValueError, match="`images` are bool"):
+        network(tf.zeros([1, 32, 32, 3], tf.bool))
+
+
+def test_decoded_images_of_any_size_train(network):
+    """`tf.io.decode_jpeg` tells neither the size nor, by itself, the channels."""
+    files = [tf.io.encode_jpeg(image).numpy() for image in pixels()]
+    images = tf.data.Dataset.from_tensor_slices((files, [0, 1, 2, 3]))
+    images = images.map(lambda file, label: (tf.io.decode_jpeg(file), label)).batch(2)
+    assert images.element_spec[0].shape.as_list() == [None, None, None, None]
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    network.compile("sgd", loss)
+    before = network.trainable_variables[0].numpy()
+    history = network.fit(images, verbose=0).history
+    # The first step of a network of 5 classes: about ln 5.
+    assert 0.5 < history["loss"][0] < 5.0
+    assert not np.array_equal(before, network.trainable_variables[0])
+    clear(network)
+
+
+# --- Keras's global policy -------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed_policy():
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    yield
+    tf.keras.mixed_precision.set_global_policy("float32")
+
+
+def test_a_global_policy_rounds_no_pixels(network, mixed_policy):
+    images = tf.constant(pixels(np.float32)) + 0.25  # in eight bits these are other pixels
+    plain = tf.function(lambda images: network(images))(images)
+    again = type(network).from_config(network.get_config())  # made under the policy
+    again.set_weights(network.get_weights())
+    inputs = tf.keras.Input([None, None, 3])
+    around = tf.keras.Model(inputs, again(inputs))
+    for model in (again, around, tf.keras.Sequential([again])):
+        found = tf.function(lambda images, model=model: model(images))(images)
+        np.testing.assert_array_equal(found, plain)
+        assert found.dtype == tf.float32
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", tf.keras.optimizers.Adam(1e-3)])
+def test_float16_scales_the_loss(optimizer):
+    network = make_network("b0", compute_dtype="float16")
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    network.compile(optimizer, loss)
+    assert isinstance(network.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+    assert float(network.optimizer.loss_scale) == 2.0**15  # Keras's own first scale
+    own = tf.keras.mixed_precision.LossScaleOptimizer(
+        tf.keras.optimizers.SGD(), initial_scale=64.0
+    )
+    network.compile(own, loss)
+    assert network.optimizer is own
+    make_network("b0", compute_dtype="bfloat16").compile("sgd", loss)
+
+
+def test_other_dtypes_scale_no_loss(network):
+    network.compile("sgd")
+    assert not isinstance(network.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+    clear(network)
+
+
+# --- Keras's files ---------------------------------------------------------------------------
+
+
+def around(network):
+    inputs = tf.keras.Input([None, None, 3])
+    return tf.keras.Model(inputs, tf.keras.layers.Softmax()(network(inputs)))
+
+
+def check(loaded, images, wanted):
+    np.testing.assert_allclose(loaded(images), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("functional", [False, True])
+@pytest.mark.parametrize("file", ["folder", "model.keras"])
+def test_saves_and_loads_as_a_keras_model(network, tmp_path, file, functional):
+    images = tf.constant(pixels(np.float32))
+    model = around(network) if functional else network
+    wanted = model(images)
+    model.save(tmp_path / file)
+    check(tf.keras.models.load_model(tmp_path / file), images, wanted)
+
+
+@pytest.mark.slow
+def test_saves_as_a_saved_model(network, tmp_path):
+    images = tf.constant(pixels(np.float32))
+    network(images)
+    tf.saved_model.save(network, str(tmp_path / "m"))
+    check(tf.saved_model.load(str(tmp_path / "m")), images, network(images))
+
+
+@pytest.mark.slow
+def test_a_keras_checkpoint_callback_saves_it(network, tmp_path):
+    images = tf.constant(pixels(np.float32))
+    network.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    callback = tf.keras.callbacks.ModelCheckpoint(str(tmp_path / "m"))
+    network.fit(images, tf.constant([0, 1, 2, 3]), callbacks=[callback], verbose=0)
+    check(tf.keras.models.load_model(tmp_path / "m"), images, network(images))
+    clear(network)

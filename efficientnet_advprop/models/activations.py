@@ -21,7 +21,9 @@ def _swish_gradient(x, upstream):
 def _gated_swish_gradient(x, upstream, gates, upstream_mean):
     """The same where the output is multiplied by `gates` and also goes, as its spatial mean, somewhere else."""
     height, width = tf.unstack(tf.shape(x)[1:3])  # the shape of the arguments may leave them open
-    share = tf.cast(upstream_mean, tf.float32)[:, None, None, :] / tf.cast(height * width, tf.float32)
+    share = tf.cast(upstream_mean, tf.float32)[:, None, None, :] / tf.cast(
+        height * width, tf.float32
+    )
     total = tf.cast(upstream, tf.float32) * tf.cast(gates, tf.float32)[:, None, None, :] + share
     return _swish_gradient(x, tf.cast(total, x.dtype))
 

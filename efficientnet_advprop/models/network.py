@@ -110,12 +110,12 @@ class Network(keras.Model):
         self.built = True
 
     def compile(self, optimizer="rmsprop", *args, **kwargs):
-        """As `tf.keras.Model.compile`; where activations are float16, the loss is scaled.
+        """As `keras.Model.compile`; where activations are float16, the loss is scaled.
 
         Keras itself does so for models of the policy "mixed_float16", by the same wrapper.
 
         Args:
-            optimizer: as there; a `tf.keras.mixed_precision.LossScaleOptimizer` stays as it is.
+            optimizer: as there; a `keras.mixed_precision.LossScaleOptimizer` stays as it is.
             *args: as there.
             **kwargs: as there.
         """
@@ -195,11 +195,11 @@ class Network(keras.Model):
         return cls(**config)
 
 
-def _with_loss_scale(optimizer) -> tf.keras.mixed_precision.LossScaleOptimizer:
-    optimizer = tf.keras.optimizers.get(optimizer)
-    if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+def _with_loss_scale(optimizer) -> keras.mixed_precision.LossScaleOptimizer:
+    optimizer = keras.optimizers.get(optimizer)
+    if isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
         return optimizer
-    return tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+    return keras.mixed_precision.LossScaleOptimizer(optimizer)
 
 
 def _checked_images(images) -> tf.Tensor:

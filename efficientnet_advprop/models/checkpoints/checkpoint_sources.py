@@ -72,7 +72,7 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
             "The checkpoint's `source` is empty; give a directory, a prefix, a .tar.gz or a published name."
         )
     published = published_checkpoints.find_published(source)
-    address = published.address if published else source
+    address = published.address if published and source == published.name else source
     is_web = bool(re.match(r"https?://", address))
     if address.lower().split("?")[0].endswith(ARCHIVE_SUFFIXES):
         return _find_in_archive(address, is_web, cache_dir or default_cache_dir())

@@ -15,6 +15,8 @@ from typing import Optional
 from efficientnet_advprop.models import scaling
 
 _ROOT = "https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet"
+_STORAGE = r"https?://storage\.googleapis\.com/"
+_ARCHIVE = ".tar.gz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Kind:
     address: str  # with {variant} for "b0" …
     normalization: str  # of pixels, as `EfficientNet` names it
     top1: dict[str, float]  # ImageNet validation accuracy in per cent, per variant
-    folder: str  # a regular expression for a part of a path that gives the kind away
+    words: str  # a regular expression for what in a name gives the kind away
 
 
 KINDS = {
@@ -119,26 +121,43 @@ PUBLISHED = {checkpoint.name: checkpoint for checkpoint in _rows()}
 
 
 def find_published(source: str) -> Optional[PublishedCheckpoint]:
-    """The row of the table that `source` names or whose address it is; None if it is neither."""
-    return next((row for row in PUBLISHED.values() if source in (row.name, row.address)), None)
+    """The row of the table that `source` names or whose place it is; None if it is neither.
+
+    The place may be written as https:// or gs://, of the archive or of the folder beside it, or
+    end in a file of that folder.
+    """
+    place = re.match(rf"(?:{_STORAGE}|gs://)([^?]*)", source)
+    stem = place and f"{place[1].rstrip('/').removesuffix(_ARCHIVE)}/"
+    for row in PUBLISHED.values():
+        folder = re.sub(_STORAGE, "", row.address).removesuffix(_ARCHIVE)
+        if source == row.name or (stem and stem.startswith(f"{folder}/")):
+            return row
+    return None
 
 
 def guess_kind(source: str) -> Optional[str]:
-    """The kind that a path or address gives away by a folder or file name ("…/ckptsaug/efficientnet-b0"), or None.
+    """The kind that a checkpoint's own name or published place gives away, or None.
 
-    The files themselves do not tell: all kinds have the same names and shapes.
+    The files themselves do not tell: all kinds have the same names and shapes. Nor do the folders
+    above them: whoever clones this project as "advprop" has everything below a folder of that name.
+    Its own name is that of the archive, of the directory or of the files; for files of a name like
+    "model.ckpt", also that of their directory if it says which network it holds, as those of the
+    release do ("noisy_student_efficientnet-b0").
     """
     published = find_published(source)
     if published:
         return published.kind
-    for part in reversed(re.split(r"[/\\]", source.lower())):
-        found = [
-            kind
-            for kind, row in KINDS.items()
-            if re.search(rf"(?<![a-z])({row.folder})(?![a-z])", part)
-        ]
-        if (
-            len(found) == 1 and part != "efficientnet_advprop"
-        ):  # this package's own name says nothing about a file below it
-            return found[0]
-    return None
+    *folders, name = re.split(r"[/\\]", source.lower().split("?")[0].rstrip("/\\"))
+    kind = _kind_in(name)
+    is_of_files = "ckpt" in name and folders
+    if kind is None and is_of_files and re.search(r"efficientnet-?(b\d|l2)(?!\d)", folders[-1]):
+        return _kind_in(folders[-1])
+    return kind
+
+
+def _kind_in(name: str) -> Optional[str]:
+    """The one kind that a file's or folder's name, in lower case, has a word of."""
+    found = [
+        kind for kind, row in KINDS.items() if re.search(rf"(?<![a-z])({row.words})(?![a-z])", name)
+    ]
+    return found[0] if len(found) == 1 else None

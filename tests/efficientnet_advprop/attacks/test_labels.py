@@ -139,9 +139,7 @@ def test_a_traced_attack_on_no_class_is_loud(labels, targeted):
     with pytest.raises(tf.errors.InvalidArgumentError, match="label value"):
         tf.function(run)(labels)
     found = tf.function(run, jit_compile=True)(labels).numpy()
-    np.testing.assert_array_equal(
-        np.isnan(found).all(axis=(1, 2, 3)), [False, True, True, False]
-    )
+    np.testing.assert_array_equal(np.isnan(found).all(axis=(1, 2, 3)), [False, True, True, False])
 
 
 def evaluation_batches(labels, mask=(1, 1, 1, 1)):

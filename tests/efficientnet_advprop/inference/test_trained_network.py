@@ -29,8 +29,9 @@ def test_network_outside_of_the_table_is_built_from_its_shapes():
 
 
 def test_kind_chooses_the_normalization_and_can_be_overridden(tmp_path):
-    shutil.copytree(TINY, tmp_path / "ckptsaug" / "efficientnet-b0")
-    source, wanted = str(tmp_path / "ckptsaug" / "efficientnet-b0"), golden("logits.npz")
+    shutil.copytree(TINY, tmp_path / "advprop" / "efficientnet-b0-autoaugment")
+    source = str(tmp_path / "advprop" / "efficientnet-b0-autoaugment")
+    wanted = golden("logits.npz")
     network = restore_network(source, use_ema=False)
     assert "kind: autoaugment (from the name" in network.description
     np.testing.assert_allclose(
@@ -55,8 +56,34 @@ def test_kind_chooses_the_normalization_and_can_be_overridden(tmp_path):
         ),
         ("/data/noisy_student_efficientnet-b0/model.ckpt", "noisystudent"),
         ("/data/efficientnet-b5-randaug", "randaugment"),
-        ("/data/ckptsaug/efficientnet-b0", "autoaugment"),
-        ("/data/advprop/baseline/efficientnet-b0", "baseline"),  # the innermost folder counts
+        ("/data/efficientnet-b5-randaug.tar.gz", "randaugment"),
+        ("C:\\advprop\\efficientnet-b5-randaug\\", "randaugment"),
+        ("/data/efficientnet-b5-randaug/model.ckpt-1234.index", "randaugment"),
+        ("runs/advprop_small.ckpt", "advprop"),
+        # Where a checkpoint lies is no name of it: a clone or a folder of that name has all kinds.
+        ("/home/me/advprop/tests/data/tiny_ckpt", None),
+        ("/home/me/advprop/tests/data/tiny_ckpt/model.ckpt-1234", None),
+        ("/home/me/advprop/model.ckpt", None),
+        ("advprop/efficientnet-b0", None),
+        ("/data/advprop/efficientnet-b0.tar.gz", None),
+        ("/data/ckptsaug/efficientnet-b0", None),
+        ("https://example.com/advprop/efficientnet-b0.tar.gz", None),
+        ("gs://bucket/advprop/efficientnet-b0", None),
+        # The published places, however they are written.
+        ("gs://cloud-tpu-checkpoints/efficientnet/ckptsaug/efficientnet-b0", "autoaugment"),
+        ("gs://cloud-tpu-checkpoints/efficientnet/advprop/efficientnet-b8/model.ckpt", "advprop"),
+        (
+            "gs://cloud-tpu-checkpoints/efficientnet/noisystudent/"
+            "noisy_student_efficientnet-l2_475.tar.gz",
+            "noisystudent",
+        ),
+        (
+            "http://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet/ckpts/"
+            "efficientnet-b1.tar.gz?alt=media",
+            "baseline",
+        ),
+        ("/mnt/cloud-tpu-checkpoints/efficientnet/ckpts/efficientnet-b1", None),
+        ("advprop-against-baseline", None),  # two kinds in one name
         (
             "/home/me/efficientnet_advprop/out/efficientnet-b0",
             None,

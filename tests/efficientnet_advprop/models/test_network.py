@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import EfficientNet, ResNet
 
 SEED = tf.constant([3, 4])
@@ -26,7 +27,7 @@ def make_network(family: str, **overrides):
 
 @pytest.fixture(scope="module", params=["b0", "resnet50"])
 def network(request):
-    tf.keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(0)
     return make_network(request.param)
 
 
@@ -95,7 +96,7 @@ def test_decoded_images_of_any_size_train(network):
     images = tf.data.Dataset.from_tensor_slices((files, [0, 1, 2, 3]))
     images = images.map(lambda file, label: (tf.io.decode_jpeg(file), label)).batch(2)
     assert images.element_spec[0].shape.as_list() == [None, None, None, None]
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile("sgd", loss)
     before = network.trainable_variables[0].numpy()
     history = network.fit(images, verbose=0).history
@@ -110,9 +111,9 @@ def test_decoded_images_of_any_size_train(network):
 
 @pytest.fixture
 def mixed_policy():
-    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
     yield
-    tf.keras.mixed_precision.set_global_policy("float32")
+    keras.mixed_precision.set_global_policy("float32")
 
 
 def test_a_global_policy_rounds_no_pixels(network, mixed_policy):
@@ -120,24 +121,22 @@ def test_a_global_policy_rounds_no_pixels(network, mixed_policy):
     plain = tf.function(lambda images: network(images))(images)
     again = type(network).from_config(network.get_config())  # made under the policy
     again.set_weights(network.get_weights())
-    inputs = tf.keras.Input([None, None, 3])
-    around = tf.keras.Model(inputs, again(inputs))
-    for model in (again, around, tf.keras.Sequential([again])):
+    inputs = keras.Input([None, None, 3])
+    around = keras.Model(inputs, again(inputs))
+    for model in (again, around, keras.Sequential([again])):
         found = tf.function(lambda images, model=model: model(images))(images)
         np.testing.assert_array_equal(found, plain)
         assert found.dtype == tf.float32
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", tf.keras.optimizers.Adam(1e-3)])
+@pytest.mark.parametrize("optimizer", ["sgd", keras.optimizers.Adam(1e-3)])
 def test_float16_scales_the_loss(optimizer):
     network = make_network("b0", compute_dtype="float16")
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile(optimizer, loss)
-    assert isinstance(network.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+    assert isinstance(network.optimizer, keras.mixed_precision.LossScaleOptimizer)
     assert float(network.optimizer.loss_scale) == 2.0**15  # Keras's own first scale
-    own = tf.keras.mixed_precision.LossScaleOptimizer(
-        tf.keras.optimizers.SGD(), initial_scale=64.0
-    )
+    own = keras.mixed_precision.LossScaleOptimizer(keras.optimizers.SGD(), initial_scale=64.0)
     network.compile(own, loss)
     assert network.optimizer is own
     make_network("b0", compute_dtype="bfloat16").compile("sgd", loss)
@@ -145,7 +144,7 @@ def test_float16_scales_the_loss(optimizer):
 
 def test_other_dtypes_scale_no_loss(network):
     network.compile("sgd")
-    assert not isinstance(network.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+    assert not isinstance(network.optimizer, keras.mixed_precision.LossScaleOptimizer)
     clear(network)
 
 
@@ -153,8 +152,8 @@ def test_other_dtypes_scale_no_loss(network):
 
 
 def around(network):
-    inputs = tf.keras.Input([None, None, 3])
-    return tf.keras.Model(inputs, tf.keras.layers.Softmax()(network(inputs)))
+    inputs = keras.Input([None, None, 3])
+    return keras.Model(inputs, keras.layers.Softmax()(network(inputs)))
 
 
 def check(loaded, images, wanted):
@@ -169,7 +168,7 @@ def test_saves_and_loads_as_a_keras_model(network, tmp_path, file, functional):
     model = around(network) if functional else network
     wanted = model(images)
     model.save(tmp_path / file)
-    check(tf.keras.models.load_model(tmp_path / file), images, wanted)
+    check(keras.models.load_model(tmp_path / file), images, wanted)
 
 
 @pytest.mark.slow
@@ -183,8 +182,8 @@ def test_saves_as_a_saved_model(network, tmp_path):
 @pytest.mark.slow
 def test_a_keras_checkpoint_callback_saves_it(network, tmp_path):
     images = tf.constant(pixels(np.float32))
-    network.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    callback = tf.keras.callbacks.ModelCheckpoint(str(tmp_path / "m"))
+    network.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    callback = keras.callbacks.ModelCheckpoint(str(tmp_path / "m"))
     network.fit(images, tf.constant([0, 1, 2, 3]), callbacks=[callback], verbose=0)
-    check(tf.keras.models.load_model(tmp_path / "m"), images, network(images))
+    check(keras.models.load_model(tmp_path / "m"), images, network(images))
     clear(network)

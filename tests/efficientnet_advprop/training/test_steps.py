@@ -7,7 +7,9 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, UniformNoise
+from efficientnet_advprop.attacks.labels import LabelError
 from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import METHODS, Method, Pass
 from efficientnet_advprop.training import fast_advprop, losses, optimizers, programs, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
@@ -431,6 +433,71 @@ def test_class_weights_for_labels():
     assert sums["clean_correct"] == np.sum(hits)
     totals = [0.75 * a + 0.25 * b for a, b in zip(first, second)]
     assert_moved_by(before, values(state), model.trainable_variables, totals)
+
+
+class Linear(keras.Model):
+    """The least that a step trains: its losses and gradients are known by hand."""
+
+    aux_branches = 0
+
+    def __init__(self):
+        super().__init__(name="linear")
+        self.flatten = keras.layers.Flatten()
+        self.dense = keras.layers.Dense(5, name="dense")
+        self.build([None, 2, 2, 3])
+
+    def call(self, images, training=False, branch="main", update_statistics=True, seed=None):
+        return self.dense(self.flatten(tf.cast(images, tf.float32) / 255.0))
+
+
+def linear_step():
+    keras.utils.set_random_seed(1)
+    state = TrainState(model := Linear(), optimizers.SGD(model.trainable_variables))
+    step = steps.make_train_step(
+        "vanilla", state, RATE_ONE, global_batch_size=4, label_smoothing=0.0, weight_decay=0.0
+    )
+    images = np.random.RandomState(0).randint(0, 256, [4, 2, 2, 3]).astype(np.uint8)
+    return model, step, tf.constant(images)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "uint64", "float32"])
+def test_labels_of_any_form_give_the_same_step(dtype):
+    classes = np.array([3, 0, 4, 1])
+    model, step, images = linear_step()
+    logits = model(images).numpy()
+    wanted = np.sum(np.log(np.exp(logits).sum(1)) - logits[np.arange(4), classes])
+    labels = np.eye(5)[classes] if dtype == "float32" else classes[:, None]
+    sums = tf.function(step)({"images": images, "labels": tf.constant(labels.astype(dtype))})
+    np.testing.assert_allclose(sums["clean_loss"], wanted, rtol=1e-5)
+    assert sums["clean_correct"] == np.sum(logits.argmax(1) == classes)
+    assert sums["num_images"] == 4.0
+    bias = np.mean(np.eye(5)[classes] - np.exp(logits) / np.exp(logits).sum(1)[:, None], axis=0)
+    np.testing.assert_allclose(model.dense.bias, bias, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        (np.eye(6)[[3, 0, 4, 1]], r"shape \(4, 6\).*\[batch, 5\]"),
+        (np.array([3.0, 0.0, 4.0, 1.0]), r"float64 of shape \(4,\).*integer type"),
+        (np.array([3, 0, 4]), r"shape \(3,\), but there are 4 images"),
+        (np.array([3, 0, 4, 5]), r"hold 5, but classes must be in \[0, 5\)"),
+    ],
+)
+def test_labels_that_do_not_fit_move_nothing(labels, said):
+    model, step, images = linear_step()
+    before = model.get_weights()
+    with pytest.raises(LabelError, match=f"(?s)`labels` .*{said}"):
+        step({"images": images, "labels": tf.constant(labels)})
+    for value, earlier in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(value, earlier)
+
+
+def test_a_traced_step_counts_no_label_that_is_no_class():
+    model, step, images = linear_step()
+    sums = tf.function(step)({"images": images, "labels": tf.constant([3, 0, 4, 5])})
+    assert np.isnan(sums["clean_loss"])  # which ends a run: `loop` stops where a loss is not finite
+    assert all(np.isfinite(value).all() for value in model.get_weights())
 
 
 def test_the_loss_scale_cancels_and_an_update_that_overflows_is_left_out():

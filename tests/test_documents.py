@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from efficientnet_advprop.reports.published_results import find_published
+from tests.test_imports import FLOORS
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/**/*.py")])
@@ -57,6 +58,41 @@ def test_programs_and_files_that_are_mentioned_exist(name):
     missing = {path for path in paths if not (ROOT / path).exists()}
     missing |= {link for link in links if not ((ROOT / name).parent / link).exists()}
     assert not missing
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "BUILD_NOTES.md", "CONTRIBUTING.md", "docs/decisions.md", "docs/verification.md"],
+)
+def test_code_that_is_mentioned_is_where_the_page_says(name):
+    """Files and folders in back-ticks, by the end of their path."""
+    folders = (
+        "efficientnet_advprop",
+        "tpu_utils",
+        "tests",
+        "configs",
+        "benchmarks",
+        "docs",
+        "examples",
+    )
+    there = [path for folder in folders for path in (ROOT / folder, *(ROOT / folder).rglob("*"))]
+    ends = [f"/{path.relative_to(ROOT)}{'/' * path.is_dir()}" for path in there]
+    mentioned = set(re.findall(r"`([a-z_][\w-]*(?:/[\w-]+)*(?:\.py|/))`", read(name)))
+    assert len(mentioned) >= 2
+    assert not {path for path in mentioned if not any(end.endswith(f"/{path}") for end in ends)}
+
+
+def test_contributing_has_the_floors_of_the_imports():
+    table = rows(read("CONTRIBUTING.md").partition("## Imports run downwards")[2])
+    shown = {
+        int(floor): set(re.findall(r"`([\w.]+)`", rooms))
+        for floor, rooms in table
+        if floor.isdecimal()
+    }
+    assert shown == {
+        number: {room.removeprefix("efficientnet_advprop.") for room in floor}
+        for number, floor in enumerate(FLOORS, 1)
+    }
 
 
 def test_readme_is_short():

@@ -38,7 +38,7 @@ from tpu_utils.errors import brief_message
 
 DEFAULT_DIRECTORY = os.path.join("runs", "evaluation")
 _MANY = 10  # test sets, whose files take a while to be listed
-_PACKAGES = ("tensorflow", "numpy", "scipy", "pillow", "scikit-learn")
+_PACKAGES = ("numpy", "scipy", "pillow", "scikit-learn")
 
 
 class RunError(UsageError, ValueError):
@@ -208,7 +208,9 @@ def _check(
 
 
 def _start_or_continue(classifier: Classifier, out_dir: str) -> Results:
-    versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
+    # TensorFlow's own word: its distribution has another name on a TPU VM.
+    versions = {"tensorflow": tf.__version__}
+    versions |= {package: importlib.metadata.version(package) for package in _PACKAGES}
     config = {
         **classifier.config,
         "image_size": classifier.image_size,

@@ -167,6 +167,13 @@ def _ask_slurm(port: int) -> tuple[dict[str, list[str]], str, int]:
     return jobs, resolver.task_type, resolver.task_id
 
 
+def _by_kubeconfig() -> dict:
+    """Has TensorFlow take its credentials from a kubeconfig, as 2.15 does; later ones also try a pod's own account first,
+    and then need the kubeconfig all the same."""
+    locations = getattr(tf.distribute.cluster_resolver, "KubernetesExecutableLocation", None)
+    return {} if locations is None else {"executable_location": locations.OFF_CLUSTER}
+
+
 def _ask_kubernetes(
     port, pod_selector, num_workers, timeout_seconds
 ) -> tuple[dict[str, list[str]], str, int]:
@@ -179,7 +186,7 @@ def _ask_kubernetes(
     while True:
         try:
             found = tf.distribute.cluster_resolver.KubernetesClusterResolver(
-                {"worker": [pod_selector]}, tf_server_port=port
+                {"worker": [pod_selector]}, tf_server_port=port, **_by_kubeconfig()
             )
             addresses = found.cluster_spec().as_dict().get("worker", [])
             problem = f"{len(addresses)} pods"

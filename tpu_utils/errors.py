@@ -31,6 +31,10 @@ class StrategyError(PlatformError, ValueError):
 
 # TensorFlow's names of the operation that failed, before the message and behind it.
 _OPERATIONS = re.compile(r"\{\{.*?\}\} ?| ?\[(Op:|\[\{\{).*")
+# TensorFlow 2.16 and later also name the stage of an input pipeline, on the message's own line.
+_STAGE = re.compile(
+    r"Error in user-defined function passed to \S+ transformation with iterator: \S+: "
+)
 # What it puts on lines of their own before the message: where in the program, or on which machine, the operation stands.
 _WHEREABOUTS = re.compile(
     r"\s|Graph execution error:|Detected at node|<stack traces|From /job:|Node: |\d+ root error|$"
@@ -50,5 +54,5 @@ def brief_message(error: Union[BaseException, str]) -> str:
     text = error if isinstance(error, str) else getattr(error, "message", None) or str(error)
     lines = [_FIRST_ROOT.sub("", line) for line in text.strip().splitlines()]
     told = next((line for line in lines if not _WHEREABOUTS.match(line)), lines[0] if lines else "")
-    said = _OPERATIONS.sub("", told).strip().rstrip(".")
+    said = _OPERATIONS.sub("", _STAGE.sub("", told)).strip().rstrip(".")
     return said or ("no message" if isinstance(error, str) else type(error).__name__)

@@ -126,14 +126,21 @@ def test_tflite_gets_the_official_logits(network, expected):
 
 
 @pytest.mark.parametrize(
-    "quantization, size_ratio", [("float16", 0.6), ("dynamic_range", 0.45), ("full_integer", 0.45)]
+    "quantization, size_ratio", [("float16", 0.6), ("dynamic_range", 0.4), ("full_integer", 0.33)]
 )
 def test_quantized_tflite_is_smaller_and_close(network, expected, quantization, size_ratio):
     images, logits = expected
     folded = InferenceNetwork(network.model, 64)
     contents = tflite.convert(folded, quantization, images)
-    assert len(contents) < size_ratio * 4 * folded.num_weights
-    runner = tf.lite.Interpreter(model_content=contents).get_signature_runner()
+    interpreter = tf.lite.Interpreter(model_content=contents)
+    # A float32 scale and an int64 zero point each: per kernel or per channel, as the converter's version likes, and
+    # this network has few weights per channel.
+    num_scales = sum(
+        len(tensor["quantization_parameters"]["scales"])
+        for tensor in interpreter.get_tensor_details()
+    )
+    assert len(contents) - 12 * num_scales < size_ratio * 4 * folded.num_weights
+    runner = interpreter.get_signature_runner()
     is_integer = quantization == "full_integer"
     assert runner.get_input_details()["images"]["dtype"] == (np.uint8 if is_integer else np.float32)
     images = np.clip(np.round(images), 0, 255).astype(np.uint8) if is_integer else images

@@ -155,10 +155,11 @@ def model_as_before():
 def test_advprop_is_the_sum_of_both_losses_gradients_and_of_weight_decay():
     data, before, sums, adversarial_images, _, after = one_advprop_step()
     model = model_as_before()
-    clean, clean_loss = gradients_by_hand(model, data["images"], data["labels"], "main")
-    adversarial, adversarial_loss = gradients_by_hand(
-        model, adversarial_images, data["labels"], "aux"
-    )
+    # In a graph, like the step: TensorFlow's kernels for single operations round otherwise, and a shift before the next
+    # batch norm has no gradient but rounding, of what cancels there.
+    by_hand = tf.function(gradients_by_hand)
+    clean, clean_loss = by_hand(model, data["images"], data["labels"], "main")
+    adversarial, adversarial_loss = by_hand(model, adversarial_images, data["labels"], "aux")
     np.testing.assert_allclose(sums["clean_loss"] / 4, clean_loss, rtol=1e-4)
     np.testing.assert_allclose(sums["adversarial_loss"] / 4, adversarial_loss, rtol=1e-4)
     for variable, first, second in zip(model.trainable_variables, clean, adversarial):
@@ -170,10 +171,8 @@ def test_advprop_is_the_sum_of_both_losses_gradients_and_of_weight_decay():
         if role is Role.SHARED:
             total += 1e-2 * before[variable.name]
         moved = before[variable.name] - after[variable.name]
-        scale = max(
-            np.abs(total).max(), 0.1
-        )  # a shift before the next batch norm has no gradient but rounding
-        np.testing.assert_allclose(moved, total, rtol=0, atol=3e-4 * scale, err_msg=variable.name)
+        scale = max(np.abs(total).max(), 1.0)
+        np.testing.assert_allclose(moved, total, rtol=0, atol=3e-5 * scale, err_msg=variable.name)
 
 
 def test_each_branchs_statistics_move_once_by_its_own_images():

@@ -1,9 +1,10 @@
-"""How good it is, and how robust: test suites, runs of them, metrics from sums and counts, and reports.
+"""How accurate and how robust a network is: suites of test sets, runs over them, and metrics.
 
     from efficientnet_advprop import evaluation
     results = evaluation.run(model, ["imagenet", "imagenet_a"], data_dir="/data")
 
-See `running.run`, `report_files.write_report` and docs/evaluation.md.
+`evaluation_run.run` says more, and docs/evaluation.md is the guide. Reports are made by
+`efficientnet_advprop.reports`.
 """
 
 from efficientnet_advprop.evaluation.evaluation_run import run as run

@@ -15,8 +15,6 @@ from absl import flags, logging
 
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.files import format_duration, write_atomically
-from efficientnet_advprop.reports import evaluation_report
-from efficientnet_advprop.studies import demo_report, demonstration
 
 _CONFIG = program.define_config_flag()
 _OUTPUT_DIR = flags.DEFINE_string(
@@ -26,7 +24,13 @@ _OUTPUT_DIR = flags.DEFINE_string(
 
 def main(argv):
     del argv
-    config, output_dir, started = program.read_config(_CONFIG), _OUTPUT_DIR.value, time.monotonic()
+    config = program.read_config(_CONFIG)
+    output_dir = _OUTPUT_DIR.value
+    started = time.monotonic()
+    # Here, so that --help and a wrong flag do not wait for TensorFlow.
+    from efficientnet_advprop.reports import evaluation_report
+    from efficientnet_advprop.studies import demo_report, demonstration
+
     logging.set_verbosity(logging.WARNING)  # the data's remarks on each of the many test sets
     demo = demonstration.run(config, output_dir)
     if demo is None:

@@ -14,6 +14,35 @@ import uuid
 from typing import Sequence
 
 
+def is_remote(path: str) -> bool:
+    """Whether only TensorFlow reaches `path`: "gs://…", and other addresses."""
+    return "://" in path
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file or folder, local or remote."""
+    if not is_remote(path):
+        return os.path.exists(path)
+    import tensorflow as tf
+
+    return tf.io.gfile.exists(path)
+
+
+def read_text(path: str) -> str:
+    """The text of a UTF-8 file, local or remote.
+
+    Raises:
+        OSError: a local one cannot be read. `tf.errors.OpError`: a remote one.
+    """
+    if not is_remote(path):
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    import tensorflow as tf
+
+    with tf.io.gfile.GFile(path) as file:
+        return file.read()
+
+
 def temporary_path(path: str) -> str:
     """Where a file is written before it gets its name: in the same folder, so that it can be renamed."""
     return f"{path}.{uuid.uuid4().hex}.tmp"
@@ -53,9 +82,10 @@ def printable(name: str) -> str:
 
 
 def write_atomically(path: str, contents: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
+    """Writes a file that is there whole or not at all, and its folder if there is none."""
     import tensorflow as tf
 
+    tf.io.gfile.makedirs(os.path.dirname(path) or ".")
     temporary = temporary_path(path)
     try:
         with tf.io.gfile.GFile(temporary, "wb") as file:

@@ -9,7 +9,6 @@ from absl import flags
 
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.training.checkpoints import write_released_checkpoint
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "folder of a training run")
 _OUTPUT = flags.DEFINE_string(
@@ -36,6 +35,9 @@ def main(argv):
     ):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
+    # Here, so that --help and a wrong flag do not wait for TensorFlow.
+    from efficientnet_advprop.training.checkpoints import write_released_checkpoint
+
     step = write_released_checkpoint(
         _MODEL_DIR.value, _OUTPUT.value, which=_WHICH.value, include_aux=_INCLUDE_AUX.value
     )

@@ -14,7 +14,6 @@ from PIL import Image
 
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.data import pipeline
 from efficientnet_advprop.methods import AUGMENTED, METHODS
 
 _CONFIG = program.define_config_flag()
@@ -39,6 +38,9 @@ def main(argv):
     for flag, what in ((_DATA_DIR, "the folder of the TFRecords"), (_OUT, "the picture to write")):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
+    # Here, so that --help and a wrong flag do not wait for TensorFlow.
+    from efficientnet_advprop.data import pipeline
+
     rows = pipeline.sample_views(
         config.data,
         _DATA_DIR.value,

@@ -18,7 +18,7 @@ from absl import flags, logging
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.files import format_duration, write_atomically
-from efficientnet_advprop.studies import execution, figures, plan, report
+from efficientnet_advprop.studies import plan, run_scores
 
 _STUDY = flags.DEFINE_string(
     "study", None, "Python file with a get_study(), such as configs/studies/digits.py"
@@ -37,12 +37,12 @@ _RUN = flags.DEFINE_string("run", None, "only this run, in this process: <arm>/s
 
 
 def _format_plan(study: plan.Study, output_dir: str, num_parallel: int) -> str:
-    entries = execution.progress(study, output_dir)
+    entries = run_scores.progress(study, output_dir)
     lines = [
         f"{entry.run.name:40s} {format_duration(entry.seconds):>12s}  {'to do' if entry.scores is None else 'done'}"
         for entry in entries
     ]
-    left = format_duration(execution.seconds_left(study, output_dir, num_parallel))
+    left = format_duration(run_scores.seconds_left(study, output_dir, num_parallel))
     num_done = sum(entry.scores is not None for entry in entries)
     end = f"{num_done} of {len(entries)} runs are done; the others take about {left}, {num_parallel} at a time"
     return "\n".join([f"{study.title}: processor time of each run", *lines, end])
@@ -55,17 +55,20 @@ def main(argv):
             "`--study` is missing; give a study's file, such as --study=configs/studies/digits.py."
         )
     study, output_dir = plan.load_study(_STUDY.value), _OUTPUT_DIR.value
-    num_parallel = _NUM_PARALLEL.value or execution.default_num_parallel()
+    num_parallel = _NUM_PARALLEL.value or run_scores.default_num_parallel()
     if _LIST.value:
         print(_format_plan(study, output_dir, num_parallel))
         return
+    # Here, so that --help and --list do not wait for TensorFlow.
+    from efficientnet_advprop.studies import execution, figures, report
+
     added = plan.claim_output_dir(study, output_dir)
     if _RUN.value:
         logging.set_verbosity(logging.WARNING)
         execution.execute(study.find_run(_RUN.value), study, output_dir)
         return
     if not _REPORT.value:
-        left = format_duration(execution.seconds_left(study, output_dir, num_parallel))
+        left = format_duration(run_scores.seconds_left(study, output_dir, num_parallel))
         print(
             f"{len(study.runs())} runs, {len(added)} of them new; {num_parallel} at a time: about {left}",
             flush=True,
@@ -84,7 +87,7 @@ def main(argv):
         if not execution.execute_all(study, command, output_dir, num_parallel=num_parallel):
             return
     summary = report.summarize(
-        study, {run.name: execution.read_scores(output_dir, run.name) for run in study.runs()}
+        study, {run.name: run_scores.read_scores(output_dir, run.name) for run in study.runs()}
     )
     table = report.format_table(summary)
     files = {

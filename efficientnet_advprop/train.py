@@ -14,8 +14,6 @@ from absl import flags
 
 from efficientnet_advprop.command_line import program, strategy_flags
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.training.loop import train
-from tpu_utils.devices import profiler_server
 
 _CONFIG = program.define_config_flag()
 _DATA_DIR = flags.DEFINE_string(
@@ -43,6 +41,10 @@ def main(argv):
     ):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
+    # Here, so that --help and a wrong flag do not wait for TensorFlow.
+    from efficientnet_advprop.training.loop import train
+    from tpu_utils.devices import profiler_server
+
     if _PROFILER_PORT.value is not None:
         profiler_server.listen(_PROFILER_PORT.value)
     train(config, data_dir=_DATA_DIR.value, model_dir=_MODEL_DIR.value, strategy=_STRATEGY.make())

@@ -23,7 +23,7 @@ from ml_collections import config_flags  # noqa: E402
 
 from efficientnet_advprop import config as config_lib  # noqa: E402
 from efficientnet_advprop.errors import UsageError, UserError  # noqa: E402
-from tpu_utils.errors import PlatformError  # noqa: E402
+from tpu_utils.errors import PlatformError, brief_message  # noqa: E402
 
 BAD_USAGE = UsageError.exit_code
 FAILED = UserError.exit_code
@@ -66,9 +66,10 @@ def run(
 ) -> None:
     """Parses flags, runs `main(argv)` and exits with its result.
 
-    A `UserError` or `PlatformError` ends with its message and its own exit code, an `OSError` with
-    its message and 1, Ctrl-C with 130. Any other exception is a fault of ours: its traceback is
-    shown.
+    A `UserError` or `PlatformError` ends with its message and its own exit code, an error of a file
+    system with its message and 1, Ctrl-C with 130. Any other exception is a fault of ours: its
+    traceback is shown. `~` at the beginning of a path means the home folder, in every flag and
+    argument.
 
     Args:
         main: gets what is left of argv; returns an exit code, None for 0.
@@ -85,6 +86,10 @@ def run(
             return _complain(error, error.exit_code)
         except OSError as error:
             return _complain(error, FAILED)
+        except Exception as error:
+            if not _is_of_a_file_system(error):
+                raise
+            return _complain(brief_message(error), FAILED)
         except KeyboardInterrupt:
             return _complain(
                 "stopped by Ctrl-C; the same command goes on from the last checkpoint.", INTERRUPTED
@@ -99,6 +104,42 @@ def refuse_arguments(argv: Sequence[str]) -> None:
         raise config_lib.ConfigError(f"`{argv[1]}` is not a flag; flags look like --name=value.")
 
 
+def _is_of_a_file_system(error: Exception) -> bool:
+    """Whether TensorFlow's file access raised `error`: a bucket without permission, a full disk.
+
+    The same classes come out of graphs, where they are faults of ours and name their operation.
+    """
+    tensorflow = sys.modules.get("tensorflow")  # without it nothing was accessed
+    return (
+        tensorflow is not None
+        and isinstance(error, tensorflow.errors.OpError)
+        and error.op is None
+        and error.node_def is None
+    )
+
+
+def expand_home(argument: str) -> str:
+    """An argument with `~` and `~user` expanded wherever a path may begin.
+
+    A path begins an argument, or follows "=", "," or ":" in it, as in `--suite=folder:~/pets`;
+    shells expand the first of these only.
+
+    Raises:
+        ConfigError: there is no such user.
+    """
+
+    def home(match: re.Match) -> str:
+        found = os.path.expanduser(match[0])
+        if found == match[0]:
+            raise config_lib.ConfigError(
+                f"`{argument}` begins a path with {match[0]!r}, but there is no such user here; "
+                f"write the whole path, or ./{match[0]} for a folder of that name."
+            )
+        return found
+
+    return re.sub(r"(?:(?<=[=,:])|^)~[\w.-]*(?=/|,|$)", home, argument)
+
+
 def _complain(error, code: int) -> int:
     print(f"error: {error}", file=sys.stderr, flush=True)
     return code
@@ -106,6 +147,8 @@ def _complain(error, code: int) -> int:
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     try:
+        # config_flags looks for overrides in sys.argv by itself.
+        argv = sys.argv = [argv[0], *map(expand_home, argv[1:])]
         _check_config_arguments(argv[1:])
         return flags.FLAGS(argv)
     except SystemExit:  # absl exits with 1 after --help

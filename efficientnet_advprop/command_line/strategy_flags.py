@@ -7,12 +7,22 @@ Usage:
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-import tensorflow as tf
 from absl import flags
 
-from tpu_utils.devices.cluster import RESOLVERS
-from tpu_utils.devices.strategy import STRATEGIES, make_strategy
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# The choices and what they mean, here so that --help does not wait for TensorFlow; a test holds them
+# to `strategy.STRATEGIES` and `cluster.RESOLVERS`.
+STRATEGIES = {
+    "one_device": "the first GPU, else the CPU",
+    "mirrored": "all GPUs of this machine",
+    "tpu": "a TPU or a pod of them",
+    "multi_worker": "several machines, each running this same command",
+}
+RESOLVERS = ("tf_config", "slurm", "kubernetes")
 
 flags.disclaim_key_flags()  # they belong to the program that asks for them: its --help shows them
 
@@ -32,8 +42,10 @@ class StrategyFlags:
     pod_selector: flags.FlagHolder
     num_workers: flags.FlagHolder
 
-    def make(self) -> tf.distribute.Strategy:
+    def make(self) -> "tf.distribute.Strategy":
         """See `make_strategy`."""
+        from tpu_utils.devices.strategy import make_strategy
+
         values = {field.name: getattr(self, field.name).value for field in dataclasses.fields(self)}
         return make_strategy(
             values.pop("strategy"), timeout_seconds=values.pop("connect_timeout"), **values
@@ -42,18 +54,12 @@ class StrategyFlags:
 
 def define() -> StrategyFlags:
     """Defines the flags; once per program."""
-    told = {
-        "one_device": "the first GPU, else the CPU",
-        "mirrored": "all GPUs of this machine",
-        "tpu": "a TPU or a pod of them",
-        "multi_worker": "several machines, each running this same command",
-    }
     return StrategyFlags(
         strategy=flags.DEFINE_enum(
             "strategy",
             "one_device",
-            STRATEGIES,
-            f"devices: {', '.join(f'{name} ({told[name]})' for name in STRATEGIES)}",
+            list(STRATEGIES),
+            f"devices: {', '.join(f'{name} ({text})' for name, text in STRATEGIES.items())}",
         ),
         num_logical_devices=flags.DEFINE_integer(
             "num_logical_devices",

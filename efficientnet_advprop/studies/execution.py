@@ -1,15 +1,15 @@
 """The runs of a study: one in this process, or all of them in processes of their own, some at a time.
 
-execute(study.find_run("advprop/seed_3"), study, "runs/study")
-execute_all(study, command, "runs/study", num_parallel=2)     # those that have no scores yet
+Usage:
 
-<output_dir>/data/                           the digits, for all runs
-<output_dir>/runs/<arm>/seed_<n>/            a training run, as `training.loop` leaves it, its evaluation, and log.txt
-<output_dir>/runs/<arm>/seed_<n>/scores.json its accuracies; where it is, the run is done
+    execute(study.find_run("advprop/seed_3"), study, "runs/study")
+    execute_all(study, command, "runs/study", num_parallel=2)  # those that have no scores yet
+
+A run's folder is a training run as `training.loop` leaves it, with its evaluation, log.txt and
+scores.json; the digits, in <output_dir>/data, serve all runs.
 """
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import os
@@ -18,8 +18,6 @@ import statistics
 import subprocess
 import time
 from typing import Callable, Mapping, Optional, Sequence
-
-import tensorflow as tf
 
 from efficientnet_advprop.data import digits
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
@@ -30,10 +28,17 @@ from efficientnet_advprop.evaluation.suites.test_sets import TestSet
 from efficientnet_advprop.files import format_duration, write_atomically
 from efficientnet_advprop.studies.digit_tests import open_test_sets
 from efficientnet_advprop.studies.plan import Run, Study
+from efficientnet_advprop.studies.run_scores import (
+    SCORES_FILE,
+    read_scores,
+    run_dir,
+    seconds_left,
+    visible_gpus,
+)
 from efficientnet_advprop.training import checkpoints, loop
 from tpu_utils.devices.strategy import make_strategy
 
-_SCORES_FILE, _LOG_FILE = "scores.json", "log.txt"
+_LOG_FILE = "log.txt"
 _POLL_SECONDS = 0.2
 
 Log = Callable[[str], None]
@@ -45,20 +50,6 @@ class StudyError(UserError, RuntimeError):
 
 class _Stopped(Exception):
     """SIGTERM."""
-
-
-def run_dir(output_dir: str, name: str) -> str:
-    """The folder of a run."""
-    return os.path.join(output_dir, "runs", name)
-
-
-def read_scores(output_dir: str, name: str) -> Optional[dict]:
-    """A run's accuracies by metric, in [0, 1], and its "processor_seconds"; None: it is not done."""
-    path = os.path.join(run_dir(output_dir, name), _SCORES_FILE)
-    if not tf.io.gfile.exists(path):
-        return None
-    with tf.io.gfile.GFile(path) as file:
-        return json.loads(file.read())
 
 
 def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
@@ -79,7 +70,7 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
     scores = _measure(run, study, folder, data_dir)
     scores["processor_seconds"] = time.process_time() - started
     write_atomically(
-        os.path.join(folder, _SCORES_FILE), (json.dumps(scores, indent=1) + "\n").encode()
+        os.path.join(folder, SCORES_FILE), (json.dumps(scores, indent=1) + "\n").encode()
     )
     return scores
 
@@ -104,53 +95,6 @@ def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, fl
         metric: statistics.fmean(results.test_sets[test_set.name].score.top1 for test_set in chosen)
         for metric, chosen in test_sets.items()
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class RunProgress:
-    """How far a run is.
-
-    Args:
-        run: which.
-        scores: see `read_scores`; None: it is not done.
-        seconds: processor time that it took or will take: the mean of its arm's, else what the study expects of it, scaled by
-            how wrong that was about the others.
-    """
-
-    run: Run
-    scores: Optional[dict]
-    seconds: float
-
-
-def progress(study: Study, output_dir: str) -> list[RunProgress]:
-    """Every run of a study, in its order."""
-    runs = study.runs()
-    scores = {run.name: read_scores(output_dir, run.name) for run in runs}
-    by_arm: dict[str, list[float]] = {}
-    for run in runs:
-        if scores[run.name]:
-            by_arm.setdefault(run.arm, []).append(scores[run.name]["processor_seconds"])
-    measured = sum(map(sum, by_arm.values()))
-    expected_of_measured = sum(run.expected_seconds for run in runs if scores[run.name])
-    ratio = measured / expected_of_measured if expected_of_measured else 1.0
-
-    def seconds(run):
-        return statistics.fmean(by_arm.get(run.arm, [ratio * run.expected_seconds]))
-
-    return [RunProgress(run, scores[run.name], seconds(run)) for run in runs]
-
-
-def seconds_left(study: Study, output_dir: str, num_parallel: int) -> float:
-    """Until a study is done, with so many runs at a time and a processor for each."""
-    return (
-        sum(entry.seconds for entry in progress(study, output_dir) if entry.scores is None)
-        / num_parallel
-    )
-
-
-def default_num_parallel() -> int:
-    """One run per GPU or, without one, per CPU core: the networks are too small to keep more busy."""
-    return len(tf.config.list_physical_devices("GPU")) or os.cpu_count() or 1
 
 
 def execute_all(
@@ -243,11 +187,9 @@ def _environment(slot: int, num_parallel: int) -> dict[str, str]:
         "TF_NUM_INTEROP_THREADS": threads,
         "OMP_NUM_THREADS": threads,
     }
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = visible_gpus()
     if gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(index) for index in range(len(gpus))]
-        environment["CUDA_VISIBLE_DEVICES"] = names[slot % len(names)]
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     return {**os.environ, **environment}
 
 

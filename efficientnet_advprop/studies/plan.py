@@ -15,9 +15,8 @@ import os
 import re
 from typing import Mapping, Sequence
 
-import tensorflow as tf
-
 from efficientnet_advprop import config as config_lib
+from efficientnet_advprop import files
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 
 METRICS = {
@@ -244,9 +243,8 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
     """
     path = os.path.join(output_dir, _PLAN_FILE)
     saved = {"measured": study._measured(), "runs": {}}
-    if tf.io.gfile.exists(path):
-        with tf.io.gfile.GFile(path) as file:
-            saved = json.loads(file.read())
+    if files.exists(path):
+        saved = json.loads(files.read_text(path))
     problems = [
         f"`{name}` is {saved['measured'][name]} there and {value} here"
         for name, value in study._measured().items()
@@ -273,9 +271,6 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
         )
     added = [name for name in runs if name not in saved["runs"]]
     if added:
-        own = f"{path}.{os.getpid()}"  # several runs may be started at once by hand
-        tf.io.gfile.makedirs(output_dir)
-        with tf.io.gfile.GFile(own, "w") as file:
-            file.write(study.to_json())
-        tf.io.gfile.rename(own, path, overwrite=True)
+        # Whole or not at all: several runs may be started at once by hand.
+        files.write_atomically(path, study.to_json().encode())
     return added

@@ -9,6 +9,10 @@ from typing import NamedTuple
 
 import pytest
 
+from efficientnet_advprop.command_line import program, strategy_flags
+from efficientnet_advprop.config import ConfigError
+from tpu_utils.devices import cluster, strategy
+
 ROOT = pathlib.Path(__file__).parents[3]
 PROGRAM = """'Trains nothing. Usage: none.'
 import json, os, sys, tempfile
@@ -146,3 +150,56 @@ def test_help(run):
         and "configs/advprop.py:b0" in result.stdout
         and "attack.epsilon = 1.0" in result.stdout
     )
+
+
+@pytest.mark.parametrize(
+    "argument, expanded",
+    [
+        ("~/runs/b3", "/home/ada/runs/b3"),
+        ("--model_dir=~/runs", "/home/ada/runs"),
+        ("--compare=~/a,~/b", "/home/ada/a,/home/ada/b"),
+        ("--suite=imagenet,folder:~/pets", "imagenet,folder:/home/ada/pets"),
+        ("--config.init.checkpoint=~", "/home/ada"),
+        ("--data_dir=gs://bucket/~x/y", "gs://bucket/~x/y"),
+        ("--out=a~/b", "a~/b"),
+        ("--config.training.seed=3", "3"),
+    ],
+)
+def test_home_folders_are_expanded_wherever_a_path_begins(argument, expanded, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert program.expand_home(argument).rpartition("=")[2] == expanded
+
+
+def test_a_home_folder_without_a_user_is_refused():
+    with pytest.raises(ConfigError, match="`--model_dir=~nobody_here/x`.*no such user"):
+        program.expand_home("--model_dir=~nobody_here/x")
+
+
+def test_the_choices_of_the_strategy_flags_are_those_of_the_makers():
+    assert tuple(strategy_flags.STRATEGIES) == strategy.STRATEGIES
+    assert strategy_flags.RESOLVERS == cluster.RESOLVERS
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("train", ["--help"]),
+        ("train", ["--config=configs/digits.py", "--config.attack.epsilon=-1"]),
+        ("demo", ["--help"]),
+        ("preflight", ["--help"]),
+        ("release", ["--help"]),
+        ("show_input", ["--help"]),
+        ("study", ["--study=configs/studies/digits.py", "--list"]),
+    ],
+)
+def test_help_lists_and_refusals_do_not_wait_for_tensorflow(name, arguments):
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_module('efficientnet_advprop.' + sys.argv[0], run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "sys.exit(77 if 'tensorflow' in sys.modules else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, name, *arguments], cwd=ROOT, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.studies import execution, figures, plan, report
+from efficientnet_advprop.studies import execution, figures, plan, report, run_scores
 from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -82,7 +82,7 @@ def no_data(monkeypatch):
 def test_runs_are_executed_once_and_reported(tmp_path):
     study, lines = make_study(), []
     assert plan.claim_output_dir(study, str(tmp_path)) == [run.name for run in study.runs()]
-    assert execution.seconds_left(study, str(tmp_path), 2) == (10.0 + 30.0) * 3 / 2
+    assert run_scores.seconds_left(study, str(tmp_path), 2) == (10.0 + 30.0) * 3 / 2
     started = (
         write_scores(tmp_path)
         + f"open({str(tmp_path / 'started')!r}, 'a').write(name + str(seed) + os.linesep)"
@@ -97,7 +97,7 @@ def test_runs_are_executed_once_and_reported(tmp_path):
     assert len(lines) == 6 and lines[-1].startswith("  6/6") and lines[-1].endswith("ETA 0 s")
 
     summary = report.summarize(
-        study, {run.name: execution.read_scores(str(tmp_path), run.name) for run in study.runs()}
+        study, {run.name: run_scores.read_scores(str(tmp_path), run.name) for run in study.runs()}
     )
     gain = summary.claims[0].findings[0]
     assert gain.estimate.values == pytest.approx((0.021, 0.022, 0.023)) and gain.verdict == "shown"
@@ -167,7 +167,7 @@ def test_a_run_that_fails_is_named_and_others_are_kept(tmp_path):
         execution.execute_all(
             study, pretend(fails), str(tmp_path), num_parallel=1, log=lambda line: None
         )
-    assert execution.read_scores(str(tmp_path), "vanilla/seed_1")
+    assert run_scores.read_scores(str(tmp_path), "vanilla/seed_1")
     assert not os.path.exists(tmp_path / "runs" / "vanilla" / "seed_2")
 
 

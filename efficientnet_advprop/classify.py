@@ -11,10 +11,7 @@ read is named on stderr; the others are classified all the same, and the exit co
 
 import sys
 
-from absl import flags
-
 from efficientnet_advprop.command_line import network_flags, program
-from efficientnet_advprop.data.class_names import read_class_names
 from efficientnet_advprop.inference.image_classification import (
     PredictionError,
     find_images,
@@ -22,9 +19,6 @@ from efficientnet_advprop.inference.image_classification import (
 )
 
 _NETWORK = network_flags.define()
-_LABELS_MAP_FILE = flags.DEFINE_string(
-    "labels_map_file", None, 'class names: JSON {"0": "tench, Tinca tinca", …}'
-)
 
 
 def main(argv):
@@ -34,11 +28,7 @@ def main(argv):
         )
     paths = find_images(argv[1:])
     network = _NETWORK.restore()
-    names = (
-        read_class_names(_LABELS_MAP_FILE.value, network.model.num_classes)
-        if _LABELS_MAP_FILE.value
-        else None
-    )
+    names = network.class_names
     print(network.description, flush=True)
     exit_code = 0
     for prediction in predict(

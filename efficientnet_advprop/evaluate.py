@@ -10,11 +10,14 @@ below --data_dir (docs/evaluation.md says more):
 
 """
 
+import dataclasses
+
 from absl import flags
 
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.command_line import network_flags, program, strategy_flags
 from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.data.class_names import read_class_names
 from efficientnet_advprop.evaluation import evaluation_run, saved_models
 from efficientnet_advprop.evaluation.suites import imagenet_suites, registry
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
@@ -86,13 +89,19 @@ def _open_classifier():
         network = _NETWORK.restore(branch=_BRANCH.value)
         print(network.description, flush=True)
         return network.classifier(_BRANCH.value)
-    _NETWORK.require_unused("saved_model", besides=("image_size", "crop"))
+    _NETWORK.require_unused("saved_model", besides=("image_size", "crop", "labels_map_file"))
     if _BRANCH.value != "main":
         raise ConfigError(
             f"`--branch` is {_BRANCH.value!r}, but a SavedModel holds one branch only; use --model_dir."
         )
-    return saved_models.load(
+    classifier = saved_models.load(
         _SAVED_MODEL.value, image_size=_NETWORK.image_size.value, crop=_NETWORK.crop.value
+    )
+    path = _NETWORK.labels_map_file.value
+    if path is None:
+        return classifier
+    return dataclasses.replace(
+        classifier, class_names=read_class_names(path, classifier.num_classes)
     )
 
 

@@ -16,7 +16,6 @@ from absl import flags
 
 from efficientnet_advprop.command_line import network_flags, program
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.data.class_names import read_class_names
 from efficientnet_advprop.serving.exporting import FORMATS, ExportOptions, export
 from efficientnet_advprop.serving.tflite import QUANTIZATIONS
 
@@ -26,11 +25,6 @@ _EXPORT_DIR = flags.DEFINE_string(
 )
 _FORMAT = flags.DEFINE_enum("format", "saved_model", FORMATS, "what to write")
 _QUANTIZATION = flags.DEFINE_enum("quantization", "none", QUANTIZATIONS, "of --format=tflite")
-_LABELS_MAP_FILE = flags.DEFINE_string(
-    "labels_map_file",
-    None,
-    'class names to answer with: JSON {"0": "tench, Tinca tinca", …}; SavedModel only',
-)
 _NUM_TOP = flags.DEFINE_integer(
     "num_top", 5, "how many classes serving_default answers with", lower_bound=1
 )
@@ -50,13 +44,9 @@ def main(argv):
     if not _EXPORT_DIR.value:
         raise ConfigError("`--export_dir` is missing; give a folder for the versions.")
     network = _NETWORK.restore()
-    num_classes = network.model.num_classes
     options = ExportOptions(
         format=_FORMAT.value,
         quantization=_QUANTIZATION.value,
-        class_names=read_class_names(_LABELS_MAP_FILE.value, num_classes)
-        if _LABELS_MAP_FILE.value
-        else None,
         num_top=_NUM_TOP.value,
         calibration_dir=_CALIBRATION_DIR.value,
         onnx_python=_ONNX_PYTHON.value,

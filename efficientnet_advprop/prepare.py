@@ -6,10 +6,17 @@ r"""Turns ImageNet's archives, a folder of images by class, or a TFDS data set i
     python -m efficientnet_advprop.prepare --tfds=oxford_iiit_pet --tfds_dir=/data/tfds --output_dir=/data/records \
         --train_shards=32 --validation_shards=32
 
-`--imagenet_dir` holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and synset_labels.txt (the class of each validation
-image, one a line); the archives are read in place. `--image_folder` holds train/CLASS/… and validation/CLASS/…. Started again
-after a kill, it goes on with the shards that are missing. Ends with the number of images of each class; exits with 1 and names
-the files if any image could not be converted.
+`--imagenet_dir` holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and synset_labels.txt (the
+class of each validation image, one a line); the archives are read in place. `--image_folder` holds
+train/CLASS/… and validation/CLASS/….
+
+The classes are numbered from 0 in the order of the folders' names, or of the numbers that these
+are, in both splits alike; `labels_map.txt` beside the records has their names. A class without
+images is an error. What is passed over (other formats, images beside or below the class folders) is
+counted and named.
+
+Started again after a kill, it goes on with the shards that are missing. Ends with the number of
+images of each class; exits with 1 and names the files if any image could not be converted.
 """
 
 import sys
@@ -20,6 +27,8 @@ from absl import flags
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import conversion, records, sources
+from efficientnet_advprop.data.class_names import claim_class_names
+from efficientnet_advprop.data.class_numbers import are_numbers
 
 _IMAGENET_DIR = flags.DEFINE_string(
     "imagenet_dir", None, "folder of the two ILSVRC2012 archives and of synset_labels.txt"
@@ -38,36 +47,32 @@ _TRAIN_SHARDS = flags.DEFINE_integer(
 _VALIDATION_SHARDS = flags.DEFINE_integer(
     "validation_shards", 128, "number of validation files", lower_bound=1
 )
+_NUM_SHOWN = 20  # of the images that cannot be converted
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", 16, "files written at a time", lower_bound=1)
 
 
 def _list_images():
-    """{prefix: images} of the flags' source."""
+    """{prefix: images} of the flags' source, and the names of the classes by label."""
     if _IMAGENET_DIR.value:
         folder = _IMAGENET_DIR.value.rstrip("/")
-        train = conversion.list_imagenet_train(f"{folder}/ILSVRC2012_img_train.tar")
-        classes = sorted({source.synset for source in train})
-        labels = f"{folder}/synset_labels.txt"
-        return {
-            "train": train,
-            "validation": conversion.list_imagenet_validation(
-                f"{folder}/ILSVRC2012_img_val.tar", labels, classes
-            ),
-        }
+        train = conversion.list_imagenet_train(f"{folder}/ILSVRC2012_img_train.tar", log=print)
+        names = conversion.list_class_names(train)
+        validation = conversion.list_imagenet_validation(
+            f"{folder}/ILSVRC2012_img_val.tar", f"{folder}/synset_labels.txt", names
+        )
+        return {"train": train, "validation": validation}, names
     if _IMAGE_FOLDER.value:
         folder = _IMAGE_FOLDER.value.rstrip("/")
-        train = conversion.list_image_folder(f"{folder}/train")
-        classes = sorted({source.synset for source in train})
-        return {
-            "train": train,
-            "validation": conversion.list_image_folder(f"{folder}/validation", classes),
-        }
+        train = conversion.list_image_folder(f"{folder}/train", log=print)
+        names = conversion.list_class_names(train)
+        validation = conversion.list_image_folder(f"{folder}/validation", names, log=print)
+        return {"train": train, "validation": validation}, names
     opened = {
         split: sources.open_tfds_split(_TFDS.value, _TFDS_DIR.value, split)
         for split in ("train", "validation")
     }
     names = sources.tfds_class_names(_TFDS.value, _TFDS_DIR.value)
-    return {split: conversion.list_tfds(opened[split], names) for split in opened}
+    return {split: conversion.list_tfds(opened[split], names) for split in opened}, names
 
 
 def _show_progress():
@@ -98,7 +103,14 @@ def main(argv):
     if not _OUTPUT_DIR.value:
         raise ConfigError("`--output_dir` is missing; give a folder for the TFRecords.")
     failures = []
-    for prefix, images in _list_images().items():
+    images_of, names = _list_images()
+    if are_numbers(names) and list(map(int, names)) != list(range(len(names))):
+        print(
+            f"the classes are named by numbers, but not 0 to {len(names) - 1}: {names[0]!r} becomes "
+            f"label 0, {names[-1]!r} label {len(names) - 1}"
+        )
+    claim_class_names(_OUTPUT_DIR.value, names, "records")
+    for prefix, images in images_of.items():
         num_shards = {"train": _TRAIN_SHARDS, "validation": _VALIDATION_SHARDS}[prefix].value
         print(f"{prefix}: {len(images)} images into {num_shards} files")
         try:
@@ -113,14 +125,16 @@ def main(argv):
             )
         finally:
             print(file=sys.stderr)
-        for name, number in sorted(report.num_per_class.items()):
-            print(f"  {name:20s} {number:8d}")
+        for name in names:
+            print(f"  {name:20s} {report.num_per_class.get(name, 0):8d}")
         print(
             f"  {report.num_images} images of {len(report.num_per_class)} classes, {report.num_reencoded} encoded anew as JPEG"
         )
         failures += report.failures
     if failures:
-        shown = "".join(f"\n  {failure}" for failure in failures[:20])
+        shown = "".join(f"\n  {failure}" for failure in failures[:_NUM_SHOWN])
+        more = len(failures) - _NUM_SHOWN
+        shown += f"\n  and {more} more" if more > 0 else ""
         print(f"These cannot be converted:{shown}", file=sys.stderr)
         raise records.DataError(
             f"{len(failures)} images cannot be converted, and the TFRecords that they belong to are not written. "

@@ -30,6 +30,7 @@ class NetworkFlags:
     crop: flags.FlagHolder
     use_ema: flags.FlagHolder
     cache_dir: flags.FlagHolder
+    labels_map_file: flags.FlagHolder
 
     def restore(self, branch: str = "main") -> RestoredNetwork:
         """See `restore_network`."""
@@ -83,5 +84,11 @@ def define() -> NetworkFlags:
         ),
         cache_dir=flags.DEFINE_string(
             "cache_dir", None, "for what archives hold; default: ~/.cache/efficientnet_advprop"
+        ),
+        labels_map_file=flags.DEFINE_string(
+            "labels_map_file",
+            None,
+            'class names: JSON {"0": "tench, Tinca tinca", …}; default: labels_map.txt in --model_dir '
+            "or beside the checkpoint, if it is there",
         ),
     )

@@ -9,6 +9,7 @@ The form is that of the official tool: a JSON object from each label, counted fr
 `classify` have it.
 """
 
+import itertools
 import json
 import os
 from typing import Optional, Sequence
@@ -31,6 +32,38 @@ def write_class_names(directory: str, names: Sequence[str]) -> None:
     table = {str(label): name for label, name in enumerate(names)}
     contents = json.dumps(table, indent=1, ensure_ascii=False) + "\n"
     write_atomically(os.path.join(directory, LABELS_MAP), contents.encode())
+
+
+def claim_class_names(directory: str, names: Sequence[str], what: str) -> None:
+    """Writes the labels map of a folder, which is made; or sees that the one there says the same.
+
+    Args:
+        directory: local or remote.
+        names: of the classes, by label.
+        what: what the folder holds, for the message.
+
+    Raises:
+        ClassNamesError: the folder has a labels map with other names, so that what is already
+            there and what would follow would not mean the same by a label.
+    """
+    require_same_names(directory, names, what)
+    tf.io.gfile.makedirs(directory)
+    write_class_names(directory, names)
+
+
+def require_same_names(directory: str, names: Sequence[str], what: str) -> None:
+    """Raises a `ClassNamesError` if a folder has a labels map with other names; see
+    `claim_class_names`."""
+    there = find_class_names(directory)
+    if there is None or there == list(names):
+        return
+    both = itertools.zip_longest(there, names)
+    label, (old, new) = next((i, pair) for i, pair in enumerate(both) if pair[0] != pair[1])
+    raise ClassNamesError(
+        f"{directory!r} holds {what} of {len(there)} classes ({LABELS_MAP}), and now there are "
+        f"{len(names)}; the first to differ is class {label}, {old!r} there and {new!r} here. Take "
+        "another folder."
+    )
 
 
 def find_class_names(directory: str) -> Optional[list[str]]:

@@ -11,7 +11,8 @@ import dataclasses
 import difflib
 import typing
 
-from efficientnet_advprop.data import digits, records
+from efficientnet_advprop.data import class_names, digits, records
+from efficientnet_advprop.data.class_numbers import join_names
 
 if typing.TYPE_CHECKING:
     from efficientnet_advprop.config import DataConfig
@@ -127,6 +128,34 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
         label_feature="label",
         label_offset=0,
     )
+
+
+def find_class_names(
+    data: "DataConfig", data_dir: str, num_classes: int
+) -> typing.Optional[typing.List[str]]:
+    """The names of the classes of a run's records, by label; None where nothing tells them.
+
+    Args:
+      data: which source.
+      data_dir: the folder of the records.
+      num_classes: of the network.
+
+    Raises:
+      class_names.ClassNamesError: there are more or fewer names than the network has classes; or the
+        labels map beside the records cannot be read.
+    """
+    if data.source.startswith("tfds:"):
+        names = tfds_class_names(data.source[len("tfds:") :], data_dir)
+    elif data.source == "digits":
+        names = [str(digit) for digit in range(digits.NUM_CLASSES)]
+    else:
+        names = class_names.find_class_names(data_dir)
+    if names is not None and len(names) != num_classes:
+        raise class_names.ClassNamesError(
+            f"`config.model.num_classes` is {num_classes}, but the data in {data_dir!r} have "
+            f"{len(names)} classes: {join_names(names)}. Set --config.model.num_classes={len(names)}."
+        )
+    return names
 
 
 def tfds_class_names(name: str, data_dir: str) -> typing.List[str]:

@@ -45,6 +45,7 @@ class Classifier:
         is_traceable: see `function`.
         fixed_image_size: the only size that it takes; None: any.
         fixed_batch_size: the only size of a replica's batch that it takes; None: any.
+        class_names: by label; None: not known.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Classifier:
     is_traceable: bool = True
     fixed_image_size: Optional[int] = None
     fixed_batch_size: Optional[int] = None
+    class_names: Optional[Sequence[str]] = None
     _evaluators: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def predict(

@@ -109,6 +109,7 @@ def run(
         max_images=max_images,
         seed=seed,
         allow_incomplete=allow_incomplete,
+        class_names=classifier.class_names,
     )
     return measure(
         classifier,
@@ -217,6 +218,8 @@ def _start_or_continue(classifier: Classifier, out_dir: str) -> Results:
         "crop": classifier.crop,
         "branch": classifier.branch,
     }
+    if classifier.class_names is not None:
+        config["class_names"] = list(classifier.class_names)
     results = Results(
         classifier.name,
         classifier.weights_digest,

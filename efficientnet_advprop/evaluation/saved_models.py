@@ -74,6 +74,7 @@ def load(path: str, *, image_size: Optional[int] = None, crop: Optional[str] = N
         config={"saved_model": path, "signature": name, "output": kind},
         fixed_image_size=images.shape[1],
         fixed_batch_size=images.shape[0],
+        class_names=metadata.get("class_names"),
     )
 
 
@@ -112,14 +113,15 @@ def _choose_signature(path, signatures):
 
 
 def _read_metadata(path: str) -> dict:
-    """What an export of ours tells of its input; {} for another SavedModel."""
+    """What an export of ours tells of its input and its classes; {} for another SavedModel."""
     file_path = os.path.join(path, "assets", "metadata.json")
     if not tf.io.gfile.exists(file_path):
         return {}
     try:
         with tf.io.gfile.GFile(file_path) as file:
-            told = json.load(file)["input"]
-        return {name: told[name] for name in ("image_size", "crop")}
+            metadata = json.load(file)
+        told, names = metadata["input"], metadata.get("class_names")
+        return {name: told[name] for name in ("image_size", "crop")} | {"class_names": names}
     except (tf.errors.OpError, ValueError, KeyError, TypeError):
         return {}  # another program's file of that name
 

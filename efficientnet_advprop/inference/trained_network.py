@@ -13,8 +13,11 @@ import os
 import re
 from typing import Optional
 
+import tensorflow as tf
+
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import preprocessing
+from efficientnet_advprop.data.class_names import LABELS_MAP, read_class_names
 from efficientnet_advprop.evaluation.classifiers import Classifier, as_classifier
 from efficientnet_advprop.models import (
     CheckpointError,
@@ -49,6 +52,7 @@ class RestoredNetwork:
         PublishedCheckpoint
     ]  # whose figure to compare with; None: no row of the official table
     description: str  # where everything comes from, for people; several lines
+    class_names: Optional[tuple[str, ...]] = None  # by label; None: not known
 
     def classifier(self, branch: str = "main") -> Classifier:
         """For `evaluation.run`, through the batch norms of a branch."""
@@ -61,7 +65,7 @@ class RestoredNetwork:
             "description": self.description.splitlines(),
             "published": published,
         }
-        return dataclasses.replace(classifier, config=config)
+        return dataclasses.replace(classifier, config=config, class_names=self.class_names)
 
 
 def restore_network(
@@ -75,6 +79,7 @@ def restore_network(
     use_ema: bool = True,
     cache_dir: Optional[str] = None,
     branch: str = "main",
+    labels_map_file: Optional[str] = None,
 ) -> RestoredNetwork:
     """Builds the network that a file holds, and loads it.
 
@@ -88,7 +93,11 @@ def restore_network(
         cache_dir: for downloaded archives.
         branch: "main" builds a network without auxiliary branches; another one ("aux", "aux_2") must be in the file too.
 
+        labels_map_file: the names of the classes; None: those in `labels_map.txt` of the run, or beside
+            the checkpoint.
+
     Raises:
+        ClassNamesError: the labels map cannot be read, or names more or fewer classes.
         ConfigError: not exactly one of `checkpoint` and `model_dir`, or an argument that does not go with it.
         CheckpointError: the file cannot be had or used.
     """
@@ -103,7 +112,8 @@ def restore_network(
             raise ConfigError(
                 "`--kind` and `--normalization` go with `--checkpoint`; a run's directory knows its own."
             )
-        return _restore_run(model_dir, image_size, crop, branch)
+        network = _restore_run(model_dir, image_size, crop, branch)
+        return _with_class_names(network, labels_map_file, model_dir)
     prefix = find_checkpoint(checkpoint, cache_dir)
     architecture = read_contents(prefix).architecture
     if architecture is None or architecture.num_classes is None:
@@ -144,7 +154,19 @@ def restore_network(
     else:
         origin = f"assumed, since {checkpoint!r} does not tell; if it is not, say so with --kind={'|'.join(KINDS)}"
     network = RestoredNetwork(checkpoint, model, size, crop or "released", published, "")
-    return _describe(network, str(report), f"{chosen_kind} ({origin})")
+    network = _describe(network, str(report), f"{chosen_kind} ({origin})")
+    return _with_class_names(network, labels_map_file, os.path.dirname(prefix))
+
+
+def _with_class_names(
+    network: RestoredNetwork, labels_map_file: Optional[str], directory: str
+) -> RestoredNetwork:
+    path = labels_map_file or os.path.join(directory, LABELS_MAP)
+    if not labels_map_file and not tf.io.gfile.exists(path):
+        return network
+    names = tuple(read_class_names(path, network.model.num_classes))
+    description = f"{network.description}\n  class names: {path}"
+    return dataclasses.replace(network, class_names=names, description=description)
 
 
 def _num_aux_branches(branch: str) -> int:

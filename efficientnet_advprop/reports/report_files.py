@@ -47,7 +47,7 @@ def write_report(
     report = Report(
         title=" and ".join(measured.name for measured in comparison.measured),
         comparison=comparison,
-        class_names=imagenet_ids() if _is_of_imagenet(comparison) else (),
+        class_names=_class_names(comparison),
         open_images=images_below(data_dir),
     )
     os.makedirs(out_dir, exist_ok=True)
@@ -65,6 +65,13 @@ def write_report(
     ]
     where = f"The report: {os.path.abspath(os.path.join(out_dir, HTML_FILE))}, and the same as {MARKDOWN_FILE}."
     return "\n".join(["", evaluation_report.format_table(report), "", *told, where])
+
+
+def _class_names(comparison: Comparison) -> Sequence[str]:
+    """By label: ImageNet's ids, else the names that the first model knows; empty if there are none."""
+    if _is_of_imagenet(comparison):
+        return imagenet_ids()
+    return comparison.first.results.config.get("class_names") or ()
 
 
 def _is_of_imagenet(comparison: Comparison) -> bool:

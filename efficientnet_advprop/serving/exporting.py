@@ -38,7 +38,7 @@ class ExportOptions:
 
     format: str = "saved_model"  # one of FORMATS
     quantization: str = "none"  # of TFLite: one of tflite.QUANTIZATIONS
-    class_names: Optional[Sequence[str]] = None  # for the labels of `serving_default`
+    class_names: Optional[Sequence[str]] = None  # None: the network's own, if it knows them
     num_top: int = 5  # classes that `serving_default` names
     calibration_dir: Optional[str] = (
         None  # images for full-integer ranges and for the check; None: two photographs
@@ -88,15 +88,17 @@ def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) ->
             network.crop,
             model.num_classes,
             _MAX_CALIBRATION_IMAGES,
+            network.class_names,
         )
     else:
         examples = verification.default_examples(network.image_size, network.crop)
+    class_names = options.class_names or network.class_names
     metadata = describe(network, folded, options)
     with new_version(
         export_dir, int(2.2 * num_bytes) if options.format == "keras" else int(1.1 * num_bytes)
     ) as version:
         if options.format == "saved_model":
-            served = ServedNetwork(folded, network.crop, options.class_names, options.num_top)
+            served = ServedNetwork(folded, network.crop, class_names, options.num_top)
             write_saved_model(served, version.staging, metadata, min(examples.files, key=len))
             checked, metadata_path = (
                 version.staging,
@@ -151,6 +153,7 @@ def describe(
             "weights_sha256": weights_digest(network.model.variables),
             "published_top1_percent": network.published.top1 if network.published else None,
         },
+        "class_names": list(options.class_names or network.class_names or []) or None,
         "format": options.format,
         "quantization": options.quantization,
         "tensorflow": tf.__version__,
@@ -161,10 +164,6 @@ def _check_options(options: ExportOptions) -> None:
     if options.quantization != "none" and options.format != "tflite":
         raise ConfigError(
             f"`--quantization` is {options.quantization!r}, which goes with --format=tflite only."
-        )
-    if options.class_names is not None and options.format != "saved_model":
-        raise ConfigError(
-            "`--labels_map_file` goes with --format=saved_model only: other formats have no text inside."
         )
     if options.quantization == "full_integer" and not options.calibration_dir:
         raise ConfigError(

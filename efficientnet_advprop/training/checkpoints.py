@@ -1,6 +1,7 @@
 """What a model directory holds: the run's config, the last few checkpoints, the best one.
 
     <model_dir>/config.json                  the effective config
+    <model_dir>/labels_map.txt               the names of the classes, where the data tell them
     <model_dir>/checkpoints/ckpt-<step>.*    every variable of the run by its name: all that a restarted one needs
     <model_dir>/best/ckpt-<step>.*           the same, of the highest validation accuracy
     <model_dir>/metrics.jsonl, summaries/    see `progress`
@@ -16,7 +17,7 @@ unlisted.
 import concurrent.futures
 import glob
 import os
-from typing import Iterable, Optional
+from typing import Iterable, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +25,11 @@ from absl import logging
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.data.class_names import (
+    find_class_names,
+    require_same_names,
+    write_class_names,
+)
 from efficientnet_advprop.files import write_atomically
 from efficientnet_advprop.models import CheckpointError, Network, save_released_checkpoint
 from efficientnet_advprop.models.variable_names import official_name
@@ -53,10 +59,13 @@ def read_config(model_dir: str) -> ExperimentConfig:
         return ExperimentConfig.from_json(file.read())
 
 
-def check_model_dir(model_dir: str, config: ExperimentConfig) -> None:
+def check_model_dir(
+    model_dir: str, config: ExperimentConfig, class_names: Optional[Sequence[str]] = None
+) -> None:
     """Raises a `ConfigError` if `model_dir` holds checkpoints of a config with other values; all of them are named.
 
-    Fields that change nothing of what is computed (`config.OPERATIONAL_FIELDS`) may differ.
+    Fields that change nothing of what is computed (`config.OPERATIONAL_FIELDS`) may differ. Class
+    names, where they are known, may not: that is a `ClassNamesError`.
     """
     if not any(
         tf.train.latest_checkpoint(os.path.join(model_dir, part)) for part in (_LAST, _BEST)
@@ -77,10 +86,19 @@ def check_model_dir(model_dir: str, config: ExperimentConfig) -> None:
             f"`model_dir` is {model_dir!r}, whose checkpoints belong to another config: {listed}. "
             "Use another --model_dir, or the config that made it."
         )
+    if class_names is not None:
+        require_same_names(model_dir, class_names, "a run")
 
 
-def claim_model_dir(model_dir: str, config: ExperimentConfig) -> None:
+def claim_model_dir(
+    model_dir: str, config: ExperimentConfig, class_names: Optional[Sequence[str]] = None
+) -> None:
     """Makes `model_dir` and writes the config into it; `check_model_dir` comes first.
+
+    Args:
+        model_dir: local or remote.
+        config: of the run.
+        class_names: by label, to be kept too; None: not known.
 
     Raises:
         CheckpointError: the directory cannot be written.
@@ -88,6 +106,8 @@ def claim_model_dir(model_dir: str, config: ExperimentConfig) -> None:
     try:
         tf.io.gfile.makedirs(model_dir)
         write_atomically(os.path.join(model_dir, _CONFIG_FILE), config.to_json().encode())
+        if class_names is not None:
+            write_class_names(model_dir, class_names)
     except (tf.errors.OpError, OSError) as error:
         raise CheckpointError(
             f"`model_dir` is {model_dir!r}, which cannot be written: {brief_message(error)}."
@@ -293,6 +313,8 @@ def write_released_checkpoint(
 ) -> int:
     """Writes a trained network in the released format: plain weights, averages and the step.
 
+    The names of the classes, if the run knows them, go into `labels_map.txt` beside it.
+
     Args:
         model_dir, which: as in `load_averaged_model`.
         prefix, include_aux: as in `save_released_checkpoint`. Without averaging the weights go under both names.
@@ -310,9 +332,15 @@ def write_released_checkpoint(
             for variable, shadow in zip(held.ema.averaged, held.ema.shadows)
         }
     step = int(held.step.numpy())
+    class_names = find_class_names(model_dir)
+    folder = os.path.dirname(prefix) or "."
+    if class_names is not None:
+        require_same_names(folder, class_names, "a checkpoint")
     save_released_checkpoint(
         held.model, prefix, averages=averages, global_step=step, include_aux=include_aux
     )
+    if class_names is not None:
+        write_class_names(folder, class_names)
     return step
 
 

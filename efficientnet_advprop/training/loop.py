@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.data import pipeline, records
+from efficientnet_advprop.data import pipeline, records, sources
 from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.evaluator import Evaluator
 from efficientnet_advprop.keras2 import keras
@@ -123,6 +123,7 @@ def train(
 
     Raises:
         ConfigError: a field breaks a rule, does not fit the strategy, or differs from the run in `model_dir`.
+        ClassNamesError: the data have other classes than the network, or than the run in `model_dir`.
         DataError: the records are missing or damaged.
         CheckpointError: a checkpoint cannot be written or read, or `config.init.checkpoint` cannot be had or does not fit.
         TrainingError: a loss is not finite, or memory is short.
@@ -131,6 +132,7 @@ def train(
     _check_batches(config, strategy.num_replicas_in_sync)
     num_examples = pipeline.count_examples(config.data, data_dir, "train")
     num_validation = pipeline.count_examples(config.data, data_dir, "validation")
+    class_names = sources.find_class_names(config.data, data_dir, config.model.num_classes)
     steps_per_epoch = num_examples / config.training.global_batch_size
     total_steps = max(1, int(config.training.num_epochs * steps_per_epoch))
     workers = Workers(strategy)
@@ -140,9 +142,9 @@ def train(
     agreement.check_same_run(
         workers, config, model_dir=model_dir, num_images=f"{num_examples} and {num_validation}"
     )
-    checkpoints.check_model_dir(model_dir, config)
+    checkpoints.check_model_dir(model_dir, config, class_names)
     if workers.is_chief:
-        checkpoints.claim_model_dir(model_dir, config)
+        checkpoints.claim_model_dir(model_dir, config, class_names)
     # 2. All variables, from the seed; what follows overwrites them if there is a checkpoint.
     #    (Not with 0, though: tf.data's shuffle, which combines it with its own seed, cannot take it there.)
     keras.utils.set_random_seed(config.training.seed + 1)

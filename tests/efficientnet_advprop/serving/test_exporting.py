@@ -210,10 +210,6 @@ def test_options_that_do_not_go_together(network, tmp_path):
             ExportOptions(format="tflite", quantization="full_integer"),
             "give some hundred images by --calibration_dir",
         ),
-        (
-            ExportOptions(format="tflite", class_names=["a"] * 10),
-            "`--labels_map_file` goes with --format=saved_model",
-        ),
     ]:
         with pytest.raises(ConfigError, match=message):
             export(network, str(tmp_path / "served"), options)

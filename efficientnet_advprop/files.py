@@ -1,15 +1,17 @@
 """Files that are there whole or not at all, what folders hold, and durations in words.
 
     write_atomically("gs://bucket/run/config.json", text.encode())
-    list_names("runs/b3")                                         # ["best", "config.json", …]
+    list_folder("runs/b3")                                         # ["best", "config.json", …]
     format_duration(725)                                          # "12 min 05 s"
 
 TensorFlow, which reads and writes remote file systems, is imported only when a file is touched:
 the config and the flags stand on this module and start without it.
 """
 
+import functools
 import os
 import re
+import tempfile
 import uuid
 from typing import Sequence
 
@@ -54,12 +56,12 @@ def remove_temporaries(paths: Sequence[str]) -> None:
 
     folder = os.path.dirname(paths[0])
     names = {os.path.basename(path) for path in paths}
-    for name in list_names(folder):
+    for name in list_folder(folder):
         if re.sub(r"\.[0-9a-f]{32}\.tmp$", "", name) in names - {name}:
             tf.io.gfile.remove(os.path.join(folder, name))
 
 
-def list_names(folder: str) -> list[str]:
+def list_folder(folder: str) -> list[str]:
     """The names of all that a folder holds, sorted, those of folders without a slash at the end.
 
     Args:
@@ -79,6 +81,36 @@ def list_names(folder: str) -> list[str]:
 def printable(name: str) -> str:
     """A file's name as text: bytes that are no UTF-8 become, for instance, "\\xe9"."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+@functools.cache
+def _folder_of_links() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="links_")  # removed when the process ends
+
+
+def without_pattern(path: str) -> str:
+    """A path to the same files that TensorFlow's readers cannot take for a pattern.
+
+    They look for a checkpoint by its prefix *as a pattern*, so that below a folder "runs [1]" none is
+    ever found. Such a path is replaced by one of links in a temporary folder, until the process ends.
+
+    Args:
+        path: a folder, or a prefix of files such as a checkpoint's; local or remote.
+
+    Returns:
+        The path itself, where it is remote or has no such character.
+    """
+    if "://" in path or not re.search(r"[*?\[\\]", path):
+        return path
+    folder, prefix = os.path.split(os.path.abspath(path))
+    names = list_folder(folder) if os.path.isdir(folder) else []
+    linked = [name for name in names if name == prefix or name.startswith(f"{prefix}.")]
+    if not linked:
+        return path  # whoever reads it will say that it is not there
+    stand_in = os.path.join(tempfile.mkdtemp(dir=_folder_of_links().name), "files")
+    for name in linked:
+        os.symlink(os.path.join(folder, name), stand_in + name[len(prefix) :])
+    return stand_in
 
 
 def write_atomically(path: str, contents: bytes) -> None:

@@ -343,7 +343,7 @@ def convert(
     pattern = re.compile(re.escape(prefix) + r"-\d{5}-of-\d{5}$")
     names = [records.shard_name(prefix, shard, num_shards) for shard in range(num_shards)]
     foreign = [
-        name for name in files.list_names(output_dir) if pattern.match(name) and name not in names
+        name for name in files.list_folder(output_dir) if pattern.match(name) and name not in names
     ]
     if foreign:
         raise records.DataError(

@@ -104,7 +104,7 @@ def _publish(directory: str, write, splits: List[str]) -> None:
         write(temporary)
         tf.io.gfile.makedirs(directory)
         # File by file: the folder may hold other things, and both processes' files are the same.
-        for name in files.list_names(temporary):
+        for name in files.list_folder(temporary):
             tf.io.gfile.rename(
                 os.path.join(temporary, name), os.path.join(directory, name), overwrite=True
             )

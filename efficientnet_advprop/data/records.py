@@ -108,7 +108,7 @@ def find_shards(data_dir: str, prefix: str) -> List[str]:
         raise DataError("`data_dir` is empty; give the folder that holds the TFRecords.")
     if not retry_reads(lambda: tf.io.gfile.isdir(data_dir), f"Looking at {data_dir}"):
         raise DataError(f"`data_dir` is {data_dir!r}, but there is no such folder.")
-    names = retry_reads(lambda: files.list_names(data_dir), f"Listing {data_dir}")
+    names = retry_reads(lambda: files.list_folder(data_dir), f"Listing {data_dir}")
     matches = [
         match
         for match in map(_SHARD_NAME.match, sorted(names))
@@ -146,7 +146,7 @@ def has_shards(data_dir: str, prefix: str) -> bool:
     """Whether a folder is there and holds `<prefix>-?????-of-?????` files, whole or not."""
     if not tf.io.gfile.isdir(data_dir):
         return False
-    found = map(_SHARD_NAME.match, files.list_names(data_dir))
+    found = map(_SHARD_NAME.match, files.list_folder(data_dir))
     return any(match is not None and match["prefix"] == prefix for match in found)
 
 

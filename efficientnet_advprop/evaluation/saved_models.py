@@ -22,7 +22,7 @@ from efficientnet_advprop.evaluation.classifiers import (
     ClassifierError,
     probe,
 )
-from efficientnet_advprop.files import list_names
+from efficientnet_advprop.files import list_folder, without_pattern
 from tpu_utils.errors import brief_message
 
 _FIRST_CHOICES = ("predict_images", "serving_default")
@@ -39,7 +39,7 @@ def load(path: str, *, image_size: Optional[int] = None, crop: Optional[str] = N
         ClassifierError: it is none, or has no signature from images to logits; the message lists those that it has.
     """
     try:
-        loaded = tf.saved_model.load(path)
+        loaded = tf.saved_model.load(without_pattern(path))
     except (OSError, ValueError, tf.errors.OpError) as error:
         reason = brief_message(error)
         raise ClassifierError(
@@ -132,7 +132,7 @@ def _digest(path: str) -> str:
     variables = os.path.join(path, "variables")
     file_paths = [os.path.join(path, "saved_model.pb")]
     if tf.io.gfile.isdir(variables):
-        file_paths += [os.path.join(variables, name) for name in list_names(variables)]
+        file_paths += [os.path.join(variables, name) for name in list_folder(variables)]
     for file_path in file_paths:
         with tf.io.gfile.GFile(file_path, "rb") as file:
             digest.update(f"{os.path.basename(file_path)} {file.size()};".encode())

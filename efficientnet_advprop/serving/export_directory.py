@@ -17,7 +17,7 @@ from typing import Iterator
 import tensorflow as tf
 
 from efficientnet_advprop.errors import UserError
-from efficientnet_advprop.files import list_names
+from efficientnet_advprop.files import list_folder
 from tpu_utils.errors import brief_message
 
 _STAGING_PREFIX = "unfinished-"  # not a number, so TensorFlow Serving does not look at it
@@ -41,7 +41,7 @@ class Version:
 
 def next_version(export_dir: str) -> int:
     """One more than the highest version in `export_dir`; 1 if there is none."""
-    names = list_names(export_dir) if tf.io.gfile.isdir(export_dir) else []
+    names = list_folder(export_dir) if tf.io.gfile.isdir(export_dir) else []
     return max((int(name) for name in names if re.fullmatch("[0-9]+", name)), default=0) + 1
 
 

@@ -20,6 +20,7 @@ from absl import logging
 
 from efficientnet_advprop.data import image_formats, preprocessing
 from efficientnet_advprop.data.image_folders import ImageFolder, list_folders
+from efficientnet_advprop.files import without_pattern
 from efficientnet_advprop.inference.image_classification import find_images
 from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.serving import self_check
@@ -219,7 +220,10 @@ def _run(kind: str, path: str, examples: Examples, python: str) -> dict[str, np.
         isolated = (
             [] if kind == "keras" else ["-I"]
         )  # neither this folder nor PYTHONPATH is importable
-        command = [python, *isolated, self_check.__file__, kind, path]
+        absolute_path = os.path.abspath(path)  # the process runs in another folder
+        if kind == "saved_model":
+            absolute_path = without_pattern(absolute_path)
+        command = [python, *isolated, self_check.__file__, kind, absolute_path]
         command += [os.path.join(folder, name) for name in ("examples.npz", "answers.npz")]
         environment = {
             **os.environ,

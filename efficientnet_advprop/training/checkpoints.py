@@ -30,7 +30,7 @@ from efficientnet_advprop.data.class_names import (
     require_same_names,
     write_class_names,
 )
-from efficientnet_advprop.files import write_atomically
+from efficientnet_advprop.files import without_pattern, write_atomically
 from efficientnet_advprop.models import CheckpointError, Network, save_released_checkpoint
 from efficientnet_advprop.models.variable_names import official_name
 from efficientnet_advprop.training import assembly
@@ -59,6 +59,17 @@ def read_config(model_dir: str) -> ExperimentConfig:
         return ExperimentConfig.from_json(file.read())
 
 
+def _latest(directory: str) -> Optional[str]:
+    """The newest checkpoint that a folder's state file names, if it is there.
+
+    Not `tf.train.latest_checkpoint`, which takes the path for a pattern.
+    """
+    state = tf.train.get_checkpoint_state(directory)
+    if state is None or not tf.io.gfile.exists(f"{state.model_checkpoint_path}.index"):
+        return None
+    return state.model_checkpoint_path
+
+
 def check_model_dir(
     model_dir: str, config: ExperimentConfig, class_names: Optional[Sequence[str]] = None
 ) -> None:
@@ -67,9 +78,7 @@ def check_model_dir(
     Fields that change nothing of what is computed (`config.OPERATIONAL_FIELDS`) may differ. Class
     names, where they are known, may not: that is a `ClassNamesError`.
     """
-    if not any(
-        tf.train.latest_checkpoint(os.path.join(model_dir, part)) for part in (_LAST, _BEST)
-    ):
+    if not any(_latest(os.path.join(model_dir, part)) for part in (_LAST, _BEST)):
         return
     changed = config_lib.differences(read_config(model_dir), config)
     fatal = {
@@ -174,7 +183,7 @@ class Checkpoints:
         problems = []
         for path in reversed(self._last.checkpoints):
             try:
-                self._checkpoint.restore(path).assert_consumed()
+                self._checkpoint.restore(without_pattern(path)).assert_consumed()
             except _UNREADABLE as error:
                 problems.append(f"{path}: {brief_message(error)}")
                 logging.warning(
@@ -350,7 +359,7 @@ def _restore_network(model_dir: str, which: str) -> tf.Module:
         raise ValueError(f"`which` is {which!r}, but must be 'best' or 'last'.")
     config = read_config(model_dir)
     directory = os.path.join(model_dir, _BEST if which == "best" else _LAST)
-    path = tf.train.latest_checkpoint(directory)
+    path = _latest(directory)
     if path is None:
         raise CheckpointError(
             f"`model_dir` is {model_dir!r}, but {directory} holds no checkpoint yet; train longer."
@@ -364,7 +373,8 @@ def _restore_network(model_dir: str, which: str) -> tf.Module:
     )
     held.step = tf.Variable(0, trainable=False, dtype=tf.int64, name=STEP_NAME)
     try:
-        restored = tf.train.Checkpoint(variables=by_name(held.variables)).restore(path)
+        checkpoint = tf.train.Checkpoint(variables=by_name(held.variables))
+        restored = checkpoint.restore(without_pattern(path))
         restored.assert_existing_objects_matched().expect_partial()
     except _UNREADABLE as error:
         raise CheckpointError(

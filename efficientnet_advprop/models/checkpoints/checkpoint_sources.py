@@ -26,6 +26,7 @@ import tensorflow as tf
 from absl import logging
 
 from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.files import without_pattern
 from efficientnet_advprop.models.checkpoints import published_checkpoints
 from tpu_utils.errors import brief_message
 
@@ -150,15 +151,11 @@ def open_checkpoint(prefix: str) -> "tf.compat.v1.train.CheckpointReader":
     """A reader of a V2 checkpoint.
 
     Raises:
-        CheckpointError: the index is damaged, a data file missing, or the path such that TensorFlow cannot read it.
+        CheckpointError: the index is damaged, or a data file missing.
     """
     check_shards(prefix)
-    if "[" in prefix:
-        raise CheckpointError(
-            f"The checkpoint {prefix!r} has a bracket in its path, which TensorFlow takes for a pattern of names; rename it."
-        )
     try:
-        return tf.compat.v1.train.NewCheckpointReader(prefix)
+        return tf.compat.v1.train.NewCheckpointReader(without_pattern(prefix))
     except READ_ERRORS as error:
         raise CheckpointError(
             f"The checkpoint {prefix!r} cannot be read, it seems damaged: {brief_message(error)}"

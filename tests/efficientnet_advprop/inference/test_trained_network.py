@@ -1,15 +1,19 @@
 """Which network a file holds, and which pre-processing goes with it."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 
 from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.data.class_names import ClassNamesError
 from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED, guess_kind
+from efficientnet_advprop.training import assembly, checkpoints
 from tests.conftest import DATA, golden
+from tests.efficientnet_advprop.training import tiny_run
 from tests.released_format import write_checkpoint
 
 TINY = str(DATA / "tiny_ckpt")
@@ -122,3 +126,35 @@ def test_arguments_that_do_not_go_together(tmp_path):
     prefix = write_checkpoint(tmp_path / "model.ckpt", {"resnet/kernel": np.zeros(3, np.float32)})
     with pytest.raises(CheckpointError, match="another network altogether"):
         restore_network(prefix)
+
+
+def test_class_names_come_from_the_run(tmp_path):
+    """Through the checkpoint of a run, its release, and what an evaluation is told."""
+    config = tiny_run.make_config("vanilla")
+    names = ["1", "2", "Käfer", "10"]
+    model_dir = tmp_path / "run [1]"
+    checkpoints.claim_model_dir(str(model_dir), config, names)
+    state = assembly.make_state(config)
+    saved = checkpoints.Checkpoints(str(model_dir), state, keep_last=1)
+    saved.save_if_best(0.5)
+    saved.wait()
+
+    network = restore_network(model_dir=str(model_dir))
+    assert list(network.class_names) == names and "class names: " in network.description
+    assert list(network.classifier().class_names) == names
+    prefix = str(tmp_path / "released" / "model.ckpt")
+    checkpoints.write_released_checkpoint(str(model_dir), prefix)
+    assert list(restore_network(prefix).class_names) == names
+
+    other = tmp_path / "other.txt"
+    other.write_text(json.dumps({str(i): f"c{i}" for i in range(4)}))
+    network = restore_network(prefix, labels_map_file=str(other))
+    assert list(network.class_names) == ["c0", "c1", "c2", "c3"]
+    other.write_text(json.dumps({str(i): f"c{i}" for i in range(5)}))
+    with pytest.raises(ClassNamesError, match="has 5 names, but the network has 4"):
+        restore_network(prefix, labels_map_file=str(other))
+
+    # A run that goes on with data of other classes is refused, with the first that differs.
+    checkpoints.check_model_dir(str(model_dir), config, names)
+    with pytest.raises(ClassNamesError, match="class 1, '2' there and '3' here"):
+        checkpoints.check_model_dir(str(model_dir), config, ["1", "3", "Käfer", "10"])

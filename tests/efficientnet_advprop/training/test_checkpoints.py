@@ -53,6 +53,12 @@ def test_nothing_to_restore(tmp_path):
     assert restored(tmp_path) == (None, 0)
 
 
+def test_a_path_that_looks_like_a_pattern(tmp_path):
+    saved_run(tmp_path / "run [1] *?", 2)
+    path, step = restored(tmp_path / "run [1] *?")
+    assert step == 2 and path == str(tmp_path / "run [1] *?" / "checkpoints" / "ckpt-2")
+
+
 def test_the_last_ones_are_kept(tmp_path):
     saved_run(tmp_path, 5)
     assert steps_in(tmp_path / "checkpoints") == [3, 4, 5] and restored(tmp_path)[1] == 5

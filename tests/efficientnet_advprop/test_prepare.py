@@ -1,0 +1,110 @@
+"""`prepare` as a program: classes by number and by name, what is passed over, and what ends it by one message."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from efficientnet_advprop.config import DataConfig
+from efficientnet_advprop.data import records, sources
+from efficientnet_advprop.data.class_names import ClassNamesError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def write_split(root, counts):
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (8, 8), (9 * index, 99, 9)).save(root / name / f"{name}{index}.png")
+
+
+def prepare(cwd, *options):
+    command = [
+        sys.executable,
+        "-m",
+        "efficientnet_advprop.prepare",
+        "--image_folder=images [1]",
+        "--output_dir=records [1]",
+        "--train_shards=1",
+        "--validation_shards=1",
+        *options,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def labels_in(folder, prefix):
+    """Class name → label in the file, which counts from 1."""
+    found = {}
+    for path in records.find_shards(str(folder), prefix):
+        for row in tf.data.TFRecordDataset(path).as_numpy_iterator():
+            features = tf.train.Example.FromString(row).features.feature
+            name = features["image/class/synset"].bytes_list.value[0].decode()
+            found.setdefault(name, set()).add(features["image/class/label"].int64_list.value[0])
+    return found
+
+
+def test_both_splits_are_numbered_alike(tmp_path):
+    """With numbered folders, a hidden one in one split only, and a class that validation lacks."""
+    images = tmp_path / "images [1]"
+    write_split(images / "train", {"10": 2, "9": 3, "1": 1, ".ipynb_checkpoints": 1})
+    write_split(images / "validation", {"9": 1, "10": 1})
+    (images / "train" / "9" / "scan.tif").touch()
+    (images / "validation" / "beside.jpg").touch()
+    done = prepare(tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "records [1]"
+    assert labels_in(folder, "train") == {"1": {1}, "9": {2}, "10": {3}}
+    assert labels_in(folder, "validation") == {"9": {2}, "10": {3}}
+    names = json.loads((folder / "labels_map.txt").read_text())
+    assert names == {"0": "1", "1": "9", "2": "10"}
+    for line in (
+        "'1' becomes label 0, '10' label 2",
+        "1 of other kinds than .jpg, .jpeg, .jpe, .jfif, .png, .gif, .bmp, .webp: 9/scan.tif",
+        "1 beside the class folders: beside.jpg",
+        "no images of 1 of 3 classes: 1",
+    ):
+        assert line in done.stdout
+    data = DataConfig()
+    assert sources.find_class_names(data, str(folder), 3) == ["1", "9", "10"]
+    with pytest.raises(ClassNamesError, match="Set --config.model.num_classes=3"):
+        sources.find_class_names(data, str(folder), 1000)
+
+    # Again, with one class more: nothing may be mixed.
+    write_split(images / "train", {"0": 1})
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = prepare(tmp_path)
+    assert done.returncode == 2 and "class 0, '1' there and '0' here" in done.stderr
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "train, validation, words",
+    [
+        ({"a": 1, "aa": 0, "b": 1}, {"a": 1, "b": 1}, "/train' has 1 of 3 .* without an image .*: aa"),
+        ({"a": 1, "b": 1}, {"a": 1, "b": 0}, "/validation' has 1 of 2 .* without an image .*: b"),
+        ({"a": 1}, {"a": 1, "B": 1}, "/validation' holds B, which is no class of the training set"),
+        ({"1": 1, "01": 1}, {"1": 1}, "several folders for one class: 01, 1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_numbered_is_one_message(tmp_path, train, validation, words):
+    write_split(tmp_path / "images [1]" / "train", train)
+    write_split(tmp_path / "images [1]" / "validation", validation)
+    done = prepare(tmp_path)
+    assert done.returncode == 1 and re.search(words, done.stderr), done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "records [1]").exists()
+
+
+def test_names_travel_with_the_source(tmp_path):
+    digits = DataConfig(source="digits")
+    assert sources.find_class_names(digits, str(tmp_path), 10) == [str(i) for i in range(10)]
+    assert sources.find_class_names(DataConfig(), str(tmp_path), 10) is None

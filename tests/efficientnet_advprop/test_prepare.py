@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from efficientnet_advprop.config import DataConfig
-from efficientnet_advprop.data import records, sources
+from efficientnet_advprop.data import conversion, records, sources
 from efficientnet_advprop.data.class_names import ClassNamesError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -90,18 +90,27 @@ def test_both_splits_are_numbered_alike(tmp_path):
 @pytest.mark.parametrize(
     "train, validation, words",
     [
-        ({"a": 1, "aa": 0, "b": 1}, {"a": 1, "b": 1}, "/train' has 1 of 3 .* without an image .*: aa"),
         ({"a": 1, "b": 1}, {"a": 1, "b": 0}, "/validation' has 1 of 2 .* without an image .*: b"),
         ({"a": 1}, {"a": 1, "B": 1}, "/validation' holds B, which is no class of the training set"),
         ({"1": 1, "01": 1}, {"1": 1}, "several folders for one class: 01, 1"),
     ],
-)  # fmt: skip
-def test_what_cannot_be_numbered_is_one_message(tmp_path, train, validation, words):
-    write_split(tmp_path / "images [1]" / "train", train)
-    write_split(tmp_path / "images [1]" / "validation", validation)
+)
+def test_what_cannot_be_numbered_is_an_error(tmp_path, train, validation, words):
+    write_split(tmp_path / "train", train)
+    write_split(tmp_path / "validation", validation)
+    with pytest.raises(records.DataError, match=words):
+        names = conversion.list_class_names(conversion.list_image_folder(str(tmp_path / "train")))
+        conversion.list_image_folder(str(tmp_path / "validation"), names)
+
+
+def test_an_empty_class_is_one_message(tmp_path):
+    """Which, numbered in one split only, would shift all labels after it."""
+    write_split(tmp_path / "images [1]" / "train", {"a": 1, "aa": 0, "b": 1})
+    write_split(tmp_path / "images [1]" / "validation", {"a": 1, "b": 1})
     done = prepare(tmp_path)
-    assert done.returncode == 1 and re.search(words, done.stderr), done.stderr
-    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "records [1]").exists()
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert re.search("/train' has 1 of 3 .* without an image .*: aa. Put images", done.stderr)
+    assert not (tmp_path / "records [1]").exists()
 
 
 def test_names_travel_with_the_source(tmp_path):

@@ -1,7 +1,8 @@
 """Checkpoints in the released format for tests, with official names and synthetic weights, written without our own code.
 
 `tests/data` holds what the official TensorFlow 1 code said: `variables.json.gz` (names and shapes), `full_logits.npz` (logits
-with these very weights) and `moving_statistics_<variant>.npz` (float16; what keeps the signal of the synthetic networks alive).
+with these very weights), both with `_more` for Lite, EdgeTPU and CondConv, and `moving_statistics_<variant>.npz` (float16; what
+keeps the signal of the synthetic networks alive).
 """
 
 import functools
@@ -18,11 +19,19 @@ AVERAGE = "/ExponentialMovingAverage"
 
 
 @functools.cache
+def official_models() -> dict[str, dict]:
+    """What the official code said about each network's variables, by the network's official name."""
+    models = {}
+    for name in ("variables.json.gz", "variables_more.json.gz"):
+        with gzip.open(DATA / name) as file:
+            models.update(json.load(file)["models"])
+    return models
+
+
+@functools.cache
 def official_variables(variant: str) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes of a network's variables, in the official order."""
-    with gzip.open(DATA / "variables.json.gz") as file:
-        models = json.load(file)["models"]
-    variables = models[f"efficientnet-{variant}"]["variables"]
+    variables = official_models()[f"efficientnet-{variant}"]["variables"]
     return [
         (name.split(":")[0], tuple(shape))
         for name, shape, *_ in variables
@@ -37,12 +46,19 @@ def synthetic_values(variant: str, salt: str) -> dict[str, np.ndarray]:
     sizes = [shape[0] if "moving_" in name else 0 for name, shape in variables]
     statistics = np.split(statistics, np.cumsum(sizes)[:-1])
     return {
-        name: part if part.size else _trained(name, shape, salt)
+        name: part if part.size else trained_value(name, shape, salt)
         for (name, shape), part in zip(variables, statistics)
     }
 
 
-def _trained(name, shape, salt):
+def official_logits() -> dict[str, np.ndarray]:
+    """Official logits of the full-size networks: "network/pixels/salt/seed" → [2, classes]."""
+    files = [np.load(DATA / name) for name in ("full_logits.npz", "full_logits_more.npz")]
+    return {key: file[key] for file in files for key in file.files}
+
+
+def trained_value(name: str, shape, salt: str) -> np.ndarray:
+    """The stand-in for a trained weight, which follows from its name alone."""
     noise = np.random.RandomState(zlib.crc32(f"{salt}:{name}".encode())).standard_normal(shape)
     leaf = name.rsplit("/", 1)[-1]
     projection = "tpu_batch_normalization_2" in name

@@ -106,3 +106,6 @@ def gated_swish(x: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
         return gradient_of_x, *weight_gradients
 
     return y * gates[:, None, None, :], gradient
+
+
+ACTIVATIONS = {"swish": swish, "relu": tf.nn.relu, "relu6": tf.nn.relu6}

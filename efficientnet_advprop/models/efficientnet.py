@@ -1,4 +1,5 @@
-"""EfficientNet B0–B8 and L2, or any width, depth and resolution, with AdvProp's auxiliary batch norms.
+"""EfficientNet B0–B8 and L2, Lite, EdgeTPU and CondConv, or any width, depth and resolution, with AdvProp's auxiliary batch
+norms.
 
     model = EfficientNet("b0", num_classes=1000, aux_branches=1)
     logits = model(images)                                        # inference: pixels 0…255 in, main branch
@@ -12,8 +13,8 @@ from typing import Optional
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import scaling
-from efficientnet_advprop.models.layers import Head, MBConvBlock, Stem
-from efficientnet_advprop.models.network import Network, check_scaling
+from efficientnet_advprop.models.layers import Head, Stem, make_block
+from efficientnet_advprop.models.network import Network, check_choice, check_scaling
 
 
 @keras.utils.register_keras_serializable("efficientnet_advprop")
@@ -23,12 +24,15 @@ class EfficientNet(Network):
     All variables exist when the constructor returns.
 
     Args:
-        variant: "b0" … "b8" or "l2", a row of `scaling.VARIANTS`.
-        num_classes: size of the logits, ≥ 1.
+        variant: "b0" … "b8", "l2", "lite0" … "lite4", "edgetpu-S", "-M", "-L", "condconv-b0-4e", "-8e", "-8e-depth", a row of
+            `scaling.VARIANTS`.
+        num_classes: size of the logits, ≥ 1; None is the variant's own: 1000, with the EdgeTPU ones 1001, of which class 0 is
+            the background.
         aux_branches: auxiliary batch norms beside the main ones; 0 is a plain EfficientNet.
         width_coefficient, depth_coefficient, dropout_rate: override the variant's; None keeps it.
         survival_prob: stochastic depth's flag, in (0, 1]; 1 switches it off (official default 0.8).
-        normalization: of pixels: "advprop" (x·2/255 − 1), "imagenet" (mean and standard deviation), "caffe" or "none".
+        normalization: of pixels: "advprop" (x·2/255 − 1), "imagenet" (mean and standard deviation), "lite"
+            ((x − 127) / 128), "caffe" or "none"; None is the variant's own, "advprop" or "lite".
         compute_dtype: of activations: "float32", "bfloat16" or "float16"; variables and logits are float32.
         batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size, aux_shares: see `DualBatchNormalization`.
         recomputed_blocks: the first so many blocks keep no activations for the backward pass but compute them again in it:
@@ -42,13 +46,13 @@ class EfficientNet(Network):
     def __init__(
         self,
         variant: str = "b0",
-        num_classes: int = 1000,
+        num_classes: Optional[int] = None,
         aux_branches: int = 1,
         width_coefficient: Optional[float] = None,
         depth_coefficient: Optional[float] = None,
         dropout_rate: Optional[float] = None,
         survival_prob: float = 0.8,
-        normalization: str = "advprop",
+        normalization: Optional[str] = None,
         compute_dtype: str = "float32",
         batch_norm_momentum: float = 0.99,
         batch_norm_epsilon: float = 1e-3,
@@ -57,6 +61,11 @@ class EfficientNet(Network):
         aux_shares: str = "none",
         name: Optional[str] = None,
     ):
+        check_choice("variant", variant, scaling.VARIANTS)
+        row = scaling.VARIANTS[variant]
+        design = row.design
+        num_classes = design.num_classes if num_classes is None else num_classes
+        normalization = design.normalization if normalization is None else normalization
         super().__init__(
             dict(
                 variant=variant, num_classes=num_classes, aux_branches=aux_branches, width_coefficient=width_coefficient,
@@ -68,23 +77,18 @@ class EfficientNet(Network):
             scaling.VARIANTS,
             f"efficientnet-{variant}",
         )  # fmt: skip
-        row = scaling.VARIANTS[variant]
         width = row.width_coefficient if width_coefficient is None else width_coefficient
         depth = row.depth_coefficient if depth_coefficient is None else depth_coefficient
         dropout = row.dropout_rate if dropout_rate is None else dropout_rate
         check_scaling(width, depth, dropout)
         self.image_size = row.image_size
         norms, policy = self.norm_arguments, self.dtype_policy_of_layers
-        self.stem = Stem(scaling.round_filters(scaling.STEM_FILTERS, width), norms, dtype=policy)
-        blocks = scaling.scaled_blocks(width, depth, survival_prob)
+        stem_filters, head_filters = scaling.end_filters(design, width)
+        self.stem = Stem(stem_filters, design.activation, norms, dtype=policy)
+        blocks = scaling.scaled_blocks(width, depth, survival_prob, design)
         self.blocks = [
-            MBConvBlock(block, norms, f"blocks_{i}", dtype=policy) for i, block in enumerate(blocks)
+            make_block(block, design.activation, norms, f"blocks_{index}", dtype=policy)
+            for index, block in enumerate(blocks)
         ]
-        self.head = Head(
-            scaling.round_filters(scaling.HEAD_FILTERS, width),
-            num_classes,
-            dropout,
-            norms,
-            dtype=policy,
-        )
+        self.head = Head(head_filters, num_classes, dropout, design.activation, norms, dtype=policy)
         self.build([None, None, None, 3])

@@ -8,13 +8,19 @@ Variables carry the official TF1 names below the model's scope (`blocks_3/conv2d
 `stem/tpu_batch_normalization/gamma`).
 """
 
-from typing import Optional
+import functools
+from typing import Iterator, Optional
 
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations
 from efficientnet_advprop.models.normalization import MAIN, DualBatchNormalization
+from efficientnet_advprop.models.routed_layers import (
+    RoutedDepthwiseConvolution,
+    RoutedPointwiseConvolution,
+    Routing,
+)
 from efficientnet_advprop.models.scaling import Block
 from tpu_utils.replicas import randomness
 
@@ -189,8 +195,9 @@ def drop_residual(inputs: tf.Tensor, survival_prob: float, seed: Optional[tf.Ten
 class Stem(keras.layers.Layer):
     """The first convolution, stride 2."""
 
-    def __init__(self, filters: int, norm_arguments: dict, **kwargs):
+    def __init__(self, filters: int, activation: str, norm_arguments: dict, **kwargs):
         super().__init__(name="stem", **kwargs)
+        self.activation = activations.ACTIVATIONS[activation]
         self.convolution = Convolution(filters, 3, 2, name="conv2d", dtype=kwargs.get("dtype"))
         self.norm = DualBatchNormalization(
             name="tpu_batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments
@@ -207,59 +214,37 @@ class Stem(keras.layers.Layer):
 
     def call(self, inputs, training=False, branch=MAIN, update_statistics=True):
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
-        return activations.swish(
-            convolve_and_normalize(self.convolution, self.norm, inputs, **mode)
-        )
+        return self.activation(convolve_and_normalize(self.convolution, self.norm, inputs, **mode))
 
 
-class MBConvBlock(keras.layers.Layer):
-    """Mobile inverted bottleneck: expand 1×1, depthwise, squeeze-excite gate, project 1×1, and the shortcut where shapes
-    allow it."""
+class InvertedBottleneck(keras.layers.Layer):
+    """Widen, convolve, project back by 1×1, and the shortcut where there is one: what all EfficientNets' blocks share.
 
-    def __init__(self, block: Block, norm_arguments: dict, name: str, **kwargs):
+    A subclass makes `self.project` and `self.project_norm` and says how the images are widened.
+    """
+
+    def __init__(self, block: Block, activation: str, norm_arguments: dict, name: str, **kwargs):
         super().__init__(name=name, **kwargs)
-        self.block = block
-        dtype = kwargs.get("dtype")
-        filters = block.input_filters * block.expand_ratio
-        # The official names count up over what a block has: without an expansion the projection is "conv2d".
-        convolution_names = iter(["conv2d", "conv2d_1"])
-        norm_names = iter(
-            ["tpu_batch_normalization", "tpu_batch_normalization_1", "tpu_batch_normalization_2"]
+        self.block, self.activation = block, activations.ACTIVATIONS[activation]
+        self._norm_arguments = {**norm_arguments, "dtype": kwargs.get("dtype")}
+        self._num_norms = 0
+
+    def make_norm(self) -> DualBatchNormalization:
+        """The next batch norm, with the next official name."""
+        name = _counted("tpu_batch_normalization", self._num_norms)
+        self._num_norms += 1
+        return DualBatchNormalization(name=name, **self._norm_arguments)
+
+    def widen(self, inputs, routing, mode: dict):
+        """[batch, height, width, input_filters] → [batch, ⌈height/strides⌉, ⌈width/strides⌉, expanded_filters]."""
+        raise NotImplementedError(
+            f"{type(self).__name__} is no block of its own; use MBConvBlock or FusedMBConvBlock."
         )
 
-        def make_norm():
-            return DualBatchNormalization(name=next(norm_names), dtype=dtype, **norm_arguments)
-
-        self.expand = self.expand_norm = None
-        if block.expand_ratio != 1:
-            self.expand = Convolution(filters, 1, name=next(convolution_names), dtype=dtype)
-            self.expand_norm = make_norm()
-        self.depthwise = DepthwiseConvolution(
-            block.kernel_size, block.strides, name="depthwise_conv2d", dtype=dtype
-        )
-        self.depthwise_norm = make_norm()
-        self.gated_swish = GatedSwish(block.squeeze_filters, filters, name="se", dtype=dtype)
-        self.project = Convolution(
-            block.output_filters, 1, name=next(convolution_names), dtype=dtype
-        )
-        self.project_norm = make_norm()
-
-    def build(self, input_shape):
-        expanded = [None, None, None, self.block.input_filters * self.block.expand_ratio]
-        projected = [None, None, None, self.block.output_filters]
-        parts = (
-            []
-            if self.expand is None
-            else [(self.expand, input_shape), (self.expand_norm, expanded)]
-        )
-        parts += [
-            (self.depthwise, expanded),
-            (self.depthwise_norm, expanded),
-            (self.gated_swish, expanded),
-        ]
-        parts += [(self.project, expanded), (self.project_norm, projected)]
-        build_in_scopes(parts)
-        self.built = True
+    def route(self, inputs) -> Optional[tf.Tensor]:
+        """What mixes the experts, one row per image; None where there are none."""
+        del inputs
+        return None
 
     def call(
         self,
@@ -268,28 +253,158 @@ class MBConvBlock(keras.layers.Layer):
         branch=MAIN,
         update_statistics=True,
         seed: Optional[tf.Tensor] = None,
+        with_end_points: bool = False,
     ):
+        """The block's output; with `with_end_points` also {"expansion_output": what the projection gets}."""
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
+        routing = self.route(inputs)
+        expanded = self.widen(inputs, routing, mode)
+        project = (
+            self.project if routing is None else functools.partial(self.project, routing=routing)
+        )
+        x = convolve_and_normalize(project, self.project_norm, expanded, **mode)
+        if self.block.residual:
+            if training and self.block.survival_prob < 1.0:
+                x = drop_residual(x, self.block.survival_prob, seed)
+            x = x + inputs
+        return (x, {"expansion_output": expanded}) if with_end_points else x
+
+
+class MBConvBlock(InvertedBottleneck):
+    """Mobile inverted bottleneck: expand 1×1, depthwise, squeeze-excite gate, project 1×1, and the shortcut where shapes
+    allow it. In a routed block all three convolutions have kernels of each image's own."""
+
+    def __init__(self, block: Block, activation: str, norm_arguments: dict, name: str, **kwargs):
+        super().__init__(block, activation, norm_arguments, name, **kwargs)
+        dtype = kwargs.get("dtype")
+        names = _names_of_convolutions(block)
+        self.routing = Routing(block.num_experts, name="dense") if block.num_experts else None
+
+        def make_pointwise(filters):
+            if not block.num_experts:
+                return Convolution(filters, 1, name=next(names), dtype=dtype)
+            return RoutedPointwiseConvolution(
+                filters, block.num_experts, kernel_initializer, name=next(names), dtype=dtype
+            )
+
+        self.expand = self.expand_norm = None
+        if block.expand_ratio != 1:
+            self.expand = make_pointwise(block.expanded_filters)
+            self.expand_norm = self.make_norm()
+        if block.num_experts:
+            self.depthwise = RoutedDepthwiseConvolution(
+                block.kernel_size, block.strides, block.num_experts, kernel_initializer,
+                name=_counted("depthwise_cond_conv2d", block.routed_index), dtype=dtype,
+            )  # fmt: skip
+        else:
+            self.depthwise = DepthwiseConvolution(
+                block.kernel_size, block.strides, name="depthwise_conv2d", dtype=dtype
+            )
+        self.depthwise_norm = self.make_norm()
+        self.gated_swish = None
+        if block.squeeze_filters:
+            self.gated_swish = GatedSwish(
+                block.squeeze_filters, block.expanded_filters, name="se", dtype=dtype
+            )
+        self.project = make_pointwise(block.output_filters)
+        self.project_norm = self.make_norm()
+
+    def build(self, input_shape):
+        expanded = [None, None, None, self.block.expanded_filters]
+        projected = [None, None, None, self.block.output_filters]
+        parts = [] if self.routing is None else [(self.routing, input_shape)]
+        parts += (
+            []
+            if self.expand is None
+            else [(self.expand, input_shape), (self.expand_norm, expanded)]
+        )
+        parts += [(self.depthwise, expanded), (self.depthwise_norm, expanded)]
+        parts += [] if self.gated_swish is None else [(self.gated_swish, expanded)]
+        parts += [(self.project, expanded), (self.project_norm, projected)]
+        build_in_scopes(parts)
+        self.built = True
+
+    def route(self, inputs):
+        return None if self.routing is None else self.routing(inputs)
+
+    def widen(self, inputs, routing, mode):
+        with_routing = {} if routing is None else {"routing": routing}
         x = inputs
         if self.expand is not None:
-            x = activations.swish(convolve_and_normalize(self.expand, self.expand_norm, x, **mode))
-        x = self.gated_swish(convolve_and_normalize(self.depthwise, self.depthwise_norm, x, **mode))
-        x = convolve_and_normalize(self.project, self.project_norm, x, **mode)
-        if not self.block.residual:
-            return x
-        if training and self.block.survival_prob < 1.0:
-            x = drop_residual(x, self.block.survival_prob, seed)
-        return x + inputs
+            expand = functools.partial(self.expand, **with_routing)
+            x = self.activation(convolve_and_normalize(expand, self.expand_norm, x, **mode))
+        depthwise = functools.partial(self.depthwise, **with_routing)
+        x = convolve_and_normalize(depthwise, self.depthwise_norm, x, **mode)
+        return self.activation(x) if self.gated_swish is None else self.gated_swish(x)
+
+
+class FusedMBConvBlock(InvertedBottleneck):
+    """One full 3×3 convolution, which has the stride, where an `MBConvBlock` has an expansion and a depthwise one; no gates.
+
+    Gupta & Tan 2019, "EfficientNet-EdgeTPU".
+    """
+
+    def __init__(self, block: Block, activation: str, norm_arguments: dict, name: str, **kwargs):
+        super().__init__(block, activation, norm_arguments, name, **kwargs)
+        dtype = kwargs.get("dtype")
+        self.expand = Convolution(
+            block.expanded_filters, block.kernel_size, block.strides, name="conv2d", dtype=dtype
+        )
+        self.expand_norm = self.make_norm()
+        self.project = Convolution(block.output_filters, 1, name="conv2d_1", dtype=dtype)
+        self.project_norm = self.make_norm()
+
+    def build(self, input_shape):
+        expanded = [None, None, None, self.block.expanded_filters]
+        projected = [None, None, None, self.block.output_filters]
+        parts = [(self.expand, input_shape), (self.expand_norm, expanded)]
+        build_in_scopes([*parts, (self.project, expanded), (self.project_norm, projected)])
+        self.built = True
+
+    def widen(self, inputs, routing, mode):
+        return self.activation(
+            convolve_and_normalize(self.expand, self.expand_norm, inputs, **mode)
+        )
+
+
+def make_block(
+    block: Block, activation: str, norm_arguments: dict, name: str, **kwargs
+) -> InvertedBottleneck:
+    """The layer that a row of `scaling.scaled_blocks` describes."""
+    kind = FusedMBConvBlock if block.fused else MBConvBlock
+    return kind(block, activation, norm_arguments, name, **kwargs)
+
+
+def _counted(name: str, index: int) -> str:
+    """TensorFlow 1's names of equal things: "conv2d", "conv2d_1", …"""
+    return f"{name}_{index}" if index else name
+
+
+def _names_of_convolutions(block: Block) -> Iterator[str]:
+    """The official names of a block's expansion and projection, which count what it has.
+
+    Those of routed blocks count on over the whole network, which makes three in each block, of
+    which the first is never used.
+    """
+    if not block.num_experts:
+        return iter(["conv2d", "conv2d_1"])
+    return iter([_counted("cond_conv2d", 3 * block.routed_index + number) for number in (1, 2)])
 
 
 class Head(keras.layers.Layer):
     """The last 1×1 convolution, the mean over the image, dropout and the classifier."""
 
     def __init__(
-        self, filters: int, num_classes: int, dropout_rate: float, norm_arguments: dict, **kwargs
+        self,
+        filters: int,
+        num_classes: int,
+        dropout_rate: float,
+        activation: str,
+        norm_arguments: dict,
+        **kwargs,
     ):
         super().__init__(name="head", **kwargs)
-        self.dropout_rate = dropout_rate
+        self.dropout_rate, self.activation = dropout_rate, activations.ACTIVATIONS[activation]
         self.convolution = Convolution(filters, 1, name="conv2d", dtype=kwargs.get("dtype"))
         self.norm = DualBatchNormalization(
             name="tpu_batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments
@@ -319,7 +434,7 @@ class Head(keras.layers.Layer):
         """Returns logits, float32 [batch, num_classes], and endpoints: "pooled_features", float32 [batch, filters], and
         "head_1x1", the last feature map."""
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
-        x = activations.swish(convolve_and_normalize(self.convolution, self.norm, inputs, **mode))
+        x = self.activation(convolve_and_normalize(self.convolution, self.norm, inputs, **mode))
         pooled = tf.cast(activations.spatial_mean(x), tf.float32)
         dropped = pooled
         if training and self.dropout_rate > 0.0:

@@ -8,20 +8,23 @@ Usage:
 """
 
 import functools
-from typing import Any, Iterable
+from typing import Any, Iterable, Optional
 
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models.end_points import names_of_blocks
 from efficientnet_advprop.models.normalization import MAIN, branch_index
 from efficientnet_advprop.models.recomputation import recompute_in_backward
 from tpu_utils.replicas import randomness
 
-# Pixels x in [0, 255], RGB, become (x − mean) / deviation. AdvProp's checkpoints want [−1, 1], Keras's ResNets only Caffe's
-# means, all others ImageNet's mean and deviation.
+# Pixels x in [0, 255], RGB, become (x − mean) / deviation. AdvProp's checkpoints want [−1, 1]; those of EfficientNet-Lite,
+# -EdgeTPU and -CondConv nearly that, in numbers that suit integers; Keras's ResNets only Caffe's means; all others ImageNet's
+# mean and deviation.
 NORMALIZATIONS = {
     "advprop": ([127.5] * 3, [127.5] * 3),
     "imagenet": ([0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]),
+    "lite": ([127.0] * 3, [128.0] * 3),
     "caffe": ([123.68, 116.779, 103.939], [1.0] * 3),
     "none": ([0.0] * 3, [1.0] * 3),
 }
@@ -142,18 +145,32 @@ class Network(keras.Model):
         Raises:
             ValueError: `images` have another shape, or there is no such branch.
         """
-        return self._forward(images, training, branch, update_statistics, seed)[0]
+        return self._forward(images, training, branch, update_statistics, seed)
 
     def features(self, images, branch: str = MAIN) -> dict[str, tf.Tensor]:
-        """Feature maps in inference mode, in the compute dtype, before each reduction of resolution.
+        """Feature maps in inference mode, in the compute dtype, by the names of the official end points.
 
         Returns:
-            "stem", "reduction_1" … "reduction_5" (at 1/2 … 1/32 of the resolution), "features" (the last block's output) and,
-            in an EfficientNet, "head_1x1", all [batch, h, w, channels]; and "pooled_features", float32 [batch, channels].
+            "stem"; each block's output, "block_0", "block_1", …; those before a reduction of resolution also as "reduction_1"
+            … "reduction_5" (at 1/2 … 1/32 of the resolution), the last as "features"; in an EfficientNet "head_1x1" and, of
+            each block, what its projection gets, "block_0/expansion_output", "reduction_1/expansion_output", …: all
+            [batch, h, w, channels]. And, float32 [batch, channels], "pooled_features", "global_pool" (the same behind the
+            dropout, which inference has not) and "head", the logits.
         """
-        return self._forward(images, False, branch, True, None)[1]
+        end_points = {}
+        logits = self._forward(images, False, branch, True, None, end_points)
+        return {**end_points, "global_pool": end_points["pooled_features"], "head": logits}
 
-    def _forward(self, images, training, branch, update_statistics, seed):
+    def _forward(
+        self,
+        images,
+        training,
+        branch,
+        update_statistics,
+        seed,
+        end_points: Optional[dict[str, Any]] = None,
+    ):
+        """Logits. `end_points`, in inference mode, gets all feature maps; without it none is kept for longer than needed."""
         images = _checked_images(images)
         branch_index(branch, self.aux_branches)
         if training:
@@ -163,21 +180,35 @@ class Network(keras.Model):
         x = (tf.cast(images, tf.float32) - tf.constant(mean)) / tf.constant(deviation)
         x = tf.cast(x, self.stem.compute_dtype)
         x = self.stem(x, **mode)
-        endpoints = {"stem": x}
-        reduction = 0
+        record = (lambda found: None) if end_points is None else end_points.update
+        record({"stem": x})
         if self.stem_is_a_reduction:
-            reduction, endpoints["reduction_1"] = 1, x
+            record({"reduction_1": x})
             x = self.pool(x)
-        for index, block in enumerate(self.blocks):
+        names = names_of_blocks(
+            [block.block.strides for block in self.blocks], int(self.stem_is_a_reduction)
+        )
+        for index, (block, names_of_block) in enumerate(zip(self.blocks, names)):
             own_seed = randomness.fold_in(seed, index) if training else None
-            x = self._run_block(block, x, own_seed, mode, recompute=index < self.recomputed_blocks)
-            if index + 1 == len(self.blocks) or self.blocks[index + 1].block.strides > 1:
-                reduction += 1
-                endpoints[f"reduction_{reduction}"] = x
-        endpoints["features"] = x
+            if end_points is None:
+                x = self._run_block(
+                    block, x, own_seed, mode, recompute=index < self.recomputed_blocks
+                )
+            else:
+                x, inside = block(x, seed=own_seed, with_end_points=True, **mode)
+                record({name: x for name in names_of_block})
+                record(
+                    {
+                        f"{name}/{part}": value
+                        for name in names_of_block
+                        for part, value in inside.items()
+                    }
+                )
+        record({"features": x})
         own_seed = randomness.fold_in(seed, len(self.blocks)) if training else None
         logits, of_head = self.head(x, seed=own_seed, **mode)
-        return logits, {**endpoints, **of_head}
+        record(of_head)
+        return logits
 
     @staticmethod
     def _run_block(block, inputs, seed, mode, recompute):

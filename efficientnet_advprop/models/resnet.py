@@ -121,7 +121,9 @@ class BottleneckBlock(keras.layers.Layer):
         branch=MAIN,
         update_statistics=True,
         seed: Optional[tf.Tensor] = None,
+        with_end_points: bool = False,
     ):
+        """The block's output; with `with_end_points` also an empty dictionary: nothing inside has an official name."""
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
         shortcut = inputs
         if self.shortcut is not None:
@@ -131,7 +133,8 @@ class BottleneckBlock(keras.layers.Layer):
         x = convolve_and_normalize(self.expand, self.expand_norm, x, **mode)
         if training and self.block.survival_prob < 1.0:
             x = drop_residual(x, self.block.survival_prob, seed)
-        return tf.nn.relu(x + shortcut)
+        x = tf.nn.relu(x + shortcut)
+        return (x, {}) if with_end_points else x
 
 
 class ResNetHead(keras.layers.Layer):

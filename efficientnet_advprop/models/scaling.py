@@ -1,22 +1,93 @@
 """The EfficientNet family as a table: what a block is, and how far each variant scales it.
 
-Nothing here imports TensorFlow; `efficientnet.py` interprets the table. Sources: Tan & Le, ICML 2019, table 1 (the B0
-network) and section 3.3 (compound scaling); the official `efficientnet_builder` for the coefficients, dropout rates and
-rounding rules.
+Nothing here imports TensorFlow; `efficientnet.py` interprets the table. Sources: Tan & Le, ICML
+2019, table 1 (the B0 network) and section 3.3 (compound scaling); the official
+`efficientnet_builder` for the coefficients, dropout rates and rounding rules, and its relatives in
+the folders `lite`, `edgetpu` and `condconv`.
 """
 
 import dataclasses
 import math
+from typing import Optional
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A run of `repeats` blocks; the first one has the stride and the change of width."""
+
+    repeats: int
+    kernel_size: int
+    strides: int
+    expand_ratio: int
+    input_filters: int
+    output_filters: int
+    fused: bool = False  # one full 3×3 convolution in place of expansion and depthwise convolution
+    skip: bool = True  # False: no shortcut, even where the shapes allow it
+    routed: bool = False  # each image has its own kernels, mixed from experts
+
+
+STEM_FILTERS = 32
+HEAD_FILTERS = 1280
+STAGES = (
+    Stage(1, 3, 1, 1, 32, 16),
+    Stage(2, 3, 2, 6, 16, 24),
+    Stage(2, 5, 2, 6, 24, 40),
+    Stage(3, 3, 2, 6, 40, 80),
+    Stage(3, 5, 1, 6, 80, 112),
+    Stage(4, 5, 2, 6, 112, 192),
+    Stage(1, 3, 1, 6, 192, 320),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """What all variants of one family have in common before they are scaled."""
+
+    stages: tuple[Stage, ...] = STAGES
+    activation: str = "swish"  # a key of `activations.ACTIVATIONS`
+    squeeze_ratio: float = 0.25  # of the block's input filters, before expansion; 0: no gates
+    scales_ends: bool = True  # False: stem, head, and the first and last stage's repeats stay
+    num_experts: int = 0  # of routed stages
+    normalization: str = "advprop"  # of pixels, a key of `network.NORMALIZATIONS`
+    num_classes: int = 1000  # 1001: class 0 is the background
+
+
+EFFICIENTNET = Design()
+# Tan 2020: for phones, whose accelerators lack gates, and whose 8 bits suit bounded activations.
+LITE = Design(activation="relu6", squeeze_ratio=0.0, scales_ends=False, normalization="lite")
+# Gupta & Tan 2019: found by a search on the Edge TPU, where full convolutions are fast.
+EDGETPU = Design(
+    stages=(
+        Stage(1, 3, 1, 4, 24, 24, fused=True, skip=False),
+        Stage(2, 3, 2, 8, 24, 32, fused=True),
+        Stage(4, 3, 2, 8, 32, 48, fused=True),
+        Stage(5, 5, 2, 8, 48, 96),
+        Stage(4, 5, 1, 8, 96, 144),
+        Stage(2, 5, 2, 8, 144, 192),
+    ),
+    activation="relu",
+    squeeze_ratio=0.0,
+    normalization="lite",
+    num_classes=1001,
+)
+# Yang et al., NeurIPS 2019: B0 with kernels mixed per image in its last three stages.
+CONDCONV_4E = Design(
+    stages=STAGES[:4] + tuple(dataclasses.replace(stage, routed=True) for stage in STAGES[4:]),
+    num_experts=4,
+    normalization="lite",
+)
+CONDCONV_8E = dataclasses.replace(CONDCONV_4E, num_experts=8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scaling:
-    """One variant: how much wider, deeper and larger than B0."""
+    """One variant: how much wider, deeper and larger than its family's smallest."""
 
     width_coefficient: float
     depth_coefficient: float
     image_size: int  # pixels; training and evaluation resolution
     dropout_rate: float  # before the classifier
+    design: Design = EFFICIENTNET
 
 
 VARIANTS = {
@@ -30,53 +101,43 @@ VARIANTS = {
     "b7": Scaling(2.0, 3.1, 600, 0.5),
     "b8": Scaling(2.2, 3.6, 672, 0.5),
     "l2": Scaling(4.3, 5.3, 800, 0.5),
+    "lite0": Scaling(1.0, 1.0, 224, 0.2, LITE),
+    "lite1": Scaling(1.0, 1.1, 240, 0.2, LITE),
+    "lite2": Scaling(1.1, 1.2, 260, 0.3, LITE),
+    "lite3": Scaling(1.2, 1.4, 280, 0.3, LITE),
+    "lite4": Scaling(1.4, 1.8, 300, 0.3, LITE),
+    "edgetpu-S": Scaling(1.0, 1.0, 224, 0.2, EDGETPU),
+    "edgetpu-M": Scaling(1.0, 1.1, 240, 0.2, EDGETPU),
+    "edgetpu-L": Scaling(1.2, 1.4, 300, 0.3, EDGETPU),
+    "condconv-b0-4e": Scaling(1.0, 1.0, 224, 0.25, CONDCONV_4E),
+    "condconv-b0-8e": Scaling(1.0, 1.0, 224, 0.25, CONDCONV_8E),
+    "condconv-b0-8e-depth": Scaling(1.0, 1.1, 224, 0.25, CONDCONV_8E),
 }
 RELEASED_VARIANTS = tuple(
-    variant for variant in VARIANTS if variant != "l2"
+    f"b{index}" for index in range(9)
 )  # those of AdvProp's own checkpoints, B0 to B8
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """A run of `repeats` MBConv blocks; the first one has the stride and the change of width."""
-
-    repeats: int
-    kernel_size: int
-    strides: int
-    expand_ratio: int
-    input_filters: int
-    output_filters: int
-
-
-STEM_FILTERS = 32
-HEAD_FILTERS = 1280
-SQUEEZE_RATIO = 0.25  # of the block's input filters, before expansion
-STAGES = (
-    Stage(1, 3, 1, 1, 32, 16),
-    Stage(2, 3, 2, 6, 16, 24),
-    Stage(2, 5, 2, 6, 24, 40),
-    Stage(3, 3, 2, 6, 40, 80),
-    Stage(3, 5, 1, 6, 80, 112),
-    Stage(4, 5, 2, 6, 112, 192),
-    Stage(1, 3, 1, 6, 192, 320),
-)
-
-
-@dataclasses.dataclass(frozen=True)
 class Block:
-    """One MBConv block, scaled."""
+    """One block, scaled."""
 
     kernel_size: int
     strides: int
     expand_ratio: int
-    input_filters: int
+    input_filters: int  # of what really comes in
+    expanded_filters: int
     output_filters: int
-    squeeze_filters: int
+    squeeze_filters: int  # 0: no gates
     survival_prob: float  # of the residual branch in training (stochastic depth)
+    fused: bool = False
+    skip: bool = True
+    num_experts: int = 0  # 0: the same kernels for all images
+    routed_index: Optional[int] = None  # how many routed blocks come before this routed one
 
     @property
     def residual(self) -> bool:
-        return self.strides == 1 and self.input_filters == self.output_filters
+        return self.skip and self.strides == 1 and self.input_filters == self.output_filters
 
 
 def round_filters(filters: int, width_coefficient: float, divisor: int = 8) -> int:
@@ -91,33 +152,65 @@ def round_repeats(repeats: int, depth_coefficient: float) -> int:
     return math.ceil(depth_coefficient * repeats)
 
 
+def end_filters(design: Design, width_coefficient: float) -> tuple[int, int]:
+    """How many filters stem and head have."""
+    width = width_coefficient if design.scales_ends else 1.0
+    return round_filters(STEM_FILTERS, width), round_filters(HEAD_FILTERS, width)
+
+
+def scaled_repeats(design: Design, depth_coefficient: float) -> list[int]:
+    """How many blocks each stage has."""
+    repeats = [round_repeats(stage.repeats, depth_coefficient) for stage in design.stages]
+    if not design.scales_ends:
+        repeats[0], repeats[-1] = design.stages[0].repeats, design.stages[-1].repeats
+    return repeats
+
+
 def scaled_blocks(
-    width_coefficient: float, depth_coefficient: float, survival_prob: float
+    width_coefficient: float,
+    depth_coefficient: float,
+    survival_prob: float,
+    design: Design = EFFICIENTNET,
 ) -> tuple[Block, ...]:
     """Every block of a scaled network, in order.
 
-    `survival_prob` is the official flag: block i of N survives with probability 1 − (1 − survival_prob)·i/N, so that the
-    first block always survives and the last one does not quite reach `survival_prob`.
+    The first block gets the stem's filters, which need not be those that its stage names: its
+    expansion is counted from the stage's, as in the official code, unless it has none.
+
+    `survival_prob` is the official flag: block i of N survives with probability
+    1 − (1 − survival_prob)·i/N, so that the first block always survives and the last one does not
+    quite reach `survival_prob`.
     """
-    counts = [round_repeats(stage.repeats, depth_coefficient) for stage in STAGES]
+    counts = scaled_repeats(design, depth_coefficient)
     total = sum(counts)
     blocks: list[Block] = []
-    for stage, repeats in zip(STAGES, counts):
+    num_routed = 0
+    filters, _ = end_filters(design, width_coefficient)
+    for stage, repeats in zip(design.stages, counts):
+        nominal_filters = round_filters(stage.input_filters, width_coefficient)
         output_filters = round_filters(stage.output_filters, width_coefficient)
         for repeat in range(repeats):
-            first = repeat == 0
-            input_filters = (
-                round_filters(stage.input_filters, width_coefficient) if first else output_filters
-            )
+            expands = stage.fused or stage.expand_ratio != 1
             blocks.append(
                 Block(
                     kernel_size=stage.kernel_size,
-                    strides=stage.strides if first else 1,
+                    strides=stage.strides if repeat == 0 else 1,
                     expand_ratio=stage.expand_ratio,
-                    input_filters=input_filters,
+                    input_filters=filters,
+                    expanded_filters=nominal_filters * stage.expand_ratio if expands else filters,
                     output_filters=output_filters,
-                    squeeze_filters=max(1, int(input_filters * SQUEEZE_RATIO)),
+                    squeeze_filters=_squeeze_filters(design, nominal_filters),
                     survival_prob=1.0 - (1.0 - survival_prob) * len(blocks) / total,
+                    fused=stage.fused,
+                    skip=stage.skip,
+                    num_experts=design.num_experts if stage.routed else 0,
+                    routed_index=num_routed if stage.routed else None,
                 )
             )
+            num_routed += stage.routed
+            filters = nominal_filters = output_filters
     return tuple(blocks)
+
+
+def _squeeze_filters(design: Design, input_filters: int) -> int:
+    return max(1, int(input_filters * design.squeeze_ratio)) if design.squeeze_ratio else 0

@@ -66,9 +66,34 @@ def test_endpoints_are_the_official_ones(tiny):
     wanted = {
         key.split("__")[1]: numbers[key] for key in numbers.files if key.startswith("endpoint__")
     }
-    assert set(endpoints) == set(wanted)
+    wanted["global_pool"] = wanted["pooled_features"]
+    wanted["head"] = numbers["logits_b_ema_advprop"]
+    for index, name in {0: "reduction_1", 8: "features"}.items():
+        wanted[f"block_{index}"] = wanted[name]
     for name, value in wanted.items():
         np.testing.assert_allclose(endpoints[name], value, rtol=0, atol=2e-5, err_msg=name)
+
+
+def test_every_block_has_its_end_points(tiny):
+    """The official names, and what a block's projection gets: its output is that, projected, normalised and added."""
+    end_points = tiny.features(golden("logits.npz")["images_b"])
+    num_blocks = len(tiny.blocks)
+    wanted = {"stem", "features", "head_1x1", "pooled_features", "global_pool", "head"}
+    names = [f"block_{index}" for index in range(num_blocks)] + [
+        f"reduction_{index}" for index in range(1, 6)
+    ]
+    assert set(end_points) == wanted | set(names) | {f"{name}/expansion_output" for name in names}
+    for index, block in enumerate(tiny.blocks):
+        scale, offset = block.project_norm.affine()
+        projected = tf.einsum(
+            "bhwc,cd->bhwd",
+            end_points[f"block_{index}/expansion_output"],
+            block.project.kernel[0, 0],
+        )
+        output = projected * scale + offset
+        if block.block.residual:
+            output += end_points[f"block_{index - 1}"]
+        np.testing.assert_allclose(end_points[f"block_{index}"], output, rtol=0, atol=2e-5)
 
 
 def test_any_numeric_dtype_goes_in(tiny):

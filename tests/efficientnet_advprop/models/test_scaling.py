@@ -27,6 +27,38 @@ def test_every_block_is_the_official_one(variant):
         assert block.survival_prob == pytest.approx(fact["survival_prob"], abs=1e-12)
 
 
+RELATIVES = golden("model_facts_more.json.gz")
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_every_block_of_the_relatives_is_the_official_one(name):
+    """EfficientNet-Lite, -EdgeTPU and -CondConv."""
+    facts = RELATIVES[name]
+    row = scaling.VARIANTS[name.removeprefix("efficientnet-")]
+    assert row.width_coefficient == facts["width_coefficient"]
+    assert row.depth_coefficient == facts["depth_coefficient"]
+    assert (row.image_size, row.dropout_rate) == (facts["resolution"], facts["dropout_rate"])
+    assert row.design.num_classes == facts["num_classes"]
+    assert row.design.activation == facts["activation"]
+    assert scaling.end_filters(row.design, row.width_coefficient) == (
+        facts["stem_filters"],
+        facts["head_filters"],
+    )
+    blocks = scaling.scaled_blocks(row.width_coefficient, row.depth_coefficient, 0.8, row.design)
+    assert len(blocks) == len(facts["blocks"])
+    for block, fact in zip(blocks, facts["blocks"]):
+        for ours, official in (
+            ("kernel_size", "kernel_size"), ("strides", "strides"), ("expand_ratio", "expand_ratio"),
+            ("input_filters", "actual_input_filters"), ("expanded_filters", "expanded_filters"),
+            ("output_filters", "output_filters"), ("residual", "residual"),
+        ):  # fmt: skip
+            assert getattr(block, ours) == fact[official], (ours, block, fact)
+        assert block.squeeze_filters == (fact["se_reduced_filters"] or 0)
+        assert block.num_experts == (fact["num_experts"] or 0)
+        assert block.fused == bool(fact["conv_type"])
+        assert block.survival_prob == pytest.approx(fact["survival_prob"], abs=1e-12)
+
+
 def test_rounding_never_loses_more_than_a_tenth():
     assert scaling.round_filters(32, 1.1) == 32  # 35.2
     assert scaling.round_filters(16, 0.25) == 8

@@ -1,0 +1,142 @@
+"""Convolutions whose kernels are mixed anew for each image, from experts (Yang et al., "CondConv", NeurIPS 2019).
+
+    routing = Routing(num_experts, name="dense")(inputs)          # float32 [batch, experts], each in (0, 1)
+    outputs = RoutedPointwiseConvolution(filters, num_experts)(inputs, routing=routing)
+
+The official code runs one convolution per image and so needs a static batch. Here a 1×1 convolution
+is one batched matrix product, and the depthwise convolutions of all images are a single one over
+batch × channels.
+
+Variables: the official kernels belong to plain Keras layers, which TensorFlow 1 put below
+`<network>/model/<block>/` and not below `<network>/<block>/` as all others.
+"""
+
+from typing import Callable
+
+import tensorflow as tf
+
+from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models import activations
+
+
+class Routing(keras.layers.Layer):
+    """How much of each expert an image gets: σ(dense(mean over height and width)); the shares need not sum to one."""
+
+    def __init__(self, num_experts: int, **kwargs):
+        super().__init__(dtype=tf.float32, **kwargs)
+        self.num_experts = num_experts
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(
+            "kernel", [input_shape[-1], self.num_experts], initializer="glorot_uniform"
+        )
+        self.bias = self.add_weight("bias", [self.num_experts], initializer="zeros")
+        self.built = True
+
+    def call(self, inputs):
+        """Float tensor [batch, height, width, channels] → float32 [batch, experts]."""
+        pooled = tf.cast(activations.spatial_mean(inputs), tf.float32)
+        return tf.sigmoid(tf.nn.bias_add(tf.linalg.matmul(pooled, self.kernel), self.bias))
+
+
+class ExpertKernels(keras.layers.Layer):
+    """Kernels of one shape, one per expert.
+
+    Args:
+        num_experts: how many.
+        weight_name: of the variable that holds them all, [experts, height · width · in · out].
+        make_initializer: makes the initializer of one kernel; asked anew for each, since one object gives one draw.
+    """
+
+    def __init__(self, num_experts: int, weight_name: str, make_initializer: Callable, **kwargs):
+        super().__init__(**kwargs)
+        self.num_experts, self.weight_name, self.make_initializer = (
+            num_experts,
+            weight_name,
+            make_initializer,
+        )
+
+    def kernel_shape(self, channels: int) -> list[int]:
+        """The shape of one expert's kernel, [height, width, in, out]."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no kernels of its own; use a subclass that says their shape."
+        )
+
+    def build(self, input_shape):
+        shape = self.kernel_shape(input_shape[-1])
+
+        def initialize(flat_shape, dtype):
+            kernels = [self.make_initializer()(shape, dtype) for _ in range(self.num_experts)]
+            return tf.reshape(tf.stack(kernels), flat_shape)
+
+        network, block, own = tf.get_current_name_scope().rsplit("/", 2)
+        with tf.name_scope(
+            f"{network}/model/{block}/{own}/"
+        ):  # the slash at the end: not below the current scope
+            self.experts = self.add_weight(
+                self.weight_name, [self.num_experts, shape[0] * shape[1] * shape[2] * shape[3]], tf.float32,
+                initialize, experimental_autocast=False,
+            )  # fmt: skip
+        self.built = True
+
+    def mix(self, routing: tf.Tensor, shape: list[int]) -> tf.Tensor:
+        """One kernel per image: routing [batch, experts] → float32 [batch, *shape]."""
+        return tf.reshape(tf.linalg.matmul(routing, self.experts), [-1, *shape])
+
+
+class RoutedPointwiseConvolution(ExpertKernels):
+    """A 1×1 convolution, without a bias of its own."""
+
+    def __init__(self, filters: int, num_experts: int, make_initializer: Callable, **kwargs):
+        super().__init__(num_experts, "condconv_kernel", make_initializer, **kwargs)
+        self.filters = filters
+
+    def kernel_shape(self, channels):
+        return [1, 1, channels, self.filters]
+
+    def call(self, inputs, scale=None, offset=None, *, routing):
+        """Convolves; `routing` float32 [batch, experts], other arguments and result as those of `layers.Convolution`."""
+        channels, height, width = inputs.shape[-1], tf.shape(inputs)[1], tf.shape(inputs)[2]
+        kernels = self.mix(routing, [channels, self.filters])
+        kernels = tf.cast(kernels if scale is None else kernels * scale, self.compute_dtype)
+        outputs = tf.linalg.matmul(tf.reshape(inputs, [-1, height * width, channels]), kernels)
+        outputs = tf.reshape(outputs, [-1, height, width, self.filters])
+        outputs = tf.ensure_shape(outputs, [*inputs.shape[:3], self.filters])
+        return (
+            outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
+        )
+
+
+class RoutedDepthwiseConvolution(ExpertKernels):
+    """A depthwise convolution of multiplier 1, padding "SAME", without a bias of its own."""
+
+    def __init__(
+        self, kernel_size: int, strides: int, num_experts: int, make_initializer: Callable, **kwargs
+    ):
+        super().__init__(num_experts, "depthwise_condconv_kernel", make_initializer, **kwargs)
+        self.kernel_size, self.strides = kernel_size, strides
+
+    def kernel_shape(self, channels):
+        return [self.kernel_size, self.kernel_size, channels, 1]
+
+    def call(self, inputs, scale=None, offset=None, *, routing):
+        """Convolves each channel; arguments and result as those of `RoutedPointwiseConvolution`."""
+        channels, (batch, height, width, _) = inputs.shape[-1], tf.unstack(tf.shape(inputs))
+        kernels = self.mix(routing, [self.kernel_size, self.kernel_size, channels])
+        kernels = tf.cast(kernels if scale is None else kernels * scale, self.compute_dtype)
+        # All images' channels side by side, as those of one image.
+        kernels = tf.transpose(kernels, [1, 2, 0, 3])
+        kernels = tf.reshape(kernels, [self.kernel_size, self.kernel_size, batch * channels, 1])
+        joined = tf.reshape(
+            tf.transpose(inputs, [1, 2, 0, 3]), [1, height, width, batch * channels]
+        )
+        outputs = tf.nn.depthwise_conv2d(
+            joined, kernels, [1, self.strides, self.strides, 1], "SAME"
+        )
+        outputs = tf.reshape(outputs, [tf.shape(outputs)[1], tf.shape(outputs)[2], batch, channels])
+        outputs = tf.transpose(outputs, [2, 0, 1, 3])
+        sides = [None if side is None else -(-side // self.strides) for side in inputs.shape[1:3]]
+        outputs = tf.ensure_shape(outputs, [inputs.shape[0], *sides, channels])
+        return (
+            outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
+        )

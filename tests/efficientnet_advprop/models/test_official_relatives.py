@@ -1,0 +1,232 @@
+"""EfficientNet-Lite, -EdgeTPU and -CondConv against the official code's numbers."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.models.routed_layers import (
+    RoutedDepthwiseConvolution,
+    RoutedPointwiseConvolution,
+)
+from tests.conftest import golden
+from tests.released_format import (
+    full_images,
+    official_logits,
+    official_models,
+    synthetic_values,
+    trained_value,
+)
+
+# The official network, and how the golden data made it small.
+TINY = {
+    "lite": ("lite0", 0.35, 0.5),
+    "edgetpu": ("edgetpu-S", 0.35, 0.5),
+    "condconv": ("condconv-b0-4e", 0.25, 0.4),
+}
+RELATIVES = [
+    name.removeprefix("efficientnet-") for name in golden("variables_more.json.gz")["models"]
+]
+QUICK = ("lite0", "edgetpu-S", "condconv-b0-4e")
+
+
+def slow_but(quick, names):
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def official_name(variable):
+    """Without ":0"; an auxiliary batch norm's under the main one's name."""
+    return variable.name.split(":")[0].replace("/aux/", "/")
+
+
+@pytest.fixture(scope="module", params=TINY)
+def tiny_relative(request):
+    """(name in the golden data, the network with the golden weights and one auxiliary branch, the golden numbers)."""
+    variant, width, depth = TINY[request.param]
+    model = EfficientNet(
+        variant, num_classes=10, aux_branches=1, width_coefficient=width, depth_coefficient=depth,
+        survival_prob=1.0, dropout_rate=0.0,
+    )  # fmt: skip
+    prefix = f"{request.param}__"
+    file = golden("tiny_more.npz")
+    numbers = {
+        key.removeprefix(prefix).replace("|", "/"): file[key]
+        for key in file.files
+        if key.startswith(prefix)
+    }
+    for variable in model.variables:
+        name = official_name(variable)
+        statistics = numbers.get(f"statistics__{name}")
+        value = (
+            trained_value(name, tuple(variable.shape), "ema") if statistics is None else statistics
+        )
+        variable.assign(value.astype(np.float32))
+    return request.param, model, numbers
+
+
+def keep_values(variables):
+    return [(variable, variable.numpy()) for variable in variables]
+
+
+@pytest.mark.parametrize("variant", slow_but(QUICK, RELATIVES))
+def test_variables_have_official_names_shapes_and_number(variant):
+    facts = official_models()[f"efficientnet-{variant}"]
+    model = EfficientNet(variant, aux_branches=0)
+    trainable = {official_name(variable) for variable in model.trainable_variables}
+    found = {
+        official_name(v): (v.shape.as_list(), official_name(v) in trainable)
+        for v in model.variables
+    }
+    assert found == {
+        name.split(":")[0]: (shape, is_trained) for name, shape, _, is_trained in facts["variables"]
+    }
+    sizes = {name: int(np.prod(shape)) for name, (shape, is_trained) in found.items() if is_trained}
+    assert sum(sizes.values()) == facts["num_trainable_parameters"]
+    decayed = [name for name in sizes if "batch_normalization" not in name]
+    assert len(decayed) == facts["weight_decay_variables"]
+    assert sum(sizes[name] for name in decayed) == facts["weight_decay_parameters"]
+
+
+@pytest.mark.parametrize("key", slow_but(
+    ("efficientnet-lite0/96/ema/21", "efficientnet-edgetpu-S/96/ema/21", "efficientnet-condconv-b0-4e/96/ema/21"),
+    golden("full_logits_more.npz").files,
+))  # fmt: skip
+def test_full_size_gives_the_official_logits(key):
+    name, pixels, salt, seed = key.split("/")
+    variant = name.removeprefix("efficientnet-")
+    model = EfficientNet(variant, aux_branches=0)
+    values = synthetic_values(variant, salt)
+    for variable in model.variables:
+        variable.assign(values[official_name(variable)])
+    wanted = official_logits()[key]
+    logits = model(full_images(int(pixels), int(seed)))
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=2e-3 * np.abs(wanted).max())
+
+
+def test_own_normalization_and_classes_unless_told():
+    model = EfficientNet("edgetpu-S", aux_branches=0, width_coefficient=0.25)
+    assert (model.normalization, model.num_classes) == ("lite", 1001)
+    assert (
+        model.get_config()["normalization"] == "lite" and model.get_config()["num_classes"] == 1001
+    )
+    model = EfficientNet(
+        "lite0", 10, aux_branches=0, width_coefficient=0.25, normalization="imagenet"
+    )
+    assert (model.normalization, model.num_classes) == ("imagenet", 10)
+
+
+@pytest.mark.parametrize("branch", ["main", "aux"])
+def test_inference_is_the_official_one(tiny_relative, branch):
+    _, model, numbers = tiny_relative
+    logits = model(numbers["images"], branch=branch)
+    np.testing.assert_allclose(logits, numbers["eval_logits"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["function", "xla"])
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_are_the_official_ones(tiny_relative, mode, training):
+    _, model, numbers = tiny_relative
+    images, labels = tf.constant(numbers["images"], tf.float32), numbers["labels"]
+    phase = "train" if training else "eval"
+    wanted = {
+        name.removeprefix("gradw__"): value
+        for name, value in numbers.items()
+        if name.startswith("gradw__")
+    }
+    chosen = [
+        v for v in model.trainable_variables if "/aux/" not in v.name and official_name(v) in wanted
+    ]
+    assert len(chosen) == len(wanted)
+
+    @tf.function(jit_compile=mode == "xla")
+    def differentiate():
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            logits = model(images, training=training, update_statistics=False)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        return logits, loss, *tape.gradient(loss, [images, *(chosen if training else [])])
+
+    logits, loss, *gradients = differentiate()
+    np.testing.assert_allclose(logits, numbers[f"{phase}_logits"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(loss, numbers[f"{phase}_loss"], rtol=0, atol=2e-5)
+    targets = [numbers[f"{phase}_grad_image"]] + (
+        [wanted[official_name(v)] for v in chosen] if training else []
+    )
+    for gradient, target in zip(gradients, targets, strict=True):
+        # One unit on the other side of a kink changes a gradient by percents: hence the norm.
+        assert np.linalg.norm(gradient - target) < 1e-2 * np.linalg.norm(target)
+
+
+@pytest.mark.parametrize("branch", ["main", "aux"])
+def test_training_moves_the_statistics_of_its_branch_as_officially(tiny_relative, branch):
+    _, model, numbers = tiny_relative
+    before = keep_values(model.non_trainable_variables)
+    for variable, _ in before:
+        variable.assign(
+            tf.zeros_like(variable) if "moving_mean" in variable.name else tf.ones_like(variable)
+        )
+    model(numbers["images"], training=True, branch=branch)
+    moved = {v.name.split(":")[0]: v.numpy() for v, _ in before}
+    for variable, value in before:
+        variable.assign(value)
+    for name, value in moved.items():
+        if ("/aux/" in name) == (branch == "aux"):
+            target = numbers[f"moving__{name.replace('/aux/', '/')}"]
+            np.testing.assert_allclose(
+                value, target, rtol=0, atol=5e-5 * np.abs(target).max(), err_msg=name
+            )
+        else:
+            assert np.all(value == (0.0 if "moving_mean" in name else 1.0)), name
+
+
+def test_end_points_are_named_in_every_kind_of_block(tiny_relative):
+    _, model, numbers = tiny_relative
+    end_points = model.features(numbers["images"])
+    for index, layer in enumerate(model.blocks):
+        assert end_points[f"block_{index}"].shape[-1] == layer.block.output_filters
+        assert (
+            end_points[f"block_{index}/expansion_output"].shape[-1] == layer.block.expanded_filters
+        )
+    assert end_points["reduction_5"] is end_points["features"]
+    np.testing.assert_allclose(end_points["head"], numbers["eval_logits"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_routed_convolutions_are_one_convolution_per_image(strides):
+    """What the official layers do: each image on its own, with its own mix of the experts' kernels."""
+    random = np.random.RandomState(0)
+    images = random.normal(size=[3, 7, 6, 4]).astype(np.float32)
+    routing = random.uniform(size=[3, 5]).astype(np.float32)
+    scale = random.uniform(0.5, 2.0, size=[4]).astype(np.float32)
+    offset = random.normal(size=[4]).astype(np.float32)
+    make = tf.keras.initializers.RandomNormal
+    with tf.name_scope("net/blocks_7/own"):
+        depthwise = RoutedDepthwiseConvolution(3, strides, 5, make)
+        depthwise.build([None, None, None, 4])
+        pointwise = RoutedPointwiseConvolution(4, 5, make)
+        pointwise.build([None, None, None, 4])
+    assert depthwise.experts.name == "net/model/blocks_7/own/depthwise_condconv_kernel:0"
+    kernels = depthwise.experts.numpy().reshape(5, 3, 3, 4, 1)
+    assert (
+        len({float(kernel[0, 0, 0, 0]) for kernel in kernels}) == 5
+    )  # each expert starts at its own draw
+    wanted = []
+    for image, shares in zip(images, routing):
+        kernel = np.tensordot(shares, kernels, 1) * scale[:, None]
+        wanted.append(
+            tf.nn.depthwise_conv2d(image[None], kernel, [1, strides, strides, 1], "SAME")[0]
+            + offset
+        )
+    run = tf.function(
+        lambda x, shares: depthwise(x, scale, offset, routing=shares),
+        input_signature=[tf.TensorSpec([None, 7, 6, 4]), tf.TensorSpec([None, 5])],
+    )
+    np.testing.assert_allclose(run(images, routing), wanted, rtol=0, atol=1e-5)
+    kernels = pointwise.experts.numpy().reshape(5, 4, 4)
+    wanted = [
+        image @ (np.tensordot(shares, kernels, 1) * scale) + offset
+        for image, shares in zip(images, routing)
+    ]
+    np.testing.assert_allclose(
+        pointwise(images, scale, offset, routing=routing), wanted, rtol=0, atol=1e-5
+    )

@@ -30,9 +30,12 @@ from efficientnet_advprop.methods import AUGMENTED, METHODS
 # TensorFlow; tests/efficientnet_advprop/test_config.py holds them to those modules' tables.
 VARIANTS = (
     *("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "l2"),
+    *("lite0", "lite1", "lite2", "lite3", "lite4"),
+    *("edgetpu-S", "edgetpu-M", "edgetpu-L"),
+    *("condconv-b0-4e", "condconv-b0-8e", "condconv-b0-8e-depth"),
     *("resnet50", "resnet101", "resnet152", "resnet200"),
 )
-NORMALIZATIONS = ("advprop", "imagenet", "caffe", "none")
+NORMALIZATIONS = ("advprop", "imagenet", "lite", "caffe", "none")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 AUX_SHARES = ("none", "statistics", "affine")
 STATISTICS = ("running", "batch")

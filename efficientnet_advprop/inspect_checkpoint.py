@@ -19,7 +19,11 @@ from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
     read_contents,
 )
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import READ_ERRORS, find_checkpoint
-from efficientnet_advprop.models.checkpoints.published_checkpoints import KINDS, guess_kind
+from efficientnet_advprop.models.checkpoints.published_checkpoints import (
+    KINDS,
+    guess_kind,
+    kinds_of,
+)
 from efficientnet_advprop.models.checkpoints.released_checkpoints import Difference
 from efficientnet_advprop.models.scaling import VARIANTS
 from tpu_utils.errors import brief_message
@@ -31,7 +35,9 @@ def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]
     Raises:
         CheckpointError: a tensor cannot be read.
     """
-    architecture, kind = contents.architecture, guess_kind(source)
+    architecture = contents.architecture
+    kind = guess_kind(source, architecture.variant if architecture else None)
+    kinds = kinds_of(architecture.variant) if architecture else tuple(KINDS)
     main = {
         name for name in contents.plain.keys() | contents.averages.keys() if main_name(name) == name
     }
@@ -61,7 +67,7 @@ def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]
             "kind",
             f"{kind}: normalization {KINDS[kind].normalization}"
             if kind
-            else f"the file does not tell: one of {', '.join(KINDS)}",
+            else f"the file does not tell: one of {', '.join(kinds)}",
         ),
     ]
     if architecture is not None:

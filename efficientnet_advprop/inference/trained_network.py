@@ -33,6 +33,7 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import (
     PublishedCheckpoint,
     find_published,
     guess_kind,
+    kinds_of,
 )
 from efficientnet_advprop.models.scaling import VARIANTS
 from efficientnet_advprop.training import checkpoints
@@ -48,9 +49,8 @@ class RestoredNetwork:
     model: Network
     image_size: int  # pixels
     crop: str  # see `preprocessing.crop_fraction`
-    published: Optional[
-        PublishedCheckpoint
-    ]  # whose figure to compare with; None: no row of the official table
+    serving_resize: str  # how an export resizes images, "bicubic" or "bilinear"; here: "bicubic"
+    published: Optional[PublishedCheckpoint]  # whose figure to compare with; None: no row has it
     description: str  # where everything comes from, for people; several lines
     class_names: Optional[tuple[str, ...]] = None  # by label; None: not known
 
@@ -86,8 +86,8 @@ def restore_network(
     Args:
         checkpoint: in the released format; see `checkpoint_sources.find_checkpoint`.
         model_dir: of a training run of ours, instead; its best checkpoint is taken.
-        kind: of a released checkpoint, a key of `KINDS`; None: from its name or path, else "advprop", and the description says
-            so.
+        kind: of a released checkpoint, a key of `KINDS`; None: the only one that its network has, or by its name or path, else
+            "advprop", and the description says so.
         normalization, image_size, crop: None: what the kind and the variant (or the run's config) say.
         use_ema: averages rather than plain weights, of a released checkpoint.
         cache_dir: for downloaded archives.
@@ -125,14 +125,25 @@ def restore_network(
         raise CheckpointError(
             f"{checkpoint!r} holds no network that can be built from it alone: it looks like {what}."
         )
-    found_kind = kind or guess_kind(checkpoint)
+    variant = architecture.variant
+    kinds = kinds_of(variant)
+    if kind is not None and kind not in kinds:
+        raise ConfigError(
+            f"`--kind` is {kind!r}, but {checkpoint!r} holds {architecture}, which is of kind {' or '.join(kinds)}; leave the "
+            "flag out, and say by --normalization if its pixels were normalised in another way."
+        )
+    found_kind = kind or guess_kind(checkpoint, variant)
     chosen_kind = found_kind or DEFAULT_KIND
-    is_table_row = architecture.width_coefficient is None and architecture.num_classes == 1000
+    own_classes = VARIANTS[variant].design.num_classes
+    is_table_row = (
+        architecture.width_coefficient is None and architecture.num_classes == own_classes
+    )
     published = find_published(checkpoint)
     if published is None or published.kind != chosen_kind:
-        published = PUBLISHED.get(f"{architecture.variant}-{found_kind}") if is_table_row else None
+        name = KINDS[chosen_kind].name.format(variant=variant, kind=chosen_kind)
+        published = PUBLISHED.get(name) if is_table_row and found_kind else None
     model = EfficientNet(
-        architecture.variant,
+        variant,
         num_classes=architecture.num_classes,
         aux_branches=_num_aux_branches(branch),
         width_coefficient=architecture.width_coefficient,
@@ -144,16 +155,24 @@ def restore_network(
         raise CheckpointError(
             f"`--branch` is {branch!r}, but {checkpoint!r} holds no such auxiliary batch norms."
         )
-    size = image_size or (
-        published.image_size if published else VARIANTS[architecture.variant].image_size
-    )
+    size = image_size or (published.image_size if published else VARIANTS[variant].image_size)
     if kind:
         origin = "given"
+    elif len(kinds) == 1:
+        origin = f"the only one of {architecture}"
     elif found_kind:
         origin = f"from the name {checkpoint!r}"
     else:
-        origin = f"assumed, since {checkpoint!r} does not tell; if it is not, say so with --kind={'|'.join(KINDS)}"
-    network = RestoredNetwork(checkpoint, model, size, crop or "released", published, "")
+        origin = f"assumed, since {checkpoint!r} does not tell; if it is not, say so with --kind={'|'.join(kinds)}"
+    network = RestoredNetwork(
+        name=checkpoint,
+        model=model,
+        image_size=size,
+        crop=crop or KINDS[chosen_kind].crop,
+        serving_resize=VARIANTS[variant].design.serving_resize,
+        published=published,
+        description="",
+    )
     network = _describe(network, str(report), f"{chosen_kind} ({origin})")
     return _with_class_names(network, labels_map_file, os.path.dirname(prefix))
 
@@ -191,8 +210,15 @@ def _restore_run(
             f"`--branch` is {branch!r}, but {model_dir} was trained with {model.aux_branches} auxiliary branches."
         )
     name = os.path.basename(os.path.normpath(model_dir))
+    variant = VARIANTS.get(config.model.variant)  # None: a ResNet
     network = RestoredNetwork(
-        name, model, image_size or config.data.image_size, crop or config.data.eval_crop, None, ""
+        name=name,
+        model=model,
+        image_size=image_size or config.data.image_size,
+        crop=crop or config.data.eval_crop,
+        serving_resize=variant.design.serving_resize if variant else "bicubic",
+        published=None,
+        description="",
     )
     return _describe(
         network, f"{model_dir}: {model.name}, best checkpoint", f"{config.training.method} training"
@@ -206,5 +232,9 @@ def _describe(network: RestoredNetwork, loaded: str, kind: str) -> RestoredNetwo
     except ValueError as error:
         raise ConfigError(str(error)) from error
     side = f"{network.image_size} x {network.image_size} pixels"
-    text = f"{loaded}\n  kind: {kind}\n  input: {side}, crop {network.crop}, normalization {network.model.normalization}"
+    resize = "bicubic" if network.serving_resize == "bicubic" else "bicubic (exports: bilinear)"
+    text = (
+        f"{loaded}\n  kind: {kind}\n  input: {side}, crop {network.crop}, {resize}, "
+        f"normalization {network.model.normalization}"
+    )
     return dataclasses.replace(network, description=text)

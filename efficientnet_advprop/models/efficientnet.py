@@ -82,6 +82,7 @@ class EfficientNet(Network):
         dropout = row.dropout_rate if dropout_rate is None else dropout_rate
         check_scaling(width, depth, dropout)
         self.image_size = row.image_size
+        self.activation_name = design.activation
         norms, policy = self.norm_arguments, self.dtype_policy_of_layers
         stem_filters, head_filters = scaling.end_filters(design, width)
         self.stem = Stem(stem_filters, design.activation, norms, dtype=policy)

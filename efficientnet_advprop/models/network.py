@@ -34,7 +34,8 @@ COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16":
 class Network(keras.Model):
     """A classifier of a stem, blocks and a head, whose every batch norm has one main and `aux_branches` auxiliary branches.
 
-    A family's constructor checks its own arguments, calls this one, makes `self.stem`, `self.blocks` (layers whose `.block` has
+    A family's constructor checks its own arguments, calls this one, sets `self.image_size` (pixels) and `self.activation_name`
+    (a key of `activations.ACTIVATIONS`), makes `self.stem`, `self.blocks` (layers whose `.block` has
     `strides` and `output_filters`) and `self.head`, and ends with `self.build([None, None, None, 3])`: all variables exist when
     it returns.
 

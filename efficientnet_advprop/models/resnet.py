@@ -241,6 +241,7 @@ class ResNet(Network):
         dropout = 0.0 if dropout_rate is None else dropout_rate
         check_scaling(width, depth, dropout)
         self.image_size = resnet_scaling.VARIANTS[variant].image_size
+        self.activation_name = "relu"
         self.stride_in, self.pool_padding = stride_in, pool_padding
         norms, policy = self.norm_arguments, self.dtype_policy_of_layers
         self.stem = ResNetStem(

@@ -1,7 +1,9 @@
-"""Convolutions whose kernels are mixed anew for each image, from experts (Yang et al., "CondConv", NeurIPS 2019).
+"""Convolutions whose kernels are mixed anew for each image, from experts.
 
-    routing = Routing(num_experts, name="dense")(inputs)          # float32 [batch, experts], each in (0, 1)
-    outputs = RoutedPointwiseConvolution(filters, num_experts)(inputs, routing=routing)
+Yang et al., "CondConv", NeurIPS 2019.
+
+    routing = Routing(num_experts, name="dense")(inputs)     # float32 [batch, experts], in (0, 1)
+    outputs = RoutedPointwiseConvolution(filters, num_experts, make)(inputs, routing=routing)
 
 The official code runs one convolution per image and so needs a static batch. Here a 1×1 convolution
 is one batched matrix product, and the depthwise convolutions of all images are a single one over
@@ -84,6 +86,45 @@ class ExpertKernels(keras.layers.Layer):
         return tf.reshape(tf.linalg.matmul(routing, self.experts), [-1, *shape])
 
 
+def convolve_pointwise(images: tf.Tensor, kernels: tf.Tensor) -> tf.Tensor:
+    """A 1×1 convolution by kernels of each image's own.
+
+    Args:
+        images: float tensor [batch, height, width, channels].
+        kernels: [batch, channels, filters], in the same dtype.
+
+    Returns:
+        [batch, height, width, filters].
+    """
+    (_, height, width, channels), filters = images.shape, kernels.shape[-1]
+    rows = tf.shape(images)[1] * tf.shape(images)[2] if None in (height, width) else height * width
+    outputs = tf.linalg.matmul(tf.reshape(images, [-1, rows, channels]), kernels)
+    outputs = tf.reshape(outputs, [-1, tf.shape(images)[1], tf.shape(images)[2], filters])
+    return tf.ensure_shape(outputs, [*images.shape[:3], filters])
+
+
+def convolve_depthwise(images: tf.Tensor, kernels: tf.Tensor, strides: int) -> tf.Tensor:
+    """A depthwise convolution, padding "SAME", by kernels of each image's own.
+
+    Args:
+        images: float tensor [batch, height, width, channels].
+        kernels: [batch, size, size, channels], in the same dtype.
+        strides: in both directions.
+
+    Returns:
+        [batch, ⌈height/strides⌉, ⌈width/strides⌉, channels].
+    """
+    size, channels = kernels.shape[1], images.shape[-1]
+    batch, height, width, _ = tf.unstack(tf.shape(images))
+    # All images' channels side by side, as those of one image.
+    kernels = tf.reshape(tf.transpose(kernels, [1, 2, 0, 3]), [size, size, batch * channels, 1])
+    joined = tf.reshape(tf.transpose(images, [1, 2, 0, 3]), [1, height, width, batch * channels])
+    outputs = tf.nn.depthwise_conv2d(joined, kernels, [1, strides, strides, 1], "SAME")
+    outputs = tf.reshape(outputs, [tf.shape(outputs)[1], tf.shape(outputs)[2], batch, channels])
+    sides = [None if side is None else -(-side // strides) for side in images.shape[1:3]]
+    return tf.ensure_shape(tf.transpose(outputs, [2, 0, 1, 3]), [images.shape[0], *sides, channels])
+
+
 class RoutedPointwiseConvolution(ExpertKernels):
     """A 1×1 convolution, without a bias of its own."""
 
@@ -95,13 +136,10 @@ class RoutedPointwiseConvolution(ExpertKernels):
         return [1, 1, channels, self.filters]
 
     def call(self, inputs, scale=None, offset=None, *, routing):
-        """Convolves; `routing` float32 [batch, experts], other arguments and result as those of `layers.Convolution`."""
-        channels, height, width = inputs.shape[-1], tf.shape(inputs)[1], tf.shape(inputs)[2]
-        kernels = self.mix(routing, [channels, self.filters])
-        kernels = tf.cast(kernels if scale is None else kernels * scale, self.compute_dtype)
-        outputs = tf.linalg.matmul(tf.reshape(inputs, [-1, height * width, channels]), kernels)
-        outputs = tf.reshape(outputs, [-1, height, width, self.filters])
-        outputs = tf.ensure_shape(outputs, [*inputs.shape[:3], self.filters])
+        """Convolves; `routing` is float32 [batch, experts], all else as in `layers.Convolution`."""
+        kernels = self.mix(routing, [inputs.shape[-1], self.filters])
+        kernels = kernels if scale is None else kernels * scale
+        outputs = convolve_pointwise(inputs, tf.cast(kernels, self.compute_dtype))
         return (
             outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
         )
@@ -120,23 +158,10 @@ class RoutedDepthwiseConvolution(ExpertKernels):
         return [self.kernel_size, self.kernel_size, channels, 1]
 
     def call(self, inputs, scale=None, offset=None, *, routing):
-        """Convolves each channel; arguments and result as those of `RoutedPointwiseConvolution`."""
-        channels, (batch, height, width, _) = inputs.shape[-1], tf.unstack(tf.shape(inputs))
-        kernels = self.mix(routing, [self.kernel_size, self.kernel_size, channels])
-        kernels = tf.cast(kernels if scale is None else kernels * scale, self.compute_dtype)
-        # All images' channels side by side, as those of one image.
-        kernels = tf.transpose(kernels, [1, 2, 0, 3])
-        kernels = tf.reshape(kernels, [self.kernel_size, self.kernel_size, batch * channels, 1])
-        joined = tf.reshape(
-            tf.transpose(inputs, [1, 2, 0, 3]), [1, height, width, batch * channels]
-        )
-        outputs = tf.nn.depthwise_conv2d(
-            joined, kernels, [1, self.strides, self.strides, 1], "SAME"
-        )
-        outputs = tf.reshape(outputs, [tf.shape(outputs)[1], tf.shape(outputs)[2], batch, channels])
-        outputs = tf.transpose(outputs, [2, 0, 1, 3])
-        sides = [None if side is None else -(-side // self.strides) for side in inputs.shape[1:3]]
-        outputs = tf.ensure_shape(outputs, [inputs.shape[0], *sides, channels])
+        """Convolves each channel; arguments and result as in `RoutedPointwiseConvolution`."""
+        kernels = self.mix(routing, [self.kernel_size, self.kernel_size, inputs.shape[-1]])
+        kernels = kernels if scale is None else kernels * scale
+        outputs = convolve_depthwise(inputs, tf.cast(kernels, self.compute_dtype), self.strides)
         return (
             outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
         )

@@ -50,11 +50,18 @@ class Design:
     num_experts: int = 0  # of routed stages
     normalization: str = "advprop"  # of pixels, a key of `network.NORMALIZATIONS`
     num_classes: int = 1000  # 1001: class 0 is the background
+    serving_resize: str = "bicubic"  # of images in the official export; evaluation is always bicubic
 
 
 EFFICIENTNET = Design()
 # Tan 2020: for phones, whose accelerators lack gates, and whose 8 bits suit bounded activations.
-LITE = Design(activation="relu6", squeeze_ratio=0.0, scales_ends=False, normalization="lite")
+LITE = Design(
+    activation="relu6",
+    squeeze_ratio=0.0,
+    scales_ends=False,
+    normalization="lite",
+    serving_resize="bilinear",
+)
 # Gupta & Tan 2019: found by a search on the Edge TPU, where full convolutions are fast.
 EDGETPU = Design(
     stages=(
@@ -69,6 +76,7 @@ EDGETPU = Design(
     squeeze_ratio=0.0,
     normalization="lite",
     num_classes=1001,
+    serving_resize="bilinear",
 )
 # Yang et al., NeurIPS 2019: B0 with kernels mixed per image in its last three stages.
 CONDCONV_4E = Design(

@@ -151,11 +151,11 @@ def _measure_top1(measured: Measured, test_set: str) -> Measure:
     published = find_published(config.get("published"), test_set)
     is_comparable = not remarks and conditions.branch == "main"
     if published and test_set == "imagenet":
-        image_size = PUBLISHED[config["published"]].image_size
-        if (conditions.image_size, conditions.crop) != (image_size, "released"):
+        row = PUBLISHED[config["published"]]
+        if (conditions.image_size, conditions.crop) != (row.image_size, row.crop):
             is_comparable = False
             published = dataclasses.replace(
-                published, note=f"measured at {image_size} px, crop released"
+                published, note=f"measured at {row.image_size} px, crop {row.crop}"
             )
     return Measure(
         test_set,

@@ -101,12 +101,14 @@ def _restart(shadows: Sequence[tf.Variable], variables: Sequence[tf.Variable]) -
         shadow.assign(variable)
 
 
-def doubt_normalization(source: str, normalization: str) -> Optional[str]:
-    """What to warn of if the name of a checkpoint says that it wants its pixels normalised in another way; else None."""
-    kind = guess_kind(source)
+def doubt_normalization(
+    source: str, normalization: str, variant: Optional[str] = None
+) -> Optional[str]:
+    """What to warn of if a checkpoint wants its pixels normalised in another way, by its name or its network; else None."""
+    kind = guess_kind(source, variant)
     if kind is None or KINDS[kind].normalization == normalization:
         return None
     return (
-        f"by its name {source!r} is a checkpoint of kind {kind!r}, trained with pixels normalised as "
+        f"by its name or network {source!r} is a checkpoint of kind {kind!r}, trained with pixels normalised as "
         f"{KINDS[kind].normalization!r}, but `config.model.normalization` is {normalization!r}."
     )

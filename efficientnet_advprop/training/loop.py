@@ -273,7 +273,9 @@ def _initialize(state, config: ExperimentConfig) -> str:
     report = fine_tuning.initialize(
         state, init.checkpoint, use_ema=init.use_ema, include_head=init.include_head
     )
-    doubt = fine_tuning.doubt_normalization(init.checkpoint, config.model.normalization)
+    doubt = fine_tuning.doubt_normalization(
+        init.checkpoint, config.model.normalization, config.model.variant
+    )
     return f"{report}\nwarning: {doubt}" if doubt else str(report)
 
 

@@ -15,7 +15,7 @@ from typing import Optional
 
 import tensorflow as tf
 
-from efficientnet_advprop.models import scaling
+from efficientnet_advprop.models.checkpoints.architecture import Architecture, recognize
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
     READ_ERRORS,
     CheckpointError,
@@ -24,29 +24,17 @@ from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
 
 AVERAGE_SUFFIX = "/ExponentialMovingAverage"
 STEP = "global_step"
-_LEAF = "(?:depthwise_kernel|kernel|bias|gamma|beta|moving_mean|moving_variance)"
-_VARIABLE = re.compile(rf"(?:([^/]+)/)?((?:stem|blocks_\d+|head)/(?:.*?/)?{_LEAF})(/[^/]+)?")
+_LEAF = (
+    "(?:depthwise_kernel|kernel|bias|gamma|beta|moving_mean|moving_variance"
+    "|condconv_kernel|depthwise_condconv_kernel)"
+)
+# "model/" stands before routed blocks' kernels; see `routed_layers`.
+_VARIABLE = re.compile(
+    rf"(?:([^/]+)/)?((?:model/)?(?:stem|blocks_\d+|head)/(?:.*?/)?{_LEAF})(/[^/]+)?"
+)
 _SLOT = re.compile(r"/(RMSProp|Momentum|Adam|Adagrad|Adadelta|Ftrl|LARS\w*|LAMB\w*?)(_\d+)?")
 _OPTIMIZER_SCALAR = re.compile(r"(.*/)?beta[12]_power(_\d+)?")
 _AUX = re.compile(r"/aux(_\d+)?(?=/[^/]+$)")
-_COEFFICIENTS = [
-    step / 20 for step in range(1, 121)
-]  # 0.05 … 6: widths and depths tried for a network outside the table
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """The network that a file's shapes are of."""
-
-    variant: str  # a row of `scaling.VARIANTS`; "b0" where the coefficients below are not a row's
-    width_coefficient: Optional[float]  # None: the variant's own
-    depth_coefficient: Optional[float]
-    num_classes: Optional[int]  # None: the file has no classifier
-
-    def __str__(self):
-        if self.width_coefficient is None:
-            return f"efficientnet-{self.variant}"
-        return f"an EfficientNet of width {self.width_coefficient:g} and depth {self.depth_coefficient:g}"
 
 
 @dataclasses.dataclass
@@ -77,9 +65,7 @@ class CheckpointContents:
             return "a TensorFlow 2 object-based checkpoint, not the released format"
         if self.plain or self.averages:
             scopes = ", ".join(self.scopes) or "missing"
-            return (
-                f"a relative of EfficientNet that is none of B0 to B8 or L2 (its scope is {scopes})"
-            )
+            return f"a relative of EfficientNet that is none of those known here (its scope is {scopes})"
         scopes = sorted({name.split("/")[0] for name in self.shapes})
         return f"another network altogether: its tensors are named {', '.join(scopes[:5])}{', …' if len(scopes) > 5 else ''}"
 
@@ -124,74 +110,5 @@ def read_contents(prefix: str) -> CheckpointContents:
     contents = CheckpointContents(
         prefix, reader, shapes, tuple(sorted(scopes)), plain, averages, slots, unknown, step, None
     )
-    contents.architecture = _recognize(contents)
+    contents.architecture = recognize(plain.keys() | averages.keys(), contents.shape)
     return contents
-
-
-def _fingerprint(width: float, depth: float):
-    """Filters of stem and head, and kernel size, widened, squeezed and output filters of each block, for a row of the table."""
-    blocks = [
-        (
-            block.kernel_size,
-            block.input_filters * block.expand_ratio,
-            block.squeeze_filters,
-            block.output_filters,
-        )
-        for block in scaling.scaled_blocks(width, depth, survival_prob=1.0)
-    ]
-    return (
-        scaling.round_filters(scaling.STEM_FILTERS, width),
-        scaling.round_filters(scaling.HEAD_FILTERS, width),
-        blocks,
-    )
-
-
-def _recognize(contents: CheckpointContents) -> Optional[Architecture]:
-    """The coefficients under which the table gives the file's shapes."""
-
-    def shape(*variables):
-        return next((found for found in map(contents.shape, variables) if found), None)
-
-    names = contents.plain.keys() | contents.averages.keys()
-    num_blocks = len({name.split("/")[0] for name in names if name.startswith("blocks_")})
-    blocks = []
-    for index in range(num_blocks):
-        scope = f"blocks_{index}"
-        parts = (
-            shape(f"{scope}/depthwise_conv2d/depthwise_kernel"),
-            shape(f"{scope}/se/conv2d/kernel"),
-            shape(f"{scope}/conv2d_1/kernel", f"{scope}/conv2d/kernel"),
-        )
-        if any(part is None or len(part) != 4 for part in parts):
-            return None
-        depthwise, squeeze, project = parts
-        blocks.append((depthwise[0], depthwise[2], squeeze[3], project[3]))
-    stem, head = shape("stem/conv2d/kernel"), shape("head/conv2d/kernel")
-    if not stem or not head:
-        return None
-    classifier = shape("head/dense/kernel")
-    num_classes = classifier[-1] if classifier else None
-    found = (stem[-1], head[-1], blocks)
-    for variant, row in scaling.VARIANTS.items():
-        if _fingerprint(row.width_coefficient, row.depth_coefficient) == found:
-            return Architecture(variant, None, None, num_classes)
-    widths = [
-        width
-        for width in _COEFFICIENTS
-        if (
-            scaling.round_filters(scaling.STEM_FILTERS, width),
-            scaling.round_filters(scaling.HEAD_FILTERS, width),
-        )
-        == found[:2]
-    ]
-    depths = [
-        depth
-        for depth in _COEFFICIENTS
-        if sum(scaling.round_repeats(stage.repeats, depth) for stage in scaling.STAGES)
-        == num_blocks
-    ]
-    for depth in depths:
-        for width in widths:
-            if _fingerprint(width, depth) == found:
-                return Architecture("b0", width, depth, num_classes)
-    return None

@@ -1,16 +1,17 @@
 """The checkpoints that Google published: where each is, how its pixels are normalised, how accurate it is said to be.
 
-    checkpoint = PUBLISHED["b3-advprop"]
+    checkpoint = PUBLISHED["b3-advprop"]                          # EfficientNet-Lite and so on: PUBLISHED["lite0"]
     checkpoint.address, checkpoint.normalization, checkpoint.image_size, checkpoint.top1
 
-Source: the official README (tensorflow/tpu, `models/official/efficientnet`), its table as of March 2020. All have ImageNet's
-1000 classes and no background class. Baseline, AutoAugment and RandAugment were retrained with a hold-out for that table;
-AdvProp and NoisyStudent were not.
+Source: the official README (tensorflow/tpu, `models/official/efficientnet`), its table as of March
+2020, and the READMEs of its folders `lite`, `edgetpu` and `condconv`. All have ImageNet's 1000
+classes, the EdgeTPU ones a background class before them. Baseline, AutoAugment and RandAugment
+were retrained with a hold-out for that table; AdvProp and NoisyStudent were not.
 """
 
 import dataclasses
 import re
-from typing import Optional
+from typing import Optional, Sequence
 
 from efficientnet_advprop.models import scaling
 
@@ -27,6 +28,8 @@ class Kind:
     normalization: str  # of pixels, as `EfficientNet` names it
     top1: dict[str, float]  # ImageNet validation accuracy in per cent, per variant
     words: str  # a regular expression for what in a name gives the kind away
+    name: str = "{variant}-{kind}"  # of a checkpoint
+    crop: str = "released"  # of evaluation images; see `preprocessing.crop_fraction`
 
 
 KINDS = {
@@ -89,6 +92,31 @@ KINDS = {
         {"b0": 76.7, "b1": 78.7, "b2": 79.8, "b3": 81.1, "b4": 82.5, "b5": 83.1},
         r"baseline",
     ),
+    # Families of their own, each trained in one way: the variant alone names the checkpoint.
+    "lite": Kind(
+        f"{_ROOT}/lite/efficientnet-{{variant}}.tar.gz",
+        "lite",
+        {"lite0": 75.1, "lite1": 76.7, "lite2": 77.6, "lite3": 79.8, "lite4": 81.5},
+        r"lite[0-4]?",
+        name="{variant}",
+        crop="0.875",
+    ),
+    "edgetpu": Kind(
+        f"{_ROOT}/efficientnet-{{variant}}.tar.gz",
+        "lite",
+        {"edgetpu-S": 77.23, "edgetpu-M": 78.69, "edgetpu-L": 80.62},
+        r"edge-?_?tpu",
+        name="{variant}",
+        crop="0.875",
+    ),
+    "condconv": Kind(
+        f"{_ROOT}/condconv/efficientnet-{{variant}}.tar.gz",
+        "lite",
+        {"condconv-b0-4e": 77.8, "condconv-b0-8e": 78.3, "condconv-b0-8e-depth": 79.5},
+        r"cond-?_?conv",
+        name="{variant}",
+        crop="0.875",
+    ),
 }
 _IMAGE_SIZES = {"l2_475": 475}  # pixels, where it is not the variant's own
 
@@ -97,12 +125,13 @@ _IMAGE_SIZES = {"l2_475": 475}  # pixels, where it is not the variant's own
 class PublishedCheckpoint:
     """One file of the table."""
 
-    name: str  # "b3-advprop"
+    name: str  # "b3-advprop", "lite0"
     kind: str  # a key of `KINDS`
     variant: str  # a key of `scaling.VARIANTS`
     address: str
-    normalization: str  # "advprop" (x·2/255 − 1) or "imagenet" (mean and standard deviation)
+    normalization: str  # of pixels: "advprop" (x·2/255 − 1), "imagenet" or "lite" ((x − 127) / 128)
     image_size: int  # pixels, at which `top1` was measured
+    crop: str  # of evaluation images
     top1: float  # published ImageNet validation accuracy, per cent
 
 
@@ -113,7 +142,14 @@ def _rows():
             image_size = _IMAGE_SIZES.get(column, scaling.VARIANTS[variant].image_size)
             address = row.address.format(variant=column)
             yield PublishedCheckpoint(
-                f"{column}-{kind}", kind, variant, address, row.normalization, image_size, top1
+                name=row.name.format(variant=column, kind=kind),
+                kind=kind,
+                variant=variant,
+                address=address,
+                normalization=row.normalization,
+                image_size=image_size,
+                crop=row.crop,
+                top1=top1,
             )
 
 
@@ -135,29 +171,54 @@ def find_published(source: str) -> Optional[PublishedCheckpoint]:
     return None
 
 
-def guess_kind(source: str) -> Optional[str]:
+def kinds_of(variant: str) -> tuple[str, ...]:
+    """The kinds that a variant's checkpoints can be of, in the table's order.
+
+    EfficientNet-Lite, -EdgeTPU and -CondConv have one each, which no other network has; ResNets have none.
+    """
+    if variant not in scaling.VARIANTS:
+        return ()
+    design = scaling.VARIANTS[variant].design
+    designs = {
+        kind: {scaling.VARIANTS[column.split("_")[0]].design for column in row.top1}
+        for kind, row in KINDS.items()
+    }
+    return tuple(kind for kind, found in designs.items() if design in found)
+
+
+def guess_kind(source: str, variant: Optional[str] = None) -> Optional[str]:
     """The kind that a checkpoint's own name or published place gives away, or None.
 
-    The files themselves do not tell: all kinds have the same names and shapes. Nor do the folders
+    The files of B0 to B8 and L2 themselves do not tell: all kinds have the same names and shapes. Nor do the folders
     above them: whoever clones this project as "advprop" has everything below a folder of that name.
     Its own name is that of the archive, of the directory or of the files; for files of a name like
     "model.ckpt", also that of their directory if it says which network it holds, as those of the
     release do ("noisy_student_efficientnet-b0").
+
+    Args:
+        source: of the checkpoint.
+        variant: the network that it holds, if that is known; then no other network's kind is
+            guessed, and a network that has but one kind needs no guess.
     """
     published = find_published(source)
     if published:
         return published.kind
+    possible = tuple(KINDS) if variant is None else kinds_of(variant)
+    if len(possible) == 1:
+        return possible[0]
     *folders, name = re.split(r"[/\\]", source.lower().split("?")[0].rstrip("/\\"))
-    kind = _kind_in(name)
+    kind = _kind_in(name, possible)
     is_of_files = "ckpt" in name and folders
     if kind is None and is_of_files and re.search(r"efficientnet-?(b\d|l2)(?!\d)", folders[-1]):
-        return _kind_in(folders[-1])
+        return _kind_in(folders[-1], possible)
     return kind
 
 
-def _kind_in(name: str) -> Optional[str]:
-    """The one kind that a file's or folder's name, in lower case, has a word of."""
+def _kind_in(name: str, possible: Sequence[str]) -> Optional[str]:
+    """The one possible kind that a file's or folder's name, in lower case, has a word of."""
     found = [
-        kind for kind, row in KINDS.items() if re.search(rf"(?<![a-z])({row.words})(?![a-z])", name)
+        kind
+        for kind in possible
+        if re.search(rf"(?<![a-z])({KINDS[kind].words})(?![a-z])", name)
     ]
     return found[0] if len(found) == 1 else None

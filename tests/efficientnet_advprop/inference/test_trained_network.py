@@ -10,11 +10,18 @@ from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data.class_names import ClassNamesError
 from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.models.checkpoints.architecture import recognize
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED, guess_kind
 from efficientnet_advprop.training import assembly, checkpoints
 from tests.conftest import DATA, golden
 from tests.efficientnet_advprop.training import tiny_run
-from tests.released_format import write_checkpoint
+from tests.released_format import (
+    full_images,
+    official_logits,
+    official_models,
+    write_checkpoint,
+    write_full_checkpoint,
+)
 
 TINY = str(DATA / "tiny_ckpt")
 
@@ -104,12 +111,69 @@ def test_kind_from_a_name(source, kind):
 
 
 def test_table_has_the_published_figures():
-    assert len(PUBLISHED) == 9 + 10 + 2 + 8 + 6
+    assert len(PUBLISHED) == 9 + 10 + 2 + 8 + 6 + 5 + 3 + 3
     b8, l2 = PUBLISHED["b8-advprop"], PUBLISHED["l2_475-noisystudent"]
     assert (b8.top1, b8.normalization, b8.image_size) == (85.5, "advprop", 672)
     assert (l2.top1, l2.normalization, l2.image_size, l2.variant) == (88.2, "imagenet", 475, "l2")
     assert l2.address.endswith("noisystudent/noisy_student_efficientnet-l2_475.tar.gz")
     assert PUBLISHED["b7-randaugment"].address.endswith("randaug/efficientnet-b7-randaug.tar.gz")
+
+
+@pytest.mark.parametrize("name", official_models())
+def test_every_official_file_is_recognized_by_its_shapes(name):
+    variables = official_models()[name]["variables"]
+    shapes = {
+        variable.split(":")[0].removeprefix(f"{name}/"): tuple(shape)
+        for variable, shape, *_ in variables
+        if variable.startswith(name)
+    }
+    architecture = recognize(shapes, shapes.get)
+    assert str(architecture) == name and architecture.width_coefficient is None
+    assert architecture.num_classes == (1001 if "edgetpu" in name else 1000)
+
+
+def test_relatives_are_published_under_their_own_names():
+    bucket = "https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet"
+    for name, folder, top1 in (
+        ("lite0", "/lite", 75.1),
+        ("lite4", "/lite", 81.5),
+        ("edgetpu-S", "", 77.23),
+        ("edgetpu-L", "", 80.62),
+        ("condconv-b0-8e-depth", "/condconv", 79.5),
+    ):
+        row = PUBLISHED[name]
+        assert row.address == f"{bucket}{folder}/efficientnet-{name}.tar.gz"
+        assert (row.variant, row.normalization, row.crop, row.top1) == (name, "lite", "0.875", top1)
+
+
+@pytest.mark.parametrize(
+    "source, variant, kind",
+    [
+        ("/data/advprop/mine", "lite0", "lite"),  # a file of Lite is of no other kind
+        ("/data/lite/efficientnet-b0", "b0", None),  # and no other file is of that kind
+        ("/data/x", "condconv-b0-8e", "condconv"),
+        ("/data/advprop/mine", "b0", "advprop"),
+        ("/data/advprop/mine", "resnet50", None),
+    ],
+)
+def test_kind_from_a_name_and_a_network(source, variant, kind):
+    assert guess_kind(source, variant) == kind
+
+
+def test_a_file_of_lite_brings_its_own_pre_processing(tmp_path):
+    prefix = write_full_checkpoint(tmp_path / "mine" / "model.ckpt", "lite0")
+    network = restore_network(prefix)
+    assert network.published is PUBLISHED["lite0"]
+    assert (network.model.normalization, network.image_size) == ("lite", 224)
+    assert (network.crop, network.serving_resize) == ("0.875", "bilinear")
+    for words in ("efficientnet-lite0", "kind: lite (the only one", "bicubic (exports: bilinear)"):
+        assert words in network.description
+    key = "efficientnet-lite0/96/ema/21"
+    wanted = official_logits()[key]
+    logits = network.model(full_images(96, 21))
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=2e-3 * np.abs(wanted).max())
+    with pytest.raises(ConfigError, match="`--kind` is 'advprop', but .*efficientnet-lite0"):
+        restore_network(prefix, kind="advprop")
 
 
 def test_arguments_that_do_not_go_together(tmp_path):

@@ -1,0 +1,144 @@
+"""Which network a file's shapes are of: a row of the table, or one of a family's networks scaled in another way.
+
+architecture = recognize(names, shape_of)                     # an `Architecture`, or None
+print(architecture)                                           # "efficientnet-lite0"
+"""
+
+import dataclasses
+import re
+from typing import Callable, Collection, Optional
+
+from efficientnet_advprop.models import scaling
+
+Shape = Optional[tuple[int, ...]]
+# Widths and depths that are tried for a network outside of the table: 0.05, 0.1, …, 6.
+_COEFFICIENTS = [step / 20 for step in range(1, 121)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """The network that a file's shapes are of.
+
+    Attributes:
+        variant: a row of `scaling.VARIANTS`; its family's first, where the coefficients are no row's.
+        width_coefficient, depth_coefficient: None is the variant's own.
+        num_classes: None: the file has no classifier.
+    """
+
+    variant: str
+    width_coefficient: Optional[float]
+    depth_coefficient: Optional[float]
+    num_classes: Optional[int]
+
+    def __str__(self):
+        if self.width_coefficient is None:
+            return f"efficientnet-{self.variant}"
+        is_plain = scaling.VARIANTS[self.variant].design == scaling.EFFICIENTNET
+        network = "an EfficientNet" if is_plain else f"a network like efficientnet-{self.variant}"
+        return f"{network} of width {self.width_coefficient:g} and depth {self.depth_coefficient:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _BlockShape:
+    """What tells one block from another."""
+
+    kind: str  # "plain" | "fused" | "routed"
+    kernel_size: int
+    expanded_filters: int
+    squeeze_filters: int
+    output_filters: int
+    num_experts: int = 0
+
+
+def recognize(names: Collection[str], shape_of: Callable[[str], Shape]) -> Optional[Architecture]:
+    """The row, or the coefficients, under which the table gives a file's shapes.
+
+    Args:
+        names: of the variables, without scope: "blocks_3/conv2d/kernel".
+        shape_of: the shape of one; None where there is none of that name.
+
+    Returns:
+        None where no network of any family fits.
+    """
+    stem, head = shape_of("stem/conv2d/kernel"), shape_of("head/conv2d/kernel")
+    num_blocks = len({name.split("/")[0] for name in names if name.startswith("blocks_")})
+    blocks = [_block_in_file(f"blocks_{index}", names, shape_of) for index in range(num_blocks)]
+    if not stem or not head or None in blocks:
+        return None
+    classifier = shape_of("head/dense/kernel")
+    num_classes = classifier[-1] if classifier else None
+    found = (stem[-1], head[-1], blocks)
+    for variant, row in scaling.VARIANTS.items():
+        if _of_table(row.design, row.width_coefficient, row.depth_coefficient) == found:
+            return Architecture(variant, None, None, num_classes)
+    for variant, design in _first_of_families().items():
+        depths = [
+            depth
+            for depth in _COEFFICIENTS
+            if sum(scaling.scaled_repeats(design, depth)) == num_blocks
+        ]
+        widths = [
+            width for width in _COEFFICIENTS if scaling.end_filters(design, width) == found[:2]
+        ]
+        for depth in depths:
+            for width in widths:
+                if _of_table(design, width, depth) == found:
+                    return Architecture(variant, width, depth, num_classes)
+    return None
+
+
+def _first_of_families() -> dict[str, scaling.Design]:
+    """The first variant of each design."""
+    first = {row.design: variant for variant, row in reversed(scaling.VARIANTS.items())}
+    return {variant: design for design, variant in reversed(first.items())}
+
+
+def _of_table(design: scaling.Design, width: float, depth: float):
+    """Filters of stem and head, and the blocks."""
+    blocks = [
+        _BlockShape(
+            "routed" if block.num_experts else "fused" if block.fused else "plain",
+            block.kernel_size,
+            block.expanded_filters,
+            block.squeeze_filters,
+            block.output_filters,
+            block.num_experts,
+        )
+        for block in scaling.scaled_blocks(width, depth, 1.0, design)
+    ]
+    return (*scaling.end_filters(design, width), blocks)
+
+
+def _block_in_file(scope: str, names: Collection[str], shape_of) -> Optional[_BlockShape]:
+    """None where it is no block of any kind."""
+
+    def kernel(*variables):
+        shapes = [shape_of(f"{scope}/{variable}/kernel") for variable in variables]
+        return next((shape for shape in shapes if shape and len(shape) == 4), None)
+
+    routing, squeeze = shape_of(f"{scope}/dense/kernel"), kernel("se/conv2d")
+    squeeze_filters = squeeze[-1] if squeeze else 0
+    if routing:
+        depthwise = _routed_depthwise(scope, names, shape_of)
+        expanded = shape_of(f"{scope}/tpu_batch_normalization_1/gamma")
+        projected = shape_of(f"{scope}/tpu_batch_normalization_2/gamma")
+        if not depthwise or not expanded or not projected:
+            return None
+        kernel_size = round((depthwise[-1] / expanded[-1]) ** 0.5)
+        return _BlockShape(
+            "routed", kernel_size, expanded[-1], squeeze_filters, projected[-1], routing[-1]
+        )
+    depthwise = shape_of(f"{scope}/depthwise_conv2d/depthwise_kernel")
+    project = kernel("conv2d_1", "conv2d")
+    if depthwise and len(depthwise) == 4 and project:
+        return _BlockShape("plain", depthwise[0], depthwise[2], squeeze_filters, project[-1])
+    expand, project = kernel("conv2d"), kernel("conv2d_1")
+    if not depthwise and expand and project:
+        return _BlockShape("fused", expand[0], expand[-1], squeeze_filters, project[-1])
+    return None
+
+
+def _routed_depthwise(scope: str, names: Collection[str], shape_of) -> Shape:
+    """Of the experts' depthwise kernels, [experts, kernel² · channels]; their names have numbers."""
+    pattern = re.compile(rf"model/{scope}/depthwise_cond_conv2d(_\d+)?/depthwise_condconv_kernel")
+    return next((shape_of(name) for name in names if pattern.fullmatch(name)), None)

@@ -16,6 +16,7 @@ from absl import flags
 
 from efficientnet_advprop.command_line import network_flags, program
 from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.data.preprocessing import RESIZE_METHODS
 from efficientnet_advprop.serving.exporting import FORMATS, ExportOptions, export
 from efficientnet_advprop.serving.tflite import QUANTIZATIONS
 
@@ -31,8 +32,19 @@ _NUM_TOP = flags.DEFINE_integer(
 _CALIBRATION_DIR = flags.DEFINE_string(
     "calibration_dir",
     None,
-    "folder of images, or with one sub-folder per class, for full-integer ranges and for the check; default of the check: "
-    "two photographs",
+    "folder of images, of TFRecords, or with one sub-folder per class, for full-integer ranges and for the check; default of "
+    "the check: two photographs",
+)
+_RESIZE = flags.DEFINE_enum(
+    "resize",
+    None,
+    list(RESIZE_METHODS),
+    "of encoded images; default: as the network is officially served, Lite and EdgeTPU bilinear, all others bicubic",
+)
+_END_POINT = flags.DEFINE_string(
+    "end_point",
+    None,
+    "makes a feature extractor: block_5, block_5/expansion_output, reduction_3, features, pooled_features, …",
 )
 _ONNX_PYTHON = flags.DEFINE_string(
     "onnx_python", sys.executable, "python of an environment with tf2onnx and onnxruntime"
@@ -50,6 +62,8 @@ def main(argv):
         num_top=_NUM_TOP.value,
         calibration_dir=_CALIBRATION_DIR.value,
         onnx_python=_ONNX_PYTHON.value,
+        resize=_RESIZE.value,
+        end_point=_END_POINT.value,
     )
     print(network.description, flush=True)
     print(export(network, _EXPORT_DIR.value, options), flush=True)

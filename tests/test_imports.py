@@ -20,6 +20,7 @@ FLOORS = [
         "efficientnet_advprop.methods",
         "efficientnet_advprop.files",
         "efficientnet_advprop.config_fields",
+        "efficientnet_advprop.class_labels",
     },
     {
         "tpu_utils.devices",
@@ -51,6 +52,7 @@ WITHOUT_TENSORFLOW = [
     "efficientnet_advprop.methods",
     "efficientnet_advprop.files",
     "efficientnet_advprop.config_fields",
+    "efficientnet_advprop.class_labels",
     "efficientnet_advprop.config",
     "efficientnet_advprop.stack",
 ]

@@ -16,6 +16,7 @@ from typing import Optional, Sequence
 
 import tensorflow as tf
 
+from efficientnet_advprop.class_labels import BACKGROUND, background_offset
 from efficientnet_advprop.errors import UsageError
 from efficientnet_advprop.files import write_atomically
 from tpu_utils.errors import brief_message
@@ -81,7 +82,8 @@ def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
 
     Args:
         path: of a JSON object {"0": "tench, Tinca tinca", …} in UTF-8.
-        num_classes: of the network; None: as many as the file names.
+        num_classes: of the network; None: as many as the file names. Its background class, if it
+            has one, needs no name.
 
     Raises:
         ClassNamesError: it is not such a file, or names more or fewer classes, so that the names
@@ -102,6 +104,9 @@ def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
             f"the labels map {path!r} must be a JSON object {form}, but it is of another form."
         )
     count = len(table) if num_classes is None else num_classes
+    offset = background_offset(count)
+    if offset and len(table) == count - offset:
+        return [BACKGROUND] * offset + read_class_names(path)
     if len(pairs) > len(table):
         keys = [key for key, _ in pairs]
         twice = next(key for key in table if keys.count(key) > 1)

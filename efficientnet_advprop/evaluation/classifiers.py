@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.class_labels import background_offset
 from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.evaluator import Evaluator, judge
 from efficientnet_advprop.keras2 import keras
@@ -46,6 +47,7 @@ class Classifier:
         fixed_image_size: the only size that it takes; None: any.
         fixed_batch_size: the only size of a replica's batch that it takes; None: any.
         class_names: by label; None: not known.
+        has_background: whether the last logit is of no class of any data set; see `background_last`.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Classifier:
     fixed_image_size: Optional[int] = None
     fixed_batch_size: Optional[int] = None
     class_names: Optional[Sequence[str]] = None
+    has_background: bool = False
     _evaluators: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def predict(
@@ -176,12 +179,14 @@ def as_classifier(
         num_classes, function, output = probe(
             function, own_name, size, tf.float32 if is_traceable else tf.uint8
         )
+    has_background = is_network and background_offset(num_classes) == 1
     config = {"model": type(model).__name__, "output": output}
     if is_network:
         config["normalization"] = model.normalization
     return Classifier(
         name=own_name,
-        function=function,
+        function=background_last(function) if has_background else function,
+        has_background=has_background,
         num_classes=num_classes,
         image_size=size,
         crop=crop or ("released" if is_network else DEFAULT_CROP),
@@ -190,6 +195,14 @@ def as_classifier(
         branch=branch,
         is_traceable=is_traceable,
     )
+
+
+def background_last(function: Callable) -> Callable:
+    """A traceable function's logits with the first one, of the background, behind those of the data set's classes.
+
+    The labels then fit; and the background still takes its place among an image's five best, as in the official evaluation.
+    """
+    return lambda images: tf.roll(function(images), -1, axis=-1)
 
 
 def probe(

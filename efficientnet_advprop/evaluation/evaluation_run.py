@@ -100,7 +100,7 @@ def run(
     classifier = as_classifier(model, name=name, image_size=image_size, crop=crop, branch=branch)
     settings = SuiteSettings(
         data_dir=data_dir,
-        num_classes=classifier.num_classes,
+        num_classes=classifier.num_classes - classifier.has_background,
         image_size=classifier.image_size,
         crop=classifier.crop,
         stored_size=stored_size,

@@ -15,11 +15,13 @@ from typing import Optional
 
 import tensorflow as tf
 
+from efficientnet_advprop.class_labels import background_offset
 from efficientnet_advprop.evaluation.classifiers import (
     DEFAULT_CROP,
     DEFAULT_IMAGE_SIZE,
     Classifier,
     ClassifierError,
+    background_last,
     probe,
 )
 from efficientnet_advprop.files import list_folder, without_pattern
@@ -64,9 +66,12 @@ def load(path: str, *, image_size: Optional[int] = None, crop: Optional[str] = N
         return loaded.signatures[name](**{images.name: tf.cast(pixels, images.dtype)})[output]
 
     num_classes, function, kind = probe(function, path, size, tf.float32, images.shape[0] or 4)
+    # Of a file that is not ours nobody says which of 1001 classes the background is.
+    has_background = bool(metadata) and background_offset(num_classes) == 1
     return Classifier(
         name=path,
-        function=function,
+        function=background_last(function) if has_background else function,
+        has_background=has_background,
         num_classes=num_classes,
         image_size=size,
         crop=crop or metadata.get("crop") or DEFAULT_CROP,

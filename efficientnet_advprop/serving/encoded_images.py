@@ -35,7 +35,7 @@ _HEADER_BYTES = 26  # reach to the sizes in the headers of PNG, GIF and BMP
 
 
 def decode_batch(
-    encoded: tf.Tensor, image_size: int, crop: Union[str, float]
+    encoded: tf.Tensor, image_size: int, crop: Union[str, float], resize_method: str = "bicubic"
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes, crops and resizes files, each on its own.
 
@@ -45,7 +45,7 @@ def decode_batch(
 
     Args:
         encoded: string [batch], the bytes of each file; the batch may be empty.
-        image_size, crop: see `preprocessing.preprocess_for_eval`.
+        image_size, crop, resize_method: see `preprocessing.preprocess_for_eval`.
 
     Returns:
         Images, float32 [batch, image_size, image_size, 3] around 0…255, zeros where there was an error; and the errors, string
@@ -60,7 +60,7 @@ def decode_batch(
     def prepare(file):
         def accepted():
             return (
-                preprocessing.preprocess_for_eval(file, image_size, crop),
+                preprocessing.preprocess_for_eval(file, image_size, crop, resize_method),
                 tf.constant(""),
             )
 

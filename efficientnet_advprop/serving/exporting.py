@@ -6,9 +6,10 @@ Usage:
 """
 
 import dataclasses
+import difflib
 import os
 import sys
-from typing import Any, Optional, Sequence
+from typing import Any, Optional, Sequence, Union
 
 import tensorflow as tf
 
@@ -30,6 +31,7 @@ _MAX_CALIBRATION_IMAGES = 500
 _MAX_PROTO_BYTES = 2**31 - 1  # a SavedModel's graph and an ONNX file are one protocol buffer each
 # Rounding weights to 11 bits moves probabilities by more than float32's noise; beyond this, something is wrong.
 _FLOAT16_TOLERANCE = 2e-2
+_FEATURE_TOLERANCES = {"none": 1e-3, "float16": 2e-2}  # of a feature map's largest value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ class ExportOptions:
         None  # images for full-integer ranges and for the check; None: two photographs
     )
     onnx_python: str = sys.executable  # interpreter with tf2onnx and onnxruntime
+    resize: Optional[str] = None  # of encoded images; None: as the network is officially served
+    end_point: Optional[str] = None  # makes a feature extractor: a name of `Network.features`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Export:
 
     path: str  # of the new version
     num_bytes: int
-    agreement: verification.Agreement
+    agreement: Union[verification.Agreement, verification.FeatureAgreement]
 
     def __str__(self):
         return f"{self.path}: {self.num_bytes / 1e6:.1f} MB\n  checked in a fresh process: {self.agreement}"
@@ -72,8 +76,11 @@ def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) ->
         DataError, PredictionError: the calibration images are not there.
     """
     _check_options(options)
+    resize_method = options.resize or network.serving_resize
     model = _in_float32(network.model)
     folded = InferenceNetwork(model, network.image_size)
+    if options.end_point is not None:
+        _check_end_point(folded, options.end_point)
     num_bytes = 4 * folded.num_weights
     if num_bytes >= _MAX_PROTO_BYTES and options.format in ("saved_model", "onnx"):
         raise ExportError(
@@ -89,16 +96,24 @@ def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) ->
             model.num_classes,
             _MAX_CALIBRATION_IMAGES,
             network.class_names,
+            resize_method,
         )
     else:
-        examples = verification.default_examples(network.image_size, network.crop)
+        examples = verification.default_examples(network.image_size, network.crop, resize_method)
     class_names = options.class_names or network.class_names
     metadata = describe(network, folded, options)
     with new_version(
         export_dir, int(2.2 * num_bytes) if options.format == "keras" else int(1.1 * num_bytes)
     ) as version:
         if options.format == "saved_model":
-            served = ServedNetwork(folded, network.crop, class_names, options.num_top)
+            served = ServedNetwork(
+                folded,
+                network.crop,
+                class_names,
+                options.num_top,
+                resize_method,
+                options.end_point,
+            )
             write_saved_model(served, version.staging, metadata, min(examples.files, key=len))
             checked, metadata_path = (
                 version.staging,
@@ -143,7 +158,7 @@ def describe(
             "image_size": network.image_size,
             "crop": network.crop,
             "crop_fraction": fraction,
-            "resize": "bicubic",
+            "resize": options.resize or network.serving_resize,
             "pixels": "RGB, 0 to 255; normalized inside",
             "normalization": settings["normalization"],
         },
@@ -155,6 +170,7 @@ def describe(
         },
         "class_names": list(options.class_names or network.class_names or []) or None,
         "format": options.format,
+        "end_point": options.end_point,
         "quantization": options.quantization,
         "tensorflow": tf.__version__,
     }
@@ -165,9 +181,25 @@ def _check_options(options: ExportOptions) -> None:
         raise ConfigError(
             f"`--quantization` is {options.quantization!r}, which goes with --format=tflite only."
         )
+    if options.end_point is not None and options.format == "keras":
+        raise ConfigError(
+            f"`--end_point` is {options.end_point!r}, but a Keras file is the model, which has every end point by "
+            "`model.features(images)`; leave the flag out, or choose another --format."
+        )
     if options.quantization == "full_integer" and not options.calibration_dir:
         raise ConfigError(
             "`--quantization` is 'full_integer', whose ranges are measured: give some hundred images by --calibration_dir."
+        )
+
+
+def _check_end_point(folded: InferenceNetwork, name: str) -> None:
+    if name not in folded.end_point_names:
+        close = difflib.get_close_matches(name, folded.end_point_names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "see `Network.features`."
+        last = max(int(other[6:]) for other in folded.end_point_names if other[6:].isdigit())
+        raise ConfigError(
+            f"`--end_point` is {name!r}, but must be one of the network's, from 'stem' and 'block_0' to 'block_{last}', "
+            f"'features', 'pooled_features' and 'head'; {hint}"
         )
 
 
@@ -191,11 +223,11 @@ def _write_file(
     path: str,
 ) -> None:
     if options.format == "tflite":
-        contents = tflite.convert(folded, options.quantization, examples.images)
+        contents = tflite.convert(folded, options.quantization, examples.images, options.end_point)
         with open(path, "wb") as file:
             file.write(contents)
     elif options.format == "onnx":
-        onnx_conversion.convert(folded, path, options.onnx_python)
+        onnx_conversion.convert(folded, path, options.onnx_python, options.end_point)
     else:
         model.save(path)
         model.save_weights(os.path.join(os.path.dirname(path), _WEIGHTS_FILE))
@@ -203,9 +235,14 @@ def _write_file(
 
 def _verify(
     model, options: ExportOptions, path: str, examples: verification.Examples
-) -> verification.Agreement:
+) -> Union[verification.Agreement, verification.FeatureAgreement]:
     tolerance = verification.FLOAT32_TOLERANCE
     if options.quantization != "none":
         tolerance = _FLOAT16_TOLERANCE if options.quantization == "float16" else None
     python = options.onnx_python if options.format == "onnx" else sys.executable
+    if options.end_point is not None:
+        relative = None if tolerance is None else _FEATURE_TOLERANCES[options.quantization]
+        return verification.verify_features(
+            model, options.end_point, options.format, path, examples, relative, python
+        )
     return verification.verify(model, options.format, path, examples, tolerance, python)

@@ -8,14 +8,23 @@ bias and activation into one kernel; behind a variable, both happen anew at ever
 """
 
 import dataclasses
-from typing import Union
+import re
+from typing import Callable, Optional, Sequence, Union
 
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.models.layers import MBConvBlock
+from efficientnet_advprop.models.end_points import names_of_blocks
+from efficientnet_advprop.models.layers import FusedMBConvBlock, MBConvBlock
 from efficientnet_advprop.models.network import NORMALIZATIONS, Network
 from efficientnet_advprop.models.resnet import BottleneckBlock
+from efficientnet_advprop.models.routed_layers import (
+    RoutedDepthwiseConvolution,
+    convolve_depthwise,
+    convolve_pointwise,
+)
+
+Activation = Callable[[tf.Tensor], tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,36 +38,57 @@ class Affine:
 
 
 class FoldedMBConv:
-    """An MBConv block with its batch norms folded."""
+    """An MBConv block with its batch norms folded; a routed one mixes its folded experts."""
 
-    def __init__(self, layer: MBConvBlock):
-        self.residual = layer.block.residual
-        self.expand = None if layer.expand is None else _fold(layer.expand, layer.expand_norm)
-        self.depthwise = _fold_depthwise(layer.depthwise, layer.depthwise_norm)
-        self.squeeze, self.excite = (
-            _matrix(layer.gated_swish.reduce),
-            _matrix(layer.gated_swish.expand),
+    def __init__(self, layer: MBConvBlock, activation: Activation):
+        self.residual, self.activation = layer.block.residual, activation
+        self.routing = None if layer.routing is None else _matrix(layer.routing)
+        fold, fold_depthwise = (
+            (_fold, _fold_depthwise) if self.routing is None else (_fold_experts,) * 2
         )
-        self.project = _fold(layer.project, layer.project_norm)
+        self.expand = None if layer.expand is None else fold(layer.expand, layer.expand_norm)
+        self.depthwise = fold_depthwise(layer.depthwise, layer.depthwise_norm)
+        gates = layer.gated_swish
+        self.squeeze = None if gates is None else _matrix(gates.reduce)
+        self.excite = None if gates is None else _matrix(gates.expand)
+        self.project = fold(layer.project, layer.project_norm)
 
-    def __call__(self, inputs: tf.Tensor) -> tf.Tensor:
+    def __call__(self, inputs: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """The block's output, and the end points inside of it by their names."""
+        routing = None
+        if self.routing is not None:
+            routing = tf.sigmoid(_multiply(tf.reduce_mean(inputs, [1, 2]), self.routing))
         x = inputs
         if self.expand is not None:
-            x = _swish(_convolve(x, self.expand))
-        strides = [1, self.depthwise.strides, self.depthwise.strides, 1]
-        x = tf.nn.depthwise_conv2d(x, self.depthwise.kernel, strides, self.depthwise.padding)
-        x = _swish(tf.nn.bias_add(x, self.depthwise.bias))
-        gates = tf.sigmoid(
-            _multiply(_swish(_multiply(tf.reduce_mean(x, [1, 2]), self.squeeze)), self.excite)
-        )
-        x = _convolve(x * gates[:, None, None, :], self.project)
-        return x + inputs if self.residual else x
+            x = self.activation(_convolve_pointwise(x, self.expand, routing))
+        x = self.activation(_convolve_depthwise(x, self.depthwise, routing))
+        if self.squeeze is not None:
+            squeezed = self.activation(_multiply(tf.reduce_mean(x, [1, 2]), self.squeeze))
+            x = x * tf.sigmoid(_multiply(squeezed, self.excite))[:, None, None, :]
+        output = _convolve_pointwise(x, self.project, routing)
+        return output + inputs if self.residual else output, {"expansion_output": x}
+
+
+class FoldedFusedMBConv:
+    """A block with one full convolution in place of expansion and depthwise one, its batch norms folded."""
+
+    def __init__(self, layer: FusedMBConvBlock, activation: Activation):
+        self.residual, self.activation = layer.block.residual, activation
+        self.expand = _fold(layer.expand, layer.expand_norm)
+        self.project = _fold(layer.project, layer.project_norm)
+
+    def __call__(self, inputs: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """As `FoldedMBConv`."""
+        x = self.activation(_convolve(inputs, self.expand))
+        output = _convolve(x, self.project)
+        return output + inputs if self.residual else output, {"expansion_output": x}
 
 
 class FoldedBottleneck:
     """A ResNet's block with its batch norms folded."""
 
-    def __init__(self, layer: BottleneckBlock):
+    def __init__(self, layer: BottleneckBlock, activation: Activation):
+        self.activation = activation
         self.shortcut = (
             None if layer.shortcut is None else _fold(layer.shortcut, layer.shortcut_norm)
         )
@@ -66,14 +96,19 @@ class FoldedBottleneck:
         self.spatial = _fold(layer.spatial, layer.spatial_norm)
         self.expand = _fold(layer.expand, layer.expand_norm)
 
-    def __call__(self, inputs: tf.Tensor) -> tf.Tensor:
+    def __call__(self, inputs: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """As `FoldedMBConv`; nothing inside has a name."""
         shortcut = inputs if self.shortcut is None else _convolve(inputs, self.shortcut)
-        x = tf.nn.relu(_convolve(inputs, self.reduce))
-        x = tf.nn.relu(_convolve(x, self.spatial))
-        return tf.nn.relu(_convolve(x, self.expand) + shortcut)
+        x = self.activation(_convolve(inputs, self.reduce))
+        x = self.activation(_convolve(x, self.spatial))
+        return self.activation(_convolve(x, self.expand) + shortcut), {}
 
 
-_FOLDED = {MBConvBlock: FoldedMBConv, BottleneckBlock: FoldedBottleneck}
+_FOLDED = {
+    MBConvBlock: FoldedMBConv,
+    FusedMBConvBlock: FoldedFusedMBConv,
+    BottleneckBlock: FoldedBottleneck,
+}
 
 
 def _fold(convolution, norm) -> Affine:
@@ -90,6 +125,18 @@ def _fold_depthwise(convolution, norm) -> Affine:
     )
 
 
+def _fold_experts(convolution, norm) -> Affine:
+    """Kernels [experts, …, filters]: [experts, in, out] pointwise, [experts, size, size, channels] depthwise."""
+    scale, offset = (tensor.numpy() for tensor in norm.affine())
+    if isinstance(convolution, RoutedDepthwiseConvolution):
+        shape = [convolution.kernel_size] * 2 + [len(scale)]
+        strides = convolution.strides
+    else:
+        shape, strides = [-1, len(scale)], 1
+    experts = convolution.experts.numpy().reshape(convolution.num_experts, *shape)
+    return Affine(experts * scale, offset, strides)
+
+
 def _matrix(layer) -> Affine:
     return Affine(layer.kernel.numpy().reshape(layer.kernel.shape[-2:]), layer.bias.numpy())
 
@@ -99,10 +146,35 @@ def _swish(x: tf.Tensor) -> tf.Tensor:
     return x * tf.sigmoid(x)
 
 
+_ACTIVATIONS = {"swish": _swish, "relu": tf.nn.relu, "relu6": tf.nn.relu6}
+
+
 def _convolve(x: tf.Tensor, weights: Affine) -> tf.Tensor:
     return tf.nn.bias_add(
         tf.nn.conv2d(x, weights.kernel, weights.strides, weights.padding), weights.bias
     )
+
+
+def _convolve_pointwise(x: tf.Tensor, weights: Affine, routing: Optional[tf.Tensor]) -> tf.Tensor:
+    if routing is None:
+        return _convolve(x, weights)
+    return tf.nn.bias_add(convolve_pointwise(x, _mix(weights, routing)), weights.bias)
+
+
+def _convolve_depthwise(x: tf.Tensor, weights: Affine, routing: Optional[tf.Tensor]) -> tf.Tensor:
+    if routing is None:
+        strides = [1, weights.strides, weights.strides, 1]
+        outputs = tf.nn.depthwise_conv2d(x, weights.kernel, strides, weights.padding)
+    else:
+        outputs = convolve_depthwise(x, _mix(weights, routing), weights.strides)
+    return tf.nn.bias_add(outputs, weights.bias)
+
+
+def _mix(weights: Affine, routing: tf.Tensor) -> tf.Tensor:
+    """A kernel per image, from experts and [batch, experts] shares."""
+    num_experts, *shape = weights.kernel.shape
+    mixed = tf.linalg.matmul(routing, weights.kernel.reshape(num_experts, -1))
+    return tf.reshape(mixed, [-1, *shape])
 
 
 def _multiply(x: tf.Tensor, weights: Affine) -> tf.Tensor:
@@ -129,9 +201,10 @@ class InferenceNetwork:
         # Only the deviation: the mean, in a bias, would be wrong at the image's edges, where the padding is zero.
         self._stem = dataclasses.replace(stem, kernel=stem.kernel / deviation[:, None])
         self._pool = model.pool if model.stem_is_a_reduction else None
-        self._activation = tf.nn.relu if model.stem_is_a_reduction else _swish
-        self._blocks = [_FOLDED[type(part)](part) for part in model.blocks]
-        self._strides = [part.block.strides for part in model.blocks]
+        self._activation = _ACTIVATIONS[model.activation_name]
+        self._blocks = [_FOLDED[type(part)](part, self._activation) for part in model.blocks]
+        strides = [part.block.strides for part in model.blocks]
+        self._names_of_blocks = names_of_blocks(strides, int(model.stem_is_a_reduction))
         self._head = _fold(*model.head.below_classifier) if model.head.below_classifier else None
         self._classifier = _matrix(model.head.classifier)
         of_blocks = [part for block in self._blocks for part in vars(block).values()]
@@ -142,27 +215,50 @@ class InferenceNetwork:
         ]
         self.num_weights = sum(part.kernel.size + part.bias.size for part in weights)
 
-    def __call__(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+    def __call__(self, images: tf.Tensor, more: Sequence[str] = ()) -> dict[str, tf.Tensor]:
         """Runs the network.
 
         Args:
             images: float32 [batch, image_size, image_size, 3], pixels in [0, 255], RGB.
+            more: names of end points that are wanted too.
 
         Returns:
             "logits" [batch, num_classes], "pooled_features" [batch, channels] and the feature maps "reduction_1" …
-            "reduction_5" [batch, h, w, channels] at 1/2 … 1/32 of the resolution; all float32.
+            "reduction_5" [batch, h, w, channels] at 1/2 … 1/32 of the resolution, and `more`; all float32.
         """
+        end_points = self.end_points(images)
+        kept = [name for name in end_points if re.fullmatch(r"reduction_\d", name)]
+        kept += ["pooled_features", *more]
+        return {**{name: end_points[name] for name in kept}, "logits": end_points["head"]}
+
+    def answers(self, images: tf.Tensor, end_point: Optional[str] = None) -> dict[str, tf.Tensor]:
+        """What a file for inference answers: "logits" and "probabilities", or one end point as "features"."""
+        if end_point is not None:
+            return {"features": self.end_points(images)[end_point]}
+        logits = self(images)["logits"]
+        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+
+    @property
+    def end_point_names(self) -> list[str]:
+        """The names of `end_points`."""
+        spec = tf.TensorSpec([1, self.image_size, self.image_size, 3], tf.float32)
+        return list(tf.function(self.end_points).get_concrete_function(spec).structured_outputs)
+
+    def end_points(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """All that `Network.features` has, by the same names."""
         x = self._activation(_convolve(images - self._mean, self._stem))
-        endpoints = {}
+        found = {"stem": x}
         if self._pool is not None:
-            endpoints["reduction_1"] = x
+            found["reduction_1"] = x
             x = self._pool(x)
-        for run_block, strides_above in zip(self._blocks, [*self._strides[1:], 2]):
-            x = run_block(x)
-            if strides_above > 1:
-                endpoints[f"reduction_{len(endpoints) + 1}"] = x
+        for run_block, names in zip(self._blocks, self._names_of_blocks):
+            x, inside = run_block(x)
+            for name in names:
+                found[name] = x
+                found.update({f"{name}/{part}": value for part, value in inside.items()})
+        found["features"] = x
         if self._head is not None:
-            x = self._activation(_convolve(x, self._head))
-        endpoints["pooled_features"] = tf.reduce_mean(x, [1, 2])
-        endpoints["logits"] = _multiply(endpoints["pooled_features"], self._classifier)
-        return endpoints
+            found["head_1x1"] = x = self._activation(_convolve(x, self._head))
+        found["pooled_features"] = found["global_pool"] = tf.reduce_mean(x, [1, 2])
+        found["head"] = _multiply(found["pooled_features"], self._classifier)
+        return found

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from typing import Optional
 
 import tensorflow as tf
 
@@ -21,13 +22,16 @@ _INSTALL = (
 )
 
 
-def convert(network: InferenceNetwork, path: str, python: str) -> None:
+def convert(
+    network: InferenceNetwork, path: str, python: str, end_point: Optional[str] = None
+) -> None:
     """Writes the network as an ONNX file.
 
     Args:
         network: to convert.
         path: of the file to write.
         python: interpreter of an environment with tf2onnx, onnx and onnxruntime.
+        end_point: see `InferenceNetwork.answers`.
 
     Raises:
         ExportError: there is no such environment, with what to install; or the conversion fails.
@@ -37,8 +41,7 @@ def convert(network: InferenceNetwork, path: str, python: str) -> None:
 
     @tf.function(input_signature=[spec])
     def predict(images):
-        logits = network(images)["logits"]
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+        return network.answers(images, end_point)
 
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(

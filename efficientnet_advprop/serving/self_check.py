@@ -1,10 +1,10 @@
 """Runs an export in a process of its own, which knows none of our code: what a user of the export has.
 
-    python -I self_check.py FORMAT PATH EXAMPLES.npz ANSWERS.npz
+    python -I self_check.py FORMAT PATH EXAMPLES.npz ANSWERS.npz [END_POINT]
 
 FORMAT: "saved_model", "tflite", "onnx" or "keras" (which alone needs, and imports, the model's code). EXAMPLES: `images`,
 float32 [n, size, size, 3], and the files they came from, as uint8 arrays `file_0` …. ANSWERS: `probabilities`
-[n, num_classes] and, of a SavedModel, more. `verification` compares.
+[n, num_classes] and, of a SavedModel, more; with END_POINT `features` [n, …] instead. `verification` compares.
 """
 
 import sys
@@ -12,10 +12,15 @@ import sys
 import numpy as np
 
 
-def run_saved_model(path, images, files):
+def run_saved_model(path, images, files, end_point):
     import tensorflow as tf
 
     signatures = tf.saved_model.load(path).signatures
+    if end_point is not None:
+        run = signatures["features"]
+        return {
+            "features": [run(images=tf.constant(image[None]))[end_point][0] for image in images]
+        }
     answers = {
         "probabilities": [],
         "pooled_features": [],
@@ -45,7 +50,7 @@ def run_saved_model(path, images, files):
     return answers
 
 
-def run_tflite(path, images):
+def run_tflite(path, images, output):
     import tensorflow as tf
 
     interpreter = tf.lite.Interpreter(path, num_threads=2)
@@ -54,25 +59,18 @@ def run_tflite(path, images):
     dtype = runner.get_input_details()["images"]["dtype"]
     if dtype == np.uint8:
         images = np.clip(np.round(images), 0, 255)
-    return {
-        "probabilities": [
-            runner(images=image[None].astype(dtype))["probabilities"][0] for image in images
-        ]
-    }
+    return {output: [runner(images=image[None].astype(dtype))[output][0] for image in images]}
 
 
-def run_onnx(path, images):
+def run_onnx(path, images, output):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return {
-        "probabilities": session.run(
-            ["probabilities"], {"images": np.transpose(images, [0, 3, 1, 2]).copy()}
-        )[0]
-    }
+    feeds = {"images": np.transpose(images, [0, 3, 1, 2]).copy()}
+    return {output: session.run([output], feeds)[0]}
 
 
-def run_keras(path, images):
+def run_keras(path, images, output):
     import tensorflow as tf
 
     import efficientnet_advprop.models  # noqa: F401  (so that Keras knows the classes)
@@ -86,18 +84,18 @@ def run_keras(path, images):
     ]
     if not np.array_equal(*answers):
         sys.exit("the .keras file and the H5 weights differ")
-    return {"probabilities": answers[0]}
+    return {output: answers[0]}
 
 
-def main(kind, path, examples_path, answers_path):
+def main(kind, path, examples_path, answers_path, end_point=None):
     examples = np.load(examples_path)
     images = examples["images"]
     if kind == "saved_model":
-        answers = run_saved_model(
-            path, images, [examples[f"file_{index}"].tobytes() for index in range(len(images))]
-        )
+        files = [examples[f"file_{index}"].tobytes() for index in range(len(images))]
+        answers = run_saved_model(path, images, files, end_point)
     else:
-        answers = {"tflite": run_tflite, "onnx": run_onnx, "keras": run_keras}[kind](path, images)
+        run = {"tflite": run_tflite, "onnx": run_onnx, "keras": run_keras}[kind]
+        answers = run(path, images, "probabilities" if end_point is None else "features")
     strangers = [
         name for name in sys.modules if name.split(".")[0] in ("efficientnet_advprop", "tpu_utils")
     ]

@@ -6,6 +6,7 @@
 | `predict_images`       | `images` float32 [batch, size, size, 3] | `logits`, `probabilities` [batch, num_classes]            |
 | `predict_images_uint8` | `images` uint8 [batch, size, size, 3]   | the same                                                  |
 | `features`             | `images` float32 [batch, size, size, 3] | `pooled_features` [batch, c], `reduction_1` … `reduction_5`
+                                                                     and the end point that the export was asked for
 
 Pixels are RGB in 0…255; the normalisation is inside. In `serving_default`, which has the whole pre-processing inside, `error`
 [batch] is "" for a good image; for a bad one it says why, and that row's classes are −1, its probabilities 0, its labels "".
@@ -27,9 +28,10 @@ class ServedNetwork(tf.Module):
 
     Args:
         network: whose answers to serve.
-        crop: see `preprocessing.preprocess_for_eval`.
+        crop, resize_method: see `preprocessing.preprocess_for_eval`.
         class_names: for `labels`; None leaves that output out.
         num_top: k, how many classes `serving_default` names, at most.
+        end_point: one more output of `features`, by its name in `Network.features`.
     """
 
     def __init__(
@@ -38,15 +40,20 @@ class ServedNetwork(tf.Module):
         crop: Union[str, float],
         class_names: Optional[Sequence[str]] = None,
         num_top: int = 5,
+        resize_method: str = "bicubic",
+        end_point: Optional[str] = None,
     ):
         super().__init__()
         self._crop, self._class_names = crop, class_names
+        self._resize_method = resize_method
         self._num_top, self._image_size = min(num_top, network.num_classes), network.image_size
         shape = [None, network.image_size, network.image_size, 3]
         self._float_images = tf.TensorSpec(shape, tf.float32, "images")
         self._uint8_images = tf.TensorSpec(shape, tf.uint8, "images")
         # A concrete function: a `tf.function` would be traced, and its constants stored, once more when saved.
-        self._network = tf.function(network).get_concrete_function(self._float_images)
+        self._network = tf.function(
+            lambda images: network(images, () if end_point is None else (end_point,))
+        ).get_concrete_function(self._float_images)
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """The concrete functions, by name; see the module's table."""
@@ -78,7 +85,9 @@ class ServedNetwork(tf.Module):
         return {name: value for name, value in self._run(images).items() if name != "logits"}
 
     def _classify(self, image_bytes):
-        images, errors = encoded_images.decode_batch(image_bytes, self._image_size, self._crop)
+        images, errors = encoded_images.decode_batch(
+            image_bytes, self._image_size, self._crop, self._resize_method
+        )
         is_good = tf.equal(errors, "")[:, None]
         top = tf.math.top_k(self._predict(images)["probabilities"], self._num_top)
         outputs = {

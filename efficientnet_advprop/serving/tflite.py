@@ -1,4 +1,5 @@
-"""TensorFlow Lite: one image [1, size, size, 3] of pixels 0…255 in, `logits` and `probabilities` [1, num_classes] out."""
+"""TensorFlow Lite: one image [1, size, size, 3] of pixels 0…255 in, `logits` and `probabilities` [1, num_classes] out,
+or the `features` of one end point."""
 
 from typing import Optional
 
@@ -15,6 +16,7 @@ def convert(
     network: InferenceNetwork,
     quantization: str = "none",
     calibration_images: Optional[np.ndarray] = None,
+    end_point: Optional[str] = None,
 ) -> bytes:
     """The network as a TFLite file's contents.
 
@@ -22,12 +24,12 @@ def convert(
         network: to convert; its batch norms are folded already.
         quantization: "none" (float32); "float16" or "dynamic_range" (8 bits), of the weights alone; "full_integer", of all.
         calibration_images: float32 [n, size, size, 3], pre-processed; for "full_integer", whose ranges they decide.
+        end_point: see `InferenceNetwork.answers`.
     """
     spec = tf.TensorSpec([1, network.image_size, network.image_size, 3], tf.float32, "images")
 
     def predict(images):
-        logits = network(images)["logits"]
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+        return network.answers(images, end_point)
 
     function = tf.function(predict).get_concrete_function(spec)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())

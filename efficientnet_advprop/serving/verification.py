@@ -9,6 +9,7 @@ Usage:
 import dataclasses
 import importlib.resources
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,8 +19,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_advprop.data import image_formats, preprocessing
+from efficientnet_advprop.class_labels import background_offset
+from efficientnet_advprop.data import image_formats, preprocessing, records
 from efficientnet_advprop.data.image_folders import ImageFolder, list_folders
+from efficientnet_advprop.data.labeled_images import RecordImages
 from efficientnet_advprop.files import without_pattern
 from efficientnet_advprop.inference.image_classification import find_images
 from efficientnet_advprop.models.network import Network
@@ -63,7 +66,28 @@ class Agreement:
         return f"{text}; accuracy {accuracies} ({lost:.2f} points lost)"
 
 
-def default_examples(image_size: int, crop: Union[str, float]) -> Examples:
+@dataclasses.dataclass(frozen=True)
+class FeatureAgreement:
+    """How close an exported feature extractor's answers are to the model's."""
+
+    end_point: str
+    num_images: int
+    max_difference: float  # relative to the largest value
+    model_noise: Optional[float] = None  # see `verify`; None: not needed
+
+    def __str__(self):
+        text = (
+            f"{self.end_point} of {self.num_images} images, largest difference "
+            f"{self.max_difference:.2g} of the largest value"
+        )
+        if self.model_noise is not None:
+            text += f" (float32 rounding alone makes up to {self.model_noise:.2g})"
+        return text
+
+
+def default_examples(
+    image_size: int, crop: Union[str, float], resize_method: str = "bicubic"
+) -> Examples:
     """Two photographs that scikit-learn ships, and the quarters of each."""
     files = []
     for name in ("china.jpg", "flower.jpg"):
@@ -74,7 +98,7 @@ def default_examples(image_size: int, crop: Union[str, float]) -> Examples:
             photograph[y : y + height, x : x + width] for y in (0, height) for x in (0, width)
         ]
         files += [file] + [tf.io.encode_jpeg(quarter, quality=95).numpy() for quarter in quarters]
-    return _examples(files, image_size, crop)
+    return _examples(files, image_size, crop, resize_method)
 
 
 def read_examples(
@@ -84,14 +108,17 @@ def read_examples(
     num_classes: int,
     max_images: int,
     class_names: Optional[Sequence[str]] = None,
+    resize_method: str = "bicubic",
 ) -> Examples:
     """Images of a folder, evenly drawn.
 
     Args:
-        directory: with one sub-folder per class (see `ImageFolder`), which labels the images; or
-            with images alone. Hidden files and folders do not count.
-        image_size, crop: see `preprocessing.preprocess_for_eval`.
-        num_classes, class_names: of the network; names are None where they are not known.
+        directory: with TFRecords, `validation-…-of-…` or else `train-…-of-…`, or with one sub-folder
+            per class (see `ImageFolder`), which label the images; or with images alone. Hidden
+            files and folders do not count.
+        image_size, crop, resize_method: see `preprocessing.preprocess_for_eval`.
+        num_classes, class_names: of the network, its background class included; names are None
+            where they are not known.
         max_images: at most so many.
 
     Raises:
@@ -100,9 +127,18 @@ def read_examples(
     """
     if not tf.io.gfile.isdir(directory):
         raise ExportError(f"`--calibration_dir` is {directory!r}, but there is no such folder.")
+    prefix = _find_records(directory)
+    offset = background_offset(num_classes)
+    if prefix is not None:
+        images = RecordImages(records.open_split(directory, prefix), num_classes - offset)
+        num_drawn = min(max_images, images.num_images)
+        rows = list(images.rows(num_drawn, count=1, index=0).as_numpy_iterator())
+        labels = [int(label) + offset for _, label, _ in rows]
+        return _examples([file for file, _, _ in rows], image_size, crop, resize_method, labels)
     if list_folders(directory):
-        folder = ImageFolder(directory, num_classes, class_names=class_names)
-        paths, labels = folder.paths, folder.labels
+        names = class_names[offset:] if class_names else None
+        folder = ImageFolder(directory, num_classes - offset, class_names=names)
+        paths, labels = folder.paths, [label + offset for label in folder.labels]
         for line in folder.passed_over.describe():
             logging.warning("%s: %s", directory, line)
     else:
@@ -117,14 +153,70 @@ def read_examples(
             raise ExportError(
                 f"{paths[index]!r} in `--calibration_dir` cannot be read: {brief_message(error)}"
             ) from error
-    return _examples(
-        files, image_size, crop, None if labels is None else [labels[index] for index in chosen]
+    chosen_labels = None if labels is None else [labels[index] for index in chosen]
+    return _examples(files, image_size, crop, resize_method, chosen_labels)
+
+
+def _find_records(directory: str) -> Optional[str]:
+    """The prefix of the TFRecords in a folder: "validation" rather than "train"; None if there are none."""
+    names = tf.io.gfile.listdir(directory)
+    for prefix in ("validation", "train"):
+        if any(re.fullmatch(rf"{prefix}-\d+-of-\d+", name) for name in names):
+            return prefix
+    return None
+
+
+def _examples(files, image_size, crop, resize_method, labels=None) -> Examples:
+    prepare = tf.function(
+        lambda file: preprocessing.preprocess_for_eval(file, image_size, crop, resize_method)
     )
-
-
-def _examples(files, image_size, crop, labels=None) -> Examples:
-    prepare = tf.function(lambda file: preprocessing.preprocess_for_eval(file, image_size, crop))
     return Examples(files, np.stack([prepare(tf.constant(file)).numpy() for file in files]), labels)
+
+
+def verify_features(
+    model: Network,
+    end_point: str,
+    kind: str,
+    path: str,
+    examples: Examples,
+    tolerance: Optional[float],
+    python: str = sys.executable,
+) -> FeatureAgreement:
+    """Compares an exported feature extractor with its model.
+
+    Args:
+        model: with float32 activations.
+        end_point: a name of `Network.features`.
+        kind, path, examples, python: as in `verify`.
+        tolerance: largest difference, relative to the largest value, or four times the model's own noise where that is more;
+            None: nothing is too much.
+
+    Raises:
+        ExportError: the export cannot be loaded, or it differs by more than `tolerance`.
+    """
+    expected = _features(model, end_point, examples.images)
+    largest = float(np.max(np.abs(expected)))
+    answers = _run(kind, path, examples, python, end_point)["features"]
+    difference = float(np.max(np.abs(answers - expected))) / largest
+    noise = None
+    if tolerance is not None and difference > tolerance:
+        moved = [
+            np.abs(_features(model, end_point, examples.images * np.float32(1 + change)) - expected)
+            for change in (_NOISE, -_NOISE)
+        ]
+        noise = 4 * float(np.max(moved)) / largest
+        tolerance = max(tolerance, noise)
+    agreement = FeatureAgreement(end_point, len(expected), difference, noise)
+    if tolerance is not None and not difference <= tolerance:
+        raise ExportError(
+            f"the export did not pass its check, which allows {tolerance:g}: {agreement}. Nothing was left behind."
+        )
+    return agreement
+
+
+def _features(model, end_point, images) -> np.ndarray:
+    run = tf.function(lambda batch: model.features(batch)[end_point])
+    return np.concatenate([run(tf.constant(image[None])).numpy() for image in images])
 
 
 def verify(
@@ -210,7 +302,9 @@ def _probabilities(model, images) -> np.ndarray:
     return np.concatenate([classify(tf.constant(batch)).numpy() for batch in batches])
 
 
-def _run(kind: str, path: str, examples: Examples, python: str) -> dict[str, np.ndarray]:
+def _run(
+    kind: str, path: str, examples: Examples, python: str, end_point: Optional[str] = None
+) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         files = {
             f"file_{index}": np.frombuffer(file, np.uint8)
@@ -225,6 +319,7 @@ def _run(kind: str, path: str, examples: Examples, python: str) -> dict[str, np.
             absolute_path = without_pattern(absolute_path)
         command = [python, *isolated, self_check.__file__, kind, absolute_path]
         command += [os.path.join(folder, name) for name in ("examples.npz", "answers.npz")]
+        command += [] if end_point is None else [end_point]
         environment = {
             **os.environ,
             "PYTHONPATH": os.path.dirname(importlib.resources.files("efficientnet_advprop")),

@@ -28,7 +28,7 @@ class SuiteSettings:
 
     Args:
         data_dir: see docs/evaluation.md for what lies where below it.
-        num_classes: of the network.
+        num_classes: of the network, without a background class.
         image_size, crop: of the network's own pre-processing; see `preprocessing.preprocess_for_eval`.
         stored_size: pixels at which images stored at 224 are fed: 224 is as they are; another number resizes them whole.
         attack, num_restarts: of the suite pgd.

@@ -50,7 +50,9 @@ class Design:
     num_experts: int = 0  # of routed stages
     normalization: str = "advprop"  # of pixels, a key of `network.NORMALIZATIONS`
     num_classes: int = 1000  # 1001: class 0 is the background
-    serving_resize: str = "bicubic"  # of images in the official export; evaluation is always bicubic
+    serving_resize: str = (
+        "bicubic"  # of images in the official export; evaluation is always bicubic
+    )
 
 
 EFFICIENTNET = Design()

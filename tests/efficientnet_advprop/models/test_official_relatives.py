@@ -10,20 +10,14 @@ from efficientnet_advprop.models.routed_layers import (
     RoutedPointwiseConvolution,
 )
 from tests.conftest import golden
+from tests.relatives import TINY, make_tiny_relative, official_name
 from tests.released_format import (
     full_images,
     official_logits,
     official_models,
     synthetic_values,
-    trained_value,
 )
 
-# The official network, and how the golden data made it small.
-TINY = {
-    "lite": ("lite0", 0.35, 0.5),
-    "edgetpu": ("edgetpu-S", 0.35, 0.5),
-    "condconv": ("condconv-b0-4e", 0.25, 0.4),
-}
 RELATIVES = [
     name.removeprefix("efficientnet-") for name in golden("variables_more.json.gz")["models"]
 ]
@@ -37,34 +31,10 @@ def slow_but(quick, names):
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-def official_name(variable):
-    """Without ":0"; an auxiliary batch norm's under the main one's name."""
-    return variable.name.split(":")[0].replace("/aux/", "/")
-
-
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(params=TINY)
 def tiny_relative(request):
-    """(name in the golden data, the network with the golden weights and one auxiliary branch, the golden numbers)."""
-    variant, width, depth = TINY[request.param]
-    model = EfficientNet(
-        variant, num_classes=10, aux_branches=1, width_coefficient=width, depth_coefficient=depth,
-        survival_prob=1.0, dropout_rate=0.0,
-    )  # fmt: skip
-    prefix = f"{request.param}__"
-    file = golden("tiny_more.npz")
-    numbers = {
-        key.removeprefix(prefix).replace("|", "/"): file[key]
-        for key in file.files
-        if key.startswith(prefix)
-    }
-    for variable in model.variables:
-        name = official_name(variable)
-        statistics = numbers.get(f"statistics__{name}")
-        value = (
-            trained_value(name, tuple(variable.shape), "ema") if statistics is None else statistics
-        )
-        variable.assign(value.astype(np.float32))
-    return request.param, model, numbers
+    """(name in the golden data, the network, the golden numbers); see `make_tiny_relative`."""
+    return request.param, *make_tiny_relative(request.param)
 
 
 def keep_values(variables):

@@ -39,8 +39,8 @@ NORMALIZATIONS = ("advprop", "imagenet", "lite", "caffe", "none")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 AUX_SHARES = ("none", "statistics", "affine")
 STATISTICS = ("running", "batch")
-OPTIMIZERS = ("rmsprop", "momentum", "sgd")
-SCHEDULES = ("exponential", "cosine", "constant", "piecewise")
+OPTIMIZERS = ("rmsprop", "momentum", "sgd", "lars")
+SCHEDULES = ("exponential", "cosine", "constant", "piecewise", "poly")
 SOURCES = ("tfrecord", "digits")  # or "tfds:" and a name
 CROPS = ("inception", "pad", "none")
 AUGMENTATIONS = ("none", "autoaugment", "randaugment")
@@ -95,6 +95,11 @@ class ModelConfig:
         None,
         "replicas that share batch moments; left out: the official rule, 1 up to 8 replicas",
         at_least(1, "; 1: each replica its own moments, left out: the official rule"),
+    )
+    batch_norm_batch_size: Optional[int] = field(
+        None,
+        "images whose batch moments are shared, instead of batch_norm_group_size: the official flag",
+        at_least(1, " image"),
     )
     recomputed_blocks: int = field(
         0,
@@ -231,12 +236,16 @@ class OptimizerConfig:
     momentum: float = field(0.9, "of the updates", fraction())
     decay: float = field(0.9, "of RMSProp's mean square", fraction())
     epsilon: float = field(1e-3, "inside RMSProp's square root", more_than(0))
+    lars_weight_decay: float = field(
+        1e-5, "of LARS, on top of weight_decay: times the weights, in its update", at_least(0)
+    )
+    lars_epsilon: float = field(0.0, "added to LARS's norm of gradients", at_least(0))
     learning_rate_per_256: float = field(
         0.016, "learning rate per 256 images of the global batch", more_than(0)
     )
     schedule: str = field(
         "exponential",
-        "'piecewise' multiplies by decay_factor at decay_at_epochs",
+        "'piecewise' multiplies by decay_factor at decay_at_epochs; 'poly' is a parabola down to poly_end",
         one_of(*SCHEDULES),
     )
     decay_factor: float = field(0.97, "of one decay", positive_fraction())
@@ -250,6 +259,7 @@ class OptimizerConfig:
         ),
         "epochs",
     )
+    poly_end: float = field(0.1, "of 'poly': the last learning rate, not per 256", at_least(0))
     warmup_epochs: float = field(5.0, "linear rise from 0", at_least(0), "epochs")
     weight_decay: float = field(1e-5, "times half the square of the decayed weights", at_least(0))
     label_smoothing: float = field(0.1, "of the training losses", fraction())
@@ -312,7 +322,12 @@ class TrainingConfig:
     checkpoint_every_steps: int = field(1000, "between two checkpoints", at_least(1), "steps")
     keep_last: int = field(3, "checkpoints that are kept", at_least(1))
     summary_every_steps: int = field(100, "between two reports", at_least(1), "steps")
-    evaluate_every_epochs: float = field(1.0, "between two evaluations", more_than(0), "epochs")
+    evaluate_every_epochs: float = field(
+        1.0,
+        "between two evaluations",
+        at_least(0, "; 0: never here, but by `evaluate --watch` elsewhere"),
+        "epochs",
+    )
     eval_batch_size: int = field(1024, "evaluation images at once, over all replicas", at_least(1))
 
 
@@ -348,6 +363,18 @@ class ExperimentConfig:
             raise ConfigError(
                 f"`config.optimizer.warmup_epochs` is {optimizer.warmup_epochs:g}, but must be less than "
                 f"`config.training.num_epochs` = {training.num_epochs:g}, or the run ends while the learning rate still rises."
+            )
+        initial = optimizer.learning_rate_per_256 * training.global_batch_size / 256
+        if optimizer.schedule == "poly" and initial <= optimizer.poly_end:
+            raise ConfigError(
+                f"`config.optimizer.poly_end` is {optimizer.poly_end:g}, but must be less than the first learning rate, "
+                f"`config.optimizer.learning_rate_per_256` · batch / 256 = {initial:g}, or the rate would rise; lower it."
+            )
+        if self.model.batch_norm_batch_size and self.model.batch_norm_group_size:
+            raise ConfigError(
+                f"`config.model.batch_norm_batch_size` is {self.model.batch_norm_batch_size} and "
+                f"`config.model.batch_norm_group_size` {self.model.batch_norm_group_size}, which say the same in images and in "
+                "replicas; leave one of them out."
             )
         if (optimizer.schedule == "piecewise") != bool(optimizer.decay_at_epochs):
             raise ConfigError(

@@ -3,6 +3,7 @@
     python -m efficientnet_advprop.evaluate --checkpoint=b3-advprop --data_dir=/data --suite=imagenet,imagenet_c,imagenet_a
     python -m efficientnet_advprop.evaluate --model_dir=runs/b3 --data_dir=/data --suite=imagenet_r,imagenet_v2,pgd
     python -m efficientnet_advprop.evaluate --saved_model=served/efficientnet/1 --suite=folder:/data/pets/val
+    python -m efficientnet_advprop.evaluate --watch --model_dir=runs/b3 --data_dir=/data/imagenet
     python -m efficientnet_advprop.evaluate --compare runs/evaluation/b3-advprop runs/evaluation/b3-baseline --data_dir=/data
 
 Results, predictions and a report go to --out_dir; the same command goes on where an earlier one stopped. What is looked for
@@ -22,6 +23,7 @@ from efficientnet_advprop.evaluation import evaluation_run, saved_models
 from efficientnet_advprop.evaluation.suites import imagenet_suites, registry
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
 from efficientnet_advprop.reports import report_files
+from efficientnet_advprop.training import following
 
 __doc__ += imagenet_suites.describe_layouts()
 
@@ -51,6 +53,15 @@ _COMPARE = flags.DEFINE_list(
     "compare",
     [],
     "instead of evaluating: puts several models' results (folders or results.json) side by side in --out_dir",
+)
+_WATCH = flags.DEFINE_bool(
+    "watch",
+    False,
+    "follows the run in --model_dir: its validation images at every new checkpoint, the best one kept; the run itself needs "
+    "--config.training.evaluate_every_epochs=0",
+)
+_WATCH_TIMEOUT = flags.DEFINE_float(
+    "watch_timeout_seconds", None, "ends --watch after so long without a checkpoint", 0.0
 )
 _STORED_SIZE = flags.DEFINE_integer(
     "stored_size", 224, "pixels at which images stored at 224 (imagenet_c, stylized) are fed", 1
@@ -105,6 +116,28 @@ def _open_classifier():
     )
 
 
+def _watch():
+    _NETWORK.require_unused("watch", besides=("model_dir",))
+    for flag, what in ((_NETWORK.model_dir, "the folder of the run"), (_DATA_DIR, "its records")):
+        if not flag.value:
+            raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
+    if _SUITE.present:
+        raise ConfigError(
+            "`--suite` does not go with `--watch`, which takes the run's own validation images; evaluate the best checkpoint "
+            "on suites afterwards."
+        )
+    result = following.follow(
+        model_dir=_NETWORK.model_dir.value,
+        data_dir=_DATA_DIR.value,
+        strategy=_STRATEGY.make(),
+        timeout_seconds=_WATCH_TIMEOUT.value,
+    )
+    if result.best_accuracy is not None:
+        print(
+            f"best: step {result.best_step}, top-1 {100 * result.best_accuracy:.2f} %", flush=True
+        )
+
+
 def main(argv):
     if _COMPARE.value:
         print(
@@ -115,6 +148,9 @@ def main(argv):
         )
         return
     program.refuse_arguments(argv)
+    if _WATCH.value:
+        _watch()
+        return
     strategy = _STRATEGY.make()
     try:
         attack = PGD(

@@ -17,7 +17,9 @@ from efficientnet_advprop.config import ConfigError
 
 _CONFIG = program.define_config_flag()
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "folder of the TFRecords: train-00000-of-…, validation-00000-of-…"
+    "data_dir",
+    None,
+    "folder of the TFRecords: train-00000-of-…, validation-00000-of-…; or synthetic: noise, to time the device alone",
 )
 _MODEL_DIR = flags.DEFINE_string(
     "model_dir", None, "folder of the checkpoints and reports; made if it does not exist"

@@ -13,6 +13,7 @@ each host, replaced by another one of its file; one more ends the iteration with
 `records.explain_data_error` turns back into a `records.DataError`.
 """
 
+import dataclasses
 import functools
 import typing
 from typing import Callable, Dict, Optional
@@ -20,7 +21,8 @@ from typing import Callable, Dict, Optional
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.data import augmentation, preprocessing, records, sources
+from efficientnet_advprop.class_labels import background_offset
+from efficientnet_advprop.data import augmentation, preprocessing, records, sources, synthetic
 from efficientnet_advprop.data.bad_records import BadRecords, batch_good_records
 from efficientnet_advprop.data.pipeline_options import make_options
 from efficientnet_advprop.data.record_streams import InputHost, RecordStream, derive_seed
@@ -37,7 +39,18 @@ def count_examples(data: "DataConfig", data_dir: str, split: str) -> int:
     Raises:
       records.DataError: see `records.open_split`.
     """
+    if data_dir == synthetic.NAME:
+        return synthetic.NUM_EXAMPLES[split]
     return sources.open_split(data, data_dir, split).num_records
+
+
+def _open_split(
+    data: "DataConfig", data_dir: str, split: str, num_classes: Optional[int]
+) -> records.Split:
+    """A split whose labels are the network's classes: one more than the data set's where class 0 is the background."""
+    opened = sources.open_split(data, data_dir, split)
+    offset = 0 if num_classes is None else background_offset(num_classes)
+    return dataclasses.replace(opened, label_offset=opened.label_offset - offset)
 
 
 def make_augmentation(data: "DataConfig") -> Optional[preprocessing.Augmentation]:
@@ -136,7 +149,7 @@ def make_train_dataset(
 
     Args:
       data: what the network sees.
-      data_dir: the folder of the records.
+      data_dir: the folder of the records, or `synthetic.NAME`.
       global_batch_size: images over all replicas; divisible by their number.
       seed: of order, augmentation and mixing.
       start_batch: how many global batches to leave out: the number of batches trained on so far.
@@ -156,8 +169,16 @@ def make_train_dataset(
     """
     host = InputHost.of(input_context)
     replica_batch = host.replica_batch(global_batch_size)
+    if data_dir == synthetic.NAME:
+        return synthetic.make_train_dataset(
+            data.image_size,
+            replica_batch,
+            num_classes,
+            has_shares=bool(data.mixup_alpha or data.cutmix_alpha),
+            paired_views=paired_views,
+        )
     stream = RecordStream(
-        sources.open_split(data, data_dir, "train"),
+        _open_split(data, data_dir, "train", num_classes),
         host,
         shuffle_seed=seed,
         shuffle_buffer=data.shuffle_buffer,
@@ -210,7 +231,12 @@ def make_eval_dataset(
     """
     host = InputHost.of(input_context)
     replica_batch = host.replica_batch(global_batch_size)
-    opened = sources.open_split(data, data_dir, split)
+    if data_dir == synthetic.NAME:
+        num_steps = max(1, synthetic.NUM_EXAMPLES["validation"] // global_batch_size)
+        return synthetic.make_eval_dataset(
+            data.image_size, replica_batch, num_steps * host.num_replicas, num_classes
+        )
+    opened = _open_split(data, data_dir, split, num_classes)
     stream = RecordStream(opened, host)
     largest = max(
         RecordStream(opened, host._replace(index=index)).epoch_size for index in range(host.count)
@@ -265,7 +291,7 @@ def sample_views(
       records.DataError: the data are not there, or one of the images is bad.
       ValueError: see `make_train_dataset`.
     """
-    split = sources.open_split(data, data_dir, "train")
+    split = _open_split(data, data_dir, "train", num_classes)
     make_views, mix = _make_views(data, paired_views), _make_mixing(data, num_classes)
     examples = []
     for file, record in RecordStream(split, InputHost.of(None)).identify(0, num_images):

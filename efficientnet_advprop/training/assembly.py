@@ -5,6 +5,8 @@ Call these under the strategy's scope: `make_model` and `make_state` create vari
 
 from typing import Callable, Optional
 
+import tensorflow as tf
+
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.methods import METHODS
@@ -38,7 +40,9 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
         compute_dtype=config.model.compute_dtype,
         batch_norm_momentum=config.model.batch_norm_momentum,
         batch_norm_epsilon=config.model.batch_norm_epsilon,
-        batch_norm_group_size=config.model.batch_norm_group_size,
+        batch_norm_group_size=batch_norm_group_size(
+            config, tf.distribute.get_strategy().num_replicas_in_sync
+        ),
         recomputed_blocks=config.model.recomputed_blocks,
         aux_shares=config.model.aux_shares,
     )
@@ -75,6 +79,8 @@ def make_state(config: ExperimentConfig) -> TrainState:
         decay=config.optimizer.decay,
         momentum=config.optimizer.momentum,
         epsilon=config.optimizer.epsilon,
+        lars_weight_decay=config.optimizer.lars_weight_decay,
+        lars_epsilon=config.optimizer.lars_epsilon,
         learning_rate_factors=fine_tuning.learning_rate_factors(
             model,
             layer_decay=config.init.layer_decay,
@@ -86,6 +92,12 @@ def make_state(config: ExperimentConfig) -> TrainState:
     return TrainState(
         model, optimizer, ema, LossScale() if config.model.compute_dtype == "float16" else None
     )
+
+
+def count_steps(config: ExperimentConfig, num_examples: int) -> int:
+    """How many updates a run of so many training images has."""
+    steps_per_epoch = num_examples / config.training.global_batch_size
+    return max(1, int(config.training.num_epochs * steps_per_epoch))
 
 
 def make_learning_rate(
@@ -100,6 +112,7 @@ def make_learning_rate(
         decay_epochs=config.optimizer.decay_epochs,
         warmup_epochs=config.optimizer.warmup_epochs,
         total_steps=total_steps,
+        end=config.optimizer.poly_end,
         decay_at_epochs=tuple(
             map(float, filter(None, config.optimizer.decay_at_epochs.split(",")))
         ),
@@ -122,11 +135,32 @@ def make_step(config: ExperimentConfig, state: TrainState, learning_rate: Learni
     )
 
 
+def batch_norm_group_size(config: ExperimentConfig, num_replicas: int) -> Optional[int]:
+    """How many replicas share their batch moments; None: the official rule for their number.
+
+    `config.model.batch_norm_batch_size` says it in images, as the official `--batch_norm_batch_size` does: as many replicas as
+    hold them, at least one.
+    """
+    images = config.model.batch_norm_batch_size
+    if images is None:
+        return config.model.batch_norm_group_size
+    return max(
+        1,
+        images
+        * num_replicas
+        * config.training.accumulation_steps
+        // config.training.global_batch_size,
+    )
+
+
 def check_batch_norm_groups(config: ExperimentConfig, num_replicas: int) -> None:
     """Raises a `ConfigError` unless the replicas divide into the batch norms' groups."""
-    group_size = config.model.batch_norm_group_size or official_group_size(num_replicas)
+    images = config.model.batch_norm_batch_size
+    field = "batch_norm_group_size" if images is None else "batch_norm_batch_size"
+    group_size = batch_norm_group_size(config, num_replicas) or official_group_size(num_replicas)
     if num_replicas % group_size:
         raise ConfigError(
-            f"`config.model.batch_norm_group_size` is {config.model.batch_norm_group_size} (replicas per group: {group_size}), "
-            f"but must divide the {num_replicas} replicas; take 1 (each alone), {num_replicas} (all together) or a divisor."
+            f"`config.model.{field}` is {getattr(config.model, field)} (replicas per group: {group_size}), "
+            f"but must divide the {num_replicas} replicas; take 1 (each alone), {num_replicas} (all together) or a divisor"
+            + ("." if images is None else ", times the images of a replica.")
         )

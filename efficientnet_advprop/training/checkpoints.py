@@ -38,7 +38,7 @@ from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.state import STEP_NAME, TrainState, averaged_variables
 from tpu_utils.errors import brief_message
 
-_CONFIG_FILE, _LAST, _BEST = "config.json", "checkpoints", "best"
+_CONFIG_FILE, LAST, BEST = "config.json", "checkpoints", "best"
 # Damaged, missing in part, or of other variables or shapes; TensorFlow has an exception of another kind for each.
 _UNREADABLE = (tf.errors.OpError, AssertionError, IndexError, RuntimeError, ValueError)
 
@@ -78,7 +78,7 @@ def check_model_dir(
     Fields that change nothing of what is computed (`config.OPERATIONAL_FIELDS`) may differ. Class
     names, where they are known, may not: that is a `ClassNamesError`.
     """
-    if not any(_latest(os.path.join(model_dir, part)) for part in (_LAST, _BEST)):
+    if not any(_latest(os.path.join(model_dir, part)) for part in (LAST, BEST)):
         return
     changed = config_lib.differences(read_config(model_dir), config)
     fatal = {
@@ -163,8 +163,8 @@ class Checkpoints:
         self._checkpoint = tf.train.Checkpoint(
             variables=self._copies, best_accuracy=self._best_accuracy
         )
-        self._last = self._manager(os.path.join(model_dir, _LAST), keep_last)
-        self._best = self._manager(os.path.join(model_dir, _BEST), 1)
+        self._last = self._manager(os.path.join(model_dir, LAST), keep_last)
+        self._best = self._manager(os.path.join(model_dir, BEST), 1)
         self._copied = None  # step and best accuracy of what the copies hold
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._pending: list[concurrent.futures.Future] = []
@@ -354,16 +354,27 @@ def write_released_checkpoint(
 
 
 def _restore_network(model_dir: str, which: str) -> tf.Module:
-    """What a `TrainState` holds, but for the optimizer: `model`, `ema` (or None) and `step`."""
     if which not in ("best", "last"):
         raise ValueError(f"`which` is {which!r}, but must be 'best' or 'last'.")
-    config = read_config(model_dir)
-    directory = os.path.join(model_dir, _BEST if which == "best" else _LAST)
+    directory = os.path.join(model_dir, BEST if which == "best" else LAST)
     path = _latest(directory)
     if path is None:
         raise CheckpointError(
             f"`model_dir` is {model_dir!r}, but {directory} holds no checkpoint yet; train longer."
         )
+    return restore_trained(read_config(model_dir), path)
+
+
+def restore_trained(config: ExperimentConfig, path: str) -> tf.Module:
+    """What a `TrainState` holds, but for the optimizer: `model`, `ema` (or None) and `step`.
+
+    Args:
+        config: of the run.
+        path: of one of its checkpoints, without suffix.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     held = tf.Module()
     held.model = assembly.make_model(config)
     held.ema = (

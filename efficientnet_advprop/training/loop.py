@@ -24,6 +24,7 @@ from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.evaluator import Evaluator
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import AUGMENTED, METHODS
+from efficientnet_advprop.models import Network
 from efficientnet_advprop.training import agreement, assembly, checkpoints, fine_tuning, steps
 from efficientnet_advprop.training.progress import Progress
 from tpu_utils.devices.preemption import StopRequest
@@ -131,10 +132,14 @@ def train(
     config.validate()
     _check_batches(config, strategy.num_replicas_in_sync)
     num_examples = pipeline.count_examples(config.data, data_dir, "train")
-    num_validation = pipeline.count_examples(config.data, data_dir, "validation")
+    evaluates = config.training.evaluate_every_epochs > 0
+    # Without evaluation the validation images need not be there.
+    num_validation = (
+        pipeline.count_examples(config.data, data_dir, "validation") if evaluates else 0
+    )
     class_names = sources.find_class_names(config.data, data_dir, config.model.num_classes)
     steps_per_epoch = num_examples / config.training.global_batch_size
-    total_steps = max(1, int(config.training.num_epochs * steps_per_epoch))
+    total_steps = assembly.count_steps(config, num_examples)
     workers = Workers(strategy)
 
     # To start, or to go on:
@@ -189,9 +194,10 @@ def train(
         writes=workers.is_chief,
     )
 
+    validated = f"{num_validation:,} for validation" if evaluates else "without evaluation"
     log(
         f"{config.training.method} training of {state.model.name} ({state.model.count_params():,} parameters) on "
-        f"{num_examples:,} images, {num_validation:,} for validation; replicas: {strategy.num_replicas_in_sync}"
+        f"{num_examples:,} images, {validated}; replicas: {strategy.num_replicas_in_sync}"
         f"{f' on {workers.count} workers, of which this is {workers.index}' if workers.count > 1 else ''}; "
         f"{f'going on from {restored}' if restored else f'starting in {model_dir}'}"
     )
@@ -201,14 +207,14 @@ def train(
         assembly.make_step(config, state, learning_rate),
         METHODS[config.training.method].views,
     )
-    evaluate = _make_evaluation(config, strategy, data_dir, state, averaged_model)
-    make_pictures = _make_picture_function(config, strategy, data_dir, state)
-    evaluate_every_steps = max(1, round(config.training.evaluate_every_epochs * steps_per_epoch))
-    periods = (
-        config.training.summary_every_steps,
-        config.training.checkpoint_every_steps,
-        evaluate_every_steps,
-    )
+    periods = [config.training.summary_every_steps, config.training.checkpoint_every_steps]
+    if evaluates:
+        score_averages = make_evaluation(config, strategy, data_dir, averaged_model)
+        make_pictures = _make_picture_function(config, strategy, data_dir, state)
+        evaluate_every_steps = max(
+            1, round(config.training.evaluate_every_epochs * steps_per_epoch)
+        )
+        periods.append(evaluate_every_steps)
 
     def is_due(period):
         return step % period == 0 or step == total_steps
@@ -234,8 +240,9 @@ def train(
                     step, _mean_metrics(pending), float(learning_rate(tf.constant(step - 1)))
                 )
                 pending = []
-            if is_due(evaluate_every_steps):
-                score = evaluate()
+            if evaluates and is_due(evaluate_every_steps):
+                checkpoints.copy_for_inference(state.model, state.ema, averaged_model)
+                score = score_averages()
                 is_best = saved.save_if_best(score.top1)
                 progress.report_evaluation(step, score.top1, score.top5, score.num_images, is_best)
                 if make_pictures is not None:
@@ -304,7 +311,9 @@ def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:
     assembly.check_batch_norm_groups(config, num_replicas)
 
 
-def _steps_to_boundary(step: int, total_steps: int, steps_per_loop: int, periods: tuple) -> int:
+def _steps_to_boundary(
+    step: int, total_steps: int, steps_per_loop: int, periods: Sequence[int]
+) -> int:
     """Updates until the next moment at which Python has something to do."""
     return min(steps_per_loop, total_steps - step, *(period - step % period for period in periods))
 
@@ -332,12 +341,13 @@ def _make_device_loop(
     return run_steps
 
 
-def _make_evaluation(config, strategy, data_dir, state, averaged_model) -> Callable:
-    """() → `Score` of the averaged weights on the validation images, through the main batch norms."""
-    evaluator = Evaluator(lambda images: averaged_model(images, training=False), strategy=strategy)
+def make_evaluation(
+    config: ExperimentConfig, strategy: tf.distribute.Strategy, data_dir: str, model: Network
+) -> Callable:
+    """() → `Score` of what the model's weights are then, on the validation images, through the main batch norms."""
+    evaluator = Evaluator(lambda images: model(images, training=False), strategy=strategy)
 
     def evaluate():
-        checkpoints.copy_for_inference(state.model, state.ema, averaged_model)
         return evaluator(
             strategy.distribute_datasets_from_function(
                 lambda context: pipeline.make_eval_dataset(
@@ -360,7 +370,14 @@ def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callab
         return None
     branch = METHODS[config.training.method].attacked_branch
     sample = next(
-        iter(pipeline.make_eval_dataset(config.data, data_dir, global_batch_size=_NUM_PICTURES))
+        iter(
+            pipeline.make_eval_dataset(
+                config.data,
+                data_dir,
+                global_batch_size=_NUM_PICTURES,
+                num_classes=config.model.num_classes,
+            )
+        )
     )
     images, labels = tf.clip_by_value(sample["images"], 0.0, 255.0), sample["labels"]
     seed = tf.constant([config.training.seed, 0])

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.models.variable_names import official_name
 
-OPTIMIZERS = ("rmsprop", "momentum", "sgd")
+OPTIMIZERS = ("rmsprop", "momentum", "sgd", "lars")
 
 
 class Optimizer(tf.Module):
@@ -124,6 +124,61 @@ class SGD(Optimizer):
             tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
 
 
+class LARS(Optimizer):
+    """Momentum whose rate follows, variable by variable, how large it is beside its gradient (You et al. 2017).
+
+    With trust = coefficient·‖v‖ / (‖g‖ + weight_decay·‖v‖ + ε), which is one where either norm is zero:
+
+        m ← momentum·m + rate·trust·(g + weight_decay·v); v ← v − m
+
+    Batch norms' variables and biases have neither the trust nor the weight decay; the official `lars_optimizer` tells them
+    by their names. The rate is inside the momentum, so that a warm-up does not make old gradients count more.
+    """
+
+    COEFFICIENT = 1e-3
+    EXCLUDED = ("batch_normalization", "bias")
+
+    def __init__(
+        self,
+        trained,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-5,
+        epsilon: float = 0.0,
+        learning_rate_factors=None,
+    ):
+        super().__init__(trained, learning_rate_factors)
+        self.momentum, self.weight_decay, self.epsilon = momentum, weight_decay, epsilon
+        self.momenta = self._make_slots("LARSOptimizer", 0.0)
+
+    def apply(self, gradients, learning_rate):
+        one = tf.constant(1.0)
+        for variable, momentum, gradient, rate in zip(
+            self.trained, self.momenta, gradients, self._rates(learning_rate)
+        ):
+            step = rate * gradient
+            if not any(part in variable.name for part in self.EXCLUDED):
+                step = (
+                    rate
+                    * self._trust(variable, gradient)
+                    * (gradient + self.weight_decay * variable)
+                )
+            tf.raw_ops.ResourceApplyMomentum(
+                var=variable.handle,
+                accum=momentum.handle,
+                lr=one,
+                grad=step,
+                momentum=self.momentum,
+            )
+
+    def _trust(self, variable, gradient) -> tf.Tensor:
+        norm, gradient_norm = tf.norm(tf.convert_to_tensor(variable)), tf.norm(gradient)
+        denominator = gradient_norm + self.weight_decay * norm + self.epsilon
+        is_defined = (norm > 0.0) & (gradient_norm > 0.0)
+        return tf.where(
+            is_defined, self.COEFFICIENT * norm / tf.where(is_defined, denominator, 1.0), 1.0
+        )
+
+
 def make_optimizer(
     name: str,
     trained: Sequence[tf.Variable],
@@ -131,9 +186,11 @@ def make_optimizer(
     decay: float = 0.9,
     momentum: float = 0.9,
     epsilon: float = 1e-3,
+    lars_weight_decay: float = 1e-5,
+    lars_epsilon: float = 0.0,
     learning_rate_factors: Optional[Sequence[float]] = None,
 ) -> Optimizer:
-    """The optimizer called `name`: "rmsprop", "momentum" or "sgd".
+    """The optimizer called `name`: "rmsprop", "momentum", "sgd" or "lars".
 
     Raises:
         ValueError: there is no such optimizer.
@@ -144,4 +201,6 @@ def make_optimizer(
         return Momentum(trained, momentum, learning_rate_factors)
     if name == "sgd":
         return SGD(trained, learning_rate_factors)
+    if name == "lars":
+        return LARS(trained, momentum, lars_weight_decay, lars_epsilon, learning_rate_factors)
     raise ValueError(f"`name` is {name!r}, but must be one of {', '.join(map(repr, OPTIMIZERS))}.")

@@ -5,7 +5,7 @@ import math
 
 import tensorflow as tf
 
-SCHEDULES = ("exponential", "cosine", "constant", "piecewise")
+SCHEDULES = ("exponential", "cosine", "constant", "piecewise", "poly")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +15,14 @@ class LearningRate:
     Args:
         initial: after the warm-up; the recipe scales it by global batch size / 256.
         steps_per_epoch: may be fractional.
-        schedule: "exponential" (a staircase), "cosine" (to zero at `total_steps`), "constant", or "piecewise" (times
-            `decay_factor` at each of `decay_at_epochs`: the ResNets' schedule).
+        schedule: "exponential" (a staircase), "cosine" (to zero at `total_steps`), "constant", "piecewise" (times
+            `decay_factor` at each of `decay_at_epochs`: the ResNets' schedule), or "poly" (a parabola from the end of the
+            warm-up to `end` at `total_steps`: LARS's).
         decay_factor, decay_epochs: of the staircase, whose stairs are counted from step 0, warm-up included.
         decay_at_epochs: of "piecewise"; from step 0 as well.
         warmup_epochs: linear from 0; replaces the schedule while it lasts.
-        total_steps: of the cosine.
+        total_steps: of the cosine and the parabola.
+        end: of "poly", which ends there and not at zero.
     """
 
     initial: float
@@ -31,15 +33,16 @@ class LearningRate:
     warmup_epochs: float = 5.0
     total_steps: int = 0
     decay_at_epochs: tuple[float, ...] = ()
+    end: float = 0.1
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"`schedule` is {self.schedule!r}, but must be one of {', '.join(map(repr, SCHEDULES))}."
             )
-        if self.schedule == "cosine" and self.total_steps < 1:
+        if self.schedule in ("cosine", "poly") and self.total_steps < 1:
             raise ValueError(
-                f"`total_steps` is {self.total_steps!r}, but a cosine schedule must know its end; give a number ≥ 1."
+                f"`total_steps` is {self.total_steps!r}, but a {self.schedule} schedule must know its end; give a number ≥ 1."
             )
         if self.schedule == "piecewise" and not self.decay_at_epochs:
             raise ValueError(
@@ -62,6 +65,10 @@ class LearningRate:
         elif self.schedule == "cosine":
             rate *= 0.5 * (1.0 + tf.cos(math.pi * step / self.total_steps))
         warmup_steps = int(self.warmup_epochs * self.steps_per_epoch)
+        if self.schedule == "poly":
+            # As officially: the parabola begins one step down, and its length counts both ends.
+            done = tf.maximum(1.0, step - warmup_steps) / (self.total_steps - warmup_steps + 1)
+            rate = (self.initial - self.end) * tf.square(1.0 - tf.minimum(done, 1.0)) + self.end
         if warmup_steps:
             rate = tf.where(step < warmup_steps, self.initial * step / warmup_steps, rate)
         return rate

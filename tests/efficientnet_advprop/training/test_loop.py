@@ -12,7 +12,8 @@ import tensorflow as tf
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.training import checkpoints, loop, progress
+from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.training import checkpoints, following, loop, progress
 from tpu_utils.devices.strategy import make_strategy
 
 _spec = importlib.util.spec_from_file_location(
@@ -326,3 +327,64 @@ def test_missing_empty_and_truncated_data(tmp_path):
     with pytest.raises(DataError, match="train-00000-of-00002"):
         train(tiny_run.make_config(), data_dir, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_without_evaluation_no_validation_images_are_needed(data_dir, finished, tmp_path):
+    """The same training, to the last bit; and a follower finds what the run itself would have found."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in pathlib.Path(data_dir).glob("train-*"):
+        (folder / path.name).symlink_to(path)
+    config, lines = tiny_run.make_config(), []
+    config.training.evaluate_every_epochs = 0.0
+    result = train(config, str(folder), tmp_path / "run", log=lines.append)
+    assert result.best_accuracy is None and "without evaluation" in lines[0]
+    assert not (tmp_path / "run" / "best").exists()
+    run, other = (last_checkpoint(folder) for folder in (str(tmp_path / "run"), finished[0]))
+    values, wanted = tiny_run.saved_values(run), tiny_run.saved_values(other)
+    assert {k: v for k, v in values.items() if "best_accuracy" not in k} == {
+        k: v for k, v in wanted.items() if "best_accuracy" not in k
+    }
+
+    followed = following.follow(
+        model_dir=str(tmp_path / "run"),
+        data_dir=data_dir,
+        strategy=make_strategy(),
+        timeout_seconds=0.0,
+        log=lines.append,
+    )
+    entries = [entry for entry in progress.read_metrics(finished[0]) if "eval_top1" in entry]
+    assert (followed.step, followed.best_step, followed.is_complete) == (6, 6, True)
+    assert followed.best_accuracy == pytest.approx(entries[-1]["eval_top1"])
+    model = checkpoints.load_averaged_model(str(tmp_path / "run"))
+    last = checkpoints.load_averaged_model(finished[0], which="last")
+    for variable, value in zip(model.variables, last.variables):
+        np.testing.assert_array_equal(variable, value)
+    # Started again, it knows the best and repeats no worse one.
+    again = following.follow(
+        model_dir=str(tmp_path / "run"),
+        data_dir=data_dir,
+        strategy=make_strategy(),
+        timeout_seconds=0.0,
+        log=lines.append,
+    )
+    assert (again.best_step, again.best_accuracy) == (6, followed.best_accuracy)
+
+
+def test_a_follower_of_nothing_or_of_a_run_that_evaluates_itself(data_dir, finished, tmp_path):
+    arguments = dict(data_dir=data_dir, strategy=make_strategy(), timeout_seconds=0.0)
+    with pytest.raises(CheckpointError, match="no run has begun within 0 seconds"):
+        following.follow(model_dir=str(tmp_path), **arguments)
+    with pytest.raises(ConfigError, match="evaluates every 1 epochs itself"):
+        following.follow(model_dir=finished[0], **arguments)
+
+
+def test_synthetic_images_need_no_folder(tmp_path):
+    config = tiny_run.make_config("vanilla")
+    config.training.num_epochs = 30 / 1_281_167  # of ImageNet's images: three updates
+    config.optimizer.warmup_epochs = 0.0
+    config.training.evaluate_every_epochs = 0.0
+    lines = []
+    result = train(config, "synthetic", tmp_path / "run", log=lines.append)
+    assert result.step == result.total_steps == 3
+    assert "1,281,167 images, without evaluation" in lines[0]

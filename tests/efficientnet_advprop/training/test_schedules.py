@@ -15,6 +15,7 @@ from tests.conftest import golden
         "exponential_imagenet_big",
         "cosine",
         "constant",
+        "poly",
     ],
 )
 @pytest.mark.parametrize("compiled", [False, True])
@@ -45,7 +46,9 @@ def test_piecewise_falls_at_its_epochs():
 
 
 def test_refused_arguments_are_named():
-    with pytest.raises(ValueError, match="`schedule` is 'poly'"):
+    with pytest.raises(ValueError, match="`schedule` is 'linear'"):
+        LearningRate(0.1, 1.0, "linear")
+    with pytest.raises(ValueError, match="`total_steps` is 0, but a poly"):
         LearningRate(0.1, 1.0, "poly")
     with pytest.raises(ValueError, match="`total_steps` is 0"):
         LearningRate(0.1, 1.0, "cosine")

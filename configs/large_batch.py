@@ -1,0 +1,48 @@
+"""EfficientNet at a supercomputer's scale: LARS, a parabola for a learning rate, batch norms over several cores.
+
+    python -m efficientnet_advprop.train --config=configs/large_batch.py:b5-65536 --data_dir=gs://…/imagenet \
+        --model_dir=gs://…/b5-65536 --strategy=tpu --tpu=my-pod
+
+Wongpanich et al. 2020 (arXiv 2011.00071), table 2: optimizer LARS, learning rates per 256 images, warm-up and top-1 as below;
+recalled, not re-read but for the last row's top-1. Expected ImageNet top-1:
+
+    b2-16384 79.5   b2-32768 79.7   b5-16384 83.3   b5-32768 83.2   b5-65536 83.0
+
+A core has 64 images at the largest batch on 1,024 cores. `batch_norm_batch_size` of 128 images is the official flag's default;
+`config.optimizer.weight_decay`, in the loss, stays as official beside LARS's own.
+Cost: the arithmetic of configs/efficientnet.py.
+"""
+
+from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.models.scaling import VARIANTS
+
+# variant-batch → (learning rate per 256 images, epochs of warm-up)
+RECIPES = {
+    "b2-16384": (0.236, 50.0),
+    "b2-32768": (0.118, 50.0),
+    "b5-16384": (0.236, 50.0),
+    "b5-32768": (0.118, 50.0),
+    "b5-65536": (0.081, 43.0),
+}
+
+
+def get_config(text: str = "b5-65536") -> ExperimentConfig:
+    if text not in RECIPES:
+        raise ValueError(
+            f"`text` is {text!r}, but must be one of {', '.join(RECIPES)}: configs/large_batch.py:b5-65536."
+        )
+    variant, batch = text.split("-")
+    learning_rate, warmup_epochs = RECIPES[text]
+    config = ExperimentConfig()
+    config.model.variant = variant
+    config.model.normalization = "imagenet"
+    config.model.batch_norm_batch_size = 128
+    config.data.image_size = VARIANTS[variant].image_size
+    config.data.augment = "autoaugment"
+    config.optimizer.name = "lars"
+    config.optimizer.schedule = "poly"
+    config.optimizer.learning_rate_per_256 = learning_rate
+    config.optimizer.warmup_epochs = warmup_epochs
+    config.training.method = "vanilla"
+    config.training.global_batch_size = int(batch)
+    return config

@@ -1,0 +1,168 @@
+"""Evaluates a run's checkpoints as they come, from a process of its own; keeps the best.
+
+    result = follow(model_dir="gs://…/b0", data_dir="gs://…/imagenet", strategy=make_strategy("tpu"))
+
+The run itself trains with `--config.training.evaluate_every_epochs=0`, so that no chip waits for an
+evaluation. What is written:
+
+    <model_dir>/best/ckpt-<step>.*    a copy of the best checkpoint, where the run would have put it
+    <model_dir>/best/top1.json        its accuracy, by which a follower that is started again goes on
+    <model_dir>/validation/           metrics.jsonl and summaries of the evaluations
+
+Official counterpart: `main.py --mode=eval` with `--eval_timeout` and `--archive_ckpt`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import time
+from typing import Callable, Iterator, Optional
+
+import tensorflow as tf
+
+from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.data import pipeline
+from efficientnet_advprop.files import write_atomically
+from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.training import assembly, checkpoints
+from efficientnet_advprop.training.loop import make_evaluation
+from efficientnet_advprop.training.progress import Progress
+
+_REPORTS, _TOP1_FILE = "validation", "top1.json"
+_CONFIG_WAIT_SECONDS = 5.0  # between two looks for a run that has not begun
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a call of `follow` ended.
+
+    Attributes:
+        step: of the last checkpoint that was evaluated; None: there was none.
+        best_step, best_accuracy: of the best one so far, in [0, 1]; None before the first.
+        is_complete: whether the run's last checkpoint was seen; else the time was out.
+    """
+
+    step: Optional[int]
+    best_step: Optional[int]
+    best_accuracy: Optional[float]
+    is_complete: bool
+
+
+def follow(
+    *,
+    model_dir: str,
+    data_dir: str,
+    strategy: tf.distribute.Strategy,
+    timeout_seconds: Optional[float] = None,
+    log: Callable[[str], None] = lambda line: print(line, flush=True),
+) -> Result:
+    """Evaluates each new checkpoint of a run on its validation images, until its last one.
+
+    A checkpoint that comes while another is evaluated is left out if a newer one has come by then.
+
+    Args:
+        model_dir: of the run, which may not have begun.
+        data_dir: of its records.
+        strategy: where to compute.
+        timeout_seconds: how long to wait for a checkpoint before giving up; None: for ever.
+        log: takes each line for the console.
+
+    Raises:
+        CheckpointError: no run begins in `model_dir` within the time.
+        ConfigError: the run evaluates its checkpoints itself.
+        DataError: the records are not there.
+    """
+    _wait_for_run(model_dir, timeout_seconds)
+    config = checkpoints.read_config(model_dir)
+    if config.training.evaluate_every_epochs > 0:
+        raise ConfigError(
+            f"`--watch` follows a run that leaves the evaluation to others, but that in {model_dir!r} evaluates every "
+            f"{config.training.evaluate_every_epochs:g} epochs itself; train with --config.training.evaluate_every_epochs=0."
+        )
+    num_examples = pipeline.count_examples(config.data, data_dir, "train")
+    total_steps = assembly.count_steps(config, num_examples)
+    best_step, best_accuracy = _read_best(model_dir)
+    with strategy.scope():
+        model = assembly.make_model(config, aux_branches=0)
+    evaluate = make_evaluation(config, strategy, data_dir, model)
+    step = None
+    progress = Progress(
+        os.path.join(model_dir, _REPORTS),
+        start_step=total_steps,  # earlier reports stay
+        total_steps=total_steps,
+        steps_per_epoch=num_examples / config.training.global_batch_size,
+        global_batch_size=config.training.global_batch_size,
+        log=log,
+    )
+    log(f"following {model_dir} up to step {total_steps}")
+    with contextlib.closing(progress):
+        for path in _new_checkpoints(model_dir, timeout_seconds):
+            try:
+                held = checkpoints.restore_trained(config, path)
+                step = int(held.step.numpy())
+                checkpoints.copy_for_inference(held.model, held.ema, model)
+            except CheckpointError as error:
+                # The run keeps only its last few: this one is gone, or half gone.
+                log(f"passed over: {error}")
+                continue
+            score = evaluate()
+            is_best = best_accuracy is None or score.top1 > best_accuracy
+            if is_best and _keep(model_dir, path, step, score.top1, log):
+                best_step, best_accuracy = step, score.top1
+            progress.report_evaluation(step, score.top1, score.top5, score.num_images, is_best)
+            if step >= total_steps:
+                return Result(step, best_step, best_accuracy, is_complete=True)
+    log(f"no new checkpoint for {timeout_seconds:g} seconds; the best one is in {model_dir}/best")
+    return Result(step, best_step, best_accuracy, is_complete=False)
+
+
+def _wait_for_run(model_dir: str, timeout_seconds: Optional[float]) -> None:
+    deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+    while not checkpoints.is_claimed(model_dir):
+        if time.monotonic() >= deadline:
+            raise CheckpointError(
+                f"`--model_dir` is {model_dir!r}, where no run has begun within {timeout_seconds:g} seconds."
+            )
+        time.sleep(min(_CONFIG_WAIT_SECONDS, max(0.0, deadline - time.monotonic())))
+
+
+def _new_checkpoints(model_dir: str, timeout_seconds: Optional[float]) -> Iterator[str]:
+    directory = os.path.join(model_dir, checkpoints.LAST)
+    tf.io.gfile.makedirs(directory)
+    return tf.train.checkpoints_iterator(directory, timeout=timeout_seconds)
+
+
+def _read_best(model_dir: str) -> tuple[Optional[int], Optional[float]]:
+    path = os.path.join(model_dir, checkpoints.BEST, _TOP1_FILE)
+    if not tf.io.gfile.exists(path):
+        return None, None
+    with tf.io.gfile.GFile(path) as file:
+        held = json.load(file)
+    return held["step"], held["top1"]
+
+
+def _keep(model_dir: str, path: str, step: int, top1: float, log: Callable[[str], None]) -> bool:
+    """Copies a checkpoint to where the best one belongs; False if the run has removed it meanwhile."""
+    directory = os.path.join(model_dir, checkpoints.BEST)
+    tf.io.gfile.makedirs(directory)
+    name = os.path.basename(path)
+    # The index last: without it the copy is no checkpoint.
+    files = sorted(tf.io.gfile.glob(f"{path}.*"), key=lambda file: file.endswith(".index"))
+    try:
+        for file in files:
+            target = os.path.join(directory, os.path.basename(file))
+            tf.io.gfile.copy(file, target, overwrite=True)
+    except tf.errors.NotFoundError:
+        log(f"{path} was removed by the run before it could be kept")
+        return False
+    state = f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
+    write_atomically(os.path.join(directory, "checkpoint"), state.encode())
+    write_atomically(
+        os.path.join(directory, _TOP1_FILE), json.dumps({"step": step, "top1": top1}).encode()
+    )
+    for file in tf.io.gfile.glob(os.path.join(directory, "ckpt-*")):
+        if not os.path.basename(file).startswith(f"{name}."):
+            tf.io.gfile.remove(file)
+    return True

@@ -120,7 +120,7 @@ def preprocess_for_eval(
     return tf.ensure_shape(resize(image, image_size, resize_method), [image_size, image_size, 3])
 
 
-def _fit(image: tf.Tensor, image_size: int, method: str) -> tf.Tensor:
+def _fit(image: tf.Tensor, image_size: int, method: str = "bicubic") -> tf.Tensor:
     """The whole image, resized unless it has the size already: float32 [size, size, 3]."""
     fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], image_size))
     fitted = tf.cond(

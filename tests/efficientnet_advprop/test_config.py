@@ -38,7 +38,7 @@ def test_defaults_are_valid():
         ("model.num_classes", 0, "must be ≥ 1"),
         ("model.width_coefficient", -1.0, "must be > 0"),
         ("model.dropout_rate", 1.0, "[0, 1)"),
-        ("model.normalization", "standard", "'advprop', 'imagenet', 'caffe', 'none'"),
+        ("model.normalization", "standard", "'advprop', 'imagenet', 'lite', 'caffe', 'none'"),
         ("model.compute_dtype", "int8", "must be one of"),
         ("attack.epsilon", -1.0, "must be ≥ 0, in pixels of 255"),
         ("attack.epsilon", math.nan, "must be finite"),

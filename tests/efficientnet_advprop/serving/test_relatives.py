@@ -131,5 +131,7 @@ def test_calibration_from_records(tmp_path):
     examples = verification.read_examples(str(tmp_path), 32, "0.875", 10, max_images=100)
     assert sorted(examples.labels) == [0, 1, 2, 3, 4, 5] and examples.images.shape == (6, 32, 32, 3)
     assert set(examples.files) == set(files)
-    examples = verification.read_examples(str(tmp_path), 32, "0.875", 1001, 3, "bilinear")
+    examples = verification.read_examples(
+        str(tmp_path), 32, "0.875", 1001, 3, resize_method="bilinear"
+    )
     assert len(examples.files) == 3 and set(examples.labels) <= {1, 2, 3, 4, 5, 6}

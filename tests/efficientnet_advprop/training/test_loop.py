@@ -379,6 +379,7 @@ def test_a_follower_of_nothing_or_of_a_run_that_evaluates_itself(data_dir, finis
         following.follow(model_dir=finished[0], **arguments)
 
 
+@pytest.mark.slow
 def test_synthetic_images_need_no_folder(tmp_path):
     config = tiny_run.make_config("vanilla")
     config.training.num_epochs = 30 / 1_281_167  # of ImageNet's images: three updates

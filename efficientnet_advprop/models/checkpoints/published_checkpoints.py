@@ -217,8 +217,6 @@ def guess_kind(source: str, variant: Optional[str] = None) -> Optional[str]:
 def _kind_in(name: str, possible: Sequence[str]) -> Optional[str]:
     """The one possible kind that a file's or folder's name, in lower case, has a word of."""
     found = [
-        kind
-        for kind in possible
-        if re.search(rf"(?<![a-z])({KINDS[kind].words})(?![a-z])", name)
+        kind for kind in possible if re.search(rf"(?<![a-z])({KINDS[kind].words})(?![a-z])", name)
     ]
     return found[0] if len(found) == 1 else None

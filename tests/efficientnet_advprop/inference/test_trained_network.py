@@ -149,11 +149,11 @@ def test_relatives_are_published_under_their_own_names():
 @pytest.mark.parametrize(
     "source, variant, kind",
     [
-        ("/data/advprop/mine", "lite0", "lite"),  # a file of Lite is of no other kind
-        ("/data/lite/efficientnet-b0", "b0", None),  # and no other file is of that kind
+        ("/data/advprop-mine", "lite0", "lite"),  # a file of Lite is of no other kind
+        ("/data/efficientnet-b0-lite", "b0", None),  # and no other file is of that kind
         ("/data/x", "condconv-b0-8e", "condconv"),
-        ("/data/advprop/mine", "b0", "advprop"),
-        ("/data/advprop/mine", "resnet50", None),
+        ("/data/advprop-mine", "b0", "advprop"),
+        ("/data/advprop-mine", "resnet50", None),
     ],
 )
 def test_kind_from_a_name_and_a_network(source, variant, kind):

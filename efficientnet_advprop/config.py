@@ -217,6 +217,14 @@ class DataConfig:
         "the first so many training files are left out, and are what 'validation' means (minival)",
         at_least(0),
     )
+    validation_prefix: str = field(
+        "validation",
+        "which files 'validation' means: 'minival' are those of `prepare --minival_list`",
+        Rule(
+            lambda value: re.fullmatch(r"[a-z_]+", value) is not None,
+            "must be the prefix of files, in small letters, such as 'validation' or 'minival'",
+        ),
+    )
     num_train_examples: Optional[int] = field(
         None, "of digits: how many training images to use; left out: all there are", at_least(1)
     )
@@ -369,6 +377,11 @@ class ExperimentConfig:
             raise ConfigError(
                 f"`config.optimizer.poly_end` is {optimizer.poly_end:g}, but must be less than the first learning rate, "
                 f"`config.optimizer.learning_rate_per_256` · batch / 256 = {initial:g}, or the rate would rise; lower it."
+            )
+        if self.data.holdout_shards and self.data.validation_prefix != "validation":
+            raise ConfigError(
+                f"`config.data.holdout_shards` is {self.data.holdout_shards} and `config.data.validation_prefix` "
+                f"{self.data.validation_prefix!r}, but only one can say what 'validation' means; leave one of them out."
             )
         if self.model.batch_norm_batch_size and self.model.batch_norm_group_size:
             raise ConfigError(

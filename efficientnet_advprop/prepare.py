@@ -47,6 +47,15 @@ _TRAIN_SHARDS = flags.DEFINE_integer(
 _VALIDATION_SHARDS = flags.DEFINE_integer(
     "validation_shards", 128, "number of validation files", lower_bound=1
 )
+_MINIVAL_LIST = flags.DEFINE_string(
+    "minival_list",
+    None,
+    "file with the names of training images that are to be left out of the training files and become minival-… files, for "
+    "--config.data.validation_prefix=minival",
+)
+_MINIVAL_SHARDS = flags.DEFINE_integer(
+    "minival_shards", 20, "number of files for --minival_list", lower_bound=1
+)
 _NUM_SHOWN = 20  # of the images that cannot be converted
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", 16, "files written at a time", lower_bound=1)
 
@@ -110,8 +119,17 @@ def main(argv):
             f"label 0, {names[-1]!r} label {len(names) - 1}"
         )
     claim_class_names(_OUTPUT_DIR.value, names, "records")
+    if _MINIVAL_LIST.value:
+        images_of["train"], images_of["minival"] = conversion.hold_out(
+            images_of["train"], _MINIVAL_LIST.value
+        )
+    shards = {
+        "train": _TRAIN_SHARDS,
+        "validation": _VALIDATION_SHARDS,
+        "minival": _MINIVAL_SHARDS,
+    }
     for prefix, images in images_of.items():
-        num_shards = {"train": _TRAIN_SHARDS, "validation": _VALIDATION_SHARDS}[prefix].value
+        num_shards = shards[prefix].value
         print(f"{prefix}: {len(images)} images into {num_shards} files")
         try:
             report = conversion.convert(

@@ -245,6 +245,36 @@ def list_tfds(split: records.Split, class_names: Sequence[str]) -> List[ImageSou
     return sources
 
 
+def hold_out(
+    sources: Sequence[ImageSource], names_file: str
+) -> "tuple[List[ImageSource], List[ImageSource]]":
+    """Training images without, and with, those that a list names: the official "minival" is such a list.
+
+    Args:
+      sources: the training images.
+      names_file: a file name on each line, such as n01440764_10026.JPEG; local or gs://. A path before it does not matter.
+
+    Raises:
+      records.DataError: the file is missing or empty, or names an image that there is not.
+    """
+    try:
+        with tf.io.gfile.GFile(names_file) as file:
+            wanted = {line.strip().rsplit("/", 1)[-1] for line in file if line.strip()}
+    except tf.errors.OpError as error:
+        raise records.DataError(
+            f"`--minival_list` is {names_file!r}, which cannot be read: {brief_message(error)}"
+        ) from error
+    is_held = [source.name.rsplit("/", 1)[-1] in wanted for source in sources]
+    held = [source for source, held in zip(sources, is_held) if held]
+    lacking = sorted(wanted - {source.name.rsplit("/", 1)[-1] for source in held})
+    if lacking or not held:
+        raise records.DataError(
+            f"`--minival_list` is {names_file!r}, whose names are not all among the {len(sources):,} training images: "
+            f"{', '.join(lacking[:3]) or 'it is empty'}{' and more' if len(lacking) > 3 else ''}."
+        )
+    return [source for source, held in zip(sources, is_held) if not held], held
+
+
 def to_rgb_jpeg(encoded: bytes) -> "tuple[bytes, int, int, bool]":
     """An image's bytes as an RGB (or gray) JPEG, its height and width, and whether it had to be encoded anew.
 

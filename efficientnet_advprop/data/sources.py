@@ -21,15 +21,17 @@ if typing.TYPE_CHECKING:
 def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
     """The shards of a split: "train", "validation" or, of TFRecords in the official layout, another prefix.
 
-    With `data.holdout_shards`, "train" lacks its first so many files and "validation" is those ("minival"), as in the official
-    code. `data.num_train_examples` then takes the first records of every training file.
+    With `data.holdout_shards`, "train" lacks its first so many files and "validation" is those
+    ("minival"), as in the official code; otherwise "validation" is what `data.validation_prefix`
+    says. `data.num_train_examples` then takes the first records of every training file.
 
     Raises:
       records.DataError: the data are not there or not whole (see `records.open_split`), or there are no more files than held
         out, or fewer examples than asked for.
     """
     held_out = data.holdout_shards if split in ("train", "validation") else 0
-    opened = _open_whole_split(data, data_dir, "train" if held_out else split)
+    prefix = data.validation_prefix if split == "validation" else split
+    opened = _open_whole_split(data, data_dir, "train" if held_out else prefix)
     if held_out:
         num_files = len(opened.files)
         if held_out >= num_files:

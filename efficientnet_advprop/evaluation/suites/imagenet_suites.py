@@ -19,6 +19,7 @@ import tensorflow as tf
 from efficientnet_advprop.data import (
     corrupted_images,
     corruptions,
+    ground_truth,
     image_folders,
     records,
     sources,
@@ -60,7 +61,7 @@ class Layout:
     """What a data set may look like below `data_dir`; the first that is there counts.
 
     Args:
-        folders: with a sub-folder per class.
+        folders: with a sub-folder per class; of "imagenet" also flat, see `ground_truth`.
         archives: uncompressed tar archives of such a folder.
         records: folders of TFRecords `validation-*`.
         tfds: the data set's name, prepared by TensorFlow Datasets, and its split.
@@ -89,7 +90,13 @@ _V2 = {
 }
 LAYOUTS = {
     "imagenet": Layout(
-        ("imagenet/val", "imagenet/validation", "ILSVRC/Data/CLS-LOC/val", "val"),
+        (
+            "imagenet/val",
+            "imagenet/validation",
+            "ILSVRC/Data/CLS-LOC/val",
+            "val",
+            "ILSVRC2012_img_val",
+        ),
         50_000,
         records=("imagenet", "."),
         tfds=("imagenet2012", "validation"),
@@ -203,6 +210,9 @@ def _list_records(path: str) -> RecordImages:
 
 
 def _list_folder(name: str, path: str, allow_empty: bool) -> FileImages:
+    if name == "imagenet" and ground_truth.is_flat(path):
+        paths, labels = ground_truth.list_flat_validation(path)
+        return FileImages(paths, labels, path)
     folder = image_folders.ImageFolder(
         path, NUM_CLASSES, class_labels(name), _what_is_wrong(name), allow_empty=allow_empty
     )

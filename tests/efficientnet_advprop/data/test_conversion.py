@@ -299,3 +299,37 @@ def test_show_input(tmp_path, folder):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "grid.png").size == (5 * 34, 3 * 34)
+
+
+def test_a_list_of_names_becomes_minival_and_leaves_training(folder):
+    sources = conversion.list_image_folder(str(folder / "train"))
+    names = folder / "minival.txt"
+    names.write_text("n02/n02_3.JPEG\nn01_0.JPEG\n\n")
+    kept, held = conversion.hold_out(sources, str(names))
+    assert sorted(source.name.rsplit("/", 1)[-1] for source in held) == [
+        "n01_0.JPEG",
+        "n02_3.JPEG",
+    ]
+    assert len(kept) == 13 and not set(kept) & set(held)
+    for prefix, images in (("train", kept), ("minival", held)):
+        conversion.convert(images, str(folder / "out"), prefix, num_shards=1)
+    data = DataConfig(validation_prefix="minival")
+    assert pipeline.count_examples(data, str(folder / "out"), "train") == 13
+    assert pipeline.count_examples(data, str(folder / "out"), "validation") == 2
+
+
+@pytest.mark.parametrize(
+    "contents, words",
+    [
+        (None, "cannot be read"),
+        ("", "it is empty"),
+        ("n01_0.JPEG\nn09_9.JPEG\n", "not all among the 15 training images: n09_9.JPEG"),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(folder, contents, words):
+    names = folder / "minival.txt"
+    if contents is not None:
+        names.write_text(contents)
+    sources = conversion.list_image_folder(str(folder / "train"))
+    with pytest.raises(records.DataError, match=f"`--minival_list` is .*{words}"):
+        conversion.hold_out(sources, str(names))

@@ -15,6 +15,7 @@ from typing import Optional
 
 import tensorflow as tf
 
+from efficientnet_advprop.class_labels import background_offset
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.class_names import LABELS_MAP, read_class_names
@@ -65,7 +66,10 @@ class RestoredNetwork:
             "description": self.description.splitlines(),
             "published": published,
         }
-        return dataclasses.replace(classifier, config=config, class_names=self.class_names)
+        # The background's name is of no class of a data set.
+        offset = background_offset(self.model.num_classes)
+        names = self.class_names and self.class_names[offset:]
+        return dataclasses.replace(classifier, config=config, class_names=names)
 
 
 def restore_network(

@@ -59,7 +59,7 @@ def read_config(model_dir: str) -> ExperimentConfig:
         return ExperimentConfig.from_json(file.read())
 
 
-def _latest(directory: str) -> Optional[str]:
+def latest(directory: str) -> Optional[str]:
     """The newest checkpoint that a folder's state file names, if it is there.
 
     Not `tf.train.latest_checkpoint`, which takes the path for a pattern.
@@ -78,7 +78,7 @@ def check_model_dir(
     Fields that change nothing of what is computed (`config.OPERATIONAL_FIELDS`) may differ. Class
     names, where they are known, may not: that is a `ClassNamesError`.
     """
-    if not any(_latest(os.path.join(model_dir, part)) for part in (LAST, BEST)):
+    if not any(latest(os.path.join(model_dir, part)) for part in (LAST, BEST)):
         return
     changed = config_lib.differences(read_config(model_dir), config)
     fatal = {
@@ -357,7 +357,7 @@ def _restore_network(model_dir: str, which: str) -> tf.Module:
     if which not in ("best", "last"):
         raise ValueError(f"`which` is {which!r}, but must be 'best' or 'last'.")
     directory = os.path.join(model_dir, BEST if which == "best" else LAST)
-    path = _latest(directory)
+    path = latest(directory)
     if path is None:
         raise CheckpointError(
             f"`model_dir` is {model_dir!r}, but {directory} holds no checkpoint yet; train longer."

@@ -31,7 +31,7 @@ from efficientnet_advprop.training.loop import make_evaluation
 from efficientnet_advprop.training.progress import Progress
 
 _REPORTS, _TOP1_FILE = "validation", "top1.json"
-_CONFIG_WAIT_SECONDS = 5.0  # between two looks for a run that has not begun
+_WAIT_SECONDS = 5.0  # between two looks at what the run has written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +88,7 @@ def follow(
         model = assembly.make_model(config, aux_branches=0)
     evaluate = make_evaluation(config, strategy, data_dir, model)
     step = None
+    tf.io.gfile.makedirs(os.path.join(model_dir, _REPORTS))
     progress = Progress(
         os.path.join(model_dir, _REPORTS),
         start_step=total_steps,  # earlier reports stay
@@ -125,13 +126,22 @@ def _wait_for_run(model_dir: str, timeout_seconds: Optional[float]) -> None:
             raise CheckpointError(
                 f"`--model_dir` is {model_dir!r}, where no run has begun within {timeout_seconds:g} seconds."
             )
-        time.sleep(min(_CONFIG_WAIT_SECONDS, max(0.0, deadline - time.monotonic())))
+        time.sleep(min(_WAIT_SECONDS, max(0.0, deadline - time.monotonic())))
 
 
 def _new_checkpoints(model_dir: str, timeout_seconds: Optional[float]) -> Iterator[str]:
-    directory = os.path.join(model_dir, checkpoints.LAST)
-    tf.io.gfile.makedirs(directory)
-    return tf.train.checkpoints_iterator(directory, timeout=timeout_seconds)
+    """The newest checkpoint, whenever there is a newer one than before, until none comes in time."""
+    directory, last = os.path.join(model_dir, checkpoints.LAST), None
+    since = time.monotonic()
+    while timeout_seconds is None or time.monotonic() <= since + timeout_seconds:
+        path = checkpoints.latest(directory)
+        if path is not None and path != last:
+            yield path
+            last, since = path, time.monotonic()
+        else:
+            time.sleep(
+                _WAIT_SECONDS if timeout_seconds is None else min(_WAIT_SECONDS, timeout_seconds)
+            )
 
 
 def _read_best(model_dir: str) -> tuple[Optional[int], Optional[float]]:

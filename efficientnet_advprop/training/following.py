@@ -133,15 +133,15 @@ def _new_checkpoints(model_dir: str, timeout_seconds: Optional[float]) -> Iterat
     """The newest checkpoint, whenever there is a newer one than before, until none comes in time."""
     directory, last = os.path.join(model_dir, checkpoints.LAST), None
     since = time.monotonic()
-    while timeout_seconds is None or time.monotonic() <= since + timeout_seconds:
+    while True:
         path = checkpoints.latest(directory)
         if path is not None and path != last:
             yield path
             last, since = path, time.monotonic()
-        else:
-            time.sleep(
-                _WAIT_SECONDS if timeout_seconds is None else min(_WAIT_SECONDS, timeout_seconds)
-            )
+            continue
+        if timeout_seconds is not None and time.monotonic() >= since + timeout_seconds:
+            return
+        time.sleep(_WAIT_SECONDS)
 
 
 def _read_best(model_dir: str) -> tuple[Optional[int], Optional[float]]:
@@ -159,11 +159,13 @@ def _keep(model_dir: str, path: str, step: int, top1: float, log: Callable[[str]
     tf.io.gfile.makedirs(directory)
     name = os.path.basename(path)
     # The index last: without it the copy is no checkpoint.
-    files = sorted(tf.io.gfile.glob(f"{path}.*"), key=lambda file: file.endswith(".index"))
+    source = os.path.dirname(path)
+    files = [file for file in tf.io.gfile.listdir(source) if file.startswith(f"{name}.")]
     try:
-        for file in files:
-            target = os.path.join(directory, os.path.basename(file))
-            tf.io.gfile.copy(file, target, overwrite=True)
+        for file in sorted(files, key=lambda file: file.endswith(".index")):
+            tf.io.gfile.copy(
+                os.path.join(source, file), os.path.join(directory, file), overwrite=True
+            )
     except tf.errors.NotFoundError:
         log(f"{path} was removed by the run before it could be kept")
         return False
@@ -172,7 +174,7 @@ def _keep(model_dir: str, path: str, step: int, top1: float, log: Callable[[str]
     write_atomically(
         os.path.join(directory, _TOP1_FILE), json.dumps({"step": step, "top1": top1}).encode()
     )
-    for file in tf.io.gfile.glob(os.path.join(directory, "ckpt-*")):
-        if not os.path.basename(file).startswith(f"{name}."):
-            tf.io.gfile.remove(file)
+    for file in tf.io.gfile.listdir(directory):
+        if file.startswith("ckpt-") and not file.startswith(f"{name}."):
+            tf.io.gfile.remove(os.path.join(directory, file))
     return True

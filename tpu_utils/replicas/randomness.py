@@ -50,6 +50,11 @@ def uniform(shape, seed: tf.Tensor, minval: float = 0.0, maxval: float = 1.0) ->
     return tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) * scale + 0.5 * (minval + maxval)
 
 
+def normal(shape, seed: tf.Tensor) -> tf.Tensor:
+    """Standard normal, float32; the same on every device but for rounding."""
+    return tf.random.stateless_normal(shape, seed, alg=ALGORITHM)
+
+
 def noise_like(images: tf.Tensor, seed: tf.Tensor, minval: float, maxval: float) -> tf.Tensor:
     """Uniform in (minval, maxval), float32, in steps of 2⁻¹⁶ of the range, in the shape of `images` [batch, height, width, c].
 

@@ -1,0 +1,200 @@
+"""Auto-PGD: projected gradient ascent that chooses its own step sizes (Croce and Hein, ICML 2020, section 3).
+
+    attack = APGD(epsilon=8.0, norm="linf", num_steps=100, num_classes=10)
+    adversarial_images = attack(lambda x: model(x, training=False, branch="main"), images, labels, seed)
+
+    APGD(epsilon=8.0, loss="dlr", targeted=True, num_targets=9, num_classes=10)          # APGD-T of AutoAttack
+"""
+
+import dataclasses
+from typing import NamedTuple, Optional
+
+import numpy as np
+import tensorflow as tf
+
+from efficientnet_advprop.attacks import norms, objectives
+from efficientnet_advprop.attacks.search import Found, LogitsFn, Run, Search, ascend, require_whole
+
+LOSSES = ("cross_entropy", "dlr")
+# Of the paper: the first step is this many radii long; so much of a step is taken anew, the rest is momentum; and the step is
+# halved where fewer than so many of the steps since the last check raised the loss.
+_FIRST_STEP = 2.0
+_NEW_SHARE = 0.75
+_ENOUGH_RISES = 0.75
+# Fractions of the steps: until the first check, by how much the distance of checks shrinks, and its least.
+_FIRST_CHECK, _SHRINKAGE, _LEAST_DISTANCE = 0.22, 0.03, 0.06
+
+
+class _State(NamedTuple):
+    """Of each image: where the search is and was, the best point with its gradient and loss, and what the checks count."""
+
+    images: tf.Tensor
+    previous_images: tf.Tensor
+    best_images: tf.Tensor
+    best_gradients: tf.Tensor
+    best_loss: tf.Tensor
+    previous_loss: tf.Tensor
+    num_rises: tf.Tensor
+    step_size: tf.Tensor
+    best_loss_at_check: tf.Tensor
+    was_halved: tf.Tensor
+
+
+def check_distances(num_steps: int) -> dict[int, int]:
+    """After which steps step sizes are checked, each with the number of steps since the check before."""
+    first, shrinkage, least = (
+        max(int(share * num_steps), 1) for share in (_FIRST_CHECK, _SHRINKAGE, _LEAST_DISTANCE)
+    )
+    checks, step, distance = {}, first, first
+    while step <= num_steps:
+        checks[step] = distance
+        distance = max(distance - shrinkage, least)
+        step += distance
+    return checks
+
+
+@dataclasses.dataclass(frozen=True)
+class APGD(Search):
+    """Auto-PGD.
+
+    Args:
+        epsilon: radius of the ball around the clean image, in pixels of 255: of the largest pixel under "linf", Euclidean under
+            "l2"; > 0.
+        norm: "linf" or "l2".
+        num_steps: gradient steps of a run, ≥ 1; the loop is traced once whatever their number.
+        loss: "cross_entropy", or "dlr", the difference of logits ratio.
+        targeted: go for the `num_targets` likeliest wrong classes one after the other; False goes away from the true class.
+        num_targets: with `targeted`, ≥ 1 and below the number of classes.
+        num_restarts: random starts (per target), ≥ 1.
+        num_classes: of the logits; None: as many as come. "dlr" needs 3, targeted 4.
+        num_gradients: gradients that are averaged for a step (expectation over transformation), for a network that answers
+            differently each time; ≥ 1.
+
+    Raises:
+        ValueError: a value out of its range, with its name.
+    """
+
+    epsilon: float = 8.0
+    norm: str = "linf"
+    num_steps: int = 100
+    loss: str = "cross_entropy"
+    targeted: bool = False
+    num_targets: int = 9
+    num_restarts: int = 1
+    num_classes: Optional[int] = None
+    num_gradients: int = 1
+
+    def __post_init__(self):
+        self._require_runs()
+        require_whole("num_steps", self.num_steps, 1)
+        require_whole("num_gradients", self.num_gradients, 1)
+        if self.loss not in LOSSES:
+            raise ValueError(f"`loss` is {self.loss!r}, but must be one of {', '.join(LOSSES)}.")
+        least = 4 if self.targeted else 3
+        if self.loss == "dlr" and self.num_classes is not None and self.num_classes < least:
+            raise ValueError(
+                f"`num_classes` is {self.num_classes}, but the loss dlr compares {least} logits"
+                f"{' when targeted' if self.targeted else ''}; loss='cross_entropy' does with two."
+            )
+
+    def _objective(self, labels, logits, targets):
+        if self.loss == "dlr":
+            if targets is None:
+                return objectives.dlr(labels, logits)
+            return objectives.targeted_dlr(labels, targets, logits)
+        if targets is None:
+            return objectives.cross_entropy(labels, logits)
+        return -objectives.cross_entropy(targets, logits)
+
+    def _run(self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found) -> Found:
+        norm = norms.NORMS[self.norm]
+        distances = np.zeros([self.num_steps + 1], np.int32)  # since the last check; 0: no check after this step
+        for step, distance in check_distances(self.num_steps).items():
+            distances[step] = distance
+
+        def judge(images):
+            logits = tf.cast(logits_fn(images), tf.float32)
+            return self._objective(labels, logits, run.targets), objectives.is_right(labels, logits)
+
+        def evaluate(images):
+            if self.num_gradients == 1:
+                gradients, (loss, is_right) = ascend(judge, images)
+                return gradients, loss, is_right
+
+            def once_more(number, gradients, loss, _):
+                more_gradients, (more_loss, is_right) = ascend(judge, images)
+                return number + 1, gradients + more_gradients, loss + more_loss, is_right
+
+            start = (tf.constant(0), tf.zeros_like(images), tf.zeros_like(images[:, 0, 0, 0]), found.is_open)
+            _, gradients, loss, is_right = tf.while_loop(lambda n, *_: n < self.num_gradients, once_more, start)
+            return gradients / self.num_gradients, loss / self.num_gradients, is_right
+
+        def advance(step, state, found):
+            state, found = _State(*state), Found(*found)
+            gradients, loss, is_right = evaluate(state.images)
+            found = found.update(state.images, ~is_right)
+            is_start = tf.equal(step, 0)
+            state = _remember(state, gradients, loss, is_start)
+            state, gradients = _check(state, gradients, tf.gather(distances, step))
+            # The first step has no momentum: there is no step before it.
+            new_share = tf.where(is_start, 1.0, _NEW_SHARE)
+            moved = state.images + norms.per_image(state.step_size) * norm.steepest(gradients)
+            moved = norm.project(moved, images, self.epsilon) - state.images
+            momentum = state.images - state.previous_images
+            coming = norm.project(state.images + new_share * moved + (1.0 - new_share) * momentum, images, self.epsilon)
+            state = state._replace(images=tf.ensure_shape(coming, images.shape), previous_images=state.images)
+            return step + 1, tuple(state), tuple(found)
+
+        start = images + self.epsilon * norm.random_direction(images, run.seed)
+        start = tf.ensure_shape(norm.project(start, images, self.epsilon), images.shape)
+        zeros = tf.zeros_like(images[:, 0, 0, 0])
+        state = _State(
+            images=start,
+            previous_images=start,
+            best_images=start,
+            best_gradients=tf.zeros_like(images),
+            best_loss=zeros,
+            previous_loss=zeros,
+            num_rises=tf.zeros_like(labels),
+            step_size=zeros + _FIRST_STEP * self.epsilon,
+            best_loss_at_check=zeros,
+            was_halved=tf.ones_like(found.is_open),
+        )
+        # The start is looked at like every step, hence one more than `num_steps`.
+        more = lambda step, _, found: (step <= self.num_steps) & tf.reduce_any(found[1])  # noqa: E731
+        _, _, found = tf.while_loop(more, advance, (tf.constant(0), tuple(state), tuple(found)))
+        return Found(*found)
+
+
+def _remember(state: _State, gradients, loss, is_start) -> _State:
+    """The state with what was seen at its images."""
+    is_better = is_start | (loss > state.best_loss)
+    is_better_image = norms.per_image(is_better)
+    rises = ~is_start & (loss > state.previous_loss)
+    return state._replace(
+        best_images=tf.where(is_better_image, state.images, state.best_images),
+        best_gradients=tf.where(is_better_image, gradients, state.best_gradients),
+        best_loss=tf.where(is_better, loss, state.best_loss),
+        best_loss_at_check=tf.where(is_start, loss, state.best_loss_at_check),
+        previous_loss=loss,
+        num_rises=state.num_rises + tf.cast(rises, tf.int32),
+    )
+
+
+def _check(state: _State, gradients, distance) -> tuple[_State, tf.Tensor]:
+    """If `distance` > 0: step sizes halved, and the best point returned to, where the search stopped rising."""
+    is_check = distance > 0
+    rises_too_little = tf.cast(state.num_rises, tf.float32) <= _ENOUGH_RISES * tf.cast(distance, tf.float32)
+    is_stuck = ~state.was_halved & (state.best_loss_at_check >= state.best_loss)
+    is_halved = is_check & (rises_too_little | is_stuck)
+    is_halved_image = norms.per_image(is_halved)
+    state = state._replace(
+        images=tf.where(is_halved_image, state.best_images, state.images),
+        step_size=tf.where(is_halved, 0.5 * state.step_size, state.step_size),
+        was_halved=tf.where(is_check, is_halved, state.was_halved),
+        best_loss_at_check=tf.where(is_check, state.best_loss, state.best_loss_at_check),
+        num_rises=tf.where(is_check, 0, state.num_rises),
+    )
+    return state, tf.where(is_halved_image, state.best_gradients, gradients)
+
+

@@ -1,0 +1,156 @@
+"""Fast adaptive boundary attack: the nearest misclassified image (Croce and Hein, "Minimally distorted adversarial examples with
+a fast adaptive boundary attack", ICML 2020).
+
+    attack = FAB(epsilon=8.0, norm="linf", num_targets=9, num_classes=10)
+    adversarial_images = attack(logits_fn, images, labels, seed)
+
+Each step projects the current and the clean image onto the boundary as it looks from here, a hyperplane, and goes to a point
+between the two; a misclassified point is drawn back towards the clean image. What counts is the nearest one that was met.
+"""
+
+import dataclasses
+from typing import Optional
+
+import tensorflow as tf
+
+from efficientnet_advprop.attacks import norms, objectives
+from efficientnet_advprop.attacks.search import Found, LogitsFn, Run, Search, ascend, require_whole
+
+# Of the paper: the largest weight of the clean image's projection, by how much a projection is overshot, and how much of the way
+# to the clean image a misclassified point keeps.
+_LARGEST_BIAS = 0.1
+_OVERSHOOT = 1.05
+_KEPT_SHARE = 0.9
+_TINY = 1e-12
+_SHORTEST = 1e-6  # pixels; a projection that moves less has arrived
+_NUM_REFINEMENTS = 40  # of the projection onto a hyperplane; about ten are needed
+
+
+def shortest_step(points: tf.Tensor, normals: tf.Tensor, gaps: tf.Tensor, norm) -> tf.Tensor:
+    """The shortest step to a hyperplane that stays in the pixel range.
+
+    Along the way each pixel value moves against or with its normal, at the norm's speed, until it meets the end of its range: the
+    rise over the hyperplane's normal is a concave, piecewise linear function of the time, of which Newton's method finds the root
+    from the left.
+
+    Args:
+        points: float32 [batch, height, width, channels], in [0, 255].
+        normals: of the hyperplanes, in the same shape.
+        gaps: float32 [batch]: normal · point − offset, what the step must take away.
+        norm: of `norms.NORMS`.
+
+    Returns:
+        Float32 steps in the shape of `points`; where no point of the range is on the hyperplane, as far as the range goes.
+    """
+    directions = -norms.per_image(tf.sign(gaps)) * tf.sign(normals)
+    room = tf.where(directions > 0.0, norms.HIGHEST_PIXEL - points, points - norms.LOWEST_PIXEL)
+    weights, speeds, wanted = tf.abs(normals), norm.speeds(normals), tf.abs(gaps)
+    rates = weights * speeds
+    total = lambda values: tf.reduce_sum(values, [1, 2, 3])  # noqa: E731
+
+    def refine(number, times, _):
+        way = norms.per_image(times) * speeds
+        missing = wanted - total(weights * tf.minimum(way, room))
+        rate = total(tf.where(way < room, rates, 0.0))
+        goes_on = (missing > 1e-6 * wanted) & (rate > 0.0)
+        return number + 1, times + tf.where(goes_on, missing / tf.maximum(rate, _TINY), 0.0), goes_on
+
+    start = (tf.constant(0), tf.zeros_like(wanted), wanted > 0.0)
+    more = lambda number, _, goes_on: (number < _NUM_REFINEMENTS) & tf.reduce_any(goes_on)  # noqa: E731
+    _, times, _ = tf.while_loop(more, refine, start)
+    return directions * tf.minimum(norms.per_image(times) * speeds, room)
+
+
+@dataclasses.dataclass(frozen=True)
+class FAB(Search):
+    """The nearest misclassified image, kept if it is within `epsilon`.
+
+    Args:
+        epsilon, norm: see `APGD`.
+        num_steps: of a run, ≥ 1; traced once whatever their number. A batch ends when all its images are found within
+            `epsilon`.
+        targeted: look at the boundaries to the `num_targets` likeliest wrong classes, one run each. False looks at all classes
+            in every step, at the cost of a gradient for each class.
+        num_targets, num_restarts, num_classes: see `APGD`. The first start is the clean image itself, later ones are random.
+
+    Raises:
+        ValueError: a value out of its range, with its name.
+    """
+
+    epsilon: float = 8.0
+    norm: str = "linf"
+    num_steps: int = 100
+    targeted: bool = True
+    num_targets: int = 9
+    num_restarts: int = 1
+    num_classes: Optional[int] = None
+
+    def __post_init__(self):
+        self._require_runs()
+        require_whole("num_steps", self.num_steps, 1)
+
+    def _boundary(self, logits_fn, images, labels, targets):
+        """The nearest boundary as it looks from `images`: a class's logit less the label's [batch], and its gradient."""
+
+        def lead(classes):
+            def of(images):
+                logits = tf.cast(logits_fn(images), tf.float32)
+                return (objectives.logit_of(classes, logits) - objectives.logit_of(labels, logits),)
+
+            gradients, (leads,) = ascend(of, images)
+            return leads, gradients
+
+        if targets is not None:
+            return lead(targets)
+        norm = norms.NORMS[self.norm]
+
+        def compare(number, nearest, leads, gradients):
+            more_leads, more_gradients = lead(tf.fill(tf.shape(labels), number))
+            distances = tf.abs(more_leads) / (norm.dual_length(more_gradients) + _TINY)
+            is_nearer = (distances < nearest) & tf.not_equal(labels, number)
+            return (
+                number + 1,
+                tf.where(is_nearer, distances, nearest),
+                tf.where(is_nearer, more_leads, leads),
+                tf.ensure_shape(tf.where(norms.per_image(is_nearer), more_gradients, gradients), images.shape),
+            )
+
+        zeros = tf.zeros_like(images[:, 0, 0, 0])
+        start = (tf.constant(0), zeros + float("inf"), zeros, tf.zeros_like(images))
+        num_classes = logits_fn(images).shape[-1] if self.num_classes is None else self.num_classes
+        _, _, leads, gradients = tf.while_loop(lambda number, *_: number < num_classes, compare, start)
+        return leads, gradients
+
+    def _run(self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found) -> Found:
+        norm = norms.NORMS[self.norm]
+
+        def advance(step, points, nearest_images, nearest):
+            leads, normals = self._boundary(logits_fn, points, labels, run.targets)
+            own_step = shortest_step(points, normals, leads, norm)
+            from_clean = tf.reduce_sum(normals * (images - points), [1, 2, 3])
+            clean_step = shortest_step(images, normals, leads + from_clean, norm)
+            own_length = tf.maximum(norm.length(own_step), _SHORTEST)
+            clean_length = tf.maximum(norm.length(clean_step), _SHORTEST)
+            bias = norms.per_image(tf.minimum(own_length / (own_length + clean_length), _LARGEST_BIAS))
+            points = (points + _OVERSHOOT * own_step) * (1.0 - bias) + (images + _OVERSHOOT * clean_step) * bias
+            points = norms.clip_to_pixels(points)
+            is_wrong = ~objectives.is_right(labels, tf.cast(logits_fn(points), tf.float32))
+            distances = norm.length(points - images)
+            is_nearest = is_wrong & (distances < nearest)
+            nearest_images = tf.where(norms.per_image(is_nearest), points, nearest_images)
+            nearest = tf.where(is_nearest, distances, nearest)
+            drawn_back = images + _KEPT_SHARE * (points - images)
+            points = tf.where(norms.per_image(is_wrong), drawn_back, points)
+            keep = lambda values: tf.ensure_shape(values, images.shape)  # noqa: E731
+            return step + 1, keep(points), keep(nearest_images), nearest
+
+        # A restart begins half a radius away.
+        noise = 0.5 * self.epsilon * norm.random_direction(images, run.seed)
+        start = tf.where(run.is_restart, norms.clip_to_pixels(images + noise), images)
+        nowhere = tf.zeros_like(images[:, 0, 0, 0]) + float("inf")
+        _, _, nearest_images, nearest = tf.while_loop(
+            lambda step, _, __, nearest: (step < self.num_steps) & tf.reduce_any(found.is_open & (nearest > self.epsilon)),
+            advance,
+            (tf.constant(0), tf.ensure_shape(start, images.shape), images, nowhere),
+        )
+        return found.update(nearest_images, nearest <= self.epsilon)

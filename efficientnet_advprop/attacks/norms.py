@@ -1,0 +1,126 @@
+"""The balls that an attack may search: L∞ and L2 around an image, cut to the pixel range, in pixels of 255.
+
+    norm = NORMS["l2"]
+    inside = norm.project(images, clean_images, epsilon=128.0)    # float32 [batch, height, width, channels]
+    norm.length(inside - clean_images)                            # float32 [batch], at most 128
+
+A length in L2 is the Euclidean length over all pixel values of an image: ε = 0.5 of papers that count pixels in [0, 1] is 127.5.
+"""
+
+import math
+
+import tensorflow as tf
+
+from tpu_utils import randomness
+
+LOWEST_PIXEL = 0.0
+HIGHEST_PIXEL = 255.0
+_TINY = 1e-12  # keeps a quotient of lengths finite
+
+
+def per_image(values: tf.Tensor) -> tf.Tensor:
+    """[batch] → [batch, 1, 1, 1], to stand beside images."""
+    return values[:, None, None, None]
+
+
+def clip_to_pixels(images: tf.Tensor) -> tf.Tensor:
+    """Images in the pixel range."""
+    return tf.clip_by_value(images, LOWEST_PIXEL, HIGHEST_PIXEL)
+
+
+class Linf:
+    """The largest difference of any pixel value."""
+
+    name = "linf"
+
+    def length(self, differences: tf.Tensor) -> tf.Tensor:
+        """[batch, height, width, channels] → float32 [batch]."""
+        return tf.reduce_max(tf.abs(differences), [1, 2, 3])
+
+    def dual_length(self, gradients: tf.Tensor) -> tf.Tensor:
+        """By how much a linear function rises over a step of length 1 in its best direction; float32 [batch]."""
+        return tf.reduce_sum(tf.abs(gradients), [1, 2, 3])
+
+    def steepest(self, gradients: tf.Tensor) -> tf.Tensor:
+        """The step of length 1 along which a function of these gradients rises fastest."""
+        return tf.sign(gradients)
+
+    def speeds(self, gradients: tf.Tensor) -> tf.Tensor:
+        """How fast each pixel value moves on the shortest way to a hyperplane with these normals, ≥ 0."""
+        return tf.abs(tf.sign(gradients))
+
+    def project(self, images: tf.Tensor, clean_images: tf.Tensor, epsilon) -> tf.Tensor:
+        """The nearest images within `epsilon` of the clean ones and in the pixel range."""
+        return clip_to_pixels(tf.clip_by_value(images, clean_images - epsilon, clean_images + epsilon))
+
+    def random_direction(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Random differences of length 1, in the shape of `images`. `seed`: int32 [2]."""
+        noise = randomness.noise_like(images, seed, -1.0, 1.0)
+        return noise / per_image(self.length(noise))
+
+    def largest_epsilon(self, num_values: int) -> float:
+        """From which radius on the ball holds every image of so many pixel values."""
+        del num_values
+        return HIGHEST_PIXEL
+
+
+class L2:
+    """The Euclidean length over all pixel values; methods as those of `Linf`."""
+
+    name = "l2"
+
+    def length(self, differences: tf.Tensor) -> tf.Tensor:
+        return tf.sqrt(tf.reduce_sum(tf.square(differences), [1, 2, 3]))
+
+    def dual_length(self, gradients: tf.Tensor) -> tf.Tensor:
+        return self.length(gradients)
+
+    def steepest(self, gradients: tf.Tensor) -> tf.Tensor:
+        return gradients / per_image(self.length(gradients) + _TINY)
+
+    def speeds(self, gradients: tf.Tensor) -> tf.Tensor:
+        return tf.abs(gradients)
+
+    def project(self, images: tf.Tensor, clean_images: tf.Tensor, epsilon) -> tf.Tensor:
+        differences = images - clean_images
+        # The pixel range is convex and holds the clean image: clipping after scaling only shortens the difference.
+        factors = tf.minimum(1.0, epsilon / (self.length(differences) + _TINY))
+        return clip_to_pixels(clean_images + differences * per_image(factors))
+
+    def random_direction(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return self.steepest(randomness.normal(tf.shape(images), seed))
+
+    def largest_epsilon(self, num_values: int) -> float:
+        return HIGHEST_PIXEL * math.sqrt(num_values)
+
+
+NORMS = {norm.name: norm for norm in (Linf(), L2())}
+
+
+def require_norm(norm: str) -> None:
+    """Raises a ValueError unless there is such a norm."""
+    if norm not in NORMS:
+        raise ValueError(f"`norm` is {norm!r}, but must be one of {', '.join(NORMS)}.")
+
+
+def require_radius(epsilon: float, norm: str) -> None:
+    """Raises a ValueError unless `epsilon` can be a radius in that norm, in pixels of 255."""
+    require_norm(norm)
+    if not (epsilon > 0.0 and math.isfinite(epsilon)):
+        raise ValueError(f"`epsilon` is {epsilon!r}, but must be a number > 0, in pixels of 255.")
+    if norm == Linf.name and epsilon > HIGHEST_PIXEL:
+        raise ValueError(
+            f"`epsilon` is {epsilon!r}, but under `norm` 'linf' no pixel can move by more than 255; a Euclidean radius needs "
+            "norm='l2'."
+        )
+
+
+def require_fitting_radius(epsilon: float, norm: str, images: tf.Tensor) -> None:
+    """Raises a ValueError where a ball of radius `epsilon` would hold every image of this (static) shape."""
+    if images.shape[1:].is_fully_defined():
+        largest = NORMS[norm].largest_epsilon(images.shape[1:].num_elements())
+        if epsilon > largest:
+            raise ValueError(
+                f"`epsilon` is {epsilon!r}, but under `norm` {norm!r} images of shape {tuple(images.shape[1:])} are at most "
+                f"{largest:.6g} apart, in pixels of 255."
+            )

@@ -1,9 +1,11 @@
-"""Auto-PGD: projected gradient ascent that chooses its own step sizes (Croce and Hein, ICML 2020, section 3).
+"""Auto-PGD: projected gradient ascent that chooses its own step sizes (Croce and Hein,
+ICML 2020, section 3).
 
-    attack = APGD(epsilon=8.0, norm="linf", num_steps=100, num_classes=10)
-    adversarial_images = attack(lambda x: model(x, training=False, branch="main"), images, labels, seed)
+attack = APGD(epsilon=8.0, norm="linf", num_steps=100, num_classes=10)
+adversarial_images = attack(lambda x: model(x, training=False, branch="main"), images, labels, seed)
 
-    APGD(epsilon=8.0, loss="dlr", targeted=True, num_targets=9, num_classes=10)          # APGD-T of AutoAttack
+APGD(epsilon=8.0, loss="dlr", targeted=True, num_targets=9, num_classes=10)          #
+APGD-T of AutoAttack
 """
 
 import dataclasses
@@ -16,17 +18,20 @@ from efficientnet_advprop.attacks import norms, objectives
 from efficientnet_advprop.attacks.search import Found, LogitsFn, Run, Search, ascend, require_whole
 
 LOSSES = ("cross_entropy", "dlr")
-# Of the paper: the first step is this many radii long; so much of a step is taken anew, the rest is momentum; and the step is
-# halved where fewer than so many of the steps since the last check raised the loss.
+# Of the paper: the first step is this many radii long; so much of a step is taken
+# anew, the rest is momentum; and the step is halved where fewer than so many of the
+# steps since the last check raised the loss.
 _FIRST_STEP = 2.0
 _NEW_SHARE = 0.75
 _ENOUGH_RISES = 0.75
-# Fractions of the steps: until the first check, by how much the distance of checks shrinks, and its least.
+# Fractions of the steps: until the first check, by how much the distance of checks
+# shrinks, and its least.
 _FIRST_CHECK, _SHRINKAGE, _LEAST_DISTANCE = 0.22, 0.03, 0.06
 
 
 class _State(NamedTuple):
-    """Of each image: where the search is and was, the best point with its gradient and loss, and what the checks count."""
+    """Of each image: where the search is and was, the best point with its gradient and
+    loss, and what the checks count."""
 
     images: tf.Tensor
     previous_images: tf.Tensor
@@ -41,7 +46,8 @@ class _State(NamedTuple):
 
 
 def check_distances(num_steps: int) -> dict[int, int]:
-    """After which steps step sizes are checked, each with the number of steps since the check before."""
+    """After which steps step sizes are checked, each with the number of steps since
+    the check before."""
     first, shrinkage, least = (
         max(int(share * num_steps), 1) for share in (_FIRST_CHECK, _SHRINKAGE, _LEAST_DISTANCE)
     )
@@ -58,17 +64,18 @@ class APGD(Search):
     """Auto-PGD.
 
     Args:
-        epsilon: radius of the ball around the clean image, in pixels of 255: of the largest pixel under "linf", Euclidean under
-            "l2"; > 0.
+        epsilon: radius of the ball around the clean image, in pixels of 255: of the
+            largest pixel under "linf", Euclidean under "l2"; > 0.
         norm: "linf" or "l2".
         num_steps: gradient steps of a run, ≥ 1; the loop is traced once whatever their number.
         loss: "cross_entropy", or "dlr", the difference of logits ratio.
-        targeted: go for the `num_targets` likeliest wrong classes one after the other; False goes away from the true class.
+        targeted: go for the `num_targets` likeliest wrong classes one after the other;
+            False goes away from the true class.
         num_targets: with `targeted`, ≥ 1 and below the number of classes.
         num_restarts: random starts (per target), ≥ 1.
         num_classes: of the logits; None: as many as come. "dlr" needs 3, targeted 4.
-        num_gradients: gradients that are averaged for a step (expectation over transformation), for a network that answers
-            differently each time; ≥ 1.
+        num_gradients: gradients that are averaged for a step (expectation over
+            transformation), for a network that answers differently each time; ≥ 1.
 
     Raises:
         ValueError: a value out of its range, with its name.
@@ -106,9 +113,13 @@ class APGD(Search):
             return objectives.cross_entropy(labels, logits)
         return -objectives.cross_entropy(targets, logits)
 
-    def _run(self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found) -> Found:
+    def _run(
+        self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found
+    ) -> Found:
         norm = norms.NORMS[self.norm]
-        distances = np.zeros([self.num_steps + 1], np.int32)  # since the last check; 0: no check after this step
+        distances = np.zeros(
+            [self.num_steps + 1], np.int32
+        )  # since the last check; 0: no check after this step
         for step, distance in check_distances(self.num_steps).items():
             distances[step] = distance
 
@@ -125,8 +136,15 @@ class APGD(Search):
                 more_gradients, (more_loss, is_right) = ascend(judge, images)
                 return number + 1, gradients + more_gradients, loss + more_loss, is_right
 
-            start = (tf.constant(0), tf.zeros_like(images), tf.zeros_like(images[:, 0, 0, 0]), found.is_open)
-            _, gradients, loss, is_right = tf.while_loop(lambda n, *_: n < self.num_gradients, once_more, start)
+            start = (
+                tf.constant(0),
+                tf.zeros_like(images),
+                tf.zeros_like(images[:, 0, 0, 0]),
+                found.is_open,
+            )
+            _, gradients, loss, is_right = tf.while_loop(
+                lambda n, *_: n < self.num_gradients, once_more, start
+            )
             return gradients / self.num_gradients, loss / self.num_gradients, is_right
 
         def advance(step, state, found):
@@ -141,8 +159,14 @@ class APGD(Search):
             moved = state.images + norms.per_image(state.step_size) * norm.steepest(gradients)
             moved = norm.project(moved, images, self.epsilon) - state.images
             momentum = state.images - state.previous_images
-            coming = norm.project(state.images + new_share * moved + (1.0 - new_share) * momentum, images, self.epsilon)
-            state = state._replace(images=tf.ensure_shape(coming, images.shape), previous_images=state.images)
+            coming = norm.project(
+                state.images + new_share * moved + (1.0 - new_share) * momentum,
+                images,
+                self.epsilon,
+            )
+            state = state._replace(
+                images=tf.ensure_shape(coming, images.shape), previous_images=state.images
+            )
             return step + 1, tuple(state), tuple(found)
 
         start = images + self.epsilon * norm.random_direction(images, run.seed)
@@ -161,8 +185,11 @@ class APGD(Search):
             was_halved=tf.ones_like(found.is_open),
         )
         # The start is looked at like every step, hence one more than `num_steps`.
-        more = lambda step, _, found: (step <= self.num_steps) & tf.reduce_any(found[1])  # noqa: E731
-        _, _, found = tf.while_loop(more, advance, (tf.constant(0), tuple(state), tuple(found)))
+        _, _, found = tf.while_loop(
+            lambda step, _, found: (step <= self.num_steps) & tf.reduce_any(found[1]),
+            advance,
+            (tf.constant(0), tuple(state), tuple(found)),
+        )
         return Found(*found)
 
 
@@ -182,9 +209,12 @@ def _remember(state: _State, gradients, loss, is_start) -> _State:
 
 
 def _check(state: _State, gradients, distance) -> tuple[_State, tf.Tensor]:
-    """If `distance` > 0: step sizes halved, and the best point returned to, where the search stopped rising."""
+    """If `distance` > 0: step sizes halved, and the best point returned to, where the
+    search stopped rising."""
     is_check = distance > 0
-    rises_too_little = tf.cast(state.num_rises, tf.float32) <= _ENOUGH_RISES * tf.cast(distance, tf.float32)
+    rises_too_little = tf.cast(state.num_rises, tf.float32) <= _ENOUGH_RISES * tf.cast(
+        distance, tf.float32
+    )
     is_stuck = ~state.was_halved & (state.best_loss_at_check >= state.best_loss)
     is_halved = is_check & (rises_too_little | is_stuck)
     is_halved_image = norms.per_image(is_halved)
@@ -196,5 +226,3 @@ def _check(state: _State, gradients, distance) -> tuple[_State, tf.Tensor]:
         num_rises=tf.where(is_check, 0, state.num_rises),
     )
     return state, tf.where(is_halved_image, state.best_gradients, gradients)
-
-

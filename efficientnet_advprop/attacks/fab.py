@@ -1,14 +1,16 @@
-"""Fast adaptive boundary attack: the nearest misclassified image (Croce and Hein, "Minimally distorted adversarial examples with
-a fast adaptive boundary attack", ICML 2020).
+"""Fast adaptive boundary attack: the nearest misclassified image (Croce and Hein,
+"Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML 2020).
 
     attack = FAB(epsilon=8.0, norm="linf", num_targets=9, num_classes=10)
     adversarial_images = attack(logits_fn, images, labels, seed)
 
-Each step projects the current and the clean image onto the boundary as it looks from here, a hyperplane, and goes to a point
-between the two; a misclassified point is drawn back towards the clean image. What counts is the nearest one that was met.
+Each step projects the current and the clean image onto the boundary as it looks from
+here, a hyperplane, and goes to a point between the two; a misclassified point is drawn
+back towards the clean image. What counts is the nearest one that was met.
 """
 
 import dataclasses
+import functools
 from typing import Optional
 
 import tensorflow as tf
@@ -16,8 +18,8 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import norms, objectives
 from efficientnet_advprop.attacks.search import Found, LogitsFn, Run, Search, ascend, require_whole
 
-# Of the paper: the largest weight of the clean image's projection, by how much a projection is overshot, and how much of the way
-# to the clean image a misclassified point keeps.
+# Of the paper: the largest weight of the clean image's projection, by how much a
+# projection is overshot, and how much of the way to the clean image a misclassified point keeps.
 _LARGEST_BIAS = 0.1
 _OVERSHOOT = 1.05
 _KEPT_SHARE = 0.9
@@ -29,9 +31,10 @@ _NUM_REFINEMENTS = 40  # of the projection onto a hyperplane; about ten are need
 def shortest_step(points: tf.Tensor, normals: tf.Tensor, gaps: tf.Tensor, norm) -> tf.Tensor:
     """The shortest step to a hyperplane that stays in the pixel range.
 
-    Along the way each pixel value moves against or with its normal, at the norm's speed, until it meets the end of its range: the
-    rise over the hyperplane's normal is a concave, piecewise linear function of the time, of which Newton's method finds the root
-    from the left.
+    Along the way each pixel value moves against or with its normal, at the norm's
+    speed, until it meets the end of its range: the rise over the hyperplane's normal
+    is a concave, piecewise linear function of the time, of which Newton's method finds
+    the root from the left.
 
     Args:
         points: float32 [batch, height, width, channels], in [0, 255].
@@ -40,7 +43,8 @@ def shortest_step(points: tf.Tensor, normals: tf.Tensor, gaps: tf.Tensor, norm) 
         norm: of `norms.NORMS`.
 
     Returns:
-        Float32 steps in the shape of `points`; where no point of the range is on the hyperplane, as far as the range goes.
+        Float32 steps in the shape of `points`; where no point of the range is on the
+        hyperplane, as far as the range goes.
     """
     directions = -norms.per_image(tf.sign(gaps)) * tf.sign(normals)
     room = tf.where(directions > 0.0, norms.HIGHEST_PIXEL - points, points - norms.LOWEST_PIXEL)
@@ -53,11 +57,17 @@ def shortest_step(points: tf.Tensor, normals: tf.Tensor, gaps: tf.Tensor, norm) 
         missing = wanted - total(weights * tf.minimum(way, room))
         rate = total(tf.where(way < room, rates, 0.0))
         goes_on = (missing > 1e-6 * wanted) & (rate > 0.0)
-        return number + 1, times + tf.where(goes_on, missing / tf.maximum(rate, _TINY), 0.0), goes_on
+        return (
+            number + 1,
+            times + tf.where(goes_on, missing / tf.maximum(rate, _TINY), 0.0),
+            goes_on,
+        )
 
-    start = (tf.constant(0), tf.zeros_like(wanted), wanted > 0.0)
-    more = lambda number, _, goes_on: (number < _NUM_REFINEMENTS) & tf.reduce_any(goes_on)  # noqa: E731
-    _, times, _ = tf.while_loop(more, refine, start)
+    _, times, _ = tf.while_loop(
+        lambda number, _, goes_on: (number < _NUM_REFINEMENTS) & tf.reduce_any(goes_on),
+        refine,
+        (tf.constant(0), tf.zeros_like(wanted), wanted > 0.0),
+    )
     return directions * tf.minimum(norms.per_image(times) * speeds, room)
 
 
@@ -67,11 +77,13 @@ class FAB(Search):
 
     Args:
         epsilon, norm: see `APGD`.
-        num_steps: of a run, ≥ 1; traced once whatever their number. A batch ends when all its images are found within
-            `epsilon`.
-        targeted: look at the boundaries to the `num_targets` likeliest wrong classes, one run each. False looks at all classes
-            in every step, at the cost of a gradient for each class.
-        num_targets, num_restarts, num_classes: see `APGD`. The first start is the clean image itself, later ones are random.
+        num_steps: of a run, ≥ 1; traced once whatever their number. A batch ends when
+            all its images are found within `epsilon`.
+        targeted: look at the boundaries to the `num_targets` likeliest wrong classes,
+            one run each. False looks at all classes in every step, at the cost of a
+            gradient for each class.
+        num_targets, num_restarts, num_classes: see `APGD`. The first start is the
+            clean image itself, later ones are random.
 
     Raises:
         ValueError: a value out of its range, with its name.
@@ -90,7 +102,8 @@ class FAB(Search):
         require_whole("num_steps", self.num_steps, 1)
 
     def _boundary(self, logits_fn, images, labels, targets):
-        """The nearest boundary as it looks from `images`: a class's logit less the label's [batch], and its gradient."""
+        """The nearest boundary as it looks from `images`: a class's logit less the
+        label's [batch], and its gradient."""
 
         def lead(classes):
             def of(images):
@@ -112,27 +125,42 @@ class FAB(Search):
                 number + 1,
                 tf.where(is_nearer, distances, nearest),
                 tf.where(is_nearer, more_leads, leads),
-                tf.ensure_shape(tf.where(norms.per_image(is_nearer), more_gradients, gradients), images.shape),
+                tf.ensure_shape(
+                    tf.where(norms.per_image(is_nearer), more_gradients, gradients), images.shape
+                ),
             )
 
         zeros = tf.zeros_like(images[:, 0, 0, 0])
         start = (tf.constant(0), zeros + float("inf"), zeros, tf.zeros_like(images))
         num_classes = logits_fn(images).shape[-1] if self.num_classes is None else self.num_classes
-        _, _, leads, gradients = tf.while_loop(lambda number, *_: number < num_classes, compare, start)
+        _, _, leads, gradients = tf.while_loop(
+            lambda number, *_: number < num_classes, compare, start
+        )
         return leads, gradients
 
-    def _run(self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found) -> Found:
+    def _run(
+        self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found
+    ) -> Found:
         norm = norms.NORMS[self.norm]
+
+        # One program of XLA: its passes over the images become a few.
+        step_to = tf.function(
+            functools.partial(shortest_step, norm=norm), jit_compile=True, autograph=False
+        )
 
         def advance(step, points, nearest_images, nearest):
             leads, normals = self._boundary(logits_fn, points, labels, run.targets)
-            own_step = shortest_step(points, normals, leads, norm)
+            own_step = step_to(points, normals, leads)
             from_clean = tf.reduce_sum(normals * (images - points), [1, 2, 3])
-            clean_step = shortest_step(images, normals, leads + from_clean, norm)
+            clean_step = step_to(images, normals, leads + from_clean)
             own_length = tf.maximum(norm.length(own_step), _SHORTEST)
             clean_length = tf.maximum(norm.length(clean_step), _SHORTEST)
-            bias = norms.per_image(tf.minimum(own_length / (own_length + clean_length), _LARGEST_BIAS))
-            points = (points + _OVERSHOOT * own_step) * (1.0 - bias) + (images + _OVERSHOOT * clean_step) * bias
+            bias = norms.per_image(
+                tf.minimum(own_length / (own_length + clean_length), _LARGEST_BIAS)
+            )
+            points = (points + _OVERSHOOT * own_step) * (1.0 - bias) + (
+                images + _OVERSHOOT * clean_step
+            ) * bias
             points = norms.clip_to_pixels(points)
             is_wrong = ~objectives.is_right(labels, tf.cast(logits_fn(points), tf.float32))
             distances = norm.length(points - images)
@@ -149,7 +177,9 @@ class FAB(Search):
         start = tf.where(run.is_restart, norms.clip_to_pixels(images + noise), images)
         nowhere = tf.zeros_like(images[:, 0, 0, 0]) + float("inf")
         _, _, nearest_images, nearest = tf.while_loop(
-            lambda step, _, __, nearest: (step < self.num_steps) & tf.reduce_any(found.is_open & (nearest > self.epsilon)),
+            lambda step, _, __, nearest: (
+                (step < self.num_steps) & tf.reduce_any(found.is_open & (nearest > self.epsilon))
+            ),
             advance,
             (tf.constant(0), tf.ensure_shape(start, images.shape), images, nowhere),
         )

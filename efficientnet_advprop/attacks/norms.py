@@ -1,17 +1,19 @@
-"""The balls that an attack may search: L∞ and L2 around an image, cut to the pixel range, in pixels of 255.
+"""The balls that an attack may search: L∞ and L2 around an image, cut to the pixel
+range, in pixels of 255.
 
     norm = NORMS["l2"]
-    inside = norm.project(images, clean_images, epsilon=128.0)    # float32 [batch, height, width, channels]
+    inside = norm.project(images, clean_images, epsilon=128.0)
     norm.length(inside - clean_images)                            # float32 [batch], at most 128
 
-A length in L2 is the Euclidean length over all pixel values of an image: ε = 0.5 of papers that count pixels in [0, 1] is 127.5.
+A length in L2 is the Euclidean length over all pixel values of an image: ε = 0.5 of
+papers that count pixels in [0, 1] is 127.5.
 """
 
 import math
 
 import tensorflow as tf
 
-from tpu_utils import randomness
+from tpu_utils.replicas import randomness
 
 LOWEST_PIXEL = 0.0
 HIGHEST_PIXEL = 255.0
@@ -38,7 +40,8 @@ class Linf:
         return tf.reduce_max(tf.abs(differences), [1, 2, 3])
 
     def dual_length(self, gradients: tf.Tensor) -> tf.Tensor:
-        """By how much a linear function rises over a step of length 1 in its best direction; float32 [batch]."""
+        """By how much a linear function rises over a step of length 1 in its best
+        direction; float32 [batch]."""
         return tf.reduce_sum(tf.abs(gradients), [1, 2, 3])
 
     def steepest(self, gradients: tf.Tensor) -> tf.Tensor:
@@ -46,12 +49,15 @@ class Linf:
         return tf.sign(gradients)
 
     def speeds(self, gradients: tf.Tensor) -> tf.Tensor:
-        """How fast each pixel value moves on the shortest way to a hyperplane with these normals, ≥ 0."""
+        """How fast each pixel value moves on the shortest way to a hyperplane with
+        these normals, ≥ 0."""
         return tf.abs(tf.sign(gradients))
 
     def project(self, images: tf.Tensor, clean_images: tf.Tensor, epsilon) -> tf.Tensor:
         """The nearest images within `epsilon` of the clean ones and in the pixel range."""
-        return clip_to_pixels(tf.clip_by_value(images, clean_images - epsilon, clean_images + epsilon))
+        return clip_to_pixels(
+            tf.clip_by_value(images, clean_images - epsilon, clean_images + epsilon)
+        )
 
     def random_direction(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Random differences of length 1, in the shape of `images`. `seed`: int32 [2]."""
@@ -83,12 +89,22 @@ class L2:
 
     def project(self, images: tf.Tensor, clean_images: tf.Tensor, epsilon) -> tf.Tensor:
         differences = images - clean_images
-        # The pixel range is convex and holds the clean image: clipping after scaling only shortens the difference.
+        # The pixel range is convex and holds the clean image: clipping after scaling
+        # only shortens the difference.
         factors = tf.minimum(1.0, epsilon / (self.length(differences) + _TINY))
         return clip_to_pixels(clean_images + differences * per_image(factors))
 
     def random_direction(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return self.steepest(randomness.normal(tf.shape(images), seed))
+
+    def random_point(self, images: tf.Tensor, epsilon: float, seed: tf.Tensor) -> tf.Tensor:
+        """Differences uniformly drawn from the ball of radius `epsilon`, in the shape of
+        `images`."""
+        direction_seed, radius_seed = randomness.split(seed, 2)
+        num_values = images.shape[1:].num_elements()
+        shares = randomness.uniform([tf.shape(images)[0]], radius_seed) + 2.0**-25  # never 0
+        radii = epsilon * tf.pow(shares, 1.0 / num_values)
+        return per_image(radii) * self.random_direction(images, direction_seed)
 
     def largest_epsilon(self, num_values: int) -> float:
         return HIGHEST_PIXEL * math.sqrt(num_values)
@@ -110,17 +126,18 @@ def require_radius(epsilon: float, norm: str) -> None:
         raise ValueError(f"`epsilon` is {epsilon!r}, but must be a number > 0, in pixels of 255.")
     if norm == Linf.name and epsilon > HIGHEST_PIXEL:
         raise ValueError(
-            f"`epsilon` is {epsilon!r}, but under `norm` 'linf' no pixel can move by more than 255; a Euclidean radius needs "
-            "norm='l2'."
+            f"`epsilon` is {epsilon!r}, but under `norm` 'linf' no pixel can move by more than 255; "
+            "a Euclidean radius needs norm='l2'."
         )
 
 
 def require_fitting_radius(epsilon: float, norm: str, images: tf.Tensor) -> None:
-    """Raises a ValueError where a ball of radius `epsilon` would hold every image of this (static) shape."""
+    """Raises a ValueError where a ball of radius `epsilon` would hold every image of
+    this (static) shape."""
     if images.shape[1:].is_fully_defined():
         largest = NORMS[norm].largest_epsilon(images.shape[1:].num_elements())
         if epsilon > largest:
             raise ValueError(
-                f"`epsilon` is {epsilon!r}, but under `norm` {norm!r} images of shape {tuple(images.shape[1:])} are at most "
-                f"{largest:.6g} apart, in pixels of 255."
+                f"`epsilon` is {epsilon!r}, but under `norm` {norm!r} images of shape "
+                f"{tuple(images.shape[1:])} are at most {largest:.6g} apart, in pixels of 255."
             )

@@ -1,4 +1,4 @@
-"""Projected gradient descent under L∞, AdvProp's attacker, in pixels of 255.
+"""Projected gradient descent under L∞ (AdvProp's attacker) or L2, in pixels of 255.
 
     attack = PGD(epsilon=4.0, step_size=1.0, num_steps=5, num_classes=1000)
     adversarial_images = attack(lambda x: model(x, training=False, branch="aux"), images, labels)
@@ -10,16 +10,17 @@ FGSM is one step of size ε; I-FGSM has no random start; GD has no projection.
 
 import dataclasses
 import math
-from typing import Callable, Optional
+from typing import Optional
 
 import tensorflow as tf
 
+from efficientnet_advprop.attacks import norms
 from efficientnet_advprop.attacks.labels import are_classes, check_labels, is_class
 from efficientnet_advprop.attacks.noise import add_noise
+from efficientnet_advprop.attacks.objectives import cross_entropy
 from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range
+from efficientnet_advprop.attacks.search import LogitsFn, ascend
 from tpu_utils.replicas import randomness
-
-LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 
 
 def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> tf.Tensor:
@@ -49,26 +50,6 @@ def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> t
     )
 
 
-def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Plain cross-entropy per image.
-
-    Args:
-        labels: see `check_labels`.
-        logits: float [batch, classes].
-
-    Returns:
-        float32 [batch].
-
-    Raises:
-        LabelError: see `check_labels`.
-    """
-    logits = tf.cast(logits, tf.float32)
-    labels = check_labels(labels, logits.shape[-1], logits.shape[0])
-    if are_classes(labels):
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
-
-
 def _unless_unknown(labels: tf.Tensor, num_classes: int, images: tf.Tensor) -> tf.Tensor:
     """The images, not a number where the label is no class: where no error can be raised, such an
     attack must not pass for one that the network withstood."""
@@ -80,7 +61,8 @@ def _unless_unknown(labels: tf.Tensor, num_classes: int, images: tf.Tensor) -> t
 
 @dataclasses.dataclass(frozen=True)
 class PGD:
-    """An L∞ attack by signed gradient steps (Madry et al., ICLR 2018), as the paper uses it.
+    """An attack by gradient steps (Madry et al., ICLR 2018): under L∞ by their signs, as the paper
+    uses it; under L2 along the gradient.
 
     Args:
         epsilon: radius of the ball around the clean image, pixels, ≥ 0.
@@ -94,6 +76,8 @@ class PGD:
             clips.
         loss_scale: what the loss is multiplied by, > 0: nothing for the signs, but float16 gradients of a small loss are zero
             (128 in the authors' code).
+        norm: "linf", or "l2": `epsilon` and `step_size` are then Euclidean lengths over all
+            pixel values of an image, and a random start is uniform in that ball.
 
     Raises:
         ValueError: a value out of its range, with its name.
@@ -107,8 +91,11 @@ class PGD:
     num_classes: Optional[int] = None
     project: bool = True
     loss_scale: float = 1.0
+    norm: str = norms.Linf.name
 
     def __post_init__(self):
+        norms.require_norm(self.norm)
+
         def require(ok, name, rule):
             if not ok:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but {rule}.")
@@ -167,12 +154,12 @@ class PGD:
             objective_labels = draw_wrong_labels(labels, self.num_classes, target_seed)
 
         def advance(index, adversarial_images):
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(adversarial_images)
-                logits = logits_fn(adversarial_images)
-                # A sum, so that an image's gradient does not shrink with the size of its batch.
-                loss = tf.reduce_sum(cross_entropy(objective_labels, logits)) * self.loss_scale
-            moved = self.move(images, adversarial_images, tape.gradient(loss, adversarial_images))
+            def loss_of(images):
+                logits = logits_fn(images)
+                return cross_entropy(objective_labels, logits) * self.loss_scale, logits
+
+            gradients, (_, logits) = ascend(loss_of, adversarial_images)
+            moved = self.move(images, adversarial_images, gradients)
             return index + 1, _unless_unknown(objective_labels, logits.shape[-1], moved)
 
         state = (tf.constant(0), self._start(images, noise_seed, start_seed))
@@ -195,31 +182,36 @@ class PGD:
     def _start(self, images, noise_seed, start_seed):
         if self.random_start == 0.0:
             return images
-        noisy = randomness.uniform([], start_seed) < self.random_start
-        return self._clip(
-            images, tf.where(noisy, add_noise(images, self.epsilon, noise_seed), images)
-        )
+        is_noisy = randomness.uniform([], start_seed) < self.random_start
+        if self.norm == norms.Linf.name:
+            noisy_images = add_noise(images, self.epsilon, noise_seed)
+        else:
+            noisy_images = images + norms.NORMS[self.norm].random_point(
+                images, self.epsilon, noise_seed
+            )
+        return self._clip(images, tf.where(is_noisy, noisy_images, images))
 
     def move(
         self, images: tf.Tensor, adversarial_images: tf.Tensor, gradients: tf.Tensor
     ) -> tf.Tensor:
-        """One iteration: `step_size` along the sign of the loss's gradient (against it if targeted), and the projection.
+        """One iteration: a step of `step_size` by the loss's gradient (against it if targeted),
+        and the projection.
 
         Args:
             images: the clean images, float32 [batch, height, width, channels].
             adversarial_images: where the gradient was taken, of the same shape.
-            gradients: of the loss (of the target's, if targeted) with respect to them; only signs count.
+            gradients: of the loss (of the target's, if targeted) with respect to them; their scale
+                does not count.
 
         Returns:
             float32 images of the same shape.
         """
         step = -self.step_size if self.targeted else self.step_size
-        moved = self._clip(images, adversarial_images + step * tf.sign(gradients))
+        direction = norms.NORMS[self.norm].steepest(gradients)
+        moved = self._clip(images, adversarial_images + step * direction)
         return tf.ensure_shape(moved, images.shape)
 
     def _clip(self, images, adversarial_images):
         if self.project:
-            adversarial_images = tf.clip_by_value(
-                adversarial_images, images - self.epsilon, images + self.epsilon
-            )
+            return norms.NORMS[self.norm].project(adversarial_images, images, self.epsilon)
         return clip_to_pixel_range(adversarial_images, images)

@@ -1,10 +1,12 @@
-"""What APGD, FAB and Square share: a search of the ball around each image for one that the network gets wrong.
+"""What APGD, FAB and Square share: a search of the ball around each image for one that
+the network gets wrong.
 
     found = APGD(epsilon=8.0, num_classes=10).search(logits_fn, images, labels, seed)
     found.images, found.is_open
 
-A search makes one or several runs, each from another random start or towards another wrong class; an image that was got wrong
-once is left alone from then on, and a batch in which no image is still right ends the search.
+A search makes one or several runs, each from another random start or towards another
+wrong class; an image that was got wrong once is left alone from then on, and a batch
+in which no image is still right ends the search.
 """
 
 from typing import Callable, NamedTuple, Optional
@@ -12,12 +14,13 @@ from typing import Callable, NamedTuple, Optional
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms, objectives
-from tpu_utils import randomness
+from efficientnet_advprop.errors import UserError
+from tpu_utils.replicas import randomness
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 
 
-class AttackError(ValueError):
+class AttackError(UserError, ValueError):
     """A network or a batch that cannot be attacked as asked; the message says why."""
 
 
@@ -25,17 +28,22 @@ class Found(NamedTuple):
     """What a search has found so far.
 
     Args:
-        images: float32 [batch, height, width, channels]: misclassified images where the search succeeded, else the clean ones.
-        is_open: bool [batch], which images are still classified correctly, clean and under every attack so far.
+        images: float32 [batch, height, width, channels]: misclassified images where
+            the search succeeded, else the clean ones.
+        is_open: bool [batch], which images are still classified correctly, clean and
+            under every attack so far.
     """
 
     images: tf.Tensor
     is_open: tf.Tensor
 
     def update(self, images: tf.Tensor, is_wrong: tf.Tensor) -> "Found":
-        """With those of `images` that are wrong in place of what was open. Shapes and dtypes as above."""
+        """With those of `images` that are wrong in place of what was open. Shapes and
+        dtypes as above."""
         is_new = self.is_open & is_wrong
-        return Found(tf.where(norms.per_image(is_new), images, self.images), self.is_open & ~is_wrong)
+        return Found(
+            tf.where(norms.per_image(is_new), images, self.images), self.is_open & ~is_wrong
+        )
 
 
 class Run(NamedTuple):
@@ -53,7 +61,8 @@ class Run(NamedTuple):
 
 
 class Search:
-    """An attack of one or several runs; subclasses are frozen dataclasses with the fields below, and say what a run does."""
+    """An attack of one or several runs; subclasses are frozen dataclasses with the
+    fields below, and say what a run does."""
 
     epsilon: float
     norm: str
@@ -63,20 +72,26 @@ class Search:
     num_restarts: int
 
     def __call__(
-        self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, seed: Optional[tf.Tensor] = None
+        self,
+        logits_fn: LogitsFn,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        seed: Optional[tf.Tensor] = None,
     ) -> tf.Tensor:
         """Adversarial images for a batch.
 
         Args:
-            logits_fn: float32 pixels [batch, height, width, channels] → logits [batch, classes]; must not change any variable,
-                and must judge each image by itself: no moments of a batch.
+            logits_fn: float32 pixels [batch, height, width, channels] → logits [batch,
+                classes]; must not change any variable, and must judge each image by
+                itself: no moments of a batch.
             images: any numeric dtype, pixels in [0, 255].
             labels: int [batch], the true classes.
             seed: int32 [2]; None draws one.
 
         Returns:
-            float32 images of the same shape, within `epsilon` of the clean ones and in [0, 255]: misclassified where the search
-            succeeded, and as they came where it did not, or where they were misclassified from the start.
+            float32 images of the same shape, within `epsilon` of the clean ones and in
+            [0, 255]: misclassified where the search succeeded, and as they came where
+            it did not, or where they were misclassified from the start.
 
         Raises:
             AttackError: see `search`.
@@ -95,10 +110,12 @@ class Search:
 
         Args:
             logits_fn, images, labels, seed: as above.
-            is_open: bool [batch], which images are worth attacking; None: all. Others come back as they are, not open.
+            is_open: bool [batch], which images are worth attacking; None: all. Others
+                come back as they are, not open.
 
         Raises:
-            AttackError: images, labels or logits of the wrong shape; or the attack needs gradients and there are none.
+            AttackError: images, labels or logits of the wrong shape; or the attack
+                needs gradients and there are none.
         """
         images, labels = as_batch(images, labels)
         norms.require_fitting_radius(self.epsilon, self.norm, images)
@@ -106,12 +123,18 @@ class Search:
         is_right = objectives.is_right(labels, logits)
         found = Found(images, is_right if is_open is None else is_right & is_open)
         num_targets = self.num_targets if self.targeted else 1
-        targets = objectives.likeliest_wrong_classes(labels, logits, num_targets) if self.targeted else None
+        targets = (
+            objectives.likeliest_wrong_classes(labels, logits, num_targets)
+            if self.targeted
+            else None
+        )
 
         def run_once_more(number, *found):
             run = Run(
                 seed=randomness.fold_in(seed, number),
-                targets=None if targets is None else tf.gather(targets, number // self.num_restarts, axis=1),
+                targets=None
+                if targets is None
+                else tf.gather(targets, number // self.num_restarts, axis=1),
                 is_restart=number % self.num_restarts > 0,
             )
             found = self._run(logits_fn, images, labels, run, Found(*found))
@@ -119,11 +142,16 @@ class Search:
 
         num_runs = num_targets * self.num_restarts
         more = lambda number, _, is_open: (number < num_runs) & tf.reduce_any(is_open)  # noqa: E731
-        _, adversarial_images, is_open = tf.while_loop(more, run_once_more, (tf.constant(0), *found))
+        _, adversarial_images, is_open = tf.while_loop(
+            more, run_once_more, (tf.constant(0), *found)
+        )
         return Found(tf.stop_gradient(adversarial_images), is_open)
 
-    def _run(self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found) -> Found:
-        """What is found after one more run; arguments as those of `search`, images in float32 and labels in int32."""
+    def _run(
+        self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found
+    ) -> Found:
+        """What is found after one more run; arguments as those of `search`, images in
+        float32 and labels in int32."""
         raise NotImplementedError
 
     def _require_runs(self) -> None:
@@ -136,8 +164,9 @@ class Search:
             require_whole("num_targets", self.num_targets, 1)
             if self.num_classes is not None and self.num_targets >= self.num_classes:
                 raise ValueError(
-                    f"`num_targets` is {self.num_targets}, but of `num_classes` = {self.num_classes} only "
-                    f"{self.num_classes - 1} are wrong for an image; give at most num_targets={self.num_classes - 1}."
+                    f"`num_targets` is {self.num_targets}, but of `num_classes` = "
+                    f"{self.num_classes} only {self.num_classes - 1} are wrong for an image; "
+                    f"give at most num_targets={self.num_classes - 1}."
                 )
 
 
@@ -155,11 +184,13 @@ def as_batch(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
     """
     images, labels = tf.cast(images, tf.float32), tf.convert_to_tensor(labels)
     if images.shape.rank != 4:
-        raise AttackError(f"`images` has shape {images.shape}, but must be [batch, height, width, channels].")
+        raise AttackError(
+            f"`images` has shape {images.shape}, but must be [batch, height, width, channels]."
+        )
     if labels.shape.rank != 1 or not labels.dtype.is_integer:
         raise AttackError(
-            f"`labels` has shape {labels.shape} and dtype {labels.dtype.name}, but must be whole numbers [batch]: robust accuracy "
-            "is a matter of one true class per image."
+            f"`labels` has shape {labels.shape} and dtype {labels.dtype.name}, but must be whole "
+            "numbers [batch]: robust accuracy is a matter of one true class per image."
         )
     return images, tf.cast(labels, tf.int32)
 
@@ -171,13 +202,20 @@ def checked_logits(logits: tf.Tensor, images: tf.Tensor, num_classes: Optional[i
         AttackError: they are not [batch, classes], or of another number of classes than promised.
     """
     logits = tf.cast(logits, tf.float32)
-    if logits.shape.rank != 2 or not logits.shape[:1].is_compatible_with(images.shape[:1]) or logits.shape[1] is None:
+    if (
+        logits.shape.rank != 2
+        or not logits.shape[:1].is_compatible_with(images.shape[:1])
+        or logits.shape[1] is None
+    ):
         raise AttackError(
-            f"`logits_fn` answers images of shape {images.shape} by a tensor of shape {logits.shape}, but must by logits "
-            "[batch, classes]."
+            f"`logits_fn` answers images of shape {images.shape} by a tensor of shape "
+            f"{logits.shape}, but must by logits [batch, classes]."
         )
     if num_classes is not None and logits.shape[1] != num_classes:
-        raise AttackError(f"`num_classes` is {num_classes}, but `logits_fn` returns {logits.shape[1]} logits per image.")
+        raise AttackError(
+            f"`num_classes` is {num_classes}, but `logits_fn` returns {logits.shape[1]} logits "
+            "per image."
+        )
     return logits
 
 
@@ -185,7 +223,8 @@ def ascend(objective: Callable[[tf.Tensor], tuple], images: tf.Tensor) -> tuple[
     """The gradient of an objective with respect to the images.
 
     Args:
-        objective: images → (what to differentiate, float32 [batch]; more tensors that are handed through, …).
+        objective: images → (what to differentiate, float32 [batch]; more tensors that
+            are handed through, …).
         images: float32 [batch, height, width, channels].
 
     Returns:
@@ -202,7 +241,7 @@ def ascend(objective: Callable[[tf.Tensor], tuple], images: tf.Tensor) -> tuple[
     gradients = tape.gradient(total, images)
     if gradients is None:
         raise AttackError(
-            "`logits_fn` cannot be differentiated with respect to its images, which APGD, FAB and PGD need. Square needs no "
-            "gradient: attacks.Square alone is possible."
+            "`logits_fn` cannot be differentiated with respect to its images, as every attack but "
+            "Square must; Square alone is possible."
         )
     return gradients, outputs

@@ -1,11 +1,11 @@
-"""Square attack: a random search that needs no gradient (Andriushchenko et al., "Square Attack: a query-efficient black-box
-adversarial attack via random search", ECCV 2020).
+"""Square attack: a random search that needs no gradient (Andriushchenko et al.,
+"Square Attack: a query-efficient black-box adversarial attack via random search", ECCV 2020).
 
     attack = Square(epsilon=8.0, norm="linf", num_queries=5000, num_classes=10)
     adversarial_images = attack(logits_fn, images, labels, seed)
 
-Each query changes a square window of every image at a random place, and keeps the change where the margin of the true class falls.
-The windows shrink as the search goes on.
+Each query changes a square window of every image at a random place, and keeps the
+change where the margin of the true class falls. The windows shrink as the search goes on.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms, objectives
 from efficientnet_advprop.attacks.search import Found, LogitsFn, Run, Search, require_whole
-from tpu_utils import randomness
+from tpu_utils.replicas import randomness
 
 # Of the paper: of 10,000 queries, those after which the share of changed pixels is halved.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -26,8 +26,11 @@ _LEAST_L2_WINDOW = 3
 _TINY = 1e-12
 
 
-def window_sides(num_queries: int, first_share: float, height: int, width: int, norm: str) -> np.ndarray:
-    """The side of the window in each query after the first, int32 [num_queries − 1]; under "l2" odd and at least 3."""
+def window_sides(
+    num_queries: int, first_share: float, height: int, width: int, norm: str
+) -> np.ndarray:
+    """The side of the window in each query after the first, int32 [num_queries − 1];
+    under "l2" odd and at least 3."""
     queries = np.arange(1, num_queries) * _SCHEDULE_QUERIES // num_queries
     shares = first_share * 0.5 ** np.searchsorted(_HALVINGS, queries, side="left")
     sides = np.maximum(np.rint(np.sqrt(shares * height * width)), 1).astype(np.int32)
@@ -39,11 +42,15 @@ def window_sides(num_queries: int, first_share: float, height: int, width: int, 
     return np.minimum(sides, longest)
 
 
-def _bump(rows: tf.Tensor, columns: tf.Tensor, height: tf.Tensor, width: tf.Tensor, sums: tf.Tensor) -> tf.Tensor:
-    """One half of the L2 window: nested rectangles around the middle of a rectangle, the smaller ones the higher, of length 1.
+def _bump(
+    rows: tf.Tensor, columns: tf.Tensor, height: tf.Tensor, width: tf.Tensor, sums: tf.Tensor
+) -> tf.Tensor:
+    """One half of the L2 window: nested rectangles around the middle of a rectangle,
+    the smaller ones the higher, of length 1.
 
     Args:
-        rows, columns: int32, of a grid; where they are outside of [0, height) and [0, width) the bump is 0.
+        rows, columns: int32, of a grid; where they are outside of [0, height) and [0,
+            width) the bump is 0.
         height, width: int32, that broadcast with them.
         sums: float32, `sums[n]` is 1 + 1/4 + … + 1/n².
     """
@@ -61,8 +68,8 @@ class Square(Search):
 
     Args:
         epsilon, norm: see `APGD`.
-        num_queries: how often the network is asked about each image, ≥ 1; traced once whatever their number. A batch ends when
-            all its images are misclassified.
+        num_queries: how often the network is asked about each image, ≥ 1; traced once
+            whatever their number. A batch ends when all its images are misclassified.
         first_share: of an image's pixels, that the first windows cover, in (0, 1].
         num_restarts, num_classes: see `APGD`.
 
@@ -83,19 +90,29 @@ class Square(Search):
         self._require_runs()
         require_whole("num_queries", self.num_queries, 1)
         if not 0.0 < self.first_share <= 1.0:
-            raise ValueError(f"`first_share` is {self.first_share!r}, but must be a share of the pixels, in (0, 1].")
+            raise ValueError(
+                f"`first_share` is {self.first_share!r}, but must be a share of the pixels, in "
+                "(0, 1]."
+            )
 
-    def _run(self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found) -> Found:
+    def _run(
+        self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found
+    ) -> Found:
         height, width = images.shape[1:3]
         sides = window_sides(self.num_queries, self.first_share, height, width, self.norm)
-        sides = tf.constant(np.append(sides, 1))  # never empty
+        sides = tf.constant(np.append(sides, 1), tf.int32)  # never empty
+
+        # One program of XLA: dozens of passes over the images become one.
+        guess = tf.function(self._guess, jit_compile=True, autograph=False)
 
         def judge(images):
             logits = tf.cast(logits_fn(images), tf.float32)
             return objectives.margin(labels, logits), ~objectives.is_right(labels, logits)
 
         def ask(query, best_images, margins, found):
-            guesses = self._guess(images, best_images, query, tf.gather(sides, tf.maximum(query, 1) - 1), run.seed)
+            guesses = guess(
+                images, best_images, query, tf.gather(sides, tf.maximum(query, 1) - 1), run.seed
+            )
             guesses = tf.ensure_shape(guesses, images.shape)
             new_margins, is_wrong = judge(guesses)
             is_better = (new_margins < margins) | is_wrong
@@ -104,12 +121,16 @@ class Square(Search):
             return query + 1, best_images, margins, tuple(Found(*found).update(guesses, is_wrong))
 
         nothing_yet = tf.zeros_like(images[:, 0, 0, 0]) + float("inf")
-        more = lambda query, _, __, found: (query < self.num_queries) & tf.reduce_any(found[1])  # noqa: E731
-        *_, found = tf.while_loop(more, ask, (tf.constant(0), images, nothing_yet, tuple(found)))
+        *_, found = tf.while_loop(
+            lambda query, _, __, found: (query < self.num_queries) & tf.reduce_any(found[1]),
+            ask,
+            (tf.constant(0), images, nothing_yet, tuple(found)),
+        )
         return Found(*found)
 
     def _guess(self, images, best_images, query, side, seed):
-        """What to ask about next: stripes or tiles first, then a window of the best images changed."""
+        """What to ask about next: stripes or tiles first, then a window of the best
+        images changed."""
         first_seed, window_seed = randomness.split(seed, 2)
         seed = randomness.fold_in(window_seed, query)
         if self.norm == norms.Linf.name:
@@ -118,7 +139,9 @@ class Square(Search):
             first, change = self._first_l2, self._change_l2
         is_first = tf.equal(query, 0)
         return tf.cond(
-            is_first, lambda: first(images, first_seed), lambda: change(images, best_images, side, seed)
+            is_first,
+            lambda: first(images, first_seed),
+            lambda: change(images, best_images, side, seed),
         )
 
     def _first_linf(self, images, seed):
@@ -131,9 +154,12 @@ class Square(Search):
         place_seed, sign_seed = randomness.split(seed, 2)
         row, column = _places(batch, height, width, side, place_seed)
         rows, columns = _grid(height, width)
-        is_inside = (rows >= row) & (rows < row + side) & (columns >= column) & (columns < column + side)
+        is_inside = (
+            (rows >= row) & (rows < row + side) & (columns >= column) & (columns < column + side)
+        )
         signs = _signs([batch, 1, 1, channels], sign_seed)
-        # A step of twice the radius ends, once projected, on the other side of the ball or where it is.
+        # A step of twice the radius ends, once projected, on the other side of the
+        # ball or where it is.
         changed = best_images + tf.where(is_inside, 2.0 * self.epsilon * signs, 0.0)
         return norms.NORMS[self.norm].project(changed, images, self.epsilon)
 
@@ -145,7 +171,9 @@ class Square(Search):
         rows, columns = rows - height % side // 2, columns - width % side // 2
         down, across = height // side, width // side
         turn_seed, sign_seed = randomness.split(seed, 2)
-        tile = _l2_window(rows % side, columns % side, side, _turned(1, turn_seed), max(height, width))
+        tile = _l2_window(
+            rows % side, columns % side, side, _turned(1, turn_seed), max(height, width)
+        )
         is_tiled = (rows >= 0) & (rows < down * side) & (columns >= 0) & (columns < across * side)
         signs = _signs([batch, down, across, channels], sign_seed)
         signs = tf.repeat(tf.repeat(signs, side, axis=1), side, axis=2)
@@ -165,18 +193,32 @@ class Square(Search):
         )
         is_here, is_there = inside(row, column), inside(other_row, other_column)
         difference = best_images - images
-        squares = lambda values: tf.reduce_sum(tf.square(values), [1, 2], keepdims=True)  # noqa: E731
+
+        def squares(values):
+            return tf.reduce_sum(tf.square(values), [1, 2], keepdims=True)
+
         here = tf.where(is_here, difference, 0.0)
-        # The budget of the new window, by channel: what the two windows held, and a share of what the image has left.
+        # The budget of the new window, by channel: what the two windows held, and a
+        # share of what the image has left.
         in_both = squares(tf.where(is_here | is_there, difference, 0.0))
-        left = tf.maximum(self.epsilon**2 - tf.reduce_sum(tf.square(difference), [1, 2, 3], keepdims=True), 0.0)
-        window = _l2_window(rows - row, columns - column, side, _turned(batch, turn_seed), max(height, width))
-        new = window * _signs([batch, 1, 1, channels], sign_seed) + here / (tf.sqrt(squares(here)) + _TINY)
+        left = tf.maximum(
+            self.epsilon**2 - tf.reduce_sum(tf.square(difference), [1, 2, 3], keepdims=True), 0.0
+        )
+        window = _l2_window(
+            rows - row, columns - column, side, _turned(batch, turn_seed), max(height, width)
+        )
+        new = window * _signs([batch, 1, 1, channels], sign_seed) + here / (
+            tf.sqrt(squares(here)) + _TINY
+        )
         new = new / (tf.sqrt(squares(new)) + _TINY) * tf.sqrt(left / channels + in_both)
-        return self._on_the_sphere(images, tf.where(is_here, new, tf.where(is_there, 0.0, difference)))
+        return self._on_the_sphere(
+            images, tf.where(is_here, new, tf.where(is_there, 0.0, difference))
+        )
 
     def _on_the_sphere(self, images, differences):
-        return norms.clip_to_pixels(images + self.epsilon * norms.NORMS[self.norm].steepest(differences))
+        return norms.clip_to_pixels(
+            images + self.epsilon * norms.NORMS[self.norm].steepest(differences)
+        )
 
 
 def _sizes(images):
@@ -186,7 +228,8 @@ def _sizes(images):
 
 
 def _grid(height, width):
-    """Row and column numbers that broadcast over images: int32 [1, height, 1, 1] and [1, 1, width, 1]."""
+    """Row and column numbers that broadcast over images: int32 [1, height, 1, 1] and
+    [1, 1, width, 1]."""
     return tf.range(height)[None, :, None, None], tf.range(width)[None, None, :, None]
 
 
@@ -196,12 +239,14 @@ def _signs(shape, seed):
 
 
 def _turned(batch, seed):
-    """Whether a window lies on its side, by image: bool [batch, 1, 1, 1], either with equal probability."""
+    """Whether a window lies on its side, by image: bool [batch, 1, 1, 1], either with
+    equal probability."""
     return tf.equal(randomness.integers([batch, 1, 1, 1], seed, 0, 2), 1)
 
 
 def _places(batch, height, width, side, seed):
-    """Top rows and left columns of windows that lie within the image, uniformly drawn: int32 [batch, 1, 1, 1] each."""
+    """Top rows and left columns of windows that lie within the image, uniformly drawn:
+    int32 [batch, 1, 1, 1] each."""
     row_seed, column_seed = randomness.split(seed, 2)
 
     def draw(seed, size):
@@ -212,10 +257,12 @@ def _places(batch, height, width, side, seed):
 
 
 def _l2_window(rows, columns, side, is_turned, longest):
-    """The shape of a change under L2: two bumps one above the other (side by side if turned), of opposite sign.
+    """The shape of a change under L2: two bumps one above the other (side by side if
+    turned), of opposite sign.
 
     Args:
-        rows, columns: int32, from the window's first ones, negative before it; they broadcast over images.
+        rows, columns: int32, from the window's first ones, negative before it; they
+            broadcast over images.
         side: of the window, int32.
         is_turned: bool [batch, 1, 1, 1] or [1, 1, 1, 1].
         longest: the longest side that there can be.
@@ -223,8 +270,12 @@ def _l2_window(rows, columns, side, is_turned, longest):
     Returns:
         Float32 [batch, height, width, 1], 0 outside of the window, of length 1.
     """
-    sums = tf.constant(np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1.0, longest + 2) ** 2)]), tf.float32)
+    sums = tf.constant(
+        np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1.0, longest + 2) ** 2)]), tf.float32
+    )
     down, across = tf.where(is_turned, columns, rows), tf.where(is_turned, rows, columns)
     upper = side // 2
-    window = _bump(down, across, upper, side, sums) - _bump(down - upper, across, side - upper, side, sums)
+    window = _bump(down, across, upper, side, sums) - _bump(
+        down - upper, across, side - upper, side, sums
+    )
     return window / (tf.sqrt(tf.reduce_sum(tf.square(window), [1, 2], keepdims=True)) + _TINY)

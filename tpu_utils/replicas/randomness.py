@@ -51,8 +51,12 @@ def uniform(shape, seed: tf.Tensor, minval: float = 0.0, maxval: float = 1.0) ->
 
 
 def normal(shape, seed: tf.Tensor) -> tf.Tensor:
-    """Standard normal, float32; the same on every device but for rounding."""
-    return tf.random.stateless_normal(shape, seed, alg=ALGORITHM)
+    """Standard normal, float32, by Box and Muller's method; the same on every device but for
+    rounding."""
+    radius_seed, angle_seed = split(seed, 2)
+    shares = uniform(shape, radius_seed) + 2.0**-25  # never 0
+    radii = tf.sqrt(-2.0 * tf.math.log(shares))
+    return radii * tf.cos(2.0 * np.pi * uniform(shape, angle_seed))
 
 
 def noise_like(images: tf.Tensor, seed: tf.Tensor, minval: float, maxval: float) -> tf.Tensor:

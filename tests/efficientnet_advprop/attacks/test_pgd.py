@@ -72,6 +72,35 @@ def test_iterations_without_random_start(project, targeted, num_steps):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
 
 
+def test_steps_under_l2_go_along_the_gradient_and_end_on_the_ball():
+    """Of a linear network's loss, by hand; far from the ends of the pixel range."""
+    images = np.random.RandomState(2).randint(100, 156, [6, 4, 4, 3]).astype(np.float32)
+    labels = np.arange(6, dtype=np.int32) % 5
+    attack = PGD(7.0, 3.0, 4, targeted=False, random_start=0.0, norm="l2")
+    wanted = images.astype(np.float64)
+    for _ in range(4):
+        probabilities = tf.nn.softmax(linear(tf.cast(wanted, tf.float32))).numpy()
+        gradients = ((probabilities - np.eye(5)[labels]) @ WEIGHTS.numpy().T).reshape(images.shape)
+        lengths = np.sqrt(np.square(gradients).sum((1, 2, 3), keepdims=True))
+        wanted = wanted + 3.0 * gradients / lengths
+        difference = wanted - images
+        lengths = np.sqrt(np.square(difference).sum((1, 2, 3), keepdims=True))
+        wanted = images + difference * np.minimum(1.0, 7.0 / lengths)
+    found = attack(linear, images, labels, SEED).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    np.testing.assert_allclose(np.sqrt(np.square(found - images).sum((1, 2, 3))), 7.0, rtol=1e-5)
+
+
+def test_random_starts_under_l2_fill_the_ball():
+    """Of points uniform in a ball of 48 dimensions, (length / radius)⁴⁸ is uniform."""
+    images = np.full([4000, 4, 4, 3], 128.0, np.float32)
+    attack = PGD(20.0, 1e-6, targeted=False, random_start=1.0, norm="l2")
+    differences = attack.start(images, SEED).numpy() - images
+    shares = (np.sqrt(np.square(differences).sum((1, 2, 3))) / 20.0) ** 48
+    np.testing.assert_allclose(np.quantile(shares, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.03)
+    np.testing.assert_allclose(differences.mean(0), 0.0, atol=0.2)  # 4.6 standard errors
+
+
 def test_stays_in_the_ball_and_in_the_pixel_range_and_uses_them():
     images, labels = batch(64)
     images[:32] = np.where(images[:32] > 127, 255, 0)
@@ -252,6 +281,7 @@ def test_the_loop_is_traced_once_whatever_the_number_of_steps(num_steps):
         (dict(num_steps=0), "`num_steps` is 0"),
         (dict(random_start=1.5), "`random_start` is 1.5"),
         (dict(loss_scale=0.0), "`loss_scale` is 0.0"),
+        (dict(norm="l1"), "`norm` is 'l1', but must be one of linf, l2"),
         (dict(num_classes=None), "`num_classes` is None.*targeted=False"),
     ],
 )

@@ -1,0 +1,145 @@
+"""AutoAttack's order, its batches and what it warns of."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from efficientnet_advprop.attacks import AttackError, AttackWarning, AutoAttack
+from efficientnet_advprop.attacks.network_checks import check_network
+from tests.efficientnet_advprop.attacks.linear_network import (
+    WEIGHTS,
+    batch,
+    boundary_distances,
+    linear,
+)
+
+SEED = tf.constant([3, 4])
+CHEAP = dict(norm="linf", num_classes=5, num_targets=4, num_steps=8, num_queries=20)
+
+
+@pytest.mark.parametrize(
+    "version, names",
+    [
+        ("standard", ["apgd_ce", "apgd_t", "fab_t", "square"]),
+        ("plus", ["apgd_ce", "apgd_dlr", "fab", "square", "apgd_t", "fab_t"]),
+        ("rand", ["apgd_ce", "apgd_dlr"]),
+    ],
+)
+def test_the_references_versions(version, names):
+    attacks = AutoAttack(8.0, num_classes=10, version=version).attacks()
+    assert list(attacks) == names
+    restarts = {name: attack.num_restarts for name, attack in attacks.items()}
+    for name in ("apgd_ce", "apgd_dlr", "fab"):
+        assert restarts.get(name, 5) == (5 if version == "plus" else 1) or name not in names
+    assert attacks["apgd_ce"].num_gradients == (20 if version == "rand" else 1)
+    assert attacks["apgd_ce"].num_steps == 100
+    if version != "rand":
+        assert restarts["apgd_t"] == restarts["fab_t"] == restarts["square"] == 1
+        assert attacks["apgd_t"].num_targets == attacks["fab_t"].num_targets == 9
+        assert attacks["apgd_t"].loss == "dlr" and attacks["square"].num_queries == 5000
+
+
+def test_any_number_of_images_in_batches_of_one_size_traced_once():
+    images, labels = batch(30)
+    labels[:3] = (labels[:3] + 1) % 5
+    calls = []
+
+    def counted(images):
+        calls.append(tuple(images.shape))
+        return linear(images)
+
+    attack = AutoAttack(3.0, batch_size=8, **CHEAP)
+    withstood = attack.run(counted, images, labels, SEED)
+    num_calls = len(calls)
+    assert {shape[0] for shape in calls} == {8}
+    is_robust = (boundary_distances(images, labels, "linf") > 3.0) & (np.arange(30) >= 3)
+    assert 5 < is_robust.sum() < 25
+    assert withstood.is_right["clean"].tolist() == (np.arange(30) >= 3).tolist()
+    np.testing.assert_array_equal(withstood.is_right["square"], is_robust)
+    np.testing.assert_array_equal(withstood.images[is_robust], images[is_robust])
+    np.testing.assert_array_equal(withstood.images[:3], images[:3])
+    assert np.abs(withstood.images - images).max() <= 3.0 + 1e-4
+    for earlier, later in zip(list(withstood.is_right)[:-1], list(withstood.is_right)[1:]):
+        assert (withstood.is_right[later] <= withstood.is_right[earlier]).all()
+    adversarial_images = attack(counted, *batch(30), SEED)
+    attack(counted, *batch(17, seed=2), SEED)
+    assert len(calls) == num_calls  # nothing was traced twice
+    assert adversarial_images.shape == images.shape
+
+
+def test_in_a_function_the_attacks_follow_each_other_on_the_batch():
+    images, labels = batch(12)
+    attack = AutoAttack(3.0, **CHEAP)
+    found = tf.function(lambda: attack(linear, images, labels, SEED), autograph=False)()
+    is_robust = boundary_distances(images, labels, "linf") > 3.0
+    np.testing.assert_array_equal(linear(found).numpy().argmax(-1) == labels, is_robust)
+    np.testing.assert_array_equal(found.numpy()[is_robust], images[is_robust])
+
+
+def doubts(logits_fn, epsilon=3.0, **options):
+    images, labels = batch(6)
+    labels = logits_fn(images).numpy().argmax(-1)
+    return check_network(logits_fn, images, labels, epsilon=epsilon, norm="linf", **options)
+
+
+def test_nothing_is_warned_of_without_need():
+    assert doubts(linear) == []
+
+
+def test_vanishing_gradients_are_warned_of():
+    (found,) = doubts(lambda images: tf.round(linear(images) * 4.0) / 4.0)
+    assert "Of 6 images that are classified correctly, 6 have a gradient of zero" in found
+
+
+def test_probabilities_are_warned_of():
+    (found,) = doubts(lambda images: tf.nn.softmax(linear(images)))
+    assert "returns probabilities" in found
+
+
+def test_a_network_that_answers_differently_each_time_is_warned_of_unless_that_is_expected():
+    noisy = lambda images: linear(images) + tf.random.normal([5], stddev=0.1)  # noqa: E731
+    (found,) = doubts(noisy)
+    assert "answers the same images differently" in found
+    assert doubts(noisy, may_be_random=True) == []
+
+
+def test_a_radius_of_another_scale_is_warned_of():
+    (found,) = doubts(linear, epsilon=8 / 255)
+    assert "8/255 of a paper is 8 here" in found
+
+
+def test_a_call_warns():
+    images, labels = batch(6)
+    attack = AutoAttack(8 / 255, **dict(CHEAP, num_steps=2, num_queries=2))
+    with pytest.warns(AttackWarning, match="8/255 of a paper"):
+        attack(linear, images, labels, SEED)
+
+
+def test_what_square_alone_finds_is_warned_of():
+    @tf.custom_gradient
+    def misleading(images):  # the right logits, the gradient of the wrong direction
+        return (
+            linear(images),
+            lambda upstream: -tf.reshape(upstream @ WEIGHTS.T / 255.0, tf.shape(images)),
+        )
+
+    images, labels = batch(20)
+    arguments = dict(CHEAP, num_steps=3, num_queries=300)
+    withstood = AutoAttack(4.0, **arguments).run(misleading, images, labels, SEED)
+    before, after = (withstood.is_right[name].sum() for name in ("fab_t", "square"))
+    assert before > after
+    assert any(f"on {before - after} of 20 images" in one for one in withstood.doubts)
+
+
+def test_a_network_that_says_nothing_is_refused():
+    images, labels = batch(6)
+    attack = AutoAttack(3.0, **CHEAP)
+    with pytest.raises(AttackError, match="same logits for all of 6 images"):
+        attack(lambda images: 0.0 * linear(images), images, labels, SEED)
+    with pytest.raises(AttackError, match="not finite"):
+        attack(lambda images: linear(images) / 0.0, images, labels, SEED)
+
+
+def test_no_images_at_all():
+    images, labels = batch(0)
+    assert AutoAttack(3.0, **CHEAP)(linear, images, labels, SEED).shape == (0, 4, 4, 3)

@@ -1,0 +1,296 @@
+"""APGD, FAB and Square on a network whose robustness is known, in every way to run them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.optimize
+import tensorflow as tf
+
+from efficientnet_advprop.attacks import APGD, FAB, AttackError, AutoAttack, Square, norms
+from efficientnet_advprop.attacks.apgd import check_distances
+from efficientnet_advprop.attacks.fab import shortest_step
+from efficientnet_advprop.attacks.objectives import dlr, likeliest_wrong_classes, targeted_dlr
+from efficientnet_advprop.attacks.square import _l2_window, window_sides
+from tests.efficientnet_advprop.attacks.linear_network import (
+    SHAPE,
+    batch,
+    boundary_distances,
+    linear,
+)
+
+SEED = tf.constant([3, 4])
+ATTACKS = {
+    "apgd": lambda **ball: APGD(num_steps=30, **ball),
+    "apgd_dlr": lambda **ball: APGD(num_steps=30, loss="dlr", **ball),
+    "apgd_t": lambda **ball: APGD(num_steps=30, loss="dlr", targeted=True, num_targets=4, **ball),
+    "apgd_t_ce": lambda **ball: APGD(num_steps=30, targeted=True, num_targets=4, **ball),
+    "fab": lambda **ball: FAB(num_steps=10, targeted=False, **ball),
+    "fab_t": lambda **ball: FAB(num_steps=10, num_targets=4, **ball),
+    "square": lambda **ball: Square(num_queries=400, **ball),
+}
+
+
+def median_radius(norm):
+    """A radius that half of the images withstand, between two of their distances."""
+    distances = np.sort(boundary_distances(*batch(32), norm))
+    return float(distances[15:17].mean())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_withstands_is_what_must(norm, name):
+    images, labels = batch(32)
+    epsilon = median_radius(norm)
+    attack = ATTACKS[name](epsilon=epsilon, norm=norm, num_classes=5)
+    found = tf.function(lambda: attack.search(linear, images, labels, SEED))()
+    distances = boundary_distances(images, labels, norm)
+    is_open = found.is_open.numpy()
+    assert is_open[distances > epsilon].all()  # nothing is found where there is nothing
+    # Square sees no gradient, and under L2 has little room in 4 × 4 pixels.
+    reach = {"linf": 0.95, "l2": 0.6}[norm] if name == "square" else 1.0
+    assert not is_open[distances <= reach * epsilon].any()
+    np.testing.assert_array_equal(linear(found.images).numpy().argmax(-1) == labels, is_open)
+    np.testing.assert_array_equal(found.images.numpy()[is_open], images[is_open])
+    lengths = norms.NORMS[norm].length(found.images - images.astype(np.float32)).numpy()
+    assert lengths.max() <= epsilon * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", ["apgd_t", "fab_t", "square"])
+def test_the_same_eagerly_in_a_function_and_under_xla(name):
+    images, labels = batch(8)
+    attack = ATTACKS[name](epsilon=median_radius("l2"), norm="l2", num_classes=5)
+    field = "num_queries" if name == "square" else "num_steps"
+    attack = dataclasses.replace(attack, **{field: 6})
+    run = lambda: attack(linear, images, labels, SEED)  # noqa: E731
+    eager, graph, xla = run(), tf.function(run)(), tf.function(run, jit_compile=True)()
+    np.testing.assert_allclose(graph, eager, atol=1e-2)
+    np.testing.assert_allclose(xla, eager, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: APGD(2.0, num_steps=n, num_classes=5),
+        lambda n: APGD(2.0, num_steps=n, num_gradients=n, num_restarts=n, num_classes=5),
+        lambda n: APGD(2.0, num_steps=n, targeted=True, num_targets=min(n, 4), num_classes=5),
+        lambda n: FAB(2.0, num_steps=n, num_targets=min(n, 4), num_classes=5),
+        lambda n: FAB(2.0, num_steps=n, targeted=False, num_classes=5),
+        lambda n: Square(2.0, num_queries=n, num_restarts=n, num_classes=5),
+    ],
+)
+def test_one_trace_whatever_the_number_of_steps(make):
+    images, labels = batch(4)
+
+    def num_calls(attack):
+        calls = []
+
+        def counted(images):
+            calls.append(1)
+            return linear(images)
+
+        tf.function(lambda: attack(counted, images, labels, SEED)).get_concrete_function()
+        return len(calls)
+
+    assert num_calls(make(3)) == num_calls(make(40)) <= 4
+
+
+def test_static_shapes_and_no_gradient_through_the_result():
+    images, labels = batch(4)
+    weights = tf.Variable(tf.random.stateless_normal([48, 5], SEED))
+    logits_fn = lambda images: tf.reshape(images, [-1, 48]) @ weights  # noqa: E731
+
+    @tf.function
+    def run(images, labels):
+        with tf.GradientTape() as tape:
+            adversarial_images = APGD(3.0, num_steps=2)(logits_fn, images, labels, SEED)
+        assert adversarial_images.shape == images.shape == (4, *SHAPE)
+        assert tape.gradient(adversarial_images, weights) is None
+        return adversarial_images
+
+    assert run(tf.constant(images), tf.constant(labels)).dtype == tf.float32
+
+
+def test_on_two_replicas(two_replicas):
+    images, labels = batch(8)
+    attack = AutoAttack(3.0, num_classes=5, num_targets=4, num_steps=5, num_queries=10)
+    halves = two_replicas.experimental_distribute_values_from_function(
+        lambda context: tf.constant(images[4 * context.replica_id_in_sync_group :][:4], tf.float32)
+    )
+    half_labels = two_replicas.experimental_distribute_values_from_function(
+        lambda context: tf.constant(labels[4 * context.replica_id_in_sync_group :][:4])
+    )
+    run = tf.function(
+        lambda *halves: two_replicas.run(lambda *half: attack(linear, *half, SEED), args=halves)
+    )
+    found = np.concatenate(two_replicas.experimental_local_results(run(halves, half_labels)))
+    is_robust = boundary_distances(images, labels, "linf") > 3.0
+    assert 0 < is_robust.sum() < 8
+    np.testing.assert_array_equal(linear(found).numpy().argmax(-1) == labels, is_robust)
+
+
+def test_images_that_are_wrong_at_once_come_back_unchanged():
+    images, labels = batch(8)
+    labels[::2] = (labels[::2] + 1) % 5
+    for make in ATTACKS.values():
+        found = make(epsilon=20.0, norm="linf", num_classes=5).search(linear, images, labels, SEED)
+        np.testing.assert_array_equal(found.images[::2], images[::2])
+        assert not found.is_open[::2].numpy().any()
+
+
+def test_only_what_is_open_is_attacked():
+    images, labels = batch(8)
+    is_open = np.arange(8) < 4
+    found = APGD(40.0, num_steps=5).search(linear, images, labels, SEED, is_open)
+    assert (found.images.numpy() != images).any((1, 2, 3)).tolist() == is_open.tolist()
+
+
+def test_step_sizes_are_checked_where_the_paper_says():
+    """p₁ = 0.22, pⱼ₊₁ = pⱼ + max(pⱼ − pⱼ₋₁ − 0.03, 0.06), of 100 steps."""
+    assert list(check_distances(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert list(check_distances(100).values()) == [22, 19, 16, 13, 10, 7, 6, 6]
+    assert check_distances(1) == {1: 1}
+
+
+def test_windows_shrink_as_the_paper_says():
+    """Halved after 10, 50, 200, … of 10,000 queries; 0.8 of 32 × 32 pixels at first."""
+    sides = window_sides(10_000, 0.8, 32, 32, "linf")
+    assert len(sides) == 9_999
+    for query, share in ((1, 0.8), (10, 0.8), (11, 0.4), (50, 0.4), (51, 0.2), (8001, 0.8 / 512)):
+        assert sides[query - 1] == max(round(np.sqrt(share * 1024)), 1), query
+    assert window_sides(5_000, 0.8, 32, 32, "linf")[5] == round(np.sqrt(0.4 * 1024))  # the 12th
+    assert set(window_sides(5_000, 0.8, 32, 32, "l2") % 2) == {1}
+    assert window_sides(5_000, 0.8, 224, 224, "l2").min() == 9
+    assert window_sides(5_000, 1.0, 4, 8, "l2").max() == 3
+
+
+@pytest.mark.parametrize("side, turned", [(5, False), (7, True), (3, False)])
+def test_the_l2_window_is_the_papers(side, turned):
+    """Nested rectangles added up one by one, as the paper's authors do."""
+
+    def bump(height, width):
+        values = np.zeros([height, width])
+        top, left = height // 2, width // 2
+        for number in range(max(height // 2, width // 2) + 1):
+            rows = slice(max(top, 0), min(top + 2 * number + 1, height))
+            values[rows, max(left, 0) : min(left + 2 * number + 1, width)] += 1 / (number + 1) ** 2
+            top, left = top - 1, left - 1
+        return values / np.linalg.norm(values)
+
+    wanted = np.concatenate([bump(side // 2, side), -bump(side - side // 2, side)])
+    wanted = wanted / np.linalg.norm(wanted)
+    wanted = wanted.T if turned else wanted
+    rows, columns = tf.range(9)[None, :, None, None] - 1, tf.range(10)[None, None, :, None] - 2
+    found = _l2_window(rows, columns, side, tf.fill([1, 1, 1, 1], turned), 10)[0, :, :, 0].numpy()
+    np.testing.assert_allclose(found[1 : 1 + side, 2 : 2 + side], wanted, atol=1e-6)
+    found[1 : 1 + side, 2 : 2 + side] = 0.0
+    assert not found.any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_shortest_step_to_a_hyperplane_is_scipys(norm, seed):
+    random = np.random.RandomState(seed)
+    point = random.uniform(0.0, 255.0, 12) * (random.uniform(size=12) > 0.2)
+    normal = random.standard_normal(12)
+    offset = normal @ (255.0 * (random.uniform(size=12) > 0.5)) * 0.4  # of a point in the range
+    gap = normal @ point - offset
+    if norm == "linf":  # the least t with |step| ≤ t
+        ones = np.ones([12, 1])
+        solution = scipy.optimize.linprog(
+            np.append(np.zeros(12), 1.0),
+            A_ub=np.block([[np.eye(12), -ones], [-np.eye(12), -ones]]),
+            b_ub=np.zeros(24),
+            A_eq=np.append(normal, 0.0)[None],
+            b_eq=[-gap],
+            bounds=[*zip(-point, 255.0 - point), (0.0, None)],
+        )
+        wanted = solution.fun
+    else:
+        solution = scipy.optimize.minimize(
+            lambda step: step @ step,
+            np.zeros(12),
+            jac=lambda step: 2.0 * step,
+            bounds=[*zip(-point, 255.0 - point)],
+            constraints=[dict(type="eq", fun=lambda s: normal @ s + gap, jac=lambda s: normal)],
+            method="SLSQP",
+            options=dict(maxiter=500, ftol=1e-12),
+        )
+        wanted = np.sqrt(solution.fun)
+    assert solution.success
+    shape = [1, 2, 2, 3]
+    found = shortest_step(
+        tf.constant(point.reshape(shape), tf.float32),
+        tf.constant(normal.reshape(shape), tf.float32),
+        tf.constant([gap], tf.float32),
+        norms.NORMS[norm],
+    )
+    step = found.numpy().reshape(-1).astype(np.float64)
+    assert (point + step >= -1e-4).all() and (point + step <= 255.0 + 1e-4).all()
+    np.testing.assert_allclose(normal @ step, -gap, rtol=1e-4)
+    length = np.abs(step).max() if norm == "linf" else np.linalg.norm(step)
+    np.testing.assert_allclose(length, wanted, rtol=1e-3)
+
+
+def test_a_hyperplane_that_no_image_is_on_is_approached_as_far_as_the_range_goes():
+    point, normal = tf.fill([1, 2, 2, 3], 200.0), tf.ones([1, 2, 2, 3])
+    for norm in norms.NORMS.values():
+        np.testing.assert_allclose(shortest_step(point, normal, tf.constant([-1e6]), norm), 55.0)
+
+
+def test_losses_by_hand():
+    logits = tf.constant([[5.0, 3.0, 1.0, -1.0, -7.0], [1.0, 2.0, 0.0, 4.0, 3.0]])
+    labels, targets = tf.constant([0, 0]), tf.constant([2, 4])
+    np.testing.assert_allclose(dlr(labels, logits), [-(5 - 3) / (5 - 1), (4 - 1) / (4 - 2)])
+    wanted = [-(5 - 1) / (5 - 0.5 * (1 - 1)), -(1 - 3) / (4 - 0.5 * (2 + 1))]
+    np.testing.assert_allclose(targeted_dlr(labels, targets, logits), wanted, rtol=1e-6)
+    np.testing.assert_allclose(dlr(labels, 7.0 * logits - 3.0), dlr(labels, logits), rtol=1e-6)
+    assert likeliest_wrong_classes(labels, logits, 3).numpy().tolist() == [[1, 2, 3], [3, 4, 1]]
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: APGD(epsilon=0.0), "`epsilon` is 0.0"),
+        (lambda: APGD(epsilon=float("nan")), "`epsilon` is nan"),
+        (lambda: FAB(epsilon=576.0), "`epsilon` is 576.0.*norm='l2'"),
+        (lambda: Square(norm="l1"), "`norm` is 'l1', but must be one of linf, l2"),
+        (lambda: APGD(loss="hinge"), "`loss` is 'hinge'"),
+        (lambda: APGD(num_steps=0), "`num_steps` is 0"),
+        (lambda: APGD(num_gradients=0), "`num_gradients` is 0"),
+        (lambda: APGD(num_restarts=1.5), "`num_restarts` is 1.5"),
+        (lambda: APGD(targeted=True, num_classes=9), "`num_targets` is 9.*num_targets=8"),
+        (lambda: FAB(num_classes=4), "`num_targets` is 9.*num_targets=3"),
+        (lambda: APGD(loss="dlr", num_classes=2), "`num_classes` is 2.*cross_entropy"),
+        (
+            lambda: APGD(loss="dlr", targeted=True, num_targets=2, num_classes=3),
+            "compares 4 logits when targeted",
+        ),
+        (lambda: Square(num_queries=0), "`num_queries` is 0"),
+        (lambda: Square(first_share=0.0), "`first_share` is 0.0"),
+        (lambda: AutoAttack(version="best"), "`version` is 'best'.*standard, plus, rand"),
+        (lambda: AutoAttack(num_classes=5), "`num_targets` is 9"),
+        (lambda: AutoAttack(batch_size=0), "`batch_size` is 0"),
+    ],
+)
+def test_refused_arguments_are_named(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_what_cannot_be_attacked_is_named():
+    images, labels = batch(4)
+    with pytest.raises(AttackError, match="`num_classes` is 7, but `logits_fn` returns 5"):
+        APGD(3.0, num_classes=7)(linear, images, labels, SEED)
+    with pytest.raises(AttackError, match="`labels` has shape .4, 5. and dtype float32"):
+        APGD(3.0)(linear, images, tf.one_hot(labels, 5), SEED)
+    with pytest.raises(AttackError, match="`images` has shape"):
+        APGD(3.0)(linear, images[0], labels, SEED)
+    with pytest.raises(AttackError, match="must by logits"):
+        APGD(3.0)(lambda images: linear(images)[:, 0], images, labels, SEED)
+    flat = lambda images: tf.stop_gradient(linear(images))  # noqa: E731
+    with pytest.raises(AttackError, match="cannot be differentiated.*Square alone is possible"):
+        APGD(3.0)(flat, images, labels, SEED)
+    with pytest.raises(ValueError, match="`epsilon` is 2000.0.*1766.69 apart"):
+        APGD(2000.0, "l2")(linear, images, labels, SEED)
+    assert Square(40.0, num_queries=3)(flat, images, labels, SEED).shape == images.shape

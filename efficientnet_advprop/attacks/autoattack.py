@@ -138,7 +138,7 @@ class AutoAttack:
         return tf.constant(withstood.images)
 
     def _in_graph(self, logits_fn, images, labels, seed):
-        images, labels = as_batch(images, labels)
+        images, labels = as_batch(images, labels, self.num_classes)
         together = Found(images, tf.ones_like(labels, tf.bool))
         for number, attack in enumerate(self.attacks().values()):
             attack_seed = randomness.fold_in(seed, number)
@@ -162,7 +162,7 @@ class AutoAttack:
         Raises:
             AttackError: see `Search.search` and `network_checks.check_network`.
         """
-        images, labels = (value.numpy() for value in as_batch(images, labels))
+        images, labels = (value.numpy() for value in as_batch(images, labels, self.num_classes))
         seed = randomness.seed_or_fresh(seed)
         attacks = self.attacks()
         if not len(images):

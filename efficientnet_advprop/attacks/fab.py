@@ -16,6 +16,7 @@ from typing import Optional
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms, objectives
+from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range, pixel_range
 from efficientnet_advprop.attacks.search import Found, LogitsFn, Run, Search, ascend, require_whole
 
 # Of the paper: the largest weight of the clean image's projection, by how much a
@@ -28,7 +29,9 @@ _SHORTEST = 1e-6  # pixels; a projection that moves less has arrived
 _NUM_REFINEMENTS = 40  # of the projection onto a hyperplane; about ten are needed
 
 
-def shortest_step(points: tf.Tensor, normals: tf.Tensor, gaps: tf.Tensor, norm) -> tf.Tensor:
+def shortest_step(
+    points: tf.Tensor, normals: tf.Tensor, gaps: tf.Tensor, clean_images: tf.Tensor, norm
+) -> tf.Tensor:
     """The shortest step to a hyperplane that stays in the pixel range.
 
     Along the way each pixel value moves against or with its normal, at the norm's
@@ -37,9 +40,10 @@ def shortest_step(points: tf.Tensor, normals: tf.Tensor, gaps: tf.Tensor, norm) 
     the root from the left.
 
     Args:
-        points: float32 [batch, height, width, channels], in [0, 255].
+        points: float32 [batch, height, width, channels], in the pixel range.
         normals: of the hyperplanes, in the same shape.
         gaps: float32 [batch]: normal · point − offset, what the step must take away.
+        clean_images: that decide the pixel range, see `pixel_range`.
         norm: of `norms.NORMS`.
 
     Returns:
@@ -47,7 +51,8 @@ def shortest_step(points: tf.Tensor, normals: tf.Tensor, gaps: tf.Tensor, norm) 
         hyperplane, as far as the range goes.
     """
     directions = -norms.per_image(tf.sign(gaps)) * tf.sign(normals)
-    room = tf.where(directions > 0.0, norms.HIGHEST_PIXEL - points, points - norms.LOWEST_PIXEL)
+    lowest, highest = pixel_range(clean_images)
+    room = tf.where(directions > 0.0, highest - points, points - lowest)
     weights, speeds, wanted = tf.abs(normals), norm.speeds(normals), tf.abs(gaps)
     rates = weights * speeds
     total = lambda values: tf.reduce_sum(values, [1, 2, 3])  # noqa: E731
@@ -150,9 +155,9 @@ class FAB(Search):
 
         def advance(step, points, nearest_images, nearest):
             leads, normals = self._boundary(logits_fn, points, labels, run.targets)
-            own_step = step_to(points, normals, leads)
+            own_step = step_to(points, normals, leads, images)
             from_clean = tf.reduce_sum(normals * (images - points), [1, 2, 3])
-            clean_step = step_to(images, normals, leads + from_clean)
+            clean_step = step_to(images, normals, leads + from_clean, images)
             own_length = tf.maximum(norm.length(own_step), _SHORTEST)
             clean_length = tf.maximum(norm.length(clean_step), _SHORTEST)
             bias = norms.per_image(
@@ -161,7 +166,7 @@ class FAB(Search):
             points = (points + _OVERSHOOT * own_step) * (1.0 - bias) + (
                 images + _OVERSHOOT * clean_step
             ) * bias
-            points = norms.clip_to_pixels(points)
+            points = clip_to_pixel_range(points, images)
             is_wrong = ~objectives.is_right(labels, tf.cast(logits_fn(points), tf.float32))
             distances = norm.length(points - images)
             is_nearest = is_wrong & (distances < nearest)
@@ -174,7 +179,7 @@ class FAB(Search):
 
         # A restart begins half a radius away.
         noise = 0.5 * self.epsilon * norm.random_direction(images, run.seed)
-        start = tf.where(run.is_restart, norms.clip_to_pixels(images + noise), images)
+        start = tf.where(run.is_restart, clip_to_pixel_range(images + noise, images), images)
         nowhere = tf.zeros_like(images[:, 0, 0, 0]) + float("inf")
         _, _, nearest_images, nearest = tf.while_loop(
             lambda step, _, __, nearest: (

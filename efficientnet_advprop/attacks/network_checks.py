@@ -6,6 +6,7 @@ The doubts are those of the reference implementation of AutoAttack (`autoattack/
 Croce and Hein): they do not stop an evaluation, but belong beside its figures.
 """
 
+import functools
 from typing import Callable
 
 import numpy as np
@@ -39,7 +40,7 @@ def check_network(
     norm: str,
     needs_gradient: bool = True,
     may_be_random: bool = False,
-    compile_function: Callable = tf.function,
+    compile_function: Callable = functools.partial(tf.function, autograph=False),
 ) -> list[str]:
     """Asks a network about some images, several times.
 
@@ -57,7 +58,7 @@ def check_network(
     Raises:
         AttackError: logits that are not finite, or the same for all images; no gradient.
     """
-    images, labels = as_batch(images, labels)
+    images, labels = as_batch(images, labels, None)
 
     def judge(images, labels):
         logits = checked_logits(logits_fn(images), images, None)

@@ -13,9 +13,9 @@ import math
 
 import tensorflow as tf
 
+from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range
 from tpu_utils.replicas import randomness
 
-LOWEST_PIXEL = 0.0
 HIGHEST_PIXEL = 255.0
 _TINY = 1e-12  # keeps a quotient of lengths finite
 
@@ -23,11 +23,6 @@ _TINY = 1e-12  # keeps a quotient of lengths finite
 def per_image(values: tf.Tensor) -> tf.Tensor:
     """[batch] → [batch, 1, 1, 1], to stand beside images."""
     return values[:, None, None, None]
-
-
-def clip_to_pixels(images: tf.Tensor) -> tf.Tensor:
-    """Images in the pixel range."""
-    return tf.clip_by_value(images, LOWEST_PIXEL, HIGHEST_PIXEL)
 
 
 class Linf:
@@ -55,9 +50,8 @@ class Linf:
 
     def project(self, images: tf.Tensor, clean_images: tf.Tensor, epsilon) -> tf.Tensor:
         """The nearest images within `epsilon` of the clean ones and in the pixel range."""
-        return clip_to_pixels(
-            tf.clip_by_value(images, clean_images - epsilon, clean_images + epsilon)
-        )
+        inside = tf.clip_by_value(images, clean_images - epsilon, clean_images + epsilon)
+        return clip_to_pixel_range(inside, clean_images)
 
     def random_direction(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Random differences of length 1, in the shape of `images`. `seed`: int32 [2]."""
@@ -92,7 +86,8 @@ class L2:
         # The pixel range is convex and holds the clean image: clipping after scaling
         # only shortens the difference.
         factors = tf.minimum(1.0, epsilon / (self.length(differences) + _TINY))
-        return clip_to_pixels(clean_images + differences * per_image(factors))
+        inside = clean_images + differences * per_image(factors)
+        return clip_to_pixel_range(inside, clean_images)
 
     def random_direction(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return self.steepest(randomness.normal(tf.shape(images), seed))
@@ -101,7 +96,7 @@ class L2:
         """Differences uniformly drawn from the ball of radius `epsilon`, in the shape of
         `images`."""
         direction_seed, radius_seed = randomness.split(seed, 2)
-        num_values = images.shape[1:].num_elements()
+        num_values = tf.cast(tf.reduce_prod(tf.shape(images)[1:]), tf.float32)
         shares = randomness.uniform([tf.shape(images)[0]], radius_seed) + 2.0**-25  # never 0
         radii = epsilon * tf.pow(shares, 1.0 / num_values)
         return per_image(radii) * self.random_direction(images, direction_seed)

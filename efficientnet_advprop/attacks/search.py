@@ -14,6 +14,7 @@ from typing import Callable, NamedTuple, Optional
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms, objectives
+from efficientnet_advprop.attacks.labels import check_classes
 from efficientnet_advprop.errors import UserError
 from tpu_utils.replicas import randomness
 
@@ -85,7 +86,7 @@ class Search:
                 classes]; must not change any variable, and must judge each image by
                 itself: no moments of a batch.
             images: any numeric dtype, pixels in [0, 255].
-            labels: int [batch], the true classes.
+            labels: the true classes, integers [batch] or [batch, 1].
             seed: int32 [2]; None draws one.
 
         Returns:
@@ -114,10 +115,11 @@ class Search:
                 come back as they are, not open.
 
         Raises:
-            AttackError: images, labels or logits of the wrong shape; or the attack
-                needs gradients and there are none.
+            AttackError: images or logits of the wrong shape; or the attack needs gradients
+                and there are none.
+            LabelError: see `labels.check_classes`.
         """
-        images, labels = as_batch(images, labels)
+        images, labels = as_batch(images, labels, self.num_classes)
         norms.require_fitting_radius(self.epsilon, self.norm, images)
         logits = checked_logits(logits_fn(images), images, self.num_classes)
         is_right = objectives.is_right(labels, logits)
@@ -176,23 +178,21 @@ def require_whole(name: str, value: int, lowest: int) -> None:
         raise ValueError(f"`{name}` is {value!r}, but must be a whole number ≥ {lowest}.")
 
 
-def as_batch(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def as_batch(
+    images: tf.Tensor, labels: tf.Tensor, num_classes: Optional[int]
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Images as float32 [batch, height, width, channels] and labels as int32 [batch].
 
     Raises:
-        AttackError: they have another shape, or the labels are no whole numbers.
+        AttackError: the images have another shape.
+        LabelError: see `labels.check_classes`.
     """
-    images, labels = tf.cast(images, tf.float32), tf.convert_to_tensor(labels)
+    images = tf.cast(images, tf.float32)
     if images.shape.rank != 4:
         raise AttackError(
             f"`images` has shape {images.shape}, but must be [batch, height, width, channels]."
         )
-    if labels.shape.rank != 1 or not labels.dtype.is_integer:
-        raise AttackError(
-            f"`labels` has shape {labels.shape} and dtype {labels.dtype.name}, but must be whole "
-            "numbers [batch]: robust accuracy is a matter of one true class per image."
-        )
-    return images, tf.cast(labels, tf.int32)
+    return images, check_classes(labels, num_classes, images.shape[0])
 
 
 def checked_logits(logits: tf.Tensor, images: tf.Tensor, num_classes: Optional[int]) -> tf.Tensor:

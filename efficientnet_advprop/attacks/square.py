@@ -15,7 +15,15 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms, objectives
-from efficientnet_advprop.attacks.search import Found, LogitsFn, Run, Search, require_whole
+from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range
+from efficientnet_advprop.attacks.search import (
+    AttackError,
+    Found,
+    LogitsFn,
+    Run,
+    Search,
+    require_whole,
+)
 from tpu_utils.replicas import randomness
 
 # Of the paper: of 10,000 queries, those after which the share of changed pixels is halved.
@@ -99,6 +107,11 @@ class Square(Search):
         self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found
     ) -> Found:
         height, width = images.shape[1:3]
+        if height is None or width is None:
+            raise AttackError(
+                f"`images` has shape {images.shape}, but Square must know height and width when "
+                "it is traced, for its windows; give `tf.ensure_shape`d images."
+            )
         sides = window_sides(self.num_queries, self.first_share, height, width, self.norm)
         sides = tf.constant(np.append(sides, 1), tf.int32)  # never empty
 
@@ -147,7 +160,7 @@ class Square(Search):
     def _first_linf(self, images, seed):
         batch, _, width, channels = _sizes(images)
         stripes = _signs([batch, 1, width, channels], seed)
-        return norms.clip_to_pixels(images + self.epsilon * stripes)
+        return clip_to_pixel_range(images + self.epsilon * stripes, images)
 
     def _change_linf(self, images, best_images, side, seed):
         batch, height, width, channels = _sizes(images)
@@ -216,9 +229,8 @@ class Square(Search):
         )
 
     def _on_the_sphere(self, images, differences):
-        return norms.clip_to_pixels(
-            images + self.epsilon * norms.NORMS[self.norm].steepest(differences)
-        )
+        direction = norms.NORMS[self.norm].steepest(differences)
+        return clip_to_pixel_range(images + self.epsilon * direction, images)
 
 
 def _sizes(images):

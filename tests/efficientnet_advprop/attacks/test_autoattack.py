@@ -87,7 +87,7 @@ def test_nothing_is_warned_of_without_need():
 
 
 def test_vanishing_gradients_are_warned_of():
-    (found,) = doubts(lambda images: tf.round(linear(images) * 4.0) / 4.0)
+    (found,) = doubts(lambda images: tf.round(4.0 * linear(images)) + 0.0 * linear(images))
     assert "Of 6 images that are classified correctly, 6 have a gradient of zero" in found
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import APGD, FAB, AttackError, AutoAttack, Square, norms
 from efficientnet_advprop.attacks.apgd import check_distances
 from efficientnet_advprop.attacks.fab import shortest_step
+from efficientnet_advprop.attacks.labels import LabelError
 from efficientnet_advprop.attacks.objectives import dlr, likeliest_wrong_classes, targeted_dlr
 from efficientnet_advprop.attacks.square import _l2_window, window_sides
 from tests.efficientnet_advprop.attacks.linear_network import (
@@ -223,6 +224,7 @@ def test_the_shortest_step_to_a_hyperplane_is_scipys(norm, seed):
         tf.constant(point.reshape(shape), tf.float32),
         tf.constant(normal.reshape(shape), tf.float32),
         tf.constant([gap], tf.float32),
+        tf.zeros(shape),
         norms.NORMS[norm],
     )
     step = found.numpy().reshape(-1).astype(np.float64)
@@ -235,7 +237,9 @@ def test_the_shortest_step_to_a_hyperplane_is_scipys(norm, seed):
 def test_a_hyperplane_that_no_image_is_on_is_approached_as_far_as_the_range_goes():
     point, normal = tf.fill([1, 2, 2, 3], 200.0), tf.ones([1, 2, 2, 3])
     for norm in norms.NORMS.values():
-        np.testing.assert_allclose(shortest_step(point, normal, tf.constant([-1e6]), norm), 55.0)
+        np.testing.assert_allclose(
+            shortest_step(point, normal, tf.constant([-1e6]), point, norm), 55.0
+        )
 
 
 def test_losses_by_hand():
@@ -282,7 +286,7 @@ def test_what_cannot_be_attacked_is_named():
     images, labels = batch(4)
     with pytest.raises(AttackError, match="`num_classes` is 7, but `logits_fn` returns 5"):
         APGD(3.0, num_classes=7)(linear, images, labels, SEED)
-    with pytest.raises(AttackError, match="`labels` has shape .4, 5. and dtype float32"):
+    with pytest.raises(LabelError, match="shape .4, 5. and are class weights"):
         APGD(3.0)(linear, images, tf.one_hot(labels, 5), SEED)
     with pytest.raises(AttackError, match="`images` has shape"):
         APGD(3.0)(linear, images[0], labels, SEED)

@@ -1,17 +1,23 @@
 """Says what a checkpoint in the released format is: which network, averages or plain weights, slots, step.
 
     python -m efficientnet_advprop.inspect_checkpoint SOURCE…
+    python -m efficientnet_advprop.inspect_checkpoint --tensors SOURCE…
 
 SOURCE is a published name ("b3-advprop"), a directory, a prefix or a .tar.gz; local, gs:// or https://.
+With --tensors the name, shape and part of every tensor follow.
 """
 
 import collections
 import math
+import sys
+from typing import Sequence
 
 import numpy as np
+from absl import flags
 
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.errors import list_names
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
     CheckpointContents,
@@ -27,6 +33,8 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import (
 from efficientnet_advprop.models.checkpoints.released_checkpoints import Difference
 from efficientnet_advprop.models.scaling import VARIANTS
 from tpu_utils.errors import brief_message
+
+_TENSORS = flags.DEFINE_bool("tensors", False, "list every tensor, with its shape")
 
 
 def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]]:
@@ -61,8 +69,8 @@ def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]
         ("auxiliary batch norms", f"{num_aux} variables" if num_aux else "none"),
         ("optimizer slots", _count_slots(contents.slots)),
         ("step", "not in the file" if contents.step is None else f"{contents.step:,}"),
-        ("not finite", ", ".join(not_finite) or "none"),
-        ("other tensors", ", ".join(contents.unknown) or "none"),
+        ("not finite", list_names(not_finite, 10) or "none"),
+        ("other tensors", list_names(contents.unknown, 10) or "none"),
         (
             "kind",
             f"{kind}: normalization {KINDS[kind].normalization}"
@@ -111,16 +119,40 @@ def _count_slots(slots: list[str]) -> str:
     )
 
 
+def list_tensors(contents: CheckpointContents) -> list[tuple[str, str, str]]:
+    """Name, shape and part of every tensor, by name; the part says which are not finite."""
+    _, not_finite = _compare(contents)
+    parts = {name: "average" for name in contents.averages.values()}
+    parts.update({name: "plain weight" for name in contents.plain.values()})
+    parts.update({name: "optimizer slot" for name in contents.slots})
+    parts.update({name: f"{parts[name]}, not finite" for name in not_finite})
+    return [
+        (name, str(list(shape)), parts.get(name, "other"))
+        for name, shape in contents.shapes.items()
+    ]
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths))
+        print(f"  {line.rstrip()}")
+
+
 def main(argv):
     if len(argv) < 2:
         raise ConfigError(
             "SOURCE is missing: python -m efficientnet_advprop.inspect_checkpoint SOURCE…"
         )
     for source in argv[1:]:
-        rows = summarize(source, read_contents(find_checkpoint(source)))
-        width = max(len(label) for label, _ in rows)
+        contents = read_contents(find_checkpoint(source))
+        rows = summarize(source, contents)
         print(source)
-        print("\n".join(f"  {label:<{width}}  {text}" for label, text in rows), flush=True)
+        _print_columns(rows)
+        if _TENSORS.value:
+            print(f"{source}: its tensors")
+            _print_columns(list_tensors(contents))
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from absl import app, flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from efficientnet_advprop import config as config_lib  # noqa: E402
-from efficientnet_advprop.errors import UsageError, UserError  # noqa: E402
+from efficientnet_advprop.errors import UsageError, UserError, shorten  # noqa: E402
 from tpu_utils.errors import PlatformError, brief_message  # noqa: E402
 
 BAD_USAGE = UsageError.exit_code
@@ -141,7 +141,7 @@ def expand_home(argument: str) -> str:
 
 
 def _complain(error, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print(f"error: {shorten(str(error))}", file=sys.stderr, flush=True)
     return code
 
 

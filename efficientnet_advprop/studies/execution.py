@@ -21,7 +21,7 @@ from typing import Callable, Mapping, Optional, Sequence
 
 from efficientnet_advprop.data import digits
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
-from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.errors import UserError, list_lines
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.suites.test_sets import TestSet
@@ -165,7 +165,7 @@ def execute_all(
             )
             return False
     if failed:
-        raise StudyError("\n".join(failed))
+        raise StudyError(f"{len(failed)} of {num_runs} runs failed:{list_lines(failed)}")
     return True
 
 

@@ -18,6 +18,7 @@ from typing import Mapping, Sequence
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop import files
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.errors import list_lines, list_names
 
 METRICS = {
     "clean": "top-1 accuracy on the test images",
@@ -253,7 +254,7 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
     runs = {run.name: run.config for run in study.runs()}
     gone = [name for name in saved["runs"] if name not in runs]
     if gone:
-        problems.append(f"not in the study: {', '.join(gone)}")
+        problems.append(f"not in the study: {list_names(gone)}")
     changes = {}  # difference → runs; an arm's five seeds differ alike
     for name in saved["runs"]:
         if name in runs:
@@ -263,11 +264,11 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
                     changes.setdefault(
                         f"`config.{field}` is {there!r} there and {here!r} here", []
                     ).append(name)
-    problems += [f"{change}, in {', '.join(names)}" for change, names in changes.items()]
+    problems += [f"{change}, in {list_names(names)}" for change, names in changes.items()]
     if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(
-            f"`--output_dir` is {output_dir!r}, which holds other runs:{listed}\nUse another folder."
+            f"`--output_dir` is {output_dir!r}, which holds other runs:{list_lines(problems)}\n"
+            "Use another folder."
         )
     added = [name for name in runs if name not in saved["runs"]]
     if added:

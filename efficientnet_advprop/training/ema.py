@@ -7,6 +7,7 @@ from typing import Sequence
 
 import tensorflow as tf
 
+from efficientnet_advprop.errors import list_names
 from efficientnet_advprop.models.variable_names import official_name
 
 
@@ -66,7 +67,7 @@ class ExponentialMovingAverage(tf.Module):
         ]
         if missing:
             raise ValueError(
-                f"`variables` holds {', '.join(missing)}, of which there is no average; average the model they come from."
+                f"`variables` holds {list_names(missing)}, of which there is no average; average the model they come from."
             )
         for variable in variables:
             variable.assign(shadows[official_name(variable.name)])

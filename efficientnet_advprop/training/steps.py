@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
 from efficientnet_advprop.attacks.labels import check_labels
+from efficientnet_advprop.errors import list_names
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import ADVERSARIAL, AUGMENTED, CLEAN, METHODS, Method
 from efficientnet_advprop.models.normalization import batch_norms, branch_names, moving_statistics
@@ -231,7 +232,7 @@ def make_train_step(
         idle = [variable.name for variable, gradient in zip(trained, gradients) if gradient is None]
         if idle:
             raise ValueError(
-                f"Method {name!r} gives no gradient to {', '.join(idle)}; they would never learn."
+                f"Method {name!r} gives no gradient to {list_names(idle)}; they would never learn."
             )
         gradients = _reduce_over_replicas(gradients, statistics)
 

@@ -43,7 +43,7 @@ def outputs(tmp_path_factory):
     image = str(root / "val" / "class3" / "image.png")
     network = [f"--checkpoint={TINY}", "--image_size=32"]
     processes = {
-        "inspect": start("inspect_checkpoint", TINY),
+        "inspect": start("inspect_checkpoint", "--tensors", TINY),
         "classify": start(
             "classify",
             *network,
@@ -82,7 +82,15 @@ def logits(outputs):
 def test_inspect(outputs):
     code, stdout, _ = outputs[0]["inspect"]
     assert code == 0
-    rows = dict(line.strip().split("  ", 1) for line in stdout.splitlines()[1:])
+    summary, _, listed = stdout.partition(f"{TINY}: its tensors\n")
+    names = [line.split()[0] for line in listed.splitlines()]
+    assert names == sorted(tf.train.load_checkpoint(TINY).get_variable_to_shape_map())
+    kernel = next(line for line in listed.splitlines() if "/stem/conv2d/kernel " in line)
+    assert kernel.split() == [
+        "efficientnet-b0/stem/conv2d/kernel",
+        *"[3, 3, 3, 8] plain weight".split(),
+    ]
+    rows = dict(line.strip().split("  ", 1) for line in summary.splitlines()[1:])
     rows = {label: text.strip() for label, text in rows.items()}
     assert (
         rows["network"] == "an EfficientNet of width 0.25 and depth 0.3" and rows["classes"] == "10"

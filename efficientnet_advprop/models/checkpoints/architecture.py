@@ -37,6 +37,22 @@ class Architecture:
         network = "an EfficientNet" if is_plain else f"a network like efficientnet-{self.variant}"
         return f"{network} of width {self.width_coefficient:g} and depth {self.depth_coefficient:g}"
 
+    def is_sized_like(self, other: Optional["Architecture"]) -> bool:
+        """Whether the two are one network but for the number of classes."""
+        return other is not None and dataclasses.replace(self, num_classes=None) == (
+            dataclasses.replace(other, num_classes=None)
+        )
+
+    def constructor(self) -> str:
+        """The Python call that builds it."""
+        sizes = ""
+        if self.width_coefficient is not None:
+            sizes = (
+                f", width_coefficient={self.width_coefficient:g}"
+                f", depth_coefficient={self.depth_coefficient:g}"
+            )
+        return f'EfficientNet("{self.variant}"{sizes})'
+
 
 @dataclasses.dataclass(frozen=True)
 class _BlockShape:

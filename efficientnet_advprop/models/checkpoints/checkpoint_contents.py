@@ -62,7 +62,10 @@ class CheckpointContents:
         if self.architecture is not None:
             return str(self.architecture)
         if "_CHECKPOINTABLE_OBJECT_GRAPH" in self.shapes:
-            return "a TensorFlow 2 object-based checkpoint, not the released format"
+            return (
+                "a TensorFlow 2 object-based checkpoint, such as training runs write, and not the "
+                "released format"
+            )
         if self.plain or self.averages:
             scopes = ", ".join(self.scopes) or "missing"
             return f"a relative of EfficientNet that is none of those known here (its scope is {scopes})"

@@ -13,6 +13,7 @@ import http.client
 import os
 import posixpath
 import re
+import shlex
 import shutil
 import tarfile
 import tempfile
@@ -20,12 +21,12 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from typing import BinaryIO, Optional, Sequence
+from typing import BinaryIO, Mapping, Optional, Sequence
 
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.errors import NUM_NAMES, UserError, list_names
 from efficientnet_advprop.files import without_pattern
 from efficientnet_advprop.models.checkpoints import published_checkpoints
 from tpu_utils.errors import brief_message
@@ -38,14 +39,43 @@ _PROGRESS_SECONDS = 5
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that cannot be had, read or written, or does not fit; the message says which, why and what to do."""
+    """A checkpoint that cannot be had, read or written, or does not fit.
+
+    The message says which, why and what to do.
+
+    Attributes:
+        problems: of a checkpoint that does not fit, all names by the kind of what is wrong with
+            them; the message shows only the first few.
+    """
+
+    problems: Mapping[str, Sequence[str]] = {}
 
 
-def list_problems(*problems: tuple[str, Sequence[str]]) -> str:
-    """One indented line per kind of problem that has names: how many, what is wrong, and all of them; "" if there is none."""
-    return "".join(
-        f"\n  {len(names)} {what}: {', '.join(names)}" for what, names in problems if names
-    )
+def require_no_problems(
+    headline: str, problems: Mapping[str, Sequence[str]], source: Optional[str] = None
+) -> None:
+    """Raises a `CheckpointError` if any kind of problem has names.
+
+    Args:
+        headline: what is the matter with the whole.
+        problems: what is wrong → the names of which it is.
+        source: of a checkpoint in the released format, where `inspect_checkpoint` finds it.
+    """
+    found = {what: tuple(names) for what, names in problems.items() if names}
+    if not found:
+        return
+    lines = [f"  {len(names)} {what}: {list_names(names)}" for what, names in found.items()]
+    if any(len(names) > NUM_NAMES for names in found.values()):
+        where = "this error's `problems`, in Python"
+        if source is not None:
+            where = (
+                "python -m efficientnet_advprop.inspect_checkpoint --tensors "
+                f"{shlex.quote(source)}; or {where}"
+            )
+        lines.append(f"  all names: {where}")
+    error = CheckpointError("\n".join([headline, *lines]))
+    error.problems = found
+    raise error
 
 
 def default_cache_dir() -> str:
@@ -121,7 +151,7 @@ def find_in_directory(directory: str) -> str:
             f"{directory!r} holds no checkpoint: there is no file that ends in .index."
         )
     raise CheckpointError(
-        f"{directory!r} holds several checkpoints ({', '.join(prefixes)}); give the prefix of one of them."
+        f"{directory!r} holds several checkpoints ({list_names(prefixes)}); give the prefix of one of them."
     )
 
 
@@ -143,7 +173,7 @@ def check_shards(prefix: str) -> None:
     ]
     if missing:
         raise CheckpointError(
-            f"The checkpoint {prefix!r} is not whole: {', '.join(missing)} is missing; copy it again."
+            f"The checkpoint {prefix!r} is not whole: {list_names(missing)} is missing; copy it again."
         )
 
 
@@ -307,7 +337,7 @@ def _find_in_tree(folder: str, address: str) -> str:
     )
     if len(directories) != 1:
         found = (
-            f"several, in {', '.join(os.path.relpath(path, folder) for path in directories)}"
+            f"several, in {list_names([os.path.relpath(path, folder) for path in directories])}"
             if directories
             else "none"
         )
@@ -331,7 +361,7 @@ def verify(prefix: str) -> None:
         except READ_ERRORS as error:
             damaged.append(f"{name} ({brief_message(error)})")
     if damaged:
-        names = ", ".join(damaged)
+        names = list_names(damaged)
         raise CheckpointError(
             f"The checkpoint {os.path.basename(prefix)!r} is damaged; these tensors cannot be read: {names}."
         )

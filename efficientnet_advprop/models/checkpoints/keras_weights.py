@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
     CheckpointError,
-    list_problems,
+    require_no_problems,
 )
 from efficientnet_advprop.models.normalization import MAIN, DualBatchNormalization, branch_names
 from efficientnet_advprop.models.resnet import ResNet
@@ -39,7 +39,8 @@ def load_keras_weights(model: ResNet, file: str, include_head: bool = True) -> N
 
     Raises:
         CheckpointError: the file cannot be read, lacks variables, has others, or holds wrong shapes or values that are not
-            finite, or the model was built otherwise; every name is in the message, and the model is as it was.
+            finite, or the model was built otherwise; the message counts the names and shows the
+            first, the error's `problems` name all, and the model is as it was.
     """
     config = model.get_config()
     wrong = [
@@ -66,16 +67,15 @@ def load_keras_weights(model: ResNet, file: str, include_head: bool = True) -> N
     ]
     biases = {f"{convolution}/bias" for convolution, _, _, _ in _pairs(model)}
     head = {name for name in arrays if name.startswith(("predictions/", "probs/"))}
-    problems = list_problems(
-        ("missing in the file", missing),
-        ("of another shape in the file", misshapen),
-        ("in the file but not in the model", sorted(set(arrays) - set(values) - biases - head)),
-        ("hold values that are not finite", not_finite),
+    require_no_problems(
+        f"{file!r} does not fit the model ({model.name}), which is unchanged.",
+        {
+            "missing in the file": missing,
+            "of another shape in the file": misshapen,
+            "in the file but not in the model": sorted(set(arrays) - set(values) - biases - head),
+            "hold values that are not finite": not_finite,
+        },
     )
-    if problems:
-        raise CheckpointError(
-            f"{file!r} does not fit the model ({model.name}), which is unchanged.{problems}"
-        )
     for variable, value in values.values():
         variable.assign(value)
     for _, _, _, norm in _pairs(model):

@@ -18,7 +18,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from efficientnet_advprop.errors import list_names
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models.checkpoints.architecture import recognize
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
     AVERAGE_SUFFIX,
     STEP,
@@ -30,7 +32,7 @@ from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
     READ_ERRORS,
     CheckpointError,
     find_checkpoint,
-    list_problems,
+    require_no_problems,
 )
 from efficientnet_advprop.models.variable_names import official_name
 from tpu_utils.errors import brief_message
@@ -115,7 +117,7 @@ class LoadReport:
                 + ("plain weights" if self.weights == "plain" else "averages")
             )
         if self.mixed:
-            lines.append(f"  without average, hence plain: {', '.join(self.mixed)}")
+            lines.append(f"  without average, hence plain: {list_names(self.mixed)}")
         if self.skipped:
             lines.append(f"  not loaded, as they were: {', '.join(self.skipped)}")
         if self.num_aux:
@@ -158,8 +160,8 @@ def load_released_checkpoint(
 
     Raises:
         CheckpointError: the source cannot be had, is damaged, is of another network (which one it looks like is said), lacks
-            variables, has others, has wrong shapes or values that are not finite; every name is in the message, and the model
-            is as it was.
+            variables, has others, has wrong shapes or values that are not finite; the message counts them and names the first,
+            the error's `problems` name all, and the model is as it was.
     """
     prefix = find_checkpoint(source, cache_dir)
     contents = read_contents(prefix)
@@ -263,20 +265,35 @@ def _check_structure(contents, scope, variables, names, skipped, source, use_ema
         for name in contents.plain.keys() & contents.averages.keys()
         if contents.shapes[contents.plain[name]] != contents.shapes[contents.averages[name]]
     ]
-    problems = list_problems(
-        (
-            "missing in the file" if use_ema else "missing in the file among the plain weights",
-            missing,
-        ),
-        ("of another shape in the file", misshapen),
-        ("in the file but not in the model", left_over),
-        ("whose average has another shape than itself", sorted(twins)),
+    require_no_problems(
+        f"{source!r} does not fit the model ({scope}), which is unchanged.\n  "
+        + _describe_misfit(contents, variables),
+        {
+            "missing in the file"
+            if use_ema
+            else "missing in the file among the plain weights": missing,
+            "of another shape in the file": misshapen,
+            "in the file but not in the model": left_over,
+            "whose average has another shape than itself": sorted(twins),
+        },
+        source,
     )
-    if problems:
-        raise CheckpointError(
-            f"{source!r} does not fit the model ({scope}), which is unchanged. The file looks like "
-            f"{contents.description()}.{problems}"
-        )
+
+
+def _describe_misfit(contents: CheckpointContents, variables) -> str:
+    """The kind of it in words: what the file is, what the model is, and the way out."""
+    looks = f"The file looks like {contents.description()}"
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    own = recognize(shapes, shapes.get)
+    found = contents.architecture
+    if found is None and "object-based" in looks:
+        return f"{looks}: a run of this project is taken by `--model_dir`."
+    if found is None:
+        return f"{looks}."
+    if found.is_sized_like(own):
+        return f"{looks}, as the model is, but not all of its tensors are the model's."
+    model = "no EfficientNet" if own is None else str(own)
+    return f"{looks}, but the model is {model}: build it with {found.constructor()}."
 
 
 def _read(
@@ -313,15 +330,15 @@ def _read(
             report.difference = report.difference or Difference()
             average, plain = (value, partner) if name in twins else (partner, value)
             report.difference.add(twins.get(name, name), average, plain)
-    problems = list_problems(
-        ("cannot be read, the file is damaged", damaged),
-        ("hold values that are not finite", not_finite),
-        ("are no floating-point tensors", not_float),
+    require_no_problems(
+        f"{report.source!r} cannot be used; the model is unchanged.",
+        {
+            "cannot be read, the file is damaged": damaged,
+            "hold values that are not finite": not_finite,
+            "are no floating-point tensors": not_float,
+        },
+        report.source,
     )
-    if problems:
-        raise CheckpointError(
-            f"{report.source!r} cannot be used; the model is unchanged.{problems}"
-        )
     return values
 
 
@@ -392,9 +409,9 @@ def save_released_checkpoint(
             tensors.append(tensor)
     if missing or not_finite:
         wrong = (
-            f"`averages` lacks {', '.join(missing)}"
+            f"`averages` lacks {list_names(missing)}"
             if missing
-            else f"the values of {', '.join(not_finite)} are not finite"
+            else f"the values of {list_names(not_finite)} are not finite"
         )
         raise CheckpointError(f"{prefix!r} is not written: {wrong}.")
     if global_step is not None:

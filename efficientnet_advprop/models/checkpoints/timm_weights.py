@@ -22,7 +22,7 @@ from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import main_name
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
     CheckpointError,
-    list_problems,
+    require_no_problems,
 )
 from efficientnet_advprop.models.checkpoints.released_checkpoints import (
     CLASSIFIER,
@@ -80,7 +80,8 @@ def load_timm_weights(model: keras.Model, file: str, include_head: bool = True) 
 
     Raises:
         CheckpointError: the file cannot be read, lacks variables, has others, or holds wrong shapes or values that are not
-            finite; every name is in the message, and the model is as it was.
+            finite; the message counts them and names the first, the error's `problems` name all,
+            and the model is as it was.
     """
     state = _read_state(file)
     variables = {variable_name(model, variable): variable for variable in model.variables}
@@ -108,16 +109,15 @@ def load_timm_weights(model: keras.Model, file: str, include_head: bool = True) 
         - {name for name in state if name.endswith(".num_batches_tracked")}
     )
     not_finite = [name for name, value in values.items() if not np.isfinite(value).all()]
-    problems = list_problems(
-        ("missing in the file", missing),
-        ("of another shape in the file", misshapen),
-        ("in the file but not in the model", left_over),
-        ("hold values that are not finite", not_finite),
+    require_no_problems(
+        f"{file!r} does not fit the model ({model.name}), which is unchanged.",
+        {
+            "missing in the file": missing,
+            "of another shape in the file": misshapen,
+            "in the file but not in the model": left_over,
+            "hold values that are not finite": not_finite,
+        },
     )
-    if problems:
-        raise CheckpointError(
-            f"{file!r} does not fit the model ({model.name}), which is unchanged.{problems}"
-        )
     for variable, name in needed.items():
         variables[variable].assign(values[name])
     num_aux = sum(main_name(variable) != variable for variable in needed)

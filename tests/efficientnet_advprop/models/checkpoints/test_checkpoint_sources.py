@@ -8,11 +8,17 @@ import shutil
 import tarfile
 import threading
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
+from efficientnet_advprop.files import without_pattern
 from efficientnet_advprop.models import CheckpointError
-from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint, verify
+from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
+    find_checkpoint,
+    open_checkpoint,
+    verify,
+)
 from tests.conftest import DATA
 
 TINY = DATA / "tiny_ckpt"
@@ -230,6 +236,15 @@ def test_no_room(archive, cache, monkeypatch):
     assert not entries(cache)
 
 
-def test_a_path_that_tensorflow_takes_for_a_pattern(tmp_path):
-    shutil.copytree(TINY, tmp_path / "run[1] *?")
-    verify(find_checkpoint(str(tmp_path / "run[1] *?")))
+@pytest.mark.parametrize("name", ["run[1] *?", "ein Lauf (ä) [zwei]"])
+def test_a_path_that_tensorflow_takes_for_a_pattern(name, tmp_path):
+    shutil.copytree(TINY, tmp_path / name)
+    prefix = find_checkpoint(str(tmp_path / name))
+    verify(prefix)
+    tensor = "efficientnet-b0/stem/conv2d/kernel"
+    wanted = tf.train.load_checkpoint(without_pattern(str(TINY))).get_tensor(tensor)
+    np.testing.assert_array_equal(open_checkpoint(prefix).get_tensor(tensor), wanted)
+    with open(f"{prefix}.index", "wb") as file:
+        file.write(b"no index")
+    with pytest.raises(CheckpointError, match="seems damaged"):
+        open_checkpoint(prefix)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from efficientnet_advprop.models import (
     CheckpointError,
     EfficientNet,
+    ResNet,
     load_released_checkpoint,
     save_released_checkpoint,
 )
@@ -210,15 +211,63 @@ def test_damaged_data_is_an_error_that_names_the_tensor(scrambled, tensors, tmp_
     assert is_untouched(scrambled)
 
 
-def test_another_variant_is_named(scrambled, tmp_path):
+def test_another_variant_is_named_in_few_words(scrambled, tmp_path):
     shapes = {name: shape for name, (shape, _) in _shapes_of("b3").items()}
     prefix = write_checkpoint(
-        tmp_path / "model.ckpt",
+        tmp_path / "of b3" / "model.ckpt",
         {name: np.zeros(shape, np.float32) for name, shape in shapes.items()},
     )
-    with pytest.raises(CheckpointError, match="looks like efficientnet-b3"):
+    with pytest.raises(CheckpointError) as error:
         load_released_checkpoint(scrambled, prefix)
+    text, problems = str(error.value), error.value.problems
     assert is_untouched(scrambled)
+    assert (
+        "The file looks like efficientnet-b3, but the model is an EfficientNet of width 0.25"
+        in text
+    )
+    assert 'EfficientNet("b3")' in text
+    # Counted without the code under test: names of one and not of the other, or of other shapes.
+    own = {
+        v.name.split(":")[0]: tuple(v.shape) for v in scrambled.variables if "/aux/" not in v.name
+    }
+    file = {name.replace("-b3/", "-b0/"): tuple(shape) for name, shape in shapes.items()}
+    counts = {
+        "missing in the file": len(own.keys() - file.keys()),
+        "of another shape in the file": sum(
+            file.get(n, shape) != shape for n, shape in own.items()
+        ),
+        "in the file but not in the model": len(file.keys() - own.keys()),
+    }
+    assert {what: len(names) for what, names in problems.items()} == counts
+    for what, count in counts.items():
+        assert f"{count} {what}: {problems[what][0]}, " in text
+        assert f" and {count - 3} more" in text
+    assert f"inspect_checkpoint --tensors '{prefix}'" in text
+    assert len(text.splitlines()) == 6 and len(text) < 1500
+
+
+def test_the_kind_of_a_misfit_is_told(tensors, tmp_path):
+    averages = {name: value for name, value in tensors.items() if name.endswith(AVERAGE)}
+    whole = write_checkpoint(tmp_path / "whole" / "model.ckpt", averages)
+    with pytest.raises(
+        CheckpointError, match="width 0.25 and .*, but the model is no EfficientNet"
+    ):
+        load_released_checkpoint(_tiny_resnet(), whole)
+    for name in list(averages):
+        if "/moving_" in name:
+            del averages[name]
+    part = write_checkpoint(tmp_path / "part" / "model.ckpt", averages)
+    with pytest.raises(
+        CheckpointError, match="as the model is, but not all of its tensors"
+    ) as error:
+        load_released_checkpoint(make_tiny(aux_branches=0), part)
+    (missing,) = error.value.problems.values()
+    assert len(missing) == sum("moving_" in v.name for v in make_tiny(aux_branches=0).variables)
+    assert all("/moving_" in name for name in missing)
+
+
+def _tiny_resnet():
+    return ResNet("resnet50", num_classes=10, width_coefficient=0.25, depth_coefficient=0.1)
 
 
 def _shapes_of(variant):

@@ -361,7 +361,7 @@ def test_a_bad_model_is_not_written(scrambled, tmp_path):
     scrambled.variables[0].assign(tf.fill(scrambled.variables[0].shape, np.nan))
     with pytest.raises(CheckpointError, match=variable_name(scrambled, scrambled.variables[0])):
         save_released_checkpoint(scrambled, str(tmp_path / "model.ckpt"))
-    with pytest.raises(CheckpointError, match="`averages` lacks .*head/dense/bias"):
+    with pytest.raises(CheckpointError, match="`averages` lacks .* and 156 more"):  # of 159
         save_released_checkpoint(scrambled, str(tmp_path / "model.ckpt"), averages={})
     assert not list(tmp_path.iterdir())
 

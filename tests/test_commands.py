@@ -1,0 +1,215 @@
+"""Every command of README.md, CONTRIBUTING.md and docs/: run as it stands there, or said why not.
+
+The commands run in a subprocess, in a scratch folder that has what a reader has at that place, and
+outside of the clone. Names that need the network stand for small networks in the cache.
+"""
+
+import functools
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.conftest import load_tiny, make_tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+STARTS = r"(?:python[\d.]*|make|tensorboard|docker|curl|pip|srun|gcloud|kubectl)\s"
+
+# Why a command is not run here, by a pattern of it. Its flags are checked nevertheless.
+NOT_RUN = {
+    r"^make ": "its target is looked at instead: it makes an environment, or is this test suite",
+    r"^(gcloud|srun|docker|tensorboard|kubectl|curl) ": "a program of other people",
+    r"-m venv ": "makes an environment",
+    r"gs://|BUCKET|CONFIG\b|SUITES": "needs a bucket",
+    r"…": "stands for many commands",
+    r"--data_dir=DATA ": "needs a data set and a day",
+    r"--imagenet_dir=": "needs ImageNet's archives; `test_conversion` has such of its own",
+    r"--tfds=": "needs a data set of TensorFlow Datasets; `test_conversion` has one of its own",
+    r"^python benchmarks/(?!preflight\.py$)": "measures: minutes of an idle machine",
+    r"--study=configs/studies/digits\.py": "two hours",
+    r"adversarial_gallery": "needs the demo's networks",
+    r"tpu_utils\.preflight|advprop\.preflight": "needs the TPU's compiler",
+    r"--format=onnx": "needs an environment with tf2onnx",
+    r"localhost:8501|grpc_client": "needs TensorFlow Serving; `test_clients` has a server",
+    r"--data_dir=/(data|tmp)\b|/tmp/": "outside of the scratch folder; `test_evaluation_run` has stand-ins",
+}
+# What is appended so that a command takes seconds, by a pattern of it.
+SHORTENED = {
+    r"\.train --config=configs/digits": (
+        "--config.training.num_epochs=2 --config.training.evaluate_every_epochs=2 "
+        "--config.model.width_coefficient=0.25 --config.data.num_train_examples=40"
+    ),
+    r"\.evaluate --model_dir=runs/digits": "--max_images=8",
+}
+
+
+def commands() -> list[str]:
+    """The commands of all documents in their order, each once."""
+    found = []
+    for path in DOCUMENTS:
+        text = re.sub(r"\s*\\\n\s*", " ", path.read_text())
+        for match in re.finditer(rf"^(?: {{4,}})?(?:\$ )?({STARTS}.*)$", text, re.M):
+            command = re.sub(r"\s+#\s.*$", "", match[1]).strip()
+            found.append(command)
+    return list(dict.fromkeys(found))
+
+
+def reason_not_to_run(command: str):
+    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, command)), None)
+
+
+RUN = [command for command in commands() if reason_not_to_run(command) is None]
+
+
+def test_every_reason_is_of_a_command():
+    stale = [p for p in NOT_RUN if not any(re.search(p, command) for command in commands())]
+    stale += [p for p in SHORTENED if not any(re.search(p, command) for command in RUN)]
+    assert not stale
+    assert len(RUN) >= 10
+
+
+@functools.cache
+def help_of(module: str) -> str:
+    command = [sys.executable, "-m", module, "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment).stdout
+
+
+PROGRAMS = [
+    command
+    for command in commands()
+    if re.search(r"-m (efficientnet_advprop|tpu_utils)\.", command)
+]
+
+
+@pytest.mark.parametrize("command", PROGRAMS)
+def test_the_flags_of_a_command_exist(command):
+    module = re.search(r"-m ([\w.]+)", command)[1]
+    text = help_of(module)
+    arguments = command.partition(f"-m {module}")[2]
+    for flag in re.findall(r" --([a-z]\w*)", arguments):
+        assert re.search(rf"^ +--(?:\[no\])?{flag}\b", text, re.M), flag
+
+
+def make_targets():
+    return sorted({c.split()[1] for c in commands() if c.startswith("make ")})
+
+
+@pytest.mark.parametrize("target", make_targets())
+def test_the_targets_of_make_exist(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+# --- running them ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    """A reader's folder: the clone's own folders, some photographs, and names that resolve."""
+    from efficientnet_advprop.models import save_released_checkpoint
+    from efficientnet_advprop.models.checkpoints import checkpoint_sources, published_checkpoints
+
+    root = tmp_path_factory.mktemp("a reader's folder (ü)")
+    for name in ("configs", "examples", "docs", "tests", "benchmarks", "efficientnet_advprop"):
+        os.symlink(ROOT / name, root / name)
+    model = make_tiny(aux_branches=0)
+    load_tiny(model.variables)
+    cache = root / "cache" / "efficientnet_advprop"
+    for name in ("b0-advprop", "b3-advprop"):
+        address = published_checkpoints.PUBLISHED[name].address
+        folder = cache / checkpoint_sources._cache_key(address, is_web=True)
+        save_released_checkpoint(model, str(folder / "efficientnet-b0" / "model.ckpt"))
+    os.symlink(folder, root / "SOURCE")
+    random = np.random.default_rng(0)
+
+    def write_image(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, [40, 50, 3], np.uint8)
+        path.write_bytes(tf.io.encode_jpeg(pixels).numpy())
+
+    for path in ("panda.jpg", "photos/a.jpg", "photos/b.jpg", "calibration/a.jpg"):
+        write_image(root / path)
+    for split, count in (("train", 64), ("validation", 8)):
+        for index in range(count):
+            write_image(root / "IMAGES" / split / f"class{index % 2}" / f"{index}.jpg")
+    names = ", ".join(f'"{index}": "thing {index}"' for index in range(10))
+    (root / "labels_map.txt").write_text(f"{{{names}}}")
+    (root / "bin").mkdir()
+    for name in ("python", "python3"):
+        # Not a link: a virtual environment is found by where its interpreter lies.
+        (root / "bin" / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+        (root / "bin" / name).chmod(0o755)
+    return root
+
+
+def environment_of(root: pathlib.Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name != "HOME"}
+    return {
+        **kept,
+        "PATH": f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(root / "cache"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def execute(command: str, root: pathlib.Path) -> str:
+    """What the command says; it must end well, within ten minutes."""
+    for pattern, more in SHORTENED.items():
+        if re.search(pattern, command):
+            command = f"{command} {more}"
+    finished = subprocess.run(
+        ["bash", "-c", command], cwd=root, env=environment_of(root), capture_output=True, text=True
+    )
+    assert finished.returncode == 0, (
+        f"{command}\n{finished.stdout[-2000:]}\n{finished.stderr[-4000:]}"
+    )
+    return finished.stdout
+
+
+def start_server(command: str, root: pathlib.Path) -> subprocess.Popen:
+    """A command that ends with "&", when it says that it is ready."""
+    server = subprocess.Popen(
+        ["bash", "-c", f"exec {command.removesuffix('&')}"],
+        cwd=root,
+        env={**environment_of(root), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in server.stdout:
+        if "version 1" in line:
+            return server
+    raise AssertionError(f"{command} ended with {server.wait()}")
+
+
+@pytest.mark.slow
+def test_the_commands_do_what_they_say(scratch):
+    """In the documents' order, since one goes on with what another has made."""
+    servers, said = [], {}
+    try:
+        for command in RUN:
+            if "--model_dir=runs/b3" in command and not (scratch / "runs" / "b3").exists():
+                shutil.copytree(scratch / "runs" / "digits", scratch / "runs" / "b3")
+            if command.endswith("&"):
+                servers.append(start_server(command, scratch))
+            else:
+                said[command] = execute(command, scratch)
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait()
+    # What they are for is there, in the folder that they were started in.
+    wanted = ["runs/digits/config.json", "runs/served/1/saved_model.pb", "grid.png"]
+    wanted += ["served/efficientnet/1/saved_model.pb", "served/lite/1/model.tflite"]
+    wanted += ["out/efficientnet-b3/model.ckpt.index", "RECORDS/train-00063-of-00064"]
+    assert not [path for path in wanted if not (scratch / path).exists()]
+    (told,) = (text for command, text in said.items() if "inspect_checkpoint" in command)
+    assert "an EfficientNet of width 0.25 and depth 0.3" in told

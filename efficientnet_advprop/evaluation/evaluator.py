@@ -21,7 +21,7 @@ from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.attacks.labels import LabelError, check_classes, is_class
 from efficientnet_advprop.evaluation.image_predictions import NO_CLASS
 from efficientnet_advprop.evaluation.metrics import Score
-from tpu_utils.replicas import environment, randomness
+from tpu_utils.replicas import randomness, replica_runtime
 
 TOP_K = 5
 
@@ -220,7 +220,7 @@ class Evaluator:
         # The attack, too, takes classes only; what it does to an image without one is not used.
         attacked_labels = tf.where(has_class, labels, 0)
         seed = tf.constant([self._seed, 0])
-        for part in (index, environment.current().replica_id):
+        for part in (index, replica_runtime.current().replica_id):
             seed = randomness.fold_in(seed, part)
 
         def try_once_more(restart, worst):

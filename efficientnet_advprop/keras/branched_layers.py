@@ -17,7 +17,7 @@ from efficientnet_advprop.keras.branch_context import current_pass
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import normalization
 from efficientnet_advprop.models.normalization import MAIN, branch_index, branch_names
-from tpu_utils.replicas import environment, reduction
+from tpu_utils.replicas import reduction, replica_runtime
 
 PACKAGE = "efficientnet_advprop"
 
@@ -95,7 +95,7 @@ class _Branched:
                 weights, tf.concat([tf.shape(mask), tf.ones([rank - mask.shape.rank], tf.int32)], 0)
             )
             mean, variance = tf.nn.weighted_moments(values, axes, weights, keepdims=True)
-        if self.synchronized and environment.current().num_replicas > 1:
+        if self.synchronized and replica_runtime.current().num_replicas > 1:
             moments = reduction.mean_over_replicas(tf.stack([mean, variance + tf.square(mean)]))
             mean, variance = moments[0], tf.nn.relu(moments[1] - tf.square(moments[0]))
         broadcast = [size if axis in norm.axis else 1 for axis, size in enumerate(values.shape)]

@@ -8,7 +8,7 @@ operation. Only the activation's input is kept for the backward pass, never the 
 
 import tensorflow as tf
 
-from tpu_utils.replicas import environment
+from tpu_utils.replicas import replica_runtime
 
 
 def _swish_gradient(x, upstream):
@@ -42,7 +42,7 @@ _COMPILED = {
 def _in_one_pass(function, *tensors):
     """The function's result, by XLA where there is one. One trace per shape: a network has dozens, which a plain call of a
     `tf.function` would warn about."""
-    if not environment.current().compiles_parts:
+    if not replica_runtime.current().compiles_parts:
         return function(*tensors)
     return _COMPILED[function].get_concrete_function(*tensors)(*tensors)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Optional
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from tpu_utils.replicas import environment, reduction
+from tpu_utils.replicas import reduction, replica_runtime
 
 MAIN = "main"
 AUX_SHARES = ("none", "statistics", "affine")
@@ -164,7 +164,7 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
     def num_replicas_together(self) -> int:
         """How many of the replicas that run the current step share their moments: 1 means no communication."""
         return (
-            official_group_size(environment.current().num_replicas)
+            official_group_size(replica_runtime.current().num_replicas)
             if self.group_size is None
             else self.group_size
         )

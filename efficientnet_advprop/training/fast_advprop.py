@@ -16,7 +16,7 @@ from efficientnet_advprop.training.passes import (
     start_after,
     sum_of_gradients,
 )
-from tpu_utils.replicas import environment, randomness, reduction
+from tpu_utils.replicas import randomness, reduction, replica_runtime
 
 
 def fast_advprop_gradients(method: Method, run: PassRunner, attack: PGD) -> GradientFn:
@@ -72,7 +72,7 @@ def shuffle_over_replicas(
     images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Images and labels in a random order: as many to each of the replicas, as far as their number divides."""
-    group_size = math.gcd(images.shape[0], environment.current().num_replicas)
+    group_size = math.gcd(images.shape[0], replica_runtime.current().num_replicas)
     for index, own_seed in enumerate(randomness.split(seed, 2)):
         order = tf.argsort(randomness.uniform([images.shape[0]], own_seed))
         images, labels = tf.gather(images, order), tf.gather(labels, order)

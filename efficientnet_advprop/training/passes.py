@@ -14,7 +14,7 @@ from efficientnet_advprop.attacks.labels import are_classes
 from efficientnet_advprop.methods import Pass
 from efficientnet_advprop.training import losses
 from efficientnet_advprop.training.state import TrainState
-from tpu_utils.replicas import environment, ordering
+from tpu_utils.replicas import ordering, replica_runtime
 
 Batch = dict[str, tf.Tensor]
 Sums = dict[str, tf.Tensor]
@@ -92,7 +92,7 @@ def start_after(gradients: Gradients, images: tf.Tensor) -> tf.Tensor:
     The passes over clean images and the attack depend on nothing of each other's, and XLA would mix them: two passes'
     activations at once. The first gradient is the last one to be known.
     """
-    if not environment.current().executes_in_order:
+    if not replica_runtime.current().executes_in_order:
         return images
     return ordering.after(
         next(gradient for gradient in gradients if gradient is not None),

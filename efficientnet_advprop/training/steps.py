@@ -31,7 +31,7 @@ from efficientnet_advprop.training.passes import (
 )
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState
-from tpu_utils.replicas import environment, randomness, reduction
+from tpu_utils.replicas import randomness, reduction, replica_runtime
 
 STATISTICS = ("running", "batch")
 BATCH_KEYS = {CLEAN: "images", AUGMENTED: "augmented_images"}
@@ -118,7 +118,7 @@ def _over_accumulated_parts(
                 tf.nest.map_structure(tf.add, totals, part(index)),
             )
 
-        if reduces() and not environment.current().reduces_in_loops:
+        if reduces() and not replica_runtime.current().reduces_in_loops:
             for index in range(1, accumulation_steps):
                 _, totals = add_part(tf.constant(index), totals)
             return totals
@@ -219,7 +219,7 @@ def make_train_step(
         labels = check_labels(batch["labels"], num_images=size)
         batch = {**batch, "labels": labels}
         own_seed = tf.constant([seed, 0])
-        for part in (tf.cast(state.step, tf.int32), environment.current().replica_id):
+        for part in (tf.cast(state.step, tf.int32), replica_runtime.current().replica_id):
             own_seed = randomness.fold_in(own_seed, part)
         trained, statistics = model.trainable_variables, moving_statistics(model)
         statistics_before = (
@@ -270,7 +270,7 @@ def _reduce_over_replicas(
     gradients: Sequence[tf.Tensor], statistics: Sequence[tf.Variable]
 ) -> list[tf.Tensor]:
     """The summed gradients; the statistics become their mean. One exchange."""
-    count = environment.current().num_replicas
+    count = replica_runtime.current().num_replicas
     if count == 1:
         return list(gradients)
     # Identities, because a multi-worker strategy asks a tensor for its device, and a variable's own value does not know it.

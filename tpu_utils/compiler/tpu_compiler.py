@@ -21,7 +21,7 @@ from typing import Any, Callable, Optional, Sequence
 import tensorflow as tf
 
 from tpu_utils.errors import PlatformError, brief_message
-from tpu_utils.replicas import environment
+from tpu_utils.replicas import replica_runtime
 
 PROCESS = pathlib.Path(__file__).with_name("tpu_compiler_process.py")
 GIB = 2**30
@@ -60,7 +60,7 @@ class OutOfMemoryError(CompilerError):
         self.needed_bytes = needed_bytes
 
 
-class PlannedReplicas(environment.Environment):
+class PlannedReplicas(replica_runtime.ReplicaRuntime):
     """Replicas on TPU cores that exist only for the compiler: what a TPU does by operations of its own gets a stand-in.
 
     Args:
@@ -121,7 +121,7 @@ def lower(
     Args:
         function: what a replica runs; may read and change variables.
         specs: of its arguments.
-        num_replicas: how many run it together, as `environment` will say inside.
+        num_replicas: how many run it together, as `replica_runtime` reports it inside the step.
         stage: "hlo_serialized" (bytes, for `TPUCompiler.compile`) or "hlo" (text, to look at).
 
     Raises:
@@ -129,7 +129,7 @@ def lower(
     """
 
     def program(replica_id, *arguments):
-        with environment.use(PlannedReplicas(num_replicas, replica_id)):
+        with replica_runtime.use(PlannedReplicas(num_replicas, replica_id)):
             return function(*arguments)
 
     compiled = tf.function(program, jit_compile=True, autograph=False)

@@ -9,7 +9,7 @@ from typing import Optional, Sequence
 
 import tensorflow as tf
 
-from tpu_utils.replicas import environment
+from tpu_utils.replicas import replica_runtime
 
 
 def sum_over_replicas(
@@ -28,7 +28,7 @@ def sum_over_replicas(
     Raises:
         ValueError: `group_size` does not divide the number of replicas, or the strategy cannot reduce here.
     """
-    replicas = environment.current()
+    replicas = replica_runtime.current()
     group_size = _checked(group_size, replicas.num_replicas)
     if group_size == 1:
         return list(tensors)
@@ -44,7 +44,7 @@ def sum_over_replicas(
 
 def mean_over_replicas(tensor: tf.Tensor, group_size: Optional[int] = None) -> tf.Tensor:
     """The mean of a float tensor over groups of replicas; arguments, gradient and errors as those of `sum_over_replicas`."""
-    count = _checked(group_size, environment.current().num_replicas)
+    count = _checked(group_size, replica_runtime.current().num_replicas)
     return sum_over_replicas([tensor], group_size)[0] / count if count > 1 else tensor
 
 
@@ -62,7 +62,7 @@ def exchange_over_replicas(tensor: tf.Tensor, group_size: Optional[int] = None) 
     Raises:
         ValueError: `group_size` divides not both.
     """
-    group_size = _checked(group_size, environment.current().num_replicas)
+    group_size = _checked(group_size, replica_runtime.current().num_replicas)
     if tensor.shape[0] is None or tensor.shape[0] % group_size:
         raise ValueError(
             f"`group_size` is {group_size}, but must divide the {tensor.shape[0]} rows that are exchanged."
@@ -70,7 +70,7 @@ def exchange_over_replicas(tensor: tf.Tensor, group_size: Optional[int] = None) 
     return (
         tensor
         if group_size == 1
-        else tf.stop_gradient(environment.current().exchange_in_groups(tensor, group_size))
+        else tf.stop_gradient(replica_runtime.current().exchange_in_groups(tensor, group_size))
     )
 
 

@@ -3,10 +3,10 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.models import activations
-from tpu_utils.replicas import environment
+from tpu_utils.replicas import replica_runtime
 
 
-class Host(environment.Environment):
+class Host(replica_runtime.ReplicaRuntime):
     """This host, with XLA or as if it had none."""
 
     def __init__(self, compiles_parts):
@@ -34,7 +34,7 @@ def plain(x, *weights):
 def test_values_and_gradients_are_those_of_automatic_differentiation(
     dtype, tolerance, gated, in_function, compiles_parts
 ):
-    if compiles_parts and not environment.current().compiles_parts:
+    if compiles_parts and not replica_runtime.current().compiles_parts:
         pytest.skip("this TensorFlow has no XLA for the host")
     random = np.random.RandomState(0)
     x = tf.cast(random.uniform(-12, 12, [2, 4, 5, 3]), dtype)
@@ -51,7 +51,7 @@ def test_values_and_gradients_are_those_of_automatic_differentiation(
     def ours():
         return differentiate(activations.gated_swish if gated else activations.swish, x, *weights)
 
-    with environment.use(Host(compiles_parts)):
+    with replica_runtime.use(Host(compiles_parts)):
         found = tf.function(ours)() if in_function else ours()
     wanted = differentiate(plain, *(tf.cast(value, tf.float32) for value in (x, *weights)))
     assert len(found) == len(wanted) == 2 + len(shapes)

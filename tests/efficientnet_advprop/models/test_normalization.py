@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.models import DualBatchNormalization
 from efficientnet_advprop.models.normalization import moving_statistics, official_group_size
-from tpu_utils.replicas import environment
+from tpu_utils.replicas import replica_runtime
 
 MOMENTUM, EPSILON = 0.9, 1e-3
 
@@ -231,7 +231,7 @@ def test_groups_of_replicas_are_as_one_device_with_their_batches(
     def run():
         def replica():
             x, weight = (
-                tf.gather(tf.stack(values), environment.current().replica_id)
+                tf.gather(tf.stack(values), replica_runtime.current().replica_id)
                 for values in (parts, weights)
             )
             held = layer.variables_of("aux")

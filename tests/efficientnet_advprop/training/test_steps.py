@@ -18,7 +18,7 @@ from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import Role, TrainState, averaged_variables, role_of
 from tests.conftest import golden, load_tiny, make_tiny
 from tpu_utils.compiler import tpu_compiler
-from tpu_utils.replicas import environment, randomness
+from tpu_utils.replicas import randomness, replica_runtime
 
 SIZE = 32  # pixels: tracing costs the same, computing less
 RATE_ONE = LearningRate(1.0, 1.0, "constant", warmup_epochs=0)
@@ -392,9 +392,9 @@ def test_images_are_shuffled_over_replicas_with_their_labels(two_replicas):
     @tf.function
     def run():
         def replica():
-            labels = environment.current().replica_id * 8 + tf.range(8)
+            labels = replica_runtime.current().replica_id * 8 + tf.range(8)
             images = tf.cast(tf.reshape(labels, [8, 1, 1, 1]), tf.uint8)
-            seed = randomness.fold_in(tf.constant([1, 2]), environment.current().replica_id)
+            seed = randomness.fold_in(tf.constant([1, 2]), replica_runtime.current().replica_id)
             return fast_advprop.shuffle_over_replicas(images, labels, seed)
 
         return two_replicas.run(replica)
@@ -568,7 +568,7 @@ def test_statistics_are_the_replicas_mean(group_size, accumulation_steps, two_re
 
     def share():  # of each part, half
         own = {
-            k: tf.reshape(v, [parts, 2, 2, *v.shape[1:]])[:, environment.current().replica_id]
+            k: tf.reshape(v, [parts, 2, 2, *v.shape[1:]])[:, replica_runtime.current().replica_id]
             for k, v in data.items()
         }
         return train_step({k: tf.reshape(v, [2 * parts, *v.shape[2:]]) for k, v in own.items()})
@@ -674,7 +674,7 @@ def test_shares_add_up_to_the_whole(num_replicas, accumulation_steps, two_replic
         def step():
             def share():
                 count = 4 // strategy.num_replicas_in_sync
-                start = environment.current().replica_id * count
+                start = replica_runtime.current().replica_id * count
                 return train_step(
                     {
                         k: tf.ensure_shape(v[start : start + count], [count, *v.shape[1:]])

@@ -12,7 +12,7 @@ import tensorflow as tf
 from efficientnet_advprop.config import ExperimentConfig
 from efficientnet_advprop.training import programs
 from tpu_utils.compiler import tpu_compiler
-from tpu_utils.replicas import environment, reduction
+from tpu_utils.replicas import reduction, replica_runtime
 
 NUM_REPLICAS = 16  # of which the official rule makes groups of 8
 COMPILER_PYTHON = os.environ.get(
@@ -70,7 +70,7 @@ def test_an_attack_with_batch_statistics_does():
 def test_planned_replicas_sum_in_groups():
     def function(x):
         sums = reduction.sum_over_replicas([x], group_size=4)
-        replicas = environment.current()
+        replicas = replica_runtime.current()
         return sums[0] * tf.cast(replicas.replica_id + replicas.num_replicas, tf.float32)
 
     text = tpu_compiler.lower(function, [tf.TensorSpec([3])], num_replicas=8, stage="hlo")
@@ -81,7 +81,7 @@ def test_planned_replicas_sum_in_groups():
 
 def test_planned_replicas_draw_by_the_devices_generator():
     def draw(seed):
-        return environment.current().random_words(8, seed)
+        return replica_runtime.current().random_words(8, seed)
 
     text = tpu_compiler.lower(draw, [tf.TensorSpec([2], tf.int32)], num_replicas=8, stage="hlo")
     assert re.search(r's32\[8\].* all-reduce\(.*op_name="random_words/', text)
@@ -222,7 +222,7 @@ def test_the_compiled_attack_has_no_collective_and_the_compiled_step_is_believab
     assert exchanged.collectives == {"all-to-all": 1}
 
     def draw(seed):
-        return environment.current().random_words(2**20, seed)
+        return replica_runtime.current().random_words(2**20, seed)
 
     drawn = compiler.compile(tpu_compiler.lower(draw, [tf.TensorSpec([2], tf.int32)]), 1)
     assert drawn.collectives == {} and drawn.scheduled_seconds < 1e-4  # Philox would take 1.3 ms

@@ -1,10 +1,10 @@
-"""Reductions: against sums by hand, on logical CPUs; and that another environment takes them over, gradients included."""
+"""Reductions: against sums by hand, on logical CPUs; and that another runtime takes them over, gradients included."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tpu_utils.replicas import environment, reduction
+from tpu_utils.replicas import reduction, replica_runtime
 
 VALUES = np.arange(4 * 8 * 3, dtype=np.float32).reshape(4, 8, 3)  # replica, row, column
 
@@ -14,7 +14,7 @@ def on_replicas(strategy, function):
 
     @tf.function
     def run():
-        return strategy.run(lambda: function(tf.gather(VALUES, environment.current().replica_id)))
+        return strategy.run(lambda: function(tf.gather(VALUES, replica_runtime.current().replica_id)))
 
     return [np.stack(strategy.experimental_local_results(result)) for result in run()]
 
@@ -53,12 +53,12 @@ def test_sums_means_exchanges_and_gradients_in_groups(four_replicas):
 
 
 def test_outside_a_step_there_is_one_replica():
-    alone = environment.current()
+    alone = replica_runtime.current()
     assert alone.num_replicas == 1 and int(alone.replica_id) == 0 and alone.reduces_in_loops
     assert reduction.sum_over_replicas([1.0, 2.0]) == [1.0, 2.0]
 
 
-class Copies(environment.Environment):
+class Copies(replica_runtime.ReplicaRuntime):
     """As if this replica had `num_replicas` − 1 copies of itself: known sums, and a note of what was asked for."""
 
     num_replicas, replica_id, reduces_in_loops = 6, 4, True
@@ -77,7 +77,7 @@ class Copies(environment.Environment):
 
 
 def test_another_environment_takes_over_while_it_lasts():
-    with environment.use(Copies()) as copies:
+    with replica_runtime.use(Copies()) as copies:
 
         @tf.function(jit_compile=True)
         def compute(own):
@@ -92,16 +92,16 @@ def test_another_environment_takes_over_while_it_lasts():
             )
 
         loss, gradient, mean, exchanged = compute(tf.range(6.0))
-        assert (environment.current().num_replicas, environment.current().replica_id) == (6, 4)
+        assert (replica_runtime.current().num_replicas, replica_runtime.current().replica_id) == (6, 4)
     assert loss == 3 * 15.0 and copies.asked == [3, 3, 6]
     np.testing.assert_array_equal(gradient, np.full(6, 3.0))
     np.testing.assert_array_equal(mean, np.arange(6.0))
     np.testing.assert_array_equal(exchanged, np.arange(6.0)[::-1])
-    assert environment.current().num_replicas == 1
+    assert replica_runtime.current().num_replicas == 1
 
 
 def test_refused_groups_are_named(two_replicas):
-    with environment.use(Copies()):
+    with replica_runtime.use(Copies()):
         with pytest.raises(
             ValueError, match="`group_size` is 4, but must divide the 6 replicas that run the step"
         ):

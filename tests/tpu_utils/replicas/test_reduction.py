@@ -14,7 +14,9 @@ def on_replicas(strategy, function):
 
     @tf.function
     def run():
-        return strategy.run(lambda: function(tf.gather(VALUES, replica_runtime.current().replica_id)))
+        return strategy.run(
+            lambda: function(tf.gather(VALUES, replica_runtime.current().replica_id))
+        )
 
     return [np.stack(strategy.experimental_local_results(result)) for result in run()]
 
@@ -92,7 +94,10 @@ def test_another_environment_takes_over_while_it_lasts():
             )
 
         loss, gradient, mean, exchanged = compute(tf.range(6.0))
-        assert (replica_runtime.current().num_replicas, replica_runtime.current().replica_id) == (6, 4)
+        assert (replica_runtime.current().num_replicas, replica_runtime.current().replica_id) == (
+            6,
+            4,
+        )
     assert loss == 3 * 15.0 and copies.asked == [3, 3, 6]
     np.testing.assert_array_equal(gradient, np.full(6, 3.0))
     np.testing.assert_array_equal(mean, np.arange(6.0))

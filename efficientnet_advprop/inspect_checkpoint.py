@@ -73,7 +73,7 @@ def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]
         ("other tensors", list_names(contents.unknown, 10) or "none"),
         (
             "kind",
-            f"{kind}: normalization {KINDS[kind].normalization}"
+            f"{kind}: normalization {KINDS[kind].normalization}, crop {KINDS[kind].crop}"
             if kind
             else f"the file does not tell: one of {', '.join(kinds)}",
         ),
@@ -87,6 +87,8 @@ def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]
         rows.insert(2, ("classes", classes))
         if architecture.width_coefficient is None:
             rows.insert(3, ("image size", f"{VARIANTS[architecture.variant].image_size} pixels"))
+        design = VARIANTS[architecture.variant].design
+        rows.append(("resizing", f"bicubic; in exports {design.serving_resize}"))
     return rows
 
 

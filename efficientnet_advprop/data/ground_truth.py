@@ -17,6 +17,7 @@ from typing import Optional
 
 import scipy.io
 import tensorflow as tf
+from scipy.io.matlab import MatReadError
 
 from efficientnet_advprop.data.class_numbers import imagenet_ids, require_known
 from efficientnet_advprop.data.image_formats import is_image
@@ -113,7 +114,14 @@ def _read_meta(path: str) -> dict[int, str]:
         with tf.io.gfile.GFile(path, "rb") as file:
             synsets = scipy.io.loadmat(file, squeeze_me=True)["synsets"]
         of_kit = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    except (ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+    except (
+        MatReadError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        NotImplementedError,
+    ) as error:
         raise DataError(
             f"{path!r} is no table of the development kit: {brief_message(error)}"
         ) from error

@@ -3,7 +3,8 @@ PyTorch.
 
     report = load_timm_weights(model, "tf_efficientnet_b3_ap/model.safetensors")      # or a state dict saved with `numpy.savez`
 
-timm's `tf_` networks only: its `efficientnet_b*` have the same names and shapes but another ε and padding, and would come out
+Also EfficientNet-Lite's, -EdgeTPU's (`tf_efficientnet_es`, whose files have no background class: build
+`EfficientNet("edgetpu-S", num_classes=1000)`) and -CondConv's (`tf_efficientnet_cc_`). timm's `tf_` networks only: its `efficientnet_b*` have the same names and shapes but another ε and padding, and would come out
 wrong.
 A `.pth` file becomes one of these with PyTorch, once:
 `numpy.savez("b3.npz", **{name: tensor.numpy() for name, tensor in torch.load("b3.pth").items()})`.
@@ -31,7 +32,8 @@ from efficientnet_advprop.models.checkpoints.released_checkpoints import (
 )
 from tpu_utils.errors import brief_message
 
-# timm's modules for ours: outside of the blocks, in a block without expansion, in one with it.
+# timm's modules for ours: outside of the blocks, in a block without expansion, in one with it, in a
+# fused one, and the batch norm behind each convolution of a routed one.
 _OUTSIDE = {
     "stem/conv2d": "conv_stem",
     "stem/tpu_batch_normalization": "bn1",
@@ -58,7 +60,16 @@ _EXPANDED = {
     "conv2d_1": "conv_pwl",
     "tpu_batch_normalization_2": "bn3",
 }
+_FUSED = {
+    "conv2d": "conv_exp",
+    "tpu_batch_normalization": "bn1",
+    "conv2d_1": "conv_pwl",
+    "tpu_batch_normalization_1": "bn2",
+}
+_NORMS_BEHIND = {"conv_pw": "bn1", "conv_dw": "bn2", "conv_pwl": "bn3"}
 _LEAVES = {
+    "condconv_kernel": "weight",
+    "depthwise_condconv_kernel": "weight",
     "kernel": "weight",
     "depthwise_kernel": "weight",
     "bias": "bias",
@@ -93,7 +104,7 @@ def load_timm_weights(model: keras.Model, file: str, include_head: bool = True) 
     )
     needed = {variable: name for variable, name in names.items() if variable not in skipped}
     values = {
-        name: _to_tensorflow(variable, state[name])
+        name: _to_tensorflow(variable, name, state)
         for variable, name in needed.items()
         if name in state
     }
@@ -160,25 +171,49 @@ def _timm_names(variables, state) -> dict[str, Optional[str]]:
     positions = sorted(found)
     result = {}
     for variable in variables:
-        module, leaf = main_name(variable).rsplit("/", 1)
+        module, leaf = main_name(variable).removeprefix("model/").rsplit("/", 1)
         if not module.startswith("blocks_"):
             result[variable] = f"{_OUTSIDE[module]}.{_LEAVES[leaf]}"
             continue
         block, part = module.split("/", 1)
         index = int(block.removeprefix("blocks_"))
-        modules = _EXPANDED if f"{block}/conv2d_1/kernel" in variables else _UNEXPANDED
         position = (
             "blocks.{}.{}".format(*positions[index])
             if index < len(positions)
             else f"blocks.(block {index} of all)"
         )
-        result[variable] = f"{position}.{modules[part]}.{_LEAVES[leaf]}"
+        result[variable] = f"{position}.{_module_in_block(block, part, variables)}.{_LEAVES[leaf]}"
     return result
 
 
-def _to_tensorflow(variable: str, value: np.ndarray) -> np.ndarray:
-    """PyTorch's axes into TensorFlow's: [out, in, h, w] → [h, w, in, out], depthwise [c, 1, h, w] → [h, w, c, 1]."""
-    value = value.astype(np.float32)
+def _module_in_block(block: str, part: str, variables) -> str:
+    """timm's name of a block's module, such as "conv_pw"."""
+    if f"{block}/dense/kernel" in variables:  # a routed block
+        number = re.fullmatch(r"cond_conv2d_(\d+)", part)
+        if number:  # of three numbers in each block the second is the expansion's
+            return "conv_pw" if int(number[1]) % 3 == 1 else "conv_pwl"
+        if part.startswith("depthwise_cond_conv2d"):
+            return "conv_dw"
+        return "routing_fn" if part == "dense" else _EXPANDED[part]
+    if f"{block}/depthwise_conv2d/depthwise_kernel" not in variables:
+        return _FUSED[part]
+    return (_EXPANDED if f"{block}/conv2d_1/kernel" in variables else _UNEXPANDED)[part]
+
+
+def _to_tensorflow(variable: str, name: str, state) -> np.ndarray:
+    """PyTorch's axes into TensorFlow's: [out, in, h, w] → [h, w, in, out], depthwise [c, 1, h, w] → [h, w, c, 1].
+
+    The experts of a routed convolution lie flat, [experts, out · in] and [experts, c · h · w]; there are as many output
+    channels as the batch norm behind has.
+    """
+    value = state[name].astype(np.float32)
+    if variable.endswith("condconv_kernel") and value.ndim == 2:
+        position, module, _ = name.rsplit(".", 2)
+        norm = state.get(f"{position}.{_NORMS_BEHIND[module]}.weight")
+        if norm is None or value.shape[1] % len(norm):
+            return value
+        value = value.reshape(len(value), len(norm), -1)  # [experts, out, in or h · w]
+        return value.transpose(0, 2, 1).reshape(len(value), -1)
     if variable.endswith("/depthwise_kernel"):
         return np.transpose(value, (2, 3, 0, 1)) if value.ndim == 4 else value
     if variable.endswith("/kernel"):

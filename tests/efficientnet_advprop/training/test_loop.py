@@ -12,7 +12,7 @@ import tensorflow as tf
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.models import CheckpointError, load_released_checkpoint
 from efficientnet_advprop.training import checkpoints, following, loop, progress
 from tpu_utils.devices.strategy import make_strategy
 
@@ -389,3 +389,29 @@ def test_synthetic_images_need_no_folder(tmp_path):
     result = train(config, "synthetic", tmp_path / "run", log=lines.append)
     assert result.step == result.total_steps == 3
     assert "1,281,167 images, without evaluation" in lines[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["lite0", "edgetpu-S", "condconv-b0-4e"])
+@pytest.mark.parametrize("method", ["advprop", "fine_grained", "fast_advprop"])
+def test_every_kind_of_network_is_trained_by_methods_with_several_batch_norms(
+    data_dir, tmp_path, variant, method
+):
+    """It runs to its end, every batch norm's statistics have moved, and what is released is read back."""
+    config = tiny_run.make_config(method)
+    config.model.variant = variant
+    config.model.normalization = "lite"
+    result = train(config, data_dir, tmp_path / "run")
+    assert result.step == result.total_steps
+    reader = tf.train.load_checkpoint(last_checkpoint(str(tmp_path / "run")))
+    means = [name for name in reader.get_variable_to_shape_map() if "moving_mean" in name]
+    trained = [name for name in means if "Average" not in name]
+    assert any("aux" in name for name in trained)
+    assert all(np.any(reader.get_tensor(name)) for name in trained)
+    prefix = str(tmp_path / "released" / "model.ckpt")
+    checkpoints.write_released_checkpoint(str(tmp_path / "run"), prefix)
+    model = checkpoints.load_averaged_model(str(tmp_path / "run"))
+    values = [variable.numpy() for variable in model.variables]
+    load_released_checkpoint(model, prefix)
+    for variable, value in zip(model.variables, values):
+        np.testing.assert_array_equal(variable, value)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from efficientnet_advprop.models import CheckpointError, load_timm_weights
+from efficientnet_advprop.models import CheckpointError, EfficientNet, load_timm_weights
 from tests.conftest import golden, make_tiny
 
 
@@ -73,3 +73,25 @@ def test_files_that_cannot_be_read(model, tmp_path, name):
         (tmp_path / name).write_bytes(b"\x01garbage")
     with pytest.raises(CheckpointError, match=name):
         load_timm_weights(model, str(tmp_path / name))
+
+
+# timm's `tf_efficientnet_lite0`, `_es` and `_cc_b0_4e` at a tenth of the width and three tenths of
+# the depth; weights rounded to float16, from pixels normalised as (x − 127) / 128.
+@pytest.mark.parametrize(
+    "family, variant",
+    [("lite", "lite0"), ("edgetpu", "edgetpu-S"), ("condconv", "condconv-b0-4e")],
+)
+def test_logits_of_the_relatives_are_timms(family, variant, tmp_path):
+    arrays, prefix = golden("timm_relatives.npz"), f"{family}__state__"
+    state = {
+        key.removeprefix(prefix): arrays[key].astype(np.float32)
+        for key in arrays.files
+        if key.startswith(prefix)
+    }
+    np.savez(tmp_path / "x.npz", **state)
+    model = EfficientNet(variant, 10, width_coefficient=0.1, depth_coefficient=0.3)
+    load_timm_weights(model, str(tmp_path / "x.npz"))
+    wanted = arrays[f"{family}__logits"]
+    for branch in ("main", "aux"):
+        logits = model(arrays["images"], branch=branch)
+        np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())

@@ -3,9 +3,11 @@ PyTorch.
 
     report = load_timm_weights(model, "tf_efficientnet_b3_ap/model.safetensors")      # or a state dict saved with `numpy.savez`
 
-Also EfficientNet-Lite's, -EdgeTPU's (`tf_efficientnet_es`, whose files have no background class: build
-`EfficientNet("edgetpu-S", num_classes=1000)`) and -CondConv's (`tf_efficientnet_cc_`). timm's `tf_` networks only: its `efficientnet_b*` have the same names and shapes but another ε and padding, and would come out
-wrong.
+Also EfficientNet-Lite's, -EdgeTPU's (`tf_efficientnet_es`, whose files have no background class:
+build `EfficientNet("edgetpu-S", num_classes=1000)`) and -CondConv's (`tf_efficientnet_cc_`).
+
+timm's `tf_` networks only: its `efficientnet_b*` have the same names and shapes but another ε and
+padding, and would come out wrong.
 A `.pth` file becomes one of these with PyTorch, once:
 `numpy.savez("b3.npz", **{name: tensor.numpy() for name, tensor in torch.load("b3.pth").items()})`.
 """

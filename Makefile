@@ -1,10 +1,12 @@
 # Everything from a fresh clone: `make demo`, `make test`. Other targets: `make help`.
+# TensorFlow comes in three stacks (docs/stacks.md): tf215, tf221 and tpu. The Python that is found decides; `make STACK=tf221 test` asks for one.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench preflight clean train-two-workers
+.PHONY: help demo test test-slow test-stacks check-tpu-stack lint bench preflight clean train-two-workers
 
-VENV := .venv
+STACK :=
+VENV := .venv$(addprefix -,$(STACK))
 PYTHON := $(VENV)/bin/python
-# TensorFlow 2.15 starts with three "errors" about CUDA factories that mean nothing; real ones reach Python as exceptions.
+# TensorFlow starts with three "errors" about CUDA factories that mean nothing; real ones reach Python as exceptions.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONPATH := $(CURDIR)
 
@@ -24,6 +26,15 @@ test: $(VENV)/installed  ## all tests but the slow ones
 test-slow: $(VENV)/installed  ## the slow tests
 	$(PYTHON) -m pytest -q -m slow
 
+test-stacks:  ## all tests but the slow ones on every stack, each in an environment of its own
+	@$(MAKE) STACK=tf215 test
+	@$(MAKE) STACK=tf221 test
+	@$(MAKE) check-tpu-stack
+
+# The variable: without it TensorFlow asks Google Cloud's metadata server about its TPU, thirty times, and ends the process.
+check-tpu-stack:  ## what a TPU VM has, on a machine without a TPU: its CPU passes the tests, --strategy=tpu reaches the driver
+	@TPU_SKIP_MDS_QUERY=1 $(MAKE) STACK=tpu test
+
 lint: $(VENV)/installed  ## style, format and types: ruff and mypy
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -35,34 +46,43 @@ bench: $(VENV)/installed  ## the measurements; they want an otherwise idle machi
 # make preflight PREFLIGHT="--config=configs/advprop.py:b7 --topology=v3:2x2 --find_batch_size"; docs/preflight.md
 PREFLIGHT ?= --config=configs/advprop.py:b0 --topology=v3:2x2 --replica_batch_size=32
 
-preflight: $(VENV)/installed $(VENV)-preflight/installed  ## compile a training step for a TPU, without a TPU: PREFLIGHT="--config=…"
-	$(PYTHON) -m tpu_utils.preflight --compiler_python=$(VENV)-preflight/bin/python $(PREFLIGHT)
+preflight: $(VENV)/installed .venv-preflight/installed  ## compile a training step for a TPU, without a TPU: PREFLIGHT="--config=…"
+	$(PYTHON) -m tpu_utils.preflight --compiler_python=.venv-preflight/bin/python $(PREFLIGHT)
 
 clean:  ## remove the virtual environments, runs and caches
-	rm -rf $(VENV) $(VENV)-preflight runs .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-* runs .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment, made anew when the pins change. A version's shim may exist without the version: a candidate counts if it runs.
-$(VENV)/installed: requirements.txt
-	@for candidate in $${PYTHON_FOR_VENV:-} python3.11 python3.10 python3 python; do \
-	    if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' >/dev/null 2>&1; then \
-	        found=$$candidate; break; \
-	    fi; \
+# --no-deps: the pins are complete, and on a TPU VM the requirements of some would overwrite the TPU's TensorFlow.
+PYTHONS := $(if $(filter tf221 tpu,$(STACK)),python3.13 python3.12 python3.11 python3.10,python3.11 python3.10 python3.13 python3.12)
+
+$(VENV)/installed: requirements.txt requirements-tf221.txt requirements-tpu.txt
+	@for candidate in $${PYTHON_FOR_VENV:-} $(PYTHONS) python3 python; do \
+	    version=$$($$candidate -c 'import sys, venv, ensurepip; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	    seen="$$seen $$candidate is $$version;"; \
+	    case "$(STACK):$$version" in \
+	        :3.10 | :3.11 | tf215:3.10 | tf215:3.11) stack="TensorFlow 2.15"; pins=requirements.txt;; \
+	        :3.12 | :3.13 | tf221:3.1[0-3]) stack="TensorFlow 2.21 with tf-keras"; pins=requirements-tf221.txt;; \
+	        tpu:3.1[0-3]) stack="tensorflow-tpu 2.20 with tf-keras"; pins=requirements-tpu.txt;; \
+	        *) continue;; \
+	    esac; \
+	    found=$$candidate; break; \
 	done; \
 	if [ -z "$$found" ]; then \
-	    echo "No working Python 3.10 or 3.11 with the venv module was found, and TensorFlow 2.15 needs one of them." >&2; \
-	    echo "Install python3.11 and its venv package, or name an interpreter: make PYTHON_FOR_VENV=/path/to/python3.11 ..." >&2; \
+	    echo "No Python for $(or $(STACK),TensorFlow) with the venv module was found:$${seen:- none at all}." \
+	        "TensorFlow 2.15 (tf215) takes 3.10 or 3.11, TensorFlow 2.21 (tf221) and tensorflow-tpu (tpu) 3.10 to 3.13." \
+	        "Install python3.13 and its venv package, or name one: make PYTHON_FOR_VENV=/path/to/python3.13 ..." >&2; \
 	    exit 1; \
 	fi; \
-	echo "Making $(VENV) with $$($$found --version) ($$found)"; \
-	rm -rf $(VENV) && $$found -m venv $(VENV)
-	@echo "Installing the $$(grep -c == requirements.txt) packages of requirements.txt (about 600 MB, a few minutes) ..."
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --progress-bar off -r requirements.txt
-	@$(PYTHON) -c 'import tensorflow as tf; print("Installed: TensorFlow", tf.__version__)'
+	echo "Making $(VENV) with Python $$version ($$found): $$stack, $$(grep -c == $$pins) packages of $$pins (1 to 2 GB, a few minutes) ..."; \
+	rm -rf $(VENV) && $$found -m venv $(VENV) && \
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --progress-bar off --no-deps -r $$pins
+	@TPU_SKIP_MDS_QUERY=1 $(PYTHON) -c 'import efficientnet_advprop, tensorflow as tf; print("Installed: TensorFlow", tf.__version__)'
 	@touch $@
 
 # The TPU's compiler, which cannot share an environment with TensorFlow 2.15.
-$(VENV)-preflight/installed: requirements-preflight.txt
+.venv-preflight/installed: requirements-preflight.txt
 	@for candidate in $${PYTHON_FOR_PREFLIGHT:-} python3.11 python3.12 python3.13 python3.14 python3; do \
 	    if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
 	        found=$$candidate; break; \
@@ -73,7 +93,7 @@ $(VENV)-preflight/installed: requirements-preflight.txt
 	    echo "Install one, or name it: make preflight PYTHON_FOR_PREFLIGHT=/path/to/python3.12" >&2; \
 	    exit 1; \
 	fi; \
-	echo "Making $(VENV)-preflight with $$($$found --version) ($$found) and the TPU's compiler (about 1 GB) ..."; \
-	rm -rf $(VENV)-preflight && $$found -m venv $(VENV)-preflight
-	@$(VENV)-preflight/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off -r requirements-preflight.txt
+	echo "Making .venv-preflight with $$($$found --version) ($$found) and the TPU's compiler (about 1 GB) ..."; \
+	rm -rf .venv-preflight && $$found -m venv .venv-preflight
+	@.venv-preflight/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off -r requirements-preflight.txt
 	@touch $@

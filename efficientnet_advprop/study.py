@@ -15,13 +15,15 @@ import sys
 
 from absl import flags, logging
 
-from efficientnet_advprop.command_line import program
+from efficientnet_advprop.command_line import program, recipes
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.files import format_duration, write_atomically
 from efficientnet_advprop.studies import plan, run_scores
 
 _STUDY = flags.DEFINE_string(
-    "study", None, "Python file with a get_study(), such as configs/studies/digits.py"
+    "study",
+    None,
+    "Python file with a get_study(), such as configs/studies/digits.py, or its name: studies/digits",
 )
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", "runs/study", "folder of the runs, their data and the report"
@@ -54,7 +56,8 @@ def main(argv):
         raise ConfigError(
             "`--study` is missing; give a study's file, such as --study=configs/studies/digits.py."
         )
-    study, output_dir = plan.load_study(_STUDY.value), _OUTPUT_DIR.value
+    study = plan.load_study(recipes.find(_STUDY.value) or _STUDY.value)
+    output_dir = _OUTPUT_DIR.value
     num_parallel = _NUM_PARALLEL.value or run_scores.default_num_parallel()
     if _LIST.value:
         print(_format_plan(study, output_dir, num_parallel))

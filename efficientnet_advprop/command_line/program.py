@@ -22,6 +22,7 @@ from absl import app, flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from efficientnet_advprop import config as config_lib  # noqa: E402
+from efficientnet_advprop.command_line import recipes  # noqa: E402
 from efficientnet_advprop.errors import UsageError, UserError, shorten  # noqa: E402
 from tpu_utils.errors import PlatformError, brief_message  # noqa: E402
 
@@ -32,10 +33,14 @@ flags.disclaim_key_flags()  # a flag defined here belongs to the program that as
 
 
 def define_config_flag() -> flags.FlagHolder:
-    """`--config=configs/….py[:variant]` and, for every field of the schema, `--config.section.field=value`."""
+    """`--config=configs/….py[:variant]` and, for every field of the schema, `--config.section.field=value`.
+
+    A recipe's name will do for its path: see `recipes`.
+    """
     return config_flags.DEFINE_config_file(
         "config",
-        help_string="config file with an optional variant, such as configs/advprop.py:b0. "
+        help_string="config file with an optional variant, such as configs/advprop.py:b0, or the "
+        f"name of one that comes with the package ({', '.join(recipes.names())}): advprop:b0. "
         "--config.attack.epsilon=2 overrides a field. The fields, with their defaults before the "
         f"file's changes:\n{config_lib.describe_fields()}",
     )
@@ -50,7 +55,8 @@ def read_config(flag: flags.FlagHolder) -> config_lib.ExperimentConfig:
     config = flag.value
     if config is None:
         raise config_lib.ConfigError(
-            "`--config` is missing; give a config file, such as --config=configs/advprop.py:b0."
+            "`--config` is missing; give a config file, such as --config=configs/advprop.py:b0, "
+            "or a name, such as --config=advprop:b0."
         )
     if not isinstance(config, config_lib.ExperimentConfig):
         raise config_lib.ConfigError(
@@ -149,6 +155,7 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     try:
         # config_flags looks for overrides in sys.argv by itself.
         argv = sys.argv = [argv[0], *map(expand_home, argv[1:])]
+        argv = _with_recipes_found(argv)
         _check_config_arguments(argv[1:])
         return flags.FLAGS(argv)
     except SystemExit:  # absl exits with 1 after --help
@@ -178,6 +185,24 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^[\w.]*Error: ", "", lines[-1])
 
 
+def _with_recipes_found(argv: Sequence[str]) -> list[str]:
+    """The arguments with the path in place of a recipe's name."""
+    found = list(argv)
+    for index, argument in enumerate(argv):
+        if re.match(r"--?config=", argument):
+            flag, _, name = argument.partition("=")
+            found[index] = f"{flag}={_path_of(name)}"
+        elif argument in ("-config", "--config") and index + 1 < len(argv):
+            found[index + 1] = _path_of(argv[index + 1])
+    return found
+
+
+def _path_of(name: str) -> str:
+    if os.path.isfile(name.split(":")[0]):
+        return name
+    return recipes.find(name) or name
+
+
 def _check_config_arguments(arguments: Sequence[str]) -> None:
     """What config_flags would answer with a traceback, or not at all."""
     path = None
@@ -188,7 +213,8 @@ def _check_config_arguments(arguments: Sequence[str]) -> None:
             path = whole[1] if whole[1] is not None else "".join(arguments[index + 1 : index + 2])
             if not os.path.isfile(path.split(":")[0]):
                 raise config_lib.ConfigError(
-                    f"`--config` is {path!r}, but there is no such file; try configs/advprop.py:b0."
+                    f"`--config` is {path!r}, but there is no such file; try configs/advprop.py:b0, "
+                    f"or the name of a recipe: {', '.join(recipes.names())}."
                 )
         elif override:
             if path is None:

@@ -1,0 +1,44 @@
+"""The command of an installed package: `advprop train …` is `python -m efficientnet_advprop.train …`.
+
+advprop                                                       # the programs, with a line on each
+advprop train --config=advprop:b3 --data_dir=gs://… --model_dir=gs://… --strategy=tpu --tpu=local
+"""
+
+import ast
+import pathlib
+import runpy
+import sys
+
+from efficientnet_advprop.errors import UsageError
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+
+
+def programs() -> dict[str, str]:
+    """Every program's name and the first sentence of its documentation.
+
+    A program is a module at the top of the package that runs something when it is the main one.
+    """
+    found = {}
+    for file in sorted(_PACKAGE.glob("*.py")):
+        source = file.read_text(encoding="utf-8")
+        if '\nif __name__ == "__main__":\n' in source:
+            told = ast.get_docstring(ast.parse(source)) or ""
+            found[file.stem] = told.splitlines()[0]
+    return found
+
+
+def main() -> None:
+    """Runs the program that the first argument names, with the others as its own."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    known = programs()
+    if name in ("--help", "-h", "help"):
+        lines = [f"  {program:20s}{told}" for program, told in known.items()]
+        print("advprop PROGRAM --flag=value …, where PROGRAM is", *lines, sep="\n")
+        print("advprop PROGRAM --help says more.")
+    elif name not in known:
+        print(f"error: `{name}` is no program; there are {', '.join(known)}.", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
+    else:
+        sys.argv = [f"advprop {name}", *sys.argv[2:]]
+        runpy.run_module(f"efficientnet_advprop.{name}", run_name="__main__", alter_sys=True)

@@ -2,11 +2,14 @@
 
     python benchmarks/inference.py
     python benchmarks/inference.py --onnx_python=onnx-env/bin/python --other_python=torch-env/bin/python
+    .venv-tf215/bin/python benchmarks/inference.py --tensorflow_python=.venv-tf221/bin/python
 
 Latency at batch 1 (median and 99th percentile) and throughput at batch 16 (from the median), float32, all cores. Every
 contender runs in a process of its own, and they take turns for a few calls at a time, so that a machine that slows down slows
 all of them. Weights are random, biases included: a bias of zero would be optimised away. `--onnx_python` has tf2onnx and
 onnxruntime; `--other_python` any of onnxruntime, openvino, torch and timm; what is not installed is left out.
+`--tensorflow_python` is of another stack (docs/stacks.md): it answers from the same files, and the ratio to this stack is
+printed.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import time
 
 IMAGE_SIZE = 224
 REFERENCE = "keras.applications"
+OF_BOTH_STACKS = (REFERENCE, "ours, SavedModel", "ours, TFLite")  # with --tensorflow_python
 
 
 def make_saved_model(path, pixels):
@@ -32,7 +36,9 @@ def make_saved_model(path, pixels):
 def make_keras(path, pixels):
     import tensorflow as tf
 
-    model = tf.keras.applications.EfficientNetB0(weights=None)
+    from efficientnet_advprop.keras2 import keras
+
+    model = keras.applications.EfficientNetB0(weights=None)
     randomize(model.variables)
     function, images = tf.function(lambda batch: model(batch, training=False)), tf.constant(pixels)
     return lambda: function(images).numpy()
@@ -41,7 +47,9 @@ def make_keras(path, pixels):
 def make_keras_saved_model(path, pixels):
     import tensorflow as tf
 
-    model = tf.keras.applications.EfficientNetB0(weights=None)
+    from efficientnet_advprop.keras2 import keras
+
+    model = keras.applications.EfficientNetB0(weights=None)
     randomize(model.variables)
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(model, folder)
@@ -161,7 +169,11 @@ class Contender:
 
     def __init__(self, python, kind, path, batch_sizes):
         command = [python, __file__, "--worker", kind, path, *map(str, batch_sizes)]
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        # Which Keras is for each stack to choose.
+        environment = {
+            name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"
+        }
+        environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -214,6 +226,7 @@ def main():
     )
     parser.add_argument("--onnx_python", default=sys.executable)
     parser.add_argument("--other_python", default=sys.executable)
+    parser.add_argument("--tensorflow_python")
     parser.add_argument("--rounds", type=int, default=10)
     arguments = parser.parse_args()
     batch_sizes, counts = (1, 16), (20, 2)
@@ -233,6 +246,10 @@ def main():
             "timm, ONNX Runtime": (other, "timm_onnx", "-"),
             "timm, PyTorch": (other, "timm", "-"),
         }
+        if arguments.tensorflow_python:
+            for name in OF_BOTH_STACKS:
+                _, kind, path = candidates[name]
+                candidates[f"{name}, other stack"] = (arguments.tensorflow_python, kind, path)
         contenders = {name: Contender(*what, batch_sizes) for name, what in candidates.items()}
     for _ in range(arguments.rounds):
         for index, count in enumerate(counts):
@@ -260,6 +277,17 @@ def print_table(contenders, batch_size):
         if many:
             text += f" {batch_size / np.median(many):9.1f} {reference[1] / np.median(many):6.2f}"
         print(text)
+    for name in OF_BOTH_STACKS:
+        other = contenders.get(f"{name}, other stack")
+        if other is None:
+            continue
+        pairs = zip((1, batch_size), contenders[name].seconds, other.seconds)
+        ratios = [
+            f"batch {size} {np.median(theirs) / np.median(ours):5.3f} ×"
+            for size, ours, theirs in pairs
+            if ours and theirs
+        ]
+        print(f"{name}, time of the other stack by this one's: {', '.join(ratios) or 'cannot run'}")
 
 
 if __name__ == "__main__":

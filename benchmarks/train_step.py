@@ -3,17 +3,24 @@
     python benchmarks/train_step.py                       # EfficientNet-B0, 224 px, batch 16, float32
     python benchmarks/train_step.py --variant=b3 --image_size=300 --batch_size=8
     python benchmarks/train_step.py --variant=resnet50
+    .venv-tf215/bin/python benchmarks/train_step.py --steps=vanilla,pgd5 --other_python=.venv-tf221/bin/python
 
 The steps take turns (A B C A B C …), so that a machine whose speed drifts does so for all of them; medians are printed.
+With `--other_python` so does a second process, of another stack (docs/stacks.md), whose ratio is printed too.
 """
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 
 import tensorflow as tf
 from absl import app, flags
 
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import METHODS
 from efficientnet_advprop.models import make_network, scaling
 from efficientnet_advprop.training import optimizers, steps
@@ -31,6 +38,11 @@ flags.DEFINE_list(
     ["keras", "vanilla", "fast_advprop", "pgd1", "pgd5"],
     f"Which to time; any of keras, pgd<n> (AdvProp) and {', '.join(METHODS)}.",
 )
+
+flags.DEFINE_string(
+    "other_python", None, "Python of another stack, which takes turns with this one."
+)
+flags.DEFINE_bool("serve", False, "Runs as that other one: a step's name per line in, seconds out.")
 
 LEARNING_RATE = LearningRate(0.016, 100.0)
 
@@ -71,7 +83,7 @@ def make_keras_step():
         if FLAGS.variant in scaling.VARIANTS
         else FLAGS.variant
     )
-    model = getattr(tf.keras.applications, keras_name.replace("resnet", "ResNet"))(
+    model = getattr(keras.applications, keras_name.replace("resnet", "ResNet"))(
         weights=None,
         classifier_activation=None,
         input_shape=(FLAGS.image_size, FLAGS.image_size, 3),
@@ -98,7 +110,48 @@ def make_keras_step():
     return tf.function(train_step)
 
 
+class OtherStack:
+    """This program in the Python of another stack: the same steps, one at a time as they are asked for."""
+
+    def __init__(self, python: str):
+        # Which Keras is for each stack to choose.
+        variables = {
+            name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"
+        }
+        ours = [flag for flag in sys.argv[1:] if not flag.startswith("--other_python")]
+        self._process = subprocess.Popen(
+            [python, __file__, *ours, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True, env=variables,
+        )  # fmt: skip
+        self.tensorflow = self._answer()
+
+    def seconds(self, name: str) -> float:
+        print(name, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self):
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"error: {self._process.args[0]} ended with code {self._process.wait()}.")
+        return json.loads(line)
+
+
+def seconds_of(step, batch) -> float:
+    start = time.perf_counter()
+    tf.nest.map_structure(lambda value: value.numpy(), step(batch))
+    return time.perf_counter() - start
+
+
+def serve(chosen, batch, answers) -> None:
+    print(json.dumps(tf.__version__), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(seconds_of(chosen[line.strip()], batch)), file=answers, flush=True)
+
+
 def main(_):
+    if FLAGS.serve:
+        answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # whatever a library prints must not get between the answers
     size, batch_size = FLAGS.image_size, FLAGS.batch_size
     batch = {
         "images": tf.cast(
@@ -119,22 +172,35 @@ def main(_):
             flush=True,
         )
         chosen[name] = step
+    if FLAGS.serve:
+        serve(chosen, batch, answers)
+        return
+    other = OtherStack(FLAGS.other_python) if FLAGS.other_python else None
     times = {name: [] for name in chosen}
+    other_times = {name: [] for name in chosen}
     for _ in range(FLAGS.rounds):
         for name, step in chosen.items():
-            start = time.perf_counter()
-            tf.nest.map_structure(lambda value: value.numpy(), step(batch))
-            times[name].append(time.perf_counter() - start)
+            times[name].append(seconds_of(step, batch))
+            if other:
+                other_times[name].append(other.seconds(name))
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, median in medians.items():
         ratios = "".join(
-            f"   {median / medians[other]:5.2f} × {other}"
-            for other in ("keras", "vanilla")
-            if other in medians
+            f"   {median / medians[other_name]:5.2f} × {other_name}"
+            for other_name in ("keras", "vanilla")
+            if other_name in medians
         )
         print(
             f"{name:12s} {median:6.3f} s   {batch_size / median:6.1f} images/s{ratios}", flush=True
         )
+    if other:
+        for name, median in medians.items():
+            other_median = statistics.median(other_times[name])
+            print(
+                f"{name:12s} TensorFlow {other.tensorflow} {other_median:6.3f} s, {tf.__version__} {median:6.3f} s: "
+                f"{other_median / median:5.3f} ×",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

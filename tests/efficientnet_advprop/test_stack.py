@@ -166,10 +166,18 @@ def test_a_driver_that_the_machine_names_is_left_to_it(monkeypatch):
     stack.check(environment({**ON_A_TPU_VM, "libtpu": None}, (3, 12)))
 
 
+def test_the_newest_libtpu_is_the_pinned_one():
+    newest = ".".join(map(str, stack.NEWEST_LIBTPU))
+    assert f"\nlibtpu=={newest}\n" in (ROOT / "requirements-tpu.txt").read_text()
+    assert f'"libtpu=={newest}"' in (ROOT / "pyproject.toml").read_text()
+
+
 def test_this_environment():
     found = stack.Environment.installed()
     stack.check(found)
     assert len(found.builds) == 1
+    for wanted in stack.STACKS:
+        assert (ROOT / wanted.requirements).exists()
 
 
 def test_keras_2_without_asking():

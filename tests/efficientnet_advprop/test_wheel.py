@@ -94,7 +94,6 @@ def test_the_digits_are_trained_from_another_directory(environment):
     assert trained.returncode == 0, trained.stderr
     saved = json.loads((environment / "run/config.json").read_text())
     assert saved["data"]["source"] == "digits" and saved["training"]["global_batch_size"] == 16
-    steps = [
-        json.loads(line) for line in (environment / "run/metrics.jsonl").read_text().splitlines()
-    ]
-    assert steps and all("top1" in json.dumps(step) or "loss" in json.dumps(step) for step in steps)
+    reports = (environment / "run/metrics.jsonl").read_text().splitlines()
+    # A fifth of 300 images in batches of 16, to the nearest step.
+    assert json.loads(reports[-1])["step"] == 4 and "eval_top1" in json.loads(reports[-1])

@@ -66,7 +66,7 @@ _BUILDS = (
 _DECISIVE = ("numpy", "protobuf", "ml-dtypes")
 # tensorflow-tpu 2.20.0 allows any libtpu from 0.0.14 on. With a newer one than this the process
 # ends at TensorFlow's import, because libtpu lacks a function that TensorFlow looks up.
-NEWEST_LIBTPU = (0, 0, 30)
+NEWEST_LIBTPU = (0, 0, 31)
 
 
 class Environment(NamedTuple):

@@ -24,6 +24,7 @@ from ml_collections import config_flags  # noqa: E402
 from efficientnet_advprop import config as config_lib  # noqa: E402
 from efficientnet_advprop.command_line import recipes  # noqa: E402
 from efficientnet_advprop.errors import UsageError, UserError, shorten  # noqa: E402
+from efficientnet_advprop.files import printable  # noqa: E402
 from tpu_utils.errors import PlatformError, brief_message  # noqa: E402
 
 BAD_USAGE = UsageError.exit_code
@@ -153,6 +154,7 @@ def _complain(error, code: int) -> int:
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     try:
+        _require_text(argv)
         # config_flags looks for overrides in sys.argv by itself.
         argv = sys.argv = [argv[0], *map(expand_home, argv[1:])]
         argv = _with_recipes_found(argv)
@@ -177,6 +179,16 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
                 BAD_USAGE,
             )
         )
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    """Raises a `ConfigError` for a path that is no text in UTF-8, which TensorFlow cannot open."""
+    for argument in arguments:
+        if printable(argument) != argument:
+            raise config_lib.ConfigError(
+                f"`{printable(argument)}` is no text in UTF-8, and TensorFlow opens no such path; "
+                "rename the file or folder."
+            )
 
 
 def _reason(error: Exception) -> str:

@@ -44,7 +44,7 @@ def corrupt_encoded(encoded: bytes, corruption: str, severity: int, seed: int) -
         encoded: as `without_loss` gives it.
         corruption, severity, seed: see `corruptions.corrupt`.
     """
-    with Image.open(io.BytesIO(encoded)) as file:
+    with _open(encoded) as file:
         image = file.convert("RGB")
     scale = _SHORTER_SIDE / min(image.size)
     image = image.resize(
@@ -56,6 +56,15 @@ def corrupt_encoded(encoded: bytes, corruption: str, severity: int, seed: int) -
     corrupted = corruptions.corrupt(pixels, corruption, severity, seed=seed)
     Image.fromarray(corrupted).save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return buffer.getvalue()
+
+
+def _open(encoded: bytes) -> Image.Image:
+    """As Pillow does, but for its limit of pixels: all other readers decode such an image."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        return Image.open(io.BytesIO(encoded))
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def corrupter(corruption: str, severity: int, seed: int) -> Callable:

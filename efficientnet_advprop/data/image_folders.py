@@ -172,7 +172,7 @@ def _list(directory: str) -> tuple[list[str], list[str]]:
             for entry in entries:
                 (folders if entry.is_dir() else files).append(entry.name)
         return sorted(folders), sorted(files)
-    for name in tf.io.gfile.listdir(directory):
+    for name in filter(None, tf.io.gfile.listdir(directory)):  # "": the folder's own placeholder
         # Remote file systems mark folders by a slash; those that do not must be asked, a request
         # for each name, which is spared for what looks like an image.
         is_folder = name.endswith("/") or (

@@ -113,6 +113,8 @@ CONFIG = "--config=configs/advprop.py:b0"
         (["--config.attack.epsilon=1", CONFIG], "comes before --config="),
         ([CONFIG, "--data_dri=x"], "Unknown command line flag 'data_dri'"),
         ([CONFIG, "stray"], "`stray` is not a flag"),
+        # As Python hands over the byte E9 of an old name in Latin-1.
+        ([CONFIG, "--data_dir=caf\udce9"], r"`--data_dir=caf\xe9` is no text in UTF-8"),
     ],
 )
 def test_mistakes(run, arguments, message):

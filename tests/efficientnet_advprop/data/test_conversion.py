@@ -203,6 +203,68 @@ def test_imagenet_archives_are_read_in_place(tmp_path):
         conversion.list_imagenet_train(str(tmp_path / "ILSVRC2012_img_val.tar"))
 
 
+def write_archive(path, members):
+    """`members`: name → contents, or the name that it is a hard link to."""
+    with tarfile.open(path, "w") as archive:
+        for name, contents in members.items():
+            if isinstance(contents, bytes):
+                add(archive, name, contents)
+            else:
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = tarfile.LNKTYPE, contents
+                archive.addfile(member)
+    return path.read_bytes()
+
+
+def test_links_and_hidden_members_of_the_archives(tmp_path):
+    """`tar` stores a second name of the same file as a link; macOS adds `._` files."""
+    inner = {
+        "n02": {"n02_0.JPEG": picture(0), "n02_1.JPEG": "n02_0.JPEG", "._n02_0.JPEG": b"Mac OS X"},
+        "n01": {"n01_0.JPEG": picture(1), "README": b"read me"},
+    }
+    outer = {
+        f"{name}.tar": write_archive(tmp_path / "inner.tar", members)
+        for name, members in inner.items()
+    }
+    path = tmp_path / "train.tar"
+    write_archive(path, {**outer, "._n01.tar": b"Mac OS X", "n03.tar": "n01.tar"})
+    lines = []
+    sources = conversion.list_imagenet_train(str(path), log=lines.append)
+    assert [(source.synset, source.label, source.name) for source in sources] == [
+        ("n01", 0, "n01_0.JPEG"),
+        ("n02", 1, "n02_0.JPEG"),
+        ("n02", 1, "n02_1.JPEG"),
+        ("n03", 2, "n01_0.JPEG"),
+    ]
+    contents = [source.read() for source in sources]
+    assert contents == [picture(1), picture(0), picture(0), picture(1)]
+    assert any("no archives of a class: ._n01.tar" in line for line in lines)
+    assert any(
+        "3 in its archives that are no images: ._n02_0.JPEG, README" in line for line in lines
+    )
+
+    write_archive(path, {**outer, "n00.tar": write_archive(tmp_path / "e.tar", {"x.txt": b"x"})})
+    with pytest.raises(records.DataError, match="archives without an image: n00"):
+        conversion.list_imagenet_train(str(path))
+
+
+def test_an_image_that_is_too_large_is_named_and_the_others_converted(tmp_path):
+    """More than 2^29 bytes when decoded, by its header; Pillow would raise what nobody expects."""
+    size = (30000).to_bytes(4, "big")
+    huge = picture(0, "PNG").replace(
+        (10).to_bytes(4, "big") + (12).to_bytes(4, "big"), size + size, 1
+    )
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "huge.png").write_bytes(huge)
+    (tmp_path / "a" / "good.png").write_bytes(picture(0, "PNG"))
+    sources = conversion.list_image_folder(str(tmp_path))
+    report = conversion.convert(
+        sources, str(tmp_path / "out"), "validation", num_shards=2, shuffle=False
+    )
+    assert report.num_images == 1 and len(report.failures) == 1
+    assert report.failures[0].startswith(str(tmp_path / "a" / "huge.png"))
+
+
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
     tfds = pytest.importorskip("tensorflow_datasets")

@@ -11,7 +11,8 @@ import dataclasses
 import difflib
 import typing
 
-from efficientnet_advprop.data import class_names, digits, records
+from efficientnet_advprop.class_labels import BACKGROUND, background_offset
+from efficientnet_advprop.data import class_names, digits, records, synthetic
 from efficientnet_advprop.data.class_numbers import join_names
 
 if typing.TYPE_CHECKING:
@@ -135,23 +136,28 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
 def find_class_names(
     data: "DataConfig", data_dir: str, num_classes: int
 ) -> typing.Optional[typing.List[str]]:
-    """The names of the classes of a run's records, by label; None where nothing tells them.
+    """The names of a network's classes, from the records of its run; None where nothing tells them.
 
     Args:
       data: which source.
       data_dir: the folder of the records.
-      num_classes: of the network.
+      num_classes: of the network; 1001 has a background class before those of the data.
 
     Raises:
       class_names.ClassNamesError: there are more or fewer names than the network has classes; or the
         labels map beside the records cannot be read.
     """
+    if data_dir == synthetic.NAME:
+        return None
     if data.source.startswith("tfds:"):
         names = tfds_class_names(data.source[len("tfds:") :], data_dir)
     elif data.source == "digits":
         names = [str(digit) for digit in range(digits.NUM_CLASSES)]
     else:
         names = class_names.find_class_names(data_dir)
+    offset = background_offset(num_classes)
+    if names is not None and offset and len(names) == num_classes - offset:
+        names = [BACKGROUND] * offset + names
     if names is not None and len(names) != num_classes:
         raise class_names.ClassNamesError(
             f"`config.model.num_classes` is {num_classes}, but the data in {data_dir!r} have "

@@ -13,7 +13,7 @@ from PIL import Image
 
 from efficientnet_advprop.config import DataConfig
 from efficientnet_advprop.data import conversion, records, sources
-from efficientnet_advprop.data.class_names import ClassNamesError
+from efficientnet_advprop.data.class_names import ClassNamesError, write_class_names
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -117,3 +117,10 @@ def test_names_travel_with_the_source(tmp_path):
     digits = DataConfig(source="digits")
     assert sources.find_class_names(digits, str(tmp_path), 10) == [str(i) for i in range(10)]
     assert sources.find_class_names(DataConfig(), str(tmp_path), 10) is None
+    assert sources.find_class_names(DataConfig(), "synthetic", 10) is None
+
+
+def test_a_background_class_comes_before_those_of_the_data(tmp_path):
+    write_class_names(str(tmp_path), [f"c{label}" for label in range(1000)])
+    names = sources.find_class_names(DataConfig(), str(tmp_path), 1001)
+    assert names[:2] == ["background", "c0"] and len(names) == 1001

@@ -16,6 +16,7 @@ import unicodedata
 from typing import Iterable, Mapping, Optional, Sequence
 
 from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.errors import list_names
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"[0-9]+")
@@ -61,7 +62,7 @@ def number_classes(folders: Iterable[str], where: str) -> list[str]:
     twice = sorted(name for name, key in zip(names, keys) if counts[key] > 1)
     if twice:
         raise DataError(
-            f"{where!r} holds several folders for one class: {join_names(twice)}; make one of them."
+            f"{where!r} holds several folders for one class: {list_names(twice)}; make one of them."
         )
     return [name for _, name in sorted(zip(keys, names))]
 
@@ -113,7 +114,7 @@ def _label_classes(
     in_numbers = are_numbers(classes)
     is_label = in_numbers and list(map(int, classes)) == list(range(num_classes))
     if names is not None and not (is_label and not are_numbers(known)):
-        require_known(classes, by_name, where, f"no class of the network: {join_names(known)}")
+        require_known(classes, by_name, where, f"no class of the network: {list_names(known)}")
     if in_numbers and not is_label:
         raise DataError(
             f"{where!r} holds {len(classes)} folders named by numbers, {classes[0]} to "
@@ -141,10 +142,4 @@ def require_known(names: Sequence[str], labels: Mapping[str, int], where: str, w
     unknown = [name for name in names if name not in labels]
     if unknown:
         verb = "is" if len(unknown) == 1 else "are"
-        raise DataError(f"{where!r} holds {join_names(unknown)}, which {verb} {what}.")
-
-
-def join_names(names: Sequence[str], shown: int = 5) -> str:
-    """The first few of some names, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{', '.join(names[:shown])}{more}"
+        raise DataError(f"{where!r} holds {list_names(unknown)}, which {verb} {what}.")

@@ -23,12 +23,12 @@ from efficientnet_advprop import files
 from efficientnet_advprop.data import image_folders, image_formats, records
 from efficientnet_advprop.data.class_numbers import (
     class_name,
-    join_names,
     number_classes,
     require_known,
 )
 from efficientnet_advprop.data.image_formats import is_hidden, is_image
 from efficientnet_advprop.data.tar_archives import index_members, read_tar_index
+from efficientnet_advprop.errors import list_names
 from tpu_utils.errors import brief_message
 
 _SHUFFLE_SEED = 0
@@ -107,7 +107,7 @@ def list_image_folder(
         log(f"{folder}: {line}")
     lacking = [name for name in names if name not in found]
     if lacking:
-        log(f"{folder}: no images of {len(lacking)} of {len(names)} classes: {join_names(lacking)}")
+        log(f"{folder}: no images of {len(lacking)} of {len(names)} classes: {list_names(lacking)}")
     return [
         ImageSource(os.path.join(folder, name, image), image, label_of[synset], synset)
         for name, images in tree.images.items()
@@ -160,7 +160,7 @@ def list_imagenet_train(
     empty = [synset for synset, members in images.items() if not members]
     if empty:
         raise records.DataError(
-            f"it holds archives without an image: {join_names(empty)}; copy or make it again.",
+            f"it holds archives without an image: {list_names(empty)}; copy or make it again.",
             archive,
         )
     for line in passed_over.describe():

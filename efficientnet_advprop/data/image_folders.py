@@ -15,9 +15,10 @@ from typing import Iterable, Mapping, Optional, Sequence
 
 import tensorflow as tf
 
-from efficientnet_advprop.data.class_numbers import join_names, match_classes, require_known
+from efficientnet_advprop.data.class_numbers import match_classes, require_known
 from efficientnet_advprop.data.image_formats import IMAGE_SUFFIXES, is_hidden, is_image
 from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.errors import list_names
 from efficientnet_advprop.files import printable
 
 _SUFFIXES = ", ".join(IMAGE_SUFFIXES)
@@ -112,7 +113,7 @@ def read_image_tree(directory: str, *, allow_empty: bool = False) -> ImageTree:
     if empty and not allow_empty:
         raise DataError(
             f"{directory!r} has {len(empty)} of {len(images)} class folders without an image "
-            f"({_SUFFIXES}): {join_names(empty)}. Put images into them, or remove them."
+            f"({_SUFFIXES}): {list_names(empty)}. Put images into them, or remove them."
             f"{_hint(passed_over)}"
         )
     return ImageTree(directory, images, passed_over)
@@ -123,7 +124,7 @@ def _require_text(names: Iterable[str], directory: str) -> None:
     if unnamed:
         raise DataError(
             f"{directory!r} holds {len(unnamed)} names that are no text in UTF-8: "
-            f"{join_names(unnamed)}; rename them."
+            f"{list_names(unnamed)}; rename them."
         )
 
 

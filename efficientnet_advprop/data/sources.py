@@ -13,7 +13,7 @@ import typing
 
 from efficientnet_advprop.class_labels import BACKGROUND, background_offset
 from efficientnet_advprop.data import class_names, digits, records, synthetic
-from efficientnet_advprop.data.class_numbers import join_names
+from efficientnet_advprop.errors import list_names
 
 if typing.TYPE_CHECKING:
     from efficientnet_advprop.config import DataConfig
@@ -161,7 +161,7 @@ def find_class_names(
     if names is not None and len(names) != num_classes:
         raise class_names.ClassNamesError(
             f"`config.model.num_classes` is {num_classes}, but the data in {data_dir!r} have "
-            f"{len(names)} classes: {join_names(names)}. Set --config.model.num_classes={len(names)}."
+            f"{len(names)} classes: {list_names(names)}. Set --config.model.num_classes={len(names)}."
         )
     return names
 

@@ -27,7 +27,7 @@ import tensorflow as tf
 from absl import logging
 
 from efficientnet_advprop.errors import NUM_NAMES, UserError, list_names
-from efficientnet_advprop.files import without_pattern
+from efficientnet_advprop.files import list_folder, without_pattern
 from efficientnet_advprop.models.checkpoints import published_checkpoints
 from tpu_utils.errors import brief_message
 
@@ -135,7 +135,7 @@ def find_in_directory(directory: str) -> str:
         CheckpointError: there is none, or no telling which.
     """
     prefixes = sorted(
-        name[: -len(".index")] for name in tf.io.gfile.listdir(directory) if name.endswith(".index")
+        name[: -len(".index")] for name in list_folder(directory) if name.endswith(".index")
     )
     state = os.path.join(directory, "checkpoint")
     if tf.io.gfile.exists(state):
@@ -163,9 +163,7 @@ def check_shards(prefix: str) -> None:
     """
     directory, base = os.path.split(prefix)
     pattern = re.compile(re.escape(base) + r"\.data-(\d{5})-of-(\d{5})")
-    found = [
-        match for match in map(pattern.fullmatch, tf.io.gfile.listdir(directory or ".")) if match
-    ]
+    found = [match for match in map(pattern.fullmatch, list_folder(directory)) if match]
     total = max((int(match[2]) for match in found), default=1)
     present = {int(match[1]) for match in found if int(match[2]) == total}
     missing = [

@@ -248,3 +248,10 @@ def test_a_path_that_tensorflow_takes_for_a_pattern(name, tmp_path):
         file.write(b"no index")
     with pytest.raises(CheckpointError, match="seems damaged"):
         open_checkpoint(prefix)
+
+
+def test_a_name_beside_it_that_is_no_text(tmp_path):
+    shutil.copytree(TINY, tmp_path / "run")
+    with open(os.fsencode(tmp_path / "run") + b"/caf\xe9", "wb"):
+        pass
+    verify(find_checkpoint(str(tmp_path / "run")))

@@ -7,13 +7,14 @@ One that is damaged, cannot be decoded, or has a label out of range costs nothin
 """
 
 import threading
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from efficientnet_advprop.data import records
+from efficientnet_advprop.data.python_calls import call_python
 from efficientnet_advprop.data.record_streams import RecordStream
 
 
@@ -24,33 +25,41 @@ class BadRecords:
         self.stream, self.num_classes, self.allowed = stream, num_classes, allowed
         self._addresses: List[Tuple[int, int]] = []
         self._resume: Dict[int, int] = {}  # by iteration: where its next segment starts
-        self._complaint = ""  # what ended the iteration
+        self._complaint: Optional[records.DataError] = None  # what ended the iteration
         self._lock = threading.Lock()
 
-    def start(self, first_position: tf.Tensor) -> int:
+    def start(self, first_position: np.ndarray) -> int:
         """Begins an iteration over the dataset; the number that it goes by."""
         with self._lock:
             self._resume[len(self._resume)] = int(first_position)
             return len(self._resume) - 1
 
-    def start_segment(self, iteration: tf.Tensor) -> Tuple[int, np.ndarray]:
-        """From where a segment of an iteration reads, and the addresses that it must not touch: int64 [n, 2]."""
-        with self._lock:
-            return self._resume[int(iteration)], np.asarray(self._addresses, np.int64).reshape(
-                -1, 2
-            )
+    def start_segment(self, iteration: np.ndarray) -> Tuple[int, np.ndarray]:
+        """From where a segment of an iteration reads, and the addresses that it must not touch: int64 [n, 2].
 
-    def end_segment(self, iteration: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> str:
+        Raises:
+          records.DataError: what has ended an iteration ends all that follow.
+        """
+        with self._lock:
+            if self._complaint is not None:
+                raise self._complaint.with_traceback(None)
+            addresses = np.asarray(self._addresses, np.int64).reshape(-1, 2)
+            return self._resume[int(iteration)], addresses
+
+    def end_segment(self, iteration: np.ndarray, first: np.ndarray, last: np.ndarray) -> bool:
         """Looks for the bad records at the positions first … last - 1, one of which at least failed.
 
         Returns:
-          "" to go on from `first`, or the complaint that ends the iteration: too many bad records, or a failure without any.
+          True, to go on from `first`.
+
+        Raises:
+          records.DataError: ends the iteration: too many bad records, or a failure without any.
         """
         first, last = int(first), int(last)
         num_new = 0
         for address in self.stream.identify(first, last - first):
-            if self._complaint:
-                return self._complaint
+            if self._complaint is not None:
+                raise self._complaint.with_traceback(None)
             error = self._explain(*address)
             with self._lock:
                 if error is None or address in self._addresses:
@@ -63,23 +72,22 @@ class BadRecords:
                     if self.allowed
                     else "Repair it, or let such records be passed over with `--config.data.max_bad_records=N`."
                 )
-                error = records.DataError(
+                self._complaint = records.DataError(
                     f"{error.reason.rstrip('.')}. {hint}", error.path, error.record
                 )
-                self._complaint = f"DataError: {error}"
-                return self._complaint
+                raise self._complaint
             logging.warning(
                 "Passed over bad record %d of at most %d: %s", number, self.allowed, error
             )
         if not num_new:
-            self._complaint = (
-                f"DataError: records {first} to {last - 1} of the stream could not be processed, "
+            self._complaint = records.DataError(
+                f"records {first} to {last - 1} of the stream could not be processed, "
                 "yet each is good by itself."
             )
-            return self._complaint
+            raise self._complaint
         with self._lock:
             self._resume[int(iteration)] = first
-        return ""
+        return True
 
     def _explain(self, file: int, record: int) -> Optional[records.DataError]:
         split = self.stream.split
@@ -94,7 +102,7 @@ class BadRecords:
             return records.DataError(f"it cannot be read ({error})", path, record)
         return None if reason is None else records.DataError(reason, path, record)
 
-    def replace(self, file: tf.Tensor, record: tf.Tensor) -> bytes:
+    def replace(self, file: np.ndarray, record: np.ndarray) -> bytes:
         """The next good record of the same file (after its last comes its first)."""
         file, record = int(file), int(record)
         count = self.stream.split.counts[file]
@@ -105,16 +113,6 @@ class BadRecords:
         raise records.DataError(
             "no record of the file is good.", self.stream.split.files[file], record
         )
-
-
-def _call(
-    function: Callable, arguments: Sequence[tf.Tensor], **specs: tf.TensorSpec
-) -> List[tf.Tensor]:
-    """Python in the graph, for what is rare: starting, and failing."""
-    results = tf.py_function(function, arguments, [spec.dtype for spec in specs.values()])
-    for result, spec in zip(results, specs.values()):
-        result.set_shape(spec.shape)
-    return results
 
 
 def _until_failure(
@@ -139,6 +137,7 @@ def _until_failure(
         [batches, markers], turns, stop_on_empty_dataset=True
     ).ignore_errors()
 
+    @tf.autograph.experimental.do_not_convert
     def watch(state, element):
         expected, after_marker = state
         position, batch = element
@@ -152,13 +151,9 @@ def _until_failure(
                 if num_examples is None
                 else tf.minimum(expected + batch_size, num_examples)
             )
-            (complaint,) = _call(
-                bad.end_segment, [iteration, expected, last], complaint=tf.TensorSpec([], tf.string)
-            )
-            with tf.control_dependencies(
-                [tf.debugging.Assert(tf.equal(complaint, ""), [complaint])]
-            ):
-                return tf.constant(True)
+            return call_python(
+                bad.end_segment, [iteration, expected, last], has_ended=tf.TensorSpec([], tf.bool)
+            )[0]
 
         with tf.control_dependencies([tf.cond(failed, end_segment, lambda: tf.constant(True))]):
             failed = tf.identity(failed)
@@ -202,7 +197,7 @@ def batch_good_records(
       blank: what takes the place of a bad record; None: another record of its file does.
     """
     stream, split = bad.stream, bad.stream.split
-    scalar = tf.TensorSpec([], tf.int64)
+    scalar, row_spec = tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.string)
 
     def parse(row: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
         encoded, label = records.parse(row, split)
@@ -217,17 +212,18 @@ def batch_good_records(
         # been at fault.
         row = tf.cond(
             tf.equal(tf.strings.length(row), 0),
-            lambda: _call(stream.reread, [file, record], row=tf.TensorSpec([], tf.string))[0],
+            lambda: call_python(stream.reread, [file, record], row=row_spec)[0],
             lambda: row,
         )
         return process(*parse(row), position)
 
+    # Nothing here needs AutoGraph, whose conversion would take most of the time until the first batch.
+    @tf.autograph.experimental.do_not_convert
     def segment(iteration: tf.Tensor) -> tf.data.Dataset:
-        start, avoided = _call(
+        start, avoided = call_python(
             bad.start_segment, [iteration], start=scalar, avoided=tf.TensorSpec([None, 2], tf.int64)
         )
 
-        # Nothing here needs AutoGraph, whose conversion would take most of the time until the first batch.
         @tf.autograph.experimental.do_not_convert
         def process_element(position, address):
             file, record, row = address
@@ -242,7 +238,7 @@ def batch_good_records(
                 )
             row = tf.cond(
                 is_bad,
-                lambda: _call(bad.replace, [file, record], row=tf.TensorSpec([], tf.string))[0],
+                lambda: call_python(bad.replace, [file, record], row=row_spec)[0],
                 lambda: row,
             )
             return position, process_record(position, file, record, row)
@@ -269,8 +265,9 @@ def batch_good_records(
             bad, iteration, batches.prefetch(tf.data.AUTOTUNE), start, batch_size, num_examples
         )
 
+    @tf.autograph.experimental.do_not_convert
     def iterate(first: tf.Tensor) -> tf.data.Dataset:
-        (iteration,) = _call(bad.start, [first], iteration=scalar)
+        (iteration,) = call_python(bad.start, [first], iteration=scalar)
         return tf.data.Dataset.from_tensors(iteration).repeat().flat_map(segment)
 
     return tf.data.Dataset.from_tensors(tf.constant(first_position, tf.int64)).flat_map(iterate)

@@ -71,6 +71,8 @@ def corrupter(corruption: str, severity: int, seed: int) -> Callable:
     """For `labeled_images.make_dataset(change=…)`. The work is done by one process per CPU."""
     import tensorflow as tf
 
+    from efficientnet_advprop.data.python_calls import call_python
+
     def corrupt_in_worker(encoded):
         own_seed = zlib.crc32(encoded, seed & 0xFFFFFFFF)
         workers = loky.get_reusable_executor(max_workers=os.cpu_count())
@@ -81,8 +83,7 @@ def corrupter(corruption: str, severity: int, seed: int) -> Callable:
 
     def change(encoded, position):
         del position
-        return tf.ensure_shape(
-            tf.numpy_function(corrupt_in_worker, [encoded], tf.string, stateful=False), []
-        )
+        spec = tf.TensorSpec([], tf.string)
+        return call_python(corrupt_in_worker, [encoded], corrupted=spec)[0]
 
     return change

@@ -22,6 +22,7 @@ from typing import Optional
 import tensorflow as tf
 from PIL import Image
 
+from efficientnet_advprop.data.python_calls import call_python
 from efficientnet_advprop.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp")
@@ -118,8 +119,7 @@ def as_decodable_in_graph(encoded: tf.Tensor) -> tf.Tensor:
     `InvalidArgumentError`. Python is called for BMP and WebP files only."""
 
     def convert():
-        converted = tf.numpy_function(as_decodable, [encoded], tf.string, stateful=False)
-        return tf.ensure_shape(converted, [])
+        return call_python(as_decodable, [encoded], converted=tf.TensorSpec([], tf.string))[0]
 
     return tf.cond(is_jpeg(encoded) | is_png(encoded) | is_gif(encoded), lambda: encoded, convert)
 

@@ -20,6 +20,7 @@ import tensorflow as tf
 from efficientnet_advprop.data import image_formats, preprocessing, records
 from efficientnet_advprop.data.image_formats import as_decodable, as_decodable_in_graph
 from efficientnet_advprop.data.pipeline_options import make_options
+from efficientnet_advprop.data.python_calls import call_python
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.data.tar_archives import TarMember
 from tpu_utils.errors import brief_message
@@ -148,10 +149,12 @@ class TarImages:
 
     def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
         def read(position, label):
-            encoded = tf.numpy_function(
-                lambda position: self.encoded(int(position)), [position], tf.string, stateful=False
+            (encoded,) = call_python(
+                lambda position: self.encoded(int(position)),
+                [position],
+                encoded=tf.TensorSpec([], tf.string),
             )
-            return tf.ensure_shape(encoded, []), label, position
+            return encoded, label, position
 
         chosen = _drawn_positions(num_drawn, self.num_images)[index::count]
         rows = tf.data.Dataset.from_tensor_slices(

@@ -12,10 +12,12 @@ import hashlib
 import typing
 from typing import Callable, List, Optional, Tuple
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from efficientnet_advprop.data import records
+from efficientnet_advprop.data.python_calls import call_python
 
 _PARALLEL_FILES = 16
 # What is remote comes in requests, of which there should be few; a local file's buffer should stay in the processor's cache.
@@ -91,8 +93,7 @@ class RecordStream:
     def _read_file(self, index: tf.Tensor) -> tf.data.Dataset:
         """(file, record, bytes) of every record of a file; b"" from the first one on that cannot be read."""
         path = self._files[index]
-        is_there = tf.py_function(_wait_for_file, [path], tf.bool)
-        is_there.set_shape([])
+        (is_there,) = call_python(_wait_for_file, [path], is_there=tf.TensorSpec([], tf.bool))
         rows = tf.data.TFRecordDataset(
             tf.boolean_mask([path], is_there[tf.newaxis]), buffer_size=self._buffer_bytes
         )
@@ -171,7 +172,7 @@ class RecordStream:
         )
         return [(int(file), int(record)) for _, (file, record) in elements]
 
-    def reread(self, file: tf.Tensor, record: tf.Tensor) -> bytes:
+    def reread(self, file: np.ndarray, record: np.ndarray) -> bytes:
         """A record by its own address, slowly and stubbornly; b"" if it cannot be had."""
         try:
             return records.read_record(self.split.files[int(file)], int(record))
@@ -179,9 +180,9 @@ class RecordStream:
             return b""
 
 
-def _wait_for_file(path: tf.Tensor) -> bool:
+def _wait_for_file(path: bytes) -> bool:
     """Whether a file can be opened, waiting a while for a file system that is unavailable."""
-    path = path.numpy().decode()
+    path = path.decode()
     try:
         records.retry_reads(lambda: tf.io.gfile.stat(path), f"Opening {path}")
         return True

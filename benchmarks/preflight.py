@@ -8,6 +8,7 @@ docs/measurements.md has the table.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -62,7 +63,9 @@ flags.DEFINE_bool(
 flags.DEFINE_bool(
     "search", False, "With --compile: search the largest batch of each, not one that should fit."
 )
-flags.DEFINE_string("compiler_python", ".venv-preflight/bin/python", "See tpu_utils.preflight.")
+flags.DEFINE_string(
+    "compiler_python", f"{ROOT}/.venv-preflight/bin/python", "See efficientnet_advprop.preflight."
+)
 
 
 def records() -> list[dict]:
@@ -71,12 +74,13 @@ def records() -> list[dict]:
 
 def ask(config: str, topology: str, batch: int, *more: str) -> None:
     command = [
-        sys.executable, "-m", "tpu_utils.preflight", f"--config={ROOT}/configs/{config}", f"--topology={topology}",
+        sys.executable, "-m", "efficientnet_advprop.preflight", f"--config={ROOT}/configs/{config}", f"--topology={topology}",
         f"--replica_batch_size={batch}", f"--results_dir={FOLDER}", f"--compiler_python={FLAGS.compiler_python}",
         "--nocompare_with_vanilla", *more,
     ]  # fmt: skip
     print(" ".join(command), flush=True)
-    subprocess.run(command, cwd=ROOT)
+    # In this folder, to which the interpreter's path may be relative.
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def recipe(record: dict) -> tuple[str, str, str, int]:

@@ -14,6 +14,8 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_advprop.files import without_pattern
+
 DATA = pathlib.Path(__file__).parent / "data"
 AVERAGE = "/ExponentialMovingAverage"
 
@@ -91,7 +93,7 @@ def write_checkpoint(prefix, tensors) -> str:
 
 def read_checkpoint(prefix) -> dict[str, np.ndarray]:
     """All tensors of a checkpoint."""
-    reader = tf.train.load_checkpoint(str(prefix))
+    reader = tf.train.load_checkpoint(without_pattern(str(prefix)))
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 

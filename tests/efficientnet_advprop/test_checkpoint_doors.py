@@ -13,6 +13,7 @@ import tensorflow as tf
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.evaluation.results import Results
+from efficientnet_advprop.files import without_pattern
 from tests.conftest import DATA, load_tiny, make_tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -84,7 +85,9 @@ def test_inspect(outputs):
     assert code == 0
     summary, _, listed = stdout.partition(f"{TINY}: its tensors\n")
     names = [line.split()[0] for line in listed.splitlines()]
-    assert names == sorted(tf.train.load_checkpoint(TINY).get_variable_to_shape_map())
+    assert names == sorted(
+        tf.train.load_checkpoint(without_pattern(TINY)).get_variable_to_shape_map()
+    )
     kernel = next(line for line in listed.splitlines() if "/stem/conv2d/kernel " in line)
     assert kernel.split() == [
         "efficientnet-b0/stem/conv2d/kernel",

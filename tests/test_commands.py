@@ -44,8 +44,8 @@ NOT_RUN = {
 # What is appended so that a command takes seconds, by a pattern of it.
 SHORTENED = {
     r"\.train --config=configs/digits": (
-        "--config.training.num_epochs=2 --config.training.evaluate_every_epochs=2 "
-        "--config.model.width_coefficient=0.25 --config.data.num_train_examples=40"
+        "--config.training.num_epochs=3 --config.training.evaluate_every_epochs=3 "
+        "--config.model.width_coefficient=0.25 --config.data.num_train_examples=100"
     ),
     r"\.evaluate --model_dir=runs/digits": "--max_images=8",
 }
@@ -118,7 +118,7 @@ def scratch(tmp_path_factory):
     from efficientnet_advprop.models.checkpoints import checkpoint_sources, published_checkpoints
 
     root = tmp_path_factory.mktemp("a reader's folder (ü)")
-    for name in ("configs", "examples", "docs", "tests", "benchmarks", "efficientnet_advprop"):
+    for name in ("configs", "examples", "docs", "tests", "benchmarks"):
         os.symlink(ROOT / name, root / name)
     model = make_tiny(aux_branches=0)
     load_tiny(model.variables)

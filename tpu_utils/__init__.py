@@ -1,1 +1,1 @@
-"""Where it runs: distribution strategies, reductions over replicas, precision. Knows nothing of models or training."""
+"""Devices, replicas and compilers. This package knows nothing of models or training."""

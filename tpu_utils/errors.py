@@ -1,4 +1,4 @@
-"""The errors of this package, and what a library says of an error in few words.
+"""The errors of this package, and short descriptions of the errors of other libraries.
 
 Usage:
 
@@ -11,31 +11,33 @@ from typing import Union
 
 
 class PlatformError(Exception):
-    """Something about devices, machines or compilers that a user can act upon.
+    """A problem with devices, machines or compilers that the user can solve.
 
-    Every public error of this package derives from it. `exit_code` is what a program that
-    ends by this error returns: 2 for a wrong argument, 1 for everything else.
+    Every public error of this package derives from it. `exit_code` is the exit code of
+    a program that this error ends: 2 for a wrong argument, 1 for everything else.
     """
 
     exit_code = 1
 
 
 class StrategyError(PlatformError, ValueError):
-    """The devices asked for are not available.
+    """The requested devices are not available.
 
-    The message says what was asked for and what to do.
+    The message names the request and says what to do.
     """
 
     exit_code = 2
 
 
-# TensorFlow's names of the operation that failed, before the message and behind it.
+# The name of the failed operation, which TensorFlow adds before and after the message.
 _OPERATIONS = re.compile(r"\{\{.*?\}\} ?| ?\[(Op:|\[\{\{).*")
-# TensorFlow 2.16 and later also name the stage of an input pipeline, on the message's own line.
+# TensorFlow 2.16 and later also name the stage of an input pipeline, on the message's
+# own line.
 _STAGE = re.compile(
     r"Error in user-defined function passed to \S+ transformation with iterator: \S+: "
 )
-# What it puts on lines of their own before the message: where in the program, or on which machine, the operation stands.
+# Lines before the message that say where in the program, or on which machine, the
+# operation is.
 _WHEREABOUTS = re.compile(
     r"\s|Graph execution error:|Detected at node|<stack traces|From /job:|Node: |\d+ root error|$"
 )
@@ -43,16 +45,20 @@ _FIRST_ROOT = re.compile(r"\s+\(0\) [A-Z_]+: +")  # of several errors at once
 
 
 def brief_message(error: Union[BaseException, str]) -> str:
-    """The line of an error's message that says what happened, without TensorFlow's names of operations and a full stop.
+    """The one line of an error's message that says what happened.
+
+    The names of TensorFlow's operations and a final full stop are removed.
 
     Args:
         error: an exception, or the text of one.
 
     Returns:
-        One line; the name of the exception's class if it says nothing.
+        One line. If the message is empty: the name of the exception's class.
     """
     text = error if isinstance(error, str) else getattr(error, "message", None) or str(error)
     lines = [_FIRST_ROOT.sub("", line) for line in text.strip().splitlines()]
-    told = next((line for line in lines if not _WHEREABOUTS.match(line)), lines[0] if lines else "")
-    said = _OPERATIONS.sub("", _STAGE.sub("", told)).strip().rstrip(".")
-    return said or ("no message" if isinstance(error, str) else type(error).__name__)
+    informative_line = next(
+        (line for line in lines if not _WHEREABOUTS.match(line)), lines[0] if lines else ""
+    )
+    message = _OPERATIONS.sub("", _STAGE.sub("", informative_line)).strip().rstrip(".")
+    return message or ("no message" if isinstance(error, str) else type(error).__name__)

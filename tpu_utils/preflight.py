@@ -1,4 +1,6 @@
-"""`python -m tpu_utils.preflight`, the program's first name: the same as `python -m efficientnet_advprop.preflight`."""
+"""Runs `efficientnet_advprop.preflight` under its former name, `python -m
+tpu_utils.preflight`.
+"""
 
 import runpy
 

@@ -1,1 +1,1 @@
-"""What is made of evaluation results: comparisons, tables, charts and pages."""
+"""Compares the results of evaluations, and renders them as tables, charts and pages."""

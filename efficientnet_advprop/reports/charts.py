@@ -1,13 +1,15 @@
-"""Charts and pictures as text that an HTML page can hold: inline SVG by matplotlib, PNG and JPEG as data URIs.
+"""Charts and images as text for HTML pages: inline SVG, and PNG or JPEG as data URIs.
+
+Usage:
 
     curve = Curve("AdvProp", "#0b6bcb", [0.97, 0.95, 0.9])
     svg = line_chart([1, 2, 3], [curve], x_label="severity", y_label="top-1, %", scale=100)
     svg = bar_chart(["fog", "snow"], [curve], x_label="corruption error, %")
-    svg = reliability_chart([curve])                              # `x`: confidences, `values`: accuracies
+    svg = reliability_chart([curve])                   # `x`: confidences, `values`: accuracies
     svg = interval_chart([Interval("AdvProp − vanilla", 0.02, (0.01, 0.03), [0.01, 0.03])])
-    uri = png_uri(image)                                          # for <img src="…">
+    uri = png_uri(image)                               # for <img src="…">
 
-The same values give the same bytes.
+The charts are drawn by matplotlib. The same values give the same bytes.
 """
 
 import base64
@@ -25,10 +27,11 @@ from PIL import Image
 
 from efficientnet_advprop.data import image_formats
 
-_INK, _GRID = "#5b6573", "#e6e9ee"
+_INK = "#5b6573"
+_GRID = "#e6e9ee"
 _STYLE = {
-    "svg.fonttype": "none",  # text stays text: small, and in the page's own font
-    "svg.hashsalt": "efficientnet_advprop",  # the same figures give the same bytes
+    "svg.fonttype": "none",  # text stays text: the file is smaller and uses the font of the page
+    "svg.hashsalt": "efficientnet_advprop",  # a fixed salt, so that the bytes are reproducible
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.edgecolor": _GRID,
@@ -51,13 +54,13 @@ class Curve:
     """One line of a chart.
 
     Args:
-        label: for screen readers and the SVG's source; the page has the legend.
-        color: CSS.
-        values: y, one per x of the chart or of `x`.
-        intervals: (low, high) per value, drawn as a band.
-        x: its own x values.
-        dashed: for the second of two kinds of lines.
-        markers: a dot at each value, if the chart has them.
+        label: for screen readers and the source of the SVG; the page has the legend.
+        color: a CSS colour.
+        values: the y values, one for each x value.
+        intervals: (low, high) for each value, drawn as a band.
+        x: the x values of this curve; None: those of the chart.
+        dashed: whether the line is dashed.
+        markers: whether to draw a dot at each value, if the chart has dots.
     """
 
     label: str
@@ -84,14 +87,15 @@ def line_chart(
     """A line chart as an `<svg>` element of flexible width.
 
     Args:
-        x: common x values.
-        curves: what to draw, the first one lowest.
-        x_label, y_label: of the axes; empty for none.
+        x: the common x values.
+        curves: the curves; the first one is drawn at the bottom.
+        x_label, y_label: labels of the axes; empty for none.
         size: inches, for the proportions.
         scale: factor on all y values: 100 for percentages.
-        y_range: after scaling; None fits the values.
-        markers: a dot at each value.
-        ticks: of the x axis; None takes `x`, or matplotlib's choice where there are more than eight.
+        y_range: range of the y axis after scaling; None fits the values.
+        markers: whether to draw a dot at each value.
+        ticks: of the x axis; None: `x`, or matplotlib's choice if there are more than
+            eight.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
@@ -136,7 +140,7 @@ def png_uri(image: np.ndarray) -> str:
     """An image as a `data:` URI. `image`: uint8 [height, width, 3] or [height, width]."""
     image = np.asarray(image)
     if image.ndim == 3 and (image == image[..., :1]).all():
-        image = image[..., 0]  # gray: a third of the bytes
+        image = image[..., 0]  # a gray image needs a third of the bytes
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -150,14 +154,16 @@ def bar_chart(
     scale: float = 100.0,
     mark: Optional[float] = None,
 ) -> str:
-    """Horizontal bars, a group of one bar per curve for each name, as an `<svg>` element of flexible width.
+    """Groups of horizontal bars as an `<svg>` element of flexible width.
+
+    Each group has one bar per curve.
 
     Args:
-        groups: names, from top to bottom.
-        curves: `values` has one per group.
-        x_label: of the axis; empty for none.
+        groups: the names of the groups, from top to bottom.
+        curves: `values` has one value per group.
+        x_label: label of the axis; empty for none.
         scale: factor on all values.
-        mark: a vertical line at this value, before scaling.
+        mark: draw a vertical line at this value, before scaling.
     """
     with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
         thickness = 0.76 / len(curves)
@@ -189,20 +195,21 @@ def bar_chart(
 
 
 def reliability_chart(curves: Sequence[Curve], *, size: tuple[float, float] = (3.6, 3.2)) -> str:
-    """Accuracy over confidence, both in per cent, and the diagonal of perfect calibration.
+    """Accuracy over confidence, both in per cent, with the diagonal of perfect
+    calibration.
 
     Args:
-        curves: `x` confidences and `values` accuracies, as fractions of 1.
+        curves: `x` are confidences and `values` are accuracies, as fractions of 1.
         size: inches, for the proportions.
     """
     perfect = Curve(
         "perfect calibration", _INK, (0.0, 1.0), x=(0.0, 1.0), dashed=True, markers=False
     )
-    of_percent = [
+    in_percent = [
         dataclasses.replace(curve, x=np.multiply(curve.x, 100.0)) for curve in (perfect, *curves)
     ]
     return line_chart(
-        [0, 25, 50, 75, 100], of_percent, x_label="confidence, %", y_label="accuracy, %", size=size
+        [0, 25, 50, 75, 100], in_percent, x_label="confidence, %", y_label="accuracy, %", size=size
     )
 
 
@@ -211,11 +218,11 @@ class Interval:
     """One row of a chart of differences.
 
     Args:
-        label: what differs from what.
-        mean: of the difference.
+        label: the two things that are compared.
+        mean: the mean difference.
         span: the ends of its interval.
-        values: what the mean is of, drawn as faint dots.
-        color: CSS.
+        values: the single differences, drawn as faint dots.
+        color: a CSS colour.
     """
 
     label: str
@@ -228,14 +235,16 @@ class Interval:
 def draw_intervals(
     axes: Any, intervals: Sequence[Interval], rows: Sequence[float], scale: float = 100.0
 ) -> None:
-    """Draws intervals into matplotlib's axes, around a line at zero, from the top down.
+    """Draws intervals into matplotlib's axes, around a line at zero, from top to
+    bottom.
 
-    The axis reaches as far as 24 of 25 ends; a mean beyond it stands at the edge in figures.
+    The range of the axis contains 96 % of all ends and means. A mean outside the range
+    is written as a number at the edge.
 
     Args:
-        axes: to draw into.
-        intervals: what to draw.
-        rows: the vertical place of each.
+        axes: the axes to draw into.
+        intervals: the intervals to draw.
+        rows: the vertical position of each interval.
         scale: factor on all values: 100 for percentage points.
     """
     ends = [abs(scale * end) for one in intervals for end in (*one.span, one.mean)]
@@ -266,7 +275,7 @@ def draw_intervals(
 
 
 def interval_chart(intervals: Sequence[Interval], *, x_label: str = "percentage points") -> str:
-    """Differences with their intervals, a row each, as an `<svg>` element of flexible width."""
+    """Differences with their intervals, one per row, as an `<svg>` of flexible width."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 0.7 + 0.26 * len(intervals)), layout="constrained")
         figure.patch.set_alpha(0.0)
@@ -281,11 +290,13 @@ def interval_chart(intervals: Sequence[Interval], *, x_label: str = "percentage 
 
 
 def thumbnail_uri(encoded: bytes, size: int = 160) -> Optional[str]:
-    """An encoded image as a small JPEG (a PNG if it is tiny) in a `data:` URI; None if it cannot be decoded.
+    """An encoded image as a small JPEG in a `data:` URI; None if it cannot be decoded.
+
+    Images of at most 64 pixels become PNGs.
 
     Args:
-        encoded: the file's bytes.
-        size: pixels of the longer side, at most.
+        encoded: the bytes of the file.
+        size: the largest length of the longer side, in pixels.
     """
     try:
         pixels = image_formats.decode(image_formats.as_decodable(encoded))

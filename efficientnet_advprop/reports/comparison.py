@@ -1,13 +1,19 @@
-"""Models side by side: what was measured of each, whether they differ, and what keeps them from being compared.
+"""Compares the results of several models by statistical tests on the same images.
+
+Usage:
 
     measured = read_measured(["runs/a", "runs/b/results.json"])
-    comparison = compare(measured)                                # every two of them
-    for test in comparison.tests: test.suite, test.difference, test.interval, test.adjusted_p_value
-    for refusal in comparison.refusals: refusal.reason
+    comparison = compare(measured)                                # every pair of models
+    for test in comparison.tests:
+        test.suite, test.difference, test.interval, test.adjusted_p_value
+    for pair in comparison.not_compared:
+        pair.reason
 
-Comparisons are paired: both models must have answered the very same images. Top-1 is compared by McNemar's exact test with a
-bootstrap interval of the difference; mCE by resampling images together with all their corrupted versions, and a paired t-test
-over them. All p-values of one comparison are corrected together, by Holm's method.
+Comparisons are paired: both models must have been evaluated on the same images. Top-1
+accuracies are compared by McNemar's exact test, with a bootstrap interval of the
+difference. mCE is compared by a paired t-test over the images, with an interval from
+resampling images together with all their corrupted versions. All p-values of one
+comparison are corrected together, by Holm's method.
 """
 
 import dataclasses
@@ -26,7 +32,9 @@ from efficientnet_advprop.evaluation.test_set_name import by_severity
 from efficientnet_advprop.reports import significance
 from efficientnet_advprop.reports.published_results import ALEXNET_ERRORS
 
-# Conditions that make another task of a test set; the others (resolution, crop, branch, …) are part of what is compared.
+# Two measurements are compared only if these conditions agree, because they define the
+# task. The other conditions (resolution, crop, branch, …) belong to the models that are
+# compared.
 _SAME_TASK = ("num_kept_classes", "made_from", "attack")
 
 
@@ -36,12 +44,12 @@ class ComparisonError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """What was measured of one model.
+    """The results of one model.
 
     Args:
-        name: what it is called in reports, unique among those compared.
+        name: the model's name in reports, unique among the compared models.
         results: all scores.
-        directory: the folder with its predictions; None: they were not kept.
+        directory: the folder with the model's predictions; None: they were not kept.
     """
 
     name: str
@@ -52,7 +60,7 @@ class Measured:
     )
 
     def predictions(self, test_set: str) -> Optional[ImagePredictions]:
-        """What it said of each image; None where that was not kept."""
+        """The model's predictions on a test set; None if they were not kept."""
         if self.directory is None or test_set not in self.results.test_sets:
             return None
         try:
@@ -62,22 +70,25 @@ class Measured:
 
     @functools.cached_property
     def whole_suites(self) -> list[str]:
-        """Its corrupted suites of which no set is missing."""
+        """The corrupted suites of which every test set was measured."""
         return [
             suite for suite in self.results.corrupted_suites() if not self.results.missing(suite)
         ]
 
     def wrong_answers(self, suite: str) -> Optional["WrongAnswers"]:
-        """Of every image of a whole corrupted suite, under which corruptions it was answered wrong.
+        """For each image of a complete corrupted suite, the corruptions that cause an
+        error.
 
-        None where predictions were not kept, or the sets do not hold the same images.
+        None if the predictions were not kept, or if the test sets do not contain the
+        same images.
         """
         if suite not in self._wrong_answers:
             self._wrong_answers[suite] = self._read_wrong_answers(suite)
         return self._wrong_answers[suite]
 
     def _read_wrong_answers(self, suite: str) -> Optional["WrongAnswers"]:
-        first, is_wrong = None, {}
+        first = None
+        is_wrong = {}
         for corruption in self.results.corruptions(suite):
             is_wrong[corruption] = []
             for name in by_severity(self.results.test_sets, suite, corruption):
@@ -92,7 +103,12 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WrongAnswers:
-    """`images`: whose ids and labels these are; `is_wrong`: corruption → bool [images] by severity."""
+    """The errors of a model on a corrupted suite.
+
+    Args:
+        images: the predictions whose image ids and labels apply.
+        is_wrong: corruption → bool [images] by severity.
+    """
 
     images: ImagePredictions
     is_wrong: dict[str, list[np.ndarray]]
@@ -104,19 +120,20 @@ class WrongAnswers:
 
 @dataclasses.dataclass(frozen=True)
 class PairedTest:
-    """Whether two models differ on the same images.
+    """A statistical test of whether two models differ on the same images.
 
     Args:
         suite: the test set, or the corrupted suite.
         measure: "top-1" or "mCE".
         first, second: names of the models.
-        difference: the second's minus the first's, as a fraction of 1.
-        interval: of 95 %, by bootstrap; as a fraction of 1.
+        difference: the value of the second model minus that of the first, as a fraction
+            of 1.
+        interval: 95 % bootstrap interval of the difference, as a fraction of 1.
         p_value: of this test alone.
         adjusted_p_value: corrected for all tests of the comparison.
-        num_images: on which both were compared.
-        counts: on how many images only one of them is right; None for mCE.
-        remarks: in which conditions the two measurements differ.
+        num_images: the number of images on which the models were compared.
+        counts: the numbers of images on which only one model is right; None for mCE.
+        remarks: the conditions in which the two measurements differ.
     """
 
     suite: str
@@ -133,20 +150,20 @@ class PairedTest:
 
     @property
     def is_significant(self) -> bool:
-        """At 5 %, over all tests of the comparison together."""
+        """Whether the models differ at the 5 % level, over all tests of the comparison."""
         return self.adjusted_p_value < 0.05
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse" or "level": the second against the first."""
+        """How the second model compares with the first: "better", "worse" or "level"."""
         if not self.is_significant:
             return "level"
         return "better" if (self.difference < 0) == (self.measure == "mCE") else "worse"
 
 
 @dataclasses.dataclass(frozen=True)
-class Refusal:
-    """Why two models are not compared on a test set."""
+class NotCompared:
+    """Two models that are not compared on a test set, and the reason."""
 
     suite: str
     first: str
@@ -156,18 +173,21 @@ class Refusal:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Models in order, and each pair of them on each test set: in `tests`, or in `refusals` with the reason why not."""
+    """The models, in order, and the result of each pair of models on each test set.
+
+    A pair is in `tests`, or in `not_compared` with the reason.
+    """
 
     measured: Sequence[Measured]
     tests: Sequence[PairedTest]
-    refusals: Sequence[Refusal]
+    not_compared: Sequence[NotCompared]
 
     @property
     def first(self) -> Measured:
         return self.measured[0]
 
     def test(self, suite: str, first: str, second: str) -> Optional[PairedTest]:
-        """The test of two models, in their order, on a suite; None if there is none."""
+        """The test of two models, in this order, on a suite; None if there is none."""
         return next(
             (
                 test
@@ -178,22 +198,31 @@ class Comparison:
         )
 
     def yardstick(self, suite: str) -> Optional[CorruptionErrors]:
-        """What a suite's errors are divided by in mCE: AlexNet's for ImageNet-C, else the first model's; None if not whole."""
+        """The errors by which mCE divides those of a suite.
+
+        For ImageNet-C these are the published errors of AlexNet, otherwise the errors
+        of the first model; None if the first model did not measure the whole suite.
+        """
         if is_fixed_yardstick(suite):
             return ALEXNET_ERRORS
         return self.first.results.errors(suite) if suite in self.first.whole_suites else None
 
 
 def is_fixed_yardstick(suite: str) -> bool:
-    """Whether a suite's mCE is by AlexNet's published errors, rather than by those of one of the models."""
+    """Whether mCE of a suite divides by AlexNet's published errors.
+
+    Otherwise it divides by the errors of one of the compared models.
+    """
     return suite.startswith("imagenet_c")
 
 
 def read_measured(paths: Sequence[str]) -> list[Measured]:
-    """The results in folders, or in their results.json; a model that is called by its path is called by the last part of it.
+    """Reads results from folders, or from the results.json in them.
+
+    A model whose name is a path is named by the last part of the path.
 
     Raises:
-        ComparisonError: a path holds no results, or is given twice.
+        ComparisonError: a path contains no results, or is given twice.
     """
     measured = []
     for path in paths:
@@ -229,33 +258,36 @@ def _with_unique_names(measured: Sequence[Measured]) -> list[Measured]:
 
 
 def compare(measured: Sequence[Measured]) -> Comparison:
-    """Every two models on every test set that both have; corrupted suites as a whole, by mCE.
+    """Compares every pair of models on every test set that both have measured.
+
+    Corrupted suites are compared as a whole, by mCE.
 
     Args:
-        measured: at least one; of one alone there is nothing to test.
+        measured: at least one model. With one model there is nothing to test.
 
     Raises:
-        ComparisonError: there is none.
+        ComparisonError: `measured` is empty.
     """
     if not measured:
         raise ComparisonError(
             "`measured` is empty, but a report needs the results of at least one model."
         )
     comparison = Comparison(measured, (), ())
-    tests, refusals = [], []
+    tests = []
+    not_compared = []
     for first, second in itertools.combinations(measured, 2):
         for suite, measure in _common_suites(first, second):
             if measure == "top-1":
-                found = _compare_top1(first, second, suite)
+                result = _compare_top1(first, second, suite)
             else:
-                found = _compare_mce(first, second, suite, comparison.yardstick(suite))
-            (refusals if isinstance(found, Refusal) else tests).append(found)
+                result = _compare_mce(first, second, suite, comparison.yardstick(suite))
+            (not_compared if isinstance(result, NotCompared) else tests).append(result)
     adjusted = significance.holm([test.p_value for test in tests])
     tests = [
         dataclasses.replace(test, adjusted_p_value=p_value)
         for test, p_value in zip(tests, adjusted)
     ]
-    return Comparison(measured, tests, refusals)
+    return Comparison(measured, tests, not_compared)
 
 
 def _common_suites(first: Measured, second: Measured) -> list[tuple[str, str]]:
@@ -268,19 +300,20 @@ def _common_suites(first: Measured, second: Measured) -> list[tuple[str, str]]:
 
 
 def _compare_top1(first: Measured, second: Measured, test_set: str):
-    refuse = functools.partial(Refusal, test_set, first.name, second.name)
-    mine, theirs = (one.results.test_sets[test_set] for one in (first, second))
-    reason = _other_task(mine.conditions, theirs.conditions)
+    not_compared = functools.partial(NotCompared, test_set, first.name, second.name)
+    reason = _other_task(
+        first.results.test_sets[test_set].conditions, second.results.test_sets[test_set].conditions
+    )
     if reason:
-        return refuse(reason)
-    predictions = [one.predictions(test_set) for one in (first, second)]
+        return not_compared(reason)
+    predictions = [measured.predictions(test_set) for measured in (first, second)]
     if None in predictions:
-        return refuse(
-            "the answers to single images were not kept, so that no paired test is possible"
+        return not_compared(
+            "the predictions of single images were not kept, so that no paired test is possible"
         )
     order = order_like(*predictions)
     if order is None:
-        return refuse(_other_images(*predictions))
+        return not_compared(_other_images(*predictions))
     counts = significance.PairedCounts.of(predictions[0].is_top1, predictions[1].is_top1[order])
     return PairedTest(
         test_set,
@@ -300,22 +333,23 @@ def _compare_top1(first: Measured, second: Measured, test_set: str):
 def _compare_mce(
     first: Measured, second: Measured, suite: str, baseline_errors: Optional[CorruptionErrors]
 ):
-    refuse = functools.partial(Refusal, suite, first.name, second.name)
+    not_compared = functools.partial(NotCompared, suite, first.name, second.name)
     names = by_severity(first.results.test_sets, suite)
     for name in names:
         reason = _other_task(*(one.results.test_sets[name].conditions for one in (first, second)))
         if reason:
-            return refuse(f"{name}: {reason}")
+            return not_compared(f"{name}: {reason}")
     answers = [one.wrong_answers(suite) for one in (first, second)]
     if None in answers:
-        return refuse(
-            "the answers to single images were not kept of every set, or the sets hold different images"
+        return not_compared(
+            "the predictions of single images were not kept of every set, "
+            "or the sets contain different images"
         )
     order = order_like(*(one.images for one in answers))
     if order is None:
-        return refuse(_other_images(*(one.images for one in answers)))
+        return not_compared(_other_images(*(one.images for one in answers)))
     if baseline_errors is None:
-        return refuse("mCE needs the errors of the first model on the whole suite")
+        return not_compared("mCE needs the errors of the first model on the whole suite")
     difference = answers[1].contributions(baseline_errors)[order] - answers[0].contributions(
         baseline_errors
     )
@@ -336,7 +370,10 @@ def _compare_mce(
 
 
 def order_like(first: ImagePredictions, second: ImagePredictions) -> Optional[np.ndarray]:
-    """Indices that put the second's images into the first's order; None if they are not the same, or labelled otherwise."""
+    """Indices that bring the images of `second` into the order of `first`.
+
+    None if the images are not the same, or have different labels.
+    """
     if len(first.image_ids) != len(second.image_ids):
         return None
     if (first.image_ids == second.image_ids).all():
@@ -352,31 +389,35 @@ def _other_images(first: ImagePredictions, second: ImagePredictions) -> str:
     num_common = len(np.intersect1d(first.image_ids, second.image_ids))
     if num_common == len(first.image_ids) == len(second.image_ids):
         return "the same images have other labels"
-    return f"different images: {len(first.image_ids):,} and {len(second.image_ids):,}, of which {num_common:,} are in both"
+    return (
+        f"different images: {len(first.image_ids):,} and {len(second.image_ids):,}, "
+        f"of which {num_common:,} are in both"
+    )
 
 
 def _other_task(first: Conditions, second: Conditions) -> Optional[str]:
     for field in _SAME_TASK:
-        mine, theirs = getattr(first, field), getattr(second, field)
-        if mine != theirs:
-            return f"another task: `{field}` is {mine!r} and {theirs!r}"
+        values = [getattr(conditions, field) for conditions in (first, second)]
+        if values[0] != values[1]:
+            return f"another task: `{field}` is {values[0]!r} and {values[1]!r}"
     return None
 
 
 def _differences(first: Measured, second: Measured, test_sets: Sequence[str]) -> list[str]:
-    """What else differs between two measurements of the same images, in words, each once."""
+    """The other differences between two measurements of the same images, in words."""
     remarks = []
     for test_set in test_sets:
-        mine, theirs = (one.results.test_sets[test_set].conditions for one in (first, second))
-        if (mine.image_size, mine.crop) != (theirs.image_size, theirs.crop):
+        a = first.results.test_sets[test_set].conditions
+        b = second.results.test_sets[test_set].conditions
+        if (a.image_size, a.crop) != (b.image_size, b.crop):
             remarks.append(
-                f"fed at {mine.image_size} px (crop {mine.crop}) and {theirs.image_size} px (crop {theirs.crop})"
+                f"fed at {a.image_size} px (crop {a.crop}) and {b.image_size} px (crop {b.crop})"
             )
-        if mine.branch != theirs.branch:
-            remarks.append(f"branches {mine.branch} and {theirs.branch}")
-        if mine.seed != theirs.seed:
-            remarks.append(f"random numbers of seeds {mine.seed} and {theirs.seed}")
-        if mine.data_digest != theirs.data_digest:
+        if a.branch != b.branch:
+            remarks.append(f"branches {a.branch} and {b.branch}")
+        if a.seed != b.seed:
+            remarks.append(f"random numbers of seeds {a.seed} and {b.seed}")
+        if a.data_digest != b.data_digest:
             remarks.append("the files differ although their names and labels agree")
         for one in (first, second):
             remarks += [

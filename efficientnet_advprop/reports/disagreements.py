@@ -1,9 +1,12 @@
-"""Images that one of two models gets right and the other wrong: the ones worth looking at.
+"""Finds the images that only one of two models classifies correctly, to look at them.
+
+Usage:
 
     for disagreement in find_disagreements(first, second, "imagenet", open_images):
         disagreement.image_id, disagreement.label, disagreement.answers, disagreement.thumbnail
 
-They are found among the predictions that an evaluation keeps; the data are needed for the thumbnails alone.
+They are found in the predictions that an evaluation keeps. The images themselves are
+needed only for the thumbnails.
 """
 
 import dataclasses
@@ -16,21 +19,20 @@ from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.reports import charts
 from efficientnet_advprop.reports.comparison import Measured, order_like
 
-OpenImages = Callable[
-    [str], Optional[LabeledImages]
-]  # test set → its images, None where they are not at hand
+# Test set → its images; None if they are not available.
+OpenImages = Callable[[str], Optional[LabeledImages]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Disagreement:
-    """One image.
+    """One image that only one of two models classifies correctly.
 
     Args:
-        image_id: as in the predictions.
+        image_id: the id in the predictions.
         label: the true class.
-        answers: model → (class, probability that it gives it).
-        right: the model that is right.
-        thumbnail: a `data:` URI; None where the image is not at hand.
+        answers: model → (predicted class, its probability).
+        right: the name of the model that is right.
+        thumbnail: a `data:` URI; None if the image is not available.
     """
 
     image_id: str
@@ -43,13 +45,17 @@ class Disagreement:
 def find_disagreements(
     first: Measured, second: Measured, test_set: str, open_images: OpenImages, num_each: int = 12
 ) -> list[Disagreement]:
-    """The images that only the first gets right, then those that only the second does; the surest errors first.
+    """The images that only the first model gets right, then those that only the second
+    does.
+
+    In each group, the errors with the highest confidence come first.
 
     Args:
-        first, second: whose predictions were kept; otherwise, or if they are of different images, there is nothing to find.
-        test_set: the name.
-        open_images: for the thumbnails.
-        num_each: how many of either kind, at most.
+        first, second: the models. If their predictions were not kept, or are of
+            different images, nothing is disagreements.
+        test_set: its name.
+        open_images: opens the images for the thumbnails.
+        num_each: the largest number of images per group.
     """
     predictions = [measured.predictions(test_set) for measured in (first, second)]
     order = None if None in predictions else order_like(*predictions)
@@ -58,7 +64,7 @@ def find_disagreements(
     classes = [predictions[0].classes[:, 0], predictions[1].classes[order, 0]]
     probabilities = [predictions[0].probabilities[:, 0], predictions[1].probabilities[order, 0]]
     is_right = [answers == predictions[0].labels for answers in classes]
-    found = []
+    disagreements = []
     for right, wrong, model in ((0, 1, first), (1, 0, second)):
         only = np.flatnonzero(is_right[right] & ~is_right[wrong])
         for index in only[np.argsort(-probabilities[wrong][only], kind="stable")][:num_each]:
@@ -66,19 +72,17 @@ def find_disagreements(
                 measured.name: (int(classes[i][index]), float(probabilities[i][index]))
                 for i, measured in enumerate((first, second))
             }
-            image_id, label = (
-                str(predictions[0].image_ids[index]),
-                int(predictions[0].labels[index]),
-            )
-            found.append(Disagreement(image_id, label, answers, model.name))
-    return _with_thumbnails(found, open_images(test_set))
+            image_id = str(predictions[0].image_ids[index])
+            label = int(predictions[0].labels[index])
+            disagreements.append(Disagreement(image_id, label, answers, model.name))
+    return _with_thumbnails(disagreements, open_images(test_set))
 
 
 def _with_thumbnails(
-    found: list[Disagreement], images: Optional[LabeledImages]
+    disagreements: list[Disagreement], images: Optional[LabeledImages]
 ) -> list[Disagreement]:
     if images is None:
-        return found
+        return disagreements
     positions = {images.image_id(position): position for position in range(images.num_images)}
 
     def thumbnail(image_id):
@@ -87,4 +91,4 @@ def _with_thumbnails(
         except (KeyError, DataError, OSError):
             return None
 
-    return [dataclasses.replace(one, thumbnail=thumbnail(one.image_id)) for one in found]
+    return [dataclasses.replace(one, thumbnail=thumbnail(one.image_id)) for one in disagreements]

@@ -1,11 +1,15 @@
-"""Results for people: one HTML page that needs nothing beside itself, and the same tables in Markdown.
+"""Renders the results of evaluations as one self-contained HTML page, or as Markdown.
+
+Usage:
 
     comparison = compare(read_measured(["runs/b3-advprop", "runs/b3-baseline"]))
     report = Report("B3 with and without AdvProp", comparison)
-    html, markdown = render_html(report), render_markdown(report)
+    html = render_html(report)
+    markdown = render_markdown(report)
 
-Of one model the report says what was measured beside what is published; of several also which differences are more than chance.
-Every figure comes from `Report.comparison`, and what keeps a number from being the test set's proper score stands with it.
+The report of one model shows its results beside published ones. The report of several
+models also shows which differences are statistically significant. All numbers come from
+`Report.comparison`, and remarks that limit a number are printed beside it.
 """
 
 import dataclasses
@@ -22,37 +26,31 @@ from efficientnet_advprop.reports import charts, report_rows
 from efficientnet_advprop.reports.comparison import (
     Comparison,
     Measured,
-    Refusal,
+    NotCompared,
     is_fixed_yardstick,
 )
 from efficientnet_advprop.reports.disagreements import Disagreement, OpenImages, find_disagreements
 from efficientnet_advprop.reports.page_templates import open_templates
 from efficientnet_advprop.reports.report_rows import Measure
 
-COLORS = (
-    "#7b8794",
-    "#0b6bcb",
-    "#e07b00",
-    "#7a3fb0",
-    "#0e8a6d",
-    "#b3365b",
-)  # told apart by people with any colour vision
+# People with any kind of colour vision can distinguish these colours.
+COLORS = ("#7b8794", "#0b6bcb", "#e07b00", "#7a3fb0", "#0e8a6d", "#b3365b")
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a report shows.
+    """The contents of a report.
 
     Args:
         title: one line.
         comparison: of at least one model.
         introduction: a paragraph; empty for none.
-        descriptions: model → half a sentence.
-        featured: the model that stands out; None: none does.
+        descriptions: model → a short description.
+        featured: the model that the page highlights; None: no model.
         samples: corruption → one image by severity, uint8 [height, width, 3].
-        facts: what else a reader needs to get the same figures: name → value.
-        class_names: of the labels; empty: their numbers.
-        open_images: for thumbnails, see `disagreements`.
+        facts: name → value of what a reader needs to reproduce the results.
+        class_names: names by label; empty: the labels are shown as numbers.
+        open_images: opens the images for thumbnails, see `disagreements`.
     """
 
     title: str
@@ -75,7 +73,7 @@ class Report:
 
     @functools.cached_property
     def rows(self) -> dict[tuple[str, str], dict[str, Measure]]:
-        """(suite, quantity) → model → what was measured."""
+        """(suite, quantity) → model → measured value."""
         rows: dict[tuple[str, str], dict[str, Measure]] = {}
         for measured in self.comparison.measured:
             for measure in report_rows.list_measures(self.comparison, measured):
@@ -83,7 +81,7 @@ class Report:
         return rows
 
     def class_name(self, label: int) -> str:
-        """What a class is called."""
+        """The name of a class; its number if there is no name."""
         return self.class_names[label] if 0 <= label < len(self.class_names) else str(label)
 
 
@@ -93,26 +91,27 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def points(value: float) -> str:
-    """−1.23 → "−1.2": a difference in points of a per cent, with its sign."""
+    """A difference in percentage points, with its sign: −1.23 → "−1.2"."""
     text = f"{value:+.1f}"
     return text.replace("-", "−") if float(text) else "±0.0"
 
 
 def probability(value: float) -> str:
-    """A p-value: "0.012", "< 0.0001"."""
+    """A p-value as text: "0.012", "< 0.0001"."""
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.01 else f"{value:.3f}"
 
 
 def with_interval(score: Score) -> str:
-    """ "97.3 (96.1–98.1)", in percent."""
+    """The accuracy and its interval in per cent, such as "97.3 (96.1–98.1)"."""
     low, high = score.interval()
     return f"{percent(score.top1)} ({percent(low)}–{percent(high)})"
 
 
 def describe_tests(comparison: Comparison, suite: str) -> str:
-    """One sentence on all pairs of models on a test set that says no more than the tests allow; empty without any.
+    """One sentence on all pairs of models on a test set; empty if there is no test.
 
-    In brackets: the difference, its 95 % interval, and the p-value corrected for all tests of the comparison.
+    In brackets it gives the difference, its 95 % interval, and the p-value corrected
+    for all tests of the comparison.
     """
     verdicts = {"better": "better than", "worse": "worse than", "level": "level with"}
     tests = [test for test in comparison.tests if test.suite == suite]
@@ -127,7 +126,10 @@ def describe_tests(comparison: Comparison, suite: str) -> str:
 
 
 def format_table(report: Report) -> str:
-    """The main table for a console, in per cent: of one model beside the published figures, of several side by side."""
+    """The main table for a console, in per cent.
+
+    One model stands beside published results; several models stand side by side.
+    """
     if len(report.models) == 1:
         rows = [["per cent", "measured", "published", "difference", "images", "fed"]]
         for by_model in report.rows.values():
@@ -188,7 +190,8 @@ def render_markdown(report: Report) -> str:
     lines += [
         "Per cent, with 95 % intervals; for mCE and errors lower is better.",
         "",
-        "| test set | model | measure | measured | published | difference | top-5 | ECE | images | fed | remarks |",
+        "| test set | model | measure | measured | published | difference | top-5 | ECE | images "
+        "| fed | remarks |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for by_model in report.rows.values():
@@ -198,7 +201,8 @@ def render_markdown(report: Report) -> str:
                 "" if measure.difference is None else points(measure.difference),
                 "" if measure.top5 is None else percent(measure.top5),
                 "" if measure.calibration_error is None else percent(measure.calibration_error),
-                f"{measure.num_images:,}", measure.feeding, "; ".join(f"**{remark}**" for remark in measure.remarks),
+                f"{measure.num_images:,}", measure.feeding,
+                "; ".join(f"**{remark}**" for remark in measure.remarks),
             ))  # fmt: skip
     comparison = report.comparison
     if len(report.models) > 1:
@@ -208,8 +212,8 @@ def render_markdown(report: Report) -> str:
             "",
             SIDE_BY_SIDE_NOTE,
             "",
-            "| test set | first | second | measure | second − first, points | 95 % interval | only first right "
-            "| only second right | p | p (Holm) | second is | remarks |",
+            "| test set | first | second | measure | second − first, points | 95 % interval "
+            "| only first right | only second right | p | p (Holm) | second is | remarks |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for test in comparison.tests:
@@ -220,12 +224,13 @@ def render_markdown(report: Report) -> str:
                 else [test.counts.num_only_first, test.counts.num_only_second]
             )
             lines.append(_markdown_row(
-                report_rows.title(test.suite), test.first, test.second, test.measure, points(100 * test.difference),
-                f"{low} … {high}", *only, probability(test.p_value), probability(test.adjusted_p_value), test.verdict,
+                report_rows.title(test.suite), test.first, test.second, test.measure,
+                points(100 * test.difference), f"{low} … {high}", *only,
+                probability(test.p_value), probability(test.adjusted_p_value), test.verdict,
                 "; ".join(test.remarks),
             ))  # fmt: skip
         lines += [""] + [
-            f"- Not compared, {describe_refusal(refusal)}" for refusal in comparison.refusals
+            f"- Not compared, {describe_not_compared(pair)}" for pair in comparison.not_compared
         ]
     for suite, table in _corruption_tables(report).items():
         lines += [
@@ -259,15 +264,17 @@ def _published(measure: Measure) -> str:
     return f"{measure.published.value:.1f} ({'; '.join(notes)})"
 
 
-def describe_refusal(refusal: Refusal) -> str:
-    """What was not compared, and why."""
-    return f"{report_rows.title(refusal.suite)}, {refusal.first} and {refusal.second}: {refusal.reason}"
+def describe_not_compared(pair: NotCompared) -> str:
+    """Names the test set, the two models and the reason why they are not compared."""
+    return f"{report_rows.title(pair.suite)}, {pair.first} and {pair.second}: {pair.reason}"
 
 
 SIDE_BY_SIDE_NOTE = (
-    "Paired: both models answered the very same images. Top-1 by McNemar’s exact test, intervals by bootstrap over images; mCE "
-    "by resampling images together with all their corruptions, and a paired t-test over them. “better” and “worse” are said "
-    "where the p-value, corrected by Holm’s method for all the tests here, is below 0.05; otherwise “level”."
+    "The tests are paired: both models classified the same images. Top-1 is compared by McNemar’s "
+    "exact test, with bootstrap intervals over images; mCE by a paired t-test over images, with "
+    "intervals from resampling images together with all their corruptions. A model is “better” or "
+    "“worse” if the p-value, corrected by Holm’s method for all tests here, is below 0.05; "
+    "otherwise it is “level”."
 )
 
 
@@ -277,18 +284,19 @@ def render_html(
     package: str = "efficientnet_advprop.reports",
     **more: Any,
 ) -> str:
-    """The whole report as one HTML page without any link to another file.
+    """The whole report as one HTML page that needs no other file.
 
     Args:
-        report: what to show.
-        template: one that extends "report.html.jinja".
-        package: the package beside whose modules that template lies.
-        more: what that one needs beside.
+        report: the contents.
+        template: a template that extends "report.html.jinja".
+        package: the package whose folder contains the template.
+        more: further values for the template.
     """
     environment = open_templates(package, "efficientnet_advprop.reports")
     environment.filters.update(
-        percent=percent, points=points, probability=probability, with_interval=with_interval, title=report_rows.title,
-        refusal=describe_refusal, conditions=report_rows.describe_conditions,
+        percent=percent, points=points, probability=probability, with_interval=with_interval,
+        title=report_rows.title, describe_not_compared=describe_not_compared,
+        conditions=report_rows.describe_conditions,
     )  # fmt: skip
     tables = _corruption_tables(report)
     return environment.get_template(template).render(
@@ -311,7 +319,13 @@ def render_html(
 
 @dataclasses.dataclass(frozen=True)
 class _Corruption:
-    """Of one corruption: model → severity → score, and model → CE where there is one."""
+    """The results on one corruption.
+
+    Args:
+        title: its name in the report.
+        scores: model → severity → score.
+        errors: model → corruption error, for the models that have one.
+    """
 
     title: str
     scores: Mapping[str, Mapping[int, Score]]
@@ -327,7 +341,7 @@ class _Corruption:
 
 
 def _corruption_tables(report: Report) -> dict[str, dict[str, _Corruption]]:
-    """Corrupted suite → corruption → what was measured."""
+    """Corrupted suite → corruption → results."""
     suites = dict.fromkeys(
         s for measured in report.comparison.measured for s in measured.results.corrupted_suites()
     )
@@ -335,7 +349,7 @@ def _corruption_tables(report: Report) -> dict[str, dict[str, _Corruption]]:
 
 
 def _corruption_table(report: Report, suite: str) -> dict[str, _Corruption]:
-    having = [
+    measured_models = [
         measured
         for measured in report.comparison.measured
         if suite in measured.results.corrupted_suites()
@@ -343,7 +357,7 @@ def _corruption_table(report: Report, suite: str) -> dict[str, _Corruption]:
     yardstick = report.comparison.yardstick(suite)
     errors = {
         measured.name: corruption_errors(measured.results.errors(suite), yardstick)
-        for measured in having
+        for measured in measured_models
         if yardstick is not None and suite in measured.whole_suites
     }
     return {
@@ -351,31 +365,37 @@ def _corruption_table(report: Report, suite: str) -> dict[str, _Corruption]:
             corruption.replace("_", " "),
             {
                 measured.name: _scores_by_severity(measured, suite, corruption)
-                for measured in having
+                for measured in measured_models
             },
             {model: by_corruption[corruption] for model, by_corruption in errors.items()},
         )
         for corruption in dict.fromkeys(
-            c for measured in having for c in measured.results.corruptions(suite)
+            c for measured in measured_models for c in measured.results.corruptions(suite)
         )
     }
 
 
 def _corruption_charts(report: Report, table: Mapping[str, _Corruption]) -> dict:
-    """Corruption errors as bars and mean accuracies by severity, of whole suites; of each corruption curves and images."""
-    whole = [model for model in report.models if all(model in one.errors for one in table.values())]
+    """The charts of a corrupted suite.
+
+    For models that measured the complete_models suite: corruption errors as bars, and
+    mean accuracies by severity. For each corruption: accuracy curves and sample images.
+    """
+    complete_models = [
+        model for model in report.models if all(model in one.errors for one in table.values())
+    ]
     overview: dict[str, Any] = {"bars": None, "severities": None}
-    if whole:
+    if complete_models:
         bars = [
             charts.Curve(m, report.colors[m], [one.errors[m] for one in table.values()])
-            for m in whole
+            for m in complete_models
         ]
         names = [one.title for one in table.values()]
         overview["bars"] = charts.bar_chart(
             names, bars, x_label="corruption error, % of the yardstick’s", mark=1.0
         )
         means = []
-        for model in whole:
+        for model in complete_models:
             columns = zip(
                 *([score.top1 for score in one.scores[model].values()] for one in table.values())
             )
@@ -405,18 +425,20 @@ def _scores_by_severity(measured: Measured, suite: str, corruption: str) -> dict
 
 
 def _score_curve(report: Report, model: str, scores: Mapping[int, Score]) -> charts.Curve:
-    values, intervals = (
-        [score.top1 for score in scores.values()],
-        [score.interval() for score in scores.values()],
-    )
+    values = [score.top1 for score in scores.values()]
+    intervals = [score.interval() for score in scores.values()]
     return charts.Curve(model, report.colors[model], values, intervals, x=list(scores))
 
 
 def _attack_chart(report: Report) -> Optional[str]:
-    """Accuracy over ε, from the clean images on, of the models that were attacked."""
-    curves, all_epsilons = [], set()
+    """Accuracy over ε, beginning with the clean images, for the models that were
+    attacked.
+    """
+    curves = []
+    all_epsilons = set()
     for measured in report.comparison.measured:
-        results, epsilons = measured.results.test_sets, sorted(measured.results.epsilons())
+        results = measured.results.test_sets
+        epsilons = sorted(measured.results.epsilons())
         if not epsilons:
             continue
         clean = next((name for name in ("imagenet", "digits") if name in results), None)
@@ -437,7 +459,9 @@ def _attack_chart(report: Report) -> Optional[str]:
 
 
 def _reliability_charts(report: Report) -> list[dict]:
-    """A diagram for each test set of images that nobody attacked, and one for each corrupted suite as a whole."""
+    """A diagram for each test set without attack, and one for each whole corrupted
+    suite.
+    """
     curves_of_suite: dict[str, list[charts.Curve]] = {}
     for measured in report.comparison.measured:
         summed: dict[str, CalibrationBins] = {}
@@ -464,7 +488,7 @@ def _reliability_charts(report: Report) -> list[dict]:
 
 
 def _disagreements(report: Report) -> Optional[dict]:
-    """Of the first two models, on the first test set of single images that both answered."""
+    """The images on which the first two models disagree, on the first test set of both."""
     if len(report.models) < 2:
         return None
     first, second = report.comparison.measured[:2]

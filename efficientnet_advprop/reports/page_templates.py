@@ -1,4 +1,4 @@
-"""The templates that pages are made of: strict about names, escaping by default.
+"""Opens the Jinja templates of the HTML pages.
 
 Usage:
 
@@ -10,9 +10,9 @@ import jinja2
 
 
 def open_templates(*packages: str) -> jinja2.Environment:
-    """The Jinja templates that lie beside the modules of `packages`, so that one may extend another.
+    """The Jinja templates in the folders of `packages`, so that one may extend another.
 
-    A name that a page uses and is not given is an error.
+    Values are escaped by default. An undefined name in a template is an error.
     """
     return jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package, ".") for package in packages]),

@@ -1,9 +1,13 @@
-"""Figures that others published, to stand beside measured ones: one table, each figure with its evidence.
+"""Published results on the test suites, each with its source, to compare measurements
+with.
 
-    figure = find_published("b3-advprop", "imagenet_c")           # PublishedFigure(57.8, "mCE", "recalled", …) or None
-    mean_corruption_error(errors, ALEXNET_ERRORS)                 # the yardstick of ImageNet-C
+Usage:
 
-Top-1 on ImageNet stands in `models.published_checkpoints`; here is what the papers say of the other test sets.
+    find_published("b3-advprop", "imagenet_c")      # PublishedFigure(57.8, "mCE", "recalled", …)
+    mean_corruption_error(errors, ALEXNET_ERRORS)   # mCE of ImageNet-C
+
+Top-1 on ImageNet is in `models.checkpoints.published_checkpoints`; this module contains
+the papers' values on the other test sets.
 """
 
 import dataclasses
@@ -13,8 +17,9 @@ from efficientnet_advprop.models.checkpoints import published_checkpoints
 
 NUM_SEVERITIES = 5
 
-# D. Hendrycks, T. Dietterich, ICLR 2019: AlexNet's top-1 error under each corruption, the mean over the five severities. Only
-# the means are published, and only their fivefold counts, so that the mean stands for each severity.
+# Source: D. Hendrycks, T. Dietterich, ICLR 2019: AlexNet's top-1 error under each
+# corruption, as the mean over the five severities. Only the means are published. mCE
+# needs only the sum over the severities, so each severity is given the mean.
 ALEXNET_ERRORS = {
     corruption: (error,) * NUM_SEVERITIES
     for corruption, error in {
@@ -35,21 +40,23 @@ ALEXNET_ERRORS = {
         "jpeg_compression": 0.606500,
     }.items()
 }
-# The same network's error on the clean validation images: the benchmark's own script takes torchvision's AlexNet, of which
-# torchvision states 56.522 % top-1.
+# The error of the same network on the clean validation images. The script of the
+# benchmark uses torchvision's AlexNet, whose top-1 accuracy is 56.522 % according to
+# torchvision.
 ALEXNET_CLEAN_ERROR = 0.43478
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishedFigure:
-    """What somebody published.
+    """One published value.
 
     Args:
         value: per cent.
         measure: "top-1" or "mCE".
-        evidence: "read" in its source, or "recalled": quoted from the paper without having it at hand.
-        source: where.
-        note: what a reader must know to compare; empty if nothing.
+        evidence: "read" (in its source) or "recalled" (quoted from the paper without
+            access to it).
+        source: the publication.
+        note: what a reader must know to compare; usually empty.
     """
 
     value: float
@@ -78,16 +85,18 @@ _PAPER_FIGURES = {
 }
 _KINDS = {"autoaugment": 0, "advprop": 1}
 _NOTES = {
-    "autoaugment": "of the paper’s own vanilla network; the released AutoAugment weights were trained again later",
+    "autoaugment": "of the paper’s own vanilla network; "
+    "the released AutoAugment weights were trained again later",
     "advprop": "",
 }
 
 
 def find_published(checkpoint: Optional[str], suite: str) -> Optional[PublishedFigure]:
-    """What is published of a checkpoint on a test suite, or None.
+    """The published value of a checkpoint on a test suite, or None.
 
     Args:
-        checkpoint: a name of `published_checkpoints.PUBLISHED`, such as "b3-advprop"; None: an unpublished network.
+        checkpoint: a name in `published_checkpoints.PUBLISHED`, such as "b3-advprop";
+            None: an unpublished network.
         suite: "imagenet", "imagenet_c" (its mCE), "imagenet_a" or "stylized".
     """
     row = published_checkpoints.PUBLISHED.get(checkpoint)

@@ -1,9 +1,11 @@
-"""The report of one evaluation, or of several side by side, as files: report.html and report.md.
+"""Writes the report of one or several evaluations as files: report.html and report.md.
+
+Usage:
 
     print(write_report(["runs/evaluation/b3-advprop"]))           # beside its results.json
-    print(write_report(["runs/evaluation/a", "runs/evaluation/b"], "runs/comparison", data_dir="/data"))
+    print(write_report(["runs/evaluation/a", "runs/evaluation/b"], "runs/comparison"))
 
-It needs the results alone, neither the models nor, but for thumbnails, the data.
+It needs only the results. The models are not needed, and the data only for thumbnails.
 """
 
 import os
@@ -21,25 +23,30 @@ from efficientnet_advprop.reports.comparison import Comparison, compare, read_me
 from efficientnet_advprop.reports.disagreements import OpenImages
 from efficientnet_advprop.reports.evaluation_report import Report
 
-HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
+HTML_FILE = "report.html"
+MARKDOWN_FILE = "report.md"
 DEFAULT_COMPARISON = os.path.join("runs", "comparison")
 
 
 def write_report(
     paths: Sequence[str], out_dir: Optional[str] = None, *, data_dir: Optional[str] = None
 ) -> str:
-    """Reads results and writes their report in both forms.
+    """Reads results and writes their report as HTML and as Markdown.
 
     Args:
-        paths: folders of results, or results.json; two or more models are compared.
-        out_dir: where to; None: beside the results of one model, or runs/comparison.
-        data_dir: of the data sets, for thumbnails of images on which two models disagree; None: without thumbnails.
+        paths: folders of results, or results.json files; two or more models are
+            compared.
+        out_dir: the folder to write to; None: the folder of the results for one model,
+            or runs/comparison.
+        data_dir: the folder of the data sets, for thumbnails of images on which two
+            models disagree; None: without thumbnails.
 
     Returns:
-        The main table, what the comparison says and where the report lies, for a console.
+        The main table, the results of the comparison and the path of the report, for a
+        console.
 
     Raises:
-        ComparisonError: results that cannot be read, given twice, or none.
+        ComparisonError: results cannot be read, are given twice, or are missing.
     """
     comparison = compare(read_measured(paths))
     if out_dir is None:
@@ -58,17 +65,22 @@ def write_report(
         os.path.join(out_dir, MARKDOWN_FILE), evaluation_report.render_markdown(report).encode()
     )
     suites = dict.fromkeys(test.suite for test in comparison.tests)
-    told = [evaluation_report.describe_tests(comparison, suite) for suite in suites]
-    told += [
-        f"Not compared, {evaluation_report.describe_refusal(refusal)}."
-        for refusal in comparison.refusals
+    sentences = [evaluation_report.describe_tests(comparison, suite) for suite in suites]
+    sentences += [
+        f"Not compared, {evaluation_report.describe_not_compared(pair)}."
+        for pair in comparison.not_compared
     ]
-    where = f"The report: {os.path.abspath(os.path.join(out_dir, HTML_FILE))}, and the same as {MARKDOWN_FILE}."
-    return "\n".join(["", evaluation_report.format_table(report), "", *told, where])
+    html_path = os.path.abspath(os.path.join(out_dir, HTML_FILE))
+    sentences.append(f"The report: {html_path}, and the same as {MARKDOWN_FILE}.")
+    return "\n".join(["", evaluation_report.format_table(report), "", *sentences])
 
 
 def _class_names(comparison: Comparison) -> Sequence[str]:
-    """By label: ImageNet's ids, else the names that the first model knows; empty if there are none."""
+    """Class names by label: ImageNet's ids, otherwise the names in the first model's
+    config.
+
+    Empty if there are none.
+    """
     if _is_of_imagenet(comparison):
         return imagenet_ids()
     return comparison.first.results.config.get("class_names") or ()
@@ -83,7 +95,11 @@ def _is_of_imagenet(comparison: Comparison) -> bool:
 
 
 def images_below(data_dir: Optional[str]) -> OpenImages:
-    """Finds the images of a suite's test set below `data_dir`; None for a folder of one's own, and for what is not there."""
+    """Returns a function that opens the images of a test set below `data_dir`.
+
+    For test sets in a folder of the user's own, and for missing images, it returns
+    None.
+    """
 
     def open_images(test_set):
         num_classes = (

@@ -1,10 +1,13 @@
-"""What a report says of one model: a row for each test set, with its interval, the published figure and how it was measured.
+"""The rows of a report: each measured value with interval, published value and remarks.
+
+Usage:
 
     for measure in list_measures(comparison, measured):
-        measure.title, measure.value, measure.interval, measure.published, measure.difference, measure.remarks
+        measure.title, measure.value, measure.interval, measure.published, measure.remarks
 
-A number is never without what it depends on: resolution and crop stand with it, and what keeps it from being the test set's
-proper score (images missing, only some drawn, corruptions made here) is a remark that reports must print.
+Resolution and crop belong to every row. Whatever makes a value differ from the proper
+score of the test set (missing images, a sample of the images, corruptions generated
+here) is a remark, which reports must print.
 """
 
 import dataclasses
@@ -40,18 +43,20 @@ _TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """One number of one model.
+    """One measured value of one model.
 
     Args:
         suite: the test set, or the corrupted suite.
         quantity: "top-1", "mCE", "relative mCE" or "mean error".
-        value: as a fraction of 1; nan if it cannot be said, for the reason among the remarks.
-        interval: of 95 %, likewise; None where there is none.
-        num_images: over all test sets of it.
-        feeding: resolution and crop, and whatever else the number depends on, in words.
-        remarks: what a reader must know before trusting the number; empty if nothing.
-        published: of the same weights, if anything is.
-        is_comparable: whether the published figure was measured alike, as far as one knows.
+        value: as a fraction of 1; nan if it is undefined, for the reason given in the
+            remarks.
+        interval: 95 % interval as a fraction of 1; None if there is none.
+        num_images: the number of images in all test sets of the suite.
+        feeding: resolution, crop and other conditions, in words.
+        remarks: what a reader must know before trusting the value; usually empty.
+        published: the published value of the same weights, if there is one.
+        is_comparable: whether the published value was measured under the same
+            conditions, as far as they are known.
         top5, calibration_error: as fractions of 1; None for corrupted suites.
     """
 
@@ -73,7 +78,10 @@ class Measure:
 
     @property
     def difference(self) -> Optional[float]:
-        """From the published figure, in points of a per cent; None if the two are not comparable."""
+        """The difference from the published value, in percentage points.
+
+        None if there is no published value, or if the two are not comparable.
+        """
         return (
             100 * self.value - self.published.value
             if self.published and self.is_comparable
@@ -82,7 +90,9 @@ class Measure:
 
 
 def title(suite: str) -> str:
-    """What a test set or suite is called: "imagenet_v2/topimages" → "ImageNet-V2, topimages"."""
+    """The title of a test set or suite: "imagenet_v2/topimages" → "ImageNet-V2,
+    topimages".
+    """
     name = TestSetName(suite)
     if name.epsilon is not None:
         return f"{_TITLES[name.suite]}, ε = {name.variant}"
@@ -91,7 +101,7 @@ def title(suite: str) -> str:
 
 
 def describe_conditions(conditions: Conditions) -> str:
-    """Resolution and crop, and what else is not as usual."""
+    """Resolution, crop, and all conditions that differ from the usual ones, in words."""
     parts = [
         f"{conditions.image_size} px, "
         + ("whole images" if conditions.crop == "none" else f"crop {conditions.crop}")
@@ -112,7 +122,7 @@ def describe_conditions(conditions: Conditions) -> str:
 
 
 def list_measures(comparison: Comparison, measured: Measured) -> list[Measure]:
-    """Everything that was measured of one of the models, in the order in which it was measured."""
+    """All measured values of one model, in the order in which they were measured."""
     suites = dict.fromkeys(name.whole for name in measured.results.test_sets)
     measures = []
     for suite in suites:
@@ -131,23 +141,30 @@ def _remarks(result: TestSetResult) -> list[str]:
 
 
 def _problems_of_sets(problems_of: Mapping[str, Sequence[str]]) -> list[str]:
-    """Problems of the sets of a suite, each with the sets that have it; of more than three the rest is counted."""
+    """The problems of the test sets of a suite, each with the sets that have it.
+
+    At most three problems are listed; the rest is counted.
+    """
     sets_with: dict[str, list[str]] = {}
     for name, problems in problems_of.items():
         for problem in problems:
             sets_with.setdefault(problem, []).append(name)
-    told = [
+    descriptions = [
         f"{names[0]}: {problem}"
         if len(names) == 1
         else f"{len(names)} sets ({names[0]}, …): {problem}"
         for problem, names in sets_with.items()
     ]
-    return told[:3] + ([f"and {len(told) - 3} more such problems"] if len(told) > 3 else [])
+    return descriptions[:3] + (
+        [f"and {len(descriptions) - 3} more such problems"] if len(descriptions) > 3 else []
+    )
 
 
 def _measure_top1(measured: Measured, test_set: str) -> Measure:
-    result, config = measured.results.test_sets[test_set], measured.results.config
-    conditions, remarks = result.conditions, _remarks(result)
+    result = measured.results.test_sets[test_set]
+    config = measured.results.config
+    conditions = result.conditions
+    remarks = _remarks(result)
     published = find_published(config.get("published"), test_set)
     is_comparable = not remarks and conditions.branch == "main"
     if published and test_set == "imagenet":
@@ -173,8 +190,9 @@ def _measure_top1(measured: Measured, test_set: str) -> Measure:
 
 
 def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str) -> list[Measure]:
-    """mCE, relative mCE and the plain mean error of a corrupted suite."""
-    results, baseline = measured.results, comparison.yardstick(suite)
+    """mCE, relative mCE and mean error of a corrupted suite."""
+    results = measured.results
+    baseline = comparison.yardstick(suite)
     sets = {name: results.test_sets[name] for name in by_severity(results.test_sets, suite)}
     remarks = _problems_of_sets({name.variant: result.shortfalls for name, result in sets.items()})
     remarks += dict.fromkeys(
@@ -186,7 +204,8 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
     missing = results.missing(suite)
     if missing:
         remarks.append(
-            f"{len(missing)} of the {len(missing) + len(sets)} sets were not measured ({missing[0]}, …): no mCE"
+            f"{len(missing)} of the {len(missing) + len(sets)} sets were not measured "
+            f"({missing[0]}, …): no mCE"
         )
     published = find_published(results.config.get("published"), suite)
     common = dict(
@@ -243,12 +262,13 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
 
 
 def clean_test_set(suite: str) -> str:
-    """The uncorrupted counterpart of a corrupted suite: "imagenet" of "imagenet_c", "digits" of "digits_c"."""
+    """The uncorrupted test set of a corrupted suite: "imagenet" for "imagenet_c"."""
     return suite.partition("_c")[0]
 
 
 def _relative_mce(comparison: Comparison, measured: Measured, suite: str) -> Optional[float]:
-    clean, baseline = clean_test_set(suite), comparison.yardstick(suite)
+    clean = clean_test_set(suite)
+    baseline = comparison.yardstick(suite)
     results = measured.results.test_sets
     if clean not in results:
         return None
@@ -263,5 +283,5 @@ def _relative_mce(comparison: Comparison, measured: Measured, suite: str) -> Opt
             baseline,
             baseline_clean_error,
         )
-    except ValueError:  # a yardstick that some corruption costs nothing
+    except ValueError:  # some corruption does not increase the error of the baseline
         return None

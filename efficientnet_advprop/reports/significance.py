@@ -1,12 +1,16 @@
-"""Whether two networks differ on the same images: McNemar's test, paired bootstrap intervals, Holm's correction.
+"""Tests whether two networks differ: McNemar's test, paired bootstrap, Holm's
+correction.
 
-    pairs = PairedCounts.of(is_correct, other_is_correct)         # bool [images], the same images in the same order
+Usage:
+
+    pairs = PairedCounts.of(is_correct, other_is_correct)         # bool [images], same order
     pairs.difference, pairs.p_value, pairs.interval()
-    bootstrap_mean_interval(contributions - other_contributions)  # of a difference in mCE: see `corruption_contributions`
+    bootstrap_mean_interval(contributions - other_contributions)  # of a difference in mCE
     adjusted = holm([0.01, 0.04, 0.03])
 
-Both networks see the same images, so only the images on which they disagree tell them apart; intervals of the two accuracies
-that overlap say nothing against a difference.
+`corruption_contributions` computes the contributions of images to mCE. Both networks
+see the same images, so only the images on which they disagree distinguish them.
+Overlapping intervals of the two accuracies do not show that there is no difference.
 """
 
 import dataclasses
@@ -15,18 +19,20 @@ from typing import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-NUM_RESAMPLES = 2000  # of the bootstrap: the ends of a 95 % interval then repeat to some hundredths of its width
-_CHUNK_ELEMENTS = 1 << 24  # resampled at once; 128 MB
+# With this number of bootstrap samples, the ends of a 95 % interval vary between seeds
+# by a few hundredths of its width.
+NUM_RESAMPLES = 2000
+_CHUNK_ELEMENTS = 1 << 24  # values that are resampled at once; 128 MB
 
 
 @dataclasses.dataclass(frozen=True)
 class PairedCounts:
-    """How often two networks are right on the same images.
+    """How often each of two networks is right on the same images.
 
     Args:
-        num_images: all of them.
-        num_only_first: that only the first one gets right.
-        num_only_second: that only the second one gets right.
+        num_images: the number of all images.
+        num_only_first: images that only the first network classifies correctly.
+        num_only_second: images that only the second network classifies correctly.
     """
 
     num_images: int
@@ -39,36 +45,41 @@ class PairedCounts:
             or self.num_only_first + self.num_only_second > self.num_images
         ):
             raise ValueError(
-                f"`num_only_first` = {self.num_only_first} and `num_only_second` = {self.num_only_second} must be ≥ 0 and "
-                f"together at most `num_images` = {self.num_images}."
+                f"`num_only_first` = {self.num_only_first} and "
+                f"`num_only_second` = {self.num_only_second} must be ≥ 0 and together at most "
+                f"`num_images` = {self.num_images}."
             )
 
     @classmethod
     def of(cls, first_is_correct: np.ndarray, second_is_correct: np.ndarray) -> "PairedCounts":
-        """From what each says of each image: bool [images] twice, in the same order.
+        """Counts from the correctness of each answer: bool [images] twice, in the same
+        order.
 
         Raises:
-            ValueError: they have different lengths, or none.
+            ValueError: the arrays have different lengths, or are empty.
         """
-        first, second = np.asarray(first_is_correct, bool), np.asarray(second_is_correct, bool)
+        first = np.asarray(first_is_correct, bool)
+        second = np.asarray(second_is_correct, bool)
         if first.shape != second.shape or not first.size:
             raise ValueError(
-                f"`first_is_correct` has shape {first.shape} and `second_is_correct` {second.shape}, but a paired comparison "
-                "needs the same images, at least one."
+                f"`first_is_correct` has shape {first.shape} and `second_is_correct` "
+                f"{second.shape}, but a paired comparison needs the same images, at least one."
             )
         return cls(first.size, int((first & ~second).sum()), int((second & ~first).sum()))
 
     @property
     def difference(self) -> float:
-        """The second's accuracy minus the first's, in [−1, 1]."""
+        """The accuracy of the second network minus that of the first, in [−1, 1]."""
         return (self.num_only_second - self.num_only_first) / self.num_images
 
     @property
     def p_value(self) -> float:
-        """McNemar's test (1947), exact and two-sided: were both equally good, each disagreement would be a coin's toss.
+        """The p-value of McNemar's test (1947), exact and two-sided.
 
-        Exact rather than with χ² or the mid-p value: it never claims more than it may, and where disagreements are many, as
-        here, all three agree. 1.0 without a disagreement.
+        Under the null hypothesis, each network is right in half of the disagreements.
+        The exact test never exceeds its nominal error rate, unlike the χ² and mid-p
+        versions; with many disagreements, as here, all three agree. Without a
+        disagreement the value is 1.0.
         """
         num_discordant = self.num_only_first + self.num_only_second
         return (
@@ -89,28 +100,33 @@ class PairedCounts:
 def corruption_contributions(
     is_wrong: Mapping[str, Sequence[np.ndarray]], baseline_errors: Mapping[str, Sequence[float]]
 ) -> np.ndarray:
-    """What each image adds to mCE: the mean of these over the images *is* mCE.
+    """The contribution of each image to mCE: the mean over the images is mCE.
 
-    The same images recur in all sets of ImageNet-C, so that its sets are no independent measurements; one resamples images with
-    all their answers, hence these numbers, to get an interval of mCE or of the difference of two.
+    The same images occur in all test sets of ImageNet-C, so the test sets are not
+    independent measurements. To get an interval of mCE, or of a difference of two, one
+    resamples images together with all their answers; these contributions make that
+    possible.
 
     Args:
-        is_wrong: corruption → bool [images] by severity; the same images in the same order everywhere.
+        is_wrong: corruption → bool [images] by severity; the same images in the same
+            order everywhere.
         baseline_errors: as in `metrics.mean_corruption_error`.
 
     Returns:
         float64 [images].
 
     Raises:
-        ValueError: sets of different size, or a corruption that the other argument lacks.
+        ValueError: the sets have different sizes, or one argument lacks a corruption of
+            the other.
     """
     if (
         set(is_wrong) != set(baseline_errors)
         or len({len(answers) for sets in is_wrong.values() for answers in sets}) != 1
     ):
         raise ValueError(
-            f"`is_wrong` holds {', '.join(is_wrong) or 'nothing'}, but must hold the corruptions of `baseline_errors`, "
-            f"{', '.join(baseline_errors)}, and the same images in each of their sets."
+            f"`is_wrong` holds {', '.join(is_wrong) or 'nothing'}, but must hold the corruptions "
+            f"of `baseline_errors`, {', '.join(baseline_errors)}, and the same images in each of "
+            "their sets."
         )
     parts = [
         np.sum(np.asarray(sets, np.float64), axis=0)
@@ -127,7 +143,8 @@ def bootstrap_mean_interval(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron 1979) of the mean of `values`, float [images].
+    """Percentile bootstrap interval (Efron 1979) of the mean of `values`, float
+    [images].
 
     Raises:
         ValueError: there is no value.
@@ -141,7 +158,7 @@ def bootstrap_mean_interval(
         raise ValueError(
             f"`confidence` is {confidence!r}, but must lie in (0, 1), for instance 0.95."
         )
-    if values.size == 1:  # SciPy wants two; one value resampled is always itself
+    if values.size == 1:  # SciPy requires two values; resampling one value returns it
         return float(values[0]), float(values[0])
     ends = stats.bootstrap(
         (values,),
@@ -157,16 +174,24 @@ def bootstrap_mean_interval(
 
 
 def paired_t_test(differences: np.ndarray) -> float:
-    """Two-sided p-value of Student's paired test that the mean of `differences`, float [images], is 0; 1.0 if all are."""
+    """The two-sided p-value of Student's paired t-test.
+
+    The null hypothesis is that the mean of `differences`, float [images], is 0. The
+    value is 1.0 if all differences are 0.
+    """
     differences = np.asarray(differences, np.float64)
     return float(stats.ttest_1samp(differences, 0.0).pvalue) if np.any(differences) else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979), in the order given: compared with α they hold for all tests together, however these
-    depend on each other."""
+    """Holm's adjusted p-values (1979), in the given order.
+
+    Compared with α, they are valid for all tests together, however the tests depend on
+    each other.
+    """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted, largest = [1.0] * len(p_values), 0.0
+    adjusted = [1.0] * len(p_values)
+    largest = 0.0
     for rank, index in enumerate(order):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest

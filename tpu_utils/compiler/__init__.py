@@ -1,1 +1,3 @@
-"""The TPU's compiler without a TPU: what a step needs in time and memory."""
+"""Compiles training steps for a TPU on machines without one, and reports time and
+memory.
+"""

@@ -1,4 +1,4 @@
-"""Answers of the TPU's compiler about training steps: asked once, kept as JSON, told as text.
+"""Keeps the results of compilations for TPUs as JSON files, and describes them as text.
 
 Usage:
 
@@ -21,21 +21,23 @@ from tpu_utils.compiler.batch_search import Trial
 
 Record = dict[str, Any]
 Settings = dict[str, dict[str, Any]]  # section → field → value
-# Of these sections, the fields that a step depends upon; of all others, every field.
+# The fields of these sections that a step depends on. Of all other sections, it depends
+# on every field.
 IN_THE_PROGRAM = {"training": ("method", "accumulation_steps"), "data": ("image_size",)}
 WAYS_OUT = (
-    "Not even the smallest batch fits into a core's memory. Let the first blocks compute their activations again "
-    "(--config.model.recomputed_blocks=99: all of them), or take smaller images (--config.data.image_size)."
+    "Not even the smallest batch fits into a core's memory. Let the first blocks compute their "
+    "activations again (--config.model.recomputed_blocks=99: all of them), or take smaller images "
+    "(--config.data.image_size)."
 )
 
 
 class Results:
-    """A folder of answers for one topology.
+    """A folder with the results of compilations for one topology.
 
     Args:
-        folder: made if it does not exist.
-        compiler: that answers what is not there yet.
-        num_replicas: that run a step together.
+        folder: created if it does not exist.
+        compiler: compiles the steps whose results are not in the folder yet.
+        num_replicas: the number of replicas that run a step together.
         make_step: (config, replica_batch_size, num_replicas) → function and specs.
     """
 
@@ -46,15 +48,19 @@ class Results:
         num_replicas: int,
         make_step: Callable,
     ):
-        self.folder, self.compiler, self.num_replicas, self.make_step = (
-            folder,
-            compiler,
-            num_replicas,
-            make_step,
-        )
+        self.folder = folder
+        self.compiler = compiler
+        self.num_replicas = num_replicas
+        self.make_step = make_step
 
     def _path(self, settings: Settings, defaults: Settings, batch: int) -> pathlib.Path:
-        """Named by what is not as by default: a new field does not make an old answer unfindable."""
+        """The file of a result.
+
+        Its name depends only on the fields that differ from the defaults.
+
+        Therefore the results of earlier versions are still found when a config has a
+        new field.
+        """
         own = {
             f"{section}.{name}": value
             for section, fields in settings.items()
@@ -70,16 +76,19 @@ class Results:
         )
 
     def compile_step(self, config, replica_batch_size: int) -> Record:
-        """What the compiler says of the step: from the folder if it is there for the same config, otherwise asked now.
+        """The result of compiling a step, from the folder if it is there for the same
+        config.
 
         Returns:
-            {"config", "topology", "num_replicas", "replica_batch_size", "date", "fits"} and, if it fits, "program": the fields
-            of `CompiledProgram`; otherwise "message" and "needed_bytes".
+            {"config", "topology", "num_replicas", "replica_batch_size", "date", "fits"}
+            and, if it fits, "program": the fields of `CompiledProgram`; otherwise
+            "message" and "needed_bytes".
 
         Raises:
             CompilerError: the step cannot be compiled for another reason than memory.
         """
-        settings, defaults = _settings(config), _settings(type(config)())
+        settings = _settings(config)
+        defaults = _settings(type(config)())
         path = self._path(settings, defaults, replica_batch_size)
         if path.exists():
             record = json.loads(path.read_text())
@@ -116,19 +125,21 @@ class Results:
         return record
 
     def try_step(self, config, replica_batch_size: int) -> Trial:
-        """`compile_step` as `find_largest_batch` wants it."""
+        """Compiles a step and returns what `find_largest_batch` needs."""
         record = self.compile_step(config, replica_batch_size)
         needed = memory_bytes(record) if record["fits"] else record["needed_bytes"]
-        told = f"{needed / tpu_compiler.GIB:.2f} GiB" if needed else "more than there is"
+        needed_text = f"{needed / tpu_compiler.GIB:.2f} GiB" if needed else "more than there is"
         fits = "fits" if record["fits"] else "does not fit"
         print(
-            f"  {replica_batch_size} images per core: {told}, {fits}", file=sys.stderr, flush=True
+            f"  {replica_batch_size} images per core: {needed_text}, {fits}",
+            file=sys.stderr,
+            flush=True,
         )
         return record["fits"], needed
 
 
 def _settings(config) -> Settings:
-    """What of a config a step depends upon."""
+    """The part of a config that a step depends on."""
     settings = dataclasses.asdict(config)
     for section, fields in IN_THE_PROGRAM.items():
         settings[section] = {name: settings[section][name] for name in fields}
@@ -136,18 +147,22 @@ def _settings(config) -> Settings:
 
 
 def memory_bytes(record: Record) -> int:
-    """Of a record that fits: all that is in a core's memory at once."""
+    """The memory that a record's program needs at once; the record must be one that
+    fits.
+    """
     return tpu_compiler.CompiledProgram(**record["program"]).memory_bytes
 
 
 def describe(record: Record, vanilla: Optional[Record], compiler: tpu_compiler.TPUCompiler) -> str:
-    """A record as lines of text; `vanilla` is the record that it is compared with, if any."""
-    config, batch, cores = record["config"], record["replica_batch_size"], record["num_replicas"]
-    model, method, num_steps = (
-        config["model"],
-        config["training"]["method"],
-        config["attack"]["num_steps"],
-    )
+    """Describes a record as lines of text, compared with the record `vanilla` if it is
+    given.
+    """
+    config = record["config"]
+    batch = record["replica_batch_size"]
+    cores = record["num_replicas"]
+    model = config["model"]
+    method = config["training"]["method"]
+    num_steps = config["attack"]["num_steps"]
     capacity = compiler.chip.memory_bytes / tpu_compiler.GIB
     attack = "" if method == "vanilla" else f" with {num_steps} attack step{'s'[: num_steps > 1]}"
     recomputed = (
@@ -155,7 +170,8 @@ def describe(record: Record, vanilla: Optional[Record], compiler: tpu_compiler.T
     )
     pixels = config["data"]["image_size"]
     lines = [
-        f"{method} training of {model['variant']}{attack}, {pixels} px, {model['compute_dtype']}{recomputed}",
+        f"{method} training of {model['variant']}{attack}, {pixels} px, "
+        f"{model['compute_dtype']}{recomputed}",
         f"{compiler.topology}: {cores} core{'s'[: cores > 1]} with {batch} images each",
     ]
 
@@ -172,7 +188,8 @@ def describe(record: Record, vanilla: Optional[Record], compiler: tpu_compiler.T
             else record["message"],
         )
         lines.append(
-            "Take a smaller --replica_batch_size, or let --find_batch_size search it; with fewer activations kept"
+            "Take a smaller --replica_batch_size, or let --find_batch_size search it; "
+            "with fewer activations kept"
         )
         lines.append("(--config.model.recomputed_blocks=…) a larger one fits.")
         return "\n".join(lines)

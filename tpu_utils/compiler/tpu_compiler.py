@@ -1,12 +1,16 @@
-"""A TPU's own compiler, asked about a program on a machine without a TPU.
+"""Compiles a program for a TPU on a machine without one, and reports its time and
+memory.
+
+Usage:
 
     compiler = TPUCompiler(".venv-preflight/bin/python", "v3:2x2")
-    hlo = lower(train_step, [images_spec, labels_spec], num_replicas=8)     # TensorFlow, this process
-    program = compiler.compile(hlo, num_replicas=8)                         # libtpu, a process in another environment
+    hlo = lower(train_step, [images_spec, labels_spec], num_replicas=8)  # by TensorFlow
+    program = compiler.compile(hlo, num_replicas=8)                      # by libtpu
     program.memory_bytes, program.flops, program.scheduled_seconds
 
-TensorFlow turns the function into HLO as it would for a TPU; libtpu, which JAX brings, schedules it and says what it needs.
-What it says of time is an estimate: no TPU has run anything.
+TensorFlow lowers the function to HLO as it would for a TPU. libtpu, which JAX installs,
+schedules the program and reports what it needs. Its times are estimates; no TPU runs
+anything.
 """
 
 import dataclasses
@@ -29,15 +33,19 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one core (what TensorFlow calls a replica's device) has."""
+    """The properties of one core, which TensorFlow regards as the device of one
+    replica.
+    """
 
     memory_bytes: int
     flops_per_second: float  # bfloat16, peak
     cycles_per_second: float
 
 
-# Google Cloud's documentation, per core: v2 and v3 have two cores a chip, later ones one (or two that act as one). The clocks
-# are those of Jouppi et al. (ISCA 2023) for v2 to v4; of the others, published peak / (matrix units × size² × 2).
+# Source: Google Cloud's documentation, per core. v2 and v3 have two cores per chip,
+# later chips have one (or two that act as one). The clock rates of v2 to v4 are those
+# of Jouppi et al. (ISCA 2023); the others are computed: published peak / (matrix units
+# × size² × 2).
 CHIPS = {
     "v2": Chip(8 * GIB, 23e12, 700e6),
     "v3": Chip(16 * GIB, 61.5e12, 940e6),
@@ -49,11 +57,17 @@ CHIPS = {
 
 
 class CompilerError(PlatformError, RuntimeError):
-    """The compiler is not there, does not know the topology, or refuses the program; the message says which, and what to do."""
+    """The compiler is missing, does not know the topology, or rejects the program.
+
+    The message says which of these it is, and what to do.
+    """
 
 
 class OutOfMemoryError(CompilerError):
-    """The program needs more memory than a core has. `needed_bytes` is how much, where the compiler says so."""
+    """The program needs more memory than a core has.
+
+    `needed_bytes` is the memory that it needs, or None if the compiler does not say.
+    """
 
     def __init__(self, message: str, needed_bytes: Optional[int]):
         super().__init__(message)
@@ -61,15 +75,19 @@ class OutOfMemoryError(CompilerError):
 
 
 class PlannedReplicas(replica_runtime.ReplicaRuntime):
-    """Replicas on TPU cores that exist only for the compiler: what a TPU does by operations of its own gets a stand-in.
+    """Replicas on TPU cores that exist only for the compiler.
+
+    Operations that TensorFlow can build on TPUs only are replaced by placeholders.
 
     Args:
         num_replicas: ≥ 1.
-        replica_id: int32 scalar, a parameter of the traced function, so that nothing is decided by its value.
+        replica_id: int32 scalar, a parameter of the traced function, so that the
+            program is the same for all replicas.
     """
 
     def __init__(self, num_replicas: int, replica_id: tf.Tensor):
-        self._num_replicas, self._replica_id = num_replicas, replica_id
+        self._num_replicas = num_replicas
+        self._replica_id = replica_id
 
     @property
     def num_replicas(self) -> int:
@@ -89,25 +107,34 @@ class PlannedReplicas(replica_runtime.ReplicaRuntime):
 
     def sum_in_groups(self, tensors, group_size):
         with tf.name_scope(f"sum_in_groups_of_{group_size}"):
-            return [self._stand_in(tensor) for tensor in tensors]
+            return [self._placeholder(tensor) for tensor in tensors]
 
     def exchange_in_groups(self, tensor, group_size):
         with tf.name_scope(f"exchange_in_groups_of_{group_size}"):
             if tensor.dtype in (tf.float32, tf.bfloat16, tf.int32):
-                return self._stand_in(tensor)
-            return tf.cast(self._stand_in(tf.cast(tensor, tf.int32)), tensor.dtype)
+                return self._placeholder(tensor)
+            return tf.cast(self._placeholder(tf.cast(tensor, tf.int32)), tensor.dtype)
 
     def random_words(self, count, seed):
         with tf.name_scope("random_words"):
-            return self._stand_in(tf.tile(seed, [count // 2]))
+            return self._placeholder(tf.tile(seed, [count // 2]))
 
-    def _stand_in(self, tensor):
-        """For what the name scope says: TensorFlow has kernels of the TPU's own operations on TPUs only. This one lowers
-        anywhere; `tpu_compiler_process` finds the name in the HLO and puts the operation meant in its place."""
+    def _placeholder(self, tensor):
+        """An operation that stands for the one that the name scope names.
+
+        TensorFlow has kernels of the TPU's own operations on TPUs only. This operation
+        can be lowered anywhere; `tpu_compiler_process` finds the name scope in the HLO
+        and inserts the intended operation in its place.
+        """
         return tf.raw_ops.CollectiveReduceV2(
-            input=tensor, group_size=self._num_replicas, group_key=1, instance_key=1, ordering_token=[], merge_op="Add",
+            input=tensor,
+            group_size=self._num_replicas,
+            group_key=1,
+            instance_key=1,
+            ordering_token=[],
+            merge_op="Add",
             final_op="Id",
-        )  # fmt: skip
+        )
 
 
 def lower(
@@ -116,16 +143,19 @@ def lower(
     num_replicas: int = 1,
     stage: str = "hlo_serialized",
 ):
-    """One replica's program, as XLA gets it.
+    """The program of one replica, in the form that XLA receives.
 
     Args:
-        function: what a replica runs; may read and change variables.
-        specs: of its arguments.
-        num_replicas: how many run it together, as `replica_runtime` reports it inside the step.
-        stage: "hlo_serialized" (bytes, for `TPUCompiler.compile`) or "hlo" (text, to look at).
+        function: the function that a replica runs; it may read and change variables.
+        specs: the specs of its arguments.
+        num_replicas: how many replicas run it together, as `replica_runtime` reports it
+            inside the step.
+        stage: "hlo_serialized" (bytes, for `TPUCompiler.compile`) or "hlo" (text, to
+            read).
 
     Raises:
-        CompilerError: an operation that XLA does not have; the message names it.
+        CompilerError: the function contains an operation that XLA does not have; the
+            message names it.
     """
 
     def program(replica_id, *arguments):
@@ -145,26 +175,29 @@ def lower(
 
 @dataclasses.dataclass(frozen=True)
 class CompiledProgram:
-    """What the compiler says of one core's program; but for traffic, loops are counted as often as they run."""
+    """What the compiler reports about the program of one core.
+
+    Loops are counted as often as they run, except in `bytes_accessed`.
+    """
 
     argument_bytes: int
     output_bytes: int
-    alias_bytes: int  # outputs that replace arguments: updated variables
+    alias_bytes: int  # outputs that overwrite arguments: updated variables
     temporary_bytes: int
     code_bytes: int
     flops: float
-    bytes_accessed: float  # each loop once
+    bytes_accessed: float  # every loop counted once
     scheduled_seconds: float  # the compiler's cycles for the instructions of its schedule
-    loop_flops: float  # of `flops`, those inside loops: an attack's
-    loop_seconds: float  # of `scheduled_seconds`, likewise
+    loop_flops: float  # the part of `flops` inside loops, that is, in attacks
+    loop_seconds: float  # the part of `scheduled_seconds` inside loops
     collectives: dict[str, int]  # instructions of each kind
-    unknown_loops: int  # loops whose number of iterations the text does not tell: counted once
+    unknown_loops: int  # loops with an unknown number of iterations, which are counted once
     compile_seconds: float
     versions: dict[str, str]
 
     @property
     def memory_bytes(self) -> int:
-        """All that is in a core's memory at once."""
+        """All memory of a core that the program needs at once."""
         return (
             self.argument_bytes
             + self.output_bytes
@@ -175,44 +208,52 @@ class CompiledProgram:
 
 
 def is_credible(program: CompiledProgram, chip: Chip) -> bool:
-    """Whether a program's scheduled time can be believed: it counts every loop, and is neither faster than the matrix units'
-    peak nor a thousand times slower."""
+    """Whether the scheduled time of a program is plausible.
+
+    It is if it counts every loop and is neither shorter than the time at peak
+    performance of the matrix units nor a thousand times longer.
+    """
     shortest = program.flops / chip.flops_per_second
     return not program.unknown_loops and shortest < program.scheduled_seconds < 1000 * shortest
 
 
 class TPUCompiler:
-    """libtpu in a Python environment of its own.
+    """The compiler libtpu, in a Python environment of its own.
 
     Args:
-        python: that environment's interpreter; `make preflight` makes one.
-        topology: of the TPU, such as "v3:2x2": kind and chips per dimension.
+        python: the interpreter of that environment, which `make preflight` creates.
+        topology: of the TPU, such as "v3:2x2": its kind, and the chips per dimension.
 
     Raises:
-        CompilerError: there is no such interpreter, it lacks the compiler, or the compiler does not know the topology.
+        CompilerError: the interpreter does not exist, it lacks the compiler, or the
+            compiler does not know the topology.
     """
 
     def __init__(self, python: str, topology: str):
         if not os.access(python, os.X_OK):
             raise CompilerError(
-                f"`compiler_python` is {python!r}, but there is no such program; `make preflight` makes the environment "
-                ".venv-preflight, or name the Python of one with requirements-preflight.txt installed."
+                f"`compiler_python` is {python!r}, but there is no such program; "
+                "`make preflight` makes the environment .venv-preflight, "
+                "or name the Python of one with requirements-preflight.txt installed."
             )
-        self.python, self.topology = python, topology
+        self.python = python
+        self.topology = topology
         kind = topology.split(":")[0]
         if kind not in CHIPS or ":" not in topology:
             raise CompilerError(
-                f"`topology` is {topology!r}, but must be a kind ({', '.join(CHIPS)}) and chips per dimension: 'v3:2x2'."
+                f"`topology` is {topology!r}, but must be a kind ({', '.join(CHIPS)}) "
+                "and chips per dimension: 'v3:2x2'."
             )
         self.chip = CHIPS[kind]
         self.num_cores = self._ask(b"", 0)["num_devices"]
 
     def compile(self, hlo: bytes, num_replicas: int) -> CompiledProgram:
-        """Compiles one core's program, to run on the first `num_replicas` cores together.
+        """Compiles the program of one core, to run on the first `num_replicas` cores
+        together.
 
         Raises:
-            OutOfMemoryError: it does not fit into a core's memory.
-            CompilerError: the compiler refuses it for another reason.
+            OutOfMemoryError: the program does not fit into the memory of a core.
+            CompilerError: the compiler rejects it for another reason.
         """
         answer = self._ask(hlo, num_replicas)
         loops = [{**loop, "iterations": loop["iterations"] or 1} for loop in answer["loops"]]
@@ -243,10 +284,8 @@ class TPUCompiler:
 
     def _ask(self, hlo: bytes, num_replicas: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            program, result = (
-                os.path.join(folder, "program.hlo"),
-                os.path.join(folder, "result.json"),
-            )
+            program = os.path.join(folder, "program.hlo")
+            result = os.path.join(folder, "result.json")
             pathlib.Path(program).write_bytes(hlo)
             command = [self.python, str(PROCESS), program, self.topology, str(num_replicas), result]
             clean = {
@@ -255,14 +294,17 @@ class TPUCompiler:
             process = subprocess.run(command, capture_output=True, text=True, env=clean)
             if not os.path.exists(result):
                 raise CompilerError(
-                    f"The compiler in {self.python} stopped with exit code {process.returncode}: {_last_line(process.stderr)} "
-                    "If packages are missing, run `make preflight`; if the machine ran out of memory, take a smaller batch."
+                    f"The compiler in {self.python} stopped with exit code {process.returncode}: "
+                    f"{_last_line(process.stderr)} If packages are missing, run `make preflight`; "
+                    "if the machine ran out of memory, take a smaller batch."
                 )
             answer = json.loads(pathlib.Path(result).read_text())
-        kind, message = answer.get("error"), answer.get("message", "")
+        kind = answer.get("error")
+        message = answer.get("message", "")
         if kind == "topology":
             raise CompilerError(
-                f"`topology` is {self.topology!r}, but the compiler knows none such: {brief_message(message)}"
+                f"`topology` is {self.topology!r}, but the compiler does not know it: "
+                f"{brief_message(message)}"
             )
         if kind == "memory":
             needed = re.search(r"Used ([\d.]+)([KMG]) of", message)

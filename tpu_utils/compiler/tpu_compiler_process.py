@@ -1,11 +1,14 @@
-"""Compiles one program for a TPU, without a TPU: the half of `tpu_compiler` that runs in the compiler's own environment.
+"""Compiles one program for a TPU; `tpu_compiler` runs it in the compiler's environment.
+
+Usage:
 
     python tpu_compiler_process.py PROGRAM.hlo v3:2x2 NUM_REPLICAS RESULT.json
 
-JAX and libtpu of `requirements-preflight.txt` bring the compiler; their numpy and ml_dtypes clash with TensorFlow 2.15's, hence
-a process of its own that imports nothing of this project. The result is JSON: what the compiler says of the program, or
-{"error": kind, "message": text}, where the kind is "topology", "memory" or "program". PREFLIGHT_DUMP=FILE in the environment
-also keeps the compiled program's text.
+The packages of `requirements-preflight.txt` contain the compiler. Their numpy and
+ml_dtypes conflict with TensorFlow 2.15, so this process imports nothing of this
+project. The result is JSON: the compiler's report, or {"error": kind, "message": text},
+where the kind is "topology", "memory" or "program". If the environment variable
+PREFLIGHT_DUMP names a file, the text of the compiled program is written to it.
 """
 
 import collections
@@ -16,12 +19,10 @@ import resource
 import sys
 import time
 
-os.environ["TPU_SKIP_MDS_QUERY"] = (
-    "1"  # there is no metadata server to ask about a TPU that is not there
-)
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = (
-    "1"  # nobody drives a chip here, so several may compile at a time
-)
+# There is no TPU here, and so no metadata server that could describe it.
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+# No process uses a chip here, so several processes may compile at the same time.
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
@@ -36,10 +37,11 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 
 def search(pattern: str, text: str) -> re.Match[str]:
-    """The first place of `text` that fits `pattern`, in which ^ and $ are the ends of lines.
+    """The first match of `pattern` in `text`, where ^ and $ match at the ends of lines.
 
     Raises:
-        ValueError: there is none: another version of the compiler writes another text.
+        ValueError: there is no match, because another version of the compiler writes
+            another text.
     """
     found = re.search(pattern, text, re.MULTILINE)
     if found is None:
@@ -47,15 +49,19 @@ def search(pattern: str, text: str) -> re.Match[str]:
     return found
 
 
-def with_what_a_tpu_has(hlo: bytes, num_replicas: int) -> bytes:
-    """TensorFlow's HLO with the operations that its all-reduces stand for, by their names: "sum_in_groups_of_8", that is, of
-    consecutive replicas, "exchange_in_groups_of_8", or "random_words"."""
+def with_tpu_operations(hlo: bytes, num_replicas: int) -> bytes:
+    """Replaces the placeholders in TensorFlow's HLO by the operations that they stand
+    for.
+
+    Placeholders are all-reduces with the names "sum_in_groups_of_8" (groups of eight
+    consecutive replicas), "exchange_in_groups_of_8" or "random_words".
+    """
     options = _hlo.HloPrintOptions()
     options.print_large_constants = True
     lines = _hlo.HloModule.from_serialized_hlo_module_proto(hlo).to_string(options).splitlines()
     for index, line in enumerate(lines):
         if " all-reduce(" in line and "random_words" in line:
-            lines[index] = drawn_by_the_device(line)
+            lines[index] = as_random_generator(line)
         elif " all-reduce(" in line:
             meant = search(r'op_name="[^"]*(sum|exchange)_in_groups_of_(\d+)', line)
             size = int(meant[2])
@@ -75,8 +81,12 @@ def with_what_a_tpu_has(hlo: bytes, num_replicas: int) -> bytes:
     return _hlo.hlo_module_from_text("\n".join(lines)).as_serialized_hlo_module_proto()
 
 
-def drawn_by_the_device(line: str) -> str:
-    """Instead of an all-reduce of int32 [n]: random words from the device's own generator, its operand's first two the seed."""
+def as_random_generator(line: str) -> str:
+    """Replaces an all-reduce of int32 [n] by random words from the generator of the
+    device.
+
+    The first two words of the operand are the seed.
+    """
     found = search(
         r"^\s*%?([\w.-]+) = s32\[(\d+)\].* all-reduce\((?:s32\[\d+\]\S* )?%?([\w.-]+)\)", line
     )
@@ -85,7 +95,8 @@ def drawn_by_the_device(line: str) -> str:
         [
             f"  %{name}.seed = s32[2]{{0}} slice(%{operand}), slice={{[0:2]}}",
             f"  %{name}.state = u64[2]{{0}} convert(%{name}.seed)",
-            f"  %{name}.drawn = (u64[2]{{0}}, u32[{count}]{{0}}) rng-bit-generator(%{name}.state), algorithm=rng_default",
+            f"  %{name}.drawn = (u64[2]{{0}}, u32[{count}]{{0}}) "
+            f"rng-bit-generator(%{name}.state), algorithm=rng_default",
             f"  %{name}.words = u32[{count}]{{0}} get-tuple-element(%{name}.drawn), index=1",
             f"  %{name} = s32[{count}]{{0}} bitcast-convert(%{name}.words)",
         ]
@@ -93,7 +104,7 @@ def drawn_by_the_device(line: str) -> str:
 
 
 def to_stablehlo(hlo: bytes) -> str:
-    """HLO as text that today's compiler reads."""
+    """Converts HLO to the text format that the current compiler reads."""
     text = _jax.mlir.xla_computation_to_mlir_module(xla_client.XlaComputation(hlo))
     return re.sub(
         r"mhlo\.copy (%[\w.#]+)(?: \{[^}]*\})? : (tensor<[^ ]*>)",
@@ -102,8 +113,12 @@ def to_stablehlo(hlo: bytes) -> str:
     )
 
 
-def say_aliases_by_argument(module: ir.Module) -> None:
-    """Which outputs are updated variables, as an attribute of the arguments: the module's own speaks of untupled parameters."""
+def move_aliases_to_arguments(module: ir.Module) -> None:
+    """Marks the arguments that outputs overwrite, that is, the updated variables.
+
+    The module's own attribute counts parameters that are not in a tuple, so it is
+    removed.
+    """
     aliases = ir.ArrayAttr(module.operation.attributes["mhlo.input_output_alias"])
     outputs = {}
     for entry in map(ir.DictAttr, aliases):
@@ -129,7 +144,7 @@ def say_aliases_by_argument(module: ir.Module) -> None:
 
 
 def compile_program(text: str, devices, num_replicas: int):
-    """The executable for the first `num_replicas` of `devices`."""
+    """Compiles a program for the first `num_replicas` of `devices`."""
     options = xla_client.CompileOptions()
     assignment = xla_client.DeviceAssignment.create(
         np.array([[device.id] for device in devices[:num_replicas]])
@@ -138,24 +153,25 @@ def compile_program(text: str, devices, num_replicas: int):
     options.num_replicas = build.num_replicas = num_replicas
     options.num_partitions = build.num_partitions = 1
     options.device_assignment = build.device_assignment = assignment
-    options.parameter_is_tupled_arguments = (
-        True  # a TPU takes some 3,300 parameters, a large network's step has more
-    )
+    # A TPU accepts about 3,300 parameters; the step of a large network has more.
+    options.parameter_is_tupled_arguments = True
     with jax_mlir.make_ir_context():
         module = ir.Module.parse(text)
-        say_aliases_by_argument(module)
+        move_aliases_to_arguments(module)
         return devices[0].client.compile(
             module, _jax.DeviceList(tuple(devices[:num_replicas])), options
         )
 
 
 class Schedule:
-    """The compiled program's text, read: what each computation's instructions are, and the compiler's cycles for them."""
+    """The instructions of a compiled program and the compiler's cycles, read from its
+    text.
+    """
 
     def __init__(self, text: str):
         self.text = text
         self.entry = search(r"^ENTRY %?([\w.-]+) \(", text)[1]
-        # Of each computation, by the name of the instruction: its opcode and its line.
+        # Computation → name of an instruction → its opcode and its line of the text.
         self.instructions: dict[str, dict[str, tuple[str, str]]] = {}
         for line in text.splitlines():
             header = re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line)
@@ -166,7 +182,7 @@ class Schedule:
                 current[instruction[1]] = (instruction[2], line)
 
     def cycles(self, computation: str) -> int:
-        """The sum over its instructions; a loop within counts nothing here."""
+        """The sum of the cycles of all instructions; loops inside are not counted."""
         found = (
             re.search(r'"estimated_cycles":"(\d+)"', line)
             for _, line in self.instructions[computation].values()
@@ -174,7 +190,9 @@ class Schedule:
         return sum(int(match[1]) for match in found if match)
 
     def collectives(self) -> dict:
-        """How many instructions of each kind; of an asynchronous pair, one."""
+        """The number of collective instructions of each kind; asynchronous pairs count
+        once.
+        """
         opcodes = (
             re.sub("-start$", "", opcode)
             for part in self.instructions.values()
@@ -183,7 +201,7 @@ class Schedule:
         return dict(collections.Counter(opcode for opcode in opcodes if opcode in COLLECTIVES))
 
     def loops(self) -> list:
-        """Of every loop: how often it runs (None: not known), and what its body costs once."""
+        """The iterations of each loop (None: unknown), and the cost of one iteration."""
         result = []
         for computation, part in self.instructions.items():
             for opcode, line in part.values():
@@ -196,7 +214,9 @@ class Schedule:
         return result
 
     def _iterations(self, computation, line):
-        """From the limit in the loop's condition and the counter's first value."""
+        """The number of iterations, from the condition's limit and the counter's first
+        value.
+        """
         condition = self.instructions[search(r"condition=%?([\w.-]+)", line)[1]]
         lines = [line for _, line in condition.values()]
         limits = [
@@ -228,7 +248,10 @@ class Schedule:
         return re.findall(r"%([\w.-]+)", line.split(f" {opcode}(", 1)[1].split("), ")[0])
 
     def _cost(self, computation: str) -> dict:
-        """Arithmetic of one computation, by XLA's cost analysis of the text with that one as its entry."""
+        """The arithmetic of one computation.
+
+        XLA's cost analysis reads the text with this computation as its entry.
+        """
         old = search(r"^ENTRY (?s:.*?)^\}$", self.text)[0]
         head, rest = self.text.replace(old, "").split("\n", 1)
         head = re.sub(r", (?:input_output_alias|entry_computation_layout)=\{.*", "", head)
@@ -240,11 +263,12 @@ class Schedule:
 
 
 def run(hlo: bytes, topology_name: str, num_replicas: int) -> dict:
+    """Compiles the program and returns the compiler's report."""
     start = time.time()
     versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology_name).devices
-    except Exception as error:  # JAX has no narrower kind for what the compiler says
+    except Exception as error:  # JAX has no narrower class for the compiler's errors
         return {"error": "topology", "message": str(error)}
     versions["libtpu"] = str(devices[0].client.platform_version).split("\n")[-1].strip()
     common = {
@@ -258,11 +282,11 @@ def run(hlo: bytes, topology_name: str, num_replicas: int) -> dict:
             "error": "topology",
             "message": f"{topology_name} has {len(devices)} cores",
         }
-    if num_replicas == 0:  # only asked what the topology is
+    if num_replicas == 0:  # the caller only wants to know the topology
         return common
     try:
         executable = compile_program(
-            to_stablehlo(with_what_a_tpu_has(hlo, num_replicas)), devices, num_replicas
+            to_stablehlo(with_tpu_operations(hlo, num_replicas)), devices, num_replicas
         )
     except Exception as error:
         kind = (
@@ -271,7 +295,8 @@ def run(hlo: bytes, topology_name: str, num_replicas: int) -> dict:
             else "program"
         )
         return {**common, "error": kind, "message": str(error), "seconds": time.time() - start}
-    memory, cost = executable.get_compiled_memory_stats(), executable.cost_analysis()
+    memory = executable.get_compiled_memory_stats()
+    cost = executable.cost_analysis()
     text = executable.hlo_modules()[0].to_string()
     if os.environ.get("PREFLIGHT_DUMP"):
         with open(os.environ["PREFLIGHT_DUMP"], "w") as file:

@@ -1,1 +1,1 @@
-"""Strategies, clusters and the connection to devices."""
+"""Distribution strategies, clusters of machines, and the connection to devices."""

@@ -1,14 +1,16 @@
-"""Network addresses "host:port" of machines that work together."""
+"""Network addresses of the form "host:port": parsing them and testing whether they
+answer.
+"""
 
 import errno
 import socket
 
 
 def split(address: str) -> tuple[str, int]:
-    """Host and port.
+    """Splits "host:port" into host and port.
 
     Raises:
-        ValueError: it is not "host:port".
+        ValueError: the address does not have this form.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -17,7 +19,7 @@ def split(address: str) -> tuple[str, int]:
 
 
 def is_reachable(address: str, timeout_seconds: float = 2.0) -> bool:
-    """Whether somebody listens at "host:port"."""
+    """Whether a process listens at "host:port"."""
     try:
         with socket.create_connection(split(address), timeout=timeout_seconds):
             return True
@@ -26,11 +28,15 @@ def is_reachable(address: str, timeout_seconds: float = 2.0) -> bool:
 
 
 def listening_problem(host: str, port: int) -> int:
-    """0 if this machine can listen there (at all of its addresses where the host is empty), or the system's error number."""
+    """Tests whether this machine can listen at a host and port.
+
+    An empty host means all addresses of this machine. Returns 0, or the error number of
+    the operating system.
+    """
     try:
-        with (
-            socket.socket() as probe
-        ):  # without SO_REUSEPORT, which TensorFlow's server sets and so shares a port unnoticed
+        # Without SO_REUSEPORT: TensorFlow's server sets it and would share a port
+        # unnoticed.
+        with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             probe.listen()

@@ -1,9 +1,12 @@
-"""A bound for calls that wait inside TensorFlow, where neither a thread nor an exception reaches them: they hold Python's lock.
+"""Limits the time of calls that wait inside TensorFlow.
 
-    with end_unless_done(600, "the others have not come", peers=["host1:2222"]):
+Usage:
+
+    with end_unless_done(600, "the other workers have not started", peers=["host1:2222"]):
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
 
-A second process watches; this module is also its program.
+Such calls hold Python's global interpreter lock, so neither a thread nor an exception
+can end them. A second process watches the time; it runs this module as its program.
 """
 
 import contextlib
@@ -22,12 +25,15 @@ from tpu_utils.devices import addresses
 def end_unless_done(
     timeout_seconds: float, message: str, peers: Sequence[str] = ()
 ) -> Iterator[None]:
-    """Ends this process by SIGKILL, after `message` on stderr, if the body takes longer than `timeout_seconds`.
+    """Ends this process by SIGKILL if the body takes longer than `timeout_seconds`.
+
+    Before that, `message` is written to stderr.
 
     Args:
         timeout_seconds: > 0.
-        message: what the process has waited for, and the way out.
-        peers: "host:port" of those it waits for; the message then names the ones at which nobody listens.
+        message: what the process has waited for, and what the user can do.
+        peers: "host:port" of the workers that the body waits for. The message then
+            lists those that do not answer.
     """
     root = pathlib.Path(__file__).parents[2]
     arguments = [str(os.getpid()), str(timeout_seconds), message, *peers]
@@ -41,7 +47,9 @@ def end_unless_done(
     try:
         yield
     finally:
-        watcher.stdin.close()  # that is what it waits for; this process's death would do the same
+        # The watcher waits for its input to close, which also happens if this process
+        # dies.
+        watcher.stdin.close()
         watcher.wait()
 
 

@@ -1,10 +1,14 @@
-"""The workers of a run over several machines: who they are, and their coming together.
+"""Finds the workers of a run on several machines, checks their addresses, and connects
+them.
 
-    resolver = resolve_cluster("tf_config")              # every worker: the same addresses, an index of its own
+Usage:
+
+    resolver = resolve_cluster("tf_config")     # the same addresses on all workers
     strategy = join_cluster(resolver, timeout_seconds=600)
 
-A worker is one process; all of them run the same program with the same arguments. The resolvers are TensorFlow's own: what
-they find is checked here, before TensorFlow's servers start, because those wait for ever, or end in a traceback.
+A worker is one process; all workers run the same program with the same arguments. The
+resolvers are TensorFlow's. Their results are checked here before TensorFlow's servers
+start, because with wrong addresses these servers wait forever or end with a traceback.
 """
 
 import errno
@@ -40,21 +44,24 @@ def resolve_cluster(
     num_workers: Optional[int] = None,
     timeout_seconds: float = 600.0,
 ) -> Resolver:
-    """All workers' addresses and which one this process is, from what the cluster's manager tells it.
+    """Finds the addresses of all workers and the index of this process.
 
     Args:
-        name: "tf_config" (the environment variable TF_CONFIG), "slurm" (the variables that srun sets) or "kubernetes" (the
-            cluster's own list of pods; needs the package `kubernetes` and a kubeconfig).
-        port: of "slurm" the first one on each node, of "kubernetes" the one on each node.
-        pod_selector: of "kubernetes": the label of the run's pods, such as "job-name=advprop".
-        num_workers: of "kubernetes": how many pods to wait for.
-        timeout_seconds: of "kubernetes": for how long.
+        name: the source: "tf_config" (the environment variable TF_CONFIG), "slurm" (the
+            variables that srun sets) or "kubernetes" (the list of pods of the
+            Kubernetes cluster; needs the package `kubernetes` and a kubeconfig).
+        port: for "slurm": the first port on each node; for "kubernetes": the port on
+            each node.
+        pod_selector: for "kubernetes": the label of the run's pods, such as
+            "job-name=advprop".
+        num_workers: for "kubernetes": the number of pods to wait for.
+        timeout_seconds: for "kubernetes": how long to wait for the pods.
 
     Returns:
         A resolver whose cluster has only the jobs "chief" and "worker".
 
     Raises:
-        StrategyError: nothing tells, or what is told breaks a rule; the message quotes it.
+        StrategyError: the source is missing or breaks a rule; the message quotes it.
     """
     if name not in RESOLVERS:
         raise StrategyError(
@@ -82,7 +89,7 @@ def addresses_of(resolver: Resolver) -> list[str]:
 
 
 def index_of(resolver: Resolver) -> int:
-    """The position of this process among `addresses_of`."""
+    """The position of this process in the list of `addresses_of`."""
     num_chiefs = len(resolver.cluster_spec().as_dict().get("chief", []))
     return resolver.task_id + (num_chiefs if resolver.task_type == "worker" else 0)
 
@@ -91,25 +98,26 @@ def _read_tf_config() -> tuple[dict[str, list[str]], str, int]:
     text = os.environ.get("TF_CONFIG", "")
     if not text:
         raise StrategyError(
-            f"`TF_CONFIG` is not set, but says which workers there are; set it on each of them, such as "
+            "`TF_CONFIG` is not set, but must list the workers; set it on each worker, such as "
             f"TF_CONFIG='{_EXAMPLE}', or use --cluster_resolver=slurm or kubernetes."
         )
 
-    def complain(what: str):
+    def config_error(what: str):
         return StrategyError(f"`TF_CONFIG` is {text!r}, {what}; it must look like '{_EXAMPLE}'.")
 
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise complain(f"which is not JSON ({error})") from error
+        raise config_error(f"which is not JSON ({error})") from error
     jobs = content.get("cluster") if isinstance(content, dict) else None
     task = content.get("task") if isinstance(content, dict) else None
     if not isinstance(jobs, dict) or not jobs:
-        raise complain('which has no "cluster"')
-    strangers = sorted(set(jobs) - set(_JOBS))
-    if strangers:
-        raise complain(
-            f"whose cluster has {', '.join(map(repr, strangers))}, but here there are only 'chief' and 'worker'"
+        raise config_error('which has no "cluster"')
+    unknown_jobs = sorted(set(jobs) - set(_JOBS))
+    if unknown_jobs:
+        raise config_error(
+            f"whose cluster has {', '.join(map(repr, unknown_jobs))}, "
+            "but here there are only 'chief' and 'worker'"
         )
     for job, addresses in jobs.items():
         if (
@@ -117,11 +125,11 @@ def _read_tf_config() -> tuple[dict[str, list[str]], str, int]:
             or not addresses
             or not all(isinstance(address, str) for address in addresses)
         ):
-            raise complain(f"whose {job!r} is no list of addresses")
+            raise config_error(f"whose {job!r} is no list of addresses")
     if len(jobs.get("chief", [])) > 1:
-        raise complain("which has more than one chief")
+        raise config_error("which has more than one chief")
     if not isinstance(task, dict) or task.get("type") not in jobs:
-        raise complain(f'whose "task" has no "type" among {", ".join(map(repr, jobs))}')
+        raise config_error(f'whose "task" has no "type" among {", ".join(map(repr, jobs))}')
     index = task.get("index")
     if isinstance(index, str) and index.isdecimal():
         index = int(index)
@@ -130,9 +138,9 @@ def _read_tf_config() -> tuple[dict[str, list[str]], str, int]:
         or isinstance(index, bool)
         or not 0 <= index < len(jobs[task["type"]])
     ):
-        raise complain(
-            f'whose task has the "index" {task.get("index")!r}, but there are {len(jobs[task["type"]])} of its type, '
-            "numbered from 0"
+        raise config_error(
+            f'whose task has the "index" {task.get("index")!r}, '
+            f"but there are {len(jobs[task['type']])} of its type, numbered from 0"
         )
     return jobs, task["type"], index
 
@@ -145,12 +153,14 @@ def _ask_slurm(port: int) -> tuple[dict[str, list[str]], str, int]:
     ]
     if missing:
         raise StrategyError(
-            f"`cluster_resolver` is 'slurm', but {', '.join(f'SLURM_{name}' for name in missing)} is not set; start every "
-            "worker by srun."
+            "`cluster_resolver` is 'slurm', but "
+            f"{', '.join(f'SLURM_{name}' for name in missing)} is not set; "
+            "start every worker by srun."
         )
     arguments = {}
     if not tf.config.list_physical_devices("GPU"):
-        # It would divide by the number of GPUs, and ask a tool for it that is not there.
+        # Otherwise TensorFlow calls nvidia-smi to count the GPUs, and divides by their
+        # number.
         arguments = dict(
             gpus_per_node=int(os.environ["SLURM_STEP_NUM_TASKS"]),
             gpus_per_task=1,
@@ -161,15 +171,18 @@ def _ask_slurm(port: int) -> tuple[dict[str, list[str]], str, int]:
         jobs = resolver.cluster_spec().as_dict()
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise StrategyError(
-            f"`cluster_resolver` is 'slurm', but its variables cannot be read ({brief_message(error)}); compare "
-            "`env | grep SLURM_`."
+            "`cluster_resolver` is 'slurm', but its variables cannot be read "
+            f"({brief_message(error)}); compare `env | grep SLURM_`."
         ) from error
     return jobs, resolver.task_type, resolver.task_id
 
 
 def _by_kubeconfig() -> dict:
-    """Has TensorFlow take its credentials from a kubeconfig, as 2.15 does; later ones also try a pod's own account first,
-    and then need the kubeconfig all the same."""
+    """Arguments with which TensorFlow takes its credentials from a kubeconfig.
+
+    TensorFlow 2.15 always does. Later versions first try the account of the pod itself,
+    and then need the kubeconfig nevertheless.
+    """
     locations = getattr(tf.distribute.cluster_resolver, "KubernetesExecutableLocation", None)
     return {} if locations is None else {"executable_location": locations.OFF_CLUSTER}
 
@@ -179,8 +192,9 @@ def _ask_kubernetes(
 ) -> tuple[dict[str, list[str]], str, int]:
     if not pod_selector or not num_workers:
         raise StrategyError(
-            "`cluster_resolver` is 'kubernetes', but --pod_selector or --num_workers is missing; give the label of the run's "
-            "pods, such as --pod_selector=job-name=advprop, and how many there are."
+            "`cluster_resolver` is 'kubernetes', but --pod_selector or --num_workers is missing; "
+            "give the label of the run's pods, such as --pod_selector=job-name=advprop, "
+            "and how many there are."
         )
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -192,35 +206,42 @@ def _ask_kubernetes(
             problem = f"{len(addresses)} pods"
         except ImportError as error:
             raise StrategyError(
-                "`cluster_resolver` is 'kubernetes', which needs the package of that name: pip install kubernetes. Or set "
-                "TF_CONFIG in the pods and leave the flag out."
+                "`cluster_resolver` is 'kubernetes', which needs the package of that name: "
+                "pip install kubernetes. Or set TF_CONFIG in the pods and leave the flag out."
             ) from error
-        except Exception as error:  # of the client's own kinds: no kubeconfig, no permission, a pod that does not run yet
-            addresses, problem = [], brief_message(error)
+        # The client has error classes of its own: no kubeconfig, no permission, a pod
+        # that does not run yet.
+        except Exception as error:
+            addresses = []
+            problem = brief_message(error)
         if len(addresses) == num_workers:
             break
         if time.monotonic() > deadline:
             raise StrategyError(
-                f"`pod_selector` is {pod_selector!r} and `num_workers` is {num_workers}, but Kubernetes has {problem} after "
-                f"{timeout_seconds:g} s; compare `kubectl get pods -A -l {pod_selector}`."
+                f"`pod_selector` is {pod_selector!r} and `num_workers` is {num_workers}, "
+                f"but Kubernetes has {problem} after {timeout_seconds:g} s; "
+                f"compare `kubectl get pods -A -l {pod_selector}`."
             )
         time.sleep(_POLL_SECONDS)
-    # Its addresses are those of the nodes, so that a pod knows its own by being able to listen there.
+    # The addresses are those of the nodes. A pod finds its own: it is the one where it
+    # can listen.
     problems = [network.listening_problem(*network.split(address)) for address in addresses]
     own = [index for index, problem in enumerate(problems) if problem != errno.EADDRNOTAVAIL]
     if len(own) != 1:
         raise StrategyError(
-            f"`pod_selector` is {pod_selector!r}, whose pods run on {', '.join(addresses)}, of which {len(own)} are this "
-            "pod's; set hostNetwork: true, and have one pod per node."
+            f"`pod_selector` is {pod_selector!r}, whose pods run on {', '.join(addresses)}, "
+            f"of which {len(own)} are this pod's; set hostNetwork: true, and have one pod per node."
         )
     return {"worker": addresses}, "worker", own[0]
 
 
 def check_cluster(resolver: Resolver) -> None:
-    """Finds what TensorFlow's servers would wait for, or die of, without a word.
+    """Finds faults at which TensorFlow's servers would wait forever or end without a
+    message.
 
     Raises:
-        StrategyError: an address is not "host:port", appears twice or does not resolve, or this worker's port is taken.
+        StrategyError: an address is not "host:port", appears twice or does not resolve,
+            or the port of this worker is in use.
     """
     addresses = addresses_of(resolver)
     for address in addresses:
@@ -236,39 +257,41 @@ def check_cluster(resolver: Resolver) -> None:
             socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise StrategyError(
-                f"the cluster has {address!r}, but the name does not resolve ({error.strerror or error}); correct it, or use "
-                "the machine's IP address."
+                f"the cluster has {address!r}, but the name does not resolve "
+                f"({error.strerror or error}); correct it, or use the machine's IP address."
             ) from error
     own = addresses[index_of(resolver)]
     if network.listening_problem("", network.split(own)[1]) == errno.EADDRINUSE:
         raise StrategyError(
-            f"this worker's address is {own!r}, but another process listens on that port here (an earlier run that still "
-            "lives?); end it, or take another port."
+            f"this worker's address is {own!r}, but another process listens on that port here "
+            "(perhaps an earlier run); end it, or take another port."
         )
 
 
 def join_cluster(
     resolver: Resolver, *, timeout_seconds: float
 ) -> tf.distribute.MultiWorkerMirroredStrategy:
-    """Starts this worker's server and waits for the others.
+    """Starts the server of this worker and waits for the other workers.
 
     Args:
-        resolver: of `resolve_cluster`.
-        timeout_seconds: the process ends with a message if they have not all come by then; TensorFlow offers no other way out
-            of its waiting.
+        resolver: the result of `resolve_cluster`.
+        timeout_seconds: if not all workers have started by then, the process ends with
+            a message; TensorFlow offers no other way to end its waiting.
 
     Returns:
-        The strategy: one replica on each GPU of each worker, or one on each worker's CPU.
+        The strategy: one replica on each GPU of each worker, or one on the CPU of each
+        worker.
 
     Raises:
         StrategyError: see `check_cluster`; or the servers refuse each other.
     """
     check_cluster(resolver)
-    addresses, index = addresses_of(resolver), index_of(resolver)
-
+    addresses = addresses_of(resolver)
+    index = index_of(resolver)
     message = (
-        f"worker {index} of {len(addresses)} ({addresses[index]}) has waited {timeout_seconds:g} s for the others. Start the "
-        "same command on every machine, look at what they say and at firewalls, or wait longer with --connect_timeout."
+        f"worker {index} of {len(addresses)} ({addresses[index]}) has waited "
+        f"{timeout_seconds:g} s for the others. Start the same command on every machine, "
+        "check their messages and the firewalls, or wait longer with --connect_timeout."
     )
     peers = [address for position, address in enumerate(addresses) if position != index]
     with end_unless_done(timeout_seconds, message, peers):
@@ -276,11 +299,13 @@ def join_cluster(
             strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
             raise StrategyError(
-                f"worker {index} of {len(addresses)} cannot join the others at {', '.join(addresses)}: {brief_message(error)}. "
-                "Start all of them anew, with the same TensorFlow and the same list of addresses."
+                f"worker {index} of {len(addresses)} cannot join the others at "
+                f"{', '.join(addresses)}: {brief_message(error)}. Start all of them anew, "
+                "with the same TensorFlow and the same list of addresses."
             ) from error
 
     if threading.current_thread() is threading.main_thread():
-        # TensorFlow's server has taken SIGTERM to itself and would let it pass without effect; back to what Python knows.
+        # TensorFlow's server has installed a handler that ignores SIGTERM; install
+        # Python's again.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return strategy

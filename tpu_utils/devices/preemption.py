@@ -1,11 +1,15 @@
-"""Notices that this machine is about to go, so that a run can save first: SIGTERM, and Google Cloud's maintenance events.
+"""Notices that this machine is about to stop, so that a run can save its state first.
+
+Usage:
 
     with StopRequest() as stop:
         while not stop.reason: ...                      # "SIGTERM", or the machine's notice
 
-Google's virtual machines, TPU ones included, tell of a preemption or of maintenance through their metadata server before they
-act; where there is no such server nothing is asked. `tf.distribute.experimental.PreemptionCheckpointHandler` does not serve: on
-Google Cloud it does nothing for TPUs, it adds a variable of its own to each checkpoint, and it takes over the saving.
+Google's virtual machines, including those with TPUs, announce a preemption or
+maintenance through their metadata server. Without such a server, only SIGTERM is
+noticed. `tf.distribute.experimental.PreemptionCheckpointHandler` is not used: on Google
+Cloud it does nothing for TPUs, it adds a variable to each checkpoint, and it takes over
+the saving.
 """
 
 import signal
@@ -14,7 +18,8 @@ import urllib.request
 from typing import Any, Optional
 
 _METADATA_SERVER = "http://metadata.google.internal"
-# What can be asked → whether the answer means that the machine will stop. (MIGRATE_ON_HOST_MAINTENANCE does not.)
+# Path on the metadata server → whether its answer means that the machine will stop.
+# (MIGRATE_ON_HOST_MAINTENANCE does not.)
 _NOTICES = {
     "instance/preempted": lambda answer: answer == "TRUE",
     "instance/maintenance-event": lambda answer: answer.startswith("TERMINATE"),
@@ -22,14 +27,17 @@ _NOTICES = {
 
 
 class StopRequest:
-    """Watches for the machine's end while active. A second SIGTERM ends the process at once.
+    """Waits, while active, for a request to stop.
+
+    A second SIGTERM ends the process at once.
 
     Args:
-        metadata_server: of Google Cloud's virtual machines.
-        poll_seconds: how often it is asked.
+        metadata_server: address of the metadata server of Google Cloud's virtual
+            machines.
+        poll_seconds: time between two requests to it.
 
     Attributes:
-        reason: "" as long as nobody wants an end, then who does.
+        reason: "" until a stop is requested, then who requested it.
     """
 
     def __init__(self, metadata_server: str = _METADATA_SERVER, poll_seconds: float = 5.0):
@@ -56,15 +64,15 @@ class StopRequest:
 
     def _watch_machine(self) -> None:
         if self._ask("instance/maintenance-event") is None:
-            return  # not one of Google's machines
+            return  # this is not a Google Cloud machine
         while not self.reason and not self._over.wait(self._poll_seconds):
-            for path, is_the_end in _NOTICES.items():
+            for path, announces_stop in _NOTICES.items():
                 answer = self._ask(path) or ""
-                if is_the_end(answer):
+                if announces_stop(answer):
                     self.reason = self.reason or f"the machine's notice {path}={answer}"
 
     def _ask(self, path: str) -> Optional[str]:
-        """The metadata server's answer; None if it does not give one."""
+        """The answer of the metadata server; None if there is none."""
         request = urllib.request.Request(
             f"{self._metadata_server}/computeMetadata/v1/{path}",
             headers={"Metadata-Flavor": "Google"},

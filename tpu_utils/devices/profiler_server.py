@@ -1,8 +1,10 @@
-"""Lets a running program be profiled from outside: by TensorBoard's "capture profile", or by
+"""Lets TensorBoard, or another process, profile a running program.
 
 Usage:
 
     tf.profiler.experimental.client.trace("grpc://localhost:6009", logdir, duration_ms=5000)
+
+In TensorBoard, the button "capture profile" does the same.
 """
 
 import os
@@ -14,17 +16,20 @@ from tpu_utils.errors import StrategyError
 
 
 def listen(port: int) -> None:
-    """Starts TensorFlow's profiler server, which costs nothing until somebody asks it for a trace.
+    """Starts TensorFlow's profiler server, which costs no time until a trace is
+    requested.
 
     Args:
-        port: to listen on, at all addresses of this machine.
+        port: the port to listen on, at all addresses of this machine.
 
     Raises:
-        StrategyError: the port is taken or not allowed; TensorFlow would only log it.
+        StrategyError: the port is in use or not allowed. (TensorFlow itself would only
+            log it.)
     """
     problem = addresses.listening_problem("", port)
     if problem:
         raise StrategyError(
-            f"`--profiler_port` is {port}, but this machine cannot listen there ({os.strerror(problem)}); take another port."
+            f"`--profiler_port` is {port}, but this machine cannot listen there "
+            f"({os.strerror(problem)}); take another port."
         )
     tf.profiler.experimental.server.start(port)

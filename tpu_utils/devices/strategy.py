@@ -1,12 +1,14 @@
-"""Which devices a program computes on, as a `tf.distribute` strategy.
+"""Creates the `tf.distribute` strategy for the devices that a program computes on.
 
-    strategy = make_strategy("mirrored")                          # all GPUs of this machine
-    strategy = make_strategy("mirrored", num_logical_devices=2)   # two replicas on the CPU, to try things without GPUs
-    strategy = make_strategy("tpu", tpu="local")                  # the TPU of this virtual machine
-    strategy = make_strategy("multi_worker")                      # several machines; TF_CONFIG on each says which
+Usage:
 
-Call it before anything else touches TensorFlow's devices: logical devices, TPU systems and the servers of a cluster are made
-once per process.
+    make_strategy("mirrored")                          # all GPUs of this machine
+    make_strategy("mirrored", num_logical_devices=2)   # two replicas on the CPU, for trials
+    make_strategy("tpu", tpu="local")                  # the TPU of this virtual machine
+    make_strategy("multi_worker")                      # several machines, listed in TF_CONFIG
+
+Call it before anything else uses TensorFlow's devices: logical devices, TPU systems and
+the servers of a cluster can be created only once per process.
 """
 
 from typing import Any, Optional
@@ -17,7 +19,7 @@ from tpu_utils.devices import cluster, tpu_connection
 from tpu_utils.errors import StrategyError
 
 STRATEGIES = ("one_device", "mirrored", "tpu", "multi_worker")
-# What belongs to one strategy only, and what it is when nobody has given it.
+# The arguments that belong to one strategy only, and their defaults.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "tpu": {"tpu": "", "tpu_zone": "", "tpu_project": ""},
     "mirrored": {"num_logical_devices": None},
@@ -43,21 +45,26 @@ def make_strategy(
     num_workers: Optional[int] = None,
     timeout_seconds: float = 600.0,
 ) -> tf.distribute.Strategy:
-    """The strategy called `name`.
+    """Creates the strategy called `name`.
 
     Args:
-        name: "one_device" (the first GPU, or the CPU), "mirrored" (all GPUs of this machine, or logical CPUs), "tpu", or
-            "multi_worker" (several machines, all their GPUs or, without any, one replica on each).
-        num_logical_devices: of "mirrored": cut the CPU into so many devices and use those; None uses the GPUs.
-        tpu, tpu_zone, tpu_project: of "tpu": see `tpu_connection.connect_tpu`.
-        cluster_resolver, cluster_port, pod_selector, num_workers: of "multi_worker": see `cluster.resolve_cluster`.
-        timeout_seconds: for how long to wait for a TPU or for other workers; then the process ends with a message.
+        name: "one_device" (the first GPU, or the CPU), "mirrored" (all GPUs of this
+            machine, or logical CPUs), "tpu", or "multi_worker" (several machines: all
+            their GPUs or, without GPUs, one replica on each machine).
+        num_logical_devices: for "mirrored": divide the CPU into this many logical
+            devices and use them. None uses the GPUs.
+        tpu, tpu_zone, tpu_project: for "tpu": see `tpu_connection.connect_tpu`.
+        cluster_resolver, cluster_port, pod_selector, num_workers: for "multi_worker":
+            see `cluster.resolve_cluster`.
+        timeout_seconds: how long to wait for a TPU or for other workers; then the
+            process ends with a message.
 
     Returns:
-        A `tf.distribute.Strategy`; variables are to be created under its `scope()`.
+        A `tf.distribute.Strategy`. Create variables under its `scope()`.
 
     Raises:
-        StrategyError: no such strategy, an argument of another one, or no such devices here.
+        StrategyError: the name is unknown, an argument belongs to another strategy, or
+            this machine does not have the devices.
     """
     if name not in STRATEGIES:
         raise StrategyError(
@@ -68,7 +75,8 @@ def make_strategy(
         for option, default in options.items():
             if owner != name and given[option] != default:
                 raise StrategyError(
-                    f"`{option}` is {given[option]!r}, but `strategy` is {name!r}; it goes with --strategy={owner}."
+                    f"`{option}` is {given[option]!r}, but `strategy` is {name!r}; "
+                    f"it goes with --strategy={owner}."
                 )
     if name == "tpu":
         return tpu_connection.connect_tpu(
@@ -90,8 +98,8 @@ def make_strategy(
         return tf.distribute.OneDeviceStrategy(gpus[0].name if gpus else "/cpu:0")
     if not gpus:
         raise StrategyError(
-            "`strategy` is 'mirrored', but TensorFlow sees no GPU here; use --strategy=one_device, or --num_logical_devices=2 "
-            "for replicas on the CPU."
+            "`strategy` is 'mirrored', but TensorFlow sees no GPU here; "
+            "use --strategy=one_device, or --num_logical_devices=2 for replicas on the CPU."
         )
     return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus])
 
@@ -105,7 +113,7 @@ def _logical_cpus(count: int) -> list[str]:
             cpu, [tf.config.LogicalDeviceConfiguration()] * count
         )
     except RuntimeError:
-        pass  # TensorFlow is initialised already: what it has must do
+        pass  # TensorFlow is initialised already: the devices that it has must suffice
     cpus = [device.name for device in tf.config.list_logical_devices("CPU")]
     if len(cpus) < count:
         raise StrategyError(

@@ -1,8 +1,8 @@
-"""Reaching a Cloud TPU: this virtual machine's own, a pod's, or one with a name.
+"""Connects to a Cloud TPU: that of this virtual machine, a TPU by name, or a pod.
 
 Usage:
 
-    strategy = connect_tpu("local")                                              # a TPU VM with one host
+    strategy = connect_tpu("local")                    # a TPU VM with one host
     strategy = connect_tpu("my-pod", zone="europe-west4-a", project="my-project")
 """
 
@@ -16,26 +16,30 @@ from tpu_utils.errors import StrategyError, brief_message
 def connect_tpu(
     tpu: str, *, zone: str = "", project: str = "", timeout_seconds: float = 600.0
 ) -> tf.distribute.TPUStrategy:
-    """A strategy over all cores of a TPU, whose memory it clears.
+    """Creates a strategy over all cores of a TPU, and clears the TPU's memory.
 
-    One process drives a whole pod: it runs on the first host and reaches the others through the TensorFlow servers that their
-    image starts.
+    One process controls a whole pod: it runs on the first host and connects to the
+    TensorFlow servers that run on the other hosts.
 
     Args:
-        tpu: "local" on a TPU VM with one host; a Cloud TPU's name or grpc:// address otherwise.
-        zone, project: of a Cloud TPU's name; "": those of the machine that asks.
-        timeout_seconds: the process ends with a message if nothing has answered by then.
+        tpu: "local" on a TPU VM with one host; otherwise the name or the grpc://
+            address of a Cloud TPU.
+        zone, project: where to look up the name; "": zone and project of this machine.
+        timeout_seconds: if the TPU has not answered by then, the process ends with a
+            message.
 
     Raises:
-        StrategyError: no TPU answers, or this TensorFlow knows none.
+        StrategyError: no TPU answers, or this TensorFlow has no TPU support.
     """
     if not tpu:
         raise StrategyError(
-            "`tpu` is empty, but `strategy` is 'tpu'; give --tpu=local on a TPU VM, or the Cloud TPU's name or address."
+            "`tpu` is empty, but `strategy` is 'tpu'; give --tpu=local on a TPU VM, "
+            "or the Cloud TPU's name or address."
         )
     if (zone or project) and (tpu == "local" or tpu.startswith("grpc://")):
         raise StrategyError(
-            f"`tpu_zone` is {zone!r} and `tpu_project` {project!r}, but `tpu` is {tpu!r}; they go with a Cloud TPU's name."
+            f"`tpu_zone` is {zone!r} and `tpu_project` {project!r}, but `tpu` is {tpu!r}; "
+            "they go with a Cloud TPU's name."
         )
     place = " and ".join(
         f"{what} {value!r}" for what, value in (("zone", zone), ("project", project)) if value
@@ -53,17 +57,20 @@ def connect_tpu(
                 tf.config.experimental_connect_to_cluster(resolver)
             tf.tpu.experimental.initialize_tpu_system(resolver)
             return tf.distribute.TPUStrategy(resolver)
-        # A name is looked up over HTTP, by a client with exceptions of its own.
+        # The client that looks up the name over HTTP has exception classes of its own.
         except Exception as error:
             reason = brief_message(error)
             if "No OpKernel was registered" in reason:
                 reason = "this TensorFlow is built without TPU support"
             if tpu == "local":
-                way_out = "this must be a TPU VM and its own TensorFlow, which brings the driver (docs/launching.md)"
+                way_out = (
+                    "this must be a TPU VM and its own TensorFlow, which brings the driver "
+                    "(docs/launching.md)"
+                )
             else:
                 way_out = (
-                    "compare `gcloud compute tpus tpu-vm list --zone=…` and give --tpu_zone and --tpu_project if they are not "
-                    "this machine's"
+                    "compare `gcloud compute tpus tpu-vm list --zone=…` and give --tpu_zone and "
+                    "--tpu_project if they are not this machine's"
                 )
             raise StrategyError(
                 f"{where}, but no TPU answers there ({reason}); {way_out}."
@@ -71,7 +78,10 @@ def connect_tpu(
 
 
 def _check_reachable(resolver: tf.distribute.cluster_resolver.TPUClusterResolver) -> None:
-    """Raises a `ConnectionError` if a host does not answer: TensorFlow would wait for it for ever, or crash."""
+    """Raises a `ConnectionError` if a host does not answer.
+
+    TensorFlow itself would wait for it forever, or crash.
+    """
     for address in resolver.cluster_spec().as_dict().get("worker", []):
         if not addresses.is_reachable(address, timeout_seconds=20.0):
             raise ConnectionError(f"nothing answers at {address}")

@@ -1,12 +1,16 @@
-"""The processes that run a program together: which one this is, and what they must agree on.
+"""The worker processes of a run: the index of this one, and agreement between all of
+them.
+
+Usage:
 
     workers = Workers(strategy)
-    if workers.is_chief: ...                             # one of them writes
-    if workers.any(stop_requested): ...                  # the same answer on all, at the same place in the program
-    differing = workers.compare({"config": text})        # {} or {"config": [worker 0's, worker 1's, ...]}
+    if workers.is_chief: ...                        # exactly one worker writes files
+    if workers.any(stop_requested): ...             # the same answer on all workers
+    differing = workers.compare({"config": text})   # {} or {"config": [text of worker 0, ...]}
 
-Only `multi_worker` has more than one: a TPU pod is driven by one process. With one, nothing here communicates. `any` and
-`compare` wait for all workers: call them at the same place in each.
+Only `multi_worker` has several workers: a TPU pod is controlled by one process. With
+one worker, nothing here communicates. `any` and `compare` wait for all workers, so
+every worker must call them at the same place of the program.
 """
 
 import json
@@ -27,7 +31,8 @@ class Workers:
 
     def __init__(self, strategy: tf.distribute.Strategy):
         self._strategy = strategy
-        self._addresses, self.index = [""], 0
+        self._addresses = [""]
+        self.index = 0
         if (
             isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
             and strategy.cluster_resolver.cluster_spec().jobs
@@ -47,11 +52,11 @@ class Workers:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this one writes what all have in common."""
+        """Whether this worker writes the files that all workers share."""
         return self.index == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on one of them."""
+        """Whether `flag` is true on at least one worker."""
         return (
             bool(flag)
             if self.count == 1
@@ -59,23 +64,27 @@ class Workers:
         )
 
     def compare(self, facts: Mapping[str, str]) -> dict[str, list[str]]:
-        """Those of `facts` that are not the same on all workers, with everybody's, in the workers' order."""
+        """Those of `facts` that differ between workers, each with the values of all
+        workers.
+
+        The values are in the order of the workers.
+        """
         if self.count == 1:
             return {}
-        # As floats, which every device can gather.
+        # The text is sent as floats, because every device can gather floats.
         encoded = np.frombuffer(json.dumps(facts).encode(), np.uint8).astype(np.float32)
         lengths = self._gather(np.array([len(encoded)], np.float32)).astype(int)
         everything = self._gather(encoded).astype(np.uint8).tobytes()
         ends = np.cumsum(lengths)
-        told = [json.loads(everything[end - length : end]) for end, length in zip(ends, lengths)]
-        by_name = {
-            name: [facts.get(name, "") for facts in told]
-            for name in sorted({name for facts in told for name in facts})
-        }
+        facts_by_worker = [
+            json.loads(everything[end - length : end]) for end, length in zip(ends, lengths)
+        ]
+        names = sorted({name for facts in facts_by_worker for name in facts})
+        by_name = {name: [facts.get(name, "") for facts in facts_by_worker] for name in names}
         return {name: values for name, values in by_name.items() if len(set(values)) > 1}
 
     def unreachable(self) -> list[str]:
-        """The others at whose address nobody listens any more, as "worker 1 (host1:2222)"."""
+        """The other workers that do not answer any more, as "worker 1 (host1:2222)"."""
         return [
             f"worker {index} ({address})"
             for index, address in enumerate(self._addresses)
@@ -83,7 +92,9 @@ class Workers:
         ]
 
     def _gather(self, row: np.ndarray) -> np.ndarray:
-        """What each worker gives, one after the other; a worker with several replicas counts once."""
+        """The rows of all workers, concatenated; a worker with several replicas counts
+        once.
+        """
         num_local = self._strategy.num_replicas_in_sync // self.count
         own = self._strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(

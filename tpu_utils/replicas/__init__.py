@@ -1,1 +1,3 @@
-"""What happens between the replicas of one step: reductions, random numbers, order."""
+"""Operations between the replicas of a step: reductions, random numbers, execution
+order.
+"""

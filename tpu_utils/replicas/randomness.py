@@ -1,7 +1,9 @@
-"""Random numbers that are functions of a seed, all but the noise of a random start the same on every device.
+"""Random numbers that are determined by a seed and are equal on every device.
 
-TensorFlow's stateless generators choose their algorithm by device unless told; with Philox the CPU, a GPU and XLA draw the same
-bits, so that a run can be followed from one to another. Seeds are int32 [2].
+Unless the algorithm is given, TensorFlow's stateless generators choose it by device.
+With Philox, CPUs, GPUs and XLA draw the same bits, so runs on different devices can be
+compared. The only exception is `noise_like`, which uses the fastest generator of the
+device. Seeds are int32 [2].
 """
 
 from typing import Optional
@@ -15,7 +17,10 @@ ALGORITHM = "philox"
 
 
 def seed_or_fresh(seed: Optional[tf.Tensor]) -> tf.Tensor:
-    """`seed`, or a freshly drawn one where it is None (which no restart can draw again)."""
+    """Returns `seed`, or a newly drawn seed if it is None.
+
+    A restarted run cannot draw the same new seed again.
+    """
     return (
         tf.random.uniform([2], maxval=np.iinfo(np.int32).max, dtype=tf.int32)
         if seed is None
@@ -24,24 +29,28 @@ def seed_or_fresh(seed: Optional[tf.Tensor]) -> tf.Tensor:
 
 
 def fold_in(seed: tf.Tensor, data: tf.Tensor) -> tf.Tensor:
-    """A seed that depends on `seed` and an int32 scalar: a step, a replica, a layer."""
+    """A seed determined by `seed` and an int32 scalar, such as a step, replica or
+    layer.
+    """
     return tf.random.experimental.stateless_fold_in(seed, data, alg=ALGORITHM)
 
 
 def split(seed: tf.Tensor, num: int) -> list[tf.Tensor]:
-    """`num` seeds that depend on `seed` and not on each other."""
+    """Derives `num` independent seeds from `seed`."""
     return tf.unstack(tf.random.experimental.stateless_split(seed, num, alg=ALGORITHM))
 
 
 def integers(shape, seed: tf.Tensor, minval: int, maxval: int) -> tf.Tensor:
-    """Uniform in minval … maxval − 1; int32."""
+    """Uniformly distributed integers in minval … maxval − 1; int32."""
     return tf.random.stateless_uniform(shape, seed, minval, maxval, tf.int32, alg=ALGORITHM)
 
 
 def uniform(shape, seed: tf.Tensor, minval: float = 0.0, maxval: float = 1.0) -> tf.Tensor:
-    """Uniform in [minval, maxval), float32, in steps of 2⁻²⁴ of the range.
+    """Uniformly distributed in [minval, maxval), float32, in steps of 2⁻²⁴ of the
+    range.
 
-    Made from integers: TensorFlow and XLA turn the same random bits into different floats.
+    The values are computed from integers because TensorFlow and XLA convert the same
+    random bits to different floats.
     """
     bits = tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype=tf.int32, alg=ALGORITHM
@@ -51,20 +60,25 @@ def uniform(shape, seed: tf.Tensor, minval: float = 0.0, maxval: float = 1.0) ->
 
 
 def normal(shape, seed: tf.Tensor) -> tf.Tensor:
-    """Standard normal, float32, by Box and Muller's method; the same on every device but for
-    rounding."""
+    """Standard normal values, float32, by the Box-Muller method.
+
+    They are the same on every device, except for rounding.
+    """
     radius_seed, angle_seed = split(seed, 2)
-    shares = uniform(shape, radius_seed) + 2.0**-25  # never 0
-    radii = tf.sqrt(-2.0 * tf.math.log(shares))
+    probabilities = uniform(shape, radius_seed) + 2.0**-25  # never 0
+    radii = tf.sqrt(-2.0 * tf.math.log(probabilities))
     return radii * tf.cos(2.0 * np.pi * uniform(shape, angle_seed))
 
 
 def noise_like(images: tf.Tensor, seed: tf.Tensor, minval: float, maxval: float) -> tf.Tensor:
-    """Uniform in (minval, maxval), float32, in steps of 2⁻¹⁶ of the range, in the shape of `images` [batch, height, width, c].
+    """Uniform noise with the shape of `images` [batch, height, width, channels].
 
-    Two values from each random word, drawn as the device draws fastest (`ReplicaRuntime.random_words`), and in the order that a
-    TPU's memory has: it tiles the last two dimensions, so that an image's three channels would stand in rows of 128 places. For
-    32 images of 224 pixels `uniform` takes 14 ms and 1.3 GB there, by the compiler's figures; this 0.2 ms and nothing.
+    The values lie in (minval, maxval), float32, in steps of 2⁻¹⁶ of the range. Each
+    random word yields two values, drawn by the fastest generator of the device
+    (`ReplicaRuntime.random_words`). They are arranged in the order of a TPU's memory: a
+    TPU tiles the last two dimensions, so the three channels of an image would be padded
+    to rows of 128. For 32 images of 224 pixels on a TPU, `uniform` takes 14 ms and 1.3
+    GB, and this function 0.2 ms and no memory, according to the compiler.
     """
     batch, height, width, channels = tf.unstack(tf.shape(images))
     count = batch * height * width * channels
@@ -81,5 +95,5 @@ def noise_like(images: tf.Tensor, seed: tf.Tensor, minval: float, maxval: float)
 
 
 def dropout(values: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
-    """Zero with probability `rate`, and divided by 1 − `rate` otherwise; float32."""
+    """Zero with probability `rate`, otherwise `values` / (1 − `rate`); float32."""
     return tf.where(uniform(tf.shape(values), seed) < rate, 0.0, values / (1.0 - rate))

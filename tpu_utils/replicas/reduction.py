@@ -1,4 +1,4 @@
-"""Reductions over the replicas that run a step together.
+"""Sums, means and exchanges over the replicas that run a step together.
 
 Usage:
 
@@ -15,18 +15,24 @@ from tpu_utils.replicas import replica_runtime
 def sum_over_replicas(
     tensors: Sequence[tf.Tensor], group_size: Optional[int] = None
 ) -> list[tf.Tensor]:
-    """The sums of `tensors` over groups of replicas, in as few exchanges as there can be; differentiable.
+    """The sums of `tensors` over groups of replicas, in as few exchanges as possible.
+
+    The function is differentiable: the gradient of a sum is the sum of the gradients of
+    the group.
 
     Args:
-        tensors: of a dtype with sums, each of the same static shape on every replica.
-        group_size: replicas that add theirs together: those with consecutive numbers. It must divide their number; None: all.
+        tensors: tensors of a dtype that can be summed, each with the same static shape
+            on every replica.
+        group_size: the number of replicas with consecutive indices that sum together.
+            It must divide the number of replicas. None: all replicas.
 
     Returns:
-        Tensors of the same shapes and dtypes, the same on all replicas of a group; the given ones for groups of one. The
-        gradient of a sum is the sum of the group's gradients.
+        Tensors with the same shapes and dtypes, equal on all replicas of a group. For
+        groups of one, the given tensors.
 
     Raises:
-        ValueError: `group_size` does not divide the number of replicas, or the strategy cannot reduce here.
+        ValueError: `group_size` does not divide the number of replicas, or the strategy
+            cannot reduce at this point of the program.
     """
     replicas = replica_runtime.current()
     group_size = _checked(group_size, replicas.num_replicas)
@@ -43,29 +49,37 @@ def sum_over_replicas(
 
 
 def mean_over_replicas(tensor: tf.Tensor, group_size: Optional[int] = None) -> tf.Tensor:
-    """The mean of a float tensor over groups of replicas; arguments, gradient and errors as those of `sum_over_replicas`."""
+    """The mean of a float tensor over groups of replicas.
+
+    Arguments, gradient and errors are those of `sum_over_replicas`.
+    """
     count = _checked(group_size, replica_runtime.current().num_replicas)
     return sum_over_replicas([tensor], group_size)[0] / count if count > 1 else tensor
 
 
 def exchange_over_replicas(tensor: tf.Tensor, group_size: Optional[int] = None) -> tf.Tensor:
-    """Deals the rows of `tensor` to a group of replicas: the i-th part of n rows goes to the i-th of them (all-to-all).
+    """Distributes the rows of `tensor` over a group of replicas (all-to-all).
+
+    The rows are cut into equal parts; the i-th part goes to the i-th replica of the
+    group. No gradient flows through the exchange.
 
     Args:
-        tensor: [batch, …] of static shape, the same on every replica.
-        group_size: replicas with consecutive numbers; must divide their number and the batch; None: all.
+        tensor: [batch, …] with a static shape, the same on every replica.
+        group_size: the number of replicas with consecutive indices that exchange. It
+            must divide the number of replicas and the batch. None: all replicas.
 
     Returns:
-        A tensor of the same shape with as many rows of each replica of the group, in the order of their numbers; `tensor`
-        itself for groups of one. No gradient flows through.
+        A tensor of the same shape with equally many rows of each replica of the group,
+        ordered by replica. For groups of one, `tensor` itself.
 
     Raises:
-        ValueError: `group_size` divides not both.
+        ValueError: `group_size` does not divide both numbers.
     """
     group_size = _checked(group_size, replica_runtime.current().num_replicas)
     if tensor.shape[0] is None or tensor.shape[0] % group_size:
         raise ValueError(
-            f"`group_size` is {group_size}, but must divide the {tensor.shape[0]} rows that are exchanged."
+            f"`group_size` is {group_size}, but must divide the {tensor.shape[0]} rows that are "
+            "exchanged."
         )
     return (
         tensor
@@ -79,7 +93,8 @@ def _checked(group_size: Optional[int], count: int) -> int:
         return count
     if group_size < 1 or count % group_size:
         raise ValueError(
-            f"`group_size` is {group_size}, but must divide the {count} replica{'s'[: count > 1]} that run the step; take 1 "
-            f"(each replica alone), {count} (all together) or another divisor."
+            f"`group_size` is {group_size}, but must divide the {count} "
+            f"replica{'s'[: count > 1]} that run the step; take 1 (each replica alone), "
+            f"{count} (all together) or another divisor."
         )
     return group_size

@@ -1,1 +1,1 @@
-"""How it learns: losses, optimizers, averages, the step and the loop around it."""
+"""Trains networks: the training step, its parts, and the loop around it."""

@@ -1,7 +1,9 @@
-"""What the workers of one run check of each other, since none of them sees the others' files.
+"""Checks that all workers of a run do the same: same config, code, data and
+`model_dir`.
 
-A worker that computes something else than the rest would not fail: it would wait for ever in the wrong reduction, or train on
-noise. So they compare what decides a run before its first step, and every one of them ends with the same message.
+A worker that computes something else would not fail: the workers would wait forever in
+different reductions, or train on noise. Therefore they compare what determines a run
+before its first step. If they differ, every worker ends with the same message.
 """
 
 import hashlib
@@ -16,18 +18,18 @@ from efficientnet_advprop.training import checkpoints
 from efficientnet_advprop.training.checkpoints import CheckpointError
 from tpu_utils.devices.workers import Workers
 
-_CODE = pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parents[2] / "tpu_utils"
+_CODE = (pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parents[2] / "tpu_utils")
 
 
 def check_same_run(
     workers: Workers, config: ExperimentConfig, *, model_dir: str, num_images: str
 ) -> None:
-    """Raises a `ConfigError`, the same on all workers, if they do not all mean the same run.
+    """Raises a `ConfigError` on all workers if they do not belong to the same run.
 
     Args:
-        workers: all of them call this.
-        config, model_dir: this one's.
-        num_images: what its `data_dir` holds, in words.
+        workers: all workers must call this function.
+        config, model_dir: of this worker.
+        num_images: the contents of its `data_dir`, in words.
     """
     if workers.count == 1:
         return
@@ -55,20 +57,22 @@ def check_same_run(
         f"{name}: {', '.join(map(_shorten, values))}" for name, values in differing.items()
     )
     raise ConfigError(
-        f"the {workers.count} workers do not mean the same run (in their order, {listed}). Start the same command on all of "
-        "them, from the same copy of the code."
+        f"the {workers.count} workers do not mean the same run (in their order, {listed}). "
+        "Start the same command on all of them, from the same copy of the code."
     )
 
 
 def check_same_start(workers: Workers, model_dir: str, restored: str) -> None:
-    """Raises a `CheckpointError`, the same on all workers, if they do not see the same `model_dir`.
+    """Raises a `CheckpointError` on all workers if they do not see the same
+    `model_dir`.
 
     Args:
-        workers: all of them call this, after the chief has claimed the directory.
+        workers: all workers must call this function, after the chief has claimed the
+            directory.
         model_dir: of the run.
-        restored: the checkpoint that this one has read; "" for none.
+        restored: the checkpoint that this worker has read; "" for none.
     """
-    workers.any(False)  # the chief has come here: its config is in place
+    workers.any(False)  # waits for the chief, which has then written its config
     facts = {
         "config.json": str(checkpoints.is_claimed(model_dir)),
         "the checkpoint read": os.path.basename(restored) or "none",
@@ -77,13 +81,14 @@ def check_same_start(workers: Workers, model_dir: str, restored: str) -> None:
     if differing:
         listed = "; ".join(f"{name}: {', '.join(values)}" for name, values in differing.items())
         raise CheckpointError(
-            f"`model_dir` is {model_dir!r}, which the {workers.count} workers do not see alike (in their order, {listed}); it "
-            "must be one folder for all of them: a shared file system, or gs://."
+            f"`model_dir` is {model_dir!r}, which the {workers.count} workers do not see alike "
+            f"(in their order, {listed}); it must be one folder for all of them: "
+            "a shared file system, or gs://."
         )
 
 
 def code_digest() -> str:
-    """SHA-256 over the sources of both packages."""
+    """SHA-256 digest of the source files of both packages."""
     digest = hashlib.sha256()
     for package in _CODE:
         for path in sorted(package.rglob("*.py")):

@@ -1,6 +1,8 @@
-"""The parts of a run, made from its config: model, attack, learning rate, state and step.
+"""Creates the parts of a run from its config: model, attack, learning rate, state and
+step.
 
-Call these under the strategy's scope: `make_model` and `make_state` create variables.
+Call these functions under the strategy's scope, because `make_model` and `make_state`
+create variables.
 """
 
 from typing import Callable, Optional
@@ -22,9 +24,10 @@ from efficientnet_advprop.training.steps import make_train_step
 
 
 def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) -> Network:
-    """The network, frozen as far as `config.init.freeze` says.
+    """The network, with the parts frozen that `config.init.freeze` names.
 
-    `aux_branches` of None is what the method trains: one for AdvProp, none for vanilla training.
+    If `aux_branches` is None, the network has the auxiliary branches that the method
+    trains: one for AdvProp, none for vanilla training.
     """
     model = make_network(
         config.model.variant,
@@ -51,7 +54,7 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
 
 
 def make_attack(config: ExperimentConfig) -> Optional[Attack]:
-    """The adversary of the training step; None for a method without one."""
+    """The attack of the training step; None for a method without attack."""
     if not METHODS[config.training.method].has_attack:
         return None
     if config.attack.name == "noise":
@@ -64,14 +67,13 @@ def make_attack(config: ExperimentConfig) -> Optional[Attack]:
         random_start=config.attack.random_start,
         num_classes=config.model.num_classes,
         project=config.attack.projection,
-        loss_scale=128.0
-        if config.model.compute_dtype == "float16"
-        else 1.0,  # the authors' adversarial-training code
+        # The value for float16 is that of the authors' code for adversarial training.
+        loss_scale=128.0 if config.model.compute_dtype == "float16" else 1.0,
     )
 
 
 def make_state(config: ExperimentConfig) -> TrainState:
-    """All variables of a training run, at their start."""
+    """All variables of a training run, with their initial values."""
     model = make_model(config)
     optimizer = make_optimizer(
         config.optimizer.name,
@@ -95,7 +97,7 @@ def make_state(config: ExperimentConfig) -> TrainState:
 
 
 def count_steps(config: ExperimentConfig, num_examples: int) -> int:
-    """How many updates a run of so many training images has."""
+    """The number of updates of a run with `num_examples` training images."""
     steps_per_epoch = num_examples / config.training.global_batch_size
     return max(1, int(config.training.num_epochs * steps_per_epoch))
 
@@ -103,7 +105,7 @@ def count_steps(config: ExperimentConfig, num_examples: int) -> int:
 def make_learning_rate(
     config: ExperimentConfig, steps_per_epoch: float, total_steps: int
 ) -> LearningRate:
-    """The schedule, for epochs of so many updates."""
+    """The schedule of the learning rate; one epoch has `steps_per_epoch` updates."""
     return LearningRate(
         initial=config.optimizer.learning_rate_per_256 * config.training.global_batch_size / 256,
         steps_per_epoch=steps_per_epoch,
@@ -120,7 +122,7 @@ def make_learning_rate(
 
 
 def make_step(config: ExperimentConfig, state: TrainState, learning_rate: LearningRate) -> Callable:
-    """The update of `state`, to run on each replica."""
+    """The function that updates `state`, to run on each replica."""
     return make_train_step(
         config.training.method,
         state,
@@ -136,10 +138,11 @@ def make_step(config: ExperimentConfig, state: TrainState, learning_rate: Learni
 
 
 def batch_norm_group_size(config: ExperimentConfig, num_replicas: int) -> Optional[int]:
-    """How many replicas share their batch moments; None: the official rule for their number.
+    """The number of replicas that share batch moments; None: the official rule.
 
-    `config.model.batch_norm_batch_size` says it in images, as the official `--batch_norm_batch_size` does: as many replicas as
-    hold them, at least one.
+    `config.model.batch_norm_batch_size` gives it in images, like the official flag
+    `--batch_norm_batch_size`: the group consists of the replicas that process this many
+    images, at least one replica.
     """
     images = config.model.batch_norm_batch_size
     if images is None:
@@ -154,13 +157,15 @@ def batch_norm_group_size(config: ExperimentConfig, num_replicas: int) -> Option
 
 
 def check_batch_norm_groups(config: ExperimentConfig, num_replicas: int) -> None:
-    """Raises a `ConfigError` unless the replicas divide into the batch norms' groups."""
+    """Raises a `ConfigError` if the groups of the batch norms do not fit the replicas."""
     images = config.model.batch_norm_batch_size
     field = "batch_norm_group_size" if images is None else "batch_norm_batch_size"
     group_size = batch_norm_group_size(config, num_replicas) or official_group_size(num_replicas)
     if num_replicas % group_size:
         raise ConfigError(
-            f"`config.model.{field}` is {getattr(config.model, field)} (replicas per group: {group_size}), "
-            f"but must divide the {num_replicas} replicas; take 1 (each alone), {num_replicas} (all together) or a divisor"
+            f"`config.model.{field}` is {getattr(config.model, field)} "
+            f"(replicas per group: {group_size}), "
+            f"but must divide the {num_replicas} replicas; take 1 (each alone), "
+            f"{num_replicas} (all together) or a divisor"
             + ("." if images is None else ", times the images of a replica.")
         )

@@ -1,6 +1,7 @@
-"""Exponential moving averages of weights and batch-norm statistics: what is evaluated, exported and released.
+"""Exponential moving averages of weights and batch-norm statistics.
 
-Keras's `use_ema` leaves the statistics out; the official code averages them with everything else.
+The averages are evaluated, exported and released. Keras's `use_ema` does not average
+the statistics; the official code averages them with all other variables.
 """
 
 from typing import Sequence
@@ -12,13 +13,15 @@ from efficientnet_advprop.models.variable_names import official_name
 
 
 class ExponentialMovingAverage(tf.Module):
-    """Shadows of variables: shadow ← shadow − (1 − d)·(shadow − value), with d = min(decay, (1 + step)/(10 + step)).
+    """Averages ("shadows") of variables.
 
-    Create it under the strategy's scope. The ramp lets the average follow the first steps
-    (`tf.train.ExponentialMovingAverage` with `num_updates`).
+    An update computes shadow ← shadow − (1 − d)·(shadow − value), with d = min(decay,
+    (1 + step)/(10 + step)), as `tf.train.ExponentialMovingAverage` with `num_updates`.
+    The smaller d at the beginning lets the averages follow the first steps. Create the
+    object under the strategy's scope.
 
     Args:
-        averaged: variables to follow; the shadows start at their values.
+        averaged: the variables to average; the shadows start at their values.
         decay: in [0, 1); 0.9999 is the official value.
     """
 
@@ -34,7 +37,9 @@ class ExponentialMovingAverage(tf.Module):
             tf.Variable(
                 variable,
                 trainable=False,
-                synchronization=variable.synchronization,  # statistics differ between replicas, and so do their averages
+                # Statistics differ between replicas, and therefore their averages do,
+                # too.
+                synchronization=variable.synchronization,
                 aggregation=variable.aggregation,
                 name=f"{official_name(variable.name)}/ExponentialMovingAverage",
             )
@@ -42,7 +47,10 @@ class ExponentialMovingAverage(tf.Module):
         ]
 
     def update(self, step: tf.Tensor) -> None:
-        """Moves every shadow, in a replica. `step`: int scalar, the number of updates done, the present one included."""
+        """Updates every shadow; call it in a replica.
+
+        `step`: int scalar, the number of updates so far, including the current one.
+        """
         step = tf.cast(step, tf.float32)
         rate = 1.0 - tf.minimum(self.decay, (1.0 + step) / (10.0 + step))
         for shadow, variable in zip(self.shadows, self.averaged):
@@ -51,10 +59,12 @@ class ExponentialMovingAverage(tf.Module):
             )
 
     def copy_to(self, variables: Sequence[tf.Variable]) -> None:
-        """Gives `variables` (of another model, say, without auxiliary branches) the averages of their namesakes.
+        """Assigns to `variables` the averages of the variables with the same names.
+
+        They may belong to another model, for example one without auxiliary branches.
 
         Raises:
-            ValueError: one of them has no namesake among the averaged variables.
+            ValueError: there is no average with the name of one of the variables.
         """
         shadows = {
             official_name(variable.name): shadow
@@ -67,7 +77,8 @@ class ExponentialMovingAverage(tf.Module):
         ]
         if missing:
             raise ValueError(
-                f"`variables` holds {list_names(missing)}, of which there is no average; average the model they come from."
+                f"`variables` holds {list_names(missing)}, of which there is no average; "
+                "average the model they come from."
             )
         for variable in variables:
             variable.assign(shadows[official_name(variable.name)])

@@ -1,7 +1,8 @@
-"""Fast AdvProp's gradients: a part of the batch is attacked, and the attack's own pass trains as well.
+"""Gradients of Fast AdvProp: part of the batch is attacked, and the attack's pass
+trains.
 
-Mei et al., ICLR 2022 (arXiv 2204.09838). `steps.make_train_step` calls this for methods that have
-an `adversarial_share`.
+Source: Mei et al., ICLR 2022 (arXiv 2204.09838). `steps.make_train_step` calls this
+module for methods that have an `adversarial_share`.
 """
 
 import math
@@ -20,10 +21,13 @@ from tpu_utils.replicas import randomness, reduction, replica_runtime
 
 
 def fast_advprop_gradients(method: Method, run: PassRunner, attack: PGD) -> GradientFn:
-    """Fast AdvProp: a part of the batch becomes adversarial, and the attack's own backward pass trains the network, too.
+    """Returns the function that computes the gradients of Fast AdvProp.
 
-    Images are shuffled over the replicas before the attack, and again (as in the authors' code) between the attack and the pass
-    over the adversarial images, so that none is trained on in the company, hence with the batch moments, in which it was made.
+    A part of the batch becomes adversarial, and the backward pass of the attack also
+    trains the network. Images are shuffled over the replicas before the attack, and
+    again (as in the authors' code) before the pass over the adversarial images. Thus no
+    adversarial image is trained on with the same batch, and therefore the same batch
+    moments, with which it was made.
     """
     clean_pass, noisy_pass, adversarial_pass = method.passes
 
@@ -36,11 +40,13 @@ def fast_advprop_gradients(method: Method, run: PassRunner, attack: PGD) -> Grad
         count = round(method.adversarial_share * size)
         if not 0 < count < size:
             raise ValueError(
-                f"`adversarial_share` is {method.adversarial_share}, but of {size} images on a replica (in one of the "
-                "`accumulation_steps`) that leaves none of one kind; take more."
+                f"`adversarial_share` is {method.adversarial_share}, but of {size} images on a "
+                "replica (in one of the `accumulation_steps`) that leaves none of one kind; "
+                "take more."
             )
         clean = run(clean_pass, images[count:], labels[count:], clean_seed)
-        images, labels = tf.cast(images[:count], tf.float32), labels[:count]
+        images = tf.cast(images[:count], tf.float32)
+        labels = labels[:count]
         noisy_images = start_after(clean.gradients, attack.start(images, attack_seed))
         noisy = run(noisy_pass, noisy_images, labels, noisy_seed, is_attack=True)
         adversarial_images = tf.stop_gradient(
@@ -51,17 +57,17 @@ def fast_advprop_gradients(method: Method, run: PassRunner, attack: PGD) -> Grad
 
         results = {clean_pass: clean, noisy_pass: noisy, adversarial_pass: adversarial}
         sizes = [result.losses.shape[0] for result in results.values()]
-        shares = [part.weight * own / size for part, own in zip(results, sizes)]
+        shares = [part.weight * part_size / size for part, part_size in zip(results, sizes)]
         gradients = [
-            sum_of_gradients(own)
-            / sum(share for share, gradient in zip(shares, own) if gradient is not None)
-            for own in zip(*(result.gradients for result in results.values()))
+            sum_of_gradients(by_pass)
+            / sum(share for share, gradient in zip(shares, by_pass) if gradient is not None)
+            for by_pass in zip(*(result.gradients for result in results.values()))
         ]
         sums = {"num_images": tf.constant(float(size))}
-        # As if of the whole batch, so that divided by `num_images` they are means.
-        for (part, result), own in zip(results.items(), sizes):
+        # Scaled to the size of the whole batch, so that sums / `num_images` are means.
+        for (part, result), part_size in zip(results.items(), sizes):
             sums.update(
-                {name: value * (size / own) for name, value in result.sums_of(part).items()}
+                {name: value * (size / part_size) for name, value in result.sums_of(part).items()}
             )
         return gradients, sums
 
@@ -71,11 +77,17 @@ def fast_advprop_gradients(method: Method, run: PassRunner, attack: PGD) -> Grad
 def shuffle_over_replicas(
     images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Images and labels in a random order: as many to each of the replicas, as far as their number divides."""
+    """Shuffles images and labels over the replicas; every replica keeps its number of
+    images.
+
+    If the number of images and the number of replicas have a common divisor g, groups
+    of g replicas exchange images; otherwise each replica shuffles its own.
+    """
     group_size = math.gcd(images.shape[0], replica_runtime.current().num_replicas)
-    for index, own_seed in enumerate(randomness.split(seed, 2)):
-        order = tf.argsort(randomness.uniform([images.shape[0]], own_seed))
-        images, labels = tf.gather(images, order), tf.gather(labels, order)
+    for index, order_seed in enumerate(randomness.split(seed, 2)):
+        order = tf.argsort(randomness.uniform([images.shape[0]], order_seed))
+        images = tf.gather(images, order)
+        labels = tf.gather(labels, order)
         if index == 0:
             images, labels = (
                 reduction.exchange_over_replicas(tensor, group_size) for tensor in (images, labels)

@@ -1,11 +1,14 @@
-"""Going on from trained weights: where they come from, which parts stay as they are, and how fast the others learn.
+"""Fine-tuning: initial weights, frozen parts, and learning rates that depend on depth.
 
-    freeze(model, "blocks_10")                                    # stem to blocks_10; before the optimizer is made
+Usage:
+
+    freeze(model, "blocks_10")                  # stem to blocks_10; before the optimizer is made
     factors = learning_rate_factors(model, layer_decay=0.9, head_factor=10.0)
-    report = initialize(state, "b3-advprop")                      # under no step; averages start at the same weights
+    report = initialize(state, "b3-advprop")    # before the first step
 
-Layer-wise learning rates as in Clark et al., ICLR 2020 (ELECTRA) and Bao et al., ICLR 2022 (BEiT): a part's rate is the part's
-above it times a constant.
+The averages start at the loaded weights, too. Layer-wise learning rates follow Clark et
+al., ICLR 2020 (ELECTRA) and Bao et al., ICLR 2022 (BEiT): the rate of a part is a
+constant times the rate of the part above it.
 """
 
 from typing import Optional, Sequence
@@ -23,20 +26,25 @@ from efficientnet_advprop.models.checkpoints.released_checkpoints import (
 )
 from efficientnet_advprop.training.state import TrainState
 
-NOTHING, BACKBONE = "none", "backbone"
+NOTHING = "none"
+BACKBONE = "backbone"
 
 
 def part_names(model: keras.Model) -> list[str]:
-    """The parts of a network from the pixels up: "stem", "blocks_0", …, "head"."""
+    """The parts of a network from input to output: "stem", "blocks_0", …, "head"."""
     return ["stem", *(block.name for block in model.blocks), "head"]
 
 
 def freeze(model: keras.Model, up_to: str) -> None:
-    """Takes the lower parts of a network out of training: weights, and batch norms' statistics, of all branches.
+    """Excludes the lower parts of a network from training.
+
+    In frozen parts, the weights and the batch norms' statistics of all branches stay
+    unchanged.
 
     Args:
         model: a `Network`.
-        up_to: "none"; the last part that stays as it is ("stem", "blocks_3"); or "backbone", all but the classifier.
+        up_to: "none"; the last frozen part ("stem", "blocks_3"); or "backbone", which
+            means all but the classifier.
 
     Raises:
         ConfigError: the network has no such part.
@@ -45,8 +53,9 @@ def freeze(model: keras.Model, up_to: str) -> None:
     names = [part.name for part in parts]
     if up_to not in (NOTHING, BACKBONE, *names):
         raise ConfigError(
-            f"`config.init.freeze` is {up_to!r}, but must be '{NOTHING}', '{BACKBONE}' (all but the classifier) or the last "
-            f"part to stay as it is, from 'stem' to '{names[-1]}'."
+            f"`config.init.freeze` is {up_to!r}, but must be '{NOTHING}', '{BACKBONE}' "
+            "(all but the classifier) or the last part to stay as it is, "
+            f"from 'stem' to '{names[-1]}'."
         )
     if up_to == NOTHING:
         return
@@ -62,12 +71,13 @@ def freeze(model: keras.Model, up_to: str) -> None:
 def learning_rate_factors(
     model: keras.Model, *, layer_decay: float = 1.0, head_factor: float = 1.0
 ) -> list[float]:
-    """What each of the model's trainable variables has its learning rate multiplied by, in their order.
+    """The factor of the learning rate of each trainable variable, in the model's order.
 
     Args:
         model: a `Network`.
-        layer_decay: the part k parts below the head (head, last block, …, stem) has layer_decay^k.
-        head_factor: of the classifier (`head/dense`), on top.
+        layer_decay: the part that is k parts below the head (head, last block, …, stem)
+            gets the factor layer_decay^k.
+        head_factor: an additional factor of the classifier (`head/dense`).
     """
     names = part_names(model)
     depths = {name: len(names) - 1 - index for index, name in enumerate(names)}
@@ -83,8 +93,9 @@ def learning_rate_factors(
 def initialize(
     state: TrainState, source: str, *, use_ema: bool = True, include_head: bool = True
 ) -> LoadReport:
-    """Starts a run at the weights of a released checkpoint; the averages start there too, auxiliary batch norms at the main
-    ones.
+    """Loads the weights of a released checkpoint into a run before its first step.
+
+    The averages start at the same weights, and auxiliary batch norms at the main ones.
 
     Args and errors: as `load_released_checkpoint`.
     """
@@ -104,11 +115,16 @@ def _restart(shadows: Sequence[tf.Variable], variables: Sequence[tf.Variable]) -
 def doubt_normalization(
     source: str, normalization: str, variant: Optional[str] = None
 ) -> Optional[str]:
-    """What to warn of if a checkpoint wants its pixels normalised in another way, by its name or its network; else None."""
+    """A warning if a checkpoint probably needs another normalisation of pixels; else
+    None.
+
+    The normalisation is derived from the name of the checkpoint or from its network.
+    """
     kind = guess_kind(source, variant)
     if kind is None or KINDS[kind].normalization == normalization:
         return None
     return (
-        f"by its name or network {source!r} is a checkpoint of kind {kind!r}, trained with pixels normalised as "
-        f"{KINDS[kind].normalization!r}, but `config.model.normalization` is {normalization!r}."
+        f"by its name or network {source!r} is a checkpoint of kind {kind!r}, "
+        f"trained with pixels normalised as {KINDS[kind].normalization!r}, "
+        f"but `config.model.normalization` is {normalization!r}."
     )

@@ -1,12 +1,15 @@
-"""Evaluates a run's checkpoints as they come, from a process of its own; keeps the best.
+"""Evaluates the checkpoints of a running training from another process; keeps the best.
 
-    result = follow(model_dir="gs://…/b0", data_dir="gs://…/imagenet", strategy=make_strategy("tpu"))
+Usage:
 
-The run itself trains with `--config.training.evaluate_every_epochs=0`, so that no chip waits for an
-evaluation. What is written:
+    strategy = make_strategy("tpu")
+    result = follow(model_dir="gs://…/b0", data_dir="gs://…/imagenet", strategy=strategy)
 
-    <model_dir>/best/ckpt-<step>.*    a copy of the best checkpoint, where the run would have put it
-    <model_dir>/best/top1.json        its accuracy, by which a follower that is started again goes on
+The run itself trains with `--config.training.evaluate_every_epochs=0`, so that its
+devices never wait for an evaluation. This module writes:
+
+    <model_dir>/best/ckpt-<step>.*    a copy of the best checkpoint, where the run would keep it
+    <model_dir>/best/top1.json        its accuracy, which a restarted follower reads
     <model_dir>/validation/           metrics.jsonl and summaries of the evaluations
 
 Official counterpart: `main.py --mode=eval` with `--eval_timeout` and `--archive_ckpt`.
@@ -30,18 +33,21 @@ from efficientnet_advprop.training import assembly, checkpoints
 from efficientnet_advprop.training.loop import make_evaluation
 from efficientnet_advprop.training.progress import Progress
 
-_REPORTS, _TOP1_FILE = "validation", "top1.json"
-_WAIT_SECONDS = 5.0  # between two looks at what the run has written
+_REPORTS = "validation"
+_TOP1_FILE = "top1.json"
+_WAIT_SECONDS = 5.0  # between two searches for new checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a call of `follow` ended.
+    """The result of a call of `follow`.
 
     Attributes:
-        step: of the last checkpoint that was evaluated; None: there was none.
-        best_step, best_accuracy: of the best one so far, in [0, 1]; None before the first.
-        is_complete: whether the run's last checkpoint was seen; else the time was out.
+        step: of the last evaluated checkpoint; None: there was none.
+        best_step, best_accuracy: of the best checkpoint so far, in [0, 1]; None before
+            the first.
+        is_complete: whether the last checkpoint of the run was evaluated; otherwise the
+            time was over.
     """
 
     step: Optional[int]
@@ -58,28 +64,31 @@ def follow(
     timeout_seconds: Optional[float] = None,
     log: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> Result:
-    """Evaluates each new checkpoint of a run on its validation images, until its last one.
+    """Evaluates each new checkpoint of a run on its validation images, until its last
+    one.
 
-    A checkpoint that comes while another is evaluated is left out if a newer one has come by then.
+    If several checkpoints are written during an evaluation, only the newest is
+    evaluated next.
 
     Args:
-        model_dir: of the run, which may not have begun.
-        data_dir: of its records.
-        strategy: where to compute.
-        timeout_seconds: how long to wait for a checkpoint before giving up; None: for ever.
-        log: takes each line for the console.
+        model_dir: the folder of the run, which may not have started yet.
+        data_dir: the folder of its records.
+        strategy: the devices to compute on.
+        timeout_seconds: how long to wait for a checkpoint; None: without limit.
+        log: a function that prints a line on the console.
 
     Raises:
-        CheckpointError: no run begins in `model_dir` within the time.
+        CheckpointError: no run starts in `model_dir` within this time.
         ConfigError: the run evaluates its checkpoints itself.
-        DataError: the records are not there.
+        DataError: the records are missing.
     """
     _wait_for_run(model_dir, timeout_seconds)
     config = checkpoints.read_config(model_dir)
     if config.training.evaluate_every_epochs > 0:
         raise ConfigError(
-            f"`--watch` follows a run that leaves the evaluation to others, but that in {model_dir!r} evaluates every "
-            f"{config.training.evaluate_every_epochs:g} epochs itself; train with --config.training.evaluate_every_epochs=0."
+            "`--watch` follows a run that leaves the evaluation to others, but that in "
+            f"{model_dir!r} evaluates every {config.training.evaluate_every_epochs:g} epochs "
+            "itself; train with --config.training.evaluate_every_epochs=0."
         )
     num_examples = pipeline.count_examples(config.data, data_dir, "train")
     total_steps = assembly.count_steps(config, num_examples)
@@ -101,17 +110,19 @@ def follow(
     with contextlib.closing(progress):
         for path in _new_checkpoints(model_dir, timeout_seconds):
             try:
-                held = checkpoints.restore_trained(config, path)
-                step = int(held.step.numpy())
-                checkpoints.copy_for_inference(held.model, held.ema, model)
+                trained = checkpoints.restore_trained(config, path)
+                step = int(trained.step.numpy())
+                checkpoints.copy_for_inference(trained.model, trained.ema, model)
             except CheckpointError as error:
-                # The run keeps only its last few: this one is gone, or half gone.
+                # The run keeps only its last few checkpoints and has removed this one
+                # meanwhile.
                 log(f"passed over: {error}")
                 continue
             score = evaluate()
             is_best = best_accuracy is None or score.top1 > best_accuracy
             if is_best and _keep(model_dir, path, step, score.top1, log):
-                best_step, best_accuracy = step, score.top1
+                best_step = step
+                best_accuracy = score.top1
             progress.report_evaluation(step, score.top1, score.top5, score.num_images, is_best)
             if step >= total_steps:
                 return Result(step, best_step, best_accuracy, is_complete=True)
@@ -124,20 +135,25 @@ def _wait_for_run(model_dir: str, timeout_seconds: Optional[float]) -> None:
     while not checkpoints.is_claimed(model_dir):
         if time.monotonic() >= deadline:
             raise CheckpointError(
-                f"`--model_dir` is {model_dir!r}, where no run has begun within {timeout_seconds:g} seconds."
+                f"`--model_dir` is {model_dir!r}, "
+                f"where no run has begun within {timeout_seconds:g} seconds."
             )
         time.sleep(min(_WAIT_SECONDS, max(0.0, deadline - time.monotonic())))
 
 
 def _new_checkpoints(model_dir: str, timeout_seconds: Optional[float]) -> Iterator[str]:
-    """The newest checkpoint, whenever there is a newer one than before, until none comes in time."""
-    directory, last = os.path.join(model_dir, checkpoints.LAST), None
+    """Yields the newest checkpoint whenever there is a new one, until none is written
+    in time.
+    """
+    directory = os.path.join(model_dir, checkpoints.LAST)
+    last = None
     since = time.monotonic()
     while True:
         path = checkpoints.latest(directory)
         if path is not None and path != last:
             yield path
-            last, since = path, time.monotonic()
+            last = path
+            since = time.monotonic()
             continue
         if timeout_seconds is not None and time.monotonic() >= since + timeout_seconds:
             return
@@ -149,16 +165,20 @@ def _read_best(model_dir: str) -> tuple[Optional[int], Optional[float]]:
     if not tf.io.gfile.exists(path):
         return None, None
     with tf.io.gfile.GFile(path) as file:
-        held = json.load(file)
-    return held["step"], held["top1"]
+        best = json.load(file)
+    return best["step"], best["top1"]
 
 
 def _keep(model_dir: str, path: str, step: int, top1: float, log: Callable[[str], None]) -> bool:
-    """Copies a checkpoint to where the best one belongs; False if the run has removed it meanwhile."""
+    """Copies a checkpoint to the folder of the best one.
+
+    Returns False if the run has removed the checkpoint meanwhile.
+    """
     directory = os.path.join(model_dir, checkpoints.BEST)
     tf.io.gfile.makedirs(directory)
     name = os.path.basename(path)
-    # The index last: without it the copy is no checkpoint.
+    # The index is copied last: without it, an incomplete copy is not taken for a
+    # checkpoint.
     source = os.path.dirname(path)
     files = [file for file in tf.io.gfile.listdir(source) if file.startswith(f"{name}.")]
     try:

@@ -1,4 +1,4 @@
-"""Losses, as the official TPU code computes them."""
+"""Loss functions, computed as in the official TPU code."""
 
 import math
 from typing import Sequence
@@ -14,13 +14,14 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float =
     Args:
         labels: classes, or class weights (from MixUp or CutMix); see `check_labels`.
         logits: float [batch, classes].
-        label_smoothing: in [0, 1): this share of the probability is spread evenly over all classes.
+        label_smoothing: in [0, 1); this fraction of the probability is spread evenly
+            over all classes.
 
     Returns:
-        float32 [batch]; not a number where a label is no class.
+        float32 [batch]; nan where a label is not a class.
 
     Raises:
-        LabelError: labels of another type, shape or width.
+        LabelError: the labels have another type, shape or number of classes.
     """
     logits = tf.cast(logits, tf.float32)
     num_classes = logits.shape[-1]
@@ -30,17 +31,22 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float =
     losses = tf.nn.softmax_cross_entropy_with_logits(probabilities, logits)
     if not are_classes(labels):
         return losses
-    # A class that there is not would have probability zero everywhere, and a small loss.
+    # The one-hot vector of an invalid class is zero, which would give a small loss.
     return tf.where(is_class(labels, num_classes), losses, math.nan)
 
 
 def is_decayed(name: str) -> bool:
-    """Whether weight decay covers a trainable variable: all but the batch norms', auxiliary ones included."""
+    """Whether weight decay applies to a trainable variable.
+
+    It applies to all variables except those of batch norms, auxiliary ones included.
+    """
     return "batch_normalization" not in name
 
 
 def weight_decay_loss(variables: Sequence[tf.Variable], weight_decay: float) -> tf.Tensor:
-    """weight_decay · Σ ½‖v‖² over the decayed ones of `variables`; float32 scalar."""
+    """weight_decay · Σ ½‖v‖² over the decayed variables among `variables`; float32
+    scalar.
+    """
     return weight_decay * tf.add_n(
         [tf.nn.l2_loss(variable) for variable in variables if is_decayed(variable.name)]
     )

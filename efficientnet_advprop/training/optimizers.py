@@ -1,13 +1,18 @@
-"""Optimizers with TensorFlow 1's arithmetic, on which the official recipe was tuned and which Keras's optimizers do not have.
+"""Optimizers with the arithmetic of TensorFlow 1, for which the official recipe was
+tuned.
+
+Usage:
 
     optimizer = RMSProp(model.trainable_variables)          # under the strategy's scope
-    optimizer.apply(gradients, learning_rate)               # in a replica, with gradients already summed over the replicas
+    optimizer.apply(gradients, learning_rate)               # in a replica, with summed gradients
 
-RMSProp has its ε inside the square root and starts its mean square at one. The updates are TensorFlow's own fused kernels,
-which exist for CPU, GPU and XLA. Slots are plain variables made at construction, so that a checkpoint is complete before the
-first step.
+Keras's optimizers compute differently: here, RMSProp adds ε inside the square root, and
+its mean square starts at one. The updates are TensorFlow's fused kernels, which exist
+for CPU, GPU and XLA. Slots are plain variables that are created with the optimizer, so
+a checkpoint is complete before the first step.
 
-Every replica updates its own copy with the same summed gradients, which keeps the copies equal without a word between them.
+Every replica updates its own copy with the same summed gradients, so the copies stay
+equal without communication.
 """
 
 from typing import Optional, Sequence
@@ -20,11 +25,12 @@ OPTIMIZERS = ("rmsprop", "momentum", "sgd", "lars")
 
 
 class Optimizer(tf.Module):
-    """Holds the slots of the trained variables and moves both.
+    """Contains the slots of the trained variables, and updates both.
 
     Args:
-        trained: the variables, in the order in which `apply` gets their gradients.
-        learning_rate_factors: what each one's learning rate is multiplied by; None: one.
+        trained: the variables, in the order of the gradients that `apply` receives.
+        learning_rate_factors: a factor of the learning rate for each variable; None:
+            one.
     """
 
     def __init__(
@@ -41,7 +47,8 @@ class Optimizer(tf.Module):
         )
         if len(self.factors) != len(self.trained):
             raise ValueError(
-                f"`learning_rate_factors` are {len(self.factors)}, but there are {len(self.trained)} variables."
+                f"`learning_rate_factors` are {len(self.factors)}, "
+                f"but there are {len(self.trained)} variables."
             )
 
     def _make_slots(self, name: str, initial: float) -> list[tf.Variable]:
@@ -61,15 +68,23 @@ class Optimizer(tf.Module):
         ]
 
     def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
-        """One update. `gradients`: a dense float32 tensor per trained variable; `learning_rate`: float32 scalar."""
+        """Makes one update.
+
+        `gradients`: a dense float32 tensor per trained variable; `learning_rate`:
+        float32 scalar.
+        """
         raise TypeError(
-            f"{type(self).__name__} has no update rule of its own; use one of {', '.join(OPTIMIZERS)}."
+            f"{type(self).__name__} has no update rule of its own; "
+            f"use one of {', '.join(OPTIMIZERS)}."
         )
 
 
 class RMSProp(Optimizer):
-    """s ← decay·s + (1 − decay)·g²; m ← momentum·m + rate·g/√(s + ε); v ← v − m, with s starting at 1
-    (`tf.train.RMSPropOptimizer`)."""
+    """RMSProp with momentum, as `tf.train.RMSPropOptimizer`.
+
+    s ← decay·s + (1 − decay)·g²; m ← momentum·m + rate·g/√(s + ε); v ← v − m, with s
+    starting at 1.
+    """
 
     def __init__(
         self,
@@ -80,7 +95,9 @@ class RMSProp(Optimizer):
         learning_rate_factors=None,
     ):
         super().__init__(trained, learning_rate_factors)
-        self.decay, self.momentum, self.epsilon = decay, momentum, epsilon
+        self.decay = decay
+        self.momentum = momentum
+        self.epsilon = epsilon
         self.mean_squares = self._make_slots("RMSProp", 1.0)
         self.momenta = self._make_slots("RMSProp_1", 0.0)
 
@@ -90,9 +107,15 @@ class RMSProp(Optimizer):
             self.trained, self.mean_squares, self.momenta, gradients, rates
         ):
             tf.raw_ops.ResourceApplyRMSProp(
-                var=variable.handle, ms=mean_square.handle, mom=momentum.handle, lr=rate, rho=self.decay,
-                momentum=self.momentum, epsilon=self.epsilon, grad=gradient,
-            )  # fmt: skip
+                var=variable.handle,
+                ms=mean_square.handle,
+                mom=momentum.handle,
+                lr=rate,
+                rho=self.decay,
+                momentum=self.momentum,
+                epsilon=self.epsilon,
+                grad=gradient,
+            )
 
 
 class Momentum(Optimizer):
@@ -125,14 +148,17 @@ class SGD(Optimizer):
 
 
 class LARS(Optimizer):
-    """Momentum whose rate follows, variable by variable, how large it is beside its gradient (You et al. 2017).
+    """Momentum whose rate adapts to the norms of each variable and gradient (You et al.
+    2017).
 
-    With trust = coefficient·‖v‖ / (‖g‖ + weight_decay·‖v‖ + ε), which is one where either norm is zero:
+    With trust = coefficient·‖v‖ / (‖g‖ + weight_decay·‖v‖ + ε), which is one where
+    either norm is zero:
 
         m ← momentum·m + rate·trust·(g + weight_decay·v); v ← v − m
 
-    Batch norms' variables and biases have neither the trust nor the weight decay; the official `lars_optimizer` tells them
-    by their names. The rate is inside the momentum, so that a warm-up does not make old gradients count more.
+    Variables of batch norms and biases have neither trust nor weight decay; as in the
+    official `lars_optimizer`, their names identify them. The rate is part of the
+    momentum, so that older gradients do not count more after the rate has risen.
     """
 
     COEFFICIENT = 1e-3
@@ -147,7 +173,9 @@ class LARS(Optimizer):
         learning_rate_factors=None,
     ):
         super().__init__(trained, learning_rate_factors)
-        self.momentum, self.weight_decay, self.epsilon = momentum, weight_decay, epsilon
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.epsilon = epsilon
         self.momenta = self._make_slots("LARSOptimizer", 0.0)
 
     def apply(self, gradients, learning_rate):
@@ -171,7 +199,8 @@ class LARS(Optimizer):
             )
 
     def _trust(self, variable, gradient) -> tf.Tensor:
-        norm, gradient_norm = tf.norm(tf.convert_to_tensor(variable)), tf.norm(gradient)
+        norm = tf.norm(tf.convert_to_tensor(variable))
+        gradient_norm = tf.norm(gradient)
         denominator = gradient_norm + self.weight_decay * norm + self.epsilon
         is_defined = (norm > 0.0) & (gradient_norm > 0.0)
         return tf.where(
@@ -190,7 +219,7 @@ def make_optimizer(
     lars_epsilon: float = 0.0,
     learning_rate_factors: Optional[Sequence[float]] = None,
 ) -> Optimizer:
-    """The optimizer called `name`: "rmsprop", "momentum", "sgd" or "lars".
+    """Creates the optimizer called `name`: "rmsprop", "momentum", "sgd" or "lars".
 
     Raises:
         ValueError: there is no such optimizer.

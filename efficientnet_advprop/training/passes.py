@@ -1,9 +1,11 @@
-"""Forward and backward passes: what the gradients of every method are made of.
+"""Forward and backward passes, of which the gradients of every method consist.
+
+Usage:
 
     run = PassRunner(state, global_batch_size=256, label_smoothing=0.1)
     result = run(method.passes[0], images, labels, seed)          # gradients, losses, hits
 
-`steps.py` and `fast_advprop.py` say which passes a method makes, and in which order.
+`steps.py` and `fast_advprop.py` define which passes a method makes, and in which order.
 """
 
 from typing import Callable, NamedTuple, Optional, Sequence
@@ -18,43 +20,50 @@ from tpu_utils.replicas import ordering, replica_runtime
 
 Batch = dict[str, tf.Tensor]
 Sums = dict[str, tf.Tensor]
-Gradients = list[Optional[tf.Tensor]]  # one per trainable variable; None for another branch's
+# One gradient per trainable variable; None for the variables of other branches.
+Gradients = list[Optional[tf.Tensor]]
 GradientFn = Callable[[Batch, tf.Tensor], tuple[Gradients, Sums]]  # batch, seed
 
 
 class PassResult(NamedTuple):
-    """What one pass gives: this replica's share of the gradients, and losses and hits per image.
+    """The result of one pass: gradients of this replica, and losses and hits of each
+    image.
 
-    `losses` and `hits` (1 where the class was right) are float32 [batch].
+    `losses` and `hits` (1 where the predicted class is right) are float32 [batch].
     """
 
     gradients: Gradients
-    image_gradients: Optional[tf.Tensor]  # of an attack's pass
+    image_gradients: Optional[tf.Tensor]  # only from a pass with `is_attack`
     losses: tf.Tensor
     hits: tf.Tensor
 
     def sums_of(self, part: Pass) -> Sums:
-        """The sums of losses and hits for each of the pass's views."""
+        """The sums of losses and hits for each view of the pass."""
         count = len(part.views)
         sums = {}
         for view, loss, hits in zip(
             part.views, tf.split(self.losses, count), tf.split(self.hits, count)
         ):
-            sums[f"{view}_loss"], sums[f"{view}_correct"] = tf.reduce_sum(loss), tf.reduce_sum(hits)
+            sums[f"{view}_loss"] = tf.reduce_sum(loss)
+            sums[f"{view}_correct"] = tf.reduce_sum(hits)
         return sums
 
 
 class PassRunner:
-    """Forward and backward through a branch, for the losses of one step."""
+    """Runs forward and backward passes through the branches of a network."""
 
     def __init__(self, state: TrainState, global_batch_size: int, label_smoothing: float):
-        self.model, self.loss_scale = state.model, state.loss_scale
-        self.global_batch_size, self.label_smoothing = global_batch_size, label_smoothing
+        self.model = state.model
+        self.loss_scale = state.loss_scale
+        self.global_batch_size = global_batch_size
+        self.label_smoothing = label_smoothing
 
     def __call__(self, part: Pass, images, labels, seed, *, is_attack: bool = False) -> PassResult:
-        """The gradient of the sum of losses, times the pass's weight and the loss scale, over the global batch size.
+        """Computes the gradients of one pass.
 
-        `is_attack`: with respect to the images, too, and without moving statistics.
+        The loss is the sum over the images, times the weight of the pass and the loss
+        scale, divided by the global batch size. With `is_attack`, gradients with
+        respect to the images are computed, too, and moving statistics do not change.
         """
         with tf.GradientTape() as tape:
             if is_attack:
@@ -72,25 +81,27 @@ class PassRunner:
                 loss *= self.loss_scale.scale
         trained = self.model.trainable_variables
         gradients = tape.gradient(loss, [*trained, images] if is_attack else trained)
-        of_images = gradients.pop() if is_attack else None
+        image_gradients = gradients.pop() if is_attack else None
         true_classes = labels if are_classes(labels) else tf.argmax(labels, -1)
         hits = tf.cast(
             tf.equal(tf.argmax(logits, -1, true_classes.dtype), true_classes), tf.float32
         )
-        return PassResult(gradients, of_images, per_image, hits)
+        return PassResult(gradients, image_gradients, per_image, hits)
 
 
 def sum_of_gradients(gradients: Sequence[Optional[tf.Tensor]]) -> Optional[tf.Tensor]:
-    """The sum of those that are not None."""
+    """The sum of the gradients that are not None; None if there is none."""
     given = [gradient for gradient in gradients if gradient is not None]
     return sum(given[1:], given[0]) if given else None
 
 
 def start_after(gradients: Gradients, images: tf.Tensor) -> tf.Tensor:
-    """`images`, for what must not begin before `gradients` are known, where an order costs nothing.
+    """Returns `images` such that what uses them starts after `gradients` are computed.
 
-    The passes over clean images and the attack depend on nothing of each other's, and XLA would mix them: two passes'
-    activations at once. The first gradient is the last one to be known.
+    The order is prescribed only where that costs nothing. The passes over clean images
+    and the attack do not depend on each other, so XLA would interleave them and keep
+    the activations of two passes in memory. The first gradient is the last one to be
+    computed.
     """
     if not replica_runtime.current().executes_in_order:
         return images

@@ -1,4 +1,4 @@
-"""What a device runs of a training run, as functions to be compiled before there is a device.
+"""The functions that a device runs during training, to be compiled without a device.
 
 Usage:
 
@@ -16,12 +16,15 @@ from efficientnet_advprop.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training import assembly
 from efficientnet_advprop.training.steps import attacked_network
 
-Program = tuple[Callable, list[tf.TensorSpec]]  # a replica's function, and its arguments
+Program = tuple[Callable, list[tf.TensorSpec]]  # the function of a replica, specs of its arguments
 
 
 def batch_specs(config: ExperimentConfig, replica_batch_size: int) -> list[tf.TensorSpec]:
-    """uint8 images and int32 labels, as the input pipeline hands them to a replica; augmented images where the method sees
-    them."""
+    """Specs of the uint8 images and int32 labels of a replica, as the input pipeline
+    gives them.
+
+    If the method uses augmented images, they follow.
+    """
     size = config.data.image_size
     images = tf.TensorSpec([replica_batch_size, size, size, 3], tf.uint8)
     labels = tf.TensorSpec([replica_batch_size], tf.int32)
@@ -33,10 +36,12 @@ def batch_specs(config: ExperimentConfig, replica_batch_size: int) -> list[tf.Te
 
 
 def training_step(config: ExperimentConfig, replica_batch_size: int, num_replicas: int) -> Program:
-    """The whole update: attack, passes, reduction, optimizer and averages, on new variables.
+    """The whole update: attack, passes, reduction, optimizer and averages, on new
+    variables.
 
     Raises:
-        ConfigError: `replica_batch_size` does not divide by the accumulation steps, or the replicas by the batch norms' groups.
+        ConfigError: the accumulation steps do not divide `replica_batch_size`, or the
+            groups of the batch norms do not divide the replicas.
     """
     parts = config.training.accumulation_steps
     if replica_batch_size < 1 or replica_batch_size % parts:
@@ -48,7 +53,8 @@ def training_step(config: ExperimentConfig, replica_batch_size: int, num_replica
     config = copy.deepcopy(config)
     config.training.global_batch_size = replica_batch_size * num_replicas
     state = assembly.make_state(config)
-    # Any epoch will do: the schedule's arithmetic is the same.
+    # The length of an epoch does not matter: the computation of the schedule is the
+    # same.
     step = assembly.make_step(
         config,
         state,
@@ -62,16 +68,17 @@ def attack(config: ExperimentConfig, replica_batch_size: int) -> Program:
     """The attack of the training step alone: adversarial images for a batch.
 
     Raises:
-        ConfigError: the method attacks nothing.
+        ConfigError: the method has no attack.
     """
-    adversary = assembly.make_attack(config)
-    if adversary is None:
+    make_adversarial = assembly.make_attack(config)
+    if make_adversarial is None:
         raise ConfigError(
-            f"`config.training.method` is {config.training.method!r}, which has no attack; take 'advprop'."
+            f"`config.training.method` is {config.training.method!r}, which has no attack; "
+            "take 'advprop'."
         )
     branch = METHODS[config.training.method].attacked_branch
     seed = tf.constant([0, 0])
     network = attacked_network(assembly.make_model(config), branch, config.attack.statistics, seed)
-    return lambda images, labels: adversary(network, images, labels, seed), batch_specs(
+    return lambda images, labels: make_adversarial(network, images, labels, seed), batch_specs(
         config, replica_batch_size
     )[:2]

@@ -1,10 +1,12 @@
-"""How a run is getting on: lines on the console, `metrics.jsonl`, TensorBoard summaries.
+"""Reports the progress of a run: on the console, in `metrics.jsonl` and for
+TensorBoard.
 
-    <model_dir>/metrics.jsonl   one JSON object per report: {"step": …, "epoch": …, "clean_loss": …} or {…, "eval_top1": …}
+    <model_dir>/metrics.jsonl   one JSON object per report, with "step", "epoch" and the metrics
     <model_dir>/summaries/      the same for TensorBoard, and pictures of the attack
 
-Losses are cross-entropies (with label smoothing, without weight decay), accuracies lie in [0, 1]; those of training are of the
-network in training mode, means over all images since the last report.
+Losses are cross-entropies (with label smoothing, without weight decay), and accuracies
+lie in [0, 1]. Training metrics are those of the network in training mode, as means over
+all images since the last report.
 """
 
 import concurrent.futures
@@ -16,20 +18,21 @@ import tensorflow as tf
 
 from efficientnet_advprop.files import format_duration, write_atomically
 
-_PERTURBATION_GAIN = 16  # a perturbation of one pixel unit would not be seen
+_PERTURBATION_GAIN = 16  # a perturbation of one pixel unit would be invisible
 
 
 class Progress:
-    """Reports one run.
+    """Reports the progress of one run.
 
     Args:
-        model_dir: where `metrics.jsonl` and `summaries/` go.
-        start_step: updates done before; reports of later steps (of a run that died after its last checkpoint) are dropped.
-        total_steps: at the end of the run.
+        model_dir: the folder for `metrics.jsonl` and `summaries/`.
+        start_step: the number of updates before this start. Reports of later steps are
+            removed; a run that ended after its last checkpoint has left them.
+        total_steps: the number of updates at the end of the run.
         steps_per_epoch: may be fractional.
         global_batch_size: clean images per update.
-        log: takes a line for the console.
-        writes: False in the processes that leave all reports to another one.
+        log: a function that prints a line on the console.
+        writes: False in processes that leave all reports to another process.
     """
 
     def __init__(
@@ -45,33 +48,38 @@ class Progress:
     ):
         self.log = log if writes else lambda line: None
         self._writes = writes
-        self._total_steps, self._steps_per_epoch, self._global_batch_size = (
-            total_steps,
-            steps_per_epoch,
-            global_batch_size,
-        )
+        self._total_steps = total_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._global_batch_size = global_batch_size
         self._path = os.path.join(model_dir, "metrics.jsonl")
-        # Files are written by a thread of its own: on a remote file system every report would hold up the training.
-        self._background, self._pending = concurrent.futures.ThreadPoolExecutor(1, "reports"), []
+        # A thread of its own writes the files, because writing to a remote file system
+        # would delay the training.
+        self._background = concurrent.futures.ThreadPoolExecutor(1, "reports")
+        self._pending: list[concurrent.futures.Future] = []
         if writes:
             _drop_later_reports(self._path, start_step)
             self._writer = tf.summary.create_file_writer(os.path.join(model_dir, "summaries"))
-        self._timed_steps, self._timed_seconds = 0, 0.0
+        self._timed_steps = 0
+        self._timed_seconds = 0.0
         self._has_timed = False
 
     def add_time(self, num_steps: int, seconds: float) -> None:
-        """Counts a device loop's time into the speed; the first call is left out, for it has traced the step."""
+        """Counts the time of a device loop for the speed.
+
+        The first call is ignored, because it includes tracing the step.
+        """
         if self._has_timed:
-            self._timed_steps, self._timed_seconds = (
-                self._timed_steps + num_steps,
-                self._timed_seconds + seconds,
-            )
+            self._timed_steps += num_steps
+            self._timed_seconds += seconds
         self._has_timed = True
 
     def report_training(
         self, step: int, metrics: Mapping[str, float], learning_rate: float
     ) -> None:
-        """Reports means since the last report: `clean_loss`, `clean_accuracy` and, of adversarial images, the same."""
+        """Reports the means since the last report.
+
+        They are `clean_loss`, `clean_accuracy` and, for adversarial images, the same.
+        """
         line = f"step {step}/{self._total_steps}  epoch {step / self._steps_per_epoch:.2f}"
         figures = {**metrics, "learning_rate": learning_rate}
         line += f"  loss {metrics['clean_loss']:.3f}"
@@ -86,7 +94,8 @@ class Progress:
             figures["images_per_second"] = self._global_batch_size / seconds_per_step
             line += f"  {figures['images_per_second']:.0f} images/s"
             line += f"  ETA {format_duration((self._total_steps - step) * seconds_per_step)}"
-            self._timed_steps, self._timed_seconds = 0, 0.0
+            self._timed_steps = 0
+            self._timed_seconds = 0.0
         self.log(line)
         self._record(step, figures)
 
@@ -96,13 +105,17 @@ class Progress:
         """Reports the validation accuracy of the averaged weights."""
         note = ", the best so far" if is_best else ""
         self.log(
-            f"step {step}/{self._total_steps}  validation top-1 {100 * top1:.2f} %  top-5 {100 * top5:.2f} % "
-            f"of {num_images}{note}"
+            f"step {step}/{self._total_steps}  validation top-1 {100 * top1:.2f} %  "
+            f"top-5 {100 * top5:.2f} % of {num_images}{note}"
         )
         self._record(step, {"eval_top1": top1, "eval_top5": top5, "eval_num_images": num_images})
 
     def show_pictures(self, step: int, images: tf.Tensor, adversarial_images: tf.Tensor) -> None:
-        """Shows clean image | perturbation × 16 | adversarial image, a row per image; all float [n, height, width, 3]."""
+        """Shows clean image, perturbation × 16 and adversarial image, one row per
+        image.
+
+        All are float [n, height, width, 3].
+        """
         self._submit(self._write_pictures, step, images, adversarial_images)
 
     def _write_pictures(self, step, images, adversarial_images):
@@ -132,14 +145,17 @@ class Progress:
         self._writer.flush()
 
     def _submit(self, write: Callable, *arguments) -> None:
-        """Has it written soon. An earlier failure is raised here."""
+        """Lets the thread write. The error of an earlier write is raised here."""
         if self._writes:
             self._pending.append(self._background.submit(write, *arguments))
             while self._pending and self._pending[0].done():
                 self._pending.pop(0).result()
 
     def close(self) -> None:
-        """Returns when everything is written. Raises an `OSError` or `tf.errors.OpError` if it cannot be."""
+        """Waits until everything is written.
+
+        Raises an `OSError` or `tf.errors.OpError` if that is not possible.
+        """
         self._background.shutdown()
         if self._writes:
             self._writer.close()
@@ -148,7 +164,11 @@ class Progress:
 
 
 def picture_grid(images: tf.Tensor, adversarial_images: tf.Tensor) -> tf.Tensor:
-    """uint8 [n·height, 3·width, 3]: per row clean image, 127.5 + 16 · perturbation, adversarial image."""
+    """A picture with a row for each image: clean, perturbation and adversarial image.
+
+    The perturbation is shown as 127.5 + 16 · perturbation. uint8 [n·height, 3·width,
+    3].
+    """
     images, adversarial_images = (
         tf.cast(images, tf.float32),
         tf.cast(adversarial_images, tf.float32),
@@ -160,7 +180,10 @@ def picture_grid(images: tf.Tensor, adversarial_images: tf.Tensor) -> tf.Tensor:
 
 
 def read_metrics(model_dir: str) -> list[dict]:
-    """All reports of a run, in order. A last line that a dying process left unfinished is ignored."""
+    """All reports of a run, in order.
+
+    A last line that a dying process left unfinished is ignored.
+    """
     path = os.path.join(model_dir, "metrics.jsonl")
     if not tf.io.gfile.exists(path):
         return []

@@ -13,16 +13,20 @@ class LearningRate:
     """step → learning rate.
 
     Args:
-        initial: after the warm-up; the recipe scales it by global batch size / 256.
+        initial: the rate after the warm-up; recipes scale it by global batch size /
+            256.
         steps_per_epoch: may be fractional.
-        schedule: "exponential" (a staircase), "cosine" (to zero at `total_steps`), "constant", "piecewise" (times
-            `decay_factor` at each of `decay_at_epochs`: the ResNets' schedule), or "poly" (a parabola from the end of the
-            warm-up to `end` at `total_steps`: LARS's).
-        decay_factor, decay_epochs: of the staircase, whose stairs are counted from step 0, warm-up included.
-        decay_at_epochs: of "piecewise"; from step 0 as well.
-        warmup_epochs: linear from 0; replaces the schedule while it lasts.
-        total_steps: of the cosine and the parabola.
-        end: of "poly", which ends there and not at zero.
+        schedule: "exponential" (decays in steps); "cosine" (to zero at `total_steps`);
+            "constant"; "piecewise" (times `decay_factor` at each of `decay_at_epochs`,
+            as for ResNets); or "poly" (a parabola from the end of the warm-up to `end`
+            at `total_steps`, as for LARS).
+        decay_factor, decay_epochs: of the exponential schedule, which counts from step
+            0, including the warm-up.
+        decay_at_epochs: of "piecewise", counted from step 0, too.
+        warmup_epochs: epochs of linear increase from 0, which replaces the schedule
+            meanwhile.
+        total_steps: of "cosine" and "poly".
+        end: of "poly": the last rate.
     """
 
     initial: float
@@ -38,19 +42,24 @@ class LearningRate:
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise ValueError(
-                f"`schedule` is {self.schedule!r}, but must be one of {', '.join(map(repr, SCHEDULES))}."
+                f"`schedule` is {self.schedule!r}, "
+                f"but must be one of {', '.join(map(repr, SCHEDULES))}."
             )
         if self.schedule in ("cosine", "poly") and self.total_steps < 1:
             raise ValueError(
-                f"`total_steps` is {self.total_steps!r}, but a {self.schedule} schedule must know its end; give a number ≥ 1."
+                f"`total_steps` is {self.total_steps!r}, but a {self.schedule} schedule must know "
+                "its end; give a number ≥ 1."
             )
         if self.schedule == "piecewise" and not self.decay_at_epochs:
             raise ValueError(
-                "`decay_at_epochs` is empty, but a piecewise schedule must know when the rate falls: (30, 60)."
+                "`decay_at_epochs` is empty, but a piecewise schedule must know when the rate "
+                "falls: (30, 60)."
             )
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """The learning rate, float32 scalar, for the update that follows `step` (int scalar) earlier ones."""
+        """The learning rate, float32 scalar, of the update after `step` (int scalar)
+        updates.
+        """
         step = tf.cast(step, tf.float32)
         rate = tf.constant(self.initial, tf.float32)
         if self.schedule == "exponential":
@@ -66,7 +75,8 @@ class LearningRate:
             rate *= 0.5 * (1.0 + tf.cos(math.pi * step / self.total_steps))
         warmup_steps = int(self.warmup_epochs * self.steps_per_epoch)
         if self.schedule == "poly":
-            # As officially: the parabola begins one step down, and its length counts both ends.
+            # As in the official code, the parabola begins one step later, and its
+            # length includes both ends.
             done = tf.maximum(1.0, step - warmup_steps) / (self.total_steps - warmup_steps + 1)
             rate = (self.initial - self.end) * tf.square(1.0 - tf.minimum(done, 1.0)) + self.end
         if warmup_steps:

@@ -1,4 +1,4 @@
-"""Everything that a run changes as it learns, and that a checkpoint must hold to go on as if nothing had happened."""
+"""All variables that change during a run, which a checkpoint must contain."""
 
 import enum
 from typing import Optional, Sequence
@@ -13,7 +13,7 @@ from efficientnet_advprop.training.optimizers import Optimizer
 
 
 class Role(enum.Enum):
-    """Whose a variable is."""
+    """Which images train a variable."""
 
     SHARED = "shared"  # kernels and biases: trained by clean and adversarial images
     MAIN = "main"  # main batch norms: clean images only
@@ -26,10 +26,11 @@ SHARED_LEAVES = ("kernel", "depthwise_kernel", "bias")
 
 
 def role_of(name: str) -> Role:
-    """The role of a model's variable, from its name.
+    """The role of a variable of a model, derived from its name.
 
     Raises:
-        ValueError: neither a batch norm's variable nor a kernel or bias: say here what it is before training it.
+        ValueError: the variable belongs to no batch norm, and is no kernel or bias. Add
+            new kinds of variables to this function before training them.
     """
     *scopes, leaf = official_name(name).split("/")
     if leaf in BATCH_NORM_LEAVES:
@@ -41,18 +42,21 @@ def role_of(name: str) -> Role:
     if leaf in SHARED_LEAVES:
         return Role.SHARED
     raise ValueError(
-        f"The variable {name!r} is neither shared, main nor auxiliary by its name; `training.state.role_of` must know it."
+        f"The variable {name!r} is neither shared, main nor auxiliary by its name; "
+        "`training.state.role_of` must know it."
     )
 
 
 class TrainState(tf.Module):
-    """A model, its optimizer's slots, its averages and the number of updates done. Create it under the strategy's scope.
+    """A model, the slots of its optimizer, its averages and the number of updates.
+
+    Create it under the strategy's scope.
 
     Args:
         model: an `EfficientNet`, built.
-        optimizer: of the model's trainable variables.
-        ema: of its trainable variables and statistics; None: no averages.
-        loss_scale: for a model that computes in float16; None: the loss as it is.
+        optimizer: for the model's trainable variables.
+        ema: averages of its trainable variables and statistics; None: no averages.
+        loss_scale: for a model that computes in float16; None: the loss is not scaled.
     """
 
     def __init__(
@@ -65,11 +69,17 @@ class TrainState(tf.Module):
         super().__init__()
         for variable in model.variables:
             role_of(variable.name)
-        self.model, self.optimizer, self.ema, self.loss_scale = model, optimizer, ema, loss_scale
+        self.model = model
+        self.optimizer = optimizer
+        self.ema = ema
+        self.loss_scale = loss_scale
         self.step = tf.Variable(0, trainable=False, dtype=tf.int64, name=STEP_NAME)
 
 
 def averaged_variables(model: keras.Model) -> Sequence[tf.Variable]:
-    """What the official EMA covers: all trainable variables and all moving statistics; of a batch-normed network, every
-    variable."""
+    """The variables that the official EMA averages.
+
+    These are all trainable variables and all moving statistics, that is, every variable
+    of a network with batch norms.
+    """
     return model.variables

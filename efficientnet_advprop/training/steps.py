@@ -1,11 +1,16 @@
-"""The training step of every method: forward and backward passes, one update of weights, statistics and averages.
+"""The training step of every method: passes, and one update of weights and statistics.
 
-    train_step = make_train_step("advprop", state, learning_rate, global_batch_size=256, attack=attack)
+Usage:
+
+    train_step = make_train_step(
+        "advprop", state, learning_rate, global_batch_size=256, attack=attack
+    )
     sums = strategy.run(train_step, (batch,))                     # inside a tf.function
 
-What a method shows to which branch is a row of `methods.METHODS`. A step runs on every replica of a strategy and compiles with
-XLA as a whole. Its random numbers follow from (seed, step, replica) alone, so that a restarted run draws what the uninterrupted
-one would have drawn.
+`methods.METHODS` defines which images a method trains through which branch. A step runs
+on every replica of a strategy, and XLA can compile it as a whole. Its random numbers
+are determined by (seed, step, replica), so a restarted run draws the same numbers as an
+uninterrupted one.
 """
 
 import functools
@@ -40,14 +45,14 @@ BATCH_KEYS = {CLEAN: "images", AUGMENTED: "augmented_images"}
 def attacked_network(
     model: keras.Model, branch: str, statistics: str, seed: Optional[tf.Tensor] = None
 ):
-    """The `logits_fn` that an attack gets: the model through one branch, changing nothing.
+    """The `logits_fn` of an attack: the model through one branch, without side effects.
 
     Args:
         model: an `EfficientNet` or `ResNet`.
-        branch: "aux" for AdvProp, "main" where there is no other.
-        statistics: "running" is inference mode, the paper's attack; "batch" uses each batch's moments and moves none (Fast
-            AdvProp).
-        seed: int32 [2], for dropout and stochastic depth under "batch".
+        branch: "aux" for AdvProp, "main" if there is no other.
+        statistics: "running" uses inference mode, as in the paper; "batch" uses the
+            moments of each batch without updating the moving ones, as in Fast AdvProp.
+        seed: int32 [2], for dropout and stochastic depth with "batch".
     """
     if statistics == "running":
         return lambda images: model(images, training=False, branch=branch)
@@ -59,10 +64,12 @@ def attacked_network(
 def gradients_by_pass(
     method: Method, run: PassRunner, attack: Optional[Attack], statistics: str
 ) -> GradientFn:
-    """Every pass over the whole batch: clean images, their other views, and their adversarial twins.
+    """Returns a function that makes every pass over the whole batch.
 
-    Passes one after the other, whose gradients are added, rather than one over a concatenated batch: one pass's activations
-    at a time.
+    The passes are over the clean images, their augmented views, and their adversarial
+    versions. They run one after the other and their gradients are added, rather than
+    one pass over a concatenated batch, so that the activations of only one pass are in
+    memory.
     """
 
     def gradients_of(batch, seed):
@@ -70,7 +77,8 @@ def gradients_by_pass(
         images = {view: batch[key] for view, key in BATCH_KEYS.items() if view in method.views}
         num_seeds = len(method.passes) + method.has_attack
         seeds = iter(randomness.split(seed, num_seeds) if num_seeds > 1 else [seed])
-        results, sums = [], {}
+        results = []
+        sums = {}
         for part in method.passes:
             if results:
                 images = {view: start_after(results[-1], tensor) for view, tensor in images.items()}
@@ -78,12 +86,16 @@ def gradients_by_pass(
                 attack_seed = next(seeds)
                 network = attacked_network(run.model, part.branch, statistics, attack_seed)
                 images[ADVERSARIAL] = attack(network, images[CLEAN], labels, attack_seed)
-            shown, count = [images[view] for view in part.views], len(part.views)
-            if count > 1:
-                shown = [tf.concat([tf.cast(view, tf.float32) for view in shown], 0)]
-            result = run(
-                part, *shown, tf.concat([labels] * count, 0) if count > 1 else labels, next(seeds)
-            )
+            count = len(part.views)
+            if count == 1:
+                pass_images = images[part.views[0]]
+                pass_labels = labels
+            else:
+                pass_images = tf.concat(
+                    [tf.cast(images[view], tf.float32) for view in part.views], 0
+                )
+                pass_labels = tf.concat([labels] * count, 0)
+            result = run(part, pass_images, pass_labels, next(seeds))
             results.append(result.gradients)
             sums.update(result.sums_of(part))
         return [sum_of_gradients(gradients) for gradients in zip(*results)], {
@@ -97,8 +109,12 @@ def gradients_by_pass(
 def _over_accumulated_parts(
     gradients_of: GradientFn, accumulation_steps: int, reduces: Callable[[], bool]
 ) -> GradientFn:
-    """The same over a batch cut into `accumulation_steps` parts, one after the other; traced once, unless its `reduces` and the
-    replicas cannot do that in a loop."""
+    """Applies `gradients_of` to `accumulation_steps` parts of a batch, one after the
+    other.
+
+    It is traced once, in a loop, unless it needs reductions and the replicas cannot
+    reduce in a loop.
+    """
 
     def over_parts(batch, seed):
         def part(index):
@@ -123,11 +139,14 @@ def _over_accumulated_parts(
                 _, totals = add_part(tf.constant(index), totals)
             return totals
 
-        def done(index, totals):
+        def is_not_done(index, totals):
             return index < accumulation_steps
 
         return tf.while_loop(
-            done, add_part, (tf.constant(1), totals), maximum_iterations=accumulation_steps - 1
+            is_not_done,
+            add_part,
+            (tf.constant(1), totals),
+            maximum_iterations=accumulation_steps - 1,
         )[1]
 
     return over_parts
@@ -151,49 +170,60 @@ def make_train_step(
     accumulation_steps: int = 1,
     seed: int = 0,
 ) -> Callable[[Batch], Sums]:
-    """One update of everything in `state`, as a function to run on each replica.
+    """Returns a function that updates everything in `state` once, to run on each
+    replica.
 
-    The loss is the sum over the method's passes of the mean cross-entropy over the global batch (L_c + L_a for AdvProp: a sum,
-    as in the paper), plus weight_decay · Σ ½‖v‖² over all but the batch norms' variables. Running statistics move once per pass
-    of each branch (with accumulation: once per part) and are then averaged over the replicas, so that all of them attack and
-    evaluate the same network.
+    The loss is the sum over the method's passes of the mean cross-entropy over the
+    global batch (L_c + L_a for AdvProp: a sum, as in the paper), plus weight_decay · Σ
+    ½‖v‖² over all variables except those of batch norms. Moving statistics are updated
+    once per pass of each branch (with accumulation: once per part). They are then
+    averaged over the replicas, so that all replicas attack and evaluate the same
+    network.
 
-    With `state.loss_scale` an update whose gradients are not finite is left out: weights, slots, averages and statistics stay,
-    the step counts.
+    With `state.loss_scale`, an update whose gradients are not finite is skipped:
+    weights, slots, averages and statistics stay unchanged, but the step is counted.
 
     Args:
         method: a key of `METHODS`, or a `Method` of your own.
-        state: whose variables move; its model must have the branches that the method trains, and no other.
-        learning_rate: step → rate.
+        state: the variables to update; its model must have exactly the branches that
+            the method trains.
+        learning_rate: step → learning rate.
         global_batch_size: images per update, over all replicas and accumulation steps.
-        attack: makes the adversarial images; None for a method without them.
-        attack_statistics: of the attacked batch norms: "running" (the paper) or "batch" (Fast AdvProp, which must have it).
-        label_smoothing: of the training losses; the attack's has none, unless its pass trains the network (Fast AdvProp).
+        attack: makes the adversarial images; None for a method without attack.
+        attack_statistics: the statistics of the attacked batch norms: "running" (the
+            paper) or "batch" (required by Fast AdvProp).
+        label_smoothing: of the training losses. The loss of the attack has none, unless
+            its pass trains the network (Fast AdvProp).
         weight_decay: see above.
-        accumulation_steps: parts of a replica's batch, run one after the other; must divide it.
+        accumulation_steps: the number of parts of a replica's batch, which are
+            processed one after the other; it must divide the batch.
         seed: of all random numbers in the step.
 
     Returns:
-        train_step(batch) for `batch` = {"images": [replica_batch, h, w, 3] of any numeric dtype with pixels in [0, 255],
-        "labels": classes, integers [replica_batch] or [replica_batch, 1], or class weights
-        [replica_batch, classes], and where the method sees augmented images "augmented_images"
-        like "images"}. It returns this replica's sums over its images, float32 scalars: `num_images`
-        and, for each of the method's `views`, `<view>_loss` and `<view>_correct` (of a view that is only a part of the batch,
-        as if it were all of it).
+        train_step(batch) for `batch` = {"images": [replica_batch, h, w, 3] of any
+        numeric dtype with pixels in [0, 255], "labels": classes, integers
+        [replica_batch] or [replica_batch, 1], or class weights [replica_batch,
+        classes], and, if the method uses augmented images, "augmented_images" like
+        "images"}. It returns the sums over the images of this replica, float32 scalars:
+        `num_images` and, for each of the method's `views`, `<view>_loss` and
+        `<view>_correct`. The sums of a view that is only a part of the batch are scaled
+        to the whole batch.
 
     Raises:
-        ValueError: the method does not exist, lacks its attack or has one that it cannot use, or does not fit the model's
-            branches; or, when tracing, a batch that does not fit.
-        LabelError: when tracing, labels of another type, shape or width. In a traced step a label
-            that is no class makes the loss not a number.
+        ValueError: the method does not exist, has no attack although it needs one, has
+            an attack that it cannot use, or does not fit the model's branches; or, when
+            tracing, the batch does not fit.
+        LabelError: when tracing, the labels have another type, shape or number of
+            classes. In a traced step, a label that is not a class makes the loss nan.
     """
     name, method = _checked_method(method)
     model = state.model
     _check_attack(name, method, attack, attack_statistics)
     if method.branches != set(branch_names(model.aux_branches)):
         raise ValueError(
-            f"The model has `aux_branches`={model.aux_branches}, but method {name!r} trains exactly {method.aux_branches}; "
-            "the others would never learn. Build the model accordingly."
+            f"The model has `aux_branches`={model.aux_branches}, but method {name!r} trains "
+            f"exactly {method.aux_branches}; the others would never learn. "
+            "Build the model accordingly."
         )
     run = PassRunner(state, global_batch_size, label_smoothing)
     if method.adversarial_share is None:
@@ -214,25 +244,30 @@ def make_train_step(
             )
         if AUGMENTED in method.views and "augmented_images" not in batch:
             raise ValueError(
-                f"`batch` has {', '.join(batch)}, but method {name!r} also needs 'augmented_images'."
+                f"`batch` has {', '.join(batch)}, "
+                f"but method {name!r} also needs 'augmented_images'."
             )
         labels = check_labels(batch["labels"], num_images=size)
         batch = {**batch, "labels": labels}
-        own_seed = tf.constant([seed, 0])
+        step_seed = tf.constant([seed, 0])
         for part in (tf.cast(state.step, tf.int32), replica_runtime.current().replica_id):
-            own_seed = randomness.fold_in(own_seed, part)
-        trained, statistics = model.trainable_variables, moving_statistics(model)
+            step_seed = randomness.fold_in(step_seed, part)
+        trained = model.trainable_variables
+        statistics = moving_statistics(model)
         statistics_before = (
             [variable.read_value() for variable in statistics]
             if state.loss_scale is not None
             else None
         )
 
-        gradients, sums = gradients_of(batch, own_seed)
-        idle = [variable.name for variable, gradient in zip(trained, gradients) if gradient is None]
-        if idle:
+        gradients, sums = gradients_of(batch, step_seed)
+        without_gradient = [
+            variable.name for variable, gradient in zip(trained, gradients) if gradient is None
+        ]
+        if without_gradient:
             raise ValueError(
-                f"Method {name!r} gives no gradient to {list_names(idle)}; they would never learn."
+                f"Method {name!r} gives no gradient to {list_names(without_gradient)}; "
+                "they would never learn."
             )
         gradients = _reduce_over_replicas(gradients, statistics)
 
@@ -257,7 +292,8 @@ def make_train_step(
             _keep_unless(is_finite, statistics, statistics_before)
             tf.cond(is_finite, update, lambda: None)
             state.loss_scale.update(is_finite)
-        # On the local copy, like every update here: each replica counts for itself, and they agree.
+        # Each replica updates its own copy, like every update here; the copies stay
+        # equal.
         tf.raw_ops.AssignAddVariableOp(
             resource=state.step.handle, value=tf.ones([], state.step.dtype)
         )
@@ -269,11 +305,12 @@ def make_train_step(
 def _reduce_over_replicas(
     gradients: Sequence[tf.Tensor], statistics: Sequence[tf.Variable]
 ) -> list[tf.Tensor]:
-    """The summed gradients; the statistics become their mean. One exchange."""
+    """Returns the summed gradients, and averages the statistics, in one exchange."""
     count = replica_runtime.current().num_replicas
     if count == 1:
         return list(gradients)
-    # Identities, because a multi-worker strategy asks a tensor for its device, and a variable's own value does not know it.
+    # `tf.identity` is needed because a multi-worker strategy asks a tensor for its
+    # device, which the value of a variable does not know.
     totals = reduction.sum_over_replicas([*gradients, *map(tf.identity, statistics)])
     for variable, total in zip(statistics, totals[len(gradients) :]):
         tf.raw_ops.AssignVariableOp(resource=variable.handle, value=total / count)
@@ -283,14 +320,14 @@ def _reduce_over_replicas(
 def _keep_unless(
     condition: tf.Tensor, variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]
 ) -> None:
-    """Gives `variables` the earlier `values` unless `condition`."""
+    """Assigns the earlier `values` to `variables`, unless `condition` is true."""
     for variable, value in zip(variables, values):
         kept = tf.where(condition, variable.read_value(), value)
         tf.raw_ops.AssignVariableOp(resource=variable.handle, value=kept)
 
 
 def _reduces(method: Method, model: keras.Model) -> bool:
-    """Whether the replicas of the current step meet before its end."""
+    """Whether the replicas exchange tensors before the end of the current step."""
     return method.adversarial_share is not None or any(
         norm.num_replicas_together > 1 for norm in batch_norms(model)
     )
@@ -309,15 +346,18 @@ def _checked_method(method: Union[str, Method]) -> tuple[str, Method]:
 def _check_attack(name: str, method: Method, attack: Optional[Attack], statistics: str) -> None:
     if statistics not in STATISTICS:
         raise ValueError(
-            f"`attack_statistics` is {statistics!r}, but must be one of {', '.join(map(repr, STATISTICS))}."
+            f"`attack_statistics` is {statistics!r}, "
+            f"but must be one of {', '.join(map(repr, STATISTICS))}."
         )
     if (attack is not None) != method.has_attack:
         raise ValueError(
-            f"`attack` is {attack!r}, but method {name!r} needs {'one' if method.has_attack else 'none'}."
+            f"`attack` is {attack!r}, "
+            f"but method {name!r} needs {'one' if method.has_attack else 'none'}."
         )
     if isinstance(attack, UniformNoise) and statistics != "running":
         raise ValueError(
-            f"`attack_statistics` is {statistics!r}, but {attack!r} attacks no network; leave it at 'running'."
+            f"`attack_statistics` is {statistics!r}, but {attack!r} attacks no network; "
+            "leave it at 'running'."
         )
     if method.adversarial_share is None:
         return
@@ -325,13 +365,15 @@ def _check_attack(name: str, method: Method, attack: Optional[Attack], statistic
         raise ValueError(
             f"`attack` is {attack!r}, but method {name!r} shares the passes of a `PGD`."
         )
-    for option, wanted in {"num_steps": 1, "targeted": False}.items():
-        if getattr(attack, option) != wanted:
+    for option, required in {"num_steps": 1, "targeted": False}.items():
+        if getattr(attack, option) != required:
             raise ValueError(
-                f"`attack.{option}` is {getattr(attack, option)!r}, but method {name!r} trains with the attack's own pass, "
-                f"which is one step from the true labels' loss; set it to {wanted!r}."
+                f"`attack.{option}` is {getattr(attack, option)!r}, but method {name!r} trains "
+                "with the attack's own pass, which is one step from the true labels' loss; "
+                f"set it to {required!r}."
             )
     if statistics != "batch":
         raise ValueError(
-            f"`attack_statistics` is {statistics!r}, but method {name!r} attacks in its training pass: 'batch'."
+            f"`attack_statistics` is {statistics!r}, but method {name!r} attacks in its training "
+            "pass: 'batch'."
         )

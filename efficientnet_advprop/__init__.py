@@ -1,7 +1,9 @@
-"""AdvProp (Xie et al., CVPR 2020) for TensorFlow 2: train on clean and adversarial images, each through its own batch norms.
+"""AdvProp (Xie et al., CVPR 2020) for TensorFlow 2: training with clean and adversarial
+images.
 
-Importing it checks that the installed packages fit together and has `tf.keras` be Keras 2
-(`stack`); where they do not fit, the error of a program is one line.
+Each kind of images has batch norms of its own. Importing this package checks that the
+installed packages fit together, and makes `tf.keras` Keras 2 (see `stack`). If they do
+not fit, a program ends with an error of one line.
 """
 
 import sys
@@ -10,7 +12,7 @@ from efficientnet_advprop import stack
 
 
 def _show_briefly(kind, error, traceback, show=sys.excepthook):
-    """What the interpreter calls for an exception that nobody has caught."""
+    """Handles an exception that no code has caught; see `sys.excepthook`."""
     if isinstance(error, stack.StackError):
         print(f"error: {error}", file=sys.stderr)
     else:

@@ -1,9 +1,12 @@
-"""What the numbers of a network's classes stand for.
+"""Converts between the labels of a data set and the class indices of a network.
+
+Usage:
 
     offset = background_offset(model.num_classes)                # logits[label + offset]
 
-The official programs have one rule: a network of 1001 classes has ImageNet's 1000 and, before
-them, the background, which no image is of. All of EfficientNet-EdgeTPU's checkpoints are such.
+As in the official programs, a network of 1001 classes has ImageNet's 1000 classes and,
+as class 0, a background class, to which no image belongs. All checkpoints of
+EfficientNet-EdgeTPU have it.
 """
 
 BACKGROUND = "background"  # the name of class 0 where there is one
@@ -11,5 +14,8 @@ _WITH_BACKGROUND = 1001
 
 
 def background_offset(num_classes: int) -> int:
-    """How far a network's class is from the data set's label: 1 where class 0 is the background, else 0."""
+    """The class index of a network minus the label of the data set.
+
+    It is 1 if class 0 is the background, otherwise 0.
+    """
     return int(num_classes == _WITH_BACKGROUND)

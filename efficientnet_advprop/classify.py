@@ -1,12 +1,15 @@
-"""Says what is on images: the five most probable classes of a trained network.
+r"""Classifies images: prints the five most probable classes of a trained network.
 
-    python -m efficientnet_advprop.classify --checkpoint=b3-advprop --labels_map_file=labels_map.txt \
-        panda.jpg photos/ 'more/*.png'
+Usage:
+
+    python -m efficientnet_advprop.classify --checkpoint=b3-advprop \
+        --labels_map_file=labels_map.txt panda.jpg photos/ 'more/*.png'
     python -m efficientnet_advprop.classify --model_dir=runs/digits image.png
 
-An image is a JPEG, PNG, GIF, BMP or WebP file, a folder of such files or a pattern. Normalization,
-crop and size follow from the checkpoint, are shown, and can be overridden. An image that cannot be
-read is named on stderr; the others are classified all the same, and the exit code is then 1.
+An image is a JPEG, PNG, GIF, BMP or WebP file, a folder of such files, or a pattern.
+Normalization, crop and size are derived from the checkpoint, are printed, and can be
+overridden. Images that cannot be read are listed on stderr; the others are classified
+nevertheless, and the exit code is then 1.
 """
 
 import sys

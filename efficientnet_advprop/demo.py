@@ -1,11 +1,15 @@
-"""The demo: AdvProp beside its two rivals on handwritten digits, from nothing to a report, in a few minutes on two CPU cores.
+"""The demo: trains digits by AdvProp and its two baselines, and writes a report.
+
+Usage:
 
     python -m efficientnet_advprop.demo --config=configs/digits.py
 
-It trains one small EfficientNet by each method, with the same config, data and seed; scores the averaged weights on clean,
-corrupted and attacked test images; and writes <output_dir>/report.html. Stopped or killed, the same command goes on where it
-was. What it finds is what it shows: the weights are those after the last step, not the best on the test images. (The recipe
-itself was found on these images with seed 0: docs/decisions.md.)
+It takes a few minutes on two CPU cores. It trains one small EfficientNet by each
+method, with the same config, data and seed; evaluates the averaged weights on clean,
+corrupted and attacked test images; and writes <output_dir>/report.html. After an
+interruption, the same command continues where it stopped. The evaluated weights are
+those after the last step, not the best on the test images. (The recipe itself was found
+on these images with seed 0: docs/decisions.md.)
 """
 
 import os
@@ -27,11 +31,11 @@ def main(argv):
     config = program.read_config(_CONFIG)
     output_dir = _OUTPUT_DIR.value
     started = time.monotonic()
-    # Here, so that --help and a wrong flag do not wait for TensorFlow.
+    # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from efficientnet_advprop.reports import evaluation_report
     from efficientnet_advprop.studies import demo_report, demonstration
 
-    logging.set_verbosity(logging.WARNING)  # the data's remarks on each of the many test sets
+    logging.set_verbosity(logging.WARNING)  # hides the remarks about each of the many test sets
     demo = demonstration.run(config, output_dir)
     if demo is None:
         return

@@ -1,26 +1,29 @@
-"""The errors that a user can act upon: one family, which every program ends with one message.
+"""The errors that a user can solve; every program reports them as one message.
+
+Usage:
 
     class DataError(UserError, ValueError):
         ...
 
-Every public error of this package derives from `UserError`, so that a program need not list
-them: `command_line.program` prints the message and ends with `exit_code`. Any other exception is
-a fault of ours and keeps its traceback. Messages name the argument, its value, the rule and the
-way out, in ten lines at most: of many names the first few stand for all (`list_names`).
+Every public error of this package derives from `UserError`, so programs need not list
+them: `command_line.program` prints the message and exits with `exit_code`. Any other
+exception is a bug of this package and keeps its traceback. Messages name the argument,
+its value, the rule and the solution, in at most ten lines. Of a long list of names, a
+message shows only the first few (`list_names`).
 """
 
 from typing import Sequence
 
 MAX_LINES = 10  # of a message
-_MAX_CHARACTERS = 2000  # of a line: what a library says may be longer
-NUM_NAMES = 3  # that stand for a longer list
+_MAX_CHARACTERS = 2000  # of a line; messages of libraries may be longer
+NUM_NAMES = 3  # how many names of a long list are shown
 
 
 def list_names(names: Sequence[str], num_shown: int = NUM_NAMES) -> str:
-    """The first names in a sentence, and how many more there are.
+    """The first names as part of a sentence, and the number of the others.
 
     Args:
-        names: in the order to show them in.
+        names: in the order in which they are shown.
         num_shown: ≥ 1.
 
     Returns:
@@ -31,21 +34,23 @@ def list_names(names: Sequence[str], num_shown: int = NUM_NAMES) -> str:
 
 
 def list_lines(lines: Sequence[str], num_shown: int = 6) -> str:
-    """The first lines below a sentence, each indented, and how many more there are.
+    """The first lines, each indented on a line of its own, and the number of the
+    others.
 
     Args:
-        lines: in the order to show them in.
-        num_shown: ≥ 1; the default leaves room for a sentence before and behind.
+        lines: in the order in which they are shown.
+        num_shown: ≥ 1; the default leaves room for a sentence before and after the
+            lines.
 
     Returns:
-        "\\n  a\\n  b", or with "\\n  … and 14 more" behind them.
+        "\\n  a\\n  b", or the same followed by "\\n  … and 14 more".
     """
     more = [f"… and {len(lines) - num_shown} more"] if len(lines) > num_shown else []
     return "".join(f"\n  {line}" for line in [*lines[:num_shown], *more])
 
 
 def shorten(message: str) -> str:
-    """A message of at most `MAX_LINES` lines, whoever wrote it; says so where lines are left out."""
+    """Shortens a message to `MAX_LINES` lines, and says how many lines are missing."""
     lines = [
         line if len(line) <= _MAX_CHARACTERS else f"{line[:_MAX_CHARACTERS]} …"
         for line in message.splitlines()
@@ -57,18 +62,19 @@ def shorten(message: str) -> str:
 
 
 class UserError(Exception):
-    """Data, files or circumstances that cannot be used as they are.
+    """Data, files or circumstances that cannot be used.
 
-    `exit_code` is what a program that ends by this error returns.
+    `exit_code` is the exit code of a program that this error ends.
     """
 
     exit_code = 1
-    # Said openly, for subclasses that are also a `ValueError` or the like, which has its own: a
-    # traced `tf.function` raises an error anew, and only with this constructor as the same class.
+    # Subclasses that also derive from `ValueError` would inherit its constructor. A
+    # traced `tf.function` raises an error again, and keeps its class only with this
+    # constructor.
     __init__ = Exception.__init__
 
 
 class UsageError(UserError):
-    """Wrong flags, configuration or arguments: the same call can never work."""
+    """Wrong flags, configuration or arguments: repeating the same call cannot succeed."""
 
     exit_code = 2

@@ -1,10 +1,14 @@
-"""Keras 2, whichever TensorFlow there is: everything of this package that is Keras comes from here.
+"""Provides Keras 2 for every supported TensorFlow; all Keras code of this package uses
+it.
+
+Usage:
 
     from efficientnet_advprop.keras2 import keras
 
-TensorFlow 2.15 has it as `tf.keras`; from 2.16 on `tf.keras` is Keras 3 unless TF_USE_LEGACY_KERAS was
-set in time, and Keras 2 goes on as the package tf-keras. Taken from there it is the right one even in
-a process that has loaded Keras 3 before, and the two do not disturb each other.
+In TensorFlow 2.15, `tf.keras` is Keras 2. From 2.16 on, `tf.keras` is Keras 3, unless
+TF_USE_LEGACY_KERAS was set in time; Keras 2 is then the package tf-keras. Importing it
+directly also works in a process that has loaded Keras 3 before, and the two can be used
+side by side.
 """
 
 import tensorflow as tf

@@ -1,18 +1,22 @@
-"""What makes a training method: which images go through which branch's batch norms, as data.
+"""Defines training methods as data: which images pass through which branch of batch
+norms.
 
-    METHODS["advprop"].passes                    # clean images through main, adversarial ones through the auxiliary branch
+Usage:
 
-A method is a row here; `steps.make_train_step` interprets it, and takes a row of your own as well.
+    METHODS["advprop"].passes     # clean images through main, adversarial ones through aux
+
+`steps.make_train_step` interprets a `Method`. It accepts the rows of `METHODS` and
+methods of your own.
 """
 
 import dataclasses
 from typing import Optional
 
-# The images of a step: which it can show to the network.
+# The kinds of images that a step can train on.
 CLEAN = "clean"  # batch["images"]
 AUGMENTED = "augmented"  # batch["augmented_images"]: another view of the same images
-ADVERSARIAL = "adversarial"  # what the attack makes of the clean images
-NOISY = "noisy"  # where the attack started from
+ADVERSARIAL = "adversarial"  # the clean images after the attack
+NOISY = "noisy"  # the starting point of the attack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +24,10 @@ class Pass:
     """One forward and backward pass.
 
     Args:
-        branch: whose batch norms: "main", "aux", "aux_2", …
-        views: the images in it, which share a batch where they are several: "clean", "augmented", "adversarial" or "noisy".
-        weight: of its loss.
+        branch: the batch norms that it uses: "main", "aux", "aux_2", …
+        views: the kinds of its images: "clean", "augmented", "adversarial" or "noisy".
+            Several kinds share one batch.
+        weight: factor of its loss.
     """
 
     branch: str
@@ -36,10 +41,12 @@ class Method:
 
     Args:
         passes: in their order; their losses are added.
-        adversarial_share: None: every clean image has its adversarial twin, and sees the network beside it. A number in (0, 1),
-            as in Fast AdvProp: that part of a batch becomes adversarial, and its clean images are not trained on. Then the pass
-            that trains on the noisy images is also the attack's, and gradients are divided by the share of the images that each
-            variable saw.
+        adversarial_share: None: every clean image has an adversarial version, and the
+            network is trained on both. A number in (0, 1), as in Fast AdvProp: this
+            part of a batch becomes adversarial, and its clean images are not trained
+            on. Then the pass that trains on the noisy images is also the pass of the
+            attack, and the gradient of each variable is divided by the fraction of the
+            images that reached it.
     """
 
     passes: tuple[Pass, ...]
@@ -53,33 +60,34 @@ class Method:
             or not 0.0 < (self.adversarial_share or 0.0) < 1.0
         ):
             raise ValueError(
-                f"`adversarial_share` is {self.adversarial_share!r} and `passes` see {', '.join(self.views)}, but a share in "
-                f"(0, 1) goes with three passes, which see {', '.join(unpaired)}, and these with a share."
+                f"`adversarial_share` is {self.adversarial_share!r} and `passes` see "
+                f"{', '.join(self.views)}, but a share in (0, 1) goes with three passes, "
+                f"which see {', '.join(unpaired)}, and these with a share."
             )
 
     @property
     def views(self) -> tuple[str, ...]:
-        """All images that it trains on, in their order."""
+        """All kinds of images that the method trains on, in order."""
         return tuple(view for part in self.passes for view in part.views)
 
     @property
     def has_attack(self) -> bool:
-        """Whether it needs an attack."""
+        """Whether the method needs an attack."""
         return ADVERSARIAL in self.views
 
     @property
     def attacked_branch(self) -> str:
-        """Whose batch norms the attack goes through: those that the adversarial images train."""
+        """The branch that the attack uses: the one that the adversarial images train."""
         return next(part.branch for part in self.passes if ADVERSARIAL in part.views)
 
     @property
     def branches(self) -> frozenset[str]:
-        """The branches that it trains; a model must have exactly these."""
+        """The branches that the method trains; a model must have exactly these."""
         return frozenset(part.branch for part in self.passes)
 
     @property
     def aux_branches(self) -> int:
-        """How many of them are auxiliary."""
+        """The number of auxiliary branches."""
         return len(self.branches - {"main"})
 
 
@@ -87,13 +95,16 @@ METHODS = {
     "vanilla": Method((Pass("main", (CLEAN,)),)),
     # Xie et al., CVPR 2020, algorithm 1.
     "advprop": Method((Pass("main", (CLEAN,)), Pass("aux", (ADVERSARIAL,)))),
-    # Their control: one batch of both through the same batch norms.
+    # The paper's baseline: both kinds of images in one batch, through the same batch
+    # norms.
     "adversarial": Method((Pass("main", (CLEAN, ADVERSARIAL)),)),
-    # Their fine-grained variant: one more auxiliary branch per further distribution.
+    # The paper's fine-grained variant: one auxiliary branch for each additional
+    # distribution.
     "fine_grained": Method(
         (Pass("main", (CLEAN,)), Pass("aux", (AUGMENTED,)), Pass("aux_2", (ADVERSARIAL,)))
     ),
-    # Mei et al., ICLR 2022: weights β = 0.5 of the noisy and of the adversarial images.
+    # Mei et al., ICLR 2022: the losses of noisy and of adversarial images have weights
+    # β = 0.5.
     "fast_advprop": Method(
         (
             Pass("main", (CLEAN,)),

@@ -1,13 +1,21 @@
-"""Compiles a config's training step for a TPU, on a machine that has none: does it compile, does it fit, what does it cost?
+r"""Compiles a config's training step for a TPU on a machine without one; reports time
+and memory.
 
-    make preflight                                                # the compiler's environment, once; then, any number of times:
-    python -m tpu_utils.preflight --config=configs/advprop.py:b7 --topology=v3:2x2 --replica_batch_size=16
-    python -m tpu_utils.preflight --config=configs/advprop.py:b7 --topology=v3:2x2 --find_batch_size
+Usage:
 
-The step is the real one: attack, passes through both branches, reductions over all cores of the topology, optimizer and
-averages. What it prints of memory is what the compiler has laid out; of time, what its schedule adds up to: an estimate. Every
-answer is kept as JSON in --results_dir, and not asked for again: an interrupted search goes on where it was.
-docs/preflight.md explains the figures. Exit codes: 0 it fits, 2 wrong flags or config, 1 anything else, with one message.
+    make preflight    # installs the compiler's environment, once
+    python -m tpu_utils.preflight --config=configs/advprop.py:b7 --topology=v3:2x2 \
+        --replica_batch_size=16
+    python -m tpu_utils.preflight --config=configs/advprop.py:b7 --topology=v3:2x2 \
+        --find_batch_size
+
+The step is the complete one: attack, passes through both branches, reductions over all
+cores of the topology, optimizer and averages. The reported memory is what the compiler
+has allocated. The reported time is an estimate, the sum of the compiler's schedule.
+Every result is saved as JSON in --results_dir and is not computed again, so an
+interrupted search continues where it stopped. docs/preflight.md explains the results.
+Exit codes: 0 the step fits, 2 wrong flags or config, 1 any other error, with one
+message.
 """
 
 import copy
@@ -48,7 +56,7 @@ _COMPILER_PYTHON = flags.DEFINE_string(
 def main(argv):
     del argv
     config = program.read_config(_CONFIG)
-    # Here, so that --help and a wrong flag do not wait for TensorFlow.
+    # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from efficientnet_advprop.training import programs
     from tpu_utils.compiler import preflight_results, tpu_compiler
     from tpu_utils.compiler.batch_search import find_largest_batch
@@ -57,7 +65,8 @@ def main(argv):
     num_replicas = compiler.num_cores if _NUM_REPLICAS.value is None else _NUM_REPLICAS.value
     if not 1 <= num_replicas <= compiler.num_cores:
         raise ConfigError(
-            f"`--num_replicas` is {num_replicas}, but {_TOPOLOGY.value} has 1 to {compiler.num_cores} cores."
+            f"`--num_replicas` is {num_replicas}, "
+            f"but {_TOPOLOGY.value} has 1 to {compiler.num_cores} cores."
         )
     results = preflight_results.Results(
         _RESULTS_DIR.value, compiler, num_replicas, programs.training_step
@@ -67,8 +76,9 @@ def main(argv):
         global_batch = config.training.global_batch_size
         if global_batch % num_replicas:
             raise ConfigError(
-                f"`config.training.global_batch_size` is {global_batch}, but must divide by the {num_replicas} cores of "
-                f"{_TOPOLOGY.value}; change it, or give --replica_batch_size."
+                f"`config.training.global_batch_size` is {global_batch}, but must divide by the "
+                f"{num_replicas} cores of {_TOPOLOGY.value}; change it, or give "
+                "--replica_batch_size."
             )
         batch = global_batch // num_replicas
     if _FIND_BATCH_SIZE.value:

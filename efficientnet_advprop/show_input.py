@@ -1,11 +1,17 @@
-"""A picture of what the network sees: training images after cropping and augmentation, each row one image in several draws.
+r"""Draws the training images after crop and augmentation, each row one image several
+times.
 
-    python -m efficientnet_advprop.show_input --config=configs/advprop.py:b0 --data_dir=… --out=grid.png
-    python -m efficientnet_advprop.show_input --config=configs/digits.py --data_dir=data/digits --out=grid.png --rows=4
+Usage:
 
-The first column is the evaluation's view of the same image. Where the method trains on pairs of views, each draw is the plain
-and the augmented one side by side; MixUp and CutMix mix the images of a column. Reads the training files from their beginning,
-one image per row.
+    python -m efficientnet_advprop.show_input --config=configs/advprop.py:b0 \
+        --data_dir=… --out=grid.png
+    python -m efficientnet_advprop.show_input --config=configs/digits.py \
+        --data_dir=data/digits --out=grid.png --rows=4
+
+The first column shows the image as the evaluation sees it. If the method trains on
+pairs of views, each draw shows the plain and the augmented view side by side. MixUp and
+CutMix mix the images of a column. The images are read from the beginning of the
+training files.
 """
 
 import numpy as np
@@ -19,13 +25,13 @@ from efficientnet_advprop.methods import AUGMENTED, METHODS
 _CONFIG = program.define_config_flag()
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the TFRecords")
 _OUT = flags.DEFINE_string("out", None, "the picture to write, such as grid.png")
-_ROWS = flags.DEFINE_integer("rows", 6, "images", lower_bound=1)
-_COLUMNS = flags.DEFINE_integer("columns", 8, "draws of each", lower_bound=1)
+_ROWS = flags.DEFINE_integer("rows", 6, "number of images", lower_bound=1)
+_COLUMNS = flags.DEFINE_integer("columns", 8, "number of draws of each image", lower_bound=1)
 _GAP = 2  # pixels
 
 
 def draw_grid(rows: np.ndarray) -> Image.Image:
-    """uint8 [rows, columns, size, size, 3] side by side on white."""
+    """Arranges uint8 [rows, columns, size, size, 3] side by side on white."""
     rows = np.pad(rows, [(0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0)], constant_values=255)
     return Image.fromarray(
         rows.transpose(0, 2, 1, 3, 4).reshape(rows.shape[0] * rows.shape[2], -1, 3)
@@ -38,7 +44,7 @@ def main(argv):
     for flag, what in ((_DATA_DIR, "the folder of the TFRecords"), (_OUT, "the picture to write")):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
-    # Here, so that --help and a wrong flag do not wait for TensorFlow.
+    # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from efficientnet_advprop.data import pipeline
 
     rows = pipeline.sample_views(
@@ -52,7 +58,8 @@ def main(argv):
     )
     draw_grid(rows).save(_OUT.value)
     print(
-        f"{_OUT.value}: {_ROWS.value} images; the evaluation's view and {_COLUMNS.value} draws of the training's."
+        f"{_OUT.value}: {_ROWS.value} images; the evaluation's view and "
+        f"{_COLUMNS.value} draws of the training's."
     )
 
 

@@ -1,13 +1,20 @@
-"""Runs a study: many ways to train, several seeds of each, and one report on what the paper claims of them.
+r"""Runs a study: trains in many ways with several seeds, and tests the paper's claims.
+
+Usage:
 
     python -m efficientnet_advprop.study --study=configs/studies/digits.py --list
-    python -m efficientnet_advprop.study --study=configs/studies/digits.py --output_dir=runs/study --num_parallel=2
-    python -m efficientnet_advprop.study --study=configs/studies/digits.py --output_dir=runs/study --report
-    python -m efficientnet_advprop.study --study=configs/studies/digits.py --output_dir=runs/study --run=advprop_small/seed_3
+    python -m efficientnet_advprop.study --study=configs/studies/digits.py \
+        --output_dir=runs/study --num_parallel=2
+    python -m efficientnet_advprop.study --study=configs/studies/digits.py \
+        --output_dir=runs/study --report
+    python -m efficientnet_advprop.study --study=configs/studies/digits.py \
+        --output_dir=runs/study --run=advprop_small/seed_3
 
-Each run is a process with a folder of its own. Stopped or killed, the same command goes on where it was; with a study of other
-runs it refuses. At the end (or with --report, of the runs that are done) <output_dir> gets report.html, report.json, report.md
-(the tables) and claims.png (the contrasts). --run executes a single run, for batch systems that have their own queue.
+Each run is a process with its own folder. After an interruption, the same command
+continues where it stopped; if the folder contains a study of other runs, it is refused.
+At the end, or with --report from the runs that are done, the program writes
+report.html, report.json, report.md (the tables) and claims.png (the contrasts) into
+<output_dir>. --run executes a single run, for batch systems that have their own queue.
 """
 
 import os
@@ -32,7 +39,7 @@ _NUM_PARALLEL = flags.DEFINE_integer(
     "num_parallel", None, "runs at a time; default: one per GPU or CPU core", lower_bound=1
 )
 _LIST = flags.DEFINE_bool(
-    "list", False, "only show the runs, what is done, and the time that the others take"
+    "list", False, "only show the runs, which are done, and the time that the others need"
 )
 _REPORT = flags.DEFINE_bool("report", False, "only report on the runs that are done")
 _RUN = flags.DEFINE_string("run", None, "only this run, in this process: <arm>/seed_<n>")
@@ -41,12 +48,16 @@ _RUN = flags.DEFINE_string("run", None, "only this run, in this process: <arm>/s
 def _format_plan(study: plan.Study, output_dir: str, num_parallel: int) -> str:
     entries = run_scores.progress(study, output_dir)
     lines = [
-        f"{entry.run.name:40s} {format_duration(entry.seconds):>12s}  {'to do' if entry.scores is None else 'done'}"
+        f"{entry.run.name:40s} {format_duration(entry.seconds):>12s}  "
+        f"{'to do' if entry.scores is None else 'done'}"
         for entry in entries
     ]
     left = format_duration(run_scores.seconds_left(study, output_dir, num_parallel))
     num_done = sum(entry.scores is not None for entry in entries)
-    end = f"{num_done} of {len(entries)} runs are done; the others take about {left}, {num_parallel} at a time"
+    end = (
+        f"{num_done} of {len(entries)} runs are done; the others take about {left}, "
+        f"{num_parallel} at a time"
+    )
     return "\n".join([f"{study.title}: processor time of each run", *lines, end])
 
 
@@ -62,7 +73,7 @@ def main(argv):
     if _LIST.value:
         print(_format_plan(study, output_dir, num_parallel))
         return
-    # Here, so that --help and --list do not wait for TensorFlow.
+    # Imported here, so that --help and --list do not wait for TensorFlow.
     from efficientnet_advprop.studies import execution, figures, report
 
     added = plan.claim_output_dir(study, output_dir)
@@ -73,7 +84,8 @@ def main(argv):
     if not _REPORT.value:
         left = format_duration(run_scores.seconds_left(study, output_dir, num_parallel))
         print(
-            f"{len(study.runs())} runs, {len(added)} of them new; {num_parallel} at a time: about {left}",
+            f"{len(study.runs())} runs, {len(added)} of them new; "
+            f"{num_parallel} at a time: about {left}",
             flush=True,
         )
 

@@ -1,13 +1,19 @@
-"""Trains an EfficientNet: vanilla, by AdvProp, or adversarially without auxiliary batch norms.
+r"""Trains a network: by AdvProp, by vanilla training, or by one of the other methods.
 
-    python -m efficientnet_advprop.train --config=configs/digits.py:advprop --data_dir=data/digits --model_dir=runs/digits
-    python -m efficientnet_advprop.train --config=configs/advprop.py:b0 --data_dir=… --model_dir=… --strategy=mirrored
-    python -m efficientnet_advprop.train --config=configs/advprop.py:b7 --data_dir=gs://… --model_dir=gs://… --strategy=tpu \
-        --tpu=local
+Usage:
 
-The config says what is computed, any field of it can be overridden (--config.attack.epsilon=2); the other flags say where.
-Started again with the same command, a run goes on from its last checkpoint. SIGTERM makes it save and exit with 0. Exit codes:
-0 done or stopped, 2 wrong flags or config, 1 anything else, always with one message.
+    python -m efficientnet_advprop.train --config=configs/digits.py:advprop \
+        --data_dir=data/digits --model_dir=runs/digits
+    python -m efficientnet_advprop.train --config=configs/advprop.py:b0 \
+        --data_dir=… --model_dir=… --strategy=mirrored
+    python -m efficientnet_advprop.train --config=configs/advprop.py:b7 \
+        --data_dir=gs://… --model_dir=gs://… --strategy=tpu --tpu=local
+
+The config defines what is computed; flags such as --config.attack.epsilon=2 override
+its fields. The other flags define where it is computed. Started again with the same
+command, a run continues from its last checkpoint. After SIGTERM it saves its state and
+exits with 0. Exit codes: 0 done or stopped, 2 wrong flags or config, 1 any other error;
+every error has one message.
 """
 
 from absl import flags
@@ -19,16 +25,17 @@ _CONFIG = program.define_config_flag()
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "folder of the TFRecords: train-00000-of-…, validation-00000-of-…; or synthetic: noise, to time the device alone",
+    "folder of the TFRecords: train-00000-of-…, validation-00000-of-…; or synthetic: noise, "
+    "to time the device alone",
 )
 _MODEL_DIR = flags.DEFINE_string(
-    "model_dir", None, "folder of the checkpoints and reports; made if it does not exist"
+    "model_dir", None, "folder of the checkpoints and reports; created if it does not exist"
 )
 _STRATEGY = strategy_flags.define()
 _PROFILER_PORT = flags.DEFINE_integer(
     "profiler_port",
     None,
-    "listen there for requests to profile this process (docs/launching.md)",
+    "port at which this process accepts requests to profile it (docs/launching.md)",
     1,
     65535,
 )
@@ -43,7 +50,7 @@ def main(argv):
     ):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
-    # Here, so that --help and a wrong flag do not wait for TensorFlow.
+    # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from efficientnet_advprop.training.loop import train
     from tpu_utils.devices import profiler_server
 

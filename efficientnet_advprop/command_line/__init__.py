@@ -1,1 +1,1 @@
-"""What all programs share: how they start and end, and the flags of networks and strategies."""
+"""What all programs share: how they start and end, and common groups of flags."""

@@ -1,11 +1,13 @@
-"""What the programs (`train`, `evaluate`, …) share: a config from flags, and errors as one message.
+"""Runs the main function of a program: reads the config from flags, and reports errors.
+
+Usage:
 
     _CONFIG = program.define_config_flag()
     if __name__ == "__main__":
         program.run(main)
 
-A user's mistake ends in one line on stderr and exit code 2 (flags, config) or 1 (anything later), Ctrl-C in 130; a traceback is
-a bug of ours.
+A mistake of the user ends with one message on stderr and exit code 2 (flags, config) or
+1 (anything later), Ctrl-C with 130. A traceback always means a bug of this package.
 """
 
 import logging
@@ -14,7 +16,8 @@ import re
 import sys
 from typing import Callable, Optional, Sequence
 
-# TensorFlow 2.15 starts with three "errors" about CUDA factories that mean nothing; real ones reach Python as exceptions.
+# TensorFlow 2.15 logs three meaningless "errors" about CUDA factories when it starts;
+# real errors reach Python as exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 logging.getLogger("tensorflow").setLevel(logging.WARNING)
 
@@ -29,14 +32,15 @@ from tpu_utils.errors import PlatformError, brief_message  # noqa: E402
 
 BAD_USAGE = UsageError.exit_code
 FAILED = UserError.exit_code
-INTERRUPTED = 130  # as shells number it: 128 + SIGINT
-flags.disclaim_key_flags()  # a flag defined here belongs to the program that asked for it: its --help shows it
+INTERRUPTED = 130  # the convention of shells: 128 + SIGINT
+flags.disclaim_key_flags()  # the flags belong to the program that defines them and its --help
 
 
 def define_config_flag() -> flags.FlagHolder:
-    """`--config=configs/….py[:variant]` and, for every field of the schema, `--config.section.field=value`.
+    """Defines `--config=configs/….py[:variant]` and a flag for every config field.
 
-    A recipe's name will do for its path: see `recipes`.
+    A field's flag looks like `--config.section.field=value`. The name of a recipe may
+    replace its path: see `recipes`.
     """
     return config_flags.DEFINE_config_file(
         "config",
@@ -48,10 +52,11 @@ def define_config_flag() -> flags.FlagHolder:
 
 
 def read_config(flag: flags.FlagHolder) -> config_lib.ExperimentConfig:
-    """The validated config of the flag.
+    """The validated config from the flag.
 
     Raises:
-        ConfigError: no file was given, it does not return an `ExperimentConfig`, or a field breaks a rule.
+        ConfigError: no file was given, the file does not return an `ExperimentConfig`,
+            or a field breaks a rule.
     """
     config = flag.value
     if config is None:
@@ -61,7 +66,8 @@ def read_config(flag: flags.FlagHolder) -> config_lib.ExperimentConfig:
         )
     if not isinstance(config, config_lib.ExperimentConfig):
         raise config_lib.ConfigError(
-            f"`--config`: its get_config() returned {type(config).__name__}, but must return an ExperimentConfig."
+            f"`--config`: its get_config() returned {type(config).__name__}, "
+            "but must return an ExperimentConfig."
         )
     config.validate()
     return config
@@ -71,17 +77,17 @@ def run(
     main: Callable[[Sequence[str]], Optional[int]],
     takes_arguments: bool = False,
 ) -> None:
-    """Parses flags, runs `main(argv)` and exits with its result.
+    """Parses the flags, runs `main(argv)` and exits with its result.
 
-    A `UserError` or `PlatformError` ends with its message and its own exit code, an error of a file
-    system with its message and 1, Ctrl-C with 130. Any other exception is a fault of ours: its
-    traceback is shown. `~` at the beginning of a path means the home folder, in every flag and
-    argument.
+    A `UserError` or `PlatformError` ends with its message and its own exit code, an
+    error of a file system with its message and 1, and Ctrl-C with 130. Any other
+    exception is a bug of this package; its traceback is shown. At the beginning of a
+    path in any flag or argument, `~` means the home folder.
 
     Args:
-        main: gets what is left of argv; returns an exit code, None for 0.
-        takes_arguments: whether there may be arguments that are not flags; `main` gets them after
-            the program's name.
+        main: receives the remaining argv; returns an exit code, or None for 0.
+        takes_arguments: whether arguments that are not flags are allowed; `main`
+            receives them after the program's name.
     """
 
     def guarded(argv):
@@ -90,15 +96,15 @@ def run(
                 refuse_arguments(argv)
             return main(argv)
         except (UserError, PlatformError) as error:
-            return _complain(error, error.exit_code)
+            return _print_error(error, error.exit_code)
         except OSError as error:
-            return _complain(error, FAILED)
+            return _print_error(error, FAILED)
         except Exception as error:
             if not _is_of_a_file_system(error):
                 raise
-            return _complain(brief_message(error), FAILED)
+            return _print_error(brief_message(error), FAILED)
         except KeyboardInterrupt:
-            return _complain(
+            return _print_error(
                 "stopped by Ctrl-C; the same command goes on from the last checkpoint.", INTERRUPTED
             )
 
@@ -106,17 +112,19 @@ def run(
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:
-    """Raises a `ConfigError` if something follows the program's name."""
+    """Raises a `ConfigError` if arguments follow the program's name."""
     if len(argv) > 1:
         raise config_lib.ConfigError(f"`{argv[1]}` is not a flag; flags look like --name=value.")
 
 
 def _is_of_a_file_system(error: Exception) -> bool:
-    """Whether TensorFlow's file access raised `error`: a bucket without permission, a full disk.
+    """Whether TensorFlow's access to files raised `error`, for example because a disk
+    is full.
 
-    The same classes come out of graphs, where they are faults of ours and name their operation.
+    Operations of graphs raise the same classes. There they are bugs, and the error
+    names the operation.
     """
-    tensorflow = sys.modules.get("tensorflow")  # without it nothing was accessed
+    tensorflow = sys.modules.get("tensorflow")  # if it is not loaded, it has accessed no files
     return (
         tensorflow is not None
         and isinstance(error, tensorflow.errors.OpError)
@@ -126,10 +134,10 @@ def _is_of_a_file_system(error: Exception) -> bool:
 
 
 def expand_home(argument: str) -> str:
-    """An argument with `~` and `~user` expanded wherever a path may begin.
+    """Expands `~` and `~user` in an argument, wherever a path may begin.
 
-    A path begins an argument, or follows "=", "," or ":" in it, as in `--suite=folder:~/pets`;
-    shells expand the first of these only.
+    A path begins at the start of an argument, or after "=", "," or ":", as in
+    `--suite=folder:~/pets`. Shells expand only the first of these.
 
     Raises:
         ConfigError: there is no such user.
@@ -147,7 +155,7 @@ def expand_home(argument: str) -> str:
     return re.sub(r"(?:(?<=[=,:])|^)~[\w.-]*(?=/|,|$)", home, argument)
 
 
-def _complain(error, code: int) -> int:
+def _print_error(error, code: int) -> int:
     print(f"error: {shorten(str(error))}", file=sys.stderr, flush=True)
     return code
 
@@ -155,7 +163,7 @@ def _complain(error, code: int) -> int:
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     try:
         _require_text(argv)
-        # config_flags looks for overrides in sys.argv by itself.
+        # config_flags searches sys.argv for overrides itself.
         argv = sys.argv = [argv[0], *map(expand_home, argv[1:])]
         argv = _with_recipes_found(argv)
         _check_config_arguments(argv[1:])
@@ -167,14 +175,14 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
         message = (
             f"{config_lib.type_rule(override[1], override[2])}." if override else _reason(error)
         )
-        sys.exit(_complain(message, BAD_USAGE))
+        sys.exit(_print_error(message, BAD_USAGE))
     except (flags.Error, config_lib.ConfigError) as error:
-        sys.exit(_complain(error, BAD_USAGE))
-    # Whatever a config file's own code may raise; config_flags wraps some in the text of a
-    # traceback.
+        sys.exit(_print_error(error, BAD_USAGE))
+    # The code of a config file may raise anything; config_flags puts the text of some
+    # tracebacks into its own exceptions.
     except Exception as error:
         sys.exit(
-            _complain(
+            _print_error(
                 f"the config file cannot be used: {type(error).__name__}: {_reason(error)}",
                 BAD_USAGE,
             )
@@ -182,7 +190,7 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _require_text(arguments: Sequence[str]) -> None:
-    """Raises a `ConfigError` for a path that is no text in UTF-8, which TensorFlow cannot open."""
+    """Raises a `ConfigError` for a path that is not UTF-8, which TensorFlow cannot open."""
     for argument in arguments:
         if printable(argument) != argument:
             raise config_lib.ConfigError(
@@ -192,13 +200,16 @@ def _require_text(arguments: Sequence[str]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of the message, without the exception's name: config_flags puts a whole traceback into its own text."""
+    """The last line of an error's message, without the name of the exception.
+
+    config_flags puts a whole traceback into its message.
+    """
     lines = str(error).strip().splitlines() or [""]
     return re.sub(r"^[\w.]*Error: ", "", lines[-1])
 
 
 def _with_recipes_found(argv: Sequence[str]) -> list[str]:
-    """The arguments with the path in place of a recipe's name."""
+    """The arguments, with names of recipes replaced by their paths."""
     found = list(argv)
     for index, argument in enumerate(argv):
         if re.match(r"--?config=", argument):
@@ -216,7 +227,7 @@ def _path_of(name: str) -> str:
 
 
 def _check_config_arguments(arguments: Sequence[str]) -> None:
-    """What config_flags would answer with a traceback, or not at all."""
+    """Finds wrong arguments that config_flags would ignore, or report with a traceback."""
     path = None
     for index, argument in enumerate(arguments):
         whole = re.fullmatch(r"--?config(?:=(.*))?", argument)
@@ -231,6 +242,7 @@ def _check_config_arguments(arguments: Sequence[str]) -> None:
         elif override:
             if path is None:
                 raise config_lib.ConfigError(
-                    f"`{argument}` comes before --config=…, the file whose field it overrides; put it after."
+                    f"`{argument}` comes before --config=…, the file whose field it overrides; "
+                    "put it after."
                 )
             config_lib.check_override_name(override[1])

@@ -1,9 +1,10 @@
-"""The flags of the programs that compute on more than one device: which, and how to reach them.
+"""The flags of programs that compute on several devices: which devices, and how to
+connect.
 
 Usage:
 
     _STRATEGY = strategy_flags.define()
-    strategy = _STRATEGY.make()                                   # in main, before anything touches TensorFlow's devices
+    strategy = _STRATEGY.make()    # in main, before anything uses TensorFlow's devices
 """
 
 import dataclasses
@@ -14,8 +15,8 @@ from absl import flags
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# The choices and what they mean, here so that --help does not wait for TensorFlow; a test holds them
-# to `strategy.STRATEGIES` and `cluster.RESOLVERS`.
+# The choices and their meaning. They are repeated here so that --help does not wait for
+# TensorFlow; a test compares them with `strategy.STRATEGIES` and `cluster.RESOLVERS`.
 STRATEGIES = {
     "one_device": "the first GPU, else the CPU",
     "mirrored": "all GPUs of this machine",
@@ -24,12 +25,12 @@ STRATEGIES = {
 }
 RESOLVERS = ("tf_config", "slurm", "kubernetes")
 
-flags.disclaim_key_flags()  # they belong to the program that asks for them: its --help shows them
+flags.disclaim_key_flags()  # the flags belong to the program that defines them and its --help
 
 
 @dataclasses.dataclass(frozen=True)
 class StrategyFlags:
-    """The holders of the flags."""
+    """The flags, as absl's flag holders."""
 
     strategy: flags.FlagHolder
     num_logical_devices: flags.FlagHolder
@@ -43,7 +44,7 @@ class StrategyFlags:
     num_workers: flags.FlagHolder
 
     def make(self) -> "tf.distribute.Strategy":
-        """See `make_strategy`."""
+        """Creates the strategy that the flags describe; see `make_strategy`."""
         from tpu_utils.devices.strategy import make_strategy
 
         values = {field.name: getattr(self, field.name).value for field in dataclasses.fields(self)}
@@ -53,7 +54,7 @@ class StrategyFlags:
 
 
 def define() -> StrategyFlags:
-    """Defines the flags; once per program."""
+    """Defines the flags; call it once per program."""
     return StrategyFlags(
         strategy=flags.DEFINE_enum(
             "strategy",
@@ -64,7 +65,7 @@ def define() -> StrategyFlags:
         num_logical_devices=flags.DEFINE_integer(
             "num_logical_devices",
             None,
-            "mirrored: so many replicas on the CPU instead of GPUs, to try things out",
+            "mirrored: the number of replicas on the CPU instead of GPUs, for trials",
         ),
         tpu=flags.DEFINE_string(
             "tpu", "", "tpu: 'local' on a TPU VM, or the Cloud TPU's name or grpc:// address"
@@ -85,17 +86,18 @@ def define() -> StrategyFlags:
             "cluster_resolver",
             "tf_config",
             RESOLVERS,
-            "multi_worker: who says which machines there are: tf_config (the variable TF_CONFIG), slurm, kubernetes",
+            "multi_worker: where the list of machines comes from: tf_config (the variable "
+            "TF_CONFIG), slurm, kubernetes",
         ),
         cluster_port=flags.DEFINE_integer(
             "cluster_port",
             2222,
-            "multi_worker by slurm (the first one of a node) or kubernetes: port of the workers",
+            "multi_worker by slurm (first port of a node) or kubernetes: port of the workers",
         ),
         pod_selector=flags.DEFINE_string(
             "pod_selector", "", "multi_worker by kubernetes: label of the pods, job-name=advprop"
         ),
         num_workers=flags.DEFINE_integer(
-            "num_workers", None, "multi_worker by kubernetes: how many pods to wait for"
+            "num_workers", None, "multi_worker by kubernetes: the number of pods to wait for"
         ),
     )

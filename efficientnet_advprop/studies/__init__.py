@@ -1,1 +1,1 @@
-"""Studies: many training runs, and what they say together."""
+"""Studies: many training runs, the comparison of their results, and reports about them."""

@@ -1,8 +1,12 @@
-"""The demo's page: the report of an evaluation, and beside it how the networks were trained and what their attack does.
+"""Renders the page of the demo: the evaluation, the training curves and attacked
+images.
 
-    page = render_html(DemoReport(report, "digits", "digits_c", histories, pictures, "PGD with …", configs))
+Usage:
 
-All that is measured is shown by `reports`; here are the page's opening and its end.
+    page = render_html(DemoReport(report, "digits", "digits_c", histories, pictures, note, configs))
+
+`reports` shows all measured results; this module adds the beginning and the end of the
+page.
 """
 
 import dataclasses
@@ -21,12 +25,12 @@ _MAX_PERTURBATION_GAIN = 16
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image and what an attack made of it.
+    """An image and its adversarial version.
 
     Args:
         image, adversarial_image: float [height, width, 3], pixels in [0, 255].
-        label: what it shows.
-        answers: model → (class that it sees in the clean image, in the adversarial one).
+        label: the true class.
+        answers: model → (prediction for the clean image, for the adversarial image).
     """
 
     image: np.ndarray
@@ -37,14 +41,14 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class DemoReport:
-    """What the page shows.
+    """The contents of the page.
 
     Args:
-        report: what was measured.
-        clean, corrupted: the test set of clean images and the suite of corrupted ones, by name.
+        report: the results of the evaluation.
+        clean, corrupted: the names of the clean test set and of the corrupted suite.
         histories: model → the reports of its training run, as in `metrics.jsonl`.
-        pictures: of the training attack.
-        picture_note: what that attack was.
+        pictures: images with the training attack.
+        picture_note: a description of that attack.
         configs: model → its config as JSON.
     """
 
@@ -57,7 +61,9 @@ class DemoReport:
     configs: Mapping[str, str]
 
     def test_sets(self) -> list[str]:
-        """What the page opens with: clean, corrupted, and under the strongest attack."""
+        """The test sets at the top of the page: clean, corrupted, and under the
+        strongest attack.
+        """
         results = self.report.comparison.first.results
         found = [self.clean] + [
             suite for suite in results.corrupted_suites() if suite == self.corrupted
@@ -68,13 +74,15 @@ class DemoReport:
 
 
 def images_per_second(history: Sequence[Mapping[str, float]]) -> float:
-    """The median speed of a training run, from its reports; nan where it has none."""
+    """The median speed of a training run, from its reports; nan if they contain no
+    speed.
+    """
     speeds = [entry["images_per_second"] for entry in history if "images_per_second" in entry]
     return statistics.median(speeds) if speeds else float("nan")
 
 
 def render_html(demo: DemoReport) -> str:
-    """The page, without any link to another file."""
+    """The page, as one HTML file without links to other files."""
     gain = perturbation_gain(demo.pictures)
     findings = [
         evaluation_report.describe_tests(demo.report.comparison, suite)
@@ -95,7 +103,9 @@ def render_html(demo: DemoReport) -> str:
 
 
 def _headline(demo: DemoReport, name: str) -> dict:
-    """Bars of the models' accuracies on a test set, or in the mean over a corrupted suite."""
+    """Bars of the models' accuracies on a test set, or on average over a corrupted
+    suite.
+    """
     if name == demo.clean:
         title, note = "Clean images", "as they are"
     elif name == demo.corrupted:
@@ -126,10 +136,8 @@ def _training_charts(demo: DemoReport) -> list[dict]:
         for model, history in demo.histories.items():
             entries = [entry for entry in history if name in entry]
             if entries:
-                x, values = (
-                    [entry["epoch"] for entry in entries],
-                    [entry[name] for entry in entries],
-                )
+                x = [entry["epoch"] for entry in entries]
+                values = [entry[name] for entry in entries]
                 label = f"{model}, adversarial" if dashed else model
                 yield charts.Curve(label, demo.report.colors[model], values, x=x, dashed=dashed)
 
@@ -158,7 +166,11 @@ def _perturbation(picture: Picture) -> np.ndarray:
 
 
 def perturbation_gain(pictures: Sequence[Picture]) -> int:
-    """16, or the largest power of two below at which no perturbation, drawn around mid-gray, leaves the range of pixels."""
+    """The factor by which the pictures amplify perturbations.
+
+    It is 16, or the largest smaller power of two at which no perturbation, drawn around
+    mid-gray, leaves the range of pixels.
+    """
     largest = max(
         (float(np.abs(_perturbation(picture)).max()) for picture in pictures), default=0.0
     )

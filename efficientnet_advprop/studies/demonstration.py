@@ -1,9 +1,12 @@
-"""AdvProp beside its two rivals on the digits: three runs, their scores, and what a page shows of them.
+"""The demo: trains three networks on handwritten digits, evaluates and compares them.
 
-    demo = run(config, "runs/demo")                               # a `DemoReport`; None: SIGTERM stopped a training
+Usage:
+
+    demo = run(config, "runs/demo")     # a `DemoReport`; None: SIGTERM stopped a training
     html = demo_report.render_html(demo)
 
-The networks differ in nothing but how they are trained. Stopped or killed, the same call goes on where it was.
+The networks differ only in their training method: AdvProp and its two baselines. After
+an interruption, the same call continues where it stopped.
 """
 
 import dataclasses
@@ -31,25 +34,27 @@ DESCRIPTIONS = {
     "advprop": "adversarial images through auxiliary batch norms of their own",
     "adversarial": "clean and adversarial images through the same batch norms",
 }
-ATTACK_EPSILONS = (4.0, 8.0, 16.0)  # of the evaluation, pixels of 255
+ATTACK_EPSILONS = (4.0, 8.0, 16.0)  # of the attacks in the evaluation, pixels of 255
 NUM_PICTURES = 6
-SAMPLE = 7  # the test image that stands for all in the pictures of the corruptions
+SAMPLE = 7  # the test image that is shown with every corruption
 
 
 def run(config: ExperimentConfig, output_dir: str) -> Optional[demo_report.DemoReport]:
-    """Trains by each method, measures the averaged weights of the last steps, and gathers what the page shows.
+    """Trains a network by each method, measures the averaged weights, and collects the
+    results.
 
     Args:
-        config: of all three, but for the method.
-        output_dir: gets a folder for each run, `data/` and `evaluation/`.
+        config: the config of all three runs, except for the method.
+        output_dir: the folder for the runs, `data/` and `evaluation/`.
 
     Raises:
-        ConfigError: the config is of other data.
+        ConfigError: the config uses other data.
         and as `loop.train` and `evaluation_run.measure`.
     """
     if config.data.source != "digits":
         raise ConfigError(
-            f"`config.data.source` is {config.data.source!r}, but the demo is about 'digits'; use configs/digits.py."
+            f"`config.data.source` is {config.data.source!r}, but the demo is about 'digits'; "
+            "use configs/digits.py."
         )
     configs = {method: _with_method(config, method) for method in NAMES}
     data_dir = os.path.join(output_dir, "data")
@@ -63,7 +68,7 @@ def run(config: ExperimentConfig, output_dir: str) -> Optional[demo_report.DemoR
             strategy=strategy,
         )
         if result.step < result.total_steps:
-            return None  # by SIGTERM; the trainer has said so
+            return None  # SIGTERM stopped the training, which has printed a message
     print("\n[4/4] scores of the averaged weights, through the main batch norms", flush=True)
     return _make_report(configs, _evaluate(configs, data_dir, output_dir), data_dir, output_dir)
 
@@ -75,27 +80,33 @@ def _with_method(config: ExperimentConfig, method: str) -> ExperimentConfig:
 def _evaluate(
     configs: dict[str, ExperimentConfig], data_dir: str, output_dir: str
 ) -> list[Measured]:
-    """Scores by method, kept in <output_dir>/evaluation/ as they come in; the same weights are not measured twice."""
+    """The results of each method, saved in <output_dir>/evaluation/ as they are
+    measured.
+
+    The same weights are not measured twice.
+    """
     config = configs["vanilla"]
     test_sets = open_test_sets(
         config, data_dir, severities=corruptions.SEVERITIES, attack_epsilons=ATTACK_EPSILONS
     )
     in_order = [*test_sets["clean"], *test_sets["attacked"], *test_sets["corrupted"]]
-    # One network for all three in turn, so that each attack on it is traced once.
-    network_on_stage = assembly.make_model(config, aux_branches=0)
-    stage = as_classifier(
-        network_on_stage, image_size=config.data.image_size, crop=config.data.eval_crop
+    # All weights are evaluated in the same network, so that each attack is traced only
+    # once.
+    shared_network = assembly.make_model(config, aux_branches=0)
+    shared_classifier = as_classifier(
+        shared_network, image_size=config.data.image_size, crop=config.data.eval_crop
     )
     measured = []
     for method in configs:
         network = checkpoints.load_averaged_model(os.path.join(output_dir, method), which="last")
-        for variable, value in zip(network_on_stage.variables, network.variables):
+        for variable, value in zip(shared_network.variables, network.variables):
             variable.assign(value)
         digest = weights_digest(network.variables)
-        classifier = dataclasses.replace(stage, name=NAMES[method], weights_digest=digest)
-        folder = os.path.join(
-            output_dir, "evaluation", f"{method}-{digest[:8]}"
-        )  # of other weights: another folder
+        classifier = dataclasses.replace(
+            shared_classifier, name=NAMES[method], weights_digest=digest
+        )
+        # Other weights get another folder.
+        folder = os.path.join(output_dir, "evaluation", f"{method}-{digest[:8]}")
         print(f"{NAMES[method]}:", flush=True)
         results = evaluation_run.measure(
             classifier, in_order, folder, batch_size=config.training.eval_batch_size
@@ -113,11 +124,12 @@ def _make_report(
     report = evaluation_report.Report(
         title="AdvProp on handwritten digits",
         comparison=compare(measured),
-        introduction=f"Three EfficientNets, alike but for how they were trained, on {num_train} images: on clean images alone; "
-        "by AdvProp, which sends adversarial images through auxiliary batch norms of their own, left out afterwards; "
-        "and on clean and adversarial images through the same batch norms. AdvProp’s claim (Xie et al., CVPR 2020) is that "
-        "adversarial images then help on clean and on corrupted ones, and that without the auxiliary batch norms they do harm. "
-        "Here is what one run measured.",
+        introduction="Three EfficientNets were trained in different ways on the same "
+        f"{num_train} images: on clean images alone; by AdvProp, which sends adversarial images "
+        "through auxiliary batch norms that are left out afterwards; and on clean and adversarial "
+        "images through the same batch norms. AdvProp’s claim (Xie et al., CVPR 2020) is that "
+        "adversarial images then improve the accuracy on clean and on corrupted images, and that "
+        "without the auxiliary batch norms they reduce it. This page shows what one run measured.",
         descriptions={NAMES[method]: description for method, description in DESCRIPTIONS.items()},
         featured=NAMES["advprop"],
         samples={
@@ -139,26 +151,32 @@ def _make_report(
             for method in configs
         },
         pictures=_make_pictures(configs, output_dir),
-        picture_note=f"AdvProp’s own attack on test images, through the auxiliary batch norms: {_describe(config.attack)}.",
+        picture_note="AdvProp’s own attack on test images, through the auxiliary batch norms: "
+        f"{_describe(config.attack)}.",
         configs={NAMES[method]: own_config.to_json() for method, own_config in configs.items()},
     )
 
 
 def _list_facts(config: ExperimentConfig, num_train: int) -> dict[str, str]:
-    """What one needs to get the same figures, in words."""
-    model, training, size = config.model, config.training, config.data.image_size
+    """What a reader needs to reproduce the results, in words."""
+    model = config.model
+    training = config.training
+    size = config.data.image_size
     num_parameters = assembly.make_model(config, aux_branches=0).count_params()
     return {
-        "data": f"scikit-learn’s handwritten digits, 8×8 enlarged to {size}×{size}: {num_train} for training, "
-        f"{digits.NUM_VALIDATION} others for all tests",
-        "network": f"EfficientNet-{model.variant.upper()} at width {model.width_coefficient:g} and depth "
-        f"{model.depth_coefficient:g}, {num_parameters:,} parameters",
-        "training": f"{training.num_epochs:g} epochs in batches of {training.global_batch_size}, {config.optimizer.name}, "
-        f"weights averaged with decay {config.optimizer.ema_decay:g}; the same for all three",
-        "training attack": f"{_describe(config.attack)}; on AdvProp’s auxiliary branch, or the only one there is",
+        "data": f"scikit-learn’s handwritten digits, 8×8 enlarged to {size}×{size}: "
+        f"{num_train} for training, {digits.NUM_VALIDATION} others for all tests",
+        "network": f"EfficientNet-{model.variant.upper()} at width "
+        f"{model.width_coefficient:g} and depth {model.depth_coefficient:g}, "
+        f"{num_parameters:,} parameters",
+        "training": f"{training.num_epochs:g} epochs in batches of "
+        f"{training.global_batch_size}, {config.optimizer.name}, weights averaged with decay "
+        f"{config.optimizer.ema_decay:g}; the same for all three",
+        "training attack": f"{_describe(config.attack)}; on AdvProp’s auxiliary branch, "
+        "or on the only branch",
         "evaluation attack": ATTACK_DESCRIPTION,
-        "corruptions": f"{len(corruptions.CORRUPTIONS)} of ImageNet-C’s types, made here with the parameters for small images "
-        "and fixed seeds",
+        "corruptions": f"{len(corruptions.CORRUPTIONS)} of ImageNet-C’s types, made here with "
+        "the parameters for small images and fixed seeds",
         "seed": str(training.seed),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
     }
@@ -166,7 +184,8 @@ def _list_facts(config: ExperimentConfig, num_train: int) -> dict[str, str]:
 
 def _describe(attack) -> str:
     return (
-        f"PGD with ε = {attack.epsilon:g} of 255, {attack.num_steps} steps of {attack.step_size:g}, "
+        f"PGD with ε = {attack.epsilon:g} of 255, "
+        f"{attack.num_steps} steps of {attack.step_size:g}, "
         f"{'targeted at a random wrong class' if attack.targeted else 'untargeted'}"
     )
 
@@ -174,11 +193,14 @@ def _describe(attack) -> str:
 def _make_pictures(
     configs: dict[str, ExperimentConfig], output_dir: str
 ) -> list[demo_report.Picture]:
-    """Test images of the first classes, what AdvProp's attack makes of them, and what each model says to both."""
+    """Test images of the first classes, their adversarial versions, and all
+    predictions.
+    """
     config = configs["advprop"]
     images, labels = digits.load_digits("validation")
     chosen = [int((labels == label).argmax()) for label in range(NUM_PICTURES)]
-    images, labels = tf.constant(images[chosen], tf.float32), tf.constant(labels[chosen], tf.int32)
+    images = tf.constant(images[chosen], tf.float32)
+    labels = tf.constant(labels[chosen], tf.int32)
     state = assembly.make_state(config)
     checkpoints.Checkpoints(
         os.path.join(output_dir, "advprop"), state, config.training.keep_last

@@ -1,8 +1,8 @@
-"""What networks of the digits are measured on: the test images as they are, corrupted, and attacked.
+"""The test sets of the digits: clean, corrupted and attacked images.
 
 Usage:
 
-    test_sets = open_test_sets(config, "runs/study/data", severities=(1, 3, 5), attack_epsilons=(16.0,))
+    test_sets = open_test_sets(config, "runs/data", severities=(1, 3, 5), attack_epsilons=(16.0,))
     test_sets["clean"], test_sets["corrupted"], test_sets["attacked"]
 """
 
@@ -14,7 +14,8 @@ from efficientnet_advprop.config import ExperimentConfig
 from efficientnet_advprop.evaluation.suites import registry
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings, TestSet, with_attack
 
-# Of the attack that is measured: iterations, and the size of one as a share of ε.
+# The attack in the evaluation: number of iterations, and the size of one iteration
+# relative to ε.
 ATTACK_STEPS = 10
 RELATIVE_STEP_SIZE = 0.25
 ATTACK_DESCRIPTION = (
@@ -30,17 +31,20 @@ def open_test_sets(
     severities: Sequence[int],
     attack_epsilons: Sequence[float],
 ) -> dict[str, list[TestSet]]:
-    """ "clean", "corrupted" and "attacked" → test sets.
+    """Returns "clean", "corrupted" and "attacked" → test sets.
 
     Args:
-        config: of the network that will be measured; its seed is the attack's.
-        data_dir: of the digits, which are written there when they are needed.
+        config: of the network that will be measured; the attack uses its seed.
+        data_dir: folder of the digits, which are written there if necessary.
         severities: of each of the fifteen corruptions, 1…5.
-        attack_epsilons: one attack each, pixels of 255.
+        attack_epsilons: of the attacks, one attack for each, pixels of 255.
     """
-    data, seed = config.data, config.training.seed
     settings = SuiteSettings(
-        data_dir, config.model.num_classes, data.image_size, data.eval_crop, seed=seed
+        data_dir,
+        config.model.num_classes,
+        config.data.image_size,
+        config.data.eval_crop,
+        seed=config.training.seed,
     )
     clean, *corrupted = registry.open_suites(["digits", "digits_c"], settings)
     attacks = [

@@ -1,9 +1,12 @@
-"""Means over seeds with their intervals, and the paired test of a contrast.
+"""Means over seeds with intervals, and paired tests of contrasts.
+
+Usage:
 
     estimate = Estimate.of([0.012, 0.004, 0.009, 0.015, 0.011])
     estimate.mean, estimate.interval, estimate.p_value
 
-The seeds are the sample: an interval speaks of other seeds on the same images, not of other images.
+The seeds are the sample: an interval describes other seeds on the same images, not
+other images.
 """
 
 import dataclasses
@@ -21,10 +24,12 @@ class Estimate:
     """A mean over seeds.
 
     Args:
-        values: one per seed.
-        mean: of them.
-        interval: Student's t-interval of the mean, 95 %; (nan, nan) with fewer than two values.
-        p_value: two-sided t-test of the mean against zero, which for a contrast is the test paired by seed; nan likewise.
+        values: one value per seed.
+        mean: the mean of the values.
+        interval: Student's 95 % t-interval of the mean; (nan, nan) with fewer than two
+            values.
+        p_value: two-sided t-test of the mean against zero, which for a contrast is the
+            test paired by seed; nan with fewer than two values.
     """
 
     values: tuple[float, ...]
@@ -34,18 +39,19 @@ class Estimate:
 
     @property
     def span(self) -> tuple[float, float]:
-        """What to draw: the interval, or the mean alone where there is none."""
+        """The interval to draw; only the mean if there is no interval."""
         return (self.mean, self.mean) if math.isnan(self.interval[0]) else self.interval
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate":
-        """Raises a `ValueError` if there is no value."""
+        """The estimate from the values. Raises a `ValueError` if there is no value."""
         if not values:
             raise ValueError("`values` is empty, but a mean needs at least one.")
-        mean, count = statistics.fmean(values), len(values)
+        mean = statistics.fmean(values)
+        count = len(values)
         if count < 2:
             return cls(tuple(values), mean, (math.nan, math.nan), math.nan)
-        if len(set(values)) == 1:  # there is no spread to judge by
+        if len(set(values)) == 1:  # the t-test needs values that differ
             return cls(tuple(values), mean, (mean, mean), 1.0 if mean == 0.0 else 0.0)
         test = stats.ttest_1samp(values, 0.0)
         ends = test.confidence_interval(CONFIDENCE)
@@ -56,7 +62,8 @@ class Estimate:
 def contrast_values(
     weights: Mapping[str, float], accuracies: Mapping[str, Mapping[int, float]]
 ) -> dict[int, float]:
-    """seed → the weighted sum of the arms' accuracies, for the seeds that all of them have.
+    """Seed → weighted sum of the accuracies of the arms, for the seeds that all arms
+    have.
 
     Args:
         weights: arm → weight.
@@ -70,17 +77,19 @@ def contrast_values(
 
 
 def verdict(estimate: Estimate, expected: int, adjusted_p_value: float) -> str:
-    """What a contrast says of a claim.
+    """Whether a contrast confirms a claim.
 
     Args:
         estimate: of the contrast.
-        expected: the claim's sign; 0: that there is no difference.
-        adjusted_p_value: for the number of tests; `significance.holm`.
+        expected: the sign that the claim gives it; 0: no difference.
+        adjusted_p_value: adjusted for the number of tests by `significance.holm`.
 
     Returns:
-        "shown": on the claim's side, after the adjustment; "suggested": its own interval excludes zero on that side, which may
-        be chance among so many tests; "not shown" (for `expected` 0 "no difference shown"): the interval holds zero; "opposite"
-        (for 0 "different"): it excludes zero otherwise; "too few seeds".
+        "shown": it has the expected sign after the adjustment. "suggested": its own
+        interval excludes zero on the expected side, which may be chance among so many
+        tests. "not shown" (for `expected` 0: "no difference shown"): the interval
+        contains zero. "opposite" (for `expected` 0: "different"): the interval excludes
+        zero on another side. "too few seeds": there is no interval.
     """
     low, high = estimate.interval
     if math.isnan(low):

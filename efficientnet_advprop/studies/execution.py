@@ -1,12 +1,12 @@
-"""The runs of a study: one in this process, or all of them in processes of their own, some at a time.
+"""Executes the runs of a study: one in this process, or all in parallel processes.
 
 Usage:
 
     execute(study.find_run("advprop/seed_3"), study, "runs/study")
     execute_all(study, command, "runs/study", num_parallel=2)  # those that have no scores yet
 
-A run's folder is a training run as `training.loop` leaves it, with its evaluation, log.txt and
-scores.json; the digits, in <output_dir>/data, serve all runs.
+The folder of a run is that of `training.loop`, with the evaluation, log.txt and
+scores.json added. All runs use the digits in <output_dir>/data.
 """
 
 import contextlib
@@ -45,23 +45,25 @@ Log = Callable[[str], None]
 
 
 class StudyError(UserError, RuntimeError):
-    """A run that failed; the message names it and where its log is."""
+    """A run has failed; the message names the run and its log file."""
 
 
 class _Stopped(Exception):
-    """SIGTERM."""
+    """SIGTERM was received."""
 
 
 def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
-    """Trains, measures the averaged weights of the last step, and writes the scores.
+    """Trains a run, measures the averaged weights of the last step, and writes the
+    scores.
 
     Returns:
-        The scores, or None if SIGTERM stopped the training; the next call goes on.
+        The scores, or None if SIGTERM stopped the training; the next call continues it.
 
     Raises: as `loop.train`.
     """
     started = time.process_time()
-    folder, data_dir = run_dir(output_dir, run.name), os.path.join(output_dir, "data")
+    folder = run_dir(output_dir, run.name)
+    data_dir = os.path.join(output_dir, "data")
     result = loop.train(
         run.config, data_dir=data_dir, model_dir=folder, strategy=make_strategy("one_device")
     )
@@ -76,7 +78,7 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
 
 
 def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[TestSet]]:
-    """Metric → the test sets whose mean accuracy it is, for each of `study.metrics()`."""
+    """Metric → the test sets over which it is the mean, for each of `study.metrics()`."""
     chosen = open_test_sets(
         run.config, data_dir, severities=study.severities, attack_epsilons=study.attack_epsilons
     )
@@ -84,12 +86,15 @@ def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[Te
 
 
 def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, float]:
-    model, data = checkpoints.load_averaged_model(folder, which="last"), run.config.data
+    model = checkpoints.load_averaged_model(folder, which="last")
+    data = run.config.data
     test_sets = choose_test_sets(run, study, data_dir)
     classifier = as_classifier(model, image_size=data.image_size, crop=data.eval_crop)
-    batch_size, folder = run.config.training.eval_batch_size, os.path.join(folder, "evaluation")
     results = evaluation_run.measure(
-        classifier, list(itertools.chain(*test_sets.values())), folder, batch_size=batch_size
+        classifier,
+        list(itertools.chain(*test_sets.values())),
+        os.path.join(folder, "evaluation"),
+        batch_size=run.config.training.eval_batch_size,
     )
     return {
         metric: statistics.fmean(results.test_sets[test_set.name].score.top1 for test_set in chosen)
@@ -105,23 +110,28 @@ def execute_all(
     num_parallel: int,
     log: Log = lambda line: print(line, flush=True),
 ) -> bool:
-    """Executes the runs that are not done, each by a process of its own, with its share of the processors or its own GPU.
+    """Executes the runs that are not done, each in a process of its own.
+
+    Each process gets its share of the CPU cores, or its own GPU.
 
     Args:
-        study: whose runs.
-        command: run → what a process is started with; it must `execute` that run.
+        study: the study whose runs are executed.
+        command: run → the command line of a process, which must `execute` that run.
         output_dir: of the study.
-        num_parallel: processes at a time.
-        log: takes a line for each run that ends.
+        num_parallel: the number of processes at a time.
+        log: a function that prints a line for each run that ends.
 
     Returns:
-        Whether all runs are done; False after SIGTERM, which is passed on and waited for.
+        Whether all runs are done. False after SIGTERM, which is passed on to the
+        processes; this function waits for their end.
 
     Raises:
-        StudyError: a run failed; the ones that were running then have ended, and no other was started.
+        StudyError: a run failed. The other running processes have ended, and no other
+            run was started.
     """
     waiting = [run for run in study.runs() if read_scores(output_dir, run.name) is None]
-    num_done, num_runs = len(study.runs()) - len(waiting), len(study.runs())
+    num_runs = len(study.runs())
+    num_done = num_runs - len(waiting)
     if not waiting:
         return True
     _prepare_data(study, output_dir, log)
@@ -161,7 +171,8 @@ def execute_all(
             if isinstance(stop, KeyboardInterrupt):
                 raise
             log(
-                f"stopped by SIGTERM; {num_done} of {num_runs} runs are done: the same command goes on from there"
+                f"stopped by SIGTERM; {num_done} of {num_runs} runs are done: "
+                "the same command goes on from there"
             )
             return False
     if failed:
@@ -170,7 +181,7 @@ def execute_all(
 
 
 def _prepare_data(study: Study, output_dir: str, log: Log) -> None:
-    """Writes the images once, before several processes want them."""
+    """Writes the images once, before several processes read them."""
     data_dir = os.path.join(output_dir, "data")
     digits.ensure_digits(data_dir)
     for number, corruption in enumerate(CORRUPTIONS if study.severities else (), 1):
@@ -180,7 +191,7 @@ def _prepare_data(study: Study, output_dir: str, log: Log) -> None:
 
 
 def _environment(slot: int, num_parallel: int) -> dict[str, str]:
-    """A process's share of the machine."""
+    """The environment variables that give a process its share of the machine."""
     threads = str(max(1, (os.cpu_count() or 1) // num_parallel))
     environment = {
         "TF_NUM_INTRAOP_THREADS": threads,
@@ -206,7 +217,8 @@ def _explain_failure(run: Run, code: int, output_dir: str) -> str:
     path = os.path.join(run_dir(output_dir, run.name), _LOG_FILE)
     with open(path) as file:
         lines = [line for line in file.read().splitlines() if line.strip()]
-    return f"the run {run.name} ended with code {code}: {lines[-1] if lines else 'it said nothing'} (all of it: {path})"
+    last_line = lines[-1] if lines else "it printed nothing"
+    return f"the run {run.name} ended with code {code}: {last_line} (all of it: {path})"
 
 
 @contextlib.contextmanager
@@ -215,8 +227,8 @@ def _raising_on_sigterm():
         del number, frame
         raise _Stopped
 
-    earlier = signal.signal(signal.SIGTERM, stop)
+    previous_handler = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        signal.signal(signal.SIGTERM, previous_handler)

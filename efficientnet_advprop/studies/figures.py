@@ -1,8 +1,8 @@
-"""A study's claims in one picture: every contrast with its interval, a column for each metric.
+"""Draws the claims of a study as one picture: every contrast with its interval.
 
 Usage:
 
-    png = draw_claims(summary)                                    # a `report.Summary`; bytes of a PNG file
+    png = draw_claims(summary)      # a `report.Summary`; bytes of a PNG file
 """
 
 import io
@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from efficientnet_advprop.reports.charts import draw_intervals
 from efficientnet_advprop.studies.report import Summary, as_interval
 
-_OTHER, _GRID, _ROW_INCHES = "#5b6573", "#e6e9ee", 0.21
+_OTHER = "#5b6573"
+_GRID = "#e6e9ee"
+_ROW_INCHES = 0.21
 _STYLE = {
     "font.size": 8,
     "axes.edgecolor": _GRID,
@@ -24,11 +26,13 @@ _STYLE = {
 
 
 def draw_claims(summary: Summary) -> bytes:
-    """The mean of each contrast in percentage points, its 95 % interval and the seeds' own values.
+    """The mean of each contrast, its 95 % interval and the values of the seeds, per
+    metric.
 
-    Dark green is shown as claimed, light green suggested, red opposite to the claim or different where no difference is
-    claimed, gray neither; the words are `estimates.verdict`'s. The few that are much larger than the others leave the picture
-    at its edge, with their mean in figures. The same summary gives the same bytes.
+    Dark green means shown as claimed, light green suggested, red opposite to the claim
+    (or different where no difference is claimed), and gray neither; `estimates.verdict`
+    defines these words. Means that are much larger than the others are written as
+    numbers at the edge of the picture. The same summary gives the same bytes.
     """
     rows = {}  # (claim, contrast) → row from the top, with a gap between claims
     for number, claim in enumerate(summary.claims):

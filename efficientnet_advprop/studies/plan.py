@@ -1,11 +1,14 @@
-"""What a study is: arms (ways to train), seeds, and claims as contrasts between arms.
+"""Defines a study: arms (ways to train), seeds, and claims as contrasts between arms.
+
+Usage:
 
     study = load_study("configs/studies/digits.py")
-    [run.name for run in study.runs()]                            # ["vanilla/seed_0", "vanilla/seed_1", …]
-    new_runs = claim_output_dir(study, "runs/study")              # refused if other runs are saved there
+    [run.name for run in study.runs()]                # ["vanilla/seed_0", "vanilla/seed_1", …]
+    new_runs = claim_output_dir(study, "runs/study")  # an error if it contains other runs
 
-A claim's contrast is a weighted sum of arms, such as +1 · AdvProp − 1 · vanilla, computed for each seed and then tested over
-the seeds. A difference of differences, as in "larger networks gain more", is a contrast too.
+The contrast of a claim is a weighted sum of arms, such as +1 · AdvProp − 1 · vanilla.
+It is computed for each seed and then tested over the seeds. A difference of
+differences, as in "larger networks gain more", is a contrast, too.
 """
 
 import dataclasses
@@ -33,8 +36,9 @@ class Arm:
     """One way to train.
 
     Args:
-        config: of its runs; each run has its own `config.training.seed`.
-        expected_seconds: processor time of a run and its evaluation, for `--list`; measured ones take its place.
+        config: of its runs, except for `config.training.seed`.
+        expected_seconds: expected processor time of a run with its evaluation, for
+            `--list`; measured times replace it.
     """
 
     config: ExperimentConfig
@@ -43,12 +47,13 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """A weighted sum of arms' accuracies, and what the paper says of it.
+    """A weighted sum of the accuracies of arms, and the paper's claim about it.
 
     Args:
         name: what is compared, in words.
         weights: arm → weight; they add up to zero.
-        expected: the sign that the paper's claim gives it, +1 or −1; 0: the paper says that there is no (large) difference.
+        expected: the sign according to the paper, +1 or −1; 0: the paper claims that
+            there is no (large) difference.
         metrics: keys of `METRICS`.
     """
 
@@ -60,12 +65,12 @@ class Contrast:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper's, and the contrasts that test it here.
+    """A claim of the paper, and the contrasts that test it.
 
     Args:
         key: a letter or a short word.
         title: a few words.
-        statement: what is claimed, where, in our words.
+        statement: the claim and its place in the paper, in our words.
         contrasts: see `Contrast`.
     """
 
@@ -86,21 +91,22 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder below the study's `runs/`, and what `--run` takes."""
+        """The folder of the run below `runs/`, and the value of the flag `--run`."""
         return f"{self.arm}/seed_{self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """All of it.
+    """A study.
 
     Args:
         title, introduction: one line, one paragraph.
-        arms: name (letters, digits, `_`, `-`, `.`) → `Arm`; all on the digits, of one image size and crop.
-        seeds: of every arm's runs; the pairs of the paired tests.
-        claims: in the report's order.
-        severities: of the corruptions that are measured, 1…5.
-        attack_epsilons: of the untargeted PGD that is measured, pixels of 255.
+        arms: name (letters, digits, `_`, `-`, `.`) → `Arm`; all use the digits, with
+            one image size and crop.
+        seeds: the seeds of every arm's runs; tests are paired by seed.
+        claims: in the order of the report.
+        severities: of the corruptions in the evaluation, 1…5.
+        attack_epsilons: of the untargeted PGD in the evaluation, pixels of 255.
     """
 
     title: str
@@ -112,7 +118,7 @@ class Study:
     attack_epsilons: Sequence[float] = ()
 
     def runs(self) -> list[Run]:
-        """Seed after seed, so that a study that is stopped has whole pairs."""
+        """All runs, ordered by seed, so that an interrupted study has complete pairs."""
         return [
             Run(name, seed, _with_seed(arm.config, seed), arm.expected_seconds)
             for seed in self.seeds
@@ -120,7 +126,7 @@ class Study:
         ]
 
     def find_run(self, name: str) -> Run:
-        """The run of that name.
+        """The run with this name.
 
         Raises:
             ConfigError: there is none.
@@ -128,12 +134,13 @@ class Study:
         runs = {run.name: run for run in self.runs()}
         if name not in runs:
             raise ConfigError(
-                f"`--run` is {name!r}, but the study has no such run; `--list` shows all {len(runs)}."
+                f"`--run` is {name!r}, but the study has no such run; "
+                f"`--list` shows all {len(runs)}."
             )
         return runs[name]
 
     def metrics(self) -> list[str]:
-        """Those of `METRICS` that are measured."""
+        """The metrics of `METRICS` that are measured."""
         return [
             "clean",
             *(["corrupted"] if self.severities else []),
@@ -141,7 +148,9 @@ class Study:
         ]
 
     def validate(self) -> None:
-        """Raises a `ConfigError` at the first thing that would make the study fail, or mean nothing, later."""
+        """Raises a `ConfigError` if a later step would fail, or if a result would mean
+        nothing.
+        """
         if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < 2:
             raise ConfigError(
                 f"`seeds` are {list(self.seeds)}, but intervals need at least two, each once."
@@ -157,7 +166,8 @@ class Study:
                 raise ConfigError(f"arm {name!r}: {error}") from error
             if arm.config.data.source != "digits":
                 raise ConfigError(
-                    f"arm {name!r}: `config.data.source` is {arm.config.data.source!r}, but must be 'digits'."
+                    f"arm {name!r}: `config.data.source` is {arm.config.data.source!r}, "
+                    "but must be 'digits'."
                 )
         for claim in self.claims:
             for contrast in claim.contrasts:
@@ -167,7 +177,8 @@ class Study:
         unknown = sorted(set(contrast.weights) - set(self.arms))
         if unknown:
             raise ConfigError(
-                f"{where}: `weights` names {', '.join(unknown)}, but the arms are {', '.join(self.arms)}."
+                f"{where}: `weights` names {', '.join(unknown)}, "
+                f"but the arms are {', '.join(self.arms)}."
             )
         if abs(sum(contrast.weights.values())) > 1e-9 or not contrast.weights:
             raise ConfigError(
@@ -180,11 +191,12 @@ class Study:
         unmeasured = sorted(set(contrast.metrics) - set(self.metrics()))
         if unmeasured:
             raise ConfigError(
-                f"{where}: `metrics` has {', '.join(unmeasured)}, but measured are {', '.join(self.metrics())}."
+                f"{where}: `metrics` has {', '.join(unmeasured)}, "
+                f"but measured are {', '.join(self.metrics())}."
             )
 
     def to_json(self) -> str:
-        """What decides the results of each run: its config and what it is measured by."""
+        """What determines the results of each run: its config, and the evaluation."""
         return json.dumps(
             {
                 "measured": self._measured(),
@@ -201,13 +213,14 @@ def _with_seed(config: ExperimentConfig, seed: int) -> ExperimentConfig:
 
 
 def load_study(path: str) -> Study:
-    """The validated study that the `get_study()` of a Python file returns.
+    """The validated study that `get_study()` in a Python file returns.
 
     Args:
-        path: of the file; what follows a colon is given to `get_study` as its argument.
+        path: of the file; the text after a colon is passed to `get_study`.
 
     Raises:
-        ConfigError: there is no such file, it returns no `Study`, or the study is invalid.
+        ConfigError: the file does not exist, it returns no `Study`, or the study is
+            invalid.
     """
     file, _, argument = path.partition(":")
     if not os.path.isfile(file):
@@ -221,26 +234,30 @@ def load_study(path: str) -> Study:
         study = module.get_study(*([argument] if argument else []))
     except ConfigError:
         raise
-    except Exception as error:  # whatever a config file's own code may raise
+    except Exception as error:  # the code of a config file may raise anything
         raise ConfigError(
             f"`--study` is {path!r}, which cannot be used: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(study, Study):
         raise ConfigError(
-            f"`--study` is {path!r}: its get_study() returned {type(study).__name__}, but must return a Study."
+            f"`--study` is {path!r}: its get_study() returned {type(study).__name__}, "
+            "but must return a Study."
         )
     study.validate()
     return study
 
 
 def claim_output_dir(study: Study, output_dir: str) -> list[str]:
-    """Writes the plan into `output_dir`, unless that holds other runs; runs may be added to a saved study, not changed.
+    """Writes the plan into `output_dir`, unless the folder contains other runs.
+
+    Runs may be added to a saved study, but not changed.
 
     Returns:
-        The names of the runs that an earlier plan there did not have.
+        The names of the runs that the saved study did not have.
 
     Raises:
-        ConfigError: saved runs have another config, are not in the study, or were measured otherwise; all are named.
+        ConfigError: saved runs have another config, are not in the study, or were
+            measured differently; the message names all.
     """
     path = os.path.join(output_dir, _PLAN_FILE)
     saved = {"measured": study._measured(), "runs": {}}
@@ -255,7 +272,7 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
     gone = [name for name in saved["runs"] if name not in runs]
     if gone:
         problems.append(f"not in the study: {list_names(gone)}")
-    changes = {}  # difference → runs; an arm's five seeds differ alike
+    changes = {}  # difference → the runs that have it
     for name in saved["runs"]:
         if name in runs:
             earlier = ExperimentConfig.from_json(json.dumps(saved["runs"][name]))
@@ -272,6 +289,6 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
         )
     added = [name for name in runs if name not in saved["runs"]]
     if added:
-        # Whole or not at all: several runs may be started at once by hand.
+        # Written atomically, because users may start several runs at the same time.
         files.write_atomically(path, study.to_json().encode())
     return added

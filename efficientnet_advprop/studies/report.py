@@ -1,4 +1,5 @@
-"""What a study found: means by arm, each claim's contrasts with intervals and tests, as JSON, one HTML file, and a table.
+"""The results of a study: means of arms, and tests of claims, as JSON, HTML and a
+table.
 
 Usage:
 
@@ -18,7 +19,7 @@ from efficientnet_advprop.reports.significance import holm
 from efficientnet_advprop.studies.estimates import Estimate, contrast_values, verdict
 from efficientnet_advprop.studies.plan import METRICS, Study
 
-# How the words of `verdict` are shown: whether the paper's claim appears.
+# The explanations of the words of `verdict`.
 VERDICTS = {
     "shown": "as claimed, after correction for all tests",
     "suggested": "as claimed by its own interval, not after correction",
@@ -39,21 +40,21 @@ _OTHER_COLOR = "#5b6573"
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One contrast in one metric."""
+    """The result of one contrast in one metric."""
 
     name: str
     metric: str
     weights: Mapping[str, float]
     expected: int
     num_seeds: int
-    estimate: Optional[Estimate]  # None: no seed has all its arms
+    estimate: Optional[Estimate]  # None: no seed has results of all its arms
     adjusted_p_value: float  # over all findings with an expected sign; nan where there is no test
     verdict: str
 
 
 @dataclasses.dataclass(frozen=True)
 class ClaimSummary:
-    """A claim and what was found of it."""
+    """A claim and the results of its contrasts."""
 
     key: str
     title: str
@@ -63,16 +64,16 @@ class ClaimSummary:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """All that the report shows.
+    """The contents of the report.
 
     Args:
-        title, introduction: the study's.
+        title, introduction: of the study.
         seeds: of the study.
-        num_runs, num_done: its runs.
+        num_runs, num_done: the number of runs, and of those that are done.
         seconds: processor time of the runs that are done.
-        metrics: name → what it is.
-        arms: arm → metric → `Estimate`; arms without a run that is done are left out.
-        claims: in the study's order.
+        metrics: name → description.
+        arms: arm → metric → `Estimate`; arms without finished runs are left out.
+        claims: in the order of the study.
         configs: arm → its config.
     """
 
@@ -92,8 +93,9 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
     """Evaluates a study.
 
     Args:
-        study: what was asked.
-        scores: run name → accuracies by metric and "processor_seconds"; None for runs that are not done.
+        study: the study.
+        scores: run name → accuracies by metric and "processor_seconds"; None for runs
+            that are not done.
     """
     done = [(run, scores[run.name]) for run in study.runs() if scores.get(run.name)]
     accuracies = {metric: {arm: {} for arm in study.arms} for metric in study.metrics()}
@@ -108,7 +110,8 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
         for arm in study.arms
         if accuracies["clean"][arm]
     }
-    # One family of tests: whoever reads the whole report for something that is significant has looked at all of them.
+    # One family of tests: whoever reads the whole report for something that is
+    # significant has looked at all of them.
     estimates = {}
     for claim in study.claims:
         for contrast in claim.contrasts:
@@ -129,9 +132,10 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
     adjusted = dict(zip(tested, holm([estimates[key].p_value for key in tested])))
 
     def finding(claim, contrast, metric):
-        key = claim.key, contrast.name, metric
-        estimate, p_value = estimates[key], adjusted.get(key, math.nan)
-        said = verdict(estimate, contrast.expected, p_value) if estimate else "too few seeds"
+        key = (claim.key, contrast.name, metric)
+        estimate = estimates[key]
+        p_value = adjusted.get(key, math.nan)
+        word = verdict(estimate, contrast.expected, p_value) if estimate else "too few seeds"
         count = len(estimate.values) if estimate else 0
         return Finding(
             contrast.name,
@@ -141,7 +145,7 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
             count,
             estimate,
             p_value,
-            said,
+            word,
         )
 
     return Summary(
@@ -155,7 +159,8 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
         arms=arms,
         claims=[
             ClaimSummary(claim.key, claim.title, claim.statement, [
-                finding(claim, contrast, metric) for contrast in claim.contrasts for metric in contrast.metrics
+                finding(claim, contrast, metric)
+                for contrast in claim.contrasts for metric in contrast.metrics
             ])
             for claim in study.claims
         ],
@@ -164,7 +169,9 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
 
 
 def to_json(summary: Summary) -> str:
-    """The summary as JSON; accuracies and differences in [−1, 1], what there is not is null."""
+    """The summary as JSON; accuracies and differences lie in [−1, 1], missing values
+    are null.
+    """
 
     def without_nan(value):
         if isinstance(value, dict):
@@ -179,7 +186,8 @@ def to_json(summary: Summary) -> str:
 def format_table(summary: Summary) -> str:
     """The arms and the claims as two Markdown tables, in percent and percentage points."""
     lines = [
-        f"{summary.num_done} of {summary.num_runs} runs; seeds {', '.join(map(str, summary.seeds))}",
+        f"{summary.num_done} of {summary.num_runs} runs; "
+        f"seeds {', '.join(map(str, summary.seeds))}",
         "",
     ]
     lines += [
@@ -200,20 +208,21 @@ def format_table(summary: Summary) -> str:
             points = _percent(found.estimate, sign="+") if found.estimate else "not measured"
             p_value = "" if math.isnan(found.adjusted_p_value) else f"{found.adjusted_p_value:.3g}"
             lines.append(
-                f"| ({claim.key}) | {found.name} | {found.metric} | {points} | {p_value} | {found.verdict} |"
+                f"| ({claim.key}) | {found.name} | {found.metric} | {points} | {p_value} "
+                f"| {found.verdict} |"
             )
     return "\n".join(lines)
 
 
 def _percent(estimate: Estimate, sign: str = "") -> str:
-    """ "91.2 (90.1 … 92.3)"."""
+    """An estimate in per cent, such as "91.2 (90.1 … 92.3)"."""
     low, high = estimate.interval
     mean = f"{100 * estimate.mean:{sign}.1f}"
     return mean if math.isnan(low) else f"{mean} ({100 * low:{sign}.1f} … {100 * high:{sign}.1f})"
 
 
 def as_interval(found: Finding) -> Interval:
-    """What a chart draws of a finding that was measured, in the color of its verdict."""
+    """The row of a chart for a measured finding, in the colour of its verdict."""
     return Interval(
         label=f"{found.name}, {found.metric}",
         mean=found.estimate.mean,
@@ -224,7 +233,7 @@ def as_interval(found: Finding) -> Interval:
 
 
 def render_html(summary: Summary) -> str:
-    """The report as one HTML page that needs nothing beside itself."""
+    """The report as one HTML page that needs no other file."""
     environment = open_templates("efficientnet_advprop.studies", "efficientnet_advprop.reports")
     environment.filters["percent"] = _percent
     charts = {}

@@ -1,10 +1,14 @@
-"""What is kept of a study's runs: which are done, with which scores, and how long the others take.
+"""Reads which runs of a study are done, their scores, and the time that the others
+need.
+
+Usage:
 
     read_scores("runs/study", "advprop/seed_3")     # {"clean": 0.97, …, "processor_seconds": 71.2}
     seconds_left(study, "runs/study", num_parallel=2)
 
-<output_dir>/runs/<arm>/seed_<n>/scores.json holds the accuracies of a run; where it is, the run is
-done. Nothing here imports TensorFlow, so that a study is listed at once.
+<output_dir>/runs/<arm>/seed_<n>/scores.json contains the accuracies of a run. A run is
+done if this file exists. This module does not import TensorFlow, so that `--list`
+answers at once.
 """
 
 import dataclasses
@@ -26,20 +30,24 @@ def run_dir(output_dir: str, name: str) -> str:
 
 
 def read_scores(output_dir: str, name: str) -> Optional[dict]:
-    """A run's accuracies by metric, in [0, 1], and its "processor_seconds"; None: it is not done."""
+    """The accuracies of a run by metric, in [0, 1], and its "processor_seconds".
+
+    None if the run is not done.
+    """
     path = os.path.join(run_dir(output_dir, name), SCORES_FILE)
     return json.loads(files.read_text(path)) if files.exists(path) else None
 
 
 @dataclasses.dataclass(frozen=True)
 class RunProgress:
-    """How far a run is.
+    """The state of a run.
 
     Args:
-        run: which.
+        run: the run.
         scores: see `read_scores`; None: it is not done.
-        seconds: processor time that it took or will take: the mean of its arm's, else what the study expects of it, scaled by
-            how wrong that was about the others.
+        seconds: processor time that it took or will take: the mean over runs of its
+            arm. If none is done, the time that the study expects, scaled by the ratio
+            of measured to expected time of all finished runs.
     """
 
     run: Run
@@ -48,7 +56,7 @@ class RunProgress:
 
 
 def progress(study: Study, output_dir: str) -> list[RunProgress]:
-    """Every run of a study, in its order."""
+    """The state of every run of a study, in the order of the study."""
     runs = study.runs()
     scores = {run.name: read_scores(output_dir, run.name) for run in runs}
     by_arm: dict[str, list[float]] = {}
@@ -56,8 +64,8 @@ def progress(study: Study, output_dir: str) -> list[RunProgress]:
         if scores[run.name]:
             by_arm.setdefault(run.arm, []).append(scores[run.name]["processor_seconds"])
     measured = sum(map(sum, by_arm.values()))
-    expected_of_measured = sum(run.expected_seconds for run in runs if scores[run.name])
-    ratio = measured / expected_of_measured if expected_of_measured else 1.0
+    expected_for_measured = sum(run.expected_seconds for run in runs if scores[run.name])
+    ratio = measured / expected_for_measured if expected_for_measured else 1.0
 
     def seconds(run):
         return statistics.fmean(by_arm.get(run.arm, [ratio * run.expected_seconds]))
@@ -66,7 +74,9 @@ def progress(study: Study, output_dir: str) -> list[RunProgress]:
 
 
 def seconds_left(study: Study, output_dir: str, num_parallel: int) -> float:
-    """Until a study is done, with so many runs at a time and a processor for each."""
+    """The time until a study is done with `num_parallel` runs at a time, one CPU core
+    each.
+    """
     return (
         sum(entry.seconds for entry in progress(study, output_dir) if entry.scores is None)
         / num_parallel
@@ -74,17 +84,17 @@ def seconds_left(study: Study, output_dir: str, num_parallel: int) -> float:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that a process may use, with the names that CUDA_VISIBLE_DEVICES uses."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name and name != "-1"]
-    found = glob.glob("/proc/driver/nvidia/gpus/*")  # one folder each, by NVIDIA's driver
-    return [str(index) for index in range(len(found))]
+    gpu_folders = glob.glob("/proc/driver/nvidia/gpus/*")  # NVIDIA's driver makes one per GPU
+    return [str(index) for index in range(len(gpu_folders))]
 
 
 def default_num_parallel() -> int:
-    """One run per GPU or, without one, per CPU core.
+    """One run per GPU or, without GPUs, one per CPU core.
 
-    The networks are too small to keep more busy.
+    The networks are too small to use more.
     """
     return len(visible_gpus()) or os.cpu_count() or 1

@@ -356,13 +356,14 @@ def write_released_checkpoint(
 def _restore_network(model_dir: str, which: str) -> tf.Module:
     if which not in ("best", "last"):
         raise ValueError(f"`which` is {which!r}, but must be 'best' or 'last'.")
+    config = read_config(model_dir)  # first: a folder without one is no run at all
     directory = os.path.join(model_dir, BEST if which == "best" else LAST)
     path = latest(directory)
     if path is None:
         raise CheckpointError(
             f"`model_dir` is {model_dir!r}, but {directory} holds no checkpoint yet; train longer."
         )
-    return restore_trained(read_config(model_dir), path)
+    return restore_trained(config, path)
 
 
 def restore_trained(config: ExperimentConfig, path: str) -> tf.Module:

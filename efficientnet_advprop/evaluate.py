@@ -15,17 +15,19 @@ import dataclasses
 
 from absl import flags
 
-from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.attacks import PGD, AutoAttack
+from efficientnet_advprop.attacks.autoattack import VERSIONS
+from efficientnet_advprop.attacks.norms import NORMS
 from efficientnet_advprop.command_line import network_flags, program, strategy_flags
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data.class_names import read_class_names
 from efficientnet_advprop.evaluation import evaluation_run, saved_models
-from efficientnet_advprop.evaluation.suites import imagenet_suites, registry
+from efficientnet_advprop.evaluation.suites import imagenet_suites, other_answers, registry
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
 from efficientnet_advprop.reports import report_files
 from efficientnet_advprop.training import following
 
-__doc__ += imagenet_suites.describe_layouts()
+__doc__ += "\n".join([imagenet_suites.describe_layouts(), other_answers.describe_layouts()])
 
 _NETWORK = network_flags.define()
 _SAVED_MODEL = flags.DEFINE_string(
@@ -88,6 +90,27 @@ _STEP_SIZE = flags.DEFINE_float(
 _RESTARTS = flags.DEFINE_integer(
     "pgd_restarts", 1, "of the suite pgd: random starts, of which an image must withstand all", 1
 )
+_ATTACK_NORM = flags.DEFINE_enum(
+    "attack_norm", SuiteSettings.autoattack.norm, list(NORMS), "of the suite autoattack"
+)
+_ATTACK_EPSILON = flags.DEFINE_float(
+    "attack_epsilon",
+    None,
+    "of the suite autoattack: radius, pixels of 255 (under l2 the Euclidean length over all pixel "
+    f"values); default: {SuiteSettings.autoattack.epsilon:g} under linf, none under l2",
+)
+_ATTACK_VERSION = flags.DEFINE_enum(
+    "attack_version",
+    SuiteSettings.autoattack.version,
+    list(VERSIONS),
+    "of the suite autoattack: which attacks, as in the reference implementation",
+)
+_ATTACK_TARGETS = flags.DEFINE_integer(
+    "attack_targets",
+    SuiteSettings.autoattack.num_targets,
+    "of the suite autoattack: wrong classes that its targeted attacks aim at",
+    1,
+)
 _SEED = flags.DEFINE_integer("seed", 0, "of the attack and of corruptions made here")
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 64, "images per batch, over all replicas", lower_bound=1
@@ -114,6 +137,26 @@ def _open_classifier():
     return dataclasses.replace(
         classifier, class_names=read_class_names(path, classifier.num_classes)
     )
+
+
+def _make_autoattack():
+    epsilon = _ATTACK_EPSILON.value
+    if epsilon is None:
+        if _ATTACK_NORM.value != SuiteSettings.autoattack.norm:
+            raise ConfigError(
+                f"`--attack_epsilon` is missing; under `--attack_norm={_ATTACK_NORM.value}` no "
+                "radius is usual. 0.5 of papers that count pixels in [0, 1] is 127.5 here."
+            )
+        epsilon = SuiteSettings.autoattack.epsilon
+    try:
+        return AutoAttack(
+            epsilon,
+            _ATTACK_NORM.value,
+            version=_ATTACK_VERSION.value,
+            num_targets=_ATTACK_TARGETS.value,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error).replace("`", "`--attack_", 1)) from error
 
 
 def _watch():
@@ -158,6 +201,7 @@ def main(argv):
         )
     except ValueError as error:
         raise ConfigError(str(error).replace("`", "`--pgd_", 1)) from error
+    autoattack = _make_autoattack()
     with strategy.scope():
         classifier = _open_classifier()
     print(
@@ -172,6 +216,7 @@ def main(argv):
         stored_size=_STORED_SIZE.value,
         attack=attack,
         num_restarts=_RESTARTS.value,
+        autoattack=autoattack,
         max_images=_MAX_IMAGES.value,
         allow_incomplete=_INCOMPLETE.value,
         seed=_SEED.value,

@@ -71,6 +71,7 @@ class Search:
     targeted: bool
     num_targets: int
     num_restarts: int
+    needs_gradient = True
 
     def __call__(
         self,

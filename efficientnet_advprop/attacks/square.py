@@ -93,6 +93,7 @@ class Square(Search):
     num_classes: Optional[int] = None
     targeted = False  # of `Search`: any wrong class will do
     num_targets = 1
+    needs_gradient = False
 
     def __post_init__(self):
         self._require_runs()

@@ -62,7 +62,8 @@ def is_drawn(position, num_drawn: int, num_images: int):
     return position * num_drawn // num_images < (position + 1) * num_drawn // num_images
 
 
-def _drawn_positions(num_drawn: int, num_images: int) -> np.ndarray:
+def drawn_positions(num_drawn: int, num_images: int) -> np.ndarray:
+    """Those that `is_drawn`, in their order; int32 [num_drawn]."""
     return np.flatnonzero(is_drawn(np.arange(num_images), num_drawn, num_images)).astype(np.int32)
 
 
@@ -95,7 +96,7 @@ class FileImages:
         self.num_images = len(self.paths)
 
     def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
-        chosen = _drawn_positions(num_drawn, self.num_images)[index::count]
+        chosen = drawn_positions(num_drawn, self.num_images)[index::count]
         paths, labels = (
             tf.constant([values[i] for i in chosen], kind)
             for values, kind in ((self.paths, tf.string), (self.labels, tf.int32))
@@ -109,6 +110,11 @@ class FileImages:
 
     def image_id(self, position: int) -> str:
         return os.path.relpath(self.paths[position], self._root)
+
+    def subset(self, rows: Sequence[int]) -> "FileImages":
+        """Some of them, in their order."""
+        paths, labels = ([values[row] for row in rows] for values in (self.paths, self.labels))
+        return FileImages(paths, labels, self._root, self.remarks)
 
     def digest(self) -> str:
         sizes = [""] * self.num_images if "://" in self._root else map(os.path.getsize, self.paths)
@@ -156,7 +162,7 @@ class TarImages:
             )
             return encoded, label, position
 
-        chosen = _drawn_positions(num_drawn, self.num_images)[index::count]
+        chosen = drawn_positions(num_drawn, self.num_images)[index::count]
         rows = tf.data.Dataset.from_tensor_slices(
             (chosen, np.asarray(self.labels, np.int32)[chosen])
         )
@@ -282,6 +288,7 @@ def make_dataset(
     input_context: Optional[tf.distribute.InputContext] = None,
     num_drawn: Optional[int] = None,
     change: Optional[Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = None,
+    chosen: Optional[np.ndarray] = None,
 ) -> tf.data.Dataset:
     """One pass over the images: every one once over all input pipelines, and from each of them the same number of batches.
 
@@ -292,6 +299,7 @@ def make_dataset(
         input_context: given by `strategy.distribute_datasets_from_function`; None is one input pipeline for one replica.
         num_drawn: so many images, evenly over the positions; None: all.
         change: (encoded image, position) → another encoded image, for instance a corrupted one.
+        chosen: positions, of which alone there shall be images; instead of `num_drawn`.
 
     Returns:
         {"images": float32 [replica_batch, image_size, image_size, 3], "labels": int32 [replica_batch], "positions": int32
@@ -309,7 +317,10 @@ def make_dataset(
         raise ValueError(
             f"`global_batch_size` is {global_batch_size!r}, but must be a positive multiple of the {num_replicas} replicas."
         )
-    num_images = images.num_images if num_drawn is None else num_drawn
+    if chosen is not None:
+        num_images = len(chosen)
+    else:
+        num_images = images.num_images if num_drawn is None else num_drawn
     replica_batch = global_batch_size // num_replicas
     num_batches = -(-num_images // global_batch_size) * num_replicas // count
     num_blanks = num_batches * replica_batch - len(range(index, num_images, count))
@@ -320,7 +331,13 @@ def make_dataset(
         pixels = preprocessing.preprocess_for_eval(encoded, image_size, crop)
         return {"images": pixels, "labels": label, "positions": position, "mask": tf.constant(1.0)}
 
-    rows = images.rows(num_images, count, index)
+    if chosen is None:
+        rows = images.rows(num_images, count, index)
+    else:
+        is_chosen = tf.constant(np.isin(np.arange(images.num_images), chosen))
+        rows = images.rows(images.num_images, 1, 0)
+        rows = rows.filter(_as_it_is(lambda _, __, position: tf.gather(is_chosen, position)))
+        rows = rows.shard(count, index)
     prepared = rows.map(_as_it_is(prepare), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     blank = tf.nest.map_structure(
         lambda spec: tf.zeros(spec.shape, spec.dtype), prepared.element_spec

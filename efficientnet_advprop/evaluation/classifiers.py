@@ -8,15 +8,17 @@ Usage:
 """
 
 import dataclasses
-from typing import Any, Callable, Iterable, Iterator, Optional, Sequence
+from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
 
 import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.attacks.network_checks import check_network
+from efficientnet_advprop.attacks.search import Search
 from efficientnet_advprop.class_labels import background_offset
 from efficientnet_advprop.errors import UserError
-from efficientnet_advprop.evaluation.evaluator import Evaluator, judge
+from efficientnet_advprop.evaluation.evaluator import Evaluator, category_logits, judge
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import Network
 from efficientnet_advprop.models.normalization import branch_index
@@ -70,7 +72,8 @@ class Classifier:
         batches: Iterable,
         *,
         kept_classes: Optional[Sequence[int]] = None,
-        attack: Optional[PGD] = None,
+        categories: Optional[Sequence[Sequence[int]]] = None,
+        attack: Optional[Union[PGD, Search]] = None,
         num_restarts: int = 1,
         seed: int = 0,
         strategy: Optional[tf.distribute.Strategy] = None,
@@ -80,30 +83,94 @@ class Classifier:
         Raises:
             ClassifierError: an attack, but the function is not traceable; or it returns something else than logits.
         """
-        if self.is_traceable:
-            key = (kept_classes, attack, num_restarts, seed, strategy)
+        self._require_attackable(attack)
+        if self.is_traceable or attack is not None:
+            key = (kept_classes, categories, attack, num_restarts, seed, strategy)
             if key not in self._evaluators:
                 self._evaluators[key] = Evaluator(
-                    self.function,
+                    self._traceable_function(),
                     attack=attack,
                     num_restarts=num_restarts,
                     kept_classes=kept_classes,
+                    categories=categories,
                     strategy=strategy,
                     seed=seed,
                 )
             return self._evaluators[key].predict(batches)
-        if attack is not None:
-            raise ClassifierError(
-                f"{self.name!r} is a plain function, through which TensorFlow cannot differentiate, as an attack must; give a "
-                "`tf.function` or a Keras model."
-            )
         if strategy is not None and strategy.num_replicas_in_sync > 1:
             raise ClassifierError(
                 f"{self.name!r} is a plain function, which runs on one replica; leave `strategy` out."
             )
-        return self._predict_on_host(batches, kept_classes)
+        return self._predict_on_host(batches, kept_classes, categories)
 
-    def _predict_on_host(self, batches, kept_classes):
+    def _require_attackable(self, attack: Optional[Union[PGD, Search]]) -> None:
+        if attack is None or self.is_traceable or not getattr(attack, "needs_gradient", True):
+            return
+        raise ClassifierError(
+            f"{self.name!r} is a plain function, through which TensorFlow cannot differentiate, as "
+            "this attack must; give a `tf.function` or a Keras model. Square alone needs no "
+            "gradient: --suite=autoattack/square."
+        )
+
+    def doubts(
+        self,
+        batch: dict[str, tf.Tensor],
+        attack: Search,
+        strategy: Optional[tf.distribute.Strategy] = None,
+    ) -> list[str]:
+        """Why an accuracy under `attack` may be too high; see `network_checks`.
+
+        Args:
+            batch: one of those that `predict` takes; one replica's part of it is looked at.
+
+        Raises:
+            AttackError: see there.
+            ClassifierError: the attack needs a gradient, but the function is not traceable.
+        """
+        self._require_attackable(attack)
+        strategy = strategy or tf.distribute.get_strategy()
+        images, labels, mask = (
+            strategy.experimental_local_results(batch[name])[0]
+            for name in ("images", "labels", "mask")
+        )
+        is_image = mask > 0
+
+        def on_one_replica(function):
+            run = tf.function(
+                lambda *arguments: strategy.run(function, args=arguments), autograph=False
+            )
+            return lambda *arguments: tuple(
+                strategy.experimental_local_results(value)[0] for value in run(*arguments)
+            )
+
+        return check_network(
+            self._traceable_function(),
+            images[is_image],
+            labels[is_image],
+            epsilon=attack.epsilon,
+            norm=attack.norm,
+            needs_gradient=attack.needs_gradient,
+            may_be_random=getattr(attack, "num_gradients", 1) > 1,
+            compile_function=on_one_replica,
+        )
+
+    def _traceable_function(self):
+        """`function` for float32 tensors; one that is not traceable is called from the graph,
+        which has no gradient."""
+        if self.is_traceable:
+            return self.function
+
+        def call(images):
+            pixels = np.clip(np.rint(images), 0, 255).astype(np.uint8)
+            return np.asarray(self.function(pixels), np.float32)
+
+        def answer(images):
+            logits = tf.numpy_function(call, [images], tf.float32)
+            return tf.ensure_shape(logits, [images.shape[0], self.num_classes])
+
+        return answer
+
+    def _predict_on_host(self, batches, kept_classes, categories):
         for batch in batches:
             batch = {name: value.numpy() for name, value in batch.items()}
             is_image = batch.pop("mask") > 0.0
@@ -117,7 +184,10 @@ class Classifier:
                     f"{self.name!r} returned an array of shape {logits.shape} for {len(images)} images, but must return logits "
                     f"({len(images)}, {self.num_classes})."
                 )
-            answers = judge(tf.constant(logits), tf.constant(batch["labels"]), kept_classes)
+            logits = tf.constant(logits)
+            if categories is not None:
+                logits = category_logits(logits, categories)
+            answers = judge(logits, tf.constant(batch["labels"]), kept_classes)
             yield {**batch, **{name: value.numpy() for name, value in answers._asdict().items()}}
 
 

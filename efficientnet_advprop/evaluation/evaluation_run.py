@@ -16,7 +16,8 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional, Sequ
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.attacks import PGD, AutoAttack, Square
+from efficientnet_advprop.attacks.network_checks import doubts_of_square
 from efficientnet_advprop.data import labeled_images
 from efficientnet_advprop.data.labeled_images import LabeledImages
 from efficientnet_advprop.data.records import DataError
@@ -29,6 +30,7 @@ from efficientnet_advprop.evaluation.results import (
     Conditions,
     Results,
     TestSetResult,
+    describe_attack,
     predictions_path,
 )
 from efficientnet_advprop.evaluation.suites.registry import open_suites
@@ -68,6 +70,7 @@ def run(
     stored_size: int = SuiteSettings.stored_size,
     attack: PGD = SuiteSettings.attack,
     num_restarts: int = 1,
+    autoattack: AutoAttack = SuiteSettings.autoattack,
     max_images: Optional[int] = None,
     allow_incomplete: bool = False,
     seed: int = 0,
@@ -86,7 +89,8 @@ def run(
         name: of the model; needed for a function without one. Of a function the name also stands for the weights, which cannot
             be seen: give another one another name.
         image_size, crop, branch: see `classifiers.as_classifier`.
-        stored_size, attack, num_restarts, max_images, allow_incomplete, seed: see `SuiteSettings`.
+        stored_size, attack, num_restarts, autoattack, max_images, allow_incomplete, seed: see
+            `SuiteSettings`.
         batch_size: images, over all replicas.
         strategy: under which a TensorFlow model was made; None: one device.
         log: takes lines of progress; None: the console.
@@ -106,6 +110,7 @@ def run(
         stored_size=stored_size,
         attack=attack,
         num_restarts=num_restarts,
+        autoattack=autoattack,
         max_images=max_images,
         seed=seed,
         allow_incomplete=allow_incomplete,
@@ -162,17 +167,23 @@ def measure(
             progress.write(
                 f"{len(test_sets) - len(coming)} of {len(test_sets)} test sets were measured before: {out_dir}"
             )
-        open_batches = functools.partial(_open_batches, batch_size=batch_size, strategy=strategy)
+        open_batches = functools.partial(
+            _open_batches, batch_size=batch_size, strategy=strategy, out_dir=out_dir
+        )
         for test_set, opened in _open_ahead(coming, seen, open_batches):
             progress.start(test_set.name)
             facts = seen[test_set.name]
-            predictions = _predict(classifier, test_set, facts, opened, strategy, progress)
+            opening = opened.result()
+            doubts = _doubts(classifier, test_set, opening, results, strategy)
+            predictions = _predict(classifier, test_set, facts, opening, strategy, progress)
+            doubts += _doubts_afterwards(test_set, opening.earlier, predictions)
             result = TestSetResult(
                 score=predictions.score(),
                 calibration=predictions.calibration(),
                 conditions=facts.conditions,
                 expected_num_images=test_set.expected_num_images,
                 problems=tuple(facts.problems),
+                doubts=tuple(doubts),
             )
             predictions.write(predictions_path(out_dir, test_set.name))
             results.test_sets[test_set.name] = result
@@ -278,39 +289,82 @@ def _is_measured(results: Results, name: str, facts: _Seen, out_dir: str) -> boo
     )
 
 
+class _Opened(NamedTuple):
+    """A test set that is about to be scored.
+
+    Args:
+        images: all of them.
+        batches: of the images that are to be looked at.
+        earlier: what was said after the test set before, of all images; None: no such set.
+        rows: which of them `batches` holds, as numbers of rows of `earlier`; None: all.
+        open_all: opens batches of all images.
+    """
+
+    images: LabeledImages
+    batches: Iterable
+    earlier: Optional[ImagePredictions]
+    rows: Optional[np.ndarray]
+    open_all: Callable[[], Iterable]
+
+
 def _open_ahead(
-    test_sets: Sequence[TestSet], seen: dict[str, _Seen], open_batches: Callable[..., Iterable]
-) -> Iterator[tuple[TestSet, "concurrent.futures.Future[tuple[LabeledImages, Iterable]]"]]:
-    """Each test set with its images and batches; a thread lists and opens the next set while the present one is scored."""
+    test_sets: Sequence[TestSet], seen: dict[str, _Seen], open_batches: Callable[..., _Opened]
+) -> Iterator[tuple[TestSet, "concurrent.futures.Future[_Opened]"]]:
+    """Each test set with its images and batches; a thread lists and opens the next set while the
+    present one is scored, unless it must know of the present one's answers."""
 
     def open_one(test_set):
-        images = test_set.find_images()
-        return images, open_batches(test_set, images, seen[test_set.name])
+        return open_batches(test_set, test_set.find_images(), seen[test_set.name])
 
     with concurrent.futures.ThreadPoolExecutor(1) as opener:
-        coming = opener.submit(open_one, test_sets[0]) if test_sets else None
-        for index, test_set in enumerate(test_sets):
-            opened = coming
+        coming = None
+        for test_set, following in zip(test_sets, [*test_sets[1:], None]):
+            opened = opener.submit(open_one, test_set) if coming is None else coming
             concurrent.futures.wait([opened])
-            if index + 1 < len(test_sets):
-                coming = opener.submit(open_one, test_sets[index + 1])
+            is_free = following is not None and following.after is None
+            coming = opener.submit(open_one, following) if is_free else None
             yield test_set, opened
+
+
+def _doubts(
+    classifier: Classifier,
+    test_set: TestSet,
+    opened: _Opened,
+    results: Results,
+    strategy: tf.distribute.Strategy,
+) -> list[str]:
+    """Why the accuracy under the attack may be too high, as far as it can be told before it."""
+    doubts = [] if test_set.after is None else list(results.test_sets[test_set.after].doubts)
+    if test_set.checks_network:
+        # Also of images that are wrong at once: a constant network may have no others.
+        batch = next(iter(opened.open_all()))
+        doubts += classifier.doubts(batch, test_set.attack, strategy)
+    return doubts
+
+
+def _doubts_afterwards(
+    test_set: TestSet, earlier: Optional[ImagePredictions], predictions: ImagePredictions
+) -> list[str]:
+    if not isinstance(test_set.attack, Square) or earlier is None:
+        return []
+    num_found = int(earlier.is_top1.sum() - predictions.is_top1.sum())
+    return doubts_of_square(len(predictions.labels), num_found)
 
 
 def _predict(
     classifier: Classifier,
     test_set: TestSet,
     facts: _Seen,
-    opened: "concurrent.futures.Future[tuple[LabeledImages, Iterable]]",
+    opened: _Opened,
     strategy: tf.distribute.Strategy,
     progress: Progress,
 ) -> ImagePredictions:
-    images, batches = opened.result()
     parts, num_done = [], 0
     try:
         for answers in classifier.predict(
-            batches,
+            opened.batches,
             kept_classes=test_set.kept_classes,
+            categories=test_set.categories,
             attack=test_set.attack,
             num_restarts=test_set.num_restarts,
             seed=test_set.seed,
@@ -320,23 +374,36 @@ def _predict(
             num_done += len(answers["positions"])
             progress.add(len(answers["positions"]))
     except tf.errors.OpError as error:
-        # Files come in the order of their positions, so that the search may start where the answers ended.
-        start = (
-            num_done
-            if facts.num_drawn == facts.num_images and isinstance(images, labeled_images.FileImages)
-            else 0
+        # Files come in the order of their positions, so that the search may start where the
+        # answers ended.
+        is_in_order = (
+            facts.num_drawn == facts.num_images
+            and opened.rows is None
+            and isinstance(opened.images, labeled_images.FileImages)
         )
         unreadable = labeled_images.find_unreadable(
-            images, start
-        ) or labeled_images.find_unreadable(images)
+            opened.images, num_done if is_in_order else 0
+        ) or labeled_images.find_unreadable(opened.images)
         if unreadable is None:
             raise RunError(f"{test_set.name}: {brief_message(error)}") from error
         raise DataError(f"{test_set.name}: {unreadable}. Repair or replace it.") from error
-    return _in_order(parts, images, test_set, facts)
+    progress.add(facts.num_drawn - num_done)  # what was wrong before is not looked at again
+    return _in_order(parts, opened, test_set, facts)
 
 
-def _open_batches(test_set, images, facts, *, batch_size, strategy) -> Iterable:
-    def open_pipeline(context=None):
+def _open_batches(test_set, images, facts, *, batch_size, strategy, out_dir) -> _Opened:
+    earlier, rows, chosen = None, None, None
+    if test_set.after is not None:
+        try:
+            earlier = ImagePredictions.read(predictions_path(out_dir, test_set.after))
+        except ValueError as error:
+            raise RunError(
+                f"{test_set.name} goes on where {test_set.after} ended, but {error}; measure both."
+            ) from error
+        rows = np.flatnonzero(earlier.is_top1)
+        chosen = labeled_images.drawn_positions(facts.num_drawn, facts.num_images)[rows]
+
+    def open_pipeline(chosen, context=None):
         return labeled_images.make_dataset(
             images,
             image_size=test_set.image_size,
@@ -345,35 +412,52 @@ def _open_batches(test_set, images, facts, *, batch_size, strategy) -> Iterable:
             input_context=context,
             num_drawn=facts.num_drawn,
             change=test_set.change,
+            chosen=chosen,
         )
 
-    if strategy is tf.distribute.get_strategy():
-        return open_pipeline()
-    return strategy.distribute_datasets_from_function(open_pipeline)
+    def open_batches(chosen):
+        if strategy is tf.distribute.get_strategy():
+            return open_pipeline(chosen)
+        return strategy.distribute_datasets_from_function(functools.partial(open_pipeline, chosen))
+
+    return _Opened(
+        images, open_batches(chosen), earlier, rows, functools.partial(open_batches, None)
+    )
 
 
 def _in_order(
-    parts: list[dict[str, np.ndarray]], images: LabeledImages, test_set: TestSet, facts: _Seen
+    parts: list[dict[str, np.ndarray]], opened: _Opened, test_set: TestSet, facts: _Seen
 ) -> ImagePredictions:
     """All answers, by position; and a last look that every image is there once."""
+    num_wanted = facts.num_drawn if opened.rows is None else len(opened.rows)
+    if not num_wanted:
+        return opened.earlier
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(joined["positions"])
     positions = joined["positions"][order]
-    if len(positions) != facts.num_drawn or len(np.unique(positions)) != facts.num_drawn:
+    if len(positions) != num_wanted or len(np.unique(positions)) != num_wanted:
         raise RunError(
-            f"{test_set.name}: {len(positions)} images were seen, {len(np.unique(positions))} of them different, where there "
-            f"are {facts.num_drawn}; did the files change meanwhile?"
+            f"{test_set.name}: {len(positions)} images were seen, {len(np.unique(positions))} of "
+            f"them different, where there are {num_wanted}; did the files change meanwhile?"
         )
     labels = joined["labels"][order]
     if test_set.kept_classes is not None and not np.isin(labels, test_set.kept_classes).all():
         wrong = labels[~np.isin(labels, test_set.kept_classes)]
         raise DataError(
-            f"{test_set.name} has images of class {wrong[0]}, which is none of its {len(test_set.kept_classes)}."
+            f"{test_set.name} has images of class {wrong[0]}, which is none of its "
+            f"{len(test_set.kept_classes)}."
         )
-    return ImagePredictions(
-        image_ids=np.array([images.image_id(position) for position in positions]),
+    predictions = ImagePredictions(
+        image_ids=np.array([opened.images.image_id(position) for position in positions]),
         labels=labels,
         **{name: joined[name][order] for name in ("classes", "probabilities", "losses")},
+    )
+    if test_set.right_answers is not None:
+        predictions = predictions.with_right_answers(
+            [test_set.right_answers(image_id) for image_id in predictions.image_ids]
+        )
+    return (
+        predictions if opened.earlier is None else opened.earlier.updated(predictions, opened.rows)
     )
 
 
@@ -390,12 +474,11 @@ def _describe(test_set: TestSet, result: TestSetResult) -> str:
     if test_set.kept_classes is not None:
         parts.append(f"{len(test_set.kept_classes)} classes")
     if test_set.attack is not None:
-        parts.append(
-            f"PGD ε {test_set.attack.epsilon:g}, {test_set.attack.num_steps} steps of {test_set.attack.step_size:g}, "
-            f"{test_set.num_restarts} restart{'s' if test_set.num_restarts > 1 else ''}, {result.conditions.branch} batch norms"
-        )
+        parts.append(describe_attack(result.conditions.attack))
+        parts.append(f"{result.conditions.branch} batch norms")
     if test_set.made_from is not None:
         parts.append("made here, not the official images")
     if not result.is_complete:
         parts.append(f"INCOMPLETE: {'; '.join(result.shortfalls)}")
+    parts += [f"DOUBTFUL: {doubt}" for doubt in result.doubts]
     return "  ".join(parts)

@@ -12,13 +12,14 @@ it is itself what is attacked. An evaluator is traced once per shape of batch, s
 """
 
 import math
-from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.attacks.labels import LabelError, check_classes, is_class
+from efficientnet_advprop.attacks.search import Search
 from efficientnet_advprop.evaluation.image_predictions import NO_CLASS
 from efficientnet_advprop.evaluation.metrics import Score
 from tpu_utils.replicas import randomness, replica_runtime
@@ -42,6 +43,27 @@ class Answers(NamedTuple):
     losses: tf.Tensor
     classes: tf.Tensor
     probabilities: tf.Tensor
+
+
+def category_logits(logits: tf.Tensor, categories: Sequence[Sequence[int]]) -> tf.Tensor:
+    """Logits of categories of classes: of each the logarithm of its classes' mean probability,
+    but for a constant (Geirhos et al., ICLR 2019).
+
+    Args:
+        logits: float32 [batch, classes].
+        categories: the classes of each.
+
+    Returns:
+        Float32 [batch, categories].
+    """
+    return tf.stack(
+        [
+            tf.reduce_logsumexp(tf.gather(logits, list(classes), axis=1), -1)
+            - math.log(len(classes))
+            for classes in categories
+        ],
+        -1,
+    )
 
 
 def judge(
@@ -109,10 +131,13 @@ class Evaluator:
 
     Args:
         logits_fn: pixels [batch, height, width, 3] in [0, 255] → logits [batch, classes]; must not change any variable.
-        attack: if given, an image counts as right only if it is so both as it is and after this attack on `logits_fn` (robust
-            accuracy); an untargeted one with `random_start=1.0` is the usual white-box test.
+        attack: a `PGD` or a `Search`; if given, an image counts as right only if it is so both as
+            it is and after this attack on `logits_fn` (robust accuracy); an untargeted `PGD` with
+            `random_start=1.0` is the usual white-box test.
         num_restarts: how often the attack is tried, from another random start each time; an image must withstand all.
         kept_classes: see `judge`.
+        categories: if given, what is judged are these, see `category_logits`, and labels are their
+            numbers.
         strategy: that distributes the batches; None: the current one, for plain batches one device.
         seed: of the attack's random numbers, which follow from (seed, batch, replica, restart) alone.
     """
@@ -121,13 +146,18 @@ class Evaluator:
         self,
         logits_fn: Callable[[tf.Tensor], tf.Tensor],
         *,
-        attack: Optional[PGD] = None,
+        attack: Optional[Union[PGD, Search]] = None,
         num_restarts: int = 1,
         kept_classes: Optional[Sequence[int]] = None,
+        categories: Optional[Sequence[Sequence[int]]] = None,
         strategy: Optional[tf.distribute.Strategy] = None,
         seed: int = 0,
     ):
         self._logits_fn, self._kept_classes = logits_fn, kept_classes
+        if categories is not None:
+            self._logits_fn = lambda images: category_logits(
+                tf.cast(logits_fn(images), tf.float32), categories
+            )
         self._attack, self._num_restarts, self._seed = attack, num_restarts, seed
         self._strategy = strategy or tf.distribute.get_strategy()
         self._count_on_all = tf.function(self._count_on_all_replicas)
@@ -224,9 +254,16 @@ class Evaluator:
             seed = randomness.fold_in(seed, part)
 
         def try_once_more(restart, worst):
-            adversarial_images = self._attack(
-                self._logits_fn, images, attacked_labels, randomness.fold_in(seed, restart)
+            arguments = (
+                self._logits_fn,
+                images,
+                attacked_labels,
+                randomness.fold_in(seed, restart),
             )
+            if isinstance(self._attack, Search):  # which ends early unless it waits for blanks
+                adversarial_images = self._attack.search(*arguments, batch["mask"] > 0).images
+            else:
+                adversarial_images = self._attack(*arguments)
             logits = self._logits_fn(adversarial_images)
             return restart + 1, worse(worst, judge(logits, labels, self._kept_classes))
 

@@ -68,6 +68,29 @@ class ImagePredictions:
         """Of the confidence in the most probable class."""
         return CalibrationBins.count(self.probabilities[:, 0], self.is_top1)
 
+    def updated(self, others: "ImagePredictions", rows: np.ndarray) -> "ImagePredictions":
+        """With what `others` say of the images in `rows` in place of what is said here."""
+        if (self.image_ids[rows] != others.image_ids).any():
+            raise ValueError("`others` are of other images than those in `rows`.")
+        values = {
+            field.name: getattr(self, field.name).copy() for field in dataclasses.fields(self)
+        }
+        for name in ("classes", "probabilities", "losses"):
+            values[name][rows] = getattr(others, name)
+        return ImagePredictions(**values)
+
+    def with_right_answers(self, answers: "Sequence[Sequence[int]]") -> "ImagePredictions":
+        """With that one of several right answers as an image's label which ranks highest here.
+
+        Args:
+            answers: of each image, at least one.
+        """
+        labels = self.labels.copy()
+        for row, own_answers in enumerate(answers):
+            ranked = [label for label in self.classes[row] if label in own_answers]
+            labels[row] = ranked[0] if ranked else own_answers[0]
+        return dataclasses.replace(self, labels=labels)
+
     def write(self, path: str) -> None:
         """As a compressed .npz that is there whole or not at all."""
         buffer = io.BytesIO()

@@ -20,6 +20,7 @@ from typing import Any, Mapping, Optional, Sequence
 import tensorflow as tf
 
 from efficientnet_advprop.data import corruptions
+from efficientnet_advprop.data.robustness_sets import corruptions_of
 from efficientnet_advprop.evaluation import metrics
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.metrics import Score
@@ -32,6 +33,25 @@ _FORMAT = 1  # of results.json; another number is not read
 def predictions_path(directory: str, test_set: str) -> str:
     """Where the predictions for a test set are kept in a folder of results."""
     return os.path.join(directory, "predictions", f"{test_set}.npz")
+
+
+def describe_attack(attack: Mapping[str, Any]) -> str:
+    """The fields of `Conditions.attack` in words."""
+    name = attack.get("name", "PGD")
+    num_restarts = attack.get("num_restarts", 1)
+    restarts = f"{num_restarts} restart{'s' if num_restarts > 1 else ''}"
+    if name == "PGD":
+        kind = "targeted" if attack["targeted"] else "untargeted"
+        steps = f"{attack['num_steps']} steps of {attack['step_size']:g}"
+        return f"{kind} PGD of {steps}, ε {attack['epsilon']:g}, {restarts}"
+    norm = {"linf": "L∞", "l2": "L2"}[attack["norm"]]
+    if name == "Square":
+        effort = f"{attack['num_queries']:,} queries"
+    else:
+        effort = f"{attack['num_steps']} steps"
+    targets = f", {attack['num_targets']} targets" if attack.get("targeted") else ""
+    loss = f" on {attack['loss'].replace('_', '-')}" if "loss" in attack else ""
+    return f"{name}{loss} of {effort}{targets}, {norm} ε {attack['epsilon']:g}, {restarts}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +68,12 @@ class Conditions:
         made_from: the suite of the clean images, if these were corrupted here rather than read from the official files.
         num_drawn: how many images, evenly spaced over all of them, were looked at, if not all
             were asked for.
-        attack: fields of the `PGD`, with "num_restarts"; None: no attack.
+        attack: fields of the attack, with "num_restarts" and, unless it is `PGD`, its "name";
+            None: no attack.
         seed: of what is random: the attack, corruptions made here.
+        num_categories: into how many categories the classes were gathered; None: they were not.
+        answers_digest: SHA-256 of which answers count as right, where there are several; None:
+            the label alone.
     """
 
     data_digest: str
@@ -61,6 +85,8 @@ class Conditions:
     num_drawn: Optional[int] = None
     attack: Optional[Mapping[str, Any]] = None
     seed: int = 0
+    num_categories: Optional[int] = None
+    answers_digest: Optional[str] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +100,8 @@ class TestSetResult:
         expected_num_images: how many the test set has; None: there is no fixed number.
         problems: what is wrong with the data, in words; empty: nothing is. A report shows them
             with the score.
+        doubts: why an accuracy under attack may be too high, in words; see
+            `attacks.network_checks`.
     """
 
     __test__ = False  # not a test of pytest's
@@ -83,6 +111,7 @@ class TestSetResult:
     conditions: Conditions
     expected_num_images: Optional[int] = None
     problems: Sequence[str] = ()
+    doubts: Sequence[str] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -105,6 +134,7 @@ class TestSetResult:
             Conditions(**held["conditions"]),
             held["expected_num_images"],
             tuple(held["problems"]),
+            tuple(held.get("doubts", ())),  # results of earlier versions have none
         )
 
 
@@ -191,10 +221,11 @@ class Results:
         ]
 
     def missing(self, suite: str) -> list[TestSetName]:
-        """Which of a suite's 15 × 5 corrupted sets were not measured: none, or there is no mCE."""
+        """Which of a suite's corrupted sets were not measured: none, or there is no mean of the
+        whole, nor an mCE."""
         names = [
             TestSetName.corrupted(suite, name, severity)
-            for name in corruptions.CORRUPTIONS
+            for name in corruptions_of(suite)
             for severity in corruptions.SEVERITIES
         ]
         return [name for name in names if name not in self.test_sets]

@@ -10,6 +10,7 @@ A name is a string, so that it is a key of `Results.test_sets` and of results.js
 from typing import Iterable, Optional
 
 _PGD = "pgd"
+CLEAN = "clean"  # the first stage of a chain of attacks
 
 
 class TestSetName(str):
@@ -32,6 +33,11 @@ class TestSetName(str):
         """The images under a white-box PGD attack within `epsilon`, in pixels of 255."""
         return cls(f"{_PGD}/{epsilon:g}")
 
+    @classmethod
+    def stage(cls, suite: str, norm: str, epsilon: float, attack: str) -> "TestSetName":
+        """The images after one of several attacks in a chain: "autoattack/linf_4/apgd_ce"."""
+        return cls(f"{suite}/{norm}_{epsilon:g}/{attack}")
+
     @property
     def suite(self) -> str:
         """The name of the whole: "imagenet_c" of "imagenet_c/fog/3"."""
@@ -44,7 +50,7 @@ class TestSetName(str):
 
     @property
     def is_corrupted(self) -> bool:
-        return self.count("/") == 2
+        return self.count("/") == 2 and self.rpartition("/")[2].isdigit()
 
     @property
     def corruption(self) -> Optional[str]:

@@ -11,11 +11,12 @@ here) is a remark, which reports must print.
 """
 
 import dataclasses
+import re
 import statistics
 from typing import Mapping, Optional, Sequence
 
 from efficientnet_advprop.evaluation import metrics
-from efficientnet_advprop.evaluation.results import Conditions, TestSetResult
+from efficientnet_advprop.evaluation.results import Conditions, TestSetResult, describe_attack
 from efficientnet_advprop.evaluation.test_set_name import TestSetName, by_severity
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED
 from efficientnet_advprop.reports import significance
@@ -38,7 +39,28 @@ _TITLES = {
     "pgd": "Under PGD",
     "digits": "Digits",
     "digits_c": "Digits, corrupted",
+    "imagenet_c_extra": "ImageNet-C, the four further corruptions",
+    "imagenet_c_bar": "ImageNet-C-bar",
+    "imagenet_3dcc": "ImageNet-3DCC",
+    "imagenet_w": "ImageNet-W",
+    "imagenet_real": "ImageNet ReaL",
+    "objectnet": "ObjectNet",
+    "cue_conflict": "Cue conflict",
+    "autoattack": "AutoAttack",
+    "robustbench": "RobustBench",
 }
+_NORM_TITLES = {"linf": "L∞", "l2": "L2"}
+_STAGE_TITLES = {
+    "clean": "clean",
+    "apgd_ce": "after APGD-CE",
+    "apgd_dlr": "after APGD-DLR",
+    "apgd_t": "after APGD-T",
+    "fab": "after FAB",
+    "fab_t": "after FAB-T",
+    "square": "after Square",
+    "square_alone": "Square alone",
+}
+_STAGE = re.compile(f"({'|'.join(_NORM_TITLES)})_([^/]+)/({'|'.join(_STAGE_TITLES)})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +116,11 @@ def title(suite: str) -> str:
     topimages".
     """
     name = TestSetName(suite)
+    stage = _STAGE.fullmatch(name.variant)
+    if stage is not None:
+        norm, epsilon, attack = stage.groups()
+        of = _TITLES.get(name.suite, name.suite)
+        return f"{of}, {_NORM_TITLES[norm]} ε = {epsilon}, {_STAGE_TITLES[attack]}"
     if name.epsilon is not None:
         return f"{_TITLES[name.suite]}, ε = {name.variant}"
     variant = name.variant.replace("_", " ")
@@ -108,14 +135,10 @@ def describe_conditions(conditions: Conditions) -> str:
     ]
     if conditions.num_kept_classes is not None:
         parts.append(f"{conditions.num_kept_classes} classes kept")
+    if conditions.num_categories is not None:
+        parts.append(f"classes gathered into {conditions.num_categories} categories")
     if conditions.attack is not None:
-        attack = conditions.attack
-        num_restarts = attack.get("num_restarts", 1)
-        restarts = f"{num_restarts} restart{'s' if num_restarts > 1 else ''}"
-        kind = "targeted" if attack["targeted"] else "untargeted"
-        parts.append(
-            f"{kind} PGD of {attack['num_steps']} steps of {attack['step_size']:g}, {restarts}"
-        )
+        parts.append(describe_attack(conditions.attack))
     if conditions.branch != "main" or conditions.attack is not None:
         parts.append(f"{conditions.branch} batch norms")
     return "; ".join(parts)
@@ -134,7 +157,7 @@ def list_measures(comparison: Comparison, measured: Measured) -> list[Measure]:
 
 
 def _remarks(result: TestSetResult) -> list[str]:
-    remarks = result.shortfalls
+    remarks = [*result.shortfalls, *result.doubts]
     if result.conditions.made_from is not None:
         remarks.append(f"corrupted here from {result.conditions.made_from}, not the official files")
     return remarks

@@ -22,6 +22,7 @@ from efficientnet_advprop.data import (
     ground_truth,
     image_folders,
     records,
+    robustness_sets,
     sources,
 )
 from efficientnet_advprop.data.class_numbers import imagenet_ids, require_known
@@ -38,7 +39,9 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
     SuiteError,
     SuiteSettings,
     TestSet,
+    attack_stages,
     common,
+    square_alone,
     with_attack,
 )
 from efficientnet_advprop.evaluation.test_set_name import TestSetName
@@ -54,11 +57,18 @@ ARCHIVES = {
     "weather": ("snow", "frost", "fog", "brightness"),
     "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 }
+# Suites of corrupted images that are laid out alike → the folders that may hold theirs.
+CORRUPTED_LIKE_C = {
+    "imagenet_c_extra": ("imagenet-c", "imagenet-c/extra", "imagenet-c-extra"),
+    "imagenet_c_bar": ("imagenet-c-bar", "imagenet_c_bar"),
+    "imagenet_3dcc": ("imagenet-3dcc", "3dcc"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What a data set may look like below `data_dir`; the first that is there counts.
+    """What a data set may look like below `data_dir`; the first that is there counts. Capital
+    letters make no difference in any name of these.
 
     Args:
         folders: with a sub-folder per class; of "imagenet" also flat, see `ground_truth`.
@@ -128,7 +138,7 @@ LAYOUTS = {
         TestSetName.corrupted("imagenet_c", corruption, severity): Layout(
             tuple(
                 f"{root}{corruption}/{severity}"
-                for root in ("imagenet-c/", f"imagenet-c/{archive}/", "ImageNet-C/")
+                for root in ("imagenet-c/", f"imagenet-c/{archive}/")
             ),
             50_000,
             (f"imagenet-c/{archive}.tar", f"{archive}.tar"),
@@ -139,6 +149,18 @@ LAYOUTS = {
         for corruption in names
         for severity in corruptions.SEVERITIES
     },
+    **{
+        TestSetName.corrupted(suite, corruption, severity): Layout(
+            tuple(f"{folder}/{corruption}/{severity}" for folder in folders),
+            50_000,
+            ("imagenet-c/extra.tar", "extra.tar") if suite == "imagenet_c_extra" else (),
+            is_stored_at_224=True,
+        )
+        for suite, folders in CORRUPTED_LIKE_C.items()
+        for corruption in robustness_sets.corruptions_of(suite)
+        for severity in corruptions.SEVERITIES
+    },
+    "imagenet_w": Layout(("imagenet-w", "imagenet-w/val"), 50_000, ("imagenet-w.tar",)),
 }
 
 
@@ -158,6 +180,25 @@ def class_labels(name: str) -> dict[str, int]:
     }
 
 
+def resolve(data_dir: str, path: str) -> Optional[str]:
+    """Where `path` is below `data_dir`, in whatever letters it is written there; None if nowhere.
+
+    "imagenet-c/fog/1" is found as "ImageNet-C/fog/1". A name that is there as written comes first.
+    """
+    found = data_dir
+    for part in path.split("/"):
+        exact = os.path.join(found, part)
+        if not tf.io.gfile.exists(exact):
+            names = sorted(tf.io.gfile.listdir(found)) if tf.io.gfile.isdir(found) else []
+            own_names = [name.rstrip("/") for name in names]
+            alike = [name for name in own_names if name.casefold() == part.casefold()]
+            if not alike:
+                return None
+            exact = os.path.join(found, alike[0])
+        found = exact
+    return found
+
+
 @functools.lru_cache(maxsize=1)  # of ImageNet-C's, one holds a million members
 def _tar_index(path: str) -> list[TarMember]:
     return read_tar_index(path)
@@ -175,17 +216,18 @@ def find(
     """
     layout = LAYOUTS[name]
     for folder in layout.folders:
-        path = os.path.join(data_dir, folder)
-        if tf.io.gfile.isdir(path):
+        path = resolve(data_dir, folder)
+        if path is not None and tf.io.gfile.isdir(path) and _holds_classes(name, path):
             return path, functools.partial(_list_folder, name, path, allow_empty)
     for archive in layout.archives:
-        path = os.path.join(data_dir, archive)
-        if tf.io.gfile.exists(path):
+        path = resolve(data_dir, archive)
+        if path is not None:
             return path, functools.partial(_list_archive, name, path)
         for suffix in (".gz", ".bz2", ".xz"):
-            if tf.io.gfile.exists(path + suffix):
+            path = resolve(data_dir, archive + suffix)
+            if path is not None:
                 raise DataError(
-                    f"{path + suffix} is compressed and cannot be read in place; unpack it there."
+                    f"{path} is compressed and cannot be read in place; unpack it there."
                 )
     for folder in layout.records:
         path = (
@@ -205,6 +247,11 @@ def find(
     return None
 
 
+def _holds_classes(name: str, path: str) -> bool:
+    """Whether a folder is that of the images, not the one above: imagenet-w/ may hold val/."""
+    return name != "imagenet_w" or resolve(path, "val") is None
+
+
 def _list_records(path: str) -> RecordImages:
     return RecordImages(records.open_split(path, "validation"), NUM_CLASSES)
 
@@ -222,7 +269,7 @@ def _list_folder(name: str, path: str, allow_empty: bool) -> FileImages:
 def _list_archive(name: str, path: str) -> TarImages:
     members, labels = [], class_labels(name)
     # "imagenet_c/fog/3" is "fog/3/…" in its archive; the other archives hold one folder.
-    root = "/".join(name.split("/")[1:]) if name.startswith("imagenet_c/") else ""
+    root = TestSetName(name).variant if TestSetName(name).is_corrupted else ""
     passed_over = image_folders.PassedOver()
     for member in _tar_index(path):
         if f"/{root}/" not in f"/{member.name}" and root:
@@ -339,6 +386,20 @@ def _open_attacked(settings: SuiteSettings, wanted: str) -> list[TestSet]:
     return [with_attack(clean, settings)] if wanted == "pgd" else []
 
 
+def _open_autoattack(settings: SuiteSettings, wanted: str) -> list[TestSet]:
+    """AutoAttack on the validation images; "autoattack/square" is Square alone."""
+    if wanted not in ("autoattack", "autoattack/square"):
+        return []
+    (clean,) = open_sets(settings, "imagenet")
+    try:
+        autoattack = dataclasses.replace(settings.autoattack, num_classes=settings.num_classes)
+    except ValueError as error:
+        raise SuiteError(str(error)) from error
+    if wanted == "autoattack/square":
+        return [square_alone(clean, autoattack, settings.seed)]
+    return attack_stages(clean, "autoattack", autoattack, settings.seed)
+
+
 # Name → (settings, the suite's name or the beginning of its test sets' names) → test sets.
 SUITES: Mapping[str, Callable[[SuiteSettings, str], list[TestSet]]] = {
     "imagenet": open_sets,
@@ -350,11 +411,13 @@ SUITES: Mapping[str, Callable[[SuiteSettings, str], list[TestSet]]] = {
     "imagenet_sketch": open_sets,
     "stylized": open_sets,
     "pgd": _open_attacked,
+    "autoattack": _open_autoattack,
+    **dict.fromkeys([*CORRUPTED_LIKE_C, "imagenet_w"], open_sets),
 }
 
 
 def describe_layouts() -> str:
     """The suites and where their data are looked for, a line each."""
     suites = {name.split("/")[0]: layout for name, layout in reversed(LAYOUTS.items())}
-    lines = [f"{name:16}{suites[name].describe()}" for name in SUITES if name in suites]
-    return "\n".join([*lines, "imagenet_c_made, pgd: the images of imagenet"])
+    lines = [f"{name:17}{suites[name].describe()}" for name in SUITES if name in suites]
+    return "\n".join([*lines, "imagenet_c_made, pgd, autoattack: the images of imagenet"])

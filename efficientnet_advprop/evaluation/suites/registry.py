@@ -14,7 +14,7 @@ from typing import Sequence
 
 from efficientnet_advprop.data import corruptions, digits, image_folders, records
 from efficientnet_advprop.data.labeled_images import FileImages, RecordImages
-from efficientnet_advprop.evaluation.suites import imagenet_suites
+from efficientnet_advprop.evaluation.suites import imagenet_suites, other_answers
 from efficientnet_advprop.evaluation.suites.test_sets import (
     SuiteError,
     SuiteSettings,
@@ -76,6 +76,7 @@ def open_digits(settings: SuiteSettings, wanted: str) -> list[TestSet]:
 # Name → (settings, the name as it was given; of "folder", its argument) → test sets.
 SUITES = {
     **imagenet_suites.SUITES,
+    **other_answers.SUITES,
     "folder": open_folder,
     "digits": open_digits,
     "digits_c": open_digits,

@@ -7,13 +7,14 @@ Usage:
 """
 
 import dataclasses
-from typing import Callable, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence, Union
 
-from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.attacks import PGD, AutoAttack, Square
+from efficientnet_advprop.attacks.search import Search
 from efficientnet_advprop.data.labeled_images import LabeledImages
 from efficientnet_advprop.errors import UsageError
 from efficientnet_advprop.evaluation.results import Conditions
-from efficientnet_advprop.evaluation.test_set_name import TestSetName
+from efficientnet_advprop.evaluation.test_set_name import CLEAN, TestSetName
 
 STORED_SIZE = 224  # pixels: of the images of ImageNet-C and Stylized-ImageNet
 
@@ -32,6 +33,7 @@ class SuiteSettings:
         image_size, crop: of the network's own pre-processing; see `preprocessing.preprocess_for_eval`.
         stored_size: pixels at which images stored at 224 are fed: 224 is as they are; another number resizes them whole.
         attack, num_restarts: of the suite pgd.
+        autoattack: of the suite autoattack; its number of classes is the network's.
         max_images: evaluate only this many images of each test set, evenly spaced; None: all.
         seed: of what is random: attacks, corruptions made here.
         allow_incomplete: score what there is of a data set that is not whole.
@@ -45,6 +47,7 @@ class SuiteSettings:
     stored_size: int = STORED_SIZE
     attack: PGD = PGD(4.0, 1.0, 10, targeted=False, random_start=1.0)
     num_restarts: int = 1
+    autoattack: AutoAttack = AutoAttack(4.0)
     max_images: Optional[int] = None
     seed: int = 0
     allow_incomplete: bool = False
@@ -66,6 +69,12 @@ class TestSet:
         made_from: with `change`, the suite of the clean images.
         attack, num_restarts: white-box, on the model that is tested; None for the images as they are.
         max_images: see `SuiteSettings`.
+        after: another test set of the same images: only those that were right there are looked at,
+            what was said of the others stands.
+        checks_network: the attack is the first one, and the network is to be checked before it.
+        categories: see `evaluator.category_logits`; labels are then numbers of categories.
+        right_answers: image id → all classes that count as right; None: the label alone.
+        answers_digest: see `Conditions`.
         seed: of the attack or of `change`; 0 where nothing is random.
     """
 
@@ -80,9 +89,14 @@ class TestSet:
     kept_classes: Optional[tuple[int, ...]] = None
     change: Optional[Callable] = None
     made_from: Optional[str] = None
-    attack: Optional[PGD] = None
+    attack: Optional[Union[PGD, Search]] = None
     num_restarts: int = 1
     max_images: Optional[int] = None
+    after: Optional[str] = None
+    checks_network: bool = False
+    categories: Optional[tuple[tuple[int, ...], ...]] = None
+    right_answers: Optional[Callable[[str], Sequence[int]]] = None
+    answers_digest: Optional[str] = None
     seed: int = 0
 
     def __post_init__(self):
@@ -94,11 +108,6 @@ class TestSet:
 
     def conditions(self, data_digest: str, num_images: int, branch: str) -> Conditions:
         """What its score depends on."""
-        attack = (
-            None
-            if self.attack is None
-            else {**dataclasses.asdict(self.attack), "num_restarts": self.num_restarts}
-        )
         return Conditions(
             data_digest=data_digest,
             image_size=self.image_size,
@@ -109,9 +118,19 @@ class TestSet:
             num_drawn=self.num_drawn(num_images)
             if self.num_drawn(num_images) < num_images
             else None,
-            attack=attack,
+            attack=None if self.attack is None else self._attack_conditions(),
             seed=self.seed,
+            num_categories=None if self.categories is None else len(self.categories),
+            answers_digest=self.answers_digest,
         )
+
+    def _attack_conditions(self) -> Mapping[str, Any]:
+        fields = dataclasses.asdict(self.attack)
+        if isinstance(self.attack, Search):
+            return {**fields, "name": type(self.attack).__name__}
+        if fields["norm"] == "linf":  # which results of earlier versions do not name
+            del fields["norm"]
+        return {**fields, "num_restarts": self.num_restarts}
 
     def problems(self, num_images: int) -> list[str]:
         """What keeps a score over so many images from being that of the data set."""
@@ -146,4 +165,52 @@ def with_attack(test_set: TestSet, settings: SuiteSettings) -> TestSet:
         attack=settings.attack,
         num_restarts=settings.num_restarts,
         seed=settings.seed,
+    )
+
+
+def attack_stages(
+    clean: TestSet, suite: str, autoattack: AutoAttack, seed: int, *, with_clean: bool = False
+) -> list[TestSet]:
+    """The attacks of `autoattack` in a chain, each on what withstood those before.
+
+    Args:
+        clean: the images.
+        suite: what the stages' names begin with.
+        with_clean: begin with the images as they are.
+    """
+    stages, after = [], None
+    if with_clean:
+        name = TestSetName.stage(suite, autoattack.norm, autoattack.epsilon, CLEAN)
+        stages.append(dataclasses.replace(clean, name=name))
+        after = name
+    for number, (attack_name, attack) in enumerate(autoattack.attacks().items()):
+        name = TestSetName.stage(suite, autoattack.norm, autoattack.epsilon, attack_name)
+        stages.append(
+            dataclasses.replace(
+                clean,
+                name=name,
+                attack=attack,
+                after=after,
+                checks_network=number == 0,
+                seed=seed,
+            )
+        )
+        after = name
+    return stages
+
+
+def square_alone(clean: TestSet, autoattack: AutoAttack, seed: int) -> TestSet:
+    """Square on all images, which needs no gradient of the network."""
+    norm, epsilon = autoattack.norm, autoattack.epsilon
+    return dataclasses.replace(
+        clean,
+        name=TestSetName.stage("autoattack", norm, epsilon, "square_alone"),
+        attack=Square(
+            epsilon=epsilon,
+            norm=norm,
+            num_queries=autoattack.num_queries,
+            num_classes=autoattack.num_classes,
+        ),
+        checks_network=True,
+        seed=seed,
     )

@@ -1,0 +1,59 @@
+"""Lists and mappings of the newer test sets, as their authors publish them; the file
+robustness_sets.json says whose they are.
+
+    robustness_sets.robustbench_numbers()                         # 5,000 of 1 … 50,000
+    robustness_sets.cue_conflict_categories()["bear"]             # (294, 295, 296, 297)
+"""
+
+import functools
+import json
+import pathlib
+from typing import Any, Mapping
+
+from efficientnet_advprop.data import corruptions
+
+_FILE = pathlib.Path(__file__).with_name("robustness_sets.json")
+# The four further corruptions of ImageNet-C's authors (Hendrycks and Dietterich, ICLR 2019),
+# which their benchmark leaves for the choice of hyperparameters.
+C_EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+
+
+@functools.cache
+def _read() -> Mapping[str, Any]:
+    return json.loads(_FILE.read_text())
+
+
+@functools.cache
+def robustbench_numbers() -> frozenset[int]:
+    """Of the validation images ILSVRC2012_val_<number>.JPEG, those of RobustBench."""
+    return frozenset(_read()["robustbench"]["validation_numbers"])
+
+
+@functools.cache
+def cue_conflict_categories() -> Mapping[str, tuple[int, ...]]:
+    """The 16 categories in alphabetical order → their ImageNet classes."""
+    held = _read()["cue_conflict"]["classes_of_category"]
+    return {category: tuple(held[category]) for category in sorted(held)}
+
+
+@functools.cache
+def objectnet_classes() -> Mapping[int, tuple[int, ...]]:
+    """Number of an ObjectNet category, in the alphabetical order of its folders → the ImageNet
+    classes that it holds; only the 113 categories that have any."""
+    classes: dict[int, list[int]] = {}
+    for label, category in _read()["objectnet"]["category_of_class"].items():
+        classes.setdefault(category, []).append(int(label))
+    return {category: tuple(sorted(classes[category])) for category in sorted(classes)}
+
+
+@functools.cache
+def corruptions_of(suite: str) -> tuple[str, ...]:
+    """The corruptions of a suite of corrupted images; of one that is not listed here, such as
+    "imagenet_c" or "digits_c", the fifteen of ImageNet-C."""
+    if suite == "imagenet_c_extra":
+        return C_EXTRA
+    if suite == "imagenet_c_bar":
+        return tuple(_read()["imagenet_c_bar"]["severities_of_corruption"])
+    if suite == "imagenet_3dcc":
+        return tuple(_read()["imagenet_3dcc"]["corruptions"])
+    return tuple(corruptions.CORRUPTIONS)

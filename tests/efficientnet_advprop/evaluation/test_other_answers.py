@@ -1,0 +1,195 @@
+"""Test sets whose right answer is not one class, or which are a part of another: on stand-ins whose
+accuracies are known, and the lists by what their authors say of them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from efficientnet_advprop.data import robustness_sets
+from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.evaluation import evaluation_run
+from efficientnet_advprop.evaluation.cue_conflict import count_decisions
+from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
+from efficientnet_advprop.evaluation.results import predictions_path
+from efficientnet_advprop.evaluation.suites import other_answers
+from efficientnet_advprop.evaluation.suites.test_sets import SuiteError, SuiteSettings
+from tests import stand_ins
+
+
+def run(root, suite, out_dir, **options):
+    return evaluation_run.run(
+        stand_ins.read_classes,
+        [suite],
+        data_dir=str(root),
+        out_dir=str(out_dir),
+        allow_incomplete=True,
+        log=lambda line: None,
+        **options,
+    )
+
+
+def save(path, shown, border=0):
+    """An image whose colour is that of a class, in a border of another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros([44, 50, 3], np.uint8)
+    pixels[:] = (255, 0, 0) if border else stand_ins.colour_of(shown)
+    pixels[border : 44 - border, border : 50 - border] = stand_ins.colour_of(shown)
+    Image.fromarray(pixels).save(path)
+
+
+def test_the_lists_have_the_numbers_of_their_authors():
+    numbers = robustness_sets.robustbench_numbers()
+    assert len(numbers) == 5000 and min(numbers) >= 1 and max(numbers) <= 50_000
+    categories = robustness_sets.cue_conflict_categories()
+    assert len(categories) == 16 and list(categories) == sorted(categories)
+    assert sum(map(len, categories.values())) == 207  # of Geirhos et al.
+    classes = robustness_sets.objectnet_classes()
+    assert len(classes) == 113 and max(classes) < 313
+    assert len(robustness_sets.corruptions_of("imagenet_c_bar")) == 10
+    assert len(robustness_sets.corruptions_of("imagenet_3dcc")) == 12
+    assert len(robustness_sets.corruptions_of("imagenet_c_extra")) == 4
+    assert len(robustness_sets.corruptions_of("imagenet_c")) == 15
+
+
+@pytest.fixture(scope="module")
+def validation(tmp_path_factory):
+    """Eight validation images, of which number 4 shows the class beside its own; and ReaL's labels:
+    number 4 may be either, 5 only another, 6 has none."""
+    root = tmp_path_factory.mktemp("validation")
+    ids = stand_ins.class_numbers.imagenet_ids()
+    answers = [[] for _ in range(50_000)]
+    for number in range(1, 9):
+        label = 100 + 10 * number + 3
+        shown = label + 1 if number == 4 else label
+        save(root / "ILSVRC" / "Data" / "CLS-LOC" / "val" / ids[label]
+             / f"ILSVRC2012_val_{number:08d}.JPEG", shown)  # fmt: skip
+        answers[number - 1] = {4: [label, shown], 5: [label + 1], 6: []}.get(number, [label])
+    (root / "real.json").write_text(json.dumps(answers))
+    return root
+
+
+def test_real_counts_any_of_several_right_answers(validation, tmp_path):
+    results = run(validation, "imagenet_real", tmp_path)
+    (result,) = results.test_sets.values()
+    assert (result.score.num_images, result.score.num_top1) == (7, 6)  # all but number 5
+    assert result.score.num_top5 == 7
+    assert result.expected_num_images == 7 and result.conditions.answers_digest
+    predictions = ImagePredictions.read(predictions_path(str(tmp_path), "imagenet_real"))
+    assert not any("00000006" in name for name in predictions.image_ids)
+    assert predictions.labels[list(predictions.is_top1).index(False)] == 154
+
+
+def test_labels_of_another_number_of_images_are_refused(validation, tmp_path):
+    (tmp_path / "val").symlink_to(validation / "ILSVRC" / "Data" / "CLS-LOC" / "val")
+    with pytest.raises(DataError, match="lacks the labels of imagenet_real"):
+        run(tmp_path, "imagenet_real", tmp_path / "out")
+    (tmp_path / "real.json").write_text(json.dumps([[1]] * 49_999))
+    with pytest.raises(DataError, match="49,999 images, but .* 50,000"):
+        run(tmp_path, "imagenet_real", tmp_path / "out")
+    (tmp_path / "real.json").write_text(json.dumps([[1000]] * 50_000))
+    with pytest.raises(DataError, match="0 to 999"):
+        run(tmp_path, "imagenet_real", tmp_path / "out")
+    (tmp_path / "real.json").write_text("nonsense")
+    with pytest.raises(DataError, match="cannot be read as lists of labels"):
+        run(tmp_path, "imagenet_real", tmp_path / "out")
+
+
+def test_robustbench_takes_its_own_images_at_its_own_size(validation):
+    settings = SuiteSettings(str(validation), 1000, image_size=300, allow_incomplete=True)
+    stages = other_answers.open_robustbench(settings, "robustbench")
+    assert [stage.name for stage in stages] == [
+        f"robustbench/linf_4/{stage}" for stage in ("clean", "apgd_ce", "apgd_t", "fab_t", "square")
+    ]
+    for stage in stages:
+        assert (stage.image_size, stage.crop, stage.expected_num_images) == (224, "0.875", 5000)
+    # Its first number is 11: none of the eight images is one of its.
+    assert stages[0].find_images().num_images == 0
+    assert [stage.after for stage in stages] == [None, *(stage.name for stage in stages[:-1])]
+
+
+def test_objectnet_by_category_without_its_border(tmp_path):
+    names = [f"category {number:03d}" for number in range(313)]
+    for name in names:
+        (tmp_path / "ObjectNet-1.0" / "images" / name).mkdir(parents=True)
+    images = tmp_path / "ObjectNet-1.0" / "images"
+    # Category 17 is ImageNet's 444 and 671; 52 is 423, 559 and 765; 0 has no class there.
+    save(images / names[17] / "a.png", 671, border=2)
+    save(images / names[17] / "b.png", 444, border=2)
+    save(images / names[52] / "c.png", 444, border=2)
+    save(images / names[0] / "d.png", 444, border=2)
+    results = run(tmp_path, "objectnet", tmp_path / "out")
+    (result,) = results.test_sets.values()
+    assert (result.score.num_images, result.score.num_top1) == (3, 2)
+    assert result.conditions.num_kept_classes == 125 and result.expected_num_images == 18_574
+    (images / names[312]).rmdir()
+    with pytest.raises(DataError, match="312 folders, but ObjectNet has 313"):
+        run(tmp_path, "objectnet", tmp_path / "out")
+
+
+def test_cue_conflict_by_category_and_its_shape_bias(tmp_path):
+    categories = robustness_sets.cue_conflict_categories()
+    for category in categories:
+        (tmp_path / "cue-conflict" / category).mkdir(parents=True)
+    root = tmp_path / "cue-conflict"
+    # The colour is what the reader answers; only "airplane" and "oven" have a single class.
+    save(root / "airplane" / "airplane1-oven2.png", 404)  # by shape
+    save(root / "airplane" / "airplane2-oven1.png", 766)  # by texture
+    save(root / "airplane" / "airplane3-airplane2.png", 404)  # no conflict
+    save(root / "oven" / "oven1-airplane2.png", 766)  # by shape
+    save(root / "oven" / "oven2-airplane1.png", 499)  # neither: a knife
+    results = run(tmp_path, "cue_conflict", tmp_path / "out")
+    (result,) = results.test_sets.values()
+    assert (result.score.num_images, result.score.num_top1) == (5, 3)
+    assert result.conditions.num_categories == 16 and result.expected_num_images == 1280
+    predictions = ImagePredictions.read(predictions_path(str(tmp_path / "out"), "cue_conflict"))
+    decisions = count_decisions(predictions)
+    assert (decisions["airplane"].num_shape, decisions["airplane"].num_texture) == (1, 1)
+    assert (decisions["oven"].num_shape, decisions["oven"].num_texture) == (1, 0)
+    assert decisions["airplane"].shape_bias == 0.5 and decisions["oven"].shape_bias == 1.0
+    assert decisions["clock"].shape_bias is None
+    (root / "oven" / "oven1-airplane2.png").unlink()
+    (root / "oven" / "oven2-airplane1.png").unlink()
+    (root / "oven").rmdir()
+    with pytest.raises(DataError, match="16 categories, but lacks oven"):
+        run(tmp_path, "cue_conflict", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["imagenet-c", "ImageNet-C", "ImageNet-C/noise", "Imagenet-c/Noise", "ImageNet-C/Extra"],
+)
+def test_layouts_that_people_have(tmp_path, folder):
+    is_extra = folder.endswith("Extra")
+    corruption = "saturate" if is_extra else "gaussian_noise"
+    suite = "imagenet_c_extra" if is_extra else "imagenet_c"
+    ids = stand_ins.class_numbers.imagenet_ids()
+    save(tmp_path / folder / corruption / "1" / ids[3] / "x.png", 3)
+    results = run(tmp_path, f"{suite}/{corruption}/1", tmp_path / "out")
+    (name,) = results.test_sets
+    assert name == f"{suite}/{corruption}/1" and results.test_sets[name].score.top1 == 1.0
+
+
+def test_missing_corruptions_are_named(tmp_path):
+    ids = stand_ins.class_numbers.imagenet_ids()
+    save(tmp_path / "imagenet-c-bar" / "sparkles" / "2" / ids[3] / "x.png", 3)
+    with pytest.raises(DataError, match="49 of the 50 sets of imagenet_c_bar"):
+        evaluation_run.run(
+            stand_ins.read_classes,
+            ["imagenet_c_bar"],
+            data_dir=str(tmp_path),
+            out_dir=str(tmp_path),
+        )
+    results = run(tmp_path, "imagenet_c_bar", tmp_path / "out")
+    assert len(results.missing("imagenet_c_bar")) == 49
+
+
+@pytest.mark.parametrize("suite", other_answers.SUITES)
+def test_networks_of_other_classes_and_missing_data_are_named(suite, tmp_path):
+    with pytest.raises(SuiteError, match="10 outputs"):
+        other_answers.SUITES[suite](SuiteSettings(str(tmp_path), 10, 32), suite)
+    with pytest.raises(SuiteError, match="`--data_dir` is missing"):
+        other_answers.SUITES[suite](SuiteSettings(None, 1000, 32), suite)
+    with pytest.raises(DataError, match="lacks"):
+        other_answers.SUITES[suite](SuiteSettings(str(tmp_path), 1000, 32), suite)

@@ -536,6 +536,12 @@ def _suggest(name: str, known: typing.Iterable[str]) -> str:
     return f"there are {', '.join(siblings or sorted(known))}."
 
 
+def is_optional(name: str) -> bool:
+    """Whether "section.field" is a field that may be None."""
+    hints = {known: hint for known, _, hint in flatten(ExperimentConfig())}
+    return typing.get_origin(hints.get(name)) is typing.Union
+
+
 def type_rule(name: str, value: Any) -> str:
     """Says that `value` is not of the type of the field "section.field"."""
     annotated = {known: hint for known, _, hint in flatten(ExperimentConfig())}[name]

@@ -88,7 +88,7 @@ def type_rule(annotated: Any) -> str:
     """The type of a field in words, to stand after "must be"."""
     optional = typing.get_origin(annotated) is typing.Union
     kind = _KINDS[typing.get_args(annotated)[0] if optional else annotated]
-    return f"{kind}{' (or left out)' if optional else ''}"
+    return f"{kind}{' or None' if optional else ''}"
 
 
 def broken_rule(section: Any, name: str, value: Any, annotated: Any) -> Optional[str]:

@@ -49,18 +49,25 @@ class ServedModel:
 
 
 def predict_rest(model: ServedModel, body: bytes) -> dict:
-    """Answers the body of a REST request in row format."""
+    """Answers the body of a REST request in row format, {"instances": [...]}."""
     try:
         request = json.loads(body)
-        instances = [_decode(instance) for instance in request["instances"]]
-        names = {
-            tuple(instance) if isinstance(instance, dict) else (None,) for instance in instances
-        } or {(None,)}
-        ((name,),) = names
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
+        raise ValueError(f"the body must be JSON: {error}") from error
+    if isinstance(request, dict) and "inputs" in request and "instances" not in request:
         raise ValueError(
-            'the body must be {"signature_name": …, "instances": [{"b64": …}, …]}'
-        ) from error
+            'this server takes the row format only, {"instances": [...]}, not the column format '
+            '{"inputs": ...}, which TensorFlow Serving takes too'
+        )
+    if not isinstance(request, dict) or not isinstance(request.get("instances"), list):
+        raise ValueError('the body must be {"signature_name": …, "instances": [{"b64": …}, …]}')
+    instances = [_decode(instance) for instance in request["instances"]]
+    names = {
+        tuple(instance) if isinstance(instance, dict) else (None,) for instance in instances
+    } or {(None,)}
+    if len(names) > 1 or len(next(iter(names))) != 1:
+        raise ValueError("the instances must all have one and the same input, or no name at all")
+    ((name,),) = names
     values = [instance[name] if isinstance(instance, dict) else instance for instance in instances]
     outputs = model.predict(request.get("signature_name", ""), {name: values})
     columns = {key: _encode(value.numpy().tolist()) for key, value in outputs.items()}
@@ -72,9 +79,18 @@ def predict_rest(model: ServedModel, body: bytes) -> dict:
 
 
 def _decode(value):
-    if isinstance(value, dict) and set(value) == {"b64"}:
+    """A JSON value with its {"b64": …} as bytes."""
+    if not isinstance(value, dict):
+        return value
+    if set(value) != {"b64"}:
+        return {key: _decode(part) for key, part in value.items()}
+    try:
         return base64.b64decode(value["b64"], validate=True)
-    return {key: _decode(part) for key, part in value.items()} if isinstance(value, dict) else value
+    except (ValueError, TypeError) as error:
+        reason = str(error)
+        if isinstance(value["b64"], str) and set("-_") & set(value["b64"]):
+            reason = "it has - or _, as the URL-safe alphabet; use the standard one, with + and /"
+        raise ValueError(f'the text after "b64" is not base64: {reason}') from error
 
 
 def _encode(value):

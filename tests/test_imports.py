@@ -27,6 +27,7 @@ FLOORS = [
         "tpu_utils.replicas",
         "tpu_utils.compiler",
         "efficientnet_advprop.stack",
+        "efficientnet_advprop.directory_lock",
     },
     {"efficientnet_advprop.keras2"},
     {"efficientnet_advprop.config", "efficientnet_advprop.models", "efficientnet_advprop.attacks"},
@@ -55,6 +56,7 @@ WITHOUT_TENSORFLOW = [
     "efficientnet_advprop.class_labels",
     "efficientnet_advprop.config",
     "efficientnet_advprop.stack",
+    "efficientnet_advprop.directory_lock",
 ]
 
 

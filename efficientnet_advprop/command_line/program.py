@@ -10,6 +10,7 @@ A mistake of the user ends with one message on stderr and exit code 2 (flags, co
 1 (anything later), Ctrl-C with 130. A traceback always means a bug of this package.
 """
 
+import atexit
 import logging
 import os
 import re
@@ -34,6 +35,28 @@ BAD_USAGE = UsageError.exit_code
 FAILED = UserError.exit_code
 INTERRUPTED = 130  # the convention of shells: 128 + SIGINT
 flags.disclaim_key_flags()  # the flags belong to the program that defines them and its --help
+
+
+_exit_code: Optional[int] = None  # of the program that has run; None: none has
+
+
+def _end_failed_program() -> None:
+    """Ends a program that has failed here, before the interpreter is taken down. The last resort.
+
+    An error leaves input pipelines open, whose threads read ahead. `data.python_calls` keeps them
+    out of Python; but a call that TensorFlow has queued for seconds, on a busy machine, still comes
+    too late, and the process would hang or abort instead of giving its exit code. By now threads
+    are joined, and what others have asked to be called at the end has been called: this was asked
+    for first, when this module was imported, and so comes last.
+    """
+    if _exit_code:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_exit_code)
+
+
+atexit.register(_end_failed_program)
 
 
 def define_config_flag() -> flags.FlagHolder:
@@ -69,6 +92,10 @@ def read_config(flag: flags.FlagHolder) -> config_lib.ExperimentConfig:
             f"`--config`: its get_config() returned {type(config).__name__}, "
             "but must return an ExperimentConfig."
         )
+    for name, value, _ in config_lib.flatten(config):  # a path in the file, such as init.checkpoint
+        if isinstance(value, str) and value.startswith("~"):
+            section, field = name.split(".")
+            setattr(getattr(config, section), field, expand_home(value))
     config.validate()
     return config
 
@@ -108,7 +135,15 @@ def run(
                 "stopped by Ctrl-C; the same command goes on from the last checkpoint.", INTERRUPTED
             )
 
-    app.run(guarded, flags_parser=_parse_flags)
+    global _exit_code
+    try:
+        app.run(guarded, flags_parser=_parse_flags)
+    except SystemExit as stop:
+        _exit_code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        raise
+    except BaseException:
+        _exit_code = FAILED
+        raise
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:
@@ -163,11 +198,18 @@ def _print_error(error, code: int) -> int:
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     try:
         _require_text(argv)
-        # config_flags searches sys.argv for overrides itself.
-        argv = sys.argv = [argv[0], *map(expand_home, argv[1:])]
-        argv = _with_recipes_found(argv)
-        _check_config_arguments(argv[1:])
-        return flags.FLAGS(argv)
+        # config_flags looks for overrides in sys.argv by itself.
+        arguments = _with_recipes_found([expand_home(argument) for argument in argv[1:]])
+        _check_config_arguments(arguments)
+        arguments, left_out = _take_out_none(arguments)
+        argv = sys.argv = [argv[0], *arguments]
+        rest = flags.FLAGS(argv)
+        if left_out:
+            config = flags.FLAGS["config"].value
+            for name in left_out:
+                section, field = name.split(".")
+                setattr(getattr(config, section), field, None)
+        return rest
     except SystemExit:  # absl exits with 1 after --help
         sys.exit(0)
     except flags.IllegalFlagValueError as error:
@@ -224,6 +266,35 @@ def _path_of(name: str) -> str:
     if os.path.isfile(name.split(":")[0]):
         return name
     return recipes.find(name) or name
+
+
+def _take_out_none(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Without the overrides of optional fields that `--config.section.field=None` ends; and those fields' names.
+
+    config_flags knows a field's type by its value, and a number that a config file has set could not
+    be left out again.
+    """
+    values = {}  # (places in `arguments`, value) of each override of an optional field
+    for index, argument in enumerate(arguments):
+        override = re.fullmatch(r"--?config\.([\w.]+)(?:=(.*))?", argument)
+        if override and config_lib.is_optional(override[1]):
+            has_own = override[2] is not None
+            places = (index,) if has_own else (index, index + 1)
+            value = override[2] if has_own else "".join(arguments[index + 1 : index + 2])
+            values.setdefault(override[1], []).append((places, value))
+    dropped, left_out = set(), []
+    for name, given in values.items():
+        is_none = [value.lower() == "none" for _, value in given]
+        if is_none[-1]:
+            left_out.append(name)
+        dropped.update(
+            place
+            for (places, _), none in zip(given, is_none)
+            if none or is_none[-1]  # the last one counts
+            for place in places
+        )
+    kept = [argument for index, argument in enumerate(arguments) if index not in dropped]
+    return kept, left_out
 
 
 def _check_config_arguments(arguments: Sequence[str]) -> None:

@@ -44,6 +44,17 @@ def count_examples(data: "DataConfig", data_dir: str, split: str) -> int:
     return sources.open_split(data, data_dir, split).num_records
 
 
+def files_digest(data: "DataConfig", data_dir: str, split: str) -> str:
+    """What tells a split's files from others, see `records.Split.digest`; "" of synthetic images.
+
+    Raises:
+      records.DataError: see `records.open_split`.
+    """
+    if data_dir == synthetic.NAME:
+        return ""
+    return sources.open_split(data, data_dir, split).digest()
+
+
 def _open_split(
     data: "DataConfig", data_dir: str, split: str, num_classes: Optional[int]
 ) -> records.Split:

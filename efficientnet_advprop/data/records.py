@@ -13,6 +13,7 @@ reason.
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import re
@@ -59,10 +60,17 @@ class Split:
     broken_tails: Sequence[
         int
     ] = ()  # indices of files whose last record is cut off; it is counted, so that it is noticed
+    sizes: Sequence[int] = ()  # of the files in bytes, where they are known
 
     @property
     def num_records(self) -> int:
         return sum(self.counts)
+
+    def digest(self) -> str:
+        """SHA-256 of what is cheap to know and tells other files from these: names, numbers of records, sizes."""
+        names = [os.path.basename(path) for path in self.files]
+        facts = json.dumps([names, list(self.counts), list(self.sizes)])
+        return hashlib.sha256(facts.encode()).hexdigest()
 
 
 class FileCount(NamedTuple):
@@ -275,7 +283,7 @@ def open_split(data_dir: str, prefix: str, *, tolerate_broken_tails: bool = Fals
             save_counts(data_dir, prefix, sizes, counts)
         except (tf.errors.OpError, OSError) as error:
             logging.info("The record counts are not kept in %s: %s", data_dir, error)
-    return Split(files, counts, broken_tails=broken)
+    return Split(files, counts, broken_tails=broken, sizes=sizes)
 
 
 class ShardWriter:

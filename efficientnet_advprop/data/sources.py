@@ -68,6 +68,7 @@ def select_files(split: records.Split, indices: typing.Sequence[int]) -> records
         split,
         files=[split.files[i] for i in indices],
         counts=[split.counts[i] for i in indices],
+        sizes=[split.sizes[i] for i in indices] if split.sizes else (),
         broken_tails=broken,
     )
 

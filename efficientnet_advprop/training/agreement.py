@@ -6,14 +6,18 @@ different reductions, or train on noise. Therefore they compare what determines 
 before its first step. If they differ, every worker ends with the same message.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
+from typing import Iterator, Optional
 
 import tensorflow as tf
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.directory_lock import DirectoryInUseError, DirectoryLock
+from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.training import checkpoints
 from efficientnet_advprop.training.checkpoints import CheckpointError
 from tpu_utils.devices.workers import Workers
@@ -60,6 +64,31 @@ def check_same_run(
         f"the {workers.count} workers do not mean the same run (in their order, {listed}). "
         "Start the same command on all of them, from the same copy of the code."
     )
+
+
+@contextlib.contextmanager
+def hold_model_dir(workers: Workers, model_dir: str) -> Iterator[None]:
+    """Keeps every other run out of `model_dir` during the body; the chief holds it for all workers.
+
+    Raises:
+        DirectoryInUseError: another run is at work there; the same on all workers.
+        CheckpointError: the directory cannot be written.
+    """
+    refusal: Optional[UserError] = None
+    with contextlib.ExitStack() as held:
+        if workers.is_chief:
+            try:
+                held.enter_context(DirectoryLock(model_dir, "model_dir"))
+            except DirectoryInUseError as error:
+                refusal = error
+            except (tf.errors.OpError, OSError) as error:
+                refusal = checkpoints.cannot_be_written(model_dir, error)
+        told = workers.compare({"refusal": str(refusal or "")})
+        if refusal is not None:
+            raise refusal
+        if told:
+            raise DirectoryInUseError(max(told["refusal"], key=len))
+        yield
 
 
 def check_same_start(workers: Workers, model_dir: str, restored: str) -> None:

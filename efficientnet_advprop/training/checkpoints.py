@@ -2,6 +2,7 @@
 
     <model_dir>/config.json                  the effective config
     <model_dir>/labels_map.txt               the names of the classes, where the data tell them
+    <model_dir>/run.json                     what else decides the run, see `run_facts`
     <model_dir>/checkpoints/ckpt-<step>.*    every variable of the run by its name: all that a restarted one needs
     <model_dir>/best/ckpt-<step>.*           the same, of the highest validation accuracy
     <model_dir>/metrics.jsonl, summaries/    see `progress`
@@ -11,10 +12,12 @@ goes on training while another thread writes; a failure surfaces at the next sav
 
 TensorFlow writes a checkpoint beside its final name, puts the index in place last, and lists it in the folder's `checkpoint`
 file after that, by renaming. So a process killed in the middle leaves the earlier ones as they were and the unfinished one
-unlisted.
+unlisted. Where that file is lost or damaged the checkpoints are taken by their numbers; a run whose checkpoints themselves are
+lost does not begin anew of its own accord.
 """
 
 import concurrent.futures
+import dataclasses
 import glob
 import os
 from typing import Iterable, Optional, Sequence
@@ -30,11 +33,20 @@ from efficientnet_advprop.data.class_names import (
     require_same_names,
     write_class_names,
 )
+from efficientnet_advprop.errors import list_names
 from efficientnet_advprop.files import without_pattern, write_atomically
 from efficientnet_advprop.models import CheckpointError, Network, save_released_checkpoint
+from efficientnet_advprop.models.checkpoints.state_files import (
+    STATE_FILE,
+    HeldCheckpoints,
+    list_checkpoints,
+    write_state_file,
+)
 from efficientnet_advprop.models.variable_names import official_name
 from efficientnet_advprop.training import assembly
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
+from efficientnet_advprop.training.progress import METRICS_FILE, read_metrics
+from efficientnet_advprop.training.run_facts import FACTS_FILE, RunFacts, mark_as_saved
 from efficientnet_advprop.training.state import STEP_NAME, TrainState, averaged_variables
 from tpu_utils.errors import brief_message
 
@@ -55,59 +67,113 @@ def read_config(model_dir: str) -> ExperimentConfig:
         raise CheckpointError(
             f"`model_dir` is {model_dir!r}, which holds no {_CONFIG_FILE}; give the --model_dir of a training run."
         )
-    with tf.io.gfile.GFile(path) as file:
-        return ExperimentConfig.from_json(file.read())
+    with tf.io.gfile.GFile(path, "rb") as file:
+        contents = file.read()
+    try:
+        return ExperimentConfig.from_json(contents.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not text in UTF-8; it is written by the run, bring it back."
+        ) from error
 
 
 def latest(directory: str) -> Optional[str]:
-    """The newest checkpoint that a folder's state file names, if it is there.
+    """The newest checkpoint in a folder, by its state file or else by the numbers; None: no one.
 
-    Not `tf.train.latest_checkpoint`, which takes the path for a pattern.
+    Not `tf.train.latest_checkpoint`, which takes the path for a pattern, and a state file that is
+    lost for a folder without checkpoints.
     """
-    state = tf.train.get_checkpoint_state(directory)
-    if state is None or not tf.io.gfile.exists(f"{state.model_checkpoint_path}.index"):
-        return None
-    return state.model_checkpoint_path
+    return next(iter(list_checkpoints(directory).prefixes), None)
+
+
+def _list_checkpoints(model_dir: str, part: str) -> HeldCheckpoints:
+    """Those of one of the run's folders; a state file that is of no use is told."""
+    directory = os.path.join(model_dir, part)
+    try:
+        held = list_checkpoints(directory)
+    except (tf.errors.OpError, OSError) as error:
+        raise CheckpointError(f"{directory!r} cannot be read: {brief_message(error)}.") from error
+    if held.problem and held.prefixes:
+        logging.warning(
+            "The file %s in %s is of no use: %s. %s is taken for the newest checkpoint.",
+            STATE_FILE, directory, held.problem, os.path.basename(held.prefixes[0]),
+        )  # fmt: skip
+    return held
 
 
 def check_model_dir(
     model_dir: str, config: ExperimentConfig, class_names: Optional[Sequence[str]] = None
-) -> None:
-    """Raises a `ConfigError` if `model_dir` holds checkpoints of a config with other values; all of them are named.
+) -> bool:
+    """Whether `model_dir` holds checkpoints that a run of `config` can go on from.
 
-    Fields that change nothing of what is computed (`config.OPERATIONAL_FIELDS`) may differ. Class
-    names, where they are known, may not: that is a `ClassNamesError`.
+    Fields that change nothing of what is computed (`config.OPERATIONAL_FIELDS`) may differ from the
+    config that made them. Class names, where they are known, may not.
+
+    Raises:
+        ConfigError: they are of a config with other values; up to eight of them are named.
+        ClassNamesError: they are of other classes.
+        CheckpointError: there were checkpoints, and they are lost.
     """
-    if not any(latest(os.path.join(model_dir, part)) for part in (LAST, BEST)):
-        return
+    last, best = (_list_checkpoints(model_dir, part) for part in (LAST, BEST))
+    if not last.prefixes:
+        _require_never_saved(model_dir, last)
+    if not (last.prefixes or best.prefixes):
+        return False
     changed = config_lib.differences(read_config(model_dir), config)
-    fatal = {
-        name: values
-        for name, values in changed.items()
+    fatal = [
+        f"`config.{name}` is {there!r} there and {here!r} here"
+        for name, (there, here) in changed.items()
         if name not in config_lib.OPERATIONAL_FIELDS
-    }
+    ]
     if fatal:
-        listed = ", ".join(
-            f"`config.{name}` is {there!r} there and {here!r} here"
-            for name, (there, here) in fatal.items()
-        )
         raise ConfigError(
-            f"`model_dir` is {model_dir!r}, whose checkpoints belong to another config: {listed}. "
-            "Use another --model_dir, or the config that made it."
+            f"`model_dir` is {model_dir!r}, whose checkpoints belong to another config: "
+            f"{list_names(fatal, num_shown=8)}. Use another --model_dir, or the config that "
+            "made it. To train on from its weights, for longer or in another way, write them by "
+            f"`python -m efficientnet_advprop.release --model_dir={model_dir} --output=PREFIX` and "
+            "begin with --config.init.checkpoint=PREFIX in another --model_dir."
         )
     if class_names is not None:
         require_same_names(model_dir, class_names, "a run")
+    return True
+
+
+def _require_never_saved(model_dir: str, last: HeldCheckpoints) -> None:
+    """Raises a `CheckpointError` if a run without checkpoints has had some: it must not begin anew in silence."""
+    evidence, facts = "", RunFacts.read(model_dir)
+    if last.problem:
+        evidence = f"its file {LAST}/{STATE_FILE} is there, but {last.problem}"
+    elif facts is not None and facts.has_saved:
+        evidence = f"its {FACTS_FILE} says that it has saved"
+    elif facts is None and is_claimed(model_dir):  # a run of an earlier version, without that file
+        reported = max((entry["step"] for entry in read_metrics(model_dir)), default=0)
+        # The next checkpoint but one is begun when the first is in place.
+        if reported > 2 * read_config(model_dir).training.checkpoint_every_steps:
+            evidence = f"its {METRICS_FILE} goes to step {reported}"
+    if evidence:
+        raise CheckpointError(
+            f"`model_dir` is {model_dir!r}, whose run has lost its checkpoints: {evidence}, and "
+            f"there is no ckpt-….index in its folder {LAST!r}. Bring them back; or begin anew in "
+            "another --model_dir, or in this one after you have emptied it."
+        )
 
 
 def claim_model_dir(
-    model_dir: str, config: ExperimentConfig, class_names: Optional[Sequence[str]] = None
+    model_dir: str,
+    config: ExperimentConfig,
+    class_names: Optional[Sequence[str]] = None,
+    facts: Optional[RunFacts] = None,
+    *,
+    goes_on: bool = False,
 ) -> None:
-    """Makes `model_dir` and writes the config into it; `check_model_dir` comes first.
+    """Makes `model_dir` and writes into it what the run is; `check_model_dir` comes first.
 
     Args:
         model_dir: local or remote.
         config: of the run.
         class_names: by label, to be kept too; None: not known.
+        facts: to be kept too; None: not known.
+        goes_on: whether a run is there already: its facts stay as they were at its beginning.
 
     Raises:
         CheckpointError: the directory cannot be written.
@@ -117,10 +183,18 @@ def claim_model_dir(
         write_atomically(os.path.join(model_dir, _CONFIG_FILE), config.to_json().encode())
         if class_names is not None:
             write_class_names(model_dir, class_names)
+        if facts is not None and not (goes_on and RunFacts.read(model_dir)):
+            has_saved = bool(_list_checkpoints(model_dir, LAST).prefixes)
+            dataclasses.replace(facts, has_saved=has_saved).write(model_dir)
     except (tf.errors.OpError, OSError) as error:
-        raise CheckpointError(
-            f"`model_dir` is {model_dir!r}, which cannot be written: {brief_message(error)}."
-        ) from error
+        raise cannot_be_written(model_dir, error) from error
+
+
+def cannot_be_written(model_dir: str, error: Exception) -> CheckpointError:
+    """The complaint about a folder in which nothing can be written."""
+    return CheckpointError(
+        f"`model_dir` is {model_dir!r}, which cannot be written: {brief_message(error)}."
+    )
 
 
 def is_claimed(model_dir: str) -> bool:
@@ -148,6 +222,7 @@ class Checkpoints:
         strategy: Optional[tf.distribute.Strategy] = None,
         writes: bool = True,
     ):
+        self._model_dir, self._is_marked = model_dir, False
         self._variables = by_name(state.variables)
         self._step = state.step
         self._strategy, self._writes = strategy or tf.distribute.get_strategy(), writes
@@ -163,13 +238,21 @@ class Checkpoints:
         self._checkpoint = tf.train.Checkpoint(
             variables=self._copies, best_accuracy=self._best_accuracy
         )
-        self._last = self._manager(os.path.join(model_dir, LAST), keep_last)
-        self._best = self._manager(os.path.join(model_dir, BEST), 1)
+        self._held = _list_checkpoints(model_dir, LAST)
+        if writes:
+            self._last = self._manager(model_dir, LAST, keep_last)
+            self._best = self._manager(model_dir, BEST, 1)
         self._copied = None  # step and best accuracy of what the copies hold
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._pending: list[concurrent.futures.Future] = []
 
-    def _manager(self, directory, max_to_keep):
+    def _manager(self, model_dir, part, max_to_keep):
+        directory, held = os.path.join(model_dir, part), _list_checkpoints(model_dir, part)
+        if held.problem:  # TensorFlow would begin anew, and neither keep nor remove what is there
+            if held.prefixes:
+                write_state_file(directory, held.prefixes)
+            else:
+                tf.io.gfile.remove(os.path.join(directory, STATE_FILE))
         return tf.train.CheckpointManager(self._checkpoint, directory, max_to_keep=max_to_keep)
 
     def restore(self) -> Optional[str]:
@@ -181,7 +264,7 @@ class Checkpoints:
             CheckpointError: there are checkpoints, and none can be read.
         """
         problems = []
-        for path in reversed(self._last.checkpoints):
+        for path in self._held.prefixes:
             try:
                 self._checkpoint.restore(without_pattern(path)).assert_consumed()
             except _UNREADABLE as error:
@@ -257,6 +340,9 @@ class Checkpoints:
             )
         try:
             manager.save(checkpoint_number=step)
+            if manager is self._last and not self._is_marked:
+                mark_as_saved(self._model_dir)
+                self._is_marked = True
         except (tf.errors.OpError, OSError) as error:
             self._remove_unfinished(manager, step)
             raise CheckpointError(
@@ -356,14 +442,14 @@ def write_released_checkpoint(
 def _restore_network(model_dir: str, which: str) -> tf.Module:
     if which not in ("best", "last"):
         raise ValueError(f"`which` is {which!r}, but must be 'best' or 'last'.")
-    config = read_config(model_dir)  # first: a folder without one is no run at all
-    directory = os.path.join(model_dir, BEST if which == "best" else LAST)
-    path = latest(directory)
-    if path is None:
+    config, part = read_config(model_dir), BEST if which == "best" else LAST
+    held = _list_checkpoints(model_dir, part)
+    if not held.prefixes:
+        directory = os.path.join(model_dir, part)
         raise CheckpointError(
             f"`model_dir` is {model_dir!r}, but {directory} holds no checkpoint yet; train longer."
         )
-    return restore_trained(config, path)
+    return restore_trained(config, held.prefixes[0])
 
 
 def restore_trained(config: ExperimentConfig, path: str) -> tf.Module:

@@ -27,6 +27,7 @@ from efficientnet_advprop.methods import AUGMENTED, METHODS
 from efficientnet_advprop.models import Network
 from efficientnet_advprop.training import agreement, assembly, checkpoints, fine_tuning, steps
 from efficientnet_advprop.training.progress import Progress
+from efficientnet_advprop.training.run_facts import RunFacts
 from tpu_utils.devices.preemption import StopRequest
 from tpu_utils.devices.workers import Workers
 from tpu_utils.errors import brief_message
@@ -123,10 +124,13 @@ def train(
         log: takes each line for the console.
 
     Raises:
-        ConfigError: a field breaks a rule, does not fit the strategy, or differs from the run in `model_dir`.
+        ConfigError: a field breaks a rule, does not fit the strategy, or differs from the run in `model_dir`; or that began
+            with other numbers of images.
+        DirectoryInUseError: another run is at work in `model_dir`.
         ClassNamesError: the data have other classes than the network, or than the run in `model_dir`.
         DataError: the records are missing or damaged.
-        CheckpointError: a checkpoint cannot be written or read, or `config.init.checkpoint` cannot be had or does not fit.
+        CheckpointError: a checkpoint cannot be written or read, those of the run are lost, or
+            `config.init.checkpoint` cannot be had or does not fit.
         TrainingError: a loss is not finite, or memory is short.
     """
     config.validate()
@@ -138,25 +142,55 @@ def train(
         pipeline.count_examples(config.data, data_dir, "validation") if evaluates else 0
     )
     class_names = sources.find_class_names(config.data, data_dir, config.model.num_classes)
-    steps_per_epoch = num_examples / config.training.global_batch_size
-    total_steps = assembly.count_steps(config, num_examples)
     workers = Workers(strategy)
 
-    # To start, or to go on:
-    # 1. Do all workers mean the same? Whose directory is it? Checkpoints of another config must not be touched.
+    # Do all workers mean the same? Whose directory is it? Checkpoints of another config, or of other
+    # data, must not be touched.
     agreement.check_same_run(
         workers, config, model_dir=model_dir, num_images=f"{num_examples} and {num_validation}"
     )
-    checkpoints.check_model_dir(model_dir, config, class_names)
-    if workers.is_chief:
-        checkpoints.claim_model_dir(model_dir, config, class_names)
-    # 2. All variables, from the seed; what follows overwrites them if there is a checkpoint.
+    facts = RunFacts(
+        num_train_images=num_examples,
+        num_validation_images=num_validation,
+        train_files=pipeline.files_digest(config.data, data_dir, "train"),
+        validation_files=(
+            pipeline.files_digest(config.data, data_dir, "validation") if evaluates else ""
+        ),
+        num_replicas=strategy.num_replicas_in_sync,
+    )
+    with agreement.hold_model_dir(workers, model_dir):
+        goes_on = checkpoints.check_model_dir(model_dir, config, class_names)
+        if goes_on:
+            for warning in facts.require_same_run(model_dir, data_dir):
+                log(f"warning: {warning}")
+        if workers.is_chief:
+            checkpoints.claim_model_dir(model_dir, config, class_names, facts, goes_on=goes_on)
+        return _run(config, facts, data_dir, model_dir, strategy, workers, log)
+
+
+def _run(
+    config: ExperimentConfig,
+    facts: RunFacts,
+    data_dir: str,
+    model_dir: str,
+    strategy: tf.distribute.Strategy,
+    workers: Workers,
+    log: Callable[[str], None],
+) -> Result:
+    """Trains in a directory that is this run's alone."""
+    num_examples, num_validation = facts.num_train_images, facts.num_validation_images
+    evaluates = config.training.evaluate_every_epochs > 0
+    steps_per_epoch = num_examples / config.training.global_batch_size
+    total_steps = assembly.count_steps(config, num_examples)
+
+    # To start, or to go on:
+    # 1. All variables, from the seed; what follows overwrites them if there is a checkpoint.
     #    (Not with 0, though: tf.data's shuffle, which combines it with its own seed, cannot take it there.)
     keras.utils.set_random_seed(config.training.seed + 1)
     with strategy.scope():
         state = assembly.make_state(config)
         averaged_model = assembly.make_model(config, aux_branches=0)
-    # 3. The newest readable checkpoint: model, optimizer, averages, step, best accuracy.
+    # 2. The newest readable checkpoint: model, optimizer, averages, step, best accuracy.
     saved = checkpoints.Checkpoints(
         model_dir, state, config.training.keep_last, strategy=strategy, writes=workers.is_chief
     )
@@ -166,7 +200,7 @@ def train(
     #    A new run may start from released weights instead of random ones.
     if restored is None and config.init.checkpoint:
         log(_initialize(state, config))
-    # 4. The data from that step's batch on.
+    # 3. The data from that step's batch on.
     batches = iter(
         strategy.distribute_datasets_from_function(
             lambda context: pipeline.make_train_dataset(
@@ -183,7 +217,7 @@ def train(
             )
         )
     )
-    # 5. The reports up to that step.
+    # 4. The reports up to that step.
     progress = Progress(
         model_dir,
         start_step=step,

@@ -17,7 +17,10 @@ from typing import Callable, Mapping
 import tensorflow as tf
 
 from efficientnet_advprop.files import format_duration, write_atomically
+from efficientnet_advprop.training.event_files import drop_later_events
 
+METRICS_FILE = "metrics.jsonl"
+_SUMMARIES = "summaries"
 _PERTURBATION_GAIN = 16  # a perturbation of one pixel unit would be invisible
 
 
@@ -51,14 +54,14 @@ class Progress:
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._global_batch_size = global_batch_size
-        self._path = os.path.join(model_dir, "metrics.jsonl")
+        self._path = os.path.join(model_dir, METRICS_FILE)
         # A thread of its own writes the files, because writing to a remote file system
         # would delay the training.
         self._background = concurrent.futures.ThreadPoolExecutor(1, "reports")
         self._pending: list[concurrent.futures.Future] = []
         if writes:
-            _drop_later_reports(self._path, start_step)
-            self._writer = tf.summary.create_file_writer(os.path.join(model_dir, "summaries"))
+            _drop_later_reports(model_dir, start_step)
+            self._writer = tf.summary.create_file_writer(os.path.join(model_dir, _SUMMARIES))
         self._timed_steps = 0
         self._timed_seconds = 0.0
         self._has_timed = False
@@ -182,21 +185,26 @@ def picture_grid(images: tf.Tensor, adversarial_images: tf.Tensor) -> tf.Tensor:
 def read_metrics(model_dir: str) -> list[dict]:
     """All reports of a run, in order.
 
-    A last line that a dying process left unfinished is ignored.
+    A line that is no report is passed over: a dying process may have left it unfinished.
     """
-    path = os.path.join(model_dir, "metrics.jsonl")
+    path = os.path.join(model_dir, METRICS_FILE)
     if not tf.io.gfile.exists(path):
         return []
+    with tf.io.gfile.GFile(path, "rb") as file:
+        lines = file.read().splitlines()
     entries = []
-    with tf.io.gfile.GFile(path) as file:
-        for line in file:
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
     return entries
 
 
-def _drop_later_reports(path: str, start_step: int) -> None:
-    kept = [entry for entry in read_metrics(os.path.dirname(path)) if entry["step"] <= start_step]
-    write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
+def _drop_later_reports(model_dir: str, start_step: int) -> None:
+    kept = [entry for entry in read_metrics(model_dir) if entry["step"] <= start_step]
+    text = "".join(json.dumps(entry) + "\n" for entry in kept)
+    write_atomically(os.path.join(model_dir, METRICS_FILE), text.encode())
+    drop_later_events(os.path.join(model_dir, _SUMMARIES), start_step)

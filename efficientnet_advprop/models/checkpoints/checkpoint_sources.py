@@ -29,6 +29,7 @@ from absl import logging
 from efficientnet_advprop.errors import NUM_NAMES, UserError, list_names
 from efficientnet_advprop.files import list_folder, without_pattern
 from efficientnet_advprop.models.checkpoints import published_checkpoints
+from efficientnet_advprop.models.checkpoints.state_files import STATE_FILE, list_checkpoints
 from tpu_utils.errors import brief_message
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
@@ -111,11 +112,13 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
         raise CheckpointError(
             f"`source` is {source!r}, but over http(s) only archives can be had; give that of a .tar.gz."
         )
+    prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", address)
     try:
         if tf.io.gfile.isdir(address):
+            _refuse_run(source, address)
             return find_in_directory(address)
-        prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", address)
         if tf.io.gfile.exists(f"{prefix}.index"):
+            _refuse_run(source, os.path.dirname(prefix))
             return prefix
     except tf.errors.OpError as error:
         raise CheckpointError(
@@ -128,30 +131,56 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
     )
 
 
+def _refuse_run(source: str, directory: str) -> None:
+    """Raises a `CheckpointError` if a folder is a training run's, or the one of its checkpoints.
+
+    Those hold the optimizer, the averages and the weights by names of their own.
+    """
+    run = directory.rstrip("/") or "."
+    if os.path.basename(run) in ("checkpoints", "best"):
+        run = os.path.dirname(run) or "."
+    elif any(name.endswith(".index") for name in list_folder(run)):
+        return  # a released checkpoint that was written into the run's folder
+    if all(tf.io.gfile.exists(os.path.join(run, part)) for part in ("config.json", "checkpoints")):
+        raise CheckpointError(
+            f"`source` is {source!r}, which belongs to a training run, but must be a checkpoint in "
+            f"the released format. Give --model_dir={run} instead, where there is that flag; or "
+            f"write one by `python -m efficientnet_advprop.release --model_dir={run} "
+            "--output=PREFIX` and give its PREFIX."
+        )
+
+
 def find_in_directory(directory: str) -> str:
     """The prefix of the checkpoint that a directory's state file names, or of the only one there is.
 
     Raises:
-        CheckpointError: there is none, or no telling which.
+        CheckpointError: there is none, no telling which, or the named one is not there.
     """
-    prefixes = sorted(
-        name[: -len(".index")] for name in list_folder(directory) if name.endswith(".index")
-    )
-    state = os.path.join(directory, "checkpoint")
-    if tf.io.gfile.exists(state):
-        with tf.io.gfile.GFile(state) as file:
-            named = re.search(r'^model_checkpoint_path:\s*"(.*)"', file.read(), re.MULTILINE)
-        # Released archives were written elsewhere: of a path only the last part still counts.
-        if named and posixpath.basename(named[1]) in prefixes:
-            return os.path.join(directory, posixpath.basename(named[1]))
-    if len(prefixes) == 1:
-        return os.path.join(directory, prefixes[0])
-    if not prefixes:
+    held = list_checkpoints(directory)
+    names = sorted(posixpath.basename(prefix) for prefix in held.prefixes)
+    if not names:
         raise CheckpointError(
             f"{directory!r} holds no checkpoint: there is no file that ends in .index."
         )
+    if held.is_named_there:
+        return os.path.join(directory, held.named)
+    if held.named:
+        raise CheckpointError(
+            f"The file `{STATE_FILE}` in {directory!r} names {held.named!r}, which is not there, "
+            f"but {list_names(names)}. Copy the missing files, or give the prefix of one that is there, such "
+            f"as {held.prefixes[0]!r}."
+        )
+    if len(names) == 1:
+        if held.problem and STATE_FILE in tf.io.gfile.listdir(directory):
+            logging.warning(
+                "The file %s in %s is passed over: %s. %s is the only checkpoint there.",
+                STATE_FILE, directory, held.problem, names[0],
+            )  # fmt: skip
+        return held.prefixes[0]
     raise CheckpointError(
-        f"{directory!r} holds several checkpoints ({list_names(prefixes)}); give the prefix of one of them."
+        f"{directory!r} holds several checkpoints ({list_names(names)}), and its file "
+        f"`{STATE_FILE}` does not say which is meant: {held.problem}. Give the prefix of one, such "
+        f"as {held.prefixes[0]!r}."
     )
 
 

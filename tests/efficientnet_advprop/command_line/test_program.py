@@ -136,6 +136,28 @@ def test_typed_overrides(run):
 
 
 @pytest.mark.parametrize(
+    "overrides, value",
+    [
+        (["--config.data.num_train_examples=None"], None),
+        (["--config.data.num_train_examples", "none"], None),
+        (["--config.data.num_train_examples=None", "--config.data.num_train_examples=7"], 7),
+        (["--config.data.num_train_examples=7", "--config.data.num_train_examples=None"], None),
+        ([], 300),
+    ],
+)
+def test_an_optional_field_that_a_file_sets_can_be_left_out_again(run, overrides, value):
+    result = run("--config=configs/digits.py", *overrides)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"64.0 True {value}\n", "")
+
+
+def test_none_is_no_value_of_other_fields(run):
+    result = run(CONFIG, "--config.attack.num_steps=None")
+    assert "`config.attack.num_steps` is 'None', but must be a whole number." in result.stderr
+    result = run(CONFIG, "--config.model.dropout_rate=much")
+    assert "must be a number or None." in result.stderr
+
+
+@pytest.mark.parametrize(
     "epsilon, message",
     [("7", "seven is too many; use six."), ("8", "[Errno 28] No space left on device: 'here'")],
 )

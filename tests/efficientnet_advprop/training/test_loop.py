@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import shutil
 import signal
 
 import numpy as np
@@ -12,6 +13,7 @@ import tensorflow as tf
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.directory_lock import DirectoryInUseError, DirectoryLock
 from efficientnet_advprop.models import CheckpointError, load_released_checkpoint
 from efficientnet_advprop.training import checkpoints, following, loop, progress
 from tpu_utils.devices.strategy import make_strategy
@@ -159,6 +161,78 @@ def test_a_model_dir_of_another_config(finished, data_dir):
     assert "keep_last" not in str(error.value)
     assert tiny_run.saved_values(last_checkpoint(model_dir)) == before
     assert checkpoints.read_config(model_dir) == tiny_run.make_config()
+
+
+def copy_of(run, folder):
+    shutil.copytree(run, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "state", [None, b"", b"\xff\x00", "utf-16", b'model_checkpoint_path: "ckpt-200"\n']
+)
+def test_a_lost_or_damaged_state_file_is_no_new_run(finished, data_dir, tmp_path, state):
+    run = copy_of(finished[0], tmp_path / "run")
+    path = run / "checkpoints" / "checkpoint"
+    contents = path.read_text().encode("utf-16") if state == "utf-16" else state
+    path.unlink() if contents is None else path.write_bytes(contents)
+    before, lines = progress.read_metrics(str(run)), []
+    assert train(tiny_run.make_config(), data_dir, run, log=lines.append).step == 6
+    assert "going on from" in lines[0] and "ckpt-6" in lines[0]
+    assert progress.read_metrics(str(run)) == before
+    assert last_checkpoint(run).endswith("ckpt-6")  # the file is whole again
+    listed = tf.train.get_checkpoint_state(str(run / "checkpoints")).all_model_checkpoint_paths
+    assert [os.path.basename(path) for path in listed] == ["ckpt-2", "ckpt-4", "ckpt-6"]
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "index files", "checkpoints, of an older version"])
+def test_a_run_whose_checkpoints_are_lost_does_not_begin_anew(finished, data_dir, tmp_path, lost):
+    run = copy_of(finished[0], tmp_path / "run")
+    if lost == "index files":
+        for path in (run / "checkpoints").glob("*.index"):
+            path.unlink()
+    else:
+        shutil.rmtree(run / "checkpoints")
+    if "older" in lost:
+        (run / "run.json").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(
+        checkpoints.CheckpointError, match="has lost its checkpoints: .*Bring them back"
+    ):
+        train(tiny_run.make_config(), data_dir, run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_other_numbers_of_images_are_another_run(finished, tmp_path):
+    run = copy_of(finished[0], tmp_path / "run")
+    other = tiny_run.write_data(tmp_path / "more", tiny_run.examples(25, 0))
+    with pytest.raises(ConfigError) as error:
+        train(tiny_run.make_config(), other, run)
+    assert "45 train images" in str(error.value) and "began with 40" in str(error.value)
+    assert "another --model_dir" in str(error.value)
+
+
+def test_other_files_with_as_many_images_are_told(finished, tmp_path):
+    run, lines = copy_of(finished[0], tmp_path / "run"), []
+    other = tiny_run.write_data(tmp_path / "other", tiny_run.examples(20, 7))
+    assert train(tiny_run.make_config(), other, run, log=lines.append).step == 6
+    assert lines[0].startswith("warning: the train files in ") and "going on from" in lines[1]
+
+
+def test_a_run_in_use_is_refused(finished, data_dir, tmp_path):
+    run = copy_of(finished[0], tmp_path / "run")
+    with DirectoryLock(str(run), "model_dir"):
+        with pytest.raises(DirectoryInUseError, match="`model_dir` is .*is at work"):
+            train(tiny_run.make_config(), data_dir, run)
+
+
+def test_a_longer_run_is_told_the_way(finished, data_dir):
+    config = tiny_run.make_config()
+    config.training.num_epochs = 3.0
+    with pytest.raises(
+        ConfigError, match="is 1.5 there and 3.0 here.*release --model_dir=.*init.checkpoint=PREFIX"
+    ):
+        train(config, data_dir, finished[0])
 
 
 @pytest.mark.parametrize("method", ["vanilla", pytest.param("adversarial", marks=pytest.mark.slow)])

@@ -90,3 +90,41 @@ def test_pictures_reach_tensorboard(tmp_path):
     width, height, png = value.tensor.string_val
     assert (step, width, height) == (7, b"24", b"16")
     assert tf.io.decode_png(png)[0, 8, 0].numpy() == 144  # 127.5 + 16, rounded to even
+
+
+def shown_steps(model_dir):
+    """The steps of TensorBoard's points, over all event files."""
+    return sorted(
+        event.step
+        for path in (model_dir / "summaries").iterdir()
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+        if value.tag == "eval/top1"
+    )
+
+
+def test_summaries_after_the_restored_step_are_dropped_too(tmp_path):
+    for start_step, steps in ((0, (10, 20, 30)), (20, (30, 40)), (30, (40, 50)), (5, (10,))):
+        reports = make_progress(tmp_path, start_step=start_step)
+        for step in steps:
+            reports.report_evaluation(step, 0.5, 0.9, 100, False)
+        reports.close()
+        if start_step == 0:  # as a process leaves it that was killed while writing
+            (path,) = (tmp_path / "summaries").iterdir()
+            path.write_bytes(path.read_bytes()[:-3])
+        # Of the steps reported before, those up to the start; then the new ones.
+        expected = {
+            0: [10, 20, 30],
+            20: [10, 20, 30, 40],
+            30: [10, 20, 30, 40, 50],
+            5: [10],
+        }[start_step]
+        assert [entry["step"] for entry in progress.read_metrics(str(tmp_path))] == expected
+        if start_step:
+            assert shown_steps(tmp_path) == expected
+
+
+def test_a_line_that_is_no_report_is_passed_over(tmp_path):
+    lines = [b'{"step": 1}', b"\xff\xfe", b'{"ste', b"[]", b'{"step": "2"}', b'{"step": 3}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert progress.read_metrics(str(tmp_path)) == [{"step": 1}, {"step": 3}]

@@ -171,7 +171,7 @@ def find_in_directory(directory: str) -> str:
             f"as {held.prefixes[0]!r}."
         )
     if len(names) == 1:
-        if held.problem and STATE_FILE in tf.io.gfile.listdir(directory):
+        if held.problem and STATE_FILE in list_folder(directory):
             logging.warning(
                 "The file %s in %s is passed over: %s. %s is the only checkpoint there.",
                 STATE_FILE, directory, held.problem, names[0],

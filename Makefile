@@ -29,6 +29,7 @@ test-slow: $(VENV)/installed  ## the slow tests
 test-stacks:  ## all tests but the slow ones on every stack, each in an environment of its own
 	@$(MAKE) STACK=tf215 test
 	@$(MAKE) STACK=tf221 test
+	OTHER_PYTHON=.venv-tf215/bin/python .venv-tf221/bin/python -m pytest -q -m slow tests/test_stack_exchange.py
 	@$(MAKE) check-tpu-stack
 
 # The variable: without it TensorFlow asks Google Cloud's metadata server about its TPU, thirty times, and ends the process.

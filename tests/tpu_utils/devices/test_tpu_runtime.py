@@ -39,10 +39,14 @@ def test_strategy_tpu_ends_with_the_drivers_own_error(tmp_path):
         sys.executable, "-m", "efficientnet_advprop.train", "--config=digits:vanilla", "--strategy=tpu", "--tpu=local",
         f"--data_dir={tmp_path}", f"--model_dir={tmp_path}/run",
     ]  # fmt: skip
-    run = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TPU_SKIP_MDS_QUERY": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
-    )  # fmt: skip
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # this process has loaded it too
+    }
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=variables)
     assert run.returncode == 2, run.stderr
     (message,) = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
     assert "`tpu` is 'local', but no TPU answers there (" in message

@@ -24,6 +24,7 @@ from typing import Optional, Sequence
 
 import numpy as np
 
+from efficientnet_advprop.data.robustness_sets import corruptions_of
 from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.metrics import CorruptionErrors
@@ -203,6 +204,8 @@ class Comparison:
         For ImageNet-C these are the published errors of AlexNet, otherwise the errors
         of the first model; None if the first model did not measure the whole suite.
         """
+        if set(corruptions_of(suite)) != set(ALEXNET_ERRORS):
+            return None  # mCE is about the fifteen corruptions of ImageNet-C
         if is_fixed_yardstick(suite):
             return ALEXNET_ERRORS
         return self.first.results.errors(suite) if suite in self.first.whole_suites else None

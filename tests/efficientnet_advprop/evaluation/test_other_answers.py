@@ -10,11 +10,22 @@ from PIL import Image
 from efficientnet_advprop.data import robustness_sets
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.evaluation import evaluation_run
+from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.cue_conflict import count_decisions
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
-from efficientnet_advprop.evaluation.results import predictions_path
+from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.evaluation.results import (
+    Conditions,
+    Results,
+    TestSetResult,
+    predictions_path,
+)
 from efficientnet_advprop.evaluation.suites import other_answers
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteError, SuiteSettings
+from efficientnet_advprop.evaluation.test_set_name import TestSetName
+from efficientnet_advprop.reports.comparison import Measured, compare
+from efficientnet_advprop.reports.evaluation_report import Report, render_html
+from efficientnet_advprop.reports.report_rows import list_measures
 from tests import stand_ins
 
 
@@ -193,3 +204,22 @@ def test_networks_of_other_classes_and_missing_data_are_named(suite, tmp_path):
         other_answers.SUITES[suite](SuiteSettings(None, 1000, 32), suite)
     with pytest.raises(DataError, match="lacks"):
         other_answers.SUITES[suite](SuiteSettings(str(tmp_path), 1000, 32), suite)
+
+
+@pytest.mark.parametrize("suite", ["imagenet_c_extra", "imagenet_c_bar", "imagenet_3dcc"])
+def test_other_corruptions_have_a_mean_error_and_no_mce(suite):
+    """AlexNet's errors, the yardstick of mCE, are those under the fifteen of ImageNet-C."""
+    test_sets = {
+        TestSetName.corrupted(suite, corruption, severity): TestSetResult(
+            Score(10, 10 - severity, 10),
+            CalibrationBins.count(np.array([0.5]), np.array([True])),
+            Conditions("digest", 224, "none"),
+        )
+        for corruption in robustness_sets.corruptions_of(suite)
+        for severity in (1, 2, 3, 4, 5)
+    }
+    measured = [Measured(name, Results(name, "", test_sets=test_sets)) for name in ("a", "b")]
+    comparison = compare(measured)
+    (measure,) = list_measures(comparison, measured[0])
+    assert measure.quantity == "mean error" and measure.value == pytest.approx(0.3)
+    assert render_html(Report("title", comparison)) and not comparison.tests

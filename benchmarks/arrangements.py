@@ -1,10 +1,15 @@
-"""Clean and adversarial images as two passes or as one batch: time and peak memory of an AdvProp step, each in its own process.
+"""Measures AdvProp steps with two passes or one joint batch: time and peak memory.
 
-    python benchmarks/arrangements.py                     # EfficientNet-B0, 224 px, 16 + 16 images, float32, PGD1
-    python benchmarks/arrangements.py --topology=v3:2x2 --compute_dtype=bfloat16 --batch_size=128    # by the TPU's compiler
+Usage:
 
-The trainer makes two passes. The other arrangement, one batch of both whose batch norms split it, is built here alone, to keep
-the comparison honest: the same layers, attack and update.
+    # EfficientNet-B0, 224 pixels, 16 + 16 images, float32, PGD1
+    python benchmarks/arrangements.py
+    # by the TPU's compiler
+    python benchmarks/arrangements.py --topology=v3:2x2 --compute_dtype=bfloat16 --batch_size=128
+
+The trainer makes two passes. The other arrangement, one batch of clean and adversarial
+images that the batch norms split, exists only here. For a fair comparison it has the
+same layers, attack and update. Each arrangement runs in its own process.
 """
 
 import json
@@ -45,7 +50,9 @@ flags.DEFINE_enum("only", None, ARRANGEMENTS, "Measure this one, in this process
 
 
 def normalize_halves(convolution, norm, inputs, *, training, branch, update_statistics):
-    """`layers.convolve_and_normalize` for a batch whose first half is clean and whose second is adversarial."""
+    """`layers.convolve_and_normalize` for a batch whose first half is clean and whose
+    second is adversarial.
+    """
     if not training:
         return convolution(inputs, *norm.affine(branch))
     clean, adversarial = tf.split(convolution(inputs), 2)
@@ -79,7 +86,9 @@ def make_one_batch_step(state, learning_rate, attack):
 
 
 def measure(arrangement: str) -> dict:
-    """Median seconds and the process's peak memory in MB; of a TPU, the scheduled seconds and a core's memory."""
+    """Median seconds and the process's peak memory in MB; of a TPU, the scheduled
+    seconds and a core's memory.
+    """
     model = EfficientNet(FLAGS.variant, compute_dtype=FLAGS.compute_dtype)
     state = TrainState(
         model,

@@ -1,11 +1,16 @@
-"""Images per second of an evaluation, against pure inference of the same network on pixels in memory in the same run.
+"""Measures the speed of evaluations, relative to pure inference of the same network.
 
-    python benchmarks/evaluation.py                        # EfficientNet-B0, 224 pixels, batch 64, JPEGs of its own making
+Usage:
 
-The evaluation is the whole of it: reading and decoding JPEG files or TFRecords, pre-processing, the network, the five best
-classes and their probabilities of every image on the host. The contenders take turns for several rounds; speeds are medians.
-The target is that an evaluation reaches 90 % of pure inference. The processor time per image says the same and is hardly
-touched by what else runs on the machine.
+    # EfficientNet-B0, 224 pixels, batch 64, generated JPEG files
+    python benchmarks/evaluation.py
+
+The evaluation is complete: reading and decoding JPEG files or TFRecords, preprocessing,
+the network, and the five best classes of every image with their probabilities on the
+host. Pure inference gets pixels in memory. The candidates take turns for several
+rounds; the speeds are medians. The target is 90 % of the speed of pure inference. The
+processor time per image gives the same information and is hardly affected by other
+processes on the machine.
 """
 
 import argparse
@@ -46,7 +51,9 @@ def write_files(folder: pathlib.Path) -> dict[str, labeled_images.LabeledImages]
 
 
 def time_batches(batches, num_batches: int, batch_size: int) -> tuple[float, float]:
-    """Seconds per image on the clock and of the processors, from the end of the first batch to that of the last."""
+    """Seconds per image on the clock and of the processors, from the end of the first
+    batch to that of the last.
+    """
     batches = iter(batches)
     next(batches)
     start, cpu = time.perf_counter(), time.process_time()

@@ -1,15 +1,21 @@
-"""How fast exports of EfficientNet-B0 answer, beside other implementations of the same network.
+r"""Measures how fast exports of EfficientNet-B0 answer, relative to other
+implementations.
+
+Usage:
 
     python benchmarks/inference.py
-    python benchmarks/inference.py --onnx_python=onnx-env/bin/python --other_python=torch-env/bin/python
+    python benchmarks/inference.py --onnx_python=onnx-env/bin/python \
+        --other_python=torch-env/bin/python
     .venv-tf215/bin/python benchmarks/inference.py --tensorflow_python=.venv-tf221/bin/python
 
-Latency at batch 1 (median and 99th percentile) and throughput at batch 16 (from the median), float32, all cores. Every
-contender runs in a process of its own, and they take turns for a few calls at a time, so that a machine that slows down slows
-all of them. Weights are random, biases included: a bias of zero would be optimised away. `--onnx_python` has tf2onnx and
-onnxruntime; `--other_python` any of onnxruntime, openvino, torch and timm; what is not installed is left out.
-`--tensorflow_python` is of another stack (docs/stacks.md): it answers from the same files, and the ratio to this stack is
-printed.
+It measures latency at batch 1 (median and 99th percentile) and throughput at batch 16
+(from the median), in float32 on all cores. Every candidate runs in a process of its
+own. They take turns for a few calls at a time, so that a change of the machine's speed
+affects all of them. Weights and biases are random, because biases of zero would be
+optimised away. `--onnx_python` has tf2onnx and onnxruntime; `--other_python` has some
+of onnxruntime, openvino, torch and timm. Packages that are not installed are left out.
+`--tensorflow_python` belongs to another stack (docs/stacks.md): it runs the same files,
+and its ratio to this stack is printed.
 """
 
 import argparse
@@ -134,7 +140,9 @@ def randomize(variables):
 
 
 def serve_timings(kind, path, batch_sizes):
-    """The worker: prints "ready", then for each line "index count" on stdin as many durations in seconds, as JSON."""
+    """The worker: prints "ready", then for each line "index count" on stdin as many
+    durations in seconds, as JSON.
+    """
     import numpy as np
 
     answers = os.fdopen(os.dup(1), "w")

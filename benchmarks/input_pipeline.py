@@ -1,11 +1,14 @@
-"""Images per second of each stage of the input pipeline, against decoding and cropping alone in the same run.
+"""Measures each stage of the input pipeline, relative to decoding and cropping alone.
 
-    python benchmarks/input_pipeline.py                    # 512 JPEGs of its own making, two threads
+Usage:
+
+    python benchmarks/input_pipeline.py    # 512 generated JPEG files, two threads
     python benchmarks/input_pipeline.py --data_dir=/data/imagenet --threads=96
 
-The stages take turns for several rounds; the images per second are the median's, the processor time is the least of them. The
-percentages compare processor times: the threads are busy all the time, and what else runs on the machine touches them less.
-Many images, because a pipeline's buffers hold hundreds.
+The stages take turns for several rounds. The images per second are medians; the
+processor times are minima. The percentages compare processor times, because all threads
+are always busy and other processes affect these times less. There are many images
+because the buffers of a pipeline contain hundreds.
 """
 
 import io
@@ -29,7 +32,8 @@ from efficientnet_advprop.config import DataConfig  # noqa: E402
 from efficientnet_advprop.data import augmentation, pipeline, preprocessing, records  # noqa: E402
 
 _BATCH, _WARM_UP_BATCHES = 64, 6
-# Of each picture in its file: with ImageNet's 1,251 records in each, beginning a file costs next to nothing.
+# Of each picture in its file: with ImageNet's 1,251 records in each, beginning a file
+# costs next to nothing.
 _COPIES = 8
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "TFRecords to read; None: random pictures of about 500×375 pixels and 70 kB"
@@ -40,8 +44,9 @@ _NUM_IMAGES = flags.DEFINE_integer(
     "num_images", 2048, f"in each measurement, a multiple of {_BATCH}", lower_bound=_BATCH
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "of all measurements", lower_bound=1)
-# What accelerators would eat: a vanilla step on an image is three passes of 2 · 0.39 GFLOP for B0, AdvProp with PGD1 2.67 of
-# them. The share of the peak is a guess on the high side; depthwise convolutions reach less.
+# What accelerators would eat: a vanilla step on an image is three passes of 2 · 0.39
+# GFLOP for B0, AdvProp with PGD1 2.67 of them. The share of the peak is a guess on the
+# high side; depthwise convolutions reach less.
 _CHIPS = {
     "one TPU v3-8 (420 TFLOP/s bfloat16)": 420e12,
     "eight V100 (1000 TFLOP/s float16)": 1000e12,
@@ -55,7 +60,9 @@ _TARGETS = {
 
 
 def write_pictures(folder: str, number: int = 512) -> float:
-    """JPEGs of smooth colours and noise in eight files; returns their mean size in bytes."""
+    """JPEGs of smooth colours and noise in eight files; returns their mean size in
+    bytes.
+    """
     rng = np.random.RandomState(0)
     sizes = []
     for shard in range(8):
@@ -148,7 +155,9 @@ def make_stages(folder: str) -> dict:
 
 
 def consume(dataset: tf.data.Dataset, num_images: int) -> "tuple[float, float]":
-    """Seconds on the clock and of the processors for so many images, once the buffers are full and the threads are busy."""
+    """Seconds on the clock and of the processors for so many images, once the buffers
+    are full and the threads are busy.
+    """
     if not isinstance(
         dataset.element_spec, dict
     ):  # single images: as often as a batch, one of them comes to Python

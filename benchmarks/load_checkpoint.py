@@ -1,10 +1,15 @@
-"""How long a released checkpoint takes to load into a model, and how much memory beside the model.
+"""Measures the time and memory that loading a released checkpoint needs.
 
-    python benchmarks/load_checkpoint.py                          # B0 and B8, with one auxiliary branch; about 1.5 GB of disk
+Usage:
 
-The file is in the released format with averages and plain weights, like a training checkpoint without its slots. Measured is
-`load_released_checkpoint` alone, from the page cache: with the checks, the comparison and the copies to the auxiliary branch.
-Linux only: the highest memory is the kernel's VmHWM.
+    # B0 and B8, with one auxiliary branch; needs about 1.5 GB of disk space
+    python benchmarks/load_checkpoint.py
+
+The file is in the released format with averages and plain weights, like a training
+checkpoint without slots. Only `load_released_checkpoint` is measured, with the file in
+the page cache: the checks, the comparison and the copies to the auxiliary branch
+included. The memory is that in addition to the model. The benchmark works on Linux
+only, because the peak memory is the kernel's VmHWM.
 """
 
 import os

@@ -1,10 +1,13 @@
-"""The table of what every recipe costs on a TPU, as its compiler says: memory, arithmetic, estimated time.
+"""Prints the table of every recipe's cost on a TPU: memory, arithmetic and estimated
+time.
 
-    python benchmarks/preflight.py                                # the table, from the answers in benchmarks/preflight/
-    python benchmarks/preflight.py --compile                      # asks for what is missing: hours; resumes where it was
+Usage:
 
-Each answer comes from `python -m tpu_utils.preflight`; docs/preflight.md explains the figures, and
-docs/measurements.md has the table.
+    python benchmarks/preflight.py              # from the results in benchmarks/preflight/
+    python benchmarks/preflight.py --compile    # computes missing results; takes hours, resumes
+
+The results come from `python -m tpu_utils.preflight`, that is, from the TPU's compiler.
+docs/preflight.md explains them, and docs/measurements.md contains the table.
 """
 
 import json
@@ -27,7 +30,8 @@ CORES_PER_CHIP = {"v2": 2, "v3": 2}  # of later kinds one
 METHOD_NAMES = {"advprop": "AdvProp", "fast_advprop": "Fast AdvProp"}
 NUM_TRAIN_IMAGES = 1_281_167  # ImageNet's
 TILE = 8  # images: activations are laid out in tiles of so many, 12 images take the memory and time of 16
-# Config, topology, the batch per core to start from, and how many blocks compute their activations again.
+# Config, topology, the batch per core to start from, and how many blocks compute their
+# activations again.
 ENTRIES = [
     ("advprop.py:b0", "v3:2x2", 512, 0),
     ("efficientnet.py:b0", "v3:2x2", 512, 0),
@@ -127,8 +131,9 @@ def main(_):
 
 
 def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:
-    """The largest batch that would fit: between what has been tried if that settles it, otherwise on a line through it, in
-    full tiles."""
+    """The largest batch that would fit: between what has been tried if that settles it,
+    otherwise on a line through it, in full tiles.
+    """
     fitting = sorted(fitting, key=batch_of)
     largest = batch_of(fitting[-1])
     smallest_failure = min(map(batch_of, failing), default=None)
@@ -152,10 +157,12 @@ def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:
 
 
 def table() -> str:
-    """All recipes that have been compiled, one line each with the largest batch that is known to fit; Markdown.
+    """All recipes that have been compiled, one line each with the largest batch that is
+    known to fit; Markdown.
 
-    Costs are compared per image, because not all batches are equal. Chip-hours are those of the recipe's epochs of ImageNet at
-    the scheduled rate, as if nothing else took time.
+    Costs are compared per image, because not all batches are equal. Chip-hours are
+    those of the recipe's epochs of ImageNet at the scheduled rate, as if nothing else
+    took time.
     """
     lines = [
         "| recipe | px | attack steps | TPU, cores | blocks recomputed | images per core | largest | memory, GiB "

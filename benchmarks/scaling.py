@@ -1,10 +1,15 @@
-"""What replicas cost: two logical ones against one replica that uses both, at the same global batch.
+"""Measures the overhead of replicas: two logical ones against one that uses both cores.
 
-    python benchmarks/scaling.py                         # on an idle machine with two cores; efficiency ≥ 90 % is the target
+Usage:
 
-Both run the trainer's own step on the same uint8 images in the same process, in turns; the median of the rounds counts. Two
-replicas share the processor's memory and caches as the one does, so what is lost is the replicas' own: a second graph,
-all-reduces through memory, threads that wait for each other.
+    # on an idle machine with two cores; the target is an efficiency of at least 90 %
+    python benchmarks/scaling.py
+
+Both run the trainer's step with the same global batch of uint8 images in the same
+process, in turns; the result is the median of the rounds. Two replicas share the
+processor's memory and caches just as one does. The loss therefore comes from the
+replicas alone: a second graph, all-reduces through memory, and threads that wait for
+each other.
 """
 
 import os

@@ -1,12 +1,17 @@
-"""Time of a training step: ours against `tf.keras.applications`, and AdvProp against vanilla, as ratios within one run.
+r"""Measures training steps relative to `tf.keras.applications`, and AdvProp to vanilla.
 
-    python benchmarks/train_step.py                       # EfficientNet-B0, 224 px, batch 16, float32
+Usage:
+
+    python benchmarks/train_step.py    # EfficientNet-B0, 224 pixels, batch 16, float32
     python benchmarks/train_step.py --variant=b3 --image_size=300 --batch_size=8
     python benchmarks/train_step.py --variant=resnet50
-    .venv-tf215/bin/python benchmarks/train_step.py --steps=vanilla,pgd5 --other_python=.venv-tf221/bin/python
+    .venv-tf215/bin/python benchmarks/train_step.py --steps=vanilla,pgd5 \
+        --other_python=.venv-tf221/bin/python
 
-The steps take turns (A B C A B C …), so that a machine whose speed drifts does so for all of them; medians are printed.
-With `--other_python` so does a second process, of another stack (docs/stacks.md), whose ratio is printed too.
+The steps take turns (A B C A B C …), so that a change of the machine's speed affects
+all of them. The results are medians, and ratios within one run. With `--other_python`,
+a second process with another stack (docs/stacks.md) takes turns, too, and its ratio is
+printed.
 """
 
 import json
@@ -54,7 +59,9 @@ def make_optimizer(model):
 
 
 def make_our_step(name: str):
-    """A step by name: "pgd<n>" (AdvProp with n iterations), or a method (those with an attack by PGD1)."""
+    """A step by name: "pgd<n>" (AdvProp with n iterations), or a method (those with an
+    attack by PGD1).
+    """
     method = METHODS[name if name in METHODS else "advprop"]
     num_steps = int(name[3:]) if name.startswith("pgd") else 1
     more = {}
@@ -76,8 +83,9 @@ def make_our_step(name: str):
 
 
 def make_keras_step():
-    """The same vanilla step with `tf.keras.applications.EfficientNetB0` or `ResNet50`: optimizer, weight decay, EMA and, in an
-    EfficientNet, dropout and stochastic depth."""
+    """The same vanilla step with `tf.keras.applications.EfficientNetB0` or `ResNet50`:
+    optimizer, weight decay, EMA and, in an EfficientNet, dropout and stochastic depth.
+    """
     keras_name = (
         f"EfficientNet{FLAGS.variant.upper()}"
         if FLAGS.variant in scaling.VARIANTS

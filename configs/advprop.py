@@ -1,14 +1,18 @@
-"""AdvProp on ImageNet, EfficientNet-B0 to B8 (the paper's recipe).
+r"""AdvProp on ImageNet, EfficientNet-B0 to B8, by the recipe of the paper.
 
-    python -m efficientnet_advprop.train --config=configs/advprop.py:b3 --data_dir=gs://…/imagenet --model_dir=gs://…/b3 \
-        --strategy=tpu --tpu=local
+Usage:
 
-Expected ImageNet top-1 of the averaged weights, as published with the official checkpoints, AutoAugment included:
+    python -m efficientnet_advprop.train --config=configs/advprop.py:b3 \
+        --data_dir=gs://…/imagenet --model_dir=gs://…/b3 --strategy=tpu --tpu=local
+
+Expected ImageNet top-1 of the averaged weights, with AutoAugment, as published with the
+official checkpoints:
 
     b0 77.6   b1 79.6   b2 80.5   b3 81.9   b4 83.3   b5 84.3   b6 84.8   b7 85.2   b8 85.5
 
-Cost: (2K + 6)/3 of vanilla training's arithmetic, with K attack steps: 2.7 times for PGD1, 5.3 times for PGD5. In chip-hours of
-a TPU v3, at least: by its compiler's schedule (docs/experiments.md); nobody has timed a run.
+Cost: (2K + 6)/3 of the arithmetic of vanilla training, with K attack steps: 2.7 times
+for PGD1, 5.3 times for PGD5. The following chip-hours of a TPU v3 are lower bounds from
+the schedule of its compiler (docs/experiments.md); no run has been timed.
 
     b0 152   b1 277   b2 508   b3 834   b4 2,317   b5 4,759   b6 8,441   b7 15,506   b8 32,454
 """
@@ -16,8 +20,9 @@ a TPU v3, at least: by its compiler's schedule (docs/experiments.md); nobody has
 from efficientnet_advprop.config import ExperimentConfig
 from efficientnet_advprop.models import scaling
 
-# variant → (ε in pixels of 255, attack steps n). The paper, section 5: n = ε + 1 but 1 for ε = 1, small networks do best with
-# ε = 1 and large ones with up to ε = 4. Recalled, not re-read; the middle rows interpolate between the two ends.
+# Variant → (ε in pixels of 255, attack steps n). Source: section 5 of the paper, quoted
+# from memory: n = ε + 1, but n = 1 for ε = 1; small networks are best with ε = 1, large
+# ones with up to ε = 4. The middle rows are interpolated between these two.
 ATTACKS = {
     "b0": (1.0, 1),
     "b1": (1.0, 1),
@@ -34,12 +39,15 @@ ATTACKS = {
 def get_config(variant: str = "b0") -> ExperimentConfig:
     if variant not in ATTACKS:
         raise ValueError(
-            f"`variant` is {variant!r}, but must be one of {', '.join(ATTACKS)}: configs/advprop.py:b0."
+            f"`variant` is {variant!r}, but must be one of {', '.join(ATTACKS)}: "
+            "configs/advprop.py:b0."
         )
     config = ExperimentConfig()
     config.model.variant = variant
     config.data.image_size = scaling.VARIANTS[variant].image_size
     config.data.augment = "autoaugment"
-    config.attack.epsilon, config.attack.num_steps = ATTACKS[variant]
+    epsilon, num_steps = ATTACKS[variant]
+    config.attack.epsilon = epsilon
+    config.attack.num_steps = num_steps
     config.training.method = "advprop"
     return config

@@ -1,16 +1,21 @@
-"""AdvProp on ImageNet with the attackers that the paper compares, and its controls, EfficientNet-B0 to B8.
+r"""AdvProp on ImageNet with each attack that the paper compares, EfficientNet-B0 to B8.
 
-    python -m efficientnet_advprop.train --config=configs/attackers.py:b3-gd --data_dir=gs://…/imagenet \
-        --model_dir=gs://…/b3-gd --strategy=tpu --tpu=local
+Usage:
 
-The part after the colon is a variant and an attacker: pgd1, pgd3, pgd4, pgd5 (ε = 1, 2, 3, 4), untargeted (PGD5 from the true
-labels), ifgsm (PGD5 without a random start), gd (PGD5 without the projection), noise (uniform, ε = 4: no attack at all) or
-no-aux (PGD5 through the main batch norms).
+    python -m efficientnet_advprop.train --config=configs/attackers.py:b3-gd \
+        --data_dir=gs://…/imagenet --model_dir=gs://…/b3-gd --strategy=tpu --tpu=local
 
-Expected: small networks do best with pgd1, large ones with up to pgd5; ifgsm and gd work about as well as pgd5 (both recalled
-from the paper, whose numbers are not at hand). For the noise: not published.
+The part after the colon is a variant and an attack: pgd1, pgd3, pgd4, pgd5 (ε = 1, 2,
+3, 4), untargeted (PGD5 from the true labels), ifgsm (PGD5 without a random start), gd
+(PGD5 without the projection), noise (uniform with ε = 4, without an attack) or no-aux
+(PGD5 through the main batch norms).
 
-Cost: (2K + 6)/3 times the chip-hours of configs/efficientnet.py (docs/experiments.md) for K attack steps; noise twice as much.
+Expected: small networks are best with pgd1, large ones with up to pgd5; ifgsm and gd
+are about as good as pgd5 (both quoted from memory of the paper). For noise, nothing is
+published.
+
+Cost: (2K + 6)/3 times the chip-hours of configs/efficientnet.py (docs/experiments.md)
+for K attack steps; twice as much for noise.
 """
 
 import dataclasses
@@ -36,8 +41,8 @@ def get_config(text: str = "b0-pgd1") -> ExperimentConfig:
     variant, _, attacker = text.partition("-")
     if variant not in RELEASED_VARIANTS or attacker not in ATTACKERS:
         raise ValueError(
-            f"`text` is {text!r}, but must be one of {', '.join(RELEASED_VARIANTS)}, a hyphen and one of "
-            f"{', '.join(ATTACKERS)}: configs/attackers.py:b0-pgd1."
+            f"`text` is {text!r}, but must be one of {', '.join(RELEASED_VARIANTS)}, a hyphen and "
+            f"one of {', '.join(ATTACKERS)}: configs/attackers.py:b0-pgd1."
         )
     config = ExperimentConfig()
     config.model.variant = variant

@@ -1,10 +1,14 @@
-"""AdvProp on CIFAR-10, at 32 pixels.
+r"""AdvProp on CIFAR-10, at 32 pixels.
 
-    python -m efficientnet_advprop.train --config=configs/cifar10.py:advprop --data_dir=data/tfds --model_dir=runs/cifar10
+Usage:
 
-`data_dir` is where TensorFlow Datasets has prepared the set (`tfds build cifar10 --data_dir=data/tfds`). The part after the
-colon is the method, a key of `training.methods.METHODS`. The paper has no CIFAR figures; this recipe is a starting point that
-has not been tuned or run to its end.
+    python -m efficientnet_advprop.train --config=configs/cifar10.py:advprop \
+        --data_dir=data/tfds --model_dir=runs/cifar10
+
+`data_dir` is the folder in which TensorFlow Datasets has prepared the data set (`tfds
+build cifar10 --data_dir=data/tfds`). The part after the colon is the method, a key of
+`methods.METHODS`. The paper reports no results on CIFAR. This recipe is a starting
+point; it has neither been tuned nor run to its end.
 """
 
 from efficientnet_advprop.config import METHODS, ExperimentConfig
@@ -13,7 +17,8 @@ from efficientnet_advprop.config import METHODS, ExperimentConfig
 def get_config(method: str = "advprop") -> ExperimentConfig:
     if method not in METHODS:
         raise ValueError(
-            f"`method` is {method!r}, but must be one of {', '.join(METHODS)}: configs/cifar10.py:advprop."
+            f"`method` is {method!r}, but must be one of {', '.join(METHODS)}: "
+            "configs/cifar10.py:advprop."
         )
     config = ExperimentConfig()
     config.model.num_classes = 10

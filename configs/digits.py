@@ -1,11 +1,16 @@
-"""A small EfficientNet on 300 of scikit-learn's handwritten digits, for a laptop: the paper's story in miniature.
+r"""A small EfficientNet on 300 of scikit-learn's handwritten digits, for a laptop.
 
-    python -m efficientnet_advprop.train --config=configs/digits.py:advprop --data_dir=data/digits --model_dir=runs/digits
+Usage:
 
-The part after the colon is the method: advprop, vanilla, adversarial (training without auxiliary batch norms), fine_grained
-or fast_advprop. The data are written into `data_dir` on first use.
+    python -m efficientnet_advprop.train --config=configs/digits.py:advprop \
+        --data_dir=data/digits --model_dir=runs/digits
 
-`make demo` trains vanilla, advprop and adversarial, and compares them; README.md has the figures.
+The part after the colon is the method: advprop, vanilla, adversarial (training without
+auxiliary batch norms), fine_grained or fast_advprop. The data are written into
+`data_dir` on first use.
+
+`make demo` trains vanilla, advprop and adversarial, and compares them; README.md shows
+the results.
 """
 
 from efficientnet_advprop.config import METHODS, ExperimentConfig
@@ -14,7 +19,8 @@ from efficientnet_advprop.config import METHODS, ExperimentConfig
 def get_config(method: str = "advprop") -> ExperimentConfig:
     if method not in METHODS:
         raise ValueError(
-            f"`method` is {method!r}, but must be one of {', '.join(METHODS)}: configs/digits.py:advprop."
+            f"`method` is {method!r}, but must be one of {', '.join(METHODS)}: "
+            "configs/digits.py:advprop."
         )
     config = ExperimentConfig()
     config.model.num_classes = 10
@@ -24,7 +30,8 @@ def get_config(method: str = "advprop") -> ExperimentConfig:
     config.model.survival_prob = 1.0
     config.model.compute_dtype = "float32"
     config.model.batch_norm_momentum = 0.9
-    # A quarter of the pixels' range: digits are strokes of full contrast, on which the paper's 1 to 4 would leave no mark.
+    # A quarter of the range of pixels. Digits are strokes of full contrast, on which
+    # the paper's values of 1 to 4 would have no effect.
     config.attack.epsilon = 64.0
     config.attack.step_size = 32.0
     config.attack.num_steps = 3

@@ -1,22 +1,29 @@
-"""EfficientNet at a supercomputer's scale: LARS, a parabola for a learning rate, batch norms over several cores.
+r"""EfficientNet in very large batches: LARS, a polynomial schedule, batch norms over
+cores.
 
-    python -m efficientnet_advprop.train --config=configs/large_batch.py:b5-65536 --data_dir=gs://…/imagenet \
-        --model_dir=gs://…/b5-65536 --strategy=tpu --tpu=my-pod
+Usage:
 
-Wongpanich et al. 2020 (arXiv 2011.00071), table 2: optimizer LARS, learning rates per 256 images, warm-up and top-1 as below;
-recalled, not re-read but for the last row's top-1. Expected ImageNet top-1:
+    python -m efficientnet_advprop.train --config=configs/large_batch.py:b5-65536 \
+        --data_dir=gs://…/imagenet --model_dir=gs://…/b5-65536 --strategy=tpu --tpu=my-pod
+
+Source: Wongpanich et al. 2020 (arXiv 2011.00071), table 2: optimizer LARS, learning
+rates per 256 images, warm-up and top-1 as below. They are quoted from memory, except
+for the top-1 of the last row. Expected ImageNet top-1:
 
     b2-16384 79.5   b2-32768 79.7   b5-16384 83.3   b5-32768 83.2   b5-65536 83.0
 
-A core has 64 images at the largest batch on 1,024 cores. `batch_norm_batch_size` of 128 images is the official flag's default;
-`config.optimizer.weight_decay`, in the loss, stays as official beside LARS's own.
+With the largest batch on 1,024 cores, each core has 64 images. `batch_norm_batch_size`
+of 128 images is the default of the official flag. `config.optimizer.weight_decay`,
+which is part of the loss, keeps its official value in addition to LARS's own weight
+decay.
+
 Cost: the arithmetic of configs/efficientnet.py.
 """
 
 from efficientnet_advprop.config import ExperimentConfig
 from efficientnet_advprop.models.scaling import VARIANTS
 
-# variant-batch → (learning rate per 256 images, epochs of warm-up)
+# Variant and batch → (learning rate per 256 images, epochs of warm-up).
 RECIPES = {
     "b2-16384": (0.236, 50.0),
     "b2-32768": (0.118, 50.0),
@@ -29,7 +36,8 @@ RECIPES = {
 def get_config(text: str = "b5-65536") -> ExperimentConfig:
     if text not in RECIPES:
         raise ValueError(
-            f"`text` is {text!r}, but must be one of {', '.join(RECIPES)}: configs/large_batch.py:b5-65536."
+            f"`text` is {text!r}, but must be one of {', '.join(RECIPES)}: "
+            "configs/large_batch.py:b5-65536."
         )
     variant, batch = text.split("-")
     learning_rate, warmup_epochs = RECIPES[text]

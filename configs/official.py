@@ -1,16 +1,24 @@
-"""The recipes of the official README besides AutoAugment: no augmentation ("baseline"), and RandAugment for B5 and B7.
+r"""The recipes of the official README other than AutoAugment: "baseline" and
+RandAugment.
 
-    python -m efficientnet_advprop.train --config=configs/official.py:b0-baseline --data_dir=gs://…/imagenet \
-        --model_dir=gs://…/b0-baseline --strategy=tpu --tpu=local
+Usage:
 
-Expected ImageNet top-1 of the averaged weights, as published with the checkpoints:
+    python -m efficientnet_advprop.train --config=configs/official.py:b0-baseline \
+        --data_dir=gs://…/imagenet --model_dir=gs://…/b0-baseline --strategy=tpu --tpu=local
 
-    b0-baseline 76.7   b1-baseline 78.7   b2-baseline 79.8   b3-baseline 81.1   b4-baseline 82.5   b5-baseline 83.1
+"baseline" trains without augmentation. RandAugment is for B5 and B7. Expected ImageNet
+top-1 of the averaged weights, as published with the checkpoints:
+
+    b0-baseline 76.7   b1-baseline 78.7   b2-baseline 79.8
+    b3-baseline 81.1   b4-baseline 82.5   b5-baseline 83.1
     b5-randaugment 83.7   b7-randaugment 84.7
 
-Those runs held out the first 20 training files, as --config.data.holdout_shards=20 does. RandAugment's magnitudes are those of
-its paper (Cubuk et al. 2019, section 4.4): two operations per image, of magnitude 17 for B5 and 28 for B7; recalled, not
-re-read. MixUp, which the official flags have (--mixup_alpha, 0), is --config.data.mixup_alpha=0.2.
+Those runs held out the first 20 training files, as --config.data.holdout_shards=20
+does. The magnitudes of RandAugment are those of its paper (Cubuk et al. 2019, section
+4.4): two operations per image, with magnitude 17 for B5 and 28 for B7, quoted from
+memory. The official flag --mixup_alpha (default 0) corresponds to
+--config.data.mixup_alpha=0.2.
+
 Cost: that of configs/efficientnet.py.
 """
 

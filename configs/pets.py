@@ -1,10 +1,14 @@
-"""Fine-tuning the released AdvProp B0 on the 37 breeds of Oxford-IIIT Pet.
+r"""Fine-tuning of the released AdvProp B0 on the 37 breeds of Oxford-IIIT Pet.
 
-    python -m efficientnet_advprop.train --config=configs/pets.py --data_dir=data/tfds --model_dir=runs/pets
+Usage:
 
-`data_dir` is where TensorFlow Datasets has prepared the set (`tfds build oxford_iiit_pet --data_dir=data/tfds`: 3,680 training
-and 3,669 test images). The released weights are fetched, or give `--config.init.checkpoint` a folder. The recipe has not been
-tuned or run to its end.
+    python -m efficientnet_advprop.train --config=configs/pets.py --data_dir=data/tfds \
+        --model_dir=runs/pets
+
+`data_dir` is the folder in which TensorFlow Datasets has prepared the data set (`tfds
+build oxford_iiit_pet --data_dir=data/tfds`: 3,680 training and 3,669 test images). The
+released weights are downloaded, unless `--config.init.checkpoint` names a folder. The
+recipe has neither been tuned nor run to its end.
 """
 
 from efficientnet_advprop.config import ExperimentConfig

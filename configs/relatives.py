@@ -1,17 +1,23 @@
-"""EfficientNet-Lite, -EdgeTPU and -CondConv on ImageNet, by vanilla training or any other method.
+r"""EfficientNet-Lite, -EdgeTPU and -CondConv on ImageNet, by vanilla training or another
+method.
 
-    python -m efficientnet_advprop.train --config=configs/relatives.py:lite0 --data_dir=gs://…/imagenet \
-        --model_dir=gs://…/lite0 --strategy=tpu --tpu=local
+Usage:
+
+    python -m efficientnet_advprop.train --config=configs/relatives.py:lite0 \
+        --data_dir=gs://…/imagenet --model_dir=gs://…/lite0 --strategy=tpu --tpu=local
     python -m efficientnet_advprop.train --config=configs/relatives.py:lite0-advprop …
 
-Expected ImageNet top-1 of the averaged weights, as published with the checkpoints (vanilla):
+Expected ImageNet top-1 of the averaged weights, as published with the checkpoints
+(vanilla):
 
     lite0 75.1   lite1 76.7   lite2 77.6   lite3 79.8   lite4 81.5
     edgetpu-S 77.23   edgetpu-M 78.69   edgetpu-L 80.62
     condconv-b0-4e 77.8   condconv-b0-8e 78.3   condconv-b0-8e-depth 79.5
 
-Pixels, classes, image size and crop are the networks' own. Their READMEs do not say how they were augmented: AutoAugment here,
-as for all others of that time. Nobody has published a Lite network trained by AdvProp; ε is that of the paper's small networks.
+Normalisation, number of classes, image size and crop are those of each network. Their
+READMEs do not mention the augmentation; AutoAugment is used here, as for all other
+networks of that time. No Lite network trained by AdvProp is published; ε is that of the
+paper's small networks.
 """
 
 from efficientnet_advprop.config import ExperimentConfig

@@ -1,22 +1,30 @@
-"""ResNets on ImageNet, vanilla and by AdvProp: Fast AdvProp's recipe (Mei et al., ICLR 2022), 105 epochs of SGD.
+r"""ResNets on ImageNet, vanilla and by AdvProp: 105 epochs of SGD, as in Fast AdvProp's
+paper.
 
-    python -m efficientnet_advprop.train --config=configs/resnet.py:resnet50-advprop --data_dir=gs://…/imagenet \
-        --model_dir=gs://…/resnet50 --strategy=tpu --tpu=local
+Usage:
 
-The part after the colon is a variant (resnet50, resnet101, resnet152, resnet200) and a method (vanilla, advprop, adversarial,
-fast_advprop, fine_grained). AdvProp attacks with PGD1 (ε = 1); PGD5 is --config.attack.epsilon=4 --config.attack.num_steps=5.
+    python -m efficientnet_advprop.train --config=configs/resnet.py:resnet50-advprop \
+        --data_dir=gs://…/imagenet --model_dir=gs://…/resnet50 --strategy=tpu --tpu=local
 
-Expected of ResNet-50, ImageNet top-1 / ImageNet-C mean error / ImageNet-R / Stylized, and the cost (Mei et al.):
+The recipe is that of Mei et al., ICLR 2022. The part after the colon is a variant
+(resnet50, resnet101, resnet152, resnet200) and a method (vanilla, advprop, adversarial,
+fast_advprop, fine_grained). AdvProp attacks with PGD1 (ε = 1); for PGD5, add
+--config.attack.epsilon=4 --config.attack.num_steps=5.
 
-    vanilla 76.2 / 58.5 / 36.3 / 7.8, 1×   advprop PGD1 77.5 / 54.3 / 39.5 / 8.6, 3×   PGD5 77.0 / 52.0 / 42.3 / 12.0, 7×
-    Fast AdvProp 76.5 / 56.4 / 38.2 / 8.3, 1×
+Expected results of ResNet-50 (Mei et al.): ImageNet top-1 / ImageNet-C mean error /
+ImageNet-R / Stylized, and the cost:
 
-and top-1 of ResNet-50 / 101 / 152 / 200 (Xie et al., recalled; their recipe is not known): vanilla 76.7 / 78.3 / 79.0 / 79.3,
-AdvProp 77.4 / 79.2 / 79.8 / 80.1. Nobody has timed a run, and no chip-hours are
-known: `make preflight` (docs/preflight.md) asks the TPU's compiler.
+    vanilla 76.2 / 58.5 / 36.3 / 7.8, 1×   advprop PGD1 77.5 / 54.3 / 39.5 / 8.6, 3×
+    PGD5 77.0 / 52.0 / 42.3 / 12.0, 7×   Fast AdvProp 76.5 / 56.4 / 38.2 / 8.3, 1×
 
-The official TPU ResNets differ: 90 epochs in batches of 1,024 (0.1 per 256 images), 5 epochs of warm-up, a tenth of the rate at
-30, 60 and 80, Nesterov's momentum, pixels normalised by mean and deviation.
+Expected top-1 of ResNet-50 / 101 / 152 / 200 (Xie et al., quoted from memory; their
+recipe is not known): vanilla 76.7 / 78.3 / 79.0 / 79.3, AdvProp 77.4 / 79.2 / 79.8 /
+80.1. No run has been timed, and no chip-hours are known; `make preflight`
+(docs/preflight.md) computes them with the TPU's compiler.
+
+The official ResNets for TPUs use another recipe: 90 epochs in batches of 1,024
+(learning rate 0.1 per 256 images), 5 epochs of warm-up, a tenth of the rate at epochs
+30, 60 and 80, Nesterov momentum, and pixels normalised by mean and standard deviation.
 """
 
 from efficientnet_advprop.config import METHODS, ExperimentConfig

@@ -1,14 +1,21 @@
-"""Scores a model on test suites: accuracy, robustness, calibration; every image once, resumable, image by image on record.
+r"""Evaluates a model on test suites: accuracy, robustness and calibration.
 
-    python -m efficientnet_advprop.evaluate --checkpoint=b3-advprop --data_dir=/data --suite=imagenet,imagenet_c,imagenet_a
-    python -m efficientnet_advprop.evaluate --model_dir=runs/b3 --data_dir=/data --suite=imagenet_r,imagenet_v2,pgd
-    python -m efficientnet_advprop.evaluate --saved_model=served/efficientnet/1 --suite=folder:/data/pets/val
+Usage:
+
+    python -m efficientnet_advprop.evaluate --checkpoint=b3-advprop --data_dir=/data \
+        --suite=imagenet,imagenet_c,imagenet_a
+    python -m efficientnet_advprop.evaluate --model_dir=runs/b3 --data_dir=/data \
+        --suite=imagenet_r,imagenet_v2,pgd
+    python -m efficientnet_advprop.evaluate --saved_model=served/efficientnet/1 \
+        --suite=folder:/data/pets/val
     python -m efficientnet_advprop.evaluate --watch --model_dir=runs/b3 --data_dir=/data/imagenet
-    python -m efficientnet_advprop.evaluate --compare runs/evaluation/b3-advprop runs/evaluation/b3-baseline --data_dir=/data
+    python -m efficientnet_advprop.evaluate --compare runs/evaluation/b3-advprop \
+        runs/evaluation/b3-baseline --data_dir=/data
 
-Results, predictions and a report go to --out_dir; the same command goes on where an earlier one stopped. What is looked for
-below --data_dir (docs/evaluation.md says more):
-
+Every image is evaluated exactly once. Results, the prediction for each image and a
+report are written to --out_dir. After an interruption, the same command continues where
+it stopped. The program searches for the following data below --data_dir
+(docs/evaluation.md has the details):
 """
 
 import dataclasses
@@ -27,7 +34,9 @@ from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
 from efficientnet_advprop.reports import report_files
 from efficientnet_advprop.training import following
 
-__doc__ += "\n".join([imagenet_suites.describe_layouts(), other_answers.describe_layouts()])
+__doc__ += "\n" + "\n".join(
+    [imagenet_suites.describe_layouts(), other_answers.describe_layouts()]
+)
 
 _NETWORK = network_flags.define()
 _SAVED_MODEL = flags.DEFINE_string(
@@ -36,7 +45,7 @@ _SAVED_MODEL = flags.DEFINE_string(
 _BRANCH = flags.DEFINE_string(
     "branch",
     "main",
-    "whose batch norms answer and are attacked: main, or aux, aux_2 of --model_dir",
+    "the branch of batch norms that is evaluated and attacked: main, or aux, aux_2 of --model_dir",
 )
 _SUITE = flags.DEFINE_list(
     "suite",
@@ -54,16 +63,20 @@ _OUT_DIR = flags.DEFINE_string(
 _COMPARE = flags.DEFINE_list(
     "compare",
     [],
-    "instead of evaluating: puts several models' results (folders or results.json) side by side in --out_dir",
+    "compares the results (folders or results.json) of several models in --out_dir, instead of "
+    "evaluating",
 )
 _WATCH = flags.DEFINE_bool(
     "watch",
     False,
-    "follows the run in --model_dir: its validation images at every new checkpoint, the best one kept; the run itself needs "
-    "--config.training.evaluate_every_epochs=0",
+    "evaluates every new checkpoint of the run in --model_dir on its validation images, and keeps "
+    "the best; the run itself needs --config.training.evaluate_every_epochs=0",
 )
 _WATCH_TIMEOUT = flags.DEFINE_float(
-    "watch_timeout_seconds", None, "ends --watch after so long without a checkpoint", 0.0
+    "watch_timeout_seconds",
+    None,
+    "seconds without a new checkpoint after which --watch ends; default: no limit",
+    0.0,
 )
 _STORED_SIZE = flags.DEFINE_integer(
     "stored_size", 224, "pixels at which images stored at 224 (imagenet_c, stylized) are fed", 1
@@ -126,7 +139,8 @@ def _open_classifier():
     _NETWORK.require_unused("saved_model", besides=("image_size", "crop", "labels_map_file"))
     if _BRANCH.value != "main":
         raise ConfigError(
-            f"`--branch` is {_BRANCH.value!r}, but a SavedModel holds one branch only; use --model_dir."
+            f"`--branch` is {_BRANCH.value!r}, but a SavedModel holds one branch only; "
+            "use --model_dir."
         )
     classifier = saved_models.load(
         _SAVED_MODEL.value, image_size=_NETWORK.image_size.value, crop=_NETWORK.crop.value
@@ -166,8 +180,8 @@ def _watch():
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
     if _SUITE.present:
         raise ConfigError(
-            "`--suite` does not go with `--watch`, which takes the run's own validation images; evaluate the best checkpoint "
-            "on suites afterwards."
+            "`--suite` does not go with `--watch`, which takes the run's own validation images; "
+            "evaluate the best checkpoint on suites afterwards."
         )
     result = following.follow(
         model_dir=_NETWORK.model_dir.value,
@@ -205,7 +219,8 @@ def main(argv):
     with strategy.scope():
         classifier = _open_classifier()
     print(
-        f"  classes: {classifier.num_classes}; branch {classifier.branch}; images stored at 224 are fed at {_STORED_SIZE.value}"
+        f"  classes: {classifier.num_classes}; branch {classifier.branch}; "
+        f"images stored at 224 are fed at {_STORED_SIZE.value}"
     )
     out_dir = _OUT_DIR.value or evaluation_run.default_directory(classifier)
     evaluation_run.run(

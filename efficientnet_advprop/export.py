@@ -1,13 +1,20 @@
-"""Writes a trained network for use without this code: SavedModel (TensorFlow Serving), TFLite, ONNX or Keras.
+r"""Exports a trained network to SavedModel (TensorFlow Serving), TFLite, ONNX or Keras.
 
-    python -m efficientnet_advprop.export --checkpoint=b3-advprop --export_dir=served/b3 --labels_map_file=labels_map.txt
-    python -m efficientnet_advprop.export --model_dir=runs/b3 --export_dir=served/b3 --format=tflite
-    python -m efficientnet_advprop.export --checkpoint=b3-advprop --export_dir=served/b3 --format=tflite \
-        --quantization=full_integer --calibration_dir=photos/
-    python -m efficientnet_advprop.export --checkpoint=b3-advprop --export_dir=served/b3 --format=onnx --onnx_python=…/python
+Usage:
 
-Averaged weights, main batch norms only, folded into the convolutions. Each call makes the next version, <export_dir>/1, /2, …,
-after a fresh process has loaded it and agreed with the network; otherwise nothing is left. docs/serving.md says how to go on.
+    python -m efficientnet_advprop.export --checkpoint=b3-advprop --export_dir=served/b3 \
+        --labels_map_file=labels_map.txt
+    python -m efficientnet_advprop.export --model_dir=runs/b3 --export_dir=served/b3 \
+        --format=tflite
+    python -m efficientnet_advprop.export --checkpoint=b3-advprop --export_dir=served/b3 \
+        --format=tflite --quantization=full_integer --calibration_dir=photos/
+    python -m efficientnet_advprop.export --checkpoint=b3-advprop --export_dir=served/b3 \
+        --format=onnx --onnx_python=…/python
+
+The export has the averaged weights and only the main batch norms, folded into the
+convolutions. Each call writes the next version, <export_dir>/1, /2, …. A new process
+loads it and compares its outputs with those of the network; if they differ, nothing is
+left. docs/serving.md describes the next steps.
 """
 
 import sys
@@ -32,19 +39,21 @@ _NUM_TOP = flags.DEFINE_integer(
 _CALIBRATION_DIR = flags.DEFINE_string(
     "calibration_dir",
     None,
-    "folder of images, of TFRecords, or with one sub-folder per class, for full-integer ranges and for the check; default of "
-    "the check: two photographs",
+    "folder of images, of TFRecords, or with one sub-folder per class, for full-integer ranges "
+    "and for the check; default of the check: two photographs",
 )
 _RESIZE = flags.DEFINE_enum(
     "resize",
     None,
     list(RESIZE_METHODS),
-    "of encoded images; default: as the network is officially served, Lite and EdgeTPU bilinear, all others bicubic",
+    "how encoded images are resized; default: as the network is officially served, Lite and "
+    "EdgeTPU bilinear, all others bicubic",
 )
 _END_POINT = flags.DEFINE_string(
     "end_point",
     None,
-    "makes a feature extractor: block_5, block_5/expansion_output, reduction_3, features, pooled_features, …",
+    "exports a feature extractor: block_5, block_5/expansion_output, reduction_3, features, "
+    "pooled_features, …",
 )
 _ONNX_PYTHON = flags.DEFINE_string(
     "onnx_python", sys.executable, "python of an environment with tf2onnx and onnxruntime"

@@ -1,10 +1,13 @@
-"""Says what a checkpoint in the released format is: which network, averages or plain weights, slots, step.
+"""Describes a checkpoint in the released format: network, averages, weights, slots,
+step.
+
+Usage:
 
     python -m efficientnet_advprop.inspect_checkpoint SOURCE…
     python -m efficientnet_advprop.inspect_checkpoint --tensors SOURCE…
 
-SOURCE is a published name ("b3-advprop"), a directory, a prefix or a .tar.gz; local, gs:// or https://.
-With --tensors the name, shape and part of every tensor follow.
+SOURCE is a published name ("b3-advprop"), a directory, a prefix or a .tar.gz; local,
+gs:// or https://. With --tensors, the name, shape and kind of every tensor follow.
 """
 
 import collections
@@ -38,7 +41,7 @@ _TENSORS = flags.DEFINE_bool("tensors", False, "list every tensor, with its shap
 
 
 def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]]:
-    """The rows of the table; reads every weight once.
+    """The rows of the table. Every weight is read once.
 
     Raises:
         CheckpointError: a tensor cannot be read.
@@ -93,9 +96,14 @@ def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]
 
 
 def _compare(contents: CheckpointContents) -> tuple[Difference, list[str]]:
-    difference, not_finite = Difference(), []
+    difference = Difference()
+    not_finite = []
     for name in sorted(contents.plain.keys() | contents.averages.keys()):
-        tensors = [held[name] for held in (contents.averages, contents.plain) if name in held]
+        tensors = [
+            tensor_names[name]
+            for tensor_names in (contents.averages, contents.plain)
+            if name in tensor_names
+        ]
         try:
             values = [
                 contents.reader.get_tensor(tensor).astype(np.float32, copy=False)
@@ -122,7 +130,9 @@ def _count_slots(slots: list[str]) -> str:
 
 
 def list_tensors(contents: CheckpointContents) -> list[tuple[str, str, str]]:
-    """Name, shape and part of every tensor, by name; the part says which are not finite."""
+    """Name, shape and kind of every tensor, ordered by name; the kind says which are
+    not finite.
+    """
     _, not_finite = _compare(contents)
     parts = {name: "average" for name in contents.averages.values()}
     parts.update({name: "plain weight" for name in contents.plain.values()})

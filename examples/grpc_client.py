@@ -1,6 +1,10 @@
-"""Asks TensorFlow Serving over gRPC what is on image files. Needs tensorflow and tensorflow-serving-api.
+"""Classifies image files with TensorFlow Serving over gRPC.
 
-python examples/grpc_client.py --server=localhost:8500 --model=efficientnet panda.jpg cat.png
+Usage:
+
+    python examples/grpc_client.py --server=localhost:8500 --model=efficientnet panda.jpg cat.png
+
+It needs tensorflow and tensorflow-serving-api.
 """
 
 import argparse
@@ -12,7 +16,9 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 
 def make_request(files: list[bytes], model: str) -> predict_pb2.PredictRequest:
-    """A request to `serving_default`: the files as they are, of any size."""
+    """A request to `serving_default` with the unchanged contents of image files of any
+    size.
+    """
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model
     request.model_spec.signature_name = "serving_default"

@@ -1,9 +1,13 @@
-"""Serves an export on this machine over TensorFlow Serving's REST and gRPC predict calls, to try clients without a container.
+"""Serves an export on this machine, to try clients without TensorFlow Serving.
+
+Usage:
 
     python examples/local_server.py served/efficientnet
     python examples/rest_client.py panda.jpg
 
-Needs tensorflow and tensorflow-serving-api. One request at a time, no batching: use TensorFlow Serving for anything but trials.
+It answers the predict calls of TensorFlow Serving over REST and gRPC, and needs
+tensorflow and tensorflow-serving-api. It handles one request at a time without
+batching, so use it only for trials.
 """
 
 import argparse
@@ -20,7 +24,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 
 class ServedModel:
-    """The highest version in an export directory."""
+    """The highest version in an export folder."""
 
     def __init__(self, export_dir: str):
         self.version = max(int(name) for name in os.listdir(export_dir) if name.isdigit())
@@ -28,7 +32,11 @@ class ServedModel:
         self._lock = threading.Lock()
 
     def predict(self, signature_name: str, inputs: dict) -> dict[str, tf.Tensor]:
-        """Runs a signature. Raises ValueError, with a message for the client, for what does not fit it."""
+        """Runs a signature.
+
+        Raises a `ValueError` with a message for the client if the inputs do not fit the
+        signature.
+        """
         signatures = self._loaded.signatures
         function = signatures.get(signature_name or "serving_default")
         if function is None:
@@ -100,7 +108,7 @@ def _encode(value):
 
 
 def make_rest_server(model: ServedModel, port: int) -> http.server.ThreadingHTTPServer:
-    """An HTTP server on this machine's loopback address; port 0 takes a free one."""
+    """An HTTP server on this machine's loopback address; port 0 chooses a free port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
@@ -112,7 +120,8 @@ def make_rest_server(model: ServedModel, port: int) -> http.server.ThreadingHTTP
                     else (404, {"error": "not found"})
                 )
             except ValueError as error:
-                status, answer = 400, {"error": str(error)}
+                status = 400
+                answer = {"error": str(error)}
             data = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -124,7 +133,7 @@ def make_rest_server(model: ServedModel, port: int) -> http.server.ThreadingHTTP
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """The gRPC side."""
+    """Answers predict calls over gRPC."""
 
     def __init__(self, model: ServedModel):
         self._model = model
@@ -142,7 +151,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 def make_grpc_server(model: ServedModel, port: int) -> tuple[grpc.Server, int]:
-    """A gRPC server on this machine's loopback address, and its port; port 0 takes a free one."""
+    """A gRPC server on the loopback address, and its port; port 0 chooses a free port."""
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(4),
         options=[("grpc.max_receive_message_length", 64 * 2**20)],
@@ -166,7 +175,8 @@ def main():
     grpc_server.start()
     rest_server = make_rest_server(model, arguments.rest_port)
     print(
-        f"version {model.version}: REST on port {rest_server.server_port}, gRPC on port {grpc_port}; Ctrl-C stops",
+        f"version {model.version}: REST on port {rest_server.server_port}, "
+        f"gRPC on port {grpc_port}; Ctrl-C stops",
         flush=True,
     )
     try:

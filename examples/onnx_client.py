@@ -1,6 +1,10 @@
-"""Classifies image files by an ONNX export. Needs onnxruntime, numpy and Pillow.
+"""Classifies image files with an ONNX export.
 
-python examples/onnx_client.py served/b0/1 panda.jpg cat.png
+Usage:
+
+    python examples/onnx_client.py served/b0/1 panda.jpg cat.png
+
+It needs onnxruntime, numpy and Pillow.
 """
 
 import argparse

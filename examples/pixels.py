@@ -1,9 +1,13 @@
-"""The pre-processing that TFLite and ONNX files do not have inside, in NumPy and Pillow: what the network was evaluated with.
+"""Preprocesses images for TFLite and ONNX exports, which do not contain this step.
 
-    image = load_pixels("panda.jpg", image_size=224, crop_fraction=0.875)       # both are in the export's metadata.json
+Usage:
 
-The cubic filter is TensorFlow's old one: coefficient −0.75, no half-pixel centres, no smoothing when it shrinks. Pillow's own
-bicubic differs from it visibly, and costs accuracy.
+    # both values are in the export's metadata.json
+    image = load_pixels("panda.jpg", image_size=224, crop_fraction=0.875)
+
+It uses NumPy and Pillow, and computes what the network was evaluated with. The cubic
+filter is TensorFlow's old one: coefficient −0.75, no half-pixel centres, no smoothing
+when it shrinks. Pillow's own bicubic filter differs visibly and reduces accuracy.
 """
 
 from typing import Optional
@@ -15,7 +19,10 @@ _TABLE_SIZE = 1024  # the filter is read from a table at this resolution
 
 
 def load_pixels(path: str, image_size: int, crop_fraction: Optional[float]) -> np.ndarray:
-    """An image file as float32 [image_size, image_size, 3] around 0…255, RGB; without a `crop_fraction`, all of the image."""
+    """An image file as float32 [image_size, image_size, 3] around 0…255, RGB.
+
+    Without a `crop_fraction`, the whole image is used.
+    """
     with Image.open(path) as image:
         pixels = _to_rgb(image)
     return resize(
@@ -25,12 +32,12 @@ def load_pixels(path: str, image_size: int, crop_fraction: Optional[float]) -> n
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     """uint8 [height, width, 3], as TensorFlow decodes it."""
-    if image.mode.startswith(
-        "I"
-    ):  # 16 bits of gray, which Pillow would clip to 255: the upper eight
+    # Of 16-bit gray images, the upper eight bits are used; Pillow would clip them to
+    # 255.
+    if image.mode.startswith("I"):
         gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=-1)
-    if image.format == "GIF":  # what is transparent is black
+    if image.format == "GIF":  # transparent pixels become black
         pixels = np.asarray(image.convert("RGBA"))
         return np.where(pixels[..., 3:] > 0, pixels[..., :3], 0).astype(np.uint8)
     return np.asarray(image.convert("RGB"))
@@ -40,12 +47,13 @@ def center_crop(pixels: np.ndarray, crop_fraction: float) -> np.ndarray:
     """The centre square, `crop_fraction` of the shorter side."""
     height, width = pixels.shape[:2]
     side = max(1, int(np.float32(crop_fraction) * np.float32(min(height, width))))
-    top, left = (height - side + 1) // 2, (width - side + 1) // 2
+    top = (height - side + 1) // 2
+    left = (width - side + 1) // 2
     return pixels[top : top + side, left : left + side]
 
 
 def resize(pixels: np.ndarray, image_size: int) -> np.ndarray:
-    """Bicubic, to a square; float32."""
+    """Resizes an image to a square by bicubic interpolation; float32."""
     rows, columns = (_filter(size, image_size) for size in pixels.shape[:2])
     return np.einsum(
         "yi,ijc,xj->yxc", rows, pixels.astype(np.float32), columns, optimize=True
@@ -53,7 +61,7 @@ def resize(pixels: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def _filter(size: int, new_size: int) -> np.ndarray:
-    """Weights [new_size, size] of the old pixels in each new one."""
+    """The weights [new_size, size] of the old pixels in each new pixel."""
     positions = np.arange(new_size, dtype=np.float32) * np.float32(size / new_size)
     first = positions.astype(int)
     offsets = np.round((positions - first) * _TABLE_SIZE) / _TABLE_SIZE

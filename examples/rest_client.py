@@ -1,6 +1,11 @@
-"""Asks TensorFlow Serving over HTTP what is on image files. Needs Python's standard library only.
+r"""Classifies image files with TensorFlow Serving over HTTP.
 
-python examples/rest_client.py --url=http://localhost:8501/v1/models/efficientnet:predict panda.jpg cat.png
+Usage:
+
+    python examples/rest_client.py panda.jpg cat.png \
+        --url=http://localhost:8501/v1/models/efficientnet:predict
+
+It needs only Python's standard library.
 """
 
 import argparse
@@ -12,7 +17,9 @@ import urllib.request
 
 
 def make_request(files: list[bytes]) -> bytes:
-    """The body of a request to `serving_default`: the files as they are, of any size."""
+    """A request to `serving_default` with the unchanged contents of image files of any
+    size.
+    """
     instances = [{"b64": base64.b64encode(file).decode()} for file in files]
     return json.dumps({"signature_name": "serving_default", "instances": instances}).encode()
 

@@ -1,6 +1,10 @@
-"""Classifies image files by a TFLite export. Needs tensorflow (for its interpreter), numpy and Pillow.
+"""Classifies image files with a TFLite export.
 
-python examples/tflite_client.py served/b0/1 panda.jpg cat.png
+Usage:
+
+    python examples/tflite_client.py served/b0/1 panda.jpg cat.png
+
+It needs tensorflow (for its interpreter), numpy and Pillow.
 """
 
 import argparse

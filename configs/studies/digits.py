@@ -1,9 +1,14 @@
-"""The paper's experiments in miniature: 100 of scikit-learn's digits to learn from, 1,000 others to test on, five seeds.
+"""The paper's experiments in miniature, on 100 training images of handwritten digits.
+
+Usage:
 
     python -m efficientnet_advprop.study --study=configs/studies/digits.py --output_dir=runs/study
 
-100 training images, so that clean accuracy is not at its ceiling. The recipe is the demo's (configs/digits.py), chosen on these
-test images with seed 0 and 300 training images; nothing was chosen for this study, whose seeds are others.
+Each arm trains on 100 of scikit-learn's digits with five seeds, and is tested on 1,000
+others. The training set is so small that clean accuracy stays below its maximum. The
+recipe is that of the demo (configs/digits.py), which was chosen on these test images
+with seed 0 and 300 training images. Nothing was chosen for this study, whose seeds are
+others.
 """
 
 import dataclasses
@@ -14,14 +19,12 @@ from efficientnet_advprop.config import AttackConfig, ExperimentConfig
 from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
 
 SEEDS = (1, 2, 3, 4, 5)
-SIZES = {
-    "small": 0.25,
-    "medium": 0.5,
-    "large": 1.0,
-}  # width of an EfficientNet-B0 of three tenths of its depth
-# Processor time of a run and its evaluation, vanilla and others, for --list; medium and large were measured.
+# Width coefficients of an EfficientNet-B0 with depth coefficient 0.3.
+SIZES = {"small": 0.25, "medium": 0.5, "large": 1.0}
+# Processor time of a run with its evaluation, for vanilla and for other methods, which
+# --list shows. Those of medium and large were measured.
 SECONDS = {"small": (45.0, 65.0), "medium": (60.0, 90.0), "large": (110.0, 200.0)}
-EPSILON = 64.0  # of 255; configs/digits.py says why so much
+EPSILON = 64.0  # of 255; configs/digits.py explains why it is so large
 ALL_METRICS = ("clean", "corrupted", "attacked")
 EPSILONS = (16.0, 32.0, 64.0, 128.0)
 
@@ -44,13 +47,13 @@ def make_config(
     config.training.evaluate_every_epochs = config.training.num_epochs
     config.training.checkpoint_every_steps = 240
     config.training.keep_last = 1
-    config.use_method(method)  # after the epochs, of which Fast AdvProp takes fewer
+    config.use_method(method)  # after `num_epochs`, which Fast AdvProp reduces
     config.attack = dataclasses.replace(config.attack, **attack)
     return config
 
 
 def within(epsilon: float) -> dict[str, float]:
-    """An attack of the recipe's three steps within another ε."""
+    """The options of an attack with the recipe's three steps and another ε."""
     return dict(epsilon=epsilon, step_size=epsilon / 2)
 
 

@@ -34,9 +34,7 @@ from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
 from efficientnet_advprop.reports import report_files
 from efficientnet_advprop.training import following
 
-__doc__ += "\n" + "\n".join(
-    [imagenet_suites.describe_layouts(), other_answers.describe_layouts()]
-)
+__doc__ += "\n" + "\n".join([imagenet_suites.describe_layouts(), other_answers.describe_layouts()])
 
 _NETWORK = network_flags.define()
 _SAVED_MODEL = flags.DEFINE_string(

@@ -85,7 +85,8 @@ def learning_rate_factors(
     for variable in model.trainable_variables:
         name = variable_name(model, variable)
         factors.append(
-            layer_decay ** depths[name.removeprefix("model/").split("/")[0]] * (head_factor if name in CLASSIFIER else 1.0)
+            layer_decay ** depths[name.removeprefix("model/").split("/")[0]]
+            * (head_factor if name in CLASSIFIER else 1.0)
         )
     return factors
 

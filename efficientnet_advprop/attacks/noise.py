@@ -25,16 +25,20 @@ class UniformNoise:
     """Images with noise of PGD's random start, called like an attack.
 
     Args:
-        epsilon: the noise is uniform in ±`epsilon` pixels, ≥ 0.
+        epsilon: the noise is uniform in ±`epsilon` pixels, ≥ 0; also a float32 scalar tensor, for
+            noise that changes from step to step.
+        pixel_range: the values of black and white in the images; `epsilon` counts 255ths of the
+            distance between them.
 
     Raises:
         ValueError: `epsilon` is negative.
     """
 
     epsilon: float = 1.0
+    pixel_range: tuple[float, float] = (0.0, 255.0)
 
     def __post_init__(self):
-        if not self.epsilon >= 0:
+        if not tf.is_tensor(self.epsilon) and not self.epsilon >= 0:
             raise ValueError(f"`epsilon` is {self.epsilon!r}, but must be ≥ 0, in pixels of 255.")
 
     def __call__(
@@ -42,5 +46,7 @@ class UniformNoise:
     ) -> tf.Tensor:
         """Noisy images for a batch; `logits_fn` and `labels` are not looked at. Arguments and result as those of `PGD`."""
         images = tf.cast(images, tf.float32)
-        noisy_images = add_noise(images, self.epsilon, randomness.seed_or_fresh(seed))
-        return clip_to_pixel_range(noisy_images, images)
+        black, white = self.pixel_range
+        epsilon = self.epsilon * ((white - black) / 255.0)
+        noisy_images = add_noise(images, epsilon, randomness.seed_or_fresh(seed))
+        return clip_to_pixel_range(noisy_images, images, self.pixel_range)

@@ -13,7 +13,7 @@ import math
 
 import tensorflow as tf
 
-from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range
+from efficientnet_advprop.attacks.pixel_range import BLACK_AND_WHITE, clip_to_pixel_range
 from tpu_utils.replicas import randomness
 
 HIGHEST_PIXEL = 255.0
@@ -48,10 +48,16 @@ class Linf:
         these normals, ≥ 0."""
         return tf.abs(tf.sign(gradients))
 
-    def project(self, images: tf.Tensor, clean_images: tf.Tensor, epsilon) -> tf.Tensor:
+    def project(
+        self,
+        images: tf.Tensor,
+        clean_images: tf.Tensor,
+        epsilon,
+        black_and_white: tuple[float, float] = BLACK_AND_WHITE,
+    ) -> tf.Tensor:
         """The nearest images within `epsilon` of the clean ones and in the pixel range."""
         inside = tf.clip_by_value(images, clean_images - epsilon, clean_images + epsilon)
-        return clip_to_pixel_range(inside, clean_images)
+        return clip_to_pixel_range(inside, clean_images, black_and_white)
 
     def random_direction(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Random differences of length 1, in the shape of `images`. `seed`: int32 [2]."""
@@ -81,13 +87,19 @@ class L2:
     def speeds(self, gradients: tf.Tensor) -> tf.Tensor:
         return tf.abs(gradients)
 
-    def project(self, images: tf.Tensor, clean_images: tf.Tensor, epsilon) -> tf.Tensor:
+    def project(
+        self,
+        images: tf.Tensor,
+        clean_images: tf.Tensor,
+        epsilon,
+        black_and_white: tuple[float, float] = BLACK_AND_WHITE,
+    ) -> tf.Tensor:
         differences = images - clean_images
         # The pixel range is convex and holds the clean image: clipping after scaling
         # only shortens the difference.
         factors = tf.minimum(1.0, epsilon / (self.length(differences) + _TINY))
         inside = clean_images + differences * per_image(factors)
-        return clip_to_pixel_range(inside, clean_images)
+        return clip_to_pixel_range(inside, clean_images, black_and_white)
 
     def random_direction(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return self.steepest(randomness.normal(tf.shape(images), seed))

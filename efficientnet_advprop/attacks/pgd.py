@@ -10,7 +10,7 @@ FGSM is one step of size ε; I-FGSM has no random start; GD has no projection.
 
 import dataclasses
 import math
-from typing import Optional
+from typing import Any, Callable, Optional
 
 import tensorflow as tf
 
@@ -21,6 +21,9 @@ from efficientnet_advprop.attacks.objectives import cross_entropy
 from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range
 from efficientnet_advprop.attacks.search import LogitsFn, ascend
 from tpu_utils.replicas import randomness
+
+# What the network gives → a loss of any shape, of which the sum counts.
+Objective = Callable[[Any], tf.Tensor]
 
 
 def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> tf.Tensor:
@@ -65,7 +68,8 @@ class PGD:
     uses it; under L2 along the gradient.
 
     Args:
-        epsilon: radius of the ball around the clean image, pixels, ≥ 0.
+        epsilon: radius of the ball around the clean image, pixels, ≥ 0; also a float32 scalar
+            tensor, for a radius that changes from step to step.
         step_size: of one iteration, pixels, > 0.
         num_steps: iterations, ≥ 1; the loop is traced once whatever their number.
         targeted: descend the loss of a uniformly drawn wrong class (the paper); False ascends that of the true class.
@@ -78,6 +82,8 @@ class PGD:
             (128 in the authors' code).
         norm: "linf", or "l2": `epsilon` and `step_size` are then Euclidean lengths over all
             pixel values of an image, and a random start is uniform in that ball.
+        pixel_range: the values of black and white in the images; `epsilon` and `step_size` count
+            255ths of the distance between them.
 
     Raises:
         ValueError: a value out of its range, with its name.
@@ -92,6 +98,7 @@ class PGD:
     project: bool = True
     loss_scale: float = 1.0
     norm: str = norms.Linf.name
+    pixel_range: tuple[float, float] = (0.0, 255.0)
 
     def __post_init__(self):
         norms.require_norm(self.norm)
@@ -101,7 +108,9 @@ class PGD:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but {rule}.")
 
         require(
-            self.epsilon >= 0, "epsilon", "must be ≥ 0, in pixels of 255; the paper uses 1 to 4"
+            tf.is_tensor(self.epsilon) or self.epsilon >= 0,
+            "epsilon",
+            "must be ≥ 0, in pixels of 255; the paper uses 1 to 4",
         )
         require(self.step_size > 0, "step_size", "must be > 0, in pixels of 255; the paper uses 1")
         require(
@@ -111,6 +120,8 @@ class PGD:
         )
         require(0.0 <= self.random_start <= 1.0, "random_start", "is a probability, in [0, 1]")
         require(self.loss_scale > 0, "loss_scale", "must be > 0; 128 suits float16")
+        black, white = self.pixel_range
+        require(black < white, "pixel_range", "must be the values of black and white, rising")
         if self.targeted:
             require(
                 self.num_classes is not None and self.num_classes >= 2,
@@ -124,6 +135,7 @@ class PGD:
         images: tf.Tensor,
         labels: tf.Tensor,
         seed: Optional[tf.Tensor] = None,
+        objective: Optional[Objective] = None,
     ) -> tf.Tensor:
         """Adversarial images for a batch.
 
@@ -137,6 +149,8 @@ class PGD:
             labels: the true classes, integers [batch] or [batch, 1], or their weights
                 [batch, classes]; see `check_labels`.
             seed: int32 [2], decides targets and start; None draws one (not reproducible after a restart).
+            objective: in place of the labels' cross-entropy, what to ascend, or to descend if
+                targeted; then `labels` are not looked at. See `draw_targets`.
 
         Returns:
             float32 images of the same shape, within `epsilon` of the clean ones (unless `project`
@@ -147,20 +161,23 @@ class PGD:
         """
         target_seed, noise_seed, start_seed = randomness.split(randomness.seed_or_fresh(seed), 3)
         images = tf.cast(images, tf.float32)
-        labels = check_labels(labels, self.num_classes, images.shape[0])
-        objective_labels = labels
-        if self.targeted:
-            assert self.num_classes is not None  # by `__post_init__`
-            objective_labels = draw_wrong_labels(labels, self.num_classes, target_seed)
+        if objective is None:
+            labels = check_labels(labels, self.num_classes, images.shape[0])
+            if self.targeted:
+                assert self.num_classes is not None  # by `__post_init__`
+                labels = draw_wrong_labels(labels, self.num_classes, target_seed)
 
         def advance(index, adversarial_images):
             def loss_of(images):
-                logits = logits_fn(images)
-                return cross_entropy(objective_labels, logits) * self.loss_scale, logits
+                outputs = logits_fn(images)
+                losses = cross_entropy(labels, outputs) if objective is None else objective(outputs)
+                return losses * self.loss_scale, outputs
 
-            gradients, (_, logits) = ascend(loss_of, adversarial_images)
+            gradients, (_, outputs) = ascend(loss_of, adversarial_images)
             moved = self.move(images, adversarial_images, gradients)
-            return index + 1, _unless_unknown(objective_labels, logits.shape[-1], moved)
+            if objective is None:
+                moved = _unless_unknown(labels, outputs.shape[-1], moved)
+            return index + 1, moved
 
         state = (tf.constant(0), self._start(images, noise_seed, start_seed))
         if self.num_steps == 1:  # the same without a loop, in which some strategies cannot reduce
@@ -174,21 +191,31 @@ class PGD:
             )
         return tf.stop_gradient(adversarial_images)
 
+    def draw_targets(self, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """The wrong classes that a targeted call with this seed aims at, as `draw_wrong_labels`."""
+        assert self.num_classes is not None  # by `__post_init__`
+        return draw_wrong_labels(labels, self.num_classes, randomness.split(seed, 3)[0])
+
     def start(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Where a call with this seed starts from: float32 images like those of `move`."""
         _, noise_seed, start_seed = randomness.split(seed, 3)
         return self._start(tf.cast(images, tf.float32), noise_seed, start_seed)
 
+    @property
+    def _pixel(self) -> float:
+        """A 255th of the distance from black to white."""
+        black, white = self.pixel_range
+        return (white - black) / 255.0
+
     def _start(self, images, noise_seed, start_seed):
         if self.random_start == 0.0:
             return images
         is_noisy = randomness.uniform([], start_seed) < self.random_start
+        radius = self.epsilon * self._pixel
         if self.norm == norms.Linf.name:
-            noisy_images = add_noise(images, self.epsilon, noise_seed)
+            noisy_images = add_noise(images, radius, noise_seed)
         else:
-            noisy_images = images + norms.NORMS[self.norm].random_point(
-                images, self.epsilon, noise_seed
-            )
+            noisy_images = images + norms.NORMS[self.norm].random_point(images, radius, noise_seed)
         return self._clip(images, tf.where(is_noisy, noisy_images, images))
 
     def move(
@@ -206,12 +233,14 @@ class PGD:
         Returns:
             float32 images of the same shape.
         """
-        step = -self.step_size if self.targeted else self.step_size
+        step = (-self.step_size if self.targeted else self.step_size) * self._pixel
         direction = norms.NORMS[self.norm].steepest(gradients)
         moved = self._clip(images, adversarial_images + step * direction)
         return tf.ensure_shape(moved, images.shape)
 
     def _clip(self, images, adversarial_images):
         if self.project:
-            return norms.NORMS[self.norm].project(adversarial_images, images, self.epsilon)
-        return clip_to_pixel_range(adversarial_images, images)
+            radius = self.epsilon * self._pixel
+            norm = norms.NORMS[self.norm]
+            return norm.project(adversarial_images, images, radius, self.pixel_range)
+        return clip_to_pixel_range(adversarial_images, images, self.pixel_range)

@@ -12,19 +12,29 @@ outside of the range may stay where it is or move towards it, and never further 
 
 import tensorflow as tf
 
+BLACK_AND_WHITE = (0.0, 255.0)
 
-def pixel_range(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+
+def pixel_range(
+    images: tf.Tensor, black_and_white: tuple[float, float] = BLACK_AND_WHITE
+) -> tuple[tf.Tensor, tf.Tensor]:
     """The lowest and the highest allowed value of each pixel.
 
     Args:
         images: the clean ones, float32.
+        black_and_white: the values of black and white.
 
     Returns:
-        min(`images`, 0) and max(`images`, 255), of the images' shape.
+        min(`images`, black) and max(`images`, white), of the images' shape.
     """
-    return tf.minimum(images, 0.0), tf.maximum(images, 255.0)
+    black, white = black_and_white
+    return tf.minimum(images, black), tf.maximum(images, white)
 
 
-def clip_to_pixel_range(adversarial_images: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+def clip_to_pixel_range(
+    adversarial_images: tf.Tensor,
+    images: tf.Tensor,
+    black_and_white: tuple[float, float] = BLACK_AND_WHITE,
+) -> tf.Tensor:
     """`adversarial_images`, clipped to the range of the clean `images`; float32, of one shape."""
-    return tf.clip_by_value(adversarial_images, *pixel_range(images))
+    return tf.clip_by_value(adversarial_images, *pixel_range(images, black_and_white))

@@ -1,5 +1,6 @@
 """AdvProp for any Keras model: auxiliary batch norms in other people's layers, trained by `fit`."""
 
+from efficientnet_advprop.keras.advprop_model import AdvPropModel
 from efficientnet_advprop.keras.branch_context import use_branch
 from efficientnet_advprop.keras.conversion import UnsupportedModelError
 from efficientnet_advprop.keras.dual_model import (
@@ -7,9 +8,12 @@ from efficientnet_advprop.keras.dual_model import (
     add_auxiliary_batch_norms,
     remove_auxiliary_batch_norms,
 )
+from efficientnet_advprop.keras.model_passes import TrainingError
 
 __all__ = [
+    "AdvPropModel",
     "BranchModel",
+    "TrainingError",
     "UnsupportedModelError",
     "add_auxiliary_batch_norms",
     "remove_auxiliary_batch_norms",

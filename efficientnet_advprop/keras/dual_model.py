@@ -11,7 +11,7 @@ variables are children of the batch norms, and the rest has its old place.
 """
 
 import functools
-from typing import Optional
+from typing import Any, Optional
 
 from efficientnet_advprop.keras.branch_context import use_branch
 from efficientnet_advprop.keras.branched_layers import PACKAGE
@@ -47,18 +47,20 @@ class DualModel:
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        network = config["network"]
-        # Only the one knows Keras's own models in older formats, only the other a class by its module.
-        is_keras_own = network["class_name"] in ("Functional", "Sequential", "Model")
-        deserialize = (
-            keras.layers.deserialize if is_keras_own else keras.utils.deserialize_keras_object
-        )
-        network = deserialize(network, custom_objects=custom_objects)
+        network = deserialize(config["network"], custom_objects)
         return _convert(network, config["aux_branches"])
 
     def build(self, *args, **kwargs):
         super().build(*args, **kwargs)
         convert_batch_norms(self, self.num_aux_branches)  # those that the model makes only now
+
+
+def deserialize(config: dict, custom_objects: Optional[dict] = None) -> Any:
+    """The object of a configuration, in whichever of Keras's formats."""
+    # Only the one knows Keras's own models in older formats, only the other a class by its module.
+    is_keras_own = config["class_name"] in ("Functional", "Sequential", "Model")
+    load = keras.layers.deserialize if is_keras_own else keras.utils.deserialize_keras_object
+    return load(config, custom_objects=custom_objects)
 
 
 @functools.lru_cache(maxsize=None)

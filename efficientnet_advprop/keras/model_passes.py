@@ -1,0 +1,170 @@
+"""The passes of a training step through any Keras model: what `training.passes` is for our networks.
+
+    run = ModelPassRunner(model, regularization_losses=…)
+    gradients_of = gradients_by_pass(method, run, attack, "running")
+
+`training.steps` and `training.fast_advprop` say which passes a method makes; here is what is
+different about a Keras model: its branch is a context, its loss is the compiled one, and labels
+come with sample weights and with inputs that are no images.
+"""
+
+from typing import Any, NamedTuple, Optional
+
+import tensorflow as tf
+
+from efficientnet_advprop.attacks import PGD, Attack
+from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.keras.branch_context import use_branch
+from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.methods import Pass
+
+LABELS, WEIGHTS, OTHER_INPUTS = "labels", "sample_weight", "other_inputs"
+
+
+class TrainingError(UserError, ValueError):
+    """A model, loss, attack or batch that AdvProp cannot train with; the message names the way out."""
+
+
+class ModelPassResult(NamedTuple):
+    """What one pass gives: this replica's share of the gradients."""
+
+    gradients: list[Optional[tf.Tensor]]
+    image_gradients: Optional[tf.Tensor]
+
+    def sums_of(self, part: Pass) -> dict[str, tf.Tensor]:
+        """None: losses and metrics are counted by Keras's containers."""
+        return {}
+
+
+def inputs_with(images: tf.Tensor, others: Any, key: Any) -> Any:
+    """The model's inputs: `images` in the place that `key` names among the other ones."""
+    if key is None:
+        return images
+    if isinstance(others, dict) and not isinstance(key, int):
+        return {**others, key: images}
+    places = dict(others)
+    return [images if place == key else places[place] for place in range(len(places) + 1)]
+
+
+def without_images(inputs: Any, key: Any) -> tuple[tf.Tensor, dict]:
+    """The images among the inputs, and the other ones by name or place."""
+    if key is None:
+        return inputs, {}
+    pairs = dict(inputs) if isinstance(inputs, dict) else dict(enumerate(inputs))
+    return pairs.pop(key), pairs
+
+
+class ModelPassRunner:
+    """Forward and backward through a branch of a Keras model, for the losses of one step.
+
+    Args:
+        model: the compiled `AdvPropModel`.
+        batch_size: images of a replica's batch; None where only methods that never split it ask.
+    """
+
+    def __init__(self, model: keras.Model, batch_size: Optional[int]):
+        self.model, self.network, self.batch_size = model, model.network, batch_size
+        self.adds_regularization, self.labels_are_weights = True, model.labels_are_weights
+
+    def __call__(
+        self, part: Pass, images, labels, seed, *, is_attack: bool = False
+    ) -> ModelPassResult:
+        """The gradient of the views' losses, times the pass's weight, the loss scale and their share.
+
+        `is_attack`: with respect to the images, too, and without moving statistics. The layers'
+        own losses (weight decay, activity) are added once per step, in its first pass.
+        """
+        views, trained = part.views, self.network.trainable_variables
+        share = 1.0
+        if self.batch_size is not None:
+            share = images.shape[0] / (len(views) * self.batch_size)
+        with use_branch(part.branch, update_statistics=not is_attack):
+            with tf.GradientTape() as tape:
+                if is_attack:
+                    tape.watch(images)
+                inputs = inputs_with(images, labels[OTHER_INPUTS], self.model.attacked_input)
+                outputs = self.network(inputs, training=True)
+                own_losses = self.network.losses if self.adds_regularization else None
+                self.adds_regularization = False
+                loss = 0.0
+                for view, own_labels, own_outputs in zip(
+                    views, _split(labels, len(views)), _split(outputs, len(views))
+                ):
+                    scores = self.model.scores_of(view)
+                    loss += scores.loss_of(
+                        own_labels[LABELS], own_outputs, own_labels.get(WEIGHTS), own_losses
+                    )
+                    own_losses = None
+                    scores.update(own_labels[LABELS], own_outputs, own_labels.get(WEIGHTS))
+                loss *= part.weight * share
+                scaled = self.model.scale_loss(loss)
+            gradients = tape.gradient(scaled, [*trained, images] if is_attack else trained)
+        of_images = gradients.pop() if is_attack else None
+        return ModelPassResult(self.model.unscale_gradients(gradients), of_images)
+
+    def attacked(
+        self, attack: Attack, branch: str, statistics: str, images, labels, seed
+    ) -> tf.Tensor:
+        """What an attack through a branch makes of the images; layers stand still meanwhile."""
+        if not isinstance(attack, PGD):
+            return attack(None, images, None, seed)
+        images = tf.cast(images, tf.float32)
+
+        def disturb():
+            return self._attack(attack, branch, statistics, images, labels, seed)
+
+        is_warming_up = self.model.is_warming_up()
+        if is_warming_up is None or statistics == "batch":
+            return disturb()
+        return tf.cond(is_warming_up, lambda: images, disturb)
+
+    def _attack(self, attack, branch, statistics, images, labels, seed):
+        if attack.targeted and self.labels_are_weights is None:  # trained without `fit`
+            outputs = self.attacked_outputs(images, labels, branch, statistics)
+            self.labels_are_weights = labels[LABELS].shape.rank == outputs.shape.rank and (
+                labels[LABELS].shape[-1] == outputs.shape[-1]
+            )
+        return attack(
+            lambda images: self.attacked_outputs(images, labels, branch, statistics),
+            images,
+            self.attack_labels(labels) if attack.targeted else labels[LABELS],
+            seed,
+            objective=lambda wanted, outputs: self.objective(wanted, outputs, labels),
+        )
+
+    def attacked_outputs(self, images, labels, branch: str, statistics: str):
+        """The outputs that an attack sees."""
+        inputs = inputs_with(images, labels[OTHER_INPUTS], self.model.attacked_input)
+        # Networks of this project fold their batch norms in inference mode.
+        trains = statistics == "batch" and self.model.folds_batch_norms
+        mode = dict(update_statistics=not trains, batch_moments=statistics == "batch")
+        with use_branch(branch, **mode):
+            return self.network(inputs, training=trains)
+
+    def attack_labels(self, labels) -> tf.Tensor:
+        """The labels of a targeted attack: int, or float32 class weights like the outputs."""
+        own = labels[LABELS]
+        return tf.cast(own, tf.float32 if self.labels_are_weights else tf.int32)
+
+    def objective(self, wanted, outputs, labels) -> tf.Tensor:
+        """The compiled loss as a sum over the images, in float32."""
+        own = labels[LABELS]
+        if tf.is_tensor(wanted) and tf.is_tensor(own) and wanted.dtype.is_integer:
+            if self.labels_are_weights and wanted.shape.rank < own.shape.rank:
+                wanted = tf.one_hot(wanted, own.shape[-1], dtype=own.dtype)
+            else:
+                wanted = tf.cast(wanted, own.dtype)
+        loss = self.model.attack_scores.loss_of(wanted, outputs, labels.get(WEIGHTS))
+        count = tf.shape(tf.nest.flatten(outputs)[0])[0]
+        return tf.cast(loss, tf.float32) * tf.cast(count, tf.float32)
+
+
+def _split(structure: Any, count: int) -> list[Any]:
+    """`count` structures of equal parts of the tensors."""
+    if count == 1:
+        return [structure]
+    flat = [tf.split(tensor, count) for tensor in tf.nest.flatten(structure)]
+    return [
+        tf.nest.pack_sequence_as(structure, [parts[index] for parts in flat])
+        for index in range(count)
+    ]

@@ -289,6 +289,7 @@ class AdvPropModel(keras.Model):
         if not self.network.built:
             specs = tf.nest.map_structure(_spec_of, inputs)
             tf.function(self.network).get_concrete_function(specs)
+        self.built = True
         found = find_batch_norms(self.network)
         if found.plain and found.branched:
             with self.distribute_strategy.scope():
@@ -359,14 +360,12 @@ def _check(network, name, row, augmentation, clean_epochs, pixel_range) -> None:
             "add_auxiliary_batch_norms."
         )
     if row.branches != set(branch_names(aux_branches)):
-        way_out = (
-            f"add_auxiliary_batch_norms(network, aux_branches={row.aux_branches})"
-            if row.aux_branches > aux_branches
-            else "remove_auxiliary_batch_norms(network), and add as many as the method trains"
-        )
+        steps = ["remove_auxiliary_batch_norms(network)"] if aux_branches else []
+        if row.aux_branches:
+            steps += [f"add_auxiliary_batch_norms(network, aux_branches={row.aux_branches})"]
         raise TrainingError(
             f"`network` has {aux_branches} auxiliary branches, but method {name!r} trains exactly "
-            f"{row.aux_branches}: the others would never learn. Call {way_out}."
+            f"{row.aux_branches}: the others would never learn. Call {', then '.join(steps)}."
         )
     if (augmentation is not None) != (AUGMENTED in row.views):
         needs = "needs one" if AUGMENTED in row.views else "sees no augmented images"

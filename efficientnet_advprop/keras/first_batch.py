@@ -69,11 +69,7 @@ class FirstBatch:
             _check_pixels(np.asarray(images), where, model.pixel_range)
         elif dtype.is_floating or tuple(model.pixel_range) != (0.0, 255.0):
             self.data = self.data.map(_pixel_check(key, where, model.pixel_range))
-        if not self._values:
-            size = shape[0]
-        else:
-            size = None
-        if model.row.adversarial_share is not None and not self._values and size is None:
+        if model.row.adversarial_share is not None and not self._values and shape[0] is None:
             raise TrainingError(
                 f"The batches of `x` have no fixed size, but method {model.method!r} makes a share of "
                 "each adversarial; batch them with drop_remainder=True."
@@ -90,7 +86,7 @@ class FirstBatch:
             found = re.search(rf"TrainingError: (.*)|({_OUT_OF_RANGE}[^\n]*)", str(error), re.S)
             if found is None:
                 raise
-            message = (found[1] or found[2]).split("\n\n")[0].split("[[")[0].strip()
+            message = (found[1] or found[2]).split("\n\n")[0].split("[[")[0].strip(" \n]")
             raise TrainingError(message) from None
 
 
@@ -116,7 +112,7 @@ def _check_pixels(images: np.ndarray, where: str, pixel_range) -> None:
     if low < pixel_range[0] or high > pixel_range[1]:
         raise TrainingError(
             f"{_OUT_OF_RANGE} {where} hold values from {low:g} to {high:g}, but black is "
-            f"{pixel_range[0]:g} and white {pixel_range[1]:g}. Give the images' own range."
+            f"{pixel_range[0]:g} and white {pixel_range[1]:g}. Give the range of the images."
         )
 
 
@@ -125,7 +121,7 @@ def _pixel_check(key, where: str, pixel_range):
     black, white = pixel_range
     message = (
         f"{_OUT_OF_RANGE} {where} hold values outside of black ({black:g}) and white ({white:g}). "
-        "Give the images' own range."
+        "Give the range of the images."
     )
 
     def check(*batch):

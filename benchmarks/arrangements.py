@@ -24,7 +24,7 @@ from absl import app, flags
 
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.models import EfficientNet, layers
-from efficientnet_advprop.training import losses, optimizers, steps
+from efficientnet_advprop.training import losses, optimizers, passes, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState, averaged_variables
@@ -66,7 +66,7 @@ def make_one_batch_step(state, learning_rate, attack):
     def train_step(batch):
         images, labels = tf.cast(batch["images"], tf.float32), batch["labels"]
         adversarial_images = attack(
-            steps.attacked_network(state.model, "aux", "running"), images, labels
+            passes.attacked_network(state.model, "aux", "running"), images, labels
         )
         with tf.GradientTape() as tape:
             logits = state.model(tf.concat([images, adversarial_images], 0), training=True)

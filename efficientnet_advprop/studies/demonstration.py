@@ -25,7 +25,7 @@ from efficientnet_advprop.reports import evaluation_report, report_files
 from efficientnet_advprop.reports.comparison import Measured, compare
 from efficientnet_advprop.studies import demo_report
 from efficientnet_advprop.studies.digit_tests import ATTACK_DESCRIPTION, open_test_sets
-from efficientnet_advprop.training import assembly, checkpoints, loop, progress, steps
+from efficientnet_advprop.training import assembly, checkpoints, loop, passes, progress
 from tpu_utils.devices.strategy import make_strategy
 
 NAMES = {"vanilla": "Vanilla", "advprop": "AdvProp", "adversarial": "Adversarial, no aux BN"}
@@ -206,7 +206,7 @@ def _make_pictures(
         os.path.join(output_dir, "advprop"), state, config.training.keep_last
     ).restore()
     seed = tf.constant([config.training.seed, 0])
-    network = steps.attacked_network(state.model, "aux", config.attack.statistics, seed)
+    network = passes.attacked_network(state.model, "aux", config.attack.statistics, seed)
     adversarial_images = assembly.make_attack(config)(network, images, labels, seed)
 
     def answers(method):

@@ -5,6 +5,7 @@ Source: Mei et al., ICLR 2022 (arXiv 2204.09838). `steps.make_train_step` calls 
 module for methods that have an `adversarial_share`.
 """
 
+import functools
 import math
 
 import tensorflow as tf
@@ -13,6 +14,7 @@ from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.methods import Method
 from efficientnet_advprop.training.passes import (
     GradientFn,
+    Labels,
     PassRunner,
     start_after,
     sum_of_gradients,
@@ -44,9 +46,10 @@ def fast_advprop_gradients(method: Method, run: PassRunner, attack: PGD) -> Grad
                 "replica (in one of the `accumulation_steps`) that leaves none of one kind; "
                 "take more."
             )
-        clean = run(clean_pass, images[count:], labels[count:], clean_seed)
+        others = tf.nest.map_structure(lambda tensor: tensor[count:], labels)
+        clean = run(clean_pass, images[count:], others, clean_seed)
+        labels = tf.nest.map_structure(lambda tensor: tensor[:count], labels)
         images = tf.cast(images[:count], tf.float32)
-        labels = labels[:count]
         noisy_images = start_after(clean.gradients, attack.start(images, attack_seed))
         noisy = run(noisy_pass, noisy_images, labels, noisy_seed, is_attack=True)
         adversarial_images = tf.stop_gradient(
@@ -56,7 +59,7 @@ def fast_advprop_gradients(method: Method, run: PassRunner, attack: PGD) -> Grad
         adversarial = run(adversarial_pass, adversarial_images, labels, adversarial_seed)
 
         results = {clean_pass: clean, noisy_pass: noisy, adversarial_pass: adversarial}
-        sizes = [result.losses.shape[0] for result in results.values()]
+        sizes = [size - count, count, count]
         shares = [part.weight * part_size / size for part, part_size in zip(results, sizes)]
         gradients = [
             sum_of_gradients(by_pass)
@@ -74,9 +77,7 @@ def fast_advprop_gradients(method: Method, run: PassRunner, attack: PGD) -> Grad
     return gradients_of
 
 
-def shuffle_over_replicas(
-    images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def shuffle_over_replicas(images: tf.Tensor, labels: Labels, seed: tf.Tensor) -> tuple:
     """Shuffles images and labels over the replicas; every replica keeps its number of
     images.
 
@@ -84,12 +85,12 @@ def shuffle_over_replicas(
     of g replicas exchange images; otherwise each replica shuffles its own.
     """
     group_size = math.gcd(images.shape[0], replica_runtime.current().num_replicas)
+    tensors = images, labels
     for index, order_seed in enumerate(randomness.split(seed, 2)):
         order = tf.argsort(randomness.uniform([images.shape[0]], order_seed))
-        images = tf.gather(images, order)
-        labels = tf.gather(labels, order)
+        tensors = tf.nest.map_structure(functools.partial(tf.gather, indices=order), tensors)
         if index == 0:
-            images, labels = (
-                reduction.exchange_over_replicas(tensor, group_size) for tensor in (images, labels)
+            tensors = tf.nest.map_structure(
+                lambda tensor: reduction.exchange_over_replicas(tensor, group_size), tensors
             )
-    return images, labels
+    return tensors

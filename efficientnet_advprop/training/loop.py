@@ -25,7 +25,7 @@ from efficientnet_advprop.evaluation.evaluator import Evaluator
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import AUGMENTED, METHODS
 from efficientnet_advprop.models import Network
-from efficientnet_advprop.training import agreement, assembly, checkpoints, fine_tuning, steps
+from efficientnet_advprop.training import agreement, assembly, checkpoints, fine_tuning, passes
 from efficientnet_advprop.training.progress import Progress
 from efficientnet_advprop.training.run_facts import RunFacts
 from tpu_utils.devices.preemption import StopRequest
@@ -417,7 +417,7 @@ def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callab
     seed = tf.constant([config.training.seed, 0])
 
     def disturb(images, labels):
-        network = steps.attacked_network(state.model, branch, config.attack.statistics, seed)
+        network = passes.attacked_network(state.model, branch, config.attack.statistics, seed)
         return attack(network, images, labels, seed)
 
     disturb_on_all = tf.function(

@@ -8,17 +8,22 @@ Usage:
 `steps.py` and `fast_advprop.py` define which passes a method makes, and in which order.
 """
 
-from typing import Callable, NamedTuple, Optional, Sequence
+from typing import Any, Callable, NamedTuple, Optional, Sequence
 
 import tensorflow as tf
 
+from efficientnet_advprop.attacks import Attack
 from efficientnet_advprop.attacks.labels import are_classes
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import Pass
 from efficientnet_advprop.training import losses
 from efficientnet_advprop.training.state import TrainState
 from tpu_utils.replicas import ordering, replica_runtime
 
-Batch = dict[str, tf.Tensor]
+Batch = dict[str, Any]  # tensors; "labels" may be a structure of them
+Labels = (
+    Any  # int [batch], class weights [batch, classes], or what another runner makes of a structure
+)
 Sums = dict[str, tf.Tensor]
 # One gradient per trainable variable; None for the variables of other branches.
 Gradients = list[Optional[tf.Tensor]]
@@ -87,6 +92,32 @@ class PassRunner:
             tf.equal(tf.argmax(logits, -1, true_classes.dtype), true_classes), tf.float32
         )
         return PassResult(gradients, image_gradients, per_image, hits)
+
+    def attacked(
+        self, attack: Attack, branch: str, statistics: str, images, labels, seed
+    ) -> tf.Tensor:
+        """What an attack through a branch makes of the images; arguments as `attacked_network`'s."""
+        network = attacked_network(self.model, branch, statistics, seed)
+        return attack(network, images, labels, seed)
+
+
+def attacked_network(
+    model: keras.Model, branch: str, statistics: str, seed: Optional[tf.Tensor] = None
+):
+    """The `logits_fn` of an attack: the model through one branch, without side effects.
+
+    Args:
+        model: an `EfficientNet` or `ResNet`.
+        branch: "aux" for AdvProp, "main" if there is no other.
+        statistics: "running" uses inference mode, as in the paper; "batch" uses the
+            moments of each batch without updating the moving ones, as in Fast AdvProp.
+        seed: int32 [2], for dropout and stochastic depth with "batch".
+    """
+    if statistics == "running":
+        return lambda images: model(images, training=False, branch=branch)
+    return lambda images: model(
+        images, training=True, branch=branch, update_statistics=False, seed=seed
+    )
 
 
 def sum_of_gradients(gradients: Sequence[Optional[tf.Tensor]]) -> Optional[tf.Tensor]:

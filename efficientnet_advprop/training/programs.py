@@ -14,7 +14,7 @@ import tensorflow as tf
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training import assembly
-from efficientnet_advprop.training.steps import attacked_network
+from efficientnet_advprop.training.passes import attacked_network
 
 Program = tuple[Callable, list[tf.TensorSpec]]  # the function of a replica, specs of its arguments
 

@@ -29,6 +29,7 @@ from efficientnet_advprop.training.fast_advprop import fast_advprop_gradients
 from efficientnet_advprop.training.passes import (
     Batch,
     GradientFn,
+    Labels,
     PassRunner,
     Sums,
     start_after,
@@ -40,25 +41,6 @@ from tpu_utils.replicas import randomness, reduction, replica_runtime
 
 STATISTICS = ("running", "batch")
 BATCH_KEYS = {CLEAN: "images", AUGMENTED: "augmented_images"}
-
-
-def attacked_network(
-    model: keras.Model, branch: str, statistics: str, seed: Optional[tf.Tensor] = None
-):
-    """The `logits_fn` of an attack: the model through one branch, without side effects.
-
-    Args:
-        model: an `EfficientNet` or `ResNet`.
-        branch: "aux" for AdvProp, "main" if there is no other.
-        statistics: "running" uses inference mode, as in the paper; "batch" uses the
-            moments of each batch without updating the moving ones, as in Fast AdvProp.
-        seed: int32 [2], for dropout and stochastic depth with "batch".
-    """
-    if statistics == "running":
-        return lambda images: model(images, training=False, branch=branch)
-    return lambda images: model(
-        images, training=True, branch=branch, update_statistics=False, seed=seed
-    )
 
 
 def gradients_by_pass(
@@ -75,6 +57,7 @@ def gradients_by_pass(
     def gradients_of(batch, seed):
         labels = batch["labels"]
         images = {view: batch[key] for view, key in BATCH_KEYS.items() if view in method.views}
+        images[CLEAN] = batch["images"]  # which the attack starts from
         num_seeds = len(method.passes) + method.has_attack
         seeds = iter(randomness.split(seed, num_seeds) if num_seeds > 1 else [seed])
         results = []
@@ -84,8 +67,9 @@ def gradients_by_pass(
                 images = {view: start_after(results[-1], tensor) for view, tensor in images.items()}
             if ADVERSARIAL in part.views and ADVERSARIAL not in images:
                 attack_seed = next(seeds)
-                network = attacked_network(run.model, part.branch, statistics, attack_seed)
-                images[ADVERSARIAL] = attack(network, images[CLEAN], labels, attack_seed)
+                images[ADVERSARIAL] = run.attacked(
+                    attack, part.branch, statistics, images[CLEAN], labels, attack_seed
+                )
             count = len(part.views)
             if count == 1:
                 pass_images = images[part.views[0]]
@@ -94,16 +78,21 @@ def gradients_by_pass(
                 pass_images = tf.concat(
                     [tf.cast(images[view], tf.float32) for view in part.views], 0
                 )
-                pass_labels = tf.concat([labels] * count, 0)
+                pass_labels = _repeated(labels, count)
             result = run(part, pass_images, pass_labels, next(seeds))
             results.append(result.gradients)
             sums.update(result.sums_of(part))
         return [sum_of_gradients(gradients) for gradients in zip(*results)], {
             **sums,
-            "num_images": tf.constant(float(labels.shape[0])),
+            "num_images": tf.cast(tf.shape(images[CLEAN])[0], tf.float32),
         }
 
     return gradients_of
+
+
+def _repeated(labels: Labels, count: int) -> Labels:
+    """The labels of `count` views that share a batch."""
+    return tf.nest.map_structure(lambda tensor: tf.concat([tensor] * count, 0), labels)
 
 
 def _over_accumulated_parts(
@@ -216,9 +205,9 @@ def make_train_step(
         LabelError: when tracing, the labels have another type, shape or number of
             classes. In a traced step, a label that is not a class makes the loss nan.
     """
-    name, method = _checked_method(method)
+    name, method = checked_method(method)
     model = state.model
-    _check_attack(name, method, attack, attack_statistics)
+    check_attack(name, method, attack, attack_statistics)
     if method.branches != set(branch_names(model.aux_branches)):
         raise ValueError(
             f"The model has `aux_branches`={model.aux_branches}, but method {name!r} trains "
@@ -333,7 +322,8 @@ def _reduces(method: Method, model: keras.Model) -> bool:
     )
 
 
-def _checked_method(method: Union[str, Method]) -> tuple[str, Method]:
+def checked_method(method: Union[str, Method]) -> tuple[str, Method]:
+    """The name and the row of a method; a `ValueError` where there is no such method."""
     if isinstance(method, Method):
         return "of your own", method
     if method not in METHODS:
@@ -343,7 +333,8 @@ def _checked_method(method: Union[str, Method]) -> tuple[str, Method]:
     return method, METHODS[method]
 
 
-def _check_attack(name: str, method: Method, attack: Optional[Attack], statistics: str) -> None:
+def check_attack(name: str, method: Method, attack: Optional[Attack], statistics: str) -> None:
+    """Raises a `ValueError` unless the attack, and what it normalises with, fit the method."""
     if statistics not in STATISTICS:
         raise ValueError(
             f"`attack_statistics` is {statistics!r}, "

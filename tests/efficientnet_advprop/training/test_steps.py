@@ -11,7 +11,7 @@ from efficientnet_advprop.attacks.labels import LabelError
 from efficientnet_advprop.config import ExperimentConfig
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import METHODS, Method, Pass
-from efficientnet_advprop.training import fast_advprop, losses, optimizers, programs, steps
+from efficientnet_advprop.training import fast_advprop, losses, optimizers, passes, programs, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.loss_scale import LossScale
 from efficientnet_advprop.training.schedules import LearningRate
@@ -213,7 +213,7 @@ def test_the_attack_goes_through_the_auxiliary_branch_and_changes_nothing(statis
         if role_of(variable.name) is Role.MAIN:
             variable.assign(variable * 0.7 + 0.1)
     before = values(state)
-    network = steps.attacked_network(state.model, "aux", statistics)
+    network = passes.attacked_network(state.model, "aux", statistics)
     adversarial_images = PGD(2.0, 1.0, 2, random_start=0.0, targeted=False)(
         network, images, data["labels"]
     )

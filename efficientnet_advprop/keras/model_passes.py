@@ -119,18 +119,23 @@ class ModelPassRunner:
         return tf.cond(is_warming_up, lambda: images, disturb)
 
     def _attack(self, attack, branch, statistics, images, labels, seed):
-        if attack.targeted and self.labels_are_weights is None:  # trained without `fit`
-            outputs = self.attacked_outputs(images, labels, branch, statistics)
-            self.labels_are_weights = labels[LABELS].shape.rank == outputs.shape.rank and (
-                labels[LABELS].shape[-1] == outputs.shape[-1]
-            )
-        return attack(
-            lambda images: self.attacked_outputs(images, labels, branch, statistics),
-            images,
-            self.attack_labels(labels) if attack.targeted else labels[LABELS],
-            seed,
-            objective=lambda wanted, outputs: self.objective(wanted, outputs, labels),
-        )
+        def outputs_of(images):
+            return self.attacked_outputs(images, labels, branch, statistics)
+
+        wanted = labels[LABELS]
+        if attack.targeted:
+            if self.labels_are_weights is None:  # trained without `fit`
+                shape = outputs_of(images).shape
+                is_alike = wanted.shape.rank == shape.rank and wanted.shape[-1] == shape[-1]
+                self.labels_are_weights = is_alike
+            wanted = draw_targets(attack, wanted, self.labels_are_weights, seed)
+
+        def objective(outputs):
+            loss = self.model.attack_scores.loss_of(wanted, outputs, labels.get(WEIGHTS))
+            count = tf.shape(tf.nest.flatten(outputs)[0])[0]
+            return tf.cast(loss, tf.float32) * tf.cast(count, tf.float32)  # a sum over the images
+
+        return attack(outputs_of, images, None, seed, objective=objective)
 
     def attacked_outputs(self, images, labels, branch: str, statistics: str):
         """The outputs that an attack sees."""
@@ -141,22 +146,26 @@ class ModelPassRunner:
         with use_branch(branch, **mode):
             return self.network(inputs, training=trains)
 
-    def attack_labels(self, labels) -> tf.Tensor:
-        """The labels of a targeted attack: int, or float32 class weights like the outputs."""
-        own = labels[LABELS]
-        return tf.cast(own, tf.float32 if self.labels_are_weights else tf.int32)
 
-    def objective(self, wanted, outputs, labels) -> tf.Tensor:
-        """The compiled loss as a sum over the images, in float32."""
-        own = labels[LABELS]
-        if tf.is_tensor(wanted) and tf.is_tensor(own) and wanted.dtype.is_integer:
-            if self.labels_are_weights and wanted.shape.rank < own.shape.rank:
-                wanted = tf.one_hot(wanted, own.shape[-1], dtype=own.dtype)
-            else:
-                wanted = tf.cast(wanted, own.dtype)
-        loss = self.model.attack_scores.loss_of(wanted, outputs, labels.get(WEIGHTS))
-        count = tf.shape(tf.nest.flatten(outputs)[0])[0]
-        return tf.cast(loss, tf.float32) * tf.cast(count, tf.float32)
+def draw_targets(attack: PGD, labels: tf.Tensor, are_weights: bool, seed: tf.Tensor) -> tf.Tensor:
+    """Wrong labels in the form of the right ones.
+
+    Args:
+        attack: a targeted one.
+        labels: class numbers [batch, …] of any dtype, or class weights [batch, …, classes].
+        are_weights: which of the two.
+        seed: of the attack's call.
+
+    Returns:
+        A tensor like `labels`; of weights, one-hot ones.
+    """
+    if are_weights:
+        rows = tf.reshape(tf.cast(labels, tf.float32), [-1, attack.num_classes])
+        targets = tf.one_hot(attack.draw_targets(rows, seed), attack.num_classes)
+    else:
+        targets = attack.draw_targets(tf.reshape(tf.cast(labels, tf.int32), [-1]), seed)
+    targets = tf.reshape(tf.cast(targets, labels.dtype), tf.shape(labels))
+    return tf.ensure_shape(targets, labels.shape)
 
 
 def _split(structure: Any, count: int) -> list[Any]:

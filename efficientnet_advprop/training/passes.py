@@ -21,9 +21,7 @@ from efficientnet_advprop.training.state import TrainState
 from tpu_utils.replicas import ordering, replica_runtime
 
 Batch = dict[str, Any]  # tensors; "labels" may be a structure of them
-Labels = (
-    Any  # int [batch], class weights [batch, classes], or what another runner makes of a structure
-)
+Labels = Any  # classes or class weights, or a structure of tensors that another runner understands
 Sums = dict[str, tf.Tensor]
 # One gradient per trainable variable; None for the variables of other branches.
 Gradients = list[Optional[tf.Tensor]]

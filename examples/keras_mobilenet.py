@@ -1,0 +1,31 @@
+"""AdvProp for MobileNetV3Small of Keras, on handwritten digits: python examples/keras_mobilenet.py [epochs]"""
+
+import sys
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.keras import (
+    AdvPropModel,
+    add_auxiliary_batch_norms,
+    remove_auxiliary_batch_norms,
+)
+from efficientnet_advprop.keras2 import keras
+
+digits = load_digits()
+images = np.kron(digits.images * (255 / 16), np.ones((1, 4, 4)))  # 8 x 8 to 32 x 32 pixels
+images = np.repeat(images[..., None], 3, axis=-1).astype("float32")
+train, test = (images[:1500], digits.target[:1500]), (images[1500:], digits.target[1500:])
+
+model = keras.applications.MobileNetV3Small(
+    weights=None, input_shape=(32, 32, 3), classes=10, classifier_activation=None
+)
+dual = add_auxiliary_batch_norms(model)
+trainer = AdvPropModel(dual, PGD(epsilon=4.0, num_steps=1, step_size=4.0, num_classes=10))
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+trainer.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+trainer.fit(*train, epochs=int(sys.argv[1]) if sys.argv[1:] else 10, validation_data=test)
+
+plain = remove_auxiliary_batch_norms(dual)  # Keras's own model again, for anyone
+plain.save("mobilenet_advprop.keras")

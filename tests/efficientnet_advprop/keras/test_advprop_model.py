@@ -1,0 +1,453 @@
+"""Training through `fit`: against the project's own step, Keras's own fit, and gradients by hand."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from efficientnet_advprop.attacks import PGD, UniformNoise
+from efficientnet_advprop.keras import (
+    AdvPropModel,
+    BranchModel,
+    TrainingError,
+    add_auxiliary_batch_norms,
+    use_branch,
+)
+from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.methods import METHODS, Method, Pass
+from efficientnet_advprop.training import optimizers, steps
+from efficientnet_advprop.training.state import TrainState
+from tests.conftest import load_tiny, make_tiny
+from tests.efficientnet_advprop.keras import converted_models as models
+
+layers = keras.layers
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.uniform(0, 255, (24, 8, 8, 3)).astype("float32")
+LABELS = RANDOM.integers(0, 3, 24)
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+UNTARGETED = PGD(epsilon=4.0, step_size=4.0, targeted=False, random_start=0.0)
+
+
+def make_trainer(
+    make=models.sequential,
+    attack=UNTARGETED,
+    method="advprop",
+    loss=CROSS_ENTROPY,
+    optimizer="sgd",
+    compiled=None,
+    seed=1,
+    **arguments,
+):
+    keras.utils.set_random_seed(seed)
+    model = make()
+    aux_branches = (METHODS[method] if isinstance(method, str) else method).aux_branches
+    if aux_branches:
+        model = add_auxiliary_batch_norms(model, aux_branches)
+    trainer = AdvPropModel(model, attack, method, **arguments)
+    trainer.compile(optimizer, loss, metrics=["accuracy"], **(compiled or {}))
+    return trainer
+
+
+def fit(trainer, images=IMAGES, labels=LABELS, **arguments):
+    arguments = {"batch_size": 8, "shuffle": False, "verbose": 0, **arguments}
+    return trainer.fit(images, labels, **arguments).history
+
+
+def weights(model):
+    return {variable.name: variable.numpy() for variable in model.variables}
+
+
+def assert_same_weights(found, expected, tolerance=1e-5):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "method, attack, num_steps",
+    [
+        ("advprop", PGD(epsilon=4.0, num_steps=2, num_classes=10), 5),
+        # Its losses are means of parts, so rounding differs, and signs of the attack with it.
+        pytest.param("fast_advprop", PGD(epsilon=4.0, targeted=False), 1, marks=pytest.mark.slow),
+    ],
+)
+def test_steps_are_those_of_the_projects_own_step(method, attack, num_steps):
+    """The same network, once with the branch as an argument, once converted and through `fit`."""
+    random = np.random.default_rng(0)
+    images = random.uniform(0, 255, (6 * num_steps, 32, 32, 3)).astype("float32")
+    labels = random.integers(0, 10, 6 * num_steps).astype("int32")
+    own, plain = make_tiny(aux_branches=1), make_tiny(aux_branches=0)
+    load_tiny(own.variables)
+    load_tiny(plain.variables)
+    before = weights(own)
+    state = TrainState(own, optimizers.SGD(own.trainable_variables))
+    step = tf.function(
+        steps.make_train_step(
+            method,
+            state,
+            lambda step: tf.constant(1e-3),
+            global_batch_size=6,
+            attack=attack,
+            attack_statistics="running" if method == "advprop" else "batch",
+            label_smoothing=0.0,
+            weight_decay=0.0,
+            seed=3,
+        )
+    )
+    for start in range(0, 6 * num_steps, 6):
+        part = slice(start, start + 6)
+        step({"images": tf.constant(images[part]), "labels": tf.constant(labels[part])})
+    trainer = AdvPropModel(add_auxiliary_batch_norms(plain), attack, method, seed=3)
+    trainer.compile(keras.optimizers.SGD(1e-3), CROSS_ENTROPY)
+    fit(trainer, images, labels, batch_size=6)
+    found, expected = weights(trainer.network), weights(own)
+    difference = sum(np.sum((found[name] - value) ** 2) for name, value in expected.items())
+    change = sum(np.sum((before[name] - value) ** 2) for name, value in expected.items())
+    assert difference <= (1e-4) ** 2 * change
+
+
+def test_vanilla_is_keras_own_fit():
+    trainer = make_trainer(attack=None, method="vanilla")
+    keras.utils.set_random_seed(1)
+    own = models.sequential()
+    own.compile("sgd", CROSS_ENTROPY, metrics=["accuracy"])
+    history = fit(trainer, validation_data=(IMAGES, LABELS))
+    expected = fit(own, validation_data=(IMAGES, LABELS))
+    assert history.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-5)
+    np.testing.assert_allclose(
+        trainer.network.get_weights()[0], own.get_weights()[0], rtol=1e-5, atol=1e-6
+    )
+
+
+def decayed():
+    model = models.sequential()
+    return keras.Sequential(
+        [*model.layers[:-1], layers.Dense(3, kernel_regularizer=keras.regularizers.L2(0.1))]
+    )
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_step_is_the_gradient_of_both_losses_and_of_weight_decay_once(jit_compile):
+    trainer = make_trainer(decayed, compiled=dict(jit_compile=jit_compile))
+    network, images, labels = trainer.network, tf.constant(IMAGES[:8]), tf.constant(LABELS[:8])
+    with use_branch("aux"), tf.GradientTape() as tape:
+        tape.watch(images)
+        loss = CROSS_ENTROPY(labels, network(images, training=False))
+    signs = tf.sign(tape.gradient(loss, images))
+    adversarial = tf.clip_by_value(images + 4.0 * signs, 0.0, 255.0)
+    before = [variable.numpy() for variable in network.trainable_variables]
+    statistics = [variable.numpy() for variable in network.non_trainable_variables]
+    with tf.GradientTape() as tape:
+        clean_loss = CROSS_ENTROPY(labels, network(images, training=True))
+        with use_branch("aux"):
+            adversarial_loss = CROSS_ENTROPY(labels, network(adversarial, training=True))
+        decay = 0.1 * tf.reduce_sum(tf.square(network.layers[-1].kernel))
+        total = clean_loss + adversarial_loss + decay
+    gradients = tape.gradient(total, network.trainable_variables)
+    moved = [variable.numpy() for variable in network.non_trainable_variables]
+    for variable, value in zip(network.non_trainable_variables, statistics):
+        variable.assign(value)
+    history = fit(trainer, IMAGES[:8], LABELS[:8])
+    np.testing.assert_allclose(history["loss"][0], clean_loss + decay, rtol=1e-5)
+    np.testing.assert_allclose(history["adversarial_loss"][0], adversarial_loss, rtol=1e-4)
+    for variable, old, gradient in zip(network.trainable_variables, before, gradients):
+        wanted = old - 0.01 * gradient
+        np.testing.assert_allclose(variable, wanted, rtol=1e-4, atol=1e-6, err_msg=variable.name)
+    for variable, value in zip(network.non_trainable_variables, moved):
+        np.testing.assert_allclose(variable, value, rtol=1e-4, err_msg=variable.name)
+
+
+def test_other_pixel_ranges_are_the_same_training():
+    def from_unit_range():
+        model = models.sequential()
+        return keras.Sequential([layers.Input((8, 8, 3)), layers.Rescaling(255.0), *model.layers])
+
+    attack = PGD(epsilon=4.0, num_steps=2, num_classes=3)
+    usual = make_trainer(attack=attack)
+    other = make_trainer(from_unit_range, attack=attack, pixel_range=(0.0, 1.0))
+    fit(usual)
+    fit(other, IMAGES / 255.0)
+    for one, another in zip(usual.network.get_weights(), other.network.get_weights()):
+        np.testing.assert_allclose(one, another, rtol=1e-3, atol=1e-4)
+
+
+def u_net():
+    inputs = layers.Input((8, 8, 3))
+    fine = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(inputs)))
+    coarse = layers.Conv2D(6, 3, padding="same")(layers.MaxPool2D()(fine))
+    coarse = layers.UpSampling2D()(layers.ReLU()(layers.BatchNormalization()(coarse)))
+    return keras.Model(inputs, layers.Conv2D(3, 1)(layers.concatenate([fine, coarse])))
+
+
+ONE_HOT = np.eye(3, dtype="float32")[LABELS]
+SOFT = keras.losses.CategoricalCrossentropy(from_logits=True)
+TARGETED = PGD(epsilon=4.0, step_size=4.0, num_classes=3)
+TASKS = {
+    "classes, targeted": ({}, dict(attack=TARGETED)),
+    "a column of float classes": (dict(labels=LABELS[:, None].astype("float32")), {}),
+    "one-hot, targeted": (dict(labels=ONE_HOT), dict(attack=TARGETED, loss=SOFT)),
+    "soft labels": (dict(labels=0.9 * ONE_HOT + 0.1 / 3), dict(loss=SOFT)),
+    "several labels": (dict(labels=ONE_HOT), dict(loss=keras.losses.BinaryCrossentropy(True))),
+    "regression": (dict(labels=ONE_HOT), dict(loss="mse")),
+    "class weights": (dict(class_weight={0: 1.0, 1: 2.0, 2: 0.5}), {}),
+    "pixels' classes, targeted": (
+        dict(labels=RANDOM.integers(0, 3, (24, 8, 8))),
+        dict(make=u_net, attack=TARGETED),
+    ),
+    "pixels' classes with weights": (
+        dict(
+            labels=RANDOM.integers(0, 3, (24, 8, 8, 1)),
+            sample_weight=RANDOM.uniform(0, 1, (24, 8, 8, 1)),
+        ),
+        dict(make=u_net),
+    ),
+    "several outputs, one input of two": (
+        dict(
+            images={"images": IMAGES, "context": np.ones((24, 2), "float32")},
+            labels={"classes": LABELS, "value": ONE_HOT[:, :1]},
+        ),
+        dict(
+            make=models.functional,
+            loss={"classes": CROSS_ENTROPY, "value": "mse"},
+            compiled=dict(loss_weights={"classes": 1.0, "value": 0.5}),
+            attacked_input="images",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tasks(task):
+    """At the first step the branches are alike, so only the attack tells the losses apart."""
+    data, arguments = TASKS[task]
+    trainer = make_trainer(optimizer=keras.optimizers.SGD(0.0), **arguments)
+    history = fit(trainer, **{**data, "batch_size": 24})
+    assert history["adversarial_loss"][0] > history["loss"][0] + 1e-4
+    assert len(history) % 2 == 0 and all(np.isfinite(values) for values in history.values())
+
+
+@pytest.mark.parametrize("method", ["adversarial", "fine_grained", "fast_advprop", "own row"])
+def test_methods(method):
+    row = Method((Pass("main", ("adversarial",)),)) if method == "own row" else method
+    augment = (lambda images: images[:, :, ::-1]) if method == "fine_grained" else None
+    trainer = make_trainer(method=row, augmentation=augment)
+    before = weights(trainer.network)
+    history = fit(trainer)
+    views = METHODS[method].views if method in METHODS else ("adversarial",)
+    for view in views:
+        assert np.isfinite(history["loss" if view == "clean" else f"{view}_loss"][0])
+    after = weights(trainer.network)
+    still = [name for name, value in before.items() if (value == after[name]).all()]
+    assert not still  # every branch's parameters and statistics have moved
+
+
+def test_clean_epochs_and_an_epsilon_that_follows_a_schedule():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([4], [0.0, 8.0])  # of steps
+    for arguments in (dict(clean_epochs=1), dict(epsilon_schedule=schedule)):
+        trainer = make_trainer(optimizer=keras.optimizers.SGD(0.0), **arguments)
+        losses = [fit(trainer, initial_epoch=epoch, epochs=epoch + 1) for epoch in (0, 2)]
+        gaps = [h["adversarial_loss"][0] - h["loss"][0] for h in losses]
+        assert abs(gaps[0]) < 1e-6 and gaps[1] > 1e-3
+
+
+def test_two_replicas_with_synchronised_norms_are_one(two_replicas):
+    def synchronised():
+        return keras.Sequential(
+            [
+                layers.Input((8, 8, 3)),
+                layers.Conv2D(4, 3),
+                layers.BatchNormalization(synchronized=True),
+                layers.GlobalAveragePooling2D(),
+                layers.Dense(3),
+            ]
+        )
+
+    one = make_trainer(synchronised)
+    with two_replicas.scope():
+        two = make_trainer(synchronised)
+    histories = [fit(one, validation_data=(IMAGES, LABELS))]
+    data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(8)
+    histories.append(two.fit(data, verbose=0, validation_data=data).history)
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(histories[1][name], values, rtol=1e-4, err_msg=name)
+    for a, b in zip(one.network.variables, two.network.variables):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=a.name)
+
+
+def test_float16_with_loss_scale():
+    def half():
+        policy = keras.mixed_precision.Policy("mixed_float16")
+        return keras.Sequential(
+            [
+                layers.Input((8, 8, 3)),
+                layers.Conv2D(4, 3, dtype=policy),
+                layers.BatchNormalization(dtype=policy),
+                layers.GlobalAveragePooling2D(dtype=policy),
+                layers.Dense(3, dtype="float32"),
+            ]
+        )
+
+    optimizer = keras.mixed_precision.LossScaleOptimizer(keras.optimizers.SGD(0.01))
+    trainer = make_trainer(half, optimizer=optimizer)
+    assert trainer.attack_of_step().loss_scale == 128.0
+    before = weights(trainer.network)
+    history = fit(trainer)
+    after = weights(trainer.network)
+    assert history["adversarial_loss"][0] > history["loss"][0]
+    assert all((before[name] != after[name]).any() for name in before)
+
+
+def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(tmp_path):
+    trainer = make_trainer(
+        attack=TARGETED,
+        optimizer=keras.optimizers.SGD(0.01, momentum=0.9),
+        epsilon_schedule=keras.optimizers.schedules.PolynomialDecay(1.0, 10, 8.0),
+        clean_epochs=1,
+    )
+    fit(trainer)
+    trainer.save(tmp_path / "trainer.keras")
+    loaded = keras.models.load_model(tmp_path / "trainer.keras")
+    assert loaded.attack == trainer.attack and loaded.get_config() == trainer.get_config()
+    histories = [fit(model, initial_epoch=1, epochs=2) for model in (trainer, loaded)]
+    assert histories[0] == pytest.approx(histories[1])
+    assert_same_weights(weights(loaded.network), weights(trainer.network))
+
+
+def test_callbacks_back_up_restore_and_keep_the_best(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(8)
+
+    def run(folder, *callbacks):
+        trainer = make_trainer(attack=TARGETED)
+        backup = keras.callbacks.BackupAndRestore(str(tmp_path / folder))
+        history = trainer.fit(data, epochs=2, verbose=0, callbacks=[backup, *callbacks])
+        return trainer, history.history
+
+    whole, _ = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", Stop())
+    best = keras.callbacks.ModelCheckpoint(
+        str(tmp_path / "best"), monitor="adversarial_loss", save_best_only=True, save_weights_only=True
+    )  # fmt: skip
+    again, history = run("broken", best, keras.callbacks.EarlyStopping("loss"))
+    assert len(history["loss"]) == 1 and int(again.step_counter) == 6
+    assert_same_weights(weights(again.network), weights(whole.network))
+    assert tf.train.list_variables(str(tmp_path / "best"))
+
+
+def test_data_of_every_kind():
+    def batches():
+        while True:
+            yield IMAGES[:8], LABELS[:8]
+
+    class Sequence(keras.utils.Sequence):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return IMAGES[:8], LABELS[:8]
+
+    dataset = tf.data.Dataset.from_tensors((IMAGES[:8], LABELS[:8])).repeat(3)
+    results = []
+    for data in (batches(), Sequence(), dataset):
+        trainer = make_trainer(attack=TARGETED)
+        results.append(trainer.fit(data, steps_per_epoch=3, verbose=0).history)
+    assert results[0] == pytest.approx(results[1]) and results[0] == pytest.approx(results[2])
+
+
+def test_evaluation_by_branch():
+    trainer = make_trainer()
+    fit(trainer, epochs=2)
+    aux = BranchModel(trainer.network, "aux")
+    aux.compile(loss=CROSS_ENTROPY, metrics=["accuracy"])
+    main = trainer.evaluate(IMAGES, LABELS, verbose=0, return_dict=True)
+    assert main.keys() == {"loss", "accuracy"}
+    main_loss = float(CROSS_ENTROPY(LABELS, trainer.network(IMAGES)))
+    assert main["loss"] == pytest.approx(main_loss, rel=1e-5)
+    with use_branch("aux"):
+        expected = float(CROSS_ENTROPY(LABELS, trainer.network(IMAGES)))
+    assert aux.evaluate(IMAGES, LABELS, verbose=0)[0] == pytest.approx(expected, rel=1e-5)
+    assert abs(expected - main_loss) > 1e-4
+
+
+def hidden_function():
+    """A batch norm inside a `tf.function` that no layer holds."""
+
+    class Hidden(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = layers.BatchNormalization(), layers.Dense(3)
+
+        def call(self, inputs, training=None):
+            return self.head(tf.reduce_mean(FUNCTIONS[id(self)](inputs, training), [1, 2]))
+
+    model = Hidden()
+    FUNCTIONS[id(model)] = tf.function(lambda x, training: model.norm(x, training=training))
+    model(IMAGES)
+    return model
+
+
+FUNCTIONS = {}
+REFUSED = {
+    "has 5 classes|outputs have 3 classes": (dict(attack=PGD(num_classes=5)), {}),
+    "hold values from": (dict(pixel_range=(0.0, 1.0)), {}),
+    "wants class numbers": ({}, dict(labels=ONE_HOT[:, :2])),
+    "cannot take the labels": (dict(loss=SOFT), {}),
+    "knows no classes": (dict(attack=TARGETED, loss="mse"), {}),
+    "no gradient with respect to the images": (dict(loss=lambda y, x: tf.round(x)), {}),
+    "must say which of the inputs": (
+        dict(make=models.functional, loss={"classes": CROSS_ENTROPY, "value": "mse"}),
+        dict(
+            images={"images": IMAGES, "context": np.ones((24, 2))},
+            labels={"classes": LABELS, "value": ONE_HOT[:, :1]},
+        ),
+    ),
+    "the model has one input": (dict(attacked_input="pixels"), {}),
+    "have shape": ({}, dict(images=IMAGES[..., 0])),
+    "a tf.function that is no attribute": (dict(make=hidden_function), {}),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_be_trained_is_refused_before_the_first_step(message):
+    arguments, data = REFUSED[message]
+    trainer = make_trainer(**arguments)
+    before = weights(trainer.network)
+    with pytest.raises(TrainingError, match=message) as error:
+        fit(trainer, **data)
+    assert len(str(error.value).splitlines()) <= 10 and "File " not in str(error.value)
+    if trainer.network.built:
+        after = weights(trainer.network)
+        assert all((after[name] == value).all() for name, value in before.items())
+
+
+def test_pixels_of_a_dataset_out_of_range_are_refused():
+    data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(8)
+    with pytest.raises(
+        TrainingError, match="hold values outside of black \\(0\\) and white \\(1\\)"
+    ):
+        make_trainer(pixel_range=(0.0, 1.0)).fit(data, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(method="madry"), "`method` is 'madry'"),
+        (dict(attack=None), "needs one"),
+        (dict(method="fine_grained"), "exactly 2.*aux_branches=2"),
+        (dict(method="vanilla", attack=None), "exactly 0.*remove_auxiliary_batch_norms"),
+        (dict(method="fast_advprop", attack=TARGETED), "`attack.targeted` is True"),
+        (dict(augmentation=lambda images: images), "sees no augmented images"),
+        (dict(clean_epochs=-1), "`clean_epochs` is -1"),
+        (dict(pixel_range=(1.0, 0.0)), "`pixel_range` is"),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments, message):
+    network = add_auxiliary_batch_norms(models.sequential())
+    with pytest.raises(TrainingError, match=message):
+        AdvPropModel(network, **{"attack": UniformNoise(), **arguments})

@@ -1,0 +1,59 @@
+"""The examples for Keras models run as they stand, and find what they promise."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[3]
+EXAMPLES = ROOT / "examples"
+
+
+def run(tmp_path, *command):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+
+
+@pytest.mark.slow
+def test_mobilenet(tmp_path):
+    output = run(tmp_path, EXAMPLES / "keras_mobilenet.py", 1)
+    assert "adversarial_accuracy" in output and (tmp_path / "mobilenet_advprop.keras").exists()
+
+
+@pytest.mark.slow
+def test_fine_tuning(tmp_path):
+    output = run(tmp_path, EXAMPLES / "keras_fine_tuning.py", "none", 1)
+    assert "frozen" in output and "val_accuracy" in output
+
+
+@pytest.mark.slow
+def test_segmentation_finds_the_digits(tmp_path):
+    output = run(tmp_path, EXAMPLES / "keras_segmentation.py", 2)
+    accuracy = float(output.rsplit(",", 1)[1].strip(" ]\n"))
+    assert accuracy > 0.9  # of the pixels; all of them "nothing" would be 0.7
+
+
+@pytest.mark.slow
+def test_notebook(tmp_path, monkeypatch):
+    """Its cells, one after the other, as a runtime executes them; all but the installation."""
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "keras_advprop.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert cells[0]["metadata"] == {"tags": ["installation"]}
+    names = {"__name__": "__main__"}
+    for cell in cells[1:]:
+        assert not cell["outputs"]
+        exec("".join(cell["source"]), names)  # noqa: S102
+    vanilla, main = names["results"]["vanilla"], names["results"]["AdvProp, main branch"]
+    assert main[1] > vanilla[1] and main[0] > 0.5
+    assert (tmp_path / "digits_advprop.keras").exists()

@@ -32,7 +32,7 @@ from efficientnet_advprop.methods import AUGMENTED, CLEAN, Method, Pass
 from efficientnet_advprop.models.normalization import branch_names
 from efficientnet_advprop.training.fast_advprop import fast_advprop_gradients
 from efficientnet_advprop.training.steps import check_attack, checked_method, gradients_by_pass
-from tpu_utils.replicas import environment, randomness
+from tpu_utils.replicas import randomness, replica_runtime
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 _ATTACKS = {kind.__name__: kind for kind in (PGD, UniformNoise)}
@@ -172,7 +172,7 @@ class AdvPropModel(keras.Model):
         if AUGMENTED in self.row.views:
             batch["augmented_images"] = tf.cast(self.augmentation(images), tf.float32)
         seed = tf.constant([self.seed, 0])
-        for part in (tf.cast(self.step_counter, tf.int32), environment.current().replica_id):
+        for part in (tf.cast(self.step_counter, tf.int32), replica_runtime.current().replica_id):
             seed = randomness.fold_in(seed, part)
         attack = self.attack_of_step()
         if self.row.adversarial_share is None:

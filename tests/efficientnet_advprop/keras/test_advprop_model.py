@@ -304,68 +304,6 @@ def test_float16_with_loss_scale():
     assert all((before[name] != after[name]).any() for name in before)
 
 
-def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(tmp_path):
-    trainer = make_trainer(
-        attack=TARGETED,
-        optimizer=keras.optimizers.SGD(0.01, momentum=0.9),
-        epsilon_schedule=keras.optimizers.schedules.PolynomialDecay(1.0, 10, 8.0),
-        clean_epochs=1,
-    )
-    fit(trainer)
-    trainer.save(tmp_path / "trainer.keras")
-    loaded = keras.models.load_model(tmp_path / "trainer.keras")
-    assert loaded.attack == trainer.attack and loaded.get_config() == trainer.get_config()
-    histories = [fit(model, initial_epoch=1, epochs=2) for model in (trainer, loaded)]
-    assert histories[0] == pytest.approx(histories[1])
-    assert_same_weights(weights(loaded.network), weights(trainer.network))
-
-
-def test_callbacks_back_up_restore_and_keep_the_best(tmp_path):
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                raise KeyboardInterrupt
-
-    data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(8)
-
-    def run(folder, *callbacks):
-        trainer = make_trainer(attack=TARGETED)
-        backup = keras.callbacks.BackupAndRestore(str(tmp_path / folder))
-        history = trainer.fit(data, epochs=2, verbose=0, callbacks=[backup, *callbacks])
-        return trainer, history.history
-
-    whole, _ = run("whole")
-    with pytest.raises(KeyboardInterrupt):
-        run("broken", Stop())
-    best = keras.callbacks.ModelCheckpoint(
-        str(tmp_path / "best"), monitor="adversarial_loss", save_best_only=True, save_weights_only=True
-    )  # fmt: skip
-    again, history = run("broken", best, keras.callbacks.EarlyStopping("loss"))
-    assert len(history["loss"]) == 1 and int(again.step_counter) == 6
-    assert_same_weights(weights(again.network), weights(whole.network))
-    assert tf.train.list_variables(str(tmp_path / "best"))
-
-
-def test_data_of_every_kind():
-    def batches():
-        while True:
-            yield IMAGES[:8], LABELS[:8]
-
-    class Sequence(keras.utils.Sequence):
-        def __len__(self):
-            return 3
-
-        def __getitem__(self, index):
-            return IMAGES[:8], LABELS[:8]
-
-    dataset = tf.data.Dataset.from_tensors((IMAGES[:8], LABELS[:8])).repeat(3)
-    results = []
-    for data in (batches(), Sequence(), dataset):
-        trainer = make_trainer(attack=TARGETED)
-        results.append(trainer.fit(data, steps_per_epoch=3, verbose=0).history)
-    assert results[0] == pytest.approx(results[1]) and results[0] == pytest.approx(results[2])
-
-
 def test_evaluation_by_branch():
     trainer = make_trainer()
     fit(trainer, epochs=2)

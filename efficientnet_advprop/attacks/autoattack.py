@@ -14,7 +14,7 @@ attacks follow each other on that very batch.
 
 import dataclasses
 import warnings
-from typing import Iterator, Mapping, NamedTuple, Optional
+from typing import Any, Iterator, Mapping, NamedTuple, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -92,11 +92,11 @@ class AutoAttack:
 
     def attacks(self) -> dict[str, Search]:
         """Name → attack, in their order."""
-        ball = dict(epsilon=self.epsilon, norm=self.norm, num_classes=self.num_classes)
-        by_steps = dict(ball, num_steps=self.num_steps)
-        by_targets = dict(by_steps, targeted=True, num_targets=self.num_targets)
+        ball: dict[str, Any] = dict(epsilon=self.epsilon, norm=self.norm, num_classes=self.num_classes)
+        by_steps: dict[str, Any] = dict(ball, num_steps=self.num_steps)
+        by_targets: dict[str, Any] = dict(by_steps, targeted=True, num_targets=self.num_targets)
         restarts = _PLUS_RESTARTS if self.version == "plus" else 1
-        untargeted = dict(
+        untargeted: dict[str, Any] = dict(
             by_steps,
             num_restarts=restarts,
             num_gradients=_RAND_GRADIENTS if self.version == "rand" else 1,

@@ -124,6 +124,6 @@ def _require_answers(logits: np.ndarray) -> None:
 
 
 def _differs(look, images, labels, logits) -> bool:
-    bound = _SAME_LOGITS * max(float(np.abs(logits).max()), np.finfo(np.float32).tiny)
+    bound = _SAME_LOGITS * max(float(np.abs(logits).max()), float(np.finfo(np.float32).tiny))
     again = (look(images, labels)[0].numpy() for _ in range(_NUM_REPETITIONS - 1))
     return any(np.abs(answer - logits).max() > bound for answer in again)

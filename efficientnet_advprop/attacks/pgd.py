@@ -212,10 +212,11 @@ class PGD:
             return images
         is_noisy = randomness.uniform([], start_seed) < self.random_start
         radius = self.epsilon * self._pixel
-        if self.norm == norms.Linf.name:
-            noisy_images = add_noise(images, radius, noise_seed)
+        norm = norms.NORMS[self.norm]
+        if isinstance(norm, norms.L2):
+            noisy_images = images + norm.random_point(images, radius, noise_seed)
         else:
-            noisy_images = images + norms.NORMS[self.norm].random_point(images, radius, noise_seed)
+            noisy_images = add_noise(images, radius, noise_seed)
         return self._clip(images, tf.where(is_noisy, noisy_images, images))
 
     def move(

@@ -20,8 +20,8 @@ images of each class; exits with 1 and names the files if any image could not be
 """
 
 import sys
-import time
 
+import tqdm
 from absl import flags
 
 from efficientnet_advprop.command_line import program
@@ -84,21 +84,28 @@ def _list_images():
     return {split: conversion.list_tfds(opened[split], names) for split in opened}, names
 
 
-def _show_progress():
-    """(files done, files in all) → a line on stderr that says so, and when the rest will be done."""
-    calls = []  # (time, files done)
+def _convert(images, prefix: str, num_shards: int) -> conversion.Report:
+    """Writes one split's files, with a progress bar on stderr."""
+    seconds_between_updates = 0.1 if sys.stderr.isatty() else 30.0
+    with tqdm.tqdm(
+        total=num_shards, unit=" files", dynamic_ncols=True, mininterval=seconds_between_updates
+    ) as bar:
 
-    def show(done, total):
-        calls.append((time.monotonic(), done))
-        (start, first), (now, _) = calls[0], calls[-1]
-        rest = (
-            f", {(now - start) / (done - first) * (total - done) / 60:.1f} min left"
-            if done > first
-            else ""
+        def show(num_done: int, num_files: int) -> None:
+            if bar.n == 0:
+                bar.initial = num_done  # files of an earlier call say nothing of the speed
+            bar.total = num_files
+            bar.update(num_done - bar.n)
+
+        return conversion.convert(
+            images,
+            _OUTPUT_DIR.value,
+            prefix,
+            num_shards=num_shards,
+            num_workers=_NUM_WORKERS.value,
+            shuffle=prefix == "train",
+            progress=show,
         )
-        print(f"\r  {done} of {total} files{rest}      ", end="", file=sys.stderr, flush=True)
-
-    return show
 
 
 def main(argv):
@@ -131,18 +138,7 @@ def main(argv):
     for prefix, images in images_of.items():
         num_shards = shards[prefix].value
         print(f"{prefix}: {len(images)} images into {num_shards} files")
-        try:
-            report = conversion.convert(
-                images,
-                _OUTPUT_DIR.value,
-                prefix,
-                num_shards=num_shards,
-                num_workers=_NUM_WORKERS.value,
-                shuffle=prefix == "train",
-                progress=_show_progress(),
-            )
-        finally:
-            print(file=sys.stderr)
+        report = _convert(images, prefix, num_shards)
         for name in names:
             print(f"  {name:20s} {report.num_per_class.get(name, 0):8d}")
         print(

@@ -92,7 +92,9 @@ class AutoAttack:
 
     def attacks(self) -> dict[str, Search]:
         """Name → attack, in their order."""
-        ball: dict[str, Any] = dict(epsilon=self.epsilon, norm=self.norm, num_classes=self.num_classes)
+        ball: dict[str, Any] = dict(
+            epsilon=self.epsilon, norm=self.norm, num_classes=self.num_classes
+        )
         by_steps: dict[str, Any] = dict(ball, num_steps=self.num_steps)
         by_targets: dict[str, Any] = dict(by_steps, targeted=True, num_targets=self.num_targets)
         restarts = _PLUS_RESTARTS if self.version == "plus" else 1

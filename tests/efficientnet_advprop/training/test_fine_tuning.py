@@ -75,7 +75,7 @@ def test_wrong_normalization_is_told():
         "b3-noisystudent", "advprop"
     )
     assert "is 'imagenet'" in fine_tuning.doubt_normalization(
-        "/data/advprop/efficientnet-b0", "imagenet"
+        "/data/efficientnet-b0-advprop", "imagenet"
     )
     for source, normalization in (
         ("b3-advprop", "advprop"),

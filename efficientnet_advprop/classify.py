@@ -15,20 +15,19 @@ nevertheless, and the exit code is then 1.
 import sys
 
 from efficientnet_advprop.command_line import network_flags, program
-from efficientnet_advprop.inference.image_classification import (
-    PredictionError,
-    find_images,
-    predict,
-)
+from efficientnet_advprop.config import ConfigError
 
 _NETWORK = network_flags.define()
 
 
 def main(argv):
     if len(argv) < 2:
-        raise PredictionError(
+        raise ConfigError(
             "an image is missing: python -m efficientnet_advprop.classify --checkpoint=… IMAGE…"
         )
+    # Here, so that --help and a wrong flag do not wait for TensorFlow.
+    from efficientnet_advprop.inference.image_classification import find_images, predict
+
     paths = find_images(argv[1:])
     network = _NETWORK.restore()
     names = network.class_names

@@ -23,9 +23,12 @@ from absl import flags
 
 from efficientnet_advprop.command_line import network_flags, program
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.data.preprocessing import RESIZE_METHODS
-from efficientnet_advprop.serving.exporting import FORMATS, ExportOptions, export
-from efficientnet_advprop.serving.tflite import QUANTIZATIONS
+
+# The choices of the flags, here so that --help does not wait for TensorFlow; a test
+# compares them with those of `exporting`, `tflite` and `preprocessing`.
+FORMATS = ("saved_model", "tflite", "onnx", "keras")
+QUANTIZATIONS = ("none", "float16", "dynamic_range", "full_integer")
+RESIZE_METHODS = ("bicubic", "bilinear")
 
 _NETWORK = network_flags.define()
 _EXPORT_DIR = flags.DEFINE_string(
@@ -45,7 +48,7 @@ _CALIBRATION_DIR = flags.DEFINE_string(
 _RESIZE = flags.DEFINE_enum(
     "resize",
     None,
-    list(RESIZE_METHODS),
+    RESIZE_METHODS,
     "how encoded images are resized; default: as the network is officially served, Lite and "
     "EdgeTPU bilinear, all others bicubic",
 )
@@ -64,6 +67,9 @@ def main(argv):
     del argv
     if not _EXPORT_DIR.value:
         raise ConfigError("`--export_dir` is missing; give a folder for the versions.")
+    # Here, so that --help and a wrong flag do not wait for TensorFlow.
+    from efficientnet_advprop.serving.exporting import ExportOptions, export
+
     network = _NETWORK.restore()
     options = ExportOptions(
         format=_FORMAT.value,

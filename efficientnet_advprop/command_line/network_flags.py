@@ -7,13 +7,27 @@ Usage:
 """
 
 import dataclasses
-from typing import Sequence
+from typing import TYPE_CHECKING, Sequence
 
 from absl import flags
 
 from efficientnet_advprop.config import NORMALIZATIONS, ConfigError
-from efficientnet_advprop.inference.trained_network import RestoredNetwork, restore_network
-from efficientnet_advprop.models.checkpoints.published_checkpoints import KINDS
+
+if TYPE_CHECKING:
+    from efficientnet_advprop.inference.trained_network import RestoredNetwork
+
+# The kinds of checkpoints, here so that --help does not wait for TensorFlow; a test
+# compares them with `published_checkpoints.KINDS`.
+KINDS = (
+    "advprop",
+    "noisystudent",
+    "randaugment",
+    "autoaugment",
+    "baseline",
+    "lite",
+    "edgetpu",
+    "condconv",
+)
 
 flags.disclaim_key_flags()  # the flags belong to the program that defines them and its --help
 
@@ -32,8 +46,10 @@ class NetworkFlags:
     cache_dir: flags.FlagHolder
     labels_map_file: flags.FlagHolder
 
-    def restore(self, branch: str = "main") -> RestoredNetwork:
+    def restore(self, branch: str = "main") -> "RestoredNetwork":
         """Restores the network that the flags describe; see `restore_network`."""
+        from efficientnet_advprop.inference.trained_network import restore_network
+
         values = {field.name: getattr(self, field.name).value for field in dataclasses.fields(self)}
         return restore_network(**values, branch=branch)
 

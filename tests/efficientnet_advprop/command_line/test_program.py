@@ -204,6 +204,22 @@ def test_the_choices_of_the_strategy_flags_are_those_of_the_makers():
     assert strategy_flags.RESOLVERS == cluster.RESOLVERS
 
 
+def test_the_choices_of_the_networks_flags_are_those_of_the_makers():
+    # A process of its own: the flags of two programs clash in one.
+    code = (
+        "from efficientnet_advprop import export; from efficientnet_advprop.command_line import "
+        "network_flags; from efficientnet_advprop.data import preprocessing; "
+        "from efficientnet_advprop.serving import exporting, tflite; "
+        "from efficientnet_advprop.models.checkpoints import published_checkpoints; "
+        "assert export.FORMATS == exporting.FORMATS; "
+        "assert export.QUANTIZATIONS == tflite.QUANTIZATIONS; "
+        "assert export.RESIZE_METHODS == tuple(preprocessing.RESIZE_METHODS); "
+        "assert network_flags.KINDS == tuple(published_checkpoints.KINDS)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "name, arguments",
     [
@@ -213,6 +229,8 @@ def test_the_choices_of_the_strategy_flags_are_those_of_the_makers():
         ("preflight", ["--help"]),
         ("release", ["--help"]),
         ("show_input", ["--help"]),
+        ("classify", ["--help"]),
+        ("export", ["--help"]),
         ("study", ["--study=configs/studies/digits.py", "--list"]),
     ],
 )

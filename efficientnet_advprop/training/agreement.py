@@ -74,20 +74,20 @@ def hold_model_dir(workers: Workers, model_dir: str) -> Iterator[None]:
         DirectoryInUseError: another run is at work there; the same on all workers.
         CheckpointError: the directory cannot be written.
     """
-    refusal: Optional[UserError] = None
-    with contextlib.ExitStack() as held:
+    own_error: Optional[UserError] = None
+    with contextlib.ExitStack() as stack:
         if workers.is_chief:
             try:
-                held.enter_context(DirectoryLock(model_dir, "model_dir"))
+                stack.enter_context(DirectoryLock(model_dir, "model_dir"))
             except DirectoryInUseError as error:
-                refusal = error
+                own_error = error
             except (tf.errors.OpError, OSError) as error:
-                refusal = checkpoints.cannot_be_written(model_dir, error)
-        told = workers.compare({"refusal": str(refusal or "")})
-        if refusal is not None:
-            raise refusal
-        if told:
-            raise DirectoryInUseError(max(told["refusal"], key=len))
+                own_error = checkpoints.cannot_be_written(model_dir, error)
+        messages = workers.compare({"error": str(own_error or "")})
+        if own_error is not None:
+            raise own_error
+        if messages:
+            raise DirectoryInUseError(max(messages["error"], key=len))
         yield
 
 

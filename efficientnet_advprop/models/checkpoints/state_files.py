@@ -89,7 +89,10 @@ def _read_state_file(path: str) -> tuple[list[str], str, str]:
         return listed, "", "it names no checkpoint"
     if named in listed:
         listed.remove(named)
-    return [*listed, named], named, ""
+    # TensorFlow, which reads the file as well, knows UTF-8 without a mark only.
+    is_utf8 = not contents.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf"))
+    problem = "" if is_utf8 else "it is not plain UTF-8, as TensorFlow writes and reads it"
+    return [*listed, named], named, problem
 
 
 def _number(name: str) -> tuple[int, str]:

@@ -82,7 +82,7 @@ def test_page_says_what_was_measured(report, page):
     assert f"published 66.2, {100 * mce.value - 66.2:+.1f}".replace("-", "−") in text
     assert (
         "224 px, whole images" in text
-        and "untargeted PGD of 10 steps of 1, 2 restarts; main batch norms" in text
+        and "untargeted PGD of 10 steps of 1, ε 4, 2 restarts; main batch norms" in text
     )
     assert "The yardstick of ImageNet-C’s mCE (= 100) is AlexNet." in text
     # bars, severities, 15 corruptions; attack; calibration of imagenet and imagenet_c

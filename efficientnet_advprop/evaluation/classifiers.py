@@ -17,6 +17,7 @@ from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.attacks.network_checks import check_network
 from efficientnet_advprop.attacks.search import Search
 from efficientnet_advprop.class_labels import background_offset
+from efficientnet_advprop.data.python_calls import call_python
 from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.evaluator import Evaluator, category_logits, judge
 from efficientnet_advprop.keras2 import keras
@@ -165,8 +166,9 @@ class Classifier:
             return np.asarray(self.function(pixels), np.float32)
 
         def answer(images):
-            logits = tf.numpy_function(call, [images], tf.float32)
-            return tf.ensure_shape(logits, [images.shape[0], self.num_classes])
+            shape = [images.shape[0], self.num_classes]
+            (logits,) = call_python(call, [images], logits=tf.TensorSpec(shape, tf.float32))
+            return logits
 
         return answer
 

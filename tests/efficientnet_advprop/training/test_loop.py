@@ -169,7 +169,15 @@ def copy_of(run, folder):
 
 
 @pytest.mark.parametrize(
-    "state", [None, b"", b"\xff\x00", "utf-16", b'model_checkpoint_path: "ckpt-200"\n']
+    "state",
+    [
+        None,
+        "utf-16",
+        # test_state_files.py has these too, without a run.
+        pytest.param(b"", marks=pytest.mark.slow),
+        pytest.param(b"\xff\x00", marks=pytest.mark.slow),
+        pytest.param(b'model_checkpoint_path: "ckpt-200"\n', marks=pytest.mark.slow),
+    ],
 )
 def test_a_lost_or_damaged_state_file_is_no_new_run(finished, data_dir, tmp_path, state):
     run = copy_of(finished[0], tmp_path / "run")
@@ -403,6 +411,7 @@ def test_missing_empty_and_truncated_data(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_without_evaluation_no_validation_images_are_needed(data_dir, finished, tmp_path):
     """The same training, to the last bit; and a follower finds what the run itself would have found."""
     folder = tmp_path / "data"

@@ -16,6 +16,7 @@ from tpu_utils.devices import cluster, strategy
 ROOT = pathlib.Path(__file__).parents[3]
 PROGRAM = """'Trains nothing. Usage: none.'
 import json, os, sys, tempfile
+import tensorflow  # some configs do; newer ones greet on stderr, here once and not in each fork
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.errors import UserError
 _CONFIG = program.define_config_flag()

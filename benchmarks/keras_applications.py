@@ -1,13 +1,14 @@
-"""AdvProp on one model of each family of `keras.applications`: the table of docs/keras.md.
+"""AdvProp on one model of each family of `keras.applications`: the table of
+docs/keras.md.
 
     python benchmarks/keras_applications.py                      # all families; some hours on two cores
     python benchmarks/keras_applications.py --models=MobileNetV3Small,ResNet50V2
     python benchmarks/keras_applications.py --table              # only print what was measured
 
-Random weights, small images. Each model is converted, compared through both branches, trained for
-one step of `fit` as a graph and as one XLA program, converted back, saved, and loaded by a process
-that has this package not on its path. Every model runs in a process of its own; what is known is
-kept in benchmarks/keras_applications.json.
+Random weights, small images. Each model is converted, compared through both branches,
+trained for one step of `fit` as a graph and as one XLA program, converted back, saved,
+and loaded by a process that has this package not on its path. Every model runs in a
+process of its own; what is known is kept in benchmarks/keras_applications.json.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import time
 
 FILE = pathlib.Path(__file__).with_suffix(".json")
 ROOT = FILE.parents[1]
-# The smallest model of each family with batch norms, and the smallest images that it takes.
+# The smallest model of each family with batch norms, and the smallest images that it
+# takes.
 IMAGE_SIZES = {
     "MobileNet": 32,
     "MobileNetV2": 32,

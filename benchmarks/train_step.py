@@ -119,7 +119,9 @@ def make_keras_step():
 
 
 class OtherStack:
-    """This program in the Python of another stack: the same steps, one at a time as they are asked for."""
+    """This program in the Python of another stack: the same steps, one at a time as
+    they are asked for.
+    """
 
     def __init__(self, python: str):
         # Which Keras is for each stack to choose.

@@ -1,8 +1,10 @@
 """The schema: every field a run can be told, its unit and its default, once.
 
-A config file under `configs/` returns an `ExperimentConfig`; `--config.attack.epsilon=1` overrides one field of it. Overrides
-are applied after construction, so the doors call `config.validate()` before anything starts. Flags say where and how a program
-runs (directories, hardware); the config says what is computed, and is saved with every run.
+A config file under `configs/` returns an `ExperimentConfig`;
+`--config.attack.epsilon=1` overrides one field of it. Overrides are applied after
+construction, so the doors call `config.validate()` before anything starts. Flags say
+where and how a program runs (directories, hardware); the config says what is computed,
+and is saved with every run.
 """
 
 import dataclasses
@@ -26,8 +28,9 @@ from efficientnet_advprop.config_fields import (
 from efficientnet_advprop.errors import UsageError
 from efficientnet_advprop.methods import AUGMENTED, METHODS
 
-# The choices, here so that a config needs none of the modules that act upon it, which import
-# TensorFlow; tests/efficientnet_advprop/test_config.py holds them to those modules' tables.
+# The choices, here so that a config needs none of the modules that act upon it, which
+# import TensorFlow; tests/efficientnet_advprop/test_config.py holds them to those
+# modules' tables.
 VARIANTS = (
     *("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "l2"),
     *("lite0", "lite1", "lite2", "lite3", "lite4"),
@@ -47,7 +50,8 @@ AUGMENTATIONS = ("none", "autoaugment", "randaugment")
 AUGMENTATION_OPS = ("official", "meant")
 ATTACKS = ("pgd", "noise")
 
-# What a run may change when it is started again: none of it touches the weights it ends with (if there are no bad records).
+# What a run may change when it is started again: none of it touches the weights it ends
+# with (if there are no bad records).
 OPERATIONAL_FIELDS = (
     "data.max_bad_records",
     "training.steps_per_loop",
@@ -60,7 +64,9 @@ OPERATIONAL_FIELDS = (
 
 
 class ConfigError(UsageError, ValueError):
-    """A config field whose value breaks a rule; the message names the field, the value, the rule and the way out."""
+    """A config field whose value breaks a rule; the message names the field, the value,
+    the rule and the way out.
+    """
 
 
 @dataclasses.dataclass
@@ -152,7 +158,10 @@ class AttackConfig:
 
 @dataclasses.dataclass
 class DataConfig:
-    """What the network sees. The trainer reads TFRecords; `source` says who writes them."""
+    """What the network sees.
+
+    The trainer reads TFRecords; `source` says who writes them.
+    """
 
     source: str = field(
         "tfrecord",
@@ -280,7 +289,9 @@ class OptimizerConfig:
 
 @dataclasses.dataclass
 class InitConfig:
-    """Fine-tuning: weights to start from, what of them stays, and how fast the rest learns."""
+    """Fine-tuning: weights to start from, what of them stays, and how fast the rest
+    learns.
+    """
 
     checkpoint: str = field(
         "",
@@ -351,7 +362,8 @@ class ExperimentConfig:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
     def validate(self) -> None:
-        """Checks every field's type and value, and those rules that tie fields together.
+        """Checks every field's type and value, and those rules that tie fields
+        together.
 
         Raises:
             ConfigError: at the first broken rule.
@@ -402,7 +414,9 @@ class ExperimentConfig:
             )
 
     def _check_attack(self) -> None:
-        """That the method has the attack and the images that it needs, and the attack no option that means nothing to it."""
+        """That the method has the attack and the images that it needs, and the attack
+        no option that means nothing to it.
+        """
         method, attack = METHODS[self.training.method], self.attack
         if AUGMENTED in method.views and self.data.augment == "none":
             raise ConfigError(
@@ -427,11 +441,14 @@ class ExperimentConfig:
                 )
 
     def use_method(self, method: str) -> None:
-        """Makes this a run of `method`, with what the method prescribes; everything else stays.
+        """Makes this a run of `method`, with what the method prescribes; everything
+        else stays.
 
-        Fine-grained AdvProp needs augmented images: AutoAugment's, where there is no augmentation yet.
-        Fast AdvProp (Mei et al., ICLR 2022) attacks in its training pass: one step from noise, untargeted, with batch
-        statistics; and it runs for as many epochs less as its steps see more images, so that the run costs what it did.
+        Fine-grained AdvProp needs augmented images: AutoAugment's, where there is no
+        augmentation yet. Fast AdvProp (Mei et al., ICLR 2022) attacks in its training
+        pass: one step from noise, untargeted, with batch statistics; and it runs for as
+        many epochs less as its steps see more images, so that the run costs what it
+        did.
         """
         self.training.method = method
         if AUGMENTED in METHODS[method].views and self.data.augment == "none":
@@ -456,15 +473,20 @@ class ExperimentConfig:
             self.optimizer.decay_at_epochs = ",".join(f"{epoch:g}" for epoch in at_epochs)
 
     def to_json(self) -> str:
-        """The config as JSON text, one section per dataclass; `from_json` reads it back."""
+        """The config as JSON text, one section per dataclass; `from_json` reads it
+        back.
+        """
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "ExperimentConfig":
-        """The config that `to_json` wrote. Fields missing from the text have their defaults.
+        """The config that `to_json` wrote.
+
+        Fields missing from the text have their defaults.
 
         Raises:
-            ConfigError: not such a text, an unknown field, or a value that `validate` refuses.
+            ConfigError: not such a text, an unknown field, or a value that `validate`
+                refuses.
         """
         try:
             sections = json.loads(text)
@@ -512,7 +534,9 @@ def get(config: ExperimentConfig, name: str) -> Any:
 
 
 def differences(one: ExperimentConfig, other: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two configs differ: "section.field" → (value in `one`, value in `other`)."""
+    """The fields in which two configs differ: "section.field" → (value in `one`, value
+    in `other`).
+    """
     return {
         name: (value, get(other, name))
         for name, value, _ in flatten(one)
@@ -549,7 +573,9 @@ def type_rule(name: str, value: Any) -> str:
 
 
 def describe_fields() -> str:
-    """Every field with its default, meaning, unit and rule: a section's name, then a line each."""
+    """Every field with its default, meaning, unit and rule: a section's name, then a
+    line each.
+    """
     config = ExperimentConfig()
     lines = []
     for section in dataclasses.fields(config):

@@ -1,10 +1,12 @@
-"""One field of the config: its default, its unit, its rule and what it means, all in one place.
+"""One field of the config: its default, its unit, its rule and what it means, all in
+one place.
 
     @dataclasses.dataclass
     class AttackConfig:
         epsilon: float = field(1.0, "radius of the ball around an image", at_least(0), "pixels of 255")
 
-`help_of` tells a field's meaning to people, `check` holds a value to the field's type and rule.
+`help_of` tells a field's meaning to people, `check` holds a value to the field's type
+and rule.
 """
 
 import dataclasses
@@ -39,7 +41,8 @@ def field(default: Any, help: str, rule: Optional[Rule] = None, unit: str = "") 
     Args:
         default: its value where nothing else is said.
         help: what it means, without a full stop.
-        rule: what a value must fulfil beside its type; None where every value of the type is right.
+        rule: what a value must fulfil beside its type; None where every value of the
+            type is right.
         unit: of its value, such as "pixels of 255" or "epochs".
     """
     return dataclasses.field(default=default, metadata={_METADATA: _Facts(help, rule, unit)})
@@ -98,7 +101,8 @@ def broken_rule(section: Any, name: str, value: Any, annotated: Any) -> Optional
         section: a dataclass whose fields were made by `field`.
         name: of the field.
         value: to be checked. None is right where the annotation is `Optional`.
-        annotated: the field's annotation, `Optional` or not, of int, float, bool or str.
+        annotated: the field's annotation, `Optional` or not, of int, float, bool or
+            str.
     """
     optional = typing.get_origin(annotated) is typing.Union
     if optional and value is None:

@@ -3,7 +3,8 @@
     with DirectoryLock("runs/b3", "model_dir"):
         ...                              # raises `DirectoryInUseError` while another process lives
 
-A process that was killed must not keep the next one out, so the lock is not that a file exists:
+A process that was killed must not keep the next one out, so the lock is not that a file
+exists:
 
 * On a local or shared file system the operating system locks the file `lock`, and unlocks it when
   its process ends, however it ends.
@@ -12,10 +13,11 @@ A process that was killed must not keep the next one out, so the lock is not tha
   looked up; of another host's, the file is watched for 40 seconds: if it is not written again, its
   process is gone.
 
-Not covered: two processes that begin on an object store within the same second may both succeed,
-since there is no way to write a file only if it is absent that all of TensorFlow's file systems
-have; each looks again after a second, which leaves the time between a write and its being seen. A
-host that hangs for longer than 40 seconds is taken for gone.
+Not covered: two processes that begin on an object store within the same second may both
+succeed, since there is no way to write a file only if it is absent that all of
+TensorFlow's file systems have; each looks again after a second, which leaves the time
+between a write and its being seen. A host that hangs for longer than 40 seconds is
+taken for gone.
 """
 
 import contextlib
@@ -36,7 +38,9 @@ _FILE_BYTES = 1024
 
 
 class DirectoryInUseError(UserError, RuntimeError):
-    """Another process is writing into the folder; the message says which, and what to do."""
+    """Another process is writing into the folder; the message says which, and what to
+    do.
+    """
 
 
 class DirectoryLock:
@@ -112,7 +116,8 @@ class DirectoryLock:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
                     return True
-            # The process that had it has just ended and removed this file: once more, with the next.
+            # The process that had it has just ended and removed this file: once more,
+            # with the next.
             self._unlock_file()
 
     def _unlock_file(self) -> None:
@@ -169,9 +174,11 @@ class DirectoryLock:
 
 
 def _start_of(process: int) -> str:
-    """When a process of this host started, as its system counts; "" if there is none, or no telling.
+    """When a process of this host started, as its system counts; "" if there is none,
+    or no telling.
 
-    The number alone is not enough: numbers are given again, and in containers often the same one.
+    The number alone is not enough: numbers are given again, and in containers often the
+    same one.
     """
     try:
         with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:

@@ -4,8 +4,8 @@
     list_folder("runs/b3")                                         # ["best", "config.json", …]
     format_duration(725)                                          # "12 min 05 s"
 
-TensorFlow, which reads and writes remote file systems, is imported only when a file is touched:
-the config and the flags stand on this module and start without it.
+TensorFlow, which reads and writes remote file systems, is imported only when a file is
+touched: the config and the flags stand on this module and start without it.
 """
 
 import functools
@@ -46,12 +46,16 @@ def read_text(path: str) -> str:
 
 
 def temporary_path(path: str) -> str:
-    """Where a file is written before it gets its name: in the same folder, so that it can be renamed."""
+    """Where a file is written before it gets its name: in the same folder, so that it
+    can be renamed.
+    """
     return f"{path}.{uuid.uuid4().hex}.tmp"
 
 
 def remove_temporaries(paths: Sequence[str]) -> None:
-    """Removes what killed processes have left half-written under these names, all in one folder."""
+    """Removes what killed processes have left half-written under these names, all in
+    one folder.
+    """
     import tensorflow as tf
 
     folder = os.path.dirname(paths[0])
@@ -62,14 +66,15 @@ def remove_temporaries(paths: Sequence[str]) -> None:
 
 
 def list_folder(folder: str) -> list[str]:
-    """The names of all that a folder holds, sorted, those of folders without a slash at the end.
+    """The names of all that a folder holds, sorted, those of folders without a slash at
+    the end.
 
     Args:
         folder: local or remote; "" is the present one.
 
     Returns:
-        The names. TensorFlow's own listing fails where one name is no text in UTF-8; here such a
-        name is as Python keeps it, and `printable` shows it.
+        The names. TensorFlow's own listing fails where one name is no text in UTF-8;
+        here such a name is as Python keeps it, and `printable` shows it.
     """
     if "://" not in folder:
         return sorted(os.listdir(folder or "."))
@@ -91,8 +96,9 @@ def _folder_of_links() -> "tempfile.TemporaryDirectory[str]":
 def without_pattern(path: str) -> str:
     """A path to the same files that TensorFlow's readers cannot take for a pattern.
 
-    They look for a checkpoint by its prefix *as a pattern*, so that below a folder "runs [1]" none is
-    ever found. Such a path is replaced by one of links in a temporary folder, until the process ends.
+    They look for a checkpoint by its prefix *as a pattern*, so that below a folder
+    "runs [1]" none is ever found. Such a path is replaced by one of links in a
+    temporary folder, until the process ends.
 
     Args:
         path: a folder, or a prefix of files such as a checkpoint's; local or remote.

@@ -1,8 +1,10 @@
-"""Writes a network trained here in the format of the released checkpoints, which every existing converter and tool reads.
+"""Writes a network trained here in the format of the released checkpoints, which every
+existing converter and tool reads.
 
     python -m efficientnet_advprop.release --model_dir=runs/b3 --output=out/efficientnet-b3/model.ckpt
 
-The file holds the plain weights, their averages under `…/ExponentialMovingAverage`, and the step, by the official names.
+The file holds the plain weights, their averages under `…/ExponentialMovingAverage`, and
+the step, by the official names.
 """
 
 from absl import flags

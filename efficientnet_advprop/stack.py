@@ -1,10 +1,11 @@
-"""Which TensorFlow this environment has, whether the packages beside it fit, and that `tf.keras` is Keras 2.
+"""Which TensorFlow this environment has, whether the packages beside it fit, and that
+`tf.keras` is Keras 2.
 
     stack.prepare()      # the package's `__init__` does so, before anything imports TensorFlow
 
-It reads what pip has recorded and imports neither TensorFlow nor numpy: where they do not fit, their
-import ends in a traceback from deep inside, or ends the process. docs/stacks.md has the table of what
-runs where.
+It reads what pip has recorded and imports neither TensorFlow nor numpy: where they do
+not fit, their import ends in a traceback from deep inside, or ends the process.
+docs/stacks.md has the table of what runs where.
 """
 
 import importlib.util
@@ -21,12 +22,14 @@ Version = Tuple[int, ...]
 class StackError(UserError, ImportError):
     """The installed packages do not fit together.
 
-    The message is one line: the versions found, the stack wanted, the command that installs it.
+    The message is one line: the versions found, the stack wanted, the command that
+    installs it.
     """
 
 
 class Stack(NamedTuple):
-    """Versions that are tested together, pinned in `requirements`, transitive packages included.
+    """Versions that are tested together, pinned in `requirements`, transitive packages
+    included.
 
     `extra` is its name in pyproject.toml and in `make STACK=…`.
     """
@@ -48,7 +51,8 @@ STACKS = (TF215, TF221, TPU)
 
 OLDEST_TENSORFLOW = (2, 15)
 FIRST_WITH_KERAS_3 = (2, 16)  # whose `tf.keras` is Keras 3, unless tf-keras is asked for
-# Distributions that bring the module `tensorflow`, as PyPI and the images of machines name them.
+# Distributions that bring the module `tensorflow`, as PyPI and the images of machines
+# name them.
 _TPU_BUILDS = ("tensorflow-tpu", "tf-nightly-tpu")
 _BUILDS = (
     "tensorflow",
@@ -64,8 +68,9 @@ _BUILDS = (
 )
 # Of what TensorFlow requires, the packages whose wrong version ends its import.
 _DECISIVE = ("numpy", "protobuf", "ml-dtypes")
-# tensorflow-tpu 2.20.0 allows any libtpu from 0.0.14 on. With a newer one than this the process
-# ends at TensorFlow's import, because libtpu lacks a function that TensorFlow looks up.
+# tensorflow-tpu 2.20.0 allows any libtpu from 0.0.14 on. With a newer one than this the
+# process ends at TensorFlow's import, because libtpu lacks a function that TensorFlow
+# looks up.
 NEWEST_LIBTPU = (0, 0, 31)
 
 
@@ -98,11 +103,13 @@ class Environment(NamedTuple):
 
 
 def prepare() -> None:
-    """Checks the environment and has `tf.keras` be Keras 2, wherever it is not loaded yet.
+    """Checks the environment and has `tf.keras` be Keras 2, wherever it is not loaded
+    yet.
 
-    TensorFlow 2.16 and later take Keras 2 from the package tf-keras if TF_USE_LEGACY_KERAS says so
-    at the first use of `tf.keras`; 2.15, whose own Keras is Keras 2, fails if it says so without
-    that package. In a process that has loaded Keras 3 before, `keras2` has the right one.
+    TensorFlow 2.16 and later take Keras 2 from the package tf-keras if
+    TF_USE_LEGACY_KERAS says so at the first use of `tf.keras`; 2.15, whose own Keras is
+    Keras 2, fails if it says so without that package. In a process that has loaded
+    Keras 3 before, `keras2` has the right one.
 
     Raises:
         StackError: see `check`.
@@ -122,9 +129,9 @@ def check(environment: Environment) -> None:
     """Whether what is installed fits together.
 
     Raises:
-        StackError: no TensorFlow, or two of them; one before 2.15; no tf-keras beside Keras 3, or
-            another TensorFlow's; a TPU build without a libtpu that it loads; a numpy, protobuf or
-            ml-dtypes that TensorFlow does not take.
+        StackError: no TensorFlow, or two of them; one before 2.15; no tf-keras beside
+            Keras 3, or another TensorFlow's; a TPU build without a libtpu that it
+            loads; a numpy, protobuf or ml-dtypes that TensorFlow does not take.
     """
     problem = (
         _problem_of_tensorflow(environment)
@@ -221,12 +228,16 @@ def installed_version(name: str) -> Optional[str]:
 
 
 def is_at_least(version: str, release: Version) -> bool:
-    """Whether a version such as "2.21.0rc1" is of the release (2, 16) or of a later one."""
+    """Whether a version such as "2.21.0rc1" is of the release (2, 16) or of a later
+    one.
+    """
     return _numbers(version) >= release
 
 
 def _accepted(requirements: List[str]) -> dict:
-    """Of the requirements that hold without extras: a distribution's name → range of versions."""
+    """Of the requirements that hold without extras: a distribution's name → range of
+    versions.
+    """
     from packaging.requirements import Requirement  # TensorFlow brings it, so not before it
 
     parsed = [Requirement(line) for line in requirements]

@@ -1,5 +1,7 @@
-"""Who disturbs: adversaries as functions of a `logits_fn`. They know no model, no flags and no
-strategy."""
+"""Adversarial attacks as functions of a `logits_fn`.
+
+They import no model, no flags and no strategy.
+"""
 
 from typing import Union
 

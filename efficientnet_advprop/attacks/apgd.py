@@ -1,11 +1,11 @@
 """Auto-PGD: projected gradient ascent that chooses its own step sizes (Croce and Hein,
 ICML 2020, section 3).
 
-attack = APGD(epsilon=8.0, norm="linf", num_steps=100, num_classes=10)
-adversarial_images = attack(lambda x: model(x, training=False, branch="main"), images, labels, seed)
+Usage:
 
-APGD(epsilon=8.0, loss="dlr", targeted=True, num_targets=9, num_classes=10)          #
-APGD-T of AutoAttack
+    attack = APGD(epsilon=8.0, norm="linf", num_steps=100, num_classes=10)
+    logits_fn = lambda x: model(x, training=False, branch="main")
+    adversarial_images = attack(logits_fn, images, labels, seed)
 """
 
 import dataclasses
@@ -31,7 +31,8 @@ _FIRST_CHECK, _SHRINKAGE, _LEAST_DISTANCE = 0.22, 0.03, 0.06
 
 class _State(NamedTuple):
     """Of each image: where the search is and was, the best point with its gradient and
-    loss, and what the checks count."""
+    loss, and what the checks count.
+    """
 
     images: tf.Tensor
     previous_images: tf.Tensor
@@ -46,8 +47,9 @@ class _State(NamedTuple):
 
 
 def check_distances(num_steps: int) -> dict[int, int]:
-    """After which steps step sizes are checked, each with the number of steps since
-    the check before."""
+    """After which steps step sizes are checked, each with the number of steps since the
+    check before.
+    """
     first, shrinkage, least = (
         max(int(share * num_steps), 1) for share in (_FIRST_CHECK, _SHRINKAGE, _LEAST_DISTANCE)
     )
@@ -67,7 +69,8 @@ class APGD(Search):
         epsilon: radius of the ball around the clean image, in pixels of 255: of the
             largest pixel under "linf", Euclidean under "l2"; > 0.
         norm: "linf" or "l2".
-        num_steps: gradient steps of a run, ≥ 1; the loop is traced once whatever their number.
+        num_steps: gradient steps of a run, ≥ 1; the loop is traced once whatever their
+            number.
         loss: "cross_entropy", or "dlr", the difference of logits ratio.
         targeted: go for the `num_targets` likeliest wrong classes one after the other;
             False goes away from the true class.
@@ -210,7 +213,8 @@ def _remember(state: _State, gradients, loss, is_start) -> _State:
 
 def _check(state: _State, gradients, distance) -> tuple[_State, tf.Tensor]:
     """If `distance` > 0: step sizes halved, and the best point returned to, where the
-    search stopped rising."""
+    search stopped rising.
+    """
     is_check = distance > 0
     rises_too_little = tf.cast(state.num_rises, tf.float32) <= _ENOUGH_RISES * tf.cast(
         distance, tf.float32

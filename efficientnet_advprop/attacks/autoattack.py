@@ -1,15 +1,15 @@
-"""AutoAttack: four attacks one after the other, each on what withstood those before (Croce and
-Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-attacks", ICML 2020).
+"""AutoAttack: four attacks one after the other, each on what withstood those before
+(Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of
+diverse parameter-free attacks", ICML 2020).
 
     attack = AutoAttack(epsilon=8.0, norm="linf", num_classes=10)
     adversarial_images = attack(logits_fn, images, labels, seed)
     withstood = attack.run(logits_fn, images, labels, seed)
     withstood.is_right["square"].mean()                           # robust accuracy under all
 
-Called from Python, images of any number are attacked in batches of one size, filled up where
-there are too few, and each attack is traced once. Called while a `tf.function` is traced, the
-attacks follow each other on that very batch.
+Called from Python, images of any number are attacked in batches of one size, filled up
+where there are too few, and each attack is traced once. Called while a `tf.function` is
+traced, the attacks follow each other on that very batch.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ class Withstood(NamedTuple):
 
     Args:
         images: float32 [n, height, width, channels]; see `Search.__call__`.
-        is_right: "clean" and the attacks in their order → bool [n]: whether the image is still
-            classified correctly after this attack and all before it.
+        is_right: "clean" and the attacks in their order → bool [n]: whether the image
+            is still classified correctly after this attack and all before it.
         doubts: see `network_checks`.
     """
 
@@ -59,10 +59,11 @@ class AutoAttack:
 
     Args:
         epsilon, norm, num_classes: see `APGD`.
-        version: "standard": APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square.
-            "plus": APGD on cross-entropy and on DLR and FAB, with five restarts each, Square,
-            and the two targeted ones. "rand", for networks that answer differently each time:
-            APGD on cross-entropy and on DLR, with 20 gradients averaged for each step.
+        version: "standard": APGD on cross-entropy, targeted APGD on DLR, targeted FAB,
+            Square. "plus": APGD on cross-entropy and on DLR and FAB, with five restarts
+            each, Square, and the two targeted ones. "rand", for networks that answer
+            differently each time: APGD on cross-entropy and on DLR, with 20 gradients
+            averaged for each step.
         num_targets: of the targeted attacks; below the number of classes.
         num_steps: of APGD and FAB.
         num_queries: of Square.
@@ -155,11 +156,12 @@ class AutoAttack:
         labels: tf.Tensor,
         seed: Optional[tf.Tensor] = None,
     ) -> Withstood:
-        """Attacks any number of images, and tells after which attack each was still right.
+        """Attacks any number of images, and tells after which attack each was still
+        right.
 
         Args:
-            logits_fn, images, labels, seed: see `Search.__call__`. Keep one `logits_fn` for
-                several calls: what was traced for it is used again.
+            logits_fn, images, labels, seed: see `Search.__call__`. Keep one `logits_fn`
+                for several calls: what was traced for it is used again.
 
         Raises:
             AttackError: see `Search.search` and `network_checks.check_network`.

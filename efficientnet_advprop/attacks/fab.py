@@ -1,5 +1,6 @@
 """Fast adaptive boundary attack: the nearest misclassified image (Croce and Hein,
-"Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML 2020).
+"Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML
+2020).
 
     attack = FAB(epsilon=8.0, norm="linf", num_targets=9, num_classes=10)
     adversarial_images = attack(logits_fn, images, labels, seed)
@@ -20,7 +21,8 @@ from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range, pixel_
 from efficientnet_advprop.attacks.search import Found, LogitsFn, Run, Search, ascend, require_whole
 
 # Of the paper: the largest weight of the clean image's projection, by how much a
-# projection is overshot, and how much of the way to the clean image a misclassified point keeps.
+# projection is overshot, and how much of the way to the clean image a misclassified
+# point keeps.
 _LARGEST_BIAS = 0.1
 _OVERSHOOT = 1.05
 _KEPT_SHARE = 0.9
@@ -35,9 +37,9 @@ def shortest_step(
     """The shortest step to a hyperplane that stays in the pixel range.
 
     Along the way each pixel value moves against or with its normal, at the norm's
-    speed, until it meets the end of its range: the rise over the hyperplane's normal
-    is a concave, piecewise linear function of the time, of which Newton's method finds
-    the root from the left.
+    speed, until it meets the end of its range: the rise over the hyperplane's normal is
+    a concave, piecewise linear function of the time, of which Newton's method finds the
+    root from the left.
 
     Args:
         points: float32 [batch, height, width, channels], in the pixel range.
@@ -87,8 +89,8 @@ class FAB(Search):
         targeted: look at the boundaries to the `num_targets` likeliest wrong classes,
             one run each. False looks at all classes in every step, at the cost of a
             gradient for each class.
-        num_targets, num_restarts, num_classes: see `APGD`. The first start is the
-            clean image itself, later ones are random.
+        num_targets, num_restarts, num_classes: see `APGD`. The first start is the clean
+            image itself, later ones are random.
 
     Raises:
         ValueError: a value out of its range, with its name.
@@ -108,7 +110,8 @@ class FAB(Search):
 
     def _boundary(self, logits_fn, images, labels, targets):
         """The nearest boundary as it looks from `images`: a class's logit less the
-        label's [batch], and its gradient."""
+        label's [batch], and its gradient.
+        """
 
         def lead(classes):
             def of(images):

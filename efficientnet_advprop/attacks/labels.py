@@ -3,13 +3,14 @@
     labels = check_labels(labels, num_classes=10, num_images=32)
     if are_classes(labels): ...                                   # int32 [32]; else float32 [32, 10]
 
-What is meant follows from type and shape together, and what fits neither is refused in words. Data
-sets come with integers of every width, and Keras's own (CIFAR-10) with a second dimension of 1: a
-[batch, 1] column taken for class weights would aim every attack at class 0.
+What is meant follows from type and shape together, and what fits neither is refused in
+words. Data sets come with integers of every width, and Keras's own (CIFAR-10) with a
+second dimension of 1: a [batch, 1] column taken for class weights would aim every
+attack at class 0.
 
-Values are checked where they are known, outside of a traced function. Inside, where nothing can be
-raised on every device, `is_class` says which are classes, and losses and attacks make the others
-not a number.
+Values are checked where they are known, outside of a traced function. Inside, where
+nothing can be raised on every device, `is_class` says which are classes, and losses and
+attacks make the others not a number.
 """
 
 from typing import Optional
@@ -32,9 +33,10 @@ def check_labels(
     """Labels in one of two forms.
 
     Args:
-        labels: the class of each image, any integer type, [batch] or [batch, 1], in [0, `num_classes`);
-            or class weights (one-hot, smoothed or mixed), [batch, `num_classes`], any numeric type
-            or bool, none negative and each row's sum 1.
+        labels: the class of each image, any integer type, [batch] or [batch, 1], in [0,
+            `num_classes`); or class weights (one-hot, smoothed or mixed), [batch,
+            `num_classes`], any numeric type or bool, none negative and each row's sum
+            1.
         num_classes: ≥ 1; None: not known here.
         num_images: the size of the batch; None: not known when tracing.
 
@@ -43,8 +45,8 @@ def check_labels(
         [batch, classes].
 
     Raises:
-        LabelError: another type or shape; or, where the values are known, one that is no class or
-            no weight.
+        LabelError: another type or shape; or, where the values are known, one that is
+            no class or no weight.
     """
     labels = tf.convert_to_tensor(labels)
     dtype, shape = labels.dtype, labels.shape

@@ -1,9 +1,11 @@
-"""Whether a network can be attacked at all, and what makes a robust accuracy of it doubtful.
+"""Whether a network can be attacked at all, and what makes a robust accuracy of it
+doubtful.
 
     warnings = check_network(logits_fn, images, labels, epsilon=8.0, norm="linf")
 
-The doubts are those of the reference implementation of AutoAttack (`autoattack/checks.py`,
-Croce and Hein): they do not stop an evaluation, but belong beside its figures.
+The doubts are those of the reference implementation of AutoAttack
+(`autoattack/checks.py`, Croce and Hein): they do not stop an evaluation, but belong
+beside its figures.
 """
 
 import functools
@@ -45,18 +47,21 @@ def check_network(
     """Asks a network about some images, several times.
 
     Args:
-        logits_fn, images, labels: see `Search.__call__`; a batch of some images is enough.
+        logits_fn, images, labels: see `Search.__call__`; a batch of some images is
+            enough.
         epsilon, norm: of the attack.
         needs_gradient: False if only Square is to attack.
-        may_be_random: the attack expects that the network answers differently each time.
-        compile_function: turns a function of images and labels into one that is run; under
-            a strategy with several replicas, one that runs it on one of them.
+        may_be_random: the attack expects that the network answers differently each
+            time.
+        compile_function: turns a function of images and labels into one that is run;
+            under a strategy with several replicas, one that runs it on one of them.
 
     Returns:
         Doubts, a sentence each; none if there are none.
 
     Raises:
-        AttackError: logits that are not finite, or the same for all images; no gradient.
+        AttackError: logits that are not finite, or the same for all images; no
+            gradient.
     """
     images, labels = as_batch(images, labels, None)
 

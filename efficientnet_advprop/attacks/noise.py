@@ -1,4 +1,5 @@
-"""Uniform noise in place of an attack: the control that shows whether adversarial directions matter, in pixels of 255.
+"""Uniform noise in place of an attack: the control that shows whether adversarial
+directions matter, in pixels of 255.
 
 Usage:
 
@@ -16,7 +17,11 @@ from tpu_utils.replicas import randomness
 
 
 def add_noise(images: tf.Tensor, epsilon: float, seed: tf.Tensor) -> tf.Tensor:
-    """`images` (float32, pixels in [0, 255]) with uniform noise in ±`epsilon`, not clipped. `seed`: int32 [2]."""
+    """`images` (float32, pixels in [0, 255]) with uniform noise in ±`epsilon`, not
+    clipped.
+
+    `seed`: int32 [2].
+    """
     return images + randomness.noise_like(images, seed, -epsilon, epsilon)
 
 
@@ -25,10 +30,10 @@ class UniformNoise:
     """Images with noise of PGD's random start, called like an attack.
 
     Args:
-        epsilon: the noise is uniform in ±`epsilon` pixels, ≥ 0; also a float32 scalar tensor, for
-            noise that changes from step to step.
-        pixel_range: the values of black and white in the images; `epsilon` counts 255ths of the
-            distance between them.
+        epsilon: the noise is uniform in ±`epsilon` pixels, ≥ 0; also a float32 scalar
+            tensor, for noise that changes from step to step.
+        pixel_range: the values of black and white in the images; `epsilon` counts
+            255ths of the distance between them.
 
     Raises:
         ValueError: `epsilon` is negative.
@@ -44,7 +49,10 @@ class UniformNoise:
     def __call__(
         self, logits_fn, images: tf.Tensor, labels: tf.Tensor, seed: Optional[tf.Tensor] = None
     ) -> tf.Tensor:
-        """Noisy images for a batch; `logits_fn` and `labels` are not looked at. Arguments and result as those of `PGD`."""
+        """Noisy images for a batch; `logits_fn` and `labels` are not looked at.
+
+        Arguments and result as those of `PGD`.
+        """
         images = tf.cast(images, tf.float32)
         black, white = self.pixel_range
         epsilon = self.epsilon * ((white - black) / 255.0)

@@ -36,7 +36,8 @@ class Linf:
 
     def dual_length(self, gradients: tf.Tensor) -> tf.Tensor:
         """By how much a linear function rises over a step of length 1 in its best
-        direction; float32 [batch]."""
+        direction; float32 [batch].
+        """
         return tf.reduce_sum(tf.abs(gradients), [1, 2, 3])
 
     def steepest(self, gradients: tf.Tensor) -> tf.Tensor:
@@ -45,7 +46,8 @@ class Linf:
 
     def speeds(self, gradients: tf.Tensor) -> tf.Tensor:
         """How fast each pixel value moves on the shortest way to a hyperplane with
-        these normals, ≥ 0."""
+        these normals, ≥ 0.
+        """
         return tf.abs(tf.sign(gradients))
 
     def project(
@@ -105,8 +107,9 @@ class L2:
         return self.steepest(randomness.normal(tf.shape(images), seed))
 
     def random_point(self, images: tf.Tensor, epsilon: float, seed: tf.Tensor) -> tf.Tensor:
-        """Differences uniformly drawn from the ball of radius `epsilon`, in the shape of
-        `images`."""
+        """Differences uniformly drawn from the ball of radius `epsilon`, in the shape
+        of `images`.
+        """
         direction_seed, radius_seed = randomness.split(seed, 2)
         num_values = tf.cast(tf.reduce_prod(tf.shape(images)[1:]), tf.float32)
         shares = randomness.uniform([tf.shape(images)[0]], radius_seed) + 2.0**-25  # never 0
@@ -127,7 +130,9 @@ def require_norm(norm: str) -> None:
 
 
 def require_radius(epsilon: float, norm: str) -> None:
-    """Raises a ValueError unless `epsilon` can be a radius in that norm, in pixels of 255."""
+    """Raises a ValueError unless `epsilon` can be a radius in that norm, in pixels of
+    255.
+    """
     require_norm(norm)
     if not (epsilon > 0.0 and math.isfinite(epsilon)):
         raise ValueError(f"`epsilon` is {epsilon!r}, but must be a number > 0, in pixels of 255.")
@@ -140,7 +145,8 @@ def require_radius(epsilon: float, norm: str) -> None:
 
 def require_fitting_radius(epsilon: float, norm: str, images: tf.Tensor) -> None:
     """Raises a ValueError where a ball of radius `epsilon` would hold every image of
-    this (static) shape."""
+    this (static) shape.
+    """
     if images.shape[1:].is_fully_defined():
         largest = NORMS[norm].largest_epsilon(images.shape[1:].num_elements())
         if epsilon > largest:

@@ -3,9 +3,10 @@
     attack = PGD(epsilon=4.0, step_size=1.0, num_steps=5, num_classes=1000)
     adversarial_images = attack(lambda x: model(x, training=False, branch="aux"), images, labels)
 
-Which batch-norm statistics the attacked network uses is the `logits_fn`'s business: `training=False` is the paper's attack
-(running statistics), `training=True, update_statistics=False` that of Fast AdvProp (Mei et al., ICLR 2022).
-FGSM is one step of size ε; I-FGSM has no random start; GD has no projection.
+Which batch-norm statistics the attacked network uses is the `logits_fn`'s business:
+`training=False` is the paper's attack (running statistics), `training=True,
+update_statistics=False` that of Fast AdvProp (Mei et al., ICLR 2022). FGSM is one step
+of size ε; I-FGSM has no random start; GD has no projection.
 """
 
 import dataclasses
@@ -30,14 +31,14 @@ def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> t
     """Uniform over the classes that are not the label.
 
     Args:
-        labels: see `check_labels`: classes, or class weights (MixUp, CutMix); then uniform over the
-            classes of the smallest weight, as a rule zero.
+        labels: see `check_labels`: classes, or class weights (MixUp, CutMix); then
+            uniform over the classes of the smallest weight, as a rule zero.
         num_classes: ≥ 2.
         seed: int32 [2], of stateless random numbers.
 
     Returns:
-        int32 [batch]; none of them is the true class (one of the true ones). −1 for a label that
-        is no class, where that could not be seen when tracing.
+        int32 [batch]; none of them is the true class (one of the true ones). −1 for a
+        label that is no class, where that could not be seen when tracing.
 
     Raises:
         LabelError: see `check_labels`.
@@ -54,8 +55,9 @@ def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> t
 
 
 def _unless_unknown(labels: tf.Tensor, num_classes: int, images: tf.Tensor) -> tf.Tensor:
-    """The images, not a number where the label is no class: where no error can be raised, such an
-    attack must not pass for one that the network withstood."""
+    """The images, not a number where the label is no class: where no error can be
+    raised, such an attack must not pass for one that the network withstood.
+    """
     if not are_classes(labels):
         return images
     has_class = tf.reshape(is_class(labels, num_classes), [-1] + [1] * (images.shape.rank - 1))
@@ -64,26 +66,28 @@ def _unless_unknown(labels: tf.Tensor, num_classes: int, images: tf.Tensor) -> t
 
 @dataclasses.dataclass(frozen=True)
 class PGD:
-    """An attack by gradient steps (Madry et al., ICLR 2018): under L∞ by their signs, as the paper
-    uses it; under L2 along the gradient.
+    """An attack by gradient steps (Madry et al., ICLR 2018): under L∞ by their signs,
+    as the paper uses it; under L2 along the gradient.
 
     Args:
-        epsilon: radius of the ball around the clean image, pixels, ≥ 0; also a float32 scalar
-            tensor, for a radius that changes from step to step.
+        epsilon: radius of the ball around the clean image, pixels, ≥ 0; also a float32
+            scalar tensor, for a radius that changes from step to step.
         step_size: of one iteration, pixels, > 0.
         num_steps: iterations, ≥ 1; the loop is traced once whatever their number.
-        targeted: descend the loss of a uniformly drawn wrong class (the paper); False ascends that of the true class.
-        random_start: probability, per batch, of starting from uniform noise in ±`epsilon` instead of the clean images
-            (0.8 in the authors' adversarial-training code).
+        targeted: descend the loss of a uniformly drawn wrong class (the paper); False
+            ascends that of the true class.
+        random_start: probability, per batch, of starting from uniform noise in
+            ±`epsilon` instead of the clean images (0.8 in the authors'
+            adversarial-training code).
         num_classes: of the labels, ≥ 2; needed by targeted attacks.
-        project: keep within `epsilon` of the clean image; False is plain gradient descent (GD), where only the pixel range
-            clips.
-        loss_scale: what the loss is multiplied by, > 0: nothing for the signs, but float16 gradients of a small loss are zero
-            (128 in the authors' code).
-        norm: "linf", or "l2": `epsilon` and `step_size` are then Euclidean lengths over all
-            pixel values of an image, and a random start is uniform in that ball.
-        pixel_range: the values of black and white in the images; `epsilon` and `step_size` count
-            255ths of the distance between them.
+        project: keep within `epsilon` of the clean image; False is plain gradient
+            descent (GD), where only the pixel range clips.
+        loss_scale: what the loss is multiplied by, > 0: nothing for the signs, but
+            float16 gradients of a small loss are zero (128 in the authors' code).
+        norm: "linf", or "l2": `epsilon` and `step_size` are then Euclidean lengths over
+            all pixel values of an image, and a random start is uniform in that ball.
+        pixel_range: the values of black and white in the images; `epsilon` and
+            `step_size` count 255ths of the distance between them.
 
     Raises:
         ValueError: a value out of its range, with its name.
@@ -139,25 +143,30 @@ class PGD:
     ) -> tf.Tensor:
         """Adversarial images for a batch.
 
-        The loss is plain cross-entropy without label smoothing. Only the images are watched: no gradient reaches a variable,
-        and none flows back through the result.
+        The loss is plain cross-entropy without label smoothing. Only the images are
+        watched: no gradient reaches a variable, and none flows back through the result.
 
         Args:
-            logits_fn: float32 pixels [batch, height, width, channels] → logits [batch, classes]; must not change any variable.
-            images: any numeric dtype, pixels in [0, 255]; how many and how large need not be known
-                when tracing.
+            logits_fn: float32 pixels [batch, height, width, channels] → logits [batch,
+                classes]; must not change any variable.
+            images: any numeric dtype, pixels in [0, 255]; how many and how large need
+                not be known when tracing.
             labels: the true classes, integers [batch] or [batch, 1], or their weights
                 [batch, classes]; see `check_labels`.
-            seed: int32 [2], decides targets and start; None draws one (not reproducible after a restart).
-            objective: in place of the labels' cross-entropy, what to ascend, or to descend if
-                targeted; then `labels` are not looked at. See `draw_targets`.
+            seed: int32 [2], decides targets and start; None draws one (not reproducible
+                after a restart).
+            objective: in place of the labels' cross-entropy, what to ascend, or to
+                descend if targeted; then `labels` are not looked at. See
+                `draw_targets`.
 
         Returns:
-            float32 images of the same shape, within `epsilon` of the clean ones (unless `project`
-            is False) and in [0, 255], or, where a clean pixel is outside, no further out than it.
+            float32 images of the same shape, within `epsilon` of the clean ones (unless
+            `project` is False) and in [0, 255], or, where a clean pixel is outside, no
+            further out than it.
 
         Raises:
-            LabelError: labels of another type, shape or width, or such as are no classes.
+            LabelError: labels of another type, shape or width, or such as are no
+                classes.
         """
         target_seed, noise_seed, start_seed = randomness.split(randomness.seed_or_fresh(seed), 3)
         images = tf.cast(images, tf.float32)
@@ -192,7 +201,9 @@ class PGD:
         return tf.stop_gradient(adversarial_images)
 
     def draw_targets(self, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """The wrong classes that a targeted call with this seed aims at, as `draw_wrong_labels`."""
+        """The wrong classes that a targeted call with this seed aims at, as
+        `draw_wrong_labels`.
+        """
         assert self.num_classes is not None  # by `__post_init__`
         return draw_wrong_labels(labels, self.num_classes, randomness.split(seed, 3)[0])
 
@@ -222,14 +233,14 @@ class PGD:
     def move(
         self, images: tf.Tensor, adversarial_images: tf.Tensor, gradients: tf.Tensor
     ) -> tf.Tensor:
-        """One iteration: a step of `step_size` by the loss's gradient (against it if targeted),
-        and the projection.
+        """One iteration: a step of `step_size` by the loss's gradient (against it if
+        targeted), and the projection.
 
         Args:
             images: the clean images, float32 [batch, height, width, channels].
             adversarial_images: where the gradient was taken, of the same shape.
-            gradients: of the loss (of the target's, if targeted) with respect to them; their scale
-                does not count.
+            gradients: of the loss (of the target's, if targeted) with respect to them;
+                their scale does not count.
 
         Returns:
             float32 images of the same shape.

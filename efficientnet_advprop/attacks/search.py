@@ -5,8 +5,8 @@ the network gets wrong.
     found.images, found.is_open
 
 A search makes one or several runs, each from another random start or towards another
-wrong class; an image that was got wrong once is left alone from then on, and a batch
-in which no image is still right ends the search.
+wrong class; an image that was got wrong once is left alone from then on, and a batch in
+which no image is still right ends the search.
 """
 
 from typing import Callable, NamedTuple, Optional
@@ -29,8 +29,8 @@ class Found(NamedTuple):
     """What a search has found so far.
 
     Args:
-        images: float32 [batch, height, width, channels]: misclassified images where
-            the search succeeded, else the clean ones.
+        images: float32 [batch, height, width, channels]: misclassified images where the
+            search succeeded, else the clean ones.
         is_open: bool [batch], which images are still classified correctly, clean and
             under every attack so far.
     """
@@ -39,8 +39,10 @@ class Found(NamedTuple):
     is_open: tf.Tensor
 
     def update(self, images: tf.Tensor, is_wrong: tf.Tensor) -> "Found":
-        """With those of `images` that are wrong in place of what was open. Shapes and
-        dtypes as above."""
+        """With those of `images` that are wrong in place of what was open.
+
+        Shapes and dtypes as above.
+        """
         is_new = self.is_open & is_wrong
         return Found(
             tf.where(norms.per_image(is_new), images, self.images), self.is_open & ~is_wrong
@@ -63,7 +65,8 @@ class Run(NamedTuple):
 
 class Search:
     """An attack of one or several runs; subclasses are frozen dataclasses with the
-    fields below, and say what a run does."""
+    fields below, and say what a run does.
+    """
 
     epsilon: float
     norm: str
@@ -116,8 +119,8 @@ class Search:
                 come back as they are, not open.
 
         Raises:
-            AttackError: images or logits of the wrong shape; or the attack needs gradients
-                and there are none.
+            AttackError: images or logits of the wrong shape; or the attack needs
+                gradients and there are none.
             LabelError: see `labels.check_classes`.
         """
         images, labels = as_batch(images, labels, self.num_classes)
@@ -154,7 +157,8 @@ class Search:
         self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found
     ) -> Found:
         """What is found after one more run; arguments as those of `search`, images in
-        float32 and labels in int32."""
+        float32 and labels in int32.
+        """
         raise NotImplementedError
 
     def _require_runs(self) -> None:
@@ -200,7 +204,8 @@ def checked_logits(logits: tf.Tensor, images: tf.Tensor, num_classes: Optional[i
     """The logits in float32.
 
     Raises:
-        AttackError: they are not [batch, classes], or of another number of classes than promised.
+        AttackError: they are not [batch, classes], or of another number of classes than
+            promised.
     """
     logits = tf.cast(logits, tf.float32)
     if (

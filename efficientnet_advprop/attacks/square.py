@@ -1,11 +1,12 @@
-"""Square attack: a random search that needs no gradient (Andriushchenko et al.,
-"Square Attack: a query-efficient black-box adversarial attack via random search", ECCV 2020).
+"""Square attack: a random search that needs no gradient (Andriushchenko et al., "Square
+Attack: a query-efficient black-box adversarial attack via random search", ECCV 2020).
 
     attack = Square(epsilon=8.0, norm="linf", num_queries=5000, num_classes=10)
     adversarial_images = attack(logits_fn, images, labels, seed)
 
 Each query changes a square window of every image at a random place, and keeps the
-change where the margin of the true class falls. The windows shrink as the search goes on.
+change where the margin of the true class falls. The windows shrink as the search goes
+on.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ from efficientnet_advprop.attacks.search import (
 )
 from tpu_utils.replicas import randomness
 
-# Of the paper: of 10,000 queries, those after which the share of changed pixels is halved.
+# Of the paper: of 10,000 queries, those after which the share of changed pixels is
+# halved.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULE_QUERIES = 10_000
 _L2_TILES = 5  # per side of the image, of the first guess under L2
@@ -38,7 +40,8 @@ def window_sides(
     num_queries: int, first_share: float, height: int, width: int, norm: str
 ) -> np.ndarray:
     """The side of the window in each query after the first, int32 [num_queries − 1];
-    under "l2" odd and at least 3."""
+    under "l2" odd and at least 3.
+    """
     queries = np.arange(1, num_queries) * _SCHEDULE_QUERIES // num_queries
     shares = first_share * 0.5 ** np.searchsorted(_HALVINGS, queries, side="left")
     sides = np.maximum(np.rint(np.sqrt(shares * height * width)), 1).astype(np.int32)
@@ -144,7 +147,8 @@ class Square(Search):
 
     def _guess(self, images, best_images, query, side, seed):
         """What to ask about next: stripes or tiles first, then a window of the best
-        images changed."""
+        images changed.
+        """
         first_seed, window_seed = randomness.split(seed, 2)
         seed = randomness.fold_in(window_seed, query)
         if self.norm == norms.Linf.name:
@@ -242,7 +246,8 @@ def _sizes(images):
 
 def _grid(height, width):
     """Row and column numbers that broadcast over images: int32 [1, height, 1, 1] and
-    [1, 1, width, 1]."""
+    [1, 1, width, 1].
+    """
     return tf.range(height)[None, :, None, None], tf.range(width)[None, None, :, None]
 
 
@@ -253,13 +258,15 @@ def _signs(shape, seed):
 
 def _turned(batch, seed):
     """Whether a window lies on its side, by image: bool [batch, 1, 1, 1], either with
-    equal probability."""
+    equal probability.
+    """
     return tf.equal(randomness.integers([batch, 1, 1, 1], seed, 0, 2), 1)
 
 
 def _places(batch, height, width, side, seed):
     """Top rows and left columns of windows that lie within the image, uniformly drawn:
-    int32 [batch, 1, 1, 1] each."""
+    int32 [batch, 1, 1, 1] each.
+    """
     row_seed, column_seed = randomness.split(seed, 2)
 
     def draw(seed, size):

@@ -1,4 +1,5 @@
-"""The command of an installed package: `advprop train …` is `python -m efficientnet_advprop.train …`.
+"""The command of an installed package: `advprop train …` is `python -m
+efficientnet_advprop.train …`.
 
 advprop                                                       # the programs, with a line on each
 advprop train --config=advprop:b3 --data_dir=gs://… --model_dir=gs://… --strategy=tpu --tpu=local
@@ -17,7 +18,8 @@ _PACKAGE = pathlib.Path(__file__).parents[1]
 def programs() -> dict[str, str]:
     """Every program's name and the first sentence of its documentation.
 
-    A program is a module at the top of the package that runs something when it is the main one.
+    A program is a module at the top of the package that runs something when it is the
+    main one.
     """
     found = {}
     for file in sorted(_PACKAGE.glob("*.py")):

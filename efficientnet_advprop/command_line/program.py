@@ -41,13 +41,16 @@ _exit_code: Optional[int] = None  # of the program that has run; None: none has
 
 
 def _end_failed_program() -> None:
-    """Ends a program that has failed here, before the interpreter is taken down. The last resort.
+    """Ends a program that has failed here, before the interpreter is taken down.
 
-    An error leaves input pipelines open, whose threads read ahead. `data.python_calls` keeps them
-    out of Python; but a call that TensorFlow has queued for seconds, on a busy machine, still comes
-    too late, and the process would hang or abort instead of giving its exit code. By now threads
-    are joined, and what others have asked to be called at the end has been called: this was asked
-    for first, when this module was imported, and so comes last.
+    The last resort.
+
+    An error leaves input pipelines open, whose threads read ahead. `data.python_calls`
+    keeps them out of Python; but a call that TensorFlow has queued for seconds, on a
+    busy machine, still comes too late, and the process would hang or abort instead of
+    giving its exit code. By now threads are joined, and what others have asked to be
+    called at the end has been called: this was asked for first, when this module was
+    imported, and so comes last.
     """
     if _exit_code:
         logging.shutdown()
@@ -232,7 +235,9 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _require_text(arguments: Sequence[str]) -> None:
-    """Raises a `ConfigError` for a path that is not UTF-8, which TensorFlow cannot open."""
+    """Raises a `ConfigError` for a path that is not UTF-8, which TensorFlow cannot
+    open.
+    """
     for argument in arguments:
         if printable(argument) != argument:
             raise config_lib.ConfigError(
@@ -269,10 +274,11 @@ def _path_of(name: str) -> str:
 
 
 def _take_out_none(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Without the overrides of optional fields that `--config.section.field=None` ends; and those fields' names.
+    """Without the overrides of optional fields that `--config.section.field=None` ends;
+    and those fields' names.
 
-    config_flags knows a field's type by its value, and a number that a config file has set could not
-    be left out again.
+    config_flags knows a field's type by its value, and a number that a config file has
+    set could not be left out again.
     """
     values = {}  # (places in `arguments`, value) of each override of an optional field
     for index, argument in enumerate(arguments):

@@ -1,6 +1,8 @@
-"""The config files that come with the package, by name: `--config=advprop:b3` is configs/advprop.py:b3 from any directory.
+"""The config files that come with the package, by name: `--config=advprop:b3` is
+configs/advprop.py:b3 from any directory.
 
-In the repository they are in its folder configs/, in an installed package in a folder of that name inside it.
+In the repository they are in its folder configs/, in an installed package in a folder
+of that name inside it.
 """
 
 import pathlib
@@ -25,7 +27,8 @@ def find(name: str) -> Optional[str]:
     """The path of a config file by its name, or None.
 
     Args:
-        name: such as "advprop", "advprop:b3" or "studies/digits"; what follows a colon is kept.
+        name: such as "advprop", "advprop:b3" or "studies/digits"; what follows a colon
+            is kept.
     """
     name, colon, variant = name.partition(":")
     return f"{folder() / name}.py{colon}{variant}" if name in names() else None

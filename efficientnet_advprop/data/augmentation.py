@@ -1,19 +1,23 @@
-"""AutoAugment, RandAugment, Cutout, MixUp and CutMix: the official EfficientNet code's operations, bit for bit, and its
-policies as data.
+"""AutoAugment, RandAugment, Cutout, MixUp and CutMix: the official EfficientNet code's
+operations, bit for bit, and its policies as data.
 
     rotated = OPS["Rotate"](image, 15.0)                          # uint8 [h, w, 3] in and out; 15 degrees, gray (128) coming in
     image = autoaugment(image, seed)                              # policy v0
     image = randaugment(image, seed, num_layers=2, magnitude=10)
     images, labels = mixup(images, one_hot_labels, seed, alpha=0.2)
 
-Every random choice is a pure function of `seed`, int [2]. Only the chosen operation runs.
+Every random choice is a pure function of `seed`, int [2]. Only the chosen operation
+runs.
 
-What the official code did, rather than what it meant, is the default: Solarize's threshold is a byte, so 256 is 0 and inverts
-everything; Posterize shifts by at most 7, so 0 bits are 1, and a negative shift (more than 8 bits) wraps to that too;
-Contrast's "mean" is the number of pixels / 256, whatever the picture shows. `MEANT_OPS` has these three as they were meant.
+What the official code did, rather than what it meant, is the default: Solarize's
+threshold is a byte, so 256 is 0 and inverts everything; Posterize shifts by at most 7,
+so 0 bits are 1, and a negative shift (more than 8 bits) wraps to that too; Contrast's
+"mean" is the number of pixels / 256, whatever the picture shows. `MEANT_OPS` has these
+three as they were meant.
 
-Sources: AutoAugment, arXiv 1805.09501; RandAugment, 1909.13719; Cutout, 1708.04552; MixUp, 1710.09412; CutMix, 1905.04899;
-behaviour: `autoaugment.py` of the official EfficientNet repository, under TensorFlow 1.15 and NumPy 1.18.
+Sources: AutoAugment, arXiv 1805.09501; RandAugment, 1909.13719; Cutout, 1708.04552;
+MixUp, 1710.09412; CutMix, 1905.04899; behaviour: `autoaugment.py` of the official
+EfficientNet repository, under TensorFlow 1.15 and NumPy 1.18.
 """
 
 from typing import Callable, Dict, NamedTuple, Sequence, Tuple, Union
@@ -77,8 +81,9 @@ RANDAUGMENT_OPS = (
 
 
 class LevelConstants(NamedTuple):
-    """What the strongest level, 10, means in pixels for the operations that are measured in them; differs between the two
-    methods."""
+    """What the strongest level, 10, means in pixels for the operations that are
+    measured in them; differs between the two methods.
+    """
 
     cutout: float
     translate: float
@@ -115,9 +120,10 @@ def level_to_argument(name: str, level: float, constants: LevelConstants) -> flo
     }.get(name, lambda: 0)()
 
 
-# The operations. Each takes uint8 [h, w, 3] and returns the same. Most work on rows of 3·w numbers: TensorFlow's CPU kernels
-# are several times slower where a broadcast or a reduction has only the three channels to vectorise over, and `tf.where` on
-# bytes is slower still, hence the masks.
+# The operations. Each takes uint8 [h, w, 3] and returns the same. Most work on rows of
+# 3·w numbers: TensorFlow's CPU kernels are several times slower where a broadcast or a
+# reduction has only the three channels to vectorise over, and `tf.where` on bytes is
+# slower still, hence the masks.
 
 
 def _rows(image: tf.Tensor) -> tf.Tensor:
@@ -220,7 +226,9 @@ def _solarize_add(image: tf.Tensor, addition: Number) -> tf.Tensor:
 
 
 def _gray(image: tf.Tensor) -> tf.Tensor:
-    """`tf.image.rgb_to_grayscale`, as float32 [h, w] of whole numbers, in half its time."""
+    """`tf.image.rgb_to_grayscale`, as float32 [h, w] of whole numbers, in half its
+    time.
+    """
     pixels = tf.cast(image, tf.float32) * np.float32(1 / 255)
     gray = (
         pixels[..., 0] * np.float32(0.2989)
@@ -231,7 +239,8 @@ def _gray(image: tf.Tensor) -> tf.Tensor:
 
 
 def _color(image: tf.Tensor, factor: Number) -> tf.Tensor:
-    # A product with ones spreads the gray over the channels faster than a broadcast does.
+    # A product with ones spreads the gray over the channels faster than a broadcast
+    # does.
     gray = tf.reshape(
         tf.matmul(tf.reshape(_gray(image), [-1, 1]), tf.ones([1, 3])), tf.shape(image)
     )
@@ -254,8 +263,9 @@ def _brightness(image: tf.Tensor, factor: Number) -> tf.Tensor:
 
 
 def _sharpness(image: tf.Tensor, factor: Number) -> tf.Tensor:
-    # The kernel 1 1 1, 1 5 1, 1 1 1 over 13, added up in the order of the official convolution: a convolution of today's
-    # TensorFlow adds otherwise, and where the sum is a whole number the rounding decides which level it is cut to.
+    # The kernel 1 1 1, 1 5 1, 1 1 1 over 13, added up in the order of the official
+    # convolution: a convolution of today's TensorFlow adds otherwise, and where the sum
+    # is a whole number the rounding decides which level it is cut to.
     pixels = tf.cast(image, tf.float32)
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     outer, center = (
@@ -275,18 +285,23 @@ def _sharpness(image: tf.Tensor, factor: Number) -> tf.Tensor:
 
 
 def _nearest(positions: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """The pixel nearest to a position, halves away from zero as the official kernel rounds; −1 and `length` are outside."""
-    # The largest number below 1/2: 1/2 itself would make 1 of the largest position below it. Clipping comes first, or
-    # TensorFlow's optimizer adds the constant to an earlier one.
+    """The pixel nearest to a position, halves away from zero as the official kernel
+    rounds; −1 and `length` are outside.
+    """
+    # The largest number below 1/2: 1/2 itself would make 1 of the largest position
+    # below it. Clipping comes first, or TensorFlow's optimizer adds the constant to an
+    # earlier one.
     return tf.floor(
         tf.clip_by_value(positions, -1.0, length) + np.nextafter(np.float32(0.5), np.float32(0.0))
     )
 
 
 def _look_up(image: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """image[nearest(y), nearest(x)], gray outside; y and x float32 that broadcast to [h, w].
+    """image[nearest(y), nearest(x)], gray outside; y and x float32 that broadcast to
+    [h, w].
 
-    The same as the kernel behind `tfa.image.transform` on an image with a fourth channel of ones, in a sixth of its time.
+    The same as the kernel behind `tfa.image.transform` on an image with a fourth
+    channel of ones, in a sixth of its time.
     """
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     # Gray above, below and between the end of a row and the beginning of the next.
@@ -371,7 +386,8 @@ _WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
 
 
 def cutout(image: tf.Tensor, half_size: Number, seed: tf.Tensor, fill: int = _FILL) -> tf.Tensor:
-    """Fills a square of 2·`half_size` pixels, whose centre is uniform over the image and which its borders cut.
+    """Fills a square of 2·`half_size` pixels, whose centre is uniform over the image
+    and which its borders cut.
 
     Args:
       image: uint8 [h, w, 3].
@@ -401,7 +417,9 @@ def _cutout_at(
 
 
 def _paste(patch: tf.Tensor, image: tf.Tensor, top: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
-    """The image [h, w, 3] with a patch of it replaced, by copies of whole rows rather than a mask."""
+    """The image [h, w, 3] with a patch of it replaced, by copies of whole rows rather
+    than a mask.
+    """
     bottom, right = top + tf.shape(patch)[0], left + tf.shape(patch)[1]
     middle = tf.concat([image[top:bottom, :left], patch, image[top:bottom, right:]], axis=1)
     return tf.ensure_shape(tf.concat([image[:top], middle, image[bottom:]], axis=0), image.shape)
@@ -415,7 +433,11 @@ def _apply_chosen(
     argument: tf.Tensor,
     uniform: tf.Tensor,
 ) -> tf.Tensor:
-    """Runs the operation names[choice], and no other; `choice` len(names) leaves the image. `uniform`: two draws for Cutout."""
+    """Runs the operation names[choice], and no other; `choice` len(names) leaves the
+    image.
+
+    `uniform`: two draws for Cutout.
+    """
 
     def branch(name: str) -> Callable[[], tf.Tensor]:
         if name == "Cutout":
@@ -484,7 +506,8 @@ def randaugment(
     *,
     ops: Dict[str, Callable] = OPS,
 ) -> tf.Tensor:
-    """`num_layers` operations in turn, each drawn uniformly from `RANDAUGMENT_OPS`, at one level for all.
+    """`num_layers` operations in turn, each drawn uniformly from `RANDAUGMENT_OPS`, at
+    one level for all.
 
     Args:
       image: uint8 [h, w, 3].
@@ -517,8 +540,8 @@ def randaugment(
 def mixup(
     images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float
 ) -> Tuple[tf.Tensor, tf.Tensor]:
-    """Each image mixed with one of the same batch read backwards, as the official code pairs them; its own share is ≥ 1/2, from
-    Beta(α, α).
+    """Each image mixed with one of the same batch read backwards, as the official code
+    pairs them; its own share is ≥ 1/2, from Beta(α, α).
 
     Args:
       images: [batch, h, w, 3], 0…255, of any numeric dtype.
@@ -533,7 +556,8 @@ def mixup(
     share = _beta(tf.shape(images)[:1], seed, alpha)
     share = tf.maximum(share, 1.0 - share)
 
-    # Image by image: what a whole batch takes in floating point is in no processor's cache.
+    # Image by image: what a whole batch takes in floating point is in no processor's
+    # cache.
     def mix(image: tf.Tensor, partner: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
         mixed = tf.cast(image, tf.float32) * share + tf.cast(partner, tf.float32) * (1.0 - share)
         return tf.cast(tf.round(mixed) if images.dtype.is_integer else mixed, images.dtype)
@@ -549,9 +573,11 @@ def mixup(
 def cutmix(
     images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float
 ) -> Tuple[tf.Tensor, tf.Tensor]:
-    """Into each image a box of one of the same batch read backwards; the labels are mixed by area.
+    """Into each image a box of one of the same batch read backwards; the labels are
+    mixed by area.
 
-    The box has the image's aspect and a share of 1 − Beta(α, α) of its area, before the borders cut it; its centre is uniform.
+    The box has the image's aspect and a share of 1 − Beta(α, α) of its area, before the
+    borders cut it; its centre is uniform.
 
     Args and returns: as `mixup`.
     """
@@ -587,8 +613,9 @@ def cutmix(
 def mix(
     images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, mixup_alpha: float, cutmix_alpha: float
 ) -> Tuple[tf.Tensor, tf.Tensor]:
-    """`mixup` where only its α is positive, `cutmix` where only its is; with both, as in the official code, the batch's first
-    half by MixUp and the second by CutMix, each half within itself.
+    """`mixup` where only its α is positive, `cutmix` where only its is; with both, as
+    in the official code, the batch's first half by MixUp and the second by CutMix, each
+    half within itself.
 
     Args and returns: as `mixup`.
     """

@@ -1,9 +1,11 @@
-"""What happens to the records of a stream that cannot be used: found, named, replaced up to a number, and an error beyond it.
+"""What happens to the records of a stream that cannot be used: found, named, replaced
+up to a number, and an error beyond it.
 
     bad = BadRecords(stream, num_classes=1000, allowed=10)
     batches = batch_good_records(bad, first_position=0, batch_size=256, process=process)
 
-One that is damaged, cannot be decoded, or has a label out of range costs nothing until it comes: no image is checked twice.
+One that is damaged, cannot be decoded, or has a label out of range costs nothing until
+it comes: no image is checked twice.
 """
 
 import threading
@@ -19,7 +21,9 @@ from efficientnet_advprop.data.record_streams import RecordStream
 
 
 class BadRecords:
-    """What one dataset knows about its bad records: finds them, counts them, complains when there are too many."""
+    """What one dataset knows about its bad records: finds them, counts them, complains
+    when there are too many.
+    """
 
     def __init__(self, stream: RecordStream, num_classes: Optional[int], allowed: int):
         self.stream, self.num_classes, self.allowed = stream, num_classes, allowed
@@ -35,7 +39,8 @@ class BadRecords:
             return len(self._resume) - 1
 
     def start_segment(self, iteration: np.ndarray) -> Tuple[int, np.ndarray]:
-        """From where a segment of an iteration reads, and the addresses that it must not touch: int64 [n, 2].
+        """From where a segment of an iteration reads, and the addresses that it must
+        not touch: int64 [n, 2].
 
         Raises:
           records.DataError: what has ended an iteration ends all that follow.
@@ -47,7 +52,8 @@ class BadRecords:
             return self._resume[int(iteration)], addresses
 
     def end_segment(self, iteration: np.ndarray, first: np.ndarray, last: np.ndarray) -> bool:
-        """Looks for the bad records at the positions first … last - 1, one of which at least failed.
+        """Looks for the bad records at the positions first … last - 1, one of which at
+        least failed.
 
         Returns:
           True, to go on from `first`.
@@ -123,10 +129,12 @@ def _until_failure(
     batch_size: int,
     num_examples: Optional[int],
 ) -> tf.data.Dataset:
-    """Of (first position, batch), the batches up to the first that fails; that one's positions are then `bad`'s business.
+    """Of (first position, batch), the batches up to the first that fails; that one's
+    positions are then `bad`'s business.
 
-    TensorFlow's datasets do not say which element failed. So a marker, which cannot fail, follows every batch: two markers in a
-    row mean a failure between them. Without one, this costs a comparison per batch.
+    TensorFlow's datasets do not say which element failed. So a marker, which cannot
+    fail, follows every batch: two markers in a row mean a failure between them. Without
+    one, this costs a comparison per batch.
     """
     marker = tf.nest.map_structure(
         lambda spec: tf.zeros(spec.shape, spec.dtype), batches.element_spec
@@ -142,7 +150,8 @@ def _until_failure(
         expected, after_marker = state
         position, batch = element
         is_marker = position < 0
-        # A batch that starts elsewhere than where the last one ended has lost elements: it counts as failed too.
+        # A batch that starts elsewhere than where the last one ended has lost elements:
+        # it counts as failed too.
         failed = tf.where(is_marker, after_marker, tf.not_equal(position, expected))
 
         def end_segment():
@@ -181,10 +190,12 @@ def batch_good_records(
     num_examples: Optional[int] = None,
     blank: Optional[Dict[str, tf.Tensor]] = None,
 ) -> tf.data.Dataset:
-    """Maps `process(encoded, label, position)` over the stream, in order and in parallel, and batches the results.
+    """Maps `process(encoded, label, position)` over the stream, in order and in
+    parallel, and batches the results.
 
-    Where a batch fails, the segment of the stream ends: Python looks for the bad records among the batch's positions and either
-    complains or notes them, and the next segment starts at the same position, with the noted ones replaced. What a position
+    Where a batch fails, the segment of the stream ends: Python looks for the bad
+    records among the batch's positions and either complains or notes them, and the next
+    segment starts at the same position, with the noted ones replaced. What a position
     yields depends on the files alone, never on what failed before.
 
     Args:
@@ -208,8 +219,8 @@ def batch_good_records(
             return encoded, tf.identity(label)
 
     def process_record(position, file, record, row):
-        # A record missing from its file's stream is asked for once more by its address: a neighbour, or the network, may have
-        # been at fault.
+        # A record missing from its file's stream is asked for once more by its address:
+        # a neighbour, or the network, may have been at fault.
         row = tf.cond(
             tf.equal(tf.strings.length(row), 0),
             lambda: call_python(stream.reread, [file, record], row=row_spec)[0],
@@ -217,7 +228,8 @@ def batch_good_records(
         )
         return process(*parse(row), position)
 
-    # Nothing here needs AutoGraph, whose conversion would take most of the time until the first batch.
+    # Nothing here needs AutoGraph, whose conversion would take most of the time until
+    # the first batch.
     @tf.autograph.experimental.do_not_convert
     def segment(iteration: tf.Tensor) -> tf.data.Dataset:
         start, avoided = call_python(

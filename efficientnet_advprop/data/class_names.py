@@ -1,12 +1,13 @@
-"""The names of a data set's classes, in a file beside its records and with every run: `labels_map.txt`.
+"""The names of a data set's classes, in a file beside its records and with every run:
+`labels_map.txt`.
 
     write_class_names("/data/records", ["cat", "dog"])            # {"0": "cat", "1": "dog"}
     read_class_names("/data/records/labels_map.txt", num_classes=2)
     find_class_names("/data/records")                             # None where there is no such file
 
-The form is that of the official tool: a JSON object from each label, counted from 0, to a name.
-`prepare` writes it, `train` keeps a copy in the run's folder, from which `evaluate`, `export` and
-`classify` have it.
+The form is that of the official tool: a JSON object from each label, counted from 0, to
+a name. `prepare` writes it, `train` keeps a copy in the run's folder, from which
+`evaluate`, `export` and `classify` have it.
 """
 
 import itertools
@@ -36,7 +37,8 @@ def write_class_names(directory: str, names: Sequence[str]) -> None:
 
 
 def claim_class_names(directory: str, names: Sequence[str], what: str) -> None:
-    """Writes the labels map of a folder, which is made; or sees that the one there says the same.
+    """Writes the labels map of a folder, which is made; or sees that the one there says
+    the same.
 
     Args:
         directory: local or remote.
@@ -44,8 +46,8 @@ def claim_class_names(directory: str, names: Sequence[str], what: str) -> None:
         what: what the folder holds, for the message.
 
     Raises:
-        ClassNamesError: the folder has a labels map with other names, so that what is already
-            there and what would follow would not mean the same by a label.
+        ClassNamesError: the folder has a labels map with other names, so that what is
+            already there and what would follow would not mean the same by a label.
     """
     require_same_names(directory, names, what)
     tf.io.gfile.makedirs(directory)
@@ -54,7 +56,8 @@ def claim_class_names(directory: str, names: Sequence[str], what: str) -> None:
 
 def require_same_names(directory: str, names: Sequence[str], what: str) -> None:
     """Raises a `ClassNamesError` if a folder has a labels map with other names; see
-    `claim_class_names`."""
+    `claim_class_names`.
+    """
     there = find_class_names(directory)
     if there is None or there == list(names):
         return
@@ -68,7 +71,8 @@ def require_same_names(directory: str, names: Sequence[str], what: str) -> None:
 
 
 def find_class_names(directory: str) -> Optional[list[str]]:
-    """The class names of a folder of records or of a run; None if it holds no labels map.
+    """The class names of a folder of records or of a run; None if it holds no labels
+    map.
 
     Raises:
         ClassNamesError: there is one, and it cannot be read.
@@ -82,12 +86,13 @@ def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
 
     Args:
         path: of a JSON object {"0": "tench, Tinca tinca", …} in UTF-8.
-        num_classes: of the network; None: as many as the file names. Its background class, if it
-            has one, needs no name.
+        num_classes: of the network; None: as many as the file names. Its background
+            class, if it has one, needs no name.
 
     Raises:
-        ClassNamesError: it is not such a file, or names more or fewer classes, so that the names
-            cannot be trusted to be at their labels: a file with a background class has one more.
+        ClassNamesError: it is not such a file, or names more or fewer classes, so that
+            the names cannot be trusted to be at their labels: a file with a background
+            class has one more.
     """
     form = '{"0": "tench, Tinca tinca", "1": …}'
     try:
@@ -128,7 +133,9 @@ def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
 
 
 def _is_object(pairs) -> bool:
-    """Whether JSON that was read with `object_pairs_hook=list` is an object that is not empty."""
+    """Whether JSON that was read with `object_pairs_hook=list` is an object that is not
+    empty.
+    """
     return (
         isinstance(pairs, list)
         and bool(pairs)

@@ -1,11 +1,12 @@
-"""Class folders to numbers: the one place that does it, for every split and every reader.
+"""Class folders to numbers: the one place that does it, for every split and every
+reader.
 
     number_classes(["10", "9"], where)                       # ["9", "10"]: of a new data set, by label
     match_classes(folders, where, num_classes=1000)          # of a network: folder → label
 
-A new data set's classes are numbered in the order of their names; names that are whole numbers
-come in the order of the numbers. A network's classes are told by name where the names are known,
-otherwise by the same order.
+A new data set's classes are numbered in the order of their names; names that are whole
+numbers come in the order of the numbers. A network's classes are told by name where the
+names are known, otherwise by the same order.
 """
 
 import collections
@@ -20,7 +21,8 @@ from efficientnet_advprop.errors import list_names
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"[0-9]+")
-# As in the package tensorflow-datasets (imagenet2012/labels.txt, Apache-2.0): the official order.
+# As in the package tensorflow-datasets (imagenet2012/labels.txt, Apache-2.0): the
+# official order.
 _WORDNET_IDS_FILE = pathlib.Path(__file__).with_name("imagenet_wnids.txt")
 
 
@@ -33,8 +35,8 @@ def imagenet_ids() -> tuple[str, ...]:
 def class_name(folder: str) -> str:
     """The class that a folder of this name stands for.
 
-    macOS and Linux may spell the same letter, such as "ä", by different code points; a class has
-    the composed form (Unicode's NFC).
+    macOS and Linux may spell the same letter, such as "ä", by different code points; a
+    class has the composed form (Unicode's NFC).
     """
     return unicodedata.normalize("NFC", folder)
 
@@ -72,10 +74,10 @@ def match_classes(
 ) -> dict[str, int]:
     """Which label of a network each class folder stands for.
 
-    By the network's class names, if they are known. Otherwise a folder's number if they are 0 to
-    `num_classes` − 1; its place among as many folders as classes; or its WordNet id, of which
-    there may be fewer. Numbers that begin elsewhere are refused, for nobody knows whether 1 is the
-    first class or the second.
+    By the network's class names, if they are known. Otherwise a folder's number if they
+    are 0 to `num_classes` − 1; its place among as many folders as classes; or its
+    WordNet id, of which there may be fewer. Numbers that begin elsewhere are refused,
+    for nobody knows whether 1 is the first class or the second.
 
     Args:
         folders: names of the class folders.

@@ -1,11 +1,13 @@
-"""Making records: images from archives, folders or TFDS, as shuffled shards in the official layout.
+"""Making records: images from archives, folders or TFDS, as shuffled shards in the
+official layout.
 
     sources = list_image_folder("/data/flowers", "train")        # one folder per class
     report = convert(sources, "/data/records", "train", num_shards=64, num_workers=8)
 
-Shards are written in parallel, each whole or not at all, so that a killed conversion goes on where
-it was. What is no RGB or gray JPEG (PNG, GIF, BMP, WebP, CMYK, whatever its name says) is encoded
-anew as one, of quality 100, from the pixels that every other reader sees (`image_formats`).
+Shards are written in parallel, each whole or not at all, so that a killed conversion
+goes on where it was. What is no RGB or gray JPEG (PNG, GIF, BMP, WebP, CMYK, whatever
+its name says) is encoded anew as one, of quality 100, from the pixels that every other
+reader sees (`image_formats`).
 """
 
 import concurrent.futures
@@ -36,7 +38,9 @@ _JPEG_QUALITY = 100
 
 
 class ImageSource(NamedTuple):
-    """One image to be converted: where its bytes are, its class (from 0) and the class's name."""
+    """One image to be converted: where its bytes are, its class (from 0) and the
+    class's name.
+    """
 
     path: str
     name: str
@@ -67,12 +71,16 @@ class ImageSource(NamedTuple):
 
 
 class _ImagesFailed(Exception):
-    """Images of a shard that cannot be converted, so that the shard is not written; the argument is what is wrong with each."""
+    """Images of a shard that cannot be converted, so that the shard is not written; the
+    argument is what is wrong with each.
+    """
 
 
 @dataclasses.dataclass
 class Report:
-    """What a conversion wrote, by class name; `failures` names the images that could not be read."""
+    """What a conversion wrote, by class name; `failures` names the images that could
+    not be read.
+    """
 
     num_images: int
     num_per_class: Dict[str, int]
@@ -117,14 +125,17 @@ def list_image_folder(
 
 
 def list_class_names(sources: Sequence[ImageSource]) -> List[str]:
-    """The names of the classes in the order of their labels, of a set that has images of each."""
+    """The names of the classes in the order of their labels, of a set that has images
+    of each.
+    """
     return [name for _, name in sorted({source.label: source.synset for source in sources}.items())]
 
 
 def list_imagenet_train(
     archive: str, log: Callable[[str], None] = logging.warning
 ) -> List[ImageSource]:
-    """The images of ILSVRC2012_img_train.tar, an archive of one archive per class, read in place.
+    """The images of ILSVRC2012_img_train.tar, an archive of one archive per class, read
+    in place.
 
     Args:
       archive: local or remote.
@@ -212,7 +223,8 @@ def list_imagenet_validation(
 
 
 def list_tfds(split: records.Split, class_names: Sequence[str]) -> List[ImageSource]:
-    """The images of a prepared TFDS split: see `sources.open_tfds_split` and `sources.tfds_class_names`.
+    """The images of a prepared TFDS split: see `sources.open_tfds_split` and
+    `sources.tfds_class_names`.
 
     Raises:
       records.DataError: a file is cut off.
@@ -248,7 +260,8 @@ def list_tfds(split: records.Split, class_names: Sequence[str]) -> List[ImageSou
 def hold_out(
     sources: Sequence[ImageSource], names_file: str
 ) -> "tuple[List[ImageSource], List[ImageSource]]":
-    """Training images without, and with, those that a list names: the official "minival" is such a list.
+    """Training images without, and with, those that a list names: the official
+    "minival" is such a list.
 
     Args:
       sources: the training images.
@@ -276,10 +289,11 @@ def hold_out(
 
 
 def to_rgb_jpeg(encoded: bytes) -> "tuple[bytes, int, int, bool]":
-    """An image's bytes as an RGB (or gray) JPEG, its height and width, and whether it had to be encoded anew.
+    """An image's bytes as an RGB (or gray) JPEG, its height and width, and whether it
+    had to be encoded anew.
 
-    Colours keep their full resolution in what is encoded anew. The official converter halves it;
-    it is meant for a handful of photographs, and would smear small images.
+    Colours keep their full resolution in what is encoded anew. The official converter
+    halves it; it is meant for a handful of photographs, and would smear small images.
 
     Raises:
       image_formats.ImageFormatError or tf.errors.InvalidArgumentError: it is of a format that is
@@ -334,8 +348,8 @@ def convert(
 ) -> Report:
     """Writes `prefix`-00000-of-… into `output_dir`.
 
-    Shards that an earlier, killed call with the same sources has written are passed over; what it left half-written is removed
-    at the end.
+    Shards that an earlier, killed call with the same sources has written are passed
+    over; what it left half-written is removed at the end.
 
     Args:
       sources: the images.

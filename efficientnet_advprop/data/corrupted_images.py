@@ -2,9 +2,11 @@
 
     change = corrupter("fog", severity=3, seed=0)     # (encoded image, position) → encoded image, in a graph
 
-As the benchmark's generator does: shorter side to 256 pixels, centre crop of 224, the corruption, JPEG of quality 85. The
-random draws follow from the seed and the image's own bytes, wherever it lies. What differs from the official files stands with
-`corruptions`. TensorFlow is imported only for the graph's function, so that the workers do without.
+As the benchmark's generator does: shorter side to 256 pixels, centre crop of 224, the
+corruption, JPEG of quality 85. The random draws follow from the seed and the image's
+own bytes, wherever it lies. What differs from the official files stands with
+`corruptions`. TensorFlow is imported only for the graph's function, so that the workers
+do without.
 """
 
 import io
@@ -23,7 +25,8 @@ _SHORTER_SIDE, _JPEG_QUALITY = 256, 85
 
 
 def without_loss(encoded: bytes) -> bytes:
-    """An image file in a form that Pillow reads as all other readers do: an RGB or gray JPEG stays.
+    """An image file in a form that Pillow reads as all other readers do: an RGB or gray
+    JPEG stays.
 
     Raises: as `image_formats.as_decodable`.
     """
@@ -38,7 +41,8 @@ def without_loss(encoded: bytes) -> bytes:
 
 
 def corrupt_encoded(encoded: bytes, corruption: str, severity: int, seed: int) -> bytes:
-    """The JPEG that the benchmark's generator would have made of an image file, up to `corruptions`' differences.
+    """The JPEG that the benchmark's generator would have made of an image file, up to
+    `corruptions`' differences.
 
     Args:
         encoded: as `without_loss` gives it.
@@ -59,7 +63,9 @@ def corrupt_encoded(encoded: bytes, corruption: str, severity: int, seed: int) -
 
 
 def _open(encoded: bytes) -> Image.Image:
-    """As Pillow does, but for its limit of pixels: all other readers decode such an image."""
+    """As Pillow does, but for its limit of pixels: all other readers decode such an
+    image.
+    """
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         return Image.open(io.BytesIO(encoded))
@@ -68,7 +74,10 @@ def _open(encoded: bytes) -> Image.Image:
 
 
 def corrupter(corruption: str, severity: int, seed: int) -> Callable:
-    """For `labeled_images.make_dataset(change=…)`. The work is done by one process per CPU."""
+    """For `labeled_images.make_dataset(change=…)`.
+
+    The work is done by one process per CPU.
+    """
     import tensorflow as tf
 
     from efficientnet_advprop.data.python_calls import call_python

@@ -2,12 +2,15 @@
 
     corrupted = corrupt(image, "gaussian_noise", severity=3, seed=0)     # uint8 [height, width, 3] in and out
 
-Definitions and parameters are those of the benchmark's own generator (D. Hendrycks, T. Dietterich, "Benchmarking Neural
-Network Robustness to Common Corruptions and Perturbations", ICLR 2019): one set for ImageNet at 224 pixels, one for CIFAR-sized
-images, written anew on NumPy, SciPy and Pillow. Given the generator's random numbers, all but `frost` come out as there, to one
-level of 255 (`tests/corruption_reference.py`). `frost` has a procedural ice texture with the mean, contrast and graininess of
-the benchmark's photographs, which are not ours to ship. And the official files are JPEGs of quality 85, which is not applied
-here. So rank models with these images, but quote ImageNet-C figures from the official files only.
+Definitions and parameters are those of the benchmark's own generator (D. Hendrycks, T.
+Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations", ICLR 2019): one set for ImageNet at 224 pixels, one for CIFAR-sized
+images, written anew on NumPy, SciPy and Pillow. Given the generator's random numbers,
+all but `frost` come out as there, to one level of 255
+(`tests/corruption_reference.py`). `frost` has a procedural ice texture with the mean,
+contrast and graininess of the benchmark's photographs, which are not ours to ship. And
+the official files are JPEGs of quality 85, which is not applied here. So rank models
+with these images, but quote ImageNet-C figures from the official files only.
 """
 
 import functools
@@ -25,7 +28,8 @@ _CIFAR_MAX_SIZE = 64  # pixels: images up to it take CIFAR's parameters
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-# The parameters by severity: (ImageNet's, CIFAR's). Their meaning stands with the functions below.
+# The parameters by severity: (ImageNet's, CIFAR's). Their meaning stands with the
+# functions below.
 _PARAMETERS: Dict[str, Tuple[tuple, tuple]] = {
     "gaussian_noise": ((0.08, 0.12, 0.18, 0.26, 0.38), (0.04, 0.06, 0.08, 0.09, 0.10)),
     "shot_noise": ((60, 25, 12, 5, 3), (500, 250, 100, 75, 50)),
@@ -72,7 +76,8 @@ _PARAMETERS: Dict[str, Tuple[tuple, tuple]] = {
     ),
     "brightness": ((0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.15, 0.2, 0.3)),
     "contrast": ((0.4, 0.3, 0.2, 0.1, 0.05), (0.75, 0.5, 0.4, 0.3, 0.15)),
-    # The generator multiplies by 244 where it means 224; the published images have it so.
+    # The generator multiplies by 244 where it means 224; the published images have it
+    # so.
     "elastic_transform": (
         (
             (488.0, 170.8, 24.4),
@@ -101,8 +106,9 @@ def _gaussian(image: np.ndarray, sigma: float, **kwargs) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _zoom_matrix(size: int, factor: float) -> np.ndarray:
-    """[size, size]: one axis' centre crop, enlarged by `factor` to `size` again, as a linear map (SciPy's linear zoom is one,
-    axis by axis)."""
+    """[size, size]: one axis' centre crop, enlarged by `factor` to `size` again, as a
+    linear map (SciPy's linear zoom is one, axis by axis).
+    """
     crop = math.ceil(size / factor)
     start = (size - crop) // 2
     zoomed = ndimage.zoom(np.eye(size)[start : start + crop], (factor, 1), order=1)
@@ -120,8 +126,9 @@ def _crop_and_zoom(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _smear(image: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarray:
-    """A one-sided Gaussian along a direction, of 2·radius + 1 whole-pixel steps, as ImageMagick's motion blur has it; edges
-    repeat."""
+    """A one-sided Gaussian along a direction, of 2·radius + 1 whole-pixel steps, as
+    ImageMagick's motion blur has it; edges repeat.
+    """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -140,8 +147,9 @@ def _smear(image: np.ndarray, radius: int, sigma: float, degrees: float) -> np.n
 
 
 def _plasma(size: int, decay: float, rng: np.random.Generator) -> np.ndarray:
-    """A height map in [0, 1] by the diamond-square algorithm on a torus, its roughness falling by `decay` at each scale; `size`
-    a power of two."""
+    """A height map in [0, 1] by the diamond-square algorithm on a torus, its roughness
+    falling by `decay` at each scale; `size` a power of two.
+    """
     heights = np.zeros((size, size))
     step, roughness = size, 100.0
 
@@ -171,7 +179,8 @@ def _plasma_for(image: np.ndarray, decay: float, rng: np.random.Generator) -> np
     return _plasma(1 << (max(height, width) - 1).bit_length(), decay, rng)[:height, :width]
 
 
-# Each: (image float64 [height, width, 3] in [0, 1], the severity's parameter, generator) -> the same, clipped by the caller.
+# Each: (image float64 [height, width, 3] in [0, 1], the severity's parameter,
+# generator) -> the same, clipped by the caller.
 
 
 def _gaussian_noise(image, scale, rng):
@@ -218,7 +227,8 @@ def _glass_blur(image, sigma_reach_rounds, rng):
         for y in range(height - reach, reach, -1):
             row = offsets[y - 1]
             for x in range(width - reach, reach, -1):
-                # The generator means to swap two pixels; its NumPy views make a copy of it, and so the published images are.
+                # The generator means to swap two pixels; its NumPy views make a copy of
+                # it, and so the published images are.
                 source[y * width + x] = source[y * width + x + row[x - 1]]
     return _gaussian(flat[np.asarray(source)].reshape(pixels.shape) / 255.0, sigma)
 
@@ -252,7 +262,8 @@ def _snow(image, parameters, rng):
 
 
 def _frost(image, weights, rng):
-    # Crystals as the ridges of a rough height map. Its mean by channel, contrast and graininess are those of the photographs.
+    # Crystals as the ridges of a rough height map. Its mean by channel, contrast and
+    # graininess are those of the photographs.
     ridges = 1 - np.abs(2 * _plasma_for(image, 1.23, rng) - 1)
     frost = ridges[..., None] * np.array([0.81, 0.92, 0.98])
     return weights[0] * image + weights[1] * frost
@@ -267,7 +278,8 @@ def _fog(image, thickness_and_decay, rng):
 
 def _brightness(image, amount, rng):
     del rng
-    # HSV's value plus `amount`, hue and saturation as they are: all three channels by the same factor.
+    # HSV's value plus `amount`, hue and saturation as they are: all three channels by
+    # the same factor.
     value = image.max(axis=-1, keepdims=True)
     raised = np.clip(value + amount, 0, 1)
     return np.where(value > 0, image * (raised / np.maximum(value, 1e-12)), raised)
@@ -282,7 +294,8 @@ def _contrast(image, factor, rng):
 def _elastic_transform(image, parameters, rng):
     strength, sigma, affine = parameters
     height, width = image.shape[:2]
-    # An affine map that moves three points around the centre at random; points as (x, y).
+    # An affine map that moves three points around the centre at random; points as (x,
+    # y).
     center, reach = np.array([height // 2, width // 2], np.float64), min(height, width) // 3
     points = np.stack([center + reach, [center[0] + reach, center[1] - reach], center - reach])
     moved = points + rng.uniform(-affine, affine, size=points.shape)
@@ -390,5 +403,6 @@ def corrupt(
     parameter = _PARAMETERS[corruption][parameters == "cifar"][severity - 1]
     rng = np.random.default_rng([seed, zlib.crc32(corruption.encode()), severity])
     corrupted = CORRUPTIONS[corruption](image.astype(np.float64) / 255.0, parameter, rng)
-    # A hair's breadth up, so that a level that went through /255·255 unchanged is not cut to the one below.
+    # A hair's breadth up, so that a level that went through /255·255 unchanged is not
+    # cut to the one below.
     return (np.clip(corrupted, 0, 1) * 255 + 1e-9).astype(np.uint8)

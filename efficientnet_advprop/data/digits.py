@@ -1,10 +1,12 @@
-"""The embedded data set: scikit-learn's handwritten digits as sharded TFRecords, with corrupted test sets.
+"""The embedded data set: scikit-learn's handwritten digits as sharded TFRecords, with
+corrupted test sets.
 
     ensure_digits("/tmp/digits")                                                # train: 797 images, validation: 1000
     ensure_corrupted_digits("/tmp/digits", "gaussian_noise", severity=3)        # -> the folder with its validation files
 
-1,797 real handwritten digits (E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI, CC BY 4.0), 8×8 in 17
-grays, come with scikit-learn. Here each is enlarged to 32×32 RGB (bicubic) and kept as a PNG. Enough test images are held out
+1,797 real handwritten digits (E. Alpaydin, C. Kaynak: Optical Recognition of
+Handwritten Digits, UCI, CC BY 4.0), 8×8 in 17 grays, come with scikit-learn. Here each
+is enlarged to 32×32 RGB (bicubic) and kept as a PNG. Enough test images are held out
 that a percentage is sure to ±1.4 at 95 % accuracy (two standard deviations).
 """
 
@@ -29,7 +31,9 @@ _NUM_SHARDS = {"train": 8, "validation": 4}
 
 
 def _interleave_classes(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Reorders so that every leading part holds the classes as evenly as there are images of them."""
+    """Reorders so that every leading part holds the classes as evenly as there are
+    images of them.
+    """
     rank = np.zeros(len(indices), np.int64)
     for label in range(NUM_CLASSES):
         of_class = np.flatnonzero(labels[indices] == label)
@@ -38,7 +42,9 @@ def _interleave_classes(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def load_digits(split: str) -> Tuple[np.ndarray, np.ndarray]:
-    """The images (uint8 [n, 32, 32, 3]) and labels (int64 [n]) of "train" or "validation", in the order of the records."""
+    """The images (uint8 [n, 32, 32, 3]) and labels (int64 [n]) of "train" or
+    "validation", in the order of the records.
+    """
     from sklearn import datasets  # imported here: only this data set needs scikit-learn
 
     source = datasets.load_digits()
@@ -96,14 +102,17 @@ def _is_complete(directory: str, splits: List[str]) -> bool:
 
 
 def _publish(directory: str, write, splits: List[str]) -> None:
-    """Has `write(folder)` fill a folder of its own, then moves it into place: two processes at once end with one whole set."""
+    """Has `write(folder)` fill a folder of its own, then moves it into place: two
+    processes at once end with one whole set.
+    """
     directory = directory.rstrip("/")
     temporary = f"{directory}.{uuid.uuid4().hex}.tmp"
     tf.io.gfile.makedirs(temporary)
     try:
         write(temporary)
         tf.io.gfile.makedirs(directory)
-        # File by file: the folder may hold other things, and both processes' files are the same.
+        # File by file: the folder may hold other things, and both processes' files are
+        # the same.
         for name in files.list_folder(temporary):
             tf.io.gfile.rename(
                 os.path.join(temporary, name), os.path.join(directory, name), overwrite=True
@@ -115,7 +124,10 @@ def _publish(directory: str, write, splits: List[str]) -> None:
 
 
 def ensure_digits(directory: str) -> None:
-    """Writes the digits' `train-*` and `validation-*` files into `directory` unless they are there. Always the same bytes.
+    """Writes the digits' `train-*` and `validation-*` files into `directory` unless
+    they are there.
+
+    Always the same bytes.
 
     Raises:
       records.DataError: the folder cannot be written.

@@ -1,9 +1,10 @@
-"""ImageNet's validation images as they are downloaded: one flat folder, and a file with the class of each.
+"""ImageNet's validation images as they are downloaded: one flat folder, and a file with
+the class of each.
 
     paths, labels = list_flat_validation("/data/ILSVRC2012_img_val")
 
-The file is looked for in the folder and beside it. Its lines belong to ILSVRC2012_val_00000001.JPEG,
-…_00000002.JPEG and so on, and hold one of:
+The file is looked for in the folder and beside it. Its lines belong to
+ILSVRC2012_val_00000001.JPEG, …_00000002.JPEG and so on, and hold one of:
 
 - WordNet ids, as `synset_labels.txt` of TensorFlow's converters does;
 - labels from 0 to 999, as the official `eval_ckpt_main.py` wants them;
@@ -31,7 +32,9 @@ _NUM_CLASSES = 1000
 
 
 def find_ground_truth(directory: str) -> Optional[str]:
-    """The file with the classes of a flat folder's images; None if there is none of the usual names."""
+    """The file with the classes of a flat folder's images; None if there is none of the
+    usual names.
+    """
     above = os.path.dirname(directory.rstrip("/"))
     for folder in (directory, above):
         for name in NAMES:
@@ -50,8 +53,8 @@ def list_flat_validation(directory: str) -> tuple[list[str], list[int]]:
     """The images of a flat folder, sorted, and their labels, 0 to 999.
 
     Raises:
-        DataError: the file with their classes is missing or of no known form, or has no line for an
-            image, or an image's name has no number.
+        DataError: the file with their classes is missing or of no known form, or has no
+            line for an image, or an image's name has no number.
     """
     truth = find_ground_truth(directory)
     if truth is None:
@@ -81,7 +84,8 @@ def read_ground_truth(path: str) -> list[int]:
     """The labels in a file's lines, 0 to 999.
 
     Raises:
-        DataError: the file is of no known form, or of the development kit's without its `meta.mat`.
+        DataError: the file is of no known form, or of the development kit's without its
+            `meta.mat`.
     """
     with tf.io.gfile.GFile(path) as file:
         lines = file.read().split()

@@ -5,8 +5,8 @@
     tree = read_image_tree(directory)                            # for a new data set
     tree.images                                                  # class folder → names of its images
 
-Which number a class has, `class_numbers` says. What is not read, such as images beside the class
-folders or files of other kinds, is counted and named in `passed_over`.
+Which number a class has, `class_numbers` says. What is not read, such as images beside
+the class folders or files of other kinds, is counted and named in `passed_over`.
 """
 
 import dataclasses
@@ -54,7 +54,9 @@ class PassedOver:
             examples.append(printable(name))
 
     def describe(self) -> list[str]:
-        """A line for each reason: "passed over: 3 beside the class folders: a.jpg, b.jpg, …"."""
+        """A line for each reason: "passed over: 3 beside the class folders: a.jpg,
+        b.jpg, …".
+        """
         lines = []
         for reason, count in self._counts.items():
             shown = self._examples[reason]
@@ -69,7 +71,8 @@ class ImageTree:
 
     Args:
         directory: local or remote.
-        images: class folder → the names of its images, sorted; the folders are sorted too.
+        images: class folder → the names of its images, sorted; the folders are sorted
+            too.
         passed_over: everything else.
     """
 
@@ -88,8 +91,8 @@ def read_image_tree(directory: str, *, allow_empty: bool = False) -> ImageTree:
         allow_empty: class folders may be without images.
 
     Raises:
-        DataError: there is no such folder; it holds no images; a class folder holds none; or the
-            name of a class or an image is no text in UTF-8.
+        DataError: there is no such folder; it holds no images; a class folder holds
+            none; or the name of a class or an image is no text in UTF-8.
     """
     if not tf.io.gfile.isdir(directory):
         raise DataError(f"{directory!r} is no folder.")
@@ -156,7 +159,9 @@ def _read_class(directory: str, folder: str, passed_over: PassedOver) -> list[st
 
 
 def _files_below(directory: str) -> Iterable[str]:
-    """The paths of all files below a folder, from it; hidden folders and links are not entered."""
+    """The paths of all files below a folder, from it; hidden folders and links are not
+    entered.
+    """
     folders, files = _list(directory)
     yield from files
     for folder in folders:
@@ -174,8 +179,8 @@ def _list(directory: str) -> tuple[list[str], list[str]]:
                 (folders if entry.is_dir() else files).append(entry.name)
         return sorted(folders), sorted(files)
     for name in filter(None, tf.io.gfile.listdir(directory)):  # "": the folder's own placeholder
-        # Remote file systems mark folders by a slash; those that do not must be asked, a request
-        # for each name, which is spared for what looks like an image.
+        # Remote file systems mark folders by a slash; those that do not must be asked,
+        # a request for each name, which is spared for what looks like an image.
         is_folder = name.endswith("/") or (
             not is_image(name) and tf.io.gfile.isdir(os.path.join(directory, name))
         )
@@ -189,7 +194,8 @@ def list_folders(directory: str) -> list[str]:
 
 
 def list_images(directory: str) -> list[str]:
-    """The paths of the images that lie in a folder itself, sorted by name; hidden ones do not count.
+    """The paths of the images that lie in a folder itself, sorted by name; hidden ones
+    do not count.
 
     Raises:
         DataError: the name of one is no text in UTF-8.
@@ -217,8 +223,8 @@ class ImageFolder:
         passed_over: what else there is.
 
     Raises:
-        DataError: there are no such folders or images, a class has none, or there is no telling
-            which folder is which class.
+        DataError: there are no such folders or images, a class has none, or there is no
+            telling which folder is which class.
     """
 
     def __init__(

@@ -1,15 +1,17 @@
-"""Which files are taken for images, and how each format is read: one answer for every reader.
+"""Which files are taken for images, and how each format is read: one answer for every
+reader.
 
     is_image("photo.WebP")                       # by its name
     encoded = as_decodable(file_contents)        # bytes that TensorFlow decodes to the right pixels
     encoded = as_decodable_in_graph(encoded)     # the same inside `Dataset.map`
 
-TensorFlow's decoders say what the pixels of a JPEG, PNG or GIF are: for training, evaluation,
-classification, calibration, and for `prepare`. BMP and WebP files are turned into PNGs by Pillow
-first, without loss: TensorFlow reads the colours of a BMP with a palette as its indices, and
-TensorFlow 2.15 has no WebP at all. All else is refused by its name. What holds for each format:
-sixteen bits become the upper eight, transparency is dropped (in a GIF such a pixel is black), the
-first picture of an animation counts, and a camera's orientation tag (EXIF) is not followed.
+TensorFlow's decoders say what the pixels of a JPEG, PNG or GIF are: for training,
+evaluation, classification, calibration, and for `prepare`. BMP and WebP files are
+turned into PNGs by Pillow first, without loss: TensorFlow reads the colours of a BMP
+with a palette as its indices, and TensorFlow 2.15 has no WebP at all. All else is
+refused by its name. What holds for each format: sixteen bits become the upper eight,
+transparency is dropped (in a GIF such a pixel is black), the first picture of an
+animation counts, and a camera's orientation tag (EXIF) is not followed.
 
 A graph without Python, such as an exported one, takes what `is_decodable` says.
 """
@@ -28,13 +30,15 @@ from efficientnet_advprop.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp")
 _JPEG, _PNG, _GIF, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM"
 _CONVERTED = ("BMP", "WEBP")  # Pillow's names of the formats that become PNGs
-# How a BMP looks that TensorFlow reads right: the size of its second header, at byte 14, is 40 or
-# more; the bits per pixel, at byte 28, are 24 or 32; the kind of compression, at byte 30, is 0.
+# How a BMP looks that TensorFlow reads right: the size of its second header, at byte
+# 14, is 40 or more; the bits per pixel, at byte 28, are 24 or 32; the kind of
+# compression, at byte 30, is 0.
 BMP_HEADER_BYTES = 34
 _REFUSED = (
     "the image is no JPEG, PNG or GIF file, nor an uncompressed BMP file of 24 or 32 bits per pixel"
 )
-# First bytes of formats that people take for images, at their place in the file; for messages.
+# First bytes of formats that people take for images, at their place in the file; for
+# messages.
 _OTHER_FORMATS = (
     (0, b"II*\0", "a TIFF file"),
     (0, b"MM\0*", "a TIFF file"),
@@ -61,9 +65,11 @@ class ImageFormatError(UserError, ValueError):
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name is taken for an image: by its suffix, and not if it is hidden.
+    """Whether a file of this name is taken for an image: by its suffix, and not if it
+    is hidden.
 
-    Files whose names begin with a dot are hidden: macOS keeps what belongs to `x.png` in `._x.png`.
+    Files whose names begin with a dot are hidden: macOS keeps what belongs to `x.png`
+    in `._x.png`.
     """
     return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
@@ -86,11 +92,13 @@ def describe_format(encoded: bytes) -> str:
 
 
 def as_decodable(encoded: bytes) -> bytes:
-    """A file's bytes if TensorFlow decodes them to the right pixels, else the same image as a PNG.
+    """A file's bytes if TensorFlow decodes them to the right pixels, else the same
+    image as a PNG.
 
     Raises:
-        ImageFormatError: it is of a format that is not taken; or Pillow, which reads BMP and WebP,
-            finds it damaged or too large. Damage in other formats is found by who decodes them.
+        ImageFormatError: it is of a format that is not taken; or Pillow, which reads
+            BMP and WebP, finds it damaged or too large. Damage in other formats is
+            found by who decodes them.
     """
     if encoded.startswith((_JPEG, _PNG, _GIF)):
         return encoded
@@ -115,8 +123,11 @@ def as_decodable(encoded: bytes) -> bytes:
 
 
 def as_decodable_in_graph(encoded: tf.Tensor) -> tf.Tensor:
-    """`as_decodable` of a scalar string tensor; of a format that is not taken, running it is an
-    `InvalidArgumentError`. Python is called for BMP and WebP files only."""
+    """`as_decodable` of a scalar string tensor; of a format that is not taken, running
+    it is an `InvalidArgumentError`.
+
+    Python is called for BMP and WebP files only.
+    """
 
     def convert():
         return call_python(as_decodable, [encoded], converted=tf.TensorSpec([], tf.string))[0]
@@ -139,7 +150,8 @@ def read_file(path: str) -> bytes:
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """Any still image that `is_decodable` as uint8 [height, width, 3], RGB, in or out of a graph.
+    """Any still image that `is_decodable` as uint8 [height, width, 3], RGB, in or out
+    of a graph.
 
     Another one, and a damaged one, is an `InvalidArgumentError`.
     """
@@ -153,7 +165,9 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def find_problem(encoded: bytes) -> Optional[str]:
-    """Why a file cannot be decoded as it is, in words; None if nothing about its format is wrong."""
+    """Why a file cannot be decoded as it is, in words; None if nothing about its format
+    is wrong.
+    """
     if bool(is_decodable(tf.constant(encoded))):
         return None
     return f"it is {describe_format(encoded)}"

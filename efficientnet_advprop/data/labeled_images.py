@@ -1,4 +1,5 @@
-"""Labelled images wherever they lie, read once each: files by class, members of a tar archive, TFRecords.
+"""Labelled images wherever they lie, read once each: files by class, members of a tar
+archive, TFRecords.
 
     images = FileImages(paths, labels, root=directory)            # or TarImages(...), RecordImages(records.Split)
     dataset = make_dataset(images, image_size=224, crop="released", global_batch_size=100)
@@ -6,7 +7,8 @@
         batch["images"], batch["labels"], batch["positions"], batch["mask"]
     images.image_id(position)                                     # "n01440764/ILSVRC2012_val_00000293.JPEG"
 
-Each kind knows its images by position, 0 … num_images − 1, and yields them in an order of its own.
+Each kind knows its images by position, 0 … num_images − 1, and yields them in an order
+of its own.
 """
 
 import concurrent.futures
@@ -25,7 +27,8 @@ from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.data.tar_archives import TarMember
 from tpu_utils.errors import brief_message
 
-# Nothing here needs AutoGraph, whose conversion takes most of the time until the first batch.
+# Nothing here needs AutoGraph, whose conversion takes most of the time until the first
+# batch.
 _as_it_is = tf.autograph.experimental.do_not_convert
 _PARALLEL_FILES = 8
 _FILE_BUFFER_BYTES = 8 << 20
@@ -39,14 +42,19 @@ class LabeledImages(Protocol):
     remarks: Sequence[str]  # lines for people, such as what was passed over
 
     def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
-        """(encoded image: string, label: int32, position: int32) of every count-th one, from the index-th on, of the images
-        that `is_drawn`."""
+        """(encoded image: string, label: int32, position: int32) of every count-th one,
+        from the index-th on, of the images that `is_drawn`.
+        """
 
     def image_id(self, position: int) -> str:
-        """What the image is called, unique within the set and the same wherever the set lies."""
+        """What the image is called, unique within the set and the same wherever the set
+        lies.
+        """
 
     def digest(self) -> str:
-        """SHA-256 of what is cheap to know and tells another set from this one: names, sizes, labels."""
+        """SHA-256 of what is cheap to know and tells another set from this one: names,
+        sizes, labels.
+        """
 
     def encoded(self, position: int) -> bytes:
         """The bytes of one image, for a second look, as `image_formats.as_decodable`.
@@ -57,7 +65,9 @@ class LabeledImages(Protocol):
 
 
 def is_drawn(position, num_drawn: int, num_images: int):
-    """True for exactly `num_drawn` of the positions 0 … num_images − 1 (int32 tensor or array), evenly spaced."""
+    """True for exactly `num_drawn` of the positions 0 … num_images − 1 (int32 tensor or
+    array), evenly spaced.
+    """
     position = tf.cast(position, tf.int64)
     return position * num_drawn // num_images < (position + 1) * num_drawn // num_images
 
@@ -254,7 +264,9 @@ class RecordImages:
 
 
 def find_unreadable(images: LabeledImages, start: int = 0) -> Optional[DataError]:
-    """The first image at or after a position that cannot be read or decoded, with the reason; None if all can."""
+    """The first image at or after a position that cannot be read or decoded, with the
+    reason; None if all can.
+    """
 
     def problem(position):
         try:
@@ -290,24 +302,29 @@ def make_dataset(
     change: Optional[Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = None,
     chosen: Optional[np.ndarray] = None,
 ) -> tf.data.Dataset:
-    """One pass over the images: every one once over all input pipelines, and from each of them the same number of batches.
+    """One pass over the images: every one once over all input pipelines, and from each
+    of them the same number of batches.
 
     Args:
         images: which.
         image_size, crop: see `preprocessing.preprocess_for_eval`.
         global_batch_size: images over all replicas; divisible by their number.
-        input_context: given by `strategy.distribute_datasets_from_function`; None is one input pipeline for one replica.
+        input_context: given by `strategy.distribute_datasets_from_function`; None is
+            one input pipeline for one replica.
         num_drawn: so many images, evenly over the positions; None: all.
-        change: (encoded image, position) → another encoded image, for instance a corrupted one.
+        change: (encoded image, position) → another encoded image, for instance a
+            corrupted one.
         chosen: positions, of which alone there shall be images; instead of `num_drawn`.
 
     Returns:
-        {"images": float32 [replica_batch, image_size, image_size, 3], "labels": int32 [replica_batch], "positions": int32
-        [replica_batch], "mask": float32 [replica_batch]} of static shapes; the mask is 0 where the batch is filled up.
+        {"images": float32 [replica_batch, image_size, image_size, 3], "labels": int32
+        [replica_batch], "positions": int32 [replica_batch], "mask": float32
+        [replica_batch]} of static shapes; the mask is 0 where the batch is filled up.
 
     Raises:
-        ValueError: the batch does not divide by the replicas. Iterating raises a `tf.errors.OpError` at an image that cannot be
-            read; `find_unreadable` says which.
+        ValueError: the batch does not divide by the replicas. Iterating raises a
+            `tf.errors.OpError` at an image that cannot be read; `find_unreadable` says
+            which.
     """
     count, index, num_replicas = 1, 0, 1
     if input_context is not None:

@@ -1,16 +1,19 @@
-"""From a config and a folder of TFRecords to batches: the seam between the data and the trainer or evaluator.
+"""From a config and a folder of TFRecords to batches: the seam between the data and the
+trainer or evaluator.
 
     dataset = make_train_dataset(config.data, data_dir, global_batch_size=256, seed=0, start_batch=step)
     for batch in dataset:                                # without end
         batch["images"], batch["labels"]                 # uint8 [replica_batch, size, size, 3], int32 [replica_batch]
 
-The training stream is a pure function of (seed, position): the order of files and records in an epoch comes from (seed, epoch),
-an image's augmentation from (seed, input pipeline, position in the stream), a batch's mixing from that of its first image. So
+The training stream is a pure function of (seed, position): the order of files and
+records in an epoch comes from (seed, epoch), an image's augmentation from (seed, input
+pipeline, position in the stream), a batch's mixing from that of its first image. So
 `start_batch=k` gives the very batches that an uninterrupted run sees from batch k on.
 
-A bad record (damaged, not decodable, label out of range, …) is found, named and, up to `config.data.max_bad_records` of them on
-each host, replaced by another one of its file; one more ends the iteration with an error whose text
-`records.explain_data_error` turns back into a `records.DataError`.
+A bad record (damaged, not decodable, label out of range, …) is found, named and, up to
+`config.data.max_bad_records` of them on each host, replaced by another one of its file;
+one more ends the iteration with an error whose text `records.explain_data_error` turns
+back into a `records.DataError`.
 """
 
 import dataclasses
@@ -45,7 +48,8 @@ def count_examples(data: "DataConfig", data_dir: str, split: str) -> int:
 
 
 def files_digest(data: "DataConfig", data_dir: str, split: str) -> str:
-    """What tells a split's files from others, see `records.Split.digest`; "" of synthetic images.
+    """What tells a split's files from others, see `records.Split.digest`; "" of
+    synthetic images.
 
     Raises:
       records.DataError: see `records.open_split`.
@@ -58,14 +62,18 @@ def files_digest(data: "DataConfig", data_dir: str, split: str) -> str:
 def _open_split(
     data: "DataConfig", data_dir: str, split: str, num_classes: Optional[int]
 ) -> records.Split:
-    """A split whose labels are the network's classes: one more than the data set's where class 0 is the background."""
+    """A split whose labels are the network's classes: one more than the data set's
+    where class 0 is the background.
+    """
     opened = sources.open_split(data, data_dir, split)
     offset = 0 if num_classes is None else background_offset(num_classes)
     return dataclasses.replace(opened, label_offset=opened.label_offset - offset)
 
 
 def make_augmentation(data: "DataConfig") -> Optional[preprocessing.Augmentation]:
-    """What `data.augment` and `data.cutout_half_size` ask for: `(uint8 image, seed) -> uint8 image`, or None for nothing."""
+    """What `data.augment` and `data.cutout_half_size` ask for: `(uint8 image, seed) ->
+    uint8 image`, or None for nothing.
+    """
     ops = {"official": augmentation.OPS, "meant": augmentation.MEANT_OPS}[data.augment_ops]
     steps = []
     if data.augment == "autoaugment":
@@ -91,7 +99,9 @@ def make_augmentation(data: "DataConfig") -> Optional[preprocessing.Augmentation
 
 
 def _make_views(data: "DataConfig", paired_views: bool) -> Callable[[tf.Tensor, tf.Tensor], Batch]:
-    """(encoded image, seed int64 [2]) → what training sees of it: `images` and, if paired, `augmented_images`."""
+    """(encoded image, seed int64 [2]) → what training sees of it: `images` and, if
+    paired, `augmented_images`.
+    """
     augment = make_augmentation(data)
     settings = {
         "crop": data.crop,
@@ -122,7 +132,9 @@ def _make_views(data: "DataConfig", paired_views: bool) -> Callable[[tf.Tensor, 
 def _make_mixing(
     data: "DataConfig", num_classes: Optional[int]
 ) -> Optional[Callable[[Batch, tf.Tensor], Batch]]:
-    """(batch, seed int64 [2]) → the batch with its images, both views alike, and labels mixed; None where nothing is."""
+    """(batch, seed int64 [2]) → the batch with its images, both views alike, and labels
+    mixed; None where nothing is.
+    """
     if not (data.mixup_alpha or data.cutmix_alpha):
         return None
     if num_classes is None:
@@ -231,7 +243,8 @@ def make_eval_dataset(
     input_context: Optional[tf.distribute.InputContext] = None,
     num_classes: Optional[int] = None,
 ) -> tf.data.Dataset:
-    """One pass over a split: every image once over all input pipelines, and from each of them the same number of batches.
+    """One pass over a split: every image once over all input pipelines, and from each
+    of them the same number of batches.
 
     Args: as `make_train_dataset`; `split` is the files' prefix.
 
@@ -290,9 +303,11 @@ def sample_views(
     num_classes: int,
     paired_views: bool = False,
 ) -> np.ndarray:
-    """For a look at the input: the first training images as the evaluation and as several draws of the training show them.
+    """For a look at the input: the first training images as the evaluation and as
+    several draws of the training show them.
 
-    Args: as `make_train_dataset`. The images of a draw are a batch, in which they are mixed.
+    Args: as `make_train_dataset`. The images of a draw are a batch, in which they are
+    mixed.
 
     Returns:
       uint8 [num_images, columns, size, size, 3]: the evaluation's view, then `num_draws` of training's; if paired, each of them

@@ -1,10 +1,11 @@
-"""From encoded bytes to the pixels that a network sees: the official evaluation and training pre-processing, one image at a
-time.
+"""From encoded bytes to the pixels that a network sees: the official evaluation and
+training pre-processing, one image at a time.
 
     preprocess_for_eval(jpeg_bytes, image_size=224)                  # float32 [224, 224, 3], bit-exact to the official code
     preprocess_for_train(jpeg_bytes, 224, seed=tf.constant([0, 1]))  # uint8 [224, 224, 3], a pure function of bytes and seed
 
-Pixels are RGB in [0, 255]; the network normalises them. Everything here runs eagerly and inside `Dataset.map`.
+Pixels are RGB in [0, 255]; the network normalises them. Everything here runs eagerly
+and inside `Dataset.map`.
 """
 
 import functools
@@ -21,9 +22,10 @@ Augmentation = Callable[
 INCEPTION_AREA = (0.08, 1.0)
 INCEPTION_ASPECT_RATIO = (3 / 4, 4 / 3)
 _INCEPTION_ATTEMPTS = 10
-# "bicubic" is what every network here was trained and evaluated with. "bilinear" is how the official
-# export of EfficientNet-Lite and -EdgeTPU resizes: it never leaves 0…255, which suits 8 bits. The
-# official trainer asks for it too, but its reader of TFRecords does not pass it on.
+# "bicubic" is what every network here was trained and evaluated with. "bilinear" is how
+# the official export of EfficientNet-Lite and -EdgeTPU resizes: it never leaves 0…255,
+# which suits 8 bits. The official trainer asks for it too, but its reader of TFRecords
+# does not pass it on.
 RESIZE_METHODS = {"bicubic": tf.raw_ops.ResizeBicubic, "bilinear": tf.raw_ops.ResizeBilinear}
 _RELEASED_PADDING = 32  # pixels: at the checkpoints' release the crop was size / (size + 32)
 
@@ -34,7 +36,8 @@ def crop_fraction(image_size: int, crop: Union[str, float] = "released") -> floa
     Args:
       image_size: pixels.
       crop: "released", image_size / (image_size + 32), with which the published accuracies were measured; or a number or its
-        text, such as 0.875, which the official script has used for every model since November 2021.
+        text, such as 0.875, which the official script has used for every model since
+            November 2021.
 
     Raises:
       ValueError: `crop` is something else, or not in (0, 1].
@@ -50,7 +53,8 @@ def crop_fraction(image_size: int, crop: Union[str, float] = "released") -> floa
             f"`crop` is {crop!r}, but must be 'released' or a fraction in (0, 1], such as 0.875."
         )
     if fraction < 1:
-        # The official script rounds the padding to whole pixels first: 0.875 at 260 pixels is 260 / 297.
+        # The official script rounds the padding to whole pixels first: 0.875 at 260
+        # pixels is 260 / 297.
         return image_size / (image_size + round(image_size * (1 / fraction - 1)))
     return 1.0
 
@@ -72,8 +76,9 @@ def resize(image: tf.Tensor, image_size: int, method: str = "bicubic") -> tf.Ten
 
 
 def _decode_and_crop(encoded: tf.Tensor, window: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-    """Decodes only `window(shape)` = [y, x, height, width] of a JPEG; of another format, decodes all of it and cuts the window
-    out."""
+    """Decodes only `window(shape)` = [y, x, height, width] of a JPEG; of another
+    format, decodes all of it and cuts the window out.
+    """
 
     def of_jpeg() -> tf.Tensor:
         return tf.image.decode_and_crop_jpeg(
@@ -101,7 +106,8 @@ def preprocess_for_eval(
     crop: Union[str, float] = "released",
     resize_method: str = "bicubic",
 ) -> tf.Tensor:
-    """The official evaluation pre-processing: centre crop of the shorter side, legacy resizing.
+    """The official evaluation pre-processing: centre crop of the shorter side, legacy
+    resizing.
 
     Args:
       encoded: scalar string, the bytes of a JPEG (or PNG, GIF, BMP) file.
@@ -130,7 +136,8 @@ def _fit(image: tf.Tensor, image_size: int, method: str = "bicubic") -> tf.Tenso
 
 
 def inception_window(shape: tf.Tensor, seed: tf.Tensor, fallback_fraction: float) -> tf.Tensor:
-    """The official random crop: 8–100 % of the area, aspect 3/4–4/3, ten attempts, then the centre crop of the evaluation.
+    """The official random crop: 8–100 % of the area, aspect 3/4–4/3, ten attempts, then
+    the centre crop of the evaluation.
 
     Args:
       shape: int32 [3], height, width, channels of the image.
@@ -152,7 +159,8 @@ def inception_window(shape: tf.Tensor, seed: tf.Tensor, fallback_fraction: float
         use_image_if_no_bounding_boxes=True,
     )
     window = tf.stack([begin[0], begin[1], size[0], size[1]])
-    # The official test compares the channels too: a gray JPEG (one channel in the file, three when decoded) never falls back.
+    # The official test compares the channels too: a gray JPEG (one channel in the file,
+    # three when decoded) never falls back.
     whole = tf.reduce_all(tf.equal(tf.stack([size[0], size[1], 3]), shape))
     return tf.where(whole, _center_window(shape, fallback_fraction), window)
 
@@ -204,10 +212,12 @@ def preprocess_for_train(
     horizontal_flip: bool = True,
     augment: Optional[Augmentation] = None,
 ) -> tf.Tensor:
-    """The official training pre-processing: random crop, legacy bicubic, random flip, then `augment`.
+    """The official training pre-processing: random crop, legacy bicubic, random flip,
+    then `augment`.
 
-    The official code feeds float pixels when it does not augment and, when it does, clips and truncates to uint8 first. The
-    same here, except that without augmentation the pixels are rounded to uint8, the form in which they travel to the device.
+    The official code feeds float pixels when it does not augment and, when it does,
+    clips and truncates to uint8 first. The same here, except that without augmentation
+    the pixels are rounded to uint8, the form in which they travel to the device.
 
     Args:
       encoded: scalar string, the bytes of a JPEG (or PNG, GIF, BMP) file.
@@ -238,7 +248,8 @@ def preprocess_pair_for_train(
     horizontal_flip: bool = True,
     augment: Augmentation,
 ) -> Tuple[tf.Tensor, tf.Tensor]:
-    """The same crop and flip of an image plainly and augmented, decoded once: what fine-grained AdvProp trains on.
+    """The same crop and flip of an image plainly and augmented, decoded once: what
+    fine-grained AdvProp trains on.
 
     Args: as `preprocess_for_train`.
 

@@ -2,12 +2,13 @@
 
     row, = call_python(read, [file, record], row=tf.TensorSpec([], tf.string))    # in a dataset
 
-A dataset's threads read ahead as long as its iterator lives, and that may be longer than Python:
-an exception's traceback, for instance, holds the frames that hold the iterator. A thread that
-then calls into Python ends the process by SIGABRT, or makes it wait for ever, whatever exit code
-it was about to give. So each call asks first, in the graph, whether Python still answers. Before
-the interpreter goes, the datasets are told that it does not, and the calls that have begun are
-waited for. What the iterators do after that is TensorFlow's business alone.
+A dataset's threads read ahead as long as its iterator lives, and that may be longer
+than Python: an exception's traceback, for instance, holds the frames that hold the
+iterator. A thread that then calls into Python ends the process by SIGABRT, or makes it
+wait for ever, whatever exit code it was about to give. So each call asks first, in the
+graph, whether Python still answers. Before the interpreter goes, the datasets are told
+that it does not, and the calls that have begun are waited for. What the iterators do
+after that is TensorFlow's business alone.
 """
 
 import atexit
@@ -20,7 +21,8 @@ import tensorflow as tf
 
 # A call that takes longer is stuck, say in a file system that does not answer.
 _PATIENCE_SECONDS = 10.0
-# For calls that are in the graph, on their way to Python. One that was cancelled never arrives.
+# For calls that are in the graph, on their way to Python. One that was cancelled never
+# arrives.
 _GRACE_SECONDS = 2.0
 _ENDED = "Python no longer answers: the program is about to end"
 
@@ -38,9 +40,9 @@ def call_python(
         results: names (for people) and specs; a dimension may be None.
 
     Returns:
-        A tensor for each of `results`. If `function` raises, or Python no longer answers, the
-        tensors' computation fails by an `InvalidArgumentError` whose text holds
-        "<class of the exception>: <its message>".
+        A tensor for each of `results`. If `function` raises, or Python no longer
+        answers, the tensors' computation fails by an `InvalidArgumentError` whose text
+        holds "<class of the exception>: <its message>".
     """
     specs = list(results.values())
     nothing = [_empty(spec) for spec in specs]
@@ -60,7 +62,8 @@ def call_python(
             return [tf.constant(_ENDED), *(tf.constant(value) for value in nothing)]
 
     _STATE.begin()
-    # In this order: who has asked before the end counts as coming when the end begins to wait.
+    # In this order: who has asked before the end counts as coming when the end begins
+    # to wait.
     with tf.control_dependencies([_STATE.num_coming.add(1)]):
         has_ended = _STATE.has_ended.read()
     dtypes = [tf.string, *(spec.dtype for spec in specs)]
@@ -75,8 +78,8 @@ def call_python(
 class _Cell:
     """A number in TensorFlow's memory that all graphs and Python know by its name.
 
-    Not a `tf.Variable`: a strategy would make copies of it, and a dataset that captures a variable
-    is one that tf.data does not optimize.
+    Not a `tf.Variable`: a strategy would make copies of it, and a dataset that captures
+    a variable is one that tf.data does not optimize.
     """
 
     def __init__(self, name: str, dtype: tf.DType):
@@ -116,7 +119,9 @@ class _State:
         self._is_registered = False
 
     def begin(self) -> None:
-        """Makes the cells, also where a strategy has started TensorFlow anew since the last call."""
+        """Makes the cells, also where a strategy has started TensorFlow anew since the
+        last call.
+        """
         with tf.init_scope(), self._lock:
             if not self.has_ended.exists():
                 self.num_coming.assign(self._num_come)

@@ -1,11 +1,12 @@
-"""The records of a split in the order in which one host reads them, epoch after epoch, each under its position in the stream.
+"""The records of a split in the order in which one host reads them, epoch after epoch,
+each under its position in the stream.
 
     stream = RecordStream(split, InputHost.of(input_context), shuffle_seed=0, shuffle_buffer=16384)
     for position, (file, record, serialized) in stream.elements(first_position): ...
 
-The order is a pure function of (seed, epoch), so a stream starts anywhere: whole epochs are jumped over, and up to the place
-within one the records are read but not decoded. Several hosts split the files where those divide evenly and the records
-otherwise.
+The order is a pure function of (seed, epoch), so a stream starts anywhere: whole epochs
+are jumped over, and up to the place within one the records are read but not decoded.
+Several hosts split the files where those divide evenly and the records otherwise.
 """
 
 import hashlib
@@ -20,7 +21,8 @@ from efficientnet_advprop.data import records
 from efficientnet_advprop.data.python_calls import call_python
 
 _PARALLEL_FILES = 16
-# What is remote comes in requests, of which there should be few; a local file's buffer should stay in the processor's cache.
+# What is remote comes in requests, of which there should be few; a local file's buffer
+# should stay in the processor's cache.
 _REMOTE_BUFFER_BYTES, _LOCAL_BUFFER_BYTES = 8 << 20, 256 << 10
 
 
@@ -56,10 +58,11 @@ class InputHost(typing.NamedTuple):
 
 
 class RecordStream:
-    """The records of one split that one host reads, epoch after epoch, each under its position in the stream.
+    """The records of one split that one host reads, epoch after epoch, each under its
+    position in the stream.
 
-    An epoch always has `epoch_size` elements, whatever becomes of the files: a record that cannot be read is an empty string in
-    its place.
+    An epoch always has `epoch_size` elements, whatever becomes of the files: a record
+    that cannot be read is an empty string in its place.
     """
 
     def __init__(
@@ -91,7 +94,9 @@ class RecordStream:
         )
 
     def _read_file(self, index: tf.Tensor) -> tf.data.Dataset:
-        """(file, record, bytes) of every record of a file; b"" from the first one on that cannot be read."""
+        """(file, record, bytes) of every record of a file; b"" from the first one on
+        that cannot be read.
+        """
         path = self._files[index]
         (is_there,) = call_python(_wait_for_file, [path], is_there=tf.TensorSpec([], tf.bool))
         rows = tf.data.TFRecordDataset(
@@ -133,8 +138,11 @@ class RecordStream:
     def elements(
         self, first_position: tf.Tensor, read: Optional[Callable] = None
     ) -> tf.data.Dataset:
-        """The endless stream from a position on: (position int64, (file int64, record int64, bytes string)). Unshuffled without
-        a seed."""
+        """The endless stream from a position on: (position int64, (file int64, record
+        int64, bytes string)).
+
+        Unshuffled without a seed.
+        """
         read = read or self._read_file
         num_files = len(self._files)
         in_order = self._one_pass(tf.range(num_files), read)
@@ -166,7 +174,11 @@ class RecordStream:
         )
 
     def identify(self, position: int, num_positions: int) -> List[Tuple[int, int]]:
-        """Which file (an index of `split.files`) and which record of it stand at the positions from one on. Reads no file."""
+        """Which file (an index of `split.files`) and which record of it stand at the
+        positions from one on.
+
+        Reads no file.
+        """
         elements = self.elements(tf.constant(position, tf.int64), self._read_numbers).take(
             num_positions
         )
@@ -181,7 +193,9 @@ class RecordStream:
 
 
 def _wait_for_file(path: bytes) -> bool:
-    """Whether a file can be opened, waiting a while for a file system that is unavailable."""
+    """Whether a file can be opened, waiting a while for a file system that is
+    unavailable.
+    """
     path = path.decode()
     try:
         records.retry_reads(lambda: tf.io.gfile.stat(path), f"Opening {path}")

@@ -1,13 +1,14 @@
-"""Sharded TFRecords in the official ImageNet layout: finding, checking, counting, writing and reading single records.
+"""Sharded TFRecords in the official ImageNet layout: finding, checking, counting,
+writing and reading single records.
 
     split = records.open_split("/data/imagenet", "train")        # files train-00000-of-01024 …, checked for gaps
     split.num_records                                            # counted once, remembered beside the shards
     with records.ShardWriter("/data/mine/train-00000-of-00008") as shard:
         shard.write(records.make_example(jpeg_bytes, label=3))   # label 0…num_classes-1; the file holds label + 1
 
-Features of a record, as the official converter writes them: `image/encoded` (bytes) and `image/class/label` (int64, one-based);
-the others are for people. Every complaint about data is a `DataError`, which names the file, the record's index in it and the
-reason.
+Features of a record, as the official converter writes them: `image/encoded` (bytes) and
+`image/class/label` (int64, one-based); the others are for people. Every complaint about
+data is a `DataError`, which names the file, the record's index in it and the reason.
 """
 
 import concurrent.futures
@@ -31,14 +32,18 @@ from efficientnet_advprop.errors import UserError
 from tpu_utils.errors import brief_message
 
 _SHARD_NAME = re.compile(r"^(?P<prefix>[A-Za-z0-9_]+)-(?P<index>\d{5})-of-(?P<total>\d{5})$")
-# A TFRecord: uint64 length, uint32 checksum of the length, the payload, uint32 checksum of the payload.
+# A TFRecord: uint64 length, uint32 checksum of the length, the payload, uint32 checksum
+# of the payload.
 HEADER_BYTES, _FOOTER_BYTES = 12, 4
 _READ_ATTEMPTS = 5
 _T = TypeVar("_T")
 
 
 class DataError(UserError, ValueError):
-    """Data that cannot be used. The message is one line: file, index of the record in it (from 0), reason, way out."""
+    """Data that cannot be used.
+
+    The message is one line: file, index of the record in it (from 0), reason, way out.
+    """
 
     def __init__(self, reason: str, path: Optional[str] = None, record: Optional[int] = None):
         where = (
@@ -50,7 +55,9 @@ class DataError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The shards of one split, how many records each holds, and under which names a record keeps its image and label."""
+    """The shards of one split, how many records each holds, and under which names a
+    record keeps its image and label.
+    """
 
     files: Sequence[str]
     counts: Sequence[int]
@@ -67,14 +74,18 @@ class Split:
         return sum(self.counts)
 
     def digest(self) -> str:
-        """SHA-256 of what is cheap to know and tells other files from these: names, numbers of records, sizes."""
+        """SHA-256 of what is cheap to know and tells other files from these: names,
+        numbers of records, sizes.
+        """
         names = [os.path.basename(path) for path in self.files]
         facts = json.dumps([names, list(self.counts), list(self.sizes)])
         return hashlib.sha256(facts.encode()).hexdigest()
 
 
 class FileCount(NamedTuple):
-    """`num_records` whole records; `is_whole` is False where something that is no record follows them."""
+    """`num_records` whole records; `is_whole` is False where something that is no
+    record follows them.
+    """
 
     num_records: int
     is_whole: bool
@@ -85,7 +96,9 @@ def shard_name(prefix: str, index: int, num_shards: int) -> str:
 
 
 def retry_reads(function: Callable[[], _T], what: str) -> _T:
-    """Calls `function`, again after 1, 2, 4 and 8 seconds while a file system says that it is unavailable."""
+    """Calls `function`, again after 1, 2, 4 and 8 seconds while a file system says that
+    it is unavailable.
+    """
     for attempt in range(_READ_ATTEMPTS):
         try:
             return function()
@@ -151,7 +164,9 @@ def find_shards(data_dir: str, prefix: str) -> List[str]:
 
 
 def has_shards(data_dir: str, prefix: str) -> bool:
-    """Whether a folder is there and holds `<prefix>-?????-of-?????` files, whole or not."""
+    """Whether a folder is there and holds `<prefix>-?????-of-?????` files, whole or
+    not.
+    """
     if not tf.io.gfile.isdir(data_dir):
         return False
     found = map(_SHARD_NAME.match, files.list_folder(data_dir))
@@ -165,8 +180,9 @@ def _record_offsets_at_size(path: str, size: int) -> List[int]:
 
 
 def record_offsets(path: str) -> "tuple[List[int], bool]":
-    """Where each whole record of a file begins, read from the lengths alone, and whether the file ends with the last of
-    them."""
+    """Where each whole record of a file begins, read from the lengths alone, and
+    whether the file ends with the last of them.
+    """
     offsets, position = [], 0
     with tf.io.gfile.GFile(path, "rb") as file:
         size = file.size()
@@ -185,7 +201,8 @@ def record_offsets(path: str) -> "tuple[List[int], bool]":
 
 def count_records(path: str) -> FileCount:
     """Counts a file's records without reading them: from length to length."""
-    # A local file goes through Python's own, which seeks several times faster than a GFile.
+    # A local file goes through Python's own, which seeks several times faster than a
+    # GFile.
     if "://" in path:
         offsets, is_whole = record_offsets(path)
         return FileCount(len(offsets), is_whole)
@@ -213,7 +230,9 @@ def _counts_path(data_dir: str, prefix: str) -> str:
 
 
 def save_counts(data_dir: str, prefix: str, sizes: Sequence[int], counts: Sequence[int]) -> None:
-    """Remembers the record counts beside the shards, with each file's size in bytes to notice a changed one."""
+    """Remembers the record counts beside the shards, with each file's size in bytes to
+    notice a changed one.
+    """
     table = {
         shard_name(prefix, i, len(counts)): {"bytes": int(sizes[i]), "records": int(counts[i])}
         for i in range(len(counts))
@@ -224,8 +243,8 @@ def save_counts(data_dir: str, prefix: str, sizes: Sequence[int], counts: Sequen
 def open_split(data_dir: str, prefix: str, *, tolerate_broken_tails: bool = False) -> Split:
     """Finds, checks and counts the shards of a split.
 
-    Counting costs a seek per record the first time; the counts then stay in `record_counts_<prefix>.json` where that can be
-    written.
+    Counting costs a seek per record the first time; the counts then stay in
+    `record_counts_<prefix>.json` where that can be written.
 
     Args:
       data_dir: the folder, local or remote.
@@ -287,7 +306,8 @@ def open_split(data_dir: str, prefix: str, *, tolerate_broken_tails: bool = Fals
 
 
 class ShardWriter:
-    """A context manager that writes one TFRecord file, which appears under its name when it is complete, and only then.
+    """A context manager that writes one TFRecord file, which appears under its name
+    when it is complete, and only then.
 
     Attributes:
       num_records: how many have been written so far.
@@ -325,7 +345,9 @@ def make_example(
     synset: str = "",
     filename: str = "",
 ) -> bytes:
-    """A serialized record with the official features; `label` counts from 0, the stored one from 1."""
+    """A serialized record with the official features; `label` counts from 0, the stored
+    one from 1.
+    """
 
     def of_bytes(value: bytes) -> tf.train.Feature:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
@@ -351,8 +373,11 @@ def make_example(
 
 
 def parse(record: tf.Tensor, split: Split) -> "tuple[tf.Tensor, tf.Tensor]":
-    """A serialized record's image (scalar string, encoded) and label (scalar int32, from 0). In the graph: a lacking feature is
-    an error."""
+    """A serialized record's image (scalar string, encoded) and label (scalar int32,
+    from 0).
+
+    In the graph: a lacking feature is an error.
+    """
     features = tf.io.parse_single_example(
         record,
         {
@@ -384,7 +409,8 @@ def read_record(path: str, index: int) -> bytes:
 
     frame = retry_reads(read_frame, f"Reading {path}")
     length = struct.unpack("<Q", frame[:8])[0]
-    # TensorFlow's own reader checks the checksums: of a file that holds this record alone.
+    # TensorFlow's own reader checks the checksums: of a file that holds this record
+    # alone.
     with tempfile.NamedTemporaryFile(suffix=".tfrecord") as alone:
         alone.write(frame[: HEADER_BYTES + length + _FOOTER_BYTES])
         alone.flush()
@@ -431,7 +457,9 @@ def explain_bad_record(record: bytes, split: Split, num_classes: Optional[int]) 
 
 
 def explain_data_error(error: BaseException) -> Optional[DataError]:
-    """The `DataError` behind an exception that came out of iterating a dataset, or None if there is none in it."""
+    """The `DataError` behind an exception that came out of iterating a dataset, or None
+    if there is none in it.
+    """
     if isinstance(error, DataError):
         return error
     # As `tf.debugging.Assert` prints a string: ["DataError: …"].

@@ -13,8 +13,8 @@ from typing import Any, Mapping
 from efficientnet_advprop.data import corruptions
 
 _FILE = pathlib.Path(__file__).with_name("robustness_sets.json")
-# The four further corruptions of ImageNet-C's authors (Hendrycks and Dietterich, ICLR 2019),
-# which their benchmark leaves for the choice of hyperparameters.
+# The four further corruptions of ImageNet-C's authors (Hendrycks and Dietterich, ICLR
+# 2019), which their benchmark leaves for the choice of hyperparameters.
 C_EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 
 
@@ -38,8 +38,9 @@ def cue_conflict_categories() -> Mapping[str, tuple[int, ...]]:
 
 @functools.cache
 def objectnet_classes() -> Mapping[int, tuple[int, ...]]:
-    """Number of an ObjectNet category, in the alphabetical order of its folders → the ImageNet
-    classes that it holds; only the 113 categories that have any."""
+    """Number of an ObjectNet category, in the alphabetical order of its folders → the
+    ImageNet classes that it holds; only the 113 categories that have any.
+    """
     classes: dict[int, list[int]] = {}
     for label, category in _read()["objectnet"]["category_of_class"].items():
         classes.setdefault(category, []).append(int(label))
@@ -48,8 +49,9 @@ def objectnet_classes() -> Mapping[int, tuple[int, ...]]:
 
 @functools.cache
 def corruptions_of(suite: str) -> tuple[str, ...]:
-    """The corruptions of a suite of corrupted images; of one that is not listed here, such as
-    "imagenet_c" or "digits_c", the fifteen of ImageNet-C."""
+    """The corruptions of a suite of corrupted images; of one that is not listed here,
+    such as "imagenet_c" or "digits_c", the fifteen of ImageNet-C.
+    """
     if suite == "imagenet_c_extra":
         return C_EXTRA
     if suite == "imagenet_c_bar":

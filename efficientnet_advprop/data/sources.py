@@ -1,6 +1,8 @@
-"""Where the records of a run come from: `config.data.source` and a split's name -> `records.Split`.
+"""Where the records of a run come from: `config.data.source` and a split's name ->
+`records.Split`.
 
-Whatever the source, the pipeline reads TFRecord files; a source only says which, and what their features are called:
+Whatever the source, the pipeline reads TFRecord files; a source only says which, and
+what their features are called:
 
     "tfrecord"   the official layout in `data_dir`
     "digits"     the embedded digits, written into `data_dir` on first use
@@ -20,11 +22,13 @@ if typing.TYPE_CHECKING:
 
 
 def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
-    """The shards of a split: "train", "validation" or, of TFRecords in the official layout, another prefix.
+    """The shards of a split: "train", "validation" or, of TFRecords in the official
+    layout, another prefix.
 
-    With `data.holdout_shards`, "train" lacks its first so many files and "validation" is those
-    ("minival"), as in the official code; otherwise "validation" is what `data.validation_prefix`
-    says. `data.num_train_examples` then takes the first records of every training file.
+    With `data.holdout_shards`, "train" lacks its first so many files and "validation"
+    is those ("minival"), as in the official code; otherwise "validation" is what
+    `data.validation_prefix` says. `data.num_train_examples` then takes the first
+    records of every training file.
 
     Raises:
       records.DataError: the data are not there or not whole (see `records.open_split`), or there are no more files than held
@@ -137,7 +141,8 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
 def find_class_names(
     data: "DataConfig", data_dir: str, num_classes: int
 ) -> typing.Optional[typing.List[str]]:
-    """The names of a network's classes, from the records of its run; None where nothing tells them.
+    """The names of a network's classes, from the records of its run; None where nothing
+    tells them.
 
     Args:
       data: which source.

@@ -1,10 +1,11 @@
-"""Images from nowhere, for timing the device alone: `--data_dir=synthetic`, as the official programs' fake ImageNet.
+"""Images from nowhere, for timing the device alone: `--data_dir=synthetic`, as the
+official programs' fake ImageNet.
 
     if data_dir == synthetic.NAME:
         dataset = synthetic.make_train_dataset(224, 32, num_classes=1000)
 
-One batch of noise is made, and given again and again: reading, decoding and cropping cost nothing.
-An epoch is as long as ImageNet's.
+One batch of noise is made, and given again and again: reading, decoding and cropping
+cost nothing. An epoch is as long as ImageNet's.
 """
 
 from typing import Optional
@@ -47,7 +48,9 @@ def make_train_dataset(
 def make_eval_dataset(
     image_size: int, replica_batch: int, num_batches: int, num_classes: Optional[int]
 ) -> tf.data.Dataset:
-    """What `pipeline.make_eval_dataset` gives, of noise: `num_batches` batches without padding."""
+    """What `pipeline.make_eval_dataset` gives, of noise: `num_batches` batches without
+    padding.
+    """
     images = tf.random.stateless_uniform(
         [replica_batch, image_size, image_size, 3], _SEED, 0.0, 255.0
     )

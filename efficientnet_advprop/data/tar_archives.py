@@ -1,10 +1,11 @@
-"""What an uncompressed tar archive holds and where, so that its members can be read in place.
+"""What an uncompressed tar archive holds and where, so that its members can be read in
+place.
 
     for member in read_tar_index("imagenet-a.tar"):
         member.name, member.offset, member.size
 
-A link within the archive, which `tar` writes for files that share their contents, stands for the
-member that it points to.
+A link within the archive, which `tar` writes for files that share their contents,
+stands for the member that it points to.
 """
 
 import posixpath
@@ -33,8 +34,8 @@ def read_tar_index(path: str) -> list[TarMember]:
         path: local or remote.
 
     Raises:
-        DataError: it is none, is compressed, or ends too early; or it holds a link to nothing or a
-            file with holes.
+        DataError: it is none, is compressed, or ends too early; or it holds a link to
+            nothing or a file with holes.
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -53,7 +54,8 @@ def index_members(file: BinaryIO, path: str, size: Optional[int] = None) -> list
     Args:
         file: seekable.
         path: for messages.
-        size: of the archive, where it is itself a member of another one; None: to the file's end.
+        size: of the archive, where it is itself a member of another one; None: to the
+            file's end.
 
     Returns:
         The files, with offsets from the beginning of `file`.
@@ -74,8 +76,8 @@ def index_members(file: BinaryIO, path: str, size: Optional[int] = None) -> list
                 )
             end = info.offset_data + (info.size if info.isfile() else 0)
             infos.append(info)
-    # `tarfile` takes an archive that is cut off between two members for a whole one; but that ends
-    # with empty blocks.
+    # `tarfile` takes an archive that is cut off between two members for a whole one;
+    # but that ends with empty blocks.
     end = start + -(-(end - start) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     file.seek(end)
     is_cut_off = size is not None and end + tarfile.BLOCKSIZE > start + size
@@ -113,7 +115,8 @@ def _follow(
     """The member itself or the one that a link stands for; None if there is none."""
     seen = set()
     while info.issym() or info.islnk():
-        # A hard link names its target from the archive's root, a symbolic one from its own folder.
+        # A hard link names its target from the archive's root, a symbolic one from its
+        # own folder.
         folder = posixpath.dirname(info.name) if info.issym() else ""
         target = _normal(posixpath.join(folder, info.linkname))
         if target not in by_name or target in seen:

@@ -1,4 +1,5 @@
-"""How accurate and how robust a network is: suites of test sets, runs over them, and metrics.
+"""How accurate and how robust a network is: suites of test sets, runs over them, and
+metrics.
 
     from efficientnet_advprop import evaluation
     results = evaluation.run(model, ["imagenet", "imagenet_a"], data_dir="/data")

@@ -1,12 +1,14 @@
-"""Whether a network is as often right as it says: confidences in bins, and the expected calibration error.
+"""Whether a network is as often right as it says: confidences in bins, and the expected
+calibration error.
 
     bins = CalibrationBins.count(confidences, is_correct)         # or from counts that were summed elsewhere
     bins.expected_calibration_error                               # 0 is perfect
     for confidence, accuracy, num_images in bins.reliability_points(): ...
 
-The confidence of an image is the probability of the class that was answered. Bins are of equal width and closed above, as in
-C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (section 2, equations 2, 3 and 5): bin m of M holds the
-confidences in ((m − 1)/M, m/M].
+The confidence of an image is the probability of the class that was answered. Bins are
+of equal width and closed above, as in C. Guo et al., "On Calibration of Modern Neural
+Networks", ICML 2017 (section 2, equations 2, 3 and 5): bin m of M holds the confidences
+in ((m − 1)/M, m/M].
 """
 
 import dataclasses
@@ -18,7 +20,9 @@ NUM_BINS = 15  # as in the paper, and usual since
 
 
 def bin_index(confidences: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
-    """The bin of each confidence, from 0. Edges belong to the lower bin; exactly 0 belongs to the first.
+    """The bin of each confidence, from 0.
+
+    Edges belong to the lower bin; exactly 0 belongs to the first.
 
     Args:
         confidences: float, any shape, in [0, 1].
@@ -88,7 +92,8 @@ class CalibrationBins:
 
     @property
     def expected_calibration_error(self) -> float:
-        """ECE in [0, 1]: the mean distance of accuracy from confidence, each bin weighing as many images as it has.
+        """ECE in [0, 1]: the mean distance of accuracy from confidence, each bin
+        weighing as many images as it has.
 
         Raises:
             ValueError: there is no image.
@@ -103,7 +108,9 @@ class CalibrationBins:
         return float(sum(distances) / sum(self.num_images))
 
     def reliability_points(self) -> Iterator[tuple[float, float, int]]:
-        """(mean confidence, accuracy, images) of each bin that has any, the lowest first: the reliability diagram."""
+        """(mean confidence, accuracy, images) of each bin that has any, the lowest
+        first: the reliability diagram.
+        """
         for num_images, total, correct in zip(
             self.num_images, self.total_confidence, self.num_correct
         ):

@@ -1,4 +1,5 @@
-"""Models under test: whatever turns pixels into logits, with a name and what its results depend on.
+"""Models under test: whatever turns pixels into logits, with a name and what its
+results depend on.
 
 Usage:
 
@@ -40,8 +41,9 @@ class Classifier:
 
     Args:
         name: for people, and for the folder of its results.
-        function: pixels [n, size, size, 3] in [0, 255] → logits [n, num_classes]. Float32 pixels, traced by TensorFlow, if
-            `is_traceable`; else uint8 NumPy arrays, and any array back.
+        function: pixels [n, size, size, 3] in [0, 255] → logits [n, num_classes].
+            Float32 pixels, traced by TensorFlow, if `is_traceable`; else uint8 NumPy
+            arrays, and any array back.
         num_classes: of the logits.
         image_size, crop: of its own pre-processing.
         weights_digest, config: see `Results`.
@@ -50,7 +52,8 @@ class Classifier:
         fixed_image_size: the only size that it takes; None: any.
         fixed_batch_size: the only size of a replica's batch that it takes; None: any.
         class_names: by label; None: not known.
-        has_background: whether the last logit is of no class of any data set; see `background_last`.
+        has_background: whether the last logit is of no class of any data set; see
+            `background_last`.
     """
 
     name: str
@@ -82,7 +85,8 @@ class Classifier:
         """As `Evaluator.predict`. Traced once for all test sets of one kind.
 
         Raises:
-            ClassifierError: an attack, but the function is not traceable; or it returns something else than logits.
+            ClassifierError: an attack, but the function is not traceable; or it returns
+                something else than logits.
         """
         self._require_attackable(attack)
         if self.is_traceable or attack is not None:
@@ -122,11 +126,13 @@ class Classifier:
         """Why an accuracy under `attack` may be too high; see `network_checks`.
 
         Args:
-            batch: one of those that `predict` takes; one replica's part of it is looked at.
+            batch: one of those that `predict` takes; one replica's part of it is looked
+                at.
 
         Raises:
             AttackError: see there.
-            ClassifierError: the attack needs a gradient, but the function is not traceable.
+            ClassifierError: the attack needs a gradient, but the function is not
+                traceable.
         """
         self._require_attackable(attack)
         strategy = strategy or tf.distribute.get_strategy()
@@ -156,8 +162,9 @@ class Classifier:
         )
 
     def _traceable_function(self):
-        """`function` for float32 tensors; one that is not traceable is called from the graph,
-        which has no gradient."""
+        """`function` for float32 tensors; one that is not traceable is called from the
+        graph, which has no gradient.
+        """
         if self.is_traceable:
             return self.function
 
@@ -201,18 +208,22 @@ def as_classifier(
     crop: Optional[str] = None,
     branch: str = "main",
 ) -> Classifier:
-    """Makes a model ready for evaluation; one that is not ours is asked about a few images of noise.
+    """Makes a model ready for evaluation; one that is not ours is asked about a few
+    images of noise.
 
     Args:
-        model: a `Classifier`; a `Network` of ours, another Keras model or a `tf.function`, of float32 pixels; or any other
-            function, of uint8 pixels. Outputs that are probabilities (none negative, each row's sum 1) are turned into logits
-            by their logarithm.
+        model: a `Classifier`; a `Network` of ours, another Keras model or a
+            `tf.function`, of float32 pixels; or any other function, of uint8 pixels.
+            Outputs that are probabilities (none negative, each row's sum 1) are turned
+            into logits by their logarithm.
         name: for its results; None: the model's own.
-        image_size, crop: None: those of the `Classifier` or the `Network`; else 224 and "0.875".
+        image_size, crop: None: those of the `Classifier` or the `Network`; else 224 and
+            "0.875".
         branch: of a `Network`.
 
     Raises:
-        ClassifierError: it has no name or branch of that kind, or does not return logits.
+        ClassifierError: it has no name or branch of that kind, or does not return
+            logits.
     """
     if isinstance(model, Classifier):
         changes = dict(name=name, image_size=image_size, crop=crop)
@@ -270,9 +281,11 @@ def as_classifier(
 
 
 def background_last(function: Callable) -> Callable:
-    """A traceable function's logits with the first one, of the background, behind those of the data set's classes.
+    """A traceable function's logits with the first one, of the background, behind those
+    of the data set's classes.
 
-    The labels then fit; and the background still takes its place among an image's five best, as in the official evaluation.
+    The labels then fit; and the background still takes its place among an image's five
+    best, as in the official evaluation.
     """
     return lambda images: tf.roll(function(images), -1, axis=-1)
 
@@ -283,7 +296,8 @@ def probe(
     """Asks about images of noise.
 
     Returns:
-        The number of classes; the function, or what turns its probabilities into logits; and "logits" or "probabilities".
+        The number of classes; the function, or what turns its probabilities into
+        logits; and "logits" or "probabilities".
 
     Raises:
         ClassifierError: the answer is no matrix with a row per image.

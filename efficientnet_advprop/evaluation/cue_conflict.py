@@ -1,5 +1,5 @@
-"""What a network goes by on images with the shape of one category and the texture of another
-(Geirhos et al., ICLR 2019).
+"""What a network goes by on images with the shape of one category and the texture of
+another (Geirhos et al., ICLR 2019).
 
     decisions = count_decisions(ImagePredictions.read(".../predictions/cue_conflict.npz"))
     decisions["cat"].shape_bias                                   # 0.22; None: it never decided
@@ -19,8 +19,9 @@ _TEXTURE = re.compile(r"-([a-z]+)\d*\.[A-Za-z]+$")  # of airplane1-bicycle2.png
 
 @dataclasses.dataclass(frozen=True)
 class Decisions:
-    """Of the images with a conflict: how many there are, and how many were answered by their
-    shape's and by their texture's category."""
+    """Of the images with a conflict: how many there are, and how many were answered by
+    their shape's and by their texture's category.
+    """
 
     num_images: int
     num_shape: int
@@ -34,13 +35,18 @@ class Decisions:
 
 
 def texture_of(image_id: str) -> Optional[str]:
-    """The category of an image's texture, by the name of its file; None if it does not say."""
+    """The category of an image's texture, by the name of its file; None if it does not
+    say.
+    """
     match = _TEXTURE.search(os.path.basename(image_id))
     return match[1] if match else None
 
 
 def count_decisions(predictions: ImagePredictions) -> dict[str, Decisions]:
-    """Category of the shape → decisions. Images whose shape and texture agree are left out."""
+    """Category of the shape → decisions.
+
+    Images whose shape and texture agree are left out.
+    """
     categories = list(cue_conflict_categories())
     counts = {category: [0, 0, 0] for category in categories}
     for row, image_id in enumerate(predictions.image_ids):

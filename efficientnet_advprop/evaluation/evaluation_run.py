@@ -1,9 +1,10 @@
-"""The evaluation run: a model on test sets, kept as it comes in, and gone on with where it stopped.
+"""The evaluation run: a model on test sets, kept as it comes in, and gone on with where
+it stopped.
 
     results = run(model, ["imagenet", "imagenet_c"], data_dir="/data", out_dir="runs/evaluation/mine")
 
-Each test set's predictions and scores are written when it is done; the same call again measures what is not there yet, or was
-measured under other conditions.
+Each test set's predictions and scores are written when it is done; the same call again
+measures what is not there yet, or was measured under other conditions.
 """
 
 import concurrent.futures
@@ -81,16 +82,19 @@ def run(
     """Evaluates a model on test suites.
 
     Args:
-        model: see `classifiers.as_classifier`: a network of ours, a Keras model, a `tf.function`, or any function from uint8
-            images [n, size, size, 3] to logits [n, classes], of whatever library.
-        suites: names as for `--suite`: "imagenet", "imagenet_c", "imagenet_c/fog", "folder:/data/pets", …
+        model: see `classifiers.as_classifier`: a network of ours, a Keras model, a
+            `tf.function`, or any function from uint8 images [n, size, size, 3] to
+            logits [n, classes], of whatever library.
+        suites: names as for `--suite`: "imagenet", "imagenet_c", "imagenet_c/fog",
+            "folder:/data/pets", …
         data_dir: what lies where below it says docs/evaluation.md.
         out_dir: of results.json and predictions/; None: runs/evaluation/<name>.
-        name: of the model; needed for a function without one. Of a function the name also stands for the weights, which cannot
-            be seen: give another one another name.
+        name: of the model; needed for a function without one. Of a function the name
+            also stands for the weights, which cannot be seen: give another one another
+            name.
         image_size, crop, branch: see `classifiers.as_classifier`.
-        stored_size, attack, num_restarts, autoattack, max_images, allow_incomplete, seed: see
-            `SuiteSettings`.
+        stored_size, attack, num_restarts, autoattack, max_images, allow_incomplete,
+            seed: see `SuiteSettings`.
         batch_size: images, over all replicas.
         strategy: under which a TensorFlow model was made; None: one device.
         log: takes lines of progress; None: the console.
@@ -128,7 +132,9 @@ def run(
 
 
 def default_directory(classifier: Classifier) -> str:
-    """Where a model's results go unless told: below `DEFAULT_DIRECTORY`, by its name and branch."""
+    """Where a model's results go unless told: below `DEFAULT_DIRECTORY`, by its name
+    and branch.
+    """
     name = os.path.basename(os.path.normpath(classifier.name)).removesuffix(".tar.gz")
     return os.path.join(
         DEFAULT_DIRECTORY, name if classifier.branch == "main" else f"{name}-{classifier.branch}"
@@ -295,7 +301,8 @@ class _Opened(NamedTuple):
     Args:
         images: all of them.
         batches: of the images that are to be looked at.
-        earlier: what was said after the test set before, of all images; None: no such set.
+        earlier: what was said after the test set before, of all images; None: no such
+            set.
         rows: which of them `batches` holds, as numbers of rows of `earlier`; None: all.
         open_all: opens batches of all images.
     """
@@ -310,8 +317,9 @@ class _Opened(NamedTuple):
 def _open_ahead(
     test_sets: Sequence[TestSet], seen: dict[str, _Seen], open_batches: Callable[..., _Opened]
 ) -> Iterator[tuple[TestSet, "concurrent.futures.Future[_Opened]"]]:
-    """Each test set with its images and batches; a thread lists and opens the next set while the
-    present one is scored, unless it must know of the present one's answers."""
+    """Each test set with its images and batches; a thread lists and opens the next set
+    while the present one is scored, unless it must know of the present one's answers.
+    """
 
     def open_one(test_set):
         return open_batches(test_set, test_set.find_images(), seen[test_set.name])
@@ -333,7 +341,9 @@ def _doubts(
     results: Results,
     strategy: tf.distribute.Strategy,
 ) -> list[str]:
-    """Why the accuracy under the attack may be too high, as far as it can be told before it."""
+    """Why the accuracy under the attack may be too high, as far as it can be told
+    before it.
+    """
     doubts = [] if test_set.after is None else list(results.test_sets[test_set.after].doubts)
     if test_set.checks_network:
         # Also of images that are wrong at once: a constant network may have no others.
@@ -374,8 +384,8 @@ def _predict(
             num_done += len(answers["positions"])
             progress.add(len(answers["positions"]))
     except tf.errors.OpError as error:
-        # Files come in the order of their positions, so that the search may start where the
-        # answers ended.
+        # Files come in the order of their positions, so that the search may start where
+        # the answers ended.
         is_in_order = (
             facts.num_drawn == facts.num_images
             and opened.rows is None

@@ -1,4 +1,5 @@
-"""What a classifier says of images, as they are or under attack, and how often it is right.
+"""What a classifier says of images, as they are or under attack, and how often it is
+right.
 
     evaluate = Evaluator(lambda images: model(images, branch="main"))
     evaluate(make_eval_dataset(...)).top1                         # metrics.Score of the whole set
@@ -7,8 +8,9 @@
     white_box = PGD(epsilon=4.0, step_size=1.0, num_steps=10, targeted=False, random_start=1.0)
     Evaluator(logits_fn, attack=white_box)(dataset).top1          # robust accuracy
 
-Any classifier will do: the evaluator sees a function from pixels to logits. Under attack that function must be differentiable:
-it is itself what is attacked. An evaluator is traced once per shape of batch, so keep it for all sets of that shape.
+Any classifier will do: the evaluator sees a function from pixels to logits. Under
+attack that function must be differentiable: it is itself what is attacked. An evaluator
+is traced once per shape of batch, so keep it for all sets of that shape.
 """
 
 import math
@@ -31,11 +33,14 @@ class Answers(NamedTuple):
     """What a classifier says of a batch of images.
 
     Args:
-        ranks: int32 [batch], how many classes come before the true one: 0 is a top-1 hit. Of equal logits the lower class comes
-            first, as with argmax. A row with a NaN or an infinity ranks last, whatever the label; so does a label
-            that is no class.
-        losses: float32 [batch], cross-entropies; not a number where the label is no class.
-        classes: int32 [batch, k], the k highest classes; `NO_CLASS` in a row that is not finite.
+        ranks: int32 [batch], how many classes come before the true one: 0 is a top-1
+            hit. Of equal logits the lower class comes first, as with argmax. A row with
+            a NaN or an infinity ranks last, whatever the label; so does a label that is
+            no class.
+        losses: float32 [batch], cross-entropies; not a number where the label is no
+            class.
+        classes: int32 [batch, k], the k highest classes; `NO_CLASS` in a row that is
+            not finite.
         probabilities: float32 [batch, k], theirs; 0 in such a row.
     """
 
@@ -46,8 +51,8 @@ class Answers(NamedTuple):
 
 
 def category_logits(logits: tf.Tensor, categories: Sequence[Sequence[int]]) -> tf.Tensor:
-    """Logits of categories of classes: of each the logarithm of its classes' mean probability,
-    but for a constant (Geirhos et al., ICLR 2019).
+    """Logits of categories of classes: of each the logarithm of its classes' mean
+    probability, but for a constant (Geirhos et al., ICLR 2019).
 
     Args:
         logits: float32 [batch, classes].
@@ -74,11 +79,12 @@ def judge(
     Args:
         logits: float [batch, classes].
         labels: classes, integers [batch] or [batch, 1].
-        kept_classes: if given, the other classes' logits are dropped first; the labels must be among them.
+        kept_classes: if given, the other classes' logits are dropped first; the labels
+            must be among them.
 
     Raises:
-        LabelError: labels of another type or shape, or such as are no classes. In a traced function,
-            which cannot know, such a row ranks last.
+        LabelError: labels of another type or shape, or such as are no classes. In a
+            traced function, which cannot know, such a row ranks last.
     """
     logits = tf.cast(logits, tf.float32)
     labels = check_classes(labels, logits.shape[-1], logits.shape[0])
@@ -114,7 +120,9 @@ def judge(
 
 
 def worse(answers: Answers, others: Answers) -> Answers:
-    """Image by image the answers under which the true class ranks lower; of equal ranks, those of the higher loss."""
+    """Image by image the answers under which the true class ranks lower; of equal
+    ranks, those of the higher loss.
+    """
     is_lower = others.ranks > answers.ranks
     takes_other = is_lower | (
         tf.equal(others.ranks, answers.ranks) & (others.losses > answers.losses)
@@ -130,16 +138,20 @@ class Evaluator:
     """Scores a classifier over whole data sets.
 
     Args:
-        logits_fn: pixels [batch, height, width, 3] in [0, 255] → logits [batch, classes]; must not change any variable.
-        attack: a `PGD` or a `Search`; if given, an image counts as right only if it is so both as
-            it is and after this attack on `logits_fn` (robust accuracy); an untargeted `PGD` with
-            `random_start=1.0` is the usual white-box test.
-        num_restarts: how often the attack is tried, from another random start each time; an image must withstand all.
+        logits_fn: pixels [batch, height, width, 3] in [0, 255] → logits [batch,
+            classes]; must not change any variable.
+        attack: a `PGD` or a `Search`; if given, an image counts as right only if it is
+            so both as it is and after this attack on `logits_fn` (robust accuracy); an
+            untargeted `PGD` with `random_start=1.0` is the usual white-box test.
+        num_restarts: how often the attack is tried, from another random start each
+            time; an image must withstand all.
         kept_classes: see `judge`.
-        categories: if given, what is judged are these, see `category_logits`, and labels are their
-            numbers.
-        strategy: that distributes the batches; None: the current one, for plain batches one device.
-        seed: of the attack's random numbers, which follow from (seed, batch, replica, restart) alone.
+        categories: if given, what is judged are these, see `category_logits`, and
+            labels are their numbers.
+        strategy: that distributes the batches; None: the current one, for plain batches
+            one device.
+        seed: of the attack's random numbers, which follow from (seed, batch, replica,
+            restart) alone.
     """
 
     def __init__(
@@ -167,12 +179,14 @@ class Evaluator:
         """Counts over all batches.
 
         Args:
-            batches: {"images": [replica_batch, height, width, 3], "labels": integers [replica_batch], "mask": float
-                [replica_batch], 1 for an image and 0 for padding}, distributed by the strategy if there are several replicas.
+            batches: {"images": [replica_batch, height, width, 3], "labels": integers
+                [replica_batch], "mask": float [replica_batch], 1 for an image and 0 for
+                padding}, distributed by the strategy if there are several replicas.
 
         Raises:
             ValueError: there was no image.
-            LabelError: labels of another type or shape than classes, or such as are none.
+            LabelError: labels of another type or shape than classes, or such as are
+                none.
         """
         counts, total_loss = tf.zeros([4], tf.int32), tf.zeros([], tf.float64)
         for index, batch in enumerate(batches):
@@ -188,20 +202,25 @@ class Evaluator:
         return Score(num_images, num_top1, num_top5, float(total_loss))
 
     def predict(self, batches: Iterable[dict[str, tf.Tensor]]) -> Iterator[dict[str, np.ndarray]]:
-        """What it says of each image, batch by batch; every process sees the images of all.
+        """What it says of each image, batch by batch; every process sees the images of
+        all.
 
         Args:
-            batches: as for counting, with "positions": int32 [replica_batch], the numbers of the images.
+            batches: as for counting, with "positions": int32 [replica_batch], the
+                numbers of the images.
 
         Yields:
-            "positions", "labels" (int32 [images]) and the fields of `Answers`, without padding.
+            "positions", "labels" (int32 [images]) and the fields of `Answers`, without
+            padding.
 
         Raises:
-            LabelError: labels of another type or shape than classes, or such as are none.
+            LabelError: labels of another type or shape than classes, or such as are
+                none.
         """
         on_device = None
         for index, batch in enumerate(batches):
-            # The device works on this batch while the last one's answers are taken from it.
+            # The device works on this batch while the last one's answers are taken from
+            # it.
             coming = self._judge_on_all(batch, tf.constant(index))
             if on_device is not None:
                 yield _on_host(on_device)
@@ -228,8 +247,9 @@ class Evaluator:
         return {name: self._strategy.gather(value, axis=0) for name, value in answers.items()}
 
     def _count(self, batch, index):
-        """On one replica: int32 [4], images, top-1 hits, top-5 hits, labels that are no class; and
-        the summed cross-entropy (under attack, if any)."""
+        """On one replica: int32 [4], images, top-1 hits, top-5 hits, labels that are no
+        class; and the summed cross-entropy (under attack, if any).
+        """
         is_image = tf.cast(batch["mask"], tf.float32) > 0.0
         answers, _, has_class = self._judge(batch, index)
         hits = [(answers.ranks < k) & is_image for k in (1, TOP_K)]
@@ -238,8 +258,10 @@ class Evaluator:
         return counts, tf.reduce_sum(tf.where(is_image, answers.losses, 0.0))
 
     def _judge(self, batch, index) -> tuple[Answers, tf.Tensor, tf.Tensor]:
-        """On one replica: the answers, under attack the worst; the labels, int32 [batch]; and 1 for
-        each that is a class, 0 for another, int32 since not all replicas can exchange bools."""
+        """On one replica: the answers, under attack the worst; the labels, int32
+        [batch]; and 1 for each that is a class, 0 for another, int32 since not all
+        replicas can exchange bools.
+        """
         images = tf.cast(batch["images"], tf.float32)
         labels = check_classes(batch["labels"], num_images=images.shape[0])
         logits = self._logits_fn(images)
@@ -247,7 +269,8 @@ class Evaluator:
         answers = judge(logits, labels, self._kept_classes)
         if self._attack is None:
             return answers, labels, tf.cast(has_class, tf.int32)
-        # The attack, too, takes classes only; what it does to an image without one is not used.
+        # The attack, too, takes classes only; what it does to an image without one is
+        # not used.
         attacked_labels = tf.where(has_class, labels, 0)
         seed = tf.constant([self._seed, 0])
         for part in (index, replica_runtime.current().replica_id):

@@ -1,4 +1,5 @@
-"""What a model said of each image of a test set: kept so that two models can be compared image by image.
+"""What a model said of each image of a test set: kept so that two models can be
+compared image by image.
 
 Usage:
 
@@ -26,15 +27,18 @@ class ImagePredictions:
     """Of n images, in the order of the test set.
 
     Args:
-        image_ids: str [n]: the path below the test set's folder, or file and number of a record.
+        image_ids: str [n]: the path below the test set's folder, or file and number of
+            a record.
         labels: int32 [n].
-        classes: int32 [n, 5] (fewer, if there are fewer classes), the most probable first; labels of the full set, also where
-            only some classes were kept. `NO_CLASS` where the logits were not finite.
+        classes: int32 [n, 5] (fewer, if there are fewer classes), the most probable
+            first; labels of the full set, also where only some classes were kept.
+            `NO_CLASS` where the logits were not finite.
         probabilities: float32 [n, 5], theirs.
         losses: float32 [n], cross-entropy in nats.
 
-    Under attack: those of the adversarial image, of several the one whose true class ranks lowest; of an image that is wrong
-    without any attack, its own if they are worse.
+    Under attack: those of the adversarial image, of several the one whose true class
+    ranks lowest; of an image that is wrong without any attack, its own if they are
+    worse.
     """
 
     image_ids: np.ndarray
@@ -80,7 +84,8 @@ class ImagePredictions:
         return ImagePredictions(**values)
 
     def with_right_answers(self, answers: "Sequence[Sequence[int]]") -> "ImagePredictions":
-        """With that one of several right answers as an image's label which ranks highest here.
+        """With that one of several right answers as an image's label which ranks
+        highest here.
 
         Args:
             answers: of each image, at least one.

@@ -1,4 +1,5 @@
-"""Figures made of sums and counts: accuracies with their intervals, and the corruption errors of ImageNet-C.
+"""Figures made of sums and counts: accuracies with their intervals, and the corruption
+errors of ImageNet-C.
 
     score = Score(num_images=1000, num_top1=953, num_top5=999)
     score.top1, score.interval()                                  # 0.953, (0.938, 0.964)
@@ -22,7 +23,8 @@ CorruptionErrors = Mapping[
 def wilson_interval(
     num_correct: int, num_images: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927): honest near 0 and 1, where ±1.96 standard errors is not.
+    """Wilson's score interval of a proportion (Wilson 1927): honest near 0 and 1, where
+    ±1.96 standard errors is not.
 
     Args:
         num_correct: in [0, `num_images`].
@@ -59,7 +61,8 @@ class Score:
         num_images: how many were looked at.
         num_top1: of them, how many have the true class as their highest logit.
         num_top5: of them, how many have it among the five highest.
-        total_loss: the sum of their cross-entropies; scores are the same if they count the same, for this one is rounded.
+        total_loss: the sum of their cross-entropies; scores are the same if they count
+            the same, for this one is rounded.
     """
 
     num_images: int
@@ -127,17 +130,20 @@ def _ratio(corruption: str, numerator: float, denominator: float) -> float:
 def corruption_errors(
     errors: CorruptionErrors, baseline_errors: CorruptionErrors
 ) -> dict[str, float]:
-    """CE of each corruption: Σ over severities of the error, divided by the baseline's sum (Hendrycks & Dietterich, ICLR 2019).
+    """CE of each corruption: Σ over severities of the error, divided by the baseline's
+    sum (Hendrycks & Dietterich, ICLR 2019).
 
     Args:
         errors: of the model.
-        baseline_errors: of what it is measured against (AlexNet, for ImageNet-C); the same corruptions and severities.
+        baseline_errors: of what it is measured against (AlexNet, for ImageNet-C); the
+            same corruptions and severities.
 
     Returns:
         corruption → CE; 1 is as bad as the baseline.
 
     Raises:
-        ValueError: corruptions or severities do not match, or a baseline without errors.
+        ValueError: corruptions or severities do not match, or a baseline without
+            errors.
     """
     _check_same_cells(errors, baseline_errors)
     return {
@@ -147,7 +153,11 @@ def corruption_errors(
 
 
 def mean_corruption_error(errors: CorruptionErrors, baseline_errors: CorruptionErrors) -> float:
-    """mCE: the mean of `corruption_errors` over the corruptions; 1 is as bad as the baseline. Arguments as there."""
+    """mCE: the mean of `corruption_errors` over the corruptions; 1 is as bad as the
+    baseline.
+
+    Arguments as there.
+    """
     return statistics.fmean(corruption_errors(errors, baseline_errors).values())
 
 
@@ -157,14 +167,16 @@ def relative_mean_corruption_error(
     baseline_errors: CorruptionErrors,
     baseline_clean_error: float,
 ) -> float:
-    """Relative mCE: as mCE, of what each corruption adds to the clean error; below 0 a model does better corrupted than clean.
+    """Relative mCE: as mCE, of what each corruption adds to the clean error; below 0 a
+    model does better corrupted than clean.
 
     Args:
         errors, baseline_errors: as in `corruption_errors`.
         clean_error, baseline_clean_error: errors on the uncorrupted images, in [0, 1].
 
     Raises:
-        ValueError: as in `corruption_errors`, and where a corruption adds nothing to the baseline's error.
+        ValueError: as in `corruption_errors`, and where a corruption adds nothing to
+            the baseline's error.
     """
     _check_same_cells(errors, baseline_errors)
     added = {name: sum(value - clean_error for value in values) for name, values in errors.items()}

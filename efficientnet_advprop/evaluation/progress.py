@@ -52,7 +52,10 @@ class Progress:
         self._bar.set_description(what)
 
     def add(self, num_images: int) -> None:
-        """Counts images that are done. The first ones, whose time is mostly that of tracing, are left out of the speed."""
+        """Counts images that are done.
+
+        The first ones, whose time is mostly that of tracing, are left out of the speed.
+        """
         now = time.monotonic()
         if self._started is None:
             self._started, self._num_untimed = now, num_images

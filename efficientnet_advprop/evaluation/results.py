@@ -1,4 +1,5 @@
-"""What was measured of one model on several test sets: a folder, written as it comes in, read to go on and to report.
+"""What was measured of one model on several test sets: a folder, written as it comes
+in, read to go on and to report.
 
     <directory>/results.json                     `Results`: counts, conditions, digests, versions
     <directory>/predictions/<test set>.npz       `ImagePredictions` of every image of a test set
@@ -56,24 +57,31 @@ def describe_attack(attack: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """What a score depends on beside the weights. The same weights under the same conditions are not measured again.
+    """What a score depends on beside the weights.
+
+    The same weights under the same conditions are not measured again.
 
     Args:
-        data_digest: SHA-256 over the names, sizes and labels of the images (of a remote folder, names and labels; of TFRecords,
-            the files' names, sizes and numbers of records): cheap, and it notices other, missing and exchanged files.
+        data_digest: SHA-256 over the names, sizes and labels of the images (of a remote
+            folder, names and labels; of TFRecords, the files' names, sizes and numbers
+            of records): cheap, and it notices other, missing and exchanged files.
         image_size: pixels of the sides of what the network saw.
         crop: see `preprocessing.preprocess_for_eval`; "none" feeds whole images.
-        branch: whose batch norms answered (and were attacked): "main", "aux", "aux_2", …
-        num_kept_classes: how many classes' logits were kept before softmax and argmax (200 of ImageNet-A and -R); None: all.
-        made_from: the suite of the clean images, if these were corrupted here rather than read from the official files.
-        num_drawn: how many images, evenly spaced over all of them, were looked at, if not all
-            were asked for.
-        attack: fields of the attack, with "num_restarts" and, unless it is `PGD`, its "name";
-            None: no attack.
+        branch: whose batch norms answered (and were attacked): "main", "aux", "aux_2",
+            …
+        num_kept_classes: how many classes' logits were kept before softmax and argmax
+            (200 of ImageNet-A and -R); None: all.
+        made_from: the suite of the clean images, if these were corrupted here rather
+            than read from the official files.
+        num_drawn: how many images, evenly spaced over all of them, were looked at, if
+            not all were asked for.
+        attack: fields of the attack, with "num_restarts" and, unless it is `PGD`, its
+            "name"; None: no attack.
         seed: of what is random: the attack, corruptions made here.
-        num_categories: into how many categories the classes were gathered; None: they were not.
-        answers_digest: SHA-256 of which answers count as right, where there are several; None:
-            the label alone.
+        num_categories: into how many categories the classes were gathered; None: they
+            were not.
+        answers_digest: SHA-256 of which answers count as right, where there are
+            several; None: the label alone.
     """
 
     data_digest: str
@@ -98,8 +106,8 @@ class TestSetResult:
         calibration: of the confidence in the top-1 class.
         conditions: see there.
         expected_num_images: how many the test set has; None: there is no fixed number.
-        problems: what is wrong with the data, in words; empty: nothing is. A report shows them
-            with the score.
+        problems: what is wrong with the data, in words; empty: nothing is. A report
+            shows them with the score.
         doubts: why an accuracy under attack may be too high, in words; see
             `attacks.network_checks`.
     """
@@ -144,10 +152,11 @@ class Results:
 
     Args:
         model: its name, for people.
-        weights_digest: see `weights_digest`; of a SavedModel, SHA-256 over its files; "" for a function, whose weights are
-            unknown.
-        config: of the model, JSON values: where it came from, "kind", "normalization", "image_size", "crop", "published" (its
-            name in `models.published_checkpoints`, or None), …
+        weights_digest: see `weights_digest`; of a SavedModel, SHA-256 over its files;
+            "" for a function, whose weights are unknown.
+        config: of the model, JSON values: where it came from, "kind", "normalization",
+            "image_size", "crop", "published" (its name in
+            `models.published_checkpoints`, or None), …
         versions: package → version.
         test_sets: in the order they were measured.
     """
@@ -202,7 +211,9 @@ class Results:
             raise ValueError(f"{file_path!r} cannot be read as results: {error}") from error
 
     def corrupted_suites(self) -> list[str]:
-        """The suites of corrupted images that were measured: "imagenet_c", "imagenet_c_made", …"""
+        """The suites of corrupted images that were measured: "imagenet_c",
+        "imagenet_c_made", …
+        """
         return list(dict.fromkeys(name.suite for name in self.test_sets if name.is_corrupted))
 
     def corruptions(self, suite: str) -> list[str]:
@@ -221,8 +232,9 @@ class Results:
         ]
 
     def missing(self, suite: str) -> list[TestSetName]:
-        """Which of a suite's corrupted sets were not measured: none, or there is no mean of the
-        whole, nor an mCE."""
+        """Which of a suite's corrupted sets were not measured: none, or there is no
+        mean of the whole, nor an mCE.
+        """
         names = [
             TestSetName.corrupted(suite, name, severity)
             for name in corruptions_of(suite)
@@ -231,7 +243,9 @@ class Results:
         return [name for name in names if name not in self.test_sets]
 
     def incomplete(self, suite: str) -> list[TestSetName]:
-        """Which of a suite's test sets were measured in part only: none, or whatever is said of the suite must say so."""
+        """Which of a suite's test sets were measured in part only: none, or whatever is
+        said of the suite must say so.
+        """
         return [
             name
             for name, result in self.test_sets.items()
@@ -249,13 +263,17 @@ class Results:
         }
 
     def mean_corrupted_accuracy(self, suite: str, corruption: Optional[str] = None) -> float:
-        """The plain mean top-1 accuracy over all corrupted sets of a suite, or over those of one corruption."""
+        """The plain mean top-1 accuracy over all corrupted sets of a suite, or over
+        those of one corruption.
+        """
         errors = self.errors(suite)
         chosen = errors.values() if corruption is None else [errors[corruption]]
         return 1.0 - statistics.fmean(error for by_severity in chosen for error in by_severity)
 
     def mean_corruption_error(self, suite: str, baseline: metrics.CorruptionErrors) -> float:
-        """mCE with `baseline` as the yardstick: 1 is as bad. Not that of the whole sets where some are `incomplete`.
+        """mCE with `baseline` as the yardstick: 1 is as bad.
+
+        Not that of the whole sets where some are `incomplete`.
 
         Raises:
             ValueError: sets of the suite are missing.

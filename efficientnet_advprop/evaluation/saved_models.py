@@ -2,10 +2,11 @@
 
     classifier = load("served/efficientnet/1")
 
-Taken is a signature with one input [n, h, w, 3], float or uint8, and one output [n, classes] (or one called "logits"): of our
-exports `predict_images`, else `serving_default`, else the first of that form. Pixels are fed as RGB in [0, 255]; a model that
-wants them otherwise goes by a function of one's own (docs/evaluation.md). Where an export of ours tells its size and crop in
-assets/metadata.json, they are taken.
+Taken is a signature with one input [n, h, w, 3], float or uint8, and one output [n,
+classes] (or one called "logits"): of our exports `predict_images`, else
+`serving_default`, else the first of that form. Pixels are fed as RGB in [0, 255]; a
+model that wants them otherwise goes by a function of one's own (docs/evaluation.md).
+Where an export of ours tells its size and crop in assets/metadata.json, they are taken.
 """
 
 import hashlib
@@ -38,7 +39,8 @@ def load(path: str, *, image_size: Optional[int] = None, crop: Optional[str] = N
         image_size, crop: None: what the model demands or tells, else 224 and "0.875".
 
     Raises:
-        ClassifierError: it is none, or has no signature from images to logits; the message lists those that it has.
+        ClassifierError: it is none, or has no signature from images to logits; the
+            message lists those that it has.
     """
     try:
         loaded = tf.saved_model.load(without_pattern(path))
@@ -118,7 +120,9 @@ def _choose_signature(path, signatures):
 
 
 def _read_metadata(path: str) -> dict:
-    """What an export of ours tells of its input and its classes; {} for another SavedModel."""
+    """What an export of ours tells of its input and its classes; {} for another
+    SavedModel.
+    """
     file_path = os.path.join(path, "assets", "metadata.json")
     if not tf.io.gfile.exists(file_path):
         return {}

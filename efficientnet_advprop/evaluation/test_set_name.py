@@ -4,7 +4,8 @@
     name.suite, name.corruption, name.severity                    # "imagenet_c", "fog", 3
     TestSetName.attacked(8.0).epsilon                             # 8.0, of "pgd/8"
 
-A name is a string, so that it is a key of `Results.test_sets` and of results.json as it stands.
+A name is a string, so that it is a key of `Results.test_sets` and of results.json as it
+stands.
 """
 
 from typing import Iterable, Optional
@@ -14,10 +15,12 @@ CLEAN = "clean"  # the first stage of a chain of attacks
 
 
 class TestSetName(str):
-    """The name of a test set: its suite, and where a suite has several sets, which of them.
+    """The name of a test set: its suite, and where a suite has several sets, which of
+    them.
 
     "imagenet" is a suite of one set, "imagenet_v2/topimages" one of several,
-    "imagenet_c/fog/3" one corruption at one severity, "pgd/8" an attack within 8 levels of 255.
+    "imagenet_c/fog/3" one corruption at one severity, "pgd/8" an attack within 8 levels
+    of 255.
     """
 
     __test__ = False  # not a test of pytest's
@@ -35,7 +38,9 @@ class TestSetName(str):
 
     @classmethod
     def stage(cls, suite: str, norm: str, epsilon: float, attack: str) -> "TestSetName":
-        """The images after one of several attacks in a chain: "autoattack/linf_4/apgd_ce"."""
+        """The images after one of several attacks in a chain:
+        "autoattack/linf_4/apgd_ce".
+        """
         return cls(f"{suite}/{norm}_{epsilon:g}/{attack}")
 
     @property
@@ -64,23 +69,31 @@ class TestSetName(str):
 
     @property
     def epsilon(self) -> Optional[float]:
-        """The attack's radius in pixels of 255; None if the set is not one of attacked images."""
+        """The attack's radius in pixels of 255; None if the set is not one of attacked
+        images.
+        """
         return float(self.variant) if self.suite == _PGD else None
 
     @property
     def whole(self) -> str:
-        """What a report gives one row: the suite of a corrupted set, any other set itself."""
+        """What a report gives one row: the suite of a corrupted set, any other set
+        itself.
+        """
         return self.suite if self.is_corrupted else str(self)
 
     def is_part_of(self, wanted: str) -> bool:
-        """Whether `wanted` means this set: "imagenet_c" and "imagenet_c/fog" both mean "imagenet_c/fog/3"."""
+        """Whether `wanted` means this set: "imagenet_c" and "imagenet_c/fog" both mean
+        "imagenet_c/fog/3".
+        """
         return f"{self}/".startswith(f"{wanted}/")
 
 
 def by_severity(
     names: Iterable[TestSetName], suite: str, corruption: Optional[str] = None
 ) -> list[TestSetName]:
-    """Those of `names` that are a suite's corrupted sets, or one corruption's, the mildest first."""
+    """Those of `names` that are a suite's corrupted sets, or one corruption's, the
+    mildest first.
+    """
     chosen = [
         name
         for name in names

@@ -39,10 +39,11 @@ class Prediction:
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
-    """The files that `arguments` (files, folders, patterns; local or remote) stand for, in order.
+    """The files that `arguments` (files, folders, patterns; local or remote) stand for,
+    in order.
 
-    Hidden files in a folder, or that a pattern fits, do not count. Where the folder of a pattern
-    exists by that very name, brackets and the like in it are its name.
+    Hidden files in a folder, or that a pattern fits, do not count. Where the folder of
+    a pattern exists by that very name, brackets and the like in it are its name.
 
     Raises:
         PredictionError: an argument stands for none.
@@ -77,7 +78,8 @@ def predict(
     crop: str = "released",
     num_top: int = 5,
 ) -> Iterator[Prediction]:
-    """Classifies files one after the other; those that cannot be read have a `problem` instead.
+    """Classifies files one after the other; those that cannot be read have a `problem`
+    instead.
 
     Args:
         model: an `EfficientNet`.

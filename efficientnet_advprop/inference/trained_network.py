@@ -1,4 +1,5 @@
-"""A trained network and how its images are to be prepared: from a training run, or from a checkpoint in the released format.
+"""A trained network and how its images are to be prepared: from a training run, or from
+a checkpoint in the released format.
 
 Usage:
 
@@ -90,19 +91,23 @@ def restore_network(
     Args:
         checkpoint: in the released format; see `checkpoint_sources.find_checkpoint`.
         model_dir: of a training run of ours, instead; its best checkpoint is taken.
-        kind: of a released checkpoint, a key of `KINDS`; None: the only one that its network has, or by its name or path, else
-            "advprop", and the description says so.
-        normalization, image_size, crop: None: what the kind and the variant (or the run's config) say.
+        kind: of a released checkpoint, a key of `KINDS`; None: the only one that its
+            network has, or by its name or path, else "advprop", and the description
+            says so.
+        normalization, image_size, crop: None: what the kind and the variant (or the
+            run's config) say.
         use_ema: averages rather than plain weights, of a released checkpoint.
         cache_dir: for downloaded archives.
-        branch: "main" builds a network without auxiliary branches; another one ("aux", "aux_2") must be in the file too.
+        branch: "main" builds a network without auxiliary branches; another one ("aux",
+            "aux_2") must be in the file too.
 
-        labels_map_file: the names of the classes; None: those in `labels_map.txt` of the run, or beside
-            the checkpoint.
+        labels_map_file: the names of the classes; None: those in `labels_map.txt` of
+            the run, or beside the checkpoint.
 
     Raises:
         ClassNamesError: the labels map cannot be read, or names more or fewer classes.
-        ConfigError: not exactly one of `checkpoint` and `model_dir`, or an argument that does not go with it.
+        ConfigError: not exactly one of `checkpoint` and `model_dir`, or an argument
+            that does not go with it.
         CheckpointError: the file cannot be had or used.
     """
     if bool(checkpoint) == bool(model_dir):

@@ -1,4 +1,6 @@
-"""AdvProp for any Keras model: auxiliary batch norms in other people's layers, trained by `fit`."""
+"""AdvProp for any Keras model: auxiliary batch norms in other people's layers, trained
+by `fit`.
+"""
 
 from efficientnet_advprop.keras.advprop_model import AdvPropModel
 from efficientnet_advprop.keras.branch_context import use_branch

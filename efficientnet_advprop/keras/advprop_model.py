@@ -4,8 +4,9 @@
     trainer.compile("sgd", loss, metrics=["accuracy"])
     trainer.fit(dataset, validation_data=validation)  # loss, adversarial_loss, accuracy, …
 
-The methods are those of this project's trainer (`methods.METHODS`), and so is the code that makes
-their gradients. Validation, prediction and export go through the main branch.
+The methods are those of this project's trainer (`methods.METHODS`), and so is the code
+that makes their gradients. Validation, prediction and export go through the main
+branch.
 """
 
 import dataclasses
@@ -43,23 +44,26 @@ _FLOAT16_LOSS_SCALE = 128.0  # the authors' adversarial-training code
 class AdvPropModel(keras.Model):
     """Trains a Keras model by a method of this project; in all else it is that model.
 
-    `fit` reports the clean images' loss and metrics under their own names, other images' with the
-    name of their view before: `adversarial_loss`, `augmented_loss`, `noisy_loss`. The losses are
-    added (L_c + L_a, as in the paper); `loss` includes the layers' own losses, such as weight decay,
-    which count once per step. Everything that the model has learnt is in `network`.
+    `fit` reports the clean images' loss and metrics under their own names, other
+    images' with the name of their view before: `adversarial_loss`, `augmented_loss`,
+    `noisy_loss`. The losses are added (L_c + L_a, as in the paper); `loss` includes the
+    layers' own losses, such as weight decay, which count once per step. Everything that
+    the model has learnt is in `network`.
 
     Args:
-        network: with as many auxiliary branches as the method trains (`add_auxiliary_batch_norms`);
-            plain for "vanilla" and "adversarial".
-        attack: makes the adversarial images, from the compiled loss; None for a method without them.
+        network: with as many auxiliary branches as the method trains
+            (`add_auxiliary_batch_norms`); plain for "vanilla" and "adversarial".
+        attack: makes the adversarial images, from the compiled loss; None for a method
+            without them.
         method: a key of `METHODS`, or a `Method` of your own.
-        pixel_range: the values of black and white in the images. The attack's ε and steps are
-            counted in 255ths of the distance between them.
-        attacked_input: the name (or place) of the images among several inputs; None where there is
-            one input.
-        attack_statistics: what attacked batch norms normalise with: "running" statistics (the
-            paper) or those of the "batch"; None: what the method wants.
-        augmentation: images → other views of them, for methods that see "augmented" images.
+        pixel_range: the values of black and white in the images. The attack's ε and
+            steps are counted in 255ths of the distance between them.
+        attacked_input: the name (or place) of the images among several inputs; None
+            where there is one input.
+        attack_statistics: what attacked batch norms normalise with: "running"
+            statistics (the paper) or those of the "batch"; None: what the method wants.
+        augmentation: images → other views of them, for methods that see "augmented"
+            images.
         clean_epochs: so many epochs the adversarial images are the clean ones.
         epsilon_schedule: step → the attack's ε, instead of the attack's own.
         seed: of the attack's random numbers.
@@ -214,7 +218,9 @@ class AdvPropModel(keras.Model):
         return dataclasses.replace(self.attack, **changes)
 
     def is_warming_up(self) -> Optional[tf.Tensor]:
-        """Whether this is one of the clean epochs, bool scalar; None where there are none."""
+        """Whether this is one of the clean epochs, bool scalar; None where there are
+        none.
+        """
         return self.epoch_counter < self.clean_epochs if self.clean_epochs else None
 
     def scores_of(self, view: str) -> Any:
@@ -245,12 +251,16 @@ class AdvPropModel(keras.Model):
 
     @property
     def labels_are_weights(self) -> Optional[bool]:
-        """Whether labels are class weights, not class numbers, by what `fit` has seen; else None."""
+        """Whether labels are class weights, not class numbers, by what `fit` has seen;
+        else None.
+        """
         return getattr(self, "_labels_are_weights", None)
 
     @property
     def folds_batch_norms(self) -> bool:
-        """Whether the network folds batch norms in inference mode, as those of this project do."""
+        """Whether the network folds batch norms in inference mode, as those of this
+        project do.
+        """
         norms = find_batch_norms(self.network).branched
         return any(isinstance(norm, DualBatchNormalization) for norm in norms)
 
@@ -281,7 +291,8 @@ class AdvPropModel(keras.Model):
             )
 
     def build_network(self, inputs) -> None:
-        """Makes all variables of a network that has none yet, and the branches of late layers.
+        """Makes all variables of a network that has none yet, and the branches of late
+        layers.
 
         Args:
             inputs: a batch, or tensor specs like one.
@@ -350,7 +361,9 @@ def _serialized(part: Any) -> Optional[dict]:
 
 
 def _check(network, name, row, augmentation, clean_epochs, pixel_range) -> None:
-    """Raises a `TrainingError` unless the arguments of an `AdvPropModel` fit each other."""
+    """Raises a `TrainingError` unless the arguments of an `AdvPropModel` fit each
+    other.
+    """
     branched = find_batch_norms(network).branched
     aux_branches = branched[0].aux_branches if branched else 0
     if getattr(network, "aux_branches", 0) and not branched:

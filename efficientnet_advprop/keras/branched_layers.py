@@ -1,12 +1,13 @@
-"""Keras's batch norms with auxiliary branches, which take the branch from the context of the pass.
+"""Keras's batch norms with auxiliary branches, which take the branch from the context
+of the pass.
 
     norm = BatchNormalization(aux_branches=1)      # in all else `keras.layers.BatchNormalization`
     with use_branch("aux"):
         outputs = norm(inputs, training=True)
 
-They have their plain namesakes' class names, so that the weights of a converted model are found
-under the same paths by a plain one. The main branch is the plain layer's own arithmetic; auxiliary
-branches are plain layers, children in the list `aux`.
+They have their plain namesakes' class names, so that the weights of a converted model
+are found under the same paths by a plain one. The main branch is the plain layer's own
+arithmetic; auxiliary branches are plain layers, children in the list `aux`.
 """
 
 import functools
@@ -131,7 +132,8 @@ class SyncBatchNormalization(_Branched, keras.layers.experimental.SyncBatchNorma
 
 @keras.utils.register_keras_serializable(PACKAGE)
 class DualBatchNormalization(normalization.DualBatchNormalization):
-    """The batch norm of this project's networks: where its caller says "main", the context decides.
+    """The batch norm of this project's networks: where its caller says "main", the
+    context decides.
 
     Arguments as those of `models.DualBatchNormalization`.
     """
@@ -169,10 +171,11 @@ def _asked_for(branch: str) -> str:
 
 
 def build_copy(child: keras.layers.Layer, norm: keras.layers.Layer) -> None:
-    """Creates a batch norm's variables, with the values of another one and under its name scope.
+    """Creates a batch norm's variables, with the values of another one and under its
+    name scope.
 
-    The values come through the initializers, so that a checkpoint that waits for the variables goes
-    before.
+    The values come through the initializers, so that a checkpoint that waits for the
+    variables goes before.
     """
     leaves = ("gamma", "beta", "moving_mean", "moving_variance")
     initializers = {f"{leaf}_initializer": getattr(child, f"{leaf}_initializer") for leaf in leaves}
@@ -192,7 +195,8 @@ def _value_of(variable: tf.Variable, shape, dtype=None, **kwargs) -> tf.Tensor:
 
 
 def _forget(layer: keras.layers.Layer, name: str) -> None:
-    """Deletes an attribute from the layer's list of sublayers and from what a checkpoint saves.
+    """Deletes an attribute from the layer's list of sublayers and from what a
+    checkpoint saves.
 
     Keras's deletion does the first only, and TensorFlow's the second only.
     """

@@ -1,11 +1,12 @@
-"""Batch norms of a finished model get auxiliary branches, in place, and are made plain again.
+"""Batch norms of a finished model get auxiliary branches, in place, and are made plain
+again.
 
     report = convert_batch_norms(model, aux_branches=1)
     restore_batch_norms(model)
 
-In place, because a subclassed model cannot be copied: each layer changes its class and keeps its
-variables, and with them its place in the model, its weights, its optimizer's slots and its
-neighbours.
+In place, because a subclassed model cannot be copied: each layer changes its class and
+keeps its variables, and with them its place in the model, its weights, its optimizer's
+slots and its neighbours.
 """
 
 from typing import NamedTuple, Optional
@@ -39,7 +40,9 @@ class BatchNorms(NamedTuple):
 
 
 def find_batch_norms(model: tf.Module) -> BatchNorms:
-    """Looks through what the model and its layers hold as attributes, in lists, in dictionaries."""
+    """Looks through what the model and its layers hold as attributes, in lists, in
+    dictionaries.
+    """
     modules = _with_submodules(model)
     branched = [module for module in modules if type(module) in BRANCHED_CLASSES.values()]
     children = {id(child) for norm in branched for child in norm.aux}
@@ -65,11 +68,12 @@ def find_batch_norms(model: tf.Module) -> BatchNorms:
 
 
 def convert_batch_norms(model: keras.Model, aux_branches: int) -> int:
-    """Gives plain batch norms auxiliary branches, copies of the main one; how many there were.
+    """Gives plain batch norms auxiliary branches, copies of the main one; how many
+    there were.
 
     Raises:
-        UnsupportedModelError: one of them has a behaviour of its own, or another number of
-            branches; then nothing has changed.
+        UnsupportedModelError: one of them has a behaviour of its own, or another number
+            of branches; then nothing has changed.
     """
     found = find_batch_norms(model)
     if found.foreign:
@@ -97,7 +101,9 @@ def convert_batch_norms(model: keras.Model, aux_branches: int) -> int:
 
 
 def restore_batch_norms(model: keras.Model) -> int:
-    """Makes the batch norms plain again, with the main branch's variables; how many there were."""
+    """Makes the batch norms plain again, with the main branch's variables; how many
+    there were.
+    """
     branched = find_batch_norms(model).branched
     for layer in branched:
         layer.shrink()
@@ -123,7 +129,9 @@ def _with_submodules(model: tf.Module) -> list[tf.Module]:
 
 
 def describe_branches(model: keras.Model) -> str:
-    """A table for people: which layers have auxiliary branches, which have none, and why."""
+    """A table for people: which layers have auxiliary branches, which have none, and
+    why.
+    """
     found = find_batch_norms(model)
     rows = [("layer", "became", "branches", "note")]
     for layer in found.branched:
@@ -162,7 +170,9 @@ def describe_branches(model: keras.Model) -> str:
 
 
 def _reason_to_leave(layer: tf.Module) -> Optional[str]:
-    """Why a normalization that is no batch norm needs no branches; None for all other layers."""
+    """Why a normalization that is no batch norm needs no branches; None for all other
+    layers.
+    """
     if isinstance(layer, keras.layers.Normalization):
         return "has constants of the data set"
     if isinstance(layer, (keras.layers.LayerNormalization, keras.layers.UnitNormalization)):

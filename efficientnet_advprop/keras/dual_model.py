@@ -5,9 +5,10 @@
     aux = BranchModel(dual, "aux")                           # predicts and evaluates through aux
     plain = remove_auxiliary_batch_norms(dual)               # the model's own class again
 
-A converted model is saved and loaded like any other (`.keras`, SavedModel, weights); to load it as
-a Keras model, import this package first. Its weights restore into the plain model: auxiliary
-variables are children of the batch norms, and the rest has its old place.
+A converted model is saved and loaded like any other (`.keras`, SavedModel, weights); to
+load it as a Keras model, import this package first. Its weights restore into the plain
+model: auxiliary variables are children of the batch norms, and the rest has its old
+place.
 """
 
 import functools
@@ -29,16 +30,21 @@ from efficientnet_advprop.models.normalization import branch_index
 
 @keras.utils.register_keras_serializable(PACKAGE)
 class DualModel:
-    """What a converted model's class has beside its own; `add_auxiliary_batch_norms` makes them."""
+    """What a converted model's class has beside its own; `add_auxiliary_batch_norms`
+    makes them.
+    """
 
     plain_class: type
 
     def summary_of_branches(self) -> str:
-        """A table for people: which layers have auxiliary branches, which have none, and why."""
+        """A table for people: which layers have auxiliary branches, which have none,
+        and why.
+        """
         return describe_branches(self)
 
     def get_config(self):
-        # The same object under its plain class: its own `get_config` then says what it always says.
+        # The same object under its plain class: its own `get_config` then says what it
+        # always says.
         plain = object.__new__(self.plain_class)
         object.__setattr__(plain, "__dict__", self.__dict__)
         network = keras.utils.serialize_keras_object(plain)
@@ -57,7 +63,8 @@ class DualModel:
 
 def deserialize(config: dict, custom_objects: Optional[dict] = None) -> Any:
     """The object of a configuration, in whichever of Keras's formats."""
-    # Only the one knows Keras's own models in older formats, only the other a class by its module.
+    # Only the one knows Keras's own models in older formats, only the other a class by
+    # its module.
     is_keras_own = config["class_name"] in ("Functional", "Sequential", "Model")
     load = keras.layers.deserialize if is_keras_own else keras.utils.deserialize_keras_object
     return load(config, custom_objects=custom_objects)
@@ -65,7 +72,9 @@ def deserialize(config: dict, custom_objects: Optional[dict] = None) -> Any:
 
 @functools.lru_cache(maxsize=None)
 def _dual_class(plain_class: type) -> type:
-    """The class of converted models for a class of models; saved as a `DualModel`, which can load it."""
+    """The class of converted models for a class of models; saved as a `DualModel`,
+    which can load it.
+    """
     contents = {
         "__module__": DualModel.__module__,
         "__doc__": DualModel.__doc__,
@@ -76,24 +85,27 @@ def _dual_class(plain_class: type) -> type:
 
 
 def add_auxiliary_batch_norms(model: keras.Model, aux_branches: int = 1) -> keras.Model:
-    """Gives every batch norm auxiliary branches beside its own variables, which are main's.
+    """Gives every batch norm auxiliary branches beside its own variables, which are
+    main's.
 
-    The model itself changes, since a subclassed one cannot be copied, and is returned. Weights and
-    outputs stay as they were; auxiliary branches start as copies of the main one. Frozen batch
-    norms stay frozen in all branches. Layers whose variables do not exist yet get their branches
-    when they are built.
+    The model itself changes, since a subclassed one cannot be copied, and is returned.
+    Weights and outputs stay as they were; auxiliary branches start as copies of the
+    main one. Frozen batch norms stay frozen in all branches. Layers whose variables do
+    not exist yet get their branches when they are built.
 
     Args:
-        model: Sequential, functional or subclassed, with `keras.layers.BatchNormalization`
-            (synchronised or not) or this project's `DualBatchNormalization` anywhere inside.
-        aux_branches: auxiliary branches of each, ≥ 1; AdvProp has one, its fine-grained form more.
+        model: Sequential, functional or subclassed, with
+            `keras.layers.BatchNormalization` (synchronised or not) or this project's
+            `DualBatchNormalization` anywhere inside.
+        aux_branches: auxiliary branches of each, ≥ 1; AdvProp has one, its fine-grained
+            form more.
 
     Returns:
         `model`, of a class that derives from its own and has `summary_of_branches()`.
 
     Raises:
-        UnsupportedModelError: no batch norms, some with a behaviour of their own, or some that have
-            branches already.
+        UnsupportedModelError: no batch norms, some with a behaviour of their own, or
+            some that have branches already.
     """
     if not isinstance(model, keras.Model):
         raise UnsupportedModelError(
@@ -137,10 +149,12 @@ def _convert(model: keras.Model, aux_branches: int) -> keras.Model:
 
 
 def remove_auxiliary_batch_norms(dual: keras.Model) -> keras.Model:
-    """Makes a converted model plain again: its own class, main batch norms, nothing of this package.
+    """Makes a converted model plain again: its own class, main batch norms, nothing of
+    this package.
 
     Args:
-        dual: from `add_auxiliary_batch_norms`, or loaded or cloned from such a one; it is changed.
+        dual: from `add_auxiliary_batch_norms`, or loaded or cloned from such a one; it
+            is changed.
 
     Returns:
         `dual`.
@@ -163,12 +177,15 @@ def remove_auxiliary_batch_norms(dual: keras.Model) -> keras.Model:
 
 
 def _drop_functions(model: keras.Model) -> None:
-    """Lets a model trace its step functions anew; those it has were traced with other variables."""
+    """Lets a model trace its step functions anew; those it has were traced with other
+    variables.
+    """
     model.train_function = model.test_function = model.predict_function = None
 
 
 class BranchModel(keras.Model):
-    """A converted model through one of its branches: `predict`, `evaluate`, `call`; shares all variables.
+    """A converted model through one of its branches: `predict`, `evaluate`, `call`;
+    shares all variables.
 
     Args:
         network: a converted model.

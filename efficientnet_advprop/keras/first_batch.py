@@ -1,12 +1,13 @@
-"""A look at the first batch before the first step: what does not fit is said in words, not by a trace.
+"""A look at the first batch before the first step: what does not fit is said in words,
+not by a trace.
 
     first = FirstBatch(x, y, sample_weight, batch_size)
     first.check(model)
     with first.readable_errors():
         keras.Model.fit(model, first.data, y, …)
 
-Arrays, `tf.data` and Keras's sequences are looked at without using them up; of a generator the first
-batch is taken and put back.
+Arrays, `tf.data` and Keras's sequences are looked at without using them up; of a
+generator the first batch is taken and put back.
 """
 
 import contextlib
@@ -28,7 +29,9 @@ _OUT_OF_RANGE = "`pixel_range` does not fit:"
 
 
 class FirstBatch:
-    """The first batch of what `fit` gets; `data` is to be given to Keras in place of `x`."""
+    """The first batch of what `fit` gets; `data` is to be given to Keras in place of
+    `x`.
+    """
 
     def __init__(self, x: Any, y: Any, sample_weight: Any, batch_size):
         self.data, self._values = x, True
@@ -51,7 +54,9 @@ class FirstBatch:
         self._parts = None if batch is None else keras.utils.unpack_x_y_sample_weight(batch)
 
     def check(self, model: keras.Model) -> None:
-        """Builds what is not built yet, and raises a `TrainingError` for what cannot be trained."""
+        """Builds what is not built yet, and raises a `TrainingError` for what cannot be
+        trained.
+        """
         if self._parts is None:
             return
         inputs, labels, sample_weight = self._parts
@@ -136,7 +141,9 @@ def _pixel_check(key, where: str, pixel_range):
 
 
 def _check_loss(model, images, others, labels, sample_weight, where: str) -> None:
-    """Traces the loss that an attack climbs, in inference mode, and looks at what came out."""
+    """Traces the loss that an attack climbs, in inference mode, and looks at what came
+    out.
+    """
     found: dict[str, Any] = {}
 
     def probe(images, others, labels, sample_weight):

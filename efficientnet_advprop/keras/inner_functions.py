@@ -1,11 +1,12 @@
-"""One trace per branch for a `tf.function` inside a model, which keeps what it traced first.
+"""One trace per branch for a `tf.function` inside a model, which keeps what it traced
+first.
 
     separate_traces(layer)        # of its methods and attributes that are tf.functions
     join_traces(layer)            # as they were
 
-TensorFlow calls a finished trace whenever the arguments fit, and the branch is no argument. So each
-kind of pass gets a function of its own, made from the same Python code. Functions that are no
-attribute of any layer cannot be found.
+TensorFlow calls a finished trace whenever the arguments fit, and the branch is no
+argument. So each kind of pass gets a function of its own, made from the same Python
+code. Functions that are no attribute of any layer cannot be found.
 """
 
 import functools
@@ -21,7 +22,9 @@ _Function = tf.types.experimental.PolymorphicFunction
 
 
 class _FunctionOfPass:
-    """Calls one `tf.function` in main passes, and another, made by `copy`, per other kind of pass."""
+    """Calls one `tf.function` in main passes, and another, made by `copy`, per other
+    kind of pass.
+    """
 
     def __init__(self, own: Callable, copy: Callable[[], Callable]):
         self.own, self._copy = own, copy
@@ -36,7 +39,9 @@ class _FunctionOfPass:
         return self._others[mode](*args, **kwargs)
 
     def as_method(self, function: _Function, layer: tf.Module) -> types.MethodType:
-        """Looks like the method it stands for, because Keras reads the arguments of `call`."""
+        """Looks like the method it stands for, because Keras reads the arguments of
+        `call`.
+        """
 
         def method(self, *args, **kwargs):
             return function_of_pass(*args, **kwargs)
@@ -76,8 +81,8 @@ def join_traces(layer: tf.Module) -> None:
 def _bind_anew(function: _Function, layer: tf.Module) -> Callable:
     """A method of the layer with traces of its own.
 
-    TensorFlow keeps them per instance, so it is bound to another view of the layer, with the same
-    attributes.
+    TensorFlow keeps them per instance, so it is bound to another view of the layer,
+    with the same attributes.
     """
     view = object.__new__(type(layer))
     object.__setattr__(view, "__dict__", vars(layer))

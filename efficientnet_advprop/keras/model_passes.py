@@ -1,11 +1,12 @@
-"""The passes of a training step through any Keras model: what `training.passes` is for our networks.
+"""The passes of a training step through any Keras model: what `training.passes` is for
+our networks.
 
     run = ModelPassRunner(model, regularization_losses=…)
     gradients_of = gradients_by_pass(method, run, attack, "running")
 
-`training.steps` and `training.fast_advprop` say which passes a method makes; here is what is
-different about a Keras model: its branch is a context, its loss is the compiled one, and labels
-come with sample weights and with inputs that are no images.
+`training.steps` and `training.fast_advprop` say which passes a method makes; here is
+what is different about a Keras model: its branch is a context, its loss is the compiled
+one, and labels come with sample weights and with inputs that are no images.
 """
 
 from typing import Any, NamedTuple, Optional
@@ -22,7 +23,9 @@ LABELS, WEIGHTS, OTHER_INPUTS = "labels", "sample_weight", "other_inputs"
 
 
 class TrainingError(UserError, ValueError):
-    """A model, loss, attack or batch that AdvProp cannot train with; the message names the way out."""
+    """A model, loss, attack or batch that AdvProp cannot train with; the message names
+    the way out.
+    """
 
 
 class ModelPassResult(NamedTuple):
@@ -55,11 +58,13 @@ def without_images(inputs: Any, key: Any) -> tuple[tf.Tensor, dict]:
 
 
 class ModelPassRunner:
-    """Forward and backward through a branch of a Keras model, for the losses of one step.
+    """Forward and backward through a branch of a Keras model, for the losses of one
+    step.
 
     Args:
         model: the compiled `AdvPropModel`.
-        batch_size: images of a replica's batch; None where only methods that never split it ask.
+        batch_size: images of a replica's batch; None where only methods that never
+            split it ask.
     """
 
     def __init__(self, model: keras.Model, batch_size: Optional[int]):
@@ -69,10 +74,12 @@ class ModelPassRunner:
     def __call__(
         self, part: Pass, images, labels, seed, *, is_attack: bool = False
     ) -> ModelPassResult:
-        """The gradient of the views' losses, times the pass's weight, the loss scale and their share.
+        """The gradient of the views' losses, times the pass's weight, the loss scale
+        and their share.
 
-        `is_attack`: with respect to the images, too, and without moving statistics. The layers'
-        own losses (weight decay, activity) are added once per step, in its first pass.
+        `is_attack`: with respect to the images, too, and without moving statistics. The
+        layers' own losses (weight decay, activity) are added once per step, in its
+        first pass.
         """
         views, trained = part.views, self.network.trainable_variables
         share = 1.0
@@ -105,7 +112,9 @@ class ModelPassRunner:
     def attacked(
         self, attack: Attack, branch: str, statistics: str, images, labels, seed
     ) -> tf.Tensor:
-        """What an attack through a branch makes of the images; layers stand still meanwhile."""
+        """What an attack through a branch makes of the images; layers stand still
+        meanwhile.
+        """
         if not isinstance(attack, PGD):
             return attack(None, images, None, seed)
         images = tf.cast(images, tf.float32)
@@ -152,7 +161,8 @@ def draw_targets(attack: PGD, labels: tf.Tensor, are_weights: bool, seed: tf.Ten
 
     Args:
         attack: a targeted one.
-        labels: class numbers [batch, …] of any dtype, or class weights [batch, …, classes].
+        labels: class numbers [batch, …] of any dtype, or class weights [batch, …,
+            classes].
         are_weights: which of the two.
         seed: of the attack's call.
 

@@ -1,8 +1,11 @@
-"""Losses and metrics of each kind of images that a step trains on, by Keras's own containers.
+"""Losses and metrics of each kind of images that a step trains on, by Keras's own
+containers.
 
-scores = ViewScores(compile_arguments, output_names)
-loss = scores.loss(labels, outputs, sample_weight)
-scores.results("adversarial")                     # {"adversarial_loss": …, "adversarial_accuracy": …}
+Usage:
+
+    scores = ViewScores(compile_arguments, output_names)
+    loss = scores.loss(labels, outputs, sample_weight)
+    scores.results("adversarial")                     # {"adversarial_loss": …, "adversarial_accuracy": …}
 """
 
 from typing import Any, Optional
@@ -17,8 +20,8 @@ class ViewScores(keras.Model):
 
     Args:
         output_names: of the model that is compiled; None where it has none.
-        loss, loss_weights, metrics, weighted_metrics: what its `compile` got; metric objects are
-            copied.
+        loss, loss_weights, metrics, weighted_metrics: what its `compile` got; metric
+            objects are copied.
     """
 
     def __init__(self, output_names, loss, loss_weights, metrics, weighted_metrics):
@@ -47,7 +50,9 @@ class ViewScores(keras.Model):
 
 
 def results_of(metrics: list[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
-    """The metrics' results by name; those of a metric that is a dictionary by its own names."""
+    """The metrics' results by name; those of a metric that is a dictionary by its own
+    names.
+    """
     results = {}
     for metric in metrics:
         result = metric.result()

@@ -1,4 +1,6 @@
-"""Networks: EfficientNet and ResNet with dual batch norms, and the checkpoints that they read and write."""
+"""Networks: EfficientNet and ResNet with dual batch norms, and the checkpoints that
+they read and write.
+"""
 
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import CheckpointError
 from efficientnet_advprop.models.checkpoints.keras_weights import (

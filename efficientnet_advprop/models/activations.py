@@ -1,9 +1,11 @@
 """Swish, alone and with squeeze-excite gates, whose gradients are one pass over memory.
 
-Automatic differentiation of `tf.nn.silu` runs six elementwise operations over tensors far larger than any cache, and these
-are a third of a training step on a CPU. Here the gradient is one expression, compiled by XLA into one loop; inside a step
-that is compiled as a whole it simply becomes part of it, and where there is no XLA (the host of a TPU) it runs operation by
-operation. Only the activation's input is kept for the backward pass, never the sigmoid.
+Automatic differentiation of `tf.nn.silu` runs six elementwise operations over tensors
+far larger than any cache, and these are a third of a training step on a CPU. Here the
+gradient is one expression, compiled by XLA into one loop; inside a step that is
+compiled as a whole it simply becomes part of it, and where there is no XLA (the host of
+a TPU) it runs operation by operation. Only the activation's input is kept for the
+backward pass, never the sigmoid.
 """
 
 import tensorflow as tf
@@ -19,7 +21,9 @@ def _swish_gradient(x, upstream):
 
 
 def _gated_swish_gradient(x, upstream, gates, upstream_mean):
-    """The same where the output is multiplied by `gates` and also goes, as its spatial mean, somewhere else."""
+    """The same where the output is multiplied by `gates` and also goes, as its spatial
+    mean, somewhere else.
+    """
     height, width = tf.unstack(tf.shape(x)[1:3])  # the shape of the arguments may leave them open
     share = tf.cast(upstream_mean, tf.float32)[:, None, None, :] / tf.cast(
         height * width, tf.float32
@@ -29,7 +33,9 @@ def _gated_swish_gradient(x, upstream, gates, upstream_mean):
 
 
 def spatial_mean(x: tf.Tensor) -> tf.Tensor:
-    """The mean over height and width, taken in float32: [batch, height, width, channels] → [batch, channels]."""
+    """The mean over height and width, taken in float32: [batch, height, width,
+    channels] → [batch, channels].
+    """
     return tf.cast(tf.reduce_mean(tf.cast(x, tf.float32), [1, 2]), x.dtype)
 
 
@@ -40,8 +46,11 @@ _COMPILED = {
 
 
 def _in_one_pass(function, *tensors):
-    """The function's result, by XLA where there is one. One trace per shape: a network has dozens, which a plain call of a
-    `tf.function` would warn about."""
+    """The function's result, by XLA where there is one.
+
+    One trace per shape: a network has dozens, which a plain call of a `tf.function`
+    would warn about.
+    """
     if not replica_runtime.current().compiles_parts:
         return function(*tensors)
     return _COMPILED[function].get_concrete_function(*tensors)(*tensors)
@@ -77,14 +86,18 @@ def squeeze_excite(pooled, reduce_kernel, reduce_bias, expand_kernel, expand_bia
 
 @tf.custom_gradient
 def gated_swish(x: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
-    """swish(x) times its squeeze-excite gates; the gradients of both paths come back in one pass.
+    """swish(x) times its squeeze-excite gates; the gradients of both paths come back in
+    one pass.
 
-    Automatic differentiation would write the gated gradient, the broadcast gradient of the mean, and their sum to memory,
-    each as large as the widest activation of the block.
+    Automatic differentiation would write the gated gradient, the broadcast gradient of
+    the mean, and their sum to memory, each as large as the widest activation of the
+    block.
 
     Args:
-        x: float tensor [batch, height, width, channels]; height and width may be unknown when tracing.
-        *weights: the two kernels and biases of `squeeze_excite`, in its order and in x's dtype.
+        x: float tensor [batch, height, width, channels]; height and width may be
+            unknown when tracing.
+        *weights: the two kernels and biases of `squeeze_excite`, in its order and in
+            x's dtype.
 
     Returns:
         A tensor of x's shape and dtype.

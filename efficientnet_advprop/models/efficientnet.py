@@ -1,12 +1,13 @@
-"""EfficientNet B0–B8 and L2, Lite, EdgeTPU and CondConv, or any width, depth and resolution, with AdvProp's auxiliary batch
-norms.
+"""EfficientNet B0–B8 and L2, Lite, EdgeTPU and CondConv, or any width, depth and
+resolution, with AdvProp's auxiliary batch norms.
 
     model = EfficientNet("b0", num_classes=1000, aux_branches=1)
     logits = model(images)                                        # inference: pixels 0…255 in, main branch
     logits = model(images, training=True, branch="aux", seed=seed)
     endpoints = model.features(images)                            # {"reduction_1": …, …, "features": …}
 
-Architecture: Tan & Le, ICML 2019, and the official `efficientnet_model`; variable names are the official ones.
+Architecture: Tan & Le, ICML 2019, and the official `efficientnet_model`; variable names
+are the official ones.
 """
 
 from typing import Optional
@@ -19,25 +20,34 @@ from efficientnet_advprop.models.network import Network, check_choice, check_sca
 
 @keras.utils.register_keras_serializable("efficientnet_advprop")
 class EfficientNet(Network):
-    """An EfficientNet whose every batch norm has one main and `aux_branches` auxiliary branches.
+    """An EfficientNet whose every batch norm has one main and `aux_branches` auxiliary
+    branches.
 
     All variables exist when the constructor returns.
 
     Args:
-        variant: "b0" … "b8", "l2", "lite0" … "lite4", "edgetpu-S", "-M", "-L", "condconv-b0-4e", "-8e", "-8e-depth", a row of
-            `scaling.VARIANTS`.
-        num_classes: size of the logits, ≥ 1; None is the variant's own: 1000, with the EdgeTPU ones 1001, of which class 0 is
-            the background.
-        aux_branches: auxiliary batch norms beside the main ones; 0 is a plain EfficientNet.
-        width_coefficient, depth_coefficient, dropout_rate: override the variant's; None keeps it.
-        survival_prob: stochastic depth's flag, in (0, 1]; 1 switches it off (official default 0.8).
-        normalization: of pixels: "advprop" (x·2/255 − 1), "imagenet" (mean and standard deviation), "lite"
-            ((x − 127) / 128), "caffe" or "none"; None is the variant's own, "advprop" or "lite".
-        compute_dtype: of activations: "float32", "bfloat16" or "float16"; variables and logits are float32.
-        batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size, aux_shares: see `DualBatchNormalization`.
-        recomputed_blocks: the first so many blocks keep no activations for the backward pass but compute them again in it:
-            less memory for more arithmetic, the same numbers. The first ones have the highest resolution.
-        name: scope of the variables; default "efficientnet-<variant>", the official one.
+        variant: "b0" … "b8", "l2", "lite0" … "lite4", "edgetpu-S", "-M", "-L",
+            "condconv-b0-4e", "-8e", "-8e-depth", a row of `scaling.VARIANTS`.
+        num_classes: size of the logits, ≥ 1; None is the variant's own: 1000, with the
+            EdgeTPU ones 1001, of which class 0 is the background.
+        aux_branches: auxiliary batch norms beside the main ones; 0 is a plain
+            EfficientNet.
+        width_coefficient, depth_coefficient, dropout_rate: override the variant's; None
+            keeps it.
+        survival_prob: stochastic depth's flag, in (0, 1]; 1 switches it off (official
+            default 0.8).
+        normalization: of pixels: "advprop" (x·2/255 − 1), "imagenet" (mean and standard
+            deviation), "lite" ((x − 127) / 128), "caffe" or "none"; None is the
+            variant's own, "advprop" or "lite".
+        compute_dtype: of activations: "float32", "bfloat16" or "float16"; variables and
+            logits are float32.
+        batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size, aux_shares: see
+            `DualBatchNormalization`.
+        recomputed_blocks: the first so many blocks keep no activations for the backward
+            pass but compute them again in it: less memory for more arithmetic, the same
+            numbers. The first ones have the highest resolution.
+        name: scope of the variables; default "efficientnet-<variant>", the official
+            one.
 
     Raises:
         ValueError: an argument that is out of its range, with its name.

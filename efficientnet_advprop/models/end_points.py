@@ -7,12 +7,13 @@ from typing import Sequence
 
 
 def names_of_blocks(strides: Sequence[int], num_reductions_below: int = 0) -> list[tuple[str, ...]]:
-    """What each block's output is called: by its number, and where the next block has a stride (or there is none) by the number
-    of the reduction.
+    """What each block's output is called: by its number, and where the next block has a
+    stride (or there is none) by the number of the reduction.
 
     Args:
         strides: of each block.
-        num_reductions_below: reductions that come before the first block: 1 where a max-pooling follows the stem.
+        num_reductions_below: reductions that come before the first block: 1 where a
+            max-pooling follows the stem.
     """
     names = []
     reduction = num_reductions_below

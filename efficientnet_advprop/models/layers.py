@@ -1,11 +1,12 @@
-"""Convolutions that can take a batch norm in, and the parts of an EfficientNet made of them.
+"""Convolutions that can take a batch norm in, and the parts of an EfficientNet made of
+them.
 
-In training mode a batch norm follows its convolution. In inference mode it is a fixed scale and offset per channel, so it
-goes into
-the kernel and a bias: no pass over the activations is left of it. The attack runs in this mode K times a step.
+In training mode a batch norm follows its convolution. In inference mode it is a fixed
+scale and offset per channel, so it goes into the kernel and a bias: no pass over the
+activations is left of it. The attack runs in this mode K times a step.
 
-Variables carry the official TF1 names below the model's scope (`blocks_3/conv2d_1/kernel`,
-`stem/tpu_batch_normalization/gamma`).
+Variables carry the official TF1 names below the model's scope
+(`blocks_3/conv2d_1/kernel`, `stem/tpu_batch_normalization/gamma`).
 """
 
 import functools
@@ -26,8 +27,11 @@ from tpu_utils.replicas import randomness
 
 
 def kernel_initializer() -> keras.initializers.Initializer:
-    """The official initial kernels: a plain (not truncated) normal of variance 2 / fan_out. One object gives one draw: ask
-    anew."""
+    """The official initial kernels: a plain (not truncated) normal of variance 2 /
+    fan_out.
+
+    One object gives one draw: ask anew.
+    """
     return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
@@ -37,7 +41,10 @@ def classifier_initializer() -> keras.initializers.Initializer:
 
 
 def build_in_scopes(shapes) -> None:
-    """Builds sublayers, each inside a name scope of its own name. `shapes`: (layer, input shape) pairs."""
+    """Builds sublayers, each inside a name scope of its own name.
+
+    `shapes`: (layer, input shape) pairs.
+    """
     for layer, shape in shapes:
         with tf.name_scope(layer.name):
             layer.build(tf.TensorShape(shape))
@@ -48,8 +55,9 @@ class Convolution(keras.layers.Layer):
 
     Args:
         filters, kernel_size, strides: of the convolution; the size is odd.
-        symmetric_padding: of (kernel_size − 1) / 2 zeros on every side, as ResNets have; False is "SAME", which differs where
-            a stride above 1 meets an even size.
+        symmetric_padding: of (kernel_size − 1) / 2 zeros on every side, as ResNets
+            have; False is "SAME", which differs where a stride above 1 meets an even
+            size.
         initializer: of the kernel; None: `kernel_initializer`.
     """
 
@@ -82,10 +90,12 @@ class Convolution(keras.layers.Layer):
 
         Args:
             inputs: float tensor [batch, height, width, channels].
-            scale, offset: float32 [filters]; what a folded batch norm multiplies and adds per output channel.
+            scale, offset: float32 [filters]; what a folded batch norm multiplies and
+                adds per output channel.
 
         Returns:
-            A tensor [batch, ⌈height/strides⌉, ⌈width/strides⌉, filters] in the compute dtype.
+            A tensor [batch, ⌈height/strides⌉, ⌈width/strides⌉, filters] in the compute
+            dtype.
         """
         kernel = tf.cast(self.kernel if scale is None else self.kernel * scale, self.compute_dtype)
         outputs = tf.nn.conv2d(inputs, kernel, self.strides, self.padding)
@@ -95,7 +105,9 @@ class Convolution(keras.layers.Layer):
 
 
 class DepthwiseConvolution(keras.layers.Layer):
-    """A depthwise 2-D convolution of multiplier 1, padding "SAME", without a bias of its own."""
+    """A depthwise 2-D convolution of multiplier 1, padding "SAME", without a bias of
+    its own.
+    """
 
     def __init__(self, kernel_size: int, strides: int = 1, **kwargs):
         super().__init__(**kwargs)
@@ -121,7 +133,9 @@ class DepthwiseConvolution(keras.layers.Layer):
 
 
 class PointwiseWeights(keras.layers.Layer):
-    """Kernel and bias of a 1×1 convolution of a pooled (1×1) image, which is a matrix product; the caller does it."""
+    """Kernel and bias of a 1×1 convolution of a pooled (1×1) image, which is a matrix
+    product; the caller does it.
+    """
 
     def __init__(self, units: int, **kwargs):
         super().__init__(**kwargs)
@@ -143,7 +157,9 @@ class PointwiseWeights(keras.layers.Layer):
 
 
 class GatedSwish(keras.layers.Layer):
-    """The activation of an MBConv block's depthwise convolution, and the squeeze-excite gate on it."""
+    """The activation of an MBConv block's depthwise convolution, and the squeeze-excite
+    gate on it.
+    """
 
     def __init__(self, squeeze_filters: int, filters: int, **kwargs):
         super().__init__(**kwargs)
@@ -170,7 +186,9 @@ def convolve_and_normalize(
     branch: str,
     update_statistics: bool,
 ):
-    """A convolution and its batch norm; in inference mode (or frozen) the norm goes into the kernel."""
+    """A convolution and its batch norm; in inference mode (or frozen) the norm goes
+    into the kernel.
+    """
     if training and norm.trainable:
         return norm(
             convolution(inputs), training=True, branch=branch, update_statistics=update_statistics
@@ -179,13 +197,14 @@ def convolve_and_normalize(
 
 
 def drop_residual(inputs: tf.Tensor, survival_prob: float, seed: Optional[tf.Tensor]) -> tf.Tensor:
-    """Stochastic depth (official `drop_connect`): each image's branch is kept with `survival_prob` and then divided by it.
+    """Stochastic depth (official `drop_connect`): each image's branch is kept with
+    `survival_prob` and then divided by it.
 
     Args:
         inputs: float tensor [batch, height, width, channels].
         survival_prob: in (0, 1].
-        seed: int32 [2], of stateless random numbers; None draws one, as Keras needs where it traces a layer on its own to
-            save it.
+        seed: int32 [2], of stateless random numbers; None draws one, as Keras needs
+            where it traces a layer on its own to save it.
     """
     noise = randomness.uniform([tf.shape(inputs)[0], 1, 1, 1], randomness.seed_or_fresh(seed))
     factors = tf.floor(survival_prob + noise) / survival_prob
@@ -218,9 +237,11 @@ class Stem(keras.layers.Layer):
 
 
 class InvertedBottleneck(keras.layers.Layer):
-    """Widen, convolve, project back by 1×1, and the shortcut where there is one: what all EfficientNets' blocks share.
+    """Widen, convolve, project back by 1×1, and the shortcut where there is one: what
+    all EfficientNets' blocks share.
 
-    A subclass makes `self.project` and `self.project_norm` and says how the images are widened.
+    A subclass makes `self.project` and `self.project_norm` and says how the images are
+    widened.
     """
 
     def __init__(self, block: Block, activation: str, norm_arguments: dict, name: str, **kwargs):
@@ -236,7 +257,9 @@ class InvertedBottleneck(keras.layers.Layer):
         return DualBatchNormalization(name=name, **self._norm_arguments)
 
     def widen(self, inputs, routing, mode: dict):
-        """[batch, height, width, input_filters] → [batch, ⌈height/strides⌉, ⌈width/strides⌉, expanded_filters]."""
+        """[batch, height, width, input_filters] → [batch, ⌈height/strides⌉,
+        ⌈width/strides⌉, expanded_filters].
+        """
         raise NotImplementedError(
             f"{type(self).__name__} is no block of its own; use MBConvBlock or FusedMBConvBlock."
         )
@@ -255,7 +278,9 @@ class InvertedBottleneck(keras.layers.Layer):
         seed: Optional[tf.Tensor] = None,
         with_end_points: bool = False,
     ):
-        """The block's output; with `with_end_points` also {"expansion_output": what the projection gets}."""
+        """The block's output; with `with_end_points` also {"expansion_output": what the
+        projection gets}.
+        """
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
         routing = self.route(inputs)
         expanded = self.widen(inputs, routing, mode)
@@ -271,8 +296,11 @@ class InvertedBottleneck(keras.layers.Layer):
 
 
 class MBConvBlock(InvertedBottleneck):
-    """Mobile inverted bottleneck: expand 1×1, depthwise, squeeze-excite gate, project 1×1, and the shortcut where shapes
-    allow it. In a routed block all three convolutions have kernels of each image's own."""
+    """Mobile inverted bottleneck: expand 1×1, depthwise, squeeze-excite gate, project
+    1×1, and the shortcut where shapes allow it.
+
+    In a routed block all three convolutions have kernels of each image's own.
+    """
 
     def __init__(self, block: Block, activation: str, norm_arguments: dict, name: str, **kwargs):
         super().__init__(block, activation, norm_arguments, name, **kwargs)
@@ -339,7 +367,8 @@ class MBConvBlock(InvertedBottleneck):
 
 
 class FusedMBConvBlock(InvertedBottleneck):
-    """One full 3×3 convolution, which has the stride, where an `MBConvBlock` has an expansion and a depthwise one; no gates.
+    """One full 3×3 convolution, which has the stride, where an `MBConvBlock` has an
+    expansion and a depthwise one; no gates.
 
     Gupta & Tan 2019, "EfficientNet-EdgeTPU".
     """
@@ -381,10 +410,11 @@ def _counted(name: str, index: int) -> str:
 
 
 def _names_of_convolutions(block: Block) -> Iterator[str]:
-    """The official names of a block's expansion and projection, which count what it has.
+    """The official names of a block's expansion and projection, which count what it
+    has.
 
-    Those of routed blocks count on over the whole network, which makes three in each block, of
-    which the first is never used.
+    Those of routed blocks count on over the whole network, which makes three in each
+    block, of which the first is never used.
     """
     if not block.num_experts:
         return iter(["conv2d", "conv2d_1"])
@@ -431,8 +461,10 @@ class Head(keras.layers.Layer):
         update_statistics=True,
         seed: Optional[tf.Tensor] = None,
     ):
-        """Returns logits, float32 [batch, num_classes], and endpoints: "pooled_features", float32 [batch, filters], and
-        "head_1x1", the last feature map."""
+        """Returns logits, float32 [batch, num_classes], and endpoints:
+        "pooled_features", float32 [batch, filters], and "head_1x1", the last feature
+        map.
+        """
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
         x = self.activation(convolve_and_normalize(self.convolution, self.norm, inputs, **mode))
         pooled = tf.cast(activations.spatial_mean(x), tf.float32)
@@ -443,5 +475,7 @@ class Head(keras.layers.Layer):
 
     @property
     def below_classifier(self) -> list[keras.layers.Layer]:
-        """What of the head is no classifier, and stays as it is where only the classifier is trained."""
+        """What of the head is no classifier, and stays as it is where only the
+        classifier is trained.
+        """
         return [self.convolution, self.norm]

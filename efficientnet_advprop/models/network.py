@@ -1,4 +1,5 @@
-"""What the families of networks share: pixels in, stem, blocks, head, logits out, through one of the batch-norm branches.
+"""What the families of networks share: pixels in, stem, blocks, head, logits out,
+through one of the batch-norm branches.
 
 Usage:
 
@@ -18,9 +19,10 @@ from efficientnet_advprop.models.normalization import MAIN, branch_index
 from efficientnet_advprop.models.recomputation import recompute_in_backward
 from tpu_utils.replicas import randomness
 
-# Pixels x in [0, 255], RGB, become (x − mean) / deviation. AdvProp's checkpoints want [−1, 1]; those of EfficientNet-Lite,
-# -EdgeTPU and -CondConv nearly that, in numbers that suit integers; Keras's ResNets only Caffe's means; all others ImageNet's
-# mean and deviation.
+# Pixels x in [0, 255], RGB, become (x − mean) / deviation. AdvProp's checkpoints want
+# [−1, 1]; those of EfficientNet-Lite, -EdgeTPU and -CondConv nearly that, in numbers
+# that suit integers; Keras's ResNets only Caffe's means; all others ImageNet's mean and
+# deviation.
 NORMALIZATIONS = {
     "advprop": ([127.5] * 3, [127.5] * 3),
     "imagenet": ([0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]),
@@ -32,15 +34,18 @@ COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16":
 
 
 class Network(keras.Model):
-    """A classifier of a stem, blocks and a head, whose every batch norm has one main and `aux_branches` auxiliary branches.
+    """A classifier of a stem, blocks and a head, whose every batch norm has one main
+    and `aux_branches` auxiliary branches.
 
-    A family's constructor checks its own arguments, calls this one, sets `self.image_size` (pixels) and `self.activation_name`
-    (a key of `activations.ACTIVATIONS`), makes `self.stem`, `self.blocks` (layers whose `.block` has
-    `strides` and `output_filters`) and `self.head`, and ends with `self.build([None, None, None, 3])`: all variables exist when
-    it returns.
+    A family's constructor checks its own arguments, calls this one, sets
+    `self.image_size` (pixels) and `self.activation_name` (a key of
+    `activations.ACTIVATIONS`), makes `self.stem`, `self.blocks` (layers whose `.block`
+    has `strides` and `output_filters`) and `self.head`, and ends with
+    `self.build([None, None, None, 3])`: all variables exist when it returns.
 
     Args:
-        arguments: all of the family's constructor; `get_config` returns them. Those that every family has are checked here.
+        arguments: all of the family's constructor; `get_config` returns them. Those
+            that every family has are checked here.
         variants: the rows of the family's table.
         default_name: scope of the variables, unless `arguments["name"]` says otherwise.
 
@@ -68,8 +73,8 @@ class Network(keras.Model):
             raise ValueError(
                 f"`recomputed_blocks` is {recomputed_blocks!r}, but must be a whole number ≥ 0; 0 keeps all."
             )
-        # float32 whatever Keras's global policy is: a mixed one would round the pixels on their way
-        # in. What the layers compute in is `compute_dtype`.
+        # float32 whatever Keras's global policy is: a mixed one would round the pixels
+        # on their way in. What the layers compute in is `compute_dtype`.
         super().__init__(name=arguments["name"] or default_name, dtype=tf.float32)
         self.recomputed_blocks = recomputed_blocks
         self.variant, self.num_classes, self.aux_branches = (
@@ -116,10 +121,12 @@ class Network(keras.Model):
     def compile(self, optimizer="rmsprop", *args, **kwargs):
         """As `keras.Model.compile`; where activations are float16, the loss is scaled.
 
-        Keras itself does so for models of the policy "mixed_float16", by the same wrapper.
+        Keras itself does so for models of the policy "mixed_float16", by the same
+        wrapper.
 
         Args:
-            optimizer: as there; a `keras.mixed_precision.LossScaleOptimizer` stays as it is.
+            optimizer: as there; a `keras.mixed_precision.LossScaleOptimizer` stays as
+                it is.
             *args: as there.
             **kwargs: as there.
         """
@@ -133,12 +140,15 @@ class Network(keras.Model):
         """Logits.
 
         Args:
-            images: [batch, height, width, 3], any numeric dtype, pixels in [0, 255], RGB. Any part of
-                the shape may be unknown when tracing.
-            training: Python bool; True uses the batch's moments, dropout and stochastic depth.
+            images: [batch, height, width, 3], any numeric dtype, pixels in [0, 255],
+                RGB. Any part of the shape may be unknown when tracing.
+            training: Python bool; True uses the batch's moments, dropout and stochastic
+                depth.
             branch: whose batch norms: "main", "aux" (= "aux_1"), "aux_2", …
-            update_statistics: with `training=True`, whether the branch's running statistics move.
-            seed: int32 [2], decides dropout and stochastic depth; None draws one (not reproducible after a restart).
+            update_statistics: with `training=True`, whether the branch's running
+                statistics move.
+            seed: int32 [2], decides dropout and stochastic depth; None draws one (not
+                reproducible after a restart).
 
         Returns:
             float32 [batch, num_classes].
@@ -149,13 +159,16 @@ class Network(keras.Model):
         return self._forward(images, training, branch, update_statistics, seed)
 
     def features(self, images, branch: str = MAIN) -> dict[str, tf.Tensor]:
-        """Feature maps in inference mode, in the compute dtype, by the names of the official end points.
+        """Feature maps in inference mode, in the compute dtype, by the names of the
+        official end points.
 
         Returns:
-            "stem"; each block's output, "block_0", "block_1", …; those before a reduction of resolution also as "reduction_1"
-            … "reduction_5" (at 1/2 … 1/32 of the resolution), the last as "features"; in an EfficientNet "head_1x1" and, of
-            each block, what its projection gets, "block_0/expansion_output", "reduction_1/expansion_output", …: all
-            [batch, h, w, channels]. And, float32 [batch, channels], "pooled_features", "global_pool" (the same behind the
+            "stem"; each block's output, "block_0", "block_1", …; those before a
+            reduction of resolution also as "reduction_1" … "reduction_5" (at 1/2 … 1/32
+            of the resolution), the last as "features"; in an EfficientNet "head_1x1"
+            and, of each block, what its projection gets, "block_0/expansion_output",
+            "reduction_1/expansion_output", …: all [batch, h, w, channels]. And, float32
+            [batch, channels], "pooled_features", "global_pool" (the same behind the
             dropout, which inference has not) and "head", the logits.
         """
         end_points = {}
@@ -171,7 +184,11 @@ class Network(keras.Model):
         seed,
         end_points: Optional[dict[str, Any]] = None,
     ):
-        """Logits. `end_points`, in inference mode, gets all feature maps; without it none is kept for longer than needed."""
+        """Logits.
+
+        `end_points`, in inference mode, gets all feature maps; without it none is kept
+        for longer than needed.
+        """
         images = _checked_images(images)
         branch_index(branch, self.aux_branches)
         if training:
@@ -235,7 +252,9 @@ def _with_loss_scale(optimizer) -> keras.mixed_precision.LossScaleOptimizer:
 
 
 def _checked_images(images) -> tf.Tensor:
-    """The images as a tensor [batch, height, width, 3]; raises a `ValueError` for another shape."""
+    """The images as a tensor [batch, height, width, 3]; raises a `ValueError` for
+    another shape.
+    """
     images = tf.convert_to_tensor(images)
     if not images.shape.is_compatible_with([None, None, None, 3]):
         raise ValueError(
@@ -246,12 +265,15 @@ def _checked_images(images) -> tf.Tensor:
         raise ValueError(
             f"`images` are {images.dtype.name}, but must be numbers, pixels in [0, 255]."
         )
-    # What decoders leave open (of how many channels an image is) must be 3 when it comes.
+    # What decoders leave open (of how many channels an image is) must be 3 when it
+    # comes.
     return tf.ensure_shape(images, [None, None, None, 3])
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raises a `ValueError` that names the argument, unless `value` is one of `choices`."""
+    """Raises a `ValueError` that names the argument, unless `value` is one of
+    `choices`.
+    """
     if value not in choices:
         raise ValueError(
             f"`{name}` is {value!r}, but must be one of {', '.join(map(repr, choices))}."
@@ -259,7 +281,9 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def check_scaling(width: float, depth: float, dropout_rate: float) -> None:
-    """Raises a `ValueError` unless the multipliers are positive and the rate is in [0, 1)."""
+    """Raises a `ValueError` unless the multipliers are positive and the rate is in [0,
+    1).
+    """
     if width <= 0 or depth <= 0:
         raise ValueError(
             f"`width_coefficient` is {width!r} and `depth_coefficient` {depth!r}, but both must be positive."

@@ -1,12 +1,13 @@
-"""Batch normalization with one main and any number of auxiliary branches: AdvProp's separation of clean from adversarial
-images.
+"""Batch normalization with one main and any number of auxiliary branches: AdvProp's
+separation of clean from adversarial images.
 
     norm = DualBatchNormalization(aux_branches=1)
     clean = norm(x, training=True, branch="main")
     adversarial = norm(x_adversarial, training=True, branch="aux")
 
-Every branch has its own gamma, beta, moving mean and moving variance (the paper: the distributions differ, so must the
-statistics); inference uses "main" alone, and the auxiliary branches can be thrown away after training.
+Every branch has its own gamma, beta, moving mean and moving variance (the paper: the
+distributions differ, so must the statistics); inference uses "main" alone, and the
+auxiliary branches can be thrown away after training.
 """
 
 from typing import NamedTuple, Optional
@@ -22,7 +23,9 @@ AUX_SHARES = ("none", "statistics", "affine")
 
 
 def branch_names(aux_branches: int) -> tuple[str, ...]:
-    """The names of a layer's branches, in order: "main", "aux", "aux_2", … ("aux_1" is accepted as another word for "aux")."""
+    """The names of a layer's branches, in order: "main", "aux", "aux_2", … ("aux_1" is
+    accepted as another word for "aux").
+    """
     return (MAIN,) + tuple(
         "aux" if index == 1 else f"aux_{index}" for index in range(1, aux_branches + 1)
     )
@@ -45,12 +48,16 @@ def branch_index(branch: str, aux_branches: int) -> int:
 
 
 def official_group_size(num_replicas: int) -> int:
-    """How many replicas share their batch moments in the official code: none up to 8, then max(8, num_replicas / 8)."""
+    """How many replicas share their batch moments in the official code: none up to 8,
+    then max(8, num_replicas / 8).
+    """
     return 1 if num_replicas <= 8 else max(8, num_replicas // 8)
 
 
 class BranchVariables(NamedTuple):
-    """What a branch normalises with, float32 [channels] each; gamma and beta None where the layer has none."""
+    """What a branch normalises with, float32 [channels] each; gamma and beta None where
+    the layer has none.
+    """
 
     gamma: Optional[tf.Variable]
     beta: Optional[tf.Variable]
@@ -71,26 +78,35 @@ class _AffineOnly(keras.layers.BatchNormalization):
 
 @keras.utils.register_keras_serializable("efficientnet_advprop")
 class DualBatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalization over the last axis, with a main and `aux_branches` auxiliary sets of parameters and statistics.
+    """Batch normalization over the last axis, with a main and `aux_branches` auxiliary
+    sets of parameters and statistics.
 
-    It is a `tf.keras.layers.BatchNormalization` whose own variables are the main branch, so that a checkpoint of it restores
-    into a plain one; the auxiliary branches are children named "aux", "aux_2", …, and only their variables carry "aux" in
-    their names.
+    It is a `tf.keras.layers.BatchNormalization` whose own variables are the main
+    branch, so that a checkpoint of it restores into a plain one; the auxiliary branches
+    are children named "aux", "aux_2", …, and only their variables carry "aux" in their
+    names.
 
-    The moving variance follows the batch's biased variance (division by N), as in the official TPU code and unlike Keras's
-    fused batch norm. A layer with `trainable=False` normalises with running statistics whatever `training` says, like Keras's.
+    The moving variance follows the batch's biased variance (division by N), as in the
+    official TPU code and unlike Keras's fused batch norm. A layer with
+    `trainable=False` normalises with running statistics whatever `training` says, like
+    Keras's.
 
     Args:
         aux_branches: number of auxiliary branches, ≥ 0; 0 is a plain batch norm.
-        momentum: of the moving statistics, in [0, 1): moving ← momentum·moving + (1 − momentum)·batch.
+        momentum: of the moving statistics, in [0, 1): moving ← momentum·moving + (1 −
+            momentum)·batch.
         epsilon: added to the variance, > 0.
-        group_size: replicas that share the batch moments in training: those with consecutive numbers; must divide their number.
-            1: each has its own; None: `official_group_size`.
-        aux_shares: what auxiliary branches have in common with the main one: "none" (the paper); "statistics", so that only
-            gamma and beta tell branches apart: each batch is still normalised with its own moments in training, but all
-            branches move, and infer with, one set of running statistics; or "affine", so that only statistics do.
-        **kwargs: `center`, `scale`, initializers, regularizers, constraints, `trainable`, `dtype` and `name`, as in
-            `tf.keras.layers.BatchNormalization`; every branch gets the same.
+        group_size: replicas that share the batch moments in training: those with
+            consecutive numbers; must divide their number. 1: each has its own; None:
+            `official_group_size`.
+        aux_shares: what auxiliary branches have in common with the main one: "none"
+            (the paper); "statistics", so that only gamma and beta tell branches apart:
+            each batch is still normalised with its own moments in training, but all
+            branches move, and infer with, one set of running statistics; or "affine",
+            so that only statistics do.
+        **kwargs: `center`, `scale`, initializers, regularizers, constraints,
+            `trainable`, `dtype` and `name`, as in `tf.keras.layers.BatchNormalization`;
+            every branch gets the same.
 
     Raises:
         ValueError: an argument is out of its range, or `axis` is not the last one.
@@ -162,7 +178,9 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
 
     @property
     def num_replicas_together(self) -> int:
-        """How many of the replicas that run the current step share their moments: 1 means no communication."""
+        """How many of the replicas that run the current step share their moments: 1
+        means no communication.
+        """
         return (
             official_group_size(replica_runtime.current().num_replicas)
             if self.group_size is None
@@ -170,7 +188,9 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
         )
 
     def variables_of(self, branch: str) -> BranchVariables:
-        """The variables that a branch normalises with: this layer's own for "main", and for others what they share with it."""
+        """The variables that a branch normalises with: this layer's own for "main", and
+        for others what they share with it.
+        """
         index = branch_index(branch, self.aux_branches)
         own = self if index == 0 else self.aux[index - 1]
         affine = self if self.aux_shares == "affine" else own
@@ -180,7 +200,8 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
         )
 
     def affine(self, branch: str = MAIN) -> tuple[tf.Tensor, tf.Tensor]:
-        """The inference-mode batch norm as y = scale·x + offset, from the running statistics.
+        """The inference-mode batch norm as y = scale·x + offset, from the running
+        statistics.
 
         Returns:
             scale and offset, float32 [channels].
@@ -199,9 +220,11 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
 
         Args:
             inputs: float tensor [batch, …, channels].
-            training: Python bool; True normalises with the batch's moments, False with the branch's running statistics.
+            training: Python bool; True normalises with the batch's moments, False with
+                the branch's running statistics.
             branch: "main", "aux" (= "aux_1"), "aux_2", …
-            update_statistics: with `training=True`, whether the batch's moments move the branch's running statistics.
+            update_statistics: with `training=True`, whether the batch's moments move
+                the branch's running statistics.
 
         Returns:
             A tensor of the inputs' shape, in the layer's compute dtype.
@@ -244,7 +267,9 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
         return gamma, beta
 
     def _normalize_fused(self, inputs, held):
-        """This replica's own moments, by TensorFlow's fused operation; its N/(N − 1) variance is put right afterwards."""
+        """This replica's own moments, by TensorFlow's fused operation; its N/(N − 1)
+        variance is put right afterwards.
+        """
         gamma, beta = self._parameters(held)
         channels = inputs.shape[-1]
         images = inputs if inputs.shape.rank == 4 else tf.reshape(inputs, [-1, 1, 1, channels])
@@ -262,8 +287,9 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
         return outputs, mean, variance * (tf.maximum(count - 1.0, 1.0) / count)
 
     def _normalize_in_group(self, inputs, held):
-        """Moments over a group of replicas, from the means of x and x² in float32: official `TpuBatchNormalization`, one
-        reduction."""
+        """Moments over a group of replicas, from the means of x and x² in float32:
+        official `TpuBatchNormalization`, one reduction.
+        """
         gamma, beta = self._parameters(held)
         values = tf.cast(inputs, tf.float32)
         axes = list(range(inputs.shape.rank - 1))
@@ -286,7 +312,9 @@ def batch_norms(model: tf.Module) -> list[DualBatchNormalization]:
 
 
 def moving_statistics(model: tf.Module) -> list[tf.Variable]:
-    """The running statistics that training moves: those of all branches of all batch norms that are not frozen."""
+    """The running statistics that training moves: those of all branches of all batch
+    norms that are not frozen.
+    """
     return [
         variable
         for norm in batch_norms(model)

@@ -1,11 +1,13 @@
-"""ResNet-50, -101, -152 and -200, or any width and depth, with AdvProp's auxiliary batch norms.
+"""ResNet-50, -101, -152 and -200, or any width and depth, with AdvProp's auxiliary
+batch norms.
 
     model = ResNet("resnet50", num_classes=1000, aux_branches=1)
     logits = model(images, training=True, branch="aux", seed=seed)   # calls, branches and endpoints are an EfficientNet's
 
-Architecture: He et al., CVPR 2016, as in the official TPU `resnet_model` ("v1.5"): a block's stride is in its 3×3 convolution,
-strided convolutions have symmetric padding, the last gamma of every block starts at zero. Keras's ResNets differ in two places,
-for which there are options; `keras_weights` reads their files.
+Architecture: He et al., CVPR 2016, as in the official TPU `resnet_model` ("v1.5"): a
+block's stride is in its 3×3 convolution, strided convolutions have symmetric padding,
+the last gamma of every block starts at zero. Keras's ResNets differ in two places, for
+which there are options; `keras_weights` reads their files.
 """
 
 from typing import Optional
@@ -63,7 +65,9 @@ class ResNetStem(keras.layers.Layer):
 
 
 class BottleneckBlock(keras.layers.Layer):
-    """relu(shortcut + norm(1×1(relu(norm(3×3(relu(norm(1×1(x))))))))), the shortcut being x or norm(1×1(x))."""
+    """relu(shortcut + norm(1×1(relu(norm(3×3(relu(norm(1×1(x))))))))), the shortcut
+    being x or norm(1×1(x)).
+    """
 
     def __init__(
         self, block: Bottleneck, stride_in: str, norm_arguments: dict, name: str, **kwargs
@@ -95,7 +99,9 @@ class BottleneckBlock(keras.layers.Layer):
 
     @property
     def convolutions(self) -> list[tuple[Convolution, DualBatchNormalization]]:
-        """Each convolution with its batch norm, the shortcut's first where there is one."""
+        """Each convolution with its batch norm, the shortcut's first where there is
+        one.
+        """
         pairs = [
             (self.reduce, self.reduce_norm),
             (self.spatial, self.spatial_norm),
@@ -123,7 +129,9 @@ class BottleneckBlock(keras.layers.Layer):
         seed: Optional[tf.Tensor] = None,
         with_end_points: bool = False,
     ):
-        """The block's output; with `with_end_points` also an empty dictionary: nothing inside has an official name."""
+        """The block's output; with `with_end_points` also an empty dictionary: nothing
+        inside has an official name.
+        """
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
         shortcut = inputs
         if self.shortcut is not None:
@@ -138,7 +146,9 @@ class BottleneckBlock(keras.layers.Layer):
 
 
 class ResNetHead(keras.layers.Layer):
-    """The mean over the image, dropout and the classifier, whose kernel starts as a normal of standard deviation 0.01."""
+    """The mean over the image, dropout and the classifier, whose kernel starts as a
+    normal of standard deviation 0.01.
+    """
 
     def __init__(self, num_classes: int, dropout_rate: float, **kwargs):
         super().__init__(name="head", **kwargs)
@@ -162,7 +172,9 @@ class ResNetHead(keras.layers.Layer):
         update_statistics=True,
         seed: Optional[tf.Tensor] = None,
     ):
-        """Returns logits, float32 [batch, num_classes], and endpoints: "pooled_features", float32 [batch, filters]."""
+        """Returns logits, float32 [batch, num_classes], and endpoints:
+        "pooled_features", float32 [batch, filters].
+        """
         del branch, update_statistics  # no batch norm here
         pooled = tf.cast(activations.spatial_mean(inputs), tf.float32)
         dropped = pooled
@@ -178,23 +190,32 @@ class ResNetHead(keras.layers.Layer):
 
 @keras.utils.register_keras_serializable("efficientnet_advprop")
 class ResNet(Network):
-    """A ResNet whose every batch norm has one main and `aux_branches` auxiliary branches.
+    """A ResNet whose every batch norm has one main and `aux_branches` auxiliary
+    branches.
 
     Args:
-        variant: "resnet50", "resnet101", "resnet152" or "resnet200", a row of `resnet_scaling.VARIANTS`.
+        variant: "resnet50", "resnet101", "resnet152" or "resnet200", a row of
+            `resnet_scaling.VARIANTS`.
         num_classes: size of the logits, ≥ 1.
         aux_branches: auxiliary batch norms beside the main ones; 0 is a plain ResNet.
         width_coefficient, depth_coefficient: multiply filters and blocks; None is 1.
         dropout_rate: before the classifier; None is 0, as official.
-        survival_prob: stochastic depth's flag, in (0, 1]; 1, as official, switches it off.
-        normalization: of pixels: "imagenet" (mean and standard deviation; official), "advprop" (x·2/255 − 1; Fast AdvProp),
-            "caffe" (mean of ImageNet alone; Keras) or "none".
-        compute_dtype: of activations: "float32", "bfloat16" or "float16"; variables and logits are float32.
-        batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size, aux_shares: see `DualBatchNormalization`.
-        recomputed_blocks: the first so many blocks keep no activations for the backward pass but compute them again in it:
-            less memory for more arithmetic, the same numbers. The first ones have the highest resolution.
-        stride_in: the convolution of a group's first block that has its stride: "3x3" (official) or "1x1" (Keras).
-        pool_padding: of the max-pooling: "same" (official) or "symmetric", one pixel on every side (Keras and PyTorch).
+        survival_prob: stochastic depth's flag, in (0, 1]; 1, as official, switches it
+            off.
+        normalization: of pixels: "imagenet" (mean and standard deviation; official),
+            "advprop" (x·2/255 − 1; Fast AdvProp), "caffe" (mean of ImageNet alone;
+            Keras) or "none".
+        compute_dtype: of activations: "float32", "bfloat16" or "float16"; variables and
+            logits are float32.
+        batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size, aux_shares: see
+            `DualBatchNormalization`.
+        recomputed_blocks: the first so many blocks keep no activations for the backward
+            pass but compute them again in it: less memory for more arithmetic, the same
+            numbers. The first ones have the highest resolution.
+        stride_in: the convolution of a group's first block that has its stride: "3x3"
+            (official) or "1x1" (Keras).
+        pool_padding: of the max-pooling: "same" (official) or "symmetric", one pixel on
+            every side (Keras and PyTorch).
         name: scope of the variables; default: the variant.
 
     Raises:
@@ -256,7 +277,9 @@ class ResNet(Network):
         self.build([None, None, None, 3])
 
     def pool(self, x: tf.Tensor) -> tf.Tensor:
-        """Max-pooling, 3×3 with stride 2, behind the stem: [batch, h, w, channels] → [batch, ⌈h/2⌉, ⌈w/2⌉, channels]."""
+        """Max-pooling, 3×3 with stride 2, behind the stem: [batch, h, w, channels] →
+        [batch, ⌈h/2⌉, ⌈w/2⌉, channels].
+        """
         if self.pool_padding == "same":
             return tf.nn.max_pool2d(x, 3, 2, "SAME")
         # Behind a relu, padding with zeros is padding with the least value.

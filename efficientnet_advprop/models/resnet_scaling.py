@@ -1,7 +1,9 @@
-"""The ResNet family as a table: what a bottleneck block is, and how many of them each variant has.
+"""The ResNet family as a table: what a bottleneck block is, and how many of them each
+variant has.
 
-Nothing here imports TensorFlow; `resnet.py` interprets the table. Sources: He et al., CVPR 2016, table 1; for ResNet-200, He et
-al., ECCV 2016, and the official TPU `resnet_model`.
+Nothing here imports TensorFlow; `resnet.py` interprets the table. Sources: He et al.,
+CVPR 2016, table 1; for ResNet-200, He et al., ECCV 2016, and the official TPU
+`resnet_model`.
 """
 
 import dataclasses
@@ -31,7 +33,9 @@ EXPANSION = 4  # times as many filters has its last one
 
 @dataclasses.dataclass(frozen=True)
 class Bottleneck:
-    """One block: 1×1, 3×3 and 1×1 convolution; a projection on the shortcut where the shape changes."""
+    """One block: 1×1, 3×3 and 1×1 convolution; a projection on the shortcut where the
+    shape changes.
+    """
 
     strides: int
     input_filters: int
@@ -50,9 +54,11 @@ def scaled_bottlenecks(
     depth_coefficient: float = 1.0,
     survival_prob: float = 1.0,
 ) -> tuple[Bottleneck, ...]:
-    """Every block of a network, in order; filters and repeats are rounded as in an EfficientNet.
+    """Every block of a network, in order; filters and repeats are rounded as in an
+    EfficientNet.
 
-    Block i of N survives with probability 1 − (1 − survival_prob)·i/N, as in an EfficientNet.
+    Block i of N survives with probability 1 − (1 − survival_prob)·i/N, as in an
+    EfficientNet.
     """
     counts = [round_repeats(repeats, depth_coefficient) for repeats in VARIANTS[variant].repeats]
     blocks: list[Bottleneck] = []

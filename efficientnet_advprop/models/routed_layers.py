@@ -5,12 +5,12 @@ Yang et al., "CondConv", NeurIPS 2019.
     routing = Routing(num_experts, name="dense")(inputs)     # float32 [batch, experts], in (0, 1)
     outputs = RoutedPointwiseConvolution(filters, num_experts, make)(inputs, routing=routing)
 
-The official code runs one convolution per image and so needs a static batch. Here a 1×1 convolution
-is one batched matrix product, and the depthwise convolutions of all images are a single one over
-batch × channels.
+The official code runs one convolution per image and so needs a static batch. Here a 1×1
+convolution is one batched matrix product, and the depthwise convolutions of all images
+are a single one over batch × channels.
 
-Variables: the official kernels belong to plain Keras layers, which TensorFlow 1 put below
-`<network>/model/<block>/` and not below `<network>/<block>/` as all others.
+Variables: the official kernels belong to plain Keras layers, which TensorFlow 1 put
+below `<network>/model/<block>/` and not below `<network>/<block>/` as all others.
 """
 
 from typing import Callable
@@ -22,7 +22,9 @@ from efficientnet_advprop.models import activations
 
 
 class Routing(keras.layers.Layer):
-    """How much of each expert an image gets: σ(dense(mean over height and width)); the shares need not sum to one."""
+    """How much of each expert an image gets: σ(dense(mean over height and width)); the
+    shares need not sum to one.
+    """
 
     def __init__(self, num_experts: int, **kwargs):
         super().__init__(dtype=tf.float32, **kwargs)
@@ -46,8 +48,10 @@ class ExpertKernels(keras.layers.Layer):
 
     Args:
         num_experts: how many.
-        weight_name: of the variable that holds them all, [experts, height · width · in · out].
-        make_initializer: makes the initializer of one kernel; asked anew for each, since one object gives one draw.
+        weight_name: of the variable that holds them all, [experts, height · width · in
+            · out].
+        make_initializer: makes the initializer of one kernel; asked anew for each,
+            since one object gives one draw.
     """
 
     def __init__(self, num_experts: int, weight_name: str, make_initializer: Callable, **kwargs):
@@ -136,7 +140,9 @@ class RoutedPointwiseConvolution(ExpertKernels):
         return [1, 1, channels, self.filters]
 
     def call(self, inputs, scale=None, offset=None, *, routing):
-        """Convolves; `routing` is float32 [batch, experts], all else as in `layers.Convolution`."""
+        """Convolves; `routing` is float32 [batch, experts], all else as in
+        `layers.Convolution`.
+        """
         kernels = self.mix(routing, [inputs.shape[-1], self.filters])
         kernels = kernels if scale is None else kernels * scale
         outputs = convolve_pointwise(inputs, tf.cast(kernels, self.compute_dtype))
@@ -146,7 +152,9 @@ class RoutedPointwiseConvolution(ExpertKernels):
 
 
 class RoutedDepthwiseConvolution(ExpertKernels):
-    """A depthwise convolution of multiplier 1, padding "SAME", without a bias of its own."""
+    """A depthwise convolution of multiplier 1, padding "SAME", without a bias of its
+    own.
+    """
 
     def __init__(
         self, kernel_size: int, strides: int, num_experts: int, make_initializer: Callable, **kwargs
@@ -158,7 +166,9 @@ class RoutedDepthwiseConvolution(ExpertKernels):
         return [self.kernel_size, self.kernel_size, channels, 1]
 
     def call(self, inputs, scale=None, offset=None, *, routing):
-        """Convolves each channel; arguments and result as in `RoutedPointwiseConvolution`."""
+        """Convolves each channel; arguments and result as in
+        `RoutedPointwiseConvolution`.
+        """
         kernels = self.mix(routing, [self.kernel_size, self.kernel_size, inputs.shape[-1]])
         kernels = kernels if scale is None else kernels * scale
         outputs = convolve_depthwise(inputs, tf.cast(kernels, self.compute_dtype), self.strides)

@@ -1,9 +1,10 @@
-"""The EfficientNet family as a table: what a block is, and how far each variant scales it.
+"""The EfficientNet family as a table: what a block is, and how far each variant scales
+it.
 
-Nothing here imports TensorFlow; `efficientnet.py` interprets the table. Sources: Tan & Le, ICML
-2019, table 1 (the B0 network) and section 3.3 (compound scaling); the official
-`efficientnet_builder` for the coefficients, dropout rates and rounding rules, and its relatives in
-the folders `lite`, `edgetpu` and `condconv`.
+Nothing here imports TensorFlow; `efficientnet.py` interprets the table. Sources: Tan &
+Le, ICML 2019, table 1 (the B0 network) and section 3.3 (compound scaling); the official
+`efficientnet_builder` for the coefficients, dropout rates and rounding rules, and its
+relatives in the folders `lite`, `edgetpu` and `condconv`.
 """
 
 import dataclasses
@@ -56,7 +57,8 @@ class Design:
 
 
 EFFICIENTNET = Design()
-# Tan 2020: for phones, whose accelerators lack gates, and whose 8 bits suit bounded activations.
+# Tan 2020: for phones, whose accelerators lack gates, and whose 8 bits suit bounded
+# activations.
 LITE = Design(
     activation="relu6",
     squeeze_ratio=0.0,
@@ -151,7 +153,9 @@ class Block:
 
 
 def round_filters(filters: int, width_coefficient: float, divisor: int = 8) -> int:
-    """Scales a number of channels and rounds it to a multiple of `divisor`, never more than 10 % down."""
+    """Scales a number of channels and rounds it to a multiple of `divisor`, never more
+    than 10 % down.
+    """
     scaled = filters * width_coefficient
     rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * scaled else rounded
@@ -184,12 +188,13 @@ def scaled_blocks(
 ) -> tuple[Block, ...]:
     """Every block of a scaled network, in order.
 
-    The first block gets the stem's filters, which need not be those that its stage names: its
-    expansion is counted from the stage's, as in the official code, unless it has none.
+    The first block gets the stem's filters, which need not be those that its stage
+    names: its expansion is counted from the stage's, as in the official code, unless it
+    has none.
 
-    `survival_prob` is the official flag: block i of N survives with probability
-    1 − (1 − survival_prob)·i/N, so that the first block always survives and the last one does not
-    quite reach `survival_prob`.
+    `survival_prob` is the official flag: block i of N survives with probability 1 − (1
+    − survival_prob)·i/N, so that the first block always survives and the last one does
+    not quite reach `survival_prob`.
     """
     counts = scaled_repeats(design, depth_coefficient)
     total = sum(counts)

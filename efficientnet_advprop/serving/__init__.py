@@ -1,1 +1,3 @@
-"""From a trained network to something that answers requests without any of our code: SavedModel, TFLite, ONNX, Keras."""
+"""From a trained network to something that answers requests without any of our code:
+SavedModel, TFLite, ONNX, Keras.
+"""

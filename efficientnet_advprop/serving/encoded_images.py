@@ -1,9 +1,11 @@
-"""Encoded image files to pixels inside a served graph, where one bad file must not fail the batch it came in.
+"""Encoded image files to pixels inside a served graph, where one bad file must not fail
+the batch it came in.
 
     images, errors = decode_batch(encoded, image_size=224, crop="released")
 
-A TensorFlow decoder raises, and a raised error ends the whole request. A `tf.data.Dataset` with `ignore_errors` instead yields
-nothing, which can be told: it is the one way in which a graph alone can go on after a bad file.
+A TensorFlow decoder raises, and a raised error ends the whole request. A
+`tf.data.Dataset` with `ignore_errors` instead yields nothing, which can be told: it is
+the one way in which a graph alone can go on after a bad file.
 """
 
 from typing import Union
@@ -39,18 +41,19 @@ def decode_batch(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes, crops and resizes files, each on its own.
 
-    JPEG (also gray, CMYK, progressive), PNG (also gray, palette, 16-bit, alpha), GIF (its first
-    frame) and BMP (24 or 32 bits without compression). Sixteen bits become eight; transparency is
-    dropped, not blended; the orientation tag of cameras (EXIF) is not followed.
+    JPEG (also gray, CMYK, progressive), PNG (also gray, palette, 16-bit, alpha), GIF
+    (its first frame) and BMP (24 or 32 bits without compression). Sixteen bits become
+    eight; transparency is dropped, not blended; the orientation tag of cameras (EXIF)
+    is not followed.
 
     Args:
         encoded: string [batch], the bytes of each file; the batch may be empty.
         image_size, crop, resize_method: see `preprocessing.preprocess_for_eval`.
 
     Returns:
-        Images, float32 [batch, image_size, image_size, 3] around 0…255, zeros where there was an error; and the errors, string
-        [batch]: "" for a good file, else `EMPTY`, `UNKNOWN_FORMAT`, `UNSUPPORTED_BMP`,
-        `TOO_LARGE` or `DAMAGED`.
+        Images, float32 [batch, image_size, image_size, 3] around 0…255, zeros where
+        there was an error; and the errors, string [batch]: "" for a good file, else
+        `EMPTY`, `UNKNOWN_FORMAT`, `UNSUPPORTED_BMP`, `TOO_LARGE` or `DAMAGED`.
     """
     shape = [image_size, image_size, 3]
 
@@ -101,7 +104,11 @@ def _is_known(file: tf.Tensor) -> tf.Tensor:
 
 
 def _num_pixels(file: tf.Tensor) -> tf.Tensor:
-    """Height × width by the header alone, int64: what decoding would have to make room for. A damaged JPEG raises here."""
+    """Height × width by the header alone, int64: what decoding would have to make room
+    for.
+
+    A damaged JPEG raises here.
+    """
     padded = tf.strings.join([tf.strings.substr(file, 0, _HEADER_BYTES), b"\0" * _HEADER_BYTES])
     header = tf.strings.substr(padded, 0, _HEADER_BYTES)
     values = tf.cast(tf.io.decode_raw(header, tf.uint8), tf.int64)

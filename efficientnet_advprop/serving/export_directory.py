@@ -1,4 +1,5 @@
-"""Versioned directories, as TensorFlow Serving wants them: `<export_dir>/1`, `/2`, …, each there as a whole or not at all.
+"""Versioned directories, as TensorFlow Serving wants them: `<export_dir>/1`, `/2`, …,
+each there as a whole or not at all.
 
 Usage:
 
@@ -24,7 +25,10 @@ _STAGING_PREFIX = "unfinished-"  # not a number, so TensorFlow Serving does not 
 
 
 class ExportError(UserError, RuntimeError):
-    """An export that cannot be made or did not pass its check; the message says why. Nothing of it is left behind."""
+    """An export that cannot be made or did not pass its check; the message says why.
+
+    Nothing of it is left behind.
+    """
 
 
 class Version:
@@ -32,7 +36,8 @@ class Version:
 
     Attributes:
         staging: local folder to write into.
-        path: where its contents go when all is well; set in the end, since another export may have been faster.
+        path: where its contents go when all is well; set in the end, since another
+            export may have been faster.
     """
 
     def __init__(self, staging: str):
@@ -47,10 +52,12 @@ def next_version(export_dir: str) -> int:
 
 @contextlib.contextmanager
 def new_version(export_dir: str, num_bytes: int) -> Iterator[Version]:
-    """Makes room for the next free version, and moves it into place if the block ends without an exception.
+    """Makes room for the next free version, and moves it into place if the block ends
+    without an exception.
 
     Args:
-        export_dir: local or remote (gs://…); made if it is not there. Existing versions stay as they are.
+        export_dir: local or remote (gs://…); made if it is not there. Existing versions
+            stay as they are.
         num_bytes: about how much will be written.
 
     Raises:

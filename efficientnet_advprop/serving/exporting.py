@@ -29,7 +29,8 @@ _FILE_NAMES = {"tflite": "model.tflite", "onnx": "model.onnx", "keras": "model.k
 _WEIGHTS_FILE = "model.weights.h5"  # beside model.keras
 _MAX_CALIBRATION_IMAGES = 500
 _MAX_PROTO_BYTES = 2**31 - 1  # a SavedModel's graph and an ONNX file are one protocol buffer each
-# Rounding weights to 11 bits moves probabilities by more than float32's noise; beyond this, something is wrong.
+# Rounding weights to 11 bits moves probabilities by more than float32's noise; beyond
+# this, something is wrong.
 _FLOAT16_TOLERANCE = 2e-2
 _FEATURE_TOLERANCES = {"none": 1e-3, "float16": 2e-2}  # of a feature map's largest value
 
@@ -72,7 +73,8 @@ def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) ->
 
     Raises:
         ConfigError: options that do not go together.
-        ExportError: it cannot be written or converted, or did not pass its check. No version is left behind.
+        ExportError: it cannot be written or converted, or did not pass its check. No
+            version is left behind.
         DataError, PredictionError: the calibration images are not there.
     """
     _check_options(options)

@@ -1,10 +1,12 @@
-"""The network as it is served: constants only, batch norms inside the convolutions, main branch, float32.
+"""The network as it is served: constants only, batch norms inside the convolutions,
+main branch, float32.
 
     network = InferenceNetwork(model, image_size=224)
     endpoints = network(images)                 # inside a tf.function: {"logits": …, "pooled_features": …, "reduction_1": …, …}
 
-Why constants: a constant kernel lets oneDNN keep its reordered copy from call to call, and Grappler join convolution,
-bias and activation into one kernel; behind a variable, both happen anew at every call or not at all.
+Why constants: a constant kernel lets oneDNN keep its reordered copy from call to call,
+and Grappler join convolution, bias and activation into one kernel; behind a variable,
+both happen anew at every call or not at all.
 """
 
 import dataclasses
@@ -29,7 +31,9 @@ Activation = Callable[[tf.Tensor], tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
-    """A linear operation's weights, a kernel and what is added afterwards per output channel; and a convolution's geometry."""
+    """A linear operation's weights, a kernel and what is added afterwards per output
+    channel; and a convolution's geometry.
+    """
 
     kernel: np.ndarray
     bias: np.ndarray
@@ -38,7 +42,9 @@ class Affine:
 
 
 class FoldedMBConv:
-    """An MBConv block with its batch norms folded; a routed one mixes its folded experts."""
+    """An MBConv block with its batch norms folded; a routed one mixes its folded
+    experts.
+    """
 
     def __init__(self, layer: MBConvBlock, activation: Activation):
         self.residual, self.activation = layer.block.residual, activation
@@ -70,7 +76,9 @@ class FoldedMBConv:
 
 
 class FoldedFusedMBConv:
-    """A block with one full convolution in place of expansion and depthwise one, its batch norms folded."""
+    """A block with one full convolution in place of expansion and depthwise one, its
+    batch norms folded.
+    """
 
     def __init__(self, layer: FusedMBConvBlock, activation: Activation):
         self.residual, self.activation = layer.block.residual, activation
@@ -126,7 +134,9 @@ def _fold_depthwise(convolution, norm) -> Affine:
 
 
 def _fold_experts(convolution, norm) -> Affine:
-    """Kernels [experts, …, filters]: [experts, in, out] pointwise, [experts, size, size, channels] depthwise."""
+    """Kernels [experts, …, filters]: [experts, in, out] pointwise, [experts, size,
+    size, channels] depthwise.
+    """
     scale, offset = (tensor.numpy() for tensor in norm.affine())
     if isinstance(convolution, RoutedDepthwiseConvolution):
         shape = [convolution.kernel_size] * 2 + [len(scale)]
@@ -142,7 +152,8 @@ def _matrix(layer) -> Affine:
 
 
 def _swish(x: tf.Tensor) -> tf.Tensor:
-    # The plain product: `tf.nn.silu` brings a custom gradient, whose IdentityN hides the pattern from some graph compilers.
+    # The plain product: `tf.nn.silu` brings a custom gradient, whose IdentityN hides
+    # the pattern from some graph compilers.
     return x * tf.sigmoid(x)
 
 
@@ -186,7 +197,8 @@ class InferenceNetwork:
 
     Args:
         model: the network to copy; later changes of it are not seen.
-        image_size: pixels of the sides of its input; fixed, so that every shape but the batch's is known to graph compilers.
+        image_size: pixels of the sides of its input; fixed, so that every shape but the
+            batch's is known to graph compilers.
 
     Attributes:
         num_weights: how many numbers its constants hold.
@@ -198,7 +210,8 @@ class InferenceNetwork:
             np.float32(values) for values in NORMALIZATIONS[model.normalization]
         )
         stem = _fold(model.stem.convolution, model.stem.norm)
-        # Only the deviation: the mean, in a bias, would be wrong at the image's edges, where the padding is zero.
+        # Only the deviation: the mean, in a bias, would be wrong at the image's edges,
+        # where the padding is zero.
         self._stem = dataclasses.replace(stem, kernel=stem.kernel / deviation[:, None])
         self._pool = model.pool if model.stem_is_a_reduction else None
         self._activation = _ACTIVATIONS[model.activation_name]
@@ -223,8 +236,9 @@ class InferenceNetwork:
             more: names of end points that are wanted too.
 
         Returns:
-            "logits" [batch, num_classes], "pooled_features" [batch, channels] and the feature maps "reduction_1" …
-            "reduction_5" [batch, h, w, channels] at 1/2 … 1/32 of the resolution, and `more`; all float32.
+            "logits" [batch, num_classes], "pooled_features" [batch, channels] and the
+            feature maps "reduction_1" … "reduction_5" [batch, h, w, channels] at 1/2 …
+            1/32 of the resolution, and `more`; all float32.
         """
         end_points = self.end_points(images)
         kept = [name for name in end_points if re.fullmatch(r"reduction_\d", name)]
@@ -232,7 +246,9 @@ class InferenceNetwork:
         return {**{name: end_points[name] for name in kept}, "logits": end_points["head"]}
 
     def answers(self, images: tf.Tensor, end_point: Optional[str] = None) -> dict[str, tf.Tensor]:
-        """What a file for inference answers: "logits" and "probabilities", or one end point as "features"."""
+        """What a file for inference answers: "logits" and "probabilities", or one end
+        point as "features".
+        """
         if end_point is not None:
             return {"features": self.end_points(images)[end_point]}
         logits = self(images)["logits"]

@@ -1,7 +1,9 @@
-"""ONNX: `images` float32 [batch, 3, size, size], pixels 0…255, in; `logits` and `probabilities` [batch, num_classes] out.
+"""ONNX: `images` float32 [batch, 3, size, size], pixels 0…255, in; `logits` and
+`probabilities` [batch, num_classes] out.
 
-tf2onnx and ONNX Runtime want other versions of shared packages than training does, so they live in an environment of their own,
-whose interpreter does the conversion and the check. ONNX Runtime works in channels-first, hence the layout of the input.
+tf2onnx and ONNX Runtime want other versions of shared packages than training does, so
+they live in an environment of their own, whose interpreter does the conversion and the
+check. ONNX Runtime works in channels-first, hence the layout of the input.
 """
 
 import os
@@ -34,7 +36,8 @@ def convert(
         end_point: see `InferenceNetwork.answers`.
 
     Raises:
-        ExportError: there is no such environment, with what to install; or the conversion fails.
+        ExportError: there is no such environment, with what to install; or the
+            conversion fails.
     """
     check_environment(python)
     spec = tf.TensorSpec([None, network.image_size, network.image_size, 3], tf.float32, "images")
@@ -66,7 +69,9 @@ def convert(
 
 
 def check_environment(python: str) -> None:
-    """Raises an `ExportError` that says what to install, unless `python` has what ONNX needs."""
+    """Raises an `ExportError` that says what to install, unless `python` has what ONNX
+    needs.
+    """
     try:
         finished = _run([python, "-c", "import onnx, onnxruntime, tf2onnx"])
     except OSError as error:

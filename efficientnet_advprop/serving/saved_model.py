@@ -1,4 +1,6 @@
-"""The SavedModel: signatures, metadata as an asset, and requests that warm a server up before it says it is ready."""
+"""The SavedModel: signatures, metadata as an asset, and requests that warm a server up
+before it says it is ready.
+"""
 
 import json
 import os

@@ -1,10 +1,12 @@
-"""Runs an export in a process of its own, which knows none of our code: what a user of the export has.
+"""Runs an export in a process of its own, which knows none of our code: what a user of
+the export has.
 
     python -I self_check.py FORMAT PATH EXAMPLES.npz ANSWERS.npz [END_POINT]
 
-FORMAT: "saved_model", "tflite", "onnx" or "keras" (which alone needs, and imports, the model's code). EXAMPLES: `images`,
-float32 [n, size, size, 3], and the files they came from, as uint8 arrays `file_0` …. ANSWERS: `probabilities`
-[n, num_classes] and, of a SavedModel, more; with END_POINT `features` [n, …] instead. `verification` compares.
+FORMAT: "saved_model", "tflite", "onnx" or "keras" (which alone needs, and imports, the
+model's code). EXAMPLES: `images`, float32 [n, size, size, 3], and the files they came
+from, as uint8 arrays `file_0` …. ANSWERS: `probabilities` [n, num_classes] and, of a
+SavedModel, more; with END_POINT `features` [n, …] instead. `verification` compares.
 """
 
 import sys

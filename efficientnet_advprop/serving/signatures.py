@@ -8,9 +8,10 @@
 | `features`             | `images` float32 [batch, size, size, 3] | `pooled_features` [batch, c], `reduction_1` … `reduction_5`
                                                                      and the end point that the export was asked for
 
-Pixels are RGB in 0…255; the normalisation is inside. In `serving_default`, which has the whole pre-processing inside, `error`
-[batch] is "" for a good image; for a bad one it says why, and that row's classes are −1, its probabilities 0, its labels "".
-An empty batch has an empty answer.
+Pixels are RGB in 0…255; the normalisation is inside. In `serving_default`, which has
+the whole pre-processing inside, `error` [batch] is "" for a good image; for a bad one
+it says why, and that row's classes are −1, its probabilities 0, its labels "". An empty
+batch has an empty answer.
 """
 
 from typing import Optional, Sequence, Union
@@ -24,7 +25,8 @@ NO_CLASS = -1
 
 
 class ServedNetwork(tf.Module):
-    """A network with its signatures, all of which call one function that holds the constants once.
+    """A network with its signatures, all of which call one function that holds the
+    constants once.
 
     Args:
         network: whose answers to serve.
@@ -50,7 +52,8 @@ class ServedNetwork(tf.Module):
         shape = [None, network.image_size, network.image_size, 3]
         self._float_images = tf.TensorSpec(shape, tf.float32, "images")
         self._uint8_images = tf.TensorSpec(shape, tf.uint8, "images")
-        # A concrete function: a `tf.function` would be traced, and its constants stored, once more when saved.
+        # A concrete function: a `tf.function` would be traced, and its constants
+        # stored, once more when saved.
         self._network = tf.function(
             lambda images: network(images, () if end_point is None else (end_point,))
         ).get_concrete_function(self._float_images)
@@ -68,8 +71,11 @@ class ServedNetwork(tf.Module):
         }
 
     def _run(self, images):
-        """The network's endpoints, also of an empty batch, which TensorFlow's fused convolutions refuse."""
-        # A signature's shape is only a promise; this refuses images of another size, by their shape.
+        """The network's endpoints, also of an empty batch, which TensorFlow's fused
+        convolutions refuse.
+        """
+        # A signature's shape is only a promise; this refuses images of another size, by
+        # their shape.
         images = tf.ensure_shape(
             images, self._float_images.shape, name="images_of_the_exported_size"
         )

@@ -1,5 +1,6 @@
-"""TensorFlow Lite: one image [1, size, size, 3] of pixels 0…255 in, `logits` and `probabilities` [1, num_classes] out,
-or the `features` of one end point."""
+"""TensorFlow Lite: one image [1, size, size, 3] of pixels 0…255 in, `logits` and
+`probabilities` [1, num_classes] out, or the `features` of one end point.
+"""
 
 from typing import Optional
 
@@ -8,7 +9,8 @@ import tensorflow as tf
 
 from efficientnet_advprop.serving.network import InferenceNetwork
 
-# "full_integer" takes uint8 pixels and calculates in 8 bits throughout, its answers are float32 again; the others take float32.
+# "full_integer" takes uint8 pixels and calculates in 8 bits throughout, its answers are
+# float32 again; the others take float32.
 QUANTIZATIONS = ("none", "float16", "dynamic_range", "full_integer")
 
 
@@ -22,8 +24,10 @@ def convert(
 
     Args:
         network: to convert; its batch norms are folded already.
-        quantization: "none" (float32); "float16" or "dynamic_range" (8 bits), of the weights alone; "full_integer", of all.
-        calibration_images: float32 [n, size, size, 3], pre-processed; for "full_integer", whose ranges they decide.
+        quantization: "none" (float32); "float16" or "dynamic_range" (8 bits), of the
+            weights alone; "full_integer", of all.
+        calibration_images: float32 [n, size, size, 3], pre-processed; for
+            "full_integer", whose ranges they decide.
         end_point: see `InferenceNetwork.answers`.
     """
     spec = tf.TensorSpec([1, network.image_size, network.image_size, 3], tf.float32, "images")

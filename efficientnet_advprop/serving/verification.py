@@ -1,4 +1,6 @@
-"""Does an export say what the model says? Asked on photographs, of the export in a fresh process.
+"""Does an export say what the model says?
+
+Asked on photographs, of the export in a fresh process.
 
 Usage:
 
@@ -113,12 +115,12 @@ def read_examples(
     """Images of a folder, evenly drawn.
 
     Args:
-        directory: with TFRecords, `validation-…-of-…` or else `train-…-of-…`, or with one sub-folder
-            per class (see `ImageFolder`), which label the images; or with images alone. Hidden
-            files and folders do not count.
+        directory: with TFRecords, `validation-…-of-…` or else `train-…-of-…`, or with
+            one sub-folder per class (see `ImageFolder`), which label the images; or
+            with images alone. Hidden files and folders do not count.
         image_size, crop, resize_method: see `preprocessing.preprocess_for_eval`.
-        num_classes, class_names: of the network, its background class included; names are None
-            where they are not known.
+        num_classes, class_names: of the network, its background class included; names
+            are None where they are not known.
         max_images: at most so many.
 
     Raises:
@@ -158,7 +160,9 @@ def read_examples(
 
 
 def _find_records(directory: str) -> Optional[str]:
-    """The prefix of the TFRecords in a folder: "validation" rather than "train"; None if there are none."""
+    """The prefix of the TFRecords in a folder: "validation" rather than "train"; None
+    if there are none.
+    """
     names = tf.io.gfile.listdir(directory)
     for prefix in ("validation", "train"):
         if any(re.fullmatch(rf"{prefix}-\d+-of-\d+", name) for name in names):
@@ -188,11 +192,12 @@ def verify_features(
         model: with float32 activations.
         end_point: a name of `Network.features`.
         kind, path, examples, python: as in `verify`.
-        tolerance: largest difference, relative to the largest value, or four times the model's own noise where that is more;
-            None: nothing is too much.
+        tolerance: largest difference, relative to the largest value, or four times the
+            model's own noise where that is more; None: nothing is too much.
 
     Raises:
-        ExportError: the export cannot be loaded, or it differs by more than `tolerance`.
+        ExportError: the export cannot be loaded, or it differs by more than
+            `tolerance`.
     """
     expected = _features(model, end_point, examples.images)
     largest = float(np.max(np.abs(expected)))
@@ -229,21 +234,25 @@ def verify(
 ) -> Agreement:
     """Compares an export with its model.
 
-    A network can be so steep that float32's rounding, which differs between the two, moves its answers by more than
-    `tolerance`: deep ones with random weights are. So where an export differs by more, the model is asked again, of pixels that
-    are changed by their last bit, and the export may differ four times as much as the model then differs from itself.
+    A network can be so steep that float32's rounding, which differs between the two,
+    moves its answers by more than `tolerance`: deep ones with random weights are. So
+    where an export differs by more, the model is asked again, of pixels that are
+    changed by their last bit, and the export may differ four times as much as the model
+    then differs from itself.
 
     Args:
         model: with float32 activations.
         kind: see `self_check`.
         path: of the export.
         examples: to compare on.
-        tolerance: largest difference of a probability, with the same top-1 class everywhere (a tie within the tolerance counts
-            as the same); None: nothing is too much, it is only measured.
+        tolerance: largest difference of a probability, with the same top-1 class
+            everywhere (a tie within the tolerance counts as the same); None: nothing is
+            too much, it is only measured.
         python: interpreter with the format's runtime.
 
     Raises:
-        ExportError: the export cannot be loaded, or it differs by more than `tolerance`.
+        ExportError: the export cannot be loaded, or it differs by more than
+            `tolerance`.
     """
     expected = _probabilities(model, examples.images)
     answers = _run(kind, path, examples, python)
@@ -288,7 +297,9 @@ def verify(
 
 
 def _measure_noise(model, images, expected) -> float:
-    """How far rounding may move a probability: four times what the pixels' last bit does, since every layer rounds."""
+    """How far rounding may move a probability: four times what the pixels' last bit
+    does, since every layer rounds.
+    """
     moved = [
         np.abs(_probabilities(model, images * np.float32(1 + change)) - expected)
         for change in (_NOISE, -_NOISE)

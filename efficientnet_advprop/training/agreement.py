@@ -68,7 +68,8 @@ def check_same_run(
 
 @contextlib.contextmanager
 def hold_model_dir(workers: Workers, model_dir: str) -> Iterator[None]:
-    """Keeps every other run out of `model_dir` during the body; the chief holds it for all workers.
+    """Keeps every other run out of `model_dir` during the body; the chief holds it for
+    all workers.
 
     Raises:
         DirectoryInUseError: another run is at work there; the same on all workers.

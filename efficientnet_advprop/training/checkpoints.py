@@ -1,4 +1,5 @@
-"""What a model directory holds: the run's config, the last few checkpoints, the best one.
+"""What a model directory holds: the run's config, the last few checkpoints, the best
+one.
 
     <model_dir>/config.json                  the effective config
     <model_dir>/labels_map.txt               the names of the classes, where the data tell them
@@ -7,13 +8,15 @@
     <model_dir>/best/ckpt-<step>.*           the same, of the highest validation accuracy
     <model_dir>/metrics.jsonl, summaries/    see `progress`
 
-All replicas hold the same state, so one process writes what its first replica has. It takes a copy into the host's memory and
-goes on training while another thread writes; a failure surfaces at the next save, or at `wait`.
+All replicas hold the same state, so one process writes what its first replica has. It
+takes a copy into the host's memory and goes on training while another thread writes; a
+failure surfaces at the next save, or at `wait`.
 
-TensorFlow writes a checkpoint beside its final name, puts the index in place last, and lists it in the folder's `checkpoint`
-file after that, by renaming. So a process killed in the middle leaves the earlier ones as they were and the unfinished one
-unlisted. Where that file is lost or damaged the checkpoints are taken by their numbers; a run whose checkpoints themselves are
-lost does not begin anew of its own accord.
+TensorFlow writes a checkpoint beside its final name, puts the index in place last, and
+lists it in the folder's `checkpoint` file after that, by renaming. So a process killed
+in the middle leaves the earlier ones as they were and the unfinished one unlisted.
+Where that file is lost or damaged the checkpoints are taken by their numbers; a run
+whose checkpoints themselves are lost does not begin anew of its own accord.
 """
 
 import concurrent.futures
@@ -51,7 +54,8 @@ from efficientnet_advprop.training.state import STEP_NAME, TrainState, averaged_
 from tpu_utils.errors import brief_message
 
 _CONFIG_FILE, LAST, BEST = "config.json", "checkpoints", "best"
-# Damaged, missing in part, or of other variables or shapes; TensorFlow has an exception of another kind for each.
+# Damaged, missing in part, or of other variables or shapes; TensorFlow has an exception
+# of another kind for each.
 _UNREADABLE = (tf.errors.OpError, AssertionError, IndexError, RuntimeError, ValueError)
 
 
@@ -78,10 +82,11 @@ def read_config(model_dir: str) -> ExperimentConfig:
 
 
 def latest(directory: str) -> Optional[str]:
-    """The newest checkpoint in a folder, by its state file or else by the numbers; None: no one.
+    """The newest checkpoint in a folder, by its state file or else by the numbers;
+    None: no one.
 
-    Not `tf.train.latest_checkpoint`, which takes the path for a pattern, and a state file that is
-    lost for a folder without checkpoints.
+    Not `tf.train.latest_checkpoint`, which takes the path for a pattern, and a state
+    file that is lost for a folder without checkpoints.
     """
     return next(iter(list_checkpoints(directory).prefixes), None)
 
@@ -106,11 +111,12 @@ def check_model_dir(
 ) -> bool:
     """Whether `model_dir` holds checkpoints that a run of `config` can go on from.
 
-    Fields that change nothing of what is computed (`config.OPERATIONAL_FIELDS`) may differ from the
-    config that made them. Class names, where they are known, may not.
+    Fields that change nothing of what is computed (`config.OPERATIONAL_FIELDS`) may
+    differ from the config that made them. Class names, where they are known, may not.
 
     Raises:
-        ConfigError: they are of a config with other values; up to eight of them are named.
+        ConfigError: they are of a config with other values; up to eight of them are
+            named.
         ClassNamesError: they are of other classes.
         CheckpointError: there were checkpoints, and they are lost.
     """
@@ -139,7 +145,9 @@ def check_model_dir(
 
 
 def _require_never_saved(model_dir: str, last: HeldCheckpoints) -> None:
-    """Raises a `CheckpointError` if a run without checkpoints has had some: it must not begin anew in silence."""
+    """Raises a `CheckpointError` if a run without checkpoints has had some: it must not
+    begin anew in silence.
+    """
     evidence, facts = "", RunFacts.read(model_dir)
     if last.problem:
         evidence = f"its file {LAST}/{STATE_FILE} is there, but {last.problem}"
@@ -166,14 +174,16 @@ def claim_model_dir(
     *,
     goes_on: bool = False,
 ) -> None:
-    """Makes `model_dir` and writes into it what the run is; `check_model_dir` comes first.
+    """Makes `model_dir` and writes into it what the run is; `check_model_dir` comes
+    first.
 
     Args:
         model_dir: local or remote.
         config: of the run.
         class_names: by label, to be kept too; None: not known.
         facts: to be kept too; None: not known.
-        goes_on: whether a run is there already: its facts stay as they were at its beginning.
+        goes_on: whether a run is there already: its facts stay as they were at its
+            beginning.
 
     Raises:
         CheckpointError: the directory cannot be written.
@@ -256,9 +266,11 @@ class Checkpoints:
         return tf.train.CheckpointManager(self._checkpoint, directory, max_to_keep=max_to_keep)
 
     def restore(self) -> Optional[str]:
-        """Restores the newest readable checkpoint into the state; its path, or None where there is none.
+        """Restores the newest readable checkpoint into the state; its path, or None
+        where there is none.
 
-        A damaged one (after a power cut, say) is passed over with a warning: the earlier one repeats a few steps.
+        A damaged one (after a power cut, say) is passed over with a warning: the
+        earlier one repeats a few steps.
 
         Raises:
             CheckpointError: there are checkpoints, and none can be read.
@@ -285,15 +297,21 @@ class Checkpoints:
         return None
 
     def save(self) -> None:
-        """Saves the state as one of the last checkpoints: copies it and returns, while it is being written.
+        """Saves the state as one of the last checkpoints: copies it and returns, while
+        it is being written.
 
         Raises:
-            CheckpointError: an earlier one could not be written, or its state was not finite; those before are untouched.
+            CheckpointError: an earlier one could not be written, or its state was not
+                finite; those before are untouched.
         """
         self._save(self._last)
 
     def save_if_best(self, accuracy: float) -> bool:
-        """Saves the state as the best, if its validation accuracy is higher than all before. Raises as `save`."""
+        """Saves the state as the best, if its validation accuracy is higher than all
+        before.
+
+        Raises as `save`.
+        """
         accuracy = float(
             np.float32(accuracy)
         )  # as it is saved, so that a restarted run compares the same
@@ -351,7 +369,9 @@ class Checkpoints:
             ) from error
 
     def _remove_unfinished(self, manager, step):
-        """Gives back the space of a checkpoint that failed; a failure of this changes nothing."""
+        """Gives back the space of a checkpoint that failed; a failure of this changes
+        nothing.
+        """
         prefix = os.path.join(manager.directory, f"ckpt-{step}")
         if prefix in manager.checkpoints:
             return
@@ -383,7 +403,8 @@ def by_name(variables: Iterable[tf.Variable]) -> dict[str, tf.Variable]:
 def load_averaged_model(
     model_dir: str, *, which: str = "best", aux_branches: Optional[int] = 0
 ) -> Network:
-    """A trained network for inference: the averaged weights, main batch norms only unless told.
+    """A trained network for inference: the averaged weights, main batch norms only
+    unless told.
 
     Args:
         model_dir: of a training run.
@@ -394,7 +415,8 @@ def load_averaged_model(
         The network. Without averaging (`ema_decay` 0) it has the weights themselves.
 
     Raises:
-        CheckpointError: the directory holds no config or no such checkpoint, or it cannot be read.
+        CheckpointError: the directory holds no config or no such checkpoint, or it
+            cannot be read.
         ValueError: `which` is something else.
     """
     held = _restore_network(model_dir, which)
@@ -406,13 +428,15 @@ def load_averaged_model(
 def write_released_checkpoint(
     model_dir: str, prefix: str, *, which: str = "best", include_aux: bool = False
 ) -> int:
-    """Writes a trained network in the released format: plain weights, averages and the step.
+    """Writes a trained network in the released format: plain weights, averages and the
+    step.
 
     The names of the classes, if the run knows them, go into `labels_map.txt` beside it.
 
     Args:
         model_dir, which: as in `load_averaged_model`.
-        prefix, include_aux: as in `save_released_checkpoint`. Without averaging the weights go under both names.
+        prefix, include_aux: as in `save_released_checkpoint`. Without averaging the
+            weights go under both names.
 
     Returns:
         The number of updates that the weights have had.
@@ -453,7 +477,8 @@ def _restore_network(model_dir: str, which: str) -> tf.Module:
 
 
 def restore_trained(config: ExperimentConfig, path: str) -> tf.Module:
-    """What a `TrainState` holds, but for the optimizer: `model`, `ema` (or None) and `step`.
+    """What a `TrainState` holds, but for the optimizer: `model`, `ema` (or None) and
+    `step`.
 
     Args:
         config: of the run.
@@ -484,7 +509,9 @@ def restore_trained(config: ExperimentConfig, path: str) -> tf.Module:
 def copy_for_inference(
     trained: Network, ema: Optional[ExponentialMovingAverage], target: Network
 ) -> None:
-    """Gives `target`, which may lack the auxiliary branches, the averages or, without `ema`, the weights of `trained`."""
+    """Gives `target`, which may lack the auxiliary branches, the averages or, without
+    `ema`, the weights of `trained`.
+    """
     if ema is not None:
         ema.copy_to(target.variables)
         return

@@ -1,8 +1,10 @@
-"""TensorBoard's event files of a run that goes on: what a dead process wrote after its last checkpoint is dropped.
+"""TensorBoard's event files of a run that goes on: what a dead process wrote after its
+last checkpoint is dropped.
 
     drop_later_events("runs/b3/summaries", last_step=400)
 
-A run that is started again repeats those steps; without this its curves would show them twice.
+A run that is started again repeats those steps; without this its curves would show them
+twice.
 """
 
 import os
@@ -17,10 +19,12 @@ _MARK = ".tfevents."
 
 
 def drop_later_events(directory: str, last_step: int) -> None:
-    """Rewrites those event files of a folder, local or remote, that hold events of later steps.
+    """Rewrites those event files of a folder, local or remote, that hold events of
+    later steps.
 
-    A file that a dying process left unfinished keeps its whole events. One without any event but
-    its header is removed. A file that cannot be rewritten stays, with a warning.
+    A file that a dying process left unfinished keeps its whole events. One without any
+    event but its header is removed. A file that cannot be rewritten stays, with a
+    warning.
     """
     if not tf.io.gfile.isdir(directory):
         return

@@ -1,11 +1,13 @@
-"""One training run, from a config and a folder of records to checkpoints; killed at any moment, it goes on when started again.
+"""One training run, from a config and a folder of records to checkpoints; killed at any
+moment, it goes on when started again.
 
     result = train(config, data_dir="…", model_dir="…", strategy=make_strategy("one_device"))
 
-The inner loop runs in TensorFlow, `steps_per_loop` updates at a time; the outer one in Python looks at what came out, and
-saves, reports and evaluates at its boundaries. A run is a function of its config: everything random follows from (seed, step,
-replica), so the state at a step decides all that follows. On one device in float32, an interrupted run ends with the very bits
-of an uninterrupted one.
+The inner loop runs in TensorFlow, `steps_per_loop` updates at a time; the outer one in
+Python looks at what came out, and saves, reports and evaluates at its boundaries. A run
+is a function of its config: everything random follows from (seed, step, replica), so
+the state at a step decides all that follows. On one device in float32, an interrupted
+run ends with the very bits of an uninterrupted one.
 """
 
 import contextlib
@@ -36,7 +38,9 @@ _NUM_PICTURES = 8
 
 
 class TrainingError(UserError, RuntimeError):
-    """A run that cannot go on; the message says what happened, at which steps, and what to do."""
+    """A run that cannot go on; the message says what happened, at which steps, and what
+    to do.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Result:
     Args:
         step: updates done, this call's and earlier ones'.
         total_steps: of the whole run; `step` is less if SIGTERM stopped it.
-        best_accuracy: highest validation top-1 of the averaged weights, in [0, 1]; None before the first evaluation.
+        best_accuracy: highest validation top-1 of the averaged weights, in [0, 1]; None
+            before the first evaluation.
     """
 
     step: int
@@ -62,7 +67,9 @@ _PEER_ERRORS = (
 
 
 def _with_readable_errors(train: Callable) -> Callable:
-    """Turns what TensorFlow says of bad data, full disks and full memory into our own words."""
+    """Turns what TensorFlow says of bad data, full disks and full memory into our own
+    words.
+    """
 
     @functools.wraps(train)
     def wrapped(config, **kwargs):
@@ -119,18 +126,20 @@ def train(
     Args:
         config: what to compute.
         data_dir: of the records.
-        model_dir: of checkpoints and reports; if it holds a run of this config, that goes on.
+        model_dir: of checkpoints and reports; if it holds a run of this config, that
+            goes on.
         strategy: where to compute.
         log: takes each line for the console.
 
     Raises:
-        ConfigError: a field breaks a rule, does not fit the strategy, or differs from the run in `model_dir`; or that began
-            with other numbers of images.
+        ConfigError: a field breaks a rule, does not fit the strategy, or differs from
+            the run in `model_dir`; or that began with other numbers of images.
         DirectoryInUseError: another run is at work in `model_dir`.
-        ClassNamesError: the data have other classes than the network, or than the run in `model_dir`.
+        ClassNamesError: the data have other classes than the network, or than the run
+            in `model_dir`.
         DataError: the records are missing or damaged.
-        CheckpointError: a checkpoint cannot be written or read, those of the run are lost, or
-            `config.init.checkpoint` cannot be had or does not fit.
+        CheckpointError: a checkpoint cannot be written or read, those of the run are
+            lost, or `config.init.checkpoint` cannot be had or does not fit.
         TrainingError: a loss is not finite, or memory is short.
     """
     config.validate()
@@ -144,8 +153,8 @@ def train(
     class_names = sources.find_class_names(config.data, data_dir, config.model.num_classes)
     workers = Workers(strategy)
 
-    # Do all workers mean the same? Whose directory is it? Checkpoints of another config, or of other
-    # data, must not be touched.
+    # Do all workers mean the same? Whose directory is it? Checkpoints of another
+    # config, or of other data, must not be touched.
     agreement.check_same_run(
         workers, config, model_dir=model_dir, num_images=f"{num_examples} and {num_validation}"
     )
@@ -183,14 +192,15 @@ def _run(
     steps_per_epoch = num_examples / config.training.global_batch_size
     total_steps = assembly.count_steps(config, num_examples)
 
-    # To start, or to go on:
-    # 1. All variables, from the seed; what follows overwrites them if there is a checkpoint.
+    # To start, or to go on: 1. All variables, from the seed; what follows overwrites
+    # them if there is a checkpoint.
     #    (Not with 0, though: tf.data's shuffle, which combines it with its own seed, cannot take it there.)
     keras.utils.set_random_seed(config.training.seed + 1)
     with strategy.scope():
         state = assembly.make_state(config)
         averaged_model = assembly.make_model(config, aux_branches=0)
-    # 2. The newest readable checkpoint: model, optimizer, averages, step, best accuracy.
+    # 2. The newest readable checkpoint: model, optimizer, averages, step, best
+    # accuracy.
     saved = checkpoints.Checkpoints(
         model_dir, state, config.training.keep_last, strategy=strategy, writes=workers.is_chief
     )
@@ -281,7 +291,8 @@ def _run(
                 progress.report_evaluation(step, score.top1, score.top5, score.num_images, is_best)
                 if make_pictures is not None:
                     progress.show_pictures(step, *make_pictures())
-            # After the evaluation, so that a run killed in between repeats it rather than misses it.
+            # After the evaluation, so that a run killed in between repeats it rather
+            # than misses it.
             if is_due(config.training.checkpoint_every_steps):
                 saved.save()
                 is_saved = True
@@ -355,7 +366,9 @@ def _steps_to_boundary(
 def _make_device_loop(
     strategy: tf.distribute.Strategy, train_step: Callable, views: Sequence[str]
 ) -> Callable:
-    """(iterator, number of updates) → what each update summed up over all replicas: name → float32 [number of updates]."""
+    """(iterator, number of updates) → what each update summed up over all replicas:
+    name → float32 [number of updates].
+    """
     names = ["num_images", *(f"{view}_{kind}" for view in views for kind in ("loss", "correct"))]
 
     def count(batch):
@@ -378,7 +391,9 @@ def _make_device_loop(
 def make_evaluation(
     config: ExperimentConfig, strategy: tf.distribute.Strategy, data_dir: str, model: Network
 ) -> Callable:
-    """() → `Score` of what the model's weights are then, on the validation images, through the main batch norms."""
+    """() → `Score` of what the model's weights are then, on the validation images,
+    through the main batch norms.
+    """
     evaluator = Evaluator(lambda images: model(images, training=False), strategy=strategy)
 
     def evaluate():
@@ -398,7 +413,9 @@ def make_evaluation(
 
 
 def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callable]:
-    """() → the same few validation images, and what the attack of the training step makes of them; None without one."""
+    """() → the same few validation images, and what the attack of the training step
+    makes of them; None without one.
+    """
     attack = assembly.make_attack(config)
     if attack is None:
         return None

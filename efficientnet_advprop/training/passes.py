@@ -94,7 +94,9 @@ class PassRunner:
     def attacked(
         self, attack: Attack, branch: str, statistics: str, images, labels, seed
     ) -> tf.Tensor:
-        """What an attack through a branch makes of the images; arguments as `attacked_network`'s."""
+        """What an attack through a branch makes of the images; arguments as
+        `attacked_network`'s.
+        """
         network = attacked_network(self.model, branch, statistics, seed)
         return attack(network, images, labels, seed)
 

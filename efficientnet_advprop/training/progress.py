@@ -185,7 +185,8 @@ def picture_grid(images: tf.Tensor, adversarial_images: tf.Tensor) -> tf.Tensor:
 def read_metrics(model_dir: str) -> list[dict]:
     """All reports of a run, in order.
 
-    A line that is no report is passed over: a dying process may have left it unfinished.
+    A line that is no report is passed over: a dying process may have left it
+    unfinished.
     """
     path = os.path.join(model_dir, METRICS_FILE)
     if not tf.io.gfile.exists(path):

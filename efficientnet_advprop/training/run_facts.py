@@ -1,12 +1,13 @@
-"""What decides a run and is not in its config: kept beside it in `run.json`, and compared when it goes on.
+"""What decides a run and is not in its config: kept beside it in `run.json`, and
+compared when it goes on.
 
     facts = RunFacts(num_train_images=300, …)
     warnings = facts.require_same_run(model_dir, data_dir)     # raises if it would be another run
     facts.write(model_dir)
 
-The number of training images turns epochs into updates, hence the learning rate and the end of the
-run; that of the validation images decides which checkpoint was the best. Runs of earlier versions
-have no such file; they go on, and get one.
+The number of training images turns epochs into updates, hence the learning rate and the
+end of the run; that of the validation images decides which checkpoint was the best.
+Runs of earlier versions have no such file; they go on, and get one.
 """
 
 import dataclasses
@@ -27,11 +28,13 @@ class RunFacts:
     """The facts.
 
     Args:
-        num_train_images, num_validation_images: over all workers; 0 of the latter: the run leaves
-            the evaluation to others.
-        train_files, validation_files: what tells them from others, see `pipeline.files_digest`.
+        num_train_images, num_validation_images: over all workers; 0 of the latter: the
+            run leaves the evaluation to others.
+        train_files, validation_files: what tells them from others, see
+            `pipeline.files_digest`.
         num_replicas: of the devices.
-        has_saved: whether the run has written a checkpoint; if there is none, it was lost.
+        has_saved: whether the run has written a checkpoint; if there is none, it was
+            lost.
     """
 
     num_train_images: int

@@ -334,7 +334,9 @@ def checked_method(method: Union[str, Method]) -> tuple[str, Method]:
 
 
 def check_attack(name: str, method: Method, attack: Optional[Attack], statistics: str) -> None:
-    """Raises a `ValueError` unless the attack, and what it normalises with, fit the method."""
+    """Raises a `ValueError` unless the attack, and what it normalises with, fit the
+    method.
+    """
     if statistics not in STATISTICS:
         raise ValueError(
             f"`attack_statistics` is {statistics!r}, "

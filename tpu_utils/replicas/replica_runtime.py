@@ -1,4 +1,5 @@
-"""What a training step asks about the replicas that run it: number, own index, collectives, device.
+"""What a training step asks about the replicas that run it: number, own index,
+collectives, device.
 
 Usage:
 
@@ -6,8 +7,9 @@ Usage:
     with replica_runtime.use(planned):                # trace a step as if it ran on other replicas
         step.get_concrete_function(batch)
 
-The current runtime describes the `tf.distribute` strategy of the calling replica, unless
-`use` has put another one in its place. `reduction` and `randomness` are built on it.
+The current runtime describes the `tf.distribute` strategy of the calling replica,
+unless `use` has put another one in its place. `reduction` and `randomness` are built on
+it.
 """
 
 import contextlib
@@ -22,9 +24,10 @@ class ReplicaRuntime:
     """The replicas that run a step, and how they exchange tensors.
 
     Replicas are numbered from 0. This class describes the replicas of the current
-    `tf.distribute` strategy. A subclass describes other replicas and overrides all public
-    members. All replicas must call an exchange at the same point of the program, with
-    tensors of the same static shapes. The exchanges define no gradients; `reduction` does.
+    `tf.distribute` strategy. A subclass describes other replicas and overrides all
+    public members. All replicas must call an exchange at the same point of the program,
+    with tensors of the same static shapes. The exchanges define no gradients;
+    `reduction` does.
     """
 
     @property
@@ -47,7 +50,8 @@ class ReplicaRuntime:
     def reduces_in_loops(self) -> bool:
         """Whether the exchanges below work inside a `tf.while_loop`.
 
-        They do not with strategies that synchronise their replicas in Python (`merge_call`).
+        They do not with strategies that synchronise their replicas in Python
+        (`merge_call`).
         """
         return self.num_replicas == 1 or _on_tpu()
 
@@ -63,17 +67,18 @@ class ReplicaRuntime:
     def compiles_parts(self) -> bool:
         """Whether XLA can compile a part of a step on its own (`jit_compile=True`).
 
-        A TensorFlow built for TPUs cannot: it compiles whole steps for the TPU, and contains
-        no XLA for the host, where exports, pictures and evaluations may run.
+        A TensorFlow built for TPUs cannot: it compiles whole steps for the TPU, and
+        contains no XLA for the host, where exports, pictures and evaluations may run.
         """
         return _host_has_xla()
 
     def sum_in_groups(self, tensors: Sequence[tf.Tensor], group_size: int) -> list[tf.Tensor]:
         """The sum of each tensor over the group of this replica.
 
-        A group consists of `group_size` (> 1) replicas with consecutive indices. TPUs reduce
-        within groups directly. On other devices, each group writes into its own row of a
-        larger tensor (`num_replicas / group_size` rows), which all replicas sum together.
+        A group consists of `group_size` (> 1) replicas with consecutive indices. TPUs
+        reduce within groups directly. On other devices, each group writes into its own
+        row of a larger tensor (`num_replicas / group_size` rows), which all replicas
+        sum together.
         """
         num_groups = self.num_replicas // group_size
         if _on_tpu():
@@ -95,11 +100,12 @@ class ReplicaRuntime:
         ]
 
     def exchange_in_groups(self, tensor: tf.Tensor, group_size: int) -> tf.Tensor:
-        """Exchanges the parts of a tensor within the group of this replica (all-to-all).
+        """Exchanges the parts of a tensor within the group of this replica
+        (all-to-all).
 
-        Cuts `tensor` [group_size · n, …] into `group_size` (> 1) parts and sends the i-th
-        part to the i-th replica of the group. The result has the same shape; it contains the
-        parts that this replica received, ordered by their senders.
+        Cuts `tensor` [group_size · n, …] into `group_size` (> 1) parts and sends the
+        i-th part to the i-th replica of the group. The result has the same shape; it
+        contains the parts that this replica received, ordered by their senders.
         """
         num_groups = self.num_replicas // group_size
         if _on_tpu():
@@ -111,7 +117,8 @@ class ReplicaRuntime:
                 split_dimension=0,
                 split_count=group_size,
             )
-        # Tensors of one byte per element cannot be gathered; float16 represents them exactly.
+        # Tensors of one byte per element cannot be gathered; float16 represents them
+        # exactly.
         sent = tf.cast(tensor, tf.float16) if tensor.dtype.size == 1 else tensor
         # [num_replicas, group_size · n, …]
         gathered = tf.distribute.get_replica_context().all_gather(sent[None], axis=0)
@@ -122,13 +129,14 @@ class ReplicaRuntime:
         return tf.cast(tf.reshape(parts, tensor.shape), tensor.dtype)
 
     def random_words(self, count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Random bits, int32 [count], determined by `seed` (int32 [2]) and the kind of device.
+        """Random bits, int32 [count], determined by `seed` (int32 [2]) and the kind of
+        device.
 
-        `count` is a multiple of 4. TPUs use their own generator, which is also TensorFlow's
-        default there. It needs a sixtieth of the time of Philox: 0.05 ms instead of 3 ms for
-        2.4 million words on a v3 core, according to the compiler's schedule. All other
-        devices use Philox; its blocks of four words are transposed, so that the first words
-        of all blocks come first.
+        `count` is a multiple of 4. TPUs use their own generator, which is also
+        TensorFlow's default there. It needs a sixtieth of the time of Philox: 0.05 ms
+        instead of 3 ms for 2.4 million words on a v3 core, according to the compiler's
+        schedule. All other devices use Philox; its blocks of four words are transposed,
+        so that the first words of all blocks come first.
         """
         if _on_tpu():
             return tf.random.stateless_uniform(

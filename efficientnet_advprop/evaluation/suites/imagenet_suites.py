@@ -1,9 +1,11 @@
-"""ImageNet's validation set and its relatives, from the files that people have, found below `data_dir` by their usual names.
+"""ImageNet's validation set and its relatives, from the files that people have, found
+below `data_dir` by their usual names.
 
     imagenet_suites.SUITES["imagenet_a"](settings)                # its test sets
 
-`LAYOUTS` says what lies where, for --help and docs/evaluation.md too. Labels come from the class folders' WordNet ids (in
-ImageNet-V2, from their numbers), never from their order. Numbers of images are those of the data sets' authors.
+`LAYOUTS` says what lies where, for --help and docs/evaluation.md too. Labels come from
+the class folders' WordNet ids (in ImageNet-V2, from their numbers), never from their
+order. Numbers of images are those of the data sets' authors.
 """
 
 import dataclasses
@@ -47,10 +49,12 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
 from efficientnet_advprop.evaluation.test_set_name import TestSetName
 
 NUM_CLASSES = 1000
-# D. Hendrycks et al.: which 200 classes ImageNet-A (arXiv 1907.07174) and ImageNet-R (arXiv 2006.16241) have.
+# D. Hendrycks et al.: which 200 classes ImageNet-A (arXiv 1907.07174) and ImageNet-R
+# (arXiv 2006.16241) have.
 SUBSETS = ("imagenet_a", "imagenet_r")
 _SUBSETS_FILE = pathlib.Path(__file__).with_name("imagenet_subsets.json")
-# The archives that ImageNet-C comes in, and what each holds (the fifth, extra.tar, is not part of the benchmark).
+# The archives that ImageNet-C comes in, and what each holds (the fifth, extra.tar, is
+# not part of the benchmark).
 ARCHIVES = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
@@ -67,11 +71,13 @@ CORRUPTED_LIKE_C = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What a data set may look like below `data_dir`; the first that is there counts. Capital
-    letters make no difference in any name of these.
+    """What a data set may look like below `data_dir`; the first that is there counts.
+
+    Capital letters make no difference in any name of these.
 
     Args:
-        folders: with a sub-folder per class; of "imagenet" also flat, see `ground_truth`.
+        folders: with a sub-folder per class; of "imagenet" also flat, see
+            `ground_truth`.
         archives: uncompressed tar archives of such a folder.
         records: folders of TFRecords `validation-*`.
         tfds: the data set's name, prepared by TensorFlow Datasets, and its split.
@@ -181,9 +187,11 @@ def class_labels(name: str) -> dict[str, int]:
 
 
 def resolve(data_dir: str, path: str) -> Optional[str]:
-    """Where `path` is below `data_dir`, in whatever letters it is written there; None if nowhere.
+    """Where `path` is below `data_dir`, in whatever letters it is written there; None
+    if nowhere.
 
-    "imagenet-c/fog/1" is found as "ImageNet-C/fog/1". A name that is there as written comes first.
+    "imagenet-c/fog/1" is found as "ImageNet-C/fog/1". A name that is there as written
+    comes first.
     """
     found = data_dir
     for part in path.split("/"):
@@ -248,7 +256,9 @@ def find(
 
 
 def _holds_classes(name: str, path: str) -> bool:
-    """Whether a folder is that of the images, not the one above: imagenet-w/ may hold val/."""
+    """Whether a folder is that of the images, not the one above: imagenet-w/ may hold
+    val/.
+    """
     return name != "imagenet_w" or resolve(path, "val") is None
 
 
@@ -268,7 +278,8 @@ def _list_folder(name: str, path: str, allow_empty: bool) -> FileImages:
 
 def _list_archive(name: str, path: str) -> TarImages:
     members, labels = [], class_labels(name)
-    # "imagenet_c/fog/3" is "fog/3/…" in its archive; the other archives hold one folder.
+    # "imagenet_c/fog/3" is "fog/3/…" in its archive; the other archives hold one
+    # folder.
     root = TestSetName(name).variant if TestSetName(name).is_corrupted else ""
     passed_over = image_folders.PassedOver()
     for member in _tar_index(path):
@@ -296,7 +307,8 @@ def _what_is_wrong(name: str) -> str:
 
 
 def open_sets(settings: SuiteSettings, wanted: str) -> list[TestSet]:
-    """The test sets of that name, or of a suite or corruption of that name, in the order of `LAYOUTS`.
+    """The test sets of that name, or of a suite or corruption of that name, in the
+    order of `LAYOUTS`.
 
     Raises:
         SuiteError: the network has another number of classes, or `data_dir` is missing.
@@ -400,7 +412,8 @@ def _open_autoattack(settings: SuiteSettings, wanted: str) -> list[TestSet]:
     return attack_stages(clean, "autoattack", autoattack, settings.seed)
 
 
-# Name → (settings, the suite's name or the beginning of its test sets' names) → test sets.
+# Name → (settings, the suite's name or the beginning of its test sets' names) → test
+# sets.
 SUITES: Mapping[str, Callable[[SuiteSettings, str], list[TestSet]]] = {
     "imagenet": open_sets,
     "imagenet_c": open_sets,

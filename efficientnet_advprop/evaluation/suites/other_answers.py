@@ -1,5 +1,5 @@
-"""Test sets whose right answer is not just one of ImageNet's 1,000 classes, or which are a part of
-another set: ReaL, ObjectNet, cue conflict, RobustBench's images.
+"""Test sets whose right answer is not just one of ImageNet's 1,000 classes, or which
+are a part of another set: ReaL, ObjectNet, cue conflict, RobustBench's images.
 
     other_answers.SUITES["objectnet"](settings, "objectnet")      # its test sets
 """
@@ -96,8 +96,9 @@ def _cut_border(encoded: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
 
 
 def open_objectnet(settings: SuiteSettings, wanted: str) -> list[TestSet]:
-    """ObjectNet's 113 categories that ImageNet has, by the logits of their ImageNet classes; any
-    class of a category is right."""
+    """ObjectNet's 113 categories that ImageNet has, by the logits of their ImageNet
+    classes; any class of a category is right.
+    """
     path = _find_folder(settings, wanted)
     folders = image_folders.list_folders(path)
     if len(folders) != _NUM_OBJECTNET_FOLDERS:
@@ -121,8 +122,10 @@ def open_objectnet(settings: SuiteSettings, wanted: str) -> list[TestSet]:
 
 
 def open_cue_conflict(settings: SuiteSettings, wanted: str) -> list[TestSet]:
-    """Geirhos et al.'s images of one category's shape in another one's texture; a category's
-    probability is the mean of its classes', and shape is what counts as right."""
+    """Geirhos et al.'s images of one category's shape in another one's texture; a
+    category's probability is the mean of its classes', and shape is what counts as
+    right.
+    """
     path = _find_folder(settings, wanted)
     categories = robustness_sets.cue_conflict_categories()
     folders = image_folders.list_folders(path)
@@ -181,8 +184,9 @@ def _open_part(
 
 
 def open_robustbench(settings: SuiteSettings, wanted: str) -> list[TestSet]:
-    """RobustBench's protocol for ImageNet (Croce et al., NeurIPS 2021 datasets and benchmarks):
-    5,000 fixed images, AutoAttack standard, L∞ within 4/255."""
+    """RobustBench's protocol for ImageNet (Croce et al., NeurIPS 2021 datasets and
+    benchmarks): 5,000 fixed images, AutoAttack standard, L∞ within 4/255.
+    """
     images = _open_part(
         settings,
         wanted,
@@ -222,8 +226,9 @@ def read_real_labels(path: str) -> list[list[int]]:
 
 
 def open_real(settings: SuiteSettings, wanted: str) -> list[TestSet]:
-    """ImageNet's validation images by the reassessed labels (Beyer et al., 2020): any of an image's
-    labels is right, and images without one are left out."""
+    """ImageNet's validation images by the reassessed labels (Beyer et al., 2020): any
+    of an image's labels is right, and images without one are left out.
+    """
     _require_network(settings, wanted, f"{', '.join(REAL_FILES)} and ImageNet's validation images")
     paths = [imagenet_suites.resolve(settings.data_dir, name) for name in REAL_FILES]
     path = next((path for path in paths if path is not None), None)

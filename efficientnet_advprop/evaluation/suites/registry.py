@@ -4,8 +4,9 @@
         images = test_set.find_images()
         ...                                                       # `evaluation_run.run` does the rest
 
-A suite is a name in `SUITES` and a function from the settings to its test sets. "imagenet_c/fog" and "imagenet_c/fog/3" are the
-test sets of that name alone; what follows a colon is the suite's argument.
+A suite is a name in `SUITES` and a function from the settings to its test sets.
+"imagenet_c/fog" and "imagenet_c/fog/3" are the test sets of that name alone; what
+follows a colon is the suite's argument.
 """
 
 import functools
@@ -49,7 +50,9 @@ def open_folder(settings: SuiteSettings, argument: str) -> list[TestSet]:
 
 
 def open_digits(settings: SuiteSettings, wanted: str) -> list[TestSet]:
-    """The embedded digits' test images, clean ("digits") or corrupted ("digits_c"); written into `data_dir` when first read."""
+    """The embedded digits' test images, clean ("digits") or corrupted ("digits_c");
+    written into `data_dir` when first read.
+    """
     if settings.num_classes != digits.NUM_CLASSES:
         raise SuiteError(
             f"`--suite` names {wanted!r}, but the network has {settings.num_classes} classes, not ten."
@@ -87,7 +90,8 @@ def open_suites(names: Sequence[str], settings: SuiteSettings) -> list[TestSet]:
     """The test sets of several suites, each once, in the order of the names.
 
     Raises:
-        SuiteError: there is no such suite, its argument or `data_dir` is missing, or the network has another number of classes.
+        SuiteError: there is no such suite, its argument or `data_dir` is missing, or
+            the network has another number of classes.
         DataError: its data are not there.
     """
     test_sets = {}

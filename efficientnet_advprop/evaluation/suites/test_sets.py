@@ -1,4 +1,5 @@
-"""A test set: images, how they are fed, what attacks them; and what all suites of them share.
+"""A test set: images, how they are fed, what attacks them; and what all suites of them
+share.
 
 Usage:
 
@@ -30,11 +31,14 @@ class SuiteSettings:
     Args:
         data_dir: see docs/evaluation.md for what lies where below it.
         num_classes: of the network, without a background class.
-        image_size, crop: of the network's own pre-processing; see `preprocessing.preprocess_for_eval`.
-        stored_size: pixels at which images stored at 224 are fed: 224 is as they are; another number resizes them whole.
+        image_size, crop: of the network's own pre-processing; see
+            `preprocessing.preprocess_for_eval`.
+        stored_size: pixels at which images stored at 224 are fed: 224 is as they are;
+            another number resizes them whole.
         attack, num_restarts: of the suite pgd.
         autoattack: of the suite autoattack; its number of classes is the network's.
-        max_images: evaluate only this many images of each test set, evenly spaced; None: all.
+        max_images: evaluate only this many images of each test set, evenly spaced;
+            None: all.
         seed: of what is random: attacks, corruptions made here.
         allow_incomplete: score what there is of a data set that is not whole.
         class_names: of the network, by label; None: not known.
@@ -67,13 +71,17 @@ class TestSet:
         kept_classes: see `evaluator.judge`.
         change: see `labeled_images.make_dataset`.
         made_from: with `change`, the suite of the clean images.
-        attack, num_restarts: white-box, on the model that is tested; None for the images as they are.
+        attack, num_restarts: white-box, on the model that is tested; None for the
+            images as they are.
         max_images: see `SuiteSettings`.
-        after: another test set of the same images: only those that were right there are looked at,
-            what was said of the others stands.
-        checks_network: the attack is the first one, and the network is to be checked before it.
-        categories: see `evaluator.category_logits`; labels are then numbers of categories.
-        right_answers: image id → all classes that count as right; None: the label alone.
+        after: another test set of the same images: only those that were right there are
+            looked at, what was said of the others stands.
+        checks_network: the attack is the first one, and the network is to be checked
+            before it.
+        categories: see `evaluator.category_logits`; labels are then numbers of
+            categories.
+        right_answers: image id → all classes that count as right; None: the label
+            alone.
         answers_digest: see `Conditions`.
         seed: of the attack or of `change`; 0 where nothing is random.
     """
@@ -148,7 +156,9 @@ class TestSet:
 
 
 def common(settings: SuiteSettings, **fields) -> dict:
-    """The fields of a test set that the network's own pre-processing and the settings decide."""
+    """The fields of a test set that the network's own pre-processing and the settings
+    decide.
+    """
     return {
         "image_size": settings.image_size,
         "crop": settings.crop,

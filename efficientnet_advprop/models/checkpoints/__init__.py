@@ -1,1 +1,3 @@
-"""Reading and writing of weights: released checkpoints, published files, timm's and Keras's."""
+"""Reading and writing of weights: released checkpoints, published files, timm's and
+Keras's.
+"""

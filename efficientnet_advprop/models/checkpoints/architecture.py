@@ -1,7 +1,10 @@
-"""Which network a file's shapes are of: a row of the table, or one of a family's networks scaled in another way.
+"""Which network a file's shapes are of: a row of the table, or one of a family's
+networks scaled in another way.
 
-architecture = recognize(names, shape_of)                     # an `Architecture`, or None
-print(architecture)                                           # "efficientnet-lite0"
+Usage:
+
+    architecture = recognize(names, shape_of)                     # an `Architecture`, or None
+    print(architecture)                                           # "efficientnet-lite0"
 """
 
 import dataclasses
@@ -20,7 +23,8 @@ class Architecture:
     """The network that a file's shapes are of.
 
     Attributes:
-        variant: a row of `scaling.VARIANTS`; its family's first, where the coefficients are no row's.
+        variant: a row of `scaling.VARIANTS`; its family's first, where the coefficients
+            are no row's.
         width_coefficient, depth_coefficient: None is the variant's own.
         num_classes: None: the file has no classifier.
     """
@@ -155,6 +159,8 @@ def _block_in_file(scope: str, names: Collection[str], shape_of) -> Optional[_Bl
 
 
 def _routed_depthwise(scope: str, names: Collection[str], shape_of) -> Shape:
-    """Of the experts' depthwise kernels, [experts, kernel² · channels]; their names have numbers."""
+    """Of the experts' depthwise kernels, [experts, kernel² · channels]; their names
+    have numbers.
+    """
     pattern = re.compile(rf"model/{scope}/depthwise_cond_conv2d(_\d+)?/depthwise_condconv_kernel")
     return next((shape_of(name) for name in names if pattern.fullmatch(name)), None)

@@ -1,12 +1,13 @@
-"""What a released-format checkpoint holds: plain weights, their averages, optimizer slots, the step, and which network they are
-of.
+"""What a released-format checkpoint holds: plain weights, their averages, optimizer
+slots, the step, and which network they are of.
 
     contents = read_contents(prefix)
     contents.architecture, contents.averages["stem/conv2d/kernel"]
 
-A released checkpoint is TensorFlow 1's name-based V2 format. A tensor is called `<scope>/<variable>`, such as
-`efficientnet-b0/stem/conv2d/kernel`, with `/ExponentialMovingAverage` behind it if it is an average, or an optimizer's name if
-it is a slot.
+A released checkpoint is TensorFlow 1's name-based V2 format. A tensor is called
+`<scope>/<variable>`, such as `efficientnet-b0/stem/conv2d/kernel`, with
+`/ExponentialMovingAverage` behind it if it is an average, or an optimizer's name if it
+is a slot.
 """
 
 import dataclasses
@@ -39,7 +40,10 @@ _AUX = re.compile(r"/aux(_\d+)?(?=/[^/]+$)")
 
 @dataclasses.dataclass
 class CheckpointContents:
-    """The tensors of one file, sorted. `plain`, `averages`: variable name without scope → the tensor's name in the file."""
+    """The tensors of one file, sorted.
+
+    `plain`, `averages`: variable name without scope → the tensor's name in the file.
+    """
 
     prefix: str
     reader: "tf.compat.v1.train.CheckpointReader"
@@ -53,7 +57,9 @@ class CheckpointContents:
     architecture: Optional[Architecture]  # None: not an EfficientNet of any width and depth
 
     def shape(self, variable: str) -> Optional[tuple[int, ...]]:
-        """The shape of a variable (plain or average), None if the file has none of that name."""
+        """The shape of a variable (plain or average), None if the file has none of that
+        name.
+        """
         name = self.plain.get(variable, self.averages.get(variable))
         return None if name is None else self.shapes[name]
 
@@ -74,7 +80,9 @@ class CheckpointContents:
 
 
 def main_name(variable: str) -> str:
-    """The main batch norm's variable for an auxiliary one's name; any other name unchanged."""
+    """The main batch norm's variable for an auxiliary one's name; any other name
+    unchanged.
+    """
     return _AUX.sub("", variable)
 
 
@@ -93,7 +101,8 @@ def read_contents(prefix: str) -> CheckpointContents:
         match = _VARIABLE.fullmatch(name)
         suffix = match[3] if match else None
         if match and suffix in (None, AVERAGE_SUFFIX):
-            # The scope says which of two networks in a file a variable is of: then it must stay in the name.
+            # The scope says which of two networks in a file a variable is of: then it
+            # must stay in the name.
             kind = plain if suffix is None else averages
             variable = match[2] if match[2] not in kind else f"{match[1]}/{match[2]}"
             kind[variable] = name

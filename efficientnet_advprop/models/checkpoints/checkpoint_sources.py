@@ -1,10 +1,12 @@
-"""Where checkpoints come from: a name, a folder, a prefix or an archive, here, on gs:// or on https://, becomes a prefix.
+"""Where checkpoints come from: a name, a folder, a prefix or an archive, here, on gs://
+or on https://, becomes a prefix.
 
     prefix = find_checkpoint("b3-advprop")                        # downloaded once, then from the cache
     prefix = find_checkpoint("gs://bucket/efficientnet-b3")
 
-An archive is unpacked as it streams in, into a folder beside its final place; only when it has come in whole and every tensor's
-checksum fits is the folder renamed. What is in the cache is therefore whole.
+An archive is unpacked as it streams in, into a folder beside its final place; only when
+it has come in whole and every tensor's checksum fits is the folder renamed. What is in
+the cache is therefore whole.
 """
 
 import gzip
@@ -45,8 +47,8 @@ class CheckpointError(UserError, ValueError):
     The message says which, why and what to do.
 
     Attributes:
-        problems: of a checkpoint that does not fit, all names by the kind of what is wrong with
-            them; the message shows only the first few.
+        problems: of a checkpoint that does not fit, all names by the kind of what is
+            wrong with them; the message shows only the first few.
     """
 
     problems: Mapping[str, Sequence[str]] = {}
@@ -60,7 +62,8 @@ def require_no_problems(
     Args:
         headline: what is the matter with the whole.
         problems: what is wrong → the names of which it is.
-        source: of a checkpoint in the released format, where `inspect_checkpoint` finds it.
+        source: of a checkpoint in the released format, where `inspect_checkpoint` finds
+            it.
     """
     found = {what: tuple(names) for what, names in problems.items() if names}
     if not found:
@@ -90,13 +93,16 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
     """The prefix of a checkpoint's files ("…/model.ckpt" of "…/model.ckpt.index").
 
     Args:
-        source: a name of `published_checkpoints.PUBLISHED` ("b3-advprop"); a directory with one checkpoint or with a
-            `checkpoint` state file; a prefix; or a `.tar.gz` of such a directory. Paths are local or gs://; archives may be
+        source: a name of `published_checkpoints.PUBLISHED` ("b3-advprop"); a directory
+            with one checkpoint or with a `checkpoint` state file; a prefix; or a
+            `.tar.gz` of such a directory. Paths are local or gs://; archives may be
             http(s):// too.
-        cache_dir: a local folder, for what archives hold; default `default_cache_dir()`.
+        cache_dir: a local folder, for what archives hold; default
+            `default_cache_dir()`.
 
     Raises:
-        CheckpointError: there is no such checkpoint, its address does not answer, or it is not whole.
+        CheckpointError: there is no such checkpoint, its address does not answer, or it
+            is not whole.
     """
     source = os.fspath(source)
     if not source:
@@ -132,7 +138,8 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
 
 
 def _refuse_run(source: str, directory: str) -> None:
-    """Raises a `CheckpointError` if a folder is a training run's, or the one of its checkpoints.
+    """Raises a `CheckpointError` if a folder is a training run's, or the one of its
+    checkpoints.
 
     Those hold the optimizer, the averages and the weights by names of their own.
     """
@@ -151,7 +158,8 @@ def _refuse_run(source: str, directory: str) -> None:
 
 
 def find_in_directory(directory: str) -> str:
-    """The prefix of the checkpoint that a directory's state file names, or of the only one there is.
+    """The prefix of the checkpoint that a directory's state file names, or of the only
+    one there is.
 
     Raises:
         CheckpointError: there is none, no telling which, or the named one is not there.
@@ -321,11 +329,14 @@ def _find_in_archive(address: str, is_web: bool, cache_dir: str) -> str:
 
 
 def _unpack(address: str, folder: str) -> None:
-    """Streams the checkpoint's files out of an archive into `folder`; what else is in it (graphs, logs) is not kept."""
+    """Streams the checkpoint's files out of an archive into `folder`; what else is in
+    it (graphs, logs) is not kept.
+    """
     stream, total_bytes = _open_address(address)
     with stream:
         progress = _Progress(stream, f"Reading {address}", total_bytes)
-        # Not tarfile's own "r|gz", which checks neither the end of the stream nor its checksum.
+        # Not tarfile's own "r|gz", which checks neither the end of the stream nor its
+        # checksum.
         with (
             gzip.GzipFile(fileobj=progress) as unzipped,
             tarfile.open(fileobj=unzipped, mode="r|") as archive,

@@ -1,10 +1,12 @@
-"""Keras's ResNet files (`tf.keras.applications`: ResNet50, ResNet101, ResNet152) into our ResNet.
+"""Keras's ResNet files (`tf.keras.applications`: ResNet50, ResNet101, ResNet152) into
+our ResNet.
 
     model = ResNet("resnet50", **KERAS_ARGUMENTS)
     load_keras_weights(model, "resnet50_weights_tf_dim_ordering_tf_kernels.h5")      # pixels go in as RGB, 0…255
 
-The logits are then Keras's own. Its convolutions have biases: each is taken off the moving mean of the batch norm behind it,
-which gives the same network, in training too. Its pixels are BGR: the first kernel is turned around instead.
+The logits are then Keras's own. Its convolutions have biases: each is taken off the
+moving mean of the batch norm behind it, which gives the same network, in training too.
+Its pixels are BGR: the first kernel is turned around instead.
 """
 
 import io
@@ -30,17 +32,21 @@ _NORM_LEAVES = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
 def load_keras_weights(model: ResNet, file: str, include_head: bool = True) -> None:
-    """Gives a ResNet the weights of a Keras file; auxiliary batch norms get copies of the main ones.
+    """Gives a ResNet the weights of a Keras file; auxiliary batch norms get copies of
+    the main ones.
 
     Args:
         model: a `ResNet` of the file's variant, built with `KERAS_ARGUMENTS`.
-        file: HDF5 as Keras 2's `save_weights("….h5")` or `save("….h5")` writes it; local or gs://.
-        include_head: False leaves the classifier as it is; it must be so where the file has another number of classes.
+        file: HDF5 as Keras 2's `save_weights("….h5")` or `save("….h5")` writes it;
+            local or gs://.
+        include_head: False leaves the classifier as it is; it must be so where the file
+            has another number of classes.
 
     Raises:
-        CheckpointError: the file cannot be read, lacks variables, has others, or holds wrong shapes or values that are not
-            finite, or the model was built otherwise; the message counts the names and shows the
-            first, the error's `problems` name all, and the model is as it was.
+        CheckpointError: the file cannot be read, lacks variables, has others, or holds
+            wrong shapes or values that are not finite, or the model was built
+            otherwise; the message counts the names and shows the first, the error's
+            `problems` name all, and the model is as it was.
     """
     config = model.get_config()
     wrong = [
@@ -103,7 +109,9 @@ def _read_arrays(file: str) -> dict[str, np.ndarray]:
 
 
 def _pairs(model: ResNet):
-    """(Keras's name of a convolution, of its batch norm, our convolution, our batch norm), from the pixels up."""
+    """(Keras's name of a convolution, of its batch norm, our convolution, our batch
+    norm), from the pixels up.
+    """
     yield "conv1_conv", "conv1_bn", model.stem.convolution, model.stem.norm
     group = number = 0
     for block in model.blocks:
@@ -119,7 +127,9 @@ def _pairs(model: ResNet):
 def _values_by_variable(
     model: ResNet, arrays: dict, include_head: bool
 ) -> dict[str, tuple[tf.Variable, Optional[np.ndarray]]]:
-    """Keras's name → (our main variable, its value; None where the file lacks something)."""
+    """Keras's name → (our main variable, its value; None where the file lacks
+    something).
+    """
     values = {}
     for convolution_name, norm_name, convolution, norm in _pairs(model):
         kernel, bias = (

@@ -1,12 +1,14 @@
-"""The checkpoints that Google published: where each is, how its pixels are normalised, how accurate it is said to be.
+"""The checkpoints that Google published: where each is, how its pixels are normalised,
+how accurate it is said to be.
 
     checkpoint = PUBLISHED["b3-advprop"]                          # EfficientNet-Lite and so on: PUBLISHED["lite0"]
     checkpoint.address, checkpoint.normalization, checkpoint.image_size, checkpoint.top1
 
-Source: the official README (tensorflow/tpu, `models/official/efficientnet`), its table as of March
-2020, and the READMEs of its folders `lite`, `edgetpu` and `condconv`. All have ImageNet's 1000
-classes, the EdgeTPU ones a background class before them. Baseline, AutoAugment and RandAugment
-were retrained with a hold-out for that table; AdvProp and NoisyStudent were not.
+Source: the official README (tensorflow/tpu, `models/official/efficientnet`), its table
+as of March 2020, and the READMEs of its folders `lite`, `edgetpu` and `condconv`. All
+have ImageNet's 1000 classes, the EdgeTPU ones a background class before them. Baseline,
+AutoAugment and RandAugment were retrained with a hold-out for that table; AdvProp and
+NoisyStudent were not.
 """
 
 import dataclasses
@@ -92,7 +94,8 @@ KINDS = {
         {"b0": 76.7, "b1": 78.7, "b2": 79.8, "b3": 81.1, "b4": 82.5, "b5": 83.1},
         r"baseline",
     ),
-    # Families of their own, each trained in one way: the variant alone names the checkpoint.
+    # Families of their own, each trained in one way: the variant alone names the
+    # checkpoint.
     "lite": Kind(
         f"{_ROOT}/lite/efficientnet-{{variant}}.tar.gz",
         "lite",
@@ -157,10 +160,11 @@ PUBLISHED = {checkpoint.name: checkpoint for checkpoint in _rows()}
 
 
 def find_published(source: str) -> Optional[PublishedCheckpoint]:
-    """The row of the table that `source` names or whose place it is; None if it is neither.
+    """The row of the table that `source` names or whose place it is; None if it is
+    neither.
 
-    The place may be written as https:// or gs://, of the archive or of the folder beside it, or
-    end in a file of that folder.
+    The place may be written as https:// or gs://, of the archive or of the folder
+    beside it, or end in a file of that folder.
     """
     place = re.match(rf"(?:{_STORAGE}|gs://)([^?]*)", source)
     stem = place and f"{place[1].rstrip('/').removesuffix(_ARCHIVE)}/"
@@ -174,7 +178,8 @@ def find_published(source: str) -> Optional[PublishedCheckpoint]:
 def kinds_of(variant: str) -> tuple[str, ...]:
     """The kinds that a variant's checkpoints can be of, in the table's order.
 
-    EfficientNet-Lite, -EdgeTPU and -CondConv have one each, which no other network has; ResNets have none.
+    EfficientNet-Lite, -EdgeTPU and -CondConv have one each, which no other network has;
+    ResNets have none.
     """
     if variant not in scaling.VARIANTS:
         return ()
@@ -189,16 +194,17 @@ def kinds_of(variant: str) -> tuple[str, ...]:
 def guess_kind(source: str, variant: Optional[str] = None) -> Optional[str]:
     """The kind that a checkpoint's own name or published place gives away, or None.
 
-    The files of B0 to B8 and L2 themselves do not tell: all kinds have the same names and shapes. Nor do the folders
-    above them: whoever clones this project as "advprop" has everything below a folder of that name.
-    Its own name is that of the archive, of the directory or of the files; for files of a name like
-    "model.ckpt", also that of their directory if it says which network it holds, as those of the
-    release do ("noisy_student_efficientnet-b0").
+    The files of B0 to B8 and L2 themselves do not tell: all kinds have the same names
+    and shapes. Nor do the folders above them: whoever clones this project as "advprop"
+    has everything below a folder of that name. Its own name is that of the archive, of
+    the directory or of the files; for files of a name like "model.ckpt", also that of
+    their directory if it says which network it holds, as those of the release do
+    ("noisy_student_efficientnet-b0").
 
     Args:
         source: of the checkpoint.
-        variant: the network that it holds, if that is known; then no other network's kind is
-            guessed, and a network that has but one kind needs no guess.
+        variant: the network that it holds, if that is known; then no other network's
+            kind is guessed, and a network that has but one kind needs no guess.
     """
     published = find_published(source)
     if published:
@@ -215,7 +221,9 @@ def guess_kind(source: str, variant: Optional[str] = None) -> Optional[str]:
 
 
 def _kind_in(name: str, possible: Sequence[str]) -> Optional[str]:
-    """The one possible kind that a file's or folder's name, in lower case, has a word of."""
+    """The one possible kind that a file's or folder's name, in lower case, has a word
+    of.
+    """
     found = [
         kind for kind in possible if re.search(rf"(?<![a-z])({KINDS[kind].words})(?![a-z])", name)
     ]

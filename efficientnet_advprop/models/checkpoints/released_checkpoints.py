@@ -1,10 +1,12 @@
-"""The released TensorFlow 1 checkpoints into a model, and a model back into their format.
+"""The released TensorFlow 1 checkpoints into a model, and a model back into their
+format.
 
     report = load_released_checkpoint(model, "b3-advprop")        # or a directory, a prefix, a .tar.gz; local, gs:// or
     https:// print(report)                                                 # averages or plain weights, how far apart, what was
     left out save_released_checkpoint(model, "out/efficientnet-b3/model.ckpt", averages=ema_values, global_step=218949)
 
-All or nothing: a file is read and checked whole before the first variable of the model changes. The input's normalisation is
+All or nothing: a file is read and checked whole before the first variable of the model
+changes. The input's normalisation is
     not
 in the files; `published_checkpoints` knows it.
 """
@@ -42,7 +44,9 @@ CLASSIFIER = ("head/dense/kernel", "head/dense/bias")
 
 @dataclasses.dataclass
 class Difference:
-    """How far the averages are from the plain weights, over all tensors of which the file has both."""
+    """How far the averages are from the plain weights, over all tensors of which the
+    file has both.
+    """
 
     num_tensors: int = 0
     num_different: int = 0
@@ -145,23 +149,29 @@ def load_released_checkpoint(
 ) -> LoadReport:
     """Gives a model the weights of a checkpoint in the released format.
 
-    Auxiliary batch norms get the file's own, where it has them, and copies of the main ones otherwise. Optimizer slots and the
-    step are ignored. A file of another number of classes fills all but the classifier, and the report and a warning say so.
+    Auxiliary batch norms get the file's own, where it has them, and copies of the main
+    ones otherwise. Optimizer slots and the step are ignored. A file of another number
+    of classes fills all but the classifier, and the report and a warning say so.
 
     Args:
-        model: an `EfficientNet`. Under a distribution strategy, call this outside of its steps.
-        source: see `checkpoint_sources.find_checkpoint`: a published name ("b3-advprop"), a directory, a prefix or a `.tar.gz`.
-        use_ema: take the averages where there are any; otherwise, and with False, the plain weights.
+        model: an `EfficientNet`. Under a distribution strategy, call this outside of
+            its steps.
+        source: see `checkpoint_sources.find_checkpoint`: a published name
+            ("b3-advprop"), a directory, a prefix or a `.tar.gz`.
+        use_ema: take the averages where there are any; otherwise, and with False, the
+            plain weights.
         include_head: False leaves the model's classifier (`head/dense`) as it is.
-        cache_dir: a local folder, for what archives hold; default `checkpoint_sources.default_cache_dir()`.
+        cache_dir: a local folder, for what archives hold; default
+            `checkpoint_sources.default_cache_dir()`.
 
     Returns:
         What was loaded, what was not, and how much averages and plain weights differ.
 
     Raises:
-        CheckpointError: the source cannot be had, is damaged, is of another network (which one it looks like is said), lacks
-            variables, has others, has wrong shapes or values that are not finite; the message counts them and names the first,
-            the error's `problems` name all, and the model is as it was.
+        CheckpointError: the source cannot be had, is damaged, is of another network
+            (which one it looks like is said), lacks variables, has others, has wrong
+            shapes or values that are not finite; the message counts them and names the
+            first, the error's `problems` name all, and the model is as it was.
     """
     prefix = find_checkpoint(source, cache_dir)
     contents = read_contents(prefix)
@@ -213,7 +223,9 @@ def _unused_aux(contents: CheckpointContents, variables) -> list[str]:
 
 
 def _choose(contents: CheckpointContents, variables, source: str, use_ema: bool) -> dict[str, str]:
-    """For each variable of the model, the tensor of the file that it gets; those without one are left out."""
+    """For each variable of the model, the tensor of the file that it gets; those
+    without one are left out.
+    """
     if not use_ema and contents.averages and not contents.plain:
         raise CheckpointError(
             f"`use_ema` is False, but {source!r} holds only averages; load it with use_ema=True."
@@ -299,7 +311,9 @@ def _describe_misfit(contents: CheckpointContents, variables) -> str:
 def _read(
     contents: CheckpointContents, wanted: Mapping[str, str], report: LoadReport
 ) -> dict[str, np.ndarray]:
-    """The tensors by their names in the file, float32 and finite; compares averages with plain weights on the way."""
+    """The tensors by their names in the file, float32 and finite; compares averages
+    with plain weights on the way.
+    """
     twins = {
         contents.averages[name]: contents.plain[name]
         for name in contents.averages.keys() & contents.plain.keys()
@@ -369,23 +383,25 @@ def save_released_checkpoint(
     global_step: Optional[int] = None,
     include_aux: bool = False,
 ) -> str:
-    """Writes a model in the official names and format: `<prefix>.index`, `<prefix>.data-00000-of-00001` and a `checkpoint`
-    file.
+    """Writes a model in the official names and format: `<prefix>.index`,
+    `<prefix>.data-00000-of-00001` and a `checkpoint` file.
 
     Args:
         model: an `EfficientNet`; its values become the plain weights.
         prefix: "…/efficientnet-b3/model.ckpt", local or gs://; directories are made.
-        averages: of every variable, by its name in the model ("efficientnet-b3/stem/conv2d/kernel"); None writes the model's
-            own values under the averages' names too, since the official programs read those.
+        averages: of every variable, by its name in the model
+            ("efficientnet-b3/stem/conv2d/kernel"); None writes the model's own values
+            under the averages' names too, since the official programs read those.
         global_step: the number of updates done, if it is to be in the file.
-        include_aux: write the auxiliary batch norms too (`…/aux/gamma`), for going on with AdvProp; other programs do not know
-            them.
+        include_aux: write the auxiliary batch norms too (`…/aux/gamma`), for going on
+            with AdvProp; other programs do not know them.
 
     Returns:
         `prefix`.
 
     Raises:
-        CheckpointError: an average is missing, or a value is not finite. Nothing is written.
+        CheckpointError: an average is missing, or a value is not finite. Nothing is
+            written.
     """
     names, tensors, missing, not_finite = [], [], [], []
     for variable in model.variables:

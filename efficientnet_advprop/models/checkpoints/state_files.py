@@ -1,12 +1,13 @@
-"""Which checkpoints a folder holds, newest first: by TensorFlow's state file and by what is there.
+"""Which checkpoints a folder holds, newest first: by TensorFlow's state file and by
+what is there.
 
     held = list_checkpoints("runs/b3/checkpoints")
     held.prefixes                       # ("…/ckpt-400", "…/ckpt-200"), as far as one can tell
     held.problem                        # "", or why the file `checkpoint` does not say so
 
-TensorFlow keeps the order in a small text file, `checkpoint`, beside the checkpoints. It can be
-lost, emptied, written over, or copied from elsewhere, and the checkpoints are as good as before.
-So "no state that can be read" is never taken for "no checkpoint".
+TensorFlow keeps the order in a small text file, `checkpoint`, beside the checkpoints.
+It can be lost, emptied, written over, or copied from elsewhere, and the checkpoints are
+as good as before. So "no state that can be read" is never taken for "no checkpoint".
 """
 
 import dataclasses
@@ -27,11 +28,13 @@ class HeldCheckpoints:
     """What `list_checkpoints` finds.
 
     Args:
-        prefixes: of the checkpoints that are there, newest first: in the order of the state file,
-            then those that it does not list, by the number at the end of their names.
-        named: the last part of the path that the state file names as the newest; "" if it does not.
-        problem: why the state file cannot be used, in words; "" if it can, or if there is neither
-            one nor a checkpoint.
+        prefixes: of the checkpoints that are there, newest first: in the order of the
+            state file, then those that it does not list, by the number at the end of
+            their names.
+        named: the last part of the path that the state file names as the newest; "" if
+            it does not.
+        problem: why the state file cannot be used, in words; "" if it can, or if there
+            is neither one nor a checkpoint.
     """
 
     prefixes: tuple[str, ...]
@@ -66,7 +69,9 @@ def list_checkpoints(directory: str) -> HeldCheckpoints:
 
 
 def _read_state_file(path: str) -> tuple[list[str], str, str]:
-    """The names that it lists, oldest first; the newest one's; and what is wrong with the file."""
+    """The names that it lists, oldest first; the newest one's; and what is wrong with
+    the file.
+    """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             contents = file.read()

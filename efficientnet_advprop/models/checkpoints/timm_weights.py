@@ -1,15 +1,16 @@
-"""The PyTorch ports of the released weights (timm's `tf_efficientnet_b*_ap` and its siblings) into the same model, without
-PyTorch.
+"""The PyTorch ports of the released weights (timm's `tf_efficientnet_b*_ap` and its
+siblings) into the same model, without PyTorch.
 
     report = load_timm_weights(model, "tf_efficientnet_b3_ap/model.safetensors")      # or a state dict saved with `numpy.savez`
 
-Also EfficientNet-Lite's, -EdgeTPU's (`tf_efficientnet_es`, whose files have no background class:
-build `EfficientNet("edgetpu-S", num_classes=1000)`) and -CondConv's (`tf_efficientnet_cc_`).
+Also EfficientNet-Lite's, -EdgeTPU's (`tf_efficientnet_es`, whose files have no
+background class: build `EfficientNet("edgetpu-S", num_classes=1000)`) and -CondConv's
+(`tf_efficientnet_cc_`).
 
-timm's `tf_` networks only: its `efficientnet_b*` have the same names and shapes but another ε and
-padding, and would come out wrong.
-A `.pth` file becomes one of these with PyTorch, once:
-`numpy.savez("b3.npz", **{name: tensor.numpy() for name, tensor in torch.load("b3.pth").items()})`.
+timm's `tf_` networks only: its `efficientnet_b*` have the same names and shapes but
+another ε and padding, and would come out wrong. A `.pth` file becomes one of these with
+PyTorch, once: `numpy.savez("b3.npz", **{name: tensor.numpy() for name, tensor in
+torch.load("b3.pth").items()})`.
 """
 
 import io
@@ -34,8 +35,8 @@ from efficientnet_advprop.models.checkpoints.released_checkpoints import (
 )
 from tpu_utils.errors import brief_message
 
-# timm's modules for ours: outside of the blocks, in a block without expansion, in one with it, in a
-# fused one, and the batch norm behind each convolution of a routed one.
+# timm's modules for ours: outside of the blocks, in a block without expansion, in one
+# with it, in a fused one, and the batch norm behind each convolution of a routed one.
 _OUTSIDE = {
     "stem/conv2d": "conv_stem",
     "stem/tpu_batch_normalization": "bn1",
@@ -83,18 +84,21 @@ _LEAVES = {
 
 
 def load_timm_weights(model: keras.Model, file: str, include_head: bool = True) -> LoadReport:
-    """Gives a model the weights of a timm file; auxiliary batch norms get copies of the main ones.
+    """Gives a model the weights of a timm file; auxiliary batch norms get copies of the
+    main ones.
 
     Args:
-        model: an `EfficientNet` whose `normalization` is the file's ("advprop" for `_ap`).
+        model: an `EfficientNet` whose `normalization` is the file's ("advprop" for
+            `_ap`).
         file: `.safetensors`, or `.npz` of a state dict; local or gs://.
-        include_head: False leaves the model's classifier as it is; a file of another number of classes does too, and the report
-            says so.
+        include_head: False leaves the model's classifier as it is; a file of another
+            number of classes does too, and the report says so.
 
     Raises:
-        CheckpointError: the file cannot be read, lacks variables, has others, or holds wrong shapes or values that are not
-            finite; the message counts them and names the first, the error's `problems` name all,
-            and the model is as it was.
+        CheckpointError: the file cannot be read, lacks variables, has others, or holds
+            wrong shapes or values that are not finite; the message counts them and
+            names the first, the error's `problems` name all, and the model is as it
+            was.
     """
     state = _read_state(file)
     variables = {variable_name(model, variable): variable for variable in model.variables}
@@ -164,7 +168,9 @@ def _read_state(file: str) -> dict[str, np.ndarray]:
 
 
 def _timm_names(variables, state) -> dict[str, Optional[str]]:
-    """For each of our variables its name in timm, which counts blocks within their stage: "blocks.2.0.conv_pw.weight"."""
+    """For each of our variables its name in timm, which counts blocks within their
+    stage: "blocks.2.0.conv_pw.weight".
+    """
     found = {
         tuple(map(int, match.groups()))
         for match in map(re.compile(r"blocks\.(\d+)\.(\d+)\.").match, state)
@@ -203,10 +209,11 @@ def _module_in_block(block: str, part: str, variables) -> str:
 
 
 def _to_tensorflow(variable: str, name: str, state) -> np.ndarray:
-    """PyTorch's axes into TensorFlow's: [out, in, h, w] → [h, w, in, out], depthwise [c, 1, h, w] → [h, w, c, 1].
+    """PyTorch's axes into TensorFlow's: [out, in, h, w] → [h, w, in, out], depthwise
+    [c, 1, h, w] → [h, w, c, 1].
 
-    The experts of a routed convolution lie flat, [experts, out · in] and [experts, c · h · w]; there are as many output
-    channels as the batch norm behind has.
+    The experts of a routed convolution lie flat, [experts, out · in] and [experts, c ·
+    h · w]; there are as many output channels as the batch norm behind has.
     """
     value = state[name].astype(np.float32)
     if variable.endswith("condconv_kernel") and value.ndim == 2:

@@ -93,7 +93,7 @@ def test_batches_have_the_promised_form(numbered):
     "changes",
     [
         {},
-        {"augment": "randaugment", "cutout_half_size": 1},
+        pytest.param({"augment": "randaugment", "cutout_half_size": 1}, marks=pytest.mark.slow),
         {"cache": True, "mixup_alpha": 0.4, "cutmix_alpha": 1.0},
     ],
 )

@@ -243,7 +243,8 @@ def test_a_longer_run_is_told_the_way(finished, data_dir):
         train(config, data_dir, finished[0])
 
 
-@pytest.mark.parametrize("method", ["vanilla", pytest.param("adversarial", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["vanilla", "adversarial"])
 def test_rivals_with_accumulation_over_replicas(data_dir, tmp_path, method, two_replicas):
     config = tiny_run.make_config(method)
     config.training.num_epochs, config.training.accumulation_steps, config.optimizer.ema_decay = (

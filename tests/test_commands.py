@@ -105,7 +105,7 @@ def make_targets():
             word
             for command in commands()
             if command.startswith("make ")
-            for word in command.split()[1:]
+            for word in shlex.split(command, comments=True)[1:]
             if "=" not in word
         }
     )

@@ -22,7 +22,13 @@ class Role(enum.Enum):
 
 STEP_NAME = "global_step"
 BATCH_NORM_LEAVES = ("gamma", "beta", "moving_mean", "moving_variance")
-SHARED_LEAVES = ("kernel", "depthwise_kernel", "bias")
+SHARED_LEAVES = (
+    "kernel",
+    "depthwise_kernel",
+    "condconv_kernel",  # of routed experts, as CondConv's official code names them
+    "depthwise_condconv_kernel",
+    "bias",
+)
 
 
 def role_of(name: str) -> Role:

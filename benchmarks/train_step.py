@@ -5,6 +5,7 @@ Usage:
     python benchmarks/train_step.py    # EfficientNet-B0, 224 pixels, batch 16, float32
     python benchmarks/train_step.py --variant=b3 --image_size=300 --batch_size=8
     python benchmarks/train_step.py --variant=resnet50
+    python benchmarks/train_step.py --variant=resnet50 --steps=vanilla:relu,vanilla:silu
     .venv-tf215/bin/python benchmarks/train_step.py --steps=vanilla,pgd5 \
         --other_python=.venv-tf221/bin/python
 
@@ -41,7 +42,8 @@ flags.DEFINE_integer("rounds", 7, "Timed runs of each step.")
 flags.DEFINE_list(
     "steps",
     ["keras", "vanilla", "fast_advprop", "pgd1", "pgd5"],
-    f"Which to time; any of keras, pgd<n> (AdvProp) and {', '.join(METHODS)}.",
+    f"Which to time; any of keras, pgd<n> (AdvProp) and {', '.join(METHODS)}, of ours with "
+    "an activation behind a colon (vanilla:silu).",
 )
 
 flags.DEFINE_string(
@@ -60,8 +62,9 @@ def make_optimizer(model):
 
 def make_our_step(name: str):
     """A step by name: "pgd<n>" (AdvProp with n iterations), or a method (those with an
-    attack by PGD1).
+    attack by PGD1); with ":" and the activation, where it is not the variant's own.
     """
+    name, _, activation = name.partition(":")
     method = METHODS[name if name in METHODS else "advprop"]
     num_steps = int(name[3:]) if name.startswith("pgd") else 1
     more = {}
@@ -71,7 +74,9 @@ def make_our_step(name: str):
         )
     elif method.has_attack:
         more = dict(attack=PGD(float(num_steps), 1.0, num_steps, num_classes=1000))
-    model = make_network(FLAGS.variant, aux_branches=method.aux_branches)
+    model = make_network(
+        FLAGS.variant, aux_branches=method.aux_branches, activation=activation or None
+    )
     state = TrainState(
         model, make_optimizer(model), ExponentialMovingAverage(averaged_variables(model))
     )
@@ -178,7 +183,7 @@ def main(_):
         traced = time.perf_counter()
         step(batch)
         print(
-            f"{name:12s} built and traced in {traced - start:6.1f} s, first run {time.perf_counter() - traced:6.1f} s",
+            f"{name:20s} built and traced in {traced - start:6.1f} s, first run {time.perf_counter() - traced:6.1f} s",
             flush=True,
         )
         chosen[name] = step
@@ -197,17 +202,17 @@ def main(_):
     for name, median in medians.items():
         ratios = "".join(
             f"   {median / medians[other_name]:5.2f} × {other_name}"
-            for other_name in ("keras", "vanilla")
+            for other_name in ("keras", "vanilla", "vanilla:relu")
             if other_name in medians
         )
         print(
-            f"{name:12s} {median:6.3f} s   {batch_size / median:6.1f} images/s{ratios}", flush=True
+            f"{name:20s} {median:6.3f} s   {batch_size / median:6.1f} images/s{ratios}", flush=True
         )
     if other:
         for name, median in medians.items():
             other_median = statistics.median(other_times[name])
             print(
-                f"{name:12s} TensorFlow {other.tensorflow} {other_median:6.3f} s, {tf.__version__} {median:6.3f} s: "
+                f"{name:20s} TensorFlow {other.tensorflow} {other_median:6.3f} s, {tf.__version__} {median:6.3f} s: "
                 f"{other_median / median:5.3f} ×",
                 flush=True,
             )

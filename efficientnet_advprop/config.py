@@ -32,7 +32,7 @@ from efficientnet_advprop.methods import AUGMENTED, METHODS
 # import TensorFlow; tests/efficientnet_advprop/test_config.py holds them to those
 # modules' tables.
 VARIANTS = (
-    *("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "l2"),
+    *("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "l1", "l2"),
     *("lite0", "lite1", "lite2", "lite3", "lite4"),
     *("edgetpu-S", "edgetpu-M", "edgetpu-L"),
     *("condconv-b0-4e", "condconv-b0-8e", "condconv-b0-8e-depth"),
@@ -40,6 +40,12 @@ VARIANTS = (
 )
 NORMALIZATIONS = ("advprop", "imagenet", "lite", "caffe", "none")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+ACTIVATIONS = (
+    *("relu", "relu6", "elu", "swish", "silu", "gelu"),
+    *("softplus", "parametric_softplus", "smooth_relu"),
+)
+ACTIVATIONS_WITH_ALPHA = ("softplus", "parametric_softplus", "smooth_relu")
+SMOOTH_RELU_GRADIENTS = ("none", "attack", "training", "both")
 AUX_SHARES = ("none", "statistics", "affine")
 STATISTICS = ("running", "batch")
 OPTIMIZERS = ("rmsprop", "momentum", "sgd", "lars")
@@ -117,6 +123,23 @@ class ModelConfig:
         "what auxiliary batch norms share with main's: 'none' (the paper), 'statistics', or "
         "'affine' (gamma and beta)",
         one_of(*AUX_SHARES),
+    )
+    activation: Optional[str] = field(
+        None,
+        "of all layers; left out: the variant's own; 'silu' is another word for 'swish'",
+        one_of(*ACTIVATIONS),
+    )
+    activation_alpha: Optional[float] = field(
+        None,
+        "of softplus (1), parametric_softplus (10), smooth_relu (where it starts: 400), or of "
+        "smooth_relu_gradient (10); left out: the number in brackets",
+        more_than(0),
+    )
+    smooth_relu_gradient: str = field(
+        "none",
+        "where relu's gradient is parametric softplus's, its values being its own: a diagnosis of "
+        "Smooth Adversarial Training",
+        one_of(*SMOOTH_RELU_GRADIENTS),
     )
 
 
@@ -406,11 +429,36 @@ class ExperimentConfig:
                 f"`config.optimizer.decay_at_epochs` is {optimizer.decay_at_epochs!r}, but `config.optimizer.schedule` is "
                 f"{optimizer.schedule!r}: epochs go with 'piecewise', and only with it."
             )
+        self._check_activation()
         self._check_attack()
         if METHODS[training.method].has_attack and attack.targeted and self.model.num_classes < 2:
             raise ConfigError(
                 f"`config.model.num_classes` is {self.model.num_classes}, but a targeted attack needs a wrong class to aim at; "
                 "use at least 2 classes or --config.attack.targeted=false."
+            )
+
+    def _check_activation(self) -> None:
+        """That what is said about the activation goes together."""
+        model = self.model
+        has_smooth_gradient = model.smooth_relu_gradient != "none"
+        if has_smooth_gradient and model.activation != "relu":
+            raise ConfigError(
+                f"`config.model.smooth_relu_gradient` is {model.smooth_relu_gradient!r}, but goes with "
+                f"`config.model.activation` 'relu' alone, which is {model.activation!r}; set that to 'relu'."
+            )
+        if model.smooth_relu_gradient in ("attack", "training") and (
+            self.attack.statistics == "batch"
+        ):
+            raise ConfigError(
+                f"`config.model.smooth_relu_gradient` is {model.smooth_relu_gradient!r}, but with "
+                "`config.attack.statistics` 'batch' the attack runs in training mode, too; take 'both', or "
+                "'running' statistics."
+            )
+        takes_alpha = has_smooth_gradient or model.activation in ACTIVATIONS_WITH_ALPHA
+        if model.activation_alpha is not None and not takes_alpha:
+            raise ConfigError(
+                f"`config.model.activation_alpha` is {model.activation_alpha:g}, but `config.model.activation` is "
+                f"{model.activation!r}: α goes with {', '.join(ACTIVATIONS_WITH_ALPHA)} and smooth_relu_gradient."
             )
 
     def _check_attack(self) -> None:

@@ -1,4 +1,4 @@
-"""EfficientNet B0–B8 and L2, Lite, EdgeTPU and CondConv, or any width, depth and
+"""EfficientNet B0–B8, L1 and L2, Lite, EdgeTPU and CondConv, or any width, depth and
 resolution, with AdvProp's auxiliary batch norms.
 
     model = EfficientNet("b0", num_classes=1000, aux_branches=1)
@@ -26,7 +26,7 @@ class EfficientNet(Network):
     All variables exist when the constructor returns.
 
     Args:
-        variant: "b0" … "b8", "l2", "lite0" … "lite4", "edgetpu-S", "-M", "-L",
+        variant: "b0" … "b8", "l1", "l2", "lite0" … "lite4", "edgetpu-S", "-M", "-L",
             "condconv-b0-4e", "-8e", "-8e-depth", a row of `scaling.VARIANTS`.
         num_classes: size of the logits, ≥ 1; None is the variant's own: 1000, with the
             EdgeTPU ones 1001, of which class 0 is the background.
@@ -46,6 +46,9 @@ class EfficientNet(Network):
         recomputed_blocks: the first so many blocks keep no activations for the backward
             pass but compute them again in it: less memory for more arithmetic, the same
             numbers. The first ones have the highest resolution.
+        activation: a key of `activations.ACTIVATIONS`, or "silu"; None is the variant's
+            own. The gates of squeeze-excite have it too.
+        activation_alpha, smooth_relu_gradient: see `activations.choose`.
         name: scope of the variables; default "efficientnet-<variant>", the official
             one.
 
@@ -69,6 +72,9 @@ class EfficientNet(Network):
         batch_norm_group_size: Optional[int] = None,
         recomputed_blocks: int = 0,
         aux_shares: str = "none",
+        activation: Optional[str] = None,
+        activation_alpha: Optional[float] = None,
+        smooth_relu_gradient: str = "none",
         name: Optional[str] = None,
     ):
         check_choice("variant", variant, scaling.VARIANTS)
@@ -82,24 +88,25 @@ class EfficientNet(Network):
                 depth_coefficient=depth_coefficient, dropout_rate=dropout_rate, survival_prob=survival_prob,
                 normalization=normalization, compute_dtype=compute_dtype, batch_norm_momentum=batch_norm_momentum,
                 batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size, aux_shares=aux_shares,
-                recomputed_blocks=recomputed_blocks, name=name,
+                recomputed_blocks=recomputed_blocks, activation=activation, activation_alpha=activation_alpha,
+                smooth_relu_gradient=smooth_relu_gradient, name=name,
             ),
             scaling.VARIANTS,
             f"efficientnet-{variant}",
+            design.activation,
         )  # fmt: skip
         width = row.width_coefficient if width_coefficient is None else width_coefficient
         depth = row.depth_coefficient if depth_coefficient is None else depth_coefficient
         dropout = row.dropout_rate if dropout_rate is None else dropout_rate
         check_scaling(width, depth, dropout)
         self.image_size = row.image_size
-        self.activation_name = design.activation
         norms, policy = self.norm_arguments, self.dtype_policy_of_layers
         stem_filters, head_filters = scaling.end_filters(design, width)
-        self.stem = Stem(stem_filters, design.activation, norms, dtype=policy)
+        self.stem = Stem(stem_filters, self.activation, norms, dtype=policy)
         blocks = scaling.scaled_blocks(width, depth, survival_prob, design)
         self.blocks = [
-            make_block(block, design.activation, norms, f"blocks_{index}", dtype=policy)
+            make_block(block, self.activation, norms, f"blocks_{index}", dtype=policy)
             for index, block in enumerate(blocks)
         ]
-        self.head = Head(head_filters, num_classes, dropout, design.activation, norms, dtype=policy)
+        self.head = Head(head_filters, num_classes, dropout, self.activation, norms, dtype=policy)
         self.build([None, None, None, 3])

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations
+from efficientnet_advprop.models.activations import Activation, ActivationChoice
 from efficientnet_advprop.models.normalization import MAIN, DualBatchNormalization
 from efficientnet_advprop.models.routed_layers import (
     RoutedDepthwiseConvolution,
@@ -43,9 +44,12 @@ def classifier_initializer() -> keras.initializers.Initializer:
 def build_in_scopes(shapes) -> None:
     """Builds sublayers, each inside a name scope of its own name.
 
-    `shapes`: (layer, input shape) pairs.
+    `shapes`: (layer, input shape) pairs; an activation without variables is passed
+    over.
     """
     for layer, shape in shapes:
+        if isinstance(layer, Activation):
+            continue
         with tf.name_scope(layer.name):
             layer.build(tf.TensorShape(shape))
 
@@ -156,25 +160,41 @@ class PointwiseWeights(keras.layers.Layer):
         return tf.cast(self.kernel[0, 0], dtype), tf.cast(self.bias, dtype)
 
 
-class GatedSwish(keras.layers.Layer):
+class GatedActivation(keras.layers.Layer):
     """The activation of an MBConv block's depthwise convolution, and the squeeze-excite
-    gate on it.
+    gate on it, which has the same function inside.
     """
 
-    def __init__(self, squeeze_filters: int, filters: int, **kwargs):
+    def __init__(self, squeeze_filters: int, filters: int, activation: ActivationChoice, **kwargs):
         super().__init__(**kwargs)
         self.reduce = PointwiseWeights(squeeze_filters, name="conv2d")
         self.expand = PointwiseWeights(filters, name="conv2d_1")
+        self.activation = activation.make("activation", dtype=kwargs.get("dtype"))
+        self.squeezed_activation = activation.make("activation_1", dtype=kwargs.get("dtype"))
 
     def build(self, input_shape):
-        build_in_scopes([(self.reduce, input_shape), (self.expand, [None, self.reduce.units])])
+        build_in_scopes(
+            [
+                (self.reduce, input_shape),
+                (self.expand, [None, self.reduce.units]),
+                (self.activation, input_shape),
+                (self.squeezed_activation, [None, self.reduce.units]),
+            ]
+        )
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs, training=False):
         """[batch, height, width, channels] → the same, in the same dtype."""
-        return activations.gated_swish(
-            inputs, *self.reduce(inputs.dtype), *self.expand(inputs.dtype)
+        weights = [*self.reduce(inputs.dtype), *self.expand(inputs.dtype)]
+        if self.activation.choice.name == "swish":
+            return activations.gated_swish(inputs, *weights)
+        x = self.activation(inputs, training=training)
+        gates = activations.squeeze_excite(
+            activations.spatial_mean(x),
+            *weights,
+            activation=functools.partial(self.squeezed_activation, training=training),
         )
+        return x * gates[:, None, None, :]
 
 
 def convolve_and_normalize(
@@ -214,9 +234,9 @@ def drop_residual(inputs: tf.Tensor, survival_prob: float, seed: Optional[tf.Ten
 class Stem(keras.layers.Layer):
     """The first convolution, stride 2."""
 
-    def __init__(self, filters: int, activation: str, norm_arguments: dict, **kwargs):
+    def __init__(self, filters: int, activation: ActivationChoice, norm_arguments: dict, **kwargs):
         super().__init__(name="stem", **kwargs)
-        self.activation = activations.ACTIVATIONS[activation]
+        self.activation = activation.make("activation", dtype=kwargs.get("dtype"))
         self.convolution = Convolution(filters, 3, 2, name="conv2d", dtype=kwargs.get("dtype"))
         self.norm = DualBatchNormalization(
             name="tpu_batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments
@@ -227,13 +247,15 @@ class Stem(keras.layers.Layer):
             [
                 (self.convolution, input_shape),
                 (self.norm, [None, None, None, self.convolution.filters]),
+                (self.activation, [None, None, None, self.convolution.filters]),
             ]
         )
         self.built = True
 
     def call(self, inputs, training=False, branch=MAIN, update_statistics=True):
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
-        return self.activation(convolve_and_normalize(self.convolution, self.norm, inputs, **mode))
+        x = convolve_and_normalize(self.convolution, self.norm, inputs, **mode)
+        return self.activation(x, training=training)
 
 
 class InvertedBottleneck(keras.layers.Layer):
@@ -244,9 +266,16 @@ class InvertedBottleneck(keras.layers.Layer):
     widened.
     """
 
-    def __init__(self, block: Block, activation: str, norm_arguments: dict, name: str, **kwargs):
+    def __init__(
+        self,
+        block: Block,
+        activation: ActivationChoice,
+        norm_arguments: dict,
+        name: str,
+        **kwargs,
+    ):
         super().__init__(name=name, **kwargs)
-        self.block, self.activation = block, activations.ACTIVATIONS[activation]
+        self.block = block
         self._norm_arguments = {**norm_arguments, "dtype": kwargs.get("dtype")}
         self._num_norms = 0
 
@@ -302,7 +331,14 @@ class MBConvBlock(InvertedBottleneck):
     In a routed block all three convolutions have kernels of each image's own.
     """
 
-    def __init__(self, block: Block, activation: str, norm_arguments: dict, name: str, **kwargs):
+    def __init__(
+        self,
+        block: Block,
+        activation: ActivationChoice,
+        norm_arguments: dict,
+        name: str,
+        **kwargs,
+    ):
         super().__init__(block, activation, norm_arguments, name, **kwargs)
         dtype = kwargs.get("dtype")
         names = _names_of_convolutions(block)
@@ -315,10 +351,11 @@ class MBConvBlock(InvertedBottleneck):
                 filters, block.num_experts, kernel_initializer, name=next(names), dtype=dtype
             )
 
-        self.expand = self.expand_norm = None
+        self.expand = self.expand_norm = self.expand_activation = None
         if block.expand_ratio != 1:
             self.expand = make_pointwise(block.expanded_filters)
             self.expand_norm = self.make_norm()
+            self.expand_activation = activation.make("activation", dtype=dtype)
         if block.num_experts:
             self.depthwise = RoutedDepthwiseConvolution(
                 block.kernel_size, block.strides, block.num_experts, kernel_initializer,
@@ -329,11 +366,12 @@ class MBConvBlock(InvertedBottleneck):
                 block.kernel_size, block.strides, name="depthwise_conv2d", dtype=dtype
             )
         self.depthwise_norm = self.make_norm()
-        self.gated_swish = None
         if block.squeeze_filters:
-            self.gated_swish = GatedSwish(
-                block.squeeze_filters, block.expanded_filters, name="se", dtype=dtype
+            self.depthwise_activation = GatedActivation(
+                block.squeeze_filters, block.expanded_filters, activation, name="se", dtype=dtype
             )
+        else:
+            self.depthwise_activation = activation.make("activation_1", dtype=dtype)
         self.project = make_pointwise(block.output_filters)
         self.project_norm = self.make_norm()
 
@@ -344,10 +382,14 @@ class MBConvBlock(InvertedBottleneck):
         parts += (
             []
             if self.expand is None
-            else [(self.expand, input_shape), (self.expand_norm, expanded)]
+            else [
+                (self.expand, input_shape),
+                (self.expand_norm, expanded),
+                (self.expand_activation, expanded),
+            ]
         )
         parts += [(self.depthwise, expanded), (self.depthwise_norm, expanded)]
-        parts += [] if self.gated_swish is None else [(self.gated_swish, expanded)]
+        parts += [(self.depthwise_activation, expanded)]
         parts += [(self.project, expanded), (self.project_norm, projected)]
         build_in_scopes(parts)
         self.built = True
@@ -360,10 +402,11 @@ class MBConvBlock(InvertedBottleneck):
         x = inputs
         if self.expand is not None:
             expand = functools.partial(self.expand, **with_routing)
-            x = self.activation(convolve_and_normalize(expand, self.expand_norm, x, **mode))
+            x = convolve_and_normalize(expand, self.expand_norm, x, **mode)
+            x = self.expand_activation(x, training=mode["training"])
         depthwise = functools.partial(self.depthwise, **with_routing)
         x = convolve_and_normalize(depthwise, self.depthwise_norm, x, **mode)
-        return self.activation(x) if self.gated_swish is None else self.gated_swish(x)
+        return self.depthwise_activation(x, training=mode["training"])
 
 
 class FusedMBConvBlock(InvertedBottleneck):
@@ -373,31 +416,42 @@ class FusedMBConvBlock(InvertedBottleneck):
     Gupta & Tan 2019, "EfficientNet-EdgeTPU".
     """
 
-    def __init__(self, block: Block, activation: str, norm_arguments: dict, name: str, **kwargs):
+    def __init__(
+        self,
+        block: Block,
+        activation: ActivationChoice,
+        norm_arguments: dict,
+        name: str,
+        **kwargs,
+    ):
         super().__init__(block, activation, norm_arguments, name, **kwargs)
         dtype = kwargs.get("dtype")
         self.expand = Convolution(
             block.expanded_filters, block.kernel_size, block.strides, name="conv2d", dtype=dtype
         )
         self.expand_norm = self.make_norm()
+        self.expand_activation = activation.make("activation", dtype=dtype)
         self.project = Convolution(block.output_filters, 1, name="conv2d_1", dtype=dtype)
         self.project_norm = self.make_norm()
 
     def build(self, input_shape):
         expanded = [None, None, None, self.block.expanded_filters]
         projected = [None, None, None, self.block.output_filters]
-        parts = [(self.expand, input_shape), (self.expand_norm, expanded)]
+        parts = [
+            (self.expand, input_shape),
+            (self.expand_norm, expanded),
+            (self.expand_activation, expanded),
+        ]
         build_in_scopes([*parts, (self.project, expanded), (self.project_norm, projected)])
         self.built = True
 
     def widen(self, inputs, routing, mode):
-        return self.activation(
-            convolve_and_normalize(self.expand, self.expand_norm, inputs, **mode)
-        )
+        x = convolve_and_normalize(self.expand, self.expand_norm, inputs, **mode)
+        return self.expand_activation(x, training=mode["training"])
 
 
 def make_block(
-    block: Block, activation: str, norm_arguments: dict, name: str, **kwargs
+    block: Block, activation: ActivationChoice, norm_arguments: dict, name: str, **kwargs
 ) -> InvertedBottleneck:
     """The layer that a row of `scaling.scaled_blocks` describes."""
     kind = FusedMBConvBlock if block.fused else MBConvBlock
@@ -429,12 +483,13 @@ class Head(keras.layers.Layer):
         filters: int,
         num_classes: int,
         dropout_rate: float,
-        activation: str,
+        activation: ActivationChoice,
         norm_arguments: dict,
         **kwargs,
     ):
         super().__init__(name="head", **kwargs)
-        self.dropout_rate, self.activation = dropout_rate, activations.ACTIVATIONS[activation]
+        self.dropout_rate = dropout_rate
+        self.activation = activation.make("activation", dtype=kwargs.get("dtype"))
         self.convolution = Convolution(filters, 1, name="conv2d", dtype=kwargs.get("dtype"))
         self.norm = DualBatchNormalization(
             name="tpu_batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments
@@ -448,6 +503,7 @@ class Head(keras.layers.Layer):
         parts = [
             (self.convolution, input_shape),
             (self.norm, [None, None, None, filters]),
+            (self.activation, [None, None, None, filters]),
             (self.classifier, [None, filters]),
         ]
         build_in_scopes(parts)
@@ -466,7 +522,8 @@ class Head(keras.layers.Layer):
         map.
         """
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
-        x = self.activation(convolve_and_normalize(self.convolution, self.norm, inputs, **mode))
+        x = convolve_and_normalize(self.convolution, self.norm, inputs, **mode)
+        x = self.activation(x, training=training)
         pooled = tf.cast(activations.spatial_mean(x), tf.float32)
         dropped = pooled
         if training and self.dropout_rate > 0.0:

@@ -14,6 +14,7 @@ from typing import Any, Iterable, Optional
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models.activations import choose
 from efficientnet_advprop.models.end_points import names_of_blocks
 from efficientnet_advprop.models.normalization import MAIN, branch_index
 from efficientnet_advprop.models.recomputation import recompute_in_backward
@@ -38,8 +39,7 @@ class Network(keras.Model):
     and `aux_branches` auxiliary branches.
 
     A family's constructor checks its own arguments, calls this one, sets
-    `self.image_size` (pixels) and `self.activation_name` (a key of
-    `activations.ACTIVATIONS`), makes `self.stem`, `self.blocks` (layers whose `.block`
+    `self.image_size` (pixels), makes `self.stem`, `self.blocks` (layers whose `.block`
     has `strides` and `output_filters`) and `self.head`, and ends with
     `self.build([None, None, None, 3])`: all variables exist when it returns.
 
@@ -48,6 +48,11 @@ class Network(keras.Model):
             that every family has are checked here.
         variants: the rows of the family's table.
         default_name: scope of the variables, unless `arguments["name"]` says otherwise.
+        default_activation: a key of `activations.ACTIVATIONS`, unless
+            `arguments["activation"]` says otherwise.
+
+    Attributes:
+        activation: what the blocks have, an `activations.ActivationChoice`.
 
     Raises:
         ValueError: an argument that is out of its range, with its name.
@@ -57,7 +62,13 @@ class Network(keras.Model):
         False  # whether a max-pooling follows the stem, whose output is then "reduction_1"
     )
 
-    def __init__(self, arguments: dict[str, Any], variants: Iterable[str], default_name: str):
+    def __init__(
+        self,
+        arguments: dict[str, Any],
+        variants: Iterable[str],
+        default_name: str,
+        default_activation: str,
+    ):
         check_choice("variant", arguments["variant"], variants)
         check_choice("normalization", arguments["normalization"], NORMALIZATIONS)
         check_choice("compute_dtype", arguments["compute_dtype"], COMPUTE_DTYPES)
@@ -73,10 +84,15 @@ class Network(keras.Model):
             raise ValueError(
                 f"`recomputed_blocks` is {recomputed_blocks!r}, but must be a whole number ≥ 0; 0 keeps all."
             )
+        activation = choose(
+            arguments["activation"] or default_activation,
+            arguments["activation_alpha"],
+            arguments["smooth_relu_gradient"],
+        )
         # float32 whatever Keras's global policy is: a mixed one would round the pixels
         # on their way in. What the layers compute in is `compute_dtype`.
         super().__init__(name=arguments["name"] or default_name, dtype=tf.float32)
-        self.recomputed_blocks = recomputed_blocks
+        self.recomputed_blocks, self.activation = recomputed_blocks, activation
         self.variant, self.num_classes, self.aux_branches = (
             arguments["variant"],
             num_classes,

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations, resnet_scaling
+from efficientnet_advprop.models.activations import ActivationChoice
 from efficientnet_advprop.models.layers import (
     Convolution,
     build_in_scopes,
@@ -43,8 +44,9 @@ def _convolution(filters, kernel_size, strides=1, **kwargs) -> Convolution:
 class ResNetStem(keras.layers.Layer):
     """The first convolution, 7×7 with stride 2."""
 
-    def __init__(self, filters: int, norm_arguments: dict, **kwargs):
+    def __init__(self, filters: int, activation: ActivationChoice, norm_arguments: dict, **kwargs):
         super().__init__(name="stem", **kwargs)
+        self.activation = activation.make("activation", dtype=kwargs.get("dtype"))
         self.convolution = _convolution(filters, 7, 2, name="conv2d", dtype=kwargs.get("dtype"))
         self.norm = DualBatchNormalization(
             name="batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments
@@ -55,22 +57,30 @@ class ResNetStem(keras.layers.Layer):
             [
                 (self.convolution, input_shape),
                 (self.norm, [None, None, None, self.convolution.filters]),
+                (self.activation, [None, None, None, self.convolution.filters]),
             ]
         )
         self.built = True
 
     def call(self, inputs, training=False, branch=MAIN, update_statistics=True):
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
-        return tf.nn.relu(convolve_and_normalize(self.convolution, self.norm, inputs, **mode))
+        x = convolve_and_normalize(self.convolution, self.norm, inputs, **mode)
+        return self.activation(x, training=training)
 
 
 class BottleneckBlock(keras.layers.Layer):
     """relu(shortcut + norm(1×1(relu(norm(3×3(relu(norm(1×1(x))))))))), the shortcut
-    being x or norm(1×1(x)).
+    being x or norm(1×1(x)); or another activation in place of relu.
     """
 
     def __init__(
-        self, block: Bottleneck, stride_in: str, norm_arguments: dict, name: str, **kwargs
+        self,
+        block: Bottleneck,
+        stride_in: str,
+        activation: ActivationChoice,
+        norm_arguments: dict,
+        name: str,
+        **kwargs,
     ):
         super().__init__(name=name, **kwargs)
         self.block = block
@@ -96,6 +106,9 @@ class BottleneckBlock(keras.layers.Layer):
         self.spatial_norm = make_norm("batch_normalization_1")
         self.expand = _convolution(block.output_filters, 1, name="conv2d_2", dtype=dtype)
         self.expand_norm = make_norm("batch_normalization_2", gamma_initializer="zeros")
+        self.reduce_activation = activation.make("activation", dtype=dtype)
+        self.spatial_activation = activation.make("activation_1", dtype=dtype)
+        self.output_activation = activation.make("activation_2", dtype=dtype)
 
     @property
     def convolutions(self) -> list[tuple[Convolution, DualBatchNormalization]]:
@@ -117,6 +130,13 @@ class BottleneckBlock(keras.layers.Layer):
                 (convolution, [None, None, None, filters.get(convolution, input_shape[-1])])
             )
             parts.append((norm, [None, None, None, convolution.filters]))
+        inner = [None, None, None, self.block.filters]
+        outer = [None, None, None, self.block.output_filters]
+        parts += [
+            (self.reduce_activation, inner),
+            (self.spatial_activation, inner),
+            (self.output_activation, outer),
+        ]
         build_in_scopes(parts)
         self.built = True
 
@@ -136,12 +156,14 @@ class BottleneckBlock(keras.layers.Layer):
         shortcut = inputs
         if self.shortcut is not None:
             shortcut = convolve_and_normalize(self.shortcut, self.shortcut_norm, inputs, **mode)
-        x = tf.nn.relu(convolve_and_normalize(self.reduce, self.reduce_norm, inputs, **mode))
-        x = tf.nn.relu(convolve_and_normalize(self.spatial, self.spatial_norm, x, **mode))
+        x = convolve_and_normalize(self.reduce, self.reduce_norm, inputs, **mode)
+        x = self.reduce_activation(x, training=training)
+        x = convolve_and_normalize(self.spatial, self.spatial_norm, x, **mode)
+        x = self.spatial_activation(x, training=training)
         x = convolve_and_normalize(self.expand, self.expand_norm, x, **mode)
         if training and self.block.survival_prob < 1.0:
             x = drop_residual(x, self.block.survival_prob, seed)
-        x = tf.nn.relu(x + shortcut)
+        x = self.output_activation(x + shortcut, training=training)
         return (x, {}) if with_end_points else x
 
 
@@ -216,6 +238,8 @@ class ResNet(Network):
             (official) or "1x1" (Keras).
         pool_padding: of the max-pooling: "same" (official) or "symmetric", one pixel on
             every side (Keras and PyTorch).
+        activation: a key of `activations.ACTIVATIONS`, or "silu"; None is "relu".
+        activation_alpha, smooth_relu_gradient: see `activations.choose`.
         name: scope of the variables; default: the variant.
 
     Raises:
@@ -242,6 +266,9 @@ class ResNet(Network):
         aux_shares: str = "none",
         stride_in: str = "3x3",
         pool_padding: str = "same",
+        activation: Optional[str] = None,
+        activation_alpha: Optional[float] = None,
+        smooth_relu_gradient: str = "none",
         name: Optional[str] = None,
     ):
         super().__init__(
@@ -250,10 +277,12 @@ class ResNet(Network):
                 depth_coefficient=depth_coefficient, dropout_rate=dropout_rate, survival_prob=survival_prob,
                 normalization=normalization, compute_dtype=compute_dtype, batch_norm_momentum=batch_norm_momentum,
                 batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size, aux_shares=aux_shares,
-                recomputed_blocks=recomputed_blocks, stride_in=stride_in, pool_padding=pool_padding, name=name,
+                recomputed_blocks=recomputed_blocks, stride_in=stride_in, pool_padding=pool_padding,
+                activation=activation, activation_alpha=activation_alpha, smooth_relu_gradient=smooth_relu_gradient, name=name,
             ),
             resnet_scaling.VARIANTS,
             variant,
+            "relu",
         )  # fmt: skip
         check_choice("stride_in", stride_in, STRIDE_PLACES)
         check_choice("pool_padding", pool_padding, POOL_PADDINGS)
@@ -262,15 +291,14 @@ class ResNet(Network):
         dropout = 0.0 if dropout_rate is None else dropout_rate
         check_scaling(width, depth, dropout)
         self.image_size = resnet_scaling.VARIANTS[variant].image_size
-        self.activation_name = "relu"
         self.stride_in, self.pool_padding = stride_in, pool_padding
         norms, policy = self.norm_arguments, self.dtype_policy_of_layers
         self.stem = ResNetStem(
-            round_filters(resnet_scaling.STEM_FILTERS, width), norms, dtype=policy
+            round_filters(resnet_scaling.STEM_FILTERS, width), self.activation, norms, dtype=policy
         )
         blocks = resnet_scaling.scaled_bottlenecks(variant, width, depth, survival_prob)
         self.blocks = [
-            BottleneckBlock(block, stride_in, norms, f"blocks_{i}", dtype=policy)
+            BottleneckBlock(block, stride_in, self.activation, norms, f"blocks_{i}", dtype=policy)
             for i, block in enumerate(blocks)
         ]
         self.head = ResNetHead(num_classes, dropout, dtype=policy)
@@ -283,4 +311,6 @@ class ResNet(Network):
         if self.pool_padding == "same":
             return tf.nn.max_pool2d(x, 3, 2, "SAME")
         # Behind a relu, padding with zeros is padding with the least value.
-        return tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
+        least = 0.0 if self.activation.name in ("relu", "relu6") else x.dtype.min
+        x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=least)
+        return tf.nn.max_pool2d(x, 3, 2, "VALID")

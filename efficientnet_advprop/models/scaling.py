@@ -112,6 +112,7 @@ VARIANTS = {
     "b6": Scaling(1.8, 2.6, 528, 0.5),
     "b7": Scaling(2.0, 3.1, 600, 0.5),
     "b8": Scaling(2.2, 3.6, 672, 0.5),
+    "l1": Scaling(3.9, 3.7, 600, 0.5),
     "l2": Scaling(4.3, 5.3, 800, 0.5),
     "lite0": Scaling(1.0, 1.0, 224, 0.2, LITE),
     "lite1": Scaling(1.0, 1.1, 240, 0.2, LITE),

@@ -148,6 +148,7 @@ def describe(
         "width_coefficient",
         "depth_coefficient",
         "batch_norm_epsilon",
+        "activation_alpha",
     )
     fraction = (
         None
@@ -155,7 +156,11 @@ def describe(
         else preprocessing.crop_fraction(network.image_size, network.crop)
     )
     return {
-        "model": {**{name: settings[name] for name in kept}, "num_weights": folded.num_weights},
+        "model": {
+            **{name: settings[name] for name in kept},
+            "activation": network.model.activation.name,
+            "num_weights": folded.num_weights,
+        },
         "input": {
             "image_size": network.image_size,
             "crop": network.crop,

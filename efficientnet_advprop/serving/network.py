@@ -11,13 +11,18 @@ both happen anew at every call or not at all.
 
 import dataclasses
 import re
-from typing import Callable, Optional, Sequence, Union
+from typing import Optional, Sequence, Union
 
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_advprop.models.activations import plain_value
 from efficientnet_advprop.models.end_points import names_of_blocks
-from efficientnet_advprop.models.layers import FusedMBConvBlock, MBConvBlock
+from efficientnet_advprop.models.layers import (
+    FusedMBConvBlock,
+    GatedActivation,
+    MBConvBlock,
+)
 from efficientnet_advprop.models.network import NORMALIZATIONS, Network
 from efficientnet_advprop.models.resnet import BottleneckBlock
 from efficientnet_advprop.models.routed_layers import (
@@ -25,8 +30,6 @@ from efficientnet_advprop.models.routed_layers import (
     convolve_depthwise,
     convolve_pointwise,
 )
-
-Activation = Callable[[tf.Tensor], tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +49,25 @@ class FoldedMBConv:
     experts.
     """
 
-    def __init__(self, layer: MBConvBlock, activation: Activation):
-        self.residual, self.activation = layer.block.residual, activation
+    def __init__(self, layer: MBConvBlock):
+        self.residual = layer.block.residual
         self.routing = None if layer.routing is None else _matrix(layer.routing)
         fold, fold_depthwise = (
             (_fold, _fold_depthwise) if self.routing is None else (_fold_experts,) * 2
         )
-        self.expand = None if layer.expand is None else fold(layer.expand, layer.expand_norm)
+        self.expand = None
+        if layer.expand is not None:
+            self.expand = fold(layer.expand, layer.expand_norm)
+            self.expand_activation = plain_value(layer.expand_activation)
         self.depthwise = fold_depthwise(layer.depthwise, layer.depthwise_norm)
-        gates = layer.gated_swish
-        self.squeeze = None if gates is None else _matrix(gates.reduce)
-        self.excite = None if gates is None else _matrix(gates.expand)
+        self.squeeze = self.excite = None
+        depthwise_activation = layer.depthwise_activation
+        if isinstance(depthwise_activation, GatedActivation):
+            self.squeeze = _matrix(depthwise_activation.reduce)
+            self.excite = _matrix(depthwise_activation.expand)
+            self.squeezed_activation = plain_value(depthwise_activation.squeezed_activation)
+            depthwise_activation = depthwise_activation.activation
+        self.depthwise_activation = plain_value(depthwise_activation)
         self.project = fold(layer.project, layer.project_norm)
 
     def __call__(self, inputs: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
@@ -66,10 +77,10 @@ class FoldedMBConv:
             routing = tf.sigmoid(_multiply(tf.reduce_mean(inputs, [1, 2]), self.routing))
         x = inputs
         if self.expand is not None:
-            x = self.activation(_convolve_pointwise(x, self.expand, routing))
-        x = self.activation(_convolve_depthwise(x, self.depthwise, routing))
+            x = self.expand_activation(_convolve_pointwise(x, self.expand, routing))
+        x = self.depthwise_activation(_convolve_depthwise(x, self.depthwise, routing))
         if self.squeeze is not None:
-            squeezed = self.activation(_multiply(tf.reduce_mean(x, [1, 2]), self.squeeze))
+            squeezed = self.squeezed_activation(_multiply(tf.reduce_mean(x, [1, 2]), self.squeeze))
             x = x * tf.sigmoid(_multiply(squeezed, self.excite))[:, None, None, :]
         output = _convolve_pointwise(x, self.project, routing)
         return output + inputs if self.residual else output, {"expansion_output": x}
@@ -80,8 +91,9 @@ class FoldedFusedMBConv:
     batch norms folded.
     """
 
-    def __init__(self, layer: FusedMBConvBlock, activation: Activation):
-        self.residual, self.activation = layer.block.residual, activation
+    def __init__(self, layer: FusedMBConvBlock):
+        self.residual = layer.block.residual
+        self.activation = plain_value(layer.expand_activation)
         self.expand = _fold(layer.expand, layer.expand_norm)
         self.project = _fold(layer.project, layer.project_norm)
 
@@ -95,8 +107,10 @@ class FoldedFusedMBConv:
 class FoldedBottleneck:
     """A ResNet's block with its batch norms folded."""
 
-    def __init__(self, layer: BottleneckBlock, activation: Activation):
-        self.activation = activation
+    def __init__(self, layer: BottleneckBlock):
+        self.reduce_activation = plain_value(layer.reduce_activation)
+        self.spatial_activation = plain_value(layer.spatial_activation)
+        self.output_activation = plain_value(layer.output_activation)
         self.shortcut = (
             None if layer.shortcut is None else _fold(layer.shortcut, layer.shortcut_norm)
         )
@@ -107,9 +121,9 @@ class FoldedBottleneck:
     def __call__(self, inputs: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """As `FoldedMBConv`; nothing inside has a name."""
         shortcut = inputs if self.shortcut is None else _convolve(inputs, self.shortcut)
-        x = self.activation(_convolve(inputs, self.reduce))
-        x = self.activation(_convolve(x, self.spatial))
-        return self.activation(_convolve(x, self.expand) + shortcut), {}
+        x = self.reduce_activation(_convolve(inputs, self.reduce))
+        x = self.spatial_activation(_convolve(x, self.spatial))
+        return self.output_activation(_convolve(x, self.expand) + shortcut), {}
 
 
 _FOLDED = {
@@ -149,15 +163,6 @@ def _fold_experts(convolution, norm) -> Affine:
 
 def _matrix(layer) -> Affine:
     return Affine(layer.kernel.numpy().reshape(layer.kernel.shape[-2:]), layer.bias.numpy())
-
-
-def _swish(x: tf.Tensor) -> tf.Tensor:
-    # The plain product: `tf.nn.silu` brings a custom gradient, whose IdentityN hides
-    # the pattern from some graph compilers.
-    return x * tf.sigmoid(x)
-
-
-_ACTIVATIONS = {"swish": _swish, "relu": tf.nn.relu, "relu6": tf.nn.relu6}
 
 
 def _convolve(x: tf.Tensor, weights: Affine) -> tf.Tensor:
@@ -214,11 +219,14 @@ class InferenceNetwork:
         # where the padding is zero.
         self._stem = dataclasses.replace(stem, kernel=stem.kernel / deviation[:, None])
         self._pool = model.pool if model.stem_is_a_reduction else None
-        self._activation = _ACTIVATIONS[model.activation_name]
-        self._blocks = [_FOLDED[type(part)](part, self._activation) for part in model.blocks]
+        self._stem_activation = plain_value(model.stem.activation)
+        self._blocks = [_FOLDED[type(part)](part) for part in model.blocks]
         strides = [part.block.strides for part in model.blocks]
         self._names_of_blocks = names_of_blocks(strides, int(model.stem_is_a_reduction))
-        self._head = _fold(*model.head.below_classifier) if model.head.below_classifier else None
+        self._head = None
+        if model.head.below_classifier:
+            self._head = _fold(model.head.convolution, model.head.norm)
+            self._head_activation = plain_value(model.head.activation)
         self._classifier = _matrix(model.head.classifier)
         of_blocks = [part for block in self._blocks for part in vars(block).values()]
         weights = [
@@ -262,7 +270,7 @@ class InferenceNetwork:
 
     def end_points(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """All that `Network.features` has, by the same names."""
-        x = self._activation(_convolve(images - self._mean, self._stem))
+        x = self._stem_activation(_convolve(images - self._mean, self._stem))
         found = {"stem": x}
         if self._pool is not None:
             found["reduction_1"] = x
@@ -274,7 +282,7 @@ class InferenceNetwork:
                 found.update({f"{name}/{part}": value for part, value in inside.items()})
         found["features"] = x
         if self._head is not None:
-            found["head_1x1"] = x = self._activation(_convolve(x, self._head))
+            found["head_1x1"] = x = self._head_activation(_convolve(x, self._head))
         found["pooled_features"] = found["global_pool"] = tf.reduce_mean(x, [1, 2])
         found["head"] = _multiply(found["pooled_features"], self._classifier)
         return found

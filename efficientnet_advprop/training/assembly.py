@@ -48,6 +48,9 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
         ),
         recomputed_blocks=config.model.recomputed_blocks,
         aux_shares=config.model.aux_shares,
+        activation=config.model.activation,
+        activation_alpha=config.model.activation_alpha,
+        smooth_relu_gradient=config.model.smooth_relu_gradient,
     )
     fine_tuning.freeze(model, config.init.freeze)
     return model

@@ -420,7 +420,12 @@ def load_averaged_model(
         ValueError: `which` is something else.
     """
     held = _restore_network(model_dir, which)
-    model = assembly.make_model(read_config(model_dir), aux_branches=aux_branches)
+    config = read_config(model_dir)
+    if config.model.smooth_relu_gradient != "none":
+        # A diagnosis of training; who attacks the trained network follows its own gradient.
+        config.model.smooth_relu_gradient = "none"
+        config.model.activation_alpha = None
+    model = assembly.make_model(config, aux_branches=aux_branches)
     copy_for_inference(held.model, held.ema, model)
     return model
 

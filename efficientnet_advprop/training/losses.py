@@ -38,9 +38,10 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float =
 def is_decayed(name: str) -> bool:
     """Whether weight decay applies to a trainable variable.
 
-    It applies to all variables except those of batch norms, auxiliary ones included.
+    It applies to all variables except those of batch norms, auxiliary ones included,
+    and the trained α of activations (SAT's code decays kernels alone).
     """
-    return "batch_normalization" not in name
+    return "batch_normalization" not in name and "root_of_alpha" not in name
 
 
 def weight_decay_loss(variables: Sequence[tf.Variable], weight_decay: float) -> tf.Tensor:

@@ -28,6 +28,7 @@ SHARED_LEAVES = (
     "condconv_kernel",  # of routed experts, as CondConv's official code names them
     "depthwise_condconv_kernel",
     "bias",
+    "root_of_alpha",  # of an activation whose α is trained
 )
 
 
@@ -35,7 +36,7 @@ def role_of(name: str) -> Role:
     """The role of a variable of a model, derived from its name.
 
     Raises:
-        ValueError: the variable belongs to no batch norm, and is no kernel or bias. Add
+        ValueError: the variable belongs to no batch norm, and is no kernel, bias or α. Add
             new kinds of variables to this function before training them.
     """
     *scopes, leaf = official_name(name).split("/")

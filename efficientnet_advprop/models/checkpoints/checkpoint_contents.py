@@ -27,7 +27,7 @@ AVERAGE_SUFFIX = "/ExponentialMovingAverage"
 STEP = "global_step"
 _LEAF = (
     "(?:depthwise_kernel|kernel|bias|gamma|beta|moving_mean|moving_variance"
-    "|condconv_kernel|depthwise_condconv_kernel)"
+    "|condconv_kernel|depthwise_condconv_kernel|root_of_alpha)"
 )
 # "model/" stands before routed blocks' kernels; see `routed_layers`.
 _VARIABLE = re.compile(

@@ -47,7 +47,8 @@ def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]
         CheckpointError: a tensor cannot be read.
     """
     architecture = contents.architecture
-    kind = guess_kind(source, architecture.variant if architecture else None)
+    variant = architecture.variant if architecture else None
+    kind = guess_kind(source, variant, contents.has_grouped_norms)
     kinds = kinds_of(architecture.variant) if architecture else tuple(KINDS)
     main = {
         name for name in contents.plain.keys() | contents.averages.keys() if main_name(name) == name
@@ -105,10 +106,7 @@ def _compare(contents: CheckpointContents) -> tuple[Difference, list[str]]:
             if name in tensor_names
         ]
         try:
-            values = [
-                contents.reader.get_tensor(tensor).astype(np.float32, copy=False)
-                for tensor in tensors
-            ]
+            values = [contents.value(tensor).astype(np.float32, copy=False) for tensor in tensors]
         except READ_ERRORS as error:
             raise CheckpointError(
                 f"{' or '.join(tensors)} cannot be read: {brief_message(error)}"

@@ -24,7 +24,9 @@ def rows(first_column: str) -> list[list[str]]:
 
 def test_the_table_has_all_46_and_their_facts():
     table = {row[0].strip("`"): row[1:] for row in rows("(?!--)")}
-    assert list(table) == list(PUBLISHED) and len(table) == 46
+    # Those of Smooth Adversarial Training have a page of their own.
+    assert list(table) == [name for name, row in PUBLISHED.items() if row.kind != "sat"]
+    assert len(table) == 46
     for name, (parameters, size, top1, pixels, normalization, crop, served) in table.items():
         row = PUBLISHED[name]
         assert (float(top1), int(pixels)) == (row.top1, row.image_size), name

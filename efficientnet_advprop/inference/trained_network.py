@@ -29,18 +29,22 @@ from efficientnet_advprop.models import (
 )
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import read_contents
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint
+from efficientnet_advprop.models.checkpoints.model_settings import (
+    known_activations,
+    read_settings,
+)
 from efficientnet_advprop.models.checkpoints.published_checkpoints import (
     KINDS,
     PUBLISHED,
     PublishedCheckpoint,
+    default_kind,
     find_published,
     guess_kind,
     kinds_of,
+    prefers_averages,
 )
 from efficientnet_advprop.models.scaling import VARIANTS
 from efficientnet_advprop.training import checkpoints
-
-DEFAULT_KIND = "advprop"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +85,7 @@ def restore_network(
     normalization: Optional[str] = None,
     image_size: Optional[int] = None,
     crop: Optional[str] = None,
-    use_ema: bool = True,
+    use_ema: Optional[bool] = None,
     cache_dir: Optional[str] = None,
     branch: str = "main",
     labels_map_file: Optional[str] = None,
@@ -92,11 +96,12 @@ def restore_network(
         checkpoint: in the released format; see `checkpoint_sources.find_checkpoint`.
         model_dir: of a training run of ours, instead; its best checkpoint is taken.
         kind: of a released checkpoint, a key of `KINDS`; None: the only one that its
-            network has, or by its name or path, else "advprop", and the description
-            says so.
+            network has, or by its name or path, else `default_kind`'s, and the
+            description says so.
         normalization, image_size, crop: None: what the kind and the variant (or the
-            run's config) say.
-        use_ema: averages rather than plain weights, of a released checkpoint.
+            run's config, or the settings beside a checkpoint of ours) say.
+        use_ema: averages rather than plain weights, of a released checkpoint; None: as
+            its published figure was measured.
         cache_dir: for downloaded archives.
         branch: "main" builds a network without auxiliary branches; another one ("aux",
             "aux_2") must be in the file too.
@@ -124,10 +129,11 @@ def restore_network(
         network = _restore_run(model_dir, image_size, crop, branch)
         return _with_class_names(network, labels_map_file, model_dir)
     prefix = find_checkpoint(checkpoint, cache_dir)
-    architecture = read_contents(prefix).architecture
+    contents = read_contents(prefix)
+    architecture = contents.architecture
     if architecture is None or architecture.num_classes is None:
         what = (
-            read_contents(prefix).description()
+            contents.description()
             if architecture is None
             else f"{architecture} without a classifier"
         )
@@ -141,23 +147,41 @@ def restore_network(
             f"`--kind` is {kind!r}, but {checkpoint!r} holds {architecture}, which is of kind {' or '.join(kinds)}; leave the "
             "flag out, and say by --normalization if its pixels were normalised in another way."
         )
-    found_kind = kind or guess_kind(checkpoint, variant)
-    chosen_kind = found_kind or DEFAULT_KIND
+    if kind not in (None, "sat") and contents.has_grouped_norms:
+        raise ConfigError(
+            f"`--kind` is {kind!r}, but the batch norms of {checkpoint!r} have the shape [1, 1, 1, 1, C], as only the code of "
+            "Smooth Adversarial Training writes them; leave the flag out, or take --kind=sat."
+        )
+    found_kind = kind or guess_kind(checkpoint, variant, contents.has_grouped_norms)
+    chosen_kind = found_kind or default_kind(variant)
     own_classes = VARIANTS[variant].design.num_classes
     is_table_row = (
         architecture.width_coefficient is None and architecture.num_classes == own_classes
     )
+    if use_ema is None:
+        use_ema = prefers_averages(checkpoint, chosen_kind) or not contents.plain
     published = find_published(checkpoint)
     if published is None or published.kind != chosen_kind:
-        name = KINDS[chosen_kind].name.format(variant=variant, kind=chosen_kind)
+        column = f"{variant}_enhanced" if chosen_kind == "sat" and use_ema else variant
+        name = KINDS[chosen_kind].name.format(variant=column, kind=chosen_kind)
         published = PUBLISHED.get(name) if is_table_row and found_kind else None
+    activations = list(known_activations(checkpoint, contents).values())
+    settings = {
+        "normalization": KINDS[chosen_kind].normalization,
+        "batch_norm_momentum": KINDS[chosen_kind].batch_norm_momentum,
+        "batch_norm_epsilon": KINDS[chosen_kind].batch_norm_epsilon,
+        "activation": activations[0] if activations else None,
+        **read_settings(prefix),
+    }
+    if normalization:
+        settings["normalization"] = normalization
     model = EfficientNet(
         variant,
         num_classes=architecture.num_classes,
         aux_branches=_num_aux_branches(branch),
         width_coefficient=architecture.width_coefficient,
         depth_coefficient=architecture.depth_coefficient,
-        normalization=normalization or KINDS[chosen_kind].normalization,
+        **settings,
     )
     report = load_released_checkpoint(model, checkpoint, use_ema=use_ema, cache_dir=cache_dir)
     if report.num_aux:
@@ -169,6 +193,8 @@ def restore_network(
         origin = "given"
     elif len(kinds) == 1:
         origin = f"the only one of {architecture}"
+    elif contents.has_grouped_norms:
+        origin = "from the shape of its batch norms"
     elif found_kind:
         origin = f"from the name {checkpoint!r}"
     else:

@@ -114,18 +114,34 @@ def _restart(shadows: Sequence[tf.Variable], variables: Sequence[tf.Variable]) -
 
 
 def doubt_normalization(
-    source: str, normalization: str, variant: Optional[str] = None
+    source: str,
+    normalization: str,
+    variant: Optional[str] = None,
+    batch_norm_epsilon: Optional[float] = None,
 ) -> Optional[str]:
-    """A warning if a checkpoint probably needs another normalisation of pixels; else
-    None.
+    """A warning if a checkpoint probably needs another normalisation of pixels, or
+    another ε of batch norms; else None.
 
-    The normalisation is derived from the name of the checkpoint or from its network.
+    They are derived from the name of the checkpoint or from its network. None as
+    `batch_norm_epsilon` is not compared.
     """
     kind = guess_kind(source, variant)
-    if kind is None or KINDS[kind].normalization == normalization:
+    if kind is None:
+        return None
+    trained, doubts = KINDS[kind], []
+    if trained.normalization != normalization:
+        doubts.append(
+            f"trained with pixels normalised as {trained.normalization!r}, "
+            f"but `config.model.normalization` is {normalization!r}"
+        )
+    if batch_norm_epsilon is not None and trained.batch_norm_epsilon != batch_norm_epsilon:
+        doubts.append(
+            f"trained with ε = {trained.batch_norm_epsilon:g} in batch norms, "
+            f"but `config.model.batch_norm_epsilon` is {batch_norm_epsilon:g}"
+        )
+    if not doubts:
         return None
     return (
         f"by its name or network {source!r} is a checkpoint of kind {kind!r}, "
-        f"trained with pixels normalised as {KINDS[kind].normalization!r}, "
-        f"but `config.model.normalization` is {normalization!r}."
+        f"{' and '.join(doubts)}."
     )

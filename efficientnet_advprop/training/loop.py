@@ -326,7 +326,10 @@ def _initialize(state, config: ExperimentConfig) -> str:
         state, init.checkpoint, use_ema=init.use_ema, include_head=init.include_head
     )
     doubt = fine_tuning.doubt_normalization(
-        init.checkpoint, config.model.normalization, config.model.variant
+        init.checkpoint,
+        config.model.normalization,
+        config.model.variant,
+        config.model.batch_norm_epsilon,
     )
     return f"{report}\nwarning: {doubt}" if doubt else str(report)
 

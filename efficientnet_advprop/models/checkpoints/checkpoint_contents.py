@@ -14,6 +14,7 @@ import dataclasses
 import re
 from typing import Optional
 
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.models.checkpoints.architecture import Architecture, recognize
@@ -55,6 +56,8 @@ class CheckpointContents:
     unknown: list[str]
     step: Optional[int]
     architecture: Optional[Architecture]  # None: not an EfficientNet of any width and depth
+    # Whether batch norms have the shape [1, 1, 1, 1, C]; `shapes` has them as [C].
+    has_grouped_norms: bool = False
 
     def shape(self, variable: str) -> Optional[tuple[int, ...]]:
         """The shape of a variable (plain or average), None if the file has none of that
@@ -62,6 +65,18 @@ class CheckpointContents:
         """
         name = self.plain.get(variable, self.averages.get(variable))
         return None if name is None else self.shapes[name]
+
+    def value(self, name: str) -> np.ndarray:
+        """A tensor by its name in the file, in the shape of `shapes`.
+
+        Raises: one of `READ_ERRORS`.
+        """
+        return np.reshape(self.reader.get_tensor(name), self.shapes[name])
+
+    @property
+    def has_trained_alpha(self) -> bool:
+        """Whether the network's activation is one whose α is trained."""
+        return any(name.endswith("root_of_alpha") for name in [*self.plain, *self.averages])
 
     def description(self) -> str:
         """What the file looks like, in a few words."""
@@ -86,6 +101,11 @@ def main_name(variable: str) -> str:
     return _AUX.sub("", variable)
 
 
+def _is_grouped_norm(name: str, shape: tuple[int, ...]) -> bool:
+    """SAT's evaluation graph has gamma, beta and the statistics as [1, 1, 1, 1, C]."""
+    return "batch_normalization" in name and len(shape) == 5 and shape[:-1] == (1, 1, 1, 1)
+
+
 def read_contents(prefix: str) -> CheckpointContents:
     """Sorts the tensors of a checkpoint; reads none of them but the step.
 
@@ -97,6 +117,8 @@ def read_contents(prefix: str) -> CheckpointContents:
         name: tuple(shape) for name, shape in sorted(reader.get_variable_to_shape_map().items())
     }
     plain, averages, slots, unknown, scopes = {}, {}, [], [], set()
+    grouped = {name for name, shape in shapes.items() if _is_grouped_norm(name, shape)}
+    shapes.update({name: shapes[name][-1:] for name in grouped})
     for name in shapes:
         match = _VARIABLE.fullmatch(name)
         suffix = match[3] if match else None
@@ -122,5 +144,6 @@ def read_contents(prefix: str) -> CheckpointContents:
     contents = CheckpointContents(
         prefix, reader, shapes, tuple(sorted(scopes)), plain, averages, slots, unknown, step, None
     )
+    contents.has_grouped_norms = bool(grouped)
     contents.architecture = recognize(plain.keys() | averages.keys(), contents.shape)
     return contents

@@ -9,6 +9,7 @@ it has come in whole and every tensor's checksum fits is the folder renamed. Wha
 the cache is therefore whole.
 """
 
+import functools
 import gzip
 import hashlib
 import http.client
@@ -23,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from typing import BinaryIO, Mapping, Optional, Sequence
+from typing import BinaryIO, Callable, Mapping, Optional, Sequence
 
 import tensorflow as tf
 from absl import logging
@@ -35,7 +36,7 @@ from efficientnet_advprop.models.checkpoints.state_files import STATE_FILE, list
 from tpu_utils.errors import brief_message
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
-_CHECKPOINT_FILE = re.compile(r"(checkpoint|.*\.index|.*\.data-\d{5}-of-\d{5})")
+_CHECKPOINT_FILE = re.compile(r"(checkpoint|.*\.index|.*\.data-\d{5}-of-\d{5}|.*\.settings\.json)")
 _TIMEOUT_SECONDS = 60  # without a byte
 _CHUNK_BYTES = 1 << 20
 _PROGRESS_SECONDS = 5
@@ -97,7 +98,7 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
             with one checkpoint or with a `checkpoint` state file; a prefix; or a
             `.tar.gz` of such a directory. Paths are local or gs://; archives may be
             http(s):// too.
-        cache_dir: a local folder, for what archives hold; default
+        cache_dir: a local folder, for what is downloaded or unpacked; default
             `default_cache_dir()`.
 
     Raises:
@@ -112,6 +113,13 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
     published = published_checkpoints.find_published(source)
     address = published.address if published and source == published.name else source
     is_web = bool(re.match(r"https?://", address))
+    if published and published.files and (source == published.name or is_web):
+        return _find_in_cache(
+            published.name,
+            cache_dir or default_cache_dir(),
+            lambda: f"{published.name}-{_digest(' '.join(published.files.values()))}",
+            functools.partial(_download, published),
+        )
     if address.lower().split("?")[0].endswith(ARCHIVE_SUFFIXES):
         return _find_in_archive(address, is_web, cache_dir or default_cache_dir())
     if is_web:
@@ -274,14 +282,35 @@ def _cache_key(address: str, is_web: bool) -> str:
     stem = next(
         name[: -len(suffix)] for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix)
     )
-    return f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    return f"{stem}-{_digest(identity)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _find_in_archive(address: str, is_web: bool, cache_dir: str) -> str:
-    try:
+    def make_key():
         if not is_web and not tf.io.gfile.exists(address):
             raise CheckpointError(f"There is no archive {address!r}.")
-        folder = os.path.join(cache_dir, _cache_key(address, is_web))
+        return _cache_key(address, is_web)
+
+    return _find_in_cache(address, cache_dir, make_key, functools.partial(_unpack, address))
+
+
+def _find_in_cache(
+    address: str, cache_dir: str, make_key: Callable[[], str], fetch: Callable[[str], None]
+) -> str:
+    """The prefix of a checkpoint that `fetch` brings into a folder, unless it is there.
+
+    Args:
+        address: what the checkpoint is called in messages.
+        cache_dir: a local folder.
+        make_key: says what the folder is called there.
+        fetch: fills the folder that it is given.
+    """
+    try:
+        folder = os.path.join(cache_dir, make_key())
         if os.path.isdir(folder):
             return _find_in_tree(folder, address)
         os.makedirs(cache_dir, exist_ok=True)
@@ -289,7 +318,7 @@ def _find_in_archive(address: str, is_web: bool, cache_dir: str) -> str:
             prefix=f"{os.path.basename(folder)}.", suffix=".part", dir=cache_dir
         )
         try:
-            _unpack(address, temporary)
+            fetch(temporary)
             verify(_find_in_tree(temporary, address))
             try:
                 os.rename(temporary, folder)
@@ -309,7 +338,7 @@ def _find_in_archive(address: str, is_web: bool, cache_dir: str) -> str:
     ) as error:
         reason = brief_message(error)
         raise CheckpointError(
-            f"The archive {address!r} is truncated or damaged ({reason}); get it again."
+            f"The archive or file {address!r} is truncated or damaged ({reason}); get it again."
         ) from error
     except urllib.error.HTTPError as error:
         raise CheckpointError(
@@ -322,7 +351,7 @@ def _find_in_archive(address: str, is_web: bool, cache_dir: str) -> str:
     except (OSError, http.client.HTTPException, tf.errors.OpError) as error:
         reason = f"{type(error).__name__}: {brief_message(error)}"
         raise CheckpointError(
-            f"The archive {address!r} cannot be brought into {cache_dir!r} ({reason}); try again."
+            f"The archive or file {address!r} cannot be brought into {cache_dir!r} ({reason}); try again."
         ) from error
     logging.info("%s is cached in %s; delete that folder to get it again.", address, folder)
     return _find_in_tree(folder, address)
@@ -361,6 +390,27 @@ def _unpack(address: str, folder: str) -> None:
                     shutil.copyfileobj(archive.extractfile(member), file, _CHUNK_BYTES)
             while unzipped.read(_CHUNK_BYTES):  # to the end, where the checksum is
                 pass
+        if total_bytes is not None and progress.num_bytes < total_bytes:
+            raise EOFError(f"{progress.num_bytes} of {total_bytes} bytes came")
+
+
+def _download(published: published_checkpoints.PublishedCheckpoint, folder: str) -> None:
+    """Fetches a checkpoint that is published as single files."""
+    by_hand = (
+        f"open {published.address} and its neighbours in a browser, put the files that end in "
+        f"{' and '.join(published.files)} into one folder under one name, and give that folder"
+    )
+    for suffix, address in published.files.items():
+        stream, total_bytes = _open_address(address)
+        with stream:
+            # Google Drive answers so where a file is asked for too often, or is gone.
+            if stream.headers.get_content_type() == "text/html":
+                raise CheckpointError(
+                    f"{published.name!r}: {address} answers with a page and not with the file; try again later, or {by_hand}."
+                )
+            progress = _Progress(stream, f"Reading {published.name}{suffix}", total_bytes)
+            with open(os.path.join(folder, f"model.ckpt{suffix}"), "xb") as file:
+                shutil.copyfileobj(progress, file, _CHUNK_BYTES)
         if total_bytes is not None and progress.num_bytes < total_bytes:
             raise EOFError(f"{progress.num_bytes} of {total_bytes} bytes came")
 

@@ -54,6 +54,8 @@ def load_keras_weights(model: ResNet, file: str, include_head: bool = True) -> N
         for name, value in KERAS_ARGUMENTS.items()
         if config[name] != value
     ]
+    if model.activation.name != "relu":
+        wrong.append(f"`activation` is {model.activation.name!r}, not 'relu'")
     if wrong:
         raise CheckpointError(
             f"{file!r}: a Keras ResNet is another network than {model.name}: {', '.join(wrong)}."

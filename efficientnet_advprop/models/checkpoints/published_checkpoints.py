@@ -1,5 +1,5 @@
-"""The checkpoints that Google published: where each is, how its pixels are normalised,
-how accurate it is said to be.
+"""The checkpoints that Google and the authors of Smooth Adversarial Training published:
+where each is, how its pixels are normalised, how accurate it is said to be.
 
     checkpoint = PUBLISHED["b3-advprop"]                          # EfficientNet-Lite and so on: PUBLISHED["lite0"]
     checkpoint.address, checkpoint.normalization, checkpoint.image_size, checkpoint.top1
@@ -9,11 +9,14 @@ as of March 2020, and the READMEs of its folders `lite`, `edgetpu` and `condconv
 have ImageNet's 1000 classes, the EdgeTPU ones a background class before them. Baseline,
 AutoAugment and RandAugment were retrained with a hold-out for that table; AdvProp and
 NoisyStudent were not.
+Those of Smooth Adversarial Training (kind "sat"): the README and the download script of
+cihangxie/SmoothAdversarialTraining, whose table calls accuracies "error rate"; three
+files each on Google Drive, of which the graph is not needed.
 """
 
 import dataclasses
 import re
-from typing import Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
 from efficientnet_advprop.models import scaling
 
@@ -32,6 +35,10 @@ class Kind:
     words: str  # a regular expression for what in a name gives the kind away
     name: str = "{variant}-{kind}"  # of a checkpoint
     crop: str = "released"  # of evaluation images; see `preprocessing.crop_fraction`
+    batch_norm_epsilon: float = 1e-3
+    batch_norm_momentum: float = 0.99
+    # Networks whose figure is that of their plain weights, whatever averages there are.
+    plain: tuple[str, ...] = ()
 
 
 KINDS = {
@@ -120,7 +127,47 @@ KINDS = {
         name="{variant}",
         crop="0.875",
     ),
+    # Xie et al. 2020, arXiv 2006.14536: trained on adversarial images alone. The published
+    # command reads plain weights but for L1-Enhanced.
+    "sat": Kind(
+        "https://drive.google.com/uc?id={id}",
+        "advprop",
+        {
+            "b0": 65.2,
+            "b1": 68.6,
+            "b2": 70.3,
+            "b3": 73.1,
+            "b4": 75.9,
+            "b5": 77.8,
+            "b6": 79.2,
+            "b7": 79.8,
+            "l1": 80.7,
+            "l1_enhanced": 82.2,
+        },
+        r"sat|smooth-?_?adversarial(-?_?training)?",
+        batch_norm_epsilon=1e-5,
+        batch_norm_momentum=0.9,
+        plain=("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "l1"),
+    ),
 }
+# Of the files .data-00000-of-00001 and .index.
+_DRIVE_IDS = {
+    "b0": ("1NVEtGO0l15r2Dc5FBzOKlWr2lqJ11WQD", "1ZTFo5RHQYy9zCKghFrQyACFQOsg4srr4"),
+    "b1": ("12EWVkLi0_4Ep6Du933MV1vCwIKAActzT", "1Z5oKE9oYLMcl16uK_FOWjY_sbeFhljRp"),
+    "b2": ("1QkDEm6OSgeeRwYd9suXtQbu-3yC9ebmu", "1-_GlLOlIhwnhu1lnT1rv9aleTR1VmXAs"),
+    "b3": ("1zlCLPKaX4i9_ikuJzusY4aV9kTGzXLqF", "1BeyzyFYA43CwGvlXyNNG-2EswH4DLQNt"),
+    "b4": ("17cMDXEqNjzXpPcvhSWAA7pDfTxGl3I9Q", "1O5N_WD-ofuSG5n5OOiNiZRpcBIhh0Ykg"),
+    "b5": ("1EWF0H_26zj6_kvdxQD1mYjjLzW9K7qHz", "1QG81MOXKF1MpUYV9nTECfOimmGCQuiH2"),
+    "b6": ("1iA-XyCRmXzyvHr-IP21xvHxD2y4lesyK", "14y9VCC7mHSE6cX10hkof5-vFA2bkjd31"),
+    "b7": ("1koh9au89VJR6sB1b4ep2azbUmNiDmblj", "1SAZt2Ald7MVWsxz_Hpe7F1bTEZW7nQdF"),
+    "l1": ("1jGniWU77jQtjxjRqnd4GRoefCaJ9dnzr", "1MZr3Vx1E7qICamwpV_CFs1i2BZ40O6oq"),
+    "l1_enhanced": ("1ceFsUZYWYh2usgVZV9uDnn9zc6NgWFty", "1CJvhOkKaEaPvNqe_ZZelsMzJpuitysAv"),
+}
+_DATA_SUFFIX, _INDEX_SUFFIX = ".data-00000-of-00001", ".index"
+_DRIVE = r"https://drive\.(?:google|usercontent\.google)\.com/.*?(?:id=|/d/)([\w-]+)"
+# Answers with the file itself, where the published address of a large one answers with a
+# page that asks whether it may.
+_DRIVE_DOWNLOAD = "https://drive.usercontent.google.com/download?id={id}&export=download&confirm=t"
 _IMAGE_SIZES = {"l2_475": 475}  # pixels, where it is not the variant's own
 
 
@@ -131,11 +178,13 @@ class PublishedCheckpoint:
     name: str  # "b3-advprop", "lite0"
     kind: str  # a key of `KINDS`
     variant: str  # a key of `scaling.VARIANTS`
-    address: str
+    address: str  # of an archive, or, where there are `files`, of the largest one's page
     normalization: str  # of pixels: "advprop" (x·2/255 − 1), "imagenet" or "lite" ((x − 127) / 128)
     image_size: int  # pixels, at which `top1` was measured
     crop: str  # of evaluation images
     top1: float  # published ImageNet validation accuracy, per cent
+    use_ema: bool = True  # whether `top1` is of averages, where the file has any
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # suffix → address
 
 
 def _rows():
@@ -143,16 +192,22 @@ def _rows():
         for column, top1 in row.top1.items():
             variant = column.split("_")[0]
             image_size = _IMAGE_SIZES.get(column, scaling.VARIANTS[variant].image_size)
-            address = row.address.format(variant=column)
+            ids = _DRIVE_IDS[column] if kind == "sat" else ("",)
+            files = {}
+            if kind == "sat":
+                for suffix, file_id in zip((_DATA_SUFFIX, _INDEX_SUFFIX), ids):
+                    files[suffix] = _DRIVE_DOWNLOAD.format(id=file_id)
             yield PublishedCheckpoint(
                 name=row.name.format(variant=column, kind=kind),
                 kind=kind,
                 variant=variant,
-                address=address,
+                address=row.address.format(variant=column, id=ids[0]),
                 normalization=row.normalization,
                 image_size=image_size,
                 crop=row.crop,
                 top1=top1,
+                use_ema=column not in row.plain,
+                files=files,
             )
 
 
@@ -164,12 +219,17 @@ def find_published(source: str) -> Optional[PublishedCheckpoint]:
     neither.
 
     The place may be written as https:// or gs://, of the archive or of the folder
-    beside it, or end in a file of that folder.
+    beside it, or end in a file of that folder; on Google Drive, of any of the files.
     """
+    on_drive = re.match(_DRIVE, source)
+    if on_drive:
+        found = (column for column, ids in _DRIVE_IDS.items() if on_drive[1] in ids)
+        column = next(found, None)
+        return None if column is None else PUBLISHED[f"{column}-sat"]
     place = re.match(rf"(?:{_STORAGE}|gs://)([^?]*)", source)
     stem = place and f"{place[1].rstrip('/').removesuffix(_ARCHIVE)}/"
     for row in PUBLISHED.values():
-        folder = re.sub(_STORAGE, "", row.address).removesuffix(_ARCHIVE)
+        folder = re.sub(_STORAGE, "", row.address).removesuffix(_ARCHIVE)  # not so on Drive
         if source == row.name or (stem and stem.startswith(f"{folder}/")):
             return row
     return None
@@ -191,8 +251,18 @@ def kinds_of(variant: str) -> tuple[str, ...]:
     return tuple(kind for kind, found in designs.items() if design in found)
 
 
-def guess_kind(source: str, variant: Optional[str] = None) -> Optional[str]:
-    """The kind that a checkpoint's own name or published place gives away, or None.
+def default_kind(variant: str) -> str:
+    """The kind to assume where nothing tells: the first that was published of the
+    variant, hence AdvProp wherever there is that.
+    """
+    published = [row.kind for row in PUBLISHED.values() if row.variant == variant]
+    return [*published, "advprop"][0]
+
+
+def guess_kind(
+    source: str, variant: Optional[str] = None, has_grouped_norms: bool = False
+) -> Optional[str]:
+    """The kind that a checkpoint's own name, published place or form gives away, or None.
 
     The files of B0 to B8 and L2 themselves do not tell: all kinds have the same names
     and shapes. Nor do the folders above them: whoever clones this project as "advprop"
@@ -205,19 +275,45 @@ def guess_kind(source: str, variant: Optional[str] = None) -> Optional[str]:
         source: of the checkpoint.
         variant: the network that it holds, if that is known; then no other network's
             kind is guessed, and a network that has but one kind needs no guess.
+        has_grouped_norms: whether its batch norms have the shape [1, 1, 1, 1, C], which
+            only the evaluation graph of SAT's code gives them.
     """
     published = find_published(source)
     if published:
         return published.kind
+    if has_grouped_norms:
+        return "sat"
     possible = tuple(KINDS) if variant is None else kinds_of(variant)
     if len(possible) == 1:
         return possible[0]
+    kinds = (_kind_in(name, possible) for name in own_names(source))
+    return next(filter(None, kinds), None)
+
+
+def prefers_averages(source: str, kind: Optional[str]) -> bool:
+    """Whether the network that was published is the one of the averages, where a file has
+    both: always, but for those of SAT, of which that is L1-Enhanced alone.
+
+    Args:
+        source: of the checkpoint.
+        kind: what it is known or thought to be.
+    """
+    published = find_published(source)
+    if published is not None:
+        return published.use_ema
+    return kind != "sat" or any("enhanced" in name for name in own_names(source))
+
+
+def own_names(source: str) -> list[str]:
+    """What a checkpoint itself is called, in lower case: its archive, directory or files,
+    and, of files of a name like "model.ckpt", a directory that says which network they
+    are of.
+    """
     *folders, name = re.split(r"[/\\]", source.lower().split("?")[0].rstrip("/\\"))
-    kind = _kind_in(name, possible)
-    is_of_files = "ckpt" in name and folders
-    if kind is None and is_of_files and re.search(r"efficientnet-?(b\d|l2)(?!\d)", folders[-1]):
-        return _kind_in(folders[-1], possible)
-    return kind
+    tells = r"(efficientnet-?b?(b\d|l[12])|resnet\d+)(?!\d)"
+    if "ckpt" in name and folders and re.search(tells, folders[-1]):
+        return [name, folders[-1]]
+    return [name]
 
 
 def _kind_in(name: str, possible: Sequence[str]) -> Optional[str]:

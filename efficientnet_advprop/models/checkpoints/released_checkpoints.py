@@ -36,6 +36,16 @@ from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
     find_checkpoint,
     require_no_problems,
 )
+from efficientnet_advprop.models.checkpoints.model_settings import (
+    check_activation,
+    write_settings,
+)
+from efficientnet_advprop.models.checkpoints.published_checkpoints import (
+    KINDS,
+    find_published,
+    guess_kind,
+    prefers_averages,
+)
 from efficientnet_advprop.models.variable_names import official_name
 from tpu_utils.errors import brief_message
 
@@ -143,7 +153,7 @@ def variable_name(model: keras.Model, variable: tf.Variable) -> str:
 def load_released_checkpoint(
     model: keras.Model,
     source: str,
-    use_ema: bool = True,
+    use_ema: Optional[bool] = None,
     include_head: bool = True,
     cache_dir: Optional[str] = None,
 ) -> LoadReport:
@@ -159,7 +169,9 @@ def load_released_checkpoint(
         source: see `checkpoint_sources.find_checkpoint`: a published name
             ("b3-advprop"), a directory, a prefix or a `.tar.gz`.
         use_ema: take the averages where there are any; otherwise, and with False, the
-            plain weights.
+            plain weights. None: as the published figure was measured, hence as True but
+            for those of Smooth Adversarial Training, of which only L1-Enhanced is read
+            by its averages.
         include_head: False leaves the model's classifier (`head/dense`) as it is.
         cache_dir: a local folder, for what archives hold; default
             `checkpoint_sources.default_cache_dir()`.
@@ -170,11 +182,17 @@ def load_released_checkpoint(
     Raises:
         CheckpointError: the source cannot be had, is damaged, is of another network
             (which one it looks like is said), lacks variables, has others, has wrong
-            shapes or values that are not finite; the message counts them and names the
-            first, the error's `problems` name all, and the model is as it was.
+            shapes or values that are not finite, or is known to have another activation
+            than the model; the message counts them and names the first, the error's
+            `problems` name all, and the model is as it was.
     """
     prefix = find_checkpoint(source, cache_dir)
     contents = read_contents(prefix)
+    check_activation(source, model, contents)
+    if use_ema is None:
+        variant = contents.architecture and contents.architecture.variant
+        kind = guess_kind(source, variant, contents.has_grouped_norms)
+        use_ema = prefers_averages(source, kind) or not contents.plain
     variables = {variable_name(model, variable): variable for variable in model.variables}
     names = _choose(contents, variables, source, use_ema)
     skipped = _skipped_classifier(contents, variables, include_head)
@@ -323,7 +341,7 @@ def _read(
 
     def read(name):
         try:
-            value = contents.reader.get_tensor(name)
+            value = contents.value(name)
         except READ_ERRORS as error:
             damaged.append(f"{name} ({brief_message(error)})")
             return None
@@ -363,6 +381,15 @@ def _tell(report: LoadReport, contents: CheckpointContents, model, include_head:
             "%s has %d classes and the model %d: the classifier (%s) is not loaded.",
             report.source, shape[1], model.num_classes, ", ".join(CLASSIFIER),
         )  # fmt: skip
+    published = find_published(report.source)
+    if published is not None:
+        epsilon = KINDS[published.kind].batch_norm_epsilon
+        own = model.get_config()["batch_norm_epsilon"]
+        if epsilon != own:
+            logging.warning(
+                "%s was trained with `batch_norm_epsilon` %g, the model has %g: other logits.",
+                report.source, epsilon, own,
+            )  # fmt: skip
     if report.mixed:
         logging.warning(
             "%s has no average of %d variables; they got plain values.",
@@ -384,7 +411,8 @@ def save_released_checkpoint(
     include_aux: bool = False,
 ) -> str:
     """Writes a model in the official names and format: `<prefix>.index`,
-    `<prefix>.data-00000-of-00001` and a `checkpoint` file.
+    `<prefix>.data-00000-of-00001` and a `checkpoint` file; and, for this project alone,
+    `<prefix>.settings.json`, with what tensors do not tell (see `model_settings`).
 
     Args:
         model: an `EfficientNet`; its values become the plain weights.
@@ -438,6 +466,7 @@ def save_released_checkpoint(
     tf.raw_ops.SaveV2(
         prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors
     )
+    write_settings(prefix, model)
     base = os.path.basename(prefix)
     with tf.io.gfile.GFile(os.path.join(directory, "checkpoint"), "w") as file:
         file.write(f'model_checkpoint_path: "{base}"\nall_model_checkpoint_paths: "{base}"\n')

@@ -33,6 +33,7 @@ from efficientnet_advprop.models.checkpoints.released_checkpoints import (
     LoadReport,
     variable_name,
 )
+from efficientnet_advprop.models.scaling import VARIANTS
 from tpu_utils.errors import brief_message
 
 # timm's modules for ours: outside of the blocks, in a block without expansion, in one
@@ -98,8 +99,14 @@ def load_timm_weights(model: keras.Model, file: str, include_head: bool = True) 
         CheckpointError: the file cannot be read, lacks variables, has others, or holds
             wrong shapes or values that are not finite; the message counts them and
             names the first, the error's `problems` name all, and the model is as it
-            was.
+            was. Or the model's activation is not its variant's own.
     """
+    own = VARIANTS[model.variant].design.activation
+    if model.activation.name != own:
+        raise CheckpointError(
+            f"{file!r} holds a network whose activation is {own!r}, but the model's `activation` is "
+            f"{model.activation.name!r}, with which the weights mean nothing; leave it out."
+        )
     state = _read_state(file)
     variables = {variable_name(model, variable): variable for variable in model.variables}
     names = _timm_names(variables, state)

@@ -45,6 +45,10 @@ ACTIVATIONS = (
     *("softplus", "parametric_softplus", "smooth_relu"),
 )
 ACTIVATIONS_WITH_ALPHA = ("softplus", "parametric_softplus", "smooth_relu")
+DENOISERS = (
+    *("none", "non_local_softmax", "non_local_gaussian", "non_local_dot"),
+    *("bilateral_softmax", "bilateral_gaussian", "bilateral_dot", "mean", "median"),
+)
 SMOOTH_RELU_GRADIENTS = ("none", "attack", "training", "both")
 AUX_SHARES = ("none", "statistics", "affine")
 STATISTICS = ("running", "batch")
@@ -140,6 +144,19 @@ class ModelConfig:
         "where relu's gradient is parametric softplus's, its values being its own: a diagnosis of "
         "Smooth Adversarial Training",
         one_of(*SMOOTH_RELU_GRADIENTS),
+    )
+    denoise: str = field(
+        "none",
+        "of a ResNet: the operation of denoising blocks behind its stages",
+        one_of(*DENOISERS),
+    )
+    denoise_stages: str = field(
+        "2,3,4,5",
+        "behind which stages there is a denoising block, if `denoise` names one",
+        Rule(
+            lambda value: re.fullmatch(r"[2-5](,[2-5])*", value) is not None,
+            "must be numbers from 2 to 5, separated by commas, such as '4,5'",
+        ),
     )
 
 
@@ -429,7 +446,7 @@ class ExperimentConfig:
                 f"`config.optimizer.decay_at_epochs` is {optimizer.decay_at_epochs!r}, but `config.optimizer.schedule` is "
                 f"{optimizer.schedule!r}: epochs go with 'piecewise', and only with it."
             )
-        self._check_activation()
+        self._check_network()
         self._check_attack()
         if METHODS[training.method].has_attack and attack.targeted and self.model.num_classes < 2:
             raise ConfigError(
@@ -437,8 +454,8 @@ class ExperimentConfig:
                 "use at least 2 classes or --config.attack.targeted=false."
             )
 
-    def _check_activation(self) -> None:
-        """That what is said about the activation goes together."""
+    def _check_network(self) -> None:
+        """That what is said about the activation and about denoising goes together."""
         model = self.model
         has_smooth_gradient = model.smooth_relu_gradient != "none"
         if has_smooth_gradient and model.activation != "relu":
@@ -453,6 +470,11 @@ class ExperimentConfig:
                 f"`config.model.smooth_relu_gradient` is {model.smooth_relu_gradient!r}, but with "
                 "`config.attack.statistics` 'batch' the attack runs in training mode, too; take 'both', or "
                 "'running' statistics."
+            )
+        if model.denoise != "none" and not model.variant.startswith("resnet"):
+            raise ConfigError(
+                f"`config.model.denoise` is {model.denoise!r}, but `config.model.variant` is {model.variant!r}, and only "
+                "ResNets have denoising blocks; take 'resnet152', or leave the field out."
             )
         takes_alpha = has_smooth_gradient or model.activation in ACTIVATIONS_WITH_ALPHA
         if model.activation_alpha is not None and not takes_alpha:

@@ -10,13 +10,14 @@ the last gamma of every block starts at zero. Keras's ResNets differ in two plac
 which there are options; `keras_weights` reads their files.
 """
 
-from typing import Optional
+from typing import Optional, Sequence
 
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations, resnet_scaling
 from efficientnet_advprop.models.activations import ActivationChoice
+from efficientnet_advprop.models.denoising import OPERATIONS, DenoisingBlock
 from efficientnet_advprop.models.layers import (
     Convolution,
     build_in_scopes,
@@ -70,7 +71,8 @@ class ResNetStem(keras.layers.Layer):
 
 class BottleneckBlock(keras.layers.Layer):
     """relu(shortcut + norm(1×1(relu(norm(3×3(relu(norm(1×1(x))))))))), the shortcut
-    being x or norm(1×1(x)); or another activation in place of relu.
+    being x or norm(1×1(x)); or another activation in place of relu. Behind it, where
+    `denoise` names an operation, a `DenoisingBlock`.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class BottleneckBlock(keras.layers.Layer):
         activation: ActivationChoice,
         norm_arguments: dict,
         name: str,
+        denoise: Optional[str] = None,
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
@@ -109,6 +112,11 @@ class BottleneckBlock(keras.layers.Layer):
         self.reduce_activation = activation.make("activation", dtype=dtype)
         self.spatial_activation = activation.make("activation_1", dtype=dtype)
         self.output_activation = activation.make("activation_2", dtype=dtype)
+        self.denoising = None
+        if denoise is not None:
+            self.denoising = DenoisingBlock(
+                denoise, block.output_filters, norm_arguments, "denoise", dtype=dtype
+            )
 
     @property
     def convolutions(self) -> list[tuple[Convolution, DualBatchNormalization]]:
@@ -137,6 +145,7 @@ class BottleneckBlock(keras.layers.Layer):
             (self.spatial_activation, inner),
             (self.output_activation, outer),
         ]
+        parts += [] if self.denoising is None else [(self.denoising, outer)]
         build_in_scopes(parts)
         self.built = True
 
@@ -164,6 +173,8 @@ class BottleneckBlock(keras.layers.Layer):
         if training and self.block.survival_prob < 1.0:
             x = drop_residual(x, self.block.survival_prob, seed)
         x = self.output_activation(x + shortcut, training=training)
+        if self.denoising is not None:
+            x = self.denoising(x, **mode)
         return (x, {}) if with_end_points else x
 
 
@@ -240,6 +251,10 @@ class ResNet(Network):
             every side (Keras and PyTorch).
         activation: a key of `activations.ACTIVATIONS`, or "silu"; None is "relu".
         activation_alpha, smooth_relu_gradient: see `activations.choose`.
+        denoise: the operation of the denoising blocks, a key of `denoising.OPERATIONS`, or
+            "none".
+        denoise_stages: behind which stages there is one, of 2, 3, 4 and 5; all, as in the
+            paper, unless told.
         name: scope of the variables; default: the variant.
 
     Raises:
@@ -269,6 +284,8 @@ class ResNet(Network):
         activation: Optional[str] = None,
         activation_alpha: Optional[float] = None,
         smooth_relu_gradient: str = "none",
+        denoise: str = "none",
+        denoise_stages: Sequence[int] = resnet_scaling.STAGES,
         name: Optional[str] = None,
     ):
         super().__init__(
@@ -278,7 +295,8 @@ class ResNet(Network):
                 normalization=normalization, compute_dtype=compute_dtype, batch_norm_momentum=batch_norm_momentum,
                 batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size, aux_shares=aux_shares,
                 recomputed_blocks=recomputed_blocks, stride_in=stride_in, pool_padding=pool_padding,
-                activation=activation, activation_alpha=activation_alpha, smooth_relu_gradient=smooth_relu_gradient, name=name,
+                activation=activation, activation_alpha=activation_alpha, smooth_relu_gradient=smooth_relu_gradient,
+                denoise=denoise, denoise_stages=tuple(denoise_stages), name=name,
             ),
             resnet_scaling.VARIANTS,
             variant,
@@ -286,6 +304,9 @@ class ResNet(Network):
         )  # fmt: skip
         check_choice("stride_in", stride_in, STRIDE_PLACES)
         check_choice("pool_padding", pool_padding, POOL_PADDINGS)
+        check_choice("denoise", denoise, ("none", *OPERATIONS))
+        for stage in denoise_stages:
+            check_choice("denoise_stages", stage, resnet_scaling.STAGES)
         width = 1.0 if width_coefficient is None else width_coefficient
         depth = 1.0 if depth_coefficient is None else depth_coefficient
         dropout = 0.0 if dropout_rate is None else dropout_rate
@@ -297,8 +318,17 @@ class ResNet(Network):
             round_filters(resnet_scaling.STEM_FILTERS, width), self.activation, norms, dtype=policy
         )
         blocks = resnet_scaling.scaled_bottlenecks(variant, width, depth, survival_prob)
+        denoised_stages = () if denoise == "none" else denoise_stages
         self.blocks = [
-            BottleneckBlock(block, stride_in, self.activation, norms, f"blocks_{i}", dtype=policy)
+            BottleneckBlock(
+                block,
+                stride_in,
+                self.activation,
+                norms,
+                f"blocks_{i}",
+                denoise if block.last and block.stage in denoised_stages else None,
+                dtype=policy,
+            )
             for i, block in enumerate(blocks)
         ]
         self.head = ResNetHead(num_classes, dropout, dtype=policy)

@@ -7,6 +7,7 @@ CVPR 2016, table 1; for ResNet-200, He et al., ECCV 2016, and the official TPU
 """
 
 import dataclasses
+import math
 
 from efficientnet_advprop.models.scaling import round_filters, round_repeats
 
@@ -42,10 +43,25 @@ class Bottleneck:
     filters: int
     survival_prob: float  # of the residual branch in training (stochastic depth)
     first: bool  # of its group; such a block has a projection
+    last: bool  # of its group
+    stage: int  # one of `STAGES`
 
     @property
     def output_filters(self) -> int:
         return EXPANSION * self.filters
+
+
+STAGES = (2, 3, 4, 5)  # the four groups as the papers number them: res2 to res5
+
+
+def map_size(image_size: int, stage: int) -> int:
+    """Height and width of what a stage puts out, in positions: a quarter of the image's,
+    rounded up, behind stem and pooling, and behind every stage above the first half of it.
+    """
+    size = image_size
+    for _ in range(stage):
+        size = math.ceil(size / 2)
+    return size
 
 
 def scaled_bottlenecks(
@@ -69,6 +85,9 @@ def scaled_bottlenecks(
             first = repeat == 0
             strides = 2 if first and group > 0 else 1
             own_survival = 1.0 - (1.0 - survival_prob) * len(blocks) / sum(counts)
-            blocks.append(Bottleneck(strides, input_filters, filters, own_survival, first))
+            last, stage = repeat == repeats - 1, STAGES[group]
+            blocks.append(
+                Bottleneck(strides, input_filters, filters, own_survival, first, last, stage)
+            )
             input_filters = blocks[-1].output_filters
     return tuple(blocks)

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.models.activations import plain_value
+from efficientnet_advprop.models.denoising import denoise
 from efficientnet_advprop.models.end_points import names_of_blocks
 from efficientnet_advprop.models.layers import (
     FusedMBConvBlock,
@@ -117,13 +118,26 @@ class FoldedBottleneck:
         self.reduce = _fold(layer.reduce, layer.reduce_norm)
         self.spatial = _fold(layer.spatial, layer.spatial_norm)
         self.expand = _fold(layer.expand, layer.expand_norm)
+        self.denoising = self.theta = self.phi = self.denoised = None
+        if layer.denoising is not None:
+            self.denoising = layer.denoising.operation
+            self.denoised = _fold(layer.denoising.convolution, layer.denoising.norm)
+            if self.denoising.embedded:
+                self.theta = _without_norm(layer.denoising.theta)
+                self.phi = _without_norm(layer.denoising.phi)
 
     def __call__(self, inputs: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """As `FoldedMBConv`; nothing inside has a name."""
         shortcut = inputs if self.shortcut is None else _convolve(inputs, self.shortcut)
         x = self.reduce_activation(_convolve(inputs, self.reduce))
         x = self.spatial_activation(_convolve(x, self.spatial))
-        return self.output_activation(_convolve(x, self.expand) + shortcut), {}
+        x = self.output_activation(_convolve(x, self.expand) + shortcut)
+        if self.denoising is not None:
+            embeddings = []
+            if self.theta is not None:
+                embeddings = [_convolve(x, self.theta), _convolve(x, self.phi)]
+            x = x + _convolve(denoise(self.denoising, x, *embeddings), self.denoised)
+        return x, {}
 
 
 _FOLDED = {
@@ -138,6 +152,12 @@ def _fold(convolution, norm) -> Affine:
     return Affine(
         convolution.kernel.numpy() * scale, offset, convolution.strides, convolution.padding
     )
+
+
+def _without_norm(convolution) -> Affine:
+    kernel = convolution.kernel.numpy()
+    bias = np.zeros(kernel.shape[-1], np.float32)
+    return Affine(kernel, bias, convolution.strides, convolution.padding)
 
 
 def _fold_depthwise(convolution, norm) -> Affine:

@@ -13,7 +13,9 @@ from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.methods import METHODS
 from efficientnet_advprop.models import Network, make_network
+from efficientnet_advprop.models.denoising import check_memory
 from efficientnet_advprop.models.normalization import official_group_size
+from efficientnet_advprop.models.resnet_scaling import map_size
 from efficientnet_advprop.training import fine_tuning
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.loss_scale import LossScale
@@ -29,6 +31,10 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
     If `aux_branches` is None, the network has the auxiliary branches that the method
     trains: one for AdvProp, none for vanilla training.
     """
+    denoising = {}
+    if config.model.denoise != "none":
+        stages = tuple(map(int, config.model.denoise_stages.split(",")))
+        denoising = dict(denoise=config.model.denoise, denoise_stages=stages)
     model = make_network(
         config.model.variant,
         num_classes=config.model.num_classes,
@@ -51,6 +57,7 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
         activation=config.model.activation,
         activation_alpha=config.model.activation_alpha,
         smooth_relu_gradient=config.model.smooth_relu_gradient,
+        **denoising,
     )
     fine_tuning.freeze(model, config.init.freeze)
     return model
@@ -157,6 +164,36 @@ def batch_norm_group_size(config: ExperimentConfig, num_replicas: int) -> Option
         * config.training.accumulation_steps
         // config.training.global_batch_size,
     )
+
+
+def check_denoising(config: ExperimentConfig, num_replicas: int) -> None:
+    """Raises a `DenoisingMemoryError` if a denoising block compares more positions with
+    each other than memory holds, in training or in an evaluation.
+    """
+    if config.model.denoise == "none":
+        return
+    training = config.training
+    fields = {
+        "training.global_batch_size": training.global_batch_size // training.accumulation_steps,
+        "training.eval_batch_size": training.eval_batch_size,
+    }
+    for stage in sorted(map(int, config.model.denoise_stages.split(","))):
+        size = map_size(config.data.image_size, stage)
+        for name, num_images in fields.items():
+            way_out = (
+                f"lower `config.{name}`"
+                + (" or raise `config.training.accumulation_steps`" if "global" in name else "")
+                + f", take smaller images or 'non_local_dot', or leave stage {stage} out of "
+                "`config.model.denoise_stages`"
+            )
+            check_memory(
+                config.model.denoise,
+                f"stage {stage} (`config.model.denoise`)",
+                -(-num_images // num_replicas),
+                size,
+                size,
+                way_out,
+            )
 
 
 def check_batch_norm_groups(config: ExperimentConfig, num_replicas: int) -> None:

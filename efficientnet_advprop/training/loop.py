@@ -356,6 +356,7 @@ def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:
             f"`config.training.global_batch_size` is {config.training.global_batch_size}, but {config.training.method!r} "
             f"makes {share:g} of the {size} images adversarial that a replica takes at once; take at least {3 * parts}."
         )
+    assembly.check_denoising(config, num_replicas)
     assembly.check_batch_norm_groups(config, num_replicas)
 
 

@@ -13,7 +13,7 @@ import pytest
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.methods import METHODS
-from efficientnet_advprop.models import activations, families, network, normalization
+from efficientnet_advprop.models import activations, denoising, families, network, normalization
 from efficientnet_advprop.training import optimizers, schedules, steps
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -44,6 +44,8 @@ def test_defaults_are_valid():
         ("model.activation_alpha", 0.0, "must be > 0"),
         ("model.activation_alpha", 2.0, "`config.model.activation` is None: α goes with"),
         ("model.smooth_relu_gradient", "both", "`config.model.activation` 'relu' alone"),
+        ("model.denoise", "mean", "`config.model.variant` is 'b0', and only ResNets"),
+        ("model.denoise_stages", "1,2", "numbers from 2 to 5"),
         ("attack.epsilon", -1.0, "must be ≥ 0, in pixels of 255"),
         ("attack.epsilon", math.nan, "must be finite"),
         ("attack.num_steps", 1.5, "must be a whole number"),
@@ -104,6 +106,7 @@ def test_the_choices_are_those_of_the_modules_that_act_upon_them():
     assert set(config_lib.ACTIVATIONS_WITH_ALPHA) == {
         name for name, formula in activations.ACTIVATIONS.items() if formula.alpha is not None
     }
+    assert config_lib.DENOISERS == ("none", *denoising.OPERATIONS)
     assert config_lib.SMOOTH_RELU_GRADIENTS == activations.SMOOTH_RELU_GRADIENTS
     assert config_lib.AUX_SHARES == normalization.AUX_SHARES
     assert config_lib.STATISTICS == steps.STATISTICS

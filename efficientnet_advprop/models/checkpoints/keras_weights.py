@@ -54,6 +54,8 @@ def load_keras_weights(model: ResNet, file: str, include_head: bool = True) -> N
         for name, value in KERAS_ARGUMENTS.items()
         if config[name] != value
     ]
+    if config["denoise"] != "none":
+        wrong.append(f"`denoise` is {config['denoise']!r}, not 'none'")
     if model.activation.name != "relu":
         wrong.append(f"`activation` is {model.activation.name!r}, not 'relu'")
     if wrong:

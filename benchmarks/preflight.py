@@ -27,7 +27,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks/preflight"
 TOPOLOGIES = ("v3:2x2", "v3:4x4", "v5e:2x2")
 CORES_PER_CHIP = {"v2": 2, "v3": 2}  # of later kinds one
-METHOD_NAMES = {"advprop": "AdvProp", "fast_advprop": "Fast AdvProp"}
+METHOD_NAMES = {
+    "advprop": "AdvProp",
+    "fast_advprop": "Fast AdvProp",
+    "adversarial_only": "Smooth adversarial",
+}
+# Of the config files that are not called like their method.
+METHODS_OF_FILES = {"efficientnet": "vanilla", "smooth_adversarial": "adversarial_only"}
+NUM_EPOCHS = {"adversarial_only": 100.0}  # of recipes that have not the default's
 NUM_TRAIN_IMAGES = 1_281_167  # ImageNet's
 TILE = 8  # images: activations are laid out in tiles of so many, 12 images take the memory and time of 16
 # Config, topology, the batch per core to start from, and how many blocks compute their
@@ -59,6 +66,9 @@ ENTRIES = [
     ("advprop.py:b6", "v3:2x2", 16, 0),
     ("efficientnet.py:b6", "v3:2x2", 16, 0),
     ("fast_advprop.py:b0", "v3:2x2", 512, 0),
+    ("smooth_adversarial.py:b0", "v3:2x2", 128, 0),
+    ("smooth_adversarial.py:l1", "v3:2x2", 2, 0),
+    ("smooth_adversarial.py:l1", "v3:2x2", 8, 99),
 ]
 FLAGS = flags.FLAGS
 flags.DEFINE_bool(
@@ -106,7 +116,7 @@ def compile_missing() -> None:
             continue
         ask(config, topology, batch, *recompute)
         file, variant = config.split(".py:")
-        key = "vanilla" if file == "efficientnet" else file, variant, topology, recomputed
+        key = METHODS_OF_FILES.get(file, file), variant, topology, recomputed
         tried = [
             record
             for record in records()
@@ -192,7 +202,7 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
     chip, batch = tpu_compiler.CHIPS[kind], record["replica_batch_size"]
     num_steps = record["config"]["attack"]["num_steps"] if METHODS[method].has_attack else 0
     cells = [
-        f"{METHOD_NAMES.get(method, method)} {variant.replace('b', 'B').replace('resnet', 'ResNet-')}",
+        f"{METHOD_NAMES.get(method, method)} {variant.replace('b', 'B').replace('l1', 'L1').replace('resnet', 'ResNet-')}",
         record["config"]["data"]["image_size"], num_steps or "",
         f"{topology}, {record['num_replicas']}", {0: "", 99: "all"}.get(recomputed, recomputed), batch,
     ]  # fmt: skip
@@ -209,7 +219,7 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
     defaults = ExperimentConfig()
     defaults.use_method(method)  # whose epochs are fewer for Fast AdvProp
     hours = (
-        defaults.training.num_epochs
+        NUM_EPOCHS.get(method, defaults.training.num_epochs)
         * NUM_TRAIN_IMAGES
         * seconds
         / batch

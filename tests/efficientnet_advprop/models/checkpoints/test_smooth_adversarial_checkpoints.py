@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import http.server
 import math
+import re
 import threading
 
 import numpy as np
@@ -30,7 +31,7 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import (
     find_published,
     guess_kind,
 )
-from tests.conftest import golden, make_tiny
+from tests.conftest import DATA, golden, make_tiny
 from tests.released_format import (
     AVERAGE,
     full_images,
@@ -330,3 +331,13 @@ def test_a_released_checkpoint_of_ours_brings_its_activation(tmp_path):
         settings.write_text(text)
         with pytest.raises(CheckpointError, match="settings.json', which says what network"):
             restore_network(prefix, image_size=64)
+
+
+def test_the_page_has_the_table():
+    page = (DATA.parents[1] / "docs/smooth_adversarial.md").read_text()
+    rows = re.findall(r"^\| `(\w+-sat)` \| ([\d.]+) \| (\d+) \| (plain|averages) \|$", page, re.M)
+    assert rows == [
+        (row.name, str(row.top1), str(row.image_size), "averages" if row.use_ema else "plain")
+        for row in PUBLISHED.values()
+        if row.kind == "sat"
+    ]

@@ -163,7 +163,7 @@ def _gelu_derivative(x, alpha):
 
 def _smooth_relu(x, alpha):
     """SAT, eq. 4: x − log(αx + 1)/α above zero, zero below."""
-    return tf.nn.relu(x - tf.math.log1p(alpha * tf.abs(x)) / alpha)
+    return tf.nn.relu(x - tf.math.log(1.0 + alpha * tf.abs(x)) / alpha)
 
 
 def _smooth_relu_derivative(x, alpha):
@@ -176,13 +176,17 @@ def _smooth_relu_derivative_by_alpha(x, alpha):
     return (tf.math.log1p(scaled) - scaled / (1.0 + scaled)) / (alpha * alpha)
 
 
+def _softplus(x, alpha):
+    """log(1 + exp(αx))/α, by operations that every converter of graphs knows."""
+    scaled = alpha * x
+    return (tf.nn.relu(scaled) + tf.math.log(1.0 + tf.exp(-tf.abs(scaled)))) / alpha
+
+
 def _softplus_derivative(x, alpha):
     return tf.sigmoid(alpha * x)
 
 
-_SOFTPLUS = Formula(
-    lambda x, alpha: tf.nn.softplus(alpha * x) / alpha, _softplus_derivative, alpha=1.0
-)
+_SOFTPLUS = Formula(_softplus, _softplus_derivative, alpha=1.0)
 # Sources of those that are not everyone's: Ramachandran et al. 2017 (swish, also called
 # SiLU); SAT, eq. 2 (softplus with α, of which the paper's is 10) and eq. 4 (SmoothReLU,
 # whose α is trained and starts at 400); of GELU the form with the hyperbolic tangent,

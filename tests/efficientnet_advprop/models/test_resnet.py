@@ -296,3 +296,29 @@ def test_an_advprop_step_is_one_xla_program():
 def test_refused_arguments_are_named(arguments, said):
     with pytest.raises(ValueError, match=said):
         ResNet(**arguments)
+
+
+def test_a_trained_alpha_of_each_place_learns_and_is_not_decayed():
+    """SmoothReLU: stem, three in each of four blocks; shared by clean and adversarial images."""
+    model = make_tiny(activation="smooth_relu", aux_branches=1)
+    roots = [v for v in model.trainable_variables if v.name.endswith("/root_of_alpha:0")]
+    assert len(roots) == 1 + 3 * 4 and len({v.name for v in roots}) == len(roots)
+    assert all(float(v) == 20.0 for v in roots)  # α = 400
+    assert all(role_of(v.name) is Role.SHARED and not losses.is_decayed(v.name) for v in roots)
+    randomize(model)
+    for variable in roots:
+        variable.assign(2.0)
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(model(pixels(48), training=True, branch="aux"))
+    assert all(abs(float(g)) > 0 for g in tape.gradient(total, roots))
+    assert [v.name for v in ResNet.from_config(model.get_config()).variables] == [
+        v.name for v in model.variables
+    ]
+
+
+def test_pooling_behind_an_activation_below_zero_sees_no_padding():
+    """silu is as low as −0.28: an edge padded with zeros would win."""
+    for activation, least in (("silu", -0.25), ("relu", 0.0)):
+        model = make_tiny(activation=activation, pool_padding="symmetric", aux_branches=0)
+        pooled = model.pool(tf.fill([1, 8, 8, 3], least))
+        np.testing.assert_array_equal(pooled, np.full([1, 4, 4, 3], least))

@@ -4,7 +4,8 @@ import tensorflow as tf
 
 from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.serving.network import InferenceNetwork
-from tests.conftest import DATA, golden
+from efficientnet_advprop.serving.tflite import convert
+from tests.conftest import DATA, golden, load_tiny, make_tiny
 
 
 @pytest.mark.parametrize("normalization, key", [("advprop", "advprop"), ("imagenet", "standard")])
@@ -35,3 +36,28 @@ def test_batch_norms_leave_one_bias_per_channel(network):
     channels = sum(v.shape[0] for v in network.model.variables if v.name.endswith("gamma:0"))
     num_before = sum(int(np.prod(v.shape)) for v in network.model.variables)
     assert InferenceNetwork(network.model, 64).num_weights == num_before - 3 * channels
+
+
+@pytest.mark.parametrize(
+    "activation", ["smooth_relu", pytest.param("parametric_softplus", marks=pytest.mark.slow)]
+)
+def test_another_activation_is_served_and_converted(activation):
+    """Also an α of each place, which is a constant of its own; by operations that TFLite has."""
+    model = make_tiny(aux_branches=0, activation=activation)
+    load_tiny(variable for variable in model.variables if "alpha" not in variable.name)
+    roots = [variable for variable in model.variables if "root_of_alpha" in variable.name]
+    assert bool(roots) == (activation == "smooth_relu")
+    for index, variable in enumerate(roots):
+        variable.assign(1.0 + index)
+    images = golden("logits.npz")["images_a"]
+    network = InferenceNetwork(model, 64)
+    wanted = model(images).numpy()
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(network(images)["logits"], wanted, atol=1e-4 * scale)
+    interpreter = tf.lite.Interpreter(model_content=convert(network))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images[:1])
+    interpreter.invoke()
+    outputs = [interpreter.get_tensor(o["index"]) for o in interpreter.get_output_details()]
+    logits = next(output for output in outputs if abs(output.sum() - 1) > 1e-3)
+    np.testing.assert_allclose(logits, wanted[:1], atol=1e-3 * scale)

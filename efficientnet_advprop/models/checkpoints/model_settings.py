@@ -132,11 +132,17 @@ def known_activations(source: str, contents: CheckpointContents) -> dict[str, st
 
 def check_activation(source: str, model: Network, contents: CheckpointContents) -> None:
     """Checks that a model has the activation that its checkpoint's network has, as far as
-    that is known.
+    that is known. A network of another family has more that differs, and is not looked at.
 
     Raises:
         CheckpointError: it has another one; with what says so.
     """
+    architecture, row = contents.architecture, VARIANTS.get(model.variant)
+    is_of_one_family = architecture is None or (
+        row is not None and VARIANTS[architecture.variant].design == row.design
+    )
+    if not is_of_one_family:
+        return
     own = model.activation.name
     for origin, activation in known_activations(source, contents).items():
         if activation != own:

@@ -14,6 +14,7 @@ import math
 import tensorflow as tf
 
 from efficientnet_advprop.attacks.pixel_range import BLACK_AND_WHITE, clip_to_pixel_range
+from efficientnet_advprop.errors import UserError
 from tpu_utils.replicas import randomness
 
 HIGHEST_PIXEL = 255.0
@@ -120,6 +121,10 @@ class L2:
         return HIGHEST_PIXEL * math.sqrt(num_values)
 
 
+class RadiusError(UserError, ValueError):
+    """A radius that does not go with the images of a batch."""
+
+
 NORMS = {norm.name: norm for norm in (Linf(), L2())}
 
 
@@ -144,13 +149,13 @@ def require_radius(epsilon: float, norm: str) -> None:
 
 
 def require_fitting_radius(epsilon: float, norm: str, images: tf.Tensor) -> None:
-    """Raises a ValueError where a ball of radius `epsilon` would hold every image of
+    """Raises a `RadiusError` where a ball of radius `epsilon` would hold every image of
     this (static) shape.
     """
     if images.shape[1:].is_fully_defined():
         largest = NORMS[norm].largest_epsilon(images.shape[1:].num_elements())
         if epsilon > largest:
-            raise ValueError(
+            raise RadiusError(
                 f"`epsilon` is {epsilon!r}, but under `norm` {norm!r} images of shape "
                 f"{tuple(images.shape[1:])} are at most {largest:.6g} apart, in pixels of 255."
             )

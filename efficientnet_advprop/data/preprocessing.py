@@ -27,6 +27,10 @@ _INCEPTION_ATTEMPTS = 10
 # which suits 8 bits. The official trainer asks for it too, but its reader of TFRecords
 # does not pass it on.
 RESIZE_METHODS = {"bicubic": tf.raw_ops.ResizeBicubic, "bilinear": tf.raw_ops.ResizeBilinear}
+# A `crop` of the evaluation alone: what torchvision's models are measured with, and
+# RobustBench's.
+TORCHVISION = "torchvision"
+_TORCHVISION_FRACTION = 0.875  # 224 of 256 pixels
 _RELEASED_PADDING = 32  # pixels: at the checkpoints' release the crop was size / (size + 32)
 
 
@@ -112,7 +116,8 @@ def preprocess_for_eval(
     Args:
       encoded: scalar string, the bytes of a JPEG (or PNG, GIF, BMP) file.
       image_size: pixels of the result's sides.
-      crop: see `crop_fraction`; "none" takes the whole image and resizes only if it has another size.
+      crop: see `crop_fraction`; "none" takes the whole image and resizes only if it has another size; `TORCHVISION` resizes
+        first and cuts then, by a method of its own, see `_resize_and_cut`.
       resize_method: "bicubic", or "bilinear" as EfficientNet-Lite and -EdgeTPU are served; see `RESIZE_METHODS`.
 
     Returns:
@@ -121,9 +126,30 @@ def preprocess_for_eval(
     encoded = tf.convert_to_tensor(encoded)
     if crop == "none":
         return _fit(decode(encoded), image_size, resize_method)
+    if crop == TORCHVISION:
+        return _resize_and_cut(decode(encoded), image_size)
     fraction = crop_fraction(image_size, crop)
     image = _decode_and_crop(encoded, functools.partial(_center_window, fraction=fraction))
     return tf.ensure_shape(resize(image, image_size, resize_method), [image_size, image_size, 3])
+
+
+def _resize_and_cut(image: tf.Tensor, image_size: int) -> tf.Tensor:
+    """torchvision's `Resize` (bilinear with antialiasing, as Pillow has it) of the
+    shorter side to 8/7 of `image_size`, 256 for 224, and `CenterCrop`.
+
+    Returns:
+      float32 [image_size, image_size, 3], whole numbers in 0…255, up to one level from Pillow's, which rounds between the
+        two directions.
+    """
+    side = round(image_size / _TORCHVISION_FRACTION)
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    shorter = tf.minimum(height, width)
+    size = [side * height // shorter, side * width // shorter]
+    resized = tf.image.resize(image, size, tf.image.ResizeMethod.BILINEAR, antialias=True)
+    # Half a pixel is rounded to even here and there.
+    top, left = (tf.cast(tf.round((edge - image_size) / 2), tf.int32) for edge in size)
+    cut = tf.image.crop_to_bounding_box(resized, top, left, image_size, image_size)
+    return tf.ensure_shape(tf.round(cut), [image_size, image_size, 3])
 
 
 def _fit(image: tf.Tensor, image_size: int, method: str = "bicubic") -> tf.Tensor:

@@ -23,7 +23,7 @@ from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.evaluator import Evaluator, category_logits, judge
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import Network
-from efficientnet_advprop.models.normalization import branch_index
+from efficientnet_advprop.models.branches import Branch, check_branch, parse_branch
 from efficientnet_advprop.models.variable_names import weights_digest
 from tpu_utils.errors import brief_message
 
@@ -206,7 +206,7 @@ def as_classifier(
     name: Optional[str] = None,
     image_size: Optional[int] = None,
     crop: Optional[str] = None,
-    branch: str = "main",
+    branch: Branch = "main",
 ) -> Classifier:
     """Makes a model ready for evaluation; one that is not ours is asked about a few
     images of noise.
@@ -219,7 +219,8 @@ def as_classifier(
         name: for its results; None: the model's own.
         image_size, crop: None: those of the `Classifier` or the `Network`; else 224 and
             "0.875".
-        branch: of a `Network`.
+        branch: of a `Network`; also a mixture of several, as a value or as text, such as
+            "main:0.7,aux:0.3".
 
     Raises:
         ClassifierError: it has no name or branch of that kind, or does not return
@@ -238,12 +239,13 @@ def as_classifier(
     is_network = isinstance(model, Network)
     if branch != "main" and not is_network:
         raise ClassifierError(
-            f"`branch` is {branch!r}, but only networks of `models` have auxiliary branches."
+            f"`branch` is '{branch}', but only networks of `models` have auxiliary branches."
         )
     is_traceable = isinstance(model, tf.Module) or hasattr(model, "get_concrete_function")
     if is_network:
         try:
-            branch_index(branch, model.aux_branches)
+            branch = parse_branch(branch)
+            check_branch(branch, model.aux_branches)
         except ValueError as error:
             raise ClassifierError(str(error)) from error
 
@@ -275,7 +277,7 @@ def as_classifier(
         crop=crop or ("released" if is_network else DEFAULT_CROP),
         weights_digest=weights_digest(model.variables) if isinstance(model, tf.Module) else "",
         config=config,
-        branch=branch,
+        branch=str(branch),
         is_traceable=is_traceable,
     )
 

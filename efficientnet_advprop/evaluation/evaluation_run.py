@@ -37,6 +37,7 @@ from efficientnet_advprop.evaluation.results import (
 from efficientnet_advprop.evaluation.suites.registry import open_suites
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings, TestSet
 from efficientnet_advprop.files import write_atomically
+from efficientnet_advprop.models.branches import Branch
 from tpu_utils.errors import brief_message
 
 DEFAULT_DIRECTORY = os.path.join("runs", "evaluation")
@@ -67,7 +68,7 @@ def run(
     name: Optional[str] = None,
     image_size: Optional[int] = None,
     crop: Optional[str] = None,
-    branch: str = "main",
+    branch: Branch = "main",
     stored_size: int = SuiteSettings.stored_size,
     attack: PGD = SuiteSettings.attack,
     num_restarts: int = 1,
@@ -136,9 +137,10 @@ def default_directory(classifier: Classifier) -> str:
     and branch.
     """
     name = os.path.basename(os.path.normpath(classifier.name)).removesuffix(".tar.gz")
-    return os.path.join(
-        DEFAULT_DIRECTORY, name if classifier.branch == "main" else f"{name}-{classifier.branch}"
-    )
+    if classifier.branch != "main":
+        branch = classifier.branch.replace(":", "-").replace(",", "-")  # of a mixture
+        name = f"{name}-{branch}"
+    return os.path.join(DEFAULT_DIRECTORY, name)
 
 
 def measure(

@@ -36,6 +36,11 @@ def predictions_path(directory: str, test_set: str) -> str:
     return os.path.join(directory, "predictions", f"{test_set}.npz")
 
 
+def describe_feeding(image_size: int, crop: str) -> str:
+    """At which resolution images are fed, in words."""
+    return f"{image_size} px, {'whole images' if crop == 'none' else f'crop {crop}'}"
+
+
 def describe_attack(attack: Mapping[str, Any]) -> str:
     """The fields of `Conditions.attack` in words."""
     name = attack.get("name", "PGD")

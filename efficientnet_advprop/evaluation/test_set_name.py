@@ -8,9 +8,11 @@ A name is a string, so that it is a key of `Results.test_sets` and of results.js
 stands.
 """
 
+import re
 from typing import Iterable, Optional
 
 _PGD = "pgd"
+_STAGE = re.compile(r"[^/]+/(?:linf|l2)_[^/]+/(?!square_alone$)[a-z_]+")
 CLEAN = "clean"  # the first stage of a chain of attacks
 
 
@@ -75,6 +77,13 @@ class TestSetName(str):
         return float(self.variant) if self.suite == _PGD else None
 
     @property
+    def chain(self) -> Optional[str]:
+        """ "autoattack/linf_4" of "autoattack/linf_4/apgd_ce": the attacks that follow
+        each other; None if the set is not one of a chain.
+        """
+        return self.rpartition("/")[0] if _STAGE.fullmatch(self) else None
+
+    @property
     def whole(self) -> str:
         """What a report gives one row: the suite of a corrupted set, any other set
         itself.
@@ -86,6 +95,14 @@ class TestSetName(str):
         "imagenet_c/fog/3".
         """
         return f"{self}/".startswith(f"{wanted}/")
+
+
+def is_passed(name: TestSetName, names: Iterable[TestSetName]) -> bool:
+    """Whether an attack in a chain is followed by others in `names`, so that their last
+    one says all.
+    """
+    chains = {other.chain: other for other in names}  # the last stays
+    return name.chain is not None and chains[name.chain] != name
 
 
 def by_severity(

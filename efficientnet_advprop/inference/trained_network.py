@@ -11,7 +11,6 @@ Usage:
 
 import dataclasses
 import os
-import re
 from typing import Optional
 
 import tensorflow as tf
@@ -27,6 +26,7 @@ from efficientnet_advprop.models import (
     Network,
     load_released_checkpoint,
 )
+from efficientnet_advprop.models.branches import Branch, num_aux_branches, parse_branch
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import read_contents
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint
 from efficientnet_advprop.models.checkpoints.model_settings import (
@@ -60,8 +60,8 @@ class RestoredNetwork:
     description: str  # where everything comes from, for people; several lines
     class_names: Optional[tuple[str, ...]] = None  # by label; None: not known
 
-    def classifier(self, branch: str = "main") -> Classifier:
-        """For `evaluation.run`, through the batch norms of a branch."""
+    def classifier(self, branch: Branch = "main") -> Classifier:
+        """For `evaluation.run`, through the batch norms of a branch or a mixture."""
         classifier = as_classifier(
             self.model, name=self.name, image_size=self.image_size, crop=self.crop, branch=branch
         )
@@ -87,7 +87,7 @@ def restore_network(
     crop: Optional[str] = None,
     use_ema: Optional[bool] = None,
     cache_dir: Optional[str] = None,
-    branch: str = "main",
+    branch: Branch = "main",
     labels_map_file: Optional[str] = None,
 ) -> RestoredNetwork:
     """Builds the network that a file holds, and loads it.
@@ -104,15 +104,15 @@ def restore_network(
             its published figure was measured.
         cache_dir: for downloaded archives.
         branch: "main" builds a network without auxiliary branches; another one ("aux",
-            "aux_2") must be in the file too.
-
+            "aux_2"), or all those of a mixture ("main:0.7,aux:0.3"), must be in the file
+            too.
         labels_map_file: the names of the classes; None: those in `labels_map.txt` of
             the run, or beside the checkpoint.
 
     Raises:
         ClassNamesError: the labels map cannot be read, or names more or fewer classes.
-        ConfigError: not exactly one of `checkpoint` and `model_dir`, or an argument
-            that does not go with it.
+        ConfigError: not exactly one of `checkpoint` and `model_dir`, an argument that
+            does not go with it, or no such branch.
         CheckpointError: the file cannot be had or used.
     """
     if bool(checkpoint) == bool(model_dir):
@@ -121,6 +121,10 @@ def restore_network(
         )
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"`--kind` is {kind!r}, but must be one of {', '.join(KINDS)}.")
+    try:
+        branch = parse_branch(branch)
+    except ValueError as error:
+        raise ConfigError(str(error).replace("`branch`", "`--branch`", 1)) from error
     if model_dir:
         if kind or normalization:
             raise ConfigError(
@@ -178,7 +182,7 @@ def restore_network(
     model = EfficientNet(
         variant,
         num_classes=architecture.num_classes,
-        aux_branches=_num_aux_branches(branch),
+        aux_branches=num_aux_branches(branch),
         width_coefficient=architecture.width_coefficient,
         depth_coefficient=architecture.depth_coefficient,
         **settings,
@@ -186,7 +190,7 @@ def restore_network(
     report = load_released_checkpoint(model, checkpoint, use_ema=use_ema, cache_dir=cache_dir)
     if report.num_aux:
         raise CheckpointError(
-            f"`--branch` is {branch!r}, but {checkpoint!r} holds no such auxiliary batch norms."
+            f"`--branch` is '{branch}', but {checkpoint!r} holds no such auxiliary batch norms."
         )
     size = image_size or (published.image_size if published else VARIANTS[variant].image_size)
     if kind:
@@ -223,26 +227,16 @@ def _with_class_names(
     return dataclasses.replace(network, class_names=names, description=description)
 
 
-def _num_aux_branches(branch: str) -> int:
-    """How many there must be for a branch to exist."""
-    if branch == "main":
-        return 0
-    number = re.fullmatch(r"aux(?:_([1-9]\d*))?", branch)
-    if number is None:
-        raise ConfigError(f"`--branch` is {branch!r}, but must be main, aux, aux_2, …")
-    return int(number[1] or 1)
-
-
 def _restore_run(
-    model_dir: str, image_size: Optional[int], crop: Optional[str], branch: str
+    model_dir: str, image_size: Optional[int], crop: Optional[str], branch: Branch
 ) -> RestoredNetwork:
     config = checkpoints.read_config(model_dir)
     model = checkpoints.load_averaged_model(
-        model_dir, aux_branches=None if _num_aux_branches(branch) else 0
+        model_dir, aux_branches=None if num_aux_branches(branch) else 0
     )
-    if _num_aux_branches(branch) > model.aux_branches:
+    if num_aux_branches(branch) > model.aux_branches:
         raise ConfigError(
-            f"`--branch` is {branch!r}, but {model_dir} was trained with {model.aux_branches} auxiliary branches."
+            f"`--branch` is '{branch}', but {model_dir} was trained with {model.aux_branches} auxiliary branches."
         )
     name = os.path.basename(os.path.normpath(model_dir))
     variant = VARIANTS.get(config.model.variant)  # None: a ResNet

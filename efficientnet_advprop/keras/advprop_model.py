@@ -30,7 +30,7 @@ from efficientnet_advprop.keras.model_passes import (
 from efficientnet_advprop.keras.view_scores import ViewScores, results_of
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import AUGMENTED, CLEAN, Method, Pass
-from efficientnet_advprop.models.normalization import branch_names
+from efficientnet_advprop.models.branches import branch_names
 from efficientnet_advprop.training.fast_advprop import fast_advprop_gradients
 from efficientnet_advprop.training.steps import check_attack, checked_method, gradients_by_pass
 from tpu_utils.replicas import randomness, replica_runtime

@@ -15,7 +15,7 @@ import contextlib
 import threading
 from typing import Iterator, NamedTuple
 
-from efficientnet_advprop.models.normalization import MAIN
+from efficientnet_advprop.models.branches import MAIN
 
 
 class PassMode(NamedTuple):

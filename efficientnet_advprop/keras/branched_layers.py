@@ -17,7 +17,7 @@ import tensorflow as tf
 from efficientnet_advprop.keras.branch_context import current_pass
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import normalization
-from efficientnet_advprop.models.normalization import MAIN, branch_index, branch_names
+from efficientnet_advprop.models.branches import MAIN, branch_index, branch_names
 from tpu_utils.replicas import reduction, replica_runtime
 
 PACKAGE = "efficientnet_advprop"

@@ -25,7 +25,7 @@ from efficientnet_advprop.keras.conversion import (
     restore_batch_norms,
 )
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.normalization import branch_index
+from efficientnet_advprop.models.branches import branch_index
 
 
 @keras.utils.register_keras_serializable(PACKAGE)

@@ -17,7 +17,8 @@ import tensorflow as tf
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations
 from efficientnet_advprop.models.activations import Activation, ActivationChoice
-from efficientnet_advprop.models.normalization import MAIN, DualBatchNormalization
+from efficientnet_advprop.models.branches import MAIN
+from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.models.routed_layers import (
     RoutedDepthwiseConvolution,
     RoutedPointwiseConvolution,

@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.activations import choose
+from efficientnet_advprop.models.branches import MAIN, Branch, branch_index, check_branch
 from efficientnet_advprop.models.end_points import names_of_blocks
-from efficientnet_advprop.models.normalization import MAIN, branch_index
 from efficientnet_advprop.models.recomputation import recompute_in_backward
 from tpu_utils.replicas import randomness
 
@@ -151,7 +151,12 @@ class Network(keras.Model):
         super().compile(optimizer, *args, **kwargs)
 
     def call(
-        self, images, training=False, branch: str = MAIN, update_statistics: bool = True, seed=None
+        self,
+        images,
+        training=False,
+        branch: Branch = MAIN,
+        update_statistics: bool = True,
+        seed=None,
     ):
         """Logits.
 
@@ -160,7 +165,8 @@ class Network(keras.Model):
                 RGB. Any part of the shape may be unknown when tracing.
             training: Python bool; True uses the batch's moments, dropout and stochastic
                 depth.
-            branch: whose batch norms: "main", "aux" (= "aux_1"), "aux_2", …
+            branch: whose batch norms: "main", "aux" (= "aux_1"), "aux_2", …; in inference
+                also a `BranchMixture`.
             update_statistics: with `training=True`, whether the branch's running
                 statistics move.
             seed: int32 [2], decides dropout and stochastic depth; None draws one (not
@@ -174,7 +180,7 @@ class Network(keras.Model):
         """
         return self._forward(images, training, branch, update_statistics, seed)
 
-    def features(self, images, branch: str = MAIN) -> dict[str, tf.Tensor]:
+    def features(self, images, branch: Branch = MAIN) -> dict[str, tf.Tensor]:
         """Feature maps in inference mode, in the compute dtype, by the names of the
         official end points.
 
@@ -206,9 +212,11 @@ class Network(keras.Model):
         for longer than needed.
         """
         images = _checked_images(images)
-        branch_index(branch, self.aux_branches)
         if training:
+            branch_index(branch, self.aux_branches)  # no mixture
             seed = randomness.seed_or_fresh(seed)
+        else:
+            check_branch(branch, self.aux_branches)
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
         mean, deviation = NORMALIZATIONS[self.normalization]
         x = (tf.cast(images, tf.float32) - tf.constant(mean)) / tf.constant(deviation)

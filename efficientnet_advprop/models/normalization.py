@@ -15,36 +15,16 @@ from typing import NamedTuple, Optional
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models.branches import (
+    MAIN,
+    Branch,
+    BranchMixture,
+    branch_index,
+    branch_names,
+)
 from tpu_utils.replicas import reduction, replica_runtime
 
-MAIN = "main"
 AUX_SHARES = ("none", "statistics", "affine")
-AUX_SHARES = ("none", "statistics", "affine")
-
-
-def branch_names(aux_branches: int) -> tuple[str, ...]:
-    """The names of a layer's branches, in order: "main", "aux", "aux_2", … ("aux_1" is
-    accepted as another word for "aux").
-    """
-    return (MAIN,) + tuple(
-        "aux" if index == 1 else f"aux_{index}" for index in range(1, aux_branches + 1)
-    )
-
-
-def branch_index(branch: str, aux_branches: int) -> int:
-    """The position of `branch`: 0 for main, i for the i-th auxiliary one.
-
-    Raises:
-        ValueError: there is no such branch.
-    """
-    names = branch_names(aux_branches)
-    name = "aux" if branch == "aux_1" else branch
-    if name not in names:
-        raise ValueError(
-            f"`branch` is {branch!r}, but with `aux_branches`={aux_branches} there is only {', '.join(map(repr, names))}. "
-            "Name one of these, or build with more auxiliary branches."
-        )
-    return names.index(name)
 
 
 def official_group_size(num_replicas: int) -> int:
@@ -199,14 +179,20 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
             affine.gamma, affine.beta, statistics.moving_mean, statistics.moving_variance
         )
 
-    def affine(self, branch: str = MAIN) -> tuple[tf.Tensor, tf.Tensor]:
+    def affine(self, branch: Branch = MAIN) -> tuple[tf.Tensor, tf.Tensor]:
         """The inference-mode batch norm as y = scale·x + offset, from the running
         statistics.
+
+        Args:
+            branch: one of the layer's, or a mixture of them.
 
         Returns:
             scale and offset, float32 [channels].
         """
-        held = self.variables_of(branch)
+        if isinstance(branch, BranchMixture):
+            held = self._mixed(branch)
+        else:
+            held = self.variables_of(branch)
         scale = tf.math.rsqrt(held.moving_variance + self.epsilon)
         if held.gamma is not None:
             scale *= held.gamma
@@ -215,14 +201,26 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
             offset += held.beta
         return scale, offset
 
-    def call(self, inputs, training=False, branch: str = MAIN, update_statistics: bool = True):
+    def _mixed(self, mixture: BranchMixture) -> BranchVariables:
+        """What a mixture normalises with; tensors for gamma and beta."""
+        parts = [(self.variables_of(name), share) for name, share in mixture.shares]
+
+        def mean(which):
+            if getattr(parts[0][0], which) is None:
+                return None
+            return tf.add_n([share * getattr(held, which) for held, share in parts])
+
+        statistics = self.variables_of(mixture.statistics)
+        return statistics._replace(gamma=mean("gamma"), beta=mean("beta"))
+
+    def call(self, inputs, training=False, branch: Branch = MAIN, update_statistics: bool = True):
         """Normalises.
 
         Args:
             inputs: float tensor [batch, …, channels].
             training: Python bool; True normalises with the batch's moments, False with
                 the branch's running statistics.
-            branch: "main", "aux" (= "aux_1"), "aux_2", …
+            branch: "main", "aux" (= "aux_1"), "aux_2", …; in inference also a mixture.
             update_statistics: with `training=True`, whether the batch's moments move
                 the branch's running statistics.
 
@@ -230,17 +228,18 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
             A tensor of the inputs' shape, in the layer's compute dtype.
 
         Raises:
-            ValueError: there is no such branch, or `training` is a tensor.
+            ValueError: there is no such branch, a mixture is to be trained, or `training`
+                is a tensor.
         """
         if tf.is_tensor(training):
             raise ValueError(
                 "`training` is a tensor, but which statistics are used must be known when tracing; pass a Python bool."
             )
         inputs = tf.cast(inputs, self.compute_dtype)
-        held = self.variables_of(branch)
         if not (training and self.trainable):
             scale, offset = self.affine(branch)
             return inputs * tf.cast(scale, inputs.dtype) + tf.cast(offset, inputs.dtype)
+        held = self.variables_of(branch)
         if self.num_replicas_together > 1:
             outputs, mean, variance = self._normalize_in_group(inputs, held)
         else:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations, resnet_scaling
 from efficientnet_advprop.models.activations import ActivationChoice
+from efficientnet_advprop.models.branches import MAIN
 from efficientnet_advprop.models.denoising import OPERATIONS, DenoisingBlock
 from efficientnet_advprop.models.layers import (
     Convolution,
@@ -25,7 +26,7 @@ from efficientnet_advprop.models.layers import (
     drop_residual,
 )
 from efficientnet_advprop.models.network import Network, check_choice, check_scaling
-from efficientnet_advprop.models.normalization import MAIN, DualBatchNormalization
+from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.models.resnet_scaling import Bottleneck
 from efficientnet_advprop.models.scaling import round_filters
 from tpu_utils.replicas import randomness

@@ -29,7 +29,7 @@ from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.metrics import CorruptionErrors
 from efficientnet_advprop.evaluation.results import Conditions, Results, predictions_path
-from efficientnet_advprop.evaluation.test_set_name import by_severity
+from efficientnet_advprop.evaluation.test_set_name import by_severity, is_passed
 from efficientnet_advprop.reports import significance
 from efficientnet_advprop.reports.published_results import ALEXNET_ERRORS
 
@@ -294,10 +294,15 @@ def compare(measured: Sequence[Measured]) -> Comparison:
 
 
 def _common_suites(first: Measured, second: Measured) -> list[tuple[str, str]]:
+    """Of attacks in a chain the last alone: a test of each would weaken all by Holm's
+    correction, and says nothing more.
+    """
     single = [
         (name, "top-1")
         for name in first.results.test_sets
-        if not name.is_corrupted and name in second.results.test_sets
+        if not name.is_corrupted
+        and name in second.results.test_sets
+        and not is_passed(name, first.results.test_sets)
     ]
     return single + [(suite, "mCE") for suite in first.whole_suites if suite in second.whole_suites]
 

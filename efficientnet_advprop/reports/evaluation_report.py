@@ -14,15 +14,18 @@ models also shows which differences are statistically significant. All numbers c
 
 import dataclasses
 import functools
+import math
 import statistics
 from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
 
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
+from efficientnet_advprop.evaluation.cue_conflict import Decisions
 from efficientnet_advprop.evaluation.metrics import Score, corruption_errors
 from efficientnet_advprop.evaluation.test_set_name import TestSetName, by_severity
 from efficientnet_advprop.reports import charts, report_rows
+from efficientnet_advprop.reports.branch_curves import BranchCurve, branch_curves
 from efficientnet_advprop.reports.comparison import (
     Comparison,
     Measured,
@@ -248,7 +251,53 @@ def render_markdown(report: Report) -> str:
                 ]
                 cells.append(percent(one.errors[model]) if model in one.errors else "")
                 lines.append(_markdown_row(one.title, model, *cells))
+    lines += _markdown_shape_bias(report) + _markdown_branch_curves(report)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown_shape_bias(report: Report) -> list[str]:
+    lines = [
+        _markdown_row(
+            category,
+            model,
+            own.num_images,
+            own.num_shape,
+            own.num_texture,
+            "" if own.shape_bias is None else percent(own.shape_bias),
+        )  # fmt: skip
+        for model, decisions in _shape_decisions(report).items()
+        for category, own in decisions.items()
+    ]
+    head = "| shape | model | images in conflict | by shape | by texture | shape bias |"
+    return lines and [
+        "",
+        "## Shape bias by category",
+        "",
+        head,
+        "|---|---|---|---|---|---|",
+        *lines,
+    ]
+
+
+def _markdown_branch_curves(report: Report) -> list[str]:
+    lines = []
+    for curve in branch_curves(report.comparison.measured):
+        titles = [report_rows.title(name) for name in curve.scores]
+        lines += ["", f"## {describe_branch_curve(curve)}", ""]
+        lines += [
+            _markdown_row(f"share of {curve.auxiliary}", *titles),
+            "|---" * (1 + len(titles)) + "|",
+        ]
+        for share, *scores in zip(curve.shares, *curve.scores.values()):
+            lines.append(_markdown_row(f"{share:g}", *map(with_interval, scores)))
+    return lines
+
+
+def describe_branch_curve(curve: BranchCurve) -> str:
+    """Which network and which branches a curve is of."""
+    return (
+        f"{curve.model}: main mixed with {curve.auxiliary}, moving statistics of {curve.statistics}"
+    )
 
 
 def _markdown_row(*cells: Any) -> str:
@@ -311,6 +360,8 @@ def render_html(
             suite: "AlexNet" if is_fixed_yardstick(suite) else report.models[0] for suite in tables
         },
         attack_chart=_attack_chart(report),
+        shape_bias_chart=_shape_bias_chart(report),
+        branch_charts=_branch_charts(report),
         reliability_charts=_reliability_charts(report),
         disagreements=_disagreements(report),
         **more,
@@ -456,6 +507,55 @@ def _attack_chart(report: Report) -> Optional[str]:
         y_label="top-1 accuracy, %",
         size=(5.6, 2.6),
     )
+
+
+def _shape_decisions(report: Report) -> dict[str, Mapping[str, Decisions]]:
+    """Model → category → decisions, of the models that answered cue conflict."""
+    found = {
+        measured.name: report_rows.shape_decisions(measured)
+        for measured in report.comparison.measured
+    }
+    return {model: decisions for model, decisions in found.items() if decisions is not None}
+
+
+def _shape_bias_chart(report: Report) -> Optional[str]:
+    """Shape bias by category; no bar where neither shape nor texture was answered."""
+    by_model = _shape_decisions(report)
+    if not by_model:
+        return None
+    bars = [
+        charts.Curve(
+            model,
+            report.colors[model],
+            [math.nan if own.shape_bias is None else own.shape_bias for own in decisions.values()],
+        )
+        for model, decisions in by_model.items()
+    ]
+    categories = next(iter(by_model.values()))
+    return charts.bar_chart(list(categories), bars, x_label="shape bias, %", mark=0.5)
+
+
+def _branch_charts(report: Report) -> list[dict]:
+    """Accuracy over the share of the auxiliary branch, a chart for each network."""
+    found = []
+    for curve in branch_curves(report.comparison.measured):
+        lines = [
+            charts.Curve(
+                report_rows.title(name),
+                COLORS[number % len(COLORS)],
+                [score.top1 for score in scores],
+                [score.interval() for score in scores],
+            )
+            for number, (name, scores) in enumerate(curve.scores.items())
+        ]
+        svg = charts.line_chart(
+            curve.shares,
+            lines,
+            x_label=f"share of {curve.auxiliary} in gamma and beta",
+            y_label="top-1 accuracy, %",
+        )
+        found.append(dict(title=describe_branch_curve(curve), curves=lines, svg=svg))
+    return found
 
 
 def _reliability_charts(report: Report) -> list[dict]:

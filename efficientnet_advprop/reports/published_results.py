@@ -57,6 +57,8 @@ class PublishedFigure:
             access to it).
         source: the publication.
         note: what a reader must know to compare; usually empty.
+        is_of_same_code: whether it was measured by code and pre-processing like ours;
+            if not, no difference is printed.
     """
 
     value: float
@@ -64,6 +66,7 @@ class PublishedFigure:
     evidence: str
     source: str
     note: str = ""
+    is_of_same_code: bool = True
 
 
 _PAPER = "Xie et al., CVPR 2020"
@@ -83,6 +86,31 @@ _PAPER_FIGURES = {
         (14.6, 16.7, 17.8, 21.4, 22.5, 24.4, 25.9, 26.6),
     ),
 }
+# Taori et al., NeurIPS 2020: rows of the table of results of their testbed
+# (imagenet-testbed), of the same weights converted to PyTorch. Only rows that were read.
+_TESTBED = "Taori et al., NeurIPS 2020, testbed"
+_TESTBED_FIGURES = {
+    "b0-autoaugment": {
+        "imagenet_v2/matched-frequency": 64.42,
+        "imagenet_v2/threshold-0.7": 73.34,
+        "imagenet_v2/topimages": 79.04,
+        "imagenet_sketch": 26.49,
+        "imagenet_r": 38.61,
+        "imagenet_a_classes": 92.26,
+        "imagenet_r_classes": 92.39,
+        "objectnet": 34.31,
+    },
+    "b1-advprop": {
+        "imagenet_v2/matched-frequency": 66.61,
+        "imagenet_v2/threshold-0.7": 75.48,
+        "imagenet_v2/topimages": 80.35,
+        "imagenet_sketch": 30.85,
+        "imagenet_r": 43.19,
+        "imagenet_a_classes": 93.14,
+        "imagenet_r_classes": 93.39,
+        "objectnet": 38.21,
+    },
+}
 _KINDS = {"autoaugment": 0, "advprop": 1}
 _NOTES = {
     "autoaugment": "of the paper’s own vanilla network; "
@@ -97,7 +125,8 @@ def find_published(checkpoint: Optional[str], suite: str) -> Optional[PublishedF
     Args:
         checkpoint: a name in `published_checkpoints.PUBLISHED`, such as "b3-advprop";
             None: an unpublished network.
-        suite: "imagenet", "imagenet_c" (its mCE), "imagenet_a" or "stylized".
+        suite: "imagenet", "imagenet_c" (its mCE), "imagenet_a", "stylized"; and for some
+            networks ImageNet-V2, -R, -Sketch and ObjectNet.
     """
     row = published_checkpoints.PUBLISHED.get(checkpoint)
     if row is None:
@@ -108,4 +137,8 @@ def find_published(checkpoint: Optional[str], suite: str) -> Optional[PublishedF
         value = _PAPER_FIGURES[suite][_KINDS[row.kind]][_VARIANTS.index(row.variant)]
         measure = "mCE" if suite == "imagenet_c" else "top-1"
         return PublishedFigure(value, measure, "recalled", _PAPER, _NOTES[row.kind])
+    value = _TESTBED_FIGURES.get(row.name, {}).get(suite)
+    if value is not None:
+        note = "the same weights converted to PyTorch"
+        return PublishedFigure(value, "top-1", "read", _TESTBED, note, is_of_same_code=False)
     return None

@@ -11,15 +11,23 @@ here) is a remark, which reports must print.
 """
 
 import dataclasses
+import math
 import re
 import statistics
 from typing import Mapping, Optional, Sequence
 
+from efficientnet_advprop.attacks.autoattack import VERSIONS
 from efficientnet_advprop.evaluation import metrics
-from efficientnet_advprop.evaluation.results import Conditions, TestSetResult, describe_attack
-from efficientnet_advprop.evaluation.test_set_name import TestSetName, by_severity
+from efficientnet_advprop.evaluation.cue_conflict import Decisions, count_decisions, total
+from efficientnet_advprop.evaluation.results import (
+    Conditions,
+    TestSetResult,
+    describe_attack,
+    describe_feeding,
+)
+from efficientnet_advprop.evaluation.test_set_name import CLEAN, TestSetName, by_severity, is_passed
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED
-from efficientnet_advprop.reports import significance
+from efficientnet_advprop.reports import effective_robustness, significance
 from efficientnet_advprop.reports.comparison import Comparison, Measured, is_fixed_yardstick
 from efficientnet_advprop.reports.published_results import (
     ALEXNET_CLEAN_ERROR,
@@ -48,6 +56,8 @@ _TITLES = {
     "cue_conflict": "Cue conflict",
     "autoattack": "AutoAttack",
     "robustbench": "RobustBench",
+    "imagenet_a_classes": "ImageNet, the 200 classes of ImageNet-A",
+    "imagenet_r_classes": "ImageNet, the 200 classes of ImageNet-R",
 }
 _NORM_TITLES = {"linf": "L∞", "l2": "L2"}
 _STAGE_TITLES = {
@@ -60,7 +70,7 @@ _STAGE_TITLES = {
     "square": "after Square",
     "square_alone": "Square alone",
 }
-_STAGE = re.compile(f"({'|'.join(_NORM_TITLES)})_([^/]+)/({'|'.join(_STAGE_TITLES)})")
+_STAGE = re.compile(f"({'|'.join(_NORM_TITLES)})_([^/]+)(?:/({'|'.join(_STAGE_TITLES)}))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +79,10 @@ class Measure:
 
     Args:
         suite: the test set, or the corrupted suite.
-        quantity: "top-1", "mCE", "relative mCE" or "mean error".
+        quantity: "top-1", "mCE", "relative mCE", "mean error", "shape bias" or
+            "effective robustness".
         value: as a fraction of 1; nan if it is undefined, for the reason given in the
-            remarks.
+            remarks. Effective robustness is a difference of accuracies, of either sign.
         interval: 95 % interval as a fraction of 1; None if there is none.
         num_images: the number of images in all test sets of the suite.
         feeding: resolution, crop and other conditions, in words.
@@ -120,7 +131,8 @@ def title(suite: str) -> str:
     if stage is not None:
         norm, epsilon, attack = stage.groups()
         of = _TITLES.get(name.suite, name.suite)
-        return f"{of}, {_NORM_TITLES[norm]} ε = {epsilon}, {_STAGE_TITLES[attack]}"
+        which = _STAGE_TITLES[attack] if attack else "all attacks together"
+        return f"{of}, {_NORM_TITLES[norm]} ε = {epsilon}, {which}"
     if name.epsilon is not None:
         return f"{_TITLES[name.suite]}, ε = {name.variant}"
     variant = name.variant.replace("_", " ")
@@ -129,10 +141,7 @@ def title(suite: str) -> str:
 
 def describe_conditions(conditions: Conditions) -> str:
     """Resolution, crop, and all conditions that differ from the usual ones, in words."""
-    parts = [
-        f"{conditions.image_size} px, "
-        + ("whole images" if conditions.crop == "none" else f"crop {conditions.crop}")
-    ]
+    parts = [describe_feeding(conditions.image_size, conditions.crop)]
     if conditions.num_kept_classes is not None:
         parts.append(f"{conditions.num_kept_classes} classes kept")
     if conditions.num_categories is not None:
@@ -149,11 +158,82 @@ def list_measures(comparison: Comparison, measured: Measured) -> list[Measure]:
     suites = dict.fromkeys(name.whole for name in measured.results.test_sets)
     measures = []
     for suite in suites:
-        if suite in measured.results.test_sets:
-            measures.append(_measure_top1(measured, suite))
-        else:
+        if suite not in measured.results.test_sets:
             measures += _measure_corruptions(comparison, measured, suite)
+            continue
+        measures.append(_measure_top1(measured, suite))
+        for derive in (_measure_together, _measure_shape_bias, _measure_effective_robustness):
+            derived = derive(measured, TestSetName(suite))
+            measures += [] if derived is None else [derived]
     return measures
+
+
+def _measure_together(measured: Measured, test_set: TestSetName) -> Optional[Measure]:
+    """What a whole chain of attacks leaves right, at its last one; with the doubts of
+    all of them.
+    """
+    results = measured.results.test_sets
+    chain = [name for name in results if name.chain == test_set.chain]
+    attacks = tuple(name.rpartition("/")[2] for name in chain if not name.endswith(f"/{CLEAN}"))
+    if test_set.chain is None or is_passed(test_set, results) or attacks not in VERSIONS.values():
+        return None
+    (version,) = (version for version, held in VERSIONS.items() if held == attacks)
+    last = _measure_top1(measured, test_set)
+    remarks = dict.fromkeys(remark for name in chain for remark in _remarks(results[name]))
+    conditions = results[test_set].conditions
+    return dataclasses.replace(
+        last,
+        suite=test_set.chain,
+        feeding=f"{describe_feeding(conditions.image_size, conditions.crop)}; AutoAttack {version}; "
+        f"{conditions.branch} batch norms",
+        remarks=list(remarks),
+    )
+
+
+def _measure_shape_bias(measured: Measured, test_set: TestSetName) -> Optional[Measure]:
+    """shape / (shape + texture) of cue conflict, over the images decided either way."""
+    decisions = shape_decisions(measured) if test_set == "cue_conflict" else None
+    if decisions is None:
+        return None
+    summed = total(decisions)
+    num_decided = summed.num_shape + summed.num_texture
+    result = measured.results.test_sets[test_set]
+    return Measure(
+        test_set,
+        "shape bias",
+        math.nan if summed.shape_bias is None else summed.shape_bias,
+        metrics.wilson_interval(summed.num_shape, num_decided) if num_decided else None,
+        num_decided,
+        describe_conditions(result.conditions),
+        _remarks(result) + ([] if num_decided else ["no image was decided either way"]),
+    )
+
+
+def shape_decisions(measured: Measured) -> Optional[dict[str, Decisions]]:
+    """Category → decisions on cue conflict; None if it was not measured, or predictions
+    were not kept.
+    """
+    predictions = measured.predictions("cue_conflict")
+    return None if predictions is None else count_decisions(predictions)
+
+
+def _measure_effective_robustness(measured: Measured, test_set: TestSetName) -> Optional[Measure]:
+    """The accuracy above the expected one; its interval is that of the accuracy alone."""
+    expected = effective_robustness.expected_accuracy(measured.results, test_set)
+    if expected is None:
+        return None
+    result, base = (measured.results.test_sets[name] for name in (test_set, expected.base))
+    low, high = result.score.interval()
+    return Measure(
+        test_set,
+        "effective robustness",
+        result.score.top1 - expected.accuracy,
+        (low - expected.accuracy, high - expected.accuracy),
+        result.score.num_images,
+        f"above the {100 * expected.accuracy:.1f} % expected at {100 * base.score.top1:.1f} % on "
+        f"{title(expected.base)} ({effective_robustness.SOURCE})",
+        _remarks(result) + [f"{title(expected.base)}: {remark}" for remark in _remarks(base)],
+    )
 
 
 def _remarks(result: TestSetResult) -> list[str]:
@@ -190,6 +270,8 @@ def _measure_top1(measured: Measured, test_set: str) -> Measure:
     remarks = _remarks(result)
     published = find_published(config.get("published"), test_set)
     is_comparable = not remarks and conditions.branch == "main"
+    if published is not None and not published.is_of_same_code:
+        is_comparable = False
     if published and test_set == "imagenet":
         row = PUBLISHED[config["published"]]
         if (conditions.image_size, conditions.crop) != (row.image_size, row.crop):

@@ -16,7 +16,7 @@ from typing import Mapping, Sequence
 import numpy as np
 
 from efficientnet_advprop.evaluation.metrics import Score
-from efficientnet_advprop.evaluation.test_set_name import TestSetName
+from efficientnet_advprop.evaluation.test_set_name import TestSetName, is_passed
 from efficientnet_advprop.reports import charts, evaluation_report
 from efficientnet_advprop.reports.evaluation_report import Report
 
@@ -61,16 +61,16 @@ class DemoReport:
     configs: Mapping[str, str]
 
     def test_sets(self) -> list[str]:
-        """The test sets at the top of the page: clean, corrupted, and under the
-        strongest attack.
+        """The test sets at the top of the page: clean, corrupted, under the strongest
+        PGD, and under all attacks of AutoAttack.
         """
         results = self.report.comparison.first.results
         found = [self.clean] + [
             suite for suite in results.corrupted_suites() if suite == self.corrupted
         ]
-        return found + [
-            TestSetName.attacked(epsilon) for epsilon in sorted(results.epsilons())[-1:]
-        ]
+        found += [TestSetName.attacked(epsilon) for epsilon in sorted(results.epsilons())[-1:]]
+        names = list(results.test_sets)
+        return found + [name for name in names if name.chain and not is_passed(name, names)]
 
 
 def images_per_second(history: Sequence[Mapping[str, float]]) -> float:
@@ -111,6 +111,13 @@ def _headline(demo: DemoReport, name: str) -> dict:
     elif name == demo.corrupted:
         num_corruptions = len(demo.report.comparison.first.results.corruptions(name))
         title, note = "Corrupted images", f"mean of {num_corruptions} corruptions × 5 severities"
+    elif TestSetName(name).chain:
+        result = demo.report.comparison.first.results.test_sets[name]
+        title = "Under AutoAttack"
+        note = (
+            f"all four attacks, ε = {result.conditions.attack['epsilon']:g}, on "
+            f"{result.score.num_images:,} of the images"
+        )
     else:
         title, note = "Under attack", f"PGD on the main branch, ε = {TestSetName(name).variant}"
     rows = []

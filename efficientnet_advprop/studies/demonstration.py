@@ -24,7 +24,11 @@ from efficientnet_advprop.models.variable_names import weights_digest
 from efficientnet_advprop.reports import evaluation_report, report_files
 from efficientnet_advprop.reports.comparison import Measured, compare
 from efficientnet_advprop.studies import demo_report
-from efficientnet_advprop.studies.digit_tests import ATTACK_DESCRIPTION, open_test_sets
+from efficientnet_advprop.studies.digit_tests import (
+    ATTACK_DESCRIPTION,
+    AUTOATTACK_IMAGES,
+    open_test_sets,
+)
 from efficientnet_advprop.training import assembly, checkpoints, loop, passes, progress
 from tpu_utils.devices.strategy import make_strategy
 
@@ -35,6 +39,7 @@ DESCRIPTIONS = {
     "adversarial": "clean and adversarial images through the same batch norms",
 }
 ATTACK_EPSILONS = (4.0, 8.0, 16.0)  # of the attacks in the evaluation, pixels of 255
+AUTOATTACK_BATCH_SIZE = 50
 NUM_PICTURES = 6
 SAMPLE = 7  # the test image that is shown with every corruption
 
@@ -108,8 +113,12 @@ def _evaluate(
         # Other weights get another folder.
         folder = os.path.join(output_dir, "evaluation", f"{method}-{digest[:8]}")
         print(f"{NAMES[method]}:", flush=True)
-        results = evaluation_run.measure(
+        evaluation_run.measure(
             classifier, in_order, folder, batch_size=config.training.eval_batch_size
+        )
+        # In smaller batches: the fewer images withstand, the fewer are left to attack.
+        results = evaluation_run.measure(
+            classifier, test_sets["autoattack"], folder, batch_size=AUTOATTACK_BATCH_SIZE
         )
         measured.append(Measured(NAMES[method], results, folder))
     return measured
@@ -175,6 +184,8 @@ def _list_facts(config: ExperimentConfig, num_train: int) -> dict[str, str]:
         "training attack": f"{_describe(config.attack)}; on AdvProp’s auxiliary branch, "
         "or on the only branch",
         "evaluation attack": ATTACK_DESCRIPTION,
+        "AutoAttack": f"version standard, L∞, through the main batch norms, on {AUTOATTACK_IMAGES} "
+        "of the test images, evenly spaced",
         "corruptions": f"{len(corruptions.CORRUPTIONS)} of ImageNet-C’s types, made here with "
         "the parameters for small images and fixed seeds",
         "seed": str(training.seed),

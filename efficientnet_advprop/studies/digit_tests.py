@@ -9,15 +9,24 @@ Usage:
 import dataclasses
 from typing import Sequence
 
-from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.attacks import PGD, AutoAttack
 from efficientnet_advprop.config import ExperimentConfig
 from efficientnet_advprop.evaluation.suites import registry
-from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings, TestSet, with_attack
+from efficientnet_advprop.evaluation.suites.test_sets import (
+    SuiteSettings,
+    TestSet,
+    attack_stages,
+    with_attack,
+)
 
 # The attack in the evaluation: number of iterations, and the size of one iteration
 # relative to ε.
 ATTACK_STEPS = 10
 RELATIVE_STEP_SIZE = 0.25
+# Images, evenly spaced, that AutoAttack is tried on: it asks a network for thousands of
+# answers per image.
+AUTOATTACK_IMAGES = 100
+AUTOATTACK_EPSILON = 8.0  # pixels of 255, L∞
 ATTACK_DESCRIPTION = (
     f"Untargeted PGD through the main batch norms, {ATTACK_STEPS} steps of "
     f"{RELATIVE_STEP_SIZE:g}·ε from a random start."
@@ -31,7 +40,7 @@ def open_test_sets(
     severities: Sequence[int],
     attack_epsilons: Sequence[float],
 ) -> dict[str, list[TestSet]]:
-    """Returns "clean", "corrupted" and "attacked" → test sets.
+    """Returns "clean", "corrupted", "attacked" and "autoattack" → test sets.
 
     Args:
         config: of the network that will be measured; the attack uses its seed.
@@ -57,4 +66,10 @@ def open_test_sets(
         "attacked": [
             with_attack(clean, dataclasses.replace(settings, attack=attack)) for attack in attacks
         ],
+        "autoattack": attack_stages(
+            dataclasses.replace(clean, max_images=AUTOATTACK_IMAGES),
+            "autoattack",
+            AutoAttack(AUTOATTACK_EPSILON, num_classes=config.model.num_classes),
+            config.training.seed,
+        ),
     }

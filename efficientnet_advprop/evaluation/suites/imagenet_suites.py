@@ -406,7 +406,8 @@ def _open_autoattack(settings: SuiteSettings, wanted: str) -> list[TestSet]:
     try:
         autoattack = dataclasses.replace(settings.autoattack, num_classes=settings.num_classes)
     except ValueError as error:
-        raise SuiteError(str(error)) from error
+        message = str(error).replace("`num_targets`", "`num_targets` (--attack_targets)", 1)
+        raise SuiteError(message) from error
     if wanted == "autoattack/square":
         return [square_alone(clean, autoattack, settings.seed)]
     return attack_stages(clean, "autoattack", autoattack, settings.seed)

@@ -14,7 +14,7 @@ from typing import Callable, Mapping, Optional, Sequence
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import AutoAttack
-from efficientnet_advprop.data import image_folders, robustness_sets
+from efficientnet_advprop.data import image_folders, preprocessing, robustness_sets
 from efficientnet_advprop.data.image_formats import is_image
 from efficientnet_advprop.data.labeled_images import FileImages
 from efficientnet_advprop.data.records import DataError
@@ -42,9 +42,11 @@ _NUM_VALIDATION = 50_000
 _NUM_OBJECTNET_FOLDERS, _NUM_OBJECTNET_IMAGES = 313, 18_574  # images: of the 113 categories
 _OBJECTNET_BORDER = 2  # pixels of red that are drawn around every image
 _NUM_CUE_CONFLICT_IMAGES = 1_280
-# RobustBench: L∞ within 4/255, images at 256 → 224 pixels.
+# RobustBench: L∞ within 4/255, images at 256 → 224 pixels; its pre-processing
+# "Res256Crop224", with which all but some of its newest models are measured.
 _ROBUSTBENCH_ATTACK = AutoAttack(4.0, "linf", num_classes=imagenet_suites.NUM_CLASSES)
-_ROBUSTBENCH_SIZE, _ROBUSTBENCH_CROP = 224, "0.875"
+_ROBUSTBENCH_SIZE, _ROBUSTBENCH_CROP = 224, preprocessing.TORCHVISION
+_NUM_IMAGES_PER_CLASS = 50  # of ImageNet's validation set
 
 
 def _require_network(settings: SuiteSettings, suite: str, looked_for: str) -> None:
@@ -153,13 +155,17 @@ def _validation_number(path: str) -> Optional[int]:
     return int(match[1]) if match else None
 
 
-def _some_of(images, is_wanted: Callable[[int], bool], source: str, suite: str) -> FileImages:
-    """Those validation images whose number is wanted."""
+def _require_files(images, source: str, suite: str) -> None:
     if not isinstance(images, FileImages):
         raise DataError(
-            f"{source} does not name its images, by whose numbers {suite} chooses; give them as "
+            f"{source} does not name its images, among which {suite} chooses; give them as "
             "files, ILSVRC2012_val_00000001.JPEG …, in a folder for each class."
         )
+
+
+def _some_of(images, is_wanted: Callable[[int], bool], source: str, suite: str) -> FileImages:
+    """Those validation images whose number is wanted."""
+    _require_files(images, source, suite)
     numbers = [_validation_number(path) for path in images.paths]
     if None in numbers:
         raise DataError(
@@ -181,6 +187,31 @@ def _open_part(
         lambda: _some_of(clean.find_images(), is_wanted, clean.source, suite),
         **{**common(settings), **fields},
     )
+
+
+def open_classes(settings: SuiteSettings, wanted: str) -> list[TestSet]:
+    """ImageNet's validation images of the 200 classes of ImageNet-A or -R, answered
+    among these: what accuracies on those sets are compared with (Taori et al., NeurIPS
+    2020).
+    """
+    (clean,) = imagenet_suites.open_sets(settings, "imagenet")
+    labels = imagenet_suites.subset(wanted.removesuffix("_classes"))
+
+    def find_images():
+        images = clean.find_images()
+        _require_files(images, clean.source, wanted)
+        held = set(labels)
+        return images.subset([row for row, label in enumerate(images.labels) if label in held])
+
+    return [
+        TestSet(
+            TestSetName(wanted),
+            clean.source,
+            find_images,
+            kept_classes=labels,
+            **common(settings, expected_num_images=_NUM_IMAGES_PER_CLASS * len(labels)),
+        )
+    ]
 
 
 def open_robustbench(settings: SuiteSettings, wanted: str) -> list[TestSet]:
@@ -256,6 +287,8 @@ SUITES: Mapping[str, Callable[[SuiteSettings, str], Sequence[TestSet]]] = {
     "objectnet": open_objectnet,
     "cue_conflict": open_cue_conflict,
     "robustbench": open_robustbench,
+    "imagenet_a_classes": open_classes,
+    "imagenet_r_classes": open_classes,
 }
 
 
@@ -266,4 +299,5 @@ def describe_layouts() -> str:
         for suite, folders in FOLDERS.items()
     ]
     lines.append(f"{'imagenet_real':17}{', '.join(REAL_FILES)}; the images of imagenet, as files")
-    return "\n".join([*lines, "robustbench: the images of imagenet, as files"])
+    lines.append("robustbench, imagenet_a_classes, imagenet_r_classes: those of imagenet, as files")
+    return "\n".join(lines)

@@ -14,7 +14,7 @@ from efficientnet_advprop.attacks import PGD, AutoAttack, Square
 from efficientnet_advprop.attacks.search import Search
 from efficientnet_advprop.data.labeled_images import LabeledImages
 from efficientnet_advprop.errors import UsageError
-from efficientnet_advprop.evaluation.results import Conditions
+from efficientnet_advprop.evaluation.results import Conditions, describe_feeding
 from efficientnet_advprop.evaluation.test_set_name import CLEAN, TestSetName
 
 STORED_SIZE = 224  # pixels: of the images of ImageNet-C and Stylized-ImageNet
@@ -152,7 +152,7 @@ class TestSet:
 
     def describe_feeding(self) -> str:
         """At which resolution its images are fed, in words."""
-        return f"{self.image_size} px, {'whole images' if self.crop == 'none' else f'crop {self.crop}'}"
+        return describe_feeding(self.image_size, self.crop)
 
 
 def common(settings: SuiteSettings, **fields) -> dict:

@@ -16,11 +16,12 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_advprop.models.branches import MAIN, branch_names
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
     CheckpointError,
     require_no_problems,
 )
-from efficientnet_advprop.models.normalization import MAIN, DualBatchNormalization, branch_names
+from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.models.resnet import ResNet
 from tpu_utils.errors import brief_message
 

@@ -1,6 +1,9 @@
+import io
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from efficientnet_advprop.data import preprocessing
 from tests.conftest import golden
@@ -54,6 +57,23 @@ def test_released_crop_is_the_0875_one_at_224_pixels_and_differs_elsewhere(offic
 def test_wrong_crop_is_named(crop):
     with pytest.raises(ValueError, match="`crop` is"):
         preprocessing.crop_fraction(224, crop)
+
+
+@pytest.mark.parametrize("width, height", [(300, 411), (500, 333), (256, 256), (130, 90)])
+def test_torchvisions_crop_is_that_of_pillow(width, height):
+    """torchvision 0.20: `Resize(256)` cuts the longer side to whole pixels, `CenterCrop(224)` rounds
+    half a pixel to even."""
+    pixels = np.random.default_rng(width).integers(0, 256, [height // 6, width // 6, 3], np.uint8)
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    shorter = min(width, height)
+    size = (256 * width // shorter, 256 * height // shorter)
+    left, top = (round((edge - 224) / 2.0) for edge in size)
+    wanted = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    found = preprocessing.preprocess_for_eval(file.getvalue(), 224, preprocessing.TORCHVISION)
+    differences = np.abs(found.numpy() - np.asarray(wanted, np.float32))
+    assert differences.max() <= 1.0 and differences.mean() < 0.1
 
 
 def test_png_and_jpeg_go_through_the_same_pixels(official):

@@ -13,7 +13,7 @@ from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.cue_conflict import count_decisions
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
-from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.evaluation.metrics import Score, wilson_interval
 from efficientnet_advprop.evaluation.results import (
     Conditions,
     Results,
@@ -21,10 +21,11 @@ from efficientnet_advprop.evaluation.results import (
     predictions_path,
 )
 from efficientnet_advprop.evaluation.suites import other_answers
+from efficientnet_advprop.evaluation.suites.imagenet_suites import subset
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteError, SuiteSettings
 from efficientnet_advprop.evaluation.test_set_name import TestSetName
-from efficientnet_advprop.reports.comparison import Measured, compare
-from efficientnet_advprop.reports.evaluation_report import Report, render_html
+from efficientnet_advprop.reports.comparison import Measured, compare, read_measured
+from efficientnet_advprop.reports.evaluation_report import Report, render_html, render_markdown
 from efficientnet_advprop.reports.report_rows import list_measures
 from tests import stand_ins
 
@@ -114,10 +115,21 @@ def test_robustbench_takes_its_own_images_at_its_own_size(validation):
         f"robustbench/linf_4/{stage}" for stage in ("clean", "apgd_ce", "apgd_t", "fab_t", "square")
     ]
     for stage in stages:
-        assert (stage.image_size, stage.crop, stage.expected_num_images) == (224, "0.875", 5000)
+        assert (stage.image_size, stage.crop) == (224, "torchvision")
+        assert stage.expected_num_images == 5000
     # Its first number is 11: none of the eight images is one of its.
     assert stages[0].find_images().num_images == 0
     assert [stage.after for stage in stages] == [None, *(stage.name for stage in stages[:-1])]
+
+
+@pytest.mark.parametrize("suite, held", [("imagenet_a", (113, 143)), ("imagenet_r", (113, 163))])
+def test_imagenet_among_the_classes_of_its_relatives(validation, tmp_path, suite, held):
+    assert [label for label in range(113, 193, 10) if label in subset(suite)] == list(held)
+    results = run(validation, f"{suite}_classes", tmp_path)
+    (result,) = results.test_sets.values()
+    assert result.score.num_images == 2
+    assert result.score.num_top1 == sum(label != 143 for label in held)  # 143 shows another
+    assert result.conditions.num_kept_classes == 200 and result.expected_num_images == 10_000
 
 
 def test_objectnet_by_category_without_its_border(tmp_path):
@@ -160,6 +172,16 @@ def test_cue_conflict_by_category_and_its_shape_bias(tmp_path):
     assert (decisions["oven"].num_shape, decisions["oven"].num_texture) == (1, 0)
     assert decisions["airplane"].shape_bias == 0.5 and decisions["oven"].shape_bias == 1.0
     assert decisions["clock"].shape_bias is None
+    (measured,) = read_measured([str(tmp_path / "out")])
+    comparison = compare([measured])
+    row = list_measures(comparison, measured)[1]
+    assert (row.quantity, row.num_images) == ("shape bias", 3)
+    assert row.value == pytest.approx(2 / 3) and row.interval == wilson_interval(2, 3)
+    report = Report("title", comparison)
+    text = render_markdown(report)
+    assert f"| airplane | {measured.name} | 2 | 1 | 1 | 50.0 |" in text
+    assert f"| oven | {measured.name} | 2 | 1 | 0 | 100.0 |" in text
+    assert "Shape or texture" in render_html(report)
     (root / "oven" / "oven1-airplane2.png").unlink()
     (root / "oven" / "oven2-airplane1.png").unlink()
     (root / "oven").rmdir()

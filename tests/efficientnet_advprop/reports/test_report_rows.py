@@ -5,7 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from efficientnet_advprop.reports.comparison import compare, read_measured
+from efficientnet_advprop.evaluation.calibration import CalibrationBins
+from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.evaluation.results import Conditions, Results, TestSetResult
+from efficientnet_advprop.reports.comparison import Measured, compare, read_measured
 from efficientnet_advprop.reports.published_results import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS
 from efficientnet_advprop.reports.report_rows import list_measures, title
 from tests.efficientnet_advprop.evaluation.constructed_results import write_results
@@ -170,3 +173,99 @@ def test_titles():
         "folder:pets",
         "Stylized-ImageNet",
     )
+
+
+def scored(num_top1, num_images=1000, attack=None, doubts=(), branch="main"):
+    return TestSetResult(
+        Score(num_images, num_top1, num_images),
+        CalibrationBins.count(np.array([0.5]), np.array([True])),
+        Conditions("digest", 224, "released", branch, attack=attack),
+        doubts=doubts,
+    )
+
+
+def rows_of(test_sets, **fields):
+    measured = Measured("b0", Results("b0", "", **fields, test_sets=test_sets))
+    rows = list_measures(compare([measured]), measured)
+    return {(measure.suite, measure.quantity): measure for measure in rows}
+
+
+STAGES = {"apgd_ce": 500, "apgd_t": 420, "fab_t": 420, "square": 410}
+
+
+def chain(num_stages=4, **options):
+    attack = {"name": "Square", "norm": "linf", "epsilon": 4.0, "num_queries": 5000}
+    names = list(STAGES)[:num_stages]
+    return {
+        f"autoattack/linf_4/{name}": scored(STAGES[name], attack=attack, **options)
+        for name in names
+    }
+
+
+def test_a_whole_chain_of_attacks_has_a_row_with_the_doubts_of_all():
+    test_sets = chain()
+    first = "autoattack/linf_4/apgd_ce"
+    test_sets[first] = dataclasses.replace(test_sets[first], doubts=("masked",))
+    rows = rows_of(test_sets)
+    together = rows["autoattack/linf_4", "top-1"]
+    assert together.title == "AutoAttack, L∞ ε = 4, all attacks together"
+    assert together.value == 0.41 and together.interval == Score(1000, 410, 1000).interval()
+    assert together.remarks == ["masked"] and "AutoAttack standard" in together.feeding
+    assert rows["autoattack/linf_4/square", "top-1"].remarks == []
+    assert len(rows) == 5
+
+
+def test_a_chain_that_was_stopped_has_no_such_row():
+    assert len(rows_of(chain(3))) == 3
+
+
+# Rows of the table of results of Taori et al.'s testbed, per cent: ImageNet, V2 (matched
+# frequency), Sketch, R, A, and ImageNet on the classes of R and A. Both networks are trained
+# as its line expects.
+TESTBED = {
+    "se_resnet152": (78.658, 67.440, 26.672, 40.047, 9.347, 93.420, 93.390),
+    "efficientnet-b0-autoaug": (76.840, 64.420, 26.491, 38.607, 5.053, 92.390, 92.260),
+}
+TESTBED_SETS = (
+    "imagenet",
+    "imagenet_v2/matched-frequency",
+    "imagenet_sketch",
+    "imagenet_r",
+    "imagenet_a",
+    "imagenet_r_classes",
+    "imagenet_a_classes",
+)
+
+
+@pytest.mark.parametrize("model", TESTBED)
+def test_networks_of_the_testbed_lie_near_its_lines(model):
+    accuracies = dict(zip(TESTBED_SETS, TESTBED[model]))
+    test_sets = {name: scored(round(1000 * value), 100_000) for name, value in accuracies.items()}
+    rows = rows_of(test_sets)
+    found = {s: row for (s, q), row in rows.items() if q == "effective robustness"}
+    assert set(found) == set(TESTBED_SETS[1:5])
+    for suite, row in found.items():
+        assert abs(row.value) < 0.015, suite
+        assert row.interval[0] < row.value < row.interval[1]
+    assert "on ImageNet, the 200 classes of ImageNet-A" in found["imagenet_a"].feeding
+
+
+def test_effective_robustness_by_hand():
+    rows = rows_of({"imagenet": scored(800), "imagenet_sketch": scored(300)})
+    expected = 1 / (1 + np.exp(-(1.0709154 * np.log(4.0) - 2.3700729)))
+    row = rows["imagenet_sketch", "effective robustness"]
+    assert row.value == pytest.approx(0.3 - expected, abs=1e-7)
+    assert f"{100 * expected:.1f} % expected at 80.0 % on ImageNet" in row.feeding
+    # Without ImageNet, or where its accuracy has no logit, nothing is expected.
+    assert len(rows_of({"imagenet_sketch": scored(300)})) == 1
+    assert len(rows_of({"imagenet": scored(1000), "imagenet_sketch": scored(300)})) == 2
+
+
+def test_figures_of_other_code_stand_beside_without_a_difference():
+    rows = rows_of(
+        {"imagenet_r": scored(430), "imagenet_v2/topimages": scored(800)},
+        config={"published": "b1-advprop"},
+    )
+    row = rows["imagenet_r", "top-1"]
+    assert row.published.value == 43.19 and row.published.evidence == "read"
+    assert row.difference is None

@@ -19,6 +19,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import norms, objectives
 from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range, pixel_range
 from efficientnet_advprop.attacks.search import Found, LogitsFn, Run, Search, ascend, require_whole
+from tpu_utils.replicas import replica_runtime
 
 # Of the paper: the largest weight of the clean image's projection, by how much a
 # projection is overshot, and how much of the way to the clean image a misclassified
@@ -151,10 +152,7 @@ class FAB(Search):
     ) -> Found:
         norm = norms.NORMS[self.norm]
 
-        # One program of XLA: its passes over the images become a few.
-        step_to = tf.function(
-            functools.partial(shortest_step, norm=norm), jit_compile=True, autograph=False
-        )
+        step_to = replica_runtime.in_one_program(functools.partial(shortest_step, norm=norm))
 
         def advance(step, points, nearest_images, nearest):
             leads, normals = self._boundary(logits_fn, points, labels, run.targets)

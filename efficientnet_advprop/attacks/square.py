@@ -25,7 +25,7 @@ from efficientnet_advprop.attacks.search import (
     Search,
     require_whole,
 )
-from tpu_utils.replicas import randomness
+from tpu_utils.replicas import randomness, replica_runtime
 
 # Of the paper: of 10,000 queries, those after which the share of changed pixels is
 # halved.
@@ -119,8 +119,7 @@ class Square(Search):
         sides = window_sides(self.num_queries, self.first_share, height, width, self.norm)
         sides = tf.constant(np.append(sides, 1), tf.int32)  # never empty
 
-        # One program of XLA: dozens of passes over the images become one.
-        guess = tf.function(self._guess, jit_compile=True, autograph=False)
+        guess = replica_runtime.in_one_program(self._guess)
 
         def judge(images):
             logits = tf.cast(logits_fn(images), tf.float32)

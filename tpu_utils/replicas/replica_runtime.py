@@ -14,7 +14,7 @@ it.
 
 import contextlib
 import functools
-from typing import Iterator, Sequence
+from typing import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -180,6 +180,18 @@ _current = ReplicaRuntime()
 def current() -> ReplicaRuntime:
     """The runtime that describes the replicas of the step that is being traced."""
     return _current
+
+
+def in_one_program(function: Callable) -> Callable:
+    """The function as one program of XLA's, so that dozens of passes over its tensors
+    become a few; as it is where XLA cannot compile a part (`compiles_parts`).
+
+    Args:
+        function: of tensors, without variables that it creates.
+    """
+    if not current().compiles_parts:
+        return function
+    return tf.function(function, jit_compile=True, autograph=False)
 
 
 @contextlib.contextmanager

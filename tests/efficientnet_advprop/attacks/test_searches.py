@@ -19,6 +19,7 @@ from tests.efficientnet_advprop.attacks.linear_network import (
     boundary_distances,
     linear,
 )
+from tpu_utils.replicas import replica_runtime
 
 SEED = tf.constant([3, 4])
 ATTACKS = {
@@ -67,6 +68,31 @@ def test_the_same_eagerly_in_a_function_and_under_xla(name):
     eager, graph, xla = run(), tf.function(run)(), tf.function(run, jit_compile=True)()
     np.testing.assert_allclose(graph, eager, atol=1e-2)
     np.testing.assert_allclose(xla, eager, atol=1e-2)
+
+
+class HostWithoutXla(replica_runtime.ReplicaRuntime):
+    """As that of a TensorFlow built for TPUs, where parts of an attack cannot be compiled."""
+
+    compiles_parts = False
+
+
+@pytest.mark.parametrize("name", ["apgd_t", "fab_t", "square"])
+def test_the_same_where_no_part_can_be_compiled(name, monkeypatch):
+    images, labels = batch(8)
+    attack = ATTACKS[name](epsilon=median_radius("linf"), norm="linf", num_classes=5)
+    field = "num_queries" if name == "square" else "num_steps"
+    attack = dataclasses.replace(attack, **{field: 6})
+    wanted = attack(linear, images, labels, SEED)
+    genuine = tf.function
+
+    def function(*arguments, **options):
+        assert not options.get("jit_compile")
+        return genuine(*arguments, **options)
+
+    monkeypatch.setattr(tf, "function", function)
+    with replica_runtime.use(HostWithoutXla()):
+        found = attack(linear, images, labels, SEED)
+    np.testing.assert_allclose(found, wanted, atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms, objectives
 from efficientnet_advprop.attacks.search import Found, LogitsFn, Run, Search, ascend, require_whole
+from tpu_utils.replicas import replica_runtime
 
 LOSSES = ("cross_entropy", "dlr")
 # Of the paper: the first step is this many radii long; so much of a step is taken
@@ -120,11 +121,10 @@ class APGD(Search):
         self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found
     ) -> Found:
         norm = norms.NORMS[self.norm]
-        distances = np.zeros(
-            [self.num_steps + 1], np.int32
-        )  # since the last check; 0: no check after this step
+        distances = np.zeros([self.num_steps + 1], np.int32)  # 0: no check after this step
         for step, distance in check_distances(self.num_steps).items():
             distances[step] = distance
+        distances = tf.constant(distances)
 
         def judge(images):
             logits = tf.cast(logits_fn(images), tf.float32)
@@ -150,26 +150,13 @@ class APGD(Search):
             )
             return gradients / self.num_gradients, loss / self.num_gradients, is_right
 
+        move = replica_runtime.in_one_program(self._move)
+
         def advance(step, state, found):
-            state, found = _State(*state), Found(*found)
-            gradients, loss, is_right = evaluate(state.images)
-            found = found.update(state.images, ~is_right)
-            is_start = tf.equal(step, 0)
-            state = _remember(state, gradients, loss, is_start)
-            state, gradients = _check(state, gradients, tf.gather(distances, step))
-            # The first step has no momentum: there is no step before it.
-            new_share = tf.where(is_start, 1.0, _NEW_SHARE)
-            moved = state.images + norms.per_image(state.step_size) * norm.steepest(gradients)
-            moved = norm.project(moved, images, self.epsilon) - state.images
-            momentum = state.images - state.previous_images
-            coming = norm.project(
-                state.images + new_share * moved + (1.0 - new_share) * momentum,
-                images,
-                self.epsilon,
-            )
-            state = state._replace(
-                images=tf.ensure_shape(coming, images.shape), previous_images=state.images
-            )
+            state = _State(*state)
+            seen = evaluate(state.images)
+            state, found = move(images, state, Found(*found), *seen, step, distances)
+            state = state._replace(images=tf.ensure_shape(state.images, images.shape))
             return step + 1, tuple(state), tuple(found)
 
         start = images + self.epsilon * norm.random_direction(images, run.seed)
@@ -194,6 +181,27 @@ class APGD(Search):
             (tf.constant(0), tuple(state), tuple(found)),
         )
         return Found(*found)
+
+    def _move(
+        self, clean_images, state: _State, found: Found, gradients, loss, is_right, step, distances
+    ) -> tuple[_State, Found]:
+        """What is kept of a look at `state.images`, and where to look next."""
+        norm = norms.NORMS[self.norm]
+        found = found.update(state.images, ~is_right)
+        is_start = tf.equal(step, 0)
+        state = _remember(state, gradients, loss, is_start)
+        state, gradients = _check(state, gradients, tf.gather(distances, step))
+        # The first step has no momentum: there is no step before it.
+        new_share = tf.where(is_start, 1.0, _NEW_SHARE)
+        moved = state.images + norms.per_image(state.step_size) * norm.steepest(gradients)
+        moved = norm.project(moved, clean_images, self.epsilon) - state.images
+        momentum = state.images - state.previous_images
+        coming = norm.project(
+            state.images + new_share * moved + (1.0 - new_share) * momentum,
+            clean_images,
+            self.epsilon,
+        )
+        return state._replace(images=coming, previous_images=state.images), found
 
 
 def _remember(state: _State, gradients, loss, is_start) -> _State:

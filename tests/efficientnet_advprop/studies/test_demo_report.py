@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.reports.comparison import compare, read_measured
 from efficientnet_advprop.reports.evaluation_report import Report
 from efficientnet_advprop.studies import demo_report
@@ -98,3 +99,24 @@ def test_opens_with_what_was_measured(demo):
     first = dataclasses.replace(demo.report.comparison.first, results=fewer)
     report = dataclasses.replace(demo.report, comparison=compare([first]))
     assert dataclasses.replace(demo, report=report).test_sets() == ["digits"]
+
+
+def test_autoattack_stands_beside_pgd(demo):
+    results = demo.report.comparison.first.results
+    attacked = results.test_sets["pgd/8"]
+    attack = {"name": "Square", "norm": "linf", "epsilon": 8.0, "num_queries": 5000}
+    conditions = dataclasses.replace(attacked.conditions, attack=attack)
+    stages = [f"autoattack/linf_8/{name}" for name in ("apgd_ce", "apgd_t", "fab_t", "square")]
+    more = {
+        name: dataclasses.replace(attacked, score=Score(50, 40 - number, 50), conditions=conditions)
+        for number, name in enumerate(stages)
+    }
+    held = dataclasses.replace(results, test_sets={**results.test_sets, **more})
+    first = dataclasses.replace(demo.report.comparison.first, results=held)
+    report = dataclasses.replace(demo.report, comparison=compare([first]))
+    shown = dataclasses.replace(demo, report=report)
+    assert shown.test_sets() == ["digits", "digits_c", "pgd/8", stages[-1]]
+    page = re.sub(r"\s+", " ", demo_report.render_html(shown))
+    assert "<h3>Under AutoAttack</h3>" in page
+    assert "all four attacks, ε = 8, on 50 of the images" in page
+    assert "<b>74.0<small> %</small></b>" in page  # 37 of 50

@@ -113,8 +113,8 @@ def test_autoattack_stands_beside_pgd(demo):
     }
     held = dataclasses.replace(results, test_sets={**results.test_sets, **more})
     first = dataclasses.replace(demo.report.comparison.first, results=held)
-    report = dataclasses.replace(demo.report, comparison=compare([first]))
-    shown = dataclasses.replace(demo, report=report)
+    report = dataclasses.replace(demo.report, comparison=compare([first]), featured=None)
+    shown = dataclasses.replace(demo, report=report, histories={}, pictures=[])
     assert shown.test_sets() == ["digits", "digits_c", "pgd/8", stages[-1]]
     page = re.sub(r"\s+", " ", demo_report.render_html(shown))
     assert "<h3>Under AutoAttack</h3>" in page

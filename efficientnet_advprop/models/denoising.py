@@ -18,12 +18,13 @@ import tensorflow as tf
 
 from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models.branches import MAIN
 from efficientnet_advprop.models.layers import (
     Convolution,
     build_in_scopes,
     convolve_and_normalize,
 )
-from efficientnet_advprop.models.normalization import MAIN, DualBatchNormalization
+from efficientnet_advprop.models.normalization import DualBatchNormalization
 
 
 @dataclasses.dataclass(frozen=True)

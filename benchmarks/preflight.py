@@ -25,7 +25,7 @@ from tpu_utils.compiler.batch_search import grid
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks/preflight"
-TOPOLOGIES = ("v3:2x2", "v3:4x4", "v5e:2x2")
+TOPOLOGIES = ("v3:2x2", "v3:4x4", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 CORES_PER_CHIP = {"v2": 2, "v3": 2}  # of later kinds one
 METHOD_NAMES = {
     "advprop": "AdvProp",
@@ -69,6 +69,10 @@ ENTRIES = [
     ("smooth_adversarial.py:b0", "v3:2x2", 128, 0),
     ("smooth_adversarial.py:l1", "v3:2x2", 2, 0),
     ("smooth_adversarial.py:l1", "v3:2x2", 8, 99),
+    ("advprop.py:b0", "v6e:2x2", 512, 0),
+    ("advprop.py:b3", "v6e:2x2", 128, 0),
+    ("advprop.py:b0", "v5p:2x2x1", 512, 0),
+    ("advprop.py:b3", "v5p:2x2x1", 128, 0),
 ]
 FLAGS = flags.FLAGS
 flags.DEFINE_bool(
@@ -176,8 +180,9 @@ def table() -> str:
     """
     lines = [
         "| recipe | px | attack steps | TPU, cores | blocks recomputed | images per core | largest | memory, GiB "
-        "| GFLOP per image | ms per step | images/s per core | chip-hours | × vanilla GFLOP | × vanilla ms | (2K + 6)/3 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| GFLOP per image | ms per step | images/s per core | chip-hours | × vanilla GFLOP "
+        "| × vanilla ms | (2K + 6)/3 | libtpu |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     by_recipe = {}
     for record in records():
@@ -212,7 +217,7 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
             *cells,
             "fewer",
             f"needs {needed / tpu_compiler.GIB:.1f}" if needed else "does not fit",
-            *[""] * 7,
+            *[""] * 8,
         ]
     program = tpu_compiler.CompiledProgram(**record["program"])
     seconds, credible = program.scheduled_seconds, tpu_compiler.is_credible(program, chip)
@@ -231,18 +236,19 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
         f"{program.flops / batch / 1e9:.2f}", f"{seconds * 1e3:,.0f}" if credible else "not credible",
         f"{batch / seconds:,.{0 if batch > 10 * seconds else 1}f}" if credible else "", f"{hours:,.0f}" if credible else "",
     ]  # fmt: skip
+    compiler = program.versions["libtpu"]
     rivals = [
         other for other in by_recipe.get(("vanilla", variant, topology, 0), []) if other["fits"]
     ]
     if method == "vanilla" or not rivals:
-        return [*cells, "", "", ""]
+        return [*cells, "", "", "", compiler]
     vanilla = max(rivals, key=lambda rival: (batch_of(rival) == batch, batch_of(rival)))
     plain, size = tpu_compiler.CompiledProgram(**vanilla["program"]), batch_of(vanilla)
     slower = seconds / batch / (plain.scheduled_seconds / size)
     both_credible = credible and tpu_compiler.is_credible(plain, chip)
     return [
         *cells, f"{program.flops / batch / (plain.flops / size):.2f}", f"{slower:.2f}" if both_credible else "",
-        f"{(2 * num_steps + 6) / 3:.2f}" if method == "advprop" else "",
+        f"{(2 * num_steps + 6) / 3:.2f}" if method == "advprop" else "", compiler,
     ]  # fmt: skip
 
 

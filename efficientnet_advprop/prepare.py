@@ -26,9 +26,6 @@ from absl import flags
 
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.data import conversion, records, sources
-from efficientnet_advprop.data.class_names import claim_class_names
-from efficientnet_advprop.data.class_numbers import are_numbers
 
 _IMAGENET_DIR = flags.DEFINE_string(
     "imagenet_dir", None, "folder of the two ILSVRC2012 archives and of synset_labels.txt"
@@ -62,6 +59,8 @@ _NUM_WORKERS = flags.DEFINE_integer("num_workers", 16, "files written at a time"
 
 def _list_images():
     """{prefix: images} of the flags' source, and the names of the classes by label."""
+    from efficientnet_advprop.data import conversion, sources
+
     if _IMAGENET_DIR.value:
         folder = _IMAGENET_DIR.value.rstrip("/")
         train = conversion.list_imagenet_train(f"{folder}/ILSVRC2012_img_train.tar", log=print)
@@ -84,8 +83,10 @@ def _list_images():
     return {split: conversion.list_tfds(opened[split], names) for split in opened}, names
 
 
-def _convert(images, prefix: str, num_shards: int) -> conversion.Report:
-    """Writes one split's files, with a progress bar on stderr."""
+def _convert(images, prefix: str, num_shards: int):
+    """Writes one split's files, with a progress bar on stderr; a `conversion.Report`."""
+    from efficientnet_advprop.data import conversion
+
     seconds_between_updates = 0.1 if sys.stderr.isatty() else 30.0
     with tqdm.tqdm(
         total=num_shards, unit=" files", dynamic_ncols=True, mininterval=seconds_between_updates
@@ -118,6 +119,11 @@ def main(argv):
         )
     if not _OUTPUT_DIR.value:
         raise ConfigError("`--output_dir` is missing; give a folder for the TFRecords.")
+    # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
+    from efficientnet_advprop.data import conversion, records
+    from efficientnet_advprop.data.class_names import claim_class_names
+    from efficientnet_advprop.data.class_numbers import are_numbers
+
     failures = []
     images_of, names = _list_images()
     if are_numbers(names) and list(map(int, names)) != list(range(len(names))):

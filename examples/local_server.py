@@ -5,8 +5,8 @@ Usage:
     python examples/local_server.py served/efficientnet
     python examples/rest_client.py panda.jpg
 
-It answers the predict calls of TensorFlow Serving over REST and gRPC, and needs
-tensorflow and tensorflow-serving-api. It handles one request at a time without
+It answers the predict calls of TensorFlow Serving over REST and gRPC, and needs this
+package and tensorflow-serving-api. It handles one request at a time without
 batching, so use it only for trials.
 """
 
@@ -22,13 +22,19 @@ import grpc
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from efficientnet_advprop.files import without_pattern
+
 
 class ServedModel:
     """The highest version in an export folder."""
 
     def __init__(self, export_dir: str):
-        self.version = max(int(name) for name in os.listdir(export_dir) if name.isdigit())
-        self._loaded = tf.saved_model.load(os.path.join(export_dir, str(self.version)))
+        versions = [int(name) for name in os.listdir(export_dir) if name.isdigit()]
+        if not versions:
+            raise SystemExit(f"{export_dir} holds no version such as {export_dir}/1")
+        self.version = max(versions)
+        path = os.path.join(export_dir, str(self.version))
+        self._loaded = tf.saved_model.load(without_pattern(path))
         self._lock = threading.Lock()
 
     def predict(self, signature_name: str, inputs: dict) -> dict[str, tf.Tensor]:

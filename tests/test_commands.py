@@ -133,7 +133,7 @@ def scratch(tmp_path_factory):
     cache = root / "cache" / "efficientnet_advprop"
     for name in ("b0-advprop", "b3-advprop"):
         address = published_checkpoints.PUBLISHED[name].address
-        folder = cache / checkpoint_sources._cache_key(address, is_web=True)
+        folder = cache / checkpoint_sources.cache_key(address, is_web=True)
         save_released_checkpoint(model, str(folder / "efficientnet-b0" / "model.ckpt"))
     os.symlink(folder, root / "SOURCE")
     random = np.random.default_rng(0)
@@ -175,7 +175,12 @@ def execute(command: str, root: pathlib.Path) -> str:
         if re.search(pattern, command):
             command = f"{command} {more}"
     finished = subprocess.run(
-        ["bash", "-c", command], cwd=root, env=environment_of(root), capture_output=True, text=True
+        ["bash", "-c", command],
+        cwd=root,
+        env=environment_of(root),
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert finished.returncode == 0, (
         f"{command}\n{finished.stdout[-2000:]}\n{finished.stderr[-4000:]}"

@@ -6,6 +6,8 @@ imports is drawn by any tool that reads them; this test is what holds them.
 
 import ast
 import pathlib
+import subprocess
+import sys
 from typing import Optional
 
 import pytest
@@ -144,6 +146,31 @@ def test_the_ground_imports_no_tensorflow(module):
     ]
     names = [getattr(node, "module", None) or node.names[0].name for node in at_import]
     assert not [name for name in names if name.startswith("tensorflow")]
+
+
+def test_programs_define_their_flags_without_tensorflow():
+    """So that --help and a wrong flag take no seconds. The help of `evaluate` lists the suites and
+    their layouts, which only their own modules know.
+    """
+    programs = sorted(
+        path.stem
+        for path in (ROOT / PACKAGE).glob("*.py")
+        if "program.run(" in path.read_text() and path.stem != "evaluate"
+    )
+    assert len(programs) >= 10
+    # One process for all, each with flags of its own.
+    look = (
+        "import importlib, sys\n"
+        "from absl import flags\n"
+        "for name in sys.argv[1:]:\n"
+        f"    importlib.import_module('{PACKAGE}.' + name)\n"
+        "    if 'tensorflow' in sys.modules: sys.exit(name)\n"
+        "    for flag in list(flags.FLAGS): delattr(flags.FLAGS, flag)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", look, *programs], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_at_most_one_module_has_tensorflow_addons_and_none_has_private_interfaces():

@@ -25,8 +25,8 @@ def programs() -> dict[str, str]:
     for file in sorted(_PACKAGE.glob("*.py")):
         source = file.read_text(encoding="utf-8")
         if '\nif __name__ == "__main__":\n' in source:
-            told = ast.get_docstring(ast.parse(source)) or ""
-            found[file.stem] = told.splitlines()[0]
+            summary = ast.get_docstring(ast.parse(source)) or ""
+            found[file.stem] = summary.splitlines()[0]
     return found
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     known = programs()
     if name in ("--help", "-h", "help"):
-        lines = [f"  {program:20s}{told}" for program, told in known.items()]
+        lines = [f"  {program:20s}{summary}" for program, summary in known.items()]
         print("advprop PROGRAM --flag=value …, where PROGRAM is", *lines, sep="\n")
         print("advprop PROGRAM --help says more.")
     elif name not in known:

@@ -277,15 +277,15 @@ def hold_out(
         raise records.DataError(
             f"`--minival_list` is {names_file!r}, which cannot be read: {brief_message(error)}"
         ) from error
-    is_held = [source.name.rsplit("/", 1)[-1] in wanted for source in sources]
-    held = [source for source, held in zip(sources, is_held) if held]
-    lacking = sorted(wanted - {source.name.rsplit("/", 1)[-1] for source in held})
-    if lacking or not held:
+    named = [source.name.rsplit("/", 1)[-1] in wanted for source in sources]
+    minival = [source for source, is_named in zip(sources, named) if is_named]
+    lacking = sorted(wanted - {source.name.rsplit("/", 1)[-1] for source in minival})
+    if lacking or not minival:
         raise records.DataError(
             f"`--minival_list` is {names_file!r}, whose names are not all among the {len(sources):,} training images: "
             f"{', '.join(lacking[:3]) or 'it is empty'}{' and more' if len(lacking) > 3 else ''}."
         )
-    return [source for source, held in zip(sources, is_held) if not held], held
+    return [source for source, is_named in zip(sources, named) if not is_named], minival
 
 
 def to_rgb_jpeg(encoded: bytes) -> "tuple[bytes, int, int, bool]":

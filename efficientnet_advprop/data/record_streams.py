@@ -76,15 +76,15 @@ class RecordStream:
     ):
         self.split, self._host = split, host
         self._by_file = len(split.files) % host.count == 0
-        mine = (
+        own_files = (
             range(host.index, len(split.files), host.count)
             if self._by_file
             else range(len(split.files))
         )
-        self._files = tf.constant([split.files[i] for i in mine])
-        self._counts = tf.constant([split.counts[i] for i in mine], tf.int64)
-        self._ids = tf.constant(list(mine), tf.int64)
-        total = sum(split.counts[i] for i in mine)
+        self._files = tf.constant([split.files[i] for i in own_files])
+        self._counts = tf.constant([split.counts[i] for i in own_files], tf.int64)
+        self._ids = tf.constant(list(own_files), tf.int64)
+        total = sum(split.counts[i] for i in own_files)
         self.epoch_size = (
             total if self._by_file else (total - host.index + host.count - 1) // host.count
         )
@@ -152,6 +152,10 @@ class RecordStream:
         def epoch_elements(epoch: tf.Tensor) -> tf.data.Dataset:
             if self._shuffle_seed is None:
                 return in_order
+            # This sets the seed of this function's graph alone. Without it the order
+            # would depend on the user's own `tf.random.set_seed`, and 0 there would be
+            # an error. The value is that of earlier training runs, which go on.
+            tf.random.set_seed(self._shuffle_seed + 1)
             if self._cache:
                 dataset = in_order
             else:

@@ -32,8 +32,8 @@ def robustbench_numbers() -> frozenset[int]:
 @functools.cache
 def cue_conflict_categories() -> Mapping[str, tuple[int, ...]]:
     """The 16 categories in alphabetical order → their ImageNet classes."""
-    held = _read()["cue_conflict"]["classes_of_category"]
-    return {category: tuple(held[category]) for category in sorted(held)}
+    folders = _read()["cue_conflict"]["classes_of_category"]
+    return {category: tuple(folders[category]) for category in sorted(folders)}
 
 
 @functools.cache

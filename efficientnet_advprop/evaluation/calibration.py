@@ -87,7 +87,7 @@ class CalibrationBins:
     def __add__(self, other: "CalibrationBins") -> "CalibrationBins":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other))
         return CalibrationBins(
-            *([mine + theirs for mine, theirs in zip(a, b, strict=True)] for a, b in pairs)
+            *([left + right for left, right in zip(a, b, strict=True)] for a, b in pairs)
         )
 
     @property

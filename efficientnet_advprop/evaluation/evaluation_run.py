@@ -22,6 +22,7 @@ from efficientnet_advprop.attacks.network_checks import doubts_of_square
 from efficientnet_advprop.data import labeled_images
 from efficientnet_advprop.data.labeled_images import LabeledImages
 from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.directory_lock import DirectoryLock
 from efficientnet_advprop.errors import UsageError
 from efficientnet_advprop.evaluation.classifiers import Classifier, as_classifier
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
@@ -156,7 +157,7 @@ def measure(
     """Measures what `out_dir` does not hold yet; see `run`."""
     strategy = strategy or tf.distribute.get_strategy()
     _check(classifier, test_sets, batch_size, strategy)
-    results = _start_or_continue(classifier, out_dir)
+    _start_or_continue(classifier, out_dir)  # refuses another model's folder at once
     if len(test_sets) > _MANY:
         (log or print)(f"Looking at the files of {len(test_sets)} test sets …")
     seen = {test_set.name: _look_at(test_set, classifier.branch) for test_set in test_sets}
@@ -164,21 +165,38 @@ def measure(
         for remark in facts.remarks:
             (log or print)(f"{name}: {remark}")
     _require_complete(seen, allow_incomplete)
-    coming = [
+    with DirectoryLock(out_dir, "out_dir"):  # another process would overwrite results.json
+        results = _start_or_continue(classifier, out_dir)
+        _measure(classifier, test_sets, results, seen, out_dir, batch_size, strategy, log)
+    return results
+
+
+def _measure(
+    classifier: Classifier,
+    test_sets: Sequence[TestSet],
+    results: Results,
+    seen: dict[str, _Seen],
+    out_dir: str,
+    batch_size: int,
+    strategy: tf.distribute.Strategy,
+    log: Optional[Callable[[str], None]],
+) -> None:
+    """Measures what `results` lacks; adds it there and in `out_dir`."""
+    unmeasured = [
         test_set
         for test_set in test_sets
         if not _is_measured(results, test_set.name, seen[test_set.name], out_dir)
     ]
-    num_images = sum(seen[test_set.name].num_drawn for test_set in coming)
+    num_images = sum(seen[test_set.name].num_drawn for test_set in unmeasured)
     with Progress(num_images, log) as progress:
-        if len(coming) < len(test_sets):
+        if len(unmeasured) < len(test_sets):
             progress.write(
-                f"{len(test_sets) - len(coming)} of {len(test_sets)} test sets were measured before: {out_dir}"
+                f"{len(test_sets) - len(unmeasured)} of {len(test_sets)} test sets were measured before: {out_dir}"
             )
         open_batches = functools.partial(
             _open_batches, batch_size=batch_size, strategy=strategy, out_dir=out_dir
         )
-        for test_set, opened in _open_ahead(coming, seen, open_batches):
+        for test_set, opened in _open_ahead(unmeasured, seen, open_batches):
             progress.start(test_set.name)
             facts = seen[test_set.name]
             opening = opened.result()
@@ -197,9 +215,8 @@ def measure(
             results.test_sets[test_set.name] = result
             write_atomically(os.path.join(out_dir, RESULTS_FILE), results.to_json().encode())
             progress.write(_describe(test_set, result))
-        if coming:
+        if unmeasured:
             progress.write(f"{progress.summary()}; results and predictions: {out_dir}")
-    return results
 
 
 def _check(
@@ -327,12 +344,12 @@ def _open_ahead(
         return open_batches(test_set, test_set.find_images(), seen[test_set.name])
 
     with concurrent.futures.ThreadPoolExecutor(1) as opener:
-        coming = None
+        opened_ahead = None
         for test_set, following in zip(test_sets, [*test_sets[1:], None]):
-            opened = opener.submit(open_one, test_set) if coming is None else coming
+            opened = opener.submit(open_one, test_set) if opened_ahead is None else opened_ahead
             concurrent.futures.wait([opened])
             is_free = following is not None and following.after is None
-            coming = opener.submit(open_one, following) if is_free else None
+            opened_ahead = opener.submit(open_one, following) if is_free else None
             yield test_set, opened
 
 

@@ -131,7 +131,7 @@ def worse(answers: Answers, others: Answers) -> Answers:
     def shaped(value):
         return takes_other if value.shape.rank == 1 else takes_other[:, None]
 
-    return Answers(*(tf.where(shaped(other), other, mine) for mine, other in zip(answers, others)))
+    return Answers(*(tf.where(shaped(other), other, own) for own, other in zip(answers, others)))
 
 
 class Evaluator:
@@ -221,10 +221,10 @@ class Evaluator:
         for index, batch in enumerate(batches):
             # The device works on this batch while the last one's answers are taken from
             # it.
-            coming = self._judge_on_all(batch, tf.constant(index))
+            answers = self._judge_on_all(batch, tf.constant(index))
             if on_device is not None:
                 yield _on_host(on_device)
-            on_device = coming
+            on_device = answers
         if on_device is not None:
             yield _on_host(on_device)
 

@@ -114,7 +114,7 @@ class ImagePredictions:
         """
         try:
             with tf.io.gfile.GFile(path, "rb") as file:
-                held = np.load(io.BytesIO(file.read()), allow_pickle=False)
-            return cls(**{field.name: held[field.name] for field in dataclasses.fields(cls)})
+                arrays = np.load(io.BytesIO(file.read()), allow_pickle=False)
+            return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
         except Exception as error:  # of the zip file, of NumPy, of the file system
             raise ValueError(f"{path!r} cannot be read as predictions: {error}") from error

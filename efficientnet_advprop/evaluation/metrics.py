@@ -73,8 +73,8 @@ class Score:
     def __add__(self, other: "Score") -> "Score":
         return Score(
             *(
-                mine + theirs
-                for mine, theirs in zip(dataclasses.astuple(self), dataclasses.astuple(other))
+                left + right
+                for left, right in zip(dataclasses.astuple(self), dataclasses.astuple(other))
             )
         )
 

@@ -140,14 +140,14 @@ class TestSetResult:
         return [*self.problems, f"only {num_drawn:,} images, evenly spaced"]
 
     @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> "TestSetResult":
+    def from_json(cls, data: Mapping[str, Any]) -> "TestSetResult":
         return cls(
-            Score(**held["score"]),
-            CalibrationBins(**held["calibration"]),
-            Conditions(**held["conditions"]),
-            held["expected_num_images"],
-            tuple(held["problems"]),
-            tuple(held.get("doubts", ())),  # results of earlier versions have none
+            Score(**data["score"]),
+            CalibrationBins(**data["calibration"]),
+            Conditions(**data["conditions"]),
+            data["expected_num_images"],
+            tuple(data["problems"]),
+            tuple(data.get("doubts", ())),  # results of earlier versions have none
         )
 
 
@@ -188,14 +188,14 @@ class Results:
             ValueError: it is something else.
         """
         try:
-            held = json.loads(text)
-            if held.pop("format") != _FORMAT:
+            data = json.loads(text)
+            if data.pop("format") != _FORMAT:
                 raise ValueError("of another format")
             test_sets = {
                 TestSetName(name): TestSetResult.from_json(result)
-                for name, result in held.pop("test_sets").items()
+                for name, result in data.pop("test_sets").items()
             }
-            return cls(**held, test_sets=test_sets)
+            return cls(**data, test_sets=test_sets)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"`text` holds no results ({error!r}); they are written by `Results.to_json`."

@@ -108,14 +108,15 @@ def _choose_signature(path, signatures):
     for name in (*_FIRST_CHOICES, *fitting):
         if name in fitting:
             return fitting[name]
-    held = "; ".join(
+    described = "; ".join(
         f"{name}: {', '.join(f'{spec.name} {spec.dtype.name} {spec.shape}' for spec in specs_of(s))}"
         f" → {', '.join(f'{key} {spec.shape}' for key, spec in s.structured_outputs.items())}"
         for name, s in signatures.items()
     )
     raise ClassifierError(
-        f"{path!r} has no signature from images [n, h, w, 3] to logits [n, classes]. It has: {held or 'none at all'}. Such a "
-        "model is evaluated by `evaluation.run`, with a function that calls it."
+        f"{path!r} has no signature from images [n, h, w, 3] to logits [n, classes]. "
+        f"It has: {described or 'none at all'}. Such a model is evaluated by "
+        "`evaluation.run`, with a function that calls it."
     )
 
 
@@ -129,8 +130,8 @@ def _read_metadata(path: str) -> dict:
     try:
         with tf.io.gfile.GFile(file_path) as file:
             metadata = json.load(file)
-        told, names = metadata["input"], metadata.get("class_names")
-        return {name: told[name] for name in ("image_size", "crop")} | {"class_names": names}
+        described, names = metadata["input"], metadata.get("class_names")
+        return {name: described[name] for name in ("image_size", "crop")} | {"class_names": names}
     except (tf.errors.OpError, ValueError, KeyError, TypeError):
         return {}  # another program's file of that name
 

@@ -190,15 +190,15 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
             scale and offset, float32 [channels].
         """
         if isinstance(branch, BranchMixture):
-            held = self._mixed(branch)
+            variables = self._mixed(branch)
         else:
-            held = self.variables_of(branch)
-        scale = tf.math.rsqrt(held.moving_variance + self.epsilon)
-        if held.gamma is not None:
-            scale *= held.gamma
-        offset = -held.moving_mean * scale
-        if held.beta is not None:
-            offset += held.beta
+            variables = self.variables_of(branch)
+        scale = tf.math.rsqrt(variables.moving_variance + self.epsilon)
+        if variables.gamma is not None:
+            scale *= variables.gamma
+        offset = -variables.moving_mean * scale
+        if variables.beta is not None:
+            offset += variables.beta
         return scale, offset
 
     def _mixed(self, mixture: BranchMixture) -> BranchVariables:
@@ -208,7 +208,7 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
         def mean(which):
             if getattr(parts[0][0], which) is None:
                 return None
-            return tf.add_n([share * getattr(held, which) for held, share in parts])
+            return tf.add_n([share * getattr(variables, which) for variables, share in parts])
 
         statistics = self.variables_of(mixture.statistics)
         return statistics._replace(gamma=mean("gamma"), beta=mean("beta"))
@@ -239,37 +239,37 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
         if not (training and self.trainable):
             scale, offset = self.affine(branch)
             return inputs * tf.cast(scale, inputs.dtype) + tf.cast(offset, inputs.dtype)
-        held = self.variables_of(branch)
+        variables = self.variables_of(branch)
         if self.num_replicas_together > 1:
-            outputs, mean, variance = self._normalize_in_group(inputs, held)
+            outputs, mean, variance = self._normalize_in_group(inputs, variables)
         else:
-            outputs, mean, variance = self._normalize_fused(inputs, held)
+            outputs, mean, variance = self._normalize_fused(inputs, variables)
         if update_statistics:
-            held.moving_mean.assign_sub((held.moving_mean - mean) * (1.0 - self.momentum))
-            held.moving_variance.assign_sub(
-                (held.moving_variance - variance) * (1.0 - self.momentum)
+            variables.moving_mean.assign_sub((variables.moving_mean - mean) * (1.0 - self.momentum))
+            variables.moving_variance.assign_sub(
+                (variables.moving_variance - variance) * (1.0 - self.momentum)
             )
         return outputs
 
-    def _parameters(self, held):
+    def _parameters(self, variables):
         """Gamma and beta, float32 [channels]; ones and zeros where the layer has none."""
         gamma = (
-            tf.ones_like(held.moving_variance)
-            if held.gamma is None
-            else tf.convert_to_tensor(held.gamma)
+            tf.ones_like(variables.moving_variance)
+            if variables.gamma is None
+            else tf.convert_to_tensor(variables.gamma)
         )
         beta = (
-            tf.zeros_like(held.moving_mean)
-            if held.beta is None
-            else tf.convert_to_tensor(held.beta)
+            tf.zeros_like(variables.moving_mean)
+            if variables.beta is None
+            else tf.convert_to_tensor(variables.beta)
         )
         return gamma, beta
 
-    def _normalize_fused(self, inputs, held):
+    def _normalize_fused(self, inputs, variables):
         """This replica's own moments, by TensorFlow's fused operation; its N/(N − 1)
         variance is put right afterwards.
         """
-        gamma, beta = self._parameters(held)
+        gamma, beta = self._parameters(variables)
         channels = inputs.shape[-1]
         images = inputs if inputs.shape.rank == 4 else tf.reshape(inputs, [-1, 1, 1, channels])
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
@@ -285,11 +285,11 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
             outputs = tf.reshape(outputs, tf.shape(inputs))
         return outputs, mean, variance * (tf.maximum(count - 1.0, 1.0) / count)
 
-    def _normalize_in_group(self, inputs, held):
+    def _normalize_in_group(self, inputs, variables):
         """Moments over a group of replicas, from the means of x and x² in float32:
         official `TpuBatchNormalization`, one reduction.
         """
-        gamma, beta = self._parameters(held)
+        gamma, beta = self._parameters(variables)
         values = tf.cast(inputs, tf.float32)
         axes = list(range(inputs.shape.rank - 1))
         own_mean, own_variance = tf.nn.moments(values, axes)

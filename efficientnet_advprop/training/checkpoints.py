@@ -95,15 +95,15 @@ def _list_checkpoints(model_dir: str, part: str) -> HeldCheckpoints:
     """Those of one of the run's folders; a state file that is of no use is told."""
     directory = os.path.join(model_dir, part)
     try:
-        held = list_checkpoints(directory)
+        found = list_checkpoints(directory)
     except (tf.errors.OpError, OSError) as error:
         raise CheckpointError(f"{directory!r} cannot be read: {brief_message(error)}.") from error
-    if held.problem and held.prefixes:
+    if found.problem and found.prefixes:
         logging.warning(
             "The file %s in %s is of no use: %s. %s is taken for the newest checkpoint.",
-            STATE_FILE, directory, held.problem, os.path.basename(held.prefixes[0]),
+            STATE_FILE, directory, found.problem, os.path.basename(found.prefixes[0]),
         )  # fmt: skip
-    return held
+    return found
 
 
 def check_model_dir(
@@ -257,10 +257,10 @@ class Checkpoints:
         self._pending: list[concurrent.futures.Future] = []
 
     def _manager(self, model_dir, part, max_to_keep):
-        directory, held = os.path.join(model_dir, part), _list_checkpoints(model_dir, part)
-        if held.problem:  # TensorFlow would begin anew, and neither keep nor remove what is there
-            if held.prefixes:
-                write_state_file(directory, held.prefixes)
+        directory, found = os.path.join(model_dir, part), _list_checkpoints(model_dir, part)
+        if found.problem:  # TensorFlow would begin anew, and neither keep nor remove what is there
+            if found.prefixes:
+                write_state_file(directory, found.prefixes)
             else:
                 tf.io.gfile.remove(os.path.join(directory, STATE_FILE))
         return tf.train.CheckpointManager(self._checkpoint, directory, max_to_keep=max_to_keep)
@@ -419,14 +419,14 @@ def load_averaged_model(
             cannot be read.
         ValueError: `which` is something else.
     """
-    held = _restore_network(model_dir, which)
+    trained = _restore_network(model_dir, which)
     config = read_config(model_dir)
     if config.model.smooth_relu_gradient != "none":
         # A diagnosis of training; who attacks the trained network follows its own gradient.
         config.model.smooth_relu_gradient = "none"
         config.model.activation_alpha = None
     model = assembly.make_model(config, aux_branches=aux_branches)
-    copy_for_inference(held.model, held.ema, model)
+    copy_for_inference(trained.model, trained.ema, model)
     return model
 
 
@@ -448,20 +448,20 @@ def write_released_checkpoint(
 
     Raises: as `load_averaged_model`.
     """
-    held = _restore_network(model_dir, which)
+    trained = _restore_network(model_dir, which)
     averages = None
-    if held.ema is not None:
+    if trained.ema is not None:
         averages = {
             official_name(variable.name): shadow
-            for variable, shadow in zip(held.ema.averaged, held.ema.shadows)
+            for variable, shadow in zip(trained.ema.averaged, trained.ema.shadows)
         }
-    step = int(held.step.numpy())
+    step = int(trained.step.numpy())
     class_names = find_class_names(model_dir)
     folder = os.path.dirname(prefix) or "."
     if class_names is not None:
         require_same_names(folder, class_names, "a checkpoint")
     save_released_checkpoint(
-        held.model, prefix, averages=averages, global_step=step, include_aux=include_aux
+        trained.model, prefix, averages=averages, global_step=step, include_aux=include_aux
     )
     if class_names is not None:
         write_class_names(folder, class_names)
@@ -472,13 +472,13 @@ def _restore_network(model_dir: str, which: str) -> tf.Module:
     if which not in ("best", "last"):
         raise ValueError(f"`which` is {which!r}, but must be 'best' or 'last'.")
     config, part = read_config(model_dir), BEST if which == "best" else LAST
-    held = _list_checkpoints(model_dir, part)
-    if not held.prefixes:
+    found = _list_checkpoints(model_dir, part)
+    if not found.prefixes:
         directory = os.path.join(model_dir, part)
         raise CheckpointError(
             f"`model_dir` is {model_dir!r}, but {directory} holds no checkpoint yet; train longer."
         )
-    return restore_trained(config, held.prefixes[0])
+    return restore_trained(config, found.prefixes[0])
 
 
 def restore_trained(config: ExperimentConfig, path: str) -> tf.Module:
@@ -492,23 +492,23 @@ def restore_trained(config: ExperimentConfig, path: str) -> tf.Module:
     Raises:
         CheckpointError: it cannot be read.
     """
-    held = tf.Module()
-    held.model = assembly.make_model(config)
-    held.ema = (
-        ExponentialMovingAverage(averaged_variables(held.model))
+    trained = tf.Module()
+    trained.model = assembly.make_model(config)
+    trained.ema = (
+        ExponentialMovingAverage(averaged_variables(trained.model))
         if config.optimizer.ema_decay
         else None
     )
-    held.step = tf.Variable(0, trainable=False, dtype=tf.int64, name=STEP_NAME)
+    trained.step = tf.Variable(0, trainable=False, dtype=tf.int64, name=STEP_NAME)
     try:
-        checkpoint = tf.train.Checkpoint(variables=by_name(held.variables))
+        checkpoint = tf.train.Checkpoint(variables=by_name(trained.variables))
         restored = checkpoint.restore(without_pattern(path))
         restored.assert_existing_objects_matched().expect_partial()
     except _UNREADABLE as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be read: {brief_message(error)}."
         ) from error
-    return held
+    return trained
 
 
 def copy_for_inference(

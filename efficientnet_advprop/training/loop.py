@@ -153,8 +153,8 @@ def train(
     class_names = sources.find_class_names(config.data, data_dir, config.model.num_classes)
     workers = Workers(strategy)
 
-    # Do all workers mean the same? Whose directory is it? Checkpoints of another
-    # config, or of other data, must not be touched.
+    # All workers must have the same config, and the directory must be this run's:
+    # checkpoints of another config, or of other data, must not be touched.
     agreement.check_same_run(
         workers, config, model_dir=model_dir, num_images=f"{num_examples} and {num_validation}"
     )
@@ -192,15 +192,15 @@ def _run(
     steps_per_epoch = num_examples / config.training.global_batch_size
     total_steps = assembly.count_steps(config, num_examples)
 
-    # To start, or to go on: 1. All variables, from the seed; what follows overwrites
-    # them if there is a checkpoint.
-    #    (Not with 0, though: tf.data's shuffle, which combines it with its own seed, cannot take it there.)
+    # A run starts or goes on in four steps.
+    # 1. All variables get their initial values from the seed; if there is a checkpoint,
+    #    the next step overwrites them.
     keras.utils.set_random_seed(config.training.seed + 1)
     with strategy.scope():
         state = assembly.make_state(config)
         averaged_model = assembly.make_model(config, aux_branches=0)
-    # 2. The newest readable checkpoint: model, optimizer, averages, step, best
-    # accuracy.
+    # 2. The newest readable checkpoint is restored: model, optimizer, averages, step and
+    #    best accuracy.
     saved = checkpoints.Checkpoints(
         model_dir, state, config.training.keep_last, strategy=strategy, writes=workers.is_chief
     )
@@ -210,7 +210,7 @@ def _run(
     #    A new run may start from released weights instead of random ones.
     if restored is None and config.init.checkpoint:
         log(_initialize(state, config))
-    # 3. The data from that step's batch on.
+    # 3. The data start at that step's batch.
     batches = iter(
         strategy.distribute_datasets_from_function(
             lambda context: pipeline.make_train_dataset(
@@ -227,7 +227,7 @@ def _run(
             )
         )
     )
-    # 4. The reports up to that step.
+    # 4. The reports are cut after that step.
     progress = Progress(
         model_dir,
         start_step=step,
@@ -301,11 +301,11 @@ def _run(
         if not is_saved:
             saved.save()
         saved.wait()
-        workers.any(
-            False
-        )  # none goes before the chief has written: the others' absence would be taken for a failure
+        # No worker leaves before the chief has written; otherwise the chief would take
+        # its absence for a failure.
+        workers.any(False)
     if step < total_steps:
-        reason = stop.reason or "what another worker was told"
+        reason = stop.reason or "the signal that another worker got"
         log(
             f"stopped by {reason}; step {step} of {total_steps} is saved in {model_dir}: the same command goes on from there"
         )
@@ -320,7 +320,7 @@ def _run(
 
 
 def _initialize(state, config: ExperimentConfig) -> str:
-    """Loads the weights to start from; what to tell about it."""
+    """Loads the weights to start from; returns a line about them for the console."""
     init = config.init
     report = fine_tuning.initialize(
         state, init.checkpoint, use_ema=init.use_ema, include_head=init.include_head
@@ -363,23 +363,22 @@ def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:
 def _steps_to_boundary(
     step: int, total_steps: int, steps_per_loop: int, periods: Sequence[int]
 ) -> int:
-    """Updates until the next moment at which Python has something to do."""
+    """The number of updates until something is due that Python does."""
     return min(steps_per_loop, total_steps - step, *(period - step % period for period in periods))
 
 
 def _make_device_loop(
     strategy: tf.distribute.Strategy, train_step: Callable, views: Sequence[str]
 ) -> Callable:
-    """(iterator, number of updates) → what each update summed up over all replicas:
-    name → float32 [number of updates].
+    """Makes a function (iterator, number of updates) that trains, and returns the sums
+    over all images of each update: name → float32 [number of updates].
     """
     names = ["num_images", *(f"{view}_{kind}" for view in views for kind in ("loss", "correct"))]
 
     def count(batch):
         sums = train_step(batch)
-        return tf.stack(
-            [sums[name] for name in names]
-        )  # one tensor, so that they are one reduction
+        # One tensor, so that one reduction is enough.
+        return tf.stack([sums[name] for name in names])
 
     @tf.function
     def run_steps(iterator, num_steps):
@@ -395,8 +394,8 @@ def _make_device_loop(
 def make_evaluation(
     config: ExperimentConfig, strategy: tf.distribute.Strategy, data_dir: str, model: Network
 ) -> Callable:
-    """() → `Score` of what the model's weights are then, on the validation images,
-    through the main batch norms.
+    """Makes a function without arguments that returns the `Score` of the model's
+    present weights on the validation images, through the main batch norms.
     """
     evaluator = Evaluator(lambda images: model(images, training=False), strategy=strategy)
 
@@ -417,8 +416,9 @@ def make_evaluation(
 
 
 def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callable]:
-    """() → the same few validation images, and what the attack of the training step
-    makes of them; None without one.
+    """Makes a function without arguments that returns a few validation images, always
+    the same, and their adversarial versions by the training step's attack. None for a
+    method without an attack.
     """
     attack = assembly.make_attack(config)
     if attack is None:

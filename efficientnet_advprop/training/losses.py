@@ -1,7 +1,6 @@
 """Loss functions, computed as in the official TPU code."""
 
 import math
-from typing import Sequence
 
 import tensorflow as tf
 
@@ -42,12 +41,3 @@ def is_decayed(name: str) -> bool:
     and the trained α of activations (SAT's code decays kernels alone).
     """
     return "batch_normalization" not in name and "root_of_alpha" not in name
-
-
-def weight_decay_loss(variables: Sequence[tf.Variable], weight_decay: float) -> tf.Tensor:
-    """weight_decay · Σ ½‖v‖² over the decayed variables among `variables`; float32
-    scalar.
-    """
-    return weight_decay * tf.add_n(
-        [tf.nn.l2_loss(variable) for variable in variables if is_decayed(variable.name)]
-    )

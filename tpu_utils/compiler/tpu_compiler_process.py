@@ -12,6 +12,7 @@ PREFLIGHT_DUMP names a file, the text of the compiled program is written to it.
 """
 
 import collections
+import importlib.metadata
 import json
 import os
 import re
@@ -26,7 +27,6 @@ os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
-import jaxlib
 import numpy as np
 from jax.experimental import topologies
 from jax.interpreters import mlir as jax_mlir
@@ -265,12 +265,12 @@ class Schedule:
 def run(hlo: bytes, topology_name: str, num_replicas: int) -> dict:
     """Compiles the program and returns the compiler's report."""
     start = time.time()
-    versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    # libtpu itself only tells when it was built.
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology_name).devices
     except Exception as error:  # JAX has no narrower class for the compiler's errors
         return {"error": "topology", "message": str(error)}
-    versions["libtpu"] = str(devices[0].client.platform_version).split("\n")[-1].strip()
     common = {
         "num_devices": len(devices),
         "device_kind": devices[0].device_kind,

@@ -319,8 +319,8 @@ def open_sets(settings: SuiteSettings, wanted: str) -> list[TestSet]:
         [name for name in LAYOUTS if f"{name}/".startswith(f"{wanted}/")],
     )
     if not names:
-        held = ", ".join(name for name in LAYOUTS if name.startswith(f"{suite}/"))
-        raise SuiteError(f"`--suite` names {wanted!r}, but there are only {held or suite}.")
+        names = ", ".join(name for name in LAYOUTS if name.startswith(f"{suite}/"))
+        raise SuiteError(f"`--suite` names {wanted!r}, but there are only {names or suite}.")
     if settings.num_classes != NUM_CLASSES:
         raise SuiteError(
             f"`--suite` names {suite!r}, which is about ImageNet's {NUM_CLASSES:,} classes, but the network has "

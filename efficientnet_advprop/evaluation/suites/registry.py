@@ -11,6 +11,7 @@ follows a colon is the suite's argument.
 
 import functools
 import itertools
+import os
 from typing import Sequence
 
 from efficientnet_advprop.data import corruptions, digits, image_folders, records
@@ -94,7 +95,8 @@ def open_suites(names: Sequence[str], settings: SuiteSettings) -> list[TestSet]:
             the network has another number of classes.
         DataError: its data are not there.
     """
-    test_sets = {}
+    test_sets: dict[str, TestSet] = {}
+    folders: dict[str, str] = {}  # by the name of the test set, which has no leading slash
     for text in names:
         name, _, argument = text.partition(":")
         suite = TestSetName(name).suite
@@ -107,5 +109,13 @@ def open_suites(names: Sequence[str], settings: SuiteSettings) -> list[TestSet]:
         chosen = SUITES[suite](settings, argument if suite == "folder" else name)
         if not chosen:
             raise SuiteError(f"`--suite` names {name!r}, but {suite} has no such test set.")
+        if suite == "folder":
+            other = folders.setdefault(str(chosen[0].name), argument)
+            if os.path.abspath(other) != os.path.abspath(argument):
+                raise SuiteError(
+                    f"`--suite` names folder:{other} and folder:{argument}, whose results would "
+                    "have the same name; evaluate them one after the other, each into an "
+                    "--out_dir of its own."
+                )
         test_sets.update((test_set.name, test_set) for test_set in chosen)
     return list(test_sets.values())

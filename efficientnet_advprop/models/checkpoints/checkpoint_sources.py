@@ -172,31 +172,31 @@ def find_in_directory(directory: str) -> str:
     Raises:
         CheckpointError: there is none, no telling which, or the named one is not there.
     """
-    held = list_checkpoints(directory)
-    names = sorted(posixpath.basename(prefix) for prefix in held.prefixes)
+    found = list_checkpoints(directory)
+    names = sorted(posixpath.basename(prefix) for prefix in found.prefixes)
     if not names:
         raise CheckpointError(
             f"{directory!r} holds no checkpoint: there is no file that ends in .index."
         )
-    if held.is_named_there:
-        return os.path.join(directory, held.named)
-    if held.named:
+    if found.is_named_there:
+        return os.path.join(directory, found.named)
+    if found.named:
         raise CheckpointError(
-            f"The file `{STATE_FILE}` in {directory!r} names {held.named!r}, which is not there, "
+            f"The file `{STATE_FILE}` in {directory!r} names {found.named!r}, which is not there, "
             f"but {list_names(names)}. Copy the missing files, or give the prefix of one that is there, such "
-            f"as {held.prefixes[0]!r}."
+            f"as {found.prefixes[0]!r}."
         )
     if len(names) == 1:
-        if held.problem and STATE_FILE in list_folder(directory):
+        if found.problem and STATE_FILE in list_folder(directory):
             logging.warning(
                 "The file %s in %s is passed over: %s. %s is the only checkpoint there.",
-                STATE_FILE, directory, held.problem, names[0],
+                STATE_FILE, directory, found.problem, names[0],
             )  # fmt: skip
-        return held.prefixes[0]
+        return found.prefixes[0]
     raise CheckpointError(
         f"{directory!r} holds several checkpoints ({list_names(names)}), and its file "
-        f"`{STATE_FILE}` does not say which is meant: {held.problem}. Give the prefix of one, such "
-        f"as {held.prefixes[0]!r}."
+        f"`{STATE_FILE}` does not say which is meant: {found.problem}. Give the prefix of one, such "
+        f"as {found.prefixes[0]!r}."
     )
 
 
@@ -273,7 +273,7 @@ def _open_address(address: str) -> tuple[BinaryIO, Optional[int]]:
     return tf.io.gfile.GFile(address, "rb"), tf.io.gfile.stat(address).length
 
 
-def _cache_key(address: str, is_web: bool) -> str:
+def cache_key(address: str, is_web: bool) -> str:
     identity = address
     if not is_web:
         stat = tf.io.gfile.stat(address)  # an archive that was replaced is another one
@@ -293,7 +293,7 @@ def _find_in_archive(address: str, is_web: bool, cache_dir: str) -> str:
     def make_key():
         if not is_web and not tf.io.gfile.exists(address):
             raise CheckpointError(f"There is no archive {address!r}.")
-        return _cache_key(address, is_web)
+        return cache_key(address, is_web)
 
     return _find_in_cache(address, cache_dir, make_key, functools.partial(_unpack, address))
 

@@ -39,7 +39,7 @@ NOT_RUN = {
     r"tpu_utils\.preflight|advprop\.preflight": "needs the TPU's compiler",
     r"--format=onnx": "needs an environment with tf2onnx",
     r"localhost:8501|grpc_client": "needs TensorFlow Serving; `test_clients` has a server",
-    r"--data_dir=/(data|tmp)\b|/tmp/": "outside of the scratch folder; `test_evaluation_run` has stand-ins",
+    r"=/(data|tmp)\b|/tmp/": "outside of the scratch folder; `test_evaluation_run` has stand-ins",
 }
 # What is appended so that a command takes seconds, by a pattern of it.
 SHORTENED = {

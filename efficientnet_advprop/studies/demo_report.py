@@ -69,7 +69,11 @@ class DemoReport:
             suite for suite in results.corrupted_suites() if suite == self.corrupted
         ]
         found += [TestSetName.attacked(epsilon) for epsilon in sorted(results.epsilons())[-1:]]
-        names = list(results.test_sets)
+        names = dict.fromkeys(
+            name
+            for measured in self.report.comparison.measured
+            for name in measured.results.test_sets
+        )
         return found + [name for name in names if name.chain and not is_passed(name, names)]
 
 
@@ -103,25 +107,28 @@ def render_html(demo: DemoReport) -> str:
 
 
 def _headline(demo: DemoReport, name: str) -> dict:
-    """Bars of the models' accuracies on a test set, or on average over a corrupted
-    suite.
+    """Bars of the accuracies of the models that measured it, on a test set or on average
+    over a corrupted suite.
     """
+    of = demo.report.comparison.measured
+    if name != demo.corrupted:
+        of = [measured for measured in of if name in measured.results.test_sets]
     if name == demo.clean:
         title, note = "Clean images", "as they are"
     elif name == demo.corrupted:
         num_corruptions = len(demo.report.comparison.first.results.corruptions(name))
         title, note = "Corrupted images", f"mean of {num_corruptions} corruptions × 5 severities"
     elif TestSetName(name).chain:
-        result = demo.report.comparison.first.results.test_sets[name]
+        result = of[0].results.test_sets[name]
         title = "Under AutoAttack"
         note = (
-            f"all four attacks, ε = {result.conditions.attack['epsilon']:g}, on "
+            f"all its attacks, ε = {result.conditions.attack['epsilon']:g}, on "
             f"{result.score.num_images:,} of the images"
         )
     else:
         title, note = "Under attack", f"PGD on the main branch, ε = {TestSetName(name).variant}"
     rows = []
-    for measured in demo.report.comparison.measured:
+    for measured in of:
         if name == demo.corrupted:
             rows.append(
                 dict(

@@ -102,8 +102,9 @@ def test_opens_with_what_was_measured(demo):
 
 
 def test_autoattack_stands_beside_pgd(demo):
-    results = demo.report.comparison.first.results
-    attacked = results.test_sets["pgd/8"]
+    """Of the model that it was tried on alone."""
+    first, second, *others = demo.report.comparison.measured
+    attacked = second.results.test_sets["pgd/8"]
     attack = {"name": "Square", "norm": "linf", "epsilon": 8.0, "num_queries": 5000}
     conditions = dataclasses.replace(attacked.conditions, attack=attack)
     stages = [f"autoattack/linf_8/{name}" for name in ("apgd_ce", "apgd_t", "fab_t", "square")]
@@ -111,12 +112,15 @@ def test_autoattack_stands_beside_pgd(demo):
         name: dataclasses.replace(attacked, score=Score(50, 40 - number, 50), conditions=conditions)
         for number, name in enumerate(stages)
     }
-    held = dataclasses.replace(results, test_sets={**results.test_sets, **more})
-    first = dataclasses.replace(demo.report.comparison.first, results=held)
-    report = dataclasses.replace(demo.report, comparison=compare([first]), featured=None)
-    shown = dataclasses.replace(demo, report=report, histories={}, pictures=[])
+    held = dataclasses.replace(second.results, test_sets={**second.results.test_sets, **more})
+    comparison = compare([first, dataclasses.replace(second, results=held), *others])
+    shown = dataclasses.replace(
+        demo, report=dataclasses.replace(demo.report, comparison=comparison)
+    )
     assert shown.test_sets() == ["digits", "digits_c", "pgd/8", stages[-1]]
     page = re.sub(r"\s+", " ", demo_report.render_html(shown))
-    assert "<h3>Under AutoAttack</h3>" in page
-    assert "all four attacks, ε = 8, on 50 of the images" in page
-    assert "<b>74.0<small> %</small></b>" in page  # 37 of 50
+    block = page.partition("<h3>Under AutoAttack</h3>")[2].partition("</section>")[0]
+    assert "all its attacks, ε = 8, on 50 of the images" in block
+    assert block.count('class="bar"') == 1 and f"<span>{second.name}</span>" in block
+    assert "<b>74.0<small> %</small></b>" in block  # 37 of 50
+    assert "AutoAttack, L∞ ε = 8, all attacks together" in page

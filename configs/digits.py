@@ -6,8 +6,8 @@ Usage:
         --data_dir=data/digits --model_dir=runs/digits
 
 The part after the colon is the method: advprop, vanilla, adversarial (training without
-auxiliary batch norms), fine_grained or fast_advprop. The data are written into
-`data_dir` on first use.
+auxiliary batch norms), adversarial_only (without clean images, too), fine_grained or
+fast_advprop. The data are written into `data_dir` on first use.
 
 `make demo` trains vanilla, advprop and adversarial, and compares them; README.md shows
 the results.

@@ -8,7 +8,7 @@ Usage:
 
 The recipe is that of Mei et al., ICLR 2022. The part after the colon is a variant
 (resnet50, resnet101, resnet152, resnet200) and a method (vanilla, advprop, adversarial,
-fast_advprop, fine_grained). AdvProp attacks with PGD1 (ε = 1); for PGD5, add
+adversarial_only, fast_advprop, fine_grained). AdvProp attacks with PGD1 (ε = 1); for PGD5, add
 --config.attack.epsilon=4 --config.attack.num_steps=5.
 
 Expected results of ResNet-50 (Mei et al.): ImageNet top-1 / ImageNet-C mean error /

@@ -50,7 +50,7 @@ DENOISERS = (
     *("bilateral_softmax", "bilateral_gaussian", "bilateral_dot", "mean", "median"),
 )
 SMOOTH_RELU_GRADIENTS = ("none", "attack", "training", "both")
-AUX_SHARES = ("none", "statistics", "affine")
+AUX_SHARES = ("none", "statistics", "moments", "affine")
 STATISTICS = ("running", "batch")
 OPTIMIZERS = ("rmsprop", "momentum", "sgd", "lars")
 SCHEDULES = ("exponential", "cosine", "constant", "piecewise", "poly")
@@ -124,8 +124,8 @@ class ModelConfig:
     )
     aux_shares: str = field(
         "none",
-        "what auxiliary batch norms share with main's: 'none' (the paper), 'statistics', or "
-        "'affine' (gamma and beta)",
+        "what auxiliary batch norms share with main's: 'none' (the paper), 'statistics' (running "
+        "ones), 'moments' (those of one batch of all images, too), or 'affine' (gamma and beta)",
         one_of(*AUX_SHARES),
     )
     activation: Optional[str] = field(
@@ -179,7 +179,11 @@ class AttackConfig:
     step_size: float = field(
         1.0, "of one iteration", more_than(0, ", in pixels of 255; the paper uses 1")
     )
-    num_steps: int = field(1, "iterations", at_least(1, "; the paper uses 1 to 5"))
+    num_steps: int = field(
+        1,
+        "iterations",
+        at_least(1, "; the paper uses 1 to 5, and training without an attack is method 'vanilla'"),
+    )
     targeted: bool = field(
         True, "aims at a uniformly drawn wrong class; false ascends the loss of the true one"
     )
@@ -364,7 +368,8 @@ class TrainingConfig:
 
     method: str = field(
         "advprop",
-        "'adversarial' does without auxiliary batch norms; a row of efficientnet_advprop/methods.py",
+        "'adversarial' does without auxiliary batch norms, 'adversarial_only' without clean images "
+        "too; a row of efficientnet_advprop/methods.py",
         one_of(*METHODS),
     )
     num_epochs: float = field(350.0, "length of the run", more_than(0), "epochs")
@@ -501,6 +506,14 @@ class ExperimentConfig:
                 if field.name not in ("name", "epsilon")
             }
             reason = "attack 'noise' has no such option; leave it at"
+        if self.model.aux_shares == "moments":
+            try:
+                method.in_one_batch()
+            except ValueError:
+                raise ConfigError(
+                    f"`config.model.aux_shares` is 'moments', but method {self.training.method!r} has "
+                    "passes that cannot share a batch; take 'none', 'statistics' or 'affine'."
+                ) from None
         if method.adversarial_share is not None:
             wanted = {"name": "pgd", "num_steps": 1, "targeted": False, "statistics": "batch"}
             reason = f"method {self.training.method!r} trains with the attack's own pass; set it to"

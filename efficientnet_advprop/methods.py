@@ -24,7 +24,9 @@ class Pass:
     """One forward and backward pass.
 
     Args:
-        branch: the batch norms that it uses: "main", "aux", "aux_2", …
+        branch: the batch norms that it uses: "main", "aux", "aux_2", …; or one for each
+            of the views, such as "main+aux", whose batch norms then share the moments
+            of the batch (`aux_shares="moments"`).
         views: the kinds of its images: "clean", "augmented", "adversarial" or "noisy".
             Several kinds share one batch.
         weight: factor of its loss.
@@ -34,6 +36,12 @@ class Pass:
     views: tuple[str, ...]
     weight: float = 1.0
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branch of each view."""
+        branches = tuple(self.branch.split("+"))
+        return branches if len(branches) > 1 else branches * len(self.views)
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -42,7 +50,8 @@ class Method:
     Args:
         passes: in their order; their losses are added.
         adversarial_share: None: every clean image has an adversarial version, and the
-            network is trained on both. A number in (0, 1), as in Fast AdvProp: this
+            network is trained on what `passes` name of the two. A number in (0, 1), as
+            in Fast AdvProp: this
             part of a batch becomes adversarial, and its clean images are not trained
             on. Then the pass that trains on the noisy images is also the pass of the
             attack, and the gradient of each variable is divided by the fraction of the
@@ -78,17 +87,41 @@ class Method:
     @property
     def attacked_branch(self) -> str:
         """The branch that the attack uses: the one that the adversarial images train."""
-        return next(part.branch for part in self.passes if ADVERSARIAL in part.views)
+        return next(
+            branch
+            for part in self.passes
+            for view, branch in zip(part.views, part.branches)
+            if view == ADVERSARIAL
+        )
 
     @property
     def branches(self) -> frozenset[str]:
         """The branches that the method trains; a model must have exactly these."""
-        return frozenset(part.branch for part in self.passes)
+        return frozenset(branch for part in self.passes for branch in part.branches)
 
     @property
     def aux_branches(self) -> int:
         """The number of auxiliary branches."""
         return len(self.branches - {"main"})
+
+    def in_one_batch(self) -> "Method":
+        """The same images through the same branches, but in one pass, whose batch norms
+        have common moments.
+
+        Raises:
+            ValueError: the passes have different weights, or are those of Fast AdvProp.
+        """
+        weights = {part.weight for part in self.passes}
+        if self.adversarial_share is not None or len(weights) > 1:
+            raise ValueError(
+                "`aux_shares` is 'moments', which puts all images of a step into one batch, but "
+                "this method has passes that depend on each other or have different weights; "
+                "take 'none', 'statistics' or 'affine'."
+            )
+        if len(self.passes) == 1:
+            return self
+        branches = [branch for part in self.passes for branch in part.branches]
+        return Method((Pass("+".join(branches), self.views, *weights),))
 
 
 METHODS = {
@@ -98,6 +131,9 @@ METHODS = {
     # The paper's baseline: both kinds of images in one batch, through the same batch
     # norms.
     "adversarial": Method((Pass("main", (CLEAN, ADVERSARIAL)),)),
+    # Madry et al., ICLR 2018, and Smooth Adversarial Training (Xie et al. 2020):
+    # no clean image is trained on.
+    "adversarial_only": Method((Pass("main", (ADVERSARIAL,)),)),
     # The paper's fine-grained variant: one auxiliary branch for each additional
     # distribution.
     "fine_grained": Method(

@@ -52,7 +52,8 @@ class AdvPropModel(keras.Model):
 
     Args:
         network: with as many auxiliary branches as the method trains
-            (`add_auxiliary_batch_norms`); plain for "vanilla" and "adversarial".
+            (`add_auxiliary_batch_norms`); plain for "vanilla", "adversarial" and
+            "adversarial_only".
         attack: makes the adversarial images, from the compiled loss; None for a method
             without them.
         method: a key of `METHODS`, or a `Method` of your own.

@@ -135,6 +135,13 @@ def num_aux_branches(branch: Branch) -> int:
     )
 
 
+def branches_in_batch(branch: Branch) -> tuple[Branch, ...]:
+    """The branches of the equal parts of a training batch: ("main", "aux") of "main+aux",
+    whose first half is main's and whose second the auxiliary one's. One of any other.
+    """
+    return (branch,) if isinstance(branch, BranchMixture) else tuple(branch.split("+"))
+
+
 def check_branch(branch: Branch, aux_branches: int) -> None:
     """Raises a ValueError unless a network of so many auxiliary branches has `branch`,
     or all that it mixes.

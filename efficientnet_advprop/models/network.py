@@ -15,7 +15,13 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.activations import choose
-from efficientnet_advprop.models.branches import MAIN, Branch, branch_index, check_branch
+from efficientnet_advprop.models.branches import (
+    MAIN,
+    Branch,
+    branch_index,
+    branches_in_batch,
+    check_branch,
+)
 from efficientnet_advprop.models.end_points import names_of_blocks
 from efficientnet_advprop.models.recomputation import recompute_in_backward
 from tpu_utils.replicas import randomness
@@ -166,7 +172,8 @@ class Network(keras.Model):
             training: Python bool; True uses the batch's moments, dropout and stochastic
                 depth.
             branch: whose batch norms: "main", "aux" (= "aux_1"), "aux_2", …; in inference
-                also a `BranchMixture`.
+                also a `BranchMixture`; in training also "main+aux", see
+                `DualBatchNormalization`.
             update_statistics: with `training=True`, whether the branch's running
                 statistics move.
             seed: int32 [2], decides dropout and stochastic depth; None draws one (not
@@ -213,7 +220,8 @@ class Network(keras.Model):
         """
         images = _checked_images(images)
         if training:
-            branch_index(branch, self.aux_branches)  # no mixture
+            for name in branches_in_batch(branch):
+                branch_index(name, self.aux_branches)  # no mixture
             seed = randomness.seed_or_fresh(seed)
         else:
             check_branch(branch, self.aux_branches)

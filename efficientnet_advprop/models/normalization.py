@@ -21,10 +21,11 @@ from efficientnet_advprop.models.branches import (
     BranchMixture,
     branch_index,
     branch_names,
+    branches_in_batch,
 )
 from tpu_utils.replicas import reduction, replica_runtime
 
-AUX_SHARES = ("none", "statistics", "affine")
+AUX_SHARES = ("none", "statistics", "moments", "affine")
 
 
 def official_group_size(num_replicas: int) -> int:
@@ -82,8 +83,10 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
         aux_shares: what auxiliary branches have in common with the main one: "none"
             (the paper); "statistics", so that only gamma and beta tell branches apart:
             each batch is still normalised with its own moments in training, but all
-            branches move, and infer with, one set of running statistics; or "affine",
-            so that only statistics do.
+            branches move, and infer with, one set of running statistics; "moments", the
+            same where a training step shows all branches in one batch ("main+aux"),
+            whose common moments normalise them all; or "affine", so that only
+            statistics do.
         **kwargs: `center`, `scale`, initializers, regularizers, constraints,
             `trainable`, `dtype` and `name`, as in `tf.keras.layers.BatchNormalization`;
             every branch gets the same.
@@ -131,10 +134,15 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
         shared = super().get_config()
         if aux_shares == "affine":
             shared.update(center=False, scale=False)
-        make_child = _AffineOnly if aux_shares == "statistics" else keras.layers.BatchNormalization
+        make_child = _AffineOnly if self._has_one_set else keras.layers.BatchNormalization
         self.aux = [
             make_child(**{**shared, "name": name}) for name in branch_names(aux_branches)[1:]
         ]
+
+    @property
+    def _has_one_set(self) -> bool:
+        """Whether all branches have the same running statistics."""
+        return self.aux_shares in ("statistics", "moments")
 
     def get_config(self):
         own = {
@@ -174,7 +182,7 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
         index = branch_index(branch, self.aux_branches)
         own = self if index == 0 else self.aux[index - 1]
         affine = self if self.aux_shares == "affine" else own
-        statistics = self if self.aux_shares == "statistics" else own
+        statistics = self if self._has_one_set else own
         return BranchVariables(
             affine.gamma, affine.beta, statistics.moving_mean, statistics.moving_variance
         )
@@ -220,7 +228,10 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
             inputs: float tensor [batch, …, channels].
             training: Python bool; True normalises with the batch's moments, False with
                 the branch's running statistics.
-            branch: "main", "aux" (= "aux_1"), "aux_2", …; in inference also a mixture.
+            branch: "main", "aux" (= "aux_1"), "aux_2", …; in inference also a mixture. In
+                training with `aux_shares="moments"` also several of them, such as
+                "main+aux": equal parts of the batch, in this order, which have their
+                own gamma and beta and common moments.
             update_statistics: with `training=True`, whether the batch's moments move
                 the branch's running statistics.
 
@@ -228,18 +239,48 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
             A tensor of the inputs' shape, in the layer's compute dtype.
 
         Raises:
-            ValueError: there is no such branch, a mixture is to be trained, or `training`
-                is a tensor.
+            ValueError: there is no such branch, a mixture is to be trained, several are
+                given where they do not share their moments, or `training` is a tensor.
         """
         if tf.is_tensor(training):
             raise ValueError(
                 "`training` is a tensor, but which statistics are used must be known when tracing; pass a Python bool."
             )
         inputs = tf.cast(inputs, self.compute_dtype)
+        branches = branches_in_batch(branch)
+        if training and len(branches) > 1:
+            return self._call_jointly(inputs, branches, update_statistics)
         if not (training and self.trainable):
             scale, offset = self.affine(branch)
             return inputs * tf.cast(scale, inputs.dtype) + tf.cast(offset, inputs.dtype)
-        variables = self.variables_of(branch)
+        return self._normalize(inputs, self.variables_of(branch), update_statistics)
+
+    def _call_jointly(self, inputs, branches, update_statistics):
+        """As `call` in training, of a batch whose equal parts go through several
+        branches.
+        """
+        if self.aux_shares != "moments":
+            raise ValueError(
+                f"`branch` is {'+'.join(branches)!r}, but `aux_shares` is {self.aux_shares!r}: branches "
+                "share a batch only if they share its moments; build the layer with aux_shares='moments'."
+            )
+        of_branches = [self.variables_of(branch) for branch in branches]
+        if self.trainable:
+            own = of_branches[0]._replace(gamma=None, beta=None)
+            inputs = self._normalize(inputs, own, update_statistics)
+            scales, offsets = zip(*(self._parameters(variables) for variables in of_branches))
+        else:
+            scales, offsets = zip(*(self.affine(branch) for branch in branches))
+        count = tf.shape(inputs)[0] // len(branches)
+        shape = [-1] + [1] * (inputs.shape.rank - 2) + [inputs.shape[-1]]
+
+        def of_each_image(values):
+            return tf.cast(tf.reshape(tf.repeat(tf.stack(values), count, 0), shape), inputs.dtype)
+
+        return inputs * of_each_image(scales) + of_each_image(offsets)
+
+    def _normalize(self, inputs, variables, update_statistics):
+        """By the moments of the batch, which move the running statistics."""
         if self.num_replicas_together > 1:
             outputs, mean, variance = self._normalize_in_group(inputs, variables)
         else:

@@ -81,16 +81,14 @@ class Progress:
     ) -> None:
         """Reports the means since the last report.
 
-        They are `clean_loss`, `clean_accuracy` and, for adversarial images, the same.
+        They are `<view>_loss` and `<view>_accuracy` for each kind of images that the
+        method trains on, such as `clean_loss`. The console shows those of clean and of
+        adversarial images.
         """
         line = f"step {step}/{self._total_steps}  epoch {step / self._steps_per_epoch:.2f}"
         figures = {**metrics, "learning_rate": learning_rate}
-        line += f"  loss {metrics['clean_loss']:.3f}"
-        if "adversarial_loss" in metrics:
-            line += f" adversarial {metrics['adversarial_loss']:.3f}"
-        line += f"  accuracy {100 * metrics['clean_accuracy']:.1f} %"
-        if "adversarial_accuracy" in metrics:
-            line += f" adversarial {100 * metrics['adversarial_accuracy']:.1f} %"
+        line += "  loss" + _by_view(metrics, "loss", "{:.3f}", 1.0)
+        line += "  accuracy" + _by_view(metrics, "accuracy", "{:.1f} %", 100.0)
         line += f"  lr {learning_rate:.3g}"
         if self._timed_steps:
             seconds_per_step = self._timed_seconds / self._timed_steps
@@ -164,6 +162,18 @@ class Progress:
             self._writer.close()
         for future in self._pending:
             future.result()
+
+
+def _by_view(metrics: Mapping[str, float], name: str, form: str, factor: float) -> str:
+    """A metric of the clean and of the adversarial images, where there are such; the
+    word "adversarial" tells the latter.
+    """
+    words = {"clean": " ", "adversarial": " adversarial "}
+    return "".join(
+        word + form.format(factor * metrics[f"{view}_{name}"])
+        for view, word in words.items()
+        if f"{view}_{name}" in metrics
+    )
 
 
 def picture_grid(images: tf.Tensor, adversarial_images: tf.Tensor) -> tf.Tensor:

@@ -69,7 +69,7 @@ def gradients_by_pass(
             if ADVERSARIAL in part.views and ADVERSARIAL not in images:
                 attack_seed = next(seeds)
                 images[ADVERSARIAL] = run.attacked(
-                    attack, part.branch, statistics, images[CLEAN], labels, attack_seed
+                    attack, method.attacked_branch, statistics, images[CLEAN], labels, attack_seed
                 )
             count = len(part.views)
             if count == 1:
@@ -201,8 +201,8 @@ def make_train_step(
 
     Raises:
         ValueError: the method does not exist, has no attack although it needs one, has
-            an attack that it cannot use, or does not fit the model's branches; or, when
-            tracing, the batch does not fit.
+            an attack that it cannot use, or does not fit the model's branches or what
+            they share; or, when tracing, the batch does not fit.
         LabelError: when tracing, the labels have another type, shape or number of
             classes. In a traced step, a label that is not a class makes the loss nan.
     """
@@ -215,6 +215,8 @@ def make_train_step(
             f"exactly {method.aux_branches}; the others would never learn. "
             "Build the model accordingly."
         )
+    if any(norm.aux_shares == "moments" for norm in batch_norms(model)):
+        method = method.in_one_batch()
     run = PassRunner(state, global_batch_size, label_smoothing)
     if method.adversarial_share is None:
         gradients_of = gradients_by_pass(method, run, attack, attack_statistics)

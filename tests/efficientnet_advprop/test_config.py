@@ -49,6 +49,11 @@ def test_defaults_are_valid():
         ("attack.epsilon", -1.0, "must be ≥ 0, in pixels of 255"),
         ("attack.epsilon", math.nan, "must be finite"),
         ("attack.num_steps", 1.5, "must be a whole number"),
+        (
+            "attack.num_steps",
+            0,
+            "must be ≥ 1; the paper uses 1 to 5, and training without an attack",
+        ),
         ("attack.num_steps", True, "must be a whole number"),
         ("attack.targeted", 1, "must be true or false"),
         ("attack.random_start", 1.1, "probability"),
@@ -273,7 +278,15 @@ def test_a_method_or_attack_refuses_what_does_not_apply():
         match="`config.attack.num_steps` is 5, but attack 'noise' has no such option.* 1",
     ):
         config.validate()
+    config = get_config("fast_advprop")
+    config.model.aux_shares = "moments"
+    with pytest.raises(
+        ConfigError, match="`config.model.aux_shares` is 'moments', but method 'fast"
+    ):
+        config.validate()
     config = get_config("fine_grained")
+    config.model.aux_shares = "moments"
+    config.validate()
     config.data.augment = "none"
     with pytest.raises(
         ConfigError, match="`config.data.augment` is 'none', but method 'fine_grained'"

@@ -233,9 +233,11 @@ def test_tasks(task):
     assert len(history) % 2 == 0 and all(np.isfinite(values) for values in history.values())
 
 
-@pytest.mark.parametrize("method", ["adversarial", "fine_grained", "fast_advprop", "own row"])
+@pytest.mark.parametrize(
+    "method", ["adversarial", "adversarial_only", "fine_grained", "fast_advprop", "own row"]
+)
 def test_methods(method):
-    row = Method((Pass("main", ("adversarial",)),)) if method == "own row" else method
+    row = Method((Pass("main", ("adversarial",), weight=0.5),)) if method == "own row" else method
     augment = (lambda images: images[:, :, ::-1]) if method == "fine_grained" else None
     trainer = make_trainer(method=row, augmentation=augment)
     before = weights(trainer.network)

@@ -194,6 +194,39 @@ def test_auxiliary_branches_may_share_statistics_or_parameters_with_main(shares,
     )
 
 
+@pytest.mark.parametrize("shape", [(6, 5, 4, 3), (6, 3)])
+def test_branches_in_one_batch_have_common_moments_and_their_own_parameters(shape):
+    layer, x = (
+        DualBatchNormalization(2, MOMENTUM, EPSILON, aux_shares="moments"),
+        batch(shape=shape),
+    )
+    layer.build(shape)
+    for offset, branch in enumerate(("main", "aux", "aux_2")):
+        layer.variables_of(branch).gamma.assign([1.0 + offset, -2.0, 3.0])
+        layer.variables_of(branch).beta.assign([0.5, 0.0, 1.0 + offset])
+    axes = tuple(range(len(shape) - 1))
+    mean, variance = x.mean(axes), x.var(axes)
+    normalized = (x - mean) / np.sqrt(variance + EPSILON)
+    wanted = np.concatenate(
+        [
+            normalized[2 * i : 2 * i + 2] * [1.0 + i, -2.0, 3.0] + [0.5, 0.0, 1.0 + i]
+            for i in range(3)
+        ]
+    )
+    y = layer(x, training=True, branch="main+aux+aux_2")
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-4)
+    assert len(moving_statistics(tf.keras.Sequential([layer]))) == 2  # one set, moved once
+    np.testing.assert_allclose(layer.moving_mean, 0.1 * mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer.moving_variance, 0.9 + 0.1 * variance, rtol=1e-5)
+    layer.trainable = False  # frozen, it normalises each part as its branch does in inference
+    together = layer(x, training=True, branch="main+aux+aux_2")
+    for i, branch in enumerate(("main", "aux", "aux_2")):
+        part = slice(2 * i, 2 * i + 2)
+        np.testing.assert_allclose(together[part], layer(x[part], branch=branch), atol=1e-5)
+    with pytest.raises(ValueError, match="`aux_shares` is 'statistics': branches share a batch"):
+        DualBatchNormalization(aux_shares="statistics")(x, training=True, branch="main+aux")
+
+
 def test_is_a_keras_batch_norm_whose_weights_a_plain_one_takes(tmp_path):
     layer, x = make(), batch()
     layer(x, training=True)

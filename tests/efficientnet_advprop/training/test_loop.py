@@ -244,7 +244,7 @@ def test_a_longer_run_is_told_the_way(finished, data_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["vanilla", "adversarial"])
+@pytest.mark.parametrize("method", ["vanilla", "adversarial", "adversarial_only"])
 def test_rivals_with_accumulation_over_replicas(data_dir, tmp_path, method, two_replicas):
     config = tiny_run.make_config(method)
     config.training.num_epochs, config.training.accumulation_steps, config.optimizer.ema_decay = (
@@ -255,7 +255,8 @@ def test_rivals_with_accumulation_over_replicas(data_dir, tmp_path, method, two_
     assert train(config, data_dir, tmp_path, two_replicas).step == 3
     entries = progress.read_metrics(str(tmp_path))
     assert entries[-1]["eval_num_images"] == tiny_run.NUM_VALIDATION
-    assert ("adversarial_loss" in entries[0]) == (method == "adversarial")
+    assert ("adversarial_loss" in entries[0]) == (method != "vanilla")
+    assert ("clean_loss" in entries[0]) == (method != "adversarial_only")
     model = checkpoints.load_averaged_model(str(tmp_path))
     assert all(np.isfinite(variable).all() for variable in model.variables)
 

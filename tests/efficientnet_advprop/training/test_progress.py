@@ -38,6 +38,8 @@ def test_speed_and_remaining_time_leave_out_the_first_loop(tmp_path):
     )
     assert "100 images/s  ETA 8 min 05 s" in lines[1]
     assert "loss 2.000 adversarial 3.000  accuracy 50.0 % adversarial 25.0 %  lr 0.1" in lines[1]
+    reports.report_training(40, {"adversarial_loss": 1.5, "adversarial_accuracy": 0.75}, 0.1)
+    assert "loss adversarial 1.500  accuracy adversarial 75.0 %  lr 0.1" in lines[2]
     reports.close()
     assert progress.read_metrics(str(tmp_path))[1]["images_per_second"] == pytest.approx(100)
 

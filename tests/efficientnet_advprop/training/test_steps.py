@@ -11,6 +11,7 @@ from efficientnet_advprop.attacks.labels import LabelError
 from efficientnet_advprop.config import ExperimentConfig
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import METHODS, Method, Pass
+from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.training import fast_advprop, losses, optimizers, passes, programs, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.loss_scale import LossScale
@@ -265,6 +266,41 @@ def test_adversarial_training_mixes_both_in_one_batch_of_the_main_branch():
         )
 
 
+def test_shared_moments_are_those_of_one_batch_of_both_halves():
+    """With equal γ and β that is the plain network on the concatenated batch."""
+    state, data = make_state(aux_shares="moments"), batch()
+    attack = PGD(4.0, 2.0, 1, random_start=0.0, targeted=False)
+    model = make_tiny(aux_branches=0)
+    load_tiny(model.variables)
+    images = tf.cast(data["images"], tf.float32)
+    attacked = attack(lambda x: model(x), images, data["labels"])
+    both = tf.concat([images, attacked], 0), tf.concat([data["labels"]] * 2, 0)
+    gradients, loss = gradients_by_hand(model, *both, "main")
+    wanted = {v.name: 2.0 * g.numpy() for v, g in zip(model.trainable_variables, gradients)}
+    before = values(state)
+    train_step = steps.make_train_step(
+        "advprop", state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0
+    )
+    sums = tf.function(train_step)(data)
+    np.testing.assert_allclose((sums["clean_loss"] + sums["adversarial_loss"]) / 8, loss, rtol=1e-4)
+    after = values(state)
+    moved = {name: before[name] - after[name] for name in before}
+    for name, gradient in wanted.items():
+        leaf = name.rpartition("/")[2]
+        parts = [name]
+        if leaf in ("gamma:0", "beta:0"):  # each half has its own share of them
+            parts.append(name.replace(leaf, f"aux/{leaf}"))
+            assert np.abs(moved[parts[0]] - moved[parts[1]]).max() > 1e-4
+        total = sum(moved[part] for part in parts)
+        scale = max(np.abs(gradient).max(), 0.3)
+        np.testing.assert_allclose(total, gradient, rtol=0, atol=1e-3 * scale, err_msg=name)
+    assert_statistics(model, after)
+    with pytest.raises(ValueError, match="`aux_shares` is 'moments', which puts all images"):
+        steps.make_train_step(
+            "fast_advprop", state, RATE_ONE, global_batch_size=4, **make_attack("fast_advprop")
+        )
+
+
 def assert_moved_by(before, after, trained, gradients, tolerance=1e-3):
     """That SGD with rate 1 moved each of `trained` by its gradient. In batches of few images rounding grows."""
     for variable, gradient in zip(trained, gradients):
@@ -443,14 +479,19 @@ class Linear(keras.Model):
 
     aux_branches = 0
 
-    def __init__(self):
+    def __init__(self, num_classes=5, is_normalized=False):
         super().__init__(name="linear")
         self.flatten = keras.layers.Flatten()
-        self.dense = keras.layers.Dense(5, name="dense")
+        self.norm = DualBatchNormalization(0, momentum=0.75) if is_normalized else None
+        self.dense = keras.layers.Dense(num_classes, name="dense")
         self.build([None, 2, 2, 3])
 
     def call(self, images, training=False, branch="main", update_statistics=True, seed=None):
-        return self.dense(self.flatten(tf.cast(images, tf.float32) / 255.0))
+        inputs = self.flatten(tf.cast(images, tf.float32) / 255.0)
+        if self.norm is not None:
+            mode = dict(training=training, branch=branch, update_statistics=update_statistics)
+            inputs = self.norm(inputs, **mode)
+        return self.dense(inputs)
 
 
 def linear_step():
@@ -461,6 +502,49 @@ def linear_step():
     )
     images = np.random.RandomState(0).randint(0, 256, [4, 2, 2, 3]).astype(np.uint8)
     return model, step, tf.constant(images)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_adversarial_only_in_closed_form(targeted):
+    """Of two classes only one is wrong, so that the aim of a targeted attack is known, too."""
+    keras.utils.set_random_seed(2)
+    model = Linear(num_classes=2, is_normalized=True)
+    state = TrainState(model, optimizers.SGD(model.trainable_variables))
+    kernel, bias = model.dense.kernel.numpy(), model.dense.bias.numpy()
+    images = np.random.RandomState(0).randint(0, 256, [4, 2, 2, 3]).astype(np.uint8)
+    labels = np.array([1, 0, 0, 1])
+    attack = PGD(8.0, 8.0, 1, targeted=targeted, random_start=0.0, num_classes=2)
+    step = steps.make_train_step(
+        "adversarial_only", state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0
+    )
+    sums = tf.function(step)({"images": tf.constant(images), "labels": tf.constant(labels)})
+    # The attack sees running statistics, here 0 and 1, so that the loss rises along the
+    # difference of the two classes' weights, whatever the probabilities are.
+    rises = np.sign(kernel[:, 1 - labels] - kernel[:, labels]).T.reshape(images.shape)
+    attacked = np.clip(images + 8.0 * rises, 0.0, 255.0).reshape(4, -1) / 255.0
+    mean, variance = attacked.mean(0), attacked.var(0)
+    normalized = (attacked - mean) / np.sqrt(variance + 1e-3)
+    logits = normalized @ kernel + bias
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    smoothed = 0.9 * np.eye(2)[labels] + 0.05
+    assert set(sums) == {"adversarial_loss", "adversarial_correct", "num_images"}
+    np.testing.assert_allclose(
+        sums["adversarial_loss"], -np.sum(smoothed * np.log(probabilities)), rtol=1e-5
+    )
+    assert sums["adversarial_correct"] == np.sum(logits.argmax(1) == labels)
+    of_logits = (probabilities - smoothed) / 4
+    of_normalized = of_logits @ kernel.T
+    norm = model.norm
+    for variable, wanted in (
+        (model.dense.kernel, kernel - normalized.T @ of_logits),
+        (model.dense.bias, bias - of_logits.sum(0)),
+        (norm.gamma, 1.0 - (normalized * of_normalized).sum(0)),
+        (norm.beta, -of_normalized.sum(0)),
+        # Once, by the adversarial images.
+        (norm.moving_mean, 0.25 * mean),
+        (norm.moving_variance, 0.75 + 0.25 * variance),
+    ):
+        np.testing.assert_allclose(variable, wanted, rtol=0, atol=1e-5, err_msg=variable.name)
 
 
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "uint64", "float32"])

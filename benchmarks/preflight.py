@@ -5,6 +5,7 @@ Usage:
 
     python benchmarks/preflight.py              # from the results in benchmarks/preflight/
     python benchmarks/preflight.py --compile    # computes missing results; takes hours, resumes
+    python benchmarks/preflight.py --price_per_chip_hour=0.50,2.00    # what whole runs would cost
 
 The results come from `python -m tpu_utils.preflight`, that is, from the TPU's compiler.
 docs/preflight.md explains them, and docs/measurements.md contains the table.
@@ -81,6 +82,12 @@ flags.DEFINE_bool(
 flags.DEFINE_bool(
     "search", False, "With --compile: search the largest batch of each, not one that should fit."
 )
+flags.DEFINE_list(
+    "price_per_chip_hour",
+    [],
+    "The lowest and the highest price of a chip for an hour, in any currency: prints what the runs "
+    "would cost instead of the table.",
+)
 flags.DEFINE_string(
     "compiler_python", f"{ROOT}/.venv-preflight/bin/python", "See efficientnet_advprop.preflight."
 )
@@ -141,7 +148,34 @@ def compile_missing() -> None:
 def main(_):
     if FLAGS.compile:
         compile_missing()
-    print(table())
+    print(
+        price_table(*map(float, FLAGS.price_per_chip_hour))
+        if FLAGS.price_per_chip_hour
+        else table()
+    )
+
+
+def price_table(low: float, high: float) -> str:
+    """What each run costs at two prices of a chip-hour; Markdown.
+
+    Chip-hours are those of `table`, a lower bound, and so is each end of the range.
+    """
+    lines = [
+        f"| recipe | TPU, cores | chip-hours | at {low:.2f} to {high:.2f} each |",
+        "|---|---|---|---|",
+    ]
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table().splitlines()
+    )
+    columns = [header.index(name) for name in ("recipe", "TPU, cores", "chip-hours")]
+    for row in rows:
+        name, cores, hours = (row[column] for column in columns)
+        if hours.replace(",", "").isdigit():
+            count = int(hours.replace(",", ""))
+            lines.append(
+                f"| {name} | {cores} | {hours} | {low * count:,.0f} to {high * count:,.0f} |"
+            )
+    return "\n".join(lines)
 
 
 def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:

@@ -218,3 +218,8 @@ def test_measurements_have_the_preflights_table_and_others_its_chip_hours():
                 size,
             )
             assert figure == told.get(str(size), figure), (config, size)
+    prices = re.search(r"--price_per_chip_hour=([\d.]+),([\d.]+)", read("docs/experiments.md"))
+    for method in ("vanilla", "AdvProp"):
+        for end, price in zip(("lowest", "highest"), prices.groups()):
+            for figure, hours_told in zip(quoted[f"{method}, {end}"], quoted[method], strict=True):
+                assert figure == f"{float(price) * int(hours_told.replace(',', '')):,.0f}"

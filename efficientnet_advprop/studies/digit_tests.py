@@ -7,7 +7,7 @@ Usage:
 """
 
 import dataclasses
-from typing import Sequence
+from typing import Optional, Sequence
 
 from efficientnet_advprop.attacks import PGD, AutoAttack
 from efficientnet_advprop.config import ExperimentConfig
@@ -39,14 +39,21 @@ def open_test_sets(
     *,
     severities: Sequence[int],
     attack_epsilons: Sequence[float],
+    autoattack_epsilon: float = AUTOATTACK_EPSILON,
+    autoattack_images: Optional[int] = AUTOATTACK_IMAGES,
 ) -> dict[str, list[TestSet]]:
     """Returns "clean", "corrupted", "attacked" and "autoattack" → test sets.
+
+    Those of "autoattack" are its attacks, each on what withstood those before: the
+    accuracy of the last one is that under all.
 
     Args:
         config: of the network that will be measured; the attack uses its seed.
         data_dir: folder of the digits, which are written there if necessary.
         severities: of each of the fifteen corruptions, 1…5.
         attack_epsilons: of the attacks, one attack for each, pixels of 255.
+        autoattack_epsilon: of AutoAttack under L∞, pixels of 255.
+        autoattack_images: so many evenly spaced images are attacked by it; None: all.
     """
     settings = SuiteSettings(
         data_dir,
@@ -67,9 +74,9 @@ def open_test_sets(
             with_attack(clean, dataclasses.replace(settings, attack=attack)) for attack in attacks
         ],
         "autoattack": attack_stages(
-            dataclasses.replace(clean, max_images=AUTOATTACK_IMAGES),
+            dataclasses.replace(clean, max_images=autoattack_images),
             "autoattack",
-            AutoAttack(AUTOATTACK_EPSILON, num_classes=config.model.num_classes),
+            AutoAttack(autoattack_epsilon, num_classes=config.model.num_classes),
             config.training.seed,
         ),
     }

@@ -14,7 +14,7 @@ import math
 import statistics
 from typing import Mapping, Sequence
 
-from scipy import stats
+from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 
@@ -74,6 +74,37 @@ def contrast_values(
         seed: math.fsum(weight * accuracies[arm][seed] for arm, weight in weights.items())
         for seed in sorted(seeds)
     }
+
+
+def power(difference: float, deviation: float, num_seeds: int, significance: float) -> float:
+    """The probability that a two-sided paired t-test over seeds finds a difference.
+
+    Args:
+        difference: the true mean of the contrast.
+        deviation: standard deviation of the contrast over seeds, > 0.
+        num_seeds: ≥ 2.
+        significance: the level of the test, such as 0.05; with Holm's method the first
+            of n tests has 0.05 / n.
+    """
+    freedom = num_seeds - 1
+    critical = stats.t.isf(significance / 2, freedom)
+    shift = abs(difference) / deviation * math.sqrt(num_seeds)
+    found = stats.nct.sf(critical, freedom, [shift, -shift])  # on the true side, and on the other
+    return float(sum(found))
+
+
+def detectable_difference(
+    deviation: float, num_seeds: int, significance: float, wanted_power: float = 0.8
+) -> float:
+    """The true difference that the test of `power` finds with `wanted_power`."""
+
+    def excess(difference):
+        return power(difference, deviation, num_seeds, significance) - wanted_power
+
+    high = deviation / math.sqrt(num_seeds)
+    while excess(high) < 0.0:  # not from far above, where SciPy's distribution is not a number
+        high *= 2.0
+    return float(optimize.brentq(excess, 0.0, high))
 
 
 def verdict(estimate: Estimate, expected: int, adjusted_p_value: float) -> str:

@@ -25,6 +25,7 @@ from efficientnet_advprop.errors import UserError, list_lines
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.suites.test_sets import TestSet
+from efficientnet_advprop.evaluation.test_set_name import TestSetName
 from efficientnet_advprop.files import format_duration, write_atomically
 from efficientnet_advprop.studies.digit_tests import open_test_sets
 from efficientnet_advprop.studies.plan import Run, Study
@@ -78,9 +79,17 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
 
 
 def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[TestSet]]:
-    """Metric → the test sets over which it is the mean, for each of `study.metrics()`."""
+    """Metric → the test sets that it needs, for each of `study.metrics()`."""
+    autoattack = {}
+    if study.autoattack_epsilon is not None:
+        autoattack["autoattack_epsilon"] = study.autoattack_epsilon
+        autoattack["autoattack_images"] = study.autoattack_images
     chosen = open_test_sets(
-        run.config, data_dir, severities=study.severities, attack_epsilons=study.attack_epsilons
+        run.config,
+        data_dir,
+        severities=study.severities,
+        attack_epsilons=study.attack_epsilons,
+        **autoattack,
     )
     return {metric: chosen[metric] for metric in study.metrics()}
 
@@ -97,9 +106,17 @@ def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, fl
         batch_size=run.config.training.eval_batch_size,
     )
     return {
-        metric: statistics.fmean(results.test_sets[test_set.name].score.top1 for test_set in chosen)
+        metric: statistics.fmean(results.test_sets[name].score.top1 for name in _scored(chosen))
         for metric, chosen in test_sets.items()
     }
+
+
+def _scored(test_sets: Sequence[TestSet]) -> list[TestSetName]:
+    """The test sets over which a metric is the mean: of a chain of attacks the last
+    one, which tells what withstood them all.
+    """
+    continued = {test_set.after for test_set in test_sets}
+    return [test_set.name for test_set in test_sets if test_set.name not in continued]
 
 
 def execute_all(

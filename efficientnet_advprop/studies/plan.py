@@ -16,7 +16,7 @@ import importlib.util
 import json
 import os
 import re
-from typing import Mapping, Sequence
+from typing import Mapping, Optional, Sequence
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop import files
@@ -27,8 +27,11 @@ METRICS = {
     "clean": "top-1 accuracy on the test images",
     "corrupted": "top-1 accuracy under corruption, the mean of all corrupted sets",
     "attacked": "top-1 accuracy under attack, the mean of all attacks",
+    "autoattack": "top-1 accuracy under AutoAttack, on evenly spaced test images",
 }
 _PLAN_FILE = "study.json"
+# What a saved plan means that does not say it, because it is of an earlier version.
+_MEASURED_UNLESS_SAID = {"autoattack_epsilon": None, "autoattack_images": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +110,10 @@ class Study:
         claims: in the order of the report.
         severities: of the corruptions in the evaluation, 1…5.
         attack_epsilons: of the untargeted PGD in the evaluation, pixels of 255.
+        autoattack_epsilon: the radius of AutoAttack (L∞, version standard) in the
+            evaluation, pixels of 255; None: it is not run.
+        autoattack_images: so many evenly spaced test images are attacked by it; None:
+            all.
     """
 
     title: str
@@ -116,6 +123,8 @@ class Study:
     claims: Sequence[Claim]
     severities: Sequence[int] = (1, 2, 3, 4, 5)
     attack_epsilons: Sequence[float] = ()
+    autoattack_epsilon: Optional[float] = None
+    autoattack_images: Optional[int] = None
 
     def runs(self) -> list[Run]:
         """All runs, ordered by seed, so that an interrupted study has complete pairs."""
@@ -145,6 +154,7 @@ class Study:
             "clean",
             *(["corrupted"] if self.severities else []),
             *(["attacked"] if self.attack_epsilons else []),
+            *(["autoattack"] if self.autoattack_epsilon is not None else []),
         ]
 
     def validate(self) -> None:
@@ -154,6 +164,13 @@ class Study:
         if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < 2:
             raise ConfigError(
                 f"`seeds` are {list(self.seeds)}, but intervals need at least two, each once."
+            )
+        if self.autoattack_images is not None and (
+            self.autoattack_epsilon is None or self.autoattack_images < 1
+        ):
+            raise ConfigError(
+                f"`autoattack_images` is {self.autoattack_images!r}, but must be ≥ 1, and goes with "
+                "`autoattack_epsilon`."
             )
         for name, arm in self.arms.items():
             if not re.fullmatch(r"[\w.-]+", name):
@@ -205,7 +222,12 @@ class Study:
         )
 
     def _measured(self) -> dict:
-        return {"severities": list(self.severities), "attack_epsilons": list(self.attack_epsilons)}
+        return {
+            "severities": list(self.severities),
+            "attack_epsilons": list(self.attack_epsilons),
+            "autoattack_epsilon": self.autoattack_epsilon,
+            "autoattack_images": self.autoattack_images,
+        }
 
 
 def _with_seed(config: ExperimentConfig, seed: int) -> ExperimentConfig:
@@ -263,6 +285,7 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
     saved = {"measured": study._measured(), "runs": {}}
     if files.exists(path):
         saved = json.loads(files.read_text(path))
+        saved["measured"] = {**_MEASURED_UNLESS_SAID, **saved["measured"]}
     problems = [
         f"`{name}` is {saved['measured'][name]} there and {value} here"
         for name, value in study._measured().items()

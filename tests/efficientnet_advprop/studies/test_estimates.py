@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from efficientnet_advprop.studies.estimates import Estimate, contrast_values, verdict
+from efficientnet_advprop.studies.estimates import (
+    Estimate,
+    contrast_values,
+    detectable_difference,
+    power,
+    verdict,
+)
 
 
 def test_interval_and_paired_test_are_scipys():
@@ -36,6 +42,15 @@ def test_contrasts_are_paired_by_seed():
     assert list(found) == [1, 2]
     np.testing.assert_allclose(list(found.values()), [0.3, 0.3])
     assert contrast_values({"a": 1.0, "c": -1.0}, accuracies) == {}
+
+
+def test_power_is_that_of_the_textbooks():
+    # Cohen's table, two-sided 5 %: an effect of half a deviation needs 34 pairs for a power of 0.8,
+    # one of a whole deviation 10.
+    assert power(0.5, 1.0, 33, 0.05) < 0.8 < power(0.5, 1.0, 34, 0.05)
+    assert power(1.0, 1.0, 9, 0.05) < 0.8 < power(1.0, 1.0, 10, 0.05)
+    assert power(0.0, 1.0, 10, 0.05) == pytest.approx(0.05)
+    assert detectable_difference(3.0, 34, 0.05) == pytest.approx(1.5, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import dataclasses
 import io
 import json
+import operator
 import os
 import pathlib
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -15,9 +17,11 @@ import time
 import pytest
 from PIL import Image
 
+from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.studies import execution, figures, plan, report, run_scores
+from efficientnet_advprop.studies import estimates, execution, figures, plan, report, run_scores
 from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
+from efficientnet_advprop.training import assembly
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -146,15 +150,28 @@ def test_each_metric_has_its_test_sets(tmp_path):
         arms={**make_study().arms, "vanilla": Arm(config, 1.0)},
         severities=(1, 5),
         attack_epsilons=(8.0, 16.0),
+        autoattack_epsilon=4.0,
+        autoattack_images=100,
     )
     chosen = execution.choose_test_sets(study.runs()[0], study, str(tmp_path))
     assert {metric: len(test_sets) for metric, test_sets in chosen.items()} == {
         "clean": 1,
         "corrupted": 30,
         "attacked": 2,
+        "autoattack": 4,
     }
     assert {test_set.name.split("/")[-1] for test_set in chosen["corrupted"]} == {"1", "5"}
     assert [test_set.attack.epsilon for test_set in chosen["attacked"]] == [8.0, 16.0]
+    # AutoAttack is a chain, of which the end counts.
+    assert [test_set.after is None for test_set in chosen["autoattack"]] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert {test_set.max_images for test_set in chosen["autoattack"]} == {100}
+    assert execution._scored(chosen["autoattack"]) == ["autoattack/linf_4/square"]
+    assert execution._scored(chosen["attacked"]) == ["pgd/8", "pgd/16"]
 
 
 def test_a_run_that_fails_is_named_and_others_are_kept(tmp_path):
@@ -259,6 +276,7 @@ def test_a_saved_study_may_grow_but_not_change(tmp_path):
             ),
             "`metrics` has attacked, but measured are clean, corrupted",
         ),
+        (dict(autoattack_images=100), "`autoattack_images` is 100, but .*`autoattack_epsilon`"),
     ],
 )
 def test_studies_that_mean_nothing_are_refused(changes, said):
@@ -281,9 +299,74 @@ def test_files_that_are_no_study_are_refused(tmp_path):
 
 
 def test_the_studies_of_configs_are_valid():
+    keys = {}
     for path in (ROOT / "configs" / "studies").glob("*.py"):
         study = plan.load_study(str(path))
-        assert len(study.seeds) >= 5 and {claim.key for claim in study.claims} >= set("abcdefgh")
+        assert len(study.seeds) >= 5
+        keys[path.stem] = {claim.key for claim in study.claims}
+    assert keys["digits"] >= set("abcdefgh")
+
+
+def test_the_second_study_makes_as_many_updates_whatever_the_images():
+    first = plan.load_study(str(ROOT / "configs/studies/digits.py")).arms["advprop_medium"].config
+    for part, num_runs in (("primary", 72), ("secondary", 290)):
+        study = plan.load_study(f"{ROOT}/configs/studies/digits_v2.py:{part}")
+        assert len(study.runs()) == num_runs
+        seconds = sum(run.expected_seconds for run in study.runs())
+        assert seconds < {"primary": 2, "secondary": 9}[part] * 3600  # 11 core hours are 6 on two
+        for name, arm in study.arms.items():
+            config = arm.config
+            assert assembly.count_steps(config, config.data.num_train_examples) == (
+                200 if name == "fast_advprop" else 240
+            )
+    # With 100 images it is the first study's own recipe.
+    again = plan.load_study(f"{ROOT}/configs/studies/digits_v2.py:secondary").arms["advprop_100"]
+    for field, values in config_lib.differences(first, again.config).items():
+        assert values[0] == pytest.approx(values[1], rel=1e-5), field
+    with pytest.raises(ConfigError, match="names the part 'both'"):
+        plan.load_study(f"{ROOT}/configs/studies/digits_v2.py:both")
+
+
+def test_the_second_studys_power_is_what_its_file_says():
+    """Deviations from the first study's report, expected differences from three seeds before it."""
+    report_of_first = json.loads((ROOT / "docs/study/report.json").read_text())
+    found = {
+        (finding["name"].rpartition(",")[0], finding["metric"]): []
+        for claim in report_of_first["claims"][:2]
+        for finding in claim["findings"]
+    }
+    for claim in report_of_first["claims"][:2]:
+        for finding in claim["findings"]:
+            deviation = 100 * statistics.stdev(finding["estimate"]["values"])
+            found[finding["name"].rpartition(",")[0], finding["metric"]].append(deviation)
+    # Seeds 11, 12 and 13 with 300 images: vanilla, AdvProp, no auxiliary.
+    clean = ([96.8, 95.7, 96.8], [97.7, 98.2, 96.8], [93.8, 92.8, 95.4])
+    corrupted = ([87.3, 81.4, 88.6], [91.6, 91.5, 90.2])
+    vanilla, advprop, no_auxiliary = map(statistics.fmean, clean)
+    rows = {
+        1: (("AdvProp − vanilla", "clean"), advprop - vanilla),
+        2: (("AdvProp − vanilla", "corrupted"), -operator.sub(*map(statistics.fmean, corrupted))),
+        3: (("no auxiliary − vanilla", "clean"), no_auxiliary - vanilla),
+        4: (("AdvProp − no auxiliary", "clean"), advprop - no_auxiliary),
+    }
+    text = (ROOT / "configs/studies/digits_v2.py").read_text()
+    for number, (key, expected) in rows.items():
+        deviation = max(found[key])
+        detected = estimates.detectable_difference(deviation, 24, 0.05 / 4)
+        chance = estimates.power(expected, deviation, 24, 0.05 / 4)
+        row = f"{number}          {deviation:.2f}        {detected:.2f}       {chance:.2f} for {expected:+.1f}"
+        assert row in text, row
+
+
+def test_a_plan_saved_before_there_was_autoattack_goes_on(tmp_path):
+    study = make_study()
+    plan.claim_output_dir(study, str(tmp_path))
+    saved = json.loads((tmp_path / "study.json").read_text())
+    saved["measured"] = {"severities": [1], "attack_epsilons": []}
+    (tmp_path / "study.json").write_text(json.dumps(saved))
+    assert plan.claim_output_dir(study, str(tmp_path)) == []
+    with pytest.raises(ConfigError, match="`autoattack_epsilon` is None there and 4.0 here"):
+        plan.claim_output_dir(make_study(autoattack_epsilon=4.0), str(tmp_path))
 
 
 MINIATURE = """

@@ -137,7 +137,7 @@ def scratch(tmp_path_factory):
         address = published_checkpoints.PUBLISHED[name].address
         folder = cache / checkpoint_sources.cache_key(address, is_web=True)
         save_released_checkpoint(model, str(folder / "efficientnet-b0" / "model.ckpt"))
-    os.symlink(folder, root / "SOURCE")
+    os.symlink(folder / "efficientnet-b0", root / "SOURCE")
     random = np.random.default_rng(0)
 
     def write_image(path):
@@ -172,7 +172,11 @@ def environment_of(root: pathlib.Path) -> dict[str, str]:
 
 
 def execute(command: str, root: pathlib.Path) -> str:
-    """What the command says; it must end well, within ten minutes."""
+    """What the command says; it must end well, within ten minutes.
+
+    Raises:
+        AssertionError: it ends in another way.
+    """
     for pattern, more in SHORTENED.items():
         if re.search(pattern, command):
             command = f"{command} {more}"
@@ -208,7 +212,7 @@ def start_server(command: str, root: pathlib.Path) -> subprocess.Popen:
 @pytest.mark.slow
 def test_the_commands_do_what_they_say(scratch):
     """In the documents' order, since one goes on with what another has made."""
-    servers, said = [], {}
+    servers, said, failures = [], {}, []
     try:
         for command in RUN:
             if "--model_dir=runs/b3" in command and not (scratch / "runs" / "b3").exists():
@@ -216,11 +220,15 @@ def test_the_commands_do_what_they_say(scratch):
             if command.endswith("&"):
                 servers.append(start_server(command, scratch))
             else:
-                said[command] = execute(command, scratch)
+                try:
+                    said[command] = execute(command, scratch)
+                except (AssertionError, subprocess.TimeoutExpired) as error:
+                    failures.append(str(error))
     finally:
         for server in servers:
             server.terminate()
             server.wait()
+    assert not failures, "\n".join(failures)
     # What they are for is there, in the folder that they were started in.
     wanted = ["runs/digits/config.json", "runs/served/1/saved_model.pb", "grid.png"]
     wanted += ["served/efficientnet/1/saved_model.pb", "served/lite/1/model.tflite"]

@@ -28,7 +28,7 @@ NOT_RUN = {
     r"^make ": "its target is looked at instead: it makes an environment, or is this test suite",
     r"^(gcloud|srun|docker|tensorboard|kubectl|curl) ": "a program of other people",
     r"-m venv ": "makes an environment",
-    r"^pip install ": "changes an environment; `test_wheel` installs the package into one of its own",
+    r"^pip (install|wheel) ": "changes an environment; `test_wheel` installs the package into one of its own",
     r"gs://|BUCKET|CONFIG\b|SUITES": "needs a bucket",
     r"…": "stands for many commands",
     r"--data_dir=DATA ": "needs a data set and a day",

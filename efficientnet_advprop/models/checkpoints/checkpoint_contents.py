@@ -56,8 +56,8 @@ class CheckpointContents:
     unknown: list[str]
     step: Optional[int]
     architecture: Optional[Architecture]  # None: not an EfficientNet of any width and depth
-    # Whether batch norms have the shape [1, 1, 1, 1, C]; `shapes` has them as [C].
-    has_grouped_norms: bool = False
+    # Tensors of batch norms whose shape in the file is [1, 1, 1, 1, C]; in `shapes` [C].
+    grouped_norms: frozenset[str] = frozenset()
 
     def shape(self, variable: str) -> Optional[tuple[int, ...]]:
         """The shape of a variable (plain or average), None if the file has none of that
@@ -72,6 +72,11 @@ class CheckpointContents:
         Raises: one of `READ_ERRORS`.
         """
         return np.reshape(self.reader.get_tensor(name), self.shapes[name])
+
+    @property
+    def has_grouped_norms(self) -> bool:
+        """Whether SAT's evaluation graph has written the file."""
+        return bool(self.grouped_norms)
 
     @property
     def has_trained_alpha(self) -> bool:
@@ -144,6 +149,6 @@ def read_contents(prefix: str) -> CheckpointContents:
     contents = CheckpointContents(
         prefix, reader, shapes, tuple(sorted(scopes)), plain, averages, slots, unknown, step, None
     )
-    contents.has_grouped_norms = bool(grouped)
+    contents.grouped_norms = frozenset(grouped)
     contents.architecture = recognize(plain.keys() | averages.keys(), contents.shape)
     return contents

@@ -70,7 +70,8 @@ def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]
         ("other tensors", list_names(contents.unknown, 10) or "none"),
         (
             "kind",
-            f"{kind}: normalization {KINDS[kind].normalization}, crop {KINDS[kind].crop}"
+            f"{kind}: normalization {KINDS[kind].normalization}, crop {KINDS[kind].crop}, "
+            f"ε of batch norms {KINDS[kind].batch_norm_epsilon:g}"
             if kind
             else f"the file does not tell: one of {', '.join(kinds)}",
         ),
@@ -130,6 +131,10 @@ def list_tensors(contents: CheckpointContents) -> list[tuple[str, str, str]]:
     parts.update({name: "optimizer slot" for name in contents.slots})
     parts.update({name: f"{parts[name]}, not finite" for name in not_finite})
     return [
-        (name, str(list(shape)), parts.get(name, "other"))
+        (
+            name,
+            str([1] * 4 * (name in contents.grouped_norms) + list(shape)),
+            parts.get(name, "other"),
+        )
         for name, shape in contents.shapes.items()
     ]

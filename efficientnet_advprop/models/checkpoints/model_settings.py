@@ -85,14 +85,12 @@ def _find_problem(settings: Any) -> Optional[str]:
         return f"names the activation {settings['activation']!r}, which there is not"
     if settings.get("normalization", "none") not in NORMALIZATIONS:
         return f"names the normalization {settings['normalization']!r}, which there is not"
-    numbers = {
-        name: settings[name]
-        for name in ("activation_alpha", "batch_norm_momentum", "batch_norm_epsilon")
-        if settings.get(name) is not None
-    }
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            return f"has {value!r} as {name}, which is no number > 0"
+    for name in ("activation_alpha", "batch_norm_momentum", "batch_norm_epsilon"):
+        value = settings.get(name)
+        if value is None and name == "activation_alpha":
+            continue
+        if name in settings and (type(value) not in (int, float) or value < 0):
+            return f"has {value!r} as {name}, which is no number ≥ 0"
     return None
 
 

@@ -25,12 +25,14 @@ from efficientnet_advprop.models.checkpoints import published_checkpoints
 from efficientnet_advprop.models.checkpoints.architecture import recognize
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import read_contents
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint
+from efficientnet_advprop.models.checkpoints.checkpoint_summary import list_tensors
 from efficientnet_advprop.models.checkpoints.model_settings import activation_in_name
 from efficientnet_advprop.models.checkpoints.published_checkpoints import (
     PUBLISHED,
     find_published,
     guess_kind,
 )
+from efficientnet_advprop.training.fine_tuning import doubt_normalization
 from tests.conftest import DATA, golden, make_tiny
 from tests.released_format import (
     AVERAGE,
@@ -117,7 +119,10 @@ def test_a_file_of_the_evaluation_graph_is_recognized_and_counted(network, varia
 
 
 def test_b0_gives_the_authors_logits(b0_file):
-    assert read_contents(b0_file).has_grouped_norms
+    contents = read_contents(b0_file)
+    gamma = "efficientnet-b0/stem/tpu_batch_normalization/gamma"
+    assert contents.has_grouped_norms and contents.shapes[gamma] == (32,)
+    assert (gamma, "[1, 1, 1, 1, 32]", "plain weight") in list_tensors(contents)
     network = restore_network(b0_file)
     assert "kind: sat (from the shape of its batch norms)" in network.description
     assert network.published is PUBLISHED["b0-sat"] and network.published.top1 == 65.2
@@ -210,6 +215,14 @@ def test_another_kind_than_the_shapes_say_is_refused(b0_file):
 def test_found_by_name_and_by_address(source, name):
     assert find_published(source) is (None if name is None else PUBLISHED[name])
     assert guess_kind(source) == (None if name is None else "sat")
+
+
+def test_fine_tuning_with_another_epsilon_is_doubted():
+    for source in ("b0-sat", "/data/efficientnet-b0-sat"):
+        doubt = doubt_normalization(source, "advprop", "b0", 1e-3)
+        assert "ε = 1e-05" in doubt and "`config.model.batch_norm_epsilon` is 0.001" in doubt
+        assert doubt_normalization(source, "advprop", "b0", 1e-5) is None
+    assert doubt_normalization("b0-advprop", "advprop", "b0", 1e-3) is None
 
 
 def test_table_has_the_published_figures():

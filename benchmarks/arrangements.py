@@ -74,8 +74,9 @@ def make_one_batch_step(state, learning_rate, attack):
             loss = tf.reduce_sum(per_image) / FLAGS.batch_size
         trained = state.model.trainable_variables
         gradients = tape.gradient(loss, trained)
+        decayed = set(map(id, losses.decayed_variables(state.model)))
         gradients = [
-            g + 1e-5 * v if losses.is_decayed(v.name) else g for g, v in zip(gradients, trained)
+            g + 1e-5 * v if id(v) in decayed else g for g, v in zip(gradients, trained)
         ]
         state.optimizer.apply(gradients, learning_rate(state.step))
         state.step.assign_add(1)

@@ -62,7 +62,7 @@ def measure(name: str) -> dict:
         add_auxiliary_batch_norms,
         remove_auxiliary_batch_norms,
     )
-    from efficientnet_advprop.keras.conversion import find_batch_norms
+    from efficientnet_advprop.models.converted.conversion import find_batch_norms
     from efficientnet_advprop.keras2 import keras
 
     size = IMAGE_SIZES[name]

@@ -26,6 +26,7 @@ from efficientnet_advprop.config_fields import (
     probability,
 )
 from efficientnet_advprop.errors import UsageError
+from efficientnet_advprop.keras_variant import FORM, is_keras_variant
 from efficientnet_advprop.methods import AUGMENTED, METHODS
 
 # The choices, here so that a config needs none of the modules that act upon it, which
@@ -38,7 +39,7 @@ VARIANTS = (
     *("condconv-b0-4e", "condconv-b0-8e", "condconv-b0-8e-depth"),
     *("resnet50", "resnet101", "resnet152", "resnet200"),
 )
-NORMALIZATIONS = ("advprop", "imagenet", "lite", "caffe", "none")
+NORMALIZATIONS = ("advprop", "imagenet", "lite", "caffe", "none", "unit")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS = (
     *("relu", "relu6", "elu", "swish", "silu", "gelu"),
@@ -59,6 +60,31 @@ CROPS = ("inception", "pad", "none")
 AUGMENTATIONS = ("none", "autoaugment", "randaugment")
 AUGMENTATION_OPS = ("official", "meant")
 ATTACKS = ("pgd", "noise")
+
+# What a Keras model's own function decides. Recipes set some of these for their own
+# network, so the first are only reported as without effect; the others are refused.
+_KERAS_MODEL_DECIDES = (
+    "model.width_coefficient",
+    "model.depth_coefficient",
+    "model.dropout_rate",
+    "model.survival_prob",
+    "model.batch_norm_momentum",
+    "model.batch_norm_epsilon",
+)
+_KERAS_MODEL_HAS_NOT = (
+    "model.batch_norm_group_size",
+    "model.batch_norm_batch_size",
+    "model.recomputed_blocks",
+    "model.aux_shares",
+    "model.activation",
+    "model.activation_alpha",
+    "model.smooth_relu_gradient",
+    "model.denoise",
+    "init.checkpoint",
+    "init.freeze",
+    "init.layer_decay",
+    "init.head_learning_rate_factor",
+)
 
 # What a run may change when it is started again: none of it touches the weights it ends
 # with (if there are no bad records).
@@ -83,7 +109,14 @@ class ConfigError(UsageError, ValueError):
 class ModelConfig:
     """The network. `None` means: what the variant's row of the scaling table says."""
 
-    variant: str = field("b0", "the network", one_of(*VARIANTS))
+    variant: str = field(
+        "b0",
+        "the network; or a function that returns a Keras model",
+        Rule(
+            lambda value: value in VARIANTS or is_keras_variant(value),
+            f"must be one of {', '.join(map(repr, VARIANTS))}, or {FORM}",
+        ),
+    )
     num_classes: int = field(1000, "classes of the classifier", at_least(1))
     width_coefficient: Optional[float] = field(
         None, "factor of all widths", more_than(0, "; leave it out for the variant's own")
@@ -451,6 +484,7 @@ class ExperimentConfig:
                 f"`config.optimizer.decay_at_epochs` is {optimizer.decay_at_epochs!r}, but `config.optimizer.schedule` is "
                 f"{optimizer.schedule!r}: epochs go with 'piecewise', and only with it."
             )
+        self._check_keras_model()
         self._check_network()
         self._check_attack()
         if METHODS[training.method].has_attack and attack.targeted and self.model.num_classes < 2:
@@ -487,6 +521,33 @@ class ExperimentConfig:
                 f"`config.model.activation_alpha` is {model.activation_alpha:g}, but `config.model.activation` is "
                 f"{model.activation!r}: α goes with {', '.join(ACTIVATIONS_WITH_ALPHA)} and smooth_relu_gradient."
             )
+
+    def _check_keras_model(self) -> None:
+        """That no field speaks of parts that only this project's networks have."""
+        if not is_keras_variant(self.model.variant):
+            return
+        for name in _KERAS_MODEL_HAS_NOT:
+            default = get(ExperimentConfig(), name)
+            if get(self, name) != default:
+                raise ConfigError(
+                    f"`config.{name}` is {get(self, name)!r}, but {self.model.variant!r} is a Keras "
+                    f"model, whose function alone decides that; leave it at {default!r}."
+                )
+        if self.optimizer.name == "lars":
+            raise ConfigError(
+                f"`config.optimizer.name` is 'lars', but {self.model.variant!r} is a Keras model, in "
+                "which LARS does not know the batch norms by their names; take 'momentum'."
+            )
+
+    def fields_without_effect(self) -> list[str]:
+        """The fields that differ from their defaults and say nothing to this run's
+        Keras model.
+        """
+        if not is_keras_variant(self.model.variant):
+            return []
+        return [
+            name for name in _KERAS_MODEL_DECIDES if get(self, name) != get(ExperimentConfig(), name)
+        ]
 
     def _check_attack(self) -> None:
         """That the method has the attack and the images that it needs, and the attack

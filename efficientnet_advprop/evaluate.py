@@ -6,6 +6,8 @@ Usage:
         --suite=imagenet,imagenet_c,imagenet_a
     python -m efficientnet_advprop.evaluate --model_dir=runs/b3 --data_dir=/data \
         --suite=imagenet_r,imagenet_v2,pgd
+    python -m efficientnet_advprop.evaluate --checkpoint=model.keras --branch=aux \
+        --data_dir=/data --suite=imagenet
     python -m efficientnet_advprop.evaluate --saved_model=served/efficientnet/1 \
         --suite=folder:/data/pets/val
     python -m efficientnet_advprop.evaluate --watch --model_dir=runs/b3 --data_dir=/data/imagenet
@@ -43,8 +45,9 @@ _SAVED_MODEL = flags.DEFINE_string(
 _BRANCH = flags.DEFINE_string(
     "branch",
     "main",
-    "the branch of batch norms that is evaluated and attacked: main, or aux, aux_2 of --model_dir; "
-    "or a mixture, main:0.7,aux:0.3, with the statistics of the branch that is named first",
+    "the branch of batch norms that is evaluated and attacked: main, or aux, aux_2 of --model_dir "
+    "or of a .keras file; or a mixture, main:0.7,aux:0.3, with the statistics of the branch that is "
+    "named first (not of a Keras model)",
 )
 _SUITE = flags.DEFINE_list(
     "suite",

@@ -23,6 +23,7 @@ FLOORS = [
         "efficientnet_advprop.files",
         "efficientnet_advprop.config_fields",
         "efficientnet_advprop.class_labels",
+        "efficientnet_advprop.keras_variant",
     },
     {
         "tpu_utils.devices",
@@ -36,12 +37,9 @@ FLOORS = [
     {"efficientnet_advprop.data"},
     {"efficientnet_advprop.evaluation"},
     {"efficientnet_advprop.training", "efficientnet_advprop.reports"},
+    {"efficientnet_advprop.keras"},
     {"efficientnet_advprop.inference", "efficientnet_advprop.studies"},
-    {
-        "efficientnet_advprop.command_line",
-        "efficientnet_advprop.serving",
-        "efficientnet_advprop.keras",
-    },
+    {"efficientnet_advprop.command_line", "efficientnet_advprop.serving"},
 ]
 # Rooms that one room on a floor may use of its neighbours on the same floor.
 NEIGHBOURS = {
@@ -56,6 +54,7 @@ WITHOUT_TENSORFLOW = [
     "efficientnet_advprop.files",
     "efficientnet_advprop.config_fields",
     "efficientnet_advprop.class_labels",
+    "efficientnet_advprop.keras_variant",
     "efficientnet_advprop.config",
     "efficientnet_advprop.stack",
     "efficientnet_advprop.directory_lock",

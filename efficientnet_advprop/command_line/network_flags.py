@@ -73,7 +73,7 @@ def define() -> NetworkFlags:
             "checkpoint",
             None,
             "checkpoint in the released format: a name such as b3-advprop, a directory, a prefix "
-            "or a .tar.gz, local, gs:// or https://",
+            "or a .tar.gz, local, gs:// or https://; or a Keras model in a .keras file",
         ),
         model_dir=flags.DEFINE_string(
             "model_dir", None, "folder of a training run, instead of --checkpoint"
@@ -88,7 +88,7 @@ def define() -> NetworkFlags:
             "normalization",
             None,
             NORMALIZATIONS,
-            "normalization of pixels; default: that of the kind",
+            "normalization of pixels; default: that of the kind, or of the .keras file",
         ),
         image_size=flags.DEFINE_integer(
             "image_size",

@@ -1,10 +1,11 @@
-"""A trained network and how its images are to be prepared: from a training run, or from
-a checkpoint in the released format.
+"""A trained network and how its images are to be prepared: from a training run, from a
+checkpoint in the released format, or from a Keras file.
 
 Usage:
 
     network = restore_network(checkpoint="b3-advprop")   # or a directory, a prefix, a .tar.gz; local, gs:// or https://
     network = restore_network(model_dir="runs/b3")       # the averaged weights of a run of ours
+    network = restore_network(checkpoint="model.keras")  # a Keras model, converted or plain
     network.model, network.image_size, network.crop
     print(network.description)
 """
@@ -19,7 +20,8 @@ from efficientnet_advprop.class_labels import background_offset
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.class_names import LABELS_MAP, read_class_names
-from efficientnet_advprop.evaluation.classifiers import Classifier, as_classifier
+from efficientnet_advprop.evaluation.classifiers import DEFAULT_CROP, Classifier, as_classifier
+from efficientnet_advprop.inference import keras_files
 from efficientnet_advprop.models import (
     CheckpointError,
     EfficientNet,
@@ -93,7 +95,8 @@ def restore_network(
     """Builds the network that a file holds, and loads it.
 
     Args:
-        checkpoint: in the released format; see `checkpoint_sources.find_checkpoint`.
+        checkpoint: in the released format, see `checkpoint_sources.find_checkpoint`; or
+            a Keras file, see `keras_files`.
         model_dir: of a training run of ours, instead; its best checkpoint is taken.
         kind: of a released checkpoint, a key of `KINDS`; None: the only one that its
             network has, or by its name or path, else `default_kind`'s, and the
@@ -117,7 +120,7 @@ def restore_network(
     """
     if bool(checkpoint) == bool(model_dir):
         raise ConfigError(
-            "Give one of `--checkpoint` (released format) and `--model_dir` (a training run), which says what network to use."
+            "Give one of `--checkpoint` (released format, or a .keras file) and `--model_dir` (a training run), which says what network to use."
         )
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"`--kind` is {kind!r}, but must be one of {', '.join(KINDS)}.")
@@ -132,6 +135,23 @@ def restore_network(
             )
         network = _restore_run(model_dir, image_size, crop, branch)
         return _with_class_names(network, labels_map_file, model_dir)
+    if checkpoint.endswith(keras_files.SUFFIX):
+        if kind:
+            raise ConfigError(
+                f"`--kind` is {kind!r}, but goes with checkpoints in the released format; leave it out."
+            )
+        model, told = keras_files.load(checkpoint, image_size, normalization)
+        network = RestoredNetwork(
+            name=os.path.basename(checkpoint).removesuffix(keras_files.SUFFIX),
+            model=model,
+            image_size=model.image_size,
+            crop=crop or DEFAULT_CROP,
+            serving_resize="bicubic",
+            published=None,
+            description="",
+        )
+        network = _describe(network, f"{checkpoint}: {told}", "Keras model")
+        return _with_class_names(network, labels_map_file, os.path.dirname(checkpoint))
     prefix = find_checkpoint(checkpoint, cache_dir)
     contents = read_contents(prefix)
     architecture = contents.architecture
@@ -238,8 +258,13 @@ def _restore_run(
         raise ConfigError(
             f"`--branch` is '{branch}', but {model_dir} was trained with {model.aux_branches} auxiliary branches."
         )
+    if image_size is not None and model.fixed_image_size not in (None, image_size):
+        raise ConfigError(
+            f"`--image_size` is {image_size}, but the Keras model of {model_dir} takes "
+            f"{model.fixed_image_size} pixels only; leave it out."
+        )
     name = os.path.basename(os.path.normpath(model_dir))
-    variant = VARIANTS.get(config.model.variant)  # None: a ResNet
+    variant = VARIANTS.get(config.model.variant)  # None: a ResNet, or a Keras model
     network = RestoredNetwork(
         name=name,
         model=model,

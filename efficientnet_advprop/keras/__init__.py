@@ -3,9 +3,9 @@ by `fit`.
 """
 
 from efficientnet_advprop.keras.advprop_model import AdvPropModel
-from efficientnet_advprop.keras.branch_context import use_branch
-from efficientnet_advprop.keras.conversion import UnsupportedModelError
-from efficientnet_advprop.keras.dual_model import (
+from efficientnet_advprop.models.converted.branch_context import use_branch
+from efficientnet_advprop.models.converted.conversion import UnsupportedModelError
+from efficientnet_advprop.models.converted.dual_model import (
     BranchModel,
     add_auxiliary_batch_norms,
     remove_auxiliary_batch_norms,

@@ -15,9 +15,9 @@ from typing import Any, Callable, Optional, Union
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
-from efficientnet_advprop.keras.branched_layers import PACKAGE, DualBatchNormalization
-from efficientnet_advprop.keras.conversion import convert_batch_norms, find_batch_norms
-from efficientnet_advprop.keras.dual_model import deserialize
+from efficientnet_advprop.models.converted.branched_layers import PACKAGE, DualBatchNormalization
+from efficientnet_advprop.models.converted.conversion import convert_batch_norms, find_batch_norms
+from efficientnet_advprop.models.converted.dual_model import deserialize
 from efficientnet_advprop.keras.first_batch import FirstBatch
 from efficientnet_advprop.keras.model_passes import (
     LABELS,

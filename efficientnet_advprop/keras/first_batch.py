@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
-from efficientnet_advprop.keras.branch_context import use_branch
+from efficientnet_advprop.models.converted.branch_context import use_branch
 from efficientnet_advprop.keras.model_passes import TrainingError, inputs_with, without_images
 from efficientnet_advprop.keras2 import keras
 from tpu_utils.errors import brief_message

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack
 from efficientnet_advprop.errors import UserError
-from efficientnet_advprop.keras.branch_context import use_branch
+from efficientnet_advprop.models.converted.branch_context import use_branch
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import Pass
 

@@ -12,6 +12,7 @@ from efficientnet_advprop.models.checkpoints.released_checkpoints import (
     save_released_checkpoint,
 )
 from efficientnet_advprop.models.checkpoints.timm_weights import load_timm_weights
+from efficientnet_advprop.models.converted.keras_network import KerasNetwork
 from efficientnet_advprop.models.efficientnet import EfficientNet
 from efficientnet_advprop.models.families import make_network
 from efficientnet_advprop.models.network import Network
@@ -23,6 +24,7 @@ __all__ = [
     "DualBatchNormalization",
     "EfficientNet",
     "KERAS_ARGUMENTS",
+    "KerasNetwork",
     "Network",
     "ResNet",
     "load_keras_weights",

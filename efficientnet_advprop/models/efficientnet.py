@@ -15,11 +15,11 @@ from typing import Optional
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import scaling
 from efficientnet_advprop.models.layers import Head, Stem, make_block
-from efficientnet_advprop.models.network import Network, check_choice, check_scaling
+from efficientnet_advprop.models.network import BlockNetwork, check_choice, check_scaling
 
 
 @keras.utils.register_keras_serializable("efficientnet_advprop")
-class EfficientNet(Network):
+class EfficientNet(BlockNetwork):
     """An EfficientNet whose every batch norm has one main and `aux_branches` auxiliary
     branches.
 

@@ -3,9 +3,12 @@
 Usage:
 
     model = make_network("resnet50", num_classes=1000, aux_branches=1)   # a `ResNet`; "b0" an `EfficientNet`
+    model = make_network("keras:my_models:small", num_classes=10, image_size=32, aux_branches=1)
 """
 
+from efficientnet_advprop.keras_variant import is_keras_variant
 from efficientnet_advprop.models import resnet_scaling, scaling
+from efficientnet_advprop.models.converted.keras_network import make_keras_network
 from efficientnet_advprop.models.efficientnet import EfficientNet
 from efficientnet_advprop.models.network import Network, check_choice
 from efficientnet_advprop.models.resnet import ResNet
@@ -20,11 +23,15 @@ def make_network(variant: str, **arguments) -> Network:
     """The network of a variant.
 
     Args:
-        variant: a key of `FAMILIES`.
-        **arguments: of its family's constructor.
+        variant: a key of `FAMILIES`, or the name of a function that returns a Keras
+            model (`keras_variant`).
+        **arguments: of its family's constructor, or of `make_keras_network`.
 
     Raises:
         ValueError: there is no such variant, or the family refuses an argument.
+        UserError: see `make_keras_network`.
     """
+    if is_keras_variant(variant):
+        return make_keras_network(variant, **arguments)
     check_choice("variant", variant, FAMILIES)
     return FAMILIES[variant](variant, **arguments)

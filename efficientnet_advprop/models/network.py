@@ -3,7 +3,7 @@ through one of the batch-norm branches.
 
 Usage:
 
-    class ResNet(Network): …                                      # makes `stem`, `blocks` and `head`, then calls `build`
+    class ResNet(BlockNetwork): …                                 # makes `stem`, `blocks` and `head`, then calls `build`
     logits = model(images, training=True, branch="aux", seed=seed)
     endpoints = model.features(images)                            # {"reduction_1": …, …, "features": …}
 """
@@ -36,11 +36,38 @@ NORMALIZATIONS = {
     "lite": ([127.0] * 3, [128.0] * 3),
     "caffe": ([123.68, 116.779, 103.939], [1.0] * 3),
     "none": ([0.0] * 3, [1.0] * 3),
+    "unit": ([0.0] * 3, [255.0] * 3),  # [0, 1], which many Keras models want
 }
 COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
 class Network(keras.Model):
+    """What the trainer, the evaluation and the export know of a network: pixels in,
+    float32 logits out, through one of the batch-norm branches.
+
+    It is called as `network(images, training, branch, update_statistics, seed)`; see
+    `BlockNetwork.call`.
+
+    Attributes:
+        variant: a row of a family's table, or the name of a function (`keras_variant`).
+        num_classes: size of the logits.
+        aux_branches: branches beside the main one.
+        image_size: pixels of the images' sides that it is meant for.
+        fixed_image_size: the only size that it takes; None: any.
+        normalization: of pixels, a key of `NORMALIZATIONS`.
+        activation_dtype: a key of `COMPUTE_DTYPES`.
+    """
+
+    variant: str
+    num_classes: int
+    aux_branches: int
+    image_size: int
+    fixed_image_size: Optional[int] = None
+    normalization: str
+    activation_dtype: str
+
+
+class BlockNetwork(Network):
     """A classifier of a stem, blocks and a head, whose every batch norm has one main
     and `aux_branches` auxiliary branches.
 
@@ -218,7 +245,7 @@ class Network(keras.Model):
         `end_points`, in inference mode, gets all feature maps; without it none is kept
         for longer than needed.
         """
-        images = _checked_images(images)
+        images = check_images(images)
         if training:
             for name in branches_in_batch(branch):
                 branch_index(name, self.aux_branches)  # no mixture
@@ -226,9 +253,7 @@ class Network(keras.Model):
         else:
             check_branch(branch, self.aux_branches)
         mode = dict(training=training, branch=branch, update_statistics=update_statistics)
-        mean, deviation = NORMALIZATIONS[self.normalization]
-        x = (tf.cast(images, tf.float32) - tf.constant(mean)) / tf.constant(deviation)
-        x = tf.cast(x, self.stem.compute_dtype)
+        x = tf.cast(normalize_pixels(images, self.normalization), self.stem.compute_dtype)
         x = self.stem(x, **mode)
         record = (lambda found: None) if end_points is None else end_points.update
         record({"stem": x})
@@ -283,7 +308,15 @@ def _with_loss_scale(optimizer) -> keras.mixed_precision.LossScaleOptimizer:
     return keras.mixed_precision.LossScaleOptimizer(optimizer)
 
 
-def _checked_images(images) -> tf.Tensor:
+def normalize_pixels(images: tf.Tensor, normalization: str) -> tf.Tensor:
+    """float32 images from pixels in [0, 255]; `normalization`: a key of
+    `NORMALIZATIONS`.
+    """
+    mean, deviation = NORMALIZATIONS[normalization]
+    return (tf.cast(images, tf.float32) - tf.constant(mean)) / tf.constant(deviation)
+
+
+def check_images(images) -> tf.Tensor:
     """The images as a tensor [batch, height, width, 3]; raises a `ValueError` for
     another shape.
     """

@@ -57,8 +57,15 @@ class _AffineOnly(keras.layers.BatchNormalization):
         )
 
 
+class BranchedNorm:
+    """A batch norm with branches: one of this project's networks, or a converted one of
+    Keras. Its `aux` are the auxiliary branches; `num_replicas_together` replicas share
+    their moments in training.
+    """
+
+
 @keras.utils.register_keras_serializable("efficientnet_advprop")
-class DualBatchNormalization(keras.layers.BatchNormalization):
+class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
     """Batch normalization over the last axis, with a main and `aux_branches` auxiliary
     sets of parameters and statistics.
 
@@ -346,9 +353,9 @@ class DualBatchNormalization(keras.layers.BatchNormalization):
         return tf.cast(outputs, inputs.dtype), mean, variance
 
 
-def batch_norms(model: tf.Module) -> list[DualBatchNormalization]:
-    """All batch norms of a model."""
-    return [layer for layer in model.submodules if isinstance(layer, DualBatchNormalization)]
+def batch_norms(model: tf.Module) -> list[BranchedNorm]:
+    """All batch norms of a model that have branches (none of them may be auxiliary)."""
+    return [layer for layer in model.submodules if isinstance(layer, BranchedNorm)]
 
 
 def moving_statistics(model: tf.Module) -> list[tf.Variable]:

@@ -25,7 +25,7 @@ from efficientnet_advprop.models.layers import (
     convolve_and_normalize,
     drop_residual,
 )
-from efficientnet_advprop.models.network import Network, check_choice, check_scaling
+from efficientnet_advprop.models.network import BlockNetwork, check_choice, check_scaling
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.models.resnet_scaling import Bottleneck
 from efficientnet_advprop.models.scaling import round_filters
@@ -223,7 +223,7 @@ class ResNetHead(keras.layers.Layer):
 
 
 @keras.utils.register_keras_serializable("efficientnet_advprop")
-class ResNet(Network):
+class ResNet(BlockNetwork):
     """A ResNet whose every batch norm has one main and `aux_branches` auxiliary
     branches.
 

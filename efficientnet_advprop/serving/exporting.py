@@ -16,10 +16,12 @@ import tensorflow as tf
 from efficientnet_advprop.config import ConfigError
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.inference.trained_network import RestoredNetwork
+from efficientnet_advprop.models import KerasNetwork
 from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.models.variable_names import weights_digest
 from efficientnet_advprop.serving import onnx_conversion, tflite, verification
 from efficientnet_advprop.serving.export_directory import ExportError, new_version
+from efficientnet_advprop.serving.keras_inference import InferenceKerasNetwork
 from efficientnet_advprop.serving.network import InferenceNetwork
 from efficientnet_advprop.serving.saved_model import METADATA, write_metadata, write_saved_model
 from efficientnet_advprop.serving.signatures import ServedNetwork
@@ -28,6 +30,7 @@ FORMATS = ("saved_model", "tflite", "onnx", "keras")
 _FILE_NAMES = {"tflite": "model.tflite", "onnx": "model.onnx", "keras": "model.keras"}
 _WEIGHTS_FILE = "model.weights.h5"  # beside model.keras
 _MAX_CALIBRATION_IMAGES = 500
+InferenceFunction = Union[InferenceNetwork, InferenceKerasNetwork]
 _MAX_PROTO_BYTES = 2**31 - 1  # a SavedModel's graph and an ONNX file are one protocol buffer each
 # Rounding weights to 11 bits moves probabilities by more than float32's noise; beyond
 # this, something is wrong.
@@ -80,7 +83,15 @@ def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) ->
     _check_options(options)
     resize_method = options.resize or network.serving_resize
     model = _in_float32(network.model)
-    folded = InferenceNetwork(model, network.image_size)
+    if isinstance(model, KerasNetwork):
+        if options.end_point is not None:
+            raise ConfigError(
+                f"`--end_point` is {options.end_point!r}, but a Keras model has no end points by "
+                "name; make a Model that ends there, and export that."
+            )
+        folded = InferenceKerasNetwork(model, network.image_size)
+    else:
+        folded = InferenceNetwork(model, network.image_size)
     if options.end_point is not None:
         _check_end_point(folded, options.end_point)
     num_bytes = 4 * folded.num_weights
@@ -138,10 +149,11 @@ def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) ->
 
 
 def describe(
-    network: RestoredNetwork, folded: InferenceNetwork, options: ExportOptions
+    network: RestoredNetwork, folded: InferenceFunction, options: ExportOptions
 ) -> dict[str, Any]:
     """What a user of the export may want to know about it, as JSON types."""
     settings = network.model.get_config()
+    is_keras = isinstance(network.model, KerasNetwork)  # its activations are its layers'
     kept = (
         "variant",
         "num_classes",
@@ -157,8 +169,8 @@ def describe(
     )
     return {
         "model": {
-            **{name: settings[name] for name in kept},
-            "activation": network.model.activation.name,
+            **{name: settings[name] for name in kept if name in settings},
+            **({} if is_keras else {"activation": network.model.activation.name}),
             "num_weights": folded.num_weights,
         },
         "input": {
@@ -211,6 +223,8 @@ def _check_end_point(folded: InferenceNetwork, name: str) -> None:
 
 
 def _in_float32(model: Network) -> Network:
+    if isinstance(model, KerasNetwork):
+        return model.for_inference()
     if model.activation_dtype == "float32" and not model.aux_branches:
         return model
     plain = type(model).from_config(
@@ -224,7 +238,7 @@ def _in_float32(model: Network) -> Network:
 
 def _write_file(
     model,
-    folded: InferenceNetwork,
+    folded: InferenceFunction,
     options: ExportOptions,
     examples: verification.Examples,
     path: str,
@@ -236,8 +250,9 @@ def _write_file(
     elif options.format == "onnx":
         onnx_conversion.convert(folded, path, options.onnx_python, options.end_point)
     else:
-        model.save(path)
-        model.save_weights(os.path.join(os.path.dirname(path), _WEIGHTS_FILE))
+        saved = model.plain_model() if isinstance(model, KerasNetwork) else model
+        saved.save(path)
+        saved.save_weights(os.path.join(os.path.dirname(path), _WEIGHTS_FILE))
 
 
 def _verify(

@@ -24,7 +24,7 @@ from efficientnet_advprop.models.layers import (
     GatedActivation,
     MBConvBlock,
 )
-from efficientnet_advprop.models.network import NORMALIZATIONS, Network
+from efficientnet_advprop.models.network import NORMALIZATIONS, BlockNetwork
 from efficientnet_advprop.models.resnet import BottleneckBlock
 from efficientnet_advprop.models.routed_layers import (
     RoutedDepthwiseConvolution,
@@ -229,7 +229,7 @@ class InferenceNetwork:
         num_weights: how many numbers its constants hold.
     """
 
-    def __init__(self, model: Network, image_size: int):
+    def __init__(self, model: BlockNetwork, image_size: int):
         self.num_classes, self.image_size = model.num_classes, image_size
         self._mean, deviation = (
             np.float32(values) for values in NORMALIZATIONS[model.normalization]

@@ -47,9 +47,8 @@ def convert(
         return network.answers(images, end_point)
 
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(
-            tf.Module(), folder, {"serving_default": predict.get_concrete_function()}
-        )
+        holder = network if isinstance(network, tf.Module) else tf.Module()
+        tf.saved_model.save(holder, folder, {"serving_default": predict.get_concrete_function()})
         command = [
             python,
             "-m",

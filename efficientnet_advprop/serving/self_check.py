@@ -34,9 +34,10 @@ def run_saved_model(path, images, files, end_point):
         answers["probabilities"].append(
             signatures["predict_images"](images=tf.constant(image[None]))["probabilities"][0]
         )
-        answers["pooled_features"].append(
-            signatures["features"](images=tf.constant(image[None]))["pooled_features"][0]
-        )
+        if "features" in signatures:  # an EfficientNet or ResNet
+            answers["pooled_features"].append(
+                signatures["features"](images=tf.constant(image[None]))["pooled_features"][0]
+            )
         top = signatures["serving_default"](image_bytes=tf.constant([file]))
         answers["classes"].append(top["classes"][0])
         answers["top_probabilities"].append(top["probabilities"][0])

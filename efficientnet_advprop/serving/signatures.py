@@ -8,7 +8,8 @@
 | `features`             | `images` float32 [batch, size, size, 3] | `pooled_features` [batch, c], `reduction_1` … `reduction_5`
                                                                      and the end point that the export was asked for
 
-Pixels are RGB in 0…255; the normalisation is inside. In `serving_default`, which has
+Of a Keras model there are no `features`. Pixels are RGB in 0…255; the normalisation is
+inside. In `serving_default`, which has
 the whole pre-processing inside, `error` [batch] is "" for a good image; for a bad one
 it says why, and that row's classes are −1, its probabilities 0, its labels "". An empty
 batch has an empty answer.
@@ -19,6 +20,7 @@ from typing import Optional, Sequence, Union
 import tensorflow as tf
 
 from efficientnet_advprop.serving import encoded_images
+from efficientnet_advprop.serving.keras_inference import InferenceKerasNetwork
 from efficientnet_advprop.serving.network import InferenceNetwork
 
 NO_CLASS = -1
@@ -38,7 +40,7 @@ class ServedNetwork(tf.Module):
 
     def __init__(
         self,
-        network: InferenceNetwork,
+        network: Union[InferenceNetwork, InferenceKerasNetwork],
         crop: Union[str, float],
         class_names: Optional[Sequence[str]] = None,
         num_top: int = 5,
@@ -46,6 +48,8 @@ class ServedNetwork(tf.Module):
         end_point: Optional[str] = None,
     ):
         super().__init__()
+        if isinstance(network, tf.Module):
+            self.network = network  # with its variables, which are saved beside the graph
         self._crop, self._class_names = crop, class_names
         self._resize_method = resize_method
         self._num_top, self._image_size = min(num_top, network.num_classes), network.image_size
@@ -61,14 +65,17 @@ class ServedNetwork(tf.Module):
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """The concrete functions, by name; see the module's table."""
         files = tf.TensorSpec([None], tf.string, "image_bytes")
-        return {
+        signatures = {
             "serving_default": tf.function(self._classify).get_concrete_function(files),
             "predict_images": tf.function(self._predict).get_concrete_function(self._float_images),
             "predict_images_uint8": tf.function(self._predict).get_concrete_function(
                 self._uint8_images
             ),
-            "features": tf.function(self._features).get_concrete_function(self._float_images),
         }
+        if len(self._network.structured_outputs) > 1:
+            features = tf.function(self._features)
+            signatures["features"] = features.get_concrete_function(self._float_images)
+        return signatures
 
     def _run(self, images):
         """The network's endpoints, also of an empty batch, which TensorFlow's fused

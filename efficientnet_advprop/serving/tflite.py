@@ -36,7 +36,9 @@ def convert(
         return network.answers(images, end_point)
 
     function = tf.function(predict).get_concrete_function(spec)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function], network if isinstance(network, tf.Module) else tf.Module()
+    )
     if quantization != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":

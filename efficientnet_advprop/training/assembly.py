@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.keras_variant import is_keras_variant
 from efficientnet_advprop.methods import METHODS
 from efficientnet_advprop.models import Network, make_network
 from efficientnet_advprop.models.denoising import check_memory
@@ -31,6 +32,17 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
     If `aux_branches` is None, the network has the auxiliary branches that the method
     trains: one for AdvProp, none for vanilla training.
     """
+    if aux_branches is None:
+        aux_branches = METHODS[config.training.method].aux_branches
+    if is_keras_variant(config.model.variant):
+        return make_network(
+            config.model.variant,
+            num_classes=config.model.num_classes,
+            image_size=config.data.image_size,
+            aux_branches=aux_branches,
+            normalization=config.model.normalization,
+            compute_dtype=config.model.compute_dtype,
+        )
     denoising = {}
     if config.model.denoise != "none":
         stages = tuple(map(int, config.model.denoise_stages.split(",")))
@@ -38,9 +50,7 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
     model = make_network(
         config.model.variant,
         num_classes=config.model.num_classes,
-        aux_branches=METHODS[config.training.method].aux_branches
-        if aux_branches is None
-        else aux_branches,
+        aux_branches=aux_branches,
         width_coefficient=config.model.width_coefficient,
         depth_coefficient=config.model.depth_coefficient,
         dropout_rate=config.model.dropout_rate,
@@ -85,6 +95,13 @@ def make_attack(config: ExperimentConfig) -> Optional[Attack]:
 def make_state(config: ExperimentConfig) -> TrainState:
     """All variables of a training run, with their initial values."""
     model = make_model(config)
+    factors = None
+    if not is_keras_variant(config.model.variant):
+        factors = fine_tuning.learning_rate_factors(
+            model,
+            layer_decay=config.init.layer_decay,
+            head_factor=config.init.head_learning_rate_factor,
+        )
     optimizer = make_optimizer(
         config.optimizer.name,
         model.trainable_variables,
@@ -93,11 +110,7 @@ def make_state(config: ExperimentConfig) -> TrainState:
         epsilon=config.optimizer.epsilon,
         lars_weight_decay=config.optimizer.lars_weight_decay,
         lars_epsilon=config.optimizer.lars_epsilon,
-        learning_rate_factors=fine_tuning.learning_rate_factors(
-            model,
-            layer_decay=config.init.layer_decay,
-            head_factor=config.init.head_learning_rate_factor,
-        ),
+        learning_rate_factors=factors,
     )
     decay = config.optimizer.ema_decay
     ema = ExponentialMovingAverage(averaged_variables(model), decay) if decay else None
@@ -198,6 +211,8 @@ def check_denoising(config: ExperimentConfig, num_replicas: int) -> None:
 
 def check_batch_norm_groups(config: ExperimentConfig, num_replicas: int) -> None:
     """Raises a `ConfigError` if the groups of the batch norms do not fit the replicas."""
+    if is_keras_variant(config.model.variant):
+        return  # its layers say themselves whether they are synchronised
     images = config.model.batch_norm_batch_size
     field = "batch_norm_group_size" if images is None else "batch_norm_batch_size"
     group_size = batch_norm_group_size(config, num_replicas) or official_group_size(num_replicas)

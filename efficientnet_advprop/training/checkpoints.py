@@ -38,7 +38,12 @@ from efficientnet_advprop.data.class_names import (
 )
 from efficientnet_advprop.errors import list_names
 from efficientnet_advprop.files import without_pattern, write_atomically
-from efficientnet_advprop.models import CheckpointError, Network, save_released_checkpoint
+from efficientnet_advprop.models import (
+    CheckpointError,
+    KerasNetwork,
+    Network,
+    save_released_checkpoint,
+)
 from efficientnet_advprop.models.checkpoints.state_files import (
     STATE_FILE,
     HeldCheckpoints,
@@ -449,6 +454,11 @@ def write_released_checkpoint(
     Raises: as `load_averaged_model`.
     """
     trained = _restore_network(model_dir, which)
+    if isinstance(trained.model, KerasNetwork):
+        raise CheckpointError(
+            f"`model_dir` is {model_dir!r}, whose network is a Keras model; the released format is "
+            "for EfficientNets and ResNets. Write it by `export --format=keras`."
+        )
     averages = None
     if trained.ema is not None:
         averages = {
@@ -517,9 +527,11 @@ def copy_for_inference(
     """Gives `target`, which may lack the auxiliary branches, the averages or, without
     `ema`, the weights of `trained`.
     """
-    if ema is not None:
-        ema.copy_to(target.variables)
-        return
     values = {variable.name: variable for variable in trained.variables}
+    averaged = averaged_variables(target) if ema is not None else []
+    if ema is not None:
+        ema.copy_to(averaged)
+    are_averaged = set(map(id, averaged))
     for variable in target.variables:
-        variable.assign(values[variable.name])
+        if id(variable) not in are_averaged:
+            variable.assign(values[variable.name])

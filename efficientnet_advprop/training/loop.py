@@ -245,6 +245,12 @@ def _run(
         f"{f' on {workers.count} workers, of which this is {workers.index}' if workers.count > 1 else ''}; "
         f"{f'going on from {restored}' if restored else f'starting in {model_dir}'}"
     )
+    without_effect = config.fields_without_effect()
+    if without_effect:
+        log(
+            f"warning: {config.model.variant!r} makes its own network, to which "
+            f"{', '.join(f'`config.{name}`' for name in without_effect)} say nothing"
+        )
     learning_rate = assembly.make_learning_rate(config, steps_per_epoch, total_steps)
     run_steps = _make_device_loop(
         strategy,

@@ -5,6 +5,7 @@ import math
 import tensorflow as tf
 
 from efficientnet_advprop.attacks.labels import are_classes, check_labels, is_class
+from efficientnet_advprop.models.normalization import batch_norms
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
@@ -34,10 +35,14 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float =
     return tf.where(is_class(labels, num_classes), losses, math.nan)
 
 
-def is_decayed(name: str) -> bool:
-    """Whether weight decay applies to a trainable variable.
-
-    It applies to all variables except those of batch norms, auxiliary ones included,
-    and the trained α of activations (SAT's code decays kernels alone).
+def decayed_variables(model: tf.Module) -> list[tf.Variable]:
+    """The trainable variables to which weight decay applies: all except those of batch
+    norms, auxiliary ones included, and the trained α of activations (SAT's code decays
+    kernels alone).
     """
-    return "batch_normalization" not in name and "root_of_alpha" not in name
+    of_norms = {id(variable) for norm in batch_norms(model) for variable in norm.variables}
+    return [
+        variable
+        for variable in model.trainable_variables
+        if id(variable) not in of_norms and "root_of_alpha" not in variable.name
+    ]

@@ -16,6 +16,7 @@ from efficientnet_advprop.attacks import Attack
 from efficientnet_advprop.attacks.labels import are_classes
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import Pass
+from efficientnet_advprop.models.converted.branch_context import use_branch
 from efficientnet_advprop.training import losses
 from efficientnet_advprop.training.state import TrainState
 from tpu_utils.replicas import ordering, replica_runtime
@@ -68,22 +69,25 @@ class PassRunner:
         scale, divided by the global batch size. With `is_attack`, gradients with
         respect to the images are computed, too, and moving statistics do not change.
         """
-        with tf.GradientTape() as tape:
-            if is_attack:
-                tape.watch(images)
-            logits = self.model(
-                images,
-                training=True,
-                branch=part.branch,
-                update_statistics=not is_attack,
-                seed=seed,
-            )
-            per_image = losses.cross_entropy(labels, logits, self.label_smoothing)
-            loss = tf.reduce_sum(per_image) / (self.global_batch_size / part.weight)
-            if self.loss_scale is not None:
-                loss *= self.loss_scale.scale
         trained = self.model.trainable_variables
-        gradients = tape.gradient(loss, [*trained, images] if is_attack else trained)
+        # The branch is an argument, but a Keras model that recomputes activations calls
+        # its layers again in the backward pass, and they read the context.
+        with use_branch(part.branch, update_statistics=not is_attack):
+            with tf.GradientTape() as tape:
+                if is_attack:
+                    tape.watch(images)
+                logits = self.model(
+                    images,
+                    training=True,
+                    branch=part.branch,
+                    update_statistics=not is_attack,
+                    seed=seed,
+                )
+                per_image = losses.cross_entropy(labels, logits, self.label_smoothing)
+                loss = tf.reduce_sum(per_image) / (self.global_batch_size / part.weight)
+                if self.loss_scale is not None:
+                    loss *= self.loss_scale.scale
+            gradients = tape.gradient(loss, [*trained, images] if is_attack else trained)
         image_gradients = gradients.pop() if is_attack else None
         true_classes = labels if are_classes(labels) else tf.argmax(labels, -1)
         hits = tf.cast(
@@ -98,7 +102,8 @@ class PassRunner:
         `attacked_network`'s.
         """
         network = attacked_network(self.model, branch, statistics, seed)
-        return attack(network, images, labels, seed)
+        with use_branch(branch, update_statistics=statistics == "running"):
+            return attack(network, images, labels, seed)
 
 
 def attacked_network(
@@ -107,7 +112,7 @@ def attacked_network(
     """The `logits_fn` of an attack: the model through one branch, without side effects.
 
     Args:
-        model: an `EfficientNet` or `ResNet`.
+        model: a `Network`.
         branch: "aux" for AdvProp, "main" if there is no other.
         statistics: "running" uses inference mode, as in the paper; "batch" uses the
             moments of each batch without updating the moving ones, as in Fast AdvProp.

@@ -6,6 +6,7 @@ from typing import Optional, Sequence
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models import KerasNetwork
 from efficientnet_advprop.models.variable_names import official_name
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.loss_scale import LossScale
@@ -60,7 +61,7 @@ class TrainState(tf.Module):
     Create it under the strategy's scope.
 
     Args:
-        model: an `EfficientNet`, built.
+        model: a `Network`, built.
         optimizer: for the model's trainable variables.
         ema: averages of its trainable variables and statistics; None: no averages.
         loss_scale: for a model that computes in float16; None: the loss is not scaled.
@@ -74,8 +75,11 @@ class TrainState(tf.Module):
         loss_scale: Optional[LossScale] = None,
     ):
         super().__init__()
-        for variable in model.variables:
-            role_of(variable.name)
+        # Of a Keras model any layer may have any names: its batch norms, which the
+        # conversion has found, are main and auxiliary, all the rest is shared.
+        if not isinstance(model, KerasNetwork):
+            for variable in model.variables:
+                role_of(variable.name)
         self.model = model
         self.optimizer = optimizer
         self.ema = ema
@@ -87,6 +91,7 @@ def averaged_variables(model: keras.Model) -> Sequence[tf.Variable]:
     """The variables that the official EMA averages.
 
     These are all trainable variables and all moving statistics, that is, every variable
-    of a network with batch norms.
+    of a network with batch norms; but not the whole numbers that some layers of Keras
+    count with.
     """
-    return model.variables
+    return [variable for variable in model.variables if variable.dtype.is_floating]

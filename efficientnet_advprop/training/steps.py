@@ -245,6 +245,7 @@ def make_train_step(
         for part in (tf.cast(state.step, tf.int32), replica_runtime.current().replica_id):
             step_seed = randomness.fold_in(step_seed, part)
         trained = model.trainable_variables
+        are_decayed = set(map(id, losses.decayed_variables(model) if weight_decay else ()))
         statistics = moving_statistics(model)
         statistics_before = (
             [variable.read_value() for variable in statistics]
@@ -265,9 +266,7 @@ def make_train_step(
 
         def update():
             decayed = [
-                gradient + weight_decay * variable
-                if weight_decay and losses.is_decayed(variable.name)
-                else gradient
+                gradient + weight_decay * variable if id(variable) in are_decayed else gradient
                 for variable, gradient in zip(trained, gradients)
             ]
             state.optimizer.apply(decayed, learning_rate(state.step))

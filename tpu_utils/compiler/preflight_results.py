@@ -69,7 +69,8 @@ class Results:
         }
         digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
         topology = self.compiler.topology.replace(":", "_")
-        what = f"{settings['training']['method']}_{settings['model']['variant']}"
+        variant = settings["model"]["variant"].replace(":", "_")
+        what = f"{settings['training']['method']}_{variant}"
         return (
             pathlib.Path(self.folder)
             / f"{what}_{topology}_{self.num_replicas}x{batch}_{digest}.json"

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.keras.conversion import find_batch_norms
+from efficientnet_advprop.models.converted.conversion import find_batch_norms
 from efficientnet_advprop.keras2 import keras
 
 layers = keras.layers

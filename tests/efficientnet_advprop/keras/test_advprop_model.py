@@ -308,6 +308,96 @@ def test_float16_with_loss_scale():
     assert all((before[name] != after[name]).any() for name in before)
 
 
+def test_a_fit_that_was_cut_off_ends_with_the_same_weights(tmp_path):
+    """`BackupAndRestore` brings back weights, slots, the attack's step and the epoch."""
+
+    class CutOff(Exception):
+        pass
+
+    def cut_off(epoch, logs):
+        if epoch == 2:
+            raise CutOff
+
+    def make(seed):
+        optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+        return make_trainer(attack=TARGETED, optimizer=optimizer, clean_epochs=1, seed=seed)
+
+    whole, cut, again = make(1), make(1), make(2)
+    fit(whole, epochs=3)
+    with pytest.raises(CutOff):
+        callbacks = [keras.callbacks.BackupAndRestore(tmp_path / "backup")]
+        callbacks.append(keras.callbacks.LambdaCallback(on_epoch_begin=cut_off))
+        fit(cut, epochs=3, callbacks=callbacks)
+    history = fit(again, epochs=3, callbacks=[keras.callbacks.BackupAndRestore(tmp_path / "backup")])
+    assert len(history["loss"]) == 1
+    found, expected = weights(again.network), weights(whole.network)
+    for (name, value), other in zip(expected.items(), found.values()):
+        np.testing.assert_array_equal(other, value, err_msg=name)
+    assert int(again.step_counter) == int(whole.step_counter) == 9
+
+
+class AccumulatingSGD(keras.optimizers.SGD):
+    """An optimizer with gradient accumulation of its own: an update at every second call."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.sums = [tf.Variable(tf.zeros_like(variable)) for variable in variables]
+        self.calls = tf.Variable(0)
+
+    def apply_gradients(self, grads_and_vars, **kwargs):
+        gradients, variables = zip(*grads_and_vars)
+        if not hasattr(self, "sums"):
+            with tf.init_scope():
+                self.build(variables)
+        self.calls.assign_add(1)
+        is_due = tf.cast(self.calls % 2 == 0, tf.float32)
+        for total, gradient, variable in zip(self.sums, gradients, variables):
+            total.assign_add(gradient / 2)
+            variable.assign_sub(is_due * self.learning_rate * total)
+            total.assign(total * (1.0 - is_due))
+
+
+def test_gradients_are_accumulated_by_the_optimizers_own_means():
+    """Two steps from the same weights; without a radius, since the attack sees statistics move."""
+    attack = PGD(epsilon=0.0, step_size=1.0, targeted=False, num_classes=3)
+    parts = [make_trainer(attack=attack, optimizer=keras.optimizers.SGD(0.1)) for _ in range(2)]
+    before = weights(parts[0].network)
+    for index, part in enumerate(parts):
+        fit(part, IMAGES[8 * index :][:8], LABELS[8 * index :][:8])
+    trainer = make_trainer(attack=attack, optimizer=AccumulatingSGD(0.1))
+    fit(trainer, IMAGES[:8], LABELS[:8])
+    trained = [variable.name for variable in trainer.network.trainable_variables]
+    first = {variable.name: variable.numpy() for variable in trainer.network.variables}
+    assert [v.numpy().tolist() for v in trainer.network.trainable_variables] == [
+        value.tolist() for name, value in zip(first, before.values()) if name in trained
+    ]
+    fit(trainer, IMAGES[8:16], LABELS[8:16])
+    halves = [[v.numpy() for v in part.network.trainable_variables] for part in parts]
+    starts = [v for v, name in zip(before.values(), first) if name in trained]
+    for variable, start, one, other in zip(trainer.network.trainable_variables, starts, *halves):
+        wanted = start + ((one - start) + (other - start)) / 2
+        np.testing.assert_allclose(variable, wanted, rtol=1e-4, atol=1e-6, err_msg=variable.name)
+
+
+def test_several_steps_in_one_execution_are_the_same_steps():
+    one, three = make_trainer(), make_trainer(compiled=dict(steps_per_execution=3))
+    fit(one)
+    fit(three)
+    for a, b in zip(one.network.get_weights(), three.network.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_step_is_one_xla_program():
+    """What `TPUStrategy` and `jit_compile` need: no op without a kernel in XLA, no call of the host."""
+    trainer = make_trainer(attack=PGD(epsilon=4.0, num_steps=3, num_classes=3))
+    trainer.optimizer.build(trainer.network.trainable_variables)
+    step = tf.function(lambda *batch: trainer.train_step(batch), jit_compile=True)
+    ir = step.experimental_get_compiler_ir(tf.constant(IMAGES), tf.constant(LABELS))
+    text = ir(stage="hlo")
+    assert text.count("ENTRY") == 1 and "while(" in text
+    assert not any(word in text for word in ("outfeed", "infeed", "callback"))
+
+
 def test_evaluation_by_branch():
     trainer = make_trainer()
     fit(trainer, epochs=2)
@@ -340,6 +430,20 @@ def hidden_function():
     return model
 
 
+def rounded():
+    """Outputs that cannot be differentiated."""
+    model = models.sequential()
+    return keras.Sequential([*model.layers, layers.Lambda(tf.round)])
+
+
+def two_images():
+    """The second input is cut off from the outputs' gradient."""
+    images, mask = layers.Input((8, 8, 3), name="images"), layers.Input((8, 8, 3), name="mask")
+    stopped = layers.Lambda(tf.stop_gradient)(mask)
+    x = layers.BatchNormalization()(layers.add([images, stopped]))
+    return keras.Model([images, mask], layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+
+
 FUNCTIONS = {}
 REFUSED = {
     "has 5 classes|outputs have 3 classes": (dict(attack=PGD(num_classes=5)), {}),
@@ -348,6 +452,11 @@ REFUSED = {
     "cannot take the labels": (dict(loss=SOFT), {}),
     "knows no classes": (dict(attack=TARGETED, loss="mse"), {}),
     "no gradient with respect to the images": (dict(loss=lambda y, x: tf.round(x)), {}),
+    "no gradient with respect to the images: .*rounding": (dict(make=rounded), {}),
+    "no gradient with respect to the input 1": (
+        dict(make=two_images, attacked_input=1),
+        dict(images=[IMAGES, IMAGES]),
+    ),
     "must say which of the inputs": (
         dict(make=models.functional, loss={"classes": CROSS_ENTROPY, "value": "mse"}),
         dict(

@@ -214,10 +214,12 @@ def test_reductions_parts_and_roles():
         "blocks_3",
         "head",
     ]
+    decayed = set(map(id, losses.decayed_variables(model)))
     for variable in model.variables:
         is_norm = "batch_normalization" in variable.name
         role = Role.SHARED if not is_norm else Role.AUX if "/aux" in variable.name else Role.MAIN
-        assert role_of(variable.name) is role and losses.is_decayed(variable.name) is not is_norm
+        assert role_of(variable.name) is role
+        assert variable.trainable is False or (id(variable) in decayed) is not is_norm
     last_gammas = [
         v for v in model.variables if "batch_normalization_2" in v.name and "gamma" in v.name
     ]
@@ -304,7 +306,8 @@ def test_a_trained_alpha_of_each_place_learns_and_is_not_decayed():
     roots = [v for v in model.trainable_variables if v.name.endswith("/root_of_alpha:0")]
     assert len(roots) == 1 + 3 * 4 and len({v.name for v in roots}) == len(roots)
     assert all(float(v) == 20.0 for v in roots)  # α = 400
-    assert all(role_of(v.name) is Role.SHARED and not losses.is_decayed(v.name) for v in roots)
+    decayed = set(map(id, losses.decayed_variables(model)))
+    assert all(role_of(v.name) is Role.SHARED and id(v) not in decayed for v in roots)
     randomize(model)
     for variable in roots:
         variable.assign(2.0)

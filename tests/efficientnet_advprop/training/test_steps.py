@@ -79,9 +79,7 @@ def test_follows_the_official_training_graph(name):
     for t in range(recorded["steps"]):
         order = numbers[f"step_{name}_batch_order"][t]
         decay = setting["weight_decay"] * sum(
-            tf.nn.l2_loss(variable)
-            for variable in model.trainable_variables
-            if losses.is_decayed(variable.name)
+            tf.nn.l2_loss(variable) for variable in losses.decayed_variables(model)
         )
         sums = train_step(
             {

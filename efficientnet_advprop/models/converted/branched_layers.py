@@ -14,16 +14,17 @@ import functools
 
 import tensorflow as tf
 
-from efficientnet_advprop.keras.branch_context import current_pass
+from efficientnet_advprop.models.converted.branch_context import current_pass
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import normalization
 from efficientnet_advprop.models.branches import MAIN, branch_index, branch_names
+from efficientnet_advprop.models.normalization import BranchedNorm
 from tpu_utils.replicas import reduction, replica_runtime
 
 PACKAGE = "efficientnet_advprop"
 
 
-class _Branched:
+class _Branched(BranchedNorm):
     """Auxiliary branches for one of Keras's batch norms; `plain_class` is that one."""
 
     plain_class: type
@@ -37,6 +38,11 @@ class _Branched:
     def aux_branches(self) -> int:
         """How many auxiliary branches there are."""
         return len(self.aux)
+
+    @property
+    def num_replicas_together(self) -> int:
+        """How many of the replicas that run the current step share their moments."""
+        return replica_runtime.current().num_replicas if self.synchronized else 1
 
     def grow(self, aux_branches: int) -> None:
         """Adds auxiliary branches, copies of the main one, to a layer that has none."""

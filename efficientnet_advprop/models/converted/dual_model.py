@@ -14,9 +14,9 @@ place.
 import functools
 from typing import Any, Optional
 
-from efficientnet_advprop.keras.branch_context import use_branch
-from efficientnet_advprop.keras.branched_layers import PACKAGE
-from efficientnet_advprop.keras.conversion import (
+from efficientnet_advprop.models.converted.branch_context import use_branch
+from efficientnet_advprop.models.converted.branched_layers import PACKAGE
+from efficientnet_advprop.models.converted.conversion import (
     UnsupportedModelError,
     change_class,
     convert_batch_norms,

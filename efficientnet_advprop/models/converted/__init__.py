@@ -1,0 +1,3 @@
+"""Keras models with auxiliary batch norms: their conversion, their branches, and a
+network made of them.
+"""

@@ -1,0 +1,194 @@
+"""Keras models in the trainer: a run of their own, resumed, evaluated and exported by branch."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.datasets import load_digits
+
+from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.inference.trained_network import restore_network
+from efficientnet_advprop.keras import use_branch
+from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.serving.exporting import ExportOptions, export
+from efficientnet_advprop.training import checkpoints, loop, programs
+from tests.efficientnet_advprop.models import keras_functions
+from tests.efficientnet_advprop.training import tiny_run
+from tpu_utils.compiler import tpu_compiler
+from tpu_utils.devices.strategy import make_strategy
+
+ROOT = pathlib.Path(__file__).parents[3]
+VARIANT = f"keras:{keras_functions.__name__}:small"
+
+
+def make_config(**fields):
+    config = tiny_run.make_config()
+    config.model.variant, config.model.normalization = VARIANT, "none"
+    config.model.width_coefficient = None
+    for name, value in fields.items():
+        setattr(config.model, name, value)
+    return config
+
+
+def train(config, data_dir, model_dir, log=lambda line: None):
+    return loop.train(
+        config, data_dir=data_dir, model_dir=str(model_dir), strategy=make_strategy(), log=log
+    )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tiny_run.write_data(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    model_dir, lines = str(tmp_path_factory.mktemp("tiny") / "run"), []
+    assert train(make_config(), data_dir, model_dir, log=lines.append).step == 6
+    return model_dir, lines
+
+
+def last_checkpoint(model_dir):
+    return tf.train.latest_checkpoint(os.path.join(model_dir, "checkpoints"))
+
+
+def test_it_says_what_it_trains_and_what_means_nothing_to_it(finished):
+    _, lines = finished
+    assert lines[0].startswith("advprop training of sequential")
+    assert "`config.model.depth_coefficient`" in lines[1] and "width" not in lines[1]
+
+
+def test_stopped_and_started_again_it_ends_with_the_same_bits(finished, data_dir, tmp_path):
+    def interrupt(line):
+        if line.startswith("step 3/6"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train(make_config(), data_dir, tmp_path, log=interrupt).step == 3
+    assert train(make_config(), data_dir, tmp_path).step == 6
+    found = tiny_run.saved_values(last_checkpoint(tmp_path))
+    assert found == tiny_run.saved_values(last_checkpoint(finished[0]))
+
+
+def test_the_restored_network_has_the_averages_by_branch(finished):
+    model_dir, _ = finished
+    network = restore_network(model_dir=model_dir, branch="aux")
+    reader = tf.train.load_checkpoint(os.path.join(model_dir, "best", "ckpt-6"))
+    names = [name for name in reader.get_variable_to_shape_map() if "/aux/" in name]
+    wanted = next(n for n in names if "first/aux/gamma/Exp" in n.replace(".S", "/"))
+    norm = network.model.keras_model.get_layer("first")
+    np.testing.assert_array_equal(norm.aux[0].gamma, reader.get_tensor(wanted))
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    with use_branch("aux"):
+        expected = network.model.keras_model(images).numpy()
+    np.testing.assert_array_equal(network.classifier("aux").function(images), expected)
+    assert np.abs(expected - network.classifier("main").function(images)).max() > 1e-4
+
+
+def test_other_image_sizes_and_the_released_format_are_refused(finished, tmp_path):
+    with pytest.raises(ConfigError, match="`--image_size` is 64, but .* takes 32 pixels only"):
+        restore_network(model_dir=finished[0], image_size=64)
+    with pytest.raises(CheckpointError, match="a Keras model; the released format"):
+        checkpoints.write_released_checkpoint(finished[0], str(tmp_path / "model"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["saved_model", "tflite", "keras"])
+def test_export(finished, tmp_path, format):
+    """Compared with the network in a process of its own; a Keras file needs no code of ours."""
+    network = restore_network(model_dir=finished[0])
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    expected = network.model(images).numpy()
+    done = export(network, str(tmp_path / "served"), ExportOptions(format=format))
+    assert done.agreement.num_same_top1 == done.agreement.num_images == 10
+    if format == "saved_model":
+        loaded = tf.saved_model.load(done.path)
+        found = loaded.signatures["predict_images"](images=tf.constant(images))["logits"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        saved = [name for name, _ in tf.train.list_variables(f"{done.path}/variables/variables")]
+        assert len([n for n in saved if "VARIABLE_VALUE" in n]) == 15
+    if format == "keras":
+        model = keras.models.load_model(f"{done.path}/model.keras")
+        assert type(model) is keras.Sequential
+        np.testing.assert_allclose(model(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_whole_step_is_one_xla_program():
+    """As the preflight gives it to the TPU's compiler, for two replicas."""
+    function, specs = programs.training_step(make_config(compute_dtype="bfloat16"), 4, 2)
+    text = tpu_compiler.lower(function, specs, num_replicas=2, stage="hlo")
+    assert "bf16[" in text and "while(" in text
+
+
+@pytest.mark.slow
+def test_the_programs(tmp_path, monkeypatch):
+    """A module in the user's own folder: trained on digits, evaluated by branch, exported, gone on with."""
+    (tmp_path / "my_models.py").write_text(
+        "import tensorflow as tf\n"
+        "from efficientnet_advprop.keras2 import keras\n"
+        "def mobilenet(num_classes, image_size):\n"
+        "    return keras.applications.MobileNetV3Small(\n"
+        "        input_shape=(image_size, image_size, 3), weights=None, classes=num_classes,\n"
+        "        classifier_activation=None, minimalistic=True, dropout_rate=0.0)\n"
+    )
+
+    def run(program, *arguments, code=0):
+        done = subprocess.run(
+            [sys.executable, "-m", f"efficientnet_advprop.{program}", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code, done.stderr[-2000:]
+        return done.stdout + done.stderr
+
+    train_flags = (
+        f"--config={ROOT}/configs/digits.py:advprop",
+        "--config.model.variant=keras:my_models:mobilenet",
+        "--config.model.normalization=none",
+        "--config.data.num_train_examples=100",
+        "--config.training.evaluate_every_epochs=2",
+        "--data_dir=data/digits",
+        "--model_dir=runs/digits",
+    )
+    more = [flag.replace("mobilenet", "mobil") for flag in train_flags]
+    told = run("train", *more, code=1)
+    assert "has no function 'mobil'; its functions are mobilenet" in told
+    told = run("train", *train_flags, "--config.training.num_epochs=4")
+    assert "advprop training of MobilenetV3small" in told and "all 8 steps are done" in told
+    again = run("train", *train_flags, "--config.training.num_epochs=4")
+    assert "going on from" in again
+    digits = load_digits()
+    images = np.kron(digits.images[-60:] * (255 / 16), np.ones((1, 4, 4))).astype(np.uint8)
+    for index, (image, label) in enumerate(zip(images, digits.target[-60:])):
+        folder = tmp_path / "pictures" / f"digit_{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = np.repeat(image[..., None], 3, -1)
+        (folder / f"{index:02d}.png").write_bytes(tf.io.encode_png(picture).numpy())
+    monkeypatch.syspath_prepend(tmp_path)
+    network = restore_network(model_dir=str(tmp_path / "runs/digits"), branch="aux")
+    pixels = np.repeat(images[..., None], 3, -1)
+    for branch in ("main", "aux"):
+        told = run(
+            "evaluate",
+            "--model_dir=runs/digits",
+            f"--branch={branch}",
+            "--suite=folder:pictures",
+            f"--out_dir=results/{branch}",
+        )
+        assert f"branch {branch}" in told
+        results = json.loads((tmp_path / f"results/{branch}/results.json").read_text())
+        (found,) = results["test_sets"].values()
+        answers = np.argmax(network.classifier(branch).function(pixels), -1)
+        # The folders in order are the classes: all ten digits are among the last sixty.
+        assert found["score"]["num_top1"] == np.sum(answers == digits.target[-60:])
+    told = run("export", "--model_dir=runs/digits", "--export_dir=served")
+    assert "same top-1 on 10 of 10 images" in told
+    assert json.loads((tmp_path / "served/1/assets/metadata.json").read_text())["model"]["variant"]

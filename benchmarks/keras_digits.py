@@ -20,7 +20,7 @@ import time
 
 FILE = pathlib.Path(__file__).with_suffix(".json")
 NUM_TRAIN, NUM_TEST, SIZE = 300, 500, 32
-EPOCHS = {"MobileNetV3Small": 40, "ResNet50V2": 15}
+EPOCHS = {"MobileNetV3Small": 40, "ResNet50V2": 12}
 METHODS = ("vanilla", "advprop")
 EPSILON = 16.0  # of 255, in training
 MEASURES = {
@@ -66,7 +66,7 @@ def measure(name: str, method: str, seed: int) -> dict:
     attack = None
     if method == "advprop":
         model = add_auxiliary_batch_norms(model)
-        attack = PGD(epsilon=EPSILON, step_size=EPSILON / 2, num_steps=2, num_classes=10)
+        attack = PGD(epsilon=EPSILON, step_size=EPSILON, num_steps=1, num_classes=10)
     trainer = AdvPropModel(model, attack, method, seed=seed)
     steps = EPOCHS[name] * (NUM_TRAIN // 50)
     rate = keras.optimizers.schedules.CosineDecay(1e-3, steps)

@@ -52,7 +52,7 @@ def load(
     origin = "pixels as given" if normalization else "pixels assumed in 0 to 255"
     if isinstance(model, AdvPropModel):
         if normalization is None:
-            normalization = _NORMALIZATIONS.get(model.pixel_range)
+            normalization = _NORMALIZATIONS.get(tuple(model.pixel_range))
             origin = f"its pixel_range is {model.pixel_range}"
         if normalization is None:
             raise ConfigError(

@@ -254,7 +254,9 @@ def _find_function(variant: str) -> tuple[Callable, types.ModuleType]:
         here = [
             other
             for other, value in vars(module).items()
-            if inspect.isfunction(value) and value.__module__ == module_name
+            if inspect.isfunction(value)
+            and value.__module__ == module_name
+            and not other.startswith("_")
         ]
         hint = f"its functions are {list_names(here)}" if here else "it has no functions of its own"
         raise NetworkFunctionError(

@@ -81,6 +81,7 @@ def test_what_decays_what_is_averaged_and_what_moves():
     assert kinds == {"kernel", "depthwise_kernel", "pointwise_kernel", "bias"} and len(decayed) == 6
     assert len(moving_statistics(network)) == 2 * 2 * 2
     counters = [v for v in network.variables if not v.dtype.is_floating]
+    assert len(counters) == 1
     averaged = averaged_variables(network)
     assert len(averaged) == len(network.variables) - len(counters)
     norms[0].trainable = False
@@ -89,7 +90,7 @@ def test_what_decays_what_is_averaged_and_what_moves():
 
 @pytest.mark.parametrize("name", ["small", "recomputing"])
 def test_a_step_is_the_gradient_of_both_losses_and_of_weight_decay(name):
-    """By hand, from the Keras model itself, without the recomputation's detour."""
+    """By hand, from the Keras model and its context."""
     network = make(name, normalization="unit" if name == "small" else "none")
     separate(network)
     attack = PGD(epsilon=4.0, step_size=4.0, targeted=False, random_start=0.0, num_classes=4)
@@ -151,7 +152,9 @@ def test_the_policy_is_the_functions_while_it_runs():
     assert keras.mixed_precision.global_policy().name == before
     plain = network.for_inference()
     assert plain.keras_model.layers[1].compute_dtype == "float32" and plain.aux_branches == 0
-    np.testing.assert_array_equal(plain.variables[-1], network.variables[-1])
+    values = {variable.name: variable.numpy() for variable in network.variables}
+    for variable in plain.variables:
+        np.testing.assert_array_equal(variable, values[variable.name], err_msg=variable.name)
 
 
 def test_a_finished_model_whose_outputs_are_probabilities():

@@ -336,6 +336,53 @@ def test_a_fit_that_was_cut_off_ends_with_the_same_weights(tmp_path):
     assert int(again.step_counter) == int(whole.step_counter) == 9
 
 
+class Batches(keras.utils.Sequence):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return IMAGES[8 * index :][:8], LABELS[8 * index :][:8]
+
+
+def test_every_form_of_data_and_the_usual_callbacks(tmp_path):
+    """The same batches in other forms make the same steps; what callbacks save is what was trained."""
+    trainer = make_trainer()
+    fit(trainer, validation_split=0.25)  # 18 images train, 6 validate
+    begin = trainer.get_weights()
+
+    def trained_on(data, **arguments):
+        trainer.set_weights(begin)
+        history = trainer.fit(data, verbose=0, **arguments).history
+        return [value.copy() for value in trainer.network.get_weights()], history
+
+    expected, _ = trained_on(tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(8))
+    forms = [(Batches(), dict(shuffle=False)), (iter(Batches()[index] for index in range(3)), {})]
+    for data, arguments in forms:
+        found, _ = trained_on(data, **arguments)
+        for one, other in zip(found, expected):
+            np.testing.assert_array_equal(one, other)
+    stop = keras.callbacks.EarlyStopping("adversarial_loss", min_delta=1e9, patience=1)
+    callbacks = [
+        stop,
+        keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"),
+        keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True),
+        keras.callbacks.TensorBoard(tmp_path / "board", profile_batch=0),
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+    ]
+    _, history = trained_on(Batches(), shuffle=False, epochs=5, callbacks=callbacks)
+    assert len(history["loss"]) == 2 and list((tmp_path / "board").rglob("events*"))
+    assert "adversarial_accuracy" in (tmp_path / "log.csv").read_text()
+    again = keras.models.load_model(tmp_path / "2.keras")
+    later = make_trainer(seed=2)
+    later(IMAGES)
+    later.load_weights(tmp_path / "2.weights.h5")
+    for branch in ("main", "aux"):
+        with use_branch(branch):
+            wanted = trainer.network(IMAGES)
+            for model in (again, later):
+                np.testing.assert_allclose(model.network(IMAGES), wanted, rtol=1e-5, atol=1e-6)
+
+
 class AccumulatingSGD(keras.optimizers.SGD):
     """An optimizer with gradient accumulation of its own: an update at every second call."""
 

@@ -26,6 +26,13 @@ def small(num_classes=4, image_size=32):
     return keras.Sequential([layers.Input([image_size, image_size, 3]), *_layers(num_classes)])
 
 
+def synchronized(num_classes):
+    parts = _layers(num_classes)
+    for index in (2, 5):
+        parts[index] = layers.BatchNormalization(momentum=0.9, synchronized=True)
+    return keras.Sequential([layers.Input([32, 32, 3]), *parts])
+
+
 class Subclassed(keras.Model):
     """Not built when it is made, and without a call of its own that says its shapes."""
 

@@ -101,6 +101,25 @@ def test_other_image_sizes_and_the_released_format_are_refused(finished, tmp_pat
 
 
 @pytest.mark.slow
+def test_two_replicas_with_synchronised_norms_are_one(data_dir, tmp_path, two_replicas):
+    values = []
+    for strategy, folder in ((make_strategy(), "one"), (two_replicas, "two")):
+        config = make_config(variant=VARIANT.replace("small", "synchronized"))
+        config.use_method("vanilla")
+        log = dict(log=lambda line: None)
+        loop.train(
+            config, data_dir=data_dir, model_dir=str(tmp_path / folder), strategy=strategy, **log
+        )
+        reader = tf.train.load_checkpoint(last_checkpoint(tmp_path / folder))
+        names = reader.get_variable_to_shape_map()
+        values.append({name: reader.get_tensor(name) for name in names if "VALUE" in name})
+    one, two = values
+    assert one.keys() == two.keys() and len(one) > 40
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["saved_model", "tflite", "keras"])
 def test_export(finished, tmp_path, format):
     """Compared with the network in a process of its own; a Keras file needs no code of ours."""

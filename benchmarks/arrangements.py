@@ -75,9 +75,7 @@ def make_one_batch_step(state, learning_rate, attack):
         trained = state.model.trainable_variables
         gradients = tape.gradient(loss, trained)
         decayed = set(map(id, losses.decayed_variables(state.model)))
-        gradients = [
-            g + 1e-5 * v if id(v) in decayed else g for g, v in zip(gradients, trained)
-        ]
+        gradients = [g + 1e-5 * v if id(v) in decayed else g for g, v in zip(gradients, trained)]
         state.optimizer.apply(gradients, learning_rate(state.step))
         state.step.assign_add(1)
         state.ema.update(state.step)

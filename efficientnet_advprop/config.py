@@ -546,7 +546,9 @@ class ExperimentConfig:
         if not is_keras_variant(self.model.variant):
             return []
         return [
-            name for name in _KERAS_MODEL_DECIDES if get(self, name) != get(ExperimentConfig(), name)
+            name
+            for name in _KERAS_MODEL_DECIDES
+            if get(self, name) != get(ExperimentConfig(), name)
         ]
 
     def _check_attack(self) -> None:

@@ -91,7 +91,7 @@ def averaged_variables(model: keras.Model) -> Sequence[tf.Variable]:
     """The variables that the official EMA averages.
 
     These are all trainable variables and all moving statistics, that is, every variable
-    of a network with batch norms; but not the whole numbers that some layers of Keras
-    count with.
+    of a network with batch norms. What layers of Keras hold beside it, in whole numbers
+    or in the compute dtype, are constants.
     """
-    return [variable for variable in model.variables if variable.dtype.is_floating]
+    return [variable for variable in model.variables if variable.dtype == tf.float32]

@@ -129,7 +129,10 @@ class KerasNetwork(Network):
         plain = make_keras_network(**arguments)
         values = {variable.name: variable for variable in self.variables}
         for variable in plain.variables:
-            variable.assign(values[variable.name])
+            # What a layer keeps in the compute dtype (`Normalization` its constants) the
+            # function has made anew, unrounded.
+            if variable.dtype == values[variable.name].dtype:
+                variable.assign(values[variable.name])
         return plain
 
     def plain_model(self) -> keras.Model:

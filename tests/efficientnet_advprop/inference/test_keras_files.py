@@ -50,7 +50,11 @@ def outputs(dual, pixels, branch):
 
 @pytest.mark.parametrize(
     "pixel_range, change",
-    [((0.0, 255.0), lambda x: x), ((0.0, 1.0), lambda x: x / 255), ((-1.0, 1.0), lambda x: x / 127.5 - 1)],
+    [
+        ((0.0, 255.0), lambda x: x),
+        ((0.0, 1.0), lambda x: x / 255),
+        ((-1.0, 1.0), lambda x: x / 127.5 - 1),
+    ],
 )
 def test_a_trainer_knows_its_pixels(tmp_path, pixel_range, change):
     dual = make_dual()
@@ -129,7 +133,13 @@ def test_the_programs(tmp_path):
 
     def run(program, *flags, code=0):
         done = subprocess.run(
-            [sys.executable, "-m", f"efficientnet_advprop.{program}", "--checkpoint=dual.keras", *flags],
+            [
+                sys.executable,
+                "-m",
+                f"efficientnet_advprop.{program}",
+                "--checkpoint=dual.keras",
+                *flags,
+            ],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -140,7 +150,11 @@ def test_the_programs(tmp_path):
 
     for branch in ("main", "aux"):
         told = run(
-            "evaluate", f"--branch={branch}", "--suite=folder:pictures", "--crop=none", f"--out_dir=out/{branch}"
+            "evaluate",
+            f"--branch={branch}",
+            "--suite=folder:pictures",
+            "--crop=none",
+            f"--out_dir=out/{branch}",
         )
         assert f"branch {branch}" in told and "1 auxiliary branches" in told
         results = json.loads((tmp_path / f"out/{branch}/results.json").read_text())

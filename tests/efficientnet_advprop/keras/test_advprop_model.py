@@ -328,7 +328,9 @@ def test_a_fit_that_was_cut_off_ends_with_the_same_weights(tmp_path):
         callbacks = [keras.callbacks.BackupAndRestore(tmp_path / "backup")]
         callbacks.append(keras.callbacks.LambdaCallback(on_epoch_begin=cut_off))
         fit(cut, epochs=3, callbacks=callbacks)
-    history = fit(again, epochs=3, callbacks=[keras.callbacks.BackupAndRestore(tmp_path / "backup")])
+    history = fit(
+        again, epochs=3, callbacks=[keras.callbacks.BackupAndRestore(tmp_path / "backup")]
+    )
     assert len(history["loss"]) == 1
     found, expected = weights(again.network), weights(whole.network)
     for (name, value), other in zip(expected.items(), found.values()):

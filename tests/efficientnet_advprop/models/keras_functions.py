@@ -110,7 +110,9 @@ def of_flat_vectors(num_classes):
 
 
 def without_norms(num_classes):
-    return keras.Sequential([layers.Input([32, 32, 3]), layers.Flatten(), layers.Dense(num_classes)])
+    return keras.Sequential(
+        [layers.Input([32, 32, 3]), layers.Flatten(), layers.Dense(num_classes)]
+    )
 
 
 def needs_more(num_classes, width):

@@ -100,9 +100,7 @@ def test_a_step_is_the_gradient_of_both_losses_and_of_weight_decay(name):
     def loss_of(pixels, branch, training):
         with use_branch(branch):
             logits = model(pixels / 255.0 if name == "small" else pixels, training=training)
-            return tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            )
+            return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
 
     with use_branch("aux"), tf.GradientTape() as tape:
         tape.watch(images)
@@ -155,6 +153,7 @@ def test_the_policy_is_the_functions_while_it_runs():
     values = {variable.name: variable.numpy() for variable in network.variables}
     for variable in plain.variables:
         np.testing.assert_array_equal(variable, values[variable.name], err_msg=variable.name)
+    assert plain.variables[0].dtype == tf.float32 and len(averaged_variables(network)) > 15
 
 
 def test_a_finished_model_whose_outputs_are_probabilities():
@@ -224,7 +223,14 @@ def with_fields(**fields):
 
 def test_the_config_knows_the_form_of_the_name():
     with_fields().validate()
-    for variant in ("keras:", "keras:module", "keras:a.b:", "keras:a b:c", "keras:a:b:c", "Keras:a:b"):
+    for variant in (
+        "keras:",
+        "keras:module",
+        "keras:a.b:",
+        "keras:a b:c",
+        "keras:a:b:c",
+        "Keras:a:b",
+    ):
         with pytest.raises(config_lib.ConfigError, match="or keras:PACKAGE.MODULE:FUNCTION"):
             with_fields(model__variant=variant).validate()
 

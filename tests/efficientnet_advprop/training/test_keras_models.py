@@ -65,6 +65,7 @@ def test_it_says_what_it_trains_and_what_means_nothing_to_it(finished):
     assert "`config.model.depth_coefficient`" in lines[1] and "width" not in lines[1]
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again_it_ends_with_the_same_bits(finished, data_dir, tmp_path):
     def interrupt(line):
         if line.startswith("step 3/6"):
@@ -79,9 +80,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_bits(finished, data_dir
 def test_the_restored_network_has_the_averages_by_branch(finished):
     model_dir, _ = finished
     network = restore_network(model_dir=model_dir, branch="aux")
-    reader = tf.train.load_checkpoint(
-        tf.train.latest_checkpoint(os.path.join(model_dir, "best"))
-    )
+    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(os.path.join(model_dir, "best")))
     names = {name.replace(".S", "/"): name for name in reader.get_variable_to_shape_map()}
     wanted = next(names[name] for name in names if "first/aux/gamma/ExponentialM" in name)
     norm = network.model.keras_model.get_layer("first")
@@ -144,7 +143,9 @@ def test_export(finished, tmp_path, format):
 
 def test_the_whole_step_is_one_xla_program():
     """As the preflight gives it to the TPU's compiler, for two replicas."""
-    function, specs = programs.training_step(make_config(compute_dtype="bfloat16"), 4, 2)
+    config = make_config(compute_dtype="bfloat16")
+    config.attack.num_steps = 2
+    function, specs = programs.training_step(config, 4, 2)
     text = tpu_compiler.lower(function, specs, num_replicas=2, stage="hlo")
     assert "bf16[" in text and "while(" in text
 

@@ -62,8 +62,8 @@ def measure(name: str) -> dict:
         add_auxiliary_batch_norms,
         remove_auxiliary_batch_norms,
     )
-    from efficientnet_advprop.models.converted.conversion import find_batch_norms
     from efficientnet_advprop.keras2 import keras
+    from efficientnet_advprop.models.converted.conversion import find_batch_norms
 
     size = IMAGE_SIZES[name]
     keras.utils.set_random_seed(1)

@@ -120,7 +120,8 @@ def restore_network(
     """
     if bool(checkpoint) == bool(model_dir):
         raise ConfigError(
-            "Give one of `--checkpoint` (released format, or a .keras file) and `--model_dir` (a training run), which says what network to use."
+            "Give one of `--checkpoint` (released format, or a .keras file) and `--model_dir` (a "
+            "training run), which says what network to use."
         )
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"`--kind` is {kind!r}, but must be one of {', '.join(KINDS)}.")

@@ -15,9 +15,6 @@ from typing import Any, Callable, Optional, Union
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
-from efficientnet_advprop.models.converted.branched_layers import PACKAGE, DualBatchNormalization
-from efficientnet_advprop.models.converted.conversion import convert_batch_norms, find_batch_norms
-from efficientnet_advprop.models.converted.dual_model import deserialize
 from efficientnet_advprop.keras.first_batch import FirstBatch
 from efficientnet_advprop.keras.model_passes import (
     LABELS,
@@ -31,6 +28,9 @@ from efficientnet_advprop.keras.view_scores import ViewScores, results_of
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import AUGMENTED, CLEAN, Method, Pass
 from efficientnet_advprop.models.branches import branch_names
+from efficientnet_advprop.models.converted.branched_layers import PACKAGE, DualBatchNormalization
+from efficientnet_advprop.models.converted.conversion import convert_batch_norms, find_batch_norms
+from efficientnet_advprop.models.converted.dual_model import deserialize
 from efficientnet_advprop.training.fast_advprop import fast_advprop_gradients
 from efficientnet_advprop.training.steps import check_attack, checked_method, gradients_by_pass
 from tpu_utils.replicas import randomness, replica_runtime

@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
-from efficientnet_advprop.models.converted.branch_context import use_branch
 from efficientnet_advprop.keras.model_passes import TrainingError, inputs_with, without_images
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models.converted.branch_context import use_branch
 from tpu_utils.errors import brief_message
 
 _CLASS_LOSSES = ("categorical_crossentropy", "categorical_focal_crossentropy", "categorical_hinge")

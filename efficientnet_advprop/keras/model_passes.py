@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack
 from efficientnet_advprop.errors import UserError
-from efficientnet_advprop.models.converted.branch_context import use_branch
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.methods import Pass
+from efficientnet_advprop.models.converted.branch_context import use_branch
 
 LABELS, WEIGHTS, OTHER_INPUTS = "labels", "sample_weight", "other_inputs"
 

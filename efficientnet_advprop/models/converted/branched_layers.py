@@ -14,10 +14,10 @@ import functools
 
 import tensorflow as tf
 
-from efficientnet_advprop.models.converted.branch_context import current_pass
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import normalization
 from efficientnet_advprop.models.branches import MAIN, branch_index, branch_names
+from efficientnet_advprop.models.converted.branch_context import current_pass
 from efficientnet_advprop.models.normalization import BranchedNorm
 from tpu_utils.replicas import reduction, replica_runtime
 

@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.models.converted.conversion import find_batch_norms
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models.converted.conversion import find_batch_norms
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3)).astype("float32")

@@ -16,9 +16,9 @@ from efficientnet_advprop.keras import (
     remove_auxiliary_batch_norms,
     use_branch,
 )
-from efficientnet_advprop.models.converted.conversion import find_batch_norms
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import EfficientNet
+from efficientnet_advprop.models.converted.conversion import find_batch_norms
 from tests.efficientnet_advprop.keras import converted_models as models
 
 layers = keras.layers

@@ -22,8 +22,9 @@ from efficientnet_advprop.data.python_calls import call_python
 from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.evaluator import Evaluator, category_logits, judge
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models import Network
+from efficientnet_advprop.models import KerasNetwork, Network
 from efficientnet_advprop.models.branches import Branch, check_branch, parse_branch
+from efficientnet_advprop.models.converted.keras_network import check_no_mixture
 from efficientnet_advprop.models.variable_names import weights_digest
 from tpu_utils.errors import brief_message
 
@@ -246,6 +247,8 @@ def as_classifier(
         try:
             branch = parse_branch(branch)
             check_branch(branch, model.aux_branches)
+            if isinstance(model, KerasNetwork):
+                check_no_mixture(branch)
         except ValueError as error:
             raise ClassifierError(str(error)) from error
 

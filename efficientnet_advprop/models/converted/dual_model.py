@@ -15,6 +15,7 @@ import functools
 from typing import Any, Optional
 
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models.branches import branch_index
 from efficientnet_advprop.models.converted.branch_context import use_branch
 from efficientnet_advprop.models.converted.branched_layers import PACKAGE
 from efficientnet_advprop.models.converted.conversion import (
@@ -25,7 +26,6 @@ from efficientnet_advprop.models.converted.conversion import (
     find_batch_norms,
     restore_batch_norms,
 )
-from efficientnet_advprop.models.branches import branch_index
 
 
 @keras.utils.register_keras_serializable(PACKAGE)

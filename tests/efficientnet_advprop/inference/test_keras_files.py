@@ -112,6 +112,8 @@ def test_what_cannot_be_taken(tmp_path):
         restore_network(checkpoint=path, kind="advprop")
     with pytest.raises(ClassifierError, match="`branch` is 'aux_2'"):
         restore_network(checkpoint=path).classifier("aux_2")
+    with pytest.raises(ClassifierError, match="a Keras model has branches one at a time"):
+        restore_network(checkpoint=path).classifier("main:0.5,aux:0.5")
     trainer = AdvPropModel(make_dual(), UniformNoise(), pixel_range=(0.0, 2.0))
     trainer(IMAGES)
     trainer.save(path)

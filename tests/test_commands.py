@@ -36,7 +36,6 @@ NOT_RUN = {
     r"--tfds=": "needs a data set of TensorFlow Datasets; `test_conversion` has one of its own",
     r"^python benchmarks/(?!preflight\.py$)": "measures: minutes of an idle machine",
     r"--study=configs/studies/digits\.py": "two hours",
-    r"--study=configs/studies/digits_v2\.py": "hours",
     r"--study=configs/studies/smooth_adversarial\.py": "half an hour and more",
     r"adversarial_gallery": "needs the demo's networks",
     r"tpu_utils\.preflight|advprop\.preflight": "needs the TPU's compiler",

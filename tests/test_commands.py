@@ -234,5 +234,5 @@ def test_the_commands_do_what_they_say(scratch):
     wanted += ["served/efficientnet/1/saved_model.pb", "served/lite/1/model.tflite"]
     wanted += ["out/efficientnet-b3/model.ckpt.index", "RECORDS/train-00063-of-00064"]
     assert not [path for path in wanted if not (scratch / path).exists()]
-    (told,) = (text for command, text in said.items() if "inspect_checkpoint" in command)
-    assert "an EfficientNet of width 0.25 and depth 0.3" in told
+    summary = said["python -m efficientnet_advprop.inspect_checkpoint SOURCE"]
+    assert "an EfficientNet of width 0.25 and depth 0.3" in summary

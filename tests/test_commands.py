@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from efficientnet_advprop.keras import add_auxiliary_batch_norms
+from efficientnet_advprop.keras2 import keras
 from tests.conftest import load_tiny, make_tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -150,6 +152,13 @@ def scratch(tmp_path_factory):
     for split, count in (("train", 64), ("validation", 8)):
         for index in range(count):
             write_image(root / "IMAGES" / split / f"class{index % 2}" / f"{index}.jpg")
+    for index in range(10):
+        write_image(root / "pictures" / str(index) / "a.jpg")
+    (program,) = re.findall(
+        r"`my_models.py`:\n\n```python\n(.*?)```", (ROOT / "docs" / "keras.md").read_text(), re.S
+    )
+    (root / "my_models.py").write_text(program)
+    save_keras_model(root / "model.keras")
     names = ", ".join(f'"{index}": "thing {index}"' for index in range(10))
     (root / "labels_map.txt").write_text(f"{{{names}}}")
     (root / "bin").mkdir()
@@ -158,6 +167,14 @@ def scratch(tmp_path_factory):
         (root / "bin" / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
         (root / "bin" / name).chmod(0o755)
     return root
+
+
+def save_keras_model(path: pathlib.Path) -> None:
+    """A small model of Keras with an auxiliary branch, as `AdvPropModel` trains."""
+    inputs = keras.Input([32, 32, 3])
+    outputs = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(inputs))
+    outputs = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(outputs))
+    add_auxiliary_batch_norms(keras.Model(inputs, outputs)).save(str(path))
 
 
 def environment_of(root: pathlib.Path) -> dict[str, str]:

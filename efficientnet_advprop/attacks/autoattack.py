@@ -13,6 +13,7 @@ traced, the attacks follow each other on that very batch.
 """
 
 import dataclasses
+import functools
 import warnings
 from typing import Any, Iterator, Mapping, NamedTuple, Optional
 
@@ -189,11 +190,7 @@ class AutoAttack:
             is_open[chosen] = judge(images[chosen], labels[chosen])
         is_right = {CLEAN: is_open.copy()}
         for number, (name, attack) in enumerate(attacks.items()):
-            search = self._trace(
-                name,
-                logits_fn,
-                lambda *batch, attack=attack: attack.search(logits_fn, *batch),
-            )
+            search = self._trace(name, logits_fn, functools.partial(attack.search, logits_fn))
             attack_seed = randomness.fold_in(seed, number)
             num_before = int(is_open.sum())
             for batch, (chosen, is_image) in enumerate(_batches(np.flatnonzero(is_open), size)):
@@ -212,7 +209,10 @@ class AutoAttack:
         """A function of batches, the same one for the same `logits_fn`."""
         key = (name, logits_fn)
         if key not in self._traced:
-            self._traced[key] = tf.function(function, autograph=False, reduce_retracing=False)
+            # As a `partial`, each is counted by itself: TensorFlow warns of retracing
+            # when several functions of the same code are traced once each.
+            own = functools.partial(function)
+            self._traced[key] = tf.function(own, autograph=False, reduce_retracing=False)
         return self._traced[key]
 
 

@@ -191,7 +191,9 @@ def in_one_program(function: Callable) -> Callable:
     """
     if not current().compiles_parts:
         return function
-    return tf.function(function, jit_compile=True, autograph=False)
+    # As a `partial`, each is counted by itself: TensorFlow warns of retracing when
+    # several functions of the same code are traced once each.
+    return tf.function(functools.partial(function), jit_compile=True, autograph=False)
 
 
 @contextlib.contextmanager

@@ -27,10 +27,9 @@ from efficientnet_advprop.attacks.search import (
 )
 from tpu_utils.replicas import randomness, replica_runtime
 
-# Of the paper: of 10,000 queries, those after which the share of changed pixels is
-# halved.
+# Of the paper, for 10,000 queries: those after which the share of changed pixels is
+# halved. AutoAttack's reference keeps them as they are for its 5,000.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-_SCHEDULE_QUERIES = 10_000
 _L2_TILES = 5  # per side of the image, of the first guess under L2
 _LEAST_L2_WINDOW = 3
 _TINY = 1e-12
@@ -39,11 +38,10 @@ _TINY = 1e-12
 def window_sides(
     num_queries: int, first_share: float, height: int, width: int, norm: str
 ) -> np.ndarray:
-    """The side of the window in each query after the first, int32 [num_queries − 1];
+    """The side of the window in each query after the first guess, int32 [num_queries];
     under "l2" odd and at least 3.
     """
-    queries = np.arange(1, num_queries) * _SCHEDULE_QUERIES // num_queries
-    shares = first_share * 0.5 ** np.searchsorted(_HALVINGS, queries, side="left")
+    shares = first_share * 0.5 ** np.searchsorted(_HALVINGS, np.arange(num_queries), side="left")
     sides = np.maximum(np.rint(np.sqrt(shares * height * width)), 1).astype(np.int32)
     if norm == norms.L2.name:
         sides = np.maximum(sides, _LEAST_L2_WINDOW) // 2 * 2 + 1
@@ -79,8 +77,9 @@ class Square(Search):
 
     Args:
         epsilon, norm: see `APGD`.
-        num_queries: how often the network is asked about each image, ≥ 1; traced once
-            whatever their number. A batch ends when all its images are misclassified.
+        num_queries: how often the network is asked about each image after the first
+            guess, ≥ 1; traced once whatever their number. A batch ends when all its
+            images are misclassified.
         first_share: of an image's pixels, that the first windows cover, in (0, 1].
         num_restarts, num_classes: see `APGD`.
 
@@ -117,7 +116,7 @@ class Square(Search):
                 "it is traced, for its windows; give `tf.ensure_shape`d images."
             )
         sides = window_sides(self.num_queries, self.first_share, height, width, self.norm)
-        sides = tf.constant(np.append(sides, 1), tf.int32)  # never empty
+        sides = tf.constant(sides, tf.int32)
 
         guess = replica_runtime.in_one_program(self._guess)
 
@@ -138,7 +137,7 @@ class Square(Search):
 
         nothing_yet = tf.zeros_like(images[:, 0, 0, 0]) + float("inf")
         *_, found = tf.while_loop(
-            lambda query, _, __, found: (query < self.num_queries) & tf.reduce_any(found[1]),
+            lambda query, _, __, found: (query <= self.num_queries) & tf.reduce_any(found[1]),
             ask,
             (tf.constant(0), images, nothing_yet, tuple(found)),
         )
@@ -188,16 +187,20 @@ class Square(Search):
         rows, columns = rows - height % side // 2, columns - width % side // 2
         down, across = height // side, width // side
         turn_seed, sign_seed = randomness.split(seed, 2)
-        tile = _l2_window(
-            rows % side, columns % side, side, _turned(1, turn_seed), max(height, width)
-        )
-        is_tiled = (rows >= 0) & (rows < down * side) & (columns >= 0) & (columns < across * side)
-        signs = _signs([batch, down, across, channels], sign_seed)
-        signs = tf.repeat(tf.repeat(signs, side, axis=1), side, axis=2)
         top, left = height % side // 2, width % side // 2
         bottom, right = height - top - down * side, width - left - across * side
-        signs = tf.pad(signs, [[0, 0], [top, bottom], [left, right], [0, 0]])
-        return self._on_the_sphere(images, tf.where(is_tiled, tile, 0.0) * signs)
+
+        def on_tiles(values):
+            """[batch, down, across, …] → [batch, height, width, …], 0 beside the tiles."""
+            values = tf.repeat(tf.repeat(values, side, axis=1), side, axis=2)
+            return tf.pad(values, [[0, 0], [top, bottom], [left, right], [0, 0]])
+
+        is_turned = on_tiles(randomness.integers([1, down, across, 1], turn_seed, 0, 2))
+        tile = _l2_window(
+            rows % side, columns % side, side, tf.equal(is_turned, 1), max(height, width)
+        )
+        signs = on_tiles(_signs([batch, down, across, channels], sign_seed))
+        return self._on_the_sphere(images, tile * signs)
 
     def _change_l2(self, images, best_images, side, seed):
         batch, height, width, channels = _sizes(images)
@@ -215,9 +218,12 @@ class Square(Search):
             return tf.reduce_sum(tf.square(values), [1, 2], keepdims=True)
 
         here = tf.where(is_here, difference, 0.0)
-        # The budget of the new window, by channel: what the two windows held, and a
-        # share of what the image has left.
-        in_both = squares(tf.where(is_here | is_there, difference, 0.0))
+        # The budget of each channel of the new window: what the two windows held in all
+        # channels (in the paper, in this channel; here as in AutoAttack's reference),
+        # and a share of what the image has left.
+        in_both = tf.reduce_sum(
+            squares(tf.where(is_here | is_there, difference, 0.0)), -1, keepdims=True
+        )
         left = tf.maximum(
             self.epsilon**2 - tf.reduce_sum(tf.square(difference), [1, 2, 3], keepdims=True), 0.0
         )
@@ -283,7 +289,7 @@ def _l2_window(rows, columns, side, is_turned, longest):
         rows, columns: int32, from the window's first ones, negative before it; they
             broadcast over images.
         side: of the window, int32.
-        is_turned: bool [batch, 1, 1, 1] or [1, 1, 1, 1].
+        is_turned: bool [batch, 1, 1, 1], or [1, height, width, 1] for each tile.
         longest: the longest side that there can be.
 
     Returns:

@@ -179,15 +179,16 @@ def test_step_sizes_are_checked_where_the_paper_says():
     assert check_distances(1) == {1: 1}
 
 
-def test_windows_shrink_as_the_paper_says():
-    """Halved after 10, 50, 200, … of 10,000 queries; 0.8 of 32 × 32 pixels at first."""
+def test_windows_shrink_as_in_autoattack():
+    """Halved after 10, 50, 200, … queries, which are the paper's of 10,000, also where there are
+    fewer; 0.8 of 32 × 32 pixels at first."""
     sides = window_sides(10_000, 0.8, 32, 32, "linf")
-    assert len(sides) == 9_999
-    for query, share in ((1, 0.8), (10, 0.8), (11, 0.4), (50, 0.4), (51, 0.2), (8001, 0.8 / 512)):
-        assert sides[query - 1] == max(round(np.sqrt(share * 1024)), 1), query
-    assert window_sides(5_000, 0.8, 32, 32, "linf")[5] == round(np.sqrt(0.4 * 1024))  # the 12th
+    assert len(sides) == 10_000
+    for query, share in ((0, 0.8), (10, 0.8), (11, 0.4), (50, 0.4), (51, 0.2), (8001, 0.8 / 512)):
+        assert sides[query] == max(round(np.sqrt(share * 1024)), 1), query
+    np.testing.assert_array_equal(window_sides(5_000, 0.8, 32, 32, "linf"), sides[:5_000])
     assert set(window_sides(5_000, 0.8, 32, 32, "l2") % 2) == {1}
-    assert window_sides(5_000, 0.8, 224, 224, "l2").min() == 9
+    assert window_sides(5_000, 0.8, 224, 224, "l2").min() == 19  # √(0.8 / 128) · 224 = 17.7
     assert window_sides(5_000, 1.0, 4, 8, "l2").max() == 3
 
 

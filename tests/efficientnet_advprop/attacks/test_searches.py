@@ -29,7 +29,7 @@ ATTACKS = {
     "apgd_t_ce": lambda **ball: APGD(num_steps=30, targeted=True, num_targets=4, **ball),
     "fab": lambda **ball: FAB(num_steps=10, targeted=False, **ball),
     "fab_t": lambda **ball: FAB(num_steps=10, num_targets=4, **ball),
-    "square": lambda **ball: Square(num_queries=400, **ball),
+    "square": lambda **ball: Square(num_queries=2000, **ball),  # of one pixel from the 200th on
 }
 
 

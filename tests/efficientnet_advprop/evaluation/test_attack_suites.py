@@ -169,7 +169,7 @@ def test_square_alone_attacks_what_has_no_gradient(clean, tmp_path):
             str(tmp_path),
             log=lambda line: None,
         )
-    attack = dataclasses.replace(ATTACK, num_queries=60)
+    attack = dataclasses.replace(ATTACK, num_queries=200)
     results = evaluation_run.measure(
         classifier,
         [square_alone(clean, attack, 0)],

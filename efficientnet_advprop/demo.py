@@ -24,6 +24,13 @@ _CONFIG = program.define_config_flag()
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", "runs/demo", "folder of the three runs, their data, the scores and the report"
 )
+_AUTOATTACK_IMAGES = flags.DEFINE_integer(
+    "autoattack_images",
+    0,
+    "on so many test images AutoAttack is tried too, against AdvProp's network; some minutes more",
+    0,
+    1000,
+)
 
 
 def main(argv):
@@ -36,7 +43,7 @@ def main(argv):
     from efficientnet_advprop.studies import demo_report, demonstration
 
     logging.set_verbosity(logging.WARNING)  # hides the remarks about each of the many test sets
-    demo = demonstration.run(config, output_dir)
+    demo = demonstration.run(config, output_dir, autoattack_images=_AUTOATTACK_IMAGES.value)
     if demo is None:
         return
     path = os.path.join(output_dir, "report.html")

@@ -39,6 +39,7 @@ NOT_RUN = {
     r"^python benchmarks/(?!preflight\.py$)": "measures: minutes of an idle machine",
     r"--study=configs/studies/digits\.py": "two hours",
     r"--study=configs/studies/smooth_adversarial\.py": "half an hour and more",
+    r"--autoattack_images=": "trains the demo's networks, and attacks for minutes",
     r"adversarial_gallery": "needs the demo's networks",
     r"tpu_utils\.preflight|advprop\.preflight": "needs the TPU's compiler",
     r"--format=onnx": "needs an environment with tf2onnx",

@@ -26,7 +26,6 @@ from efficientnet_advprop.reports.comparison import Measured, compare
 from efficientnet_advprop.studies import demo_report
 from efficientnet_advprop.studies.digit_tests import (
     ATTACK_DESCRIPTION,
-    AUTOATTACK_IMAGES,
     open_test_sets,
 )
 from efficientnet_advprop.training import assembly, checkpoints, loop, passes, progress
@@ -40,18 +39,21 @@ DESCRIPTIONS = {
 }
 ATTACK_EPSILONS = (4.0, 8.0, 16.0)  # of the attacks in the evaluation, pixels of 255
 AUTOATTACKED = "advprop"
-AUTOATTACK_BATCH_SIZE = 20  # the fewer images withstand, the fewer batches are left
 NUM_PICTURES = 6
 SAMPLE = 7  # the test image that is shown with every corruption
 
 
-def run(config: ExperimentConfig, output_dir: str) -> Optional[demo_report.DemoReport]:
+def run(
+    config: ExperimentConfig, output_dir: str, *, autoattack_images: int = 0
+) -> Optional[demo_report.DemoReport]:
     """Trains a network by each method, measures the averaged weights, and collects the
     results.
 
     Args:
         config: the config of all three runs, except for the method.
         output_dir: the folder for the runs, `data/` and `evaluation/`.
+        autoattack_images: on so many test images, evenly spaced, AutoAttack is tried,
+            against AdvProp's network alone; 0: on none.
 
     Raises:
         ConfigError: the config uses other data.
@@ -76,7 +78,8 @@ def run(config: ExperimentConfig, output_dir: str) -> Optional[demo_report.DemoR
         if result.step < result.total_steps:
             return None  # SIGTERM stopped the training, which has printed a message
     print("\n[4/4] scores of the averaged weights, through the main batch norms", flush=True)
-    return _make_report(configs, _evaluate(configs, data_dir, output_dir), data_dir, output_dir)
+    measured = _evaluate(configs, data_dir, output_dir, autoattack_images)
+    return _make_report(configs, measured, data_dir, output_dir, autoattack_images)
 
 
 def _with_method(config: ExperimentConfig, method: str) -> ExperimentConfig:
@@ -84,7 +87,7 @@ def _with_method(config: ExperimentConfig, method: str) -> ExperimentConfig:
 
 
 def _evaluate(
-    configs: dict[str, ExperimentConfig], data_dir: str, output_dir: str
+    configs: dict[str, ExperimentConfig], data_dir: str, output_dir: str, autoattack_images: int
 ) -> list[Measured]:
     """The results of each method, saved in <output_dir>/evaluation/ as they are
     measured.
@@ -93,7 +96,11 @@ def _evaluate(
     """
     config = configs["vanilla"]
     test_sets = open_test_sets(
-        config, data_dir, severities=corruptions.SEVERITIES, attack_epsilons=ATTACK_EPSILONS
+        config,
+        data_dir,
+        severities=corruptions.SEVERITIES,
+        attack_epsilons=ATTACK_EPSILONS,
+        autoattack_images=autoattack_images or None,
     )
     in_order = [*test_sets["clean"], *test_sets["attacked"], *test_sets["corrupted"]]
     # All weights are evaluated in the same network, so that each attack is traced only
@@ -117,16 +124,23 @@ def _evaluate(
         results = evaluation_run.measure(
             classifier, in_order, folder, batch_size=config.training.eval_batch_size
         )
-        if method == AUTOATTACKED:  # of all three the demo would take twice as long
+        if method == AUTOATTACKED and autoattack_images:
             results = evaluation_run.measure(
-                classifier, test_sets["autoattack"], folder, batch_size=AUTOATTACK_BATCH_SIZE
+                classifier,
+                test_sets["autoattack"],
+                folder,
+                batch_size=min(autoattack_images, config.training.eval_batch_size),
             )
         measured.append(Measured(NAMES[method], results, folder))
     return measured
 
 
 def _make_report(
-    configs: dict[str, ExperimentConfig], measured: list[Measured], data_dir: str, output_dir: str
+    configs: dict[str, ExperimentConfig],
+    measured: list[Measured],
+    data_dir: str,
+    output_dir: str,
+    autoattack_images: int,
 ) -> demo_report.DemoReport:
     config = configs["advprop"]
     images, _ = digits.load_digits("validation")
@@ -149,7 +163,7 @@ def _make_report(
             ]
             for corruption in corruptions.CORRUPTIONS
         },
-        facts=_list_facts(config, num_train),
+        facts=_list_facts(config, num_train, autoattack_images),
         open_images=report_files.images_below(data_dir),
     )
     return demo_report.DemoReport(
@@ -167,12 +181,16 @@ def _make_report(
     )
 
 
-def _list_facts(config: ExperimentConfig, num_train: int) -> dict[str, str]:
+def _list_facts(config: ExperimentConfig, num_train: int, autoattack_images: int) -> dict[str, str]:
     """What a reader needs to reproduce the results, in words."""
     model = config.model
     training = config.training
     size = config.data.image_size
     num_parameters = assembly.make_model(config, aux_branches=0).count_params()
+    autoattack = {
+        "AutoAttack": f"version standard, L∞, through {NAMES[AUTOATTACKED]}’s main batch norms, on "
+        f"{autoattack_images} of the test images, evenly spaced"
+    }
     return {
         "data": f"scikit-learn’s handwritten digits, 8×8 enlarged to {size}×{size}: "
         f"{num_train} for training, {digits.NUM_VALIDATION} others for all tests",
@@ -185,8 +203,7 @@ def _list_facts(config: ExperimentConfig, num_train: int) -> dict[str, str]:
         "training attack": f"{_describe(config.attack)}; on AdvProp’s auxiliary branch, "
         "or on the only branch",
         "evaluation attack": ATTACK_DESCRIPTION,
-        "AutoAttack": f"version standard, L∞, through {NAMES[AUTOATTACKED]}’s main batch norms, on "
-        f"{AUTOATTACK_IMAGES} of the test images, evenly spaced",
+        **(autoattack if autoattack_images else {}),
         "corruptions": f"{len(corruptions.CORRUPTIONS)} of ImageNet-C’s types, made here with "
         "the parameters for small images and fixed seeds",
         "seed": str(training.seed),

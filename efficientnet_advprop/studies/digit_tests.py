@@ -23,9 +23,6 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
 # relative to ε.
 ATTACK_STEPS = 10
 RELATIVE_STEP_SIZE = 0.25
-# Images, evenly spaced, that AutoAttack is tried on: it asks a network for ten thousand
-# answers per image that withstands.
-AUTOATTACK_IMAGES = 40
 AUTOATTACK_EPSILON = 16.0  # pixels of 255, L∞
 ATTACK_DESCRIPTION = (
     f"Untargeted PGD through the main batch norms, {ATTACK_STEPS} steps of "
@@ -40,7 +37,7 @@ def open_test_sets(
     severities: Sequence[int],
     attack_epsilons: Sequence[float],
     autoattack_epsilon: float = AUTOATTACK_EPSILON,
-    autoattack_images: Optional[int] = AUTOATTACK_IMAGES,
+    autoattack_images: Optional[int] = None,
 ) -> dict[str, list[TestSet]]:
     """Returns "clean", "corrupted", "attacked" and "autoattack" → test sets.
 

@@ -167,8 +167,8 @@ def tiny_tensors(with_averages: bool) -> dict[str, np.ndarray]:
     [
         ("efficientnet-b0-sat", None, 0.25),  # its figure is that of the plain weights
         ("efficientnet-bL1-enhanced", None, 0.5),
-        ("efficientnet-b0-sat", True, 0.5),
-        ("efficientnet-bL1-enhanced", False, 0.25),
+        pytest.param("efficientnet-b0-sat", True, 0.5, marks=pytest.mark.slow),
+        pytest.param("efficientnet-bL1-enhanced", False, 0.25, marks=pytest.mark.slow),
     ],
 )
 def test_plain_weights_unless_enhanced(tmp_path, name, use_ema, wanted):

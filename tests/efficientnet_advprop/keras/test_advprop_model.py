@@ -366,18 +366,18 @@ def test_every_form_of_data_and_the_usual_callbacks(tmp_path):
     stop = keras.callbacks.EarlyStopping("adversarial_loss", min_delta=1e9, patience=1)
     callbacks = [
         stop,
-        keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"),
-        keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True),
-        keras.callbacks.TensorBoard(tmp_path / "board", profile_batch=0),
-        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        keras.callbacks.ModelCheckpoint(f"{tmp_path}/{{epoch}}.keras"),
+        keras.callbacks.ModelCheckpoint(f"{tmp_path}/{{epoch}}.weights.h5", save_weights_only=True),
+        keras.callbacks.TensorBoard(f"{tmp_path}/board", profile_batch=0),
+        keras.callbacks.CSVLogger(f"{tmp_path}/log.csv"),
     ]
     _, history = trained_on(Batches(), shuffle=False, epochs=5, callbacks=callbacks)
     assert len(history["loss"]) == 2 and list((tmp_path / "board").rglob("events*"))
     assert "adversarial_accuracy" in (tmp_path / "log.csv").read_text()
-    again = keras.models.load_model(tmp_path / "2.keras")
+    again = keras.models.load_model(f"{tmp_path}/2.keras")
     later = make_trainer(seed=2)
     later(IMAGES)
-    later.load_weights(tmp_path / "2.weights.h5")
+    later.load_weights(f"{tmp_path}/2.weights.h5")
     for branch in ("main", "aux"):
         with use_branch(branch):
             wanted = trainer.network(IMAGES)

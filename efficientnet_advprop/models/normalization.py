@@ -59,9 +59,11 @@ class _AffineOnly(keras.layers.BatchNormalization):
 
 class BranchedNorm:
     """A batch norm with branches: one of this project's networks, or a converted one of
-    Keras. Its `aux` are the auxiliary branches; `num_replicas_together` replicas share
-    their moments in training.
+    Keras. Its `aux` are the auxiliary branches, which share with main what `aux_shares`
+    says; `num_replicas_together` replicas share their moments in training.
     """
+
+    aux_shares = "none"
 
 
 @keras.utils.register_keras_serializable("efficientnet_advprop")

@@ -109,7 +109,8 @@ def main():
             for name, start in contenders.items():
                 timings[name].append(time_batches(start(), arguments.num_batches, batch_size))
     print(
-        f"EfficientNet-{arguments.variant.upper()}, {size} px, batch {batch_size}, TensorFlow {tf.__version__}, ",
+        f"EfficientNet-{arguments.variant.upper()}, {size} px, batch {batch_size}, TensorFlow"
+        f" {tf.__version__}, ",
         end="",
     )
     print(f"{platform.machine()}, {os.cpu_count()} CPUs")
@@ -122,7 +123,8 @@ def main():
         share = 100 * reference[0] / seconds
         note = "" if name == "pure inference" else f"   target {_TARGET} %"
         print(
-            f"{name:28}{1 / seconds:10.1f}{share:12.0f} %{1e3 * cpu:14.2f}{100 * reference[1] / cpu:14.0f} %{note}"
+            f"{name:28}{1 / seconds:10.1f}{share:12.0f}"
+            f" %{1e3 * cpu:14.2f}{100 * reference[1] / cpu:14.0f} %{note}"
         )
 
 

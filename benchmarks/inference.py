@@ -71,7 +71,8 @@ def make_tflite(path, pixels):
     if len(pixels) > 1:
         raise ImportError("one image at a time")
     interpreter = tf.lite.Interpreter(path, num_threads=os.cpu_count())
-    interpreter.allocate_tensors()  # before a runner is made: this is where the fast kernels (XNNPACK) come in
+    # Before a runner is made: this is where the fast kernels (XNNPACK) come in.
+    interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
     return lambda: (interpreter, runner(images=pixels)["probabilities"])
 
@@ -273,7 +274,8 @@ def print_table(contenders, batch_size):
 
     reference = [np.median(seconds) for seconds in contenders[REFERENCE].seconds]
     print(
-        f"{'EfficientNet-B0, 224 px':28} {'p50 ms':>8} {'p99 ms':>8} {'ratio':>6} {'images/s':>9} {'ratio':>6}"
+        f"{'EfficientNet-B0, 224 px':28} {'p50 ms':>8} {'p99 ms':>8} {'ratio':>6} {'images/s':>9}"
+        f" {'ratio':>6}"
     )
     print(f"{'':28} {'batch 1':>24} {f'batch {batch_size}':>16}")
     for name, contender in contenders.items():
@@ -281,7 +283,10 @@ def print_table(contenders, batch_size):
             print(f"{name:28} not installed")
             continue
         one, many = contender.seconds
-        text = f"{name:28} {1e3 * np.median(one):8.1f} {1e3 * np.quantile(one, 0.99):8.1f} {np.median(one) / reference[0]:6.2f}"
+        text = (
+            f"{name:28} {1e3 * np.median(one):8.1f} {1e3 * np.quantile(one, 0.99):8.1f}"
+            f" {np.median(one) / reference[0]:6.2f}"
+        )
         if many:
             text += f" {batch_size / np.median(many):9.1f} {reference[1] / np.median(many):6.2f}"
         print(text)

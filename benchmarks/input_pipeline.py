@@ -208,14 +208,15 @@ def report(seconds: dict) -> None:
         what = re.fullmatch("(?:train|whole pipeline)(.*)", name)
         target = f"  (to reach: {_TARGETS[what[1]]} %)" if what and what[1] in _TARGETS else ""
         print(
-            f"{name:34s} {rate:7.0f} images/s {1e6 * cpu[name]:6.0f} µs of CPU {100 * bound / cpu[name]:6.0f} %{target}"
+            f"{name:34s} {rate:7.0f} images/s {1e6 * cpu[name]:6.0f} µs of CPU"
+            f" {100 * bound / cpu[name]:6.0f} %{target}"
         )
     per_image = 2.67 * 3 * 2 * 0.39e9
     for chips, flops in _CHIPS.items():
         needed = _UTILIZATION * flops / per_image
         print(
-            f"AdvProp B0, PGD1, on {chips} at {100 * _UTILIZATION:.0f} % of the peak eats {needed:,.0f} images/s: "
-            f"{needed * cpu['whole pipeline, AutoAugment']:.0f} such CPUs"
+            f"AdvProp B0, PGD1, on {chips} at {100 * _UTILIZATION:.0f} % of the peak eats"
+            f" {needed:,.0f} images/s: {needed * cpu['whole pipeline, AutoAugment']:.0f} such CPUs"
         )
 
 

@@ -1,7 +1,8 @@
 """AdvProp on one model of each family of `keras.applications`: the table of
 docs/keras.md.
 
-    python benchmarks/keras_applications.py                      # all families; some hours on two cores
+    # all families; some hours on two cores
+    python benchmarks/keras_applications.py
     python benchmarks/keras_applications.py --models=MobileNetV3Small,ResNet50V2
     python benchmarks/keras_applications.py --table              # only print what was measured
 

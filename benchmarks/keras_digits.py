@@ -55,8 +55,8 @@ def measure(name: str, method: str, seed: int) -> dict:
     model = getattr(keras.applications, name)(
         weights=None, input_shape=(SIZE, SIZE, 3), classes=10, classifier_activation=None, **more
     )
-    # Keras's momentum of 0.99 or 0.999 is meant for many thousands of steps: after so few
-    # the running statistics would still be the initial ones.
+    # Keras's momentum of 0.99 or 0.999 is meant for many thousands of steps: after so
+    # few the running statistics would still be the initial ones.
     for layer in model.submodules:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.9

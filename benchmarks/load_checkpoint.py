@@ -44,7 +44,8 @@ def measure(variant: str, prefix: str) -> None:
     seconds, peak = time.perf_counter() - started, memory("VmHWM") - before
     total = (size + peak) / size
     print(
-        f"{variant}: {seconds:.2f} s; model {size:.0f} MB, at the peak {peak:.0f} MB more: {total:.2f} times it",
+        f"{variant}: {seconds:.2f} s; model {size:.0f} MB, at the peak {peak:.0f} MB more:"
+        f" {total:.2f} times it",
         flush=True,
     )
 

@@ -5,7 +5,8 @@ Usage:
 
     python benchmarks/preflight.py              # from the results in benchmarks/preflight/
     python benchmarks/preflight.py --compile    # computes missing results; takes hours, resumes
-    python benchmarks/preflight.py --price_per_chip_hour=0.50,2.00    # what whole runs would cost
+    # what whole runs would cost
+    python benchmarks/preflight.py --price_per_chip_hour=0.50,2.00
 
 The results come from `python -m tpu_utils.preflight`, that is, from the TPU's compiler.
 docs/preflight.md explains them, and docs/measurements.md contains the table.
@@ -37,7 +38,9 @@ METHOD_NAMES = {
 METHODS_OF_FILES = {"efficientnet": "vanilla", "smooth_adversarial": "adversarial_only"}
 NUM_EPOCHS = {"adversarial_only": 100.0}  # of recipes that have not the default's
 NUM_TRAIN_IMAGES = 1_281_167  # ImageNet's
-TILE = 8  # images: activations are laid out in tiles of so many, 12 images take the memory and time of 16
+# Images: activations lie in tiles of so many, so 12 images take the memory and time of
+# 16.
+TILE = 8
 # Config, topology, the batch per core to start from, and how many blocks compute their
 # activations again.
 ENTRIES = [
@@ -99,10 +102,17 @@ def records() -> list[dict]:
 
 def ask(config: str, topology: str, batch: int, *more: str) -> None:
     command = [
-        sys.executable, "-m", "efficientnet_advprop.preflight", f"--config={ROOT}/configs/{config}", f"--topology={topology}",
-        f"--replica_batch_size={batch}", f"--results_dir={FOLDER}", f"--compiler_python={FLAGS.compiler_python}",
-        "--nocompare_with_vanilla", *more,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "efficientnet_advprop.preflight",
+        f"--config={ROOT}/configs/{config}",
+        f"--topology={topology}",
+        f"--replica_batch_size={batch}",
+        f"--results_dir={FOLDER}",
+        f"--compiler_python={FLAGS.compiler_python}",
+        "--nocompare_with_vanilla",
+        *more,
+    ]
     print(" ".join(command), flush=True)
     # In this folder, to which the interpreter's path may be relative.
     subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -213,9 +223,11 @@ def table() -> str:
     took time.
     """
     lines = [
-        "| recipe | px | attack steps | TPU, cores | blocks recomputed | images per core | largest | memory, GiB "
-        "| GFLOP per image | ms per step | images/s per core | chip-hours | × vanilla GFLOP "
-        "| × vanilla ms | (2K + 6)/3 | libtpu |",
+        (
+            "| recipe | px | attack steps | TPU, cores | blocks recomputed | images per core |"
+            " largest | memory, GiB | GFLOP per image | ms per step | images/s per core |"
+            " chip-hours | × vanilla GFLOP | × vanilla ms | (2K + 6)/3 | libtpu |"
+        ),
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     by_recipe = {}
@@ -241,10 +253,16 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
     chip, batch = tpu_compiler.CHIPS[kind], record["replica_batch_size"]
     num_steps = record["config"]["attack"]["num_steps"] if METHODS[method].has_attack else 0
     cells = [
-        f"{METHOD_NAMES.get(method, method)} {variant.replace('b', 'B').replace('l1', 'L1').replace('resnet', 'ResNet-')}",
-        record["config"]["data"]["image_size"], num_steps or "",
-        f"{topology}, {record['num_replicas']}", {0: "", 99: "all"}.get(recomputed, recomputed), batch,
-    ]  # fmt: skip
+        (
+            f"{METHOD_NAMES.get(method, method)}"
+            f" {variant.replace('b', 'B').replace('l1', 'L1').replace('resnet', 'ResNet-')}"
+        ),
+        record["config"]["data"]["image_size"],
+        num_steps or "",
+        f"{topology}, {record['num_replicas']}",
+        {0: "", 99: "all"}.get(recomputed, recomputed),
+        batch,
+    ]
     if not record["fits"]:
         needed = record["needed_bytes"]
         return [
@@ -266,10 +284,13 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
         / CORES_PER_CHIP.get(kind, 1)
     )
     cells += [
-        at_most(fitting, failing, chip.memory_bytes), f"{program.memory_bytes / tpu_compiler.GIB:.1f}",
-        f"{program.flops / batch / 1e9:.2f}", f"{seconds * 1e3:,.0f}" if credible else "not credible",
-        f"{batch / seconds:,.{0 if batch > 10 * seconds else 1}f}" if credible else "", f"{hours:,.0f}" if credible else "",
-    ]  # fmt: skip
+        at_most(fitting, failing, chip.memory_bytes),
+        f"{program.memory_bytes / tpu_compiler.GIB:.1f}",
+        f"{program.flops / batch / 1e9:.2f}",
+        f"{seconds * 1e3:,.0f}" if credible else "not credible",
+        f"{batch / seconds:,.{0 if batch > 10 * seconds else 1}f}" if credible else "",
+        f"{hours:,.0f}" if credible else "",
+    ]
     compiler = program.versions["libtpu"]
     rivals = [
         other for other in by_recipe.get(("vanilla", variant, topology, 0), []) if other["fits"]
@@ -281,9 +302,12 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
     slower = seconds / batch / (plain.scheduled_seconds / size)
     both_credible = credible and tpu_compiler.is_credible(plain, chip)
     return [
-        *cells, f"{program.flops / batch / (plain.flops / size):.2f}", f"{slower:.2f}" if both_credible else "",
-        f"{(2 * num_steps + 6) / 3:.2f}" if method == "advprop" else "", compiler,
-    ]  # fmt: skip
+        *cells,
+        f"{program.flops / batch / (plain.flops / size):.2f}",
+        f"{slower:.2f}" if both_credible else "",
+        f"{(2 * num_steps + 6) / 3:.2f}" if method == "advprop" else "",
+        compiler,
+    ]
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ def main(_):
     medians = {count: statistics.median(values) for count, values in seconds.items()}
     for count, median in medians.items():
         print(
-            f"replicas: {count}   {median:.3f} s per update of {_BATCH.value} images, {_BATCH.value / median:.1f} images/s"
+            f"replicas: {count}   {median:.3f} s per update of {_BATCH.value} images,"
+            f" {_BATCH.value / median:.1f} images/s"
         )
     print(f"efficiency: {100 * medians[1] / medians[len(names)]:.0f} %")
 

@@ -1,7 +1,8 @@
 """How fast EfficientNet-Lite0 answers as TFLite, in float32 and in whole numbers: the
 reason why there is a Lite.
 
-    python benchmarks/tflite.py                          # on an idle machine; 0.5 or less is the target
+    # on an idle machine; 0.5 or less is the target
+    python benchmarks/tflite.py
     python benchmarks/tflite.py --variant=edgetpu-S --calls=50
 
 Median latency of one image, two threads, the two files taking turns so that a machine

@@ -183,7 +183,8 @@ def main(_):
         traced = time.perf_counter()
         step(batch)
         print(
-            f"{name:20s} built and traced in {traced - start:6.1f} s, first run {time.perf_counter() - traced:6.1f} s",
+            f"{name:20s} built and traced in {traced - start:6.1f} s, first run"
+            f" {time.perf_counter() - traced:6.1f} s",
             flush=True,
         )
         chosen[name] = step
@@ -212,8 +213,8 @@ def main(_):
         for name, median in medians.items():
             other_median = statistics.median(other_times[name])
             print(
-                f"{name:20s} TensorFlow {other.tensorflow} {other_median:6.3f} s, {tf.__version__} {median:6.3f} s: "
-                f"{other_median / median:5.3f} ×",
+                f"{name:20s} TensorFlow {other.tensorflow} {other_median:6.3f} s, {tf.__version__}"
+                f" {median:6.3f} s: {other_median / median:5.3f} ×",
                 flush=True,
             )
 

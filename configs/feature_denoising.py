@@ -42,8 +42,9 @@ def get_config(text: str = "resnet152") -> ExperimentConfig:
     variant, hyphen, operation = text.partition("-")
     if variant not in RESNETS or (hyphen and operation not in DENOISERS):
         raise ValueError(
-            f"`text` is {text!r}, but must be one of {', '.join(RESNETS)}, alone or with a hyphen and one of "
-            f"{', '.join(DENOISERS)}: configs/feature_denoising.py:resnet152-non_local_softmax."
+            f"`text` is {text!r}, but must be one of {', '.join(RESNETS)}, alone or with a hyphen"
+            f" and one of {', '.join(DENOISERS)}:"
+            " configs/feature_denoising.py:resnet152-non_local_softmax."
         )
     config = ExperimentConfig()
     config.model.variant = variant

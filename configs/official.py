@@ -34,8 +34,8 @@ NAMES = [f"b{index}-baseline" for index in range(6)] + [
 def get_config(text: str = "b0-baseline") -> ExperimentConfig:
     if text not in NAMES:
         raise ValueError(
-            f"`text` is {text!r}, but must be one of {', '.join(NAMES)}: configs/official.py:b0-baseline. AutoAugment is "
-            "configs/efficientnet.py."
+            f"`text` is {text!r}, but must be one of {', '.join(NAMES)}:"
+            " configs/official.py:b0-baseline. AutoAugment is configs/efficientnet.py."
         )
     variant, recipe = text.split("-")
     config = ExperimentConfig()

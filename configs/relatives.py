@@ -33,8 +33,8 @@ def get_config(text: str = "lite0") -> ExperimentConfig:
         variant, method = text, "vanilla"
     if variant not in RELATIVES:
         raise ValueError(
-            f"`text` is {text!r}, but must be one of {', '.join(RELATIVES)}, alone or with a hyphen and one of "
-            f"{', '.join(METHODS)}: configs/relatives.py:lite0-advprop."
+            f"`text` is {text!r}, but must be one of {', '.join(RELATIVES)}, alone or with a hyphen"
+            f" and one of {', '.join(METHODS)}: configs/relatives.py:lite0-advprop."
         )
     row = VARIANTS[variant]
     config = ExperimentConfig()

@@ -35,8 +35,8 @@ def get_config(text: str = "resnet50-advprop") -> ExperimentConfig:
     variant, _, method = text.partition("-")
     if variant not in resnet_scaling.VARIANTS or method not in METHODS:
         raise ValueError(
-            f"`text` is {text!r}, but must be one of {', '.join(resnet_scaling.VARIANTS)}, a hyphen and one of "
-            f"{', '.join(METHODS)}: configs/resnet.py:resnet50-advprop."
+            f"`text` is {text!r}, but must be one of {', '.join(resnet_scaling.VARIANTS)}, a hyphen"
+            f" and one of {', '.join(METHODS)}: configs/resnet.py:resnet50-advprop."
         )
     config = ExperimentConfig()
     config.model.variant = variant

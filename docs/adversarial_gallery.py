@@ -1,11 +1,16 @@
-"""Pictures of what AdvProp does: its adversarial images, its two kinds of batch norms, and what the networks look at.
+r"""Pictures of what AdvProp does: its adversarial images, its two kinds of batch norms,
+and what the networks look at.
 
-    python docs/adversarial_gallery.py --advprop_dir=runs/demo/advprop --vanilla_dir=runs/demo/vanilla \
+    python docs/adversarial_gallery.py --advprop_dir=runs/demo/advprop \
+        --vanilla_dir=runs/demo/vanilla \
         --data_dir=runs/demo/data --out_dir=docs/images
 
-adversarial_images.png    the same test images for growing ε, by the run's attack (its steps and targets), through "aux"
-statistics.png            per batch norm, how far the auxiliary branch's statistics and affine parameters are from main's
-input_gradients.png       |∂ loss / ∂ pixel| of both networks on the same images, each picture scaled by its own 99 % quantile
+adversarial_images.png    the same test images for growing ε, by the run's attack (its
+                          steps and targets), through "aux"
+statistics.png            per batch norm, how far the auxiliary branch's statistics and
+                          affine parameters are from main's
+input_gradients.png       |∂ loss / ∂ pixel| of both networks on the same images, each
+                          picture scaled by its own 99 % quantile
 
 Any two runs of the same data will do, of the averaged weights after their last steps.
 """
@@ -63,16 +68,22 @@ def answers(model, images) -> list[str]:
 
 
 def draw_adversarial_images(model, config, images, labels) -> None:
-    """A row per image, a column per ε; above each, what the network says through its main batch norms."""
+    """A row per image, a column per ε; above each, what the network says through its
+    main batch norms.
+    """
     epsilons = [float(text) for text in FLAGS.epsilons] or [
         config.attack.epsilon * factor for factor in (0.25, 0.5, 1.0, 2.0)
     ]
     columns = [("clean", images)]
     for epsilon in epsilons:
         attack = PGD(
-            epsilon, config.attack.step_size * epsilon / config.attack.epsilon, config.attack.num_steps,
-            targeted=config.attack.targeted, random_start=config.attack.random_start, num_classes=config.model.num_classes,
-        )  # fmt: skip
+            epsilon,
+            config.attack.step_size * epsilon / config.attack.epsilon,
+            config.attack.num_steps,
+            targeted=config.attack.targeted,
+            random_start=config.attack.random_start,
+            num_classes=config.model.num_classes,
+        )
 
         def network(x):
             return model(x, training=False, branch="aux")
@@ -135,7 +146,9 @@ def draw_statistics(model) -> None:
 
 
 def input_gradients(model, images, labels) -> np.ndarray:
-    """float [n, height, width] in [0, 1]: the largest channel of |∂ cross-entropy / ∂ pixel|, main branch, inference mode."""
+    """float [n, height, width] in [0, 1]: the largest channel of |∂ cross-entropy / ∂
+    pixel|, main branch, inference mode.
+    """
     with tf.GradientTape() as tape:
         tape.watch(images)
         loss = tf.reduce_sum(losses.cross_entropy(labels, model(images, training=False)))

@@ -1,8 +1,11 @@
-"""README.md's picture: what three ways of training reach on clean, corrupted and attacked digits.
+"""README.md's picture: what three ways of training reach on clean, corrupted and
+attacked digits.
 
-    python docs/study_accuracy.py                # reads docs/study/report.json, writes docs/study/accuracy.png
+    # Reads docs/study/report.json, writes docs/study/accuracy.png.
+    python docs/study_accuracy.py
 
-A dot is one seed, a bar the 95 % interval of the mean over the seeds, as the report has it.
+A dot is one seed, a bar the 95 % interval of the mean over the seeds, as the report has
+it.
 """
 
 import json
@@ -22,7 +25,9 @@ TITLES = {"clean": "clean images", "corrupted": "corrupted images", "attacked": 
 
 
 def draw(report: dict) -> Figure:
-    """A panel for each metric of the study's report (the parsed `report.json`); top-1 in percent."""
+    """A panel for each metric of the study's report, the parsed `report.json`; top-1 in
+    percent.
+    """
     figure = Figure(figsize=(9.0, 2.9), layout="constrained")
     panels = figure.subplots(1, len(TITLES))
     for axes, (metric, title) in zip(panels, TITLES.items()):

@@ -147,12 +147,14 @@ class ModelConfig:
     )
     batch_norm_batch_size: Optional[int] = field(
         None,
-        "images whose batch moments are shared, instead of batch_norm_group_size: the official flag",
+        "images whose batch moments are shared, instead of batch_norm_group_size: the official"
+        " flag",
         at_least(1, " image"),
     )
     recomputed_blocks: int = field(
         0,
-        "the first so many blocks compute their activations again in the backward pass: less memory",
+        "the first so many blocks compute their activations again in the backward pass: less"
+        " memory",
         at_least(0),
     )
     aux_shares: str = field(
@@ -228,7 +230,8 @@ class AttackConfig:
     projection: bool = field(True, "onto the ε-ball; false is plain gradient descent (GD)")
     statistics: str = field(
         "running",
-        "of the auxiliary batch norms in the attack: 'running' (the paper) or 'batch' (Fast AdvProp)",
+        "of the auxiliary batch norms in the attack: 'running' (the paper) or 'batch' (Fast"
+        " AdvProp)",
         one_of(*STATISTICS),
     )
 
@@ -296,7 +299,8 @@ class DataConfig:
     shuffle_buffer: int = field(16384, "size of the buffer", at_least(1, " record"), "records")
     cache: bool = field(
         False,
-        "keep the encoded training records in the host's memory; then only the buffer shuffles them",
+        "keep the encoded training records in the host's memory; then only the buffer shuffles"
+        " them",
     )
     holdout_shards: int = field(
         0,
@@ -339,7 +343,8 @@ class OptimizerConfig:
     )
     schedule: str = field(
         "exponential",
-        "'piecewise' multiplies by decay_factor at decay_at_epochs; 'poly' is a parabola down to poly_end",
+        "'piecewise' multiplies by decay_factor at decay_at_epochs; 'poly' is a parabola down to"
+        " poly_end",
         one_of(*SCHEDULES),
     )
     decay_factor: float = field(0.97, "of one decay", positive_fraction())
@@ -454,43 +459,49 @@ class ExperimentConfig:
         training, optimizer, attack = self.training, self.optimizer, self.attack
         if training.global_batch_size % training.accumulation_steps:
             raise ConfigError(
-                f"`config.training.global_batch_size` is {training.global_batch_size}, but must divide by "
-                f"`config.training.accumulation_steps` = {training.accumulation_steps}; change one of them."
+                f"`config.training.global_batch_size` is {training.global_batch_size}, but must"
+                f" divide by `config.training.accumulation_steps` = {training.accumulation_steps};"
+                " change one of them."
             )
         if optimizer.warmup_epochs >= training.num_epochs:
             raise ConfigError(
-                f"`config.optimizer.warmup_epochs` is {optimizer.warmup_epochs:g}, but must be less than "
-                f"`config.training.num_epochs` = {training.num_epochs:g}, or the run ends while the learning rate still rises."
+                f"`config.optimizer.warmup_epochs` is {optimizer.warmup_epochs:g}, but must be less"
+                f" than `config.training.num_epochs` = {training.num_epochs:g}, or the run ends"
+                " while the learning rate still rises."
             )
         initial = optimizer.learning_rate_per_256 * training.global_batch_size / 256
         if optimizer.schedule == "poly" and initial <= optimizer.poly_end:
             raise ConfigError(
-                f"`config.optimizer.poly_end` is {optimizer.poly_end:g}, but must be less than the first learning rate, "
-                f"`config.optimizer.learning_rate_per_256` · batch / 256 = {initial:g}, or the rate would rise; lower it."
+                f"`config.optimizer.poly_end` is {optimizer.poly_end:g}, but must be less than the"
+                " first learning rate, `config.optimizer.learning_rate_per_256` · batch / 256 ="
+                f" {initial:g}, or the rate would rise; lower it."
             )
         if self.data.holdout_shards and self.data.validation_prefix != "validation":
             raise ConfigError(
-                f"`config.data.holdout_shards` is {self.data.holdout_shards} and `config.data.validation_prefix` "
-                f"{self.data.validation_prefix!r}, but only one can say what 'validation' means; leave one of them out."
+                f"`config.data.holdout_shards` is {self.data.holdout_shards} and"
+                f" `config.data.validation_prefix` {self.data.validation_prefix!r}, but only one"
+                " can say what 'validation' means; leave one of them out."
             )
         if self.model.batch_norm_batch_size and self.model.batch_norm_group_size:
             raise ConfigError(
-                f"`config.model.batch_norm_batch_size` is {self.model.batch_norm_batch_size} and "
-                f"`config.model.batch_norm_group_size` {self.model.batch_norm_group_size}, which say the same in images and in "
-                "replicas; leave one of them out."
+                f"`config.model.batch_norm_batch_size` is {self.model.batch_norm_batch_size} and"
+                f" `config.model.batch_norm_group_size` {self.model.batch_norm_group_size}, which"
+                " say the same in images and in replicas; leave one of them out."
             )
         if (optimizer.schedule == "piecewise") != bool(optimizer.decay_at_epochs):
             raise ConfigError(
-                f"`config.optimizer.decay_at_epochs` is {optimizer.decay_at_epochs!r}, but `config.optimizer.schedule` is "
-                f"{optimizer.schedule!r}: epochs go with 'piecewise', and only with it."
+                f"`config.optimizer.decay_at_epochs` is {optimizer.decay_at_epochs!r}, but"
+                f" `config.optimizer.schedule` is {optimizer.schedule!r}: epochs go with"
+                " 'piecewise', and only with it."
             )
         self._check_keras_model()
         self._check_network()
         self._check_attack()
         if METHODS[training.method].has_attack and attack.targeted and self.model.num_classes < 2:
             raise ConfigError(
-                f"`config.model.num_classes` is {self.model.num_classes}, but a targeted attack needs a wrong class to aim at; "
-                "use at least 2 classes or --config.attack.targeted=false."
+                f"`config.model.num_classes` is {self.model.num_classes}, but a targeted attack"
+                " needs a wrong class to aim at; use at least 2 classes or"
+                " --config.attack.targeted=false."
             )
 
     def _check_network(self) -> None:
@@ -499,27 +510,30 @@ class ExperimentConfig:
         has_smooth_gradient = model.smooth_relu_gradient != "none"
         if has_smooth_gradient and model.activation != "relu":
             raise ConfigError(
-                f"`config.model.smooth_relu_gradient` is {model.smooth_relu_gradient!r}, but goes with "
-                f"`config.model.activation` 'relu' alone, which is {model.activation!r}; set that to 'relu'."
+                f"`config.model.smooth_relu_gradient` is {model.smooth_relu_gradient!r}, but goes"
+                f" with `config.model.activation` 'relu' alone, which is {model.activation!r}; set"
+                " that to 'relu'."
             )
         if model.smooth_relu_gradient in ("attack", "training") and (
             self.attack.statistics == "batch"
         ):
             raise ConfigError(
-                f"`config.model.smooth_relu_gradient` is {model.smooth_relu_gradient!r}, but with "
-                "`config.attack.statistics` 'batch' the attack runs in training mode, too; take 'both', or "
-                "'running' statistics."
+                f"`config.model.smooth_relu_gradient` is {model.smooth_relu_gradient!r}, but with"
+                " `config.attack.statistics` 'batch' the attack runs in training mode, too; take"
+                " 'both', or 'running' statistics."
             )
         if model.denoise != "none" and not model.variant.startswith("resnet"):
             raise ConfigError(
-                f"`config.model.denoise` is {model.denoise!r}, but `config.model.variant` is {model.variant!r}, and only "
-                "ResNets have denoising blocks; take 'resnet152', or leave the field out."
+                f"`config.model.denoise` is {model.denoise!r}, but `config.model.variant` is"
+                f" {model.variant!r}, and only ResNets have denoising blocks; take 'resnet152', or"
+                " leave the field out."
             )
         takes_alpha = has_smooth_gradient or model.activation in ACTIVATIONS_WITH_ALPHA
         if model.activation_alpha is not None and not takes_alpha:
             raise ConfigError(
-                f"`config.model.activation_alpha` is {model.activation_alpha:g}, but `config.model.activation` is "
-                f"{model.activation!r}: α goes with {', '.join(ACTIVATIONS_WITH_ALPHA)} and smooth_relu_gradient."
+                f"`config.model.activation_alpha` is {model.activation_alpha:g}, but"
+                f" `config.model.activation` is {model.activation!r}: α goes with"
+                f" {', '.join(ACTIVATIONS_WITH_ALPHA)} and smooth_relu_gradient."
             )
 
     def _check_keras_model(self) -> None:
@@ -530,13 +544,13 @@ class ExperimentConfig:
             default = get(ExperimentConfig(), name)
             if get(self, name) != default:
                 raise ConfigError(
-                    f"`config.{name}` is {get(self, name)!r}, but {self.model.variant!r} is a Keras "
-                    f"model, whose function alone decides that; leave it at {default!r}."
+                    f"`config.{name}` is {get(self, name)!r}, but {self.model.variant!r} is a Keras"
+                    f" model, whose function alone decides that; leave it at {default!r}."
                 )
         if self.optimizer.name == "lars":
             raise ConfigError(
-                f"`config.optimizer.name` is 'lars', but {self.model.variant!r} is a Keras model, in "
-                "which LARS does not know the batch norms by their names; take 'momentum'."
+                f"`config.optimizer.name` is 'lars', but {self.model.variant!r} is a Keras model,"
+                " in which LARS does not know the batch norms by their names; take 'momentum'."
             )
 
     def fields_without_effect(self) -> list[str]:
@@ -558,8 +572,8 @@ class ExperimentConfig:
         method, attack = METHODS[self.training.method], self.attack
         if AUGMENTED in method.views and self.data.augment == "none":
             raise ConfigError(
-                f"`config.data.augment` is 'none', but method {self.training.method!r} trains an auxiliary branch on augmented "
-                "images; name an augmentation."
+                f"`config.data.augment` is 'none', but method {self.training.method!r} trains an"
+                " auxiliary branch on augmented images; name an augmentation."
             )
         wanted, reason = {}, ""
         if method.has_attack and attack.name == "noise":
@@ -574,8 +588,8 @@ class ExperimentConfig:
                 method.in_one_batch()
             except ValueError:
                 raise ConfigError(
-                    f"`config.model.aux_shares` is 'moments', but method {self.training.method!r} has "
-                    "passes that cannot share a batch; take 'none', 'statistics' or 'affine'."
+                    f"`config.model.aux_shares` is 'moments', but method {self.training.method!r}"
+                    " has passes that cannot share a batch; take 'none', 'statistics' or 'affine'."
                 ) from None
         if method.adversarial_share is not None:
             wanted = {"name": "pgd", "num_steps": 1, "targeted": False, "statistics": "batch"}
@@ -638,7 +652,8 @@ class ExperimentConfig:
             sections = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigError(
-                f"The saved config is not JSON: {error}; it is written by `ExperimentConfig.to_json`."
+                f"The saved config is not JSON: {error}; it is written by"
+                " `ExperimentConfig.to_json`."
             ) from error
         config = cls()
         known = {name for name, _, _ in flatten(config)}
@@ -646,14 +661,15 @@ class ExperimentConfig:
             isinstance(fields, dict) for fields in sections.values()
         ):
             raise ConfigError(
-                "The saved config is not an object of sections; it is written by `ExperimentConfig.to_json`."
+                "The saved config is not an object of sections; it is written by"
+                " `ExperimentConfig.to_json`."
             )
         for section, fields in sections.items():
             for field_name, value in fields.items():
                 if f"{section}.{field_name}" not in known:
                     raise ConfigError(
-                        f"`config.{section}.{field_name}` is in the saved config, but no field of this version's; "
-                        f"{_suggest(f'{section}.{field_name}', known)}"
+                        f"`config.{section}.{field_name}` is in the saved config, but no field of"
+                        f" this version's; {_suggest(f'{section}.{field_name}', known)}"
                     )
                 setattr(getattr(config, section), field_name, value)
         config.validate()

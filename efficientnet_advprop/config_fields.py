@@ -3,7 +3,9 @@ one place.
 
     @dataclasses.dataclass
     class AttackConfig:
-        epsilon: float = field(1.0, "radius of the ball around an image", at_least(0), "pixels of 255")
+        epsilon: float = field(
+            1.0, "radius of the ball around an image", at_least(0), "pixels of 255"
+        )
 
 `help_of` tells a field's meaning to people, `check` holds a value to the field's type
 and rule.

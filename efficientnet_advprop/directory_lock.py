@@ -1,7 +1,8 @@
 """One process at a time writes into a folder: a second one is told who is there.
 
     with DirectoryLock("runs/b3", "model_dir"):
-        ...                              # raises `DirectoryInUseError` while another process lives
+        # raises `DirectoryInUseError` while another process lives
+        ...
 
 A process that was killed must not keep the next one out, so the lock is not that a file
 exists:

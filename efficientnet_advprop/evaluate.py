@@ -45,9 +45,9 @@ _SAVED_MODEL = flags.DEFINE_string(
 _BRANCH = flags.DEFINE_string(
     "branch",
     "main",
-    "the branch of batch norms that is evaluated and attacked: main, or aux, aux_2 of --model_dir "
-    "or of a .keras file; or a mixture, main:0.7,aux:0.3, with the statistics of the branch that is "
-    "named first (not of a Keras model)",
+    "the branch of batch norms that is evaluated and attacked: main, or aux, aux_2 of --model_dir"
+    " or of a .keras file; or a mixture, main:0.7,aux:0.3, with the statistics of the branch that"
+    " is named first (not of a Keras model)",
 )
 _SUITE = flags.DEFINE_list(
     "suite",

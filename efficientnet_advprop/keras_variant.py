@@ -1,7 +1,8 @@
 """A function that returns a Keras model, named where the variant of a network stands.
 
     is_keras_variant("keras:my_package.my_module:make_model")    # True
-    split("keras:my_package.my_module:make_model")               # ("my_package.my_module", "make_model")
+    # ("my_package.my_module", "make_model")
+    split("keras:my_package.my_module:make_model")
 
 Only the syntax of the name is known here; `models.converted` imports the module.
 """

@@ -51,11 +51,10 @@ class Method:
         passes: in their order; their losses are added.
         adversarial_share: None: every clean image has an adversarial version, and the
             network is trained on what `passes` name of the two. A number in (0, 1), as
-            in Fast AdvProp: this
-            part of a batch becomes adversarial, and its clean images are not trained
-            on. Then the pass that trains on the noisy images is also the pass of the
-            attack, and the gradient of each variable is divided by the fraction of the
-            images that reached it.
+            in Fast AdvProp: this part of a batch becomes adversarial, and its clean
+            images are not trained on. Then the pass that trains on the noisy images is
+            also the pass of the attack, and the gradient of each variable is divided by
+            the fraction of the images that reached it.
     """
 
     passes: tuple[Pass, ...]

@@ -1,10 +1,13 @@
-r"""Turns ImageNet's archives, a folder of images by class, or a TFDS data set into TFRecords in the official layout.
+r"""Turns ImageNet's archives, a folder of images by class, or a TFDS data set into
+TFRecords in the official layout.
+
+Usage:
 
     python -m efficientnet_advprop.prepare --imagenet_dir=/downloads --output_dir=gs://…/imagenet
     python -m efficientnet_advprop.prepare --image_folder=/data/flowers --output_dir=/data/records \
         --train_shards=64 --validation_shards=8
-    python -m efficientnet_advprop.prepare --tfds=oxford_iiit_pet --tfds_dir=/data/tfds --output_dir=/data/records \
-        --train_shards=32 --validation_shards=32
+    python -m efficientnet_advprop.prepare --tfds=oxford_iiit_pet --tfds_dir=/data/tfds \
+        --output_dir=/data/records --train_shards=32 --validation_shards=32
 
 `--imagenet_dir` holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and synset_labels.txt (the
 class of each validation image, one a line); the archives are read in place. `--image_folder` holds
@@ -47,8 +50,8 @@ _VALIDATION_SHARDS = flags.DEFINE_integer(
 _MINIVAL_LIST = flags.DEFINE_string(
     "minival_list",
     None,
-    "file with the names of training images that are to be left out of the training files and become minival-… files, for "
-    "--config.data.validation_prefix=minival",
+    "file with the names of training images that are to be left out of the training files and"
+    " become minival-… files, for --config.data.validation_prefix=minival",
 )
 _MINIVAL_SHARDS = flags.DEFINE_integer(
     "minival_shards", 20, "number of files for --minival_list", lower_bound=1
@@ -115,7 +118,8 @@ def main(argv):
         raise ConfigError("give one of `--imagenet_dir`, `--image_folder` and `--tfds`.")
     if _TFDS.value and not _TFDS_DIR.value:
         raise ConfigError(
-            "`--tfds_dir` is missing; give the folder in which TensorFlow Datasets has prepared `--tfds`."
+            "`--tfds_dir` is missing; give the folder in which TensorFlow Datasets has prepared"
+            " `--tfds`."
         )
     if not _OUTPUT_DIR.value:
         raise ConfigError("`--output_dir` is missing; give a folder for the TFRecords.")
@@ -128,8 +132,8 @@ def main(argv):
     images_of, names = _list_images()
     if are_numbers(names) and list(map(int, names)) != list(range(len(names))):
         print(
-            f"the classes are named by numbers, but not 0 to {len(names) - 1}: {names[0]!r} becomes "
-            f"label 0, {names[-1]!r} label {len(names) - 1}"
+            f"the classes are named by numbers, but not 0 to {len(names) - 1}: {names[0]!r} becomes"
+            f" label 0, {names[-1]!r} label {len(names) - 1}"
         )
     claim_class_names(_OUTPUT_DIR.value, names, "records")
     if _MINIVAL_LIST.value:
@@ -148,7 +152,8 @@ def main(argv):
         for name in names:
             print(f"  {name:20s} {report.num_per_class.get(name, 0):8d}")
         print(
-            f"  {report.num_images} images of {len(report.num_per_class)} classes, {report.num_reencoded} encoded anew as JPEG"
+            f"  {report.num_images} images of {len(report.num_per_class)} classes,"
+            f" {report.num_reencoded} encoded anew as JPEG"
         )
         failures += report.failures
     if failures:
@@ -157,8 +162,9 @@ def main(argv):
         shown += f"\n  and {more} more" if more > 0 else ""
         print(f"These cannot be converted:{shown}", file=sys.stderr)
         raise records.DataError(
-            f"{len(failures)} images cannot be converted, and the TFRecords that they belong to are not written. "
-            "Repair them and start again; or remove them and start again with an empty `--output_dir`, for the order changes."
+            f"{len(failures)} images cannot be converted, and the TFRecords that they belong to are"
+            " not written. Repair them and start again; or remove them and start again with an"
+            " empty `--output_dir`, for the order changes."
         )
 
 

@@ -1,7 +1,8 @@
-"""Writes a network trained here in the format of the released checkpoints, which every
+r"""Writes a network trained here in the format of the released checkpoints, which every
 existing converter and tool reads.
 
-    python -m efficientnet_advprop.release --model_dir=runs/b3 --output=out/efficientnet-b3/model.ckpt
+    python -m efficientnet_advprop.release --model_dir=runs/b3 \
+        --output=out/efficientnet-b3/model.ckpt
 
 The file holds the plain weights, their averages under `…/ExponentialMovingAverage`, and
 the step, by the official names.

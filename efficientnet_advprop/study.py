@@ -30,7 +30,8 @@ from efficientnet_advprop.studies import plan, run_scores
 _STUDY = flags.DEFINE_string(
     "study",
     None,
-    "Python file with a get_study(), such as configs/studies/digits.py, or its name: studies/digits",
+    "Python file with a get_study(), such as configs/studies/digits.py, or its name:"
+    " studies/digits",
 )
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", "runs/study", "folder of the runs, their data and the report"

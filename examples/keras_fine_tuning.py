@@ -1,10 +1,12 @@
-"""Fine-tuning with AdvProp: a trained backbone whose lower layers stay as they are, and a new head.
+"""Fine-tuning with AdvProp: a trained backbone whose lower layers stay as they are, and
+a new head.
 
-    python examples/keras_fine_tuning.py WEIGHTS.h5 [epochs]      # of MobileNetV2 without its top
+    # of MobileNetV2 without its top
+    python examples/keras_fine_tuning.py WEIGHTS.h5 [epochs]
     python examples/keras_fine_tuning.py imagenet                 # Keras downloads them
 
-Batch norms of frozen layers are frozen in both branches: they normalise with the statistics that
-they came with. The layers above get an auxiliary branch that learns.
+Batch norms of frozen layers are frozen in both branches: they normalise with the
+statistics that they came with. The layers above get an auxiliary branch that learns.
 """
 
 import sys

@@ -1,4 +1,6 @@
-"""AdvProp for MobileNetV3Small of Keras, on handwritten digits: python examples/keras_mobilenet.py [epochs]"""
+"""AdvProp for MobileNetV3Small of Keras, on handwritten digits: python
+examples/keras_mobilenet.py [epochs]
+"""
 
 import sys
 

@@ -6,8 +6,8 @@ Usage:
     python examples/rest_client.py panda.jpg
 
 It answers the predict calls of TensorFlow Serving over REST and gRPC, and needs this
-package and tensorflow-serving-api. It handles one request at a time without
-batching, so use it only for trials.
+package and tensorflow-serving-api. It handles one request at a time without batching,
+so use it only for trials.
 """
 
 import argparse

@@ -28,7 +28,8 @@ def main():
     interpreter = tf.lite.Interpreter(
         os.path.join(arguments.export, "model.tflite"), num_threads=os.cpu_count()
     )
-    interpreter.allocate_tensors()  # before a runner is made: this is where the fast kernels (XNNPACK) come in
+    # Before a runner is made: this is where the fast kernels (XNNPACK) come in.
+    interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
     dtype = runner.get_input_details()["images"]["dtype"]
     for path in arguments.images:

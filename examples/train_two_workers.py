@@ -1,11 +1,14 @@
-"""Two workers on this machine: one is killed half-way, both are started again, and the result is that of the undisturbed run.
+"""Two workers on this machine: one is killed half-way, both are started again, and the
+result is that of the undisturbed run.
 
     make train-two-workers
     python examples/train_two_workers.py --output_dir=runs/two_workers
 
-Both processes train AdvProp on the embedded digits under MultiWorkerMirroredStrategy, over loopback; what happens here happens
-between machines. The run is done three times: undisturbed; until the second worker is killed with SIGKILL; and on from there.
-Exit code 0 means that every number of the last checkpoint is the same in both, to the last bit.
+Both processes train AdvProp on the embedded digits under MultiWorkerMirroredStrategy,
+over loopback; what happens here happens between machines. The run is done three times:
+undisturbed; until the second worker is killed with SIGKILL; and on from there. Exit
+code 0 means that every number of the last checkpoint is the same in both, to the last
+bit.
 """
 
 import argparse
@@ -113,10 +116,12 @@ def run_and_kill(model_dir: pathlib.Path, data_dir: pathlib.Path) -> None:
     killed = time.monotonic()
     codes = [process.wait(120) for process in processes]
     say(
-        f"    worker 1 was killed after step {last_step(model_dir)} had been saved: exit code {codes[1]}"
+        f"    worker 1 was killed after step {last_step(model_dir)} had been saved: exit code"
+        f" {codes[1]}"
     )
     say(
-        f"    worker 0 ended by itself {time.monotonic() - killed:.1f} s later with {codes[0]}: {last_words(model_dir, 0)}"
+        f"    worker 0 ended by itself {time.monotonic() - killed:.1f} s later with {codes[0]}:"
+        f" {last_words(model_dir, 0)}"
     )
     if codes[1] != -signal.SIGKILL or codes[0] != 1 or last_step(model_dir) >= NUM_STEPS:
         sys.exit(f"error: that is not what should have happened; see {model_dir}.*.log")
@@ -159,12 +164,13 @@ def main() -> None:
     differing = [name for name in one if one[name].tobytes() != other[name].tobytes()]
     if one.keys() != other.keys() or differing:
         sys.exit(
-            f"error: {len(differing)} of {len(one)} variables differ after {NUM_STEPS} steps, such as {differing[:3]}"
+            f"error: {len(differing)} of {len(one)} variables differ after {NUM_STEPS} steps, such"
+            f" as {differing[:3]}"
         )
     num_values = sum(values.size for values in one.values())
     say(
-        f"{time.monotonic() - started:.0f} s. All {num_values:,} numbers of the last checkpoint are the same as without the "
-        "kill, to the last bit."
+        f"{time.monotonic() - started:.0f} s. All {num_values:,} numbers of the last checkpoint are"
+        " the same as without the kill, to the last bit."
     )
 
 

@@ -1,4 +1,6 @@
-"""What tests share: the golden data, and the small network that its checkpoint belongs to."""
+"""What tests share: the golden data, and the small network that its checkpoint belongs
+to.
+"""
 
 import gzip
 import json
@@ -18,7 +20,8 @@ from tpu_utils.replicas import replica_runtime
 
 DATA = pathlib.Path(__file__).parent / "data"
 
-# Four CPUs in name, so that replicas can be tested without hardware; must come before anything computes.
+# Four CPUs in name, so that replicas can be tested without hardware; must come before
+# anything computes.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
@@ -35,8 +38,9 @@ def golden(name: str):
 
 
 def make_tiny(**overrides):
-    """The network of the golden checkpoint: B0 at a quarter of the width and three tenths of the depth, nothing random in
-    it."""
+    """The network of the golden checkpoint: B0 at a quarter of the width and three
+    tenths of the depth, nothing random in it.
+    """
     from efficientnet_advprop.models import EfficientNet
 
     arguments = dict(
@@ -51,8 +55,9 @@ def make_tiny(**overrides):
 
 
 def load_tiny(variables, suffix: str = "") -> None:
-    """Gives variables the golden checkpoint's values, auxiliary ones those of main; `suffix` "/ExponentialMovingAverage" the
-    averages."""
+    """Gives variables the golden checkpoint's values, auxiliary ones those of main;
+    `suffix` "/ExponentialMovingAverage" the averages.
+    """
     # The clone may lie in a folder whose name TensorFlow takes for a pattern.
     reader = tf.train.load_checkpoint(without_pattern(str(DATA / "tiny_ckpt")))
     for variable in variables:
@@ -67,8 +72,12 @@ def load_tiny(variables, suffix: str = "") -> None:
 
 @pytest.fixture(autouse=True)
 def skips_what_needs_xla_for_the_host(monkeypatch):
-    """A TensorFlow built for TPUs compiles nothing for the host: a test that wants it to is skipped, with that reason. Only
-    what tests and the preflight compile counts; anywhere else in the package such a call would be a fault, and fails."""
+    """A TensorFlow built for TPUs compiles nothing for the host: a test that wants it
+    to is skipped, with that reason.
+
+    Only what tests and the preflight compile counts; anywhere else in the package such
+    a call would be a fault, and fails.
+    """
     if stack.installed_version("tensorflow-tpu") is None:
         return
     genuine = tf.function
@@ -85,7 +94,11 @@ def skips_what_needs_xla_for_the_host(monkeypatch):
 
 @pytest.fixture(scope="session")
 def two_replicas():
-    """Two logical CPUs. One strategy for all tests: a second over the same devices numbers its collectives like the first."""
+    """Two logical CPUs.
+
+    One strategy for all tests: a second over the same devices numbers its collectives
+    like the first.
+    """
     return tf.distribute.MirroredStrategy(
         [device.name for device in tf.config.list_logical_devices("CPU")[:2]]
     )
@@ -93,7 +106,9 @@ def two_replicas():
 
 @pytest.fixture(scope="session")
 def four_replicas():
-    """Four logical CPUs, which reduce without collectives and so get on with `two_replicas`."""
+    """Four logical CPUs, which reduce without collectives and so get on with
+    `two_replicas`.
+    """
     devices = [device.name for device in tf.config.list_logical_devices("CPU")[:4]]
     return tf.distribute.MirroredStrategy(
         devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
@@ -102,8 +117,9 @@ def four_replicas():
 
 @pytest.fixture(scope="session")
 def tiny():
-    """The golden network with one auxiliary branch and its raw weights; whoever changes them puts them back with
-    `load_tiny`."""
+    """The golden network with one auxiliary branch and its raw weights; whoever changes
+    them puts them back with `load_tiny`.
+    """
     model = make_tiny()
     load_tiny(model.variables)
     return model

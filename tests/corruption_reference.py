@@ -1,15 +1,19 @@
-"""Makes tests/data/corruptions.npz: what the benchmark's own code makes of one photograph, for `test_corruptions.py`.
+"""Makes tests/data/corruptions.npz: what the benchmark's own code makes of one
+photograph, for `test_corruptions.py`.
 
     python3.8 -m venv reference
     reference/bin/pip install imagenet-c==0.0.3 imagecorruptions==1.1.2 numpy==1.23.5 scipy==1.9.3 scikit-image==0.18.3 \\
-        pillow==10.4.0 opencv-python-headless Wand                    # Wand wants ImageMagick 6's library MagickWand
+        # Wand wants ImageMagick 6's library MagickWand
+        pillow==10.4.0 opencv-python-headless Wand
     reference/bin/python tests/corruption_reference.py photograph.png tests/data/corruptions.npz
 
-It runs in an environment of its own and imports nothing of this project. `imagenet-c` is the package of ImageNet-C's
-authors, with ImageMagick behind motion blur and snow; it comes without its photographs of frost, which `imagecorruptions`
-has. The random numbers are those of NumPy's legacy generator, whose stream is the same in all versions: seeded alike, it
-lets the test demand the same pixels even of random corruptions. Two windows of each output are kept, one in the middle and
-one in a corner, and statistics of the frost. The photograph, 224×224 pixels, is kept as `image`.
+It runs in an environment of its own and imports nothing of this project. `imagenet-c`
+is the package of ImageNet-C's authors, with ImageMagick behind motion blur and snow; it
+comes without its photographs of frost, which `imagecorruptions` has. The random numbers
+are those of NumPy's legacy generator, whose stream is the same in all versions: seeded
+alike, it lets the test demand the same pixels even of random corruptions. Two windows
+of each output are kept, one in the middle and one in a corner, and statistics of the
+frost. The photograph, 224×224 pixels, is kept as `image`.
 """
 
 import sys
@@ -31,7 +35,9 @@ def seed_of(name, severity):
 
 
 def frost_statistics(severity):
-    """Over draws of frost upon black: mean by channel, standard deviation, and mean step between neighbours; pixels of 255."""
+    """Over draws of frost upon black: mean by channel, standard deviation, and mean
+    step between neighbours; pixels of 255.
+    """
     layers = []
     for draw in range(NUM_FROST_DRAWS):
         np.random.seed(1000 * draw + severity)

@@ -1,4 +1,6 @@
-"""Small networks of EfficientNet-Lite, -EdgeTPU and -CondConv, whose numbers the official code told (`tiny_more.npz`)."""
+"""Small networks of EfficientNet-Lite, -EdgeTPU and -CondConv, whose numbers the
+official code told (`tiny_more.npz`).
+"""
 
 import functools
 
@@ -23,14 +25,15 @@ def official_name(variable) -> str:
 
 @functools.cache
 def make_tiny_relative(family: str):
-    """A small network and its golden numbers; one for all tests, so whoever changes it puts it back.
+    """A small network and its golden numbers; one for all tests, so whoever changes it
+    puts it back.
 
     Args:
         family: a key of `TINY`.
 
     Returns:
-        The network with the golden weights, moving statistics and one auxiliary branch like main;
-        and name → array of what the official code said about it.
+        The network with the golden weights, moving statistics and one auxiliary branch
+        like main; and name → array of what the official code said about it.
     """
     variant, width, depth = TINY[family]
     model = EfficientNet(

@@ -1,8 +1,10 @@
-"""Checkpoints in the released format for tests, with official names and synthetic weights, written without our own code.
+"""Checkpoints in the released format for tests, with official names and synthetic
+weights, written without our own code.
 
-`tests/data` holds what the official TensorFlow 1 code said: `variables.json.gz` (names and shapes), `full_logits.npz` (logits
-with these very weights), both with `_more` for Lite, EdgeTPU and CondConv, and `moving_statistics_<variant>.npz` (float16; what
-keeps the signal of the synthetic networks alive).
+`tests/data` holds what the official TensorFlow 1 code said: `variables.json.gz` (names
+and shapes), `full_logits.npz` (logits with these very weights), both with `_more` for
+Lite, EdgeTPU and CondConv, and `moving_statistics_<variant>.npz` (float16; what keeps
+the signal of the synthetic networks alive).
 """
 
 import functools
@@ -22,7 +24,9 @@ AVERAGE = "/ExponentialMovingAverage"
 
 @functools.cache
 def official_models() -> dict[str, dict]:
-    """What the official code said about each network's variables, by the network's official name."""
+    """What the official code said about each network's variables, by the network's
+    official name.
+    """
     models = {}
     for name in ("variables.json.gz", "variables_more.json.gz"):
         with gzip.open(DATA / name) as file:
@@ -54,7 +58,9 @@ def synthetic_values(variant: str, salt: str) -> dict[str, np.ndarray]:
 
 
 def official_logits() -> dict[str, np.ndarray]:
-    """Official logits of the full-size networks: "network/pixels/salt/seed" → [2, classes]."""
+    """Official logits of the full-size networks: "network/pixels/salt/seed" → [2,
+    classes].
+    """
     files = [np.load(DATA / name) for name in ("full_logits.npz", "full_logits_more.npz")]
     return {key: file[key] for file in files for key in file.files}
 
@@ -98,7 +104,9 @@ def read_checkpoint(prefix) -> dict[str, np.ndarray]:
 
 
 def write_full_checkpoint(prefix, variant: str, salts=("ema",)) -> str:
-    """A full-size checkpoint, as released: averages (and, of B0, plain weights), no slots, and a step."""
+    """A full-size checkpoint, as released: averages (and, of B0, plain weights), no
+    slots, and a step.
+    """
     tensors = {}
     for salt in salts:
         suffix = AVERAGE if salt == "ema" else ""

@@ -1,14 +1,18 @@
-"""Small stand-ins of ImageNet's test sets, in the layout of the originals, with accuracies that can be checked by hand.
+"""Small stand-ins of ImageNet's test sets, in the layout of the originals, with
+accuracies that can be checked by hand.
 
     python tests/stand_ins.py /tmp/stand_ins [--form=folder|tar|tfrecords|tfds]
     python -m efficientnet_advprop.evaluate --saved_model=/tmp/stand_ins/reader --data_dir=/tmp/stand_ins --allow_incomplete \
         --suite=imagenet,imagenet_c,imagenet_a,imagenet_r,imagenet_v2,imagenet_sketch,stylized,pgd
 
-Every image is of one colour, which is a class: hundreds, tens and ones are the levels of red, green and blue. The `reader`, a
-SavedModel, answers with the class of the colour; next come the classes one and two beside it. So an image whose colour is its
-label's is right; one that shows the next class is wrong but among the five; one that shows a class far away is neither. Each
-set has NUM_IMAGES images, of which `num_wrong` are not right, the first of them not among the five either.
-`expected.json` holds what must come out. The sets are of course smaller than the originals, hence --allow_incomplete.
+Every image is of one colour, which is a class: hundreds, tens and ones are the levels
+of red, green and blue. The `reader`, a SavedModel, answers with the class of the
+colour; next come the classes one and two beside it. So an image whose colour is its
+label's is right; one that shows the next class is wrong but among the five; one that
+shows a class far away is neither. Each set has NUM_IMAGES images, of which `num_wrong`
+are not right, the first of them not among the five either. `expected.json` holds what
+must come out. The sets are of course smaller than the originals, hence
+--allow_incomplete.
 """
 
 import argparse
@@ -61,7 +65,9 @@ def colour_of(label: int) -> tuple[int, int, int]:
 
 
 def read_logits(colours, xp=np):
-    """[n, 3] mean colours → logits [n, 1000]: minus the weighted distance of the digits."""
+    """[n, 3] mean colours → logits [n, 1000]: minus the weighted distance of the
+    digits.
+    """
     levels = np.array([colour_of(label) for label in range(1000)], np.float32)
     distances = xp.abs(colours[:, None, :] - levels[None]) / _STEP * np.array(_WEIGHTS, np.float32)
     return -(distances.sum(-1) if xp is np else xp.reduce_sum(distances, -1))
@@ -75,7 +81,8 @@ def read_classes(images: np.ndarray) -> np.ndarray:
 def list_images(name: str) -> list[tuple[int, int]]:
     """(label, class that the colour shows) of a set's images."""
     kept = imagenet_suites.subset(name) if name in ("imagenet_a", "imagenet_r") else range(1000)
-    # Not every class's neighbours in the ones' place exist; and of the 200 classes, those that have a stranger beside them.
+    # Not every class's neighbours in the ones' place exist; and of the 200 classes,
+    # those that have a stranger beside them.
     candidates = [
         label
         for label in kept
@@ -90,14 +97,17 @@ def list_images(name: str) -> list[tuple[int, int]]:
         elif index < wrong:
             shown = label + 1 if len(kept) == 1000 else _neighbour(label, kept)
         else:
-            # With the 200-class rule the reader's first choice, a class that is none of them, does not count.
+            # With the 200-class rule the reader's first choice, a class that is none of
+            # them, does not count.
             shown = label if len(kept) == 1000 else label + 1
         images.append((label, shown))
     return images
 
 
 def _neighbour(label: int, kept) -> int:
-    """Another one of the kept classes, next to which `label` is among the five nearest of them."""
+    """Another one of the kept classes, next to which `label` is among the five nearest
+    of them.
+    """
     for other in sorted(kept, key=lambda other: abs(other - label))[1:]:
         logits = read_logits(np.array([colour_of(other)], np.float32))[0]
         if (
@@ -229,7 +239,8 @@ def main():
     figures = {name: expected(name) for name in imagenet_suites.LAYOUTS}
     (arguments.directory / "expected.json").write_text(json.dumps(figures, indent=1))
     print(
-        f"{len(figures)} test sets of {NUM_IMAGES} images each, and their reader: {arguments.directory}"
+        f"{len(figures)} test sets of {NUM_IMAGES} images each, and their reader:"
+        f" {arguments.directory}"
     )
 
 

@@ -1,7 +1,9 @@
-"""Every command of README.md, CONTRIBUTING.md and docs/: run as it stands there, or said why not.
+"""Every command of README.md, CONTRIBUTING.md and docs/: run as it stands there, or
+said why not.
 
-The commands run in a subprocess, in a scratch folder that has what a reader has at that place, and
-outside of the clone. Names that need the network stand for small networks in the cache.
+The commands run in a subprocess, in a scratch folder that has what a reader has at that
+place, and outside of the clone. Names that need the network stand for small networks in
+the cache.
 """
 
 import functools
@@ -30,7 +32,9 @@ NOT_RUN = {
     r"^make ": "its target is looked at instead: it makes an environment, or is this test suite",
     r"^(gcloud|srun|docker|tensorboard|kubectl|curl) ": "a program of other people",
     r"-m venv ": "makes an environment",
-    r"^pip (install|wheel) ": "changes an environment; `test_wheel` installs the package into one of its own",
+    r"^pip (install|wheel) ": (
+        "changes an environment; `test_wheel` installs the package into one of its own"
+    ),
     r"gs://|BUCKET|CONFIG\b|SUITES": "needs a bucket",
     r"…": "stands for many commands",
     r"--data_dir=DATA ": "needs a data set and a day",
@@ -121,12 +125,15 @@ def test_the_targets_of_make_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
 
 
-# --- running them ------------------------------------------------------------------------------
+# --- running them
+# ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
-    """A reader's folder: the clone's own folders, some photographs, and names that resolve."""
+    """A reader's folder: the clone's own folders, some photographs, and names that
+    resolve.
+    """
     from efficientnet_advprop.models import save_released_checkpoint
     from efficientnet_advprop.models.checkpoints import checkpoint_sources, published_checkpoints
 

@@ -2,7 +2,8 @@
 
 As processes, since what can go wrong comes at their end: threads of an open stream that
 call into Python after it has gone abort the process, or hang it, in most of the tries
-but not in all. Hence each is tried more than once; `DAMAGED_DATA_TRIES=20` tries harder.
+but not in all. Hence each is tried more than once; `DAMAGED_DATA_TRIES=20` tries
+harder.
 """
 
 import json

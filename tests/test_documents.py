@@ -1,4 +1,6 @@
-"""The documents say what is true: commands, files and links exist, figures are those of their source."""
+"""The documents say what is true: commands, files and links exist, figures are those of
+their source.
+"""
 
 import importlib.util
 import pathlib
@@ -100,7 +102,10 @@ def test_readme_is_short():
 
 
 def test_readmes_snippet_runs_and_is_advprop():
-    """It runs as it stands. Its gradients reach the shared, the main and the auxiliary variables."""
+    """It runs as it stands.
+
+    Its gradients reach the shared, the main and the auxiliary variables.
+    """
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     names: dict = {}
     exec(snippet, names)

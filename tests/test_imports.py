@@ -1,7 +1,9 @@
-"""Who may import whom: a house of floors, in which no arrow runs up and rooms form no circle.
+"""Who may import whom: a house of floors, in which no arrow runs up and rooms form no
+circle.
 
-The floors stand in `FLOORS`; a room may import from lower floors and from itself. A picture of the
-imports is drawn by any tool that reads them; this test is what holds them.
+The floors stand in `FLOORS`; a room may import from lower floors and from itself. A
+picture of the imports is drawn by any tool that reads them; this test is what holds
+them.
 """
 
 import ast
@@ -14,7 +16,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "efficientnet_advprop"
-# From the ground up: rooms (folders or single modules) of one floor do not import each other.
+# From the ground up: rooms (folders or single modules) of one floor do not import each
+# other.
 FLOORS = [
     {
         "tpu_utils.errors",
@@ -46,7 +49,8 @@ NEIGHBOURS = {
     ("tpu_utils.replicas", "tpu_utils.devices"),
     ("tpu_utils.compiler", "tpu_utils.replicas"),
 }
-# These start without TensorFlow, so that --help, --list and a look at a config take no seconds.
+# These start without TensorFlow, so that --help, --list and a look at a config take no
+# seconds.
 WITHOUT_TENSORFLOW = [
     "tpu_utils.errors",
     "efficientnet_advprop.errors",
@@ -74,7 +78,9 @@ def python_files():
 
 
 def room_of(name: str) -> Optional[str]:
-    """The room of a module or of a name in it; None for a program, and for other packages."""
+    """The room of a module or of a name in it; None for a program, and for other
+    packages.
+    """
     return next(
         (room for floor in FLOORS for room in floor if f"{name}.".startswith(f"{room}.")), None
     )
@@ -148,8 +154,10 @@ def test_the_ground_imports_no_tensorflow(module):
 
 
 def test_programs_define_their_flags_without_tensorflow():
-    """So that --help and a wrong flag take no seconds. The help of `evaluate` lists the suites and
-    their layouts, which only their own modules know.
+    """So that --help and a wrong flag take no seconds.
+
+    The help of `evaluate` lists the suites and their layouts, which only their own
+    modules know.
     """
     programs = sorted(
         path.stem

@@ -1,4 +1,5 @@
-"""What one stack writes another one uses: a run is continued, and SavedModel, .keras and released files give the same answers.
+"""What one stack writes another one uses: a run is continued, and SavedModel, .keras
+and released files give the same answers.
 
     OTHER_PYTHON=.venv-tf215/bin/python .venv-tf221/bin/python -m pytest -m slow tests/test_stack_exchange.py
 
@@ -70,9 +71,13 @@ def start(python: str, *arguments) -> None:
 def train(python: str, folder: pathlib.Path, model_dir: pathlib.Path) -> dict[str, np.ndarray]:
     """Trains to the end; the numbers of the last checkpoint."""
     start(
-        python, "-m", "efficientnet_advprop.train", f"--config={folder}/config.py", f"--data_dir={folder}/data",
+        python,
+        "-m",
+        "efficientnet_advprop.train",
+        f"--config={folder}/config.py",
+        f"--data_dir={folder}/data",
         f"--model_dir={model_dir}",
-    )  # fmt: skip
+    )
     reader = tf.train.load_checkpoint(f"{model_dir}/checkpoints")
     numbers = {
         name for name, dtype in reader.get_variable_to_dtype_map().items() if dtype != tf.string

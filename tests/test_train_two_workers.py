@@ -1,4 +1,6 @@
-"""The demonstration of `make train-two-workers` tells the truth: it compares the checkpoints itself, and exits with 0."""
+"""The demonstration of `make train-two-workers` tells the truth: it compares the
+checkpoints itself, and exits with 0.
+"""
 
 import pathlib
 import subprocess

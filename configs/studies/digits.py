@@ -94,9 +94,12 @@ def get_study() -> Study:
 
     return Study(
         title="AdvProp’s claims on handwritten digits",
-        introduction="Small EfficientNets on 100 training images of scikit-learn’s handwritten digits, scored on 1,000 others: "
-        "as they are, under ImageNet-C’s 15 corruptions at three severities, and under attack. What the paper says of ImageNet "
-        "need not hold here; the page says for each of its claims whether it does.",
+        introduction=(
+            "Small EfficientNets on 100 training images of scikit-learn’s handwritten digits,"
+            " scored on 1,000 others: as they are, under ImageNet-C’s 15 corruptions at three"
+            " severities, and under attack. What the paper says of ImageNet need not hold here; the"
+            " page says for each of its claims whether it does."
+        ),
         arms=arms,
         seeds=SEEDS,
         severities=(1, 3, 5),
@@ -105,7 +108,8 @@ def get_study() -> Study:
             Claim(
                 "a",
                 "AdvProp against vanilla training",
-                "Adversarial examples through auxiliary batch norms improve accuracy on clean and on corrupted images.",
+                "Adversarial examples through auxiliary batch norms improve accuracy on clean and"
+                " on corrupted images.",
                 [
                     minus(
                         f"AdvProp − vanilla, {size}",
@@ -198,7 +202,8 @@ def get_study() -> Study:
             Claim(
                 "f",
                 "Fine-grained AdvProp",
-                "One more auxiliary batch norm for AutoAugmented images gives small networks a further gain.",
+                "One more auxiliary batch norm for AutoAugmented images gives small networks a"
+                " further gain.",
                 [
                     minus(
                         "fine-grained − AdvProp on AutoAugment",
@@ -212,8 +217,9 @@ def get_study() -> Study:
             Claim(
                 "g",
                 "Fast AdvProp at the cost of vanilla training",
-                "A fifth of each batch made adversarial in the training pass itself improves on vanilla training at equal cost "
-                "(Mei et al., ICLR 2022), by less than AdvProp does at three times the cost and more.",
+                "A fifth of each batch made adversarial in the training pass itself improves on"
+                " vanilla training at equal cost (Mei et al., ICLR 2022), by less than AdvProp does"
+                " at three times the cost and more.",
                 [
                     minus(
                         "Fast AdvProp − vanilla, medium",
@@ -230,7 +236,8 @@ def get_study() -> Study:
             Claim(
                 "h",
                 "Noise in place of the attack",
-                "It is the adversarial direction that helps, not its size: uniform noise within the same ε is the control.",
+                "It is the adversarial direction that helps, not its size: uniform noise within the"
+                " same ε is the control.",
                 [
                     minus("AdvProp − noise, medium", "advprop_medium", "noise_medium", 1),
                     minus("noise − vanilla, medium", "noise_medium", "vanilla_medium", 0),
@@ -239,9 +246,10 @@ def get_study() -> Study:
             Claim(
                 "i",
                 "What of a batch norm must be separate",
-                "The paper separates both statistics and affine parameters; these networks share one of the two. “Shared "
-                "statistics” are running ones: in training each pass has the moments of its own batch, so that training and "
-                "inference differ, which later work (arXiv 2210.04886, 2403.19150) does not mean. (No claim of the paper’s.)",
+                "The paper separates both statistics and affine parameters; these networks share"
+                " one of the two. “Shared statistics” are running ones: in training each pass has"
+                " the moments of its own batch, so that training and inference differ, which later"
+                " work (arXiv 2210.04886, 2403.19150) does not mean. (No claim of the paper’s.)",
                 [
                     minus(
                         f"{name} − all separate, medium",

@@ -107,9 +107,11 @@ def get_study(part: str = "primary") -> Study:
 def _study(title: str, arms: dict, seeds: tuple, claims: list) -> Study:
     return Study(
         title=title,
-        introduction="Small EfficientNets on scikit-learn’s handwritten digits, scored on 1,000 others: as they are, under "
-        "ImageNet-C’s 15 corruptions at three severities, and under attack. Arms, seeds and contrasts were fixed before "
-        "any run.",
+        introduction=(
+            "Small EfficientNets on scikit-learn’s handwritten digits, scored on 1,000 others: as"
+            " they are, under ImageNet-C’s 15 corruptions at three severities, and under attack."
+            " Arms, seeds and contrasts were fixed before any run."
+        ),
         arms=arms,
         seeds=seeds,
         severities=(1, 3, 5),
@@ -127,7 +129,8 @@ def _primary() -> Study:
             Claim(
                 "gain",
                 "AdvProp against vanilla training",
-                "Adversarial examples through auxiliary batch norms improve accuracy on clean and on corrupted images.",
+                "Adversarial examples through auxiliary batch norms improve accuracy on clean and"
+                " on corrupted images.",
                 [minus("AdvProp − vanilla", "advprop", "vanilla", 1)],
             ),
             Claim(
@@ -236,7 +239,8 @@ def _secondary() -> Study:
             Claim(
                 "f",
                 "Fine-grained AdvProp",
-                "One more auxiliary batch norm for AutoAugmented images gives small networks a further gain.",
+                "One more auxiliary batch norm for AutoAugmented images gives small networks a"
+                " further gain.",
                 [
                     minus(
                         "fine-grained − AdvProp on AutoAugment",
@@ -268,9 +272,9 @@ def _secondary() -> Study:
             Claim(
                 "i",
                 "What of a batch norm must be separate",
-                "Later work (Rebuffi et al., ICLR 2023; Zhang et al., arXiv 2403.19150) finds that both kinds of images "
-                "may share the moments of their batch, but not γ and β. Shared moments are that arm; shared statistics "
-                "are running ones alone.",
+                "Later work (Rebuffi et al., ICLR 2023; Zhang et al., arXiv 2403.19150) finds that"
+                " both kinds of images may share the moments of their batch, but not γ and β."
+                " Shared moments are that arm; shared statistics are running ones alone.",
                 [
                     minus("shared moments − all separate", "shared_moments", "advprop_300", 0),
                     minus("shared γ and β − all separate", "shared_affine", "advprop_300", -1),

@@ -60,8 +60,11 @@ def get_study() -> Study:
     robust, clean = zip(*map(contrast, SMOOTH_ACTIVATIONS))
     return Study(
         title="Smooth Adversarial Training on handwritten digits",
-        introduction="Small EfficientNets that differ in their activation alone, trained on adversarial versions of 300 of "
-        "scikit-learn’s handwritten digits and scored on others, as they are and under AutoAttack.",
+        introduction=(
+            "Small EfficientNets that differ in their activation alone, trained on adversarial"
+            " versions of 300 of scikit-learn’s handwritten digits and scored on others, as they"
+            " are and under AutoAttack."
+        ),
         arms={name: Arm(make_config(name), SECONDS) for name in ("relu", *SMOOTH_ACTIVATIONS)},
         seeds=SEEDS,
         severities=(),

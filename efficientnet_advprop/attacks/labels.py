@@ -1,7 +1,8 @@
 """What labels say of images: the class of each, or the weights of all classes.
 
     labels = check_labels(labels, num_classes=10, num_images=32)
-    if are_classes(labels): ...                                   # int32 [32]; else float32 [32, 10]
+    # int32 [32]; else float32 [32, 10]
+    if are_classes(labels): ...
 
 What is meant follows from type and shape together, and what fits neither is refused in
 words. Data sets come with integers of every width, and Keras's own (CIFAR-10) with a
@@ -138,7 +139,7 @@ def _checked_weights(labels: tf.Tensor, num_classes: Optional[int]) -> tf.Tensor
     furthest = sums[np.abs(sums - 1.0).argmax()]
     if abs(furthest - 1.0) > _SUM_TOLERANCE:
         raise LabelError(
-            f"`labels` have a row whose sum is {furthest:g}, but the class weights of an image must "
-            "sum to 1."
+            f"`labels` have a row whose sum is {furthest:g}, but the class weights of an image must"
+            " sum to 1."
         )
     return weights

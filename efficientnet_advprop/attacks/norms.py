@@ -143,8 +143,8 @@ def require_radius(epsilon: float, norm: str) -> None:
         raise ValueError(f"`epsilon` is {epsilon!r}, but must be a number > 0, in pixels of 255.")
     if norm == Linf.name and epsilon > HIGHEST_PIXEL:
         raise ValueError(
-            f"`epsilon` is {epsilon!r}, but under `norm` 'linf' no pixel can move by more than 255; "
-            "a Euclidean radius needs norm='l2'."
+            f"`epsilon` is {epsilon!r}, but under `norm` 'linf' no pixel can move by more than 255;"
+            " a Euclidean radius needs norm='l2'."
         )
 
 

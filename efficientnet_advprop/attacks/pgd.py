@@ -130,7 +130,8 @@ class PGD:
             require(
                 self.num_classes is not None and self.num_classes >= 2,
                 "num_classes",
-                "a targeted attack draws a wrong class and must know of at least 2; give the number, or targeted=False",
+                "a targeted attack draws a wrong class and must know of at least 2; give the"
+                " number, or targeted=False",
             )
 
     def __call__(

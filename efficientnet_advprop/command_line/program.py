@@ -70,10 +70,12 @@ def define_config_flag() -> flags.FlagHolder:
     """
     return config_flags.DEFINE_config_file(
         "config",
-        help_string="config file with an optional variant, such as configs/advprop.py:b0, or the "
-        f"name of one that comes with the package ({', '.join(recipes.names())}): advprop:b0. "
-        "--config.attack.epsilon=2 overrides a field. The fields, with their defaults before the "
-        f"file's changes:\n{config_lib.describe_fields()}",
+        help_string=(
+            "config file with an optional variant, such as configs/advprop.py:b0, or the name of"
+            f" one that comes with the package ({', '.join(recipes.names())}): advprop:b0."
+            " --config.attack.epsilon=2 overrides a field. The fields, with their defaults before"
+            f" the file's changes:\n{config_lib.describe_fields()}"
+        ),
     )
 
 
@@ -313,8 +315,8 @@ def _check_config_arguments(arguments: Sequence[str]) -> None:
             path = whole[1] if whole[1] is not None else "".join(arguments[index + 1 : index + 2])
             if not os.path.isfile(path.split(":")[0]):
                 raise config_lib.ConfigError(
-                    f"`--config` is {path!r}, but there is no such file; try configs/advprop.py:b0, "
-                    f"or the name of a recipe: {', '.join(recipes.names())}."
+                    f"`--config` is {path!r}, but there is no such file; try configs/advprop.py:b0,"
+                    f" or the name of a recipe: {', '.join(recipes.names())}."
                 )
         elif override:
             if path is None:

@@ -1,7 +1,8 @@
 """AutoAugment, RandAugment, Cutout, MixUp and CutMix: the official EfficientNet code's
 operations, bit for bit, and its policies as data.
 
-    rotated = OPS["Rotate"](image, 15.0)                          # uint8 [h, w, 3] in and out; 15 degrees, gray (128) coming in
+    # uint8 [h, w, 3] in and out; 15 degrees, gray (128) coming in
+    rotated = OPS["Rotate"](image, 15.0)
     image = autoaugment(image, seed)                              # policy v0
     image = randaugment(image, seed, num_layers=2, magnitude=10)
     images, labels = mixup(images, one_hot_labels, seed, alpha=0.2)
@@ -390,10 +391,10 @@ def cutout(image: tf.Tensor, half_size: Number, seed: tf.Tensor, fill: int = _FI
     and which its borders cut.
 
     Args:
-      image: uint8 [h, w, 3].
-      half_size: pixels.
-      seed: int [2].
-      fill: 0…255.
+        image: uint8 [h, w, 3].
+        half_size: pixels.
+        seed: int [2].
+        fill: 0…255.
     """
     return _cutout_at(image, half_size, tf.random.stateless_uniform([2], seed), fill)
 
@@ -461,13 +462,13 @@ def autoaugment(
     """One sub-policy, drawn uniformly; each of its operations with its probability.
 
     Args:
-      image: uint8 [h, w, 3].
-      seed: int [2].
-      policy: sub-policies of equal length.
-      ops: `OPS` or `MEANT_OPS`.
+        image: uint8 [h, w, 3].
+        seed: int [2].
+        policy: sub-policies of equal length.
+        ops: `OPS` or `MEANT_OPS`.
 
     Returns:
-      uint8 [h, w, 3].
+        uint8 [h, w, 3].
     """
     names = sorted({name for sub_policy in policy for name, _, _ in sub_policy})
     length = len(policy[0])
@@ -510,14 +511,14 @@ def randaugment(
     one level for all.
 
     Args:
-      image: uint8 [h, w, 3].
-      seed: int [2].
-      num_layers: usually 1…3.
-      magnitude: the level, usually 5…30.
-      ops: `OPS` or `MEANT_OPS`.
+        image: uint8 [h, w, 3].
+        seed: int [2].
+        num_layers: usually 1…3.
+        magnitude: the level, usually 5…30.
+        ops: `OPS` or `MEANT_OPS`.
 
     Returns:
-      uint8 [h, w, 3].
+        uint8 [h, w, 3].
     """
     names = RANDAUGMENT_OPS
     table = tf.constant(
@@ -544,13 +545,14 @@ def mixup(
     pairs them; its own share is ≥ 1/2, from Beta(α, α).
 
     Args:
-      images: [batch, h, w, 3], 0…255, of any numeric dtype.
-      labels: [batch, num_classes], one-hot or soft.
-      seed: int [2].
-      alpha: > 0.
+        images: [batch, h, w, 3], 0…255, of any numeric dtype.
+        labels: [batch, num_classes], one-hot or soft.
+        seed: int [2].
+        alpha: > 0.
 
     Returns:
-      Images of the same shape and dtype (whole numbers are rounded) and labels as float32.
+        Images of the same shape and dtype (whole numbers are rounded) and labels as
+        float32.
     """
     images = tf.convert_to_tensor(images)
     share = _beta(tf.shape(images)[:1], seed, alpha)

@@ -43,7 +43,7 @@ class BadRecords:
         not touch: int64 [n, 2].
 
         Raises:
-          records.DataError: what has ended an iteration ends all that follow.
+            records.DataError: what has ended an iteration ends all that follow.
         """
         with self._lock:
             if self._complaint is not None:
@@ -56,10 +56,11 @@ class BadRecords:
         least failed.
 
         Returns:
-          True, to go on from `first`.
+            True, to go on from `first`.
 
         Raises:
-          records.DataError: ends the iteration: too many bad records, or a failure without any.
+            records.DataError: ends the iteration: too many bad records, or a failure
+                without any.
         """
         first, last = int(first), int(last)
         num_new = 0
@@ -74,9 +75,13 @@ class BadRecords:
                 num_new, number = num_new + 1, len(self._addresses)
             if number > self.allowed:
                 hint = (
-                    f"This is bad record {number}, and `config.data.max_bad_records` is {self.allowed}."
+                    f"This is bad record {number}, and `config.data.max_bad_records` is"
+                    f" {self.allowed}."
                     if self.allowed
-                    else "Repair it, or let such records be passed over with `--config.data.max_bad_records=N`."
+                    else (
+                        "Repair it, or let such records be passed over with"
+                        " `--config.data.max_bad_records=N`."
+                    )
                 )
                 self._complaint = records.DataError(
                     f"{error.reason.rstrip('.')}. {hint}", error.path, error.record
@@ -199,13 +204,16 @@ def batch_good_records(
     yields depends on the files alone, never on what failed before.
 
     Args:
-      first_position: in the stream.
-      batch_size: elements; batches have static shapes.
-      process: one image's bytes (scalar string), label (scalar int32) and position (scalar int64) to a dict of tensors of
-        static shapes.
-      process_batch: (position of the batch's first element, batch) to the batch as it leaves; None leaves it alone.
-      num_examples: how many positions there are, those after them being blanks without end; None: all.
-      blank: what takes the place of a bad record; None: another record of its file does.
+        first_position: in the stream.
+        batch_size: elements; batches have static shapes.
+        process: one image's bytes (scalar string), label (scalar int32) and position
+            (scalar int64) to a dict of tensors of static shapes.
+        process_batch: (position of the batch's first element, batch) to the batch as it
+            leaves; None leaves it alone.
+        num_examples: how many positions there are, those after them being blanks
+            without end; None: all.
+        blank: what takes the place of a bad record; None: another record of its file
+            does.
     """
     stream, split = bad.stream, bad.stream.split
     scalar, row_spec = tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.string)
@@ -257,8 +265,8 @@ def batch_good_records(
 
         @tf.autograph.experimental.do_not_convert
         def process_positioned_batch(positions, batch):
-            return positions[0], batch if process_batch is None else process_batch(
-                positions[0], batch
+            return positions[0], (
+                batch if process_batch is None else process_batch(positions[0], batch)
             )
 
         elements = stream.elements(start)

@@ -3,7 +3,8 @@
 
     write_class_names("/data/records", ["cat", "dog"])            # {"0": "cat", "1": "dog"}
     read_class_names("/data/records/labels_map.txt", num_classes=2)
-    find_class_names("/data/records")                             # None where there is no such file
+    # None where there is no such file
+    find_class_names("/data/records")
 
 The form is that of the official tool: a JSON object from each label, counted from 0, to
 a name. `prepare` writes it, `train` keeps a copy in the run's folder, from which

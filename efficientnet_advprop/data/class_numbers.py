@@ -1,7 +1,8 @@
 """Class folders to numbers: the one place that does it, for every split and every
 reader.
 
-    number_classes(["10", "9"], where)                       # ["9", "10"]: of a new data set, by label
+    # ["9", "10"]: of a new data set, by label
+    number_classes(["10", "9"], where)
     match_classes(folders, where, num_classes=1000)          # of a network: folder → label
 
 A new data set's classes are numbered in the order of their names; names that are whole

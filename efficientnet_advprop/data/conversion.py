@@ -96,15 +96,16 @@ def list_image_folder(
     """The images of a folder with one folder per class.
 
     Args:
-      folder: local or remote.
-      class_names: which number each class has, as `list_class_names` gives it of the training set;
-        None: as `class_numbers.number_classes` numbers the classes of this folder.
-      log: takes a line for each kind of file that is passed over, and one for classes of
-        `class_names` that this folder lacks.
+        folder: local or remote.
+        class_names: which number each class has, as `list_class_names` gives it of the
+            training set; None: as `class_numbers.number_classes` numbers the classes of
+            this folder.
+        log: takes a line for each kind of file that is passed over, and one for classes
+            of `class_names` that this folder lacks.
 
     Raises:
-      records.DataError: there is no folder, no class, no image; a class without an image, or one
-        that `class_names` lacks; or a name that is no text.
+        records.DataError: there is no folder, no class, no image; a class without an
+            image, or one that `class_names` lacks; or a name that is no text.
     """
     tree = image_folders.read_image_tree(folder)
     found = number_classes(tree.images, folder)
@@ -138,12 +139,12 @@ def list_imagenet_train(
     in place.
 
     Args:
-      archive: local or remote.
-      log: takes a line for each kind of member that is passed over.
+        archive: local or remote.
+        log: takes a line for each kind of member that is passed over.
 
     Raises:
-      records.DataError: the archive is not there, is damaged or of another kind, or an archive in
-        it holds no image.
+        records.DataError: the archive is not there, is damaged or of another kind, or
+            an archive in it holds no image.
     """
     passed_over, images = image_folders.PassedOver(), {}
     try:
@@ -191,7 +192,8 @@ def list_imagenet_validation(
     Line i of `synset_labels` is the class of image i, in the order of the names.
 
     Raises:
-      records.DataError: a file is not there, they have different lengths, or a class is unknown.
+        records.DataError: a file is not there, they have different lengths, or a class
+            is unknown.
     """
     try:
         with tf.io.gfile.GFile(synset_labels) as file:
@@ -227,14 +229,15 @@ def list_tfds(split: records.Split, class_names: Sequence[str]) -> List[ImageSou
     `sources.tfds_class_names`.
 
     Raises:
-      records.DataError: a file is cut off.
+        records.DataError: a file is cut off.
     """
     sources = []
     for path, count in zip(split.files, split.counts):
         offsets, is_whole = records.record_offsets(path)
         if not is_whole or len(offsets) != count:
             raise records.DataError(
-                f"the file has {len(offsets)} whole records instead of {count}; prepare the data set again.",
+                f"the file has {len(offsets)} whole records instead of {count}; prepare the data"
+                " set again.",
                 path,
             )
         for index, row in enumerate(tf.data.TFRecordDataset(path).as_numpy_iterator()):
@@ -264,11 +267,13 @@ def hold_out(
     "minival" is such a list.
 
     Args:
-      sources: the training images.
-      names_file: a file name on each line, such as n01440764_10026.JPEG; local or gs://. A path before it does not matter.
+        sources: the training images.
+        names_file: a file name on each line, such as n01440764_10026.JPEG; local or
+            gs://. A path before it does not matter.
 
     Raises:
-      records.DataError: the file is missing or empty, or names an image that there is not.
+        records.DataError: the file is missing or empty, or names an image that there is
+            not.
     """
     try:
         with tf.io.gfile.GFile(names_file) as file:
@@ -282,8 +287,9 @@ def hold_out(
     lacking = sorted(wanted - {source.name.rsplit("/", 1)[-1] for source in minival})
     if lacking or not minival:
         raise records.DataError(
-            f"`--minival_list` is {names_file!r}, whose names are not all among the {len(sources):,} training images: "
-            f"{', '.join(lacking[:3]) or 'it is empty'}{' and more' if len(lacking) > 3 else ''}."
+            f"`--minival_list` is {names_file!r}, whose names are not all among the"
+            f" {len(sources):,} training images:"
+            f" {', '.join(lacking[:3]) or 'it is empty'}{' and more' if len(lacking) > 3 else ''}."
         )
     return [source for source, is_named in zip(sources, named) if not is_named], minival
 
@@ -296,8 +302,8 @@ def to_rgb_jpeg(encoded: bytes) -> "tuple[bytes, int, int, bool]":
     halves it; it is meant for a handful of photographs, and would smear small images.
 
     Raises:
-      image_formats.ImageFormatError or tf.errors.InvalidArgumentError: it is of a format that is
-        not taken, or cannot be decoded to its end.
+        image_formats.ImageFormatError or tf.errors.InvalidArgumentError: it is of a
+            format that is not taken, or cannot be decoded to its end.
     """
     decodable = image_formats.as_decodable(encoded)
     pixels = image_formats.decode(decodable)
@@ -352,24 +358,27 @@ def convert(
     over; what it left half-written is removed at the end.
 
     Args:
-      sources: the images.
-      output_dir: local or remote; is made.
-      prefix: "train" or "validation".
-      num_shards: how many files.
-      num_workers: threads; decoding and reading release Python's lock.
-      shuffle: in an order that depends on nothing but the number of sources. Training files must be, to mix the classes.
-      progress: called with the number of shards done and of all.
+        sources: the images.
+        output_dir: local or remote; is made.
+        prefix: "train" or "validation".
+        num_shards: how many files.
+        num_workers: threads; decoding and reading release Python's lock.
+        shuffle: in an order that depends on nothing but the number of sources. Training
+            files must be, to mix the classes.
+        progress: called with the number of shards done and of all.
 
     Returns:
-      What was written. Where an image failed, its shard is missing: the set is never silently short.
+        What was written. Where an image failed, its shard is missing: the set is never
+        silently short.
 
     Raises:
-      records.DataError: the folder holds shards of another conversion, there are more shards than images, or a file cannot be
-        written (a full disk, say).
+        records.DataError: the folder holds shards of another conversion, there are more
+            shards than images, or a file cannot be written (a full disk, say).
     """
     if not 1 <= num_shards <= len(sources):
         raise records.DataError(
-            f"`num_shards` is {num_shards}, but must be between 1 and the {len(sources)} images of {prefix!r}."
+            f"`num_shards` is {num_shards}, but must be between 1 and the {len(sources)} images of"
+            f" {prefix!r}."
         )
     tf.io.gfile.makedirs(output_dir)
     order = list(range(len(sources)))
@@ -391,14 +400,16 @@ def convert(
     ]
     if foreign:
         raise records.DataError(
-            f"{output_dir} already holds {prefix!r} files of another set, such as {foreign[0]}; take another folder."
+            f"{output_dir} already holds {prefix!r} files of another set, such as {foreign[0]};"
+            " take another folder."
         )
     paths = [os.path.join(output_dir, name) for name in names]
     done = [tf.io.gfile.exists(path) for path in paths]
     for path, part in zip(paths, parts):
         if tf.io.gfile.exists(path) and records.count_records(path) != (len(part), True):
             raise records.DataError(
-                f"it does not hold the {len(part)} images of this conversion; it is from another one. Remove it.",
+                f"it does not hold the {len(part)} images of this conversion; it is from another"
+                " one. Remove it.",
                 path,
             )
     if any(done):
@@ -419,7 +430,8 @@ def convert(
                     failures += error.args[0]
                 except (OSError, tf.errors.OpError) as error:
                     raise records.DataError(
-                        f"the file cannot be written: {error}. The whole files stay; the same command goes on from them.",
+                        f"the file cannot be written: {error}. The whole files stay; the same"
+                        " command goes on from them.",
                         tasks[task],
                     ) from error
                 progress(finished, num_shards)

@@ -1,6 +1,7 @@
 """ImageNet-C's images made anew from clean ones, in worker processes.
 
-    change = corrupter("fog", severity=3, seed=0)     # (encoded image, position) → encoded image, in a graph
+    # (encoded image, position) → encoded image, in a graph
+    change = corrupter("fog", severity=3, seed=0)
 
 As the benchmark's generator does: shorter side to 256 pixels, centre crop of 224, the
 corruption, JPEG of quality 85. The random draws follow from the seed and the image's

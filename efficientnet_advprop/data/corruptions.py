@@ -1,6 +1,7 @@
 """ImageNet-C's fifteen corruptions at five severities, on uint8 images, seeded.
 
-    corrupted = corrupt(image, "gaussian_noise", severity=3, seed=0)     # uint8 [height, width, 3] in and out
+    # uint8 [height, width, 3] in and out
+    corrupted = corrupt(image, "gaussian_noise", severity=3, seed=0)
 
 Definitions and parameters are those of the benchmark's own generator (D. Hendrycks, T.
 Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
@@ -375,17 +376,18 @@ def corrupt(
     """One corruption of one image.
 
     Args:
-      image: uint8 [height, width, 3].
-      corruption: a key of `CORRUPTIONS`.
-      severity: 1…5.
-      seed: with the corruption's name and the severity it fixes the random draws, whatever ran before.
-      parameters: "imagenet" or "cifar"; None takes CIFAR's for sides up to 64 pixels.
+        image: uint8 [height, width, 3].
+        corruption: a key of `CORRUPTIONS`.
+        severity: 1…5.
+        seed: with the corruption's name and the severity it fixes the random draws,
+            whatever ran before.
+        parameters: "imagenet" or "cifar"; None takes CIFAR's for sides up to 64 pixels.
 
     Returns:
-      uint8 [height, width, 3]. Fractions are cut off, as the generator does.
+        uint8 [height, width, 3]. Fractions are cut off, as the generator does.
 
     Raises:
-      ValueError: an unknown name or severity, or an image of another kind.
+        ValueError: an unknown name or severity, or an image of another kind.
     """
     if corruption not in CORRUPTIONS:
         raise ValueError(

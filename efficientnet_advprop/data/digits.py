@@ -1,8 +1,10 @@
 """The embedded data set: scikit-learn's handwritten digits as sharded TFRecords, with
 corrupted test sets.
 
-    ensure_digits("/tmp/digits")                                                # train: 797 images, validation: 1000
-    ensure_corrupted_digits("/tmp/digits", "gaussian_noise", severity=3)        # -> the folder with its validation files
+    # train: 797 images, validation: 1000
+    ensure_digits("/tmp/digits")
+    # -> the folder with its validation files
+    ensure_corrupted_digits("/tmp/digits", "gaussian_noise", severity=3)
 
 1,797 real handwritten digits (E. Alpaydin, C. Kaynak: Optical Recognition of
 Handwritten Digits, UCI, CC BY 4.0), 8×8 in 17 grays, come with scikit-learn. Here each
@@ -130,7 +132,7 @@ def ensure_digits(directory: str) -> None:
     Always the same bytes.
 
     Raises:
-      records.DataError: the folder cannot be written.
+        records.DataError: the folder cannot be written.
     """
     splits = ["train", "validation"]
     if not directory:
@@ -156,12 +158,13 @@ def ensure_corrupted_digits(directory: str, corruption: str, severity: int) -> s
     """Writes the validation images under one corruption unless they are there.
 
     Args:
-      directory: the one given to `ensure_digits`; the corrupted set lies below it.
-      corruption: a name of `corruptions.CORRUPTIONS`.
-      severity: 1…5.
+        directory: the one given to `ensure_digits`; the corrupted set lies below it.
+        corruption: a name of `corruptions.CORRUPTIONS`.
+        severity: 1…5.
 
     Returns:
-      The folder with its `validation-*` files: the same images in the same order as the clean ones.
+        The folder with its `validation-*` files: the same images in the same order as
+        the clean ones.
     """
     folder = corrupted_directory(directory, corruption, severity)
     if not _is_complete(folder, ["validation"]):

@@ -59,22 +59,23 @@ def list_flat_validation(directory: str) -> tuple[list[str], list[int]]:
     truth = find_ground_truth(directory)
     if truth is None:
         raise DataError(
-            f"{directory!r} holds images without class folders, and no file says their classes; put one of "
-            f"{', '.join(NAMES)} into it, or sort the images into one folder per class."
+            f"{directory!r} holds images without class folders, and no file says their classes; put"
+            f" one of {', '.join(NAMES)} into it, or sort the images into one folder per class."
         )
     labels = read_ground_truth(truth)
     names = sorted(name for name in tf.io.gfile.listdir(directory) if is_image(name))
     strangers = [name for name in names if not _IMAGE.fullmatch(name)]
     if strangers:
         raise DataError(
-            f"{directory!r} holds {strangers[0]!r}, but {os.path.basename(truth)} is about images named "
-            "ILSVRC2012_val_00000001.JPEG and so on; take others away."
+            f"{directory!r} holds {strangers[0]!r}, but {os.path.basename(truth)} is about images"
+            " named ILSVRC2012_val_00000001.JPEG and so on; take others away."
         )
     numbers = [int(_IMAGE.fullmatch(name)[1]) for name in names]
     beyond = [name for name, number in zip(names, numbers) if not 1 <= number <= len(labels)]
     if beyond:
         raise DataError(
-            f"{truth!r} has {len(labels)} lines, so none for {beyond[0]!r}; it must have one for each image."
+            f"{truth!r} has {len(labels)} lines, so none for {beyond[0]!r}; it must have one for"
+            " each image."
         )
     paths = [os.path.join(directory, name) for name in names]
     return paths, [labels[number - 1] for number in numbers]
@@ -96,8 +97,8 @@ def read_ground_truth(path: str) -> list[int]:
         return [by_id[line] for line in lines]
     if not lines or not all(line.isdigit() for line in lines):
         raise DataError(
-            f"{path!r} must have a line for each image with a WordNet id, a label from 0 to 999 or a number of the "
-            "development kit, and nothing else."
+            f"{path!r} must have a line for each image with a WordNet id, a label from 0 to 999 or"
+            " a number of the development kit, and nothing else."
         )
     numbers = list(map(int, lines))
     if min(numbers) == 0 and max(numbers) < _NUM_CLASSES:
@@ -105,8 +106,9 @@ def read_ground_truth(path: str) -> list[int]:
     meta = os.path.join(os.path.dirname(path), META)
     if not 1 <= min(numbers) <= max(numbers) <= _NUM_CLASSES or not tf.io.gfile.exists(meta):
         raise DataError(
-            f"{path!r} holds numbers from {min(numbers)} to {max(numbers)}. Labels would begin with 0; those of the "
-            f"development kit, 1 to {_NUM_CLASSES}, are in another order, which its {META} tells: put that beside the file."
+            f"{path!r} holds numbers from {min(numbers)} to {max(numbers)}. Labels would begin with"
+            f" 0; those of the development kit, 1 to {_NUM_CLASSES}, are in another order, which"
+            f" its {META} tells: put that beside the file."
         )
     of_kit = _read_meta(meta)
     return [by_id[of_kit[number]] for number in numbers]

@@ -3,7 +3,8 @@
     folder = ImageFolder(directory, num_classes=1000)            # for a network
     folder.paths, folder.labels
     tree = read_image_tree(directory)                            # for a new data set
-    tree.images                                                  # class folder → names of its images
+    # class folder → names of its images
+    tree.images
 
 Which number a class has, `class_numbers` says. What is not read, such as images beside
 the class folders or files of other kinds, is counted and named in `passed_over`.

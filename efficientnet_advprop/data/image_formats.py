@@ -2,7 +2,8 @@
 reader.
 
     is_image("photo.WebP")                       # by its name
-    encoded = as_decodable(file_contents)        # bytes that TensorFlow decodes to the right pixels
+    # bytes that TensorFlow decodes to the right pixels
+    encoded = as_decodable(file_contents)
     encoded = as_decodable_in_graph(encoded)     # the same inside `Dataset.map`
 
 TensorFlow's decoders say what the pixels of a JPEG, PNG or GIF are: for training,

@@ -1,11 +1,13 @@
 """Labelled images wherever they lie, read once each: files by class, members of a tar
 archive, TFRecords.
 
-    images = FileImages(paths, labels, root=directory)            # or TarImages(...), RecordImages(records.Split)
+    # or TarImages(...), RecordImages(records.Split)
+    images = FileImages(paths, labels, root=directory)
     dataset = make_dataset(images, image_size=224, crop="released", global_batch_size=100)
     for batch in dataset:
         batch["images"], batch["labels"], batch["positions"], batch["mask"]
-    images.image_id(position)                                     # "n01440764/ILSVRC2012_val_00000293.JPEG"
+    # "n01440764/ILSVRC2012_val_00000293.JPEG"
+    images.image_id(position)
 
 Each kind knows its images by position, 0 … num_images − 1, and yields them in an order
 of its own.
@@ -332,7 +334,8 @@ def make_dataset(
         num_replicas = input_context.num_replicas_in_sync
     if global_batch_size < 1 or global_batch_size % num_replicas:
         raise ValueError(
-            f"`global_batch_size` is {global_batch_size!r}, but must be a positive multiple of the {num_replicas} replicas."
+            f"`global_batch_size` is {global_batch_size!r}, but must be a positive multiple of the"
+            f" {num_replicas} replicas."
         )
     if chosen is not None:
         num_images = len(chosen)

@@ -1,9 +1,12 @@
 """From a config and a folder of TFRecords to batches: the seam between the data and the
 trainer or evaluator.
 
-    dataset = make_train_dataset(config.data, data_dir, global_batch_size=256, seed=0, start_batch=step)
+    dataset = make_train_dataset(
+        config.data, data_dir, global_batch_size=256, seed=0, start_batch=step
+    )
     for batch in dataset:                                # without end
-        batch["images"], batch["labels"]                 # uint8 [replica_batch, size, size, 3], int32 [replica_batch]
+        # uint8 [replica_batch, size, size, 3], int32 [replica_batch]
+        batch["images"], batch["labels"]
 
 The training stream is a pure function of (seed, position): the order of files and
 records in an epoch comes from (seed, epoch), an image's augmentation from (seed, input
@@ -40,7 +43,7 @@ def count_examples(data: "DataConfig", data_dir: str, split: str) -> int:
     """How many images a split has: those of an epoch over all hosts.
 
     Raises:
-      records.DataError: see `records.open_split`.
+        records.DataError: see `records.open_split`.
     """
     if data_dir == synthetic.NAME:
         return synthetic.NUM_EXAMPLES[split]
@@ -52,7 +55,7 @@ def files_digest(data: "DataConfig", data_dir: str, split: str) -> str:
     synthetic images.
 
     Raises:
-      records.DataError: see `records.open_split`.
+        records.DataError: see `records.open_split`.
     """
     if data_dir == synthetic.NAME:
         return ""
@@ -116,8 +119,8 @@ def _make_views(data: "DataConfig", paired_views: bool) -> Callable[[tf.Tensor, 
         }
     if data.augment == "none":
         raise ValueError(
-            "`config.data.augment` is 'none', but training on pairs of plain and augmented views needs an augmentation; "
-            "use 'autoaugment' or 'randaugment'."
+            "`config.data.augment` is 'none', but training on pairs of plain and augmented views"
+            " needs an augmentation; use 'autoaugment' or 'randaugment'."
         )
 
     def make_pair(encoded: tf.Tensor, seed: tf.Tensor) -> Batch:
@@ -139,7 +142,8 @@ def _make_mixing(
         return None
     if num_classes is None:
         raise ValueError(
-            "`num_classes` is None, but MixUp and CutMix (`config.data.mixup_alpha`, `cutmix_alpha`) need it."
+            "`num_classes` is None, but MixUp and CutMix (`config.data.mixup_alpha`,"
+            " `cutmix_alpha`) need it."
         )
 
     def mix(batch: Batch, seed: tf.Tensor) -> Batch:
@@ -171,24 +175,31 @@ def make_train_dataset(
     """The endless training stream of one input pipeline.
 
     Args:
-      data: what the network sees.
-      data_dir: the folder of the records, or `synthetic.NAME`.
-      global_batch_size: images over all replicas; divisible by their number.
-      seed: of order, augmentation and mixing.
-      start_batch: how many global batches to leave out: the number of batches trained on so far.
-      input_context: given by `strategy.distribute_datasets_from_function`; None is one input pipeline for one replica.
-      num_classes: labels from it on are bad records; None takes any label. MixUp and CutMix need it.
-      paired_views: give every image plainly and, with the same crop and flip, augmented (fine-grained AdvProp).
+        data: what the network sees.
+        data_dir: the folder of the records, or `synthetic.NAME`.
+        global_batch_size: images over all replicas; divisible by their number.
+        seed: of order, augmentation and mixing.
+        start_batch: how many global batches to leave out: the number of batches trained
+            on so far.
+        input_context: given by `strategy.distribute_datasets_from_function`; None is
+            one input pipeline for one replica.
+        num_classes: labels from it on are bad records; None takes any label. MixUp and
+            CutMix need it.
+        paired_views: give every image plainly and, with the same crop and flip,
+            augmented (fine-grained AdvProp).
 
     Returns:
-      `{"images": uint8 [replica_batch, size, size, 3], "labels": int32 [replica_batch]}` of static shapes. With MixUp or CutMix
-      the labels are float32 [replica_batch, num_classes], shares that add up to 1; each replica's batch is mixed within itself.
-      With `paired_views` the images are what `data.augment` = "none" without Cutout would give, and "augmented_images", of the
-      same form, what `data` gives otherwise.
+        `{"images": uint8 [replica_batch, size, size, 3], "labels": int32
+        [replica_batch]}` of static shapes. With MixUp or CutMix the labels are float32
+        [replica_batch, num_classes], shares that add up to 1; each replica's batch is
+        mixed within itself. With `paired_views` the images are what `data.augment` =
+        "none" without Cutout would give, and "augmented_images", of the same form, what
+        `data` gives otherwise.
 
     Raises:
-      records.DataError: the data are not there or not whole.
-      ValueError: the batch does not divide by the replicas; mixing without `num_classes`; paired views without augmentation.
+        records.DataError: the data are not there or not whole.
+        ValueError: the batch does not divide by the replicas; mixing without
+            `num_classes`; paired views without augmentation.
     """
     host = InputHost.of(input_context)
     replica_batch = host.replica_batch(global_batch_size)
@@ -227,9 +238,9 @@ def make_train_dataset(
         start_batch * replica_batch * host.num_replicas,
         replica_batch,
         process,
-        process_batch=None
-        if mix is None
-        else lambda position, batch: mix(batch, seed_at("mixing", position)),
+        process_batch=(
+            None if mix is None else lambda position, batch: mix(batch, seed_at("mixing", position))
+        ),
     )
     return batches.prefetch(tf.data.AUTOTUNE).with_options(make_options())
 
@@ -249,9 +260,11 @@ def make_eval_dataset(
     Args: as `make_train_dataset`; `split` is the files' prefix.
 
     Returns:
-      `{"images": float32 [replica_batch, size, size, 3], "labels": int32 [replica_batch], "mask": float32 [replica_batch]}` of
-      static shapes; the mask is 1 for an image and 0 for padding (and for a bad record that `config.data.max_bad_records` lets
-      pass). The images are float because the official evaluation feeds the bicubic's overshoots below 0 and above 255 too.
+        `{"images": float32 [replica_batch, size, size, 3], "labels": int32
+        [replica_batch], "mask": float32 [replica_batch]}` of static shapes; the mask is
+        1 for an image and 0 for padding (and for a bad record that
+        `config.data.max_bad_records` lets pass). The images are float because the
+        official evaluation feeds the bicubic's overshoots below 0 and above 255 too.
     """
     host = InputHost.of(input_context)
     replica_batch = host.replica_batch(global_batch_size)
@@ -310,12 +323,12 @@ def sample_views(
     mixed.
 
     Returns:
-      uint8 [num_images, columns, size, size, 3]: the evaluation's view, then `num_draws` of training's; if paired, each of them
-      plainly and then augmented.
+        uint8 [num_images, columns, size, size, 3]: the evaluation's view, then
+        `num_draws` of training's; if paired, each of them plainly and then augmented.
 
     Raises:
-      records.DataError: the data are not there, or one of the images is bad.
-      ValueError: see `make_train_dataset`.
+        records.DataError: the data are not there, or one of the images is bad.
+        ValueError: see `make_train_dataset`.
     """
     split = _open_split(data, data_dir, "train", num_classes)
     make_views, mix = _make_views(data, paired_views), _make_mixing(data, num_classes)

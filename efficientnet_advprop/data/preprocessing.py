@@ -1,8 +1,10 @@
 """From encoded bytes to the pixels that a network sees: the official evaluation and
 training pre-processing, one image at a time.
 
-    preprocess_for_eval(jpeg_bytes, image_size=224)                  # float32 [224, 224, 3], bit-exact to the official code
-    preprocess_for_train(jpeg_bytes, 224, seed=tf.constant([0, 1]))  # uint8 [224, 224, 3], a pure function of bytes and seed
+    # float32 [224, 224, 3], bit-exact to the official code
+    preprocess_for_eval(jpeg_bytes, image_size=224)
+    # uint8 [224, 224, 3], a pure function of bytes and seed
+    preprocess_for_train(jpeg_bytes, 224, seed=tf.constant([0, 1]))
 
 Pixels are RGB in [0, 255]; the network normalises them. Everything here runs eagerly
 and inside `Dataset.map`.
@@ -38,13 +40,13 @@ def crop_fraction(image_size: int, crop: Union[str, float] = "released") -> floa
     """The centre crop's side as a fraction of the image's shorter side.
 
     Args:
-      image_size: pixels.
-      crop: "released", image_size / (image_size + 32), with which the published accuracies were measured; or a number or its
-        text, such as 0.875, which the official script has used for every model since
-            November 2021.
+        image_size: pixels.
+        crop: "released", image_size / (image_size + 32), with which the published
+            accuracies were measured; or a number or its text, such as 0.875, which the
+            official script has used for every model since November 2021.
 
     Raises:
-      ValueError: `crop` is something else, or not in (0, 1].
+        ValueError: `crop` is something else, or not in (0, 1].
     """
     if crop == "released":
         return image_size / (image_size + _RELEASED_PADDING)
@@ -67,12 +69,12 @@ def resize(image: tf.Tensor, image_size: int, method: str = "bicubic") -> tf.Ten
     """TensorFlow's legacy resizing, as the official code has it.
 
     Args:
-      image: [height, width, 3], any numeric dtype.
-      image_size: pixels of the result's sides.
-      method: a key of `RESIZE_METHODS`.
+        image: [height, width, 3], any numeric dtype.
+        image_size: pixels of the result's sides.
+        method: a key of `RESIZE_METHODS`.
 
     Returns:
-      float32 [size, size, 3]; bicubic *not* clipped (it overshoots 0…255).
+        float32 [size, size, 3]; bicubic *not* clipped (it overshoots 0…255).
     """
     # From float: the kernel is 2.7 times as fast as from uint8, with the same result.
     images = tf.cast(image, tf.float32)[tf.newaxis]
@@ -114,14 +116,17 @@ def preprocess_for_eval(
     resizing.
 
     Args:
-      encoded: scalar string, the bytes of a JPEG (or PNG, GIF, BMP) file.
-      image_size: pixels of the result's sides.
-      crop: see `crop_fraction`; "none" takes the whole image and resizes only if it has another size; `TORCHVISION` resizes
-        first and cuts then, by a method of its own, see `_resize_and_cut`.
-      resize_method: "bicubic", or "bilinear" as EfficientNet-Lite and -EdgeTPU are served; see `RESIZE_METHODS`.
+        encoded: scalar string, the bytes of a JPEG (or PNG, GIF, BMP) file.
+        image_size: pixels of the result's sides.
+        crop: see `crop_fraction`; "none" takes the whole image and resizes only if it
+            has another size; `TORCHVISION` resizes first and cuts then, by a method of
+            its own, see `_resize_and_cut`.
+        resize_method: "bicubic", or "bilinear" as EfficientNet-Lite and -EdgeTPU are
+            served; see `RESIZE_METHODS`.
 
     Returns:
-      float32 [image_size, image_size, 3] around 0…255: bicubic unclipped, so it overshoots as the official code's does.
+        float32 [image_size, image_size, 3] around 0…255: bicubic unclipped, so it
+        overshoots as the official code's does.
     """
     encoded = tf.convert_to_tensor(encoded)
     if crop == "none":
@@ -138,8 +143,8 @@ def _resize_and_cut(image: tf.Tensor, image_size: int) -> tf.Tensor:
     shorter side to 8/7 of `image_size`, 256 for 224, and `CenterCrop`.
 
     Returns:
-      float32 [image_size, image_size, 3], whole numbers in 0…255, up to one level from Pillow's, which rounds between the
-        two directions.
+        float32 [image_size, image_size, 3], whole numbers in 0…255, up to one level
+        from Pillow's, which rounds between the two directions.
     """
     side = round(image_size / _TORCHVISION_FRACTION)
     height, width = tf.shape(image)[0], tf.shape(image)[1]
@@ -166,13 +171,13 @@ def inception_window(shape: tf.Tensor, seed: tf.Tensor, fallback_fraction: float
     the centre crop of the evaluation.
 
     Args:
-      shape: int32 [3], height, width, channels of the image.
-      seed: int [2].
-      fallback_fraction: of the shorter side, for the centre crop. Like the official code, it is also taken when a draw happens
-        to be the whole image.
+        shape: int32 [3], height, width, channels of the image.
+        seed: int [2].
+        fallback_fraction: of the shorter side, for the centre crop. Like the official
+            code, it is also taken when a draw happens to be the whole image.
 
     Returns:
-      int32 [4]: y, x, height, width.
+        int32 [4]: y, x, height, width.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
@@ -246,17 +251,17 @@ def preprocess_for_train(
     the pixels are rounded to uint8, the form in which they travel to the device.
 
     Args:
-      encoded: scalar string, the bytes of a JPEG (or PNG, GIF, BMP) file.
-      image_size: pixels of the result's sides.
-      seed: int [2]; the result is a pure function of `encoded` and it.
-      crop: "inception"; "pad", a random shift by up to `crop_padding` pixels of the whole image, black coming in; "none", the
-        whole image.
-      crop_padding: pixels.
-      horizontal_flip: with probability 1/2.
-      augment: `(uint8 image, seed) -> uint8 image` of the same shape.
+        encoded: scalar string, the bytes of a JPEG (or PNG, GIF, BMP) file.
+        image_size: pixels of the result's sides.
+        seed: int [2]; the result is a pure function of `encoded` and it.
+        crop: "inception"; "pad", a random shift by up to `crop_padding` pixels of the
+            whole image, black coming in; "none", the whole image.
+        crop_padding: pixels.
+        horizontal_flip: with probability 1/2.
+        augment: `(uint8 image, seed) -> uint8 image` of the same shape.
 
     Returns:
-      uint8 [image_size, image_size, 3].
+        uint8 [image_size, image_size, 3].
     """
     seed = tf.cast(seed, tf.int64)
     return _finish_for_train(
@@ -280,7 +285,8 @@ def preprocess_pair_for_train(
     Args: as `preprocess_for_train`.
 
     Returns:
-      Two images uint8 [image_size, image_size, 3]: what `preprocess_for_train` gives without, and with, `augment`.
+        Two images uint8 [image_size, image_size, 3]: what `preprocess_for_train` gives
+        without, and with, `augment`.
     """
     seed = tf.cast(seed, tf.int64)
     pixels = _train_pixels(encoded, image_size, seed, crop, crop_padding)

@@ -52,7 +52,8 @@ class InputHost(typing.NamedTuple):
         num_replicas = self.num_replicas * self.count
         if global_batch_size < 1 or global_batch_size % num_replicas:
             raise ValueError(
-                f"`global_batch_size` is {global_batch_size!r}, but must be a positive multiple of the {num_replicas} replicas."
+                f"`global_batch_size` is {global_batch_size!r}, but must be a positive multiple of"
+                f" the {num_replicas} replicas."
             )
         return global_batch_size // num_replicas
 

@@ -1,10 +1,13 @@
 """Sharded TFRecords in the official ImageNet layout: finding, checking, counting,
 writing and reading single records.
 
-    split = records.open_split("/data/imagenet", "train")        # files train-00000-of-01024 …, checked for gaps
-    split.num_records                                            # counted once, remembered beside the shards
+    # files train-00000-of-01024 …, checked for gaps
+    split = records.open_split("/data/imagenet", "train")
+    # counted once, remembered beside the shards
+    split.num_records
     with records.ShardWriter("/data/mine/train-00000-of-00008") as shard:
-        shard.write(records.make_example(jpeg_bytes, label=3))   # label 0…num_classes-1; the file holds label + 1
+        # label 0…num_classes-1; the file holds label + 1
+        shard.write(records.make_example(jpeg_bytes, label=3))
 
 Features of a record, as the official converter writes them: `image/encoded` (bytes) and
 `image/class/label` (int64, one-based); the others are for people. Every complaint about
@@ -123,7 +126,8 @@ def find_shards(data_dir: str, prefix: str) -> List[str]:
     """The paths of `<prefix>-00000-of-<n>` …, in order.
 
     Raises:
-      DataError: the folder is missing, holds no such file, lacks a shard of the numbered set, or holds two sets of `prefix`.
+        DataError: the folder is missing, holds no such file, lacks a shard of the
+            numbered set, or holds two sets of `prefix`.
     """
     if not data_dir:
         raise DataError("`data_dir` is empty; give the folder that holds the TFRecords.")
@@ -137,25 +141,27 @@ def find_shards(data_dir: str, prefix: str) -> List[str]:
     ]
     if not matches:
         raise DataError(
-            f"`data_dir` is {data_dir!r}, which holds no file {shard_name(prefix, 0, 1024)!r} or the like; "
-            "`python -m efficientnet_advprop.prepare` makes them."
+            f"`data_dir` is {data_dir!r}, which holds no file {shard_name(prefix, 0, 1024)!r} or"
+            " the like; `python -m efficientnet_advprop.prepare` makes them."
         )
     totals = sorted({int(match["total"]) for match in matches})
     if len(totals) > 1:
         raise DataError(
-            f"{data_dir} mixes several sets of {prefix!r} files: of {' and of '.join(map(str, totals))}; keep one of them."
+            f"{data_dir} mixes several sets of {prefix!r} files: of"
+            f" {' and of '.join(map(str, totals))}; keep one of them."
         )
     present = {int(match["index"]) for match in matches}
     missing = [index for index in range(totals[0]) if index not in present]
     if missing:
         shown = ", ".join(shard_name(prefix, index, totals[0]) for index in missing[:3])
         raise DataError(
-            f"{data_dir} lacks {len(missing)} of {totals[0]} {prefix!r} files ({shown}{' …' if len(missing) > 3 else ''}); "
-            "copy or write them again."
+            f"{data_dir} lacks {len(missing)} of {totals[0]} {prefix!r} files"
+            f" ({shown}{' …' if len(missing) > 3 else ''}); copy or write them again."
         )
     if len(present) > totals[0]:
         raise DataError(
-            f"{data_dir} holds {prefix!r} files numbered beyond their own total of {totals[0]}; remove them."
+            f"{data_dir} holds {prefix!r} files numbered beyond their own total of {totals[0]};"
+            " remove them."
         )
     return [
         os.path.join(data_dir, match["prefix"] + match.string[match.end("prefix") :])
@@ -247,12 +253,14 @@ def open_split(data_dir: str, prefix: str, *, tolerate_broken_tails: bool = Fals
     `record_counts_<prefix>.json` where that can be written.
 
     Args:
-      data_dir: the folder, local or remote.
-      prefix: "train", "validation" or another first part of the file names.
-      tolerate_broken_tails: count a record that is cut off at the end of a file rather than complain about it: its reader will.
+        data_dir: the folder, local or remote.
+        prefix: "train", "validation" or another first part of the file names.
+        tolerate_broken_tails: count a record that is cut off at the end of a file
+            rather than complain about it: its reader will.
 
     Raises:
-      DataError: see `find_shards`; also a file that ends in the middle of a record, and a split without records.
+        DataError: see `find_shards`; also a file that ends in the middle of a record,
+            and a split without records.
     """
     files = find_shards(data_dir, prefix)
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
@@ -310,7 +318,7 @@ class ShardWriter:
     when it is complete, and only then.
 
     Attributes:
-      num_records: how many have been written so far.
+        num_records: how many have been written so far.
     """
 
     def __init__(self, path: str):
@@ -385,16 +393,17 @@ def parse(record: tf.Tensor, split: Split) -> "tuple[tf.Tensor, tf.Tensor]":
             split.label_feature: tf.io.FixedLenFeature([], tf.int64),
         },
     )
-    return features[split.image_feature], tf.cast(
-        features[split.label_feature], tf.int32
-    ) - split.label_offset
+    return (
+        features[split.image_feature],
+        tf.cast(features[split.label_feature], tf.int32) - split.label_offset,
+    )
 
 
 def read_record(path: str, index: int) -> bytes:
     """One record by its index in the file, however broken its neighbours are.
 
     Raises:
-      DataError: the file has no such whole record, or the record's checksum is wrong.
+        DataError: the file has no such whole record, or the record's checksum is wrong.
     """
 
     def read_frame() -> bytes:
@@ -442,7 +451,10 @@ def explain_bad_record(record: bytes, split: Split, num_classes: Optional[int]) 
             if num_classes
             else f"from {split.label_offset} on"
         )
-        return f"its label {label} is outside {allowed}, the labels of `config.model.num_classes` = {num_classes} classes"
+        return (
+            f"its label {label} is outside {allowed}, the labels of `config.model.num_classes` ="
+            f" {num_classes} classes"
+        )
     encoded = features[split.image_feature].bytes_list.value[0]
     if not encoded:
         return "its image is an empty file"

@@ -6,7 +6,8 @@ what their features are called:
 
     "tfrecord"   the official layout in `data_dir`
     "digits"     the embedded digits, written into `data_dir` on first use
-    "tfds:NAME"  a data set that TensorFlow Datasets has prepared in `data_dir`: its files are TFRecords too, read as they are
+    "tfds:NAME"  a data set that TensorFlow Datasets has prepared in `data_dir`, whose
+                 TFRecords are read as they are
 """
 
 import dataclasses
@@ -31,8 +32,9 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
     records of every training file.
 
     Raises:
-      records.DataError: the data are not there or not whole (see `records.open_split`), or there are no more files than held
-        out, or fewer examples than asked for.
+        records.DataError: the data are not there or not whole (see
+            `records.open_split`), or there are no more files than held out, or fewer
+            examples than asked for.
     """
     held_out = data.holdout_shards if split in ("train", "validation") else 0
     prefix = data.validation_prefix if split == "validation" else split
@@ -41,7 +43,8 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
         num_files = len(opened.files)
         if held_out >= num_files:
             raise records.DataError(
-                f"`config.data.holdout_shards` is {held_out}, but there are only {num_files} training files in {data_dir}."
+                f"`config.data.holdout_shards` is {held_out}, but there are only {num_files}"
+                f" training files in {data_dir}."
             )
         opened = select_files(
             opened, range(held_out, num_files) if split == "train" else range(held_out)
@@ -59,8 +62,9 @@ def _limit_examples(split: records.Split, num_examples: int) -> records.Split:
     ]
     if num_examples < 1 or any(wanted > there for wanted, there in zip(counts, split.counts)):
         raise records.DataError(
-            f"`config.data.num_train_examples` is {num_examples}, but must be positive and not more than the training files "
-            f"hold, evenly over them ({min(split.counts) * num_files} of {split.num_records})."
+            f"`config.data.num_train_examples` is {num_examples}, but must be positive and not more"
+            f" than the training files hold, evenly over them ({min(split.counts) * num_files} of"
+            f" {split.num_records})."
         )
     return dataclasses.replace(split, counts=counts, broken_tails=())
 
@@ -91,7 +95,8 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
     "validation" is the data set's test split where it has none of that name.
 
     Raises:
-      records.DataError: the data set is unknown or not prepared in `data_dir`, or is of another kind.
+        records.DataError: the data set is unknown or not prepared in `data_dir`, or is
+            of another kind.
     """
     import tensorflow_datasets as tfds  # takes seconds to import, and only this source needs it
 
@@ -101,33 +106,37 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
     except tfds.core.DatasetNotFoundError as error:  # its own message lists all there are
         similar = difflib.get_close_matches(name, tfds.list_builders(), n=3)
         raise records.DataError(
-            f"TensorFlow Datasets has no data set {name!r}, nor does {data_dir!r} hold one of that name"
-            f"{'; did you mean ' + ' or '.join(map(repr, similar)) + '?' if similar else '.'}"
+            f"TensorFlow Datasets has no data set {name!r}, nor does {data_dir!r} hold one of that"
+            f" name{'; did you mean ' + ' or '.join(map(repr, similar)) + '?' if similar else '.'}"
         ) from error
     except Exception as error:  # whatever the data set's code raises
         raise records.DataError(
-            f"`config.data.source` is 'tfds:{name}', but TensorFlow Datasets cannot open it: {error}"
+            f"`config.data.source` is 'tfds:{name}', but TensorFlow Datasets cannot open it:"
+            f" {error}"
         ) from error
     if not prepared:
         raise records.DataError(
-            f"the data set {name!r} is not prepared in {data_dir!r}; "
-            f"run `tfds build {name} --data_dir={data_dir}`, or give the folder that holds it as `data_dir`."
+            f"the data set {name!r} is not prepared in {data_dir!r}; run `tfds build {name}"
+            f" --data_dir={data_dir}`, or give the folder that holds it as `data_dir`."
         )
     if split == "validation" and split not in prepared:
         split = "test"
     if split not in prepared:
         raise records.DataError(
-            f"the data set {name!r} has no split {split!r}; it has {', '.join(map(repr, prepared))}."
+            f"the data set {name!r} has no split {split!r}; it has"
+            f" {', '.join(map(repr, prepared))}."
         )
     features = info.features
     kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
     if not all(key in features and isinstance(features[key], kind) for key, kind in kinds.items()):
         raise records.DataError(
-            f"the data set {name!r} has no features 'image' and 'label'; it has {', '.join(map(repr, features))}."
+            f"the data set {name!r} has no features 'image' and 'label'; it has"
+            f" {', '.join(map(repr, features))}."
         )
     if info.file_format != tfds.core.FileFormat.TFRECORD:
         raise records.DataError(
-            f"the data set {name!r} is kept as {info.file_format.value}; only tfrecord can be read. Prepare it again."
+            f"the data set {name!r} is kept as {info.file_format.value}; only tfrecord can be read."
+            " Prepare it again."
         )
     return records.Split(
         [str(path) for path in prepared[split].filepaths],
@@ -145,13 +154,14 @@ def find_class_names(
     tells them.
 
     Args:
-      data: which source.
-      data_dir: the folder of the records.
-      num_classes: of the network; 1001 has a background class before those of the data.
+        data: which source.
+        data_dir: the folder of the records.
+        num_classes: of the network; 1001 has a background class before those of the
+            data.
 
     Raises:
-      class_names.ClassNamesError: there are more or fewer names than the network has classes; or the
-        labels map beside the records cannot be read.
+        class_names.ClassNamesError: there are more or fewer names than the network has
+            classes; or the labels map beside the records cannot be read.
     """
     if data_dir == synthetic.NAME:
         return None
@@ -166,8 +176,9 @@ def find_class_names(
         names = [BACKGROUND] * offset + names
     if names is not None and len(names) != num_classes:
         raise class_names.ClassNamesError(
-            f"`config.model.num_classes` is {num_classes}, but the data in {data_dir!r} have "
-            f"{len(names)} classes: {list_names(names)}. Set --config.model.num_classes={len(names)}."
+            f"`config.model.num_classes` is {num_classes}, but the data in {data_dir!r} have"
+            f" {len(names)} classes: {list_names(names)}. Set"
+            f" --config.model.num_classes={len(names)}."
         )
     return names
 

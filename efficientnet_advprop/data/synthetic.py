@@ -28,11 +28,12 @@ def make_train_dataset(
     """What `pipeline.make_train_dataset` gives, of noise, without end.
 
     Args:
-      image_size: pixels.
-      replica_batch: images.
-      num_classes: labels are below it; None: all are 0.
-      has_shares: the labels are float32 [replica_batch, num_classes], as of mixed images.
-      paired_views: "augmented_images" too.
+        image_size: pixels.
+        replica_batch: images.
+        num_classes: labels are below it; None: all are 0.
+        has_shares: the labels are float32 [replica_batch, num_classes], as of mixed
+            images.
+        paired_views: "augmented_images" too.
     """
     images = tf.random.stateless_uniform(
         [replica_batch, image_size, image_size, 3], _SEED, 0, 256, tf.int32

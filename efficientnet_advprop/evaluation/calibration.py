@@ -1,7 +1,8 @@
 """Whether a network is as often right as it says: confidences in bins, and the expected
 calibration error.
 
-    bins = CalibrationBins.count(confidences, is_correct)         # or from counts that were summed elsewhere
+    # or from counts that were summed elsewhere
+    bins = CalibrationBins.count(confidences, is_correct)
     bins.expected_calibration_error                               # 0 is perfect
     for confidence, accuracy, num_images in bins.reliability_points(): ...
 
@@ -55,8 +56,9 @@ class CalibrationBins:
     def __post_init__(self):
         if not len(self.num_images) == len(self.total_confidence) == len(self.num_correct) > 0:
             raise ValueError(
-                f"`num_images`, `total_confidence` and `num_correct` have {len(self.num_images)}, {len(self.total_confidence)} "
-                f"and {len(self.num_correct)} bins, but must have the same number, at least one."
+                f"`num_images`, `total_confidence` and `num_correct` have {len(self.num_images)},"
+                f" {len(self.total_confidence)} and {len(self.num_correct)} bins, but must have the"
+                " same number, at least one."
             )
 
     @classmethod
@@ -75,7 +77,8 @@ class CalibrationBins:
         confidences = np.asarray(confidences, np.float64)
         if confidences.size and not (confidences.min() >= 0.0 and confidences.max() <= 1.0):
             raise ValueError(
-                f"`confidences` span {confidences.min()} … {confidences.max()}, but must lie in [0, 1]."
+                f"`confidences` span {confidences.min()} … {confidences.max()}, but must lie in"
+                " [0, 1]."
             )
         index = bin_index(confidences, num_bins)
         sums = [

@@ -3,8 +3,10 @@ results depend on.
 
 Usage:
 
-    as_classifier(model)                                          # a network of ours or another Keras model, a `tf.function`
-    as_classifier(lambda images: torch_model(images), name="…")   # any function of uint8 images [n, h, w, 3], called eagerly
+    # a network of ours or another Keras model, a `tf.function`
+    as_classifier(model)
+    # any function of uint8 images [n, h, w, 3], called eagerly
+    as_classifier(lambda images: torch_model(images), name="…")
     saved_models.load("served/efficientnet/1")
 """
 
@@ -105,7 +107,8 @@ class Classifier:
             return self._evaluators[key].predict(batches)
         if strategy is not None and strategy.num_replicas_in_sync > 1:
             raise ClassifierError(
-                f"{self.name!r} is a plain function, which runs on one replica; leave `strategy` out."
+                f"{self.name!r} is a plain function, which runs on one replica; leave `strategy`"
+                " out."
             )
         return self._predict_on_host(batches, kept_classes, categories)
 
@@ -191,8 +194,8 @@ class Classifier:
             logits = np.asarray(self.function(images), np.float32)
             if logits.shape != (len(images), self.num_classes):
                 raise ClassifierError(
-                    f"{self.name!r} returned an array of shape {logits.shape} for {len(images)} images, but must return logits "
-                    f"({len(images)}, {self.num_classes})."
+                    f"{self.name!r} returned an array of shape {logits.shape} for {len(images)}"
+                    f" images, but must return logits ({len(images)}, {self.num_classes})."
                 )
             logits = tf.constant(logits)
             if categories is not None:
@@ -220,8 +223,8 @@ def as_classifier(
         name: for its results; None: the model's own.
         image_size, crop: None: those of the `Classifier` or the `Network`; else 224 and
             "0.875".
-        branch: of a `Network`; also a mixture of several, as a value or as text, such as
-            "main:0.7,aux:0.3".
+        branch: of a `Network`; also a mixture of several, as a value or as text, such
+            as "main:0.7,aux:0.3".
 
     Raises:
         ClassifierError: it has no name or branch of that kind, or does not return
@@ -254,10 +257,12 @@ def as_classifier(
 
         def function(images):
             return model(images, training=False, branch=branch)
+
     elif isinstance(model, keras.Model):
 
         def function(images):
             return model(images, training=False)
+
     else:
         function = model
     size = image_size or (model.image_size if is_network else DEFAULT_IMAGE_SIZE)
@@ -319,7 +324,8 @@ def probe(
         ) from error
     if outputs.ndim != 2 or len(outputs) != batch_size:
         raise ClassifierError(
-            f"{name!r} answers {batch_size} images by an array of shape {outputs.shape}, but must by logits [images, classes]."
+            f"{name!r} answers {batch_size} images by an array of shape {outputs.shape}, but must"
+            " by logits [images, classes]."
         )
     num_classes = outputs.shape[1]
     if (outputs >= 0).all() and np.allclose(outputs.sum(1), 1.0, atol=1e-3):

@@ -1,7 +1,7 @@
 """The evaluation run: a model on test sets, kept as it comes in, and gone on with where
 it stopped.
 
-    results = run(model, ["imagenet", "imagenet_c"], data_dir="/data", out_dir="runs/evaluation/mine")
+    results = run(model, ["imagenet", "imagenet_c"], data_dir="/data", out_dir="results/b3")
 
 Each test set's predictions and scores are written when it is done; the same call again
 measures what is not there yet, or was measured under other conditions.
@@ -191,7 +191,8 @@ def _measure(
     with Progress(num_images, log) as progress:
         if len(unmeasured) < len(test_sets):
             progress.write(
-                f"{len(test_sets) - len(unmeasured)} of {len(test_sets)} test sets were measured before: {out_dir}"
+                f"{len(test_sets) - len(unmeasured)} of {len(test_sets)} test sets were measured"
+                f" before: {out_dir}"
             )
         open_batches = functools.partial(
             _open_batches, batch_size=batch_size, strategy=strategy, out_dir=out_dir
@@ -228,19 +229,22 @@ def _check(
     num_replicas = strategy.num_replicas_in_sync
     if batch_size < 1 or batch_size % num_replicas:
         raise RunError(
-            f"`batch_size` is {batch_size}, but must be positive and divide by the {num_replicas} replicas."
+            f"`batch_size` is {batch_size}, but must be positive and divide by the {num_replicas}"
+            " replicas."
         )
     if classifier.fixed_batch_size not in (None, batch_size // num_replicas):
         raise RunError(
-            f"`batch_size` is {batch_size}, but {classifier.name!r} takes {classifier.fixed_batch_size} images at a time only; "
-            f"use {classifier.fixed_batch_size * num_replicas}."
+            f"`batch_size` is {batch_size}, but {classifier.name!r} takes"
+            f" {classifier.fixed_batch_size} images at a time only; use"
+            f" {classifier.fixed_batch_size * num_replicas}."
         )
     for test_set in test_sets:
         if classifier.fixed_image_size not in (None, test_set.image_size):
             option = "stored_size" if test_set.crop == "none" else "image_size"
             raise RunError(
-                f"`{option}` is {test_set.image_size}, at which {test_set.name} would be fed, but {classifier.name!r} takes "
-                f"images of {classifier.fixed_image_size} pixels only; set it to that."
+                f"`{option}` is {test_set.image_size}, at which {test_set.name} would be fed, but"
+                f" {classifier.name!r} takes images of {classifier.fixed_image_size} pixels only;"
+                " set it to that."
             )
 
 
@@ -275,8 +279,9 @@ def _start_or_continue(classifier: Classifier, out_dir: str) -> Results:
         classifier.branch,
     ) or (not results.weights_digest and earlier.model != results.model):
         raise RunError(
-            f"`out_dir` is {out_dir!r}, which holds the results of another model ({earlier.model}, weights "
-            f"{earlier.weights_digest[:12] or 'unknown'}, branch {earlier.config.get('branch')}); choose another folder."
+            f"`out_dir` is {out_dir!r}, which holds the results of another model ({earlier.model},"
+            f" weights {earlier.weights_digest[:12] or 'unknown'}, branch"
+            f" {earlier.config.get('branch')}); choose another folder."
         )
     results.test_sets = earlier.test_sets
     return results
@@ -300,8 +305,8 @@ def _require_complete(seen: dict[str, _Seen], allow_incomplete: bool) -> None:
     if wrong and not allow_incomplete:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise DataError(
-            f"{'; '.join(wrong[:5])}{more}. Repair the data; or let what there is be scored, and marked as incomplete, with "
-            "`--allow_incomplete`."
+            f"{'; '.join(wrong[:5])}{more}. Repair the data; or let what there is be scored, and"
+            " marked as incomplete, with `--allow_incomplete`."
         )
 
 

@@ -2,7 +2,8 @@
 right.
 
     evaluate = Evaluator(lambda images: model(images, branch="main"))
-    evaluate(make_eval_dataset(...)).top1                         # metrics.Score of the whole set
+    # metrics.Score of the whole set
+    evaluate(make_eval_dataset(...)).top1
     for answers in evaluate.predict(batches): ...                 # or image by image
 
     white_box = PGD(epsilon=4.0, step_size=1.0, num_steps=10, targeted=False, random_start=1.0)
@@ -197,7 +198,8 @@ class Evaluator:
             raise _unknown_classes(num_unknown, num_images)
         if not num_images:
             raise ValueError(
-                "`batches` held no image, so there is no accuracy; is the set empty, or read to its end before?"
+                "`batches` held no image, so there is no accuracy; is the set empty, or read to its"
+                " end before?"
             )
         return Score(num_images, num_top1, num_top5, float(total_loss))
 

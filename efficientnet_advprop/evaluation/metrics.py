@@ -2,9 +2,9 @@
 errors of ImageNet-C.
 
     score = Score(num_images=1000, num_top1=953, num_top5=999)
-    score.top1, score.interval()                                  # 0.953, (0.938, 0.964)
-    mean_corruption_error(errors, baseline_errors)                # {corruption: [error per severity]} of a model and of a
-    baseline
+    score.top1, score.interval()                     # 0.953, (0.938, 0.964)
+    # Both are {corruption: [error per severity]}, of a model and of a baseline.
+    mean_corruption_error(errors, baseline_errors)
 
 Nothing here touches TensorFlow: counts come in, from wherever they were counted.
 """
@@ -108,8 +108,8 @@ def _check_same_cells(errors: CorruptionErrors, baseline_errors: CorruptionError
         raise ValueError("`errors` holds no corruption, but a mean needs at least one.")
     if set(errors) != set(baseline_errors):
         raise ValueError(
-            f"`errors` holds {', '.join(sorted(errors))} but `baseline_errors` {', '.join(sorted(baseline_errors))}; "
-            "a ratio needs both for each corruption."
+            f"`errors` holds {', '.join(sorted(errors))} but `baseline_errors`"
+            f" {', '.join(sorted(baseline_errors))}; a ratio needs both for each corruption."
         )
     for corruption, values in errors.items():
         if not values or len(values) != len(baseline_errors[corruption]):
@@ -122,7 +122,8 @@ def _check_same_cells(errors: CorruptionErrors, baseline_errors: CorruptionError
 def _ratio(corruption: str, numerator: float, denominator: float) -> float:
     if denominator <= 0.0:
         raise ValueError(
-            f"`baseline_errors` of {corruption!r} come to {denominator:g}, but must be > 0 to divide by."
+            f"`baseline_errors` of {corruption!r} come to {denominator:g}, but must be > 0 to"
+            " divide by."
         )
     return numerator / denominator
 

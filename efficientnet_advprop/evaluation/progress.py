@@ -68,7 +68,10 @@ class Progress:
                 self._images_per_second(now),
             )
             if speed:
-                line += f", {speed:,.0f} images/s, ETA {format_duration((self._num_images - self._num_done) / speed)}"
+                line += (
+                    f", {speed:,.0f} images/s, ETA"
+                    f" {format_duration((self._num_images - self._num_done) / speed)}"
+                )
             self.write(line)
 
     def _images_per_second(self, now: float) -> Optional[float]:

@@ -286,7 +286,8 @@ class Results:
         missing = self.missing(suite)
         if missing:
             raise ValueError(
-                f"{suite} has no mCE: {len(missing)} of its sets were not measured ({missing[0]}, …)."
+                f"{suite} has no mCE: {len(missing)} of its sets were not measured"
+                f" ({missing[0]}, …)."
             )
         return metrics.mean_corruption_error(self.errors(suite), baseline)
 

@@ -53,12 +53,14 @@ def load(path: str, *, image_size: Optional[int] = None, crop: Optional[str] = N
     metadata = _read_metadata(path)
     if images.shape[1] != images.shape[2]:
         raise ClassifierError(
-            f"{path!r} takes images of {images.shape[1]} x {images.shape[2]} pixels, but must take square ones."
+            f"{path!r} takes images of {images.shape[1]} x {images.shape[2]} pixels, but must take"
+            " square ones."
         )
     size = image_size or images.shape[1] or metadata.get("image_size") or DEFAULT_IMAGE_SIZE
     if images.shape[1] not in (None, size):
         raise ClassifierError(
-            f"`--image_size` is {image_size}, but {path!r} takes {images.shape[1]} pixels only; leave it out."
+            f"`--image_size` is {image_size}, but {path!r} takes {images.shape[1]} pixels only;"
+            " leave it out."
         )
 
     def function(pixels):
@@ -109,8 +111,9 @@ def _choose_signature(path, signatures):
         if name in fitting:
             return fitting[name]
     described = "; ".join(
-        f"{name}: {', '.join(f'{spec.name} {spec.dtype.name} {spec.shape}' for spec in specs_of(s))}"
-        f" → {', '.join(f'{key} {spec.shape}' for key, spec in s.structured_outputs.items())}"
+        f"{name}:"
+        f" {', '.join(f'{spec.name} {spec.dtype.name} {spec.shape}' for spec in specs_of(s))} →"
+        f" {', '.join(f'{key} {spec.shape}' for key, spec in s.structured_outputs.items())}"
         for name, s in signatures.items()
     )
     raise ClassifierError(

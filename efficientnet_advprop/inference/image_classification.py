@@ -2,7 +2,8 @@
 
 Usage:
 
-    for prediction in predict(network.model, find_images(["photos/", "*.png"]), image_size=300, crop="released"):
+    images = find_images(["photos/", "*.png"])
+    for prediction in predict(network.model, images, image_size=300, crop="released"):
         prediction.path, prediction.classes, prediction.probabilities  # or prediction.problem
 """
 

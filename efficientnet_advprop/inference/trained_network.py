@@ -3,7 +3,8 @@ checkpoint in the released format, or from a Keras file.
 
 Usage:
 
-    network = restore_network(checkpoint="b3-advprop")   # or a directory, a prefix, a .tar.gz; local, gs:// or https://
+    # or a directory, a prefix, a .tar.gz; local, gs:// or https://
+    network = restore_network(checkpoint="b3-advprop")
     network = restore_network(model_dir="runs/b3")       # the averaged weights of a run of ours
     network = restore_network(checkpoint="model.keras")  # a Keras model, converted or plain
     network.model, network.image_size, network.crop
@@ -107,8 +108,8 @@ def restore_network(
             its published figure was measured.
         cache_dir: for downloaded archives.
         branch: "main" builds a network without auxiliary branches; another one ("aux",
-            "aux_2"), or all those of a mixture ("main:0.7,aux:0.3"), must be in the file
-            too.
+            "aux_2"), or all those of a mixture ("main:0.7,aux:0.3"), must be in the
+            file too.
         labels_map_file: the names of the classes; None: those in `labels_map.txt` of
             the run, or beside the checkpoint.
 
@@ -132,14 +133,16 @@ def restore_network(
     if model_dir:
         if kind or normalization:
             raise ConfigError(
-                "`--kind` and `--normalization` go with `--checkpoint`; a run's directory knows its own."
+                "`--kind` and `--normalization` go with `--checkpoint`; a run's directory knows its"
+                " own."
             )
         network = _restore_run(model_dir, image_size, crop, branch)
         return _with_class_names(network, labels_map_file, model_dir)
     if checkpoint.endswith(keras_files.SUFFIX):
         if kind:
             raise ConfigError(
-                f"`--kind` is {kind!r}, but goes with checkpoints in the released format; leave it out."
+                f"`--kind` is {kind!r}, but goes with checkpoints in the released format; leave it"
+                " out."
             )
         model, told = keras_files.load(checkpoint, image_size, normalization)
         network = RestoredNetwork(
@@ -163,19 +166,22 @@ def restore_network(
             else f"{architecture} without a classifier"
         )
         raise CheckpointError(
-            f"{checkpoint!r} holds no network that can be built from it alone: it looks like {what}."
+            f"{checkpoint!r} holds no network that can be built from it alone: it looks like"
+            f" {what}."
         )
     variant = architecture.variant
     kinds = kinds_of(variant)
     if kind is not None and kind not in kinds:
         raise ConfigError(
-            f"`--kind` is {kind!r}, but {checkpoint!r} holds {architecture}, which is of kind {' or '.join(kinds)}; leave the "
-            "flag out, and say by --normalization if its pixels were normalised in another way."
+            f"`--kind` is {kind!r}, but {checkpoint!r} holds {architecture}, which is of kind"
+            f" {' or '.join(kinds)}; leave the flag out, and say by --normalization if its pixels"
+            " were normalised in another way."
         )
     if kind not in (None, "sat") and contents.has_grouped_norms:
         raise ConfigError(
-            f"`--kind` is {kind!r}, but the batch norms of {checkpoint!r} have the shape [1, 1, 1, 1, C], as only the code of "
-            "Smooth Adversarial Training writes them; leave the flag out, or take --kind=sat."
+            f"`--kind` is {kind!r}, but the batch norms of {checkpoint!r} have the shape [1, 1, 1,"
+            " 1, C], as only the code of Smooth Adversarial Training writes them; leave the flag"
+            " out, or take --kind=sat."
         )
     found_kind = kind or guess_kind(checkpoint, variant, contents.has_grouped_norms)
     chosen_kind = found_kind or default_kind(variant)
@@ -223,7 +229,10 @@ def restore_network(
     elif found_kind:
         origin = f"from the name {checkpoint!r}"
     else:
-        origin = f"assumed, since {checkpoint!r} does not tell; if it is not, say so with --kind={'|'.join(kinds)}"
+        origin = (
+            f"assumed, since {checkpoint!r} does not tell; if it is not, say so with"
+            f" --kind={'|'.join(kinds)}"
+        )
     network = RestoredNetwork(
         name=checkpoint,
         model=model,
@@ -257,7 +266,8 @@ def _restore_run(
     )
     if num_aux_branches(branch) > model.aux_branches:
         raise ConfigError(
-            f"`--branch` is '{branch}', but {model_dir} was trained with {model.aux_branches} auxiliary branches."
+            f"`--branch` is '{branch}', but {model_dir} was trained with {model.aux_branches}"
+            " auxiliary branches."
         )
     if image_size is not None and model.fixed_image_size not in (None, image_size):
         raise ConfigError(

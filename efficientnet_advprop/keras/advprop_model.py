@@ -101,8 +101,8 @@ class AdvPropModel(keras.Model):
         _check(network, method_name, row, augmentation, clean_epochs, pixel_range)
         if network.distribute_strategy is not self.distribute_strategy:
             raise TrainingError(
-                "`network` was made under another distribution strategy; make the AdvPropModel under "
-                "`strategy.scope()`, too."
+                "`network` was made under another distribution strategy; make the AdvPropModel"
+                " under `strategy.scope()`, too."
             )
         self.network, self.method, self.row = network, method, row
         self.attack, self.attack_statistics = attack, statistics
@@ -285,10 +285,10 @@ class AdvPropModel(keras.Model):
         ]
         if idle:
             raise TrainingError(
-                f"No gradient reaches {idle[0]!r} and {len(idle) - 1} more variables of auxiliary "
-                "batch norms: either the outputs do not depend on them, or a tf.function that is no "
-                "attribute of a layer keeps their main branch. Remove its decorator; Keras compiles "
-                "the whole step."
+                f"No gradient reaches {idle[0]!r} and {len(idle) - 1} more variables of auxiliary"
+                " batch norms: either the outputs do not depend on them, or a tf.function that is"
+                " no attribute of a layer keeps their main branch. Remove its decorator; Keras"
+                " compiles the whole step."
             )
 
     def build_network(self, inputs) -> None:

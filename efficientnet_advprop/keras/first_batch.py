@@ -76,8 +76,8 @@ class FirstBatch:
             self.data = self.data.map(_pixel_check(key, where, model.pixel_range))
         if model.row.adversarial_share is not None and not self._values and shape[0] is None:
             raise TrainingError(
-                f"The batches of `x` have no fixed size, but method {model.method!r} makes a share of "
-                "each adversarial; batch them with drop_remainder=True."
+                f"The batches of `x` have no fixed size, but method {model.method!r} makes a share"
+                " of each adversarial; batch them with drop_remainder=True."
             )
         model.build_network(inputs)
         _check_loss(model, images, others, labels, sample_weight, where)
@@ -180,9 +180,10 @@ def _check_loss(model, images, others, labels, sample_weight, where: str) -> Non
         )
     if isinstance(model.attack, PGD) and found["gradient"] is None:
         raise TrainingError(
-            f"The loss has no gradient with respect to {where}: either it does not depend on them, or "
-            "something on the way cannot be differentiated (rounding, argmax, a cast to whole "
-            "numbers). An attack has nothing to follow; take UniformNoise, or mend the model or loss."
+            f"The loss has no gradient with respect to {where}: either it does not depend on them,"
+            " or something on the way cannot be differentiated (rounding, argmax, a cast to whole"
+            " numbers). An attack has nothing to follow; take UniformNoise, or mend the model or"
+            " loss."
         )
 
 
@@ -201,8 +202,8 @@ def _check_classes(model, labels: tf.TensorShape, outputs: tf.TensorShape, told:
     is_own = name == "of your own"
     if not is_own and name.removeprefix("sparse_") not in _CLASS_LOSSES:
         raise TrainingError(
-            f"`attack` is targeted: it draws a wrong class, but the loss {name!r} knows no classes; "
-            "take PGD(targeted=False)."
+            f"`attack` is targeted: it draws a wrong class, but the loss {name!r} knows no classes;"
+            " take PGD(targeted=False)."
         )
     if outputs[-1] != num_classes:
         raise TrainingError(

@@ -5,7 +5,8 @@ Usage:
 
     scores = ViewScores(compile_arguments, output_names)
     loss = scores.loss(labels, outputs, sample_weight)
-    scores.results("adversarial")                     # {"adversarial_loss": …, "adversarial_accuracy": …}
+    # {"adversarial_loss": …, "adversarial_accuracy": …}
+    scores.results("adversarial")
 """
 
 from typing import Any, Optional

@@ -2,7 +2,8 @@
 with squeeze-excite gates.
 
     choice = choose("softplus", alpha=10.0)      # what a network's blocks are told
-    activation = choice.make("activation")       # one place's function: y = activation(x, training=True)
+    # one place's function: y = activation(x, training=True)
+    activation = choice.make("activation")
 
 Automatic differentiation of a smooth function runs several elementwise operations over
 tensors far larger than any cache; of `tf.nn.silu` six, which are a third of a training
@@ -233,8 +234,8 @@ _PASSES = {
 
 
 def _apply(formula: Formula, x: tf.Tensor, alpha: Union[None, float, tf.Tensor]) -> tf.Tensor:
-    """The function's values, in x's dtype; the gradient flows to `alpha` too where it is
-    trained.
+    """The function's values, in x's dtype; the gradient flows to `alpha` too where it
+    is trained.
     """
     if formula.derivative is None:
         return formula.value(x, alpha)
@@ -379,13 +380,14 @@ def choose(
     if smooth_relu_gradient != "none":
         if name != "relu":
             raise ValueError(
-                f"`smooth_relu_gradient` is {smooth_relu_gradient!r}, but `activation` is {name!r}; "
-                "it goes with 'relu' alone."
+                f"`smooth_relu_gradient` is {smooth_relu_gradient!r}, but `activation` is {name!r};"
+                " it goes with 'relu' alone."
             )
         formula = _RELU_WITH_SMOOTH_GRADIENT
     if alpha is not None and formula.alpha is None:
         raise ValueError(
-            f"`activation_alpha` is {alpha!r}, but `activation` is {name!r}, which has no α; leave it out."
+            f"`activation_alpha` is {alpha!r}, but `activation` is {name!r}, which has no α; leave"
+            " it out."
         )
     if alpha is not None and not alpha > 0:
         raise ValueError(f"`activation_alpha` is {alpha!r}, but must be > 0.")

@@ -2,7 +2,8 @@
 
     parse_branch("aux_1")                                         # "aux"
     mixture = parse_branch("main:0.7,aux:0.3")
-    mixture.shares, mixture.statistics                            # (("main", 0.7), ("aux", 0.3)), "main"
+    # (("main", 0.7), ("aux", 0.3)), "main"
+    mixture.shares, mixture.statistics
     logits = model(images, training=False, branch=mixture)
 
 A mixture normalises with the statistics of the branch that is named first, and with a
@@ -44,8 +45,9 @@ def branch_index(branch: str, aux_branches: int) -> int:
     name = "aux" if branch == "aux_1" else branch
     if name not in names:
         raise ValueError(
-            f"`branch` is {branch!r}, but with `aux_branches`={aux_branches} there is only {', '.join(map(repr, names))}. "
-            "Name one of these, or build with more auxiliary branches."
+            f"`branch` is {branch!r}, but with `aux_branches`={aux_branches} there is only"
+            f" {', '.join(map(repr, names))}. Name one of these, or build with more auxiliary"
+            " branches."
         )
     return names.index(name)
 
@@ -136,8 +138,10 @@ def num_aux_branches(branch: Branch) -> int:
 
 
 def branches_in_batch(branch: Branch) -> tuple[Branch, ...]:
-    """The branches of the equal parts of a training batch: ("main", "aux") of "main+aux",
-    whose first half is main's and whose second the auxiliary one's. One of any other.
+    """The branches of the equal parts of a training batch: ("main", "aux") of
+    "main+aux", whose first half is main's and whose second the auxiliary one's.
+
+    One of any other.
     """
     return (branch,) if isinstance(branch, BranchMixture) else tuple(branch.split("+"))
 

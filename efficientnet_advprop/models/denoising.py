@@ -37,8 +37,8 @@ class Operation:
         weights: "softmax" of x_i·x_j / √channels; "dot", x_i·x_j itself over the number
             of positions; "equal"; or "median", which takes the middle value of each
             channel instead.
-        embedded: whether the weights are of two 1×1 convolutions of x, θ and φ, each with
-            half the channels, rather than of x.
+        embedded: whether the weights are of two 1×1 convolutions of x, θ and φ, each
+            with half the channels, rather than of x.
     """
 
     region: str
@@ -56,9 +56,9 @@ OPERATIONS = {
     "mean": Operation("window", "equal"),
     "median": Operation("window", "median"),
 }
-# Of the weights of one block for one replica's images. A training step holds about three
-# arrays of their size (before the softmax, behind it, and a gradient), so this is three
-# quarters of the 16 GiB of a TPU v3 core.
+# Of the weights of one block for one replica's images. A training step holds about
+# three arrays of their size (before the softmax, behind it, and a gradient), so this is
+# three quarters of the 16 GiB of a TPU v3 core.
 MAX_WEIGHTS_BYTES = 4 * 2**30
 _EMBEDDING_DEVIATION = 0.01  # of θ's and φ's first kernels
 # Exchanges after which the middle one of nine values has arrived at place 4 (Devillard
@@ -95,9 +95,10 @@ def check_memory(
     needed = 4 * num_images * positions**2
     if needed > MAX_WEIGHTS_BYTES:
         raise DenoisingMemoryError(
-            f"The denoising block {operation!r} of {place} compares all {positions:,} positions of a map of {height} × {width} "
-            f"with each other: for {num_images} images {needed / 2**30:,.1f} GiB of weights, but at most "
-            f"{MAX_WEIGHTS_BYTES / 2**30:g} GiB are possible; {way_out}."
+            f"The denoising block {operation!r} of {place} compares all {positions:,} positions of"
+            f" a map of {height} × {width} with each other: for {num_images} images"
+            f" {needed / 2**30:,.1f} GiB of weights, but at most {MAX_WEIGHTS_BYTES / 2**30:g} GiB"
+            f" are possible; {way_out}."
         )
 
 
@@ -112,8 +113,8 @@ def denoise(
     Args:
         operation: how.
         x: float tensor [batch, height, width, channels].
-        theta, phi: what the weights are of, where the operation is embedded:
-            [batch, height, width, their channels].
+        theta, phi: what the weights are of, where the operation is embedded: [batch,
+            height, width, their channels].
 
     Returns:
         A tensor of x's shape and dtype. At the edges a window has fewer positions; the
@@ -200,8 +201,10 @@ def _window(padded: tf.Tensor) -> list[tf.Tensor]:
 
 @tf.custom_gradient
 def _median(*values: tf.Tensor) -> tf.Tensor:
-    """The middle one of nine, elementwise. Its gradient goes to those that are the
-    median, in equal parts: behind a relu many are equal, zero.
+    """The middle one of nine, elementwise.
+
+    Its gradient goes to those that are the median, in equal parts: behind a relu many
+    are equal, zero.
     """
     places = list(values)
     for low, high in _EXCHANGES:
@@ -260,8 +263,8 @@ class DenoisingBlock(keras.layers.Layer):
         """[batch, height, width, filters] → the same, in the same dtype.
 
         Raises:
-            DenoisingMemoryError: the map is too large; only where its shape is known when
-                tracing.
+            DenoisingMemoryError: the map is too large; only where its shape is known
+                when tracing.
         """
         if None not in inputs.shape[:3]:
             num_images, height, width = inputs.shape[:3]

@@ -2,9 +2,11 @@
 resolution, with AdvProp's auxiliary batch norms.
 
     model = EfficientNet("b0", num_classes=1000, aux_branches=1)
-    logits = model(images)                                        # inference: pixels 0…255 in, main branch
+    # inference: pixels 0…255 in, main branch
+    logits = model(images)
     logits = model(images, training=True, branch="aux", seed=seed)
-    endpoints = model.features(images)                            # {"reduction_1": …, …, "features": …}
+    # {"reduction_1": …, …, "features": …}
+    endpoints = model.features(images)
 
 Architecture: Tan & Le, ICML 2019, and the official `efficientnet_model`; variable names
 are the official ones.
@@ -84,17 +86,29 @@ class EfficientNet(BlockNetwork):
         normalization = design.normalization if normalization is None else normalization
         super().__init__(
             dict(
-                variant=variant, num_classes=num_classes, aux_branches=aux_branches, width_coefficient=width_coefficient,
-                depth_coefficient=depth_coefficient, dropout_rate=dropout_rate, survival_prob=survival_prob,
-                normalization=normalization, compute_dtype=compute_dtype, batch_norm_momentum=batch_norm_momentum,
-                batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size, aux_shares=aux_shares,
-                recomputed_blocks=recomputed_blocks, activation=activation, activation_alpha=activation_alpha,
-                smooth_relu_gradient=smooth_relu_gradient, name=name,
+                variant=variant,
+                num_classes=num_classes,
+                aux_branches=aux_branches,
+                width_coefficient=width_coefficient,
+                depth_coefficient=depth_coefficient,
+                dropout_rate=dropout_rate,
+                survival_prob=survival_prob,
+                normalization=normalization,
+                compute_dtype=compute_dtype,
+                batch_norm_momentum=batch_norm_momentum,
+                batch_norm_epsilon=batch_norm_epsilon,
+                batch_norm_group_size=batch_norm_group_size,
+                aux_shares=aux_shares,
+                recomputed_blocks=recomputed_blocks,
+                activation=activation,
+                activation_alpha=activation_alpha,
+                smooth_relu_gradient=smooth_relu_gradient,
+                name=name,
             ),
             scaling.VARIANTS,
             f"efficientnet-{variant}",
             design.activation,
-        )  # fmt: skip
+        )
         width = row.width_coefficient if width_coefficient is None else width_coefficient
         depth = row.depth_coefficient if depth_coefficient is None else depth_coefficient
         dropout = row.dropout_rate if dropout_rate is None else dropout_rate

@@ -1,6 +1,7 @@
 """The names of a network's feature maps, as the official `efficientnet_model` has them.
 
-names_of_blocks([1, 2, 1, 2])      # [("block_0", "reduction_1"), ("block_1",), ("block_2", "reduction_2"), …]
+# [("block_0", "reduction_1"), ("block_1",), ("block_2", "reduction_2"), …]
+names_of_blocks([1, 2, 1, 2])
 """
 
 from typing import Sequence

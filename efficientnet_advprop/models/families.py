@@ -2,7 +2,8 @@
 
 Usage:
 
-    model = make_network("resnet50", num_classes=1000, aux_branches=1)   # a `ResNet`; "b0" an `EfficientNet`
+    # a `ResNet`; "b0" an `EfficientNet`
+    model = make_network("resnet50", num_classes=1000, aux_branches=1)
     model = make_network("keras:my_models:small", num_classes=10, image_size=32, aux_branches=1)
 """
 

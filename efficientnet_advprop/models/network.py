@@ -3,9 +3,11 @@ through one of the batch-norm branches.
 
 Usage:
 
-    class ResNet(BlockNetwork): …                                 # makes `stem`, `blocks` and `head`, then calls `build`
+    # makes `stem`, `blocks` and `head`, then calls `build`
+    class ResNet(BlockNetwork): …
     logits = model(images, training=True, branch="aux", seed=seed)
-    endpoints = model.features(images)                            # {"reduction_1": …, …, "features": …}
+    # {"reduction_1": …, …, "features": …}
+    endpoints = model.features(images)
 """
 
 import functools
@@ -110,12 +112,14 @@ class BlockNetwork(Network):
             raise ValueError(f"`num_classes` is {num_classes!r}, but must be a whole number ≥ 1.")
         if not 0.0 < survival_prob <= 1.0:
             raise ValueError(
-                f"`survival_prob` is {survival_prob!r}, but must lie in (0, 1]; 1 switches stochastic depth off."
+                f"`survival_prob` is {survival_prob!r}, but must lie in (0, 1]; 1 switches"
+                " stochastic depth off."
             )
         recomputed_blocks = arguments["recomputed_blocks"]
         if not isinstance(recomputed_blocks, int) or recomputed_blocks < 0:
             raise ValueError(
-                f"`recomputed_blocks` is {recomputed_blocks!r}, but must be a whole number ≥ 0; 0 keeps all."
+                f"`recomputed_blocks` is {recomputed_blocks!r}, but must be a whole number ≥ 0; 0"
+                " keeps all."
             )
         activation = choose(
             arguments["activation"] or default_activation,
@@ -142,9 +146,12 @@ class BlockNetwork(Network):
         """What every `DualBatchNormalization` of the network gets."""
         given = self._constructor_arguments
         return dict(
-            aux_branches=given["aux_branches"], momentum=given["batch_norm_momentum"], epsilon=given["batch_norm_epsilon"],
-            group_size=given["batch_norm_group_size"], aux_shares=given["aux_shares"],
-        )  # fmt: skip
+            aux_branches=given["aux_branches"],
+            momentum=given["batch_norm_momentum"],
+            epsilon=given["batch_norm_epsilon"],
+            group_size=given["batch_norm_group_size"],
+            aux_shares=given["aux_shares"],
+        )
 
     @property
     def dtype_policy_of_layers(self) -> keras.mixed_precision.Policy:
@@ -198,8 +205,8 @@ class BlockNetwork(Network):
                 RGB. Any part of the shape may be unknown when tracing.
             training: Python bool; True uses the batch's moments, dropout and stochastic
                 depth.
-            branch: whose batch norms: "main", "aux" (= "aux_1"), "aux_2", …; in inference
-                also a `BranchMixture`; in training also "main+aux", see
+            branch: whose batch norms: "main", "aux" (= "aux_1"), "aux_2", …; in
+                inference also a `BranchMixture`; in training also "main+aux", see
                 `DualBatchNormalization`.
             update_statistics: with `training=True`, whether the branch's running
                 statistics move.
@@ -351,7 +358,8 @@ def check_scaling(width: float, depth: float, dropout_rate: float) -> None:
     """
     if width <= 0 or depth <= 0:
         raise ValueError(
-            f"`width_coefficient` is {width!r} and `depth_coefficient` {depth!r}, but both must be positive."
+            f"`width_coefficient` is {width!r} and `depth_coefficient` {depth!r}, but both must be"
+            " positive."
         )
     if not 0.0 <= dropout_rate < 1.0:
         raise ValueError(f"`dropout_rate` is {dropout_rate!r}, but must lie in [0, 1).")

@@ -59,8 +59,10 @@ class _AffineOnly(keras.layers.BatchNormalization):
 
 class BranchedNorm:
     """A batch norm with branches: one of this project's networks, or a converted one of
-    Keras. Its `aux` are the auxiliary branches, which share with main what `aux_shares`
-    says; `num_replicas_together` replicas share their moments in training.
+    Keras.
+
+    Its `aux` are the auxiliary branches, which share with main what `aux_shares` says;
+    `num_replicas_together` replicas share their moments in training.
     """
 
     aux_shares = "none"
@@ -115,7 +117,8 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
     ):
         if not isinstance(aux_branches, int) or aux_branches < 0:
             raise ValueError(
-                f"`aux_branches` is {aux_branches!r}, but must be a whole number ≥ 0; 0 is a plain batch norm."
+                f"`aux_branches` is {aux_branches!r}, but must be a whole number ≥ 0; 0 is a plain"
+                " batch norm."
             )
         if not 0.0 <= momentum < 1.0:
             raise ValueError(
@@ -127,11 +130,13 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
             )
         if group_size is not None and (not isinstance(group_size, int) or group_size < 1):
             raise ValueError(
-                f"`group_size` is {group_size!r}, but must be a whole number ≥ 1, or None for the official rule."
+                f"`group_size` is {group_size!r}, but must be a whole number ≥ 1, or None for the"
+                " official rule."
             )
         if aux_shares not in AUX_SHARES:
             raise ValueError(
-                f"`aux_shares` is {aux_shares!r}, but must be one of {', '.join(map(repr, AUX_SHARES))}."
+                f"`aux_shares` is {aux_shares!r}, but must be one of"
+                f" {', '.join(map(repr, AUX_SHARES))}."
             )
         for option in ("renorm", "virtual_batch_size", "adjustment", "fused", "synchronized"):
             if option in kwargs:
@@ -166,10 +171,13 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         axis = list(self.axis) if isinstance(self.axis, (list, tuple)) else [self.axis]
         if axis not in ([-1], [rank - 1]):
             raise ValueError(
-                f"`axis` is {self.axis!r}, but only the last axis can be normalised; put the channels last."
+                f"`axis` is {self.axis!r}, but only the last axis can be normalised; put the"
+                " channels last."
             )
         super().build(input_shape)
-        for child in self.aux:  # all of them now: a branch first used inside a traced step could not create its variables there
+        # All of them now: a branch that is first used inside of a traced step could not
+        # create its variables there.
+        for child in self.aux:
             with tf.name_scope(child.name):
                 child.build(input_shape)
 
@@ -237,8 +245,8 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
             inputs: float tensor [batch, …, channels].
             training: Python bool; True normalises with the batch's moments, False with
                 the branch's running statistics.
-            branch: "main", "aux" (= "aux_1"), "aux_2", …; in inference also a mixture. In
-                training with `aux_shares="moments"` also several of them, such as
+            branch: "main", "aux" (= "aux_1"), "aux_2", …; in inference also a mixture.
+                In training with `aux_shares="moments"` also several of them, such as
                 "main+aux": equal parts of the batch, in this order, which have their
                 own gamma and beta and common moments.
             update_statistics: with `training=True`, whether the batch's moments move
@@ -253,7 +261,8 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         """
         if tf.is_tensor(training):
             raise ValueError(
-                "`training` is a tensor, but which statistics are used must be known when tracing; pass a Python bool."
+                "`training` is a tensor, but which statistics are used must be known when tracing;"
+                " pass a Python bool."
             )
         inputs = tf.cast(inputs, self.compute_dtype)
         branches = branches_in_batch(branch)
@@ -270,8 +279,9 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         """
         if self.aux_shares != "moments":
             raise ValueError(
-                f"`branch` is {'+'.join(branches)!r}, but `aux_shares` is {self.aux_shares!r}: branches "
-                "share a batch only if they share its moments; build the layer with aux_shares='moments'."
+                f"`branch` is {'+'.join(branches)!r}, but `aux_shares` is {self.aux_shares!r}:"
+                " branches share a batch only if they share its moments; build the layer with"
+                " aux_shares='moments'."
             )
         of_branches = [self.variables_of(branch) for branch in branches]
         if self.trainable:

@@ -2,7 +2,8 @@
 batch norms.
 
     model = ResNet("resnet50", num_classes=1000, aux_branches=1)
-    logits = model(images, training=True, branch="aux", seed=seed)   # calls, branches and endpoints are an EfficientNet's
+    # calls, branches and endpoints are an EfficientNet's
+    logits = model(images, training=True, branch="aux", seed=seed)
 
 Architecture: He et al., CVPR 2016, as in the official TPU `resnet_model` ("v1.5"): a
 block's stride is in its 3×3 convolution, strided convolutions have symmetric padding,
@@ -72,8 +73,9 @@ class ResNetStem(keras.layers.Layer):
 
 class BottleneckBlock(keras.layers.Layer):
     """relu(shortcut + norm(1×1(relu(norm(3×3(relu(norm(1×1(x))))))))), the shortcut
-    being x or norm(1×1(x)); or another activation in place of relu. Behind it, where
-    `denoise` names an operation, a `DenoisingBlock`.
+    being x or norm(1×1(x)); or another activation in place of relu.
+
+    Behind it, where `denoise` names an operation, a `DenoisingBlock`.
     """
 
     def __init__(
@@ -252,10 +254,10 @@ class ResNet(BlockNetwork):
             every side (Keras and PyTorch).
         activation: a key of `activations.ACTIVATIONS`, or "silu"; None is "relu".
         activation_alpha, smooth_relu_gradient: see `activations.choose`.
-        denoise: the operation of the denoising blocks, a key of `denoising.OPERATIONS`, or
-            "none".
-        denoise_stages: behind which stages there is one, of 2, 3, 4 and 5; all, as in the
-            paper, unless told.
+        denoise: the operation of the denoising blocks, a key of `denoising.OPERATIONS`,
+            or "none".
+        denoise_stages: behind which stages there is one, of 2, 3, 4 and 5; all, as in
+            the paper, unless told.
         name: scope of the variables; default: the variant.
 
     Raises:
@@ -291,18 +293,33 @@ class ResNet(BlockNetwork):
     ):
         super().__init__(
             dict(
-                variant=variant, num_classes=num_classes, aux_branches=aux_branches, width_coefficient=width_coefficient,
-                depth_coefficient=depth_coefficient, dropout_rate=dropout_rate, survival_prob=survival_prob,
-                normalization=normalization, compute_dtype=compute_dtype, batch_norm_momentum=batch_norm_momentum,
-                batch_norm_epsilon=batch_norm_epsilon, batch_norm_group_size=batch_norm_group_size, aux_shares=aux_shares,
-                recomputed_blocks=recomputed_blocks, stride_in=stride_in, pool_padding=pool_padding,
-                activation=activation, activation_alpha=activation_alpha, smooth_relu_gradient=smooth_relu_gradient,
-                denoise=denoise, denoise_stages=tuple(denoise_stages), name=name,
+                variant=variant,
+                num_classes=num_classes,
+                aux_branches=aux_branches,
+                width_coefficient=width_coefficient,
+                depth_coefficient=depth_coefficient,
+                dropout_rate=dropout_rate,
+                survival_prob=survival_prob,
+                normalization=normalization,
+                compute_dtype=compute_dtype,
+                batch_norm_momentum=batch_norm_momentum,
+                batch_norm_epsilon=batch_norm_epsilon,
+                batch_norm_group_size=batch_norm_group_size,
+                aux_shares=aux_shares,
+                recomputed_blocks=recomputed_blocks,
+                stride_in=stride_in,
+                pool_padding=pool_padding,
+                activation=activation,
+                activation_alpha=activation_alpha,
+                smooth_relu_gradient=smooth_relu_gradient,
+                denoise=denoise,
+                denoise_stages=tuple(denoise_stages),
+                name=name,
             ),
             resnet_scaling.VARIANTS,
             variant,
             "relu",
-        )  # fmt: skip
+        )
         check_choice("stride_in", stride_in, STRIDE_PLACES)
         check_choice("pool_padding", pool_padding, POOL_PADDINGS)
         check_choice("denoise", denoise, ("none", *OPERATIONS))

@@ -55,8 +55,9 @@ STAGES = (2, 3, 4, 5)  # the four groups as the papers number them: res2 to res5
 
 
 def map_size(image_size: int, stage: int) -> int:
-    """Height and width of what a stage puts out, in positions: a quarter of the image's,
-    rounded up, behind stem and pooling, and behind every stage above the first half of it.
+    """Height and width of what a stage puts out, in positions: a quarter of the
+    image's, rounded up, behind stem and pooling, and behind every stage above the first
+    half of it.
     """
     size = image_size
     for _ in range(stage):

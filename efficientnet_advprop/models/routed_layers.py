@@ -2,7 +2,8 @@
 
 Yang et al., "CondConv", NeurIPS 2019.
 
-    routing = Routing(num_experts, name="dense")(inputs)     # float32 [batch, experts], in (0, 1)
+    # float32 [batch, experts], in (0, 1)
+    routing = Routing(num_experts, name="dense")(inputs)
     outputs = RoutedPointwiseConvolution(filters, num_experts, make)(inputs, routing=routing)
 
 The official code runs one convolution per image and so needs a static batch. Here a 1×1
@@ -65,7 +66,8 @@ class ExpertKernels(keras.layers.Layer):
     def kernel_shape(self, channels: int) -> list[int]:
         """The shape of one expert's kernel, [height, width, in, out]."""
         raise NotImplementedError(
-            f"{type(self).__name__} has no kernels of its own; use a subclass that says their shape."
+            f"{type(self).__name__} has no kernels of its own; use a subclass that says their"
+            " shape."
         )
 
     def build(self, input_shape):
@@ -80,9 +82,12 @@ class ExpertKernels(keras.layers.Layer):
             f"{network}/model/{block}/{own}/"
         ):  # the slash at the end: not below the current scope
             self.experts = self.add_weight(
-                self.weight_name, [self.num_experts, shape[0] * shape[1] * shape[2] * shape[3]], tf.float32,
-                initialize, experimental_autocast=False,
-            )  # fmt: skip
+                self.weight_name,
+                [self.num_experts, shape[0] * shape[1] * shape[2] * shape[3]],
+                tf.float32,
+                initialize,
+                experimental_autocast=False,
+            )
         self.built = True
 
     def mix(self, routing: tf.Tensor, shape: list[int]) -> tf.Tensor:

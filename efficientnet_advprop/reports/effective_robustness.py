@@ -36,10 +36,10 @@ class LinearFit:
 
 
 # Of ImageNet-A and -R the base is ImageNet's accuracy among the same 200 classes, as in
-# the testbed. ImageNet-A was selected against a ResNet-50, whose accuracy there, 91.86 %,
-# divides the two lines. The constants are those that its plotting code prints for its
-# published table of results, as public code quotes them; docs/robustness.md says how they
-# were checked. None was found for ImageNet-C.
+# the testbed. ImageNet-A was selected against a ResNet-50, whose accuracy there, 91.86
+# %, divides the two lines. The constants are those that its plotting code prints for
+# its published table of results, as public code quotes them; docs/robustness.md says
+# how they were checked. None was found for ImageNet-C.
 _RESNET50 = 0.9186
 FITS = (
     LinearFit("imagenet_v2/matched-frequency", "imagenet", 0.9113725552359271, -0.4813069457734013),

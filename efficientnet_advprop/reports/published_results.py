@@ -3,7 +3,8 @@ with.
 
 Usage:
 
-    find_published("b3-advprop", "imagenet_c")      # PublishedFigure(57.8, "mCE", "recalled", …)
+    # PublishedFigure(57.8, "mCE", "recalled", …)
+    find_published("b3-advprop", "imagenet_c")
     mean_corruption_error(errors, ALEXNET_ERRORS)   # mCE of ImageNet-C
 
 Top-1 on ImageNet is in `models.checkpoints.published_checkpoints`; this module contains
@@ -87,7 +88,8 @@ _PAPER_FIGURES = {
     ),
 }
 # Taori et al., NeurIPS 2020: rows of the table of results of their testbed
-# (imagenet-testbed), of the same weights converted to PyTorch. Only rows that were read.
+# (imagenet-testbed), of the same weights converted to PyTorch. Only rows that were
+# read.
 _TESTBED = "Taori et al., NeurIPS 2020, testbed"
 _TESTBED_FIGURES = {
     "b0-autoaugment": {
@@ -125,8 +127,8 @@ def find_published(checkpoint: Optional[str], suite: str) -> Optional[PublishedF
     Args:
         checkpoint: a name in `published_checkpoints.PUBLISHED`, such as "b3-advprop";
             None: an unpublished network.
-        suite: "imagenet", "imagenet_c" (its mCE), "imagenet_a", "stylized"; and for some
-            networks ImageNet-V2, -R, -Sketch and ObjectNet.
+        suite: "imagenet", "imagenet_c" (its mCE), "imagenet_a", "stylized"; and for
+            some networks ImageNet-V2, -R, -Sketch and ObjectNet.
     """
     row = published_checkpoints.PUBLISHED.get(checkpoint)
     if row is None:

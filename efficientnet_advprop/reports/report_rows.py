@@ -184,8 +184,10 @@ def _measure_together(measured: Measured, test_set: TestSetName) -> Optional[Mea
     return dataclasses.replace(
         last,
         suite=test_set.chain,
-        feeding=f"{describe_feeding(conditions.image_size, conditions.crop)}; AutoAttack {version}; "
-        f"{conditions.branch} batch norms",
+        feeding=(
+            f"{describe_feeding(conditions.image_size, conditions.crop)}; AutoAttack {version}; "
+            f"{conditions.branch} batch norms"
+        ),
         remarks=list(remarks),
     )
 
@@ -253,9 +255,11 @@ def _problems_of_sets(problems_of: Mapping[str, Sequence[str]]) -> list[str]:
         for problem in problems:
             sets_with.setdefault(problem, []).append(name)
     descriptions = [
-        f"{names[0]}: {problem}"
-        if len(names) == 1
-        else f"{len(names)} sets ({names[0]}, …): {problem}"
+        (
+            f"{names[0]}: {problem}"
+            if len(names) == 1
+            else f"{len(names)} sets ({names[0]}, …): {problem}"
+        )
         for problem, names in sets_with.items()
     ]
     return descriptions[:3] + (

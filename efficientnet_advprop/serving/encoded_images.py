@@ -26,7 +26,10 @@ MAX_PIXELS = (
     64 * 2**20
 )  # of an image, before decoding: 8192 × 8192; decoded and as floats it takes a gigabyte
 EMPTY = "empty: no bytes were sent"
-UNKNOWN_FORMAT = "unknown format: not a JPEG, PNG, GIF or BMP file (WebP, AVIF, HEIC and TIFF must be converted first)"
+UNKNOWN_FORMAT = (
+    "unknown format: not a JPEG, PNG, GIF or BMP file (WebP, AVIF, HEIC and TIFF must be converted"
+    " first)"
+)
 UNSUPPORTED_BMP = (
     "unsupported BMP: only 24 or 32 bits per pixel, without palette and compression; convert it"
 )

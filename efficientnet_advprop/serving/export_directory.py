@@ -4,7 +4,8 @@ each there as a whole or not at all.
 Usage:
 
     with new_version(export_dir, num_bytes) as version:
-        ...                                   # write into version.staging; an exception in here leaves nothing behind
+        # write into version.staging; an exception in here leaves nothing behind
+        ...
     print(version.path)
 """
 
@@ -67,7 +68,8 @@ def new_version(export_dir: str, num_bytes: int) -> Iterator[Version]:
     try:
         if tf.io.gfile.exists(export_dir) and not tf.io.gfile.isdir(export_dir):
             raise ExportError(
-                f"`export_dir` is {export_dir!r}, which is a file; give a directory, which may exist."
+                f"`export_dir` is {export_dir!r}, which is a file; give a directory, which may"
+                " exist."
             )
         is_new = not tf.io.gfile.exists(export_dir)
         tf.io.gfile.makedirs(export_dir)
@@ -79,8 +81,8 @@ def new_version(export_dir: str, num_bytes: int) -> Iterator[Version]:
         free = shutil.disk_usage(staging).free
         if free < num_bytes:
             raise ExportError(
-                f"`export_dir` is {export_dir!r}, where {free / 1e6:.0f} MB are free, but {num_bytes / 1e6:.0f} MB are needed; "
-                "make room or give another directory."
+                f"`export_dir` is {export_dir!r}, where {free / 1e6:.0f} MB are free, but"
+                f" {num_bytes / 1e6:.0f} MB are needed; make room or give another directory."
             )
         yield version
         os.chmod(staging, 0o755)  # mkdtemp lets only its owner in; the server may be another user
@@ -119,5 +121,6 @@ def _upload(staging: str, path: str) -> None:
 
 def _cannot_write(export_dir: str, error: BaseException) -> ExportError:
     return ExportError(
-        f"`export_dir` is {export_dir!r}, where the export cannot be written: {brief_message(error)}. Nothing was left behind."
+        f"`export_dir` is {export_dir!r}, where the export cannot be written:"
+        f" {brief_message(error)}. Nothing was left behind."
     )

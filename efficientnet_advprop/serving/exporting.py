@@ -63,7 +63,10 @@ class Export:
     agreement: Union[verification.Agreement, verification.FeatureAgreement]
 
     def __str__(self):
-        return f"{self.path}: {self.num_bytes / 1e6:.1f} MB\n  checked in a fresh process: {self.agreement}"
+        return (
+            f"{self.path}: {self.num_bytes / 1e6:.1f} MB\n  checked in a fresh process:"
+            f" {self.agreement}"
+        )
 
 
 def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) -> Export:
@@ -97,7 +100,8 @@ def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) ->
     num_bytes = 4 * folded.num_weights
     if num_bytes >= _MAX_PROTO_BYTES and options.format in ("saved_model", "onnx"):
         raise ExportError(
-            f"the network has {num_bytes / 1e9:.1f} GB of weights, more than this format's 2 GB; use --format=keras."
+            f"the network has {num_bytes / 1e9:.1f} GB of weights, more than this format's 2 GB;"
+            " use --format=keras."
         )
     if options.format == "onnx":
         onnx_conversion.check_environment(options.onnx_python)  # at once, not after a minute's work
@@ -202,12 +206,14 @@ def _check_options(options: ExportOptions) -> None:
         )
     if options.end_point is not None and options.format == "keras":
         raise ConfigError(
-            f"`--end_point` is {options.end_point!r}, but a Keras file is the model, which has every end point by "
-            "`model.features(images)`; leave the flag out, or choose another --format."
+            f"`--end_point` is {options.end_point!r}, but a Keras file is the model, which has"
+            " every end point by `model.features(images)`; leave the flag out, or choose another"
+            " --format."
         )
     if options.quantization == "full_integer" and not options.calibration_dir:
         raise ConfigError(
-            "`--quantization` is 'full_integer', whose ranges are measured: give some hundred images by --calibration_dir."
+            "`--quantization` is 'full_integer', whose ranges are measured: give some hundred"
+            " images by --calibration_dir."
         )
 
 
@@ -217,8 +223,8 @@ def _check_end_point(folded: InferenceNetwork, name: str) -> None:
         hint = f"did you mean {close[0]!r}?" if close else "see `Network.features`."
         last = max(int(other[6:]) for other in folded.end_point_names if other[6:].isdigit())
         raise ConfigError(
-            f"`--end_point` is {name!r}, but must be one of the network's, from 'stem' and 'block_0' to 'block_{last}', "
-            f"'features', 'pooled_features' and 'head'; {hint}"
+            f"`--end_point` is {name!r}, but must be one of the network's, from 'stem' and"
+            f" 'block_0' to 'block_{last}', 'features', 'pooled_features' and 'head'; {hint}"
         )
 
 

@@ -2,7 +2,8 @@
 main branch, float32.
 
     network = InferenceNetwork(model, image_size=224)
-    endpoints = network(images)                 # inside a tf.function: {"logits": …, "pooled_features": …, "reduction_1": …, …}
+    # inside a tf.function: {"logits": …, "pooled_features": …, "reduction_1": …, …}
+    endpoints = network(images)
 
 Why constants: a constant kernel lets oneDNN keep its reordered copy from call to call,
 and Grappler join convolution, bias and activation into one kernel; behind a variable,

@@ -19,8 +19,9 @@ from efficientnet_advprop.serving.network import InferenceNetwork
 
 OPSET = 17
 _INSTALL = (
-    "make an environment for it: python3.11 -m venv onnx-env && onnx-env/bin/pip install tensorflow==2.15.1 tf2onnx==1.17.0 "
-    "onnx==1.17.0 onnxruntime; then add --onnx_python=onnx-env/bin/python"
+    "make an environment for it: python3.11 -m venv onnx-env && onnx-env/bin/pip install"
+    " tensorflow==2.15.1 tf2onnx==1.17.0 onnx==1.17.0 onnxruntime; then add"
+    " --onnx_python=onnx-env/bin/python"
 )
 
 
@@ -63,7 +64,8 @@ def convert(
         finished = _run([*command, "--inputs-as-nchw", "images"])
     if finished.returncode != 0 or not os.path.exists(path):
         raise ExportError(
-            f"tf2onnx could not convert the network: {' | '.join(finished.stderr.strip().splitlines()[-3:])}"
+            "tf2onnx could not convert the network:"
+            f" {' | '.join(finished.stderr.strip().splitlines()[-3:])}"
         )
 
 

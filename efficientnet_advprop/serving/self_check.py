@@ -57,7 +57,8 @@ def run_tflite(path, images, output):
     import tensorflow as tf
 
     interpreter = tf.lite.Interpreter(path, num_threads=2)
-    interpreter.allocate_tensors()  # before a runner is made: this is where the fast kernels (XNNPACK) come in
+    # Before a runner is made: this is where the fast kernels (XNNPACK) come in.
+    interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
     dtype = runner.get_input_details()["images"]["dtype"]
     if dtype == np.uint8:

@@ -1,18 +1,17 @@
 """What a served network answers: the signatures of the SavedModel.
 
-| signature              | input                                   | outputs                                                   |
-|------------------------|-----------------------------------------|-----------------------------------------------------------|
-| `serving_default`      | `image_bytes` string [batch]            | `classes`, `probabilities`, `labels` [batch, k], `error`  |
-| `predict_images`       | `images` float32 [batch, size, size, 3] | `logits`, `probabilities` [batch, num_classes]            |
-| `predict_images_uint8` | `images` uint8 [batch, size, size, 3]   | the same                                                  |
-| `features`             | `images` float32 [batch, size, size, 3] | `pooled_features` [batch, c], `reduction_1` … `reduction_5`
-                                                                     and the end point that the export was asked for
+* `serving_default`: `image_bytes` string [batch] → `classes`, `probabilities`, `labels`
+  [batch, k] and `error` [batch];
+* `predict_images`: `images` float32 [batch, size, size, 3] → `logits` and
+  `probabilities` [batch, num_classes];
+* `predict_images_uint8`: `images` uint8 [batch, size, size, 3] → the same;
+* `features`: `images` float32 [batch, size, size, 3] → `pooled_features` [batch, c],
+  `reduction_1` … `reduction_5` and the end point that the export was asked for.
 
 Of a Keras model there are no `features`. Pixels are RGB in 0…255; the normalisation is
-inside. In `serving_default`, which has
-the whole pre-processing inside, `error` [batch] is "" for a good image; for a bad one
-it says why, and that row's classes are −1, its probabilities 0, its labels "". An empty
-batch has an empty answer.
+inside. In `serving_default`, which has the whole pre-processing inside, `error` [batch]
+is "" for a good image; for a bad one it says why, and that row's classes are −1, its
+probabilities 0, its labels "". An empty batch has an empty answer.
 """
 
 from typing import Optional, Sequence, Union

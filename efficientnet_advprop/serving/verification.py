@@ -58,13 +58,22 @@ class Agreement:
     export_accuracy: Optional[float] = None
 
     def __str__(self):
-        text = f"same top-1 on {self.num_same_top1} of {self.num_images} images, |Δp| ≤ {self.max_probability_difference:.2g}"
+        text = (
+            f"same top-1 on {self.num_same_top1} of {self.num_images} images, |Δp| ≤"
+            f" {self.max_probability_difference:.2g}"
+        )
         if self.model_noise is not None:
-            text += f" (float32 rounding alone moves this network's probabilities by up to {self.model_noise:.2g})"
+            text += (
+                " (float32 rounding alone moves this network's probabilities by up to"
+                f" {self.model_noise:.2g})"
+            )
         if self.model_accuracy is None:
             return text
         lost = 100 * (self.model_accuracy - self.export_accuracy)
-        accuracies = f"{100 * self.export_accuracy:.2f} % against the model's {100 * self.model_accuracy:.2f} %"
+        accuracies = (
+            f"{100 * self.export_accuracy:.2f} % against the model's"
+            f" {100 * self.model_accuracy:.2f} %"
+        )
         return f"{text}; accuracy {accuracies} ({lost:.2f} points lost)"
 
 
@@ -214,7 +223,8 @@ def verify_features(
     agreement = FeatureAgreement(end_point, len(expected), difference, noise)
     if tolerance is not None and not difference <= tolerance:
         raise ExportError(
-            f"the export did not pass its check, which allows {tolerance:g}: {agreement}. Nothing was left behind."
+            f"the export did not pass its check, which allows {tolerance:g}: {agreement}. Nothing"
+            " was left behind."
         )
     return agreement
 
@@ -291,7 +301,8 @@ def verify(
     agreement = Agreement(len(expected), int(np.sum(same)), difference, noise, **accuracies)
     if tolerance is not None and (not same.all() or not difference <= tolerance):
         raise ExportError(
-            f"the export did not pass its check, which allows |Δp| ≤ {tolerance:g}: {agreement}. Nothing was left behind."
+            f"the export did not pass its check, which allows |Δp| ≤ {tolerance:g}: {agreement}."
+            " Nothing was left behind."
         )
     return agreement
 

@@ -107,8 +107,8 @@ def render_html(demo: DemoReport) -> str:
 
 
 def _headline(demo: DemoReport, name: str) -> dict:
-    """Bars of the accuracies of the models that measured it, on a test set or on average
-    over a corrupted suite.
+    """Bars of the accuracies of the models that measured it, on a test set or on
+    average over a corrupted suite.
     """
     of = demo.report.comparison.measured
     if name != demo.corrupted:

@@ -169,8 +169,8 @@ class Study:
             self.autoattack_epsilon is None or self.autoattack_images < 1
         ):
             raise ConfigError(
-                f"`autoattack_images` is {self.autoattack_images!r}, but must be ≥ 1, and goes with "
-                "`autoattack_epsilon`."
+                f"`autoattack_images` is {self.autoattack_images!r}, but must be ≥ 1, and goes with"
+                " `autoattack_epsilon`."
             )
         for name, arm in self.arms.items():
             if not re.fullmatch(r"[\w.-]+", name):

@@ -3,7 +3,8 @@ need.
 
 Usage:
 
-    read_scores("runs/study", "advprop/seed_3")     # {"clean": 0.97, …, "processor_seconds": 71.2}
+    # {"clean": 0.97, …, "processor_seconds": 71.2}
+    read_scores("runs/study", "advprop/seed_3")
     seconds_left(study, "runs/study", num_parallel=2)
 
 <output_dir>/runs/<arm>/seed_<n>/scores.json contains the accuracies of a run. A run is

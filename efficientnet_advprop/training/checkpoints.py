@@ -4,7 +4,7 @@ one.
     <model_dir>/config.json                  the effective config
     <model_dir>/labels_map.txt               the names of the classes, where the data tell them
     <model_dir>/run.json                     what else decides the run, see `run_facts`
-    <model_dir>/checkpoints/ckpt-<step>.*    every variable of the run by its name: all that a restarted one needs
+    <model_dir>/checkpoints/ckpt-<step>.*    every variable of the run by its name
     <model_dir>/best/ckpt-<step>.*           the same, of the highest validation accuracy
     <model_dir>/metrics.jsonl, summaries/    see `progress`
 
@@ -74,7 +74,8 @@ def read_config(model_dir: str) -> ExperimentConfig:
     path = os.path.join(model_dir, _CONFIG_FILE)
     if not tf.io.gfile.exists(path):
         raise CheckpointError(
-            f"`model_dir` is {model_dir!r}, which holds no {_CONFIG_FILE}; give the --model_dir of a training run."
+            f"`model_dir` is {model_dir!r}, which holds no {_CONFIG_FILE}; give the --model_dir of"
+            " a training run."
         )
     with tf.io.gfile.GFile(path, "rb") as file:
         contents = file.read()
@@ -297,7 +298,8 @@ class Checkpoints:
             return path
         if problems:
             raise CheckpointError(
-                f"no checkpoint can be read ({'; '.join(problems)}); start again with an empty --model_dir."
+                f"no checkpoint can be read ({'; '.join(problems)}); start again with an empty"
+                " --model_dir."
             )
         return None
 
@@ -358,8 +360,9 @@ class Checkpoints:
         ]
         if wrong:
             raise CheckpointError(
-                f"the state of step {step} is not saved, because {wrong[0]!r} and {len(wrong) - 1} more variables are not "
-                f"finite; {earlier}. Lower `config.optimizer.learning_rate_per_256`."
+                f"the state of step {step} is not saved, because {wrong[0]!r} and {len(wrong) - 1}"
+                f" more variables are not finite; {earlier}. Lower"
+                " `config.optimizer.learning_rate_per_256`."
             )
         try:
             manager.save(checkpoint_number=step)
@@ -369,8 +372,9 @@ class Checkpoints:
         except (tf.errors.OpError, OSError) as error:
             self._remove_unfinished(manager, step)
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be written into {manager.directory}: {brief_message(error)}; "
-                f"{earlier}. Make room there and start again: training goes on from the last checkpoint."
+                f"the checkpoint of step {step} could not be written into {manager.directory}:"
+                f" {brief_message(error)}; {earlier}. Make room there and start again: training"
+                " goes on from the last checkpoint."
             ) from error
 
     def _remove_unfinished(self, manager, step):
@@ -400,7 +404,8 @@ def by_name(variables: Iterable[tf.Variable]) -> dict[str, tf.Variable]:
     if len(named) < len(variables):
         names = [official_name(variable.name) for variable in variables]
         raise ValueError(
-            f"`variables` has {max(names, key=names.count)!r} twice; a checkpoint could not tell them apart."
+            f"`variables` has {max(names, key=names.count)!r} twice; a checkpoint could not tell"
+            " them apart."
         )
     return named
 
@@ -427,7 +432,8 @@ def load_averaged_model(
     trained = _restore_network(model_dir, which)
     config = read_config(model_dir)
     if config.model.smooth_relu_gradient != "none":
-        # A diagnosis of training; who attacks the trained network follows its own gradient.
+        # A diagnosis of training; who attacks the trained network follows its own
+        # gradient.
         config.model.smooth_relu_gradient = "none"
         config.model.activation_alpha = None
     model = assembly.make_model(config, aux_branches=aux_branches)

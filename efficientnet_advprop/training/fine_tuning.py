@@ -2,7 +2,8 @@
 
 Usage:
 
-    freeze(model, "blocks_10")                  # stem to blocks_10; before the optimizer is made
+    # stem to blocks_10; before the optimizer is made
+    freeze(model, "blocks_10")
     factors = learning_rate_factors(model, layer_decay=0.9, head_factor=10.0)
     report = initialize(state, "b3-advprop")    # before the first step
 

@@ -61,9 +61,14 @@ class Result:
 
 # What a reduction that lacks a worker ends with.
 _PEER_ERRORS = (
-    tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError,
-    tf.errors.InternalError, tf.errors.UnavailableError, tf.errors.UnknownError,
-)  # fmt: skip
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
+)
 
 
 def _with_readable_errors(train: Callable) -> Callable:
@@ -88,12 +93,14 @@ def _with_readable_errors(train: Callable) -> Callable:
                 and "allocating" in error.message
             ):
                 raise TrainingError(
-                    f"memory is short ({message}). Lower `config.training.global_batch_size` (now "
-                    f"{config.training.global_batch_size}) or raise `config.training.accumulation_steps` (now "
-                    f"{config.training.accumulation_steps})."
+                    f"memory is short ({message}). Lower `config.training.global_batch_size` (now"
+                    f" {config.training.global_batch_size}) or raise"
+                    " `config.training.accumulation_steps` (now"
+                    f" {config.training.accumulation_steps})."
                 ) from error
             raise TrainingError(
-                f"{message} ({type(error).__name__}). The checkpoints so far are intact; the same command goes on from them."
+                f"{message} ({type(error).__name__}). The checkpoints so far are intact; the same"
+                " command goes on from them."
             ) from error
 
     return wrapped
@@ -107,8 +114,9 @@ def _explain_loss(workers: Workers) -> str:
         else "another worker has failed, or hangs"
     )
     return (
-        f"{who}; its own message, if it could give one, says why. This is worker {workers.index}. The checkpoints so far are "
-        "intact; started again on all machines, the same command goes on from them."
+        f"{who}; its own message, if it could give one, says why. This is worker {workers.index}."
+        " The checkpoints so far are intact; started again on all machines, the same command goes"
+        " on from them."
     )
 
 
@@ -199,7 +207,8 @@ def _run(
     with strategy.scope():
         state = assembly.make_state(config)
         averaged_model = assembly.make_model(config, aux_branches=0)
-    # 2. The newest readable checkpoint is restored: model, optimizer, averages, step and
+    # 2. The newest readable checkpoint is restored: model, optimizer, averages, step
+    # and
     #    best accuracy.
     saved = checkpoints.Checkpoints(
         model_dir, state, config.training.keep_last, strategy=strategy, writes=workers.is_chief
@@ -239,10 +248,11 @@ def _run(
     )
 
     validated = f"{num_validation:,} for validation" if evaluates else "without evaluation"
+    shared = f" on {workers.count} workers, of which this is {workers.index}"
     log(
-        f"{config.training.method} training of {state.model.name} ({state.model.count_params():,} parameters) on "
-        f"{num_examples:,} images, {validated}; replicas: {strategy.num_replicas_in_sync}"
-        f"{f' on {workers.count} workers, of which this is {workers.index}' if workers.count > 1 else ''}; "
+        f"{config.training.method} training of {state.model.name} "
+        f"({state.model.count_params():,} parameters) on {num_examples:,} images, {validated}; "
+        f"replicas: {strategy.num_replicas_in_sync}{shared if workers.count > 1 else ''}; "
         f"{f'going on from {restored}' if restored else f'starting in {model_dir}'}"
     )
     without_effect = config.fields_without_effect()
@@ -313,7 +323,8 @@ def _run(
     if step < total_steps:
         reason = stop.reason or "the signal that another worker got"
         log(
-            f"stopped by {reason}; step {step} of {total_steps} is saved in {model_dir}: the same command goes on from there"
+            f"stopped by {reason}; step {step} of {total_steps} is saved in {model_dir}: the same"
+            " command goes on from there"
         )
     else:
         best = (
@@ -344,14 +355,14 @@ def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:
     parts = num_replicas * config.training.accumulation_steps
     if config.training.global_batch_size % parts:
         raise ConfigError(
-            f"`config.training.global_batch_size` is {config.training.global_batch_size}, but must divide by the "
-            f"{num_replicas} replicas times `config.training.accumulation_steps` = {config.training.accumulation_steps}; take "
-            f"a multiple of {parts}."
+            f"`config.training.global_batch_size` is {config.training.global_batch_size}, but must"
+            f" divide by the {num_replicas} replicas times `config.training.accumulation_steps` ="
+            f" {config.training.accumulation_steps}; take a multiple of {parts}."
         )
     if config.training.eval_batch_size % num_replicas:
         raise ConfigError(
-            f"`config.training.eval_batch_size` is {config.training.eval_batch_size}, but must divide by the "
-            f"{num_replicas} replicas; take a multiple of {num_replicas}."
+            f"`config.training.eval_batch_size` is {config.training.eval_batch_size}, but must"
+            f" divide by the {num_replicas} replicas; take a multiple of {num_replicas}."
         )
     share, size = (
         METHODS[config.training.method].adversarial_share,
@@ -359,8 +370,9 @@ def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:
     )
     if share is not None and not 0 < round(share * size) < size:
         raise ConfigError(
-            f"`config.training.global_batch_size` is {config.training.global_batch_size}, but {config.training.method!r} "
-            f"makes {share:g} of the {size} images adversarial that a replica takes at once; take at least {3 * parts}."
+            f"`config.training.global_batch_size` is {config.training.global_batch_size}, but"
+            f" {config.training.method!r} makes {share:g} of the {size} images adversarial that a"
+            f" replica takes at once; take at least {3 * parts}."
         )
     assembly.check_denoising(config, num_replicas)
     assembly.check_batch_norm_groups(config, num_replicas)
@@ -423,8 +435,9 @@ def make_evaluation(
 
 def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callable]:
     """Makes a function without arguments that returns a few validation images, always
-    the same, and their adversarial versions by the training step's attack. None for a
-    method without an attack.
+    the same, and their adversarial versions by the training step's attack.
+
+    None for a method without an attack.
     """
     attack = assembly.make_attack(config)
     if attack is None:
@@ -472,8 +485,10 @@ def _check_losses(sums: dict, first_step: int, config: ExperimentConfig) -> None
     if len(bad):
         listed = ", ".join(map(str, bad[:5])) + (f", … {bad[-1]}" if len(bad) > 5 else "")
         raise TrainingError(
-            f"the loss is not finite at step{'s'[: len(bad) > 1]} {listed}. Nothing was saved after step {first_step}; the "
-            "checkpoints up to it are intact. Lower `config.optimizer.learning_rate_per_256` (now "
-            f"{config.optimizer.learning_rate_per_256:g}), lengthen `config.optimizer.warmup_epochs`, or compute in float32, "
-            "in a --model_dir of its own."
+            f"the loss is not finite at step{'s'[: len(bad) > 1]} {listed}. Nothing was saved after"
+            f" step {first_step}; the checkpoints up to it are intact. Lower"
+            " `config.optimizer.learning_rate_per_256` (now"
+            f" {config.optimizer.learning_rate_per_256:g}), lengthen"
+            " `config.optimizer.warmup_epochs`, or compute in float32, in a --model_dir of its"
+            " own."
         )

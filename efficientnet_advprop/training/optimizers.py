@@ -4,7 +4,8 @@ tuned.
 Usage:
 
     optimizer = RMSProp(model.trainable_variables)          # under the strategy's scope
-    optimizer.apply(gradients, learning_rate)               # in a replica, with summed gradients
+    # in a replica, with summed gradients
+    optimizer.apply(gradients, learning_rate)
 
 Keras's optimizers compute differently: here, RMSProp adds ε inside the square root, and
 its mean square starts at one. The updates are TensorFlow's fused kernels, which exist

@@ -2,7 +2,8 @@
 compared when it goes on.
 
     facts = RunFacts(num_train_images=300, …)
-    warnings = facts.require_same_run(model_dir, data_dir)     # raises if it would be another run
+    # raises if it would be another run
+    warnings = facts.require_same_run(model_dir, data_dir)
     facts.write(model_dir)
 
 The number of training images turns epochs into updates, hence the learning rate and the
@@ -79,20 +80,21 @@ class RunFacts:
                     else "on which its best checkpoint was not chosen"
                 )
                 raise ConfigError(
-                    f"`data_dir` is {data_dir!r}, which holds {now:,} {split} images, {moved}; the "
-                    f"run in `model_dir` {model_dir!r} began with {before:,}. Give the data that it "
-                    "began with, or another --model_dir."
+                    f"`data_dir` is {data_dir!r}, which holds {now:,} {split} images, {moved}; the"
+                    f" run in `model_dir` {model_dir!r} began with {before:,}. Give the data that"
+                    " it began with, or another --model_dir."
                 )
         warnings = [
-            f"the {split} files in {data_dir} are not those that the run began with, though as many "
-            "images: it goes on with them, in their own order"
+            f"the {split} files in {data_dir} are not those that the run began with, though as many"
+            " images: it goes on with them, in their own order"
             for split in ("train", "validation")
             if "" != getattr(kept, f"{split}_files") != getattr(self, f"{split}_files") != ""
         ]
         if kept.num_replicas != self.num_replicas:
             warnings.append(
-                f"the run began on {kept.num_replicas} replicas and goes on with {self.num_replicas}: "
-                "batch moments are of other groups of images, and random numbers are others"
+                f"the run began on {kept.num_replicas} replicas and goes on with"
+                f" {self.num_replicas}: batch moments are of other groups of images, and random"
+                " numbers are others"
             )
         return warnings
 

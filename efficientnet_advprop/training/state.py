@@ -37,8 +37,8 @@ def role_of(name: str) -> Role:
     """The role of a variable of a model, derived from its name.
 
     Raises:
-        ValueError: the variable belongs to no batch norm, and is no kernel, bias or α. Add
-            new kinds of variables to this function before training them.
+        ValueError: the variable belongs to no batch norm, and is no kernel, bias or α.
+            Add new kinds of variables to this function before training them.
     """
     *scopes, leaf = official_name(name).split("/")
     if leaf in BATCH_NORM_LEAVES:

@@ -30,7 +30,9 @@ def start(module, *arguments):
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """name → (exit code, stdout, stderr) of programs that ran side by side; and the folder with their images."""
+    """name → (exit code, stdout, stderr) of programs that ran side by side; and the
+    folder with their images.
+    """
     root = tmp_path_factory.mktemp("doors")
     random = np.random.default_rng(0)
     for label in range(10):

@@ -81,7 +81,10 @@ def test_a_broken_rule_names_field_and_value(name, value, rule):
 def test_batch_must_divide_by_accumulation_steps():
     with pytest.raises(
         ConfigError,
-        match=r"`config.training.global_batch_size` is 4096, but must divide by .*accumulation_steps` = 3",
+        match=(
+            r"`config.training.global_batch_size` is 4096, but must divide by"
+            r" .*accumulation_steps` = 3"
+        ),
     ):
         with_field("training.accumulation_steps", 3).validate()
 
@@ -135,7 +138,8 @@ def test_every_variant_is_valid():
 
 def test_defaults_agree_with_the_paper():
     config = ExperimentConfig()
-    # AdvProp by PGD1, batch 4096 and the official recipe: learning rate 0.016 per 256 images, hence 0.256.
+    # AdvProp by PGD1, batch 4096 and the official recipe: learning rate 0.016 per 256
+    # images, hence 0.256.
     assert (
         config.optimizer.learning_rate_per_256 * config.training.global_batch_size / 256
         == pytest.approx(0.256)
@@ -191,7 +195,9 @@ def test_override_names_are_checked():
     config_lib.check_override_name("attack.epsilon")
     with pytest.raises(
         ConfigError,
-        match=r"`config.epsilon` is no field.*`config.attack.epsilon` or `config.optimizer.epsilon`",
+        match=(
+            r"`config.epsilon` is no field.*`config.attack.epsilon` or `config.optimizer.epsilon`"
+        ),
     ):
         config_lib.check_override_name("epsilon")
 
@@ -236,7 +242,8 @@ def test_a_method_brings_what_it_prescribes():
         get_config("resnet", f"resnet50-{method}") for method in ("vanilla", "fast_advprop")
     )
     fast.validate()
-    # Mei et al.: PGD1 from noise, untargeted, batch statistics; 105 epochs / 1.2, and the schedule with them.
+    # Mei et al.: PGD1 from noise, untargeted, batch statistics; 105 epochs / 1.2, and
+    # the schedule with them.
     attack = fast.attack
     assert (attack.epsilon, attack.num_steps, attack.step_size, attack.random_start) == (
         1.0,

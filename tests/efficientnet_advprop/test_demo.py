@@ -1,4 +1,6 @@
-"""The demo as a newcomer runs it, cut to one epoch; and again, when nothing is left to do but the report."""
+"""The demo as a newcomer runs it, cut to one epoch; and again, when nothing is left to
+do but the report.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""`prepare` as a program: classes by number and by name, what is passed over, and what ends it by one message."""
+"""`prepare` as a program: classes by number and by name, what is passed over, and what
+ends it by one message.
+"""
 
 import json
 import os
@@ -54,7 +56,9 @@ def labels_in(folder, prefix):
 
 
 def test_both_splits_are_numbered_alike(tmp_path):
-    """With numbered folders, a hidden one in one split only, and a class that validation lacks."""
+    """With numbered folders, a hidden one in one split only, and a class that
+    validation lacks.
+    """
     images = tmp_path / "images [1]"
     write_split(images / "train", {"10": 2, "9": 3, "1": 1, ".ipynb_checkpoints": 1})
     write_split(images / "validation", {"9": 1, "10": 1})
@@ -108,7 +112,8 @@ def test_an_empty_class_is_one_message(tmp_path):
     write_split(tmp_path / "images [1]" / "train", {"a": 1, "aa": 0, "b": 1})
     write_split(tmp_path / "images [1]" / "validation", {"a": 1, "b": 1})
     done = prepare(tmp_path)
-    # TensorFlow 2.21 greets on stderr whatever its log level; the rest is one line of ours.
+    # TensorFlow 2.21 greets on stderr whatever its log level; the rest is one line of
+    # ours.
     messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and len(messages) == 1 and "Traceback" not in done.stderr
     assert re.search("/train' has 1 of 3 .* without an image .*: aa. Put images", done.stderr)

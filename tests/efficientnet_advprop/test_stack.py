@@ -1,4 +1,6 @@
-"""What fits together: requirements as PyPI has them for these versions, and Keras 2 in every process."""
+"""What fits together: requirements as PyPI has them for these versions, and Keras 2 in
+every process.
+"""
 
 import os
 import pathlib
@@ -88,7 +90,10 @@ def test_what_fits(versions, python):
             {**ON_A_TPU_VM, "tensorflow": "2.20.0"},
             (3, 12),
             "tensorflow 2.20.0 and tensorflow-tpu 2.20.0 are both installed",
-            "pip uninstall -y tensorflow tensorflow-tpu, then pip install --no-deps -r requirements-tpu.txt",
+            (
+                "pip uninstall -y tensorflow tensorflow-tpu, then pip install --no-deps -r"
+                " requirements-tpu.txt"
+            ),
         ),
         (
             {**ON_221, "tensorflow-cpu": "2.20.0"},
@@ -129,8 +134,10 @@ def test_what_fits(versions, python):
         (
             {**ON_A_TPU_VM, "libtpu": "0.0.52"},
             (3, 12),
-            "libtpu is 0.0.52, with which tensorflow-tpu 2.20.0 ends the process at its import; the "
-            "newest that loads is 0.0.",
+            (
+                "libtpu is 0.0.52, with which tensorflow-tpu 2.20.0 ends the process at its import;"
+                " the newest that loads is 0.0."
+            ),
             "--no-deps -r requirements-tpu.txt",
         ),
         (
@@ -181,7 +188,9 @@ def test_this_environment():
 
 
 def test_keras_2_without_asking():
-    """Where it is hardest: after Keras 3 has been loaded; on 2.15, where a variable asks for a package that is not there."""
+    """Where it is hardest: after Keras 3 has been loaded; on 2.15, where a variable
+    asks for a package that is not there.
+    """
     has_keras_3 = stack.is_at_least(tf.__version__, stack.FIRST_WITH_KERAS_3)
     variables = {
         **os.environ,
@@ -212,9 +221,12 @@ def test_a_program_says_in_one_line_what_is_missing(tmp_path):
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.9\n")
     run = subprocess.run(
-        [sys.executable, "-m", "efficientnet_advprop.train"], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-m", "efficientnet_advprop.train"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-    )  # fmt: skip
+    )
     assert run.returncode == 1 and run.stdout == ""
     assert run.stderr.startswith("error: tensorflow") and "but numpy is 0.9. Wanted: " in run.stderr
     assert len(run.stderr.splitlines()) == 1

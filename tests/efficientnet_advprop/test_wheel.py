@@ -1,4 +1,6 @@
-"""The package as pip installs it: a wheel in an environment of its own, used from another directory."""
+"""The package as pip installs it: a wheel in an environment of its own, used from
+another directory.
+"""
 
 import json
 import os
@@ -24,7 +26,9 @@ SHIPPED = (
 
 
 def run(command, folder):
-    """Runs a command as a user of the installed package would: without the repository on Python's path."""
+    """Runs a command as a user of the installed package would: without the repository
+    on Python's path.
+    """
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
 
@@ -49,7 +53,9 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory):
-    """Nothing but the wheel, and TensorFlow with its company from this environment: another copy would be 2 GB."""
+    """Nothing but the wheel, and TensorFlow with its company from this environment:
+    another copy would be 2 GB.
+    """
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv/bin/python"
@@ -85,11 +91,19 @@ def test_the_command_lists_the_programs(environment):
 def test_the_digits_are_trained_from_another_directory(environment):
     """Two steps of a tiny network, by a recipe's name."""
     command = [
-        environment / "venv/bin/advprop", "train", "--config=digits:vanilla", "--data_dir=data", "--model_dir=run",
-        "--config.model.width_coefficient=0.1", "--config.model.depth_coefficient=0.1", "--config.training.num_epochs=0.2",
-        "--config.data.image_size=32", "--config.training.global_batch_size=16",
-        "--config.optimizer.warmup_epochs=0", "--config.training.eval_batch_size=500",
-    ]  # fmt: skip
+        environment / "venv/bin/advprop",
+        "train",
+        "--config=digits:vanilla",
+        "--data_dir=data",
+        "--model_dir=run",
+        "--config.model.width_coefficient=0.1",
+        "--config.model.depth_coefficient=0.1",
+        "--config.training.num_epochs=0.2",
+        "--config.data.image_size=32",
+        "--config.training.global_batch_size=16",
+        "--config.optimizer.warmup_epochs=0",
+        "--config.training.eval_batch_size=500",
+    ]
     trained = run(command, environment)
     assert trained.returncode == 0, trained.stderr
     saved = json.loads((environment / "run/config.json").read_text())

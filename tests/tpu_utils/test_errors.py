@@ -10,7 +10,8 @@ def explode():
     raise ValueError("a failure in Python")
 
 
-# TensorFlow says where in the program the operation stands, at length, before it says what happened.
+# TensorFlow says where in the program the operation stands, at length, before it says
+# what happened.
 @pytest.mark.parametrize(
     "fail, words",
     [

@@ -4,7 +4,8 @@ collectives, device.
 Usage:
 
     replica_runtime.current().num_replicas            # inside a replica of any strategy
-    with replica_runtime.use(planned):                # trace a step as if it ran on other replicas
+    # trace a step as if it ran on other replicas
+    with replica_runtime.use(planned):
         step.get_concrete_function(batch)
 
 The current runtime describes the `tf.distribute` strategy of the calling replica,

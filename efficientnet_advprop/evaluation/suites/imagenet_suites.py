@@ -323,8 +323,8 @@ def open_sets(settings: SuiteSettings, wanted: str) -> list[TestSet]:
         raise SuiteError(f"`--suite` names {wanted!r}, but there are only {names or suite}.")
     if settings.num_classes != NUM_CLASSES:
         raise SuiteError(
-            f"`--suite` names {suite!r}, which is about ImageNet's {NUM_CLASSES:,} classes, but the network has "
-            f"{settings.num_classes:,} outputs"
+            f"`--suite` names {suite!r}, which is about ImageNet's {NUM_CLASSES:,} classes, but the"
+            f" network has {settings.num_classes:,} outputs"
             + (
                 "; its background class must be cut off first."
                 if settings.num_classes == NUM_CLASSES + 1
@@ -333,7 +333,8 @@ def open_sets(settings: SuiteSettings, wanted: str) -> list[TestSet]:
         )
     if not settings.data_dir:
         raise SuiteError(
-            f"`--data_dir` is missing; {wanted} needs the folder that holds {LAYOUTS[names[0]].describe()}."
+            f"`--data_dir` is missing; {wanted} needs the folder that holds"
+            f" {LAYOUTS[names[0]].describe()}."
         )
     if not tf.io.gfile.isdir(settings.data_dir):
         raise DataError(f"`--data_dir` is {settings.data_dir!r}, but there is no such folder.")
@@ -351,7 +352,8 @@ def open_sets(settings: SuiteSettings, wanted: str) -> list[TestSet]:
             else wanted
         )
         raise DataError(
-            f"`--data_dir` is {settings.data_dir!r}, which lacks {what}. Looked for: {LAYOUTS[missing[0]].describe()}."
+            f"`--data_dir` is {settings.data_dir!r}, which lacks {what}. Looked for:"
+            f" {LAYOUTS[missing[0]].describe()}."
             + (
                 " What is there is scored with `--allow_incomplete`."
                 if len(missing) < len(names)

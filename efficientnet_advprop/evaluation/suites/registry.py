@@ -2,7 +2,8 @@
 
     for test_set in open_suites(["imagenet_c", "imagenet_a"], settings):
         images = test_set.find_images()
-        ...                                                       # `evaluation_run.run` does the rest
+        # `evaluation_run.run` does the rest
+        ...
 
 A suite is a name in `SUITES` and a function from the settings to its test sets.
 "imagenet_c/fog" and "imagenet_c/fog/3" are the test sets of that name alone; what
@@ -56,7 +57,8 @@ def open_digits(settings: SuiteSettings, wanted: str) -> list[TestSet]:
     """
     if settings.num_classes != digits.NUM_CLASSES:
         raise SuiteError(
-            f"`--suite` names {wanted!r}, but the network has {settings.num_classes} classes, not ten."
+            f"`--suite` names {wanted!r}, but the network has {settings.num_classes} classes, not"
+            " ten."
         )
     digits.ensure_digits(settings.data_dir)
     folders = {TestSetName("digits"): lambda: settings.data_dir}
@@ -104,7 +106,8 @@ def open_suites(names: Sequence[str], settings: SuiteSettings) -> list[TestSet]:
             raise SuiteError(f"`--suite` names {suite!r}, but there are only {', '.join(SUITES)}.")
         if argument and suite != "folder":
             raise SuiteError(
-                f"`--suite` is {text!r}, but {suite} takes no argument; its data are found below --data_dir."
+                f"`--suite` is {text!r}, but {suite} takes no argument; its data are found below"
+                " --data_dir."
             )
         chosen = SUITES[suite](settings, argument if suite == "folder" else name)
         if not chosen:

@@ -3,7 +3,10 @@ share.
 
 Usage:
 
-    test_set = TestSet("imagenet_a", "/data/imagenet-a", find_images, image_size=300, crop="released", expected_num_images=7500)
+    test_set = TestSet(
+        "imagenet_a", "/data/imagenet-a", find_images,
+        image_size=300, crop="released", expected_num_images=7500,
+    )
     test_set.find_images().num_images
 """
 
@@ -123,9 +126,9 @@ class TestSet:
             branch=branch,
             num_kept_classes=None if self.kept_classes is None else len(self.kept_classes),
             made_from=self.made_from,
-            num_drawn=self.num_drawn(num_images)
-            if self.num_drawn(num_images) < num_images
-            else None,
+            num_drawn=(
+                self.num_drawn(num_images) if self.num_drawn(num_images) < num_images else None
+            ),
             attack=None if self.attack is None else self._attack_conditions(),
             seed=self.seed,
             num_categories=None if self.categories is None else len(self.categories),
@@ -147,7 +150,8 @@ class TestSet:
         kind = "lacks" if num_images < self.expected_num_images else "has too many:"
         difference = abs(self.expected_num_images - num_images)
         return [
-            f"{kind} {difference:,} images: {num_images:,} where there should be {self.expected_num_images:,}"
+            f"{kind} {difference:,} images: {num_images:,} where there should be"
+            f" {self.expected_num_images:,}"
         ]
 
     def describe_feeding(self) -> str:

@@ -56,7 +56,8 @@ class CheckpointContents:
     unknown: list[str]
     step: Optional[int]
     architecture: Optional[Architecture]  # None: not an EfficientNet of any width and depth
-    # Tensors of batch norms whose shape in the file is [1, 1, 1, 1, C]; in `shapes` [C].
+    # Tensors of batch norms whose shape in the file is [1, 1, 1, 1, C]; in `shapes`
+    # [C].
     grouped_norms: frozenset[str] = frozenset()
 
     def shape(self, variable: str) -> Optional[tuple[int, ...]]:
@@ -94,9 +95,15 @@ class CheckpointContents:
             )
         if self.plain or self.averages:
             scopes = ", ".join(self.scopes) or "missing"
-            return f"a relative of EfficientNet that is none of those known here (its scope is {scopes})"
+            return (
+                "a relative of EfficientNet that is none of those known here (its scope is"
+                f" {scopes})"
+            )
         scopes = sorted({name.split("/")[0] for name in self.shapes})
-        return f"another network altogether: its tensors are named {', '.join(scopes[:5])}{', …' if len(scopes) > 5 else ''}"
+        return (
+            "another network altogether: its tensors are named"
+            f" {', '.join(scopes[:5])}{', …' if len(scopes) > 5 else ''}"
+        )
 
 
 def main_name(variable: str) -> str:

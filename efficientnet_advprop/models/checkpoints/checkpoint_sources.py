@@ -1,7 +1,8 @@
 """Where checkpoints come from: a name, a folder, a prefix or an archive, here, on gs://
 or on https://, becomes a prefix.
 
-    prefix = find_checkpoint("b3-advprop")                        # downloaded once, then from the cache
+    # downloaded once, then from the cache
+    prefix = find_checkpoint("b3-advprop")
     prefix = find_checkpoint("gs://bucket/efficientnet-b3")
 
 An archive is unpacked as it streams in, into a folder beside its final place; only when
@@ -108,7 +109,8 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
     source = os.fspath(source)
     if not source:
         raise CheckpointError(
-            "The checkpoint's `source` is empty; give a directory, a prefix, a .tar.gz or a published name."
+            "The checkpoint's `source` is empty; give a directory, a prefix, a .tar.gz or a"
+            " published name."
         )
     published = published_checkpoints.find_published(source)
     address = published.address if published and source == published.name else source
@@ -124,7 +126,8 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
         return _find_in_archive(address, is_web, cache_dir or default_cache_dir())
     if is_web:
         raise CheckpointError(
-            f"`source` is {source!r}, but over http(s) only archives can be had; give that of a .tar.gz."
+            f"`source` is {source!r}, but over http(s) only archives can be had; give that of a"
+            " .tar.gz."
         )
     prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", address)
     try:
@@ -140,8 +143,8 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
         ) from error
     names = ", ".join(published_checkpoints.PUBLISHED)
     raise CheckpointError(
-        f"`source` is {source!r}, but there is no such directory and no file {source}.index; give a directory, the prefix of "
-        f"a checkpoint, a .tar.gz, or one of the published {names}."
+        f"`source` is {source!r}, but there is no such directory and no file {source}.index; give a"
+        f" directory, the prefix of a checkpoint, a .tar.gz, or one of the published {names}."
     )
 
 
@@ -182,9 +185,9 @@ def find_in_directory(directory: str) -> str:
         return os.path.join(directory, found.named)
     if found.named:
         raise CheckpointError(
-            f"The file `{STATE_FILE}` in {directory!r} names {found.named!r}, which is not there, "
-            f"but {list_names(names)}. Copy the missing files, or give the prefix of one that is there, such "
-            f"as {found.prefixes[0]!r}."
+            f"The file `{STATE_FILE}` in {directory!r} names {found.named!r}, which is not there,"
+            f" but {list_names(names)}. Copy the missing files, or give the prefix of one that is"
+            f" there, such as {found.prefixes[0]!r}."
         )
     if len(names) == 1:
         if found.problem and STATE_FILE in list_folder(directory):
@@ -194,9 +197,9 @@ def find_in_directory(directory: str) -> str:
             )  # fmt: skip
         return found.prefixes[0]
     raise CheckpointError(
-        f"{directory!r} holds several checkpoints ({list_names(names)}), and its file "
-        f"`{STATE_FILE}` does not say which is meant: {found.problem}. Give the prefix of one, such "
-        f"as {found.prefixes[0]!r}."
+        f"{directory!r} holds several checkpoints ({list_names(names)}), and its file"
+        f" `{STATE_FILE}` does not say which is meant: {found.problem}. Give the prefix of one,"
+        f" such as {found.prefixes[0]!r}."
     )
 
 
@@ -216,7 +219,8 @@ def check_shards(prefix: str) -> None:
     ]
     if missing:
         raise CheckpointError(
-            f"The checkpoint {prefix!r} is not whole: {list_names(missing)} is missing; copy it again."
+            f"The checkpoint {prefix!r} is not whole: {list_names(missing)} is missing; copy it"
+            " again."
         )
 
 
@@ -277,7 +281,8 @@ def cache_key(address: str, is_web: bool) -> str:
     identity = address
     if not is_web:
         stat = tf.io.gfile.stat(address)  # an archive that was replaced is another one
-        identity = f"{os.path.abspath(address) if '://' not in address else address}:{stat.length}:{stat.mtime_nsec}"
+        path = os.path.abspath(address) if "://" not in address else address
+        identity = f"{path}:{stat.length}:{stat.mtime_nsec}"
     name = posixpath.basename(address.split("?")[0])
     stem = next(
         name[: -len(suffix)] for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix)
@@ -351,7 +356,8 @@ def _find_in_cache(
     except (OSError, http.client.HTTPException, tf.errors.OpError) as error:
         reason = f"{type(error).__name__}: {brief_message(error)}"
         raise CheckpointError(
-            f"The archive or file {address!r} cannot be brought into {cache_dir!r} ({reason}); try again."
+            f"The archive or file {address!r} cannot be brought into {cache_dir!r} ({reason}); try"
+            " again."
         ) from error
     logging.info("%s is cached in %s; delete that folder to get it again.", address, folder)
     return _find_in_tree(folder, address)
@@ -374,15 +380,17 @@ def _unpack(address: str, folder: str) -> None:
                 parts = member.name.split("/")
                 if member.name.startswith("/") or ".." in parts or "\\" in member.name:
                     raise CheckpointError(
-                        f"The archive {address!r} holds {member.name!r}, a path that leads out of it; do not trust it."
+                        f"The archive {address!r} holds {member.name!r}, a path that leads out of"
+                        " it; do not trust it."
                     )
                 if not member.isfile() or not _CHECKPOINT_FILE.fullmatch(parts[-1]):
                     continue
                 free = shutil.disk_usage(folder).free
                 if member.size > free:
                     raise CheckpointError(
-                        f"{member.name} of {address!r} needs {member.size / 1e6:.0f} MB, but {free / 1e6:.0f} MB are left in "
-                        f"{os.path.dirname(folder)!r}; make room or give another `cache_dir`."
+                        f"{member.name} of {address!r} needs {member.size / 1e6:.0f} MB, but"
+                        f" {free / 1e6:.0f} MB are left in {os.path.dirname(folder)!r}; make room"
+                        " or give another `cache_dir`."
                     )
                 path = os.path.join(folder, *parts)
                 os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -406,7 +414,8 @@ def _download(published: published_checkpoints.PublishedCheckpoint, folder: str)
             # Google Drive answers so where a file is asked for too often, or is gone.
             if stream.headers.get_content_type() == "text/html":
                 raise CheckpointError(
-                    f"{published.name!r}: {address} answers with a page and not with the file; try again later, or {by_hand}."
+                    f"{published.name!r}: {address} answers with a page and not with the file; try"
+                    f" again later, or {by_hand}."
                 )
             progress = _Progress(stream, f"Reading {published.name}{suffix}", total_bytes)
             with open(os.path.join(folder, f"model.ckpt{suffix}"), "xb") as file:
@@ -451,5 +460,6 @@ def verify(prefix: str) -> None:
     if damaged:
         names = list_names(damaged)
         raise CheckpointError(
-            f"The checkpoint {os.path.basename(prefix)!r} is damaged; these tensors cannot be read: {names}."
+            f"The checkpoint {os.path.basename(prefix)!r} is damaged; these tensors cannot be read:"
+            f" {names}."
         )

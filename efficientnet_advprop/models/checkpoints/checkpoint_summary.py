@@ -1,8 +1,8 @@
 """What a checkpoint in the released format holds, as the rows of a table.
 
-contents = read_contents(find_checkpoint("b3-advprop"))
-for title, text in summarize("b3-advprop", contents): ...
-for name, shape, kind in list_tensors(contents): ...
+contents = read_contents(find_checkpoint("b3-advprop")) for title, text in
+summarize("b3-advprop", contents): ... for name, shape, kind in list_tensors(contents):
+...
 """
 
 import collections

@@ -2,7 +2,8 @@
 our ResNet.
 
     model = ResNet("resnet50", **KERAS_ARGUMENTS)
-    load_keras_weights(model, "resnet50_weights_tf_dim_ordering_tf_kernels.h5")      # pixels go in as RGB, 0…255
+    # pixels go in as RGB, 0…255
+    load_keras_weights(model, "resnet50_weights_tf_dim_ordering_tf_kernels.h5")
 
 The logits are then Keras's own. Its convolutions have biases: each is taken off the
 moving mean of the batch norm behind it, which gives the same network, in training too.

@@ -1,11 +1,12 @@
 """What the tensors of a checkpoint in the released format do not tell of their network.
 
-    write_settings(prefix, model)                        # `<prefix>.settings.json`, beside the tensors
+    # `<prefix>.settings.json`, beside the tensors
+    write_settings(prefix, model)
     settings = read_settings(prefix)                     # {} where there is no such file
     check_activation("out/b0-silu", model, contents)     # raises if that is not the model's
 
-Google's own files have no such file beside them. Of those the activation is known by the
-published table, or by the checkpoint's own name ("resnet50-silu").
+Google's own files have no such file beside them. Of those the activation is known by
+the published table, or by the checkpoint's own name ("resnet50-silu").
 """
 
 import json
@@ -38,8 +39,8 @@ _SETTINGS = (
 
 
 def write_settings(prefix: str, model: Network) -> None:
-    """Writes `<prefix>.settings.json`: constructor arguments of the model that the shapes
-    of its variables do not give away.
+    """Writes `<prefix>.settings.json`: constructor arguments of the model that the
+    shapes of its variables do not give away.
     """
     settings = {name: model.get_config()[name] for name in _SETTINGS}
     settings["activation"] = model.activation.name
@@ -68,8 +69,9 @@ def read_settings(prefix: str) -> dict[str, Any]:
     problem = _find_problem(settings)
     if problem:
         raise CheckpointError(
-            f"{path!r}, which says what network is in the checkpoint beside it, {problem}; it is written by "
-            "`python -m efficientnet_advprop.release`. Remove it, and give what is not the default by flags."
+            f"{path!r}, which says what network is in the checkpoint beside it, {problem}; it is"
+            " written by `python -m efficientnet_advprop.release`. Remove it, and give what is not"
+            " the default by flags."
         )
     return settings
 
@@ -111,7 +113,9 @@ def activation_in_name(source: str) -> Optional[str]:
 
 def known_activations(source: str, contents: CheckpointContents) -> dict[str, str]:
     """Which activation a checkpoint's network has: what says so → a key of
-    `ACTIVATIONS`. Empty where nothing does; what is surest comes first.
+    `ACTIVATIONS`.
+
+    Empty where nothing does; what is surest comes first.
     """
     known = {}
     settings = read_settings(contents.prefix)
@@ -129,8 +133,10 @@ def known_activations(source: str, contents: CheckpointContents) -> dict[str, st
 
 
 def check_activation(source: str, model: Network, contents: CheckpointContents) -> None:
-    """Checks that a model has the activation that its checkpoint's network has, as far as
-    that is known. A network of another family has more that differs, and is not looked at.
+    """Checks that a model has the activation that its checkpoint's network has, as far
+    as that is known.
+
+    A network of another family has more that differs, and is not looked at.
 
     Raises:
         CheckpointError: it has another one; with what says so.
@@ -145,7 +151,8 @@ def check_activation(source: str, model: Network, contents: CheckpointContents) 
     for origin, activation in known_activations(source, contents).items():
         if activation != own:
             raise CheckpointError(
-                f"{source!r} holds a network whose activation is {activation!r} by {origin}, but the model's "
-                f"`activation` is {own!r}, with which the weights mean nothing; build it with {activation!r} "
-                "(in a config: --config.model.activation). If the name is wrong, rename the checkpoint."
+                f"{source!r} holds a network whose activation is {activation!r} by {origin}, but"
+                f" the model's `activation` is {own!r}, with which the weights mean nothing; build"
+                f" it with {activation!r} (in a config: --config.model.activation). If the name is"
+                " wrong, rename the checkpoint."
             )

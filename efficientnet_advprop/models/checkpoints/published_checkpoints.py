@@ -1,17 +1,17 @@
 """The checkpoints that Google and the authors of Smooth Adversarial Training published:
 where each is, how its pixels are normalised, how accurate it is said to be.
 
-    checkpoint = PUBLISHED["b3-advprop"]                          # EfficientNet-Lite and so on: PUBLISHED["lite0"]
+    # EfficientNet-Lite and so on: PUBLISHED["lite0"]
+    checkpoint = PUBLISHED["b3-advprop"]
     checkpoint.address, checkpoint.normalization, checkpoint.image_size, checkpoint.top1
 
 Source: the official README (tensorflow/tpu, `models/official/efficientnet`), its table
 as of March 2020, and the READMEs of its folders `lite`, `edgetpu` and `condconv`. All
 have ImageNet's 1000 classes, the EdgeTPU ones a background class before them. Baseline,
 AutoAugment and RandAugment were retrained with a hold-out for that table; AdvProp and
-NoisyStudent were not.
-Those of Smooth Adversarial Training (kind "sat"): the README and the download script of
-cihangxie/SmoothAdversarialTraining, whose table calls accuracies "error rate"; three
-files each on Google Drive, of which the graph is not needed.
+NoisyStudent were not. Those of Smooth Adversarial Training (kind "sat"): the README and
+the download script of cihangxie/SmoothAdversarialTraining, whose table calls accuracies
+"error rate"; three files each on Google Drive, of which the graph is not needed.
 """
 
 import dataclasses
@@ -127,8 +127,8 @@ KINDS = {
         name="{variant}",
         crop="0.875",
     ),
-    # Xie et al. 2020, arXiv 2006.14536: trained on adversarial images alone. The published
-    # command reads plain weights but for L1-Enhanced.
+    # Xie et al. 2020, arXiv 2006.14536: trained on adversarial images alone. The
+    # published command reads plain weights but for L1-Enhanced.
     "sat": Kind(
         "https://drive.google.com/uc?id={id}",
         "advprop",
@@ -165,8 +165,8 @@ _DRIVE_IDS = {
 }
 _DATA_SUFFIX, _INDEX_SUFFIX = ".data-00000-of-00001", ".index"
 _DRIVE = r"https://drive\.(?:google|usercontent\.google)\.com/.*?(?:id=|/d/)([\w-]+)"
-# Answers with the file itself, where the published address of a large one answers with a
-# page that asks whether it may.
+# Answers with the file itself, where the published address of a large one answers with
+# a page that asks whether it may.
 _DRIVE_DOWNLOAD = "https://drive.usercontent.google.com/download?id={id}&export=download&confirm=t"
 _IMAGE_SIZES = {"l2_475": 475}  # pixels, where it is not the variant's own
 
@@ -262,7 +262,8 @@ def default_kind(variant: str) -> str:
 def guess_kind(
     source: str, variant: Optional[str] = None, has_grouped_norms: bool = False
 ) -> Optional[str]:
-    """The kind that a checkpoint's own name, published place or form gives away, or None.
+    """The kind that a checkpoint's own name, published place or form gives away, or
+    None.
 
     The files of B0 to B8 and L2 themselves do not tell: all kinds have the same names
     and shapes. Nor do the folders above them: whoever clones this project as "advprop"
@@ -291,8 +292,8 @@ def guess_kind(
 
 
 def prefers_averages(source: str, kind: Optional[str]) -> bool:
-    """Whether the network that was published is the one of the averages, where a file has
-    both: always, but for those of SAT, of which that is L1-Enhanced alone.
+    """Whether the network that was published is the one of the averages, where a file
+    has both: always, but for those of SAT, of which that is L1-Enhanced alone.
 
     Args:
         source: of the checkpoint.
@@ -305,9 +306,9 @@ def prefers_averages(source: str, kind: Optional[str]) -> bool:
 
 
 def own_names(source: str) -> list[str]:
-    """What a checkpoint itself is called, in lower case: its archive, directory or files,
-    and, of files of a name like "model.ckpt", a directory that says which network they
-    are of.
+    """What a checkpoint itself is called, in lower case: its archive, directory or
+    files, and, of files of a name like "model.ckpt", a directory that says which
+    network they are of.
     """
     *folders, name = re.split(r"[/\\]", source.lower().split("?")[0].rstrip("/\\"))
     tells = r"(efficientnet-?b?(b\d|l[12])|resnet\d+)(?!\d)"

@@ -1,14 +1,14 @@
 """The released TensorFlow 1 checkpoints into a model, and a model back into their
 format.
 
-    report = load_released_checkpoint(model, "b3-advprop")        # or a directory, a prefix, a .tar.gz; local, gs:// or
-    https:// print(report)                                                 # averages or plain weights, how far apart, what was
-    left out save_released_checkpoint(model, "out/efficientnet-b3/model.ckpt", averages=ema_values, global_step=218949)
+    # A name, a directory, a prefix or a .tar.gz; local, gs:// or https://
+    report = load_released_checkpoint(model, "b3-advprop")
+    # Averages or plain weights, how far apart they are, what was left out.
+    print(report)
+    save_released_checkpoint(model, "out/efficientnet-b3/model.ckpt", averages=ema_values)
 
-All or nothing: a file is read and checked whole before the first variable of the model
-changes. The input's normalisation is
-    not
-in the files; `published_checkpoints` knows it.
+A file is read and checked whole before the first variable of the model changes. The
+input's normalisation is not in the files; `published_checkpoints` knows it.
 """
 
 import dataclasses
@@ -121,7 +121,8 @@ class LoadReport:
         step = "" if self.step is None else f", step {self.step}"
         num_loaded = self.num_averages + self.num_plain
         lines = [
-            f"{self.source}: {self.network}{step}; {num_loaded} variables loaded, {self.weights} weights"
+            f"{self.source}: {self.network}{step}; {num_loaded} variables loaded, {self.weights}"
+            " weights"
         ]
         if self.difference is not None:
             lines.append(f"  averages and plain weights differ {self.difference}")
@@ -140,7 +141,8 @@ class LoadReport:
             )
         if self.ignored:
             lines.append(
-                f"  ignored in the file: {len(self.ignored)} tensors (optimizer slots, step, auxiliary batch norms)"
+                f"  ignored in the file: {len(self.ignored)} tensors (optimizer slots, step,"
+                " auxiliary batch norms)"
             )
         return "\n".join(lines)
 
@@ -198,9 +200,18 @@ def load_released_checkpoint(
     skipped = _skipped_classifier(contents, variables, include_head)
     _check_structure(contents, model.name, variables, names, skipped, source, use_ema)
     report = LoadReport(
-        source=source, prefix=prefix, network=contents.description(), num_averages=0, num_plain=0, num_aux=0, difference=None,
-        skipped=skipped, ignored=contents.slots + ([STEP] if contents.step is not None else []), step=contents.step, mixed=[],
-    )  # fmt: skip
+        source=source,
+        prefix=prefix,
+        network=contents.description(),
+        num_averages=0,
+        num_plain=0,
+        num_aux=0,
+        difference=None,
+        skipped=skipped,
+        ignored=contents.slots + ([STEP] if contents.step is not None else []),
+        step=contents.step,
+        mixed=[],
+    )
     report.ignored += [
         contents.plain.get(name) or contents.averages[name]
         for name in _unused_aux(contents, variables)
@@ -276,7 +287,8 @@ def _check_structure(contents, scope, variables, names, skipped, source, use_ema
     ]
     missing = [f"{scope}/{name}" for name in needed if name not in names]
     misshapen = [
-        f"{names[name]} {list(contents.shapes[names[name]])} instead of {variables[name].shape.as_list()}"
+        f"{names[name]} {list(contents.shapes[names[name]])} instead of"
+        f" {variables[name].shape.as_list()}"
         for name in needed
         if name in names and contents.shapes[names[name]] != tuple(variables[name].shape)
     ]
@@ -290,8 +302,8 @@ def _check_structure(contents, scope, variables, names, skipped, source, use_ema
     ] + contents.unknown
     # A plain twin that is not loaded must fit nevertheless: it will be compared.
     twins = [
-        f"{contents.plain[name]} {list(contents.shapes[contents.plain[name]])} beside {contents.averages[name]} "
-        f"{list(contents.shapes[contents.averages[name]])}"
+        f"{contents.plain[name]} {list(contents.shapes[contents.plain[name]])} beside"
+        f" {contents.averages[name]} {list(contents.shapes[contents.averages[name]])}"
         for name in contents.plain.keys() & contents.averages.keys()
         if contents.shapes[contents.plain[name]] != contents.shapes[contents.averages[name]]
     ]
@@ -299,9 +311,9 @@ def _check_structure(contents, scope, variables, names, skipped, source, use_ema
         f"{source!r} does not fit the model ({scope}), which is unchanged.\n  "
         + _describe_misfit(contents, variables),
         {
-            "missing in the file"
-            if use_ema
-            else "missing in the file among the plain weights": missing,
+            (
+                "missing in the file" if use_ema else "missing in the file among the plain weights"
+            ): missing,
             "of another shape in the file": misshapen,
             "in the file but not in the model": left_over,
             "whose average has another shape than itself": sorted(twins),
@@ -398,9 +410,11 @@ def _tell(report: LoadReport, contents: CheckpointContents, model, include_head:
         )
     if report.difference is not None and report.difference.num_different:
         logging.warning(
-            "%s holds averages and plain weights, which differ by %.3g %%; the %s were taken.", report.source,
-            100 * report.difference.relative, "averages" if report.num_averages else "plain weights",
-        )  # fmt: skip
+            "%s holds averages and plain weights, which differ by %.3g %%; the %s were taken.",
+            report.source,
+            100 * report.difference.relative,
+            "averages" if report.num_averages else "plain weights",
+        )
 
 
 def save_released_checkpoint(

@@ -1,7 +1,8 @@
 """The PyTorch ports of the released weights (timm's `tf_efficientnet_b*_ap` and its
 siblings) into the same model, without PyTorch.
 
-    report = load_timm_weights(model, "tf_efficientnet_b3_ap/model.safetensors")      # or a state dict saved with `numpy.savez`
+    # or a state dict saved with `numpy.savez`
+    report = load_timm_weights(model, "tf_efficientnet_b3_ap/model.safetensors")
 
 Also EfficientNet-Lite's, -EdgeTPU's (`tf_efficientnet_es`, whose files have no
 background class: build `EfficientNet("edgetpu-S", num_classes=1000)`) and -CondConv's
@@ -104,8 +105,8 @@ def load_timm_weights(model: keras.Model, file: str, include_head: bool = True) 
     own = VARIANTS[model.variant].design.activation
     if model.activation.name != own:
         raise CheckpointError(
-            f"{file!r} holds a network whose activation is {own!r}, but the model's `activation` is "
-            f"{model.activation.name!r}, with which the weights mean nothing; leave it out."
+            f"{file!r} holds a network whose activation is {own!r}, but the model's `activation` is"
+            f" {model.activation.name!r}, with which the weights mean nothing; leave it out."
         )
     state = _read_state(file)
     variables = {variable_name(model, variable): variable for variable in model.variables}
@@ -146,9 +147,18 @@ def load_timm_weights(model: keras.Model, file: str, include_head: bool = True) 
         variables[variable].assign(values[name])
     num_aux = sum(main_name(variable) != variable for variable in needed)
     return LoadReport(
-        source=file, prefix=file, network="a timm network", num_averages=0, num_plain=len(needed) - num_aux, num_aux=num_aux,
-        difference=None, skipped=skipped, ignored=[name for name in state if name not in values], step=None, mixed=[],
-    )  # fmt: skip
+        source=file,
+        prefix=file,
+        network="a timm network",
+        num_averages=0,
+        num_plain=len(needed) - num_aux,
+        num_aux=num_aux,
+        difference=None,
+        skipped=skipped,
+        ignored=[name for name in state if name not in values],
+        step=None,
+        mixed=[],
+    )
 
 
 def _read_state(file: str) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """Keras's batch norms with auxiliary branches, which take the branch from the context
 of the pass.
 
-    norm = BatchNormalization(aux_branches=1)      # in all else `keras.layers.BatchNormalization`
+    # in all else `keras.layers.BatchNormalization`
+    norm = BatchNormalization(aux_branches=1)
     with use_branch("aux"):
         outputs = norm(inputs, training=True)
 

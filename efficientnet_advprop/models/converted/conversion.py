@@ -163,7 +163,10 @@ def describe_branches(model: keras.Model) -> str:
     others = len(rows) - 1 - len(found.branched)
     return "\n".join(
         [
-            f"{len(found.branched)} batch norms with auxiliary branches, {others} layers left alone",
+            (
+                f"{len(found.branched)} batch norms with auxiliary branches, {others} layers left"
+                " alone"
+            ),
             *lines,
         ]
     )

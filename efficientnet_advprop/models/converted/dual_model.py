@@ -1,8 +1,10 @@
 """Any Keras model with batch norms, made ready for AdvProp, and made plain again.
 
-    dual = add_auxiliary_batch_norms(model, aux_branches=1)  # the same object, weights and outputs
+    # the same object, weights and outputs
+    dual = add_auxiliary_batch_norms(model, aux_branches=1)
     print(dual.summary_of_branches())
-    aux = BranchModel(dual, "aux")                           # predicts and evaluates through aux
+    # predicts and evaluates through aux
+    aux = BranchModel(dual, "aux")
     plain = remove_auxiliary_batch_norms(dual)               # the model's own class again
 
 A converted model is saved and loaded like any other (`.keras`, SavedModel, weights); to
@@ -166,7 +168,8 @@ def remove_auxiliary_batch_norms(dual: keras.Model) -> keras.Model:
         isinstance(dual, DualModel) or find_batch_norms(dual).branched
     ):
         raise UnsupportedModelError(
-            f"`dual` is a {type(dual).__name__} without auxiliary branches; there is nothing to remove."
+            f"`dual` is a {type(dual).__name__} without auxiliary branches; there is nothing to"
+            " remove."
         )
     restore_batch_norms(dual)
     if isinstance(dual, DualModel):

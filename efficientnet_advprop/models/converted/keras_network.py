@@ -1,6 +1,8 @@
 """A Keras model as a network: pixels in, logits out, through one of its branches.
 
-    network = make_keras_network("keras:my_models:small", num_classes=10, image_size=32, aux_branches=1)
+    network = make_keras_network(
+        "keras:my_models:small", num_classes=10, image_size=32, aux_branches=1
+    )
     network = KerasNetwork(model, image_size=32)       # a finished one, converted or plain
     logits = network(images, training=True, branch="aux")
 
@@ -129,8 +131,8 @@ class KerasNetwork(Network):
         plain = make_keras_network(**arguments)
         values = {variable.name: variable for variable in self.variables}
         for variable in plain.variables:
-            # What a layer keeps in the compute dtype (`Normalization` its constants) the
-            # function has made anew, unrounded.
+            # What a layer keeps in the compute dtype (`Normalization` its constants)
+            # the function has made anew, unrounded.
             if variable.dtype == values[variable.name].dtype:
                 variable.assign(values[variable.name])
         return plain
@@ -166,8 +168,8 @@ def check_no_mixture(branch: Any) -> None:
     """
     if isinstance(branch, BranchMixture):
         raise ValueError(
-            f"`branch` is the mixture '{branch}', but a Keras model has branches one at a time; name "
-            "one of them."
+            f"`branch` is the mixture '{branch}', but a Keras model has branches one at a time;"
+            " name one of them."
         )
 
 
@@ -313,13 +315,13 @@ def _check_model(variant: str, model: Any) -> None:
         )
     if model in _in_use:
         raise NetworkFunctionError(
-            f"`variant` is {variant!r}, whose function returned the same model again, but must make "
-            "a new one at each call: training and its averages are networks of their own."
+            f"`variant` is {variant!r}, whose function returned the same model again, but must make"
+            " a new one at each call: training and its averages are networks of their own."
         )
     if isinstance(model, Network) or find_batch_norms(model).branched:
         raise NetworkFunctionError(
-            f"`variant` is {variant!r}, whose function returned a model with branches, or a network "
-            "of this project, but must return a plain Keras model; the branches are added here."
+            f"`variant` is {variant!r}, whose function returned a model with branches, or a network"
+            " of this project, but must return a plain Keras model; the branches are added here."
         )
 
 
@@ -346,9 +348,9 @@ def _check_shapes(variant: str, model: keras.Model, num_classes: int, image_size
         shapes = [tensor.shape for tensor in model.outputs]
     if len(shapes) != 1 or shapes[0].rank != 2 or shapes[0][-1] != num_classes:
         raise NetworkFunctionError(
-            f"`variant` is {variant!r}, whose model returns {', '.join(map(str, shapes))}, but must "
-            f"return logits of `num_classes` = {num_classes}, [batch, {num_classes}]; let the "
-            "function have an argument `num_classes`, or change the number."
+            f"`variant` is {variant!r}, whose model returns {', '.join(map(str, shapes))}, but must"
+            f" return logits of `num_classes` = {num_classes}, [batch, {num_classes}]; let the"
+            " function have an argument `num_classes`, or change the number."
         )
 
 
@@ -356,9 +358,9 @@ def _check_output(variant: str, model: keras.Model) -> None:
     last = last_layer(model)
     if gives_probabilities(model):
         raise NetworkFunctionError(
-            f"`variant` is {variant!r}, whose model ends in probabilities ({last.name!r}), but must "
-            "return logits, which the loss turns into probabilities itself; leave the last "
-            "activation out (classifier_activation=None)."
+            f"`variant` is {variant!r}, whose model ends in probabilities ({last.name!r}), but must"
+            " return logits, which the loss turns into probabilities itself; leave the last"
+            " activation out (classifier_activation=None)."
         )
     if model.losses:
         raise NetworkFunctionError(

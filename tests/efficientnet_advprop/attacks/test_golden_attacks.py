@@ -1,4 +1,6 @@
-"""Our attacks against the answers of the reference implementation, image by image and in sum."""
+"""Our attacks against the answers of the reference implementation, image by image and
+in sum.
+"""
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from efficientnet_advprop.attacks import APGD, FAB, AutoAttack, Square
 from tests.efficientnet_advprop.attacks import golden_network as golden
 
 NORMS = ("linf", "l2")
-# What the reference is held against: within so many points per attack and for the whole.
+# What the reference is held against: within so many points per attack and for the
+# whole.
 ATTACK_BOUND, WHOLE_BOUND = 1.5, 1.0
 SEEDS = (0, 1, 2)
 
@@ -49,8 +52,8 @@ def test_the_references_answers_on_some_images(norm, name):
     is_right = golden.network(found.images).numpy().argmax(-1) == labels
     np.testing.assert_array_equal(found.is_open, is_right)
     check_ball(found, images, norm)
-    # The reference's nine targets find one image of the 200 more than the likeliest two; one
-    # more is a matter of the random start, as among the reference's own seeds.
+    # The reference's nine targets find one image of the 200 more than the likeliest
+    # two; one more is a matter of the random start, as among the reference's own seeds.
     assert np.sum(is_right != golden.robust(norm, name)[:40]) <= 2
 
 

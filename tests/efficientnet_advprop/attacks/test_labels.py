@@ -1,4 +1,6 @@
-"""What labels mean, by type and shape: for the attack, the training loss and the evaluation alike."""
+"""What labels mean, by type and shape: for the attack, the training loss and the
+evaluation alike.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ SEED = tf.constant([3, 4])
 CLASSES = np.array([3, 0, 4, 1])
 ONE_HOT = np.eye(5)[CLASSES]
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
-# Classes as people have them: every integer type, and Keras's CIFAR-10's second dimension.
+# Classes as people have them: every integer type, and Keras's CIFAR-10's second
+# dimension.
 CLASS_FORMS = [CLASSES.astype(dtype) for dtype in INTEGERS]
 CLASS_FORMS += [CLASSES[:, None].astype(dtype) for dtype in INTEGERS]
 CLASS_FORMS += [CLASSES.tolist(), CLASSES[:, None].tolist()]
@@ -112,7 +115,8 @@ def test_labels_whose_shape_is_not_known_when_tracing():
     assert found[0].shape.as_list() == [None, 5]
 
 
-# --- values that cannot be seen when tracing are never counted ---------------------------------
+# --- values that cannot be seen when tracing are never counted
+# ---------------------------------
 
 UNKNOWN = np.array([3, 5, -1, 1], np.int64)  # of 5 classes
 HUGE = np.array([3, 2**40, -(2**40), 1], np.int64)  # int32 would make classes of them

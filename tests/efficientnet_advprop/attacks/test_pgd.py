@@ -223,7 +223,8 @@ def test_random_start_has_its_probability_per_batch():
 def test_same_result_eagerly_in_a_function_and_under_xla(tiny, statistics):
     numbers = golden("train.npz")
     images, labels = tf.constant(numbers["images"][:, :32, :32]), tf.constant(numbers["labels"])
-    # With a batch's moments every image's rounding reaches all others, and grows tenfold an iteration: compare one.
+    # With a batch's moments every image's rounding reaches all others, and grows
+    # tenfold an iteration: compare one.
     attack = PGD(2.0, 1.0, 3 if statistics == "running" else 1, num_classes=10)
     before = [variable.numpy() for variable in tiny.variables]
     if statistics == "running":

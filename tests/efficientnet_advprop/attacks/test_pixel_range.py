@@ -1,4 +1,6 @@
-"""An attack stays in its ball around the image that is evaluated, also where that has overshoots."""
+"""An attack stays in its ball around the image that is evaluated, also where that has
+overshoots.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""APGD, FAB and Square on a network whose robustness is known, in every way to run them."""
+"""APGD, FAB and Square on a network whose robustness is known, in every way to run
+them.
+"""
 
 import dataclasses
 
@@ -71,7 +73,9 @@ def test_the_same_eagerly_in_a_function_and_under_xla(name):
 
 
 class HostWithoutXla(replica_runtime.ReplicaRuntime):
-    """As that of a TensorFlow built for TPUs, where parts of an attack cannot be compiled."""
+    """As that of a TensorFlow built for TPUs, where parts of an attack cannot be
+    compiled.
+    """
 
     compiles_parts = False
 
@@ -180,8 +184,9 @@ def test_step_sizes_are_checked_where_the_paper_says():
 
 
 def test_windows_shrink_as_in_autoattack():
-    """Halved after 10, 50, 200, … queries, which are the paper's of 10,000, also where there are
-    fewer; 0.8 of 32 × 32 pixels at first."""
+    """Halved after 10, 50, 200, … queries, which are the paper's of 10,000, also where
+    there are fewer; 0.8 of 32 × 32 pixels at first.
+    """
     sides = window_sides(10_000, 0.8, 32, 32, "linf")
     assert len(sides) == 10_000
     for query, share in ((0, 0.8), (10, 0.8), (11, 0.4), (50, 0.4), (51, 0.2), (8001, 0.8 / 512)):

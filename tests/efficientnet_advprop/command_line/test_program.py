@@ -33,7 +33,8 @@ def main(argv):
     print(config.attack.epsilon, config.attack.targeted, config.data.num_train_examples)
 
 if __name__ == "__main__":
-    # A program per line of arguments, each in a fork: the imports, which take seconds, happen once.
+    # A program per line of arguments, each in a fork: the imports, which take seconds,
+    # happen once.
     for line in sys.stdin:
         sys.argv = [sys.argv[0], *json.loads(line)]
         outputs = [tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")]
@@ -60,13 +61,18 @@ def run(tmp_path_factory):
     (folder / "program.py").write_text(PROGRAM)
     (folder / "broken.py").write_text("import no_such_module\n")
     (folder / "typo.py").write_text(
-        "from efficientnet_advprop.config import *\ndef get_config():\n    return ExperimentConfig(modle=1)\n"
+        "from efficientnet_advprop.config import *\ndef get_config():\n    return"
+        " ExperimentConfig(modle=1)\n"
     )
     (folder / "other.py").write_text("def get_config():\n    return {}\n")
     programs = subprocess.Popen(
-        [sys.executable, str(folder / "program.py")], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [sys.executable, str(folder / "program.py")],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
 
     def run(*arguments):
         print(json.dumps(arguments).replace("FOLDER", str(folder)), file=programs.stdin, flush=True)
@@ -107,7 +113,10 @@ CONFIG = "--config=configs/advprop.py:b0"
         ),
         (
             [CONFIG, "--config.attack.epslon=1"],
-            "`config.attack.epslon` is no field of the config; did you mean `config.attack.epsilon`?",
+            (
+                "`config.attack.epslon` is no field of the config; did you mean"
+                " `config.attack.epsilon`?"
+            ),
         ),
         ([CONFIG, "--config.attack=none"], "`config.attack` is no field"),
         ([CONFIG, "--config.attack.num_steps"], "Missing value for flag --config.attack.num_steps"),

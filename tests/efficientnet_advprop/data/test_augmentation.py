@@ -21,7 +21,9 @@ def seeds(count):
 
 @pytest.mark.parametrize("name", augmentation.OPS)
 def test_ops_are_bit_exact(official, name):
-    """Every recorded output of the official code; eagerly for one argument, in `Dataset.map` for all."""
+    """Every recorded output of the official code; eagerly for one argument, in
+    `Dataset.map` for all.
+    """
     arrays, facts = official
     keys = [key for key in arrays.files if key.startswith(f"{name}__")]
     assert keys
@@ -204,7 +206,8 @@ def test_autoaugment_chooses_as_the_policy_says():
             < 5 * np.sqrt(probability * (1 - probability) / count) + 1e-9
         ), pair
     rotations = [m for m in marks[:, :, 0, 0].ravel() if m % 100 == names.index("Rotate") + 1]
-    # Half of them to the left; but one of the policy's rotations, 0.6 of 4.6 in all, is by level 0.
+    # Half of them to the left; but one of the policy's rotations, 0.6 of 4.6 in all, is
+    # by level 0.
     assert abs(np.mean(np.asarray(rotations) > 100) - 0.5 * 4.0 / 4.6) < 0.04
 
 

@@ -1,4 +1,6 @@
-"""Archives, folders and TFDS data sets into records: what is written, and that nothing is lost or mixed."""
+"""Archives, folders and TFDS data sets into records: what is written, and that nothing
+is lost or mixed.
+"""
 
 import io
 import os
@@ -30,7 +32,9 @@ def picture(number, kind="JPEG", mode="RGB"):
 
 @pytest.fixture
 def folder(tmp_path):
-    """train: 5 images of each of 3 classes, one a PNG and one CMYK in disguise; validation: 2 each."""
+    """train: 5 images of each of 3 classes, one a PNG and one CMYK in disguise;
+    validation: 2 each.
+    """
     for split, count in (("train", 5), ("validation", 2)):
         for label, name in enumerate(CLASSES):
             os.makedirs(tmp_path / split / name)
@@ -249,7 +253,9 @@ def test_links_and_hidden_members_of_the_archives(tmp_path):
 
 
 def test_an_image_that_is_too_large_is_named_and_the_others_converted(tmp_path):
-    """More than 2^29 bytes when decoded, by its header; Pillow would raise what nobody expects."""
+    """More than 2^29 bytes when decoded, by its header; Pillow would raise what nobody
+    expects.
+    """
     size = (30000).to_bytes(4, "big")
     huge = picture(0, "PNG").replace(
         (10).to_bytes(4, "big") + (12).to_bytes(4, "big"), size + size, 1

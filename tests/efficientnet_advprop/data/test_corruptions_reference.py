@@ -1,7 +1,9 @@
-"""Each corruption against the benchmark authors' own code, on one photograph at 224 pixels: `tests/corruption_reference.py`.
+"""Each corruption against the benchmark authors' own code, on one photograph at 224
+pixels: `tests/corruption_reference.py`.
 
-Given the same random numbers every pixel may differ by one level of 255 at most: the authors' code computes partly in float32,
-and fractions are cut off. `frost`, whose photographs are not here, is held to the statistics of theirs.
+Given the same random numbers every pixel may differ by one level of 255 at most: the
+authors' code computes partly in float32, and fractions are cut off. `frost`, whose
+photographs are not here, is held to the statistics of theirs.
 """
 
 import numpy as np
@@ -11,13 +13,16 @@ from efficientnet_advprop.data import corruptions
 from tests.conftest import golden
 
 REFERENCE = golden("corruptions.npz")
-# Deviations allowed: of a pixel, in levels; of their mean over a window; of the mean of the whole image.
+# Deviations allowed: of a pixel, in levels; of their mean over a window; of the mean of
+# the whole image.
 PIXEL, WINDOW_MEAN, IMAGE_MEAN = 1, 0.05, 0.05
 FROST_BRIGHTNESS, FROST_CONTRAST, FROST_STEPS = 0.10, 0.10, 0.20  # relative
 
 
 class _LegacyDraws:
-    """NumPy's legacy generator in the form of the new one, drawing in the order of the authors' code."""
+    """NumPy's legacy generator in the form of the new one, drawing in the order of the
+    authors' code.
+    """
 
     def __init__(self, seed):
         self._draws = np.random.RandomState(seed)
@@ -29,7 +34,9 @@ class _LegacyDraws:
         self.random = self._draws.random_sample
 
     def integers(self, low, high, size):
-        """Of glass blur alone: a pair per pixel from the last one back to the first, those at the border left out."""
+        """Of glass blur alone: a pair per pixel from the last one back to the first,
+        those at the border left out.
+        """
         height, width = (side - 2 * high for side in size[:2])
         shifts = np.zeros(size, np.int64)
         inner = self._draws.randint(low, high, size=(height, width, 2))
@@ -71,7 +78,8 @@ def test_frost_is_as_bright_as_contrasting_and_as_grainy_as_the_photographs():
 
 
 def test_frost_is_added_to_the_dimmed_image():
-    # The layer is the same upon any image: frosted minus frosted black is the image's share, up to the cut-off fractions.
+    # The layer is the same upon any image: frosted minus frosted black is the image's
+    # share, up to the cut-off fractions.
     image, black = (np.full([64, 96, 3], level, np.uint8) for level in (100, 0))
     for severity, share in enumerate((1, 0.8, 0.7, 0.65, 0.6), 1):
         arguments = dict(severity=severity, seed=3, parameters="imagenet")

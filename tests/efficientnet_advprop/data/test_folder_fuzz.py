@@ -1,8 +1,9 @@
-"""Random trees of folders: `prepare` and `folder:` agree with each other and with the tree, or one message says why not.
+"""Random trees of folders: `prepare` and `folder:` agree with each other and with the
+tree, or one message says why not.
 
-What a tree means is worked out here from how it was made, without the code under test: the classes
-are the visible folders, in the order of their names, or of their numbers; each holds its visible
-image files.
+What a tree means is worked out here from how it was made, without the code under test:
+the classes are the visible folders, in the order of their names, or of their numbers;
+each holds its visible image files.
 """
 
 import os
@@ -65,7 +66,9 @@ TREES = st.one_of(
 
 
 def write_tree(root: pathlib.Path, tree: dict, colours: Iterator[int]) -> dict[str, list[str]]:
-    """Writes a tree; the paths of the images that count, by class folder, broken ones included."""
+    """Writes a tree; the paths of the images that count, by class folder, broken ones
+    included.
+    """
     expected = {}
     for folder, contents in tree.items():
         (root / folder).mkdir(parents=True)
@@ -153,8 +156,8 @@ def check(tree: dict) -> None:
         told = sum(int(line.split("passed over: ")[1].split()[0]) for line in lines)
         assert told == num_files - in_hidden + len(hidden_folders) - len(wanted)
 
-        # With its names known, an evaluation labels every file alike; and by its own rule too, but
-        # for numbers that do not begin at 0, which it refuses.
+        # With its names known, an evaluation labels every file alike; and by its own
+        # rule too, but for numbers that do not begin at 0, which it refuses.
         named = ImageFolder(str(root), len(classes), class_names=classes)
         assert dict(zip(named.paths, named.labels)) == wanted
         try:
@@ -179,7 +182,9 @@ def check_the_other_is_refused(root: pathlib.Path, num_classes: int) -> None:
 
 
 def check_records(sources, wanted: dict, named: ImageFolder, folder: str) -> None:
-    """The records hold the same colours under the same labels, or the broken files are named."""
+    """The records hold the same colours under the same labels, or the broken files are
+    named.
+    """
     report = conversion.convert(sources, os.path.join(folder, "out"), "train", num_shards=1)
     images = FileImages(named.paths, named.labels, named.directory)
     broken = [path for path in wanted if pathlib.Path(path).read_bytes() == b"no image"]

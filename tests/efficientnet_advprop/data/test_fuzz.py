@@ -1,4 +1,6 @@
-"""Two thousand damaged images and records among good ones: every good one comes out, every bad one is named, nothing hangs."""
+"""Two thousand damaged images and records among good ones: every good one comes out,
+every bad one is named, nothing hangs.
+"""
 
 import collections
 import dataclasses
@@ -75,7 +77,8 @@ def test_two_thousand_mutations(tmp_path, caplog):
                 else:
                     good.add(number)
                 writer.write(row)
-        # A damaged payload here and there: its checksum no longer fits, and only it may be lost.
+        # A damaged payload here and there: its checksum no longer fits, and only it may
+        # be lost.
         offsets, _ = records.record_offsets(path)
         contents = bytearray(open(path, "rb").read())
         for index in rng.choice(len(offsets), 6, replace=False):

@@ -1,4 +1,6 @@
-"""Folders of images by class: every image comes once, and what is passed over is counted and named."""
+"""Folders of images by class: every image comes once, and what is passed over is
+counted and named.
+"""
 
 import os
 

@@ -1,4 +1,6 @@
-"""Every format gives the pixels that were put into it, in every reader, or is refused by its name."""
+"""Every format gives the pixels that were put into it, in every reader, or is refused
+by its name.
+"""
 
 import io
 import struct
@@ -13,7 +15,8 @@ from efficientnet_advprop.data.image_formats import ImageFormatError, as_decodab
 from examples import pixels as example_pixels
 
 SIZE = 24
-# Levels that a palette of eight colours can hold, in a gradient, so that JPEG's rounding is small.
+# Levels that a palette of eight colours can hold, in a gradient, so that JPEG's
+# rounding is small.
 RAMP = np.linspace(0, 7, SIZE).round().astype(np.uint8)
 PALETTE = np.array([[36 * i, 255 - 36 * i, 30 + 20 * i] for i in range(8)], np.uint8)
 INDICES = np.broadcast_to(RAMP[:, None], [SIZE, SIZE])
@@ -47,23 +50,31 @@ def bmp_with_palette_of_four_bits():
 
 COLOUR_IMAGE = Image.fromarray(COLOURS)
 LEVELS16 = (GRAY[..., 0].astype(np.uint16) << 8) + 200  # the lower bits are dropped, not rounded
-# name → (file, its pixels, how far a reader may be off: 0 but for JPEG's and WebP's rounding)
+# name → (file, its pixels, how far a reader may be off: 0 but for JPEG's and WebP's
+# rounding)
 FORMATS = {
     "png": (save(COLOUR_IMAGE, "PNG"), COLOURS, 0),
     "png_gray": (save(Image.fromarray(GRAY[..., 0]), "PNG"), GRAY, 0),
     "png_gray_16": (save(Image.fromarray(LEVELS16), "PNG"), GRAY, 0),
     "png_rgb_16": (tf.io.encode_png(COLOURS.astype(np.uint16) * 256 + 200).numpy(), COLOURS, 0),
     "png_gray_alpha": (save(Image.fromarray(GRAY[..., 0]).convert("LA"), "PNG"), GRAY, 0),
-    "png_rgb_alpha": (save(Image.fromarray(np.concatenate([COLOURS, ALPHA], -1)), "PNG"), COLOURS, 0),
+    "png_rgb_alpha": (
+        save(Image.fromarray(np.concatenate([COLOURS, ALPHA], -1)), "PNG"),
+        COLOURS,
+        0,
+    ),
     "png_palette": (save(with_palette(), "PNG"), COLOURS, 0),
     "png_palette_transparent": (save(with_palette(), "PNG", transparency=3), COLOURS, 0),
     "gif": (save(with_palette(), "GIF"), COLOURS, 0),
     "gif_animated": (
         save(with_palette(), "GIF", save_all=True, append_images=[COLOUR_IMAGE.rotate(90)]),
-        COLOURS, 0,
+        COLOURS,
+        0,
     ),
     "gif_transparent": (
-        save(with_palette(), "GIF", transparency=3), np.where((INDICES == 3)[..., None], 0, COLOURS), 0,
+        save(with_palette(), "GIF", transparency=3),
+        np.where((INDICES == 3)[..., None], 0, COLOURS),
+        0,
     ),
     "bmp": (save(COLOUR_IMAGE, "BMP"), COLOURS, 0),
     "bmp_gray": (save(Image.fromarray(GRAY[..., 0]), "BMP"), GRAY, 0),
@@ -74,20 +85,36 @@ FORMATS = {
     "bmp_padded": (save(COLOUR_IMAGE, "BMP") + b"\0\0", COLOURS, 0),  # as Photoshop writes them
     "webp": (save(COLOUR_IMAGE, "WEBP", lossless=True), COLOURS, 0),
     "webp_alpha": (
-        save(Image.fromarray(np.concatenate([COLOURS, ALPHA], -1)), "WEBP", lossless=True, exact=True),
-        COLOURS, 0,
+        save(
+            Image.fromarray(np.concatenate([COLOURS, ALPHA], -1)), "WEBP", lossless=True, exact=True
+        ),
+        COLOURS,
+        0,
     ),
     "webp_animated": (
-        save(COLOUR_IMAGE, "WEBP", lossless=True, save_all=True, append_images=[COLOUR_IMAGE.rotate(90)]),
-        COLOURS, 0,
+        save(
+            COLOUR_IMAGE,
+            "WEBP",
+            lossless=True,
+            save_all=True,
+            append_images=[COLOUR_IMAGE.rotate(90)],
+        ),
+        COLOURS,
+        0,
     ),
     "jpeg": (save(COLOUR_IMAGE, "JPEG", quality=100, subsampling=0), COLOURS, 6),
     "jpeg_progressive": (
-        save(COLOUR_IMAGE, "JPEG", quality=100, subsampling=0, progressive=True), COLOURS, 6,
+        save(COLOUR_IMAGE, "JPEG", quality=100, subsampling=0, progressive=True),
+        COLOURS,
+        6,
     ),
     "jpeg_gray": (save(Image.fromarray(GRAY[..., 0]), "JPEG", quality=100), GRAY, 6),
-    "jpeg_cmyk": (save(COLOUR_IMAGE.convert("CMYK"), "JPEG", quality=100, subsampling=0), COLOURS, 8),
-}  # fmt: skip
+    "jpeg_cmyk": (
+        save(COLOUR_IMAGE.convert("CMYK"), "JPEG", quality=100, subsampling=0),
+        COLOURS,
+        8,
+    ),
+}
 REFUSED = {
     "TIFF": save(COLOUR_IMAGE, "TIFF"),
     "JPEG 2000": save(COLOUR_IMAGE, "JPEG2000"),

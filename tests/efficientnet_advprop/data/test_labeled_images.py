@@ -1,4 +1,6 @@
-"""Images from files, archives and records: every one once on any number of hosts, the same pixels, broken ones named."""
+"""Images from files, archives and records: every one once on any number of hosts, the
+same pixels, broken ones named.
+"""
 
 import io
 import tarfile
@@ -17,7 +19,9 @@ KINDS = ("files", "tar", "records")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """kind → the same images, of gray level 20·i and label i // 4; and their encoded files."""
+    """kind → the same images, of gray level 20·i and label i // 4; and their encoded
+    files.
+    """
     root = tmp_path_factory.mktemp("images")
     encoded = [
         tf.io.encode_png(np.full([9 + i, 12, 3], 20 * i, np.uint8)).numpy()
@@ -46,7 +50,9 @@ def images(tmp_path_factory):
 
 
 def read(images, num_hosts=1, num_replicas=1, global_batch_size=4, **options):
-    """(gray level, label, position) of every image of all hosts; and the numbers of batches by host."""
+    """(gray level, label, position) of every image of all hosts; and the numbers of
+    batches by host.
+    """
     found, numbers = [], set()
     for host in range(num_hosts):
         context = tf.distribute.InputContext(num_hosts, host, num_replicas)

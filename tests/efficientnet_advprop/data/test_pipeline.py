@@ -1,4 +1,6 @@
-"""The stream's promises: the same images whenever and wherever it starts, each record once, bad ones named."""
+"""The stream's promises: the same images whenever and wherever it starts, each record
+once, bad ones named.
+"""
 
 import collections
 import dataclasses
@@ -98,7 +100,9 @@ def test_batches_have_the_promised_form(numbered):
     ],
 )
 def test_resuming_gives_the_same_batches(numbered, changes):
-    """34 records, batches of 4: the starts lie within epochs, at batches that span two, and beyond several."""
+    """34 records, batches of 4: the starts lie within epochs, at batches that span two,
+    and beyond several.
+    """
     data = dataclasses.replace(SMALL, **changes)
     whole = train(numbered, data, take=30, num_classes=5)
     for start in (8, 26):
@@ -111,7 +115,9 @@ def test_resuming_gives_the_same_batches(numbered, changes):
 
 
 def test_mixing_shows_in_the_labels_what_it_does_to_the_images(numbered):
-    """Images of one value each: the mixed ones' pixels say the shares, which the labels must have."""
+    """Images of one value each: the mixed ones' pixels say the shares, which the labels
+    must have.
+    """
     plain = train(numbered, batch=8, take=4)
     data = dataclasses.replace(SMALL, crop="none")
     sources = [number_of(image) for batch in plain for image in batch["images"]]
@@ -175,7 +181,8 @@ def test_paired_views_are_the_plain_and_the_augmented_stream(numbered):
     labels = batch["labels"]
     own = np.asarray([number_of(image) for image in plain[0]["images"]], float)
     share = np.asarray([label[int(number) % 5] for label, number in zip(labels, own)])
-    # Which records meet depends on TensorFlow's global seed, which other tests set; two of one class do not tell their shares.
+    # Which records meet depends on TensorFlow's global seed, which other tests set; two
+    # of one class do not tell their shares.
     tells = own % 5 != own[::-1] % 5
     expected = own * share + own[::-1] * (1 - share)
     assert (np.abs(batch["images"][:, 4, 4, 0] - 1 - expected) < 0.51)[tells].all()
@@ -190,7 +197,8 @@ def test_every_epoch_has_each_record_once_in_another_order(numbered):
     assert first != second and first != sorted(first)
     labels = np.concatenate([batch["labels"] for batch in train(numbered, take=17)])
     np.testing.assert_array_equal(labels, np.asarray(numbers) % 5)
-    # The same record is augmented differently in the next epoch (shift and flip: 18 possibilities each).
+    # The same record is augmented differently in the next epoch (shift and flip: 18
+    # possibilities each).
     assert any(
         (images[i] != images[34 + second.index(number)]).any() for i, number in enumerate(first)
     )
@@ -198,7 +206,9 @@ def test_every_epoch_has_each_record_once_in_another_order(numbered):
 
 @pytest.mark.parametrize("global_seed", [0, 5])
 def test_the_order_is_the_same_whatever_tensorflows_own_seed(numbered, global_seed):
-    """A user's `tf.random.set_seed(0)` used to end in an error, another number in another order."""
+    """A user's `tf.random.set_seed(0)` used to end in an error, another number in
+    another order.
+    """
     batches = train(numbered, take=3)
     tf.random.set_seed(global_seed)
     try:
@@ -305,8 +315,9 @@ def test_holdout_and_limit(numbered):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """The numbered files with six bad records: an undecodable image, no image, a label too high, no example, a flipped bit, a
-    cut-off end."""
+    """The numbered files with six bad records: an undecodable image, no image, a label
+    too high, no example, a flipped bit, a cut-off end.
+    """
     folder = str(tmp_path)
     write_numbered(folder)
     path = os.path.join(folder, "train-00001-of-00004")
@@ -344,7 +355,8 @@ def test_bad_records_are_passed_over_up_to_a_number(damaged, caplog):
     assert (
         len(named) == 6 and sum("train-00001-of-00004, record" in message for message in named) == 5
     )
-    # Resuming still gives the same batches, though another iteration finds the bad records in another order.
+    # Resuming still gives the same batches, though another iteration finds the bad
+    # records in another order.
     assert_same(train(folder, tolerant, take=12, start_batch=5, num_classes=5), batches[5:])
 
 
@@ -373,7 +385,8 @@ def test_one_bad_record_more_is_an_error(damaged, allowed):
 
 
 def test_by_default_the_first_bad_record_is_an_error(numbered):
-    # Two labels in five are too high: no good batch may come first, and nothing may hang.
+    # Two labels in five are too high: no good batch may come first, and nothing may
+    # hang.
     for iterate in (
         lambda: train(numbered, take=9, num_classes=3),
         lambda: list(
@@ -400,7 +413,9 @@ def test_a_file_that_vanishes_is_an_error_and_no_hang(tmp_path, monkeypatch):
 
 
 def test_reads_that_fail_for_a_while_lose_nothing(numbered, monkeypatch):
-    """A store that is unavailable three times, and connections that end after two records of each file."""
+    """A store that is unavailable three times, and connections that end after two
+    records of each file.
+    """
     waits, failures, lock = [], ["busy"] * 3, threading.Lock()
     stat, reader = tf.io.gfile.stat, tf.data.TFRecordDataset
 

@@ -61,8 +61,9 @@ def test_wrong_crop_is_named(crop):
 
 @pytest.mark.parametrize("width, height", [(300, 411), (500, 333), (256, 256), (130, 90)])
 def test_torchvisions_crop_is_that_of_pillow(width, height):
-    """torchvision 0.20: `Resize(256)` cuts the longer side to whole pixels, `CenterCrop(224)` rounds
-    half a pixel to even."""
+    """torchvision 0.20: `Resize(256)` cuts the longer side to whole pixels,
+    `CenterCrop(224)` rounds half a pixel to even.
+    """
     pixels = np.random.default_rng(width).integers(0, 256, [height // 6, width // 6, 3], np.uint8)
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     shorter = min(width, height)
@@ -73,7 +74,8 @@ def test_torchvisions_crop_is_that_of_pillow(width, height):
     image.save(file, "PNG")
     found = preprocessing.preprocess_for_eval(file.getvalue(), 224, preprocessing.TORCHVISION)
     differences = np.abs(found.numpy() - np.asarray(wanted, np.float32))
-    # Pillow rounds between the two directions too; how often that shows depends on its version.
+    # Pillow rounds between the two directions too; how often that shows depends on its
+    # version.
     assert differences.max() <= 1.0 and differences.mean() < 0.25
 
 
@@ -102,7 +104,9 @@ def test_train_is_a_function_of_the_seed(official):
 
 
 def test_inception_windows_have_the_official_distribution():
-    """Area 8–100 %, aspect 3/4–4/3; against draws of TF1's own op, which the official code calls."""
+    """Area 8–100 %, aspect 3/4–4/3; against draws of TF1's own op, which the official
+    code calls.
+    """
     shape = tf.constant([375, 500, 3])
     seeds = tf.data.Dataset.range(4000).map(
         lambda i: preprocessing.inception_window(
@@ -146,7 +150,9 @@ def test_inception_windows_have_the_official_distribution():
 
 
 def test_whole_image_draw_falls_back_to_the_centre_crop():
-    """An image that no window of that aspect fits: ten attempts fail, and the official code takes the evaluation's crop."""
+    """An image that no window of that aspect fits: ten attempts fail, and the official
+    code takes the evaluation's crop.
+    """
     window = preprocessing.inception_window(tf.constant([1000, 10, 3]), SEED, 0.875)
     np.testing.assert_array_equal(window, [496, 1, 8, 8])
     gray = preprocessing.inception_window(

@@ -1,4 +1,5 @@
-"""Calls into Python from a dataset's graph: what they return, how they fail, and that none comes after the end.
+"""Calls into Python from a dataset's graph: what they return, how they fail, and that
+none comes after the end.
 
 The end is for good, so what happens then is tried in processes of their own.
 """
@@ -126,7 +127,8 @@ def test_after_the_end_no_call_reaches_python():
     assert result.returncode == 7, result.stderr
 
 
-# Each of these ends with SIGABRT or not at all where a thread calls Python after it has gone.
+# Each of these ends with SIGABRT or not at all where a thread calls Python after it has
+# gone.
 OPEN_STREAM = """
 import sys
 sys.path.insert(0, sys.argv[1])

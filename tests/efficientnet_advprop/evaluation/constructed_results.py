@@ -1,4 +1,6 @@
-"""Folders of results as an evaluation leaves them, of models that never were: answers drawn at random with a given skill."""
+"""Folders of results as an evaluation leaves them, of models that never were: answers
+drawn at random with a given skill.
+"""
 
 import os
 
@@ -26,7 +28,9 @@ def image_ids(num_images):
 
 
 def constructed_predictions(num_images, accuracy, rng):
-    """Answers of which so many are right in the mean, with confidences that know nothing of it."""
+    """Answers of which so many are right in the mean, with confidences that know
+    nothing of it.
+    """
     labels = np.arange(num_images, dtype=np.int32) % NUM_CLASSES
     classes = (labels[:, None] + np.array([1, 2, 3, 4, 5], np.int32)) % NUM_CLASSES
     is_right = rng.random(num_images) < accuracy
@@ -42,15 +46,25 @@ def constructed_predictions(num_images, accuracy, rng):
 
 
 def write_results(
-    directory, model, accuracies, *, num_images=120, seed=0, corruption_cost=0.1, config=None, conditions=None, problems=(),
+    directory,
+    model,
+    accuracies,
+    *,
+    num_images=120,
+    seed=0,
+    corruption_cost=0.1,
+    config=None,
+    conditions=None,
+    problems=(),
     suites=("imagenet_c",),
-):  # fmt: skip
+):
     """Writes results.json and the predictions.
 
     Args:
         directory: str.
         model: its name.
-        accuracies: test set → what fraction is right in the mean; of a corrupted suite in `suites`, before the corruption.
+        accuracies: test set → what fraction is right in the mean; of a corrupted suite
+            in `suites`, before the corruption.
         num_images: of each set.
         seed: of the answers.
         corruption_cost: accuracy that each severity costs.
@@ -77,9 +91,12 @@ def write_results(
             predictions = constructed_predictions(num_images, fraction, rng)
             predictions.write(predictions_path(directory, test_set))
             test_sets[test_set] = TestSetResult(
-                predictions.score(), predictions.calibration(), Conditions(**{**fields, **(conditions or {}).get(name, {})}),
-                num_images, tuple(problems),
-            )  # fmt: skip
+                predictions.score(),
+                predictions.calibration(),
+                Conditions(**{**fields, **(conditions or {}).get(name, {})}),
+                num_images,
+                tuple(problems),
+            )
     results = Results(
         model,
         f"{seed:064d}",

@@ -24,7 +24,9 @@ def network():
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """ImageNet's validation folder with three pictures of one class, and the same as records."""
+    """ImageNet's validation folder with three pictures of one class, and the same as
+    records.
+    """
     folder = tmp_path_factory.mktemp("imagenet")
     images = folder / "imagenet" / "val" / imagenet_ids()[LABEL]
     images.mkdir(parents=True)

@@ -38,7 +38,8 @@ def test_ece_follows_from_scikit_learns_curve():
 
 
 def test_ece_by_hand():
-    # Bins of a half: {0.3 wrong, 0.5 right}, {0.9 right, 0.7 wrong, 0.8 right}: (|1 − 0.8| + |2 − 2.4|) / 5
+    # Bins of a half: {0.3 wrong, 0.5 right}, {0.9 right, 0.7 wrong, 0.8 right}: (|1 −
+    # 0.8| + |2 − 2.4|) / 5
     bins = CalibrationBins.count(
         [0.3, 0.5, 0.9, 0.7, 0.8], [False, True, True, False, True], num_bins=2
     )

@@ -1,4 +1,6 @@
-"""From logits to every number of a report, against scikit-learn and SciPy on the same logits."""
+"""From logits to every number of a report, against scikit-learn and SciPy on the same
+logits.
+"""
 
 import numpy as np
 import pytest

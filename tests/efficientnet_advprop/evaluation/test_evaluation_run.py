@@ -1,4 +1,6 @@
-"""Evaluation runs on stand-ins of the data sets, whose accuracies are known: any form of files, any kind of model, any stop."""
+"""Evaluation runs on stand-ins of the data sets, whose accuracies are known: any form
+of files, any kind of model, any stop.
+"""
 
 import dataclasses
 import pathlib
@@ -39,7 +41,9 @@ BY_FORM = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """form → the folder with its stand-ins; and "reader", the SavedModel that reads them."""
+    """form → the folder with its stand-ins; and "reader", the SavedModel that reads
+    them.
+    """
     root = tmp_path_factory.mktemp("stand_ins")
     for form, names in BY_FORM.items():
         for name in names:
@@ -93,9 +97,11 @@ def test_the_forms_have_the_same_image_ids_and_digests(data, tmp_path):
     }
     for name in ("imagenet_a", "imagenet_c/snow/5"):
         ids = {
-            form: ImagePredictions.read(
-                predictions_path(str(tmp_path / form), name)
-            ).image_ids.tolist()
+            form: (
+                ImagePredictions.read(
+                    predictions_path(str(tmp_path / form), name)
+                ).image_ids.tolist()
+            )
             for form in of_form
         }
         assert ids["folder"] == ids["tar"] and ids["tar"][0].count("/") == 1
@@ -143,7 +149,9 @@ def test_any_kind_of_model_gives_the_same_answers(data, by_function, tmp_path, k
 
 
 def test_it_goes_on_where_it_stopped(data, tmp_path):
-    """Stopped within the second test set; then the first is not read again, and nothing is lost or counted twice."""
+    """Stopped within the second test set; then the first is not read again, and nothing
+    is lost or counted twice.
+    """
     names, num_calls = ["imagenet", "imagenet_sketch", "stylized"], []
 
     def dies_at(number):
@@ -167,7 +175,8 @@ def test_it_goes_on_where_it_stopped(data, tmp_path):
     )
     assert counts(results) == {name: stand_ins.expected(name) for name in names}
     assert "24 images" in lines[-1]
-    # Nothing left; and what was lost, or measured under other conditions, is measured again.
+    # Nothing left; and what was lost, or measured under other conditions, is measured
+    # again.
     num_calls[:] = []
     run(data / "folder", names, tmp_path, dies_at(None))
     assert num_calls == [4]
@@ -201,7 +210,9 @@ def test_some_images_are_marked_as_some(data, tmp_path):
 
 
 def test_attacks_and_restarts(data, tmp_path):
-    """The reader's logits move with the pixels, and half a level (12.5 of 255) is where it changes its mind."""
+    """The reader's logits move with the pixels, and half a level (12.5 of 255) is where
+    it changes its mind.
+    """
     model = tf.function(lambda images: stand_ins.read_logits(tf.reduce_mean(images, [1, 2]), tf))
     weak, strong = (
         PGD(epsilon, epsilon, 2, targeted=False, random_start=1.0) for epsilon in (4.0, 20.0)
@@ -286,7 +297,10 @@ def test_incomplete_data_are_named_and_not_scored(copy, data, tmp_path):
         run(copy, ["imagenet_c/fog"], tmp_path / "out", allow_incomplete=False)
     with pytest.raises(
         DataError,
-        match="lacks imagenet_v2/matched-frequency. Looked for: imagenetv2-matched-frequency-format-val",
+        match=(
+            "lacks imagenet_v2/matched-frequency. Looked for:"
+            " imagenetv2-matched-frequency-format-val"
+        ),
     ):
         run(copy, ["imagenet_v2/matched-frequency"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -412,7 +426,9 @@ def test_signatures_that_do_not_fit(tmp_path):
 
 
 def test_corruptions_made_here(data, tmp_path):
-    """Of a plain colour contrast leaves everything; and the result says that the images are no official ones."""
+    """Of a plain colour contrast leaves everything; and the result says that the images
+    are no official ones.
+    """
     results = run(data / "folder", ["imagenet_c_made/contrast/5"], tmp_path)
     (name,) = results.test_sets
     assert name == "imagenet_c_made/contrast/5"

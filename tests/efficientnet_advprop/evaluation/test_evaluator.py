@@ -12,7 +12,9 @@ NUM_CLASSES = 7
 
 
 def make_batches(images, labels, batch_size):
-    """Batches of a fixed size with the last one padded, as the pipeline makes them; padding is labelled like a hit would be."""
+    """Batches of a fixed size with the last one padded, as the pipeline makes them;
+    padding is labelled like a hit would be.
+    """
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
         padding = batch_size - len(labels[part])
@@ -26,7 +28,9 @@ def make_batches(images, labels, batch_size):
 
 
 def logits_from_pixels(images):
-    """A classifier whose logits are the first pixels: what it says can be put into an image."""
+    """A classifier whose logits are the first pixels: what it says can be put into an
+    image.
+    """
     return tf.reshape(images, [images.shape[0], -1])[:, :NUM_CLASSES]
 
 
@@ -55,9 +59,11 @@ def test_two_replicas_count_like_one(images_and_labels, two_replicas):
     dataset = tf.data.Dataset.from_generator(
         lambda: make_batches(images, labels, 16),
         output_signature={
-            "images": tf.TensorSpec([16, 1, 3, 3]), "labels": tf.TensorSpec([16], tf.int32), "mask": tf.TensorSpec([16])
+            "images": tf.TensorSpec([16, 1, 3, 3]),
+            "labels": tf.TensorSpec([16], tf.int32),
+            "mask": tf.TensorSpec([16]),
         },
-    )  # fmt: skip
+    )
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     distributed = two_replicas.experimental_distribute_dataset(dataset.with_options(options))
@@ -111,7 +117,9 @@ def test_fewer_classes_than_k():
 
 
 def test_only_the_kept_classes_count():
-    """Class 6 would win, but is none of those asked about; probabilities are over those that are."""
+    """Class 6 would win, but is none of those asked about; probabilities are over those
+    that are.
+    """
     logits = np.array([[0.0, 3.0, 1.0, 9.0, 2.0, 0.0, 9.0]])
     answers = judge(tf.constant(logits), tf.constant([4]), kept_classes=(1, 2, 4))
     kept = np.exp(logits[0, [1, 4, 2]])
@@ -121,7 +129,9 @@ def test_only_the_kept_classes_count():
 
 
 def test_robust_accuracy_of_a_linear_classifier():
-    """Its margin says which images survive: an attack of ±ε on both logits' pixels moves their difference by 2ε."""
+    """Its margin says which images survive: an attack of ±ε on both logits' pixels
+    moves their difference by 2ε.
+    """
     margins = np.array([-3.0, 1.0, 4.0, 7.9, 8.1, 20.0, 100.0], np.float32)
     images = np.full([len(margins), 1, 1, 3], 120.0, np.float32)
     images[:, 0, 0, 0] += margins
@@ -138,7 +148,9 @@ def test_robust_accuracy_of_a_linear_classifier():
 
 
 def test_an_attack_that_helps_does_not_count_as_robust():
-    """A classifier that is wrong exactly at the clean images: any step away, an attack's too, makes it right by accident."""
+    """A classifier that is wrong exactly at the clean images: any step away, an
+    attack's too, makes it right by accident.
+    """
     images, labels = np.full([20, 1, 1, 3], 100.0, np.float32), np.zeros(20, np.int32)
 
     def wrong_at_100(x):
@@ -154,7 +166,9 @@ def test_an_attack_that_helps_does_not_count_as_robust():
 
 
 def test_an_image_must_withstand_every_restart():
-    """Right at its own pixel alone and wrong in one of three directions: which one a single random start meets is chance."""
+    """Right at its own pixel alone and wrong in one of three directions: which one a
+    single random start meets is chance.
+    """
     images, labels = np.full([60, 1, 1, 3], 100.0, np.float32), np.zeros(60, np.int32)
 
     def wrong_where_red_rises(x):

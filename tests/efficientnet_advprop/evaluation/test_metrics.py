@@ -1,4 +1,6 @@
-"""Metrics against figures from elsewhere: published examples, closed forms, and sums by hand."""
+"""Metrics against figures from elsewhere: published examples, closed forms, and sums by
+hand.
+"""
 
 import numpy as np
 import pytest
@@ -54,13 +56,15 @@ def test_scores_of_parts_add_up():
     assert Score(100, 60, 90) + Score(28, 28, 28) == Score(128, 88, 118)
 
 
-# torchvision's ResNet-50 on two of ImageNet-C's corruptions would not give round numbers; these do.
+# torchvision's ResNet-50 on two of ImageNet-C's corruptions would not give round
+# numbers; these do.
 ERRORS = {"fog": [0.1, 0.2, 0.3], "snow": [0.4, 0.4, 0.4]}
 BASELINE = {"fog": [0.2, 0.4, 0.6], "snow": [0.2, 0.3, 0.3]}
 
 
 def test_corruption_errors_sum_over_severities_before_dividing():
-    # fog 0.6/1.2; snow 1.2/0.8. (The mean of ratios per severity would be 1.556 for snow.)
+    # fog 0.6/1.2; snow 1.2/0.8. (The mean of ratios per severity would be 1.556 for
+    # snow.)
     assert corruption_errors(ERRORS, BASELINE) == pytest.approx({"fog": 0.5, "snow": 1.5})
     assert mean_corruption_error(ERRORS, BASELINE) == pytest.approx(1.0)
 
@@ -76,7 +80,8 @@ def test_relative_mean_corruption_error():
 
 
 def test_alexnet_against_itself_by_published_constants():
-    # Hendrycks & Dietterich's AlexNet figures for the blurs; a model with half the error has CE 0.5 everywhere.
+    # Hendrycks & Dietterich's AlexNet figures for the blurs; a model with half the
+    # error has CE 0.5 everywhere.
     alexnet = {"defocus_blur": [0.819880], "glass_blur": [0.826268], "motion_blur": [0.785948]}
     half = {name: [values[0] / 2] for name, values in alexnet.items()}
     assert mean_corruption_error(half, alexnet) == pytest.approx(0.5)

@@ -1,5 +1,6 @@
-"""Test sets whose right answer is not one class, or which are a part of another: on stand-ins whose
-accuracies are known, and the lists by what their authors say of them."""
+"""Test sets whose right answer is not one class, or which are a part of another: on
+stand-ins whose accuracies are known, and the lists by what their authors say of them.
+"""
 
 import json
 
@@ -67,8 +68,9 @@ def test_the_lists_have_the_numbers_of_their_authors():
 
 @pytest.fixture(scope="module")
 def validation(tmp_path_factory):
-    """Eight validation images, of which number 4 shows the class beside its own; and ReaL's labels:
-    number 4 may be either, 5 only another, 6 has none."""
+    """Eight validation images, of which number 4 shows the class beside its own; and
+    ReaL's labels: number 4 may be either, 5 only another, 6 has none.
+    """
     root = tmp_path_factory.mktemp("validation")
     ids = stand_ins.class_numbers.imagenet_ids()
     answers = [[] for _ in range(50_000)]
@@ -137,7 +139,8 @@ def test_objectnet_by_category_without_its_border(tmp_path):
     for name in names:
         (tmp_path / "ObjectNet-1.0" / "images" / name).mkdir(parents=True)
     images = tmp_path / "ObjectNet-1.0" / "images"
-    # Category 17 is ImageNet's 444 and 671; 52 is 423, 559 and 765; 0 has no class there.
+    # Category 17 is ImageNet's 444 and 671; 52 is 423, 559 and 765; 0 has no class
+    # there.
     save(images / names[17] / "a.png", 671, border=2)
     save(images / names[17] / "b.png", 444, border=2)
     save(images / names[52] / "c.png", 444, border=2)
@@ -156,7 +159,8 @@ def test_cue_conflict_by_category_and_its_shape_bias(tmp_path):
     for category in categories:
         (tmp_path / "cue-conflict" / category).mkdir(parents=True)
     root = tmp_path / "cue-conflict"
-    # The colour is what the reader answers; only "airplane" and "oven" have a single class.
+    # The colour is what the reader answers; only "airplane" and "oven" have a single
+    # class.
     save(root / "airplane" / "airplane1-oven2.png", 404)  # by shape
     save(root / "airplane" / "airplane2-oven1.png", 766)  # by texture
     save(root / "airplane" / "airplane3-airplane2.png", 404)  # no conflict
@@ -230,7 +234,9 @@ def test_networks_of_other_classes_and_missing_data_are_named(suite, tmp_path):
 
 @pytest.mark.parametrize("suite", ["imagenet_c_extra", "imagenet_c_bar", "imagenet_3dcc"])
 def test_other_corruptions_have_a_mean_error_and_no_mce(suite):
-    """AlexNet's errors, the yardstick of mCE, are those under the fifteen of ImageNet-C."""
+    """AlexNet's errors, the yardstick of mCE, are those under the fifteen of
+    ImageNet-C.
+    """
     test_sets = {
         TestSetName.corrupted(suite, corruption, severity): TestSetResult(
             Score(10, 10 - severity, 10),

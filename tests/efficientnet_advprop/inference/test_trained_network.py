@@ -71,7 +71,8 @@ def test_kind_chooses_the_normalization_and_can_be_overridden(tmp_path):
         ("C:\\advprop\\efficientnet-b5-randaug\\", "randaugment"),
         ("/data/efficientnet-b5-randaug/model.ckpt-1234.index", "randaugment"),
         ("runs/advprop_small.ckpt", "advprop"),
-        # Where a checkpoint lies is no name of it: a clone or a folder of that name has all kinds.
+        # Where a checkpoint lies is no name of it: a clone or a folder of that name has
+        # all kinds.
         ("/home/me/advprop/tests/data/tiny_ckpt", None),
         ("/home/me/advprop/tests/data/tiny_ckpt/model.ckpt-1234", None),
         ("/home/me/advprop/model.ckpt", None),
@@ -84,13 +85,17 @@ def test_kind_chooses_the_normalization_and_can_be_overridden(tmp_path):
         ("gs://cloud-tpu-checkpoints/efficientnet/ckptsaug/efficientnet-b0", "autoaugment"),
         ("gs://cloud-tpu-checkpoints/efficientnet/advprop/efficientnet-b8/model.ckpt", "advprop"),
         (
-            "gs://cloud-tpu-checkpoints/efficientnet/noisystudent/"
-            "noisy_student_efficientnet-l2_475.tar.gz",
+            (
+                "gs://cloud-tpu-checkpoints/efficientnet/noisystudent/"
+                "noisy_student_efficientnet-l2_475.tar.gz"
+            ),
             "noisystudent",
         ),
         (
-            "http://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet/ckpts/"
-            "efficientnet-b1.tar.gz?alt=media",
+            (
+                "http://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet/ckpts/"
+                "efficientnet-b1.tar.gz?alt=media"
+            ),
             "baseline",
         ),
         ("/mnt/cloud-tpu-checkpoints/efficientnet/ckpts/efficientnet-b1", None),
@@ -218,7 +223,8 @@ def test_class_names_come_from_the_run(tmp_path):
     with pytest.raises(ClassNamesError, match="has 5 names, but the network has 4"):
         restore_network(prefix, labels_map_file=str(other))
 
-    # A run that goes on with data of other classes is refused, with the first that differs.
+    # A run that goes on with data of other classes is refused, with the first that
+    # differs.
     checkpoints.check_model_dir(str(model_dir), config, names)
     with pytest.raises(ClassNamesError, match="class 1, '2' there and '3' here"):
         checkpoints.check_model_dir(str(model_dir), config, ["1", "3", "Käfer", "10"])

@@ -1,4 +1,6 @@
-"""Small models of every kind that Keras knows, for the tests of conversion and training."""
+"""Small models of every kind that Keras knows, for the tests of conversion and
+training.
+"""
 
 import numpy as np
 import tensorflow as tf
@@ -30,7 +32,9 @@ class Block(layers.Layer):
 
 @keras.utils.register_keras_serializable("tests")
 class Subclassed(keras.Model):
-    """Nested models, lists of layers, batch norms of both kinds and axes, one made by `build`."""
+    """Nested models, lists of layers, batch norms of both kinds and axes, one made by
+    `build`.
+    """
 
     def __init__(self, classes=3, **kwargs):
         super().__init__(**kwargs)

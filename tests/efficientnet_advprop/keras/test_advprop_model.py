@@ -1,4 +1,6 @@
-"""Training through `fit`: against the project's own step, Keras's own fit, and gradients by hand."""
+"""Training through `fit`: against the project's own step, Keras's own fit, and
+gradients by hand.
+"""
 
 import numpy as np
 import pytest
@@ -66,12 +68,15 @@ def assert_same_weights(found, expected, tolerance=1e-5):
     "method, attack, num_steps",
     [
         ("advprop", PGD(epsilon=4.0, num_steps=2, num_classes=10), 5),
-        # Its losses are means of parts, so rounding differs, and signs of the attack with it.
+        # Its losses are means of parts, so rounding differs, and signs of the attack
+        # with it.
         pytest.param("fast_advprop", PGD(epsilon=4.0, targeted=False), 1, marks=pytest.mark.slow),
     ],
 )
 def test_steps_are_those_of_the_projects_own_step(method, attack, num_steps):
-    """The same network, once with the branch as an argument, once converted and through `fit`."""
+    """The same network, once with the branch as an argument, once converted and through
+    `fit`.
+    """
     random = np.random.default_rng(0)
     images = random.uniform(0, 255, (6 * num_steps, 32, 32, 3)).astype("float32")
     labels = random.integers(0, 10, 6 * num_steps).astype("int32")
@@ -129,8 +134,8 @@ def decayed():
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_step_is_the_gradient_of_both_losses_and_of_weight_decay_once(jit_compile):
-    # XLA rounds otherwise, so that the sign of a gradient that is almost zero may change; without a
-    # step the images are the same, and the rest is compared.
+    # XLA rounds otherwise, so that the sign of a gradient that is almost zero may
+    # change; without a step the images are the same, and the rest is compared.
     epsilon = 0.0 if jit_compile else 4.0
     attack = PGD(epsilon=epsilon, step_size=4.0, targeted=False, random_start=0.0, num_classes=3)
     trainer = make_trainer(decayed, attack=attack, compiled=dict(jit_compile=jit_compile))
@@ -223,12 +228,15 @@ TASKS = {
 
 @pytest.mark.parametrize("task", TASKS)
 def test_tasks(task):
-    """At the first step the branches are alike, so only the attack tells the losses apart."""
+    """At the first step the branches are alike, so only the attack tells the losses
+    apart.
+    """
     data, arguments = TASKS[task]
     trainer = make_trainer(optimizer=keras.optimizers.SGD(0.0), **arguments)
     history = fit(trainer, **{**data, "batch_size": 24})
     gap = history["adversarial_loss"][0] - history["loss"][0]
-    # Per pixel and with random labels, a targeted attack hardly moves the mean of the true ones.
+    # Per pixel and with random labels, a targeted attack hardly moves the mean of the
+    # true ones.
     assert gap != 0.0 if trainer.attack.targeted else gap > 1e-4
     assert len(history) % 2 == 0 and all(np.isfinite(values) for values in history.values())
 
@@ -279,7 +287,8 @@ def test_two_replicas_with_synchronised_norms_are_one(two_replicas):
     data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(8)
     histories.append(two.fit(data, verbose=0, validation_data=data).history)
     for name, values in histories[0].items():
-        # Keras's variance over replicas is E[x²] − E[x]²; the attack's signs follow the rounding.
+        # Keras's variance over replicas is E[x²] − E[x]²; the attack's signs follow the
+        # rounding.
         np.testing.assert_allclose(histories[1][name], values, rtol=2e-3, err_msg=name)
     for a, b in zip(one.network.variables, two.network.variables):
         np.testing.assert_allclose(a, b, rtol=1e-2, atol=2e-3, err_msg=a.name)
@@ -347,7 +356,9 @@ class Batches(keras.utils.Sequence):
 
 
 def test_every_form_of_data_and_the_usual_callbacks(tmp_path):
-    """The same batches in other forms make the same steps; what callbacks save is what was trained."""
+    """The same batches in other forms make the same steps; what callbacks save is what
+    was trained.
+    """
     trainer = make_trainer()
     fit(trainer, validation_split=0.25)  # 18 images train, 6 validate
     begin = trainer.get_weights()
@@ -386,7 +397,9 @@ def test_every_form_of_data_and_the_usual_callbacks(tmp_path):
 
 
 class AccumulatingSGD(keras.optimizers.SGD):
-    """An optimizer with gradient accumulation of its own: an update at every second call."""
+    """An optimizer with gradient accumulation of its own: an update at every second
+    call.
+    """
 
     def build(self, variables):
         super().build(variables)
@@ -407,7 +420,9 @@ class AccumulatingSGD(keras.optimizers.SGD):
 
 
 def test_gradients_are_accumulated_by_the_optimizers_own_means():
-    """Two steps from the same weights; without a radius, since the attack sees statistics move."""
+    """Two steps from the same weights; without a radius, since the attack sees
+    statistics move.
+    """
     attack = PGD(epsilon=0.0, step_size=1.0, targeted=False, num_classes=3)
     parts = [make_trainer(attack=attack, optimizer=keras.optimizers.SGD(0.1)) for _ in range(2)]
     before = weights(parts[0].network)
@@ -437,7 +452,9 @@ def test_several_steps_in_one_execution_are_the_same_steps():
 
 
 def test_the_step_is_one_xla_program():
-    """What `TPUStrategy` and `jit_compile` need: no op without a kernel in XLA, no call of the host."""
+    """What `TPUStrategy` and `jit_compile` need: no op without a kernel in XLA, no call
+    of the host.
+    """
     trainer = make_trainer(attack=PGD(epsilon=4.0, num_steps=3, num_classes=3))
     trainer.optimizer.build(trainer.network.trainable_variables)
     step = tf.function(lambda *batch: trainer.train_step(batch), jit_compile=True)

@@ -1,4 +1,6 @@
-"""What a conversion keeps: weights, outputs, classes, files; through every branch, and back."""
+"""What a conversion keeps: weights, outputs, classes, files; through every branch, and
+back.
+"""
 
 import os
 import subprocess
@@ -141,7 +143,9 @@ assert not [name for name in sys.modules if name.startswith("efficientnet_advpro
 
 
 def test_each_pass_of_one_graph_sees_its_own_branch():
-    """Also where a layer's call is a `tf.function`, in XLA, and with main before and after."""
+    """Also where a layer's call is a `tf.function`, in XLA, and with main before and
+    after.
+    """
     dual = add_auxiliary_batch_norms(models.subclassed(), 2)
     models.separate(dual)
     order = ("main", "aux", "aux_2", "main", "aux")
@@ -240,7 +244,9 @@ def test_frozen_batch_norms_stay_frozen_and_it_is_said():
 
 
 def test_replicas_of_a_mirrored_strategy():
-    """The conversion finds the model's strategy; the context is entered in the replica's thread."""
+    """The conversion finds the model's strategy; the context is entered in the
+    replica's thread.
+    """
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
         model = models.sequential()

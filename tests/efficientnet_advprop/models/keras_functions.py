@@ -1,4 +1,6 @@
-"""Functions that return Keras models, good ones and bad ones, for `--config.model.variant=keras:…`."""
+"""Functions that return Keras models, good ones and bad ones, for
+`--config.model.variant=keras:…`.
+"""
 
 import tensorflow as tf
 

@@ -67,7 +67,8 @@ def softplus(x, alpha):
     return np.logaddexp(0.0, alpha * x) / alpha
 
 
-# In float64, from the papers' formulas; SmoothReLU and parametric softplus: SAT, section 4.
+# In float64, from the papers' formulas; SmoothReLU and parametric softplus: SAT,
+# section 4.
 REFERENCES = {
     "relu": (lambda x, alpha: np.maximum(x, 0.0), None),
     "relu6": (lambda x, alpha: np.clip(x, 0.0, 6.0), None),
@@ -124,8 +125,9 @@ def test_values_and_slopes_are_those_of_the_formula(name, alpha):
 
 
 def test_smooth_relu_at_known_points():
-    """x − log(αx + 1)/α with α = 4: at x = ¼(e − 1) it is x − ¼, and its slope αx/(1 + αx)
-    is 1 − 1/e."""
+    """x − log(αx + 1)/α with α = 4: at x = ¼(e − 1) it is x − ¼, and its slope αx/(1 +
+    αx) is 1 − 1/e.
+    """
     activation = activations.choose("smooth_relu", 4.0).make("activation")
     x = tf.constant([-1.0, 0.0, (np.e - 1) / 4], tf.float32)
     activation(x)
@@ -139,7 +141,9 @@ def test_smooth_relu_at_known_points():
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
 @pytest.mark.parametrize("where", activations.SMOOTH_RELU_GRADIENTS)
 def test_relu_with_a_smooth_gradient_is_relu_forwards_and_softplus_backwards(where, dtype):
-    """SAT, section 4: the derivative of parametric softplus with α = 10 is 1/(1 + e^(−10x))."""
+    """SAT, section 4: the derivative of parametric softplus with α = 10 is 1/(1 +
+    e^(−10x)).
+    """
     activation = activations.choose("relu", smooth_relu_gradient=where).make("activation")
     x = tf.cast(np.linspace(-2, 2, 81) + 0.0125, dtype)
     for training in (False, True):

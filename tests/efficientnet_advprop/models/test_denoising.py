@@ -146,7 +146,9 @@ def make_small(**overrides):
 
 @pytest.fixture(scope="module")
 def denoised():
-    """Two blocks in stages 2 and 3, three in 4, two in 5, each stage with a denoising block."""
+    """Two blocks in stages 2 and 3, three in 4, two in 5, each stage with a denoising
+    block.
+    """
     model = make_small(denoise="non_local_softmax")
     random = np.random.RandomState(0)
     for variable in model.variables:

@@ -74,7 +74,9 @@ def test_endpoints_are_the_official_ones(tiny):
 
 
 def test_every_block_has_its_end_points(tiny):
-    """The official names, and what a block's projection gets: its output is that, projected, normalised and added."""
+    """The official names, and what a block's projection gets: its output is that,
+    projected, normalised and added.
+    """
     end_points = tiny.features(golden("logits.npz")["images_b"])
     num_blocks = len(tiny.blocks)
     wanted = {"stem", "features", "head_1x1", "pooled_features", "global_pool", "head"}
@@ -186,8 +188,13 @@ def test_saved_and_loaded(tiny, tmp_path, form):
     path = str(tmp_path / ("model" if form == "saved_model" else "model.keras"))
     wanted = tiny(images)
     if form == "saved_model":
-        tf.saved_model.save(tiny, path, signatures=tf.function(lambda x: {"logits": tiny(x)}).get_concrete_function(
-            tf.TensorSpec([None, 64, 64, 3], tf.float32)))  # fmt: skip
+        tf.saved_model.save(
+            tiny,
+            path,
+            signatures=tf.function(lambda x: {"logits": tiny(x)}).get_concrete_function(
+                tf.TensorSpec([None, 64, 64, 3], tf.float32)
+            ),
+        )
         logits = tf.saved_model.load(path).signatures["serving_default"](tf.constant(images))[
             "logits"
         ]

@@ -1,4 +1,6 @@
-"""A Keras model as a network: what the function must return, and what passes through it."""
+"""A Keras model as a network: what the function must return, and what passes through
+it.
+"""
 
 import sys
 
@@ -205,7 +207,9 @@ def test_modules_that_cannot_be_imported(tmp_path, monkeypatch):
         "no_such_module": "finds no module 'no_such_module'.*PYTHONPATH",
         "tests.no_such_module": "finds no module 'tests.no_such_module'",
         "broken_module": "cannot be imported: AttributeError",
-        "needy_module": "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'",
+        "needy_module": (
+            "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"
+        ),
     }.items():
         with pytest.raises(NetworkFunctionError, match=message):
             make_network(f"keras:{module}:make", num_classes=4, image_size=32)

@@ -1,4 +1,6 @@
-"""What both families have of `Network`: shapes that are not known, Keras's policies and files."""
+"""What both families have of `Network`: shapes that are not known, Keras's policies and
+files.
+"""
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ SEED = tf.constant([3, 4])
 
 
 def make_network(family: str, **overrides):
-    """A network of few layers that has everything: drop-outs, residuals, every kind of block."""
+    """A network of few layers that has everything: drop-outs, residuals, every kind of
+    block.
+    """
     arguments = dict(
         num_classes=5,
         width_coefficient=0.25,
@@ -36,13 +40,16 @@ def pixels(dtype=np.uint8, size=(32, 40)):
 
 
 def clear(network):
-    """Forgets what `compile` left, so that the next test finds the network as it was made."""
+    """Forgets what `compile` left, so that the next test finds the network as it was
+    made.
+    """
     for name in ("optimizer", "compiled_loss", "compiled_metrics"):
         if getattr(network, name, None) is not None:
             setattr(network, name, None)
 
 
-# --- shapes that are not known when tracing --------------------------------------------------
+# --- shapes that are not known when tracing
+# --------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [[None, None, None, 3], [None, None, None, None], None])
@@ -106,7 +113,8 @@ def test_decoded_images_of_any_size_train(network):
     clear(network)
 
 
-# --- Keras's global policy -------------------------------------------------------------------
+# --- Keras's global policy
+# -------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -148,7 +156,8 @@ def test_other_dtypes_scale_no_loss(network):
     clear(network)
 
 
-# --- Keras's files ---------------------------------------------------------------------------
+# --- Keras's files
+# ---------------------------------------------------------------------------
 
 
 def around(network):

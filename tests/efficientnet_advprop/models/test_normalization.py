@@ -174,7 +174,8 @@ def test_auxiliary_branches_may_share_statistics_or_parameters_with_main(shares,
     layer.variables_of("aux").gamma.assign([2.0, 2.0, 2.0])
     y = layer(x, training=True, branch="aux")
     np.testing.assert_allclose(y, 2.0 * (x - mean) / np.sqrt(variance + EPSILON), rtol=0, atol=4e-5)
-    # Shared statistics are those that both branches move, and shared parameters those that both multiply by.
+    # Shared statistics are those that both branches move, and shared parameters those
+    # that both multiply by.
     np.testing.assert_allclose(
         layer.variables_of("aux").moving_mean, 0.1 * mean, rtol=1e-5, atol=1e-6
     )
@@ -302,7 +303,8 @@ def test_groups_of_replicas_are_as_one_device_with_their_batches(
     [(1, 1), (8, 1), (16, 8), (32, 8), (64, 8), (128, 16), (512, 64), (1024, 128), (2048, 256)],
 )
 def test_official_group_size(num_replicas, size):
-    # The official `TpuBatchNormalization`: `if num_shards <= 8: 1 else: max(8, num_shards // 8)`.
+    # The official `TpuBatchNormalization`: `if num_shards <= 8: 1 else: max(8,
+    # num_shards // 8)`.
     assert official_group_size(num_replicas) == size
 
 

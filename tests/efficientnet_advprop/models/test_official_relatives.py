@@ -21,8 +21,8 @@ from tests.released_format import (
 RELATIVES = [
     name.removeprefix("efficientnet-") for name in golden("variables_more.json.gz")["models"]
 ]
-# Of logits around one. Two TensorFlows differ by 7e-5 here; a batch norm inside its convolution
-# rounds once more.
+# Of logits around one. Two TensorFlows differ by 7e-5 here; a batch norm inside its
+# convolution rounds once more.
 LOGITS_TOLERANCE = 2e-4
 QUICK = ("lite0", "edgetpu-S", "condconv-b0-4e")
 
@@ -33,7 +33,9 @@ def slow_but(quick, names):
 
 @pytest.fixture(params=TINY)
 def tiny_relative(request):
-    """(name in the golden data, the network, the golden numbers); see `make_tiny_relative`."""
+    """(name in the golden data, the network, the golden numbers); see
+    `make_tiny_relative`.
+    """
     return request.param, *make_tiny_relative(request.param)
 
 
@@ -60,10 +62,17 @@ def test_variables_have_official_names_shapes_and_number(variant):
     assert sum(sizes[name] for name in decayed) == facts["weight_decay_parameters"]
 
 
-@pytest.mark.parametrize("key", slow_but(
-    ("efficientnet-lite0/96/ema/21", "efficientnet-edgetpu-S/96/ema/21", "efficientnet-condconv-b0-4e/96/ema/21"),
-    golden("full_logits_more.npz").files,
-))  # fmt: skip
+@pytest.mark.parametrize(
+    "key",
+    slow_but(
+        (
+            "efficientnet-lite0/96/ema/21",
+            "efficientnet-edgetpu-S/96/ema/21",
+            "efficientnet-condconv-b0-4e/96/ema/21",
+        ),
+        golden("full_logits_more.npz").files,
+    ),
+)
 def test_full_size_gives_the_official_logits(key):
     name, pixels, salt, seed = key.split("/")
     variant = name.removeprefix("efficientnet-")
@@ -126,7 +135,8 @@ def test_gradients_are_the_official_ones(tiny_relative, mode, training):
         [wanted[official_name(v)] for v in chosen] if training else []
     )
     for gradient, target in zip(gradients, targets, strict=True):
-        # One unit on the other side of a kink changes a gradient by percents: hence the norm.
+        # One unit on the other side of a kink changes a gradient by percents: hence the
+        # norm.
         assert np.linalg.norm(gradient - target) < 1e-2 * np.linalg.norm(target)
 
 
@@ -168,7 +178,9 @@ def test_end_points_are_named_in_every_kind_of_block(tiny_relative):
 
 @pytest.mark.parametrize("strides", [1, 2])
 def test_routed_convolutions_are_one_convolution_per_image(strides):
-    """What the official layers do: each image on its own, with its own mix of the experts' kernels."""
+    """What the official layers do: each image on its own, with its own mix of the
+    experts' kernels.
+    """
     random = np.random.RandomState(0)
     images = random.normal(size=[3, 7, 6, 4]).astype(np.float32)
     routing = random.uniform(size=[3, 5]).astype(np.float32)

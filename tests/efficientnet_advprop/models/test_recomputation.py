@@ -1,4 +1,6 @@
-"""Recomputed blocks give what kept ones give: the same gradients, statistics moved once, and the work really done again."""
+"""Recomputed blocks give what kept ones give: the same gradients, statistics moved
+once, and the work really done again.
+"""
 
 import functools
 
@@ -20,7 +22,9 @@ TINY = dict(num_classes=10, width_coefficient=0.25, depth_coefficient=0.3, survi
 
 
 def run_network(model, images):
-    """Logits, the gradients of some loss and the inputs', and every variable afterwards."""
+    """Logits, the gradients of some loss and the inputs', and every variable
+    afterwards.
+    """
     with tf.GradientTape() as tape:
         tape.watch(images)
         logits = model(images, training=True, branch="aux", seed=tf.constant([3, 4]))
@@ -57,7 +61,8 @@ def compare(make_network, strategy):
     )  # of the main branch's norms: recomputing must not make zeros of them
 
 
-# Stochastic depth shows a second run that draws other numbers, the variables show statistics that move twice.
+# Stochastic depth shows a second run that draws other numbers, the variables show
+# statistics that move twice.
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_logits_gradients_and_statistics_are_those_of_kept_blocks(replicas, two_replicas):
     compare(
@@ -67,7 +72,9 @@ def test_logits_gradients_and_statistics_are_those_of_kept_blocks(replicas, two_
 
 
 def test_xla_does_the_work_twice():
-    """Identical operations on identical inputs are one operation to XLA, unless something keeps them apart."""
+    """Identical operations on identical inputs are one operation to XLA, unless
+    something keeps them apart.
+    """
     kernel = tf.Variable(tf.random.stateless_normal([3, 3, 4, 4], [0, 1]))
 
     def block(x):
@@ -118,9 +125,13 @@ def test_an_advprop_step_of_efficientnet_with_recomputed_blocks_is_the_step_with
         load_tiny(model.variables)
         state = TrainState(model, optimizers.SGD(model.trainable_variables))
         step = steps.make_train_step(
-            "advprop", state, LearningRate(0.1, 1.0), global_batch_size=4, attack=PGD(4.0, 2.0, 2, num_classes=10),
+            "advprop",
+            state,
+            LearningRate(0.1, 1.0),
+            global_batch_size=4,
+            attack=PGD(4.0, 2.0, 2, num_classes=10),
             weight_decay=0.0,
-        )  # fmt: skip
+        )
         tf.function(step)(batch)
         results.append([variable.numpy() for variable in model.variables])
     assert_same(*results)

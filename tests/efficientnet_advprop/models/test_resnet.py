@@ -1,4 +1,6 @@
-"""ResNets against Keras's own, the published sizes, and what an AdvProp step needs of them."""
+"""ResNets against Keras's own, the published sizes, and what an AdvProp step needs of
+them.
+"""
 
 import functools
 import shutil
@@ -34,7 +36,9 @@ def pixels(size, count=2):
 
 
 def randomize(model, seed=0):
-    """Weights with which nothing vanishes on its way up: positive gammas, biases that matter."""
+    """Weights with which nothing vanishes on its way up: positive gammas, biases that
+    matter.
+    """
     random = np.random.RandomState(seed)
     for variable in model.weights:
         shape, name = variable.shape.as_list(), variable.name
@@ -54,7 +58,8 @@ def keras_resnet50():
     return model
 
 
-# He et al.’s networks have these sizes wherever they are implemented; Keras’s are larger by its convolutions’ biases.
+# He et al.’s networks have these sizes wherever they are implemented; Keras’s are
+# larger by its convolutions’ biases.
 PARAMETERS = {
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
@@ -115,8 +120,10 @@ def test_logits_of_a_keras_file_are_kerass(loaded):
 
 
 def test_strides_in_the_3x3_are_those_of_the_official_network(loaded):
-    """Keras's network with its strides moved. At 97 pixels every strided convolution meets an odd size, where "SAME" is
-    symmetric."""
+    """Keras's network with its strides moved.
+
+    At 97 pixels every strided convolution meets an odd size, where "SAME" is symmetric.
+    """
     config = keras_resnet50().get_config()
     for layer in config["layers"]:
         if layer["name"] in ("conv3_block1_1_conv", "conv4_block1_1_conv", "conv5_block1_1_conv"):
@@ -184,7 +191,10 @@ def test_files_that_do_not_fit_are_refused_with_every_name(loaded, keras_file, t
     for said in (
         "resnet50), which is unchanged",
         "4 missing in the file: conv3_block2_2_bn/gamma, conv3_block2_2_bn/beta",
-        "1 of another shape in the file: predictions/bias [12], for resnet50/head/dense/bias:0 [11]",
+        (
+            "1 of another shape in the file: predictions/bias [12], for resnet50/head/dense/bias:0"
+            " [11]"
+        ),
         "1 in the file but not in the model: more/x",
         "1 hold values that are not finite: conv1_bn/beta",
     ):
@@ -301,7 +311,9 @@ def test_refused_arguments_are_named(arguments, said):
 
 
 def test_a_trained_alpha_of_each_place_learns_and_is_not_decayed():
-    """SmoothReLU: stem, three in each of four blocks; shared by clean and adversarial images."""
+    """SmoothReLU: stem, three in each of four blocks; shared by clean and adversarial
+    images.
+    """
     model = make_tiny(activation="smooth_relu", aux_branches=1)
     roots = [v for v in model.trainable_variables if v.name.endswith("/root_of_alpha:0")]
     assert len(roots) == 1 + 3 * 4 and len({v.name for v in roots}) == len(roots)

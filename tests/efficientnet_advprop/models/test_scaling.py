@@ -48,10 +48,14 @@ def test_every_block_of_the_relatives_is_the_official_one(name):
     assert len(blocks) == len(facts["blocks"])
     for block, fact in zip(blocks, facts["blocks"]):
         for ours, official in (
-            ("kernel_size", "kernel_size"), ("strides", "strides"), ("expand_ratio", "expand_ratio"),
-            ("input_filters", "actual_input_filters"), ("expanded_filters", "expanded_filters"),
-            ("output_filters", "output_filters"), ("residual", "residual"),
-        ):  # fmt: skip
+            ("kernel_size", "kernel_size"),
+            ("strides", "strides"),
+            ("expand_ratio", "expand_ratio"),
+            ("input_filters", "actual_input_filters"),
+            ("expanded_filters", "expanded_filters"),
+            ("output_filters", "output_filters"),
+            ("residual", "residual"),
+        ):
             assert getattr(block, ours) == fact[official], (ours, block, fact)
         assert block.squeeze_filters == (fact["se_reduced_filters"] or 0)
         assert block.num_experts == (fact["num_experts"] or 0)

@@ -13,7 +13,9 @@ ATTACK = {"name": "Square", "norm": "linf", "epsilon": 4.0, "num_queries": 5000}
 
 
 def measured(branch, clean, robust, model="b3", more=()):
-    """Clean accuracy, that after two attacks of a chain, and other test sets, of 100 images."""
+    """Clean accuracy, that after two attacks of a chain, and other test sets, of 100
+    images.
+    """
     bins = CalibrationBins.count(np.array([0.5]), np.array([True]))
     numbers = {
         "imagenet": clean,

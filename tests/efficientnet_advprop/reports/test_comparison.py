@@ -1,4 +1,6 @@
-"""Comparisons: against tests computed here from the answers themselves, and what must not be compared."""
+"""Comparisons: against tests computed here from the answers themselves, and what must
+not be compared.
+"""
 
 import math
 import os
@@ -151,9 +153,12 @@ def test_another_protocol_is_named(two, tmp_path):
     )
     (test,) = compare(read_measured([two[0], str(tmp_path)])).tests
     assert test.remarks == [
-        "fed at 224 px (crop released) and 300 px (crop 0.875)", "branches main and aux", "random numbers of seeds 0 and 1",
-        "the files differ although their names and labels agree", "other: lacks 2 images",
-    ]  # fmt: skip
+        "fed at 224 px (crop released) and 300 px (crop 0.875)",
+        "branches main and aux",
+        "random numbers of seeds 0 and 1",
+        "the files differ although their names and labels agree",
+        "other: lacks 2 images",
+    ]
 
 
 def test_names_are_made_unique(two, tmp_path):

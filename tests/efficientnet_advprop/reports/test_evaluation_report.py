@@ -1,4 +1,6 @@
-"""The report says what the results hold, needs no other file, and claims no difference that the tests do not allow."""
+"""The report says what the results hold, needs no other file, and claims no difference
+that the tests do not allow.
+"""
 
 import html.parser
 import io

@@ -32,7 +32,8 @@ def test_alexnet_is_one_hundred():
 
 
 def test_torchvisions_resnet50():
-    # CE of ResNet-50 by corruption, whole per cent, as recalled; their mean must be the published mCE within rounding.
+    # CE of ResNet-50 by corruption, whole per cent, as recalled; their mean must be the
+    # published mCE within rounding.
     printed = (80, 82, 83, 75, 89, 78, 80, 78, 75, 66, 57, 71, 85, 77, 77)
     errors = {
         name: [ce / 100 * alexnet[0]] * 5

@@ -158,7 +158,8 @@ def test_other_suites_are_measured_by_the_first_model(tmp_path):
     )
     assert first["digits_c", "mCE"] == first["digits_c", "relative mCE"] == pytest.approx(1.0)
     assert second["digits_c", "mCE"] < 0.9
-    # The yardstick is itself measured: an interval that took it for fixed would be too narrow.
+    # The yardstick is itself measured: an interval that took it for fixed would be too
+    # narrow.
     assert all(
         m.interval is None
         for m in list_measures(comparison, comparison.first)
@@ -219,9 +220,9 @@ def test_a_chain_that_was_stopped_has_no_such_row():
     assert len(rows_of(chain(3))) == 3
 
 
-# Rows of the table of results of Taori et al.'s testbed, per cent: ImageNet, V2 (matched
-# frequency), Sketch, R, A, and ImageNet on the classes of R and A. Both networks are trained
-# as its line expects.
+# Rows of the table of results of Taori et al.'s testbed, per cent: ImageNet, V2
+# (matched frequency), Sketch, R, A, and ImageNet on the classes of R and A. Both
+# networks are trained as its line expects.
 TESTBED = {
     "se_resnet152": (78.658, 67.440, 26.672, 40.047, 9.347, 93.420, 93.390),
     "efficientnet-b0-autoaug": (76.840, 64.420, 26.491, 38.607, 5.053, 92.390, 92.260),

@@ -29,7 +29,8 @@ def test_mcnemar_is_the_binomial_sum(first, second):
 
 
 def test_mcnemar_agresti():
-    # A. Agresti, Categorical Data Analysis, table 10.1 (approval of the prime minister): 150 and 86 of 1,600; z² = 17.36.
+    # A. Agresti, Categorical Data Analysis, table 10.1 (approval of the prime
+    # minister): 150 and 86 of 1,600; z² = 17.36.
     counts = PairedCounts(1600, 150, 86)
     assert counts.p_value == pytest.approx(
         stats.chi2.sf(17.36, 1), rel=0.35
@@ -74,7 +75,8 @@ def test_contributions_average_to_mce():
 
 
 def test_holm():
-    # S. Holm 1979 as in R's p.adjust: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm") gives 0.03 0.06 0.06 0.02.
+    # S. Holm 1979 as in R's p.adjust: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")
+    # gives 0.03 0.06 0.06 0.02.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
 

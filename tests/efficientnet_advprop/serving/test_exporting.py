@@ -133,8 +133,8 @@ def test_quantized_tflite_is_smaller_and_close(network, expected, quantization, 
     folded = InferenceNetwork(network.model, 64)
     contents = tflite.convert(folded, quantization, images)
     interpreter = tf.lite.Interpreter(model_content=contents)
-    # A float32 scale and an int64 zero point each: per kernel or per channel, as the converter's version likes, and
-    # this network has few weights per channel.
+    # A float32 scale and an int64 zero point each: per kernel or per channel, as the
+    # converter's version likes, and this network has few weights per channel.
     num_scales = sum(
         len(tensor["quantization_parameters"]["scales"])
         for tensor in interpreter.get_tensor_details()
@@ -159,7 +159,8 @@ def test_integer_exports_report_the_accuracy_lost(network, photographs, tmp_path
     )
     result = export(network, str(tmp_path / "served"), options)
     assert result.agreement.num_images == 10
-    # Five copies of either photograph, of ten different labels: at most one of each is right.
+    # Five copies of either photograph, of ten different labels: at most one of each is
+    # right.
     assert 0.0 <= result.agreement.model_accuracy <= 0.2
     assert "points lost" in str(result) and "same top-1 on" in str(result)
     with open(os.path.join(result.path, "metadata.json"), encoding="utf-8") as file:

@@ -182,7 +182,9 @@ def test_metadata_say_what_the_export_is(exported):
 
 
 def test_a_thousand_mutated_files_change_no_good_answer(loaded, photographs):
-    """Fuzz: bytes flipped, cut out, repeated and truncated in files of every format, each batch with good files beside."""
+    """Fuzz: bytes flipped, cut out, repeated and truncated in files of every format,
+    each batch with good files beside.
+    """
     random = np.random.RandomState(0)
     small = Image.open(io.BytesIO(photographs[0])).resize((160, 120))
     seeds = [encode(small, image_format) for image_format in ("JPEG", "PNG", "GIF", "BMP")]

@@ -1,4 +1,6 @@
-"""The demo's page: the report of an evaluation, with the training and the attack beside it."""
+"""The demo's page: the report of an evaluation, with the training and the attack beside
+it.
+"""
 
 import dataclasses
 import html.parser
@@ -42,14 +44,22 @@ def demo(tmp_path_factory):
     ]
     history.append({"step": 3, "epoch": 0.5, "eval_top1": 0.9})
     report = Report(
-        "Digits", compare(read_measured(folders)), descriptions=dict.fromkeys(MODELS, "a description"), featured="AdvProp",
-        samples={"fog": [image.astype(np.uint8)] * 5}, facts={"evaluation attack": "PGD as ever.", "seed": "0"},
-    )  # fmt: skip
+        "Digits",
+        compare(read_measured(folders)),
+        descriptions=dict.fromkeys(MODELS, "a description"),
+        featured="AdvProp",
+        samples={"fog": [image.astype(np.uint8)] * 5},
+        facts={"evaluation attack": "PGD as ever.", "seed": "0"},
+    )
     return demo_report.DemoReport(
-        report, "digits", "digits_c", dict.fromkeys(MODELS, history),
-        [demo_report.Picture(image, image + 1, "3", dict.fromkeys(MODELS, ("3", "8")))], "An attack.",
+        report,
+        "digits",
+        "digits_c",
+        dict.fromkeys(MODELS, history),
+        [demo_report.Picture(image, image + 1, "3", dict.fromkeys(MODELS, ("3", "8")))],
+        "An attack.",
         dict.fromkeys(MODELS, '{"a": 1}'),
-    )  # fmt: skip
+    )
 
 
 class _Links(html.parser.HTMLParser):
@@ -68,7 +78,8 @@ def test_page(demo):
     assert all(target.startswith(("data:", "#")) for target in _Links(page).targets)
     score = demo.report.comparison.first.results.test_sets["digits"].score
     assert f"<b>{100 * score.top1:.1f}<small> %</small></b>" in page
-    # Ninety against sixty of a hundred, eighty against thirty: beyond chance. Two of the same skill: not.
+    # Ninety against sixty of a hundred, eighty against thirty: beyond chance. Two of
+    # the same skill: not.
     assert (
         "Digits, top-1: AdvProp is level with Vanilla" in page
         and "No aux BN is worse than Vanilla" in page
@@ -76,7 +87,8 @@ def test_page(demo):
     assert "Under PGD, ε = 8, top-1: AdvProp is better than Vanilla" in page
     assert "The yardstick of Digits, corrupted’s mCE (= 100) is Vanilla." in page
     assert "PGD as ever." in page and "AdvProp 100" in page  # the median of 50, 100, 150
-    # corruptions: bars, severities, fifteen; attack; calibration of clean and corrupted images; training
+    # corruptions: bars, severities, fifteen; attack; calibration of clean and corrupted
+    # images; training
     assert page.count("<svg") == 2 + 15 + 1 + 2 + 2
     assert page.count('alt="fog, severity') == 5 and page.count("a description") == 3
 

@@ -45,8 +45,8 @@ def test_contrasts_are_paired_by_seed():
 
 
 def test_power_is_that_of_the_textbooks():
-    # Cohen's table, two-sided 5 %: an effect of half a deviation needs 34 pairs for a power of 0.8,
-    # one of a whole deviation 10.
+    # Cohen's table, two-sided 5 %: an effect of half a deviation needs 34 pairs for a
+    # power of 0.8, one of a whole deviation 10.
     assert power(0.5, 1.0, 33, 0.05) < 0.8 < power(0.5, 1.0, 34, 0.05)
     assert power(1.0, 1.0, 9, 0.05) < 0.8 < power(1.0, 1.0, 10, 0.05)
     assert power(0.0, 1.0, 10, 0.05) == pytest.approx(0.05)

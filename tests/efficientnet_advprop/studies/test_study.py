@@ -1,4 +1,6 @@
-"""The plan, the processes and the report, with runs that only pretend; and, slowly, a real one from end to end."""
+"""The plan, the processes and the report, with runs that only pretend; and, slowly, a
+real one from end to end.
+"""
 
 import dataclasses
 import io
@@ -105,7 +107,8 @@ def test_runs_are_executed_once_and_reported(tmp_path):
     )
     gain = summary.claims[0].findings[0]
     assert gain.estimate.values == pytest.approx((0.021, 0.022, 0.023)) and gain.verdict == "shown"
-    # t(0.975; 2)·0.001/√3 = 0.002484; two tests of an expected sign, of which the other has p = 1.
+    # t(0.975; 2)·0.001/√3 = 0.002484; two tests of an expected sign, of which the other
+    # has p = 1.
     assert gain.estimate.interval == pytest.approx((0.019516, 0.024484), abs=1e-6)
     assert gain.adjusted_p_value == pytest.approx(2 * gain.estimate.p_value)
     assert (
@@ -232,7 +235,10 @@ def test_a_saved_study_may_grow_but_not_change(tmp_path):
     for said in (
         "`severities` is [1] there and [1, 5] here",
         "not in the study: vanilla/seed_4, advprop/seed_4",
-        "`config.attack.epsilon` is 2.0 there and 3.0 here, in advprop/seed_1, advprop/seed_2, advprop/seed_3",
+        (
+            "`config.attack.epsilon` is 2.0 there and 3.0 here, in advprop/seed_1, advprop/seed_2,"
+            " advprop/seed_3"
+        ),
     ):
         assert said in str(raised.value)
 
@@ -328,7 +334,9 @@ def test_the_second_study_makes_as_many_updates_whatever_the_images():
 
 
 def test_the_second_studys_power_is_what_its_file_says():
-    """Deviations from the first study's report, expected differences from three seeds before it."""
+    """Deviations from the first study's report, expected differences from three seeds
+    before it.
+    """
     report_of_first = json.loads((ROOT / "docs/study/report.json").read_text())
     found = {
         (finding["name"].rpartition(",")[0], finding["metric"]): []
@@ -354,7 +362,10 @@ def test_the_second_studys_power_is_what_its_file_says():
         deviation = max(found[key])
         detected = estimates.detectable_difference(deviation, 24, 0.05 / 4)
         chance = estimates.power(expected, deviation, 24, 0.05 / 4)
-        row = f"{number}          {deviation:.2f}        {detected:.2f}       {chance:.2f} for {expected:+.1f}"
+        row = (
+            f"{number}          {deviation:.2f}        {detected:.2f}       {chance:.2f} for"
+            f" {expected:+.1f}"
+        )
         assert row in text, row
 
 

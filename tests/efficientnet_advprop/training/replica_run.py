@@ -1,4 +1,5 @@
-"""Program of test_same_numbers: a few steps on so many replicas, with everything random switched off; keeps what came out.
+"""Program of test_same_numbers: a few steps on so many replicas, with everything random
+switched off; keeps what came out.
 
 python replica_run.py METHOD NUM_REPLICAS OUTPUT.npz
 """
@@ -23,7 +24,8 @@ def main(method: str, num_replicas: int, output: str) -> None:
     config.model.batch_norm_group_size = (
         num_replicas  # moments over the whole batch, however it is cut
     )
-    # Each replica draws random numbers of its own, so there must be none: no targets, no starts.
+    # Each replica draws random numbers of its own, so there must be none: no targets,
+    # no starts.
     config.attack.targeted, config.attack.random_start, config.attack.epsilon = False, 0.0, 4.0
     config.training.method, config.training.global_batch_size = method, GLOBAL_BATCH_SIZE
     config.optimizer.warmup_epochs = 0.0

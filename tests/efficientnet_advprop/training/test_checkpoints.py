@@ -1,4 +1,6 @@
-"""Saving and restoring, with what can go wrong: damaged files, full disks, values that are not finite."""
+"""Saving and restoring, with what can go wrong: damaged files, full disks, values that
+are not finite.
+"""
 
 import pathlib
 import resource

@@ -1,4 +1,6 @@
-"""Starting from released weights: what is loaded, what stays, and how fast the rest learns."""
+"""Starting from released weights: what is loaded, what stays, and how fast the rest
+learns.
+"""
 
 import numpy as np
 import pytest
@@ -52,7 +54,9 @@ def test_a_run_with_a_frozen_backbone_changes_the_classifier_alone(data_dir, tmp
 
 
 def _check_release(config, model_dir, prefix):
-    """What the run wrote comes back from the released format, plain weights and averages, bit for bit."""
+    """What the run wrote comes back from the released format, plain weights and
+    averages, bit for bit.
+    """
     state = assembly.make_state(config)
     Checkpoints(model_dir, state, 3).restore()
     step = write_released_checkpoint(model_dir, prefix, which="last")
@@ -180,7 +184,9 @@ def test_layer_wise_learning_rates():
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_factors_are_factors_of_the_learning_rate(name):
-    """One variable at a factor of 0.3, another at 1: as two optimizers, one of which gets 0.3 times the rate."""
+    """One variable at a factor of 0.3, another at 1: as two optimizers, one of which
+    gets 0.3 times the rate.
+    """
     start, gradients = [1.0, -2.0], [tf.constant([0.5, 1.5]), tf.constant([-1.0, 0.2])]
     both = [tf.Variable(start), tf.Variable(start)]
     alone = [tf.Variable(start), tf.Variable(start)]

@@ -1,4 +1,6 @@
-"""Keras models in the trainer: a run of their own, resumed, evaluated and exported by branch."""
+"""Keras models in the trainer: a run of their own, resumed, evaluated and exported by
+branch.
+"""
 
 import json
 import os
@@ -121,7 +123,9 @@ def test_two_replicas_with_synchronised_norms_are_one(data_dir, tmp_path, two_re
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["saved_model", "tflite", "keras"])
 def test_export(finished, tmp_path, format):
-    """Compared with the network in a process of its own; a Keras file needs no code of ours."""
+    """Compared with the network in a process of its own; a Keras file needs no code of
+    ours.
+    """
     network = restore_network(model_dir=finished[0])
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     expected = network.model(images).numpy()
@@ -132,8 +136,8 @@ def test_export(finished, tmp_path, format):
         found = loaded.signatures["predict_images"](images=tf.constant(images))["logits"]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
         saved = [name for name, _ in tf.train.list_variables(f"{done.path}/variables/variables")]
-        # One kernel, three of the separable convolution, two of the classifier, and four of each
-        # batch norm: main alone.
+        # One kernel, three of the separable convolution, two of the classifier, and
+        # four of each batch norm: main alone.
         assert len([name for name in saved if "VARIABLE_VALUE" in name]) == 1 + 3 + 2 + 2 * 4
     if format == "keras":
         model = keras.models.load_model(f"{done.path}/model.keras")
@@ -152,7 +156,9 @@ def test_the_whole_step_is_one_xla_program():
 
 @pytest.mark.slow
 def test_the_programs(tmp_path, monkeypatch):
-    """A module in the user's own folder: trained on digits, evaluated by branch, exported, gone on with."""
+    """A module in the user's own folder: trained on digits, evaluated by branch,
+    exported, gone on with.
+    """
     (tmp_path / "my_models.py").write_text(
         "import tensorflow as tf\n"
         "from efficientnet_advprop.keras2 import keras\n"

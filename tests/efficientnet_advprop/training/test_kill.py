@@ -1,4 +1,6 @@
-"""Killed with SIGKILL at random moments and started again each time, a run ends with the bits of the uninterrupted one."""
+"""Killed with SIGKILL at random moments and started again each time, a run ends with
+the bits of the uninterrupted one.
+"""
 
 import importlib.util
 import os
@@ -52,9 +54,11 @@ def test_killed_at_random_moments(tmp_path):
             f"--config={tmp_path / 'config.py'}",
         ]
         return subprocess.Popen(
-            [*command, f"--data_dir={data_dir}", f"--model_dir={model_dir}"], cwd=ROOT, stdout=subprocess.DEVNULL,
+            [*command, f"--data_dir={data_dir}", f"--model_dir={model_dir}"],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        )
 
     def last_checkpoint(model_dir):
         return tf.train.latest_checkpoint(str(model_dir / "checkpoints"))
@@ -68,7 +72,8 @@ def test_killed_at_random_moments(tmp_path):
     for _ in range(NUM_KILLS):
         process = start(tmp_path / "killed")
         before = num_steps(tmp_path / "killed")
-        # Most of a process's life is its start; wait for the first update, then for a little more.
+        # Most of a process's life is its start; wait for the first update, then for a
+        # little more.
         while num_steps(tmp_path / "killed") == before and process.poll() is None:
             time.sleep(0.01)
         time.sleep(rng.uniform(0.0, 1.5))

@@ -1,4 +1,6 @@
-"""A run from start to end: what it writes, how it stops and goes on, and what it says when it cannot."""
+"""A run from start to end: what it writes, how it stops and goes on, and what it says
+when it cannot.
+"""
 
 import importlib.util
 import os
@@ -71,7 +73,8 @@ def test_reports(finished):
     assert [entry["step"] for entry in training] == [3, 6] and [
         entry["step"] for entry in evaluations
     ] == [4, 6]
-    # Official staircase with warm-up from 0: at the third update (after 2) 0.016 · 10/256, past the warm-up of 2 updates.
+    # Official staircase with warm-up from 0: at the third update (after 2) 0.016 ·
+    # 10/256, past the warm-up of 2 updates.
     assert training[0]["learning_rate"] == pytest.approx(0.016 * 10 / 256)
     assert set(training[1]) > {
         "adversarial_loss",
@@ -137,7 +140,8 @@ def test_sigterm_saves_and_the_next_start_ends_with_the_same_bits(finished, data
     ) and "stopped by SIGTERM; step 3 of 6 is saved" in lines[-1]
     assert signal.getsignal(signal.SIGTERM) is handler
     assert last_checkpoint(tmp_path).endswith("ckpt-3")
-    # Other boundaries than before: they are a matter of operation, not of what is computed.
+    # Other boundaries than before: they are a matter of operation, not of what is
+    # computed.
     config = tiny_run.make_config()
     config.training.steps_per_loop = 1
     assert train(config, data_dir, tmp_path).step == 6
@@ -155,8 +159,8 @@ def test_a_model_dir_of_another_config(finished, data_dir):
     with pytest.raises(ConfigError) as error:
         train(config, data_dir, model_dir)
     assert (
-        "`config.attack.epsilon` is 8.0 there and 2.0 here, `config.training.seed` is 0 there and 5 here."
-        in str(error.value)
+        "`config.attack.epsilon` is 8.0 there and 2.0 here, `config.training.seed` is 0 there and 5"
+        " here." in str(error.value)
     )
     assert "keep_last" not in str(error.value)
     assert tiny_run.saved_values(last_checkpoint(model_dir)) == before
@@ -289,7 +293,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
         config.optimizer.name,
         config.optimizer.learning_rate_per_256,
         config.optimizer.warmup_epochs,
-    ) = "sgd", 1e3, 1.2
+    ) = (
+        "sgd",
+        1e3,
+        1.2,
+    )
     config.optimizer.weight_decay = 1e3
     config.training.num_epochs, config.training.checkpoint_every_steps = 5, 1
     with pytest.raises((loop.TrainingError, checkpoints.CheckpointError)) as error:
@@ -321,7 +329,8 @@ def test_non_finite_steps_are_named():
 
 
 def test_boundaries():
-    # 100 updates a loop, but never past a report every 30, a checkpoint every 250, or the end.
+    # 100 updates a loop, but never past a report every 30, a checkpoint every 250, or
+    # the end.
     steps, at = [], 0
     while at < 260:
         at += loop._steps_to_boundary(at, 260, 100, (30, 250))
@@ -415,7 +424,9 @@ def test_missing_empty_and_truncated_data(tmp_path):
 
 @pytest.mark.slow
 def test_without_evaluation_no_validation_images_are_needed(data_dir, finished, tmp_path):
-    """The same training, to the last bit; and a follower finds what the run itself would have found."""
+    """The same training, to the last bit; and a follower finds what the run itself
+    would have found.
+    """
     folder = tmp_path / "data"
     folder.mkdir()
     for path in pathlib.Path(data_dir).glob("train-*"):
@@ -482,7 +493,9 @@ def test_synthetic_images_need_no_folder(tmp_path):
 def test_every_kind_of_network_is_trained_by_methods_with_several_batch_norms(
     data_dir, tmp_path, variant, method
 ):
-    """It runs to its end, every batch norm's statistics have moved, and what is released is read back."""
+    """It runs to its end, every batch norm's statistics have moved, and what is
+    released is read back.
+    """
     config = tiny_run.make_config(method)
     config.model.variant = variant
     config.model.normalization = "lite"

@@ -1,4 +1,6 @@
-"""The official recipes as configs: they are valid, and their numbers are the published ones."""
+"""The official recipes as configs: they are valid, and their numbers are the published
+ones.
+"""
 
 import importlib.util
 import pathlib
@@ -57,7 +59,9 @@ def test_relatives_go_with_every_method(method):
 
 
 def test_large_batches_share_batch_norms_by_images():
-    """128 images: with 1,024 cores of 64 images each two cores, as the official flag says it."""
+    """128 images: with 1,024 cores of 64 images each two cores, as the official flag
+    says it.
+    """
     config = load("large_batch").get_config("b5-65536")
     config.validate()
     assert assembly.batch_norm_group_size(config, num_replicas=1024) == 2
@@ -83,8 +87,8 @@ def test_a_parabola_that_would_rise_is_refused():
         config.validate()
 
 
-# Read in the repository of Smooth Adversarial Training: ResNet-50, clean and under untargeted PGD of
-# 10, 20 and 50 steps; EfficientNets, clean.
+# Read in the repository of Smooth Adversarial Training: ResNet-50, clean and under
+# untargeted PGD of 10, 20 and 50 steps; EfficientNets, clean.
 SAT_RESNET50 = {
     "relu": (68.7, 35.3, 33.7, 33.1),
     "silu": (69.7, 43.0, 42.2, 41.9),
@@ -152,7 +156,8 @@ def test_high_resolution_last_begins_with_the_weak_attack_at_half_the_size():
     assert low.attack.epsilon == high.attack.epsilon == 4.0
     # Without the weights of the first stage there is no second one.
     assert low.init.checkpoint == "" and high.init.checkpoint
-    # The docstring's cost in vanilla epochs: a step of the attack is two thirds of an update.
+    # The docstring's cost in vanilla epochs: a step of the attack is two thirds of an
+    # update.
     cost = 100 * (2 * 1 + 3) / 3 * (112 / 224) ** 2 + 10 * (2 * 3 + 3) / 3
     assert f"= {cost:.0f} vanilla epochs" in load("high_resolution_last").__doc__
 

@@ -1,4 +1,6 @@
-"""One, two and four replicas at the same global batch compute the same, but for the order in which sums are taken."""
+"""One, two and four replicas at the same global batch compute the same, but for the
+order in which sums are taken.
+"""
 
 import os
 import pathlib

@@ -23,9 +23,14 @@ def test_rates_are_the_official_ones(name, compiled):
     numbers, facts = golden("optim.npz"), golden("optim.json")
     setting = {**facts["lr_defaults"], **facts["lr"][name.removesuffix("_big")]}
     rate = LearningRate(
-        setting["initial_lr"], setting["steps_per_epoch"], setting["lr_decay_type"], setting["decay_factor"],
-        setting["decay_epochs"], setting["warmup_epochs"], setting["total_steps"] or 0,
-    )  # fmt: skip
+        setting["initial_lr"],
+        setting["steps_per_epoch"],
+        setting["lr_decay_type"],
+        setting["decay_factor"],
+        setting["decay_epochs"],
+        setting["warmup_epochs"],
+        setting["total_steps"] or 0,
+    )
     at = tf.function(rate, jit_compile=compiled)
     steps = numbers[f"lr_{name}_steps" if name.endswith("_big") else "lr_steps"]
     found = [float(at(tf.constant(step))) for step in steps]

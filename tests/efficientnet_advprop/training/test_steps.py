@@ -1,4 +1,6 @@
-"""The step against the official training graph, and the paper's invariants: who moves what, once, and on which images."""
+"""The step against the official training graph, and the paper's invariants: who moves
+what, once, and on which images.
+"""
 
 import functools
 
@@ -59,9 +61,13 @@ def test_follows_the_official_training_graph(name):
     load_tiny(ema.shadows)
     state.step.assign(recorded["global_step_before"])
     rate = LearningRate(
-        recorded["scaled_learning_rate"], recorded["steps_per_epoch"], setting["lr_schedule"],
-        setting.get("lr_decay_factor", 0.97), setting.get("lr_decay_epoch", 2.4), setting["lr_warmup_epochs"],
-    )  # fmt: skip
+        recorded["scaled_learning_rate"],
+        recorded["steps_per_epoch"],
+        setting["lr_schedule"],
+        setting.get("lr_decay_factor", 0.97),
+        setting.get("lr_decay_epoch", 2.4),
+        setting["lr_warmup_epochs"],
+    )
     train_step = tf.function(
         steps.make_train_step(
             "vanilla", state, rate, global_batch_size=6, label_smoothing=setting["label_smoothing"],
@@ -92,9 +98,10 @@ def test_follows_the_official_training_graph(name):
         )
         for key in recorded_names:
             wanted = numbers[key][t]
-            # 3e-5 of the largest value is the official code's own float noise between two TensorFlow versions; the momenta
-            # after one step are a single gradient's rounding, which the README puts at the same 3e-5 and which measured
-            # 4.7e-5 here.
+            # 3e-5 of the largest value is the official code's own float noise between
+            # two TensorFlow versions; the momenta after one step are a single
+            # gradient's rounding, which the README puts at the same 3e-5 and which
+            # measured 4.7e-5 here.
             np.testing.assert_allclose(
                 found[key.removeprefix(prefix).replace("|", "/")],
                 wanted,
@@ -114,7 +121,9 @@ def gradients_by_hand(model, images, labels, branch):
 
 @functools.lru_cache(maxsize=None)
 def one_advprop_step():
-    """One AdvProp step by SGD with rate 1, and everything that can be seen of it; traced once for the tests below."""
+    """One AdvProp step by SGD with rate 1, and everything that can be seen of it;
+    traced once for the tests below.
+    """
     state, data = make_state(), batch()
     for variable in state.model.variables:  # so that it shows which branch was used
         if role_of(variable.name) is Role.AUX:
@@ -158,8 +167,9 @@ def model_as_before():
 def test_advprop_is_the_sum_of_both_losses_gradients_and_of_weight_decay():
     data, before, sums, adversarial_images, _, after = one_advprop_step()
     model = model_as_before()
-    # In a graph, like the step: TensorFlow's kernels for single operations round otherwise, and a shift before the next
-    # batch norm has no gradient but rounding, of what cancels there.
+    # In a graph, like the step: TensorFlow's kernels for single operations round
+    # otherwise, and a shift before the next batch norm has no gradient but rounding, of
+    # what cancels there.
     by_hand = tf.function(gradients_by_hand)
     clean, clean_loss = by_hand(model, data["images"], data["labels"], "main")
     adversarial, adversarial_loss = by_hand(model, adversarial_images, data["labels"], "aux")
@@ -300,7 +310,10 @@ def test_shared_moments_are_those_of_one_batch_of_both_halves():
 
 
 def assert_moved_by(before, after, trained, gradients, tolerance=1e-3):
-    """That SGD with rate 1 moved each of `trained` by its gradient. In batches of few images rounding grows."""
+    """That SGD with rate 1 moved each of `trained` by its gradient.
+
+    In batches of few images rounding grows.
+    """
     for variable, gradient in zip(trained, gradients):
         moved, scale = (
             before[variable.name] - after[variable.name],
@@ -339,9 +352,11 @@ def test_fine_grained_advprop_and_more_branches_by_hand():
     load_tiny(model.variables)
     totals = [0.0 for _ in model.trainable_variables]
     shown = [
-        ("clean", data["images"], "main", 1.0), ("augmented", data["augmented_images"], "aux", 1.0),
-        ("adversarial", adversarial_images, "aux_2", 1.0), ("augmented", data["augmented_images"], "aux_3", 0.5),
-    ]  # fmt: skip
+        ("clean", data["images"], "main", 1.0),
+        ("augmented", data["augmented_images"], "aux", 1.0),
+        ("adversarial", adversarial_images, "aux_2", 1.0),
+        ("augmented", data["augmented_images"], "aux_3", 0.5),
+    ]
     for view, images, branch, weight in shown:
         gradients, loss = gradients_by_hand(model, images, data["labels"], branch)
         totals = [
@@ -406,7 +421,8 @@ def test_fast_advprop_by_hand():
     )
     np.testing.assert_allclose(sums["clean_loss"] / 30, clean_loss, rtol=1e-3)
     np.testing.assert_allclose(sums["adversarial_loss"] / 30, adversarial_loss, rtol=1e-3)
-    # Weights 1, ½, ½; each variable's sum over the images that it saw, divided by their weighted number.
+    # Weights 1, ½, ½; each variable's sum over the images that it saw, divided by their
+    # weighted number.
     wanted = []
     for variable, clean, noisy, adversarial in zip(
         trained, clean_gradients, noisy_gradients, adversarial_gradients
@@ -504,7 +520,9 @@ def linear_step():
 
 @pytest.mark.parametrize("targeted", [False, True])
 def test_adversarial_only_in_closed_form(targeted):
-    """Of two classes only one is wrong, so that the aim of a targeted attack is known, too."""
+    """Of two classes only one is wrong, so that the aim of a targeted attack is known,
+    too.
+    """
     keras.utils.set_random_seed(2)
     model = Linear(num_classes=2, is_normalized=True)
     state = TrainState(model, optimizers.SGD(model.trainable_variables))
@@ -638,7 +656,9 @@ def test_an_attack_with_running_statistics_adds_no_collective(statistics):
     "group_size, accumulation_steps", [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow)]
 )
 def test_statistics_are_the_replicas_mean(group_size, accumulation_steps, two_replicas):
-    """Two replicas of two images per part; in groups of two a part is what one device sees as four."""
+    """Two replicas of two images per part; in groups of two a part is what one device
+    sees as four.
+    """
     data, parts = batch(4 * accumulation_steps), accumulation_steps
     with two_replicas.scope():
         state = make_state(aux_branches=0, batch_norm_group_size=group_size)
@@ -692,7 +712,9 @@ def test_statistics_are_the_replicas_mean(group_size, accumulation_steps, two_re
 
 
 def test_random_numbers_differ_by_replica_and_step_and_not_by_restart(two_replicas):
-    """The seeds of attacks, from which the images' differ further, are a function of the config's seed, step and replica."""
+    """The seeds of attacks, from which the images' differ further, are a function of
+    the config's seed, step and replica.
+    """
     data = batch(2)
     with two_replicas.scope():
         state = make_state()
@@ -726,7 +748,8 @@ def test_random_numbers_differ_by_replica_and_step_and_not_by_restart(two_replic
         for key in seeds
     }
     assert len(set(wanted.values())) == 6
-    # The step's own splits into those of the clean pass, the attack and the adversarial pass.
+    # The step's own splits into those of the clean pass, the attack and the adversarial
+    # pass.
     assert seeds == {
         key: tuple(randomness.split(tf.constant(value), 3)[1].numpy())
         for key, value in wanted.items()
@@ -735,7 +758,9 @@ def test_random_numbers_differ_by_replica_and_step_and_not_by_restart(two_replic
 
 @pytest.mark.parametrize("num_replicas, accumulation_steps", [(2, 1), (1, 2)])
 def test_shares_add_up_to_the_whole(num_replicas, accumulation_steps, two_replicas):
-    """Two replicas, or two parts, of frozen batch norms (which see their part alone) move the weights like one batch."""
+    """Two replicas, or two parts, of frozen batch norms (which see their part alone)
+    move the weights like one batch.
+    """
     data = batch(4)
 
     def run(strategy, accumulation_steps):
@@ -752,9 +777,12 @@ def test_shares_add_up_to_the_whole(num_replicas, accumulation_steps, two_replic
                 ExponentialMovingAverage(averaged_variables(model)),
             )
         train_step = steps.make_train_step(
-            "vanilla", state, LearningRate(0.1, 1.0, "constant", warmup_epochs=0), global_batch_size=4,
+            "vanilla",
+            state,
+            LearningRate(0.1, 1.0, "constant", warmup_epochs=0),
+            global_batch_size=4,
             accumulation_steps=accumulation_steps,
-        )  # fmt: skip
+        )
 
         @tf.function
         def step():

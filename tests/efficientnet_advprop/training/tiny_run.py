@@ -1,4 +1,6 @@
-"""A run so small that a test can afford it: 40 pictures of four classes, a network of a quarter of B0's width, six updates."""
+"""A run so small that a test can afford it: 40 pictures of four classes, a network of a
+quarter of B0's width, six updates.
+"""
 
 import numpy as np
 import tensorflow as tf

@@ -1,11 +1,14 @@
-"""The search against networks whose memory is known: linear, padded to tiles, or more than there is."""
+"""The search against networks whose memory is known: linear, padded to tiles, or more
+than there is.
+"""
 
 import pytest
 
 from tpu_utils.compiler.batch_search import find_largest_batch, grid
 
 CAPACITY = 16 * 2**30
-# Name → bytes by batch, and the most trials that are fair: a trial is a compilation of many minutes.
+# Name → bytes by batch, and the most trials that are fair: a trial is a compilation of
+# many minutes.
 NETWORKS = {
     "small": (lambda batch: 0.4e9 + 5e7 * batch, 3),
     "middling": (lambda batch: 0.5e9 + 2e8 * batch, 3),

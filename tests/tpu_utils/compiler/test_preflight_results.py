@@ -1,4 +1,6 @@
-"""Answers are asked for once, found again by what matters to the program, and told in words."""
+"""Answers are asked for once, found again by what matters to the program, and told in
+words.
+"""
 
 import dataclasses
 
@@ -9,10 +11,21 @@ from efficientnet_advprop.config import ExperimentConfig
 from tpu_utils.compiler import preflight_results, tpu_compiler
 
 PROGRAM = tpu_compiler.CompiledProgram(
-    argument_bytes=2**30, output_bytes=2**30, alias_bytes=2**30, temporary_bytes=9 * 2**30, code_bytes=2**28, flops=2e12,
-    bytes_accessed=3e11, scheduled_seconds=0.5, loop_flops=1e12, loop_seconds=0.2, collectives={"all-reduce": 3},
-    unknown_loops=0, compile_seconds=100.0, versions={"libtpu": "0.0.52"},
-)  # fmt: skip
+    argument_bytes=2**30,
+    output_bytes=2**30,
+    alias_bytes=2**30,
+    temporary_bytes=9 * 2**30,
+    code_bytes=2**28,
+    flops=2e12,
+    bytes_accessed=3e11,
+    scheduled_seconds=0.5,
+    loop_flops=1e12,
+    loop_seconds=0.2,
+    collectives={"all-reduce": 3},
+    unknown_loops=0,
+    compile_seconds=100.0,
+    versions={"libtpu": "0.0.52"},
+)
 
 
 class FakeCompiler:

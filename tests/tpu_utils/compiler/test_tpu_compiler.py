@@ -1,4 +1,7 @@
-"""Lowering as a TPU would get it, and what becomes of the compiler's answers. The compiler itself is asked in a slow test."""
+"""Lowering as a TPU would get it, and what becomes of the compiler's answers.
+
+The compiler itself is asked in a slow test.
+"""
 
 import json
 import os
@@ -19,11 +22,20 @@ COMPILER_PYTHON = os.environ.get(
     "COMPILER_PYTHON", str(pathlib.Path(__file__).parents[3] / ".venv-preflight/bin/python")
 )
 ANSWER = {
-    "num_devices": 8, "versions": {"libtpu": "x"}, "argument_bytes": 4, "output_bytes": 3, "alias_bytes": 2,
-    "temporary_bytes": 10, "code_bytes": 1, "flops": 100.0, "bytes_accessed": 50.0, "cycles": 940e3,
-    "collectives": {"all-reduce": 2}, "seconds": 5.0,
+    "num_devices": 8,
+    "versions": {"libtpu": "x"},
+    "argument_bytes": 4,
+    "output_bytes": 3,
+    "alias_bytes": 2,
+    "temporary_bytes": 10,
+    "code_bytes": 1,
+    "flops": 100.0,
+    "bytes_accessed": 50.0,
+    "cycles": 940e3,
+    "collectives": {"all-reduce": 2},
+    "seconds": 5.0,
     "loops": [{"iterations": 5, "cycles": 94e3, "flops": 10.0}],
-}  # fmt: skip
+}
 
 
 def tiny_config(method, statistics="running"):
@@ -50,7 +62,9 @@ def count_all_reduces(function, specs, num_replicas=NUM_REPLICAS):
 
 
 def test_the_attack_with_running_statistics_adds_no_collective():
-    """Of the lowered step: the attack has none, and AdvProp's are two passes' worth and one for each gradient."""
+    """Of the lowered step: the attack has none, and AdvProp's are two passes' worth and
+    one for each gradient.
+    """
     assert count_all_reduces(*programs.attack(tiny_config("advprop"), 2)) == 0
     found, gradients = {}, {}
     for method in ("vanilla", "advprop"):
@@ -110,9 +124,9 @@ def make_compiler(tmp_path, monkeypatch):
     def make(answer, topology="v3:2x2"):
         script = tmp_path / "process.py"
         script.write_text(
-            "import json, sys\n"
-            f"answer = {{'num_devices': 8}} if sys.argv[3] == '0' and {answer.get('error') != 'topology'} else {answer!r}\n"
-            "json.dump(answer, open(sys.argv[4], 'w'))\n"
+            "import json, sys\nanswer = {'num_devices': 8} if sys.argv[3] == '0' and"
+            f" {answer.get('error') != 'topology'} else {answer!r}\njson.dump(answer,"
+            " open(sys.argv[4], 'w'))\n"
         )
         monkeypatch.setattr(tpu_compiler, "PROCESS", script)
         return tpu_compiler.TPUCompiler(sys.executable, topology)

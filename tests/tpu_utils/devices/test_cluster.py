@@ -1,4 +1,6 @@
-"""What the cluster's managers tell, right and wrong, and what is found out before TensorFlow's servers start."""
+"""What the cluster's managers tell, right and wrong, and what is found out before
+TensorFlow's servers start.
+"""
 
 import json
 import socket

@@ -1,4 +1,6 @@
-"""The TensorFlow of a TPU VM, on a machine that may have no TPU: `make check-tpu-stack` runs this where it is installed."""
+"""The TensorFlow of a TPU VM, on a machine that may have no TPU: `make check-tpu-stack`
+runs this where it is installed.
+"""
 
 import os
 import pathlib
@@ -36,9 +38,15 @@ def test_the_runtime_is_loaded():
 def test_strategy_tpu_ends_with_the_drivers_own_error(tmp_path):
     """Not with TensorFlow's, that it is built without TPU support; in one line."""
     command = [
-        sys.executable, "-m", "efficientnet_advprop.train", "--config=digits:vanilla", "--strategy=tpu", "--tpu=local",
-        f"--data_dir={tmp_path}", f"--model_dir={tmp_path}/run",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "efficientnet_advprop.train",
+        "--config=digits:vanilla",
+        "--strategy=tpu",
+        "--tpu=local",
+        f"--data_dir={tmp_path}",
+        f"--model_dir={tmp_path}/run",
+    ]
     variables = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

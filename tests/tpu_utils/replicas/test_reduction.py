@@ -1,4 +1,6 @@
-"""Reductions: against sums by hand, on logical CPUs; and that another runtime takes them over, gradients included."""
+"""Reductions: against sums by hand, on logical CPUs; and that another runtime takes
+them over, gradients included.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ VALUES = np.arange(4 * 8 * 3, dtype=np.float32).reshape(4, 8, 3)  # replica, row
 
 
 def on_replicas(strategy, function):
-    """What `function` (own rows of `VALUES` → tensors) returns on each replica: arrays whose first axis is the replica."""
+    """What `function` (own rows of `VALUES` → tensors) returns on each replica: arrays
+    whose first axis is the replica.
+    """
 
     @tf.function
     def run():
@@ -61,7 +65,9 @@ def test_outside_a_step_there_is_one_replica():
 
 
 class Copies(replica_runtime.ReplicaRuntime):
-    """As if this replica had `num_replicas` − 1 copies of itself: known sums, and a note of what was asked for."""
+    """As if this replica had `num_replicas` − 1 copies of itself: known sums, and a
+    note of what was asked for.
+    """
 
     num_replicas, replica_id, reduces_in_loops = 6, 4, True
 

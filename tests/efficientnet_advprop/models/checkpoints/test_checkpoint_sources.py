@@ -1,4 +1,6 @@
-"""Where checkpoints come from: directories, prefixes, archives, servers; and archives that are not to be trusted."""
+"""Where checkpoints come from: directories, prefixes, archives, servers; and archives
+that are not to be trusted.
+"""
 
 import contextlib
 import http.server

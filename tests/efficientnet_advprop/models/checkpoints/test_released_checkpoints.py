@@ -1,4 +1,6 @@
-"""Released checkpoints against the official code's numbers, and against everything a file can have wrong."""
+"""Released checkpoints against the official code's numbers, and against everything a
+file can have wrong.
+"""
 
 import os
 
@@ -34,7 +36,9 @@ def model():
 
 @pytest.fixture
 def scrambled(model):
-    """The model with every variable at 0.5, so that whatever a load leaves alone is seen."""
+    """The model with every variable at 0.5, so that whatever a load leaves alone is
+    seen.
+    """
     for variable in model.variables:
         variable.assign(tf.fill(variable.shape, 0.5))
     return model
@@ -128,7 +132,9 @@ def test_plain_weights_that_are_not_there_are_an_error(scrambled, tensors, tmp_p
 
 
 def test_variables_without_average_get_plain_values_and_are_named(scrambled, tensors, tmp_path):
-    """`tf.train.ExponentialMovingAverage` over the trainable variables alone, as other trainers have it."""
+    """`tf.train.ExponentialMovingAverage` over the trainable variables alone, as other
+    trainers have it.
+    """
     subset = {
         name: value
         for name, value in tensors.items()
@@ -173,10 +179,15 @@ def test_missing_left_over_and_misshapen_are_one_error_with_all_names(scrambled,
         load_released_checkpoint(scrambled, prefix)
     text = str(error.value)
     for part in (
-        "2 missing", "blocks_2/se/conv2d/bias", "stem/tpu_batch_normalization/beta", "1 of another shape",
-        "[1, 1, 80, 8] instead of [1, 1, 80, 320]", "2 in the file but not in the model",
-        "blocks_2/routing/kernel", "something/else",
-    ):  # fmt: skip
+        "2 missing",
+        "blocks_2/se/conv2d/bias",
+        "stem/tpu_batch_normalization/beta",
+        "1 of another shape",
+        "[1, 1, 80, 8] instead of [1, 1, 80, 320]",
+        "2 in the file but not in the model",
+        "blocks_2/routing/kernel",
+        "something/else",
+    ):
         assert part in text
     assert is_untouched(scrambled)
 
@@ -226,7 +237,8 @@ def test_another_variant_is_named_in_few_words(scrambled, tmp_path):
         in text
     )
     assert 'EfficientNet("b3")' in text
-    # Counted without the code under test: names of one and not of the other, or of other shapes.
+    # Counted without the code under test: names of one and not of the other, or of
+    # other shapes.
     own = {
         v.name.split(":")[0]: tuple(v.shape) for v in scrambled.variables if "/aux/" not in v.name
     }
@@ -321,7 +333,9 @@ def test_another_head_keeps_its_values(tensors, num_classes, include_head):
 
 
 def test_round_trip_is_bit_exact(model, tensors, tmp_path):
-    """Plain weights and averages, in the official names, shapes and dtypes and nothing else."""
+    """Plain weights and averages, in the official names, shapes and dtypes and nothing
+    else.
+    """
     load_released_checkpoint(model, TINY, use_ema=False)
     averages = {
         name.removesuffix(AVERAGE): value

@@ -1,5 +1,6 @@
-"""The EfficientNets of Smooth Adversarial Training: the authors' code's numbers, by name and
-by address."""
+"""The EfficientNets of Smooth Adversarial Training: the authors' code's numbers, by
+name and by address.
+"""
 
 import contextlib
 import dataclasses
@@ -42,7 +43,8 @@ from tests.released_format import (
     write_checkpoint,
 )
 
-# Produced by cihangxie/SmoothAdversarialTraining, commit 988c080, as its published command runs it.
+# Produced by cihangxie/SmoothAdversarialTraining, commit 988c080, as its published
+# command runs it.
 FACTS = golden("smooth_adversarial.json.gz")
 OURS = {"efficientnet-b0": "b0", "efficientnet-b4": "b4", "efficientnet-bL1": "l1"}
 
@@ -53,7 +55,9 @@ def shapes_in_file(network: str) -> dict[str, tuple[int, ...]]:
 
 @functools.lru_cache(maxsize=1)
 def official_values(network: str) -> dict[str, np.ndarray]:
-    """What the authors' code had when it gave its logits, in the shapes of its evaluation graph."""
+    """What the authors' code had when it gave its logits, in the shapes of its
+    evaluation graph.
+    """
     shapes = shapes_in_file(network)
     statistics = golden("smooth_adversarial.npz")[f"statistics/{network}"].astype(np.float32)
     sizes = [shape[-1] if "moving_" in name else 0 for name, shape in shapes.items()]
@@ -93,10 +97,13 @@ def test_every_block_and_coefficient_is_the_authors(network, variant):
     assert len(blocks) == facts["num_blocks"]
     for block, fact in zip(blocks, facts["blocks"]):
         for ours, official in (
-            ("kernel_size", "kernel_size"), ("strides", "strides"), ("expand_ratio", "expand_ratio"),
-            ("input_filters", "input_filters"), ("output_filters", "output_filters"),
+            ("kernel_size", "kernel_size"),
+            ("strides", "strides"),
+            ("expand_ratio", "expand_ratio"),
+            ("input_filters", "input_filters"),
+            ("output_filters", "output_filters"),
             ("squeeze_filters", "se_reduced_filters"),
-        ):  # fmt: skip
+        ):
             assert getattr(block, ours) == fact[official], (ours, block, fact)
     kind = published_checkpoints.KINDS["sat"]
     assert kind.batch_norm_epsilon == facts["batch_norm_epsilon"]
@@ -204,14 +211,17 @@ def test_another_kind_than_the_shapes_say_is_refused(b0_file):
     [
         ("b0-sat", "b0-sat"),
         ("https://drive.google.com/uc?id=1NVEtGO0l15r2Dc5FBzOKlWr2lqJ11WQD", "b0-sat"),
-        ("https://drive.google.com/file/d/1CJvhOkKaEaPvNqe_ZZelsMzJpuitysAv/view", "l1_enhanced-sat"),
+        (
+            "https://drive.google.com/file/d/1CJvhOkKaEaPvNqe_ZZelsMzJpuitysAv/view",
+            "l1_enhanced-sat",
+        ),
         (
             "https://drive.usercontent.google.com/download?id=1MZr3Vx1E7qICamwpV_CFs1i2BZ40O6oq&confirm=t",
             "l1-sat",
         ),
         ("https://drive.google.com/uc?id=another", None),
     ],
-)  # fmt: skip
+)
 def test_found_by_name_and_by_address(source, name):
     assert find_published(source) is (None if name is None else PUBLISHED[name])
     assert guess_kind(source) == (None if name is None else "sat")

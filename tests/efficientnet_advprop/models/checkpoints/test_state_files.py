@@ -1,4 +1,6 @@
-"""What TensorFlow's state file says, what is there, and what is made of it if the two disagree."""
+"""What TensorFlow's state file says, what is there, and what is made of it if the two
+disagree.
+"""
 
 import pytest
 import tensorflow as tf
@@ -7,7 +9,10 @@ from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint
 from efficientnet_advprop.models.checkpoints.state_files import list_checkpoints, write_state_file
 
-STATE = 'model_checkpoint_path: "ckpt-200"\nall_model_checkpoint_paths: "ckpt-100"\nall_model_checkpoint_paths: "ckpt-200"\n'
+STATE = (
+    'model_checkpoint_path: "ckpt-200"\nall_model_checkpoint_paths:'
+    ' "ckpt-100"\nall_model_checkpoint_paths: "ckpt-200"\n'
+)
 
 
 def folder_with(path, *names, state=None):

@@ -1,4 +1,6 @@
-"""timm's files against its own logits: `timm_tiny.npz` is a small random `tf_efficientnet` of timm 1.0.31 with its logits."""
+"""timm's files against its own logits: `timm_tiny.npz` is a small random
+`tf_efficientnet` of timm 1.0.31 with its logits.
+"""
 
 import numpy as np
 import pytest
@@ -75,8 +77,9 @@ def test_files_that_cannot_be_read(model, tmp_path, name):
         load_timm_weights(model, str(tmp_path / name))
 
 
-# timm's `tf_efficientnet_lite0`, `_es` and `_cc_b0_4e` at a tenth of the width and three tenths of
-# the depth; weights rounded to float16, from pixels normalised as (x − 127) / 128.
+# timm's `tf_efficientnet_lite0`, `_es` and `_cc_b0_4e` at a tenth of the width and
+# three tenths of the depth; weights rounded to float16, from pixels normalised as (x −
+# 127) / 128.
 @pytest.mark.parametrize(
     "family, variant",
     [("lite", "lite0"), ("edgetpu", "edgetpu-S"), ("condconv", "condconv-b0-4e")],

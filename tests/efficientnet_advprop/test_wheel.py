@@ -88,6 +88,7 @@ def test_the_command_lists_the_programs(environment):
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: `trian` is no program; ")
 
 
+@pytest.mark.slow
 def test_the_digits_are_trained_from_another_directory(environment):
     """Two steps of a tiny network, by a recipe's name."""
     command = [

@@ -110,6 +110,7 @@ def test_it_goes_on_with_the_attack_where_it_stopped(clean, measured, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_on_two_replicas(clean, tmp_path, two_replicas):
     stages = attack_stages(clean, "suite", ATTACK, seed=3)[:2]
     with two_replicas.scope():

@@ -137,7 +137,9 @@ def test_a_global_policy_rounds_no_pixels(network, mixed_policy):
         assert found.dtype == tf.float32
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", keras.optimizers.Adam(1e-3)])
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param("sgd", marks=pytest.mark.slow), keras.optimizers.Adam(1e-3)]
+)
 def test_float16_scales_the_loss(optimizer):
     network = make_network("b0", compute_dtype="float16")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

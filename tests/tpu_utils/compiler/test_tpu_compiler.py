@@ -61,6 +61,7 @@ def count_all_reduces(function, specs, num_replicas=NUM_REPLICAS):
     return sum(" all-reduce(" in line and "random_words" not in line for line in text.splitlines())
 
 
+@pytest.mark.slow
 def test_the_attack_with_running_statistics_adds_no_collective():
     """Of the lowered step: the attack has none, and AdvProp's are two passes' worth and
     one for each gradient.

@@ -35,6 +35,7 @@ _as_it_is = tf.autograph.experimental.do_not_convert
 _PARALLEL_FILES = 8
 _FILE_BUFFER_BYTES = 8 << 20
 _READERS = 16
+_IMAGES_PER_PART = 64
 
 
 class LabeledImages(Protocol):
@@ -282,12 +283,12 @@ def find_unreadable(images: LabeledImages, start: int = 0) -> Optional[DataError
             )
         return None
 
+    # In small parts, so that an image near `start` is found within seconds: to read one
+    # record of a file costs as much as to read the file up to it.
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        for first in range(
-            start, images.num_images, 1024
-        ):  # in parts, so that an early one is told early
-            problems = pool.map(problem, range(first, min(first + 1024, images.num_images)))
-            found = next((error for error in problems if error is not None), None)
+        for first in range(start, images.num_images, _IMAGES_PER_PART):
+            part = range(first, min(first + _IMAGES_PER_PART, images.num_images))
+            found = next((error for error in pool.map(problem, part) if error is not None), None)
             if found is not None:
                 return found
     return None

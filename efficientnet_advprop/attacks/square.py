@@ -269,14 +269,16 @@ def _turned(batch, seed):
 
 
 def _places(batch, height, width, side, seed):
-    """Top rows and left columns of windows that lie within the image, uniformly drawn:
-    int32 [batch, 1, 1, 1] each.
+    """Top rows and left columns of windows, uniformly drawn: int32 [batch, 1, 1, 1] each.
+
+    As in AutoAttack's reference, no window ends in the last row or column, unless it is
+    as long as the image: there the first guess stays.
     """
     row_seed, column_seed = randomness.split(seed, 2)
 
     def draw(seed, size):
         share = randomness.uniform([batch, 1, 1, 1], seed)
-        return tf.cast(share * tf.cast(size - side + 1, tf.float32), tf.int32)
+        return tf.cast(share * tf.cast(size - side, tf.float32), tf.int32)
 
     return draw(row_seed, height), draw(column_seed, width)
 

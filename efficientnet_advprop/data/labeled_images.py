@@ -283,8 +283,7 @@ def find_unreadable(images: LabeledImages, start: int = 0) -> Optional[DataError
             )
         return None
 
-    # In small parts, so that an image near `start` is found within seconds: to read one
-    # record of a file costs as much as to read the file up to it.
+    # In small parts, so that an image near `start` is found within seconds.
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         for first in range(start, images.num_images, _IMAGES_PER_PART):
             part = range(first, min(first + _IMAGES_PER_PART, images.num_images))

@@ -45,16 +45,20 @@ def median_radius(norm):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_what_withstands_is_what_must(norm, name):
     images, labels = batch(32)
+    distances = boundary_distances(images, labels, norm)
+    network = linear
+    if name == "square":  # it changes the last row and column in its first guess only
+        images = np.pad(images, [[0, 0], [0, 1], [0, 1], [0, 0]], mode="edge")
+        network = lambda images: linear(images[:, :-1, :-1])  # noqa: E731
     epsilon = median_radius(norm)
     attack = ATTACKS[name](epsilon=epsilon, norm=norm, num_classes=5)
-    found = tf.function(lambda: attack.search(linear, images, labels, SEED))()
-    distances = boundary_distances(images, labels, norm)
+    found = tf.function(lambda: attack.search(network, images, labels, SEED))()
     is_open = found.is_open.numpy()
     assert is_open[distances > epsilon].all()  # nothing is found where there is nothing
     # Square sees no gradient, and under L2 has little room in 4 × 4 pixels.
     reach = {"linf": 0.95, "l2": 0.6}[norm] if name == "square" else 1.0
     assert not is_open[distances <= reach * epsilon].any()
-    np.testing.assert_array_equal(linear(found.images).numpy().argmax(-1) == labels, is_open)
+    np.testing.assert_array_equal(network(found.images).numpy().argmax(-1) == labels, is_open)
     np.testing.assert_array_equal(found.images.numpy()[is_open], images[is_open])
     lengths = norms.NORMS[norm].length(found.images - images.astype(np.float32)).numpy()
     assert lengths.max() <= epsilon * (1 + 1e-5)

@@ -5,6 +5,9 @@ Usage:
     python benchmarks/attacks.py --other_python=torch-env/bin/python
     python benchmarks/attacks.py --networks=small --num_steps=10 --rounds=1 \
         --other_python=torch-env/bin/python
+    # On two cores the network in XLA takes minutes longer.
+    python benchmarks/attacks.py --networks=b0 --rounds=1 --candidates=ours,torchattacks \
+        --other_python=torch-env/bin/python
 
 Two networks: "small" is the one of tests/data/autoattack.npz at its radius of 48 pixels
 (200 images of 32 pixels), with the same weights on both sides; "b0" is EfficientNet-B0
@@ -184,14 +187,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--other_python")
     parser.add_argument("--networks", default=",".join(EPSILONS))
+    parser.add_argument("--candidates", default=",".join(MAKERS), help="separated by commas")
     parser.add_argument("--num_steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     print(f"{'network':8} {'candidate':14} {'images/s':>9} {'ratio':>6} {'withstood':>10}")
     for network in arguments.networks.split(","):
-        pythons = {OURS: sys.executable, OURS_IN_XLA: sys.executable}
-        if arguments.other_python:
-            pythons[THEIRS] = arguments.other_python
+        pythons = dict(zip(MAKERS, (sys.executable, sys.executable, arguments.other_python)))
+        pythons = {
+            name: python
+            for name, python in pythons.items()
+            if python and name in arguments.candidates.split(",")
+        }
         contenders = {
             name: Contender(python, name, network, arguments.num_steps)
             for name, python in pythons.items()

@@ -14,7 +14,7 @@ from efficientnet_advprop.attacks.apgd import check_distances
 from efficientnet_advprop.attacks.fab import shortest_step
 from efficientnet_advprop.attacks.labels import LabelError
 from efficientnet_advprop.attacks.objectives import dlr, likeliest_wrong_classes, targeted_dlr
-from efficientnet_advprop.attacks.square import _l2_window, window_sides
+from efficientnet_advprop.attacks.square import _l2_window, _places, window_sides
 from tests.efficientnet_advprop.attacks.linear_network import (
     SHAPE,
     batch,
@@ -199,6 +199,17 @@ def test_windows_shrink_as_in_autoattack():
     assert set(window_sides(5_000, 0.8, 32, 32, "l2") % 2) == {1}
     assert window_sides(5_000, 0.8, 224, 224, "l2").min() == 19  # √(0.8 / 128) · 224 = 17.7
     assert window_sides(5_000, 1.0, 4, 8, "l2").max() == 3
+
+
+@pytest.mark.parametrize("side", [1, 3, 6])
+def test_windows_lie_where_the_references_do(side):
+    """It draws ⌊u · (length − side)⌋ with u in [0, 1)."""
+    rows, columns = (place.numpy().ravel() for place in _places(4000, 6, 9, side, SEED))
+    for place, length in ((rows, 6), (columns, 9)):
+        assert set(place) == set(range(max(length - side, 1)))
+        counts = np.bincount(place)
+        expected = 4000 / len(counts)
+        assert ((counts - expected) ** 2 / expected).sum() < 27  # 0.1 % of seeds with 8 bins
 
 
 @pytest.mark.parametrize("side, turned", [(5, False), (7, True), (3, False)])

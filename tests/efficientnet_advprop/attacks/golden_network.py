@@ -19,8 +19,8 @@ def robust(norm, attack):
 def network(images):
     """Two convolutions and a dense layer: pixels [batch, 32, 32, 3] → logits [batch, 10]."""
     values = tf.cast(images, tf.float32) / 255.0
+    one_zero = [[0, 0], [1, 1], [1, 1], [0, 0]]
     for layer in ("conv1", "conv2"):
-        values = tf.pad(values, [[0, 0], [1, 1], [1, 1], [0, 0]])
-        values = tf.nn.conv2d(values, GOLDEN[f"{layer}_kernel"], 2, "VALID")
-        values = tf.nn.relu(values + GOLDEN[f"{layer}_bias"])
+        values = tf.nn.conv2d(values, GOLDEN[f"{layer}_kernel"], 2, one_zero)
+        values = tf.nn.relu(tf.nn.bias_add(values, GOLDEN[f"{layer}_bias"]))
     return tf.reshape(values, [-1, 1024]) @ GOLDEN["dense_kernel"] + GOLDEN["dense_bias"]

@@ -16,7 +16,7 @@ from typing import Optional
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import scaling
-from efficientnet_advprop.models.layers import Head, Stem, make_block
+from efficientnet_advprop.models.layers import Convolution, Head, Stem, make_block
 from efficientnet_advprop.models.network import BlockNetwork, check_choice, check_scaling
 
 
@@ -116,7 +116,13 @@ class EfficientNet(BlockNetwork):
         self.image_size = row.image_size
         norms, policy = self.norm_arguments, self.dtype_policy_of_layers
         stem_filters, head_filters = scaling.end_filters(design, width)
-        self.stem = Stem(stem_filters, self.activation, norms, dtype=policy)
+        self.stem = Stem(
+            Convolution(stem_filters, 3, 2, name="conv2d", dtype=policy),
+            "tpu_batch_normalization",
+            self.activation,
+            norms,
+            dtype=policy,
+        )
         blocks = scaling.scaled_blocks(width, depth, survival_prob, design)
         self.blocks = [
             make_block(block, self.activation, norms, f"blocks_{index}", dtype=policy)

@@ -233,14 +233,26 @@ def drop_residual(inputs: tf.Tensor, survival_prob: float, seed: Optional[tf.Ten
 
 
 class Stem(keras.layers.Layer):
-    """The first convolution, stride 2."""
+    """The first convolution of a network, its batch norm and activation.
 
-    def __init__(self, filters: int, activation: ActivationChoice, norm_arguments: dict, **kwargs):
+    Args:
+        convolution: of stride 2.
+        norm_name: what checkpoints call the batch norm.
+    """
+
+    def __init__(
+        self,
+        convolution: Convolution,
+        norm_name: str,
+        activation: ActivationChoice,
+        norm_arguments: dict,
+        **kwargs,
+    ):
         super().__init__(name="stem", **kwargs)
         self.activation = activation.make("activation", dtype=kwargs.get("dtype"))
-        self.convolution = Convolution(filters, 3, 2, name="conv2d", dtype=kwargs.get("dtype"))
+        self.convolution = convolution
         self.norm = DualBatchNormalization(
-            name="tpu_batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments
+            name=norm_name, dtype=kwargs.get("dtype"), **norm_arguments
         )
 
     def build(self, input_shape):

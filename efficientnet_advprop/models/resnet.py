@@ -22,6 +22,7 @@ from efficientnet_advprop.models.branches import MAIN
 from efficientnet_advprop.models.denoising import OPERATIONS, DenoisingBlock
 from efficientnet_advprop.models.layers import (
     Convolution,
+    Stem,
     build_in_scopes,
     convolve_and_normalize,
     drop_residual,
@@ -42,33 +43,6 @@ def _convolution(filters, kernel_size, strides=1, **kwargs) -> Convolution:
     return Convolution(
         filters, kernel_size, strides, symmetric_padding=True, initializer=initializer, **kwargs
     )
-
-
-class ResNetStem(keras.layers.Layer):
-    """The first convolution, 7×7 with stride 2."""
-
-    def __init__(self, filters: int, activation: ActivationChoice, norm_arguments: dict, **kwargs):
-        super().__init__(name="stem", **kwargs)
-        self.activation = activation.make("activation", dtype=kwargs.get("dtype"))
-        self.convolution = _convolution(filters, 7, 2, name="conv2d", dtype=kwargs.get("dtype"))
-        self.norm = DualBatchNormalization(
-            name="batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments
-        )
-
-    def build(self, input_shape):
-        build_in_scopes(
-            [
-                (self.convolution, input_shape),
-                (self.norm, [None, None, None, self.convolution.filters]),
-                (self.activation, [None, None, None, self.convolution.filters]),
-            ]
-        )
-        self.built = True
-
-    def call(self, inputs, training=False, branch=MAIN, update_statistics=True):
-        mode = dict(training=training, branch=branch, update_statistics=update_statistics)
-        x = convolve_and_normalize(self.convolution, self.norm, inputs, **mode)
-        return self.activation(x, training=training)
 
 
 class BottleneckBlock(keras.layers.Layer):
@@ -332,8 +306,13 @@ class ResNet(BlockNetwork):
         self.image_size = resnet_scaling.VARIANTS[variant].image_size
         self.stride_in, self.pool_padding = stride_in, pool_padding
         norms, policy = self.norm_arguments, self.dtype_policy_of_layers
-        self.stem = ResNetStem(
-            round_filters(resnet_scaling.STEM_FILTERS, width), self.activation, norms, dtype=policy
+        stem_filters = round_filters(resnet_scaling.STEM_FILTERS, width)
+        self.stem = Stem(
+            _convolution(stem_filters, 7, 2, name="conv2d", dtype=policy),
+            "batch_normalization",
+            self.activation,
+            norms,
+            dtype=policy,
         )
         blocks = resnet_scaling.scaled_bottlenecks(variant, width, depth, survival_prob)
         denoised_stages = () if denoise == "none" else denoise_stages

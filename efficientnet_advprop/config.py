@@ -55,7 +55,8 @@ AUX_SHARES = ("none", "statistics", "moments", "affine")
 STATISTICS = ("running", "batch")
 OPTIMIZERS = ("rmsprop", "momentum", "sgd", "lars")
 SCHEDULES = ("exponential", "cosine", "constant", "piecewise", "poly")
-SOURCES = ("tfrecord", "digits")  # or "tfds:" and a name
+EMBEDDED = ("digits", "characters")  # written into `data_dir` on first use
+SOURCES = ("tfrecord", *EMBEDDED)  # or "tfds:" and a name
 CROPS = ("inception", "pad", "none")
 AUGMENTATIONS = ("none", "autoaugment", "randaugment")
 AUGMENTATION_OPS = ("official", "meant")
@@ -245,8 +246,8 @@ class DataConfig:
 
     source: str = field(
         "tfrecord",
-        "'tfrecord' (they are there), 'digits' (scikit-learn's, written on first use) or "
-        "'tfds:NAME' (prepared by TFDS)",
+        "'tfrecord' (they are there), 'digits' (scikit-learn's) or 'characters' (rendered),"
+        " both written on first use, or 'tfds:NAME' (prepared by TFDS)",
         Rule(
             lambda value: value in SOURCES or (value.startswith("tfds:") and len(value) > 5),
             f"must be one of {', '.join(map(repr, SOURCES))}, or 'tfds:' and a data set's name",
@@ -316,7 +317,7 @@ class DataConfig:
         ),
     )
     num_train_examples: Optional[int] = field(
-        None, "of digits: how many training images to use; left out: all there are", at_least(1)
+        None, "how many training images to use; left out: all there are", at_least(1)
     )
     max_bad_records: int = field(
         0, "unreadable records that may be passed over before the run stops", at_least(0)

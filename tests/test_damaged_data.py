@@ -64,7 +64,7 @@ def damage(folder: pathlib.Path, split: str) -> None:
 def folders(tmp_path_factory):
     """Whole digits, digits damaged in each split, and a trained run."""
     root = tmp_path_factory.mktemp("damaged data")
-    digits.ensure_digits(str(root / "whole"))
+    digits.DIGITS.ensure(str(root / "whole"))
     for split in ("train", "validation"):
         shutil.copytree(root / "whole", root / split)
         damage(root / split, split)

@@ -5,7 +5,8 @@ Whatever the source, the pipeline reads TFRecord files; a source only says which
 what their features are called:
 
     "tfrecord"   the official layout in `data_dir`
-    "digits"     the embedded digits, written into `data_dir` on first use
+    "digits", "characters"
+                 an embedded set, written into `data_dir` on first use
     "tfds:NAME"  a data set that TensorFlow Datasets has prepared in `data_dir`, whose
                  TFRecords are read as they are
 """
@@ -15,7 +16,8 @@ import difflib
 import typing
 
 from efficientnet_advprop.class_labels import BACKGROUND, background_offset
-from efficientnet_advprop.data import class_names, digits, records, synthetic
+from efficientnet_advprop.data import class_names, records, synthetic
+from efficientnet_advprop.data.embedded_sets import EMBEDDED_SETS
 from efficientnet_advprop.errors import list_names
 
 if typing.TYPE_CHECKING:
@@ -84,8 +86,8 @@ def select_files(split: records.Split, indices: typing.Sequence[int]) -> records
 def _open_whole_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
     if data.source.startswith("tfds:"):
         return open_tfds_split(data.source[len("tfds:") :], data_dir, split)
-    if data.source == "digits":
-        digits.ensure_digits(data_dir)
+    if data.source in EMBEDDED_SETS:
+        EMBEDDED_SETS[data.source].ensure(data_dir)
     return records.open_split(data_dir, split, tolerate_broken_tails=data.max_bad_records > 0)
 
 
@@ -167,8 +169,8 @@ def find_class_names(
         return None
     if data.source.startswith("tfds:"):
         names = tfds_class_names(data.source[len("tfds:") :], data_dir)
-    elif data.source == "digits":
-        names = [str(digit) for digit in range(digits.NUM_CLASSES)]
+    elif data.source in EMBEDDED_SETS:
+        names = list(EMBEDDED_SETS[data.source].class_names)
     else:
         names = class_names.find_class_names(data_dir)
     offset = background_offset(num_classes)

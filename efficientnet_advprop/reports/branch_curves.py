@@ -11,11 +11,9 @@ from typing import Mapping, Optional, Sequence
 
 from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.evaluation.results import Results
-from efficientnet_advprop.evaluation.test_set_name import is_passed
+from efficientnet_advprop.evaluation.test_set_name import CLEAN_SUITES, is_passed
 from efficientnet_advprop.models.branches import MAIN, Branch, BranchMixture, parse_branch
 from efficientnet_advprop.reports.comparison import Measured
-
-_CLEAN = ("imagenet", "digits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +86,7 @@ def _shown_test_sets(results: Results) -> list[str]:
     return [
         name
         for name in names
-        if name in _CLEAN
+        if name in CLEAN_SUITES
         or name.epsilon is not None
         or (name.chain is not None and not is_passed(name, names))
     ]

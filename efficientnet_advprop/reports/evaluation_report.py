@@ -23,7 +23,7 @@ import numpy as np
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.cue_conflict import Decisions
 from efficientnet_advprop.evaluation.metrics import Score, corruption_errors
-from efficientnet_advprop.evaluation.test_set_name import TestSetName, by_severity
+from efficientnet_advprop.evaluation.test_set_name import CLEAN_SUITES, TestSetName, by_severity
 from efficientnet_advprop.reports import charts, report_rows
 from efficientnet_advprop.reports.branch_curves import BranchCurve, branch_curves
 from efficientnet_advprop.reports.comparison import (
@@ -492,7 +492,7 @@ def _attack_chart(report: Report) -> Optional[str]:
         epsilons = sorted(measured.results.epsilons())
         if not epsilons:
             continue
-        clean = next((name for name in ("imagenet", "digits") if name in results), None)
+        clean = next((name for name in CLEAN_SUITES if name in results), None)
         by_epsilon = ({0.0: results[clean].score} if clean else {}) | {
             e: results[TestSetName.attacked(e)].score for e in epsilons
         }

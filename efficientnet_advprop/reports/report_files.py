@@ -11,12 +11,13 @@ It needs only the results. The models are not needed, and the data only for thum
 import os
 from typing import Optional, Sequence
 
-from efficientnet_advprop.data import digits
+from efficientnet_advprop.data import embedded_sets
 from efficientnet_advprop.data.class_numbers import imagenet_ids
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.evaluation.suites import imagenet_suites
 from efficientnet_advprop.evaluation.suites.registry import open_suites
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteError, SuiteSettings
+from efficientnet_advprop.evaluation.test_set_name import TestSetName
 from efficientnet_advprop.files import write_atomically
 from efficientnet_advprop.reports import evaluation_report
 from efficientnet_advprop.reports.comparison import Comparison, compare, read_measured
@@ -102,9 +103,8 @@ def images_below(data_dir: Optional[str]) -> OpenImages:
     """
 
     def open_images(test_set):
-        num_classes = (
-            digits.NUM_CLASSES if test_set.startswith("digits") else imagenet_suites.NUM_CLASSES
-        )
+        embedded = embedded_sets.of_suite(TestSetName(test_set).suite)
+        num_classes = embedded.num_classes if embedded else imagenet_suites.NUM_CLASSES
         settings = SuiteSettings(data_dir, num_classes, image_size=1, allow_incomplete=True)
         try:
             found = open_suites(["imagenet" if test_set.startswith("pgd/") else test_set], settings)

@@ -24,7 +24,7 @@ from efficientnet_advprop.models.variable_names import weights_digest
 from efficientnet_advprop.reports import evaluation_report, report_files
 from efficientnet_advprop.reports.comparison import Measured, compare
 from efficientnet_advprop.studies import demo_report
-from efficientnet_advprop.studies.digit_tests import (
+from efficientnet_advprop.studies.embedded_tests import (
     ATTACK_DESCRIPTION,
     open_test_sets,
 )

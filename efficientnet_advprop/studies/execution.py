@@ -6,7 +6,7 @@ Usage:
     execute_all(study, command, "runs/study", num_parallel=2)  # those that have no scores yet
 
 The folder of a run is that of `training.loop`, with the evaluation, log.txt and
-scores.json added. All runs use the digits in <output_dir>/data.
+scores.json added. All runs use the images in <output_dir>/data.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ import subprocess
 import time
 from typing import Callable, Mapping, Optional, Sequence
 
-from efficientnet_advprop.data import digits
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
+from efficientnet_advprop.data.embedded_sets import EMBEDDED_SETS
 from efficientnet_advprop.errors import UserError, list_lines
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.suites.test_sets import TestSet
 from efficientnet_advprop.evaluation.test_set_name import TestSetName
 from efficientnet_advprop.files import format_duration, write_atomically
-from efficientnet_advprop.studies.digit_tests import open_test_sets
+from efficientnet_advprop.studies.embedded_tests import open_test_sets
 from efficientnet_advprop.studies.plan import Run, Study
 from efficientnet_advprop.studies.run_scores import (
     SCORES_FILE,
@@ -200,10 +200,11 @@ def execute_all(
 def _prepare_data(study: Study, output_dir: str, log: Log) -> None:
     """Writes the images once, before several processes read them."""
     data_dir = os.path.join(output_dir, "data")
-    digits.ensure_digits(data_dir)
+    embedded = EMBEDDED_SETS[study.source]
+    embedded.ensure(data_dir)
     for number, corruption in enumerate(CORRUPTIONS if study.severities else (), 1):
         for severity in study.severities:
-            digits.ensure_corrupted_digits(data_dir, corruption, severity)
+            embedded.ensure_corrupted(data_dir, corruption, severity)
         log(f"test images: {corruption} ({number}/{len(CORRUPTIONS)})")
 
 

@@ -20,7 +20,7 @@ from typing import Mapping, Optional, Sequence
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop import files
-from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.config import EMBEDDED, ConfigError, ExperimentConfig
 from efficientnet_advprop.errors import list_lines, list_names
 
 METRICS = {
@@ -104,8 +104,8 @@ class Study:
 
     Args:
         title, introduction: one line, one paragraph.
-        arms: name (letters, digits, `_`, `-`, `.`) → `Arm`; all use the digits, with
-            one image size and crop.
+        arms: name (letters, digits, `_`, `-`, `.`) → `Arm`; all use one embedded data
+            set, with one image size and crop.
         seeds: the seeds of every arm's runs; tests are paired by seed.
         claims: in the order of the report.
         severities: of the corruptions in the evaluation, 1…5.
@@ -133,6 +133,11 @@ class Study:
             for seed in self.seeds
             for name, arm in self.arms.items()
         ]
+
+    @property
+    def source(self) -> str:
+        """The embedded data set of all arms, a name of `config.EMBEDDED`."""
+        return next(iter(self.arms.values())).config.data.source
 
     def find_run(self, name: str) -> Run:
         """The run with this name.
@@ -181,10 +186,10 @@ class Study:
                 arm.config.validate()
             except ConfigError as error:
                 raise ConfigError(f"arm {name!r}: {error}") from error
-            if arm.config.data.source != "digits":
+            if arm.config.data.source not in EMBEDDED or arm.config.data.source != self.source:
                 raise ConfigError(
                     f"arm {name!r}: `config.data.source` is {arm.config.data.source!r}, "
-                    "but must be 'digits'."
+                    f"but must be one of {', '.join(EMBEDDED)}, and the same in all arms."
                 )
         for claim in self.claims:
             for contrast in claim.contrasts:

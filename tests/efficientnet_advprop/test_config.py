@@ -227,13 +227,14 @@ def test_imagenet_configs(variant):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_digits_config(method):
-    config = get_config("digits", method)
+@pytest.mark.parametrize("source, num_classes", [("digits", 10), ("characters", 32)])
+def test_configs_of_embedded_data(source, num_classes, method):
+    config = get_config(source, method)
     config.validate()
     assert (config.training.method, config.data.source, config.model.num_classes) == (
         method,
-        "digits",
-        10,
+        source,
+        num_classes,
     )
 
 

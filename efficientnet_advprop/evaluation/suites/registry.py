@@ -15,7 +15,7 @@ import itertools
 import os
 from typing import Sequence
 
-from efficientnet_advprop.data import corruptions, digits, image_folders, records
+from efficientnet_advprop.data import corruptions, embedded_sets, image_folders, records
 from efficientnet_advprop.data.labeled_images import FileImages, RecordImages
 from efficientnet_advprop.evaluation.suites import imagenet_suites, other_answers
 from efficientnet_advprop.evaluation.suites.test_sets import (
@@ -51,27 +51,26 @@ def open_folder(settings: SuiteSettings, argument: str) -> list[TestSet]:
     ]
 
 
-def open_digits(settings: SuiteSettings, wanted: str) -> list[TestSet]:
-    """The embedded digits' test images, clean ("digits") or corrupted ("digits_c");
+def open_embedded(settings: SuiteSettings, wanted: str) -> list[TestSet]:
+    """The test images of an embedded set, clean ("digits") or corrupted ("digits_c");
     written into `data_dir` when first read.
     """
-    if settings.num_classes != digits.NUM_CLASSES:
+    embedded = embedded_sets.of_suite(TestSetName(wanted).suite)
+    if settings.num_classes != embedded.num_classes:
         raise SuiteError(
             f"`--suite` names {wanted!r}, but the network has {settings.num_classes} classes, not"
-            " ten."
+            f" {embedded.num_classes}."
         )
-    digits.ensure_digits(settings.data_dir)
-    folders = {TestSetName("digits"): lambda: settings.data_dir}
+    embedded.ensure(settings.data_dir)
+    folders = {TestSetName(embedded.name): lambda: settings.data_dir}
     for corruption, severity in itertools.product(corruptions.CORRUPTIONS, corruptions.SEVERITIES):
-        make = functools.partial(
-            digits.ensure_corrupted_digits, settings.data_dir, corruption, severity
-        )
-        folders[TestSetName.corrupted("digits_c", corruption, severity)] = make
+        make = functools.partial(embedded.ensure_corrupted, settings.data_dir, corruption, severity)
+        folders[TestSetName.corrupted(embedded.corrupted_name, corruption, severity)] = make
 
     def find_images(name):
-        return RecordImages(records.open_split(folders[name](), "validation"), digits.NUM_CLASSES)
+        return RecordImages(records.open_split(folders[name](), "validation"), embedded.num_classes)
 
-    fields = common(settings, expected_num_images=digits.NUM_VALIDATION)
+    fields = common(settings, expected_num_images=embedded.num_validation)
     return [
         TestSet(name, settings.data_dir, functools.partial(find_images, name), **fields)
         for name in folders
@@ -84,8 +83,11 @@ SUITES = {
     **imagenet_suites.SUITES,
     **other_answers.SUITES,
     "folder": open_folder,
-    "digits": open_digits,
-    "digits_c": open_digits,
+    **{
+        suite: open_embedded
+        for embedded in embedded_sets.EMBEDDED_SETS.values()
+        for suite in (embedded.name, embedded.corrupted_name)
+    },
 }
 
 

@@ -459,19 +459,19 @@ def test_digits(tmp_path):
 
 def test_digits_are_written_once_and_always_the_same(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
-    digits.ensure_digits(str(first))
+    digits.DIGITS.ensure(str(first))
     stamps = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
-    digits.ensure_digits(str(first))
+    digits.DIGITS.ensure(str(first))
     assert stamps == {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
-    digits.ensure_digits(str(second))
+    digits.DIGITS.ensure(str(second))
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in stamps)
     (tmp_path / "file").write_text("")
     with pytest.raises(records.DataError, match="cannot be written"):
-        digits.ensure_digits(str(tmp_path / "file" / "digits"))
+        digits.DIGITS.ensure(str(tmp_path / "file" / "digits"))
 
 
 def test_corrupted_digits_are_the_clean_ones_in_the_same_order(tmp_path):
-    folder = digits.ensure_corrupted_digits(str(tmp_path), "brightness", 1)
+    folder = digits.DIGITS.ensure_corrupted(str(tmp_path), "brightness", 1)
     data = dataclasses.replace(SMALL, image_size=32)
     batches = list(
         pipeline.make_eval_dataset(data, folder, global_batch_size=1000).as_numpy_iterator()

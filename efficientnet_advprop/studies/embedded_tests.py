@@ -1,4 +1,4 @@
-"""The test sets of the digits: clean, corrupted and attacked images.
+"""The test sets of an embedded data set: clean, corrupted and attacked images.
 
 Usage:
 
@@ -11,6 +11,7 @@ from typing import Optional, Sequence
 
 from efficientnet_advprop.attacks import PGD, AutoAttack
 from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.data.embedded_sets import EMBEDDED_SETS
 from efficientnet_advprop.evaluation.suites import registry
 from efficientnet_advprop.evaluation.suites.test_sets import (
     SuiteSettings,
@@ -46,7 +47,7 @@ def open_test_sets(
 
     Args:
         config: of the network that will be measured; the attack uses its seed.
-        data_dir: folder of the digits, which are written there if necessary.
+        data_dir: folder of the images, which are written there if necessary.
         severities: of each of the fifteen corruptions, 1…5.
         attack_epsilons: of the attacks, one attack for each, pixels of 255.
         autoattack_epsilon: of AutoAttack under L∞, pixels of 255.
@@ -59,7 +60,8 @@ def open_test_sets(
         config.data.eval_crop,
         seed=config.training.seed,
     )
-    clean, *corrupted = registry.open_suites(["digits", "digits_c"], settings)
+    embedded = EMBEDDED_SETS[config.data.source]
+    clean, *corrupted = registry.open_suites([embedded.name, embedded.corrupted_name], settings)
     attacks = [
         PGD(epsilon, RELATIVE_STEP_SIZE * epsilon, ATTACK_STEPS, targeted=False, random_start=1.0)
         for epsilon in attack_epsilons

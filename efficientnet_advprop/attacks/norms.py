@@ -113,7 +113,7 @@ class L2:
         """
         direction_seed, radius_seed = randomness.split(seed, 2)
         num_values = tf.cast(tf.reduce_prod(tf.shape(images)[1:]), tf.float32)
-        shares = randomness.uniform([tf.shape(images)[0]], radius_seed) + 2.0**-25  # never 0
+        shares = randomness.positive_uniform([tf.shape(images)[0]], radius_seed)
         radii = epsilon * tf.pow(shares, 1.0 / num_values)
         return per_image(radii) * self.random_direction(images, direction_seed)
 

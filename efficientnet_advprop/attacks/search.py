@@ -39,14 +39,15 @@ class Found(NamedTuple):
     is_open: tf.Tensor
 
     def update(self, images: tf.Tensor, is_wrong: tf.Tensor) -> "Found":
-        """With those of `images` that are wrong in place of what was open.
+        """With those of `images` that are wrong and finite in place of what was open.
 
         Shapes and dtypes as above.
         """
-        is_new = self.is_open & is_wrong
-        return Found(
-            tf.where(norms.per_image(is_new), images, self.images), self.is_open & ~is_wrong
-        )
+        # What is not finite fools every network, and is no image. (A sum is finite only if
+        # all its terms are, and is the cheapest pass over them.)
+        is_image = tf.math.is_finite(tf.reduce_sum(images, [1, 2, 3]))
+        is_new = self.is_open & is_wrong & is_image
+        return Found(tf.where(norms.per_image(is_new), images, self.images), self.is_open & ~is_new)
 
 
 class Run(NamedTuple):

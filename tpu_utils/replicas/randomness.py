@@ -59,14 +59,20 @@ def uniform(shape, seed: tf.Tensor, minval: float = 0.0, maxval: float = 1.0) ->
     return tf.cast(tf.bitwise.right_shift(bits, 8), tf.float32) * scale + 0.5 * (minval + maxval)
 
 
+def positive_uniform(shape, seed: tf.Tensor) -> tf.Tensor:
+    """Uniformly distributed in (0, 1), float32: `uniform` with 2⁻²⁵ in place of its 0."""
+    # Not `uniform(…) + 2.0**-25`: TensorFlow adds the two constants of that sum first, 0.5
+    # and 2⁻²⁵, which rounds to 0.5, so that one value of 2²⁴ would still be 0.
+    return tf.maximum(uniform(shape, seed), 2.0**-25)
+
+
 def normal(shape, seed: tf.Tensor) -> tf.Tensor:
     """Standard normal values, float32, by the Box-Muller method.
 
     They are the same on every device, except for rounding.
     """
     radius_seed, angle_seed = split(seed, 2)
-    probabilities = uniform(shape, radius_seed) + 2.0**-25  # never 0
-    radii = tf.sqrt(-2.0 * tf.math.log(probabilities))
+    radii = tf.sqrt(-2.0 * tf.math.log(positive_uniform(shape, radius_seed)))
     return radii * tf.cos(2.0 * np.pi * uniform(shape, angle_seed))
 
 

@@ -14,6 +14,7 @@ from efficientnet_advprop.attacks.apgd import check_distances
 from efficientnet_advprop.attacks.fab import shortest_step
 from efficientnet_advprop.attacks.labels import LabelError
 from efficientnet_advprop.attacks.objectives import dlr, likeliest_wrong_classes, targeted_dlr
+from efficientnet_advprop.attacks.search import Found
 from efficientnet_advprop.attacks.square import _l2_window, _places, window_sides
 from tests.efficientnet_advprop.attacks.linear_network import (
     SHAPE,
@@ -62,6 +63,15 @@ def test_what_withstands_is_what_must(norm, name):
     np.testing.assert_array_equal(found.images.numpy()[is_open], images[is_open])
     lengths = norms.NORMS[norm].length(found.images - images.astype(np.float32)).numpy()
     assert lengths.max() <= epsilon * (1 + 1e-5)
+
+
+def test_what_is_not_finite_is_not_found():
+    images = np.zeros([3, 2, 2, 1], np.float32)
+    nothing_yet = Found(tf.constant(images), tf.constant([True, True, True]))
+    images[0, 1, 1, 0], images[1, 0, 1, 0], images[2, 0, 0, 0] = np.nan, np.inf, 1.0
+    found = nothing_yet.update(tf.constant(images), tf.constant([True, True, True]))
+    np.testing.assert_array_equal(found.is_open, [True, True, False])
+    np.testing.assert_array_equal(tf.reduce_sum(found.images, [1, 2, 3]), [0.0, 0.0, 1.0])
 
 
 @pytest.mark.parametrize("name", ["apgd_t", "fab_t", "square"])

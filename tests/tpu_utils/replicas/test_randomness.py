@@ -34,6 +34,23 @@ def test_uniform_is_uniform():
     assert scipy.stats.kstest(values, scipy.stats.uniform(-2.0, 5.0).cdf).pvalue > 0.01
 
 
+def test_normal_values_are_normal_and_finite_where_a_uniform_one_is_zero():
+    """Of these 614,400 words one has no upper bits, at [56, 4, 9, 0]."""
+    shape, seed = [200, 32, 32, 3], randomness.fold_in(tf.constant([2, 0]), 3)
+    at_zero = []
+    for jit_compile in (False, True):
+        draw = tf.function(randomness.normal, autograph=False, jit_compile=jit_compile)
+        values = draw(shape, seed).numpy()
+        assert np.isfinite(values).all()
+        at_zero.append(values[56, 4, 9, 0])
+    radius_seed, angle_seed = randomness.split(seed, 2)
+    assert randomness.uniform(shape, radius_seed)[56, 4, 9, 0] == 0.0
+    assert randomness.positive_uniform(shape, radius_seed)[56, 4, 9, 0] == 2.0**-25
+    angle = 2.0 * np.pi * randomness.uniform(shape, angle_seed)[56, 4, 9, 0].numpy()
+    np.testing.assert_allclose(at_zero, np.sqrt(50.0 * np.log(2.0)) * np.cos(angle), rtol=1e-4)
+    assert scipy.stats.kstest(values.ravel()[::50], "norm").pvalue > 1e-3
+
+
 def test_noise_is_uniform_and_independent_between_neighbours():
     noise = randomness.noise_like(tf.zeros([4, 100, 101, 3]), SEED, -2.0, 3.0).numpy()
     assert noise.shape == (4, 100, 101, 3) and -2.0 < noise.min() and noise.max() < 3.0

@@ -23,11 +23,15 @@ train, test = (images[:1500], digits.target[:1500]), (images[1500:], digits.targ
 model = keras.applications.MobileNetV3Small(
     weights=None, input_shape=(32, 32, 3), classes=10, classifier_activation=None
 )
+for layer in model.layers:
+    if isinstance(layer, keras.layers.BatchNormalization):
+        layer.momentum = 0.9  # Keras's 0.999 wants thousands of updates, and here are 470
 dual = add_auxiliary_batch_norms(model)
 trainer = AdvPropModel(dual, PGD(epsilon=4.0, num_steps=1, step_size=4.0, num_classes=10))
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 trainer.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
-trainer.fit(*train, epochs=int(sys.argv[1]) if sys.argv[1:] else 10, validation_data=test)
+epochs = int(sys.argv[1]) if sys.argv[1:] else 10
+trainer.fit(*train, epochs=epochs, validation_data=test, verbose=2)
 
 plain = remove_auxiliary_batch_norms(dual)  # Keras's own model again, for anyone
 plain.save("mobilenet_advprop.keras")

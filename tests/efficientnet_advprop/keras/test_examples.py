@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -26,7 +27,9 @@ def run(tmp_path, *command):
 
 @pytest.mark.slow
 def test_mobilenet(tmp_path):
-    output = run(tmp_path, EXAMPLES / "keras_mobilenet.py", 1)
+    output = run(tmp_path, EXAMPLES / "keras_mobilenet.py", 3)
+    accuracy = float(re.findall(r"val_accuracy: ([0-9.]+)", output)[-1])
+    assert accuracy > 0.7  # 0.1 where the running statistics lag behind
     assert "adversarial_accuracy" in output and (tmp_path / "mobilenet_advprop.keras").exists()
 
 

@@ -194,14 +194,10 @@ def main():
     print(f"{'network':8} {'candidate':14} {'images/s':>9} {'ratio':>6} {'withstood':>10}")
     for network in arguments.networks.split(","):
         pythons = dict(zip(MAKERS, (sys.executable, sys.executable, arguments.other_python)))
-        pythons = {
-            name: python
-            for name, python in pythons.items()
-            if python and name in arguments.candidates.split(",")
-        }
         contenders = {
-            name: Contender(python, name, network, arguments.num_steps)
-            for name, python in pythons.items()
+            name: Contender(pythons[name], name, network, arguments.num_steps)
+            for name in arguments.candidates.split(",")
+            if pythons[name]
         }
         for _ in range(arguments.rounds):
             for contender in contenders.values():

@@ -70,6 +70,12 @@ def load_tiny(variables, suffix: str = "") -> None:
         variable.assign(reader.get_tensor(name + suffix))
 
 
+def require_xla_for_the_host():
+    """Skips the test where TensorFlow was built for TPUs."""
+    if not replica_runtime.current().compiles_parts:
+        pytest.skip("this TensorFlow, built for TPUs, has no XLA for the host")
+
+
 @pytest.fixture(autouse=True)
 def skips_what_needs_xla_for_the_host(monkeypatch):
     """A TensorFlow built for TPUs compiles nothing for the host: a test that wants it
@@ -85,8 +91,8 @@ def skips_what_needs_xla_for_the_host(monkeypatch):
     def function(*arguments, **options):
         caller = pathlib.Path(sys._getframe(1).f_code.co_filename)
         may_skip = caller.is_relative_to(DATA.parent) or caller.stem == "tpu_compiler"
-        if options.get("jit_compile") and may_skip and not replica_runtime.current().compiles_parts:
-            pytest.skip("this TensorFlow, built for TPUs, has no XLA for the host")
+        if options.get("jit_compile") and may_skip:
+            require_xla_for_the_host()
         return genuine(*arguments, **options)
 
     monkeypatch.setattr(tf, "function", function)

@@ -38,8 +38,10 @@ FONT_FAMILIES = {
     "train": ("DejaVuSans", "DejaVuSerif", "cmr10", "cmtt10"),
     "validation": ("DejaVuSansMono", "STIXGeneral", "cmss10", "cmb10"),
 }
-_SCALE = 2  # glyphs are drawn so many times larger, then shrunk
+_SCALE = 2  # glyphs and strokes are drawn so many times larger, then shrunk
+_DRAWING_SIZE = IMAGE_SIZE * _SCALE
 _FONT_SIZE = 40 * _SCALE
+_ROWS, _COLUMNS = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
 _LEAST_CONTRAST = 70.0  # between the two base colours, in luma of 255
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -52,11 +54,15 @@ def _noise(random: np.random.Generator) -> np.ndarray:
     return np.asarray(smooth, np.float32) / 255.0
 
 
+def _axes(angle: float) -> Tuple[np.ndarray, np.ndarray]:
+    """Each pixel's coordinates along a direction and across it, in pixels."""
+    along = np.cos(angle) * _COLUMNS + np.sin(angle) * _ROWS
+    return along, np.cos(angle) * _ROWS - np.sin(angle) * _COLUMNS
+
+
 def _plane(random: np.random.Generator) -> np.ndarray:
-    """A coordinate along a random direction, in pixels."""
-    angle = random.uniform(0.0, np.pi)
-    rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
-    return np.cos(angle) * columns + np.sin(angle) * rows
+    """The coordinate along a random direction."""
+    return _axes(random.uniform(0.0, np.pi))[0]
 
 
 def _stripes(random: np.random.Generator) -> np.ndarray:
@@ -70,17 +76,13 @@ def _gradient(random: np.random.Generator) -> np.ndarray:
 
 def _checks(random: np.random.Generator) -> np.ndarray:
     period = random.uniform(5.0, 14.0)
-    angle = random.uniform(0.0, np.pi / 2)
-    rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
-    first = np.cos(angle) * columns + np.sin(angle) * rows
-    second = np.cos(angle) * rows - np.sin(angle) * columns
-    return ((np.floor(first / period) + np.floor(second / period)) % 2).astype(np.float32)
+    along, across = _axes(random.uniform(0.0, np.pi / 2))
+    return ((np.floor(along / period) + np.floor(across / period)) % 2).astype(np.float32)
 
 
 def _rings(random: np.random.Generator) -> np.ndarray:
     middle = random.uniform(-0.5, 1.5, 2) * IMAGE_SIZE
-    rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
-    radius = np.hypot(rows - middle[0], columns - middle[1])
+    radius = np.hypot(_ROWS - middle[0], _COLUMNS - middle[1])
     return 0.5 + 0.5 * np.sin(radius * 2 * np.pi / random.uniform(5.0, 16.0))
 
 
@@ -121,13 +123,19 @@ def fonts(split: str) -> Tuple[ImageFont.FreeTypeFont, ...]:
     )
 
 
-def _glyph(character: str, split: str, random: np.random.Generator, largest: float) -> np.ndarray:
-    """A character, turned, sheared, scaled by up to `largest` and moved; its coverage in
-    [0, 1], float32 [size, size].
+def _coverage(drawn: Image.Image) -> np.ndarray:
+    """How much of each pixel a white drawing on black covers, in [0, 1]; float32 [size,
+    size].
     """
+    shrunk = drawn.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
+    return np.asarray(shrunk, np.float32) / 255.0
+
+
+def _glyph(character: str, split: str, random: np.random.Generator, largest: float) -> np.ndarray:
+    """The coverage of a character, turned, sheared, scaled by up to `largest` and moved."""
     of_split = fonts(split)
     font = of_split[random.integers(len(of_split))]
-    size = IMAGE_SIZE * _SCALE
+    size = _DRAWING_SIZE
     drawn = Image.new("L", (size, size))
     ImageDraw.Draw(drawn).text((size / 2, size / 2), character, 255, font, anchor="mm")
     angle, shear = np.deg2rad(random.uniform(-20.0, 20.0)), random.uniform(-0.25, 0.25)
@@ -142,13 +150,12 @@ def _glyph(character: str, split: str, random: np.random.Generator, largest: flo
     turned = drawn.transform(
         (size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
     )
-    shrunk = turned.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
-    return np.asarray(shrunk, np.float32) / 255.0
+    return _coverage(turned)
 
 
 def _strokes(random: np.random.Generator) -> np.ndarray:
-    """A line or an arc across the image; coverage as of `_glyph`."""
-    size = IMAGE_SIZE * _SCALE
+    """The coverage of a line or an arc across the image."""
+    size = _DRAWING_SIZE
     drawn = Image.new("L", (size, size))
     draw = ImageDraw.Draw(drawn)
     (left, top), (right, bottom) = np.sort(random.uniform(-0.2, 1.2, [2, 2]) * size, axis=0)
@@ -159,8 +166,7 @@ def _strokes(random: np.random.Generator) -> np.ndarray:
         start = random.uniform(0.0, 360.0)
         box = (left, top, right + width, bottom + width)
         draw.arc(box, start, start + random.uniform(60.0, 300.0), 255, width)
-    shrunk = drawn.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
-    return np.asarray(shrunk, np.float32) / 255.0
+    return _coverage(drawn)
 
 
 def render(split: str, index: int) -> Tuple[np.ndarray, int]:
@@ -192,7 +198,7 @@ def render(split: str, index: int) -> Tuple[np.ndarray, int]:
     return np.asarray(blurred), label
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)  # of the validation images every corrupted set is made
 def load_characters(split: str) -> Tuple[np.ndarray, np.ndarray]:
     """The images (uint8 [n, 48, 48, 3]) and labels (int64 [n]) of a split, in the order
     of the records.

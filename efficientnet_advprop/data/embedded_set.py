@@ -123,7 +123,10 @@ class EmbeddedSet:
             raise records.DataError(
                 f"`data_dir` is empty; give a folder in which {self.words} may be written."
             )
-        self._write(directory, list(_NUM_SHARDS), self.load)
+        splits = list(_NUM_SHARDS)
+        if not _is_complete(directory, splits):
+            logging.info("Writing %s into %s.", self.words, directory)
+            self._write(directory, splits, self.load)
 
     def ensure_corrupted(self, directory: str, corruption: str, severity: int) -> str:
         """Writes the validation images under one corruption unless they are there.
@@ -147,15 +150,11 @@ class EmbeddedSet:
             return np.stack(corrupted), labels
 
         folder = os.path.join(directory, "corrupted", corruption, str(severity))
-        self._write(folder, ["validation"], load)
+        if not _is_complete(folder, ["validation"]):
+            self._write(folder, ["validation"], load)
         return folder
 
     def _write(self, directory: str, splits: List[str], load) -> None:
-        if _is_complete(directory, splits):
-            return
-        if len(splits) > 1:
-            logging.info("Writing %s into %s.", self.words, directory)
-
         def write(folder: str) -> None:
             for split in splits:
                 _write_split(folder, split, *load(split))

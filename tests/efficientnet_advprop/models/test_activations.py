@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.models import activations
+from tests.conftest import require_xla_for_the_host
 from tpu_utils.replicas import replica_runtime
 
 
@@ -34,8 +35,8 @@ def plain(x, *weights):
 def test_values_and_gradients_are_those_of_automatic_differentiation(
     dtype, tolerance, gated, in_function, compiles_parts
 ):
-    if compiles_parts and not replica_runtime.current().compiles_parts:
-        pytest.skip("this TensorFlow has no XLA for the host")
+    if compiles_parts:
+        require_xla_for_the_host()
     random = np.random.RandomState(0)
     x = tf.cast(random.uniform(-12, 12, [2, 4, 5, 3]), dtype)
     upstream = tf.cast(random.standard_normal(x.shape), dtype)

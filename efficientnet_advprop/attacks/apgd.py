@@ -207,11 +207,10 @@ class APGD(Search):
 def _remember(state: _State, gradients, loss, is_start) -> _State:
     """The state with what was seen at its images."""
     is_better = is_start | (loss > state.best_loss)
-    is_better_image = norms.per_image(is_better)
     rises = ~is_start & (loss > state.previous_loss)
     return state._replace(
-        best_images=tf.where(is_better_image, state.images, state.best_images),
-        best_gradients=tf.where(is_better_image, gradients, state.best_gradients),
+        best_images=norms.choose(is_better, state.images, state.best_images),
+        best_gradients=norms.choose(is_better, gradients, state.best_gradients),
         best_loss=tf.where(is_better, loss, state.best_loss),
         best_loss_at_check=tf.where(is_start, loss, state.best_loss_at_check),
         previous_loss=loss,
@@ -229,12 +228,11 @@ def _check(state: _State, gradients, distance) -> tuple[_State, tf.Tensor]:
     )
     is_stuck = ~state.was_halved & (state.best_loss_at_check >= state.best_loss)
     is_halved = is_check & (rises_too_little | is_stuck)
-    is_halved_image = norms.per_image(is_halved)
     state = state._replace(
-        images=tf.where(is_halved_image, state.best_images, state.images),
+        images=norms.choose(is_halved, state.best_images, state.images),
         step_size=tf.where(is_halved, 0.5 * state.step_size, state.step_size),
         was_halved=tf.where(is_check, is_halved, state.was_halved),
         best_loss_at_check=tf.where(is_check, state.best_loss, state.best_loss_at_check),
         num_rises=tf.where(is_check, 0, state.num_rises),
     )
-    return state, tf.where(is_halved_image, state.best_gradients, gradients)
+    return state, norms.choose(is_halved, state.best_gradients, gradients)

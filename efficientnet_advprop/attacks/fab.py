@@ -134,9 +134,7 @@ class FAB(Search):
                 number + 1,
                 tf.where(is_nearer, distances, nearest),
                 tf.where(is_nearer, more_leads, leads),
-                tf.ensure_shape(
-                    tf.where(norms.per_image(is_nearer), more_gradients, gradients), images.shape
-                ),
+                tf.ensure_shape(norms.choose(is_nearer, more_gradients, gradients), images.shape),
             )
 
         zeros = tf.zeros_like(images[:, 0, 0, 0])
@@ -171,10 +169,10 @@ class FAB(Search):
             is_wrong = ~objectives.is_right(labels, tf.cast(logits_fn(points), tf.float32))
             distances = norm.length(points - images)
             is_nearest = is_wrong & (distances < nearest)
-            nearest_images = tf.where(norms.per_image(is_nearest), points, nearest_images)
+            nearest_images = norms.choose(is_nearest, points, nearest_images)
             nearest = tf.where(is_nearest, distances, nearest)
             drawn_back = images + _KEPT_SHARE * (points - images)
-            points = tf.where(norms.per_image(is_wrong), drawn_back, points)
+            points = norms.choose(is_wrong, drawn_back, points)
             keep = lambda values: tf.ensure_shape(values, images.shape)  # noqa: E731
             return step + 1, keep(points), keep(nearest_images), nearest
 

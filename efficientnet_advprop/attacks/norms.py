@@ -26,6 +26,17 @@ def per_image(values: tf.Tensor) -> tf.Tensor:
     return values[:, None, None, None]
 
 
+def choose(is_chosen: tf.Tensor, images: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+    """For each image of a batch the one or the other.
+
+    Args:
+        is_chosen: bool [batch].
+        images, others: of one shape, [batch, …], and dtype.
+    """
+    # `tf.where` would broadcast the condition: on a CPU five times as slow.
+    return tf.raw_ops.Select(condition=is_chosen, x=images, y=others)
+
+
 class Linf:
     """The largest difference of any pixel value."""
 

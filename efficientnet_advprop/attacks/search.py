@@ -43,11 +43,15 @@ class Found(NamedTuple):
 
         Shapes and dtypes as above.
         """
+        is_new = self.is_new(images, is_wrong)
+        return Found(norms.choose(is_new, images, self.images), self.is_open & ~is_new)
+
+    def is_new(self, images: tf.Tensor, is_wrong: tf.Tensor) -> tf.Tensor:
+        """Bool [batch]: which of `images` end what was open; arguments as above."""
         # What is not finite fools every network, and is no image. (A sum is finite only if
         # all its terms are, and is the cheapest pass over them.)
         is_image = tf.math.is_finite(tf.reduce_sum(images, [1, 2, 3]))
-        is_new = self.is_open & is_wrong & is_image
-        return Found(tf.where(norms.per_image(is_new), images, self.images), self.is_open & ~is_new)
+        return self.is_open & is_wrong & is_image
 
 
 class Run(NamedTuple):

@@ -10,6 +10,7 @@ on.
 """
 
 import dataclasses
+import functools
 from typing import Optional
 
 import numpy as np
@@ -118,66 +119,82 @@ class Square(Search):
         sides = window_sides(self.num_queries, self.first_share, height, width, self.norm)
         sides = tf.constant(sides, tf.int32)
 
-        guess = replica_runtime.in_one_program(self._guess)
+        guess = self._linf_guesses if self.norm == norms.Linf.name else self._l2_guesses
+        guess = guess(images, run.seed)
 
-        def judge(images):
-            logits = tf.cast(logits_fn(images), tf.float32)
-            return objectives.margin(labels, logits), ~objectives.is_right(labels, logits)
-
-        def ask(query, best_images, margins, found):
-            guesses = guess(
-                images, best_images, query, tf.gather(sides, tf.maximum(query, 1) - 1), run.seed
-            )
-            guesses = tf.ensure_shape(guesses, images.shape)
-            new_margins, is_wrong = judge(guesses)
-            is_better = (new_margins < margins) | is_wrong
-            best_images = tf.where(norms.per_image(is_better), guesses, best_images)
+        def ask(query, best_images, margins, is_open):
+            side = tf.gather(sides, tf.maximum(query, 1) - 1)
+            guesses = tf.ensure_shape(guess(best_images, query, side), images.shape)
+            logits = tf.cast(logits_fn(guesses), tf.float32)
+            new_margins = objectives.margin(labels, logits)
+            is_found = Found(guesses, is_open).is_new(guesses, ~objectives.is_right(labels, logits))
+            # What was found once stays as it is.
+            is_better = is_open & (new_margins < margins) | is_found
+            best_images = norms.choose(is_better, guesses, best_images)
             margins = tf.where(is_better, new_margins, margins)
-            return query + 1, best_images, margins, tuple(Found(*found).update(guesses, is_wrong))
+            return query + 1, best_images, margins, is_open & ~is_found
 
         nothing_yet = tf.zeros_like(images[:, 0, 0, 0]) + float("inf")
-        *_, found = tf.while_loop(
-            lambda query, _, __, found: (query <= self.num_queries) & tf.reduce_any(found[1]),
+        _, best_images, _, is_open = tf.while_loop(
+            lambda query, _, __, is_open: (query <= self.num_queries) & tf.reduce_any(is_open),
             ask,
-            (tf.constant(0), images, nothing_yet, tuple(found)),
+            (tf.constant(0), images, nothing_yet, found.is_open),
         )
-        return Found(*found)
+        return found.update(best_images, ~is_open)
 
-    def _guess(self, images, best_images, query, side, seed):
-        """What to ask about next: stripes or tiles first, then a window of the best
-        images changed.
+    def _linf_guesses(self, images, seed):
+        """(best images, query, side) → what to ask about next: vertical stripes first,
+        then a window of the best images changed.
         """
-        first_seed, window_seed = randomness.split(seed, 2)
-        seed = randomness.fold_in(window_seed, query)
-        if self.norm == norms.Linf.name:
-            first, change = self._first_linf, self._change_linf
-        else:
-            first, change = self._first_l2, self._change_l2
-        is_first = tf.equal(query, 0)
-        return tf.cond(
-            is_first,
-            lambda: first(images, first_seed),
-            lambda: change(images, best_images, side, seed),
-        )
-
-    def _first_linf(self, images, seed):
-        batch, _, width, channels = _sizes(images)
-        stripes = _signs([batch, 1, width, channels], seed)
-        return clip_to_pixel_range(images + self.epsilon * stripes, images)
-
-    def _change_linf(self, images, best_images, side, seed):
         batch, height, width, channels = _sizes(images)
-        place_seed, sign_seed = randomness.split(seed, 2)
-        row, column = _places(batch, height, width, side, place_seed)
-        rows, columns = _grid(height, width)
-        is_inside = (
-            (rows >= row) & (rows < row + side) & (columns >= column) & (columns < column + side)
+        first_seed, window_seed = randomness.split(seed, 2)
+        stripes = _signs([batch, 1, width, channels], first_seed)
+        project = functools.partial(
+            norms.NORMS[self.norm].project, clean_images=images, epsilon=self.epsilon
         )
-        signs = _signs([batch, 1, 1, channels], sign_seed)
-        # A step of twice the radius ends, once projected, on the other side of the
-        # ball or where it is.
-        changed = best_images + tf.where(is_inside, 2.0 * self.epsilon * signs, 0.0)
-        return norms.NORMS[self.norm].project(changed, images, self.epsilon)
+        lowest, highest = project(images - self.epsilon), project(images + self.epsilon)
+        row_numbers, column_numbers = _grid(height, width)
+
+        def guess(best_images, query, side):
+            place_seed, sign_seed = randomness.split(randomness.fold_in(window_seed, query), 2)
+            row, column = _places(batch, height, width, side, place_seed)
+            rows = (row_numbers >= row) & (row_numbers < row + side)
+            columns = (column_numbers >= column) & (column_numbers < column + side)
+            signs = _signs([batch, 1, 1, channels], sign_seed)
+            is_first = tf.equal(query, 0)
+            down = tf.where(is_first, 1.0, tf.cast(rows, tf.float32))
+            across = tf.where(is_first, stripes, tf.cast(columns, tf.float32) * signs)
+            # −1, 0 or 1 for each value. As a product of matrices, since a CPU broadcasts
+            # several times as slowly; exact in every precision.
+            directions = tf.linalg.matmul(
+                tf.reshape(down, [batch, height, 1]),
+                tf.reshape(across, [batch, 1, width * channels]),
+            )
+            directions = tf.reshape(directions, [batch, height, width, channels])
+            # Twice the radius, and so, once clipped, on the other side of the ball or
+            # where it is.
+            moved = best_images + 2.0 * self.epsilon * directions
+            return tf.clip_by_value(moved, lowest, highest)
+
+        return guess
+
+    def _l2_guesses(self, images, seed):
+        """The same: tiles first, then the change of a window moved to another."""
+        first_seed, window_seed = randomness.split(seed, 2)
+
+        def guess(images, best_images, query, side, first_seed, window_seed):
+            return tf.cond(
+                tf.equal(query, 0),
+                lambda: self._first_l2(images, first_seed),
+                lambda: self._change_l2(
+                    images, best_images, side, randomness.fold_in(window_seed, query)
+                ),
+            )
+
+        in_one_program = replica_runtime.in_one_program(guess)
+        return lambda best_images, query, side: in_one_program(
+            images, best_images, query, side, first_seed, window_seed
+        )
 
     def _first_l2(self, images, seed):
         batch, height, width, channels = _sizes(images)

@@ -25,6 +25,7 @@ from efficientnet_advprop.attacks.labels import LabelError, check_classes, is_cl
 from efficientnet_advprop.attacks.search import Search
 from efficientnet_advprop.evaluation.image_predictions import NO_CLASS
 from efficientnet_advprop.evaluation.metrics import Score
+from tpu_utils.devices.host_memory import keep_freed_blocks
 from tpu_utils.replicas import randomness, replica_runtime
 
 TOP_K = 5
@@ -190,7 +191,7 @@ class Evaluator:
                 none.
         """
         counts, total_loss = tf.zeros([4], tf.int32), tf.zeros([], tf.float64)
-        for index, batch in enumerate(batches):
+        for index, batch in _numbered(batches):
             batch_counts, batch_loss = self._count_on_all(batch, tf.constant(index))
             counts, total_loss = counts + batch_counts, total_loss + tf.cast(batch_loss, tf.float64)
         num_images, num_top1, num_top5, num_unknown = (int(count) for count in counts)
@@ -220,7 +221,7 @@ class Evaluator:
                 none.
         """
         on_device = None
-        for index, batch in enumerate(batches):
+        for index, batch in _numbered(batches):
             # The device works on this batch while the last one's answers are taken from
             # it.
             answers = self._judge_on_all(batch, tf.constant(index))
@@ -298,6 +299,14 @@ class Evaluator:
             (tf.constant(0), answers),
         )
         return worst, labels, tf.cast(has_class, tf.int32)
+
+
+def _numbered(batches: Iterable) -> Iterator[tuple[int, dict[str, tf.Tensor]]]:
+    """Each batch with its number."""
+    for index, batch in enumerate(batches):
+        if index == 0:  # the iterator is there
+            keep_freed_blocks()
+        yield index, batch
 
 
 def _unknown_classes(num_unknown: int, num_images: int, example: str = "") -> LabelError:

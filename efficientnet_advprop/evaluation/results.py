@@ -101,6 +101,10 @@ class Conditions:
     num_categories: Optional[int] = None
     answers_digest: Optional[str] = None
 
+    def __post_init__(self):
+        # As it will be read back: JSON has no tuples, and what differs is measured again.
+        object.__setattr__(self, "attack", json.loads(json.dumps(self.attack)))
+
 
 @dataclasses.dataclass(frozen=True)
 class TestSetResult:

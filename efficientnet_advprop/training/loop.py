@@ -30,6 +30,7 @@ from efficientnet_advprop.models import Network
 from efficientnet_advprop.training import agreement, assembly, checkpoints, fine_tuning, passes
 from efficientnet_advprop.training.progress import Progress
 from efficientnet_advprop.training.run_facts import RunFacts
+from tpu_utils.devices.host_memory import keep_freed_blocks
 from tpu_utils.devices.preemption import StopRequest
 from tpu_utils.devices.workers import Workers
 from tpu_utils.errors import brief_message
@@ -236,6 +237,7 @@ def _run(
             )
         )
     )
+    keep_freed_blocks()
     # 4. The reports are cut after that step.
     progress = Progress(
         model_dir,

@@ -14,6 +14,7 @@ import dataclasses
 from typing import Any, Callable, Mapping, Optional, Sequence, Union
 
 from efficientnet_advprop.attacks import PGD, AutoAttack, Square
+from efficientnet_advprop.attacks.pixel_range import BLACK_AND_WHITE
 from efficientnet_advprop.attacks.search import Search
 from efficientnet_advprop.data.labeled_images import LabeledImages
 from efficientnet_advprop.errors import UsageError
@@ -21,6 +22,8 @@ from efficientnet_advprop.evaluation.results import Conditions, describe_feeding
 from efficientnet_advprop.evaluation.test_set_name import CLEAN, TestSetName
 
 STORED_SIZE = 224  # pixels: of the images of ImageNet-C and Stylized-ImageNet
+# Fields of PGD that the results of earlier versions do not name, as they were then.
+_UNNAMED_FIELDS = {"norm": "linf", "pixel_range": BLACK_AND_WHITE}
 
 
 class SuiteError(UsageError, ValueError):
@@ -139,8 +142,9 @@ class TestSet:
         fields = dataclasses.asdict(self.attack)
         if isinstance(self.attack, Search):
             return {**fields, "name": type(self.attack).__name__}
-        if fields["norm"] == "linf":  # which results of earlier versions do not name
-            del fields["norm"]
+        for name, usual in _UNNAMED_FIELDS.items():
+            if fields[name] == usual:
+                del fields[name]
         return {**fields, "num_restarts": self.num_restarts}
 
     def problems(self, num_images: int) -> list[str]:

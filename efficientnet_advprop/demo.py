@@ -27,7 +27,8 @@ _OUTPUT_DIR = flags.DEFINE_string(
 _AUTOATTACK_IMAGES = flags.DEFINE_integer(
     "autoattack_images",
     0,
-    "on so many test images AutoAttack is tried too, against AdvProp's network; some minutes more",
+    "on so many test images AutoAttack is tried too, against AdvProp's network; a second more for "
+    "each, on two slow cores",
     0,
     1000,
 )

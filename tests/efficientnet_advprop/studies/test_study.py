@@ -28,9 +28,9 @@ from efficientnet_advprop.training import assembly
 ROOT = pathlib.Path(__file__).parents[3]
 
 
-def make_config(**attack):
+def make_config(source="digits", **attack):
     config = ExperimentConfig()
-    config.data.source = "digits"
+    config.data.source = source
     config.attack = dataclasses.replace(config.attack, **attack)
     return config
 
@@ -256,6 +256,15 @@ def test_a_saved_study_may_grow_but_not_change(tmp_path):
         (
             dict(arms={"a": Arm(ExperimentConfig(), 1.0)}),
             "arm 'a': `config.data.source` is 'tfrecord'",
+        ),
+        (
+            dict(
+                arms={
+                    "vanilla": Arm(make_config(), 1.0),
+                    "advprop": Arm(make_config("characters"), 1.0),
+                }
+            ),
+            "arm 'advprop': `config.data.source` is 'characters', .* the same in all arms",
         ),
         (
             dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1, "best": -1}, 1)])]),

@@ -25,6 +25,12 @@ class AttackError(UserError, ValueError):
     """A network or a batch that cannot be attacked as asked; the message says why."""
 
 
+def are_images(images: tf.Tensor) -> tf.Tensor:
+    """Which are finite, bool [batch]: what is not fools every network, and is no image."""
+    # A sum is finite only if all its terms are, and is the cheapest pass over them.
+    return tf.math.is_finite(tf.reduce_sum(images, [1, 2, 3]))
+
+
 class Found(NamedTuple):
     """What a search has found so far.
 
@@ -43,15 +49,8 @@ class Found(NamedTuple):
 
         Shapes and dtypes as above.
         """
-        is_new = self.is_new(images, is_wrong)
+        is_new = self.is_open & is_wrong & are_images(images)
         return Found(norms.choose(is_new, images, self.images), self.is_open & ~is_new)
-
-    def is_new(self, images: tf.Tensor, is_wrong: tf.Tensor) -> tf.Tensor:
-        """Bool [batch]: which of `images` end what was open; arguments as above."""
-        # What is not finite fools every network, and is no image. (A sum is finite only if
-        # all its terms are, and is the cheapest pass over them.)
-        is_image = tf.math.is_finite(tf.reduce_sum(images, [1, 2, 3]))
-        return self.is_open & is_wrong & is_image
 
 
 class Run(NamedTuple):
@@ -164,7 +163,9 @@ class Search:
         """What is found after one more run; arguments as those of `search`, images in
         float32 and labels in int32.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} is no attack of its own; use APGD, FAB or Square."
+        )
 
     def _require_runs(self) -> None:
         """Raises a ValueError for a field of this class that is out of its range."""

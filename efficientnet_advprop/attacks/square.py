@@ -10,7 +10,6 @@ on.
 """
 
 import dataclasses
-import functools
 from typing import Optional
 
 import numpy as np
@@ -24,6 +23,7 @@ from efficientnet_advprop.attacks.search import (
     LogitsFn,
     Run,
     Search,
+    are_images,
     require_whole,
 )
 from tpu_utils.replicas import randomness, replica_runtime
@@ -127,7 +127,7 @@ class Square(Search):
             guesses = tf.ensure_shape(guess(best_images, query, side), images.shape)
             logits = tf.cast(logits_fn(guesses), tf.float32)
             new_margins = objectives.margin(labels, logits)
-            is_found = Found(guesses, is_open).is_new(guesses, ~objectives.is_right(labels, logits))
+            is_found = is_open & ~objectives.is_right(labels, logits) & are_images(guesses)
             # What was found once stays as it is.
             is_better = is_open & (new_margins < margins) | is_found
             best_images = norms.choose(is_better, guesses, best_images)
@@ -149,10 +149,8 @@ class Square(Search):
         batch, height, width, channels = _sizes(images)
         first_seed, window_seed = randomness.split(seed, 2)
         stripes = _signs([batch, 1, width, channels], first_seed)
-        project = functools.partial(
-            norms.NORMS[self.norm].project, clean_images=images, epsilon=self.epsilon
-        )
-        lowest, highest = project(images - self.epsilon), project(images + self.epsilon)
+        lowest = clip_to_pixel_range(images - self.epsilon, images)
+        highest = clip_to_pixel_range(images + self.epsilon, images)
         row_numbers, column_numbers = _grid(height, width)
 
         def guess(best_images, query, side):
@@ -182,7 +180,7 @@ class Square(Search):
         """The same: tiles first, then the change of a window moved to another."""
         first_seed, window_seed = randomness.split(seed, 2)
 
-        def guess(images, best_images, query, side, first_seed, window_seed):
+        def guess(best_images, query, side):
             return tf.cond(
                 tf.equal(query, 0),
                 lambda: self._first_l2(images, first_seed),
@@ -191,10 +189,7 @@ class Square(Search):
                 ),
             )
 
-        in_one_program = replica_runtime.in_one_program(guess)
-        return lambda best_images, query, side: in_one_program(
-            images, best_images, query, side, first_seed, window_seed
-        )
+        return replica_runtime.in_one_program(guess)
 
     def _first_l2(self, images, seed):
         batch, height, width, channels = _sizes(images)

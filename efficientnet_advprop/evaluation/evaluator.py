@@ -302,9 +302,9 @@ class Evaluator:
 
 
 def _numbered(batches: Iterable) -> Iterator[tuple[int, dict[str, tf.Tensor]]]:
-    """Each batch with its number."""
+    """Each batch with its number; once the iterator is there, freed memory is kept."""
     for index, batch in enumerate(batches):
-        if index == 0:  # the iterator is there
+        if index == 0:
             keep_freed_blocks()
         yield index, batch
 

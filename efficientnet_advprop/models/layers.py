@@ -18,6 +18,7 @@ from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations
 from efficientnet_advprop.models.activations import Activation, ActivationChoice
 from efficientnet_advprop.models.branches import MAIN
+from efficientnet_advprop.models.convolutions import add_offset, convolve_1x1
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.models.routed_layers import (
     RoutedDepthwiseConvolution,
@@ -53,43 +54,6 @@ def build_in_scopes(shapes) -> None:
             continue
         with tf.name_scope(layer.name):
             layer.build(tf.TensorShape(shape))
-
-
-def convolve(inputs: tf.Tensor, kernel: tf.Tensor, offset: Optional[tf.Tensor], strides, padding):
-    """A 2-D convolution plus, unless it is None, `offset` per channel."""
-    outputs = tf.nn.conv2d(inputs, kernel, strides, padding)
-    return outputs if offset is None else tf.nn.bias_add(outputs, offset)
-
-
-@tf.custom_gradient
-def convolve_pointwise(inputs: tf.Tensor, kernel: tf.Tensor, *offset: tf.Tensor) -> tf.Tensor:
-    """A 1×1 convolution, whose gradient with respect to its inputs is another one, by
-    the transposed kernel.
-
-    TensorFlow's own gradient takes twice as long on a CPU, for the same sums; to XLA
-    they are one.
-
-    Args:
-        inputs: float tensor [batch, height, width, channels].
-        kernel: [1, 1, channels, filters], of the same dtype.
-        *offset: nothing, or [filters], what to add.
-
-    Returns:
-        [batch, height, width, filters], in the same dtype.
-    """
-
-    def gradient(upstream):
-        to_inputs = tf.nn.conv2d(upstream, tf.transpose(kernel, [0, 1, 3, 2]), 1, "SAME")
-        to_kernel = tf.raw_ops.Conv2DBackpropFilter(
-            input=inputs,
-            filter_sizes=tf.shape(kernel),
-            out_backprop=upstream,
-            strides=[1, 1, 1, 1],
-            padding="SAME",
-        )
-        return to_inputs, to_kernel, *(tf.reduce_sum(upstream, [0, 1, 2]) for _ in offset)
-
-    return convolve(inputs, kernel, *(offset or [None]), 1, "SAME"), gradient
 
 
 class Convolution(keras.layers.Layer):
@@ -140,10 +104,11 @@ class Convolution(keras.layers.Layer):
             dtype.
         """
         kernel = tf.cast(self.kernel if scale is None else self.kernel * scale, self.compute_dtype)
-        offset = None if offset is None else tf.cast(offset, kernel.dtype)
         if self.kernel_size == self.strides == 1:
-            return convolve_pointwise(inputs, kernel, *([] if offset is None else [offset]))
-        return convolve(inputs, kernel, offset, self.strides, self.padding)
+            outputs = convolve_1x1(inputs, kernel)
+        else:
+            outputs = tf.nn.conv2d(inputs, kernel, self.strides, self.padding)
+        return add_offset(outputs, offset)
 
 
 class DepthwiseConvolution(keras.layers.Layer):
@@ -169,9 +134,7 @@ class DepthwiseConvolution(keras.layers.Layer):
         outputs = tf.nn.depthwise_conv2d(
             inputs, tf.cast(kernel, self.compute_dtype), strides, "SAME"
         )
-        return (
-            outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
-        )
+        return add_offset(outputs, offset)
 
 
 class PointwiseWeights(keras.layers.Layer):

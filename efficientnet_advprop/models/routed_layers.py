@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations
+from efficientnet_advprop.models.convolutions import add_offset
 
 
 class Routing(keras.layers.Layer):
@@ -151,9 +152,7 @@ class RoutedPointwiseConvolution(ExpertKernels):
         kernels = self.mix(routing, [inputs.shape[-1], self.filters])
         kernels = kernels if scale is None else kernels * scale
         outputs = convolve_pointwise(inputs, tf.cast(kernels, self.compute_dtype))
-        return (
-            outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
-        )
+        return add_offset(outputs, offset)
 
 
 class RoutedDepthwiseConvolution(ExpertKernels):
@@ -177,6 +176,4 @@ class RoutedDepthwiseConvolution(ExpertKernels):
         kernels = self.mix(routing, [self.kernel_size, self.kernel_size, inputs.shape[-1]])
         kernels = kernels if scale is None else kernels * scale
         outputs = convolve_depthwise(inputs, tf.cast(kernels, self.compute_dtype), self.strides)
-        return (
-            outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
-        )
+        return add_offset(outputs, offset)

@@ -174,8 +174,8 @@ class Evaluator:
             )
         self._attack, self._num_restarts, self._seed = attack, num_restarts, seed
         self._strategy = strategy or tf.distribute.get_strategy()
-        self._count_on_all = tf.function(self._count_on_all_replicas)
-        self._judge_on_all = tf.function(self._judge_on_all_replicas)
+        self._count_on_all = tf.function(self._count_on_all_replicas, autograph=False)
+        self._judge_on_all = tf.function(self._judge_on_all_replicas, autograph=False)
 
     def __call__(self, batches: Iterable[dict[str, tf.Tensor]]) -> Score:
         """Counts over all batches.

@@ -89,7 +89,9 @@ def predict(
         num_top: how many classes, at most.
     """
 
-    @tf.function(input_signature=[tf.TensorSpec([None, image_size, image_size, 3])])
+    images_spec = tf.TensorSpec([None, image_size, image_size, 3])
+
+    @tf.function(input_signature=[images_spec], autograph=False)
     def classify(images):
         return tf.math.top_k(
             tf.nn.softmax(model(images, training=False)), min(num_top, model.num_classes)

@@ -63,7 +63,7 @@ def _in_one_pass(function, *tensors):
     if not replica_runtime.current().compiles_parts:
         return function(*tensors)
     if function not in _COMPILED:
-        _COMPILED[function] = tf.function(function, jit_compile=True)
+        _COMPILED[function] = tf.function(function, jit_compile=True, autograph=False)
     return _COMPILED[function].get_concrete_function(*tensors)(*tensors)
 
 

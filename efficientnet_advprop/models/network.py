@@ -158,6 +158,14 @@ class BlockNetwork(Network):
         """Activations in the compute dtype, variables in float32."""
         return keras.mixed_precision.Policy(COMPUTE_DTYPES[self.activation_dtype])
 
+    def __call__(self, *args, **kwargs):
+        """As `keras.Model.__call__`, which calls `call`; its code is traced as it is.
+
+        No line of a family's depends on a tensor's value, and AutoGraph takes longer to
+        rewrite them than TensorFlow to trace them.
+        """
+        return _without_autograph(super().__call__, *args, **kwargs)
+
     def build(self, input_shape):
         """Creates all variables, from the pixels up."""
         if self.built:
@@ -221,6 +229,7 @@ class BlockNetwork(Network):
         """
         return self._forward(images, training, branch, update_statistics, seed)
 
+    @tf.autograph.experimental.do_not_convert
     def features(self, images, branch: Branch = MAIN) -> dict[str, tf.Tensor]:
         """Feature maps in inference mode, in the compute dtype, by the names of the
         official end points.
@@ -306,6 +315,11 @@ class BlockNetwork(Network):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
+
+
+@tf.autograph.experimental.do_not_convert
+def _without_autograph(function, *args, **kwargs):
+    return function(*args, **kwargs)
 
 
 def _with_loss_scale(optimizer) -> keras.mixed_precision.LossScaleOptimizer:

@@ -31,7 +31,7 @@ class InferenceKerasNetwork(tf.Module):
         self.num_classes, self.image_size = model.num_classes, image_size
         self._run = lambda images: model(images, training=False)
         spec = tf.TensorSpec([1, image_size, image_size, 3], tf.float32)
-        function = tf.function(self._run).get_concrete_function(spec)
+        function = tf.function(self._run, autograph=False).get_concrete_function(spec)
         # The variables alone: with the model itself TensorFlow would save every layer's
         # functions, and its auxiliary branches.
         self._variables = list(function.variables)

@@ -287,7 +287,11 @@ class InferenceNetwork:
     def end_point_names(self) -> list[str]:
         """The names of `end_points`."""
         spec = tf.TensorSpec([1, self.image_size, self.image_size, 3], tf.float32)
-        return list(tf.function(self.end_points).get_concrete_function(spec).structured_outputs)
+        return list(
+            tf.function(self.end_points, autograph=False)
+            .get_concrete_function(spec)
+            .structured_outputs
+        )
 
     def end_points(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """All that `Network.features` has, by the same names."""

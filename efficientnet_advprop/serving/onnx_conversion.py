@@ -43,7 +43,7 @@ def convert(
     check_environment(python)
     spec = tf.TensorSpec([None, network.image_size, network.image_size, 3], tf.float32, "images")
 
-    @tf.function(input_signature=[spec])
+    @tf.function(input_signature=[spec], autograph=False)
     def predict(images):
         return network.answers(images, end_point)
 

@@ -14,6 +14,7 @@ is "" for a good image; for a bad one it says why, and that row's classes are âˆ
 probabilities 0, its labels "". An empty batch has an empty answer.
 """
 
+import functools
 from typing import Optional, Sequence, Union
 
 import tensorflow as tf
@@ -58,21 +59,21 @@ class ServedNetwork(tf.Module):
         # A concrete function: a `tf.function` would be traced, and its constants
         # stored, once more when saved.
         self._network = tf.function(
-            lambda images: network(images, () if end_point is None else (end_point,))
+            lambda images: network(images, () if end_point is None else (end_point,)),
+            autograph=False,
         ).get_concrete_function(self._float_images)
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """The concrete functions, by name; see the module's table."""
         files = tf.TensorSpec([None], tf.string, "image_bytes")
+        traced = functools.partial(tf.function, autograph=False)
         signatures = {
-            "serving_default": tf.function(self._classify).get_concrete_function(files),
-            "predict_images": tf.function(self._predict).get_concrete_function(self._float_images),
-            "predict_images_uint8": tf.function(self._predict).get_concrete_function(
-                self._uint8_images
-            ),
+            "serving_default": traced(self._classify).get_concrete_function(files),
+            "predict_images": traced(self._predict).get_concrete_function(self._float_images),
+            "predict_images_uint8": traced(self._predict).get_concrete_function(self._uint8_images),
         }
         if len(self._network.structured_outputs) > 1:
-            features = tf.function(self._features)
+            features = traced(self._features)
             signatures["features"] = features.get_concrete_function(self._float_images)
         return signatures
 

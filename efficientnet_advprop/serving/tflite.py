@@ -35,7 +35,7 @@ def convert(
     def predict(images):
         return network.answers(images, end_point)
 
-    function = tf.function(predict).get_concrete_function(spec)
+    function = tf.function(predict, autograph=False).get_concrete_function(spec)
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [function], network if isinstance(network, tf.Module) else tf.Module()
     )

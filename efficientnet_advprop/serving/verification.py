@@ -181,7 +181,8 @@ def _find_records(directory: str) -> Optional[str]:
 
 def _examples(files, image_size, crop, resize_method, labels=None) -> Examples:
     prepare = tf.function(
-        lambda file: preprocessing.preprocess_for_eval(file, image_size, crop, resize_method)
+        lambda file: preprocessing.preprocess_for_eval(file, image_size, crop, resize_method),
+        autograph=False,
     )
     return Examples(files, np.stack([prepare(tf.constant(file)).numpy() for file in files]), labels)
 
@@ -230,7 +231,7 @@ def verify_features(
 
 
 def _features(model, end_point, images) -> np.ndarray:
-    run = tf.function(lambda batch: model.features(batch)[end_point])
+    run = tf.function(lambda batch: model.features(batch)[end_point], autograph=False)
     return np.concatenate([run(tf.constant(image[None])).numpy() for image in images])
 
 
@@ -319,7 +320,9 @@ def _measure_noise(model, images, expected) -> float:
 
 
 def _probabilities(model, images) -> np.ndarray:
-    classify = tf.function(lambda batch: tf.nn.softmax(model(batch, training=False)))
+    classify = tf.function(
+        lambda batch: tf.nn.softmax(model(batch, training=False)), autograph=False
+    )
     batches = [images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE)]
     return np.concatenate([classify(tf.constant(batch)).numpy() for batch in batches])
 

@@ -400,12 +400,21 @@ def _make_device_loop(
         # One tensor, so that one reduction is enough.
         return tf.stack([sums[name] for name in names])
 
-    @tf.function
+    # Without AutoGraph, which would rewrite the code of every step, as long as tracing it.
+    @tf.function(autograph=False)
     def run_steps(iterator, num_steps):
-        rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=[len(names)])
-        for index in tf.range(num_steps):
+        def run_step(index, rows):
             sums = strategy.run(count, args=(next(iterator),))
-            rows = rows.write(index, strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None))
+            total = strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+            return index + 1, rows.write(index, total)
+
+        rows = tf.TensorArray(tf.float32, size=num_steps, element_shape=[len(names)])
+        _, rows = tf.while_loop(
+            lambda index, _: index < num_steps,
+            run_step,
+            (tf.constant(0), rows),
+            maximum_iterations=num_steps,
+        )
         return dict(zip(names, tf.unstack(rows.stack(), axis=1)))
 
     return run_steps
@@ -463,7 +472,7 @@ def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callab
         return attack(network, images, labels, seed)
 
     disturb_on_all = tf.function(
-        lambda images, labels: strategy.run(disturb, args=(images, labels))
+        lambda images, labels: strategy.run(disturb, args=(images, labels)), autograph=False
     )
 
     def make_pictures():

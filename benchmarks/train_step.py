@@ -83,7 +83,8 @@ def make_our_step(name: str):
     return tf.function(
         steps.make_train_step(
             method, state, LEARNING_RATE, global_batch_size=FLAGS.batch_size, **more
-        )
+        ),
+        autograph=False,  # as in the trainer
     )
 
 
@@ -120,7 +121,7 @@ def make_keras_step():
         average.update(step)
         return loss
 
-    return tf.function(train_step)
+    return tf.function(train_step, autograph=False)
 
 
 class OtherStack:

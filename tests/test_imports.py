@@ -35,7 +35,7 @@ FLOORS = [
         "efficientnet_advprop.stack",
         "efficientnet_advprop.directory_lock",
     },
-    {"efficientnet_advprop.keras2"},
+    {"efficientnet_advprop.keras2", "efficientnet_advprop.autograph"},
     {"efficientnet_advprop.config", "efficientnet_advprop.models", "efficientnet_advprop.attacks"},
     {"efficientnet_advprop.data"},
     {"efficientnet_advprop.evaluation"},

@@ -26,6 +26,7 @@ from efficientnet_advprop.attacks.fab import FAB
 from efficientnet_advprop.attacks.network_checks import AttackWarning
 from efficientnet_advprop.attacks.search import Found, LogitsFn, Search, as_batch, require_whole
 from efficientnet_advprop.attacks.square import Square
+from efficientnet_advprop.autograph import call_rewritten
 from tpu_utils.replicas import randomness
 
 CLEAN = "clean"
@@ -173,6 +174,7 @@ class AutoAttack:
         if not len(images):
             return Withstood(images, {name: np.zeros(0, bool) for name in (CLEAN, *attacks)}, [])
         size = min(self.batch_size, len(images))
+        network = functools.partial(call_rewritten, logits_fn)  # it may be anybody's
         doubts = network_checks.check_network(
             logits_fn,
             images[:size],
@@ -184,13 +186,13 @@ class AutoAttack:
         )
         adversarial_images, is_open = images.copy(), np.zeros(len(images), bool)
         judge = self._trace(
-            CLEAN, logits_fn, lambda images, labels: objectives.is_right(labels, logits_fn(images))
+            CLEAN, logits_fn, lambda images, labels: objectives.is_right(labels, network(images))
         )
         for chosen, _ in _batches(np.arange(len(images)), size):
             is_open[chosen] = judge(images[chosen], labels[chosen])
         is_right = {CLEAN: is_open.copy()}
         for number, (name, attack) in enumerate(attacks.items()):
-            search = self._trace(name, logits_fn, functools.partial(attack.search, logits_fn))
+            search = self._trace(name, logits_fn, functools.partial(attack.search, network))
             attack_seed = randomness.fold_in(seed, number)
             num_before = int(is_open.sum())
             for batch, (chosen, is_image) in enumerate(_batches(np.flatnonzero(is_open), size)):

@@ -22,6 +22,7 @@ from efficientnet_advprop.attacks.search import (
     ascend,
     checked_logits,
 )
+from efficientnet_advprop.autograph import call_rewritten
 
 _NUM_REPETITIONS = 5
 _SAME_LOGITS = 1e-3  # of the largest logit: more is no rounding
@@ -64,6 +65,7 @@ def check_network(
             gradient.
     """
     images, labels = as_batch(images, labels, None)
+    logits_fn = functools.partial(call_rewritten, logits_fn)
 
     def judge(images, labels):
         logits = checked_logits(logits_fn(images), images, None)

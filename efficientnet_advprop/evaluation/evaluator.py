@@ -14,6 +14,7 @@ attack that function must be differentiable: it is itself what is attacked. An e
 is traced once per shape of batch, so keep it for all sets of that shape.
 """
 
+import functools
 import math
 from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence, Union
 
@@ -23,6 +24,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.attacks.labels import LabelError, check_classes, is_class
 from efficientnet_advprop.attacks.search import Search
+from efficientnet_advprop.autograph import call_rewritten
 from efficientnet_advprop.evaluation.image_predictions import NO_CLASS
 from efficientnet_advprop.evaluation.metrics import Score
 from tpu_utils.devices.host_memory import keep_freed_blocks
@@ -167,6 +169,7 @@ class Evaluator:
         strategy: Optional[tf.distribute.Strategy] = None,
         seed: int = 0,
     ):
+        logits_fn = functools.partial(call_rewritten, logits_fn)  # it may be anybody's
         self._logits_fn, self._kept_classes = logits_fn, kept_classes
         if categories is not None:
             self._logits_fn = lambda images: category_logits(

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.autograph import call_rewritten
 from efficientnet_advprop.keras.model_passes import TrainingError, inputs_with, without_images
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.converted.branch_context import use_branch
@@ -150,20 +151,22 @@ def _check_loss(model, images, others, labels, sample_weight, where: str) -> Non
         images = tf.cast(images, tf.float32)
         with use_branch("main"), tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
-            outputs = model.network(
-                inputs_with(images, others, model.attacked_input), training=False
+            outputs = call_rewritten(
+                model.network,
+                inputs_with(images, others, model.attacked_input),
+                training=False,
             )
             found["outputs"] = tf.nest.map_structure(lambda tensor: tensor.shape, outputs)
             found["flat"] = [tensor.shape for tensor in tf.nest.flatten(outputs)]
             try:
-                loss = model.attack_scores.loss_of(labels, outputs, sample_weight)
+                loss = call_rewritten(model.attack_scores.loss_of, labels, outputs, sample_weight)
             except (ValueError, TypeError) as error:
                 found["error"] = brief_message(error)
                 return
         found["gradient"] = tape.gradient(loss, images)
 
     def in_replica(*arguments):
-        model.distribute_strategy.run(tf.autograph.experimental.do_not_convert(probe), arguments)
+        model.distribute_strategy.run(probe, arguments)
 
     specs = tf.nest.map_structure(_spec_of, (images, others, labels, sample_weight))
     tf.function(in_replica, autograph=False).get_concrete_function(*specs)

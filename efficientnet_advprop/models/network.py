@@ -15,6 +15,7 @@ from typing import Any, Iterable, Optional
 
 import tensorflow as tf
 
+from efficientnet_advprop.autograph import call_as_it_is
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.activations import choose
 from efficientnet_advprop.models.branches import (
@@ -159,12 +160,8 @@ class BlockNetwork(Network):
         return keras.mixed_precision.Policy(COMPUTE_DTYPES[self.activation_dtype])
 
     def __call__(self, *args, **kwargs):
-        """As `keras.Model.__call__`, which calls `call`; its code is traced as it is.
-
-        No line of a family's depends on a tensor's value, and AutoGraph takes longer to
-        rewrite them than TensorFlow to trace them.
-        """
-        return _without_autograph(super().__call__, *args, **kwargs)
+        """As `keras.Model.__call__`, which calls `call`, but without AutoGraph."""
+        return call_as_it_is(super().__call__, *args, **kwargs)
 
     def build(self, input_shape):
         """Creates all variables, from the pixels up."""
@@ -315,11 +312,6 @@ class BlockNetwork(Network):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
-
-
-@tf.autograph.experimental.do_not_convert
-def _without_autograph(function, *args, **kwargs):
-    return function(*args, **kwargs)
 
 
 def _with_loss_scale(optimizer) -> keras.mixed_precision.LossScaleOptimizer:

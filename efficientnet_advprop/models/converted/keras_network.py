@@ -21,6 +21,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_advprop.autograph import call_rewritten
 from efficientnet_advprop.errors import UserError, list_names
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.keras_variant import split
@@ -114,7 +115,8 @@ class KerasNetwork(Network):
         branch_index(branch, self.aux_branches)
         pixels = normalize_pixels(check_images(images), self.normalization)
         with use_branch(branch, update_statistics=update_statistics):
-            outputs = tf.cast(self.keras_model(pixels, training=training), tf.float32)
+            outputs = call_rewritten(self.keras_model, pixels, training=training)
+        outputs = tf.cast(outputs, tf.float32)
         if self.output_kind == "logits":
             return outputs
         return tf.math.log(tf.maximum(outputs, np.finfo(np.float32).tiny))

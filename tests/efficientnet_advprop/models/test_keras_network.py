@@ -144,6 +144,14 @@ def test_a_step_is_the_gradient_of_both_losses_and_of_weight_decay(name):
         np.testing.assert_allclose(variable, value, rtol=1e-4, atol=1e-5, err_msg=variable.name)
 
 
+def test_python_that_asks_a_tensor_is_rewritten():
+    network = make("asks_a_tensor", normalization="none")
+    run = tf.function(lambda images: network(images, branch="aux"), autograph=False)
+    logits = run(tf.constant(IMAGES // 2))
+    assert np.ptp(logits) > 0.1
+    np.testing.assert_array_equal(run(tf.constant(255 - IMAGES // 2)), logits)
+
+
 def test_the_policy_is_the_functions_while_it_runs():
     before = keras.mixed_precision.global_policy().name
     network = make("small", compute_dtype="bfloat16")

@@ -9,10 +9,14 @@ seeds.
 its own; its result is kept in benchmarks/keras_digits.json, and a run that is there is
 not repeated. The table has means over the seeds, and for AdvProp the difference to
 vanilla of the same seed with its 95 % interval (Student's t).
+
+The processes use oneDNN, which TensorFlow leaves off on CPUs without AVX-512: on one core
+with AVX2 it takes a step of ResNet50V2 at this size from 6.8 to 0.9 seconds.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -80,8 +84,13 @@ def measure(name: str, method: str, seed: int) -> dict:
     noise = np.random.default_rng(seed).normal(0, 48, test_images.shape)
     noisy = np.clip(test_images + noise, 0, 255).astype("float32")
     pgd = PGD(epsilon=EPSILON, step_size=4.0, num_steps=10, targeted=False, random_start=0.0)
-    network = tf.function(lambda batch: model(batch, training=False))
-    attacked = pgd(network, tf.constant(test_images), test_labels, seed=[0, 1]).numpy()
+
+    @tf.function  # The whole attack: TensorFlow would else derive by the weights, too.
+    def attacked_batch(images, labels):
+        return pgd(lambda batch: model(batch, training=False), images, labels, seed=[0, 1])
+
+    batches = tf.data.Dataset.from_tensor_slices((test_images, test_labels)).batch(100)
+    attacked = np.concatenate([attacked_batch(*batch) for batch in batches])
     return {
         "accuracy": accuracy(test_images),
         "noisy_accuracy": accuracy(noisy),
@@ -137,6 +146,7 @@ def main() -> None:
         print(json.dumps(measure(name, method, int(seed))))
         return
     rows = json.loads(FILE.read_text()) if FILE.exists() else {}
+    environment = {"TF_ENABLE_ONEDNN_OPTS": "1", **os.environ}
     for seed in range(0 if arguments.table else arguments.seeds):
         for name in arguments.models.split(","):
             for method in METHODS:
@@ -144,7 +154,9 @@ def main() -> None:
                 if key in rows:
                     continue
                 command = [sys.executable, __file__, "--one", *key.split()]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                done = subprocess.run(
+                    command, stdout=subprocess.PIPE, text=True, check=True, env=environment
+                )
                 rows[key] = json.loads(done.stdout.splitlines()[-1])
                 FILE.write_text(json.dumps(rows, indent=1) + "\n")
                 print(key, rows[key], flush=True)

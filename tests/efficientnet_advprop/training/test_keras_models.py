@@ -198,7 +198,7 @@ def test_the_programs(tmp_path, monkeypatch):
     digits = load_digits()
     images = np.kron(digits.images[-60:] * (255 / 16), np.ones((1, 4, 4))).astype(np.uint8)
     for index, (image, label) in enumerate(zip(images, digits.target[-60:])):
-        folder = tmp_path / "pictures" / f"digit_{label}"
+        folder = tmp_path / "pictures" / str(label)
         folder.mkdir(parents=True, exist_ok=True)
         picture = np.repeat(image[..., None], 3, -1)
         (folder / f"{index:02d}.png").write_bytes(tf.io.encode_png(picture).numpy())

@@ -14,6 +14,7 @@ of its own.
 """
 
 import concurrent.futures
+import functools
 import hashlib
 import os
 from typing import Callable, Optional, Protocol, Sequence, Union
@@ -293,6 +294,17 @@ def find_unreadable(images: LabeledImages, start: int = 0) -> Optional[DataError
     return None
 
 
+@functools.lru_cache(maxsize=16)
+def _preprocessing(image_size: int, crop) -> Callable[[tf.Tensor], tf.Tensor]:
+    """`preprocess_for_eval`, traced once for all test sets: to trace it for each takes as
+    long as to classify a small one.
+    """
+    return tf.function(
+        lambda encoded: preprocessing.preprocess_for_eval(encoded, image_size, crop),
+        autograph=False,
+    )
+
+
 def make_dataset(
     images: LabeledImages,
     *,
@@ -348,7 +360,7 @@ def make_dataset(
     def prepare(encoded, label, position):
         if change is not None:
             encoded = change(encoded, position)
-        pixels = preprocessing.preprocess_for_eval(encoded, image_size, crop)
+        pixels = _preprocessing(image_size, crop)(encoded)
         return {"images": pixels, "labels": label, "positions": position, "mask": tf.constant(1.0)}
 
     if chosen is None:

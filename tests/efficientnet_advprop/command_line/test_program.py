@@ -15,7 +15,7 @@ from tpu_utils.devices import cluster, strategy
 
 ROOT = pathlib.Path(__file__).parents[3]
 PROGRAM = """'Trains nothing. Usage: none.'
-import json, os, sys, tempfile
+import json, os, sys, tempfile, traceback
 import tensorflow  # some configs do; newer ones greet on stderr, here once and not in each fork
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.errors import UserError
@@ -42,7 +42,18 @@ if __name__ == "__main__":
         if not child:
             for output, stream in zip(outputs, (1, 2)):
                 os.dup2(output.fileno(), stream)
-            program.run(main)
+            code = 0
+            try:
+                program.run(main)
+            except SystemExit as end:
+                code = end.code or 0
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+            # Not through C's exit handlers: libtpu's wait for a thread that no fork has.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         texts = [(output.seek(0), output.read())[1] for output in outputs]
         print(json.dumps([code, *texts]), flush=True)

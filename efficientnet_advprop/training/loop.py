@@ -400,7 +400,7 @@ def _make_device_loop(
         # One tensor, so that one reduction is enough.
         return tf.stack([sums[name] for name in names])
 
-    # Without AutoGraph, which would rewrite the code of every step, as long as tracing it.
+    # `tf.while_loop`, since AutoGraph is off: autograph.py says why.
     @tf.function(autograph=False)
     def run_steps(iterator, num_steps):
         def run_step(index, rows):

@@ -112,6 +112,10 @@ def test_follows_the_official_training_graph(name):
     assert int(state.step) == recorded["global_step_after_each"][-1]
 
 
+# In a graph, like the steps: TensorFlow's kernels for single operations round otherwise,
+# and a shift before the next batch norm has no gradient but rounding, of what cancels
+# there.
+@tf.function(autograph=False)
 def gradients_by_hand(model, images, labels, branch):
     with tf.GradientTape() as tape:
         logits = model(tf.cast(images, tf.float32), training=True, branch=branch)
@@ -167,12 +171,10 @@ def model_as_before():
 def test_advprop_is_the_sum_of_both_losses_gradients_and_of_weight_decay():
     data, before, sums, adversarial_images, _, after = one_advprop_step()
     model = model_as_before()
-    # In a graph, like the step: TensorFlow's kernels for single operations round
-    # otherwise, and a shift before the next batch norm has no gradient but rounding, of
-    # what cancels there.
-    by_hand = tf.function(gradients_by_hand)
-    clean, clean_loss = by_hand(model, data["images"], data["labels"], "main")
-    adversarial, adversarial_loss = by_hand(model, adversarial_images, data["labels"], "aux")
+    clean, clean_loss = gradients_by_hand(model, data["images"], data["labels"], "main")
+    adversarial, adversarial_loss = gradients_by_hand(
+        model, adversarial_images, data["labels"], "aux"
+    )
     np.testing.assert_allclose(sums["clean_loss"] / 4, clean_loss, rtol=1e-4)
     np.testing.assert_allclose(sums["adversarial_loss"] / 4, adversarial_loss, rtol=1e-4)
     for variable, first, second in zip(model.trainable_variables, clean, adversarial):

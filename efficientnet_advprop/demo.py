@@ -4,15 +4,16 @@ Usage:
 
     python -m efficientnet_advprop.demo --config=configs/digits.py
 
-It takes a few minutes on two CPU cores. It trains one small EfficientNet by each
-method, with the same config, data and seed; evaluates the averaged weights on clean,
-corrupted and attacked test images; and writes <output_dir>/report.html. After an
-interruption, the same command continues where it stopped. The evaluated weights are
-those after the last step, not the best on the test images. (The recipe itself was found
-on these images with seed 0: docs/decisions.md.)
+It takes a few minutes on two CPU cores. It trains a small EfficientNet by each of three
+methods with three seeds, with the same config and data, several at a time in processes
+of their own; evaluates the averaged weights on clean and corrupted test images and
+under AutoAttack; and writes <output_dir>/report.html. The runs, with their logs, are in
+<output_dir>/runs/<method>/seed_<n>. After an interruption, the same command continues
+where it stopped. (How the recipe was found: docs/decisions.md.)
 """
 
 import os
+import sys
 import time
 
 from absl import flags, logging
@@ -22,16 +23,20 @@ from efficientnet_advprop.files import format_duration, write_atomically
 
 _CONFIG = program.define_config_flag()
 _OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", "runs/demo", "folder of the three runs, their data, the scores and the report"
+    "output_dir", "runs/demo", "folder of the runs, their data, the scores and the report"
+)
+_NUM_PARALLEL = flags.DEFINE_integer(
+    "num_parallel", None, "runs at a time; default: one per GPU or CPU core", lower_bound=1
 )
 _AUTOATTACK_IMAGES = flags.DEFINE_integer(
     "autoattack_images",
-    0,
-    "on so many test images AutoAttack is tried too, against AdvProp's network; a second more for "
-    "each, on two slow cores",
-    0,
+    40,
+    "so many test images, evenly spaced, are attacked by AutoAttack; a second more for each of "
+    "the networks that withstand it",
+    1,
     1000,
 )
+_RUN = flags.DEFINE_string("run", None, "only this run, in this process: <method>/seed_<n>")
 
 
 def main(argv):
@@ -40,16 +45,42 @@ def main(argv):
     output_dir = _OUTPUT_DIR.value
     started = time.monotonic()
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
-    from efficientnet_advprop.reports import evaluation_report
-    from efficientnet_advprop.studies import demo_report, demonstration
+    from efficientnet_advprop.studies import (
+        demo_report,
+        demonstration,
+        execution,
+        plan,
+        report,
+        run_scores,
+    )
 
     logging.set_verbosity(logging.WARNING)  # hides the remarks about each of the many test sets
-    demo = demonstration.run(config, output_dir, autoattack_images=_AUTOATTACK_IMAGES.value)
-    if demo is None:
+    study = demonstration.make_study(config, autoattack_images=_AUTOATTACK_IMAGES.value)
+    plan.claim_output_dir(study, output_dir)
+    if _RUN.value:
+        execution.execute(study.find_run(_RUN.value), study, output_dir)
         return
+    num_parallel = _NUM_PARALLEL.value or run_scores.default_num_parallel()
+    for method, description in demonstration.DESCRIPTIONS.items():
+        print(f"{method}: {description}")
+    left = format_duration(run_scores.seconds_left(study, output_dir, num_parallel))
+    print(
+        f"{len(study.arms)} methods × {len(study.seeds)} seeds, {num_parallel} runs at a time: "
+        f"about {left}",
+        flush=True,
+    )
+
+    def command(run):
+        # The flags of this process, whatever overrides of the config they hold.
+        program_flags = [*sys.argv[1:], f"--run={run.name}"]
+        return [sys.executable, "-m", "efficientnet_advprop.demo", *program_flags]
+
+    if not execution.execute_all(study, command, output_dir, num_parallel=num_parallel):
+        return
+    demo = demonstration.collect(study, output_dir)
     path = os.path.join(output_dir, "report.html")
     write_atomically(path, demo_report.render_html(demo).encode())
-    print(f"\n{evaluation_report.format_table(demo.report)}\n")
+    print(f"\n{report.format_table(demo.summary)}\n\n{demo_report.tell(demo.summary)}\n")
     print(
         f"{format_duration(time.monotonic() - started)}. The report: {os.path.abspath(path)}",
         flush=True,

@@ -10,6 +10,7 @@ measures what is not there yet, or was measured under other conditions.
 import concurrent.futures
 import functools
 import importlib.metadata
+import math
 import os
 import platform
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional, Sequence
@@ -195,7 +196,11 @@ def _measure(
                 f" before: {out_dir}"
             )
         open_batches = functools.partial(
-            _open_batches, batch_size=batch_size, strategy=strategy, out_dir=out_dir
+            _open_batches,
+            batch_size=batch_size,
+            is_fixed=classifier.fixed_batch_size is not None,
+            strategy=strategy,
+            out_dir=out_dir,
         )
         for test_set, opened in _open_ahead(unmeasured, seen, open_batches):
             progress.start(test_set.name)
@@ -425,7 +430,19 @@ def _predict(
     return _in_order(parts, opened, test_set, facts)
 
 
-def _open_batches(test_set, images, facts, *, batch_size, strategy, out_dir) -> _Opened:
+def _open_batches(
+    test_set: TestSet,
+    images: LabeledImages,
+    facts: _Seen,
+    *,
+    batch_size: int,
+    is_fixed: bool,
+    strategy: tf.distribute.Strategy,
+    out_dir: str,
+) -> _Opened:
+    """The images to look at, in batches no larger than their number, unless the size is
+    fixed: an attack takes as long for what only fills a batch up as for an image.
+    """
     earlier, rows, chosen = None, None, None
     if test_set.after is not None:
         try:
@@ -437,12 +454,18 @@ def _open_batches(test_set, images, facts, *, batch_size, strategy, out_dir) -> 
         rows = np.flatnonzero(earlier.is_top1)
         chosen = labeled_images.drawn_positions(facts.num_drawn, facts.num_images)[rows]
 
+    def size_of_batches(num_wanted):
+        if is_fixed:
+            return batch_size
+        num_replicas = strategy.num_replicas_in_sync
+        return min(batch_size, num_replicas * max(1, math.ceil(num_wanted / num_replicas)))
+
     def open_pipeline(chosen, context=None):
         return labeled_images.make_dataset(
             images,
             image_size=test_set.image_size,
             crop=test_set.crop,
-            global_batch_size=batch_size,
+            global_batch_size=size_of_batches(facts.num_drawn if chosen is None else len(chosen)),
             input_context=context,
             num_drawn=facts.num_drawn,
             change=test_set.change,

@@ -18,8 +18,6 @@ import math
 import statistics
 from typing import Any, Mapping, Optional, Sequence
 
-import numpy as np
-
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.cue_conflict import Decisions
 from efficientnet_advprop.evaluation.metrics import Score, corruption_errors
@@ -47,22 +45,12 @@ class Report:
     Args:
         title: one line.
         comparison: of at least one model.
-        introduction: a paragraph; empty for none.
-        descriptions: model → a short description.
-        featured: the model that the page highlights; None: no model.
-        samples: corruption → one image by severity, uint8 [height, width, 3].
-        facts: name → value of what a reader needs to reproduce the results.
         class_names: names by label; empty: the labels are shown as numbers.
         open_images: opens the images for thumbnails, see `disagreements`.
     """
 
     title: str
     comparison: Comparison
-    introduction: str = ""
-    descriptions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    featured: Optional[str] = None
-    samples: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)
-    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     class_names: Sequence[str] = ()
     open_images: OpenImages = lambda test_set: None
 
@@ -189,7 +177,7 @@ def _cell(measure: Measure) -> str:
 
 def render_markdown(report: Report) -> str:
     """The tables of the report as Markdown."""
-    lines = [f"# {report.title}", "", *filter(None, [report.introduction, ""])]
+    lines = [f"# {report.title}", ""]
     lines += [
         "Per cent, with 95 % intervals; for mCE and errors lower is better.",
         "",
@@ -327,28 +315,16 @@ SIDE_BY_SIDE_NOTE = (
 )
 
 
-def render_html(
-    report: Report,
-    template: str = "report.html.jinja",
-    package: str = "efficientnet_advprop.reports",
-    **more: Any,
-) -> str:
-    """The whole report as one HTML page that needs no other file.
-
-    Args:
-        report: the contents.
-        template: a template that extends "report.html.jinja".
-        package: the package whose folder contains the template.
-        more: further values for the template.
-    """
-    environment = open_templates(package, "efficientnet_advprop.reports")
+def render_html(report: Report) -> str:
+    """The whole report as one HTML page that needs no other file."""
+    environment = open_templates("efficientnet_advprop.reports")
     environment.filters.update(
         percent=percent, points=points, probability=probability, with_interval=with_interval,
         title=report_rows.title, describe_not_compared=describe_not_compared,
         conditions=report_rows.describe_conditions,
     )  # fmt: skip
     tables = _corruption_tables(report)
-    return environment.get_template(template).render(
+    return environment.get_template("report.html.jinja").render(
         report=report,
         comparison=report.comparison,
         side_by_side_note=SIDE_BY_SIDE_NOTE,
@@ -364,7 +340,6 @@ def render_html(
         branch_charts=_branch_charts(report),
         reliability_charts=_reliability_charts(report),
         disagreements=_disagreements(report),
-        **more,
     )
 
 
@@ -430,7 +405,7 @@ def _corruption_charts(report: Report, table: Mapping[str, _Corruption]) -> dict
     """The charts of a corrupted suite.
 
     For models that measured the complete_models suite: corruption errors as bars, and
-    mean accuracies by severity. For each corruption: accuracy curves and sample images.
+    mean accuracies by severity. For each corruption: accuracy curves.
     """
     complete_models = [
         model for model in report.models if all(model in one.errors for one in table.values())
@@ -463,10 +438,7 @@ def _corruption_charts(report: Report, table: Mapping[str, _Corruption]) -> dict
         curves = [
             _score_curve(report, model, scores) for model, scores in one.scores.items() if scores
         ]
-        images = [charts.png_uri(image) for image in report.samples.get(corruption, ())]
-        cards[corruption] = dict(
-            svg=charts.line_chart(range(1, 6), curves, size=(2.9, 1.6)), images=images
-        )
+        cards[corruption] = charts.line_chart(range(1, 6), curves, size=(2.9, 1.6))
     return {**overview, "cards": cards}
 
 

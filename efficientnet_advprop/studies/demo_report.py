@@ -1,12 +1,9 @@
-"""Renders the page of the demo: the evaluation, the training curves and attacked
-images.
+"""Renders the page of the demo: accuracies by training method, and what the attack does.
 
 Usage:
 
-    page = render_html(DemoReport(report, "digits", "digits_c", histories, pictures, note, configs))
-
-`reports` shows all measured results; this module adds the beginning and the end of the
-page.
+    sentence = tell(demo.summary)
+    page = render_html(demo)            # a `DemoReport`
 """
 
 import dataclasses
@@ -15,11 +12,18 @@ from typing import Mapping, Sequence
 
 import numpy as np
 
-from efficientnet_advprop.evaluation.metrics import Score
-from efficientnet_advprop.evaluation.test_set_name import TestSetName, is_passed
-from efficientnet_advprop.reports import charts, evaluation_report
-from efficientnet_advprop.reports.evaluation_report import Report
+from efficientnet_advprop.reports import charts
+from efficientnet_advprop.reports.page_templates import open_templates
+from efficientnet_advprop.studies.estimates import Estimate
+from efficientnet_advprop.studies.report import Finding, Summary, as_interval, format_estimate
 
+# People with any kind of colour vision can distinguish these colours.
+COLORS = ("#7b8794", "#0b6bcb", "#e07b00")
+_PLACES = {
+    "clean": "on clean images",
+    "corrupted": "on corrupted images",
+    "autoattack": "under AutoAttack",
+}
 _MAX_PERTURBATION_GAIN = 16
 
 
@@ -30,7 +34,7 @@ class Picture:
     Args:
         image, adversarial_image: float [height, width, 3], pixels in [0, 255].
         label: the true class.
-        answers: model → (prediction for the clean image, for the adversarial image).
+        answers: arm → (prediction for the clean image, for the adversarial image).
     """
 
     image: np.ndarray
@@ -44,37 +48,69 @@ class DemoReport:
     """The contents of the page.
 
     Args:
-        report: the results of the evaluation.
-        clean, corrupted: the names of the clean test set and of the corrupted suite.
-        histories: model → the reports of its training run, as in `metrics.jsonl`.
+        summary: of the study, whose arms are "vanilla", "advprop" and "adversarial".
+        names, descriptions: arm → how the page calls it; what it is.
+        by_corruption: corruption → arm → accuracy over the seeds.
+        samples: corruption → a corrupted image, uint8 [height, width, 3].
+        histories: arm → the reports of its first training run, as in `metrics.jsonl`.
         pictures: images with the training attack.
         picture_note: a description of that attack.
-        configs: model → its config as JSON.
+        facts: name → value of what a reader needs to reproduce the results.
+        configs: arm → its config as JSON.
     """
 
-    report: Report
-    clean: str
-    corrupted: str
+    summary: Summary
+    names: Mapping[str, str]
+    descriptions: Mapping[str, str]
+    by_corruption: Mapping[str, Mapping[str, Estimate]]
+    samples: Mapping[str, np.ndarray]
     histories: Mapping[str, Sequence[Mapping[str, float]]]
     pictures: Sequence[Picture]
     picture_note: str
+    facts: Mapping[str, str]
     configs: Mapping[str, str]
 
-    def test_sets(self) -> list[str]:
-        """The test sets at the top of the page: clean, corrupted, under the strongest
-        PGD, and under all attacks of AutoAttack.
-        """
-        results = self.report.comparison.first.results
-        found = [self.clean] + [
-            suite for suite in results.corrupted_suites() if suite == self.corrupted
-        ]
-        found += [TestSetName.attacked(epsilon) for epsilon in sorted(results.epsilons())[-1:]]
-        names = dict.fromkeys(
-            name
-            for measured in self.report.comparison.measured
-            for name in measured.results.test_sets
-        )
-        return found + [name for name in names if name.chain and not is_passed(name, names)]
+    @property
+    def colors(self) -> dict[str, str]:
+        """Arm → CSS colour."""
+        return dict(zip(self.names, COLORS))
+
+
+def tell(summary: Summary) -> str:
+    """What was measured, in one sentence: with how many seeds a method is ahead of, or
+    behind, another, and by how many percentage points on average.
+
+    It counts, and infers nothing: the words hold whatever the figures are.
+    """
+    places = [
+        f"{place} with {_count(_find(summary, 'advprop', 'vanilla', metric), 1)}"
+        for metric, place in _PLACES.items()
+    ]
+    places[0] = places[0].replace(" (", " seeds (", 1).replace(")", " points on average)", 1)
+    harm = _count(_find(summary, "adversarial", "vanilla", "clean"), -1)
+    return (
+        f"AdvProp is ahead of vanilla training {', '.join(places[:-1])} and {places[-1]}; without "
+        "the auxiliary batch norms, the same adversarial images leave the network behind vanilla "
+        f"training on clean images with {harm}."
+    )
+
+
+def _find(summary: Summary, first: str, second: str, metric: str) -> Finding:
+    """What was found for `first` − `second`."""
+    (finding,) = [
+        finding
+        for claim in summary.claims
+        for finding in claim.findings
+        if finding.weights == {first: 1.0, second: -1.0} and finding.metric == metric
+    ]
+    return finding
+
+
+def _count(finding: Finding, sign: int) -> str:
+    """How often a difference has a sign, and its mean: "2 of 3 (+0.4)"."""
+    values = finding.estimate.values
+    points = f"{100 * finding.estimate.mean:+.1f}".replace("-", "−")
+    return f"{sum(sign * value > 0 for value in values)} of {len(values)} ({points})"
 
 
 def images_per_second(history: Sequence[Mapping[str, float]]) -> float:
@@ -87,92 +123,79 @@ def images_per_second(history: Sequence[Mapping[str, float]]) -> float:
 
 def render_html(demo: DemoReport) -> str:
     """The page, as one HTML file without links to other files."""
+    environment = open_templates("efficientnet_advprop.studies", "efficientnet_advprop.reports")
+    environment.filters["estimate"] = format_estimate
     gain = perturbation_gain(demo.pictures)
-    findings = [
-        evaluation_report.describe_tests(demo.report.comparison, suite)
-        for suite in demo.test_sets()
-    ]
-    return evaluation_report.render_html(
-        demo.report,
-        "demo.html.jinja",
-        "efficientnet_advprop.studies",
+    return environment.get_template("demo.html.jinja").render(
         demo=demo,
-        headlines=[_headline(demo, name) for name in demo.test_sets()],
-        findings=list(filter(None, findings)),
-        speeds={model: images_per_second(history) for model, history in demo.histories.items()},
-        training_charts=_training_charts(demo),
+        sentence=tell(demo.summary),
+        headlines=[_headline(demo, metric) for metric in _PLACES],
+        differences=charts.interval_chart(
+            [as_interval(finding) for claim in demo.summary.claims for finding in claim.findings]
+        ),
+        corruptions=[
+            dict(
+                title=corruption.replace("_", " "),
+                image=charts.png_uri(demo.samples[corruption]),
+                rows=_rows(demo, by_arm),
+            )
+            for corruption, by_arm in demo.by_corruption.items()
+        ],
+        speeds={arm: images_per_second(history) for arm, history in demo.histories.items()},
+        loss_chart=_loss_chart(demo),
         pictures=[_picture(picture, gain) for picture in demo.pictures],
         gain=gain,
     )
 
 
-def _headline(demo: DemoReport, name: str) -> dict:
-    """Bars of the accuracies of the models that measured it, on a test set or on
-    average over a corrupted suite.
-    """
-    of = demo.report.comparison.measured
-    if name != demo.corrupted:
-        of = [measured for measured in of if name in measured.results.test_sets]
-    if name == demo.clean:
-        title, note = "Clean images", "as they are"
-    elif name == demo.corrupted:
-        num_corruptions = len(demo.report.comparison.first.results.corruptions(name))
-        title, note = "Corrupted images", f"mean of {num_corruptions} corruptions × 5 severities"
-    elif TestSetName(name).chain:
-        result = of[0].results.test_sets[name]
-        title = "Under AutoAttack"
-        note = (
-            f"all its attacks, ε = {result.conditions.attack['epsilon']:g}, on "
-            f"{result.score.num_images:,} of the images"
-        )
-    else:
-        title, note = "Under attack", f"PGD on the main branch, ε = {TestSetName(name).variant}"
-    rows = []
-    for measured in of:
-        if name == demo.corrupted:
-            rows.append(
-                dict(
-                    model=measured.name,
-                    value=measured.results.mean_corrupted_accuracy(name),
-                    low=None,
-                    high=None,
-                )
-            )
-        else:
-            score: Score = measured.results.test_sets[name].score
-            low, high = score.interval()
-            rows.append(dict(model=measured.name, value=score.top1, low=low, high=high))
-    return dict(title=title, note=note, rows=rows)
+def _headline(demo: DemoReport, metric: str) -> dict:
+    place = _PLACES[metric]
+    return dict(
+        title=place[0].upper() + place[1:],
+        note=demo.summary.metrics[metric],
+        rows=_rows(demo, {arm: of[metric] for arm, of in demo.summary.arms.items()}),
+    )
 
 
-def _training_charts(demo: DemoReport) -> list[dict]:
-    def curves(name, dashed=False):
-        for model, history in demo.histories.items():
-            entries = [entry for entry in history if name in entry]
-            if entries:
-                x = [entry["epoch"] for entry in entries]
-                values = [entry[name] for entry in entries]
-                label = f"{model}, adversarial" if dashed else model
-                yield charts.Curve(label, demo.report.colors[model], values, x=x, dashed=dashed)
-
-    losses = [*curves("clean_loss"), *curves("adversarial_loss", dashed=True)]
-    plain = dict(x_label="epoch", markers=False)
+def _rows(demo: DemoReport, by_arm: Mapping[str, Estimate]) -> list[dict]:
+    """A bar for each arm, in per cent of its track: mean, interval and single seeds."""
     return [
         dict(
-            title="Training loss",
-            note="solid: clean images, dashed: adversarial ones",
-            svg=charts.line_chart(
-                range(99), losses, y_label="cross-entropy", scale=1.0, y_range=None, **plain
-            ),
-        ),
-        dict(
-            title="Test accuracy while training",
-            note="averaged weights, main branch",
-            svg=charts.line_chart(
-                range(99), list(curves("eval_top1")), y_label="top-1 accuracy, %", **plain
-            ),
-        ),
+            name=demo.names[arm],
+            color=demo.colors[arm],
+            mean=100 * estimate.mean,
+            low=100 * max(estimate.span[0], 0.0),
+            high=100 * min(estimate.span[1], 1.0),
+            values=[100 * value for value in estimate.values],
+        )
+        for arm, estimate in by_arm.items()
     ]
+
+
+def _loss_chart(demo: DemoReport) -> str:
+    curves = []
+    for name, kind in (("clean_loss", ""), ("adversarial_loss", ", adversarial")):
+        for arm, history in demo.histories.items():
+            entries = [entry for entry in history if name in entry]
+            if entries:
+                curves.append(
+                    charts.Curve(
+                        f"{demo.names[arm]}{kind}",
+                        demo.colors[arm],
+                        [entry[name] for entry in entries],
+                        x=[entry["epoch"] for entry in entries],
+                        dashed=bool(kind),
+                    )
+                )
+    return charts.line_chart(
+        range(99),
+        curves,
+        x_label="epoch",
+        y_label="cross-entropy",
+        scale=1.0,
+        y_range=None,
+        markers=False,
+    )
 
 
 def _perturbation(picture: Picture) -> np.ndarray:

@@ -24,11 +24,6 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
 # relative to ε.
 ATTACK_STEPS = 10
 RELATIVE_STEP_SIZE = 0.25
-AUTOATTACK_EPSILON = 16.0  # pixels of 255, L∞
-ATTACK_DESCRIPTION = (
-    f"Untargeted PGD through the main batch norms, {ATTACK_STEPS} steps of "
-    f"{RELATIVE_STEP_SIZE:g}·ε from a random start."
-)
 
 
 def open_test_sets(
@@ -37,7 +32,7 @@ def open_test_sets(
     *,
     severities: Sequence[int],
     attack_epsilons: Sequence[float],
-    autoattack_epsilon: float = AUTOATTACK_EPSILON,
+    autoattack_epsilon: Optional[float] = None,
     autoattack_images: Optional[int] = None,
 ) -> dict[str, list[TestSet]]:
     """Returns "clean", "corrupted", "attacked" and "autoattack" → test sets.
@@ -50,7 +45,7 @@ def open_test_sets(
         data_dir: folder of the images, which are written there if necessary.
         severities: of each of the fifteen corruptions, 1…5.
         attack_epsilons: of the attacks, one attack for each, pixels of 255.
-        autoattack_epsilon: of AutoAttack under L∞, pixels of 255.
+        autoattack_epsilon: of AutoAttack under L∞, pixels of 255; None: no AutoAttack.
         autoattack_images: so many evenly spaced images are attacked by it; None: all.
     """
     settings = SuiteSettings(
@@ -66,16 +61,19 @@ def open_test_sets(
         PGD(epsilon, RELATIVE_STEP_SIZE * epsilon, ATTACK_STEPS, targeted=False, random_start=1.0)
         for epsilon in attack_epsilons
     ]
+    autoattack: list[TestSet] = []
+    if autoattack_epsilon is not None:
+        autoattack = attack_stages(
+            dataclasses.replace(clean, max_images=autoattack_images),
+            "autoattack",
+            AutoAttack(autoattack_epsilon, num_classes=config.model.num_classes),
+            config.training.seed,
+        )
     return {
         "clean": [clean],
         "corrupted": [test_set for test_set in corrupted if test_set.name.severity in severities],
         "attacked": [
             with_attack(clean, dataclasses.replace(settings, attack=attack)) for attack in attacks
         ],
-        "autoattack": attack_stages(
-            dataclasses.replace(clean, max_images=autoattack_images),
-            "autoattack",
-            AutoAttack(autoattack_epsilon, num_classes=config.model.num_classes),
-            config.training.seed,
-        ),
+        "autoattack": autoattack,
     }

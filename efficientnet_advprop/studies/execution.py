@@ -80,16 +80,13 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
 
 def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[TestSet]]:
     """Metric → the test sets that it needs, for each of `study.metrics()`."""
-    autoattack = {}
-    if study.autoattack_epsilon is not None:
-        autoattack["autoattack_epsilon"] = study.autoattack_epsilon
-        autoattack["autoattack_images"] = study.autoattack_images
     chosen = open_test_sets(
         run.config,
         data_dir,
         severities=study.severities,
         attack_epsilons=study.attack_epsilons,
-        **autoattack,
+        autoattack_epsilon=study.autoattack_epsilon,
+        autoattack_images=study.autoattack_images,
     )
     return {metric: chosen[metric] for metric in study.metrics()}
 

@@ -196,7 +196,9 @@ def format_table(summary: Summary) -> str:
     ]
     for arm, by_metric in summary.arms.items():
         lines.append(
-            f"| {arm} | " + " | ".join(_percent(estimate) for estimate in by_metric.values()) + " |"
+            f"| {arm} | "
+            + " | ".join(format_estimate(estimate) for estimate in by_metric.values())
+            + " |"
         )
     lines += [
         "",
@@ -205,7 +207,7 @@ def format_table(summary: Summary) -> str:
     ]
     for claim in summary.claims:
         for found in claim.findings:
-            points = _percent(found.estimate, sign="+") if found.estimate else "not measured"
+            points = format_estimate(found.estimate, sign="+") if found.estimate else "not measured"
             p_value = "" if math.isnan(found.adjusted_p_value) else f"{found.adjusted_p_value:.3g}"
             lines.append(
                 f"| ({claim.key}) | {found.name} | {found.metric} | {points} | {p_value} "
@@ -214,7 +216,7 @@ def format_table(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _percent(estimate: Estimate, sign: str = "") -> str:
+def format_estimate(estimate: Estimate, sign: str = "") -> str:
     """An estimate in per cent, such as "91.2 (90.1 … 92.3)"."""
     low, high = estimate.interval
     mean = f"{100 * estimate.mean:{sign}.1f}"
@@ -235,7 +237,7 @@ def as_interval(found: Finding) -> Interval:
 def render_html(summary: Summary) -> str:
     """The report as one HTML page that needs no other file."""
     environment = open_templates("efficientnet_advprop.studies", "efficientnet_advprop.reports")
-    environment.filters["percent"] = _percent
+    environment.filters["percent"] = format_estimate
     charts = {}
     for claim in summary.claims:
         measured = [as_interval(found) for found in claim.findings if found.estimate]

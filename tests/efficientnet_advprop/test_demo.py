@@ -3,9 +3,11 @@ do but the report.
 """
 
 import os
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from efficientnet_advprop.evaluation.results import Results
@@ -37,25 +39,46 @@ def test_other_data_are_refused(tmp_path):
 @pytest.mark.slow
 def test_demo_from_nothing_and_again(tmp_path):
     short = [
-        f"--config.{field}" for field in ("training.num_epochs=1", "optimizer.warmup_epochs=0")
+        *(f"--config.{field}" for field in ("training.num_epochs=1", "optimizer.warmup_epochs=0")),
+        "--autoattack_images=2",
     ]
     first = run_demo(tmp_path, *short)
     assert first.returncode == 0, first.stderr
-    assert "Digits, corrupted, mCE" in first.stdout
+    assert "9/9" in first.stdout
     assert first.stdout.strip().endswith(str(tmp_path / "report.html"))
-    folders = sorted((tmp_path / "evaluation").iterdir())
-    assert [folder.name.split("-")[0] for folder in folders] == [
-        "adversarial",
-        "advprop",
-        "vanilla",
-    ]
-    for folder in folders:
-        test_sets = Results.read(str(folder)).test_sets
-        assert len(test_sets) == 1 + 3 + 15 * 5
-        assert all(result.score.num_images == 1000 for result in test_sets.values())
-    page = (tmp_path / "report.html").read_text()
+    accuracies = {}
+    for folder in sorted((tmp_path / "runs").glob("*/*")):
+        results = Results.read(str(folder / "evaluation"))
+        assert len(results.test_sets) == 1 + 15 + 4  # AutoAttack's four attacks
+        assert results.test_sets["digits"].score.num_images == 1000
+        accuracies.setdefault(folder.parent.name, []).append(
+            (
+                results.test_sets["digits"].score.top1,
+                results.mean_corrupted_accuracy("digits_c"),
+                results.test_sets["autoattack/linf_16/square"].score.top1,
+            )
+        )
+    assert {method: len(of_seeds) for method, of_seeds in accuracies.items()} == {
+        "adversarial": 3,
+        "advprop": 3,
+        "vanilla": 3,
+    }
 
+    # The sentence, counted once more from the results.
+    gains = np.array(accuracies["advprop"]) - accuracies["vanilla"]
+    harm = np.array(accuracies["adversarial"])[:, 0] - np.array(accuracies["vanilla"])[:, 0]
+    (sentence,) = (line for line in first.stdout.splitlines() if line.startswith("AdvProp is"))
+    found = re.findall(r"with (\d) of 3 (?:seeds )?\(([+−])([\d.]+)", sentence)
+    wanted = [(sum(gain > 0), gain.mean()) for gain in gains.T] + [(sum(harm < 0), harm.mean())]
+    assert [int(count) for count, *_ in found] == [count for count, _ in wanted]
+    points = [float(number) * (-1 if sign == "−" else 1) for _, sign, number in found]
+    assert points == pytest.approx([100 * mean for _, mean in wanted], abs=0.051)
+
+    page = (tmp_path / "report.html").read_text()
+    assert sentence in page
     again = run_demo(tmp_path, *short)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("79 of 79 test sets were measured before") == 3
     assert (tmp_path / "report.html").read_text() == page
+
+    other = run_demo(tmp_path, *short, "--config.attack.epsilon=8")
+    assert other.returncode == 2 and "which holds other runs" in other.stderr

@@ -148,6 +148,29 @@ def test_any_kind_of_model_gives_the_same_answers(data, by_function, tmp_path, k
         np.testing.assert_allclose(found.probabilities, wanted.probabilities, atol=2e-2)
 
 
+@pytest.mark.parametrize("num_replicas, size", [(1, 5), (2, 3)])
+def test_batches_are_no_larger_than_the_set(data, tmp_path, two_replicas, num_replicas, size):
+    sizes = []
+
+    @tf.function
+    def read(images):
+        sizes.append(images.shape[0])  # when it is traced
+        return stand_ins.read_logits(tf.reduce_mean(images, [1, 2]), tf)
+
+    strategy = two_replicas if num_replicas == 2 else None
+    results = run(
+        data / "folder",
+        ["imagenet"],
+        tmp_path,
+        read,
+        strategy=strategy,
+        batch_size=100,
+        max_images=5,
+    )
+    assert results.test_sets["imagenet"].score.num_images == 5
+    assert size in sizes and max(sizes) <= 5
+
+
 def test_it_goes_on_where_it_stopped(data, tmp_path):
     """Stopped within the second test set; then the first is not read again, and nothing
     is lost or counted twice.

@@ -1,64 +1,61 @@
-"""The demo's page: the report of an evaluation, with the training and the attack beside
-it.
-"""
+"""The demo's page: accuracies by method, one sentence on them, and what the attack does."""
 
 import dataclasses
 import html.parser
+import json
 import re
 
 import numpy as np
 import pytest
 
-from efficientnet_advprop.evaluation.metrics import Score
-from efficientnet_advprop.reports.comparison import compare, read_measured
-from efficientnet_advprop.reports.evaluation_report import Report
-from efficientnet_advprop.studies import demo_report
-from tests.efficientnet_advprop.evaluation.constructed_results import write_results
+from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.studies import demo_report, demonstration, report
+from efficientnet_advprop.studies.estimates import Estimate
 
-MODELS = {
-    "Vanilla": (0.9, 0.3),
-    "AdvProp": (0.9, 0.8),
-    "No aux BN": (0.6, 0.8),
-}  # accuracy as they are, under attack
+METRICS = ("clean", "corrupted", "autoattack")
+# Method → accuracies of the three seeds: clean, corrupted, under AutoAttack.
+SCORES = {
+    "vanilla": [(0.960, 0.80, 0.0), (0.970, 0.82, 0.1), (0.950, 0.84, 0.0)],
+    "advprop": [(0.965, 0.90, 0.8), (0.968, 0.91, 0.7), (0.970, 0.80, 0.9)],
+    "adversarial": [(0.930, 0.88, 0.9), (0.940, 0.89, 0.8), (0.952, 0.90, 0.9)],
+}
+
+
+def summarize(scores):
+    study = demonstration.make_study(digits_config(), autoattack_images=40)
+    by_run = {
+        f"{arm}/seed_{seed}": {**dict(zip(METRICS, values)), "processor_seconds": 1.0}
+        for arm, of_seeds in scores.items()
+        for seed, values in zip(study.seeds, of_seeds)
+    }
+    return report.summarize(study, by_run)
+
+
+def digits_config():
+    config = ExperimentConfig()
+    config.data.source = "digits"
+    return config
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    folders = []
-    for seed, (model, (clean, attacked)) in enumerate(MODELS.items()):
-        folders.append(str(tmp_path_factory.mktemp("demo")))
-        accuracies = {"digits": clean, "pgd/4": 0.9, "pgd/8": attacked, "digits_c": clean}
-        attack = {
-            "attack": dict(
-                epsilon=8.0, step_size=2.0, num_steps=10, targeted=False, random_start=1.0
-            )
-        }
-        conditions = {"pgd/4": attack, "pgd/8": attack}
-        write_results(
-            folders[-1], model, accuracies, seed=seed, suites=("digits_c",), conditions=conditions
-        )
+def demo():
+    arms = demonstration.NAMES
     image = np.arange(32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3) % 256
     history = [
         {"step": s, "epoch": s / 6, "clean_loss": 2.0 / s, "images_per_second": 50.0 * s}
         for s in (1, 2, 3)
     ]
-    history.append({"step": 3, "epoch": 0.5, "eval_top1": 0.9})
-    report = Report(
-        "Digits",
-        compare(read_measured(folders)),
-        descriptions=dict.fromkeys(MODELS, "a description"),
-        featured="AdvProp",
-        samples={"fog": [image.astype(np.uint8)] * 5},
-        facts={"evaluation attack": "PGD as ever.", "seed": "0"},
-    )
     return demo_report.DemoReport(
-        report,
-        "digits",
-        "digits_c",
-        dict.fromkeys(MODELS, history),
-        [demo_report.Picture(image, image + 1, "3", dict.fromkeys(MODELS, ("3", "8")))],
-        "An attack.",
-        dict.fromkeys(MODELS, '{"a": 1}'),
+        summary=summarize(SCORES),
+        names=arms,
+        descriptions=demonstration.DESCRIPTIONS,
+        by_corruption={"glass_blur": dict.fromkeys(arms, Estimate.of([0.5, 0.625, 0.75]))},
+        samples={"glass_blur": image.astype(np.uint8)},
+        histories=dict.fromkeys(arms, history),
+        pictures=[demo_report.Picture(image, image + 1, "3", dict.fromkeys(arms, ("3", "8")))],
+        picture_note="An attack.",
+        facts={"machine": "a <machine>"},
+        configs=dict.fromkeys(arms, '{"a": 1}'),
     )
 
 
@@ -76,21 +73,40 @@ class _Links(html.parser.HTMLParser):
 def test_page(demo):
     page = re.sub(r"\s+", " ", demo_report.render_html(demo))
     assert all(target.startswith(("data:", "#")) for target in _Links(page).targets)
-    score = demo.report.comparison.first.results.test_sets["digits"].score
-    assert f"<b>{100 * score.top1:.1f}<small> %</small></b>" in page
-    # Ninety against sixty of a hundred, eighty against thirty: beyond chance. Two of
-    # the same skill: not.
-    assert (
-        "Digits, top-1: AdvProp is level with Vanilla" in page
-        and "No aux BN is worse than Vanilla" in page
+    cards = page.split('<section class="card">')[1:4]
+    titles = ("On clean images", "On corrupted images", "Under AutoAttack")
+    for column, (card, title) in enumerate(zip(cards, titles)):
+        assert f"<h3>{title}</h3>" in card
+        means = [np.mean([seed[column] for seed in of_seeds]) for of_seeds in SCORES.values()]
+        assert re.findall(r"<b>([\d.]+)<small> %", card) == [f"{100 * mean:.1f}" for mean in means]
+        assert card.count("<i style") == 9  # a mark for each seed of each method
+    # t(0.975; 2) = 4.30265 times the standard error of 0.80, 0.82, 0.84 is 0.04968.
+    assert "82.0 (77.0 … 87.0)" in page and "left:77.03%;width:9.94%" in cards[1]
+    # An interval of accuracies does not leave the track: 0, 0.1, 0 reaches below zero.
+    assert "left:0.00%;width:17.68%" in cards[2]
+    assert demo_report.tell(demo.summary) in page
+    assert "glass blur" in page and "62.5<small>" in page
+    assert "a &lt;machine&gt;" in page and "AdvProp 100" in page  # the median of 50, 100, 150
+    assert page.count("<svg") == 2
+
+
+def test_the_sentence_counts(demo):
+    assert demo_report.tell(demo.summary) == (
+        "AdvProp is ahead of vanilla training on clean images with 2 of 3 seeds (+0.8 points on "
+        "average), on corrupted images with 2 of 3 (+5.0) and under AutoAttack with 3 of 3 "
+        "(+76.7); without the auxiliary batch norms, the same adversarial images leave the network "
+        "behind vanilla training on clean images with 2 of 3 (−1.9)."
     )
-    assert "Under PGD, ε = 8, top-1: AdvProp is better than Vanilla" in page
-    assert "The yardstick of Digits, corrupted’s mCE (= 100) is Vanilla." in page
-    assert "PGD as ever." in page and "AdvProp 100" in page  # the median of 50, 100, 150
-    # corruptions: bars, severities, fifteen; attack; calibration of clean and corrupted
-    # images; training
-    assert page.count("<svg") == 2 + 15 + 1 + 2 + 2
-    assert page.count('alt="fog, severity') == 5 and page.count("a description") == 3
+
+
+def test_the_sentence_is_true_of_the_opposite(demo):
+    """Methods exchanged, and level: level is neither ahead nor behind."""
+    level = summarize({**SCORES, "advprop": SCORES["vanilla"], "adversarial": SCORES["advprop"]})
+    sentence = demo_report.tell(level)
+    assert "on clean images with 0 of 3 seeds (+0.0 points on average)" in sentence
+    assert sentence.endswith("vanilla training on clean images with 1 of 3 (+0.8).")
+    worse = demo_report.tell(summarize({**SCORES, "advprop": [(0.5, 0.4, 0.0)] * 3}))
+    assert "with 0 of 3 seeds (−46.0 points on average)" in worse and "0 of 3 (−42.0)" in worse
 
 
 @pytest.mark.parametrize("epsilon, gain", [(1, 16), (8, 16), (9, 8), (64, 2), (200, 1)])
@@ -101,38 +117,10 @@ def test_perturbations_are_shown_sixteen_times_unless_that_leaves_the_range(demo
     assert demo_report.perturbation_gain([picture]) == gain
 
 
-def test_opens_with_what_was_measured(demo):
-    assert demo.test_sets() == ["digits", "digits_c", "pgd/8"]
-    only_clean = demo.report.comparison.first.results
-    names = [name for name in only_clean.test_sets if name == "digits"]
-    fewer = dataclasses.replace(
-        only_clean, test_sets={name: only_clean.test_sets[name] for name in names}
-    )
-    first = dataclasses.replace(demo.report.comparison.first, results=fewer)
-    report = dataclasses.replace(demo.report, comparison=compare([first]))
-    assert dataclasses.replace(demo, report=report).test_sets() == ["digits"]
-
-
-def test_autoattack_stands_beside_pgd(demo):
-    """Of the model that it was tried on alone."""
-    first, second, *others = demo.report.comparison.measured
-    attacked = second.results.test_sets["pgd/8"]
-    attack = {"name": "Square", "norm": "linf", "epsilon": 8.0, "num_queries": 5000}
-    conditions = dataclasses.replace(attacked.conditions, attack=attack)
-    stages = [f"autoattack/linf_8/{name}" for name in ("apgd_ce", "apgd_t", "fab_t", "square")]
-    more = {
-        name: dataclasses.replace(attacked, score=Score(50, 40 - number, 50), conditions=conditions)
-        for number, name in enumerate(stages)
-    }
-    held = dataclasses.replace(second.results, test_sets={**second.results.test_sets, **more})
-    comparison = compare([first, dataclasses.replace(second, results=held), *others])
-    shown = dataclasses.replace(
-        demo, report=dataclasses.replace(demo.report, comparison=comparison)
-    )
-    assert shown.test_sets() == ["digits", "digits_c", "pgd/8", stages[-1]]
-    page = re.sub(r"\s+", " ", demo_report.render_html(shown))
-    block = page.partition("<h3>Under AutoAttack</h3>")[2].partition("</section>")[0]
-    assert "all its attacks, ε = 8, on 50 of the images" in block
-    assert block.count('class="bar"') == 1 and f"<span>{second.name}</span>" in block
-    assert "<b>74.0<small> %</small></b>" in block  # 37 of 50
-    assert "AutoAttack, L∞ ε = 8, all attacks together" in page
+def test_the_runs_differ_in_method_and_seed_alone():
+    configs = [
+        json.loads(run.config.to_json())
+        for run in demonstration.make_study(digits_config(), autoattack_images=40).runs()
+    ]
+    of_runs = [(c["training"].pop("method"), c["training"].pop("seed")) for c in configs]
+    assert len(set(of_runs)) == 9 and all(config == configs[0] for config in configs)

@@ -12,6 +12,7 @@ from typing import Mapping, Sequence
 
 import numpy as np
 
+from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.reports import charts
 from efficientnet_advprop.reports.page_templates import open_templates
 from efficientnet_advprop.studies.estimates import Estimate
@@ -51,6 +52,7 @@ class DemoReport:
         summary: of the study, whose arms are "vanilla", "advprop" and "adversarial".
         names, descriptions: arm → how the page calls it; what it is.
         by_corruption: corruption → arm → accuracy over the seeds.
+        autoattack: arm → score under AutoAttack, of the first seed's network alone.
         samples: corruption → a corrupted image, uint8 [height, width, 3].
         histories: arm → the reports of its first training run, as in `metrics.jsonl`.
         pictures: images with the training attack.
@@ -63,6 +65,7 @@ class DemoReport:
     names: Mapping[str, str]
     descriptions: Mapping[str, str]
     by_corruption: Mapping[str, Mapping[str, Estimate]]
+    autoattack: Mapping[str, Score]
     samples: Mapping[str, np.ndarray]
     histories: Mapping[str, Sequence[Mapping[str, float]]]
     pictures: Sequence[Picture]
@@ -149,27 +152,45 @@ def render_html(demo: DemoReport) -> str:
 
 
 def _headline(demo: DemoReport, metric: str) -> dict:
+    """Bars of the accuracies: over the seeds, or of one network over the images."""
     place = _PLACES[metric]
-    return dict(
-        title=place[0].upper() + place[1:],
-        note=demo.summary.metrics[metric],
-        rows=_rows(demo, {arm: of[metric] for arm, of in demo.summary.arms.items()}),
-    )
+    if metric == "autoattack":
+        num_images = next(iter(demo.autoattack.values())).num_images
+        seed = demo.summary.seeds[0]
+        note = f"seed {seed}; {num_images} images, over which the intervals are (Wilson’s)"
+        rows = [
+            _row(demo, arm, score.top1, score.interval(), ())
+            for arm, score in demo.autoattack.items()
+        ]
+    else:
+        note = demo.summary.metrics[metric]
+        rows = _rows(demo, {arm: of[metric] for arm, of in demo.summary.arms.items()})
+    return dict(title=place[0].upper() + place[1:], note=note, rows=rows)
 
 
 def _rows(demo: DemoReport, by_arm: Mapping[str, Estimate]) -> list[dict]:
-    """A bar for each arm, in per cent of its track: mean, interval and single seeds."""
     return [
-        dict(
-            name=demo.names[arm],
-            color=demo.colors[arm],
-            mean=100 * estimate.mean,
-            low=100 * max(estimate.span[0], 0.0),
-            high=100 * min(estimate.span[1], 1.0),
-            values=[100 * value for value in estimate.values],
-        )
+        _row(demo, arm, estimate.mean, estimate.span, estimate.values)
         for arm, estimate in by_arm.items()
     ]
+
+
+def _row(
+    demo: DemoReport,
+    arm: str,
+    mean: float,
+    interval: tuple[float, float],
+    values: Sequence[float],
+) -> dict:
+    """An arm's bar, in per cent of its track: mean, interval and single seeds."""
+    return dict(
+        name=demo.names[arm],
+        color=demo.colors[arm],
+        mean=100 * mean,
+        low=100 * max(interval[0], 0.0),
+        high=100 * min(interval[1], 1.0),
+        values=[100 * value for value in values],
+    )
 
 
 def _loss_chart(demo: DemoReport) -> str:

@@ -13,13 +13,15 @@ their seed.
 import dataclasses
 import os
 import platform
+from typing import Mapping
 
 import tensorflow as tf
 
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import corruptions, digits, pipeline
+from efficientnet_advprop.data.embedded_sets import EMBEDDED_SETS
 from efficientnet_advprop.evaluation.results import Results
-from efficientnet_advprop.studies import demo_report, report
+from efficientnet_advprop.studies import demo_report, execution, report
 from efficientnet_advprop.studies.estimates import Estimate
 from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
 from efficientnet_advprop.studies.run_scores import read_scores, run_dir
@@ -90,6 +92,8 @@ def make_study(config: ExperimentConfig, *, autoattack_images: int) -> Study:
         severities=(SEVERITY,),
         autoattack_epsilon=AUTOATTACK_EPSILON,
         autoattack_images=autoattack_images,
+        # It takes as long as all else; for those of one seed.
+        autoattack_seeds=SEEDS[:1],
     )
     study.validate()
     return study
@@ -109,6 +113,13 @@ def collect(study: Study, output_dir: str) -> demo_report.DemoReport:
     first_runs = {arm: study.find_run(f"{arm}/seed_{study.seeds[0]}") for arm in study.arms}
     folders = {arm: run_dir(output_dir, run.name) for arm, run in first_runs.items()}
     config = first_runs["advprop"].config
+    data_dir = os.path.join(output_dir, "data")
+    results = {
+        run.name: Results.read(os.path.join(run_dir(output_dir, run.name), "evaluation"))
+        for run in study.runs()
+    }
+    # The last attack of the chain tells what withstood all.
+    chain = execution.choose_test_sets(first_runs["advprop"], study, data_dir)["autoattack"]
     images, _ = digits.load_digits("validation")
     return demo_report.DemoReport(
         summary=report.summarize(
@@ -116,7 +127,11 @@ def collect(study: Study, output_dir: str) -> demo_report.DemoReport:
         ),
         names=NAMES,
         descriptions=DESCRIPTIONS,
-        by_corruption=_by_corruption(study, output_dir),
+        by_corruption=_by_corruption(study, results),
+        autoattack={
+            arm: results[run.name].test_sets[chain[-1].name].score
+            for arm, run in first_runs.items()
+        },
         samples={
             corruption: corruptions.corrupt(images[SAMPLE], corruption, SEVERITY, seed=SAMPLE)
             for corruption in corruptions.CORRUPTIONS
@@ -125,18 +140,14 @@ def collect(study: Study, output_dir: str) -> demo_report.DemoReport:
         pictures=_make_pictures(config, folders),
         picture_note="AdvProp’s own attack on test images, through the auxiliary batch norms: "
         f"{_describe(config.attack)}.",
-        facts=_list_facts(study, config, os.path.join(output_dir, "data")),
+        facts=_list_facts(study, config, data_dir),
         configs={arm: run.config.to_json() for arm, run in first_runs.items()},
     )
 
 
-def _by_corruption(study: Study, output_dir: str) -> dict[str, dict[str, Estimate]]:
+def _by_corruption(study: Study, results: Mapping[str, Results]) -> dict[str, dict[str, Estimate]]:
     """Corruption → arm → accuracy over the seeds."""
-    suite = "digits_c"
-    results = {
-        run.name: Results.read(os.path.join(run_dir(output_dir, run.name), "evaluation"))
-        for run in study.runs()
-    }
+    suite = EMBEDDED_SETS[study.source].corrupted_name
     return {
         corruption: {
             arm: Estimate.of(
@@ -173,7 +184,8 @@ def _list_facts(study: Study, config: ExperimentConfig, data_dir: str) -> dict[s
         "corruptions": f"{len(corruptions.CORRUPTIONS)} of ImageNet-C’s types at severity "
         f"{SEVERITY} of 5, made here with the parameters for small images and fixed seeds",
         "AutoAttack": f"version standard, L∞, ε = {study.autoattack_epsilon:g} of 255, on "
-        f"{study.autoattack_images} of the test images, evenly spaced",
+        f"{study.autoattack_images} of the test images, evenly spaced; the networks of seed "
+        f"{study.autoattack_seeds[0]}",
         "seeds": ", ".join(map(str, study.seeds)),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}; "
         f"TensorFlow {tf.__version__}, Python {platform.python_version()}",

@@ -79,7 +79,7 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
 
 
 def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[TestSet]]:
-    """Metric → the test sets that it needs, for each of `study.metrics()`."""
+    """Metric → the test sets that it needs, for each of `study.metrics_of(run)`."""
     chosen = open_test_sets(
         run.config,
         data_dir,
@@ -88,7 +88,7 @@ def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[Te
         autoattack_epsilon=study.autoattack_epsilon,
         autoattack_images=study.autoattack_images,
     )
-    return {metric: chosen[metric] for metric in study.metrics()}
+    return {metric: chosen[metric] for metric in study.metrics_of(run)}
 
 
 def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, float]:
@@ -173,7 +173,7 @@ def execute_all(
                         continue
                     num_done += 1
                     figures = "  ".join(
-                        f"{metric} {100 * scores[metric]:.1f} %" for metric in study.metrics()
+                        f"{metric} {100 * scores[metric]:.1f} %" for metric in study.metrics_of(run)
                     )
                     left = format_duration(seconds_left(study, output_dir, num_parallel))
                     log(f"{num_done:3d}/{num_runs}  {run.name:32s} {figures}   ETA {left}")

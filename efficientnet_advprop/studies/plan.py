@@ -31,7 +31,11 @@ METRICS = {
 }
 _PLAN_FILE = "study.json"
 # What a saved plan means that does not say it, because it is of an earlier version.
-_MEASURED_UNLESS_SAID = {"autoattack_epsilon": None, "autoattack_images": None}
+_MEASURED_UNLESS_SAID = {
+    "autoattack_epsilon": None,
+    "autoattack_images": None,
+    "autoattack_seeds": None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +118,7 @@ class Study:
             evaluation, pixels of 255; None: it is not run.
         autoattack_images: so many evenly spaced test images are attacked by it; None:
             all.
+        autoattack_seeds: those of `seeds` whose runs are attacked by it; None: all.
     """
 
     title: str
@@ -125,6 +130,7 @@ class Study:
     attack_epsilons: Sequence[float] = ()
     autoattack_epsilon: Optional[float] = None
     autoattack_images: Optional[int] = None
+    autoattack_seeds: Optional[Sequence[int]] = None
 
     def runs(self) -> list[Run]:
         """All runs, ordered by seed, so that an interrupted study has complete pairs."""
@@ -153,8 +159,13 @@ class Study:
             )
         return runs[name]
 
+    def metrics_of(self, run: Run) -> list[str]:
+        """The metrics of `METRICS` that are measured of a run."""
+        is_attacked = self.autoattack_seeds is None or run.seed in self.autoattack_seeds
+        return [metric for metric in self.metrics() if metric != "autoattack" or is_attacked]
+
     def metrics(self) -> list[str]:
-        """The metrics of `METRICS` that are measured."""
+        """The metrics of `METRICS` that are measured, of all runs or of some."""
         return [
             "clean",
             *(["corrupted"] if self.severities else []),
@@ -176,6 +187,13 @@ class Study:
             raise ConfigError(
                 f"`autoattack_images` is {self.autoattack_images!r}, but must be ≥ 1, and goes with"
                 " `autoattack_epsilon`."
+            )
+        if self.autoattack_seeds is not None and (
+            self.autoattack_epsilon is None or not set(self.autoattack_seeds) <= set(self.seeds)
+        ):
+            raise ConfigError(
+                f"`autoattack_seeds` are {list(self.autoattack_seeds)}, but must be among `seeds`,"
+                f" {list(self.seeds)}, and go with `autoattack_epsilon`."
             )
         for name, arm in self.arms.items():
             if not re.fullmatch(r"[\w.-]+", name):
@@ -232,6 +250,7 @@ class Study:
             "attack_epsilons": list(self.attack_epsilons),
             "autoattack_epsilon": self.autoattack_epsilon,
             "autoattack_images": self.autoattack_images,
+            "autoattack_seeds": self.autoattack_seeds and list(self.autoattack_seeds),
         }
 
 

@@ -72,7 +72,8 @@ class Summary:
         num_runs, num_done: the number of runs, and of those that are done.
         seconds: processor time of the runs that are done.
         metrics: name → description.
-        arms: arm → metric → `Estimate`; arms without finished runs are left out.
+        arms: arm → metric → `Estimate`, None if it is not measured yet; arms without
+            finished runs are left out.
         claims: in the order of the study.
         configs: arm → its config.
     """
@@ -84,7 +85,7 @@ class Summary:
     num_done: int
     seconds: float
     metrics: Mapping[str, str]
-    arms: Mapping[str, Mapping[str, Estimate]]
+    arms: Mapping[str, Mapping[str, Optional[Estimate]]]
     claims: Sequence[ClaimSummary]
     configs: Mapping[str, Mapping]
 
@@ -100,13 +101,14 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
     done = [(run, scores[run.name]) for run in study.runs() if scores.get(run.name)]
     accuracies = {metric: {arm: {} for arm in study.arms} for metric in study.metrics()}
     for run, found in done:
-        for metric in study.metrics():
+        for metric in study.metrics_of(run):
             accuracies[metric][run.arm][run.seed] = found[metric]
+
+    def estimate_of(values):
+        return Estimate.of(list(values)) if values else None
+
     arms = {
-        arm: {
-            metric: Estimate.of(list(accuracies[metric][arm].values()))
-            for metric in study.metrics()
-        }
+        arm: {metric: estimate_of(accuracies[metric][arm].values()) for metric in study.metrics()}
         for arm in study.arms
         if accuracies["clean"][arm]
     }
@@ -116,10 +118,8 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
     for claim in study.claims:
         for contrast in claim.contrasts:
             for metric in contrast.metrics:
-                values = list(contrast_values(contrast.weights, accuracies[metric]).values())
-                estimates[claim.key, contrast.name, metric] = (
-                    Estimate.of(values) if values else None
-                )
+                values = contrast_values(contrast.weights, accuracies[metric]).values()
+                estimates[claim.key, contrast.name, metric] = estimate_of(values)
     tested = [
         (claim.key, contrast.name, metric)
         for claim in study.claims
@@ -207,7 +207,7 @@ def format_table(summary: Summary) -> str:
     ]
     for claim in summary.claims:
         for found in claim.findings:
-            points = format_estimate(found.estimate, sign="+") if found.estimate else "not measured"
+            points = format_estimate(found.estimate, sign="+")
             p_value = "" if math.isnan(found.adjusted_p_value) else f"{found.adjusted_p_value:.3g}"
             lines.append(
                 f"| ({claim.key}) | {found.name} | {found.metric} | {points} | {p_value} "
@@ -216,8 +216,10 @@ def format_table(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def format_estimate(estimate: Estimate, sign: str = "") -> str:
-    """An estimate in per cent, such as "91.2 (90.1 … 92.3)"."""
+def format_estimate(estimate: Optional[Estimate], sign: str = "") -> str:
+    """An estimate in per cent, such as "91.2 (90.1 … 92.3)"; None: "not measured"."""
+    if estimate is None:
+        return "not measured"
     low, high = estimate.interval
     mean = f"{100 * estimate.mean:{sign}.1f}"
     return mean if math.isnan(low) else f"{mean} ({100 * low:{sign}.1f} … {100 * high:{sign}.1f})"
@@ -237,7 +239,7 @@ def as_interval(found: Finding) -> Interval:
 def render_html(summary: Summary) -> str:
     """The report as one HTML page that needs no other file."""
     environment = open_templates("efficientnet_advprop.studies", "efficientnet_advprop.reports")
-    environment.filters["percent"] = format_estimate
+    environment.filters["estimate"] = format_estimate
     charts = {}
     for claim in summary.claims:
         measured = [as_interval(found) for found in claim.findings if found.estimate]

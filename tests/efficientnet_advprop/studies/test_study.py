@@ -455,3 +455,38 @@ def test_a_miniature_from_nothing_and_again(tmp_path):
         "input_gradients.png",
         "statistics.png",
     ]
+
+
+def test_autoattack_of_some_seeds(tmp_path):
+    """It is costly: only their runs are attacked, and only they are averaged."""
+    study = make_study(autoattack_epsilon=4.0, autoattack_images=2, autoattack_seeds=(2,))
+    metrics = [study.metrics_of(run) for run in study.runs()]
+    few, all_of_them = ["clean", "corrupted"], ["clean", "corrupted", "autoattack"]
+    assert metrics == [few, few, all_of_them, all_of_them, few, few]
+    scores = {
+        run.name: {
+            "clean": 0.9,
+            "corrupted": 0.5,
+            "processor_seconds": 1.0,
+            **({"autoattack": 0.25} if run.seed == 2 else {}),
+        }
+        for run in study.runs()
+    }
+    summary = report.summarize(study, scores)
+    assert summary.arms["advprop"]["autoattack"].values == (0.25,)
+    assert "| advprop | 90.0 (90.0 … 90.0) | 50.0 (50.0 … 50.0) | 25.0 |" in report.format_table(
+        summary
+    )
+    not_yet = {name: found for name, found in scores.items() if name.endswith("seed_1")}
+    table = report.format_table(report.summarize(study, not_yet))
+    assert "| advprop | 90.0 | 50.0 | not measured |" in table
+    with pytest.raises(ConfigError, match=r"`autoattack_seeds` are \[4\], but must be among"):
+        make_study(autoattack_epsilon=4.0, autoattack_seeds=(4,))
+    # A folder of before there was such a choice was attacked with every seed.
+    plan.claim_output_dir(dataclasses.replace(study, autoattack_seeds=None), str(tmp_path))
+    saved = json.loads((tmp_path / "study.json").read_text())
+    del saved["measured"]["autoattack_seeds"]
+    (tmp_path / "study.json").write_text(json.dumps(saved))
+    plan.claim_output_dir(dataclasses.replace(study, autoattack_seeds=None), str(tmp_path))
+    with pytest.raises(ConfigError, match="`autoattack_seeds` is None there and"):
+        plan.claim_output_dir(study, str(tmp_path))

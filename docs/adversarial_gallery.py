@@ -1,8 +1,8 @@
 r"""Pictures of what AdvProp does: its adversarial images, its two kinds of batch norms,
 and what the networks look at.
 
-    python docs/adversarial_gallery.py --advprop_dir=runs/demo/advprop \
-        --vanilla_dir=runs/demo/vanilla \
+    python docs/adversarial_gallery.py --advprop_dir=runs/demo/runs/advprop/seed_91 \
+        --vanilla_dir=runs/demo/runs/vanilla/seed_91 \
         --data_dir=runs/demo/data --out_dir=docs/images
 
 adversarial_images.png    the same test images for growing ε, by the run's attack (its

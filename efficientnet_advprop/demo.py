@@ -66,7 +66,7 @@ def main(argv):
     left = format_duration(run_scores.seconds_left(study, output_dir, num_parallel))
     print(
         f"{len(study.arms)} methods × {len(study.seeds)} seeds, {num_parallel} runs at a time: "
-        f"about {left}",
+        f"about {left}; what each does: {os.path.join(output_dir, 'runs', '*', '*', 'log.txt')}",
         flush=True,
     )
 

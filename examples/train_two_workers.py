@@ -2,13 +2,13 @@
 result is that of the undisturbed run.
 
     make train-two-workers
-    python examples/train_two_workers.py --output_dir=runs/two_workers
+    python examples/train_two_workers.py --output_dir=runs/two_workers --method=adversarial_only
 
-Both processes train AdvProp on the embedded digits under MultiWorkerMirroredStrategy,
-over loopback; what happens here happens between machines. The run is done three times:
-undisturbed; until the second worker is killed with SIGKILL; and on from there. Exit
-code 0 means that every number of the last checkpoint is the same in both, to the last
-bit.
+Both processes train on the embedded digits under MultiWorkerMirroredStrategy, by
+AdvProp or another method, over loopback; what happens here happens between machines.
+The run is done three times: undisturbed; until the second worker is killed with
+SIGKILL; and on from there. Exit code 0 means that every number of the last checkpoint
+is the same in both, to the last bit.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(model_dir: pathlib.Path, data_dir: pathlib.Path) -> list[subprocess.Popen]:
+def start(model_dir: pathlib.Path, data_dir: pathlib.Path, method: str) -> list[subprocess.Popen]:
     """Both workers; what they say goes to <model_dir>.<worker>.log."""
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     processes = []
@@ -63,7 +63,7 @@ def start(model_dir: pathlib.Path, data_dir: pathlib.Path) -> list[subprocess.Po
             sys.executable,
             "-m",
             "efficientnet_advprop.train",
-            f"--config={ROOT / 'configs/digits.py'}:advprop",
+            f"--config={ROOT / 'configs/digits.py'}:{method}",
         ]
         command += [f"--config.{name}={value}" for name, value in SETTINGS.items()]
         command += [
@@ -92,9 +92,9 @@ def last_step(model_dir: pathlib.Path) -> int:
     )
 
 
-def run(model_dir: pathlib.Path, data_dir: pathlib.Path) -> None:
+def run(model_dir: pathlib.Path, data_dir: pathlib.Path, method: str) -> None:
     """Trains to the end."""
-    processes = start(model_dir, data_dir)
+    processes = start(model_dir, data_dir, method)
     codes = [process.wait(PATIENCE_SECONDS) for process in processes]
     for index, code in enumerate(codes):
         say(f"    worker {index} ended with {code}: {last_words(model_dir, index)}")
@@ -102,9 +102,9 @@ def run(model_dir: pathlib.Path, data_dir: pathlib.Path) -> None:
         sys.exit(f"error: the run did not come to its end; see {model_dir}.*.log")
 
 
-def run_and_kill(model_dir: pathlib.Path, data_dir: pathlib.Path) -> None:
+def run_and_kill(model_dir: pathlib.Path, data_dir: pathlib.Path, method: str) -> None:
     """Trains until half of the steps are saved, and kills the second worker."""
-    processes = start(model_dir, data_dir)
+    processes = start(model_dir, data_dir, method)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while (
         last_step(model_dir) < KILLED_AFTER
@@ -147,18 +147,20 @@ def main() -> None:
         default=pathlib.Path("runs/two_workers"),
         help="emptied first",
     )
-    output_dir = parser.parse_args().output_dir.resolve()
+    parser.add_argument("--method", default="advprop", help="as in configs/digits.py")
+    arguments = parser.parse_args()
+    output_dir, method = arguments.output_dir.resolve(), arguments.method
     shutil.rmtree(output_dir, ignore_errors=True)
     output_dir.mkdir(parents=True)
     data_dir, whole, killed = (output_dir / name for name in ("data", "whole", "killed"))
     started = time.monotonic()
 
     say(f"[1/3] {NUM_STEPS} steps on two workers, undisturbed")
-    run(whole, data_dir)
+    run(whole, data_dir, method)
     say("[2/3] the same, until one worker is killed with SIGKILL")
-    run_and_kill(killed, data_dir)
+    run_and_kill(killed, data_dir, method)
     say("[3/3] both started again by the same command")
-    run(killed, data_dir)
+    run(killed, data_dir, method)
 
     one, other = saved_values(whole), saved_values(killed)
     differing = [name for name in one if one[name].tobytes() != other[name].tobytes()]

@@ -241,7 +241,7 @@ class Checkpoints:
         self._model_dir, self._is_marked = model_dir, False
         self._variables = by_name(state.variables)
         self._step = state.step
-        self._strategy, self._writes = strategy or tf.distribute.get_strategy(), writes
+        self._strategy = strategy or tf.distribute.get_strategy()
         self.best_accuracy: Optional[float] = (
             None  # of the validation so far, in [0, 1]; None before the first one
         )
@@ -255,9 +255,8 @@ class Checkpoints:
             variables=self._copies, best_accuracy=self._best_accuracy
         )
         self._held = _list_checkpoints(model_dir, LAST)
-        if writes:
-            self._last = self._manager(model_dir, LAST, keep_last)
-            self._best = self._manager(model_dir, BEST, 1)
+        self._last = self._manager(model_dir, LAST, keep_last) if writes else None
+        self._best = self._manager(model_dir, BEST, 1) if writes else None
         self._copied = None  # step and best accuracy of what the copies hold
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._pending: list[concurrent.futures.Future] = []
@@ -334,8 +333,8 @@ class Checkpoints:
         for future in pending:
             future.result()
 
-    def _save(self, manager) -> None:
-        if not self._writes:
+    def _save(self, manager: Optional[tf.train.CheckpointManager]) -> None:
+        if manager is None:
             return
         step = int(self._step.numpy())
         if self._copied != (step, self.best_accuracy):

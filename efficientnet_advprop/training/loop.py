@@ -209,8 +209,7 @@ def _run(
         state = assembly.make_state(config)
         averaged_model = assembly.make_model(config, aux_branches=0)
     # 2. The newest readable checkpoint is restored: model, optimizer, averages, step
-    # and
-    #    best accuracy.
+    #    and best accuracy.
     saved = checkpoints.Checkpoints(
         model_dir, state, config.training.keep_last, strategy=strategy, writes=workers.is_chief
     )

@@ -2,6 +2,7 @@
 are not finite.
 """
 
+import os
 import pathlib
 import resource
 
@@ -186,6 +187,14 @@ def test_the_best_one(tmp_path):
     assert saved.save_if_best(0.75)
     saved.wait()
     assert steps_in(tmp_path / "best") == [3]
+
+
+def test_another_worker_leaves_the_writing_to_the_first(tmp_path):
+    saved = Checkpoints(str(tmp_path), State(), keep_last=3, writes=False)
+    saved.save()
+    assert saved.save_if_best(0.5) and not saved.save_if_best(0.4)
+    saved.wait()
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_is_not_there(tmp_path):

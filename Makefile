@@ -15,7 +15,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/installed  ## train a small network three ways on handwritten digits; report in runs/demo/report.html
-	$(PYTHON) -m efficientnet_advprop.demo --config=configs/digits.py
+	$(PYTHON) -m efficientnet_advprop.demo --config=configs/demo.py
 
 train-two-workers: $(VENV)/installed  ## two processes train together, one is killed, both go on: same bits (some minutes)
 	$(PYTHON) examples/train_two_workers.py

@@ -9,8 +9,7 @@ The part after the colon is the method: advprop, vanilla, adversarial (training 
 auxiliary batch norms), adversarial_only (without clean images, too), fine_grained or
 fast_advprop. The data are written into `data_dir` on first use.
 
-`make demo` trains vanilla, advprop and adversarial, and compares them; README.md shows
-the results.
+`make demo` compares vanilla, advprop and adversarial with fewer images: configs/demo.py.
 """
 
 from efficientnet_advprop.config import METHODS, ExperimentConfig

@@ -2,7 +2,7 @@
 
 Usage:
 
-    python -m efficientnet_advprop.demo --config=configs/digits.py
+    python -m efficientnet_advprop.demo --config=configs/demo.py
 
 It takes a few minutes on two CPU cores. It trains a small EfficientNet by each of three
 methods with three seeds, with the same config and data, several at a time in processes

@@ -6,7 +6,7 @@ Usage:
 
 Each arm trains on 100 of scikit-learn's digits with five seeds, and is tested on 1,000
 others. The training set is so small that clean accuracy stays below its maximum. The
-recipe is that of the demo (configs/digits.py), which was chosen on these test images
+recipe is that of configs/digits.py, which was chosen on these test images
 with seed 0 and 300 training images. Nothing was chosen for this study, whose seeds are
 others.
 """

@@ -8,7 +8,7 @@ Usage:
 
 import dataclasses
 import statistics
-from typing import Mapping, Sequence
+from typing import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -80,22 +80,27 @@ class DemoReport:
 
 
 def tell(summary: Summary) -> str:
-    """What was measured, in one sentence: with how many seeds a method is ahead of, or
-    behind, another, and by how many percentage points on average.
+    """What was measured, in one sentence: with how many seeds AdvProp is ahead of the
+    other methods, and by how many percentage points on average.
 
     It counts, and infers nothing: the words hold whatever the figures are.
     """
-    places = [
-        f"{place} with {_count(_find(summary, 'advprop', 'vanilla', metric), 1)}"
-        for metric, place in _PLACES.items()
-    ]
-    places[0] = places[0].replace(" (", " seeds (", 1).replace(")", " points on average)", 1)
-    harm = _count(_find(summary, "adversarial", "vanilla", "clean"), -1)
+    gains = _list_counts(summary, "vanilla", _PLACES)
+    gains = gains.replace(" (", " seeds (", 1).replace(")", " points on average)", 1)
+    against_same = _list_counts(summary, "adversarial", ("clean", "corrupted"))
     return (
-        f"AdvProp is ahead of vanilla training {', '.join(places[:-1])} and {places[-1]}; without "
-        "the auxiliary batch norms, the same adversarial images leave the network behind vanilla "
-        f"training on clean images with {harm}."
+        f"AdvProp is ahead of vanilla training {gains}; it is ahead of training on the same "
+        f"images without auxiliary batch norms {against_same}."
     )
+
+
+def _list_counts(summary: Summary, other: str, metrics: Iterable[str]) -> str:
+    """Where AdvProp is ahead of another method, and how often."""
+    *places, last = [
+        f"{_PLACES[metric]} with {_count(_find(summary, 'advprop', other, metric))}"
+        for metric in metrics
+    ]
+    return f"{', '.join(places)} and {last}"
 
 
 def _find(summary: Summary, first: str, second: str, metric: str) -> Finding:
@@ -109,11 +114,11 @@ def _find(summary: Summary, first: str, second: str, metric: str) -> Finding:
     return finding
 
 
-def _count(finding: Finding, sign: int) -> str:
-    """How often a difference has a sign, and its mean: "2 of 3 (+0.4)"."""
+def _count(finding: Finding) -> str:
+    """How often a difference is positive, and its mean: "2 of 3 (+0.4)"."""
     values = finding.estimate.values
     points = f"{100 * finding.estimate.mean:+.1f}".replace("-", "−")
-    return f"{sum(sign * value > 0 for value in values)} of {len(values)} ({points})"
+    return f"{sum(value > 0 for value in values)} of {len(values)} ({points})"
 
 
 def images_per_second(history: Sequence[Mapping[str, float]]) -> float:

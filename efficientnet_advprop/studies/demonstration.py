@@ -56,7 +56,7 @@ def make_study(config: ExperimentConfig, *, autoattack_images: int) -> Study:
     if config.data.source != "digits":
         raise ConfigError(
             f"`config.data.source` is {config.data.source!r}, but the demo is about 'digits'; "
-            "use configs/digits.py."
+            "use configs/demo.py."
         )
     metrics = ("clean", "corrupted", "autoattack")
     study = Study(

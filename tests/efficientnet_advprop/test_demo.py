@@ -20,7 +20,7 @@ def run_demo(output_dir, *overrides):
         sys.executable,
         "-m",
         "efficientnet_advprop.demo",
-        "--config=configs/digits.py",
+        "--config=configs/demo.py",
         f"--output_dir={output_dir}",
     ]
     return subprocess.run(
@@ -65,15 +65,16 @@ def test_demo_from_nothing_and_again(tmp_path):
     }
 
     # The sentence, counted once more from the results.
-    gains = np.array(accuracies["advprop"]) - accuracies["vanilla"]
-    harm = np.array(accuracies["adversarial"])[:, 0] - np.array(accuracies["vanilla"])[:, 0]
+    advprop, vanilla, same = (
+        np.array(accuracies[method]) for method in ("advprop", "vanilla", "adversarial")
+    )
+    wanted = [*(advprop - vanilla).T, *(advprop - same).T]
     (sentence,) = (line for line in first.stdout.splitlines() if line.startswith("AdvProp is"))
     assert "under AutoAttack with" in sentence and "of 1 (" in sentence
     found = re.findall(r"with (\d) of 3 (?:seeds )?\(([+−])([\d.]+)", sentence)
-    wanted = [(sum(gain > 0), gain.mean()) for gain in gains.T] + [(sum(harm < 0), harm.mean())]
-    assert [int(count) for count, *_ in found] == [count for count, _ in wanted]
+    assert [int(count) for count, *_ in found] == [sum(gain > 0) for gain in wanted]
     points = [float(number) * (-1 if sign == "−" else 1) for _, sign, number in found]
-    assert points == pytest.approx([100 * mean for _, mean in wanted], abs=0.051)
+    assert points == pytest.approx([100 * gain.mean() for gain in wanted], abs=0.051)
 
     page = (tmp_path / "report.html").read_text()
     assert sentence in page

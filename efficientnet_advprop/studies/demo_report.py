@@ -14,12 +14,11 @@ import numpy as np
 
 from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.reports import charts
+from efficientnet_advprop.reports.evaluation_report import COLORS
 from efficientnet_advprop.reports.page_templates import open_templates
 from efficientnet_advprop.studies.estimates import Estimate
 from efficientnet_advprop.studies.report import Finding, Summary, as_interval, format_estimate
 
-# People with any kind of colour vision can distinguish these colours.
-COLORS = ("#7b8794", "#0b6bcb", "#e07b00")
 _PLACES = {
     "clean": "on clean images",
     "corrupted": "on corrupted images",
@@ -138,9 +137,7 @@ def render_html(demo: DemoReport) -> str:
         demo=demo,
         sentence=tell(demo.summary),
         headlines=[_headline(demo, metric) for metric in _PLACES],
-        differences=charts.interval_chart(
-            [as_interval(finding) for claim in demo.summary.claims for finding in claim.findings]
-        ),
+        differences=charts.interval_chart(_differences(demo.summary)),
         corruptions=[
             dict(
                 title=corruption.replace("_", " "),
@@ -154,6 +151,16 @@ def render_html(demo: DemoReport) -> str:
         pictures=[_picture(picture, gain) for picture in demo.pictures],
         gain=gain,
     )
+
+
+def _differences(summary: Summary) -> list[charts.Interval]:
+    """Those of several seeds: of a single one there is no interval."""
+    return [
+        as_interval(finding)
+        for claim in summary.claims
+        for finding in claim.findings
+        if finding.num_seeds > 1
+    ]
 
 
 def _headline(demo: DemoReport, metric: str) -> dict:

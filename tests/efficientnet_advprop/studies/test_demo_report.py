@@ -92,6 +92,8 @@ def test_page(demo):
     assert "glass blur" in page and "62.5<small>" in page
     assert "a &lt;machine&gt;" in page and "AdvProp 100" in page  # the median of 50, 100, 150
     assert page.count("<svg") == 2
+    (label,) = re.findall(r'aria-label="percentage points of ([^"]*)"', page)
+    assert label.count(", clean") == label.count(", corrupted") == 3 and "autoattack" not in label
 
 
 def test_the_sentence_counts(demo):

@@ -7,7 +7,8 @@ Usage:
         program.run(main)
 
 A mistake of the user ends with one message on stderr and exit code 2 (flags, config) or
-1 (anything later), Ctrl-C with 130. A traceback always means a bug of this package.
+1 (anything later), Ctrl-C with 130; without a word and with 141, if nobody reads the
+output any more. A traceback always means a bug of this package.
 """
 
 import atexit
@@ -34,6 +35,7 @@ from tpu_utils.errors import PlatformError, brief_message  # noqa: E402
 BAD_USAGE = UsageError.exit_code
 FAILED = UserError.exit_code
 INTERRUPTED = 130  # the convention of shells: 128 + SIGINT
+UNREAD = 141  # likewise, SIGPIPE: who reads the output, such as `head`, has ended
 flags.disclaim_key_flags()  # the flags belong to the program that defines them and its --help
 
 
@@ -126,9 +128,13 @@ def run(
         try:
             if not takes_arguments:
                 refuse_arguments(argv)
-            return main(argv)
+            code = main(argv)
+            sys.stdout.flush()
+            return code
         except (UserError, PlatformError) as error:
             return _print_error(error, error.exit_code)
+        except BrokenPipeError:
+            return _leave_output()
         except OSError as error:
             return _print_error(error, FAILED)
         except Exception as error:
@@ -149,6 +155,14 @@ def run(
     except BaseException:
         _exit_code = FAILED
         raise
+
+
+def _leave_output() -> int:
+    """Writes no more to an output that nobody reads; returns the exit code."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())  # what is still in a buffer goes there at the end
+    os.close(nowhere)
+    return UNREAD
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:
@@ -215,7 +229,13 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
                 section, field = name.split(".")
                 setattr(getattr(config, section), field, None)
         return rest
+    except BrokenPipeError:
+        sys.exit(_leave_output())
     except SystemExit:  # absl exits with 1 after --help
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            sys.exit(_leave_output())
         sys.exit(0)
     except flags.IllegalFlagValueError as error:
         override = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error))

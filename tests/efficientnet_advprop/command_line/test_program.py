@@ -270,3 +270,29 @@ def test_help_lists_and_refusals_do_not_wait_for_tensorflow(name, arguments):
         timeout=120,
     )
     assert done.stdout.endswith("not imported at the end\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("train", ["--help"]),
+        ("study", ["--study=configs/studies/digits.py", "--list"]),
+        ("train", ["--config=configs/digits.py", "--config.attack.epsilon=-1"]),
+    ],
+)
+def test_who_reads_the_output_may_stop(name, arguments):
+    """As `head` does after its lines; a refusal is told on stderr all the same."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"efficientnet_advprop.{name}", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    told = process.stderr.read()
+    code = process.wait(120)
+    if "epsilon" in arguments[-1]:
+        assert code == 2 and told.startswith("error: `config.attack.epsilon`")
+    else:
+        assert (code, told) == (141, "")

@@ -28,10 +28,5 @@ def get_config(method: str = "advprop") -> ExperimentConfig:
     config.model.width_coefficient = 0.25
     config.attack.epsilon = EPSILON
     config.attack.step_size = EPSILON / 2
-    # As many updates as with the 300 images there; a little more than whole ones, whose
-    # number is rounded down.
-    ratio = config.data.num_train_examples / NUM_IMAGES
-    config.data.num_train_examples = NUM_IMAGES
-    config.training.num_epochs *= ratio * (1.0 + 1e-6)
-    config.optimizer.warmup_epochs *= ratio
+    _digits.set_num_images(config, NUM_IMAGES)
     return config

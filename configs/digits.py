@@ -55,3 +55,12 @@ def get_config(method: str = "advprop") -> ExperimentConfig:
     config.training.eval_batch_size = 250
     config.use_method(method)
     return config
+
+
+def set_num_images(config: ExperimentConfig, num_images: int) -> None:
+    """Trains on another number of images, with as many updates."""
+    ratio = config.data.num_train_examples / num_images
+    config.data.num_train_examples = num_images
+    # A little more than whole updates, whose number is rounded down.
+    config.training.num_epochs *= ratio * (1.0 + 1e-6)
+    config.optimizer.warmup_epochs *= ratio

@@ -13,7 +13,6 @@ where it stopped. (How the recipe was found: docs/decisions.md.)
 """
 
 import os
-import sys
 import time
 
 from absl import flags, logging
@@ -69,13 +68,9 @@ def main(argv):
         f"about {left}; what each does: {os.path.join(output_dir, 'runs', '*', '*', 'log.txt')}",
         flush=True,
     )
-
-    def command(run):
-        # The flags of this process, whatever overrides of the config they hold.
-        program_flags = [*sys.argv[1:], f"--run={run.name}"]
-        return [sys.executable, "-m", "efficientnet_advprop.demo", *program_flags]
-
-    if not execution.execute_all(study, command, output_dir, num_parallel=num_parallel):
+    if not execution.execute_all(
+        study, execution.own_command, output_dir, num_parallel=num_parallel
+    ):
         return
     demo = demonstration.collect(study, output_dir)
     path = os.path.join(output_dir, "report.html")

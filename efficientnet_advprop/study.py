@@ -18,7 +18,6 @@ report.html, report.json, report.md (the tables) and claims.png (the contrasts) 
 """
 
 import os
-import sys
 
 from absl import flags, logging
 
@@ -89,22 +88,11 @@ def main(argv):
             f"{num_parallel} at a time: about {left}",
             flush=True,
         )
-
-        def command(run):
-            study_flags = [f"--study={_STUDY.value}", f"--output_dir={output_dir}"]
-            return [
-                sys.executable,
-                "-m",
-                "efficientnet_advprop.study",
-                *study_flags,
-                f"--run={run.name}",
-            ]
-
-        if not execution.execute_all(study, command, output_dir, num_parallel=num_parallel):
+        if not execution.execute_all(
+            study, execution.own_command, output_dir, num_parallel=num_parallel
+        ):
             return
-    summary = report.summarize(
-        study, {run.name: run_scores.read_scores(output_dir, run.name) for run in study.runs()}
-    )
+    summary = report.summarize(study, run_scores.read_all_scores(study, output_dir))
     table = report.format_table(summary)
     files = {
         "report.html": report.render_html(summary).encode(),

@@ -6,9 +6,8 @@ Usage:
 
 Each arm trains on 100 of scikit-learn's digits with five seeds, and is tested on 1,000
 others. The training set is so small that clean accuracy stays below its maximum. The
-recipe is that of configs/digits.py, which was chosen on these test images
-with seed 0 and 300 training images. Nothing was chosen for this study, whose seeds are
-others.
+recipe is that of configs/digits.py, which was chosen on these test images with seed 0
+and 300 training images. Nothing was chosen for this study, whose seeds are others.
 """
 
 import dataclasses
@@ -31,15 +30,15 @@ NOISE = dataclasses.asdict(AttackConfig(name="noise", epsilon=EPSILON))
 
 _path = os.path.join(os.path.dirname(__file__), os.pardir, "digits.py")
 _spec = importlib.util.spec_from_file_location("digits_config", _path)
-_digits = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_digits)
+digits = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(digits)
 
 
 def make_config(
     method: str, size: str, *, augment: str = "none", aux_shares: str = "none", **attack
 ) -> ExperimentConfig:
     """The recipe of a method and size; further arguments are fields of `config.attack`."""
-    config = _digits.get_config("vanilla")
+    config = digits.get_config("vanilla")
     config.model.width_coefficient = SIZES[size]
     config.model.aux_shares = aux_shares
     config.data.augment = augment

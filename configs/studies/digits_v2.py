@@ -76,12 +76,8 @@ def make_config(method: str, network: str, num_images: int, **options) -> Experi
     many updates.
     """
     config = _first.make_config(method, network, **options)
-    ratio = config.data.num_train_examples / num_images
-    config.data.num_train_examples = num_images
-    # A little more than whole updates, whose number is rounded down.
-    config.training.num_epochs *= ratio * (1.0 + 1e-6)
+    _first.digits.set_num_images(config, num_images)
     config.training.evaluate_every_epochs = config.training.num_epochs
-    config.optimizer.warmup_epochs *= ratio
     return config
 
 

@@ -3,7 +3,7 @@
 Usage:
 
     study = make_study(config)
-    execution.execute_all(study, command, "runs/demo", num_parallel=2)
+    execution.execute_all(study, execution.own_command, "runs/demo", num_parallel=2)
     html = demo_report.render_html(collect(study, "runs/demo"))
 
 The networks differ only in their training method (AdvProp and its two baselines) and in
@@ -24,7 +24,7 @@ from efficientnet_advprop.evaluation.results import Results
 from efficientnet_advprop.studies import demo_report, execution, report
 from efficientnet_advprop.studies.estimates import Estimate
 from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
-from efficientnet_advprop.studies.run_scores import read_scores, run_dir
+from efficientnet_advprop.studies.run_scores import read_all_scores, run_dir
 from efficientnet_advprop.training import assembly, checkpoints, passes, progress
 
 NAMES = {"vanilla": "Vanilla", "advprop": "AdvProp", "adversarial": "Adversarial, no aux BN"}
@@ -122,9 +122,7 @@ def collect(study: Study, output_dir: str) -> demo_report.DemoReport:
     chain = execution.choose_test_sets(first_runs["advprop"], study, data_dir)["autoattack"]
     images, _ = digits.load_digits("validation")
     return demo_report.DemoReport(
-        summary=report.summarize(
-            study, {run.name: read_scores(output_dir, run.name) for run in study.runs()}
-        ),
+        summary=report.summarize(study, read_all_scores(study, output_dir)),
         names=NAMES,
         descriptions=DESCRIPTIONS,
         by_corruption=_by_corruption(study, results),

@@ -3,7 +3,7 @@
 Usage:
 
     execute(study.find_run("advprop/seed_3"), study, "runs/study")
-    execute_all(study, command, "runs/study", num_parallel=2)  # those that have no scores yet
+    execute_all(study, own_command, "runs/study", num_parallel=2)  # those without scores
 
 The folder of a run is that of `training.loop`, with the evaluation, log.txt and
 scores.json added. All runs use the images in <output_dir>/data.
@@ -16,6 +16,7 @@ import os
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from typing import Callable, Mapping, Optional, Sequence
 
@@ -31,6 +32,7 @@ from efficientnet_advprop.studies.embedded_tests import open_test_sets
 from efficientnet_advprop.studies.plan import Run, Study
 from efficientnet_advprop.studies.run_scores import (
     SCORES_FILE,
+    read_all_scores,
     read_scores,
     run_dir,
     seconds_left,
@@ -116,6 +118,11 @@ def _scored(test_sets: Sequence[TestSet]) -> list[TestSetName]:
     return [test_set.name for test_set in test_sets if test_set.name not in continued]
 
 
+def own_command(run: Run) -> list[str]:
+    """The command line of this process, as it was typed, for a single run: with `--run`."""
+    return [sys.executable, *sys.orig_argv[1:], f"--run={run.name}"]
+
+
 def execute_all(
     study: Study,
     command: Callable[[Run], Sequence[str]],
@@ -130,7 +137,8 @@ def execute_all(
 
     Args:
         study: the study whose runs are executed.
-        command: run → the command line of a process, which must `execute` that run.
+        command: run → the command line of a process, which must `execute` that run; see
+            `own_command`.
         output_dir: of the study.
         num_parallel: the number of processes at a time.
         log: a function that prints a line for each run that ends.
@@ -143,8 +151,9 @@ def execute_all(
         StudyError: a run failed. The other running processes have ended, and no other
             run was started.
     """
-    waiting = [run for run in study.runs() if read_scores(output_dir, run.name) is None]
-    num_runs = len(study.runs())
+    scores = read_all_scores(study, output_dir)
+    waiting = [run for run in study.runs() if scores[run.name] is None]
+    num_runs = len(scores)
     num_done = num_runs - len(waiting)
     if not waiting:
         return True

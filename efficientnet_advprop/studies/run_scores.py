@@ -39,6 +39,11 @@ def read_scores(output_dir: str, name: str) -> Optional[dict]:
     return json.loads(files.read_text(path)) if files.exists(path) else None
 
 
+def read_all_scores(study: Study, output_dir: str) -> dict[str, Optional[dict]]:
+    """The name of each run of a study → its `read_scores`, in the order of the study."""
+    return {run.name: read_scores(output_dir, run.name) for run in study.runs()}
+
+
 @dataclasses.dataclass(frozen=True)
 class RunProgress:
     """The state of a run.
@@ -59,7 +64,7 @@ class RunProgress:
 def progress(study: Study, output_dir: str) -> list[RunProgress]:
     """The state of every run of a study, in the order of the study."""
     runs = study.runs()
-    scores = {run.name: read_scores(output_dir, run.name) for run in runs}
+    scores = read_all_scores(study, output_dir)
     by_arm: dict[str, list[float]] = {}
     for run in runs:
         if scores[run.name]:

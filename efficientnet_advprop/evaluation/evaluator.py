@@ -27,6 +27,7 @@ from efficientnet_advprop.attacks.search import Search
 from efficientnet_advprop.autograph import call_rewritten
 from efficientnet_advprop.evaluation.image_predictions import NO_CLASS
 from efficientnet_advprop.evaluation.metrics import Score
+from tpu_utils.devices.batch_iterator import read_ahead
 from tpu_utils.devices.host_memory import keep_freed_blocks
 from tpu_utils.replicas import randomness, replica_runtime
 
@@ -306,7 +307,7 @@ class Evaluator:
 
 def _numbered(batches: Iterable) -> Iterator[tuple[int, dict[str, tf.Tensor]]]:
     """Each batch with its number; once the iterator is there, freed memory is kept."""
-    for index, batch in enumerate(batches):
+    for index, batch in enumerate(read_ahead(batches)):
         if index == 0:
             keep_freed_blocks()
         yield index, batch

@@ -30,6 +30,7 @@ from efficientnet_advprop.models import Network
 from efficientnet_advprop.training import agreement, assembly, checkpoints, fine_tuning, passes
 from efficientnet_advprop.training.progress import Progress
 from efficientnet_advprop.training.run_facts import RunFacts
+from tpu_utils.devices.batch_iterator import BatchIterator
 from tpu_utils.devices.host_memory import keep_freed_blocks
 from tpu_utils.devices.preemption import StopRequest
 from tpu_utils.devices.workers import Workers
@@ -220,7 +221,7 @@ def _run(
     if restored is None and config.init.checkpoint:
         log(_initialize(state, config))
     # 3. The data start at that step's batch.
-    batches = iter(
+    batches = BatchIterator(
         strategy.distribute_datasets_from_function(
             lambda context: pipeline.make_train_dataset(
                 config.data,
@@ -281,7 +282,7 @@ def _run(
         return step % period == 0 or step == total_steps
 
     is_saved, is_stopping, pending = True, False, []
-    with StopRequest() as stop, contextlib.closing(progress):
+    with StopRequest() as stop, contextlib.closing(progress), batches:
         while step < total_steps and not is_stopping:
             num_steps = _steps_to_boundary(
                 step, total_steps, config.training.steps_per_loop, periods
@@ -289,7 +290,7 @@ def _run(
             started = time.perf_counter()
             sums = {
                 name: values.numpy()
-                for name, values in run_steps(batches, tf.constant(num_steps)).items()
+                for name, values in run_steps(batches.iterator, tf.constant(num_steps)).items()
             }
             progress.add_time(num_steps, time.perf_counter() - started)
             _check_losses(sums, step, config)

@@ -427,21 +427,17 @@ def make_evaluation(
     present weights on the validation images, through the main batch norms.
     """
     evaluator = Evaluator(lambda images: model(images, training=False), strategy=strategy)
-
-    def evaluate():
-        return evaluator(
-            strategy.distribute_datasets_from_function(
-                lambda context: pipeline.make_eval_dataset(
-                    config.data,
-                    data_dir,
-                    global_batch_size=config.training.eval_batch_size,
-                    input_context=context,
-                    num_classes=config.model.num_classes,
-                )
-            )
+    # Traced once for all evaluations; each iterates anew.
+    batches = strategy.distribute_datasets_from_function(
+        lambda context: pipeline.make_eval_dataset(
+            config.data,
+            data_dir,
+            global_batch_size=config.training.eval_batch_size,
+            input_context=context,
+            num_classes=config.model.num_classes,
         )
-
-    return evaluate
+    )
+    return lambda: evaluator(batches)
 
 
 def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callable]:

@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 from efficientnet_advprop.attacks import PGD  # noqa: E402
 from efficientnet_advprop.data import pipeline  # noqa: E402
+from efficientnet_advprop.data.class_names import find_class_names  # noqa: E402
 from efficientnet_advprop.models import DualBatchNormalization  # noqa: E402
 from efficientnet_advprop.training import checkpoints, losses  # noqa: E402
 
@@ -62,12 +63,12 @@ def save(figure, name: str) -> None:
     print(path, flush=True)
 
 
-def answers(model, images) -> list[str]:
+def answers(model, images, names) -> list[str]:
     """The class that the main branch sees in each image."""
-    return [str(int(label)) for label in tf.argmax(model(images, training=False), -1)]
+    return [names[label] for label in tf.argmax(model(images, training=False), -1)]
 
 
-def draw_adversarial_images(model, config, images, labels) -> None:
+def draw_adversarial_images(model, config, images, labels, names) -> None:
     """A row per image, a column per ε; above each, what the network says through its
     main batch norms.
     """
@@ -96,7 +97,7 @@ def draw_adversarial_images(model, config, images, labels) -> None:
         len(images), len(columns), figsize=size, layout="constrained", squeeze=False
     )
     for column, (name, shown) in enumerate(columns):
-        for row, answer in enumerate(answers(model, shown)):
+        for row, answer in enumerate(answers(model, shown, names)):
             show(
                 grid[row, column],
                 shown[row].numpy(),
@@ -157,14 +158,14 @@ def input_gradients(model, images, labels) -> np.ndarray:
     return np.clip(maps / np.maximum(scale, np.finfo(np.float32).tiny), 0.0, 1.0)
 
 
-def draw_input_gradients(models, images, labels) -> None:
+def draw_input_gradients(models, images, labels, names) -> None:
     """A column per image: the image, then what each network's loss depends on."""
     size = (1.25 * len(images), 1.35 * (1 + len(models)))
     figure, grid = plt.subplots(
         1 + len(models), len(images), figsize=size, layout="constrained", squeeze=False
     )
     for column in range(len(images)):
-        show(grid[0, column], images[column].numpy(), f"{int(labels[column])}")
+        show(grid[0, column], images[column].numpy(), names[labels[column]])
     for row, (name, model) in enumerate(models.items(), 1):
         for column, gradient in enumerate(input_gradients(model, images, labels)):
             show(grid[row, column], gradient)
@@ -184,10 +185,12 @@ def main(_):
         )
     )
     images, labels = tf.clip_by_value(batch["images"], 0.0, 255.0), batch["labels"]
+    numbers = [str(number) for number in range(config.model.num_classes)]
+    names = find_class_names(FLAGS.advprop_dir) or numbers
     os.makedirs(FLAGS.out_dir, exist_ok=True)
-    draw_adversarial_images(advprop, config, images, labels)
+    draw_adversarial_images(advprop, config, images, labels, names)
     draw_statistics(advprop)
-    draw_input_gradients({"vanilla": vanilla, "AdvProp": advprop}, images, labels)
+    draw_input_gradients({"vanilla": vanilla, "AdvProp": advprop}, images, labels, names)
 
 
 if __name__ == "__main__":

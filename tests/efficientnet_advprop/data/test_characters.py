@@ -91,3 +91,11 @@ def test_the_suite_and_the_records_have_the_same_images(tmp_path, monkeypatch):
     assert sources.find_class_names(data, folder, 32) == list("ABCDEFGHJKLMNPQRSTUVWXYZ23456789")
     with pytest.raises(SuiteError, match="the network has 10 classes, not 32"):
         registry.open_suites(["characters"], dataclasses.replace(settings, num_classes=10))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_character_is_lighter_than_its_background(split):
+    weights = np.array([0.299, 0.587, 0.114])
+    luma = np.stack([characters.render(split, index)[0] @ weights for index in range(96)])
+    frame = np.concatenate([luma[:, :4], luma[:, -4:]], 1)
+    assert np.all(luma[:, 12:36, 12:36].mean((1, 2)) > frame.mean((1, 2)))

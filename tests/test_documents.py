@@ -2,6 +2,7 @@
 their source.
 """
 
+import ast
 import importlib.util
 import pathlib
 import re
@@ -144,14 +145,15 @@ def demo_rows(text: str) -> list[list[str]]:
     return rows(table[0])[2:]
 
 
-def test_the_studys_page_quotes_its_report():
+@pytest.mark.parametrize("folder, fewest", [("study", 15), ("study/digits_v2", 3)])
+def test_the_studys_page_quotes_its_report(folder, fewest):
     """Its table is a part of the study's own."""
-    report = (ROOT / "docs/study/report.md").read_text()
+    report = (ROOT / "docs" / folder / "report.md").read_text()
     quoted = [
         [cell.strip() for cell in row.split("|")[1:-1]]
-        for row in re.findall(r"^\| \(\w\) .*$", read("docs/study/README.md"), re.M)
+        for row in re.findall(r"^\| \(\w+\) .*$", read(f"docs/{folder}/README.md"), re.M)
     ]
-    assert len(quoted) > 15
+    assert len(quoted) >= fewest
     for claim, contrast, clean, corrupted, verdicts in quoted:
         for metric, points in (("clean", clean), ("corrupted", corrupted)):
             found = re.search(
@@ -160,6 +162,13 @@ def test_the_studys_page_quotes_its_report():
             )
             assert bool(found) == bool(points)
             assert not found or found[1] in verdicts.split("; ")
+
+
+def test_the_second_studys_plan_stands_as_it_was_fixed():
+    """In its page, word for word as in the file that is run."""
+    plan = ast.get_docstring(ast.parse((ROOT / "configs/studies/digits_v2.py").read_text()))
+    lines = [line and f"    {line}" for line in plan.splitlines()]
+    assert "\n".join(lines) in (ROOT / "docs/study/digits_v2/README.md").read_text()
 
 
 def rows(text: str) -> list[list[str]]:

@@ -42,8 +42,11 @@ _SCALE = 2  # glyphs and strokes are drawn so many times larger, then shrunk
 _DRAWING_SIZE = IMAGE_SIZE * _SCALE
 _FONT_SIZE = 40 * _SCALE
 _ROWS, _COLUMNS = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
-_LEAST_CONTRAST = 70.0  # between the two base colours, in luma of 255
 _LUMA = np.array([0.299, 0.587, 0.114])
+# Characters are lighter than their background, in all images alike: were it so in half of
+# them, or by the colours of each, networks of these sizes would learn nothing in their
+# first thousand updates.
+_DARK, _LIGHT = (0.0, 100.0), (155.0, 255.0)
 
 
 def _noise(random: np.random.Generator) -> np.ndarray:
@@ -94,17 +97,12 @@ def _blotches(random: np.random.Generator) -> np.ndarray:
 TEXTURES = {"train": (_noise, _stripes, _gradient), "validation": (_checks, _rings, _blotches)}
 
 
-def _base_colors(random: np.random.Generator) -> np.ndarray:
-    """Colours of background and character, float [2, 3], the latter lighter by enough.
-
-    Were it darker in half of the images, a network would learn nothing in the first
-    thousands of updates.
-    """
+def _base_color(random: np.random.Generator, lowest: float, highest: float) -> np.ndarray:
+    """A colour of a luma between two, float [3]."""
     while True:
-        colors = random.uniform(0.0, 255.0, [2, 3])
-        contrast = np.diff(colors @ _LUMA)[0]
-        if abs(contrast) >= _LEAST_CONTRAST:
-            return colors if contrast > 0 else colors[::-1]
+        color = random.uniform(0.0, 255.0, 3)
+        if lowest <= color @ _LUMA <= highest:
+            return color
 
 
 def _textured(color: np.ndarray, split: str, random: np.random.Generator) -> np.ndarray:
@@ -184,7 +182,7 @@ def render(split: str, index: int) -> Tuple[np.ndarray, int]:
     """
     random = np.random.default_rng([list(NUM_IMAGES).index(split), index])
     label = index % len(CLASSES)
-    behind, before = _base_colors(random)
+    behind, before = _base_color(random, *_DARK), _base_color(random, *_LIGHT)
     image = _textured(behind, split, random)
 
     def paint(coverage, surface):

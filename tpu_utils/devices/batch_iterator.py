@@ -11,8 +11,8 @@ Usage:
 When TensorFlow frees an iterator of `tf.data`, it stops the thread that tunes the
 pipeline, and waits for it. That thread sleeps for up to a minute, as long as the
 iterator has been there, and the call to wake up often comes too early: it looks once
-more whether it shall stop before the flag is set, and sleeps on. A quarter to a half of
-all iterators end so, over a strategy's data even with the tuning switched off
+more whether it shall stop before the flag is set, and sleeps on. A tenth to a half of
+all iterators end so, those over a strategy's data even with the tuning switched off
 (docs/measurements.md#iterators-that-end-late). The GIL is free meanwhile, so that a
 thread can do the waiting.
 """
@@ -53,10 +53,7 @@ def read_ahead(batches: Iterable) -> Iterator:
     nothing = object()
     with BatchIterator(batches) as opened:
         batch = next(opened.iterator, nothing)
-        while batch is not nothing:
-            following = next(opened.iterator, nothing)
-            if following is nothing:
-                break
+        for following in opened.iterator:
             yield batch
             batch = following
     if batch is not nothing:

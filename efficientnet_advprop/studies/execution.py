@@ -17,7 +17,9 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from concurrent import futures
 from typing import Callable, Mapping, Optional, Sequence
 
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
@@ -133,7 +135,8 @@ def execute_all(
 ) -> bool:
     """Executes the runs that are not done, each in a process of its own.
 
-    Each process gets its share of the CPU cores, or its own GPU.
+    Each process gets its share of the CPU cores, or its own GPU. Of each seed the long
+    runs begin first, so that the processes end at about the same time.
 
     Args:
         study: the study whose runs are executed.
@@ -152,16 +155,18 @@ def execute_all(
             run was started.
     """
     scores = read_all_scores(study, output_dir)
-    waiting = [run for run in study.runs() if scores[run.name] is None]
+    waiting = sorted(
+        (run for run in study.runs() if scores[run.name] is None),
+        key=lambda run: (study.seeds.index(run.seed), -run.expected_seconds),
+    )
     num_runs = len(scores)
     num_done = num_runs - len(waiting)
     if not waiting:
         return True
-    _prepare_data(study, output_dir, log)
     environments = [_environment(slot, num_parallel) for slot in range(num_parallel)]
     running: dict[int, tuple[Run, subprocess.Popen]] = {}
     failed: list[str] = []
-    with _raising_on_sigterm():
+    with _making_images(study, output_dir, log), _raising_on_sigterm():
         try:
             while running or (waiting and not failed):
                 for slot in range(num_parallel):
@@ -203,15 +208,36 @@ def execute_all(
     return True
 
 
-def _prepare_data(study: Study, output_dir: str, log: Log) -> None:
-    """Writes the images once, before several processes read them."""
+@contextlib.contextmanager
+def _making_images(study: Study, output_dir: str, log: Log):
+    """Writes the images once, before several processes read them: the clean ones at
+    once, the corrupted ones in a thread, since the first runs train before they need them.
+
+    A run that needs some earlier writes them, too; the bytes are the same.
+
+    Raises:
+        records.DataError: the folder cannot be written.
+    """
     data_dir = os.path.join(output_dir, "data")
     embedded = EMBEDDED_SETS[study.source]
     embedded.ensure(data_dir)
-    for number, corruption in enumerate(CORRUPTIONS if study.severities else (), 1):
-        for severity in study.severities:
-            embedded.ensure_corrupted(data_dir, corruption, severity)
-        log(f"test images: {corruption} ({number}/{len(CORRUPTIONS)})")
+    is_over = threading.Event()
+
+    def make_corrupted():
+        for number, corruption in enumerate(CORRUPTIONS if study.severities else (), 1):
+            for severity in study.severities:
+                if is_over.is_set():
+                    return
+                embedded.ensure_corrupted(data_dir, corruption, severity)
+            log(f"test images: {corruption} ({number}/{len(CORRUPTIONS)})")
+
+    with futures.ThreadPoolExecutor(1) as executor:
+        making = executor.submit(make_corrupted)
+        try:
+            yield
+        finally:
+            is_over.set()
+    making.result()
 
 
 def _environment(slot: int, num_parallel: int) -> dict[str, str]:

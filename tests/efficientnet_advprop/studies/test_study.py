@@ -21,6 +21,7 @@ from PIL import Image
 
 from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.data import records
 from efficientnet_advprop.studies import estimates, execution, figures, plan, report, run_scores
 from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
 from efficientnet_advprop.training import assembly
@@ -80,9 +81,26 @@ def write_scores(output_dir):
     """)
 
 
+class PretendedSet:
+    """In the place of the embedded data sets: remembers what is made, and makes nothing."""
+
+    def __init__(self, error=None):
+        self.made, self._error = [], error
+
+    def ensure(self, directory):
+        self.made.append("clean")
+
+    def ensure_corrupted(self, directory, corruption, severity):
+        if self._error:
+            raise self._error
+        self.made.append(f"{corruption}/{severity}")
+
+
 @pytest.fixture(autouse=True)
-def no_data(monkeypatch):
-    monkeypatch.setattr(execution, "_prepare_data", lambda *arguments: None)
+def pretended_set(monkeypatch):
+    pretended = PretendedSet()
+    monkeypatch.setattr(execution, "EMBEDDED_SETS", {"digits": pretended})
+    return pretended
 
 
 def test_runs_are_executed_once_and_reported(tmp_path):
@@ -100,7 +118,9 @@ def test_runs_are_executed_once_and_reported(tmp_path):
     assert sorted((tmp_path / "started").read_text().split()) == sorted(
         f"{run.arm}{run.seed}" for run in study.runs()
     )
-    assert len(lines) == 6 and lines[-1].startswith("  6/6") and lines[-1].endswith("ETA 0 s")
+    of_runs = [line for line in lines if not line.startswith("test images")]
+    assert len(of_runs) == 6
+    assert of_runs[-1].startswith("  6/6") and of_runs[-1].endswith("ETA 0 s")
 
     summary = report.summarize(
         study, {run.name: run_scores.read_scores(str(tmp_path), run.name) for run in study.runs()}
@@ -187,8 +207,35 @@ def test_a_run_that_fails_is_named_and_others_are_kept(tmp_path):
         execution.execute_all(
             study, pretend(fails), str(tmp_path), num_parallel=1, log=lambda line: None
         )
-    assert run_scores.read_scores(str(tmp_path), "vanilla/seed_1")
-    assert not os.path.exists(tmp_path / "runs" / "vanilla" / "seed_2")
+    assert os.path.isdir(tmp_path / "runs" / "advprop" / "seed_1")  # the long run came first
+    assert not os.path.exists(tmp_path / "runs" / "vanilla" / "seed_1")
+
+
+def test_corrupted_images_are_made_while_runs_train(tmp_path, pretended_set):
+    study = make_study(severities=(1, 3))
+    waits = f"""
+deadline = time.monotonic() + 60
+while not os.path.exists({str(tmp_path / "made")!r}) and time.monotonic() < deadline:
+    time.sleep(0.05)
+""" + write_scores(tmp_path)
+
+    def log(line):
+        if line == "test images: jpeg_compression (15/15)":
+            (tmp_path / "made").write_text("")
+
+    assert execution.execute_all(study, pretend(waits), str(tmp_path), num_parallel=2, log=log)
+    assert (tmp_path / "made").exists()
+    assert pretended_set.made[:3] == ["clean", "gaussian_noise/1", "gaussian_noise/3"]
+    assert len(pretended_set.made) == 1 + 2 * 15
+
+
+def test_images_that_cannot_be_made_are_told(tmp_path, monkeypatch):
+    broken = PretendedSet(records.DataError("no room on the disk"))
+    monkeypatch.setattr(execution, "EMBEDDED_SETS", {"digits": broken})
+    with pytest.raises(records.DataError, match="no room on the disk"):
+        execution.execute_all(
+            make_study(), pretend(write_scores(tmp_path)), str(tmp_path), num_parallel=2
+        )
 
 
 def test_sigterm_is_passed_on_and_waited_for(tmp_path):

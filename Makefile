@@ -42,8 +42,11 @@ lint: $(VENV)/installed  ## style, format and types: ruff and mypy
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: $(VENV)/installed  ## the measurements; they want an otherwise idle machine
-	@for script in benchmarks/*.py; do echo "== $$script"; $(PYTHON) "$$script" || exit 1; done
+# make bench BENCH=benchmarks/train_step.py
+BENCH ?= $(wildcard benchmarks/*.py)
+
+bench: $(VENV)/installed  ## the measurements, hours of an otherwise idle machine; one of them: BENCH=benchmarks/train_step.py
+	@for script in $(BENCH); do echo "== $$script"; $(PYTHON) "$$script" || exit 1; done
 
 # make preflight PREFLIGHT="--config=configs/advprop.py:b7 --topology=v3:2x2 --find_batch_size"; docs/preflight.md
 PREFLIGHT ?= --config=configs/advprop.py:b0 --topology=v3:2x2 --replica_batch_size=32

@@ -6,7 +6,7 @@ Usage:
     python benchmarks/attacks.py --networks=small --num_steps=10 --rounds=1 \
         --other_python=torch-env/bin/python
     # On two cores the network in XLA takes minutes longer.
-    python benchmarks/attacks.py --networks=b0 --rounds=1 --candidates=ours,torchattacks \
+    python benchmarks/attacks.py --networks=b0 --rounds=1 --candidates ours torchattacks \
         --other_python=torch-env/bin/python
 
 Two networks: "small" is the one of tests/data/autoattack.npz at its radius of 48 pixels
@@ -186,17 +186,17 @@ class Contender:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--other_python")
-    parser.add_argument("--networks", default=",".join(EPSILONS))
-    parser.add_argument("--candidates", default=",".join(MAKERS), help="separated by commas")
+    parser.add_argument("--networks", nargs="+", choices=EPSILONS, default=list(EPSILONS))
+    parser.add_argument("--candidates", nargs="+", choices=MAKERS, default=list(MAKERS))
     parser.add_argument("--num_steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     print(f"{'network':8} {'candidate':14} {'images/s':>9} {'ratio':>6} {'withstood':>10}")
-    for network in arguments.networks.split(","):
+    for network in arguments.networks:
         pythons = dict(zip(MAKERS, (sys.executable, sys.executable, arguments.other_python)))
         contenders = {
             name: Contender(pythons[name], name, network, arguments.num_steps)
-            for name in arguments.candidates.split(",")
+            for name in arguments.candidates
             if pythons[name]
         }
         for _ in range(arguments.rounds):

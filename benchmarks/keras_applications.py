@@ -3,7 +3,7 @@ docs/keras.md.
 
     # all families; some hours on two cores
     python benchmarks/keras_applications.py
-    python benchmarks/keras_applications.py --models=MobileNetV3Small,ResNet50V2
+    python benchmarks/keras_applications.py --models MobileNetV3Small ResNet50V2
     python benchmarks/keras_applications.py --table              # only print what was measured
 
 Random weights, small images. Each model is converted, compared through both branches,
@@ -141,7 +141,9 @@ def table(rows: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default=",".join(IMAGE_SIZES))
+    parser.add_argument(
+        "--models", nargs="+", choices=IMAGE_SIZES, default=list(IMAGE_SIZES), metavar="MODEL"
+    )
     parser.add_argument("--one", help="measure one model in this process; prints JSON")
     parser.add_argument("--table", action="store_true", help="only print what was measured")
     arguments = parser.parse_args()
@@ -149,7 +151,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.one)))
         return
     rows = json.loads(FILE.read_text()) if FILE.exists() else {}
-    for name in [] if arguments.table else arguments.models.split(","):
+    for name in [] if arguments.table else arguments.models:
         command = [sys.executable, __file__, f"--one={name}"]
         environment = {**os.environ, "XLA_FLAGS": QUICK_COMPILATION}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)

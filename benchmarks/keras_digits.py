@@ -136,7 +136,7 @@ def table(rows: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default=",".join(EPOCHS))
+    parser.add_argument("--models", nargs="+", choices=EPOCHS, default=list(EPOCHS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--one", nargs=3, metavar=("MODEL", "METHOD", "SEED"))
     parser.add_argument("--table", action="store_true", help="only print what is known")
@@ -148,7 +148,7 @@ def main() -> None:
     rows = json.loads(FILE.read_text()) if FILE.exists() else {}
     environment = {"TF_ENABLE_ONEDNN_OPTS": "1", **os.environ}
     for seed in range(0 if arguments.table else arguments.seeds):
-        for name in arguments.models.split(","):
+        for name in arguments.models:
             for method in METHODS:
                 key = f"{name} {method} {seed}"
                 if key in rows:

@@ -108,7 +108,7 @@ UNITS = {"step": "× the trainer's step", "conversion": "s", "first": "s"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", default=",".join(PARTS), help="separated by commas")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--image_size", type=int, default=224, help="pixels, of the steps")
     parser.add_argument("--batch_size", type=int, default=16, help="images, of the steps")
     parser.add_argument("--num_steps", type=int, default=1, help="iterations of PGD")
@@ -118,9 +118,12 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(PARTS[arguments.one](arguments)))
         return
-    others = [argument for argument in sys.argv[1:] if not argument.startswith("--parts")]
-    for part in arguments.parts.split(","):
-        command = [sys.executable, __file__, *others, f"--one={part}"]
+    sizes = [
+        f"--{name}={getattr(arguments, name)}"
+        for name in ("image_size", "batch_size", "num_steps", "rounds")
+    ]
+    for part in arguments.parts:
+        command = [sys.executable, __file__, *sizes, f"--one={part}"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         *lines, figure = done.stdout.splitlines()
         value, target = float(figure), TARGETS[part]

@@ -17,6 +17,7 @@ printed.
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -49,6 +50,19 @@ flags.DEFINE_list(
 flags.DEFINE_string(
     "other_python", None, "Python of another stack, which takes turns with this one."
 )
+
+
+@flags.validator("steps")
+def _are_known(names):
+    for name in names:
+        if not re.fullmatch(rf"keras|(?:pgd[1-9]\d*|{'|'.join(METHODS)})(?::\w+)?", name):
+            raise flags.ValidationError(
+                f"{name!r} is none of keras, pgd<n> and {', '.join(METHODS)}; all but keras may "
+                "have an activation behind a colon, as in vanilla:silu"
+            )
+    return True
+
+
 flags.DEFINE_bool("serve", False, "Runs as that other one: a step's name per line in, seconds out.")
 
 LEARNING_RATE = LearningRate(0.016, 100.0)
@@ -134,7 +148,8 @@ class OtherStack:
         variables = {
             name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"
         }
-        ours = [flag for flag in sys.argv[1:] if not flag.startswith("--other_python")]
+        ours = [f"--{name}={FLAGS[name].value}" for name in ("variant", "image_size", "batch_size")]
+        ours.append(f"--steps={','.join(FLAGS.steps)}")
         self._process = subprocess.Popen(
             [python, __file__, *ours, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True, env=variables,

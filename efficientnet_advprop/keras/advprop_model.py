@@ -33,6 +33,7 @@ from efficientnet_advprop.models.converted.conversion import convert_batch_norms
 from efficientnet_advprop.models.converted.dual_model import deserialize
 from efficientnet_advprop.training.fast_advprop import fast_advprop_gradients
 from efficientnet_advprop.training.steps import check_attack, checked_method, gradients_by_pass
+from tpu_utils.devices.host_memory import keep_freed_blocks
 from tpu_utils.replicas import randomness, replica_runtime
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
@@ -156,15 +157,18 @@ class AdvPropModel(keras.Model):
         """
         first = FirstBatch(x, y, kwargs.get("sample_weight"), batch_size)
         first.check(self)
-        count_epochs = keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda epoch, logs: self.epoch_counter.assign(epoch)
-        )
+        begin_epoch = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch)
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(count_epochs)
+            callbacks.append(begin_epoch)
         else:
-            callbacks = [*tf.nest.flatten(callbacks or []), count_epochs]
+            callbacks = [*tf.nest.flatten(callbacks or []), begin_epoch]
         with first.readable_errors():
             return super().fit(first.data, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    def _begin_epoch(self, epoch, logs) -> None:
+        del logs
+        self.epoch_counter.assign(epoch)
+        keep_freed_blocks()  # the epoch's iterator is there; the first one may have ended that
 
     def train_step(self, data):
         """One update, on every replica; the passes are the method's."""

@@ -50,6 +50,23 @@ print(num_from_the_kernel(), keep_freed_blocks(), num_from_the_kernel())
     assert run(program) == ["1", "True", "0"]
 
 
+def test_fit_does_not_leave_it_to_the_kernel():
+    program = """
+import numpy as np
+import tensorflow as tf
+from efficientnet_advprop.keras import AdvPropModel
+from efficientnet_advprop.keras2 import keras
+
+with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+    layers = [keras.layers.Input((2, 2, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    trainer = AdvPropModel(keras.Sequential(layers), method="vanilla")
+    trainer.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+trainer.fit(np.zeros([4, 2, 2, 3], "float32"), np.zeros([4], "int32"), verbose=0)
+print(num_from_the_kernel())
+"""
+    assert run(program)[-1:] == ["0"]
+
+
 def test_neither_training_nor_evaluation_leaves_it_to_the_kernel():
     """What TensorFlow does to the process, it does with the first iterator."""
     program = """

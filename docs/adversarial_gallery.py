@@ -1,9 +1,10 @@
 r"""Pictures of what AdvProp does: its adversarial images, its two kinds of batch norms,
 and what the networks look at.
 
-    python docs/adversarial_gallery.py --advprop_dir=runs/demo/runs/advprop/seed_91 \
-        --vanilla_dir=runs/demo/runs/vanilla/seed_91 \
-        --data_dir=runs/demo/data --out_dir=docs/images
+    python docs/adversarial_gallery.py \
+        --advprop_dir=runs/study_characters/runs/advprop_large_eps8/seed_301 \
+        --vanilla_dir=runs/study_characters/runs/vanilla_large/seed_301 \
+        --data_dir=runs/study_characters/data --out_dir=docs/images
 
 adversarial_images.png    the same test images for growing ε, by the run's attack (its
                           steps and targets), through "aux"

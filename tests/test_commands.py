@@ -24,7 +24,7 @@ from efficientnet_advprop.keras2 import keras
 from tests.conftest import load_tiny, make_tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 STARTS = r"(?:python[\d.]*|make|tensorboard|docker|curl|pip|srun|gcloud|kubectl)\s"
 
 # Why a command is not run here, by a pattern of it. Its flags are checked nevertheless.
@@ -43,7 +43,7 @@ NOT_RUN = {
     r"^python benchmarks/(?!preflight\.py$)": "measures: minutes of an idle machine",
     r"--study=configs/studies/": "half an hour, or several",
     r"--autoattack_images=": "trains the demo's networks, and attacks for minutes",
-    r"adversarial_gallery": "needs the demo's networks",
+    r"adversarial_gallery": "needs the networks of a study",
     r"tpu_utils\.preflight|advprop\.preflight": "needs the TPU's compiler",
     r"--format=onnx": "needs an environment with tf2onnx",
     r"localhost:8501|grpc_client": "needs TensorFlow Serving; `test_clients` has a server",

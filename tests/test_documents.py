@@ -145,7 +145,9 @@ def demo_rows(text: str) -> list[list[str]]:
     return rows(table[0])[2:]
 
 
-@pytest.mark.parametrize("folder, fewest", [("study", 15), ("study/digits_v2", 3)])
+@pytest.mark.parametrize(
+    "folder, fewest", [("study", 15), ("study/digits_v2", 3), ("study/characters", 4)]
+)
 def test_the_studys_page_quotes_its_report(folder, fewest):
     """Its table is a part of the study's own."""
     report = (ROOT / "docs" / folder / "report.md").read_text()
@@ -164,11 +166,12 @@ def test_the_studys_page_quotes_its_report(folder, fewest):
             assert not found or found[1] in verdicts.split("; ")
 
 
-def test_the_second_studys_plan_stands_as_it_was_fixed():
+@pytest.mark.parametrize("name", ["digits_v2", "characters"])
+def test_a_studys_plan_stands_as_it_was_fixed(name):
     """In its page, word for word as in the file that is run."""
-    plan = ast.get_docstring(ast.parse((ROOT / "configs/studies/digits_v2.py").read_text()))
+    plan = ast.get_docstring(ast.parse((ROOT / f"configs/studies/{name}.py").read_text()))
     lines = [line and f"    {line}" for line in plan.splitlines()]
-    assert "\n".join(lines) in (ROOT / "docs/study/digits_v2/README.md").read_text()
+    assert "\n".join(lines) in (ROOT / f"docs/study/{name}/README.md").read_text()
 
 
 def rows(text: str) -> list[list[str]]:

@@ -265,16 +265,18 @@ def test_the_shortest_step_to_a_hyperplane_is_scipys(norm, seed):
         )
         wanted = solution.fun
     else:
+        # Pixels as shares of 255: in 0 … 255, ftol asks for digits that float64 does not have.
+        shares, rest = point / 255.0, gap / 255.0
         solution = scipy.optimize.minimize(
             lambda step: step @ step,
             np.zeros(12),
             jac=lambda step: 2.0 * step,
-            bounds=[*zip(-point, 255.0 - point)],
-            constraints=[dict(type="eq", fun=lambda s: normal @ s + gap, jac=lambda s: normal)],
+            bounds=[*zip(-shares, 1.0 - shares)],
+            constraints=[dict(type="eq", fun=lambda s: normal @ s + rest, jac=lambda s: normal)],
             method="SLSQP",
             options=dict(maxiter=500, ftol=1e-12),
         )
-        wanted = np.sqrt(solution.fun)
+        wanted = 255.0 * np.sqrt(solution.fun)
     assert solution.success
     shape = [1, 2, 2, 3]
     found = shortest_step(

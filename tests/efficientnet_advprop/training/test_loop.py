@@ -176,8 +176,8 @@ def copy_of(run, folder):
     "state",
     [
         None,
-        "utf-16",
         # test_state_files.py has these too, without a run.
+        pytest.param("utf-16", marks=pytest.mark.slow),
         pytest.param(b"", marks=pytest.mark.slow),
         pytest.param(b"\xff\x00", marks=pytest.mark.slow),
         pytest.param(b'model_checkpoint_path: "ckpt-200"\n', marks=pytest.mark.slow),

@@ -146,15 +146,21 @@ def demo_rows(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    "folder, fewest", [("study", 15), ("study/digits_v2", 3), ("study/characters", 4)]
+    "folder, fewest",
+    [
+        ("study", 15),
+        ("study/digits_v2", 3),
+        ("study/digits_v2/secondary", 15),
+        ("study/characters", 4),
+    ],
 )
 def test_the_studys_page_quotes_its_report(folder, fewest):
-    """Its table is a part of the study's own."""
+    """Its tables are parts of the study's own."""
     report = (ROOT / "docs" / folder / "report.md").read_text()
-    quoted = [
-        [cell.strip() for cell in row.split("|")[1:-1]]
-        for row in re.findall(r"^\| \(\w+\) .*$", read(f"docs/{folder}/README.md"), re.M)
-    ]
+    cells = rows(read(f"docs/{folder}/README.md"))
+    intervals = [cell for row in cells for cell in row if re.fullmatch(r"\S+ \(.* … .*\)", cell)]
+    assert intervals and all(f"| {cell} |" in report for cell in intervals)
+    quoted = [row for row in cells if re.fullmatch(r"\(\w+\)", row[0])]
     assert len(quoted) >= fewest
     for claim, contrast, clean, corrupted, verdicts in quoted:
         for metric, points in (("clean", clean), ("corrupted", corrupted)):

@@ -158,6 +158,20 @@ def gradients_by_hand(model, images, labels, branch):
     return tape.gradient(loss, model.trainable_variables), loss
 
 
+@pytest.fixture(scope="module")
+def kept_plain():
+    return make_tiny(aux_branches=0)
+
+
+@pytest.fixture
+def plain(kept_plain):
+    """The network without auxiliary branches and its golden weights: the same object
+    for all tests, so that each pass of `gradients_by_hand` is traced once.
+    """
+    load_tiny(kept_plain.variables)
+    return kept_plain
+
+
 @functools.lru_cache(maxsize=None)
 def one_advprop_step():
     """One AdvProp step by SGD with rate 1, and everything that can be seen of it;
@@ -194,24 +208,10 @@ def one_advprop_step():
     return data, before, *run(data), values(state)
 
 
-@functools.lru_cache(maxsize=None)
-def _kept_tiny(aux_branches):
-    return make_tiny(aux_branches=aux_branches)
-
-
-def tiny_by_hand(aux_branches):
-    """A network with the golden weights for `gradients_by_hand`: the same object for
-    all tests, so that each of its passes is traced once.
-    """
-    model = _kept_tiny(aux_branches)
-    load_tiny(model.variables)
-    return model
-
-
 def model_as_before():
     """The model of that step, with the values that it had."""
     _, before, *_ = one_advprop_step()
-    model = tiny_by_hand(aux_branches=1)
+    model = make_tiny()
     for variable in model.variables:
         variable.assign(before[variable.name])
     return model
@@ -301,7 +301,7 @@ def test_the_attack_goes_through_the_auxiliary_branch_and_changes_nothing(statis
     assert np.mean(np.abs(adversarial_images - wanted) > 1e-3) < 1e-3
 
 
-def test_adversarial_training_mixes_both_in_one_batch_of_the_main_branch():
+def test_adversarial_training_mixes_both_in_one_batch_of_the_main_branch(plain):
     state, data = make_state(aux_branches=0), batch()
     attack = PGD(4.0, 2.0, 1, random_start=0.0, targeted=False)
     images = tf.cast(data["images"], tf.float32)
@@ -311,12 +311,11 @@ def test_adversarial_training_mixes_both_in_one_batch_of_the_main_branch():
         "adversarial", state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0
     )
     sums = tf.function(train_step)(data)
-    model = tiny_by_hand(aux_branches=0)
     both = tf.concat([images, adversarial_images], 0), tf.concat([data["labels"]] * 2, 0)
-    gradients, loss = gradients_by_hand(model, *both, "main")
+    gradients, loss = gradients_by_hand(plain, *both, "main")
     np.testing.assert_allclose((sums["clean_loss"] + sums["adversarial_loss"]) / 8, loss, rtol=1e-4)
     after = values(state)
-    for variable, gradient in zip(model.trainable_variables, gradients):
+    for variable, gradient in zip(plain.trainable_variables, gradients):
         wanted = 2.0 * gradient.numpy()  # a sum of two means over 4, not a mean over 8
         moved = before[variable.name] - after[variable.name]
         np.testing.assert_allclose(
@@ -324,16 +323,15 @@ def test_adversarial_training_mixes_both_in_one_batch_of_the_main_branch():
         )
 
 
-def test_shared_moments_are_those_of_one_batch_of_both_halves():
+def test_shared_moments_are_those_of_one_batch_of_both_halves(plain):
     """With equal γ and β that is the plain network on the concatenated batch."""
     state, data = make_state(aux_shares="moments"), batch()
     attack = PGD(4.0, 2.0, 1, random_start=0.0, targeted=False)
-    model = tiny_by_hand(aux_branches=0)
     images = tf.cast(data["images"], tf.float32)
-    attacked = attack(lambda x: model(x), images, data["labels"])
+    attacked = attack(lambda x: plain(x), images, data["labels"])
     both = tf.concat([images, attacked], 0), tf.concat([data["labels"]] * 2, 0)
-    gradients, loss = gradients_by_hand(model, *both, "main")
-    wanted = {v.name: 2.0 * g.numpy() for v, g in zip(model.trainable_variables, gradients)}
+    gradients, loss = gradients_by_hand(plain, *both, "main")
+    wanted = {v.name: 2.0 * g.numpy() for v, g in zip(plain.trainable_variables, gradients)}
     before = values(state)
     train_step = steps.make_train_step(
         "advprop", state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0
@@ -351,7 +349,7 @@ def test_shared_moments_are_those_of_one_batch_of_both_halves():
         total = sum(moved[part] for part in parts)
         scale = max(np.abs(gradient).max(), 0.3)
         np.testing.assert_allclose(total, gradient, rtol=0, atol=1e-3 * scale, err_msg=name)
-    assert_statistics(model, after)
+    assert_statistics(plain, after)
     with pytest.raises(ValueError, match="`aux_shares` is 'moments', which puts all images"):
         steps.make_train_step(
             "fast_advprop", state, RATE_ONE, global_batch_size=4, **make_attack("fast_advprop")
@@ -649,18 +647,17 @@ def test_a_traced_step_counts_no_label_that_is_no_class():
     assert all(np.isfinite(value).all() for value in model.get_weights())
 
 
-def test_the_loss_scale_cancels_and_an_update_that_overflows_is_left_out():
+def test_the_loss_scale_cancels_and_an_update_that_overflows_is_left_out(plain):
     state, data = make_state(aux_branches=0), batch()
     state.loss_scale = LossScale(initial=2.0**15)
     train_step = tf.function(
         steps.make_train_step("vanilla", state, RATE_ONE, global_batch_size=4, weight_decay=0.0)
     )
-    model = tiny_by_hand(aux_branches=0)
-    gradients, _ = gradients_by_hand(model, data["images"], data["labels"], "main")
+    gradients, _ = gradients_by_hand(plain, data["images"], data["labels"], "main")
     before = values(state)
     train_step(data)
-    assert_moved_by(before, values(state), model.trainable_variables, gradients)
-    assert_statistics(model, values(state))
+    assert_moved_by(before, values(state), plain.trainable_variables, gradients)
+    assert_statistics(plain, values(state))
     assert (state.loss_scale.scale.numpy(), state.loss_scale.num_finite.numpy()) == (2.0**15, 1)
 
     state.loss_scale.scale.assign(3e38)
@@ -885,19 +882,24 @@ def compiled_step(method, compute_dtype="float32"):
     return state, compiled(method, state)
 
 
-def small_step(method):
-    return compiled(method, small_state(METHODS[method].aux_branches))
-
-
-@pytest.mark.parametrize("method", [*METHODS, "advprop of efficientnet in float16"])
-def test_every_step_becomes_one_xla_program(method):
-    is_scaled = method not in METHODS
-    step = compiled_step("advprop", "float16")[1] if is_scaled else small_step(method)
+def lowered(step):
     program = step.experimental_get_compiler_ir(with_views(batch()))(stage="hlo")
     assert program.startswith("HloModule") and "convolution(" in program
-    has_loop = is_scaled or METHODS[method].has_attack and method != "fast_advprop"
+    return program
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_step_becomes_one_xla_program(method):
+    program = lowered(compiled(method, small_state(METHODS[method].aux_branches)))
+    has_loop = METHODS[method].has_attack and method != "fast_advprop"
     assert ("while(" in program) == has_loop  # the attack's loop stays one
-    assert ("conditional(" in program) == is_scaled
+    assert "conditional(" not in program
+
+
+def test_a_float16_step_of_an_efficientnet_becomes_one_xla_program():
+    _, step = compiled_step("advprop", "float16")
+    program = lowered(step)
+    assert "while(" in program and "conditional(" in program
 
 
 @pytest.mark.slow

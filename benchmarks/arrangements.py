@@ -22,13 +22,13 @@ import time
 import tensorflow as tf
 from absl import app, flags
 
+from advprop_preflight import tpu_compiler
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.models import EfficientNet, layers
 from efficientnet_advprop.training import losses, optimizers, passes, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState, averaged_variables
-from tpu_utils.compiler import tpu_compiler
 
 ARRANGEMENTS = ("two_passes", "one_batch")
 FLAGS = flags.FLAGS

@@ -29,8 +29,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import tensorflow as tf  # noqa: E402
 
 from benchmarks import input_pipeline  # noqa: E402
-from efficientnet_advprop.data import labeled_images, records  # noqa: E402
+from efficientnet_advprop.data import records  # noqa: E402
 from efficientnet_advprop.evaluation.classifiers import as_classifier  # noqa: E402
+from efficientnet_advprop.images import labeled_images
 from efficientnet_advprop.models import EfficientNet  # noqa: E402
 
 _TARGET = 90  # per cent

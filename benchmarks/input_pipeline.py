@@ -28,7 +28,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import tensorflow as tf  # noqa: E402
 
-from efficientnet_advprop.config import DataConfig  # noqa: E402
+from efficientnet_advprop.config.experiment import DataConfig  # noqa: E402
 from efficientnet_advprop.data import augmentation, pipeline, preprocessing, records  # noqa: E402
 
 _BATCH, _WARM_UP_BATCHES = 64, 6

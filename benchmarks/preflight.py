@@ -20,10 +20,10 @@ import sys
 
 from absl import app, flags
 
-from efficientnet_advprop.config import ExperimentConfig
-from efficientnet_advprop.methods import METHODS
-from tpu_utils.compiler import preflight_results, tpu_compiler
-from tpu_utils.compiler.batch_search import grid
+from advprop_preflight import preflight_results, tpu_compiler
+from advprop_preflight.batch_search import grid
+from efficientnet_advprop.config.experiment import ExperimentConfig
+from efficientnet_advprop.config.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks/preflight"

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
-from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.training import assembly
 
 _METHOD = flags.DEFINE_string("method", "advprop", "vanilla, advprop, …")

@@ -27,8 +27,8 @@ import tensorflow as tf
 from absl import app, flags
 
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.methods import METHODS
 from efficientnet_advprop.models import make_network, scaling
 from efficientnet_advprop.training import optimizers, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage

@@ -21,7 +21,7 @@ paper's small networks.
 """
 
 from efficientnet_advprop.config import ExperimentConfig
-from efficientnet_advprop.methods import METHODS
+from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.models.scaling import EFFICIENTNET, VARIANTS
 
 RELATIVES = [variant for variant, row in VARIANTS.items() if row.design != EFFICIENTNET]

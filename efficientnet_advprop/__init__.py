@@ -8,7 +8,7 @@ not fit, a program ends with an error of one line.
 
 import sys
 
-from efficientnet_advprop import stack
+from efficientnet_advprop.runtime import stack
 
 
 def _show_briefly(kind, error, traceback, show=sys.excepthook):

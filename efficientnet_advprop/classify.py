@@ -15,7 +15,7 @@ nevertheless, and the exit code is then 1.
 import sys
 
 from efficientnet_advprop.command_line import network_flags, program
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 
 _NETWORK = network_flags.define()
 

@@ -18,7 +18,7 @@ import time
 from absl import flags, logging
 
 from efficientnet_advprop.command_line import program
-from efficientnet_advprop.files import format_duration, write_atomically
+from efficientnet_advprop.runtime.files import format_duration, write_atomically
 
 _CONFIG = program.define_config_flag()
 _OUTPUT_DIR = flags.DEFINE_string(
@@ -44,14 +44,7 @@ def main(argv):
     output_dir = _OUTPUT_DIR.value
     started = time.monotonic()
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
-    from efficientnet_advprop.studies import (
-        demo_report,
-        demonstration,
-        execution,
-        plan,
-        report,
-        run_scores,
-    )
+    from advprop_experiments import demo_report, demonstration, execution, plan, report, run_scores
 
     logging.set_verbosity(logging.WARNING)  # hides the remarks about each of the many test sets
     study = demonstration.make_study(config, autoattack_images=_AUTOATTACK_IMAGES.value)

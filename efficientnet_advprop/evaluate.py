@@ -28,7 +28,7 @@ from efficientnet_advprop.attacks import PGD, AutoAttack
 from efficientnet_advprop.attacks.autoattack import VERSIONS
 from efficientnet_advprop.attacks.norms import NORMS
 from efficientnet_advprop.command_line import network_flags, program, strategy_flags
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.data.class_names import read_class_names
 from efficientnet_advprop.evaluation import evaluation_run, saved_models
 from efficientnet_advprop.evaluation.suites import imagenet_suites, other_answers, registry

@@ -22,7 +22,7 @@ import sys
 from absl import flags
 
 from efficientnet_advprop.command_line import network_flags, program
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 
 # The choices of the flags, here so that --help does not wait for TensorFlow; a test
 # compares them with those of `exporting`, `tflite` and `preprocessing`.

@@ -16,7 +16,7 @@ from typing import Sequence
 from absl import flags
 
 from efficientnet_advprop.command_line import program
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 
 _TENSORS = flags.DEFINE_bool("tensors", False, "list every tensor, with its shape")
 

@@ -13,7 +13,7 @@ side by side.
 
 import tensorflow as tf
 
-from efficientnet_advprop import stack
+from efficientnet_advprop.runtime import stack
 
 if stack.is_at_least(tf.__version__, stack.FIRST_WITH_KERAS_3):
     import tf_keras as keras

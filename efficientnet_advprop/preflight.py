@@ -23,7 +23,7 @@ import copy
 from absl import flags
 
 from efficientnet_advprop.command_line import program
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 
 _CONFIG = program.define_config_flag()
 _TOPOLOGY = flags.DEFINE_string(
@@ -57,9 +57,9 @@ def main(argv):
     del argv
     config = program.read_config(_CONFIG)
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
+    from advprop_preflight import preflight_results, tpu_compiler
+    from advprop_preflight.batch_search import find_largest_batch
     from efficientnet_advprop.training import programs
-    from tpu_utils.compiler import preflight_results, tpu_compiler
-    from tpu_utils.compiler.batch_search import find_largest_batch
 
     compiler = tpu_compiler.TPUCompiler(_COMPILER_PYTHON.value, _TOPOLOGY.value)
     num_replicas = compiler.num_cores if _NUM_REPLICAS.value is None else _NUM_REPLICAS.value

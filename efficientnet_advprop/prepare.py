@@ -28,7 +28,7 @@ import tqdm
 from absl import flags
 
 from efficientnet_advprop.command_line import program
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 
 _IMAGENET_DIR = flags.DEFINE_string(
     "imagenet_dir", None, "folder of the two ILSVRC2012 archives and of synset_labels.txt"
@@ -62,7 +62,8 @@ _NUM_WORKERS = flags.DEFINE_integer("num_workers", 16, "files written at a time"
 
 def _list_images():
     """{prefix: images} of the flags' source, and the names of the classes by label."""
-    from efficientnet_advprop.data import conversion, sources
+    from efficientnet_advprop.data import sources
+    from efficientnet_advprop.images import conversion
 
     if _IMAGENET_DIR.value:
         folder = _IMAGENET_DIR.value.rstrip("/")
@@ -88,7 +89,7 @@ def _list_images():
 
 def _convert(images, prefix: str, num_shards: int):
     """Writes one split's files, with a progress bar on stderr; a `conversion.Report`."""
-    from efficientnet_advprop.data import conversion
+    from efficientnet_advprop.images import conversion
 
     seconds_between_updates = 0.1 if sys.stderr.isatty() else 30.0
     with tqdm.tqdm(
@@ -124,9 +125,10 @@ def main(argv):
     if not _OUTPUT_DIR.value:
         raise ConfigError("`--output_dir` is missing; give a folder for the TFRecords.")
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
-    from efficientnet_advprop.data import conversion, records
+    from efficientnet_advprop.data import records
     from efficientnet_advprop.data.class_names import claim_class_names
-    from efficientnet_advprop.data.class_numbers import are_numbers
+    from efficientnet_advprop.images import conversion
+    from efficientnet_advprop.images.class_numbers import are_numbers
 
     failures = []
     images_of, names = _list_images()

@@ -11,7 +11,7 @@ the step, by the official names.
 from absl import flags
 
 from efficientnet_advprop.command_line import program
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "folder of a training run")
 _OUTPUT = flags.DEFINE_string(

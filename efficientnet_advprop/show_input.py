@@ -19,8 +19,8 @@ from absl import flags
 from PIL import Image
 
 from efficientnet_advprop.command_line import program
-from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.methods import AUGMENTED, METHODS
+from efficientnet_advprop.config.experiment import ConfigError
+from efficientnet_advprop.config.methods import AUGMENTED, METHODS
 
 _CONFIG = program.define_config_flag()
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the TFRecords")

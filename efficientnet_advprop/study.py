@@ -21,10 +21,10 @@ import os
 
 from absl import flags, logging
 
+from advprop_experiments import plan, run_scores
 from efficientnet_advprop.command_line import program, recipes
-from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.files import format_duration, write_atomically
-from efficientnet_advprop.studies import plan, run_scores
+from efficientnet_advprop.config.experiment import ConfigError
+from efficientnet_advprop.runtime.files import format_duration, write_atomically
 
 _STUDY = flags.DEFINE_string(
     "study",
@@ -74,7 +74,7 @@ def main(argv):
         print(_format_plan(study, output_dir, num_parallel))
         return
     # Imported here, so that --help and --list do not wait for TensorFlow.
-    from efficientnet_advprop.studies import execution, figures, report
+    from advprop_experiments import execution, figures, report
 
     added = plan.claim_output_dir(study, output_dir)
     if _RUN.value:

@@ -19,7 +19,7 @@ every error has one message.
 from absl import flags
 
 from efficientnet_advprop.command_line import program, strategy_flags
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 
 _CONFIG = program.define_config_flag()
 _DATA_DIR = flags.DEFINE_string(

@@ -22,7 +22,7 @@ import grpc
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from efficientnet_advprop.files import without_pattern
+from efficientnet_advprop.runtime.files import without_pattern
 
 
 class ServedModel:

@@ -16,7 +16,7 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.files import without_pattern
+from efficientnet_advprop.runtime.files import without_pattern
 
 DATA = pathlib.Path(__file__).parent / "data"
 AVERAGE = "/ExponentialMovingAverage"

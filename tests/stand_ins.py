@@ -25,8 +25,9 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from efficientnet_advprop.data import class_numbers, corruptions, records
+from efficientnet_advprop.data import corruptions, records
 from efficientnet_advprop.evaluation.suites import imagenet_suites
+from efficientnet_advprop.images import class_numbers
 
 NUM_IMAGES = 12
 _STEP, _FIRST = 25, 12  # levels: 12, 37, …, 237

@@ -32,7 +32,7 @@ STUDY = """
 import sys
 sys.path.insert(0, {folder!r})
 from digits import get_config
-from efficientnet_advprop.studies.plan import Arm, Study
+from advprop_experiments.plan import Arm, Study
 
 def get_study():
     config = get_config("vanilla")

@@ -71,6 +71,8 @@ def test_code_that_is_mentioned_is_where_the_page_says(name):
     """Files and folders in back-ticks, by the end of their path."""
     folders = (
         "efficientnet_advprop",
+        "advprop_experiments",
+        "advprop_preflight",
         "tpu_utils",
         "tests",
         "configs",

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.models import scaling
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED
 from tests.released_format import official_models

@@ -35,8 +35,8 @@ the same command goes on.
 import importlib.util
 import os
 
+from advprop_experiments.plan import Arm, Claim, Contrast, Study
 from efficientnet_advprop.config import ExperimentConfig
-from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
 
 SEEDS = tuple(range(301, 309))
 NUM_IMAGES = 1600

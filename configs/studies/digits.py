@@ -14,8 +14,8 @@ import dataclasses
 import importlib.util
 import os
 
+from advprop_experiments.plan import Arm, Claim, Contrast, Study
 from efficientnet_advprop.config import AttackConfig, ExperimentConfig
-from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
 
 SEEDS = (1, 2, 3, 4, 5)
 # Width coefficients of an EfficientNet-B0 with depth coefficient 0.3.

@@ -56,8 +56,8 @@ looked at once, when all runs of a part are done.
 import importlib.util
 import os
 
+from advprop_experiments.plan import Arm, Claim, Contrast, Study
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
 
 PRIMARY_SEEDS = tuple(range(31, 55))
 SECONDARY_SEEDS = tuple(range(61, 71))

@@ -24,8 +24,8 @@ which a difference that cannot be told from zero does not show.
 import importlib.util
 import os
 
+from advprop_experiments.plan import Arm, Claim, Contrast, Study
 from efficientnet_advprop.config import AttackConfig, ExperimentConfig
-from efficientnet_advprop.studies.plan import Arm, Claim, Contrast, Study
 
 SEEDS = (21, 22, 23, 24, 25)
 SMOOTH_ACTIVATIONS = ("silu", "softplus", "smooth_relu")

@@ -26,7 +26,7 @@ from efficientnet_advprop.attacks.fab import FAB
 from efficientnet_advprop.attacks.network_checks import AttackWarning
 from efficientnet_advprop.attacks.search import Found, LogitsFn, Search, as_batch, require_whole
 from efficientnet_advprop.attacks.square import Square
-from efficientnet_advprop.autograph import call_rewritten
+from efficientnet_advprop.runtime.autograph import call_rewritten
 from tpu_utils.replicas import randomness
 
 CLEAN = "clean"

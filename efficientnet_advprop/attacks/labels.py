@@ -19,7 +19,7 @@ from typing import Optional
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.runtime.errors import UserError
 
 _SUM_TOLERANCE = 1e-2  # of weights that were rounded to bfloat16 or float16
 

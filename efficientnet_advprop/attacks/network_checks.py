@@ -22,7 +22,7 @@ from efficientnet_advprop.attacks.search import (
     ascend,
     checked_logits,
 )
-from efficientnet_advprop.autograph import call_rewritten
+from efficientnet_advprop.runtime.autograph import call_rewritten
 
 _NUM_REPETITIONS = 5
 _SAME_LOGITS = 1e-3  # of the largest logit: more is no rounding

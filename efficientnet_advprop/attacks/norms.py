@@ -14,7 +14,7 @@ import math
 import tensorflow as tf
 
 from efficientnet_advprop.attacks.pixel_range import BLACK_AND_WHITE, clip_to_pixel_range
-from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.runtime.errors import UserError
 from tpu_utils.replicas import randomness
 
 HIGHEST_PIXEL = 255.0

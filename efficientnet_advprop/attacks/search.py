@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms, objectives
 from efficientnet_advprop.attacks.labels import check_classes
-from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.runtime.errors import UserError
 from tpu_utils.replicas import randomness
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]

@@ -10,7 +10,7 @@ import pathlib
 import runpy
 import sys
 
-from efficientnet_advprop.errors import UsageError
+from efficientnet_advprop.runtime.errors import UsageError
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 

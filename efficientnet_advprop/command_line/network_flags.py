@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Sequence
 
 from absl import flags
 
-from efficientnet_advprop.config import NORMALIZATIONS, ConfigError
+from efficientnet_advprop.config.experiment import NORMALIZATIONS, ConfigError
 
 if TYPE_CHECKING:
     from efficientnet_advprop.inference.trained_network import RestoredNetwork

@@ -26,10 +26,10 @@ logging.getLogger("tensorflow").setLevel(logging.WARNING)
 from absl import app, flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from efficientnet_advprop import config as config_lib  # noqa: E402
 from efficientnet_advprop.command_line import recipes  # noqa: E402
-from efficientnet_advprop.errors import UsageError, UserError, shorten  # noqa: E402
-from efficientnet_advprop.files import printable  # noqa: E402
+from efficientnet_advprop.config import experiment as config_lib  # noqa: E402
+from efficientnet_advprop.runtime.errors import UsageError, UserError, shorten  # noqa: E402
+from efficientnet_advprop.runtime.files import printable  # noqa: E402
 from tpu_utils.errors import PlatformError, brief_message  # noqa: E402
 
 BAD_USAGE = UsageError.exit_code

@@ -18,9 +18,9 @@ from typing import Optional, Sequence
 
 import tensorflow as tf
 
-from efficientnet_advprop.class_labels import BACKGROUND, background_offset
-from efficientnet_advprop.errors import UsageError
-from efficientnet_advprop.files import write_atomically
+from efficientnet_advprop.config.class_labels import BACKGROUND, background_offset
+from efficientnet_advprop.runtime.errors import UsageError
+from efficientnet_advprop.runtime.files import write_atomically
 from tpu_utils.errors import brief_message
 
 LABELS_MAP = "labels_map.txt"

@@ -18,8 +18,8 @@ import tensorflow as tf
 from absl import logging
 from PIL import Image
 
-from efficientnet_advprop import files
 from efficientnet_advprop.data import corruptions, records
+from efficientnet_advprop.runtime import files
 
 _NUM_SHARDS = {"train": 8, "validation": 4}
 

@@ -26,7 +26,7 @@ import tensorflow as tf
 from PIL import Image
 
 from efficientnet_advprop.data.python_calls import call_python
-from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.runtime.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp")
 _JPEG, _PNG, _GIF, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM"

@@ -27,14 +27,14 @@ from typing import Callable, Dict, Optional
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.class_labels import background_offset
+from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.data import augmentation, preprocessing, records, sources, synthetic
 from efficientnet_advprop.data.bad_records import BadRecords, batch_good_records
 from efficientnet_advprop.data.pipeline_options import make_options
 from efficientnet_advprop.data.record_streams import InputHost, RecordStream, derive_seed
 
 if typing.TYPE_CHECKING:
-    from efficientnet_advprop.config import DataConfig
+    from efficientnet_advprop.config.experiment import DataConfig
 
 Batch = Dict[str, tf.Tensor]
 

@@ -29,9 +29,9 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, TypeVar
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_advprop import files
 from efficientnet_advprop.data import image_formats
-from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.runtime import files
+from efficientnet_advprop.runtime.errors import UserError
 from tpu_utils.errors import brief_message
 
 _SHARD_NAME = re.compile(r"^(?P<prefix>[A-Za-z0-9_]+)-(?P<index>\d{5})-of-(?P<total>\d{5})$")

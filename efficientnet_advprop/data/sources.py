@@ -15,13 +15,13 @@ import dataclasses
 import difflib
 import typing
 
-from efficientnet_advprop.class_labels import BACKGROUND, background_offset
+from efficientnet_advprop.config.class_labels import BACKGROUND, background_offset
 from efficientnet_advprop.data import class_names, records, synthetic
 from efficientnet_advprop.data.embedded_sets import EMBEDDED_SETS
-from efficientnet_advprop.errors import list_names
+from efficientnet_advprop.runtime.errors import list_names
 
 if typing.TYPE_CHECKING:
-    from efficientnet_advprop.config import DataConfig
+    from efficientnet_advprop.config.experiment import DataConfig
 
 
 def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:

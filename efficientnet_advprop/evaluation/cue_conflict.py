@@ -11,8 +11,8 @@ import os
 import re
 from typing import Mapping, Optional
 
-from efficientnet_advprop.data.robustness_sets import cue_conflict_categories
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
+from efficientnet_advprop.images.robustness_sets import cue_conflict_categories
 
 _TEXTURE = re.compile(r"-([a-z]+)\d*\.[A-Za-z]+$")  # of airplane1-bicycle2.png
 

@@ -20,11 +20,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, AutoAttack, Square
 from efficientnet_advprop.attacks.network_checks import doubts_of_square
-from efficientnet_advprop.data import labeled_images
-from efficientnet_advprop.data.labeled_images import LabeledImages
 from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.directory_lock import DirectoryLock
-from efficientnet_advprop.errors import UsageError
 from efficientnet_advprop.evaluation.classifiers import Classifier, as_classifier
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.progress import Progress
@@ -38,8 +34,12 @@ from efficientnet_advprop.evaluation.results import (
 )
 from efficientnet_advprop.evaluation.suites.registry import open_suites
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings, TestSet
-from efficientnet_advprop.files import write_atomically
+from efficientnet_advprop.images import labeled_images
+from efficientnet_advprop.images.labeled_images import LabeledImages
 from efficientnet_advprop.models.branches import Branch
+from efficientnet_advprop.runtime.directory_lock import DirectoryLock
+from efficientnet_advprop.runtime.errors import UsageError
+from efficientnet_advprop.runtime.files import write_atomically
 from tpu_utils.errors import brief_message
 
 DEFAULT_DIRECTORY = os.path.join("runs", "evaluation")

@@ -24,9 +24,9 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.attacks.labels import LabelError, check_classes, is_class
 from efficientnet_advprop.attacks.search import Search
-from efficientnet_advprop.autograph import call_rewritten
 from efficientnet_advprop.evaluation.image_predictions import NO_CLASS
 from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.runtime.autograph import call_rewritten
 from tpu_utils.devices.batch_iterator import read_ahead
 from tpu_utils.devices.host_memory import keep_freed_blocks
 from tpu_utils.replicas import randomness, replica_runtime

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.metrics import Score
-from efficientnet_advprop.files import write_atomically
+from efficientnet_advprop.runtime.files import write_atomically
 
 NO_CLASS = -1  # where the logits were not finite
 

@@ -14,7 +14,7 @@ from typing import Callable, Optional
 
 import tqdm
 
-from efficientnet_advprop.files import format_duration
+from efficientnet_advprop.runtime.files import format_duration
 
 _SECONDS_BETWEEN_LINES = 30.0
 

@@ -21,11 +21,11 @@ from typing import Any, Mapping, Optional, Sequence
 import tensorflow as tf
 
 from efficientnet_advprop.data import corruptions
-from efficientnet_advprop.data.robustness_sets import corruptions_of
 from efficientnet_advprop.evaluation import metrics
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.evaluation.test_set_name import TestSetName, by_severity
+from efficientnet_advprop.images.robustness_sets import corruptions_of
 
 RESULTS_FILE = "results.json"
 _FORMAT = 1  # of results.json; another number is not read

@@ -16,7 +16,7 @@ from typing import Optional
 
 import tensorflow as tf
 
-from efficientnet_advprop.class_labels import background_offset
+from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.evaluation.classifiers import (
     DEFAULT_CROP,
     DEFAULT_IMAGE_SIZE,
@@ -25,7 +25,7 @@ from efficientnet_advprop.evaluation.classifiers import (
     background_last,
     probe,
 )
-from efficientnet_advprop.files import list_folder, without_pattern
+from efficientnet_advprop.runtime.files import list_folder, without_pattern
 from tpu_utils.errors import brief_message
 
 _FIRST_CHOICES = ("predict_images", "serving_default")

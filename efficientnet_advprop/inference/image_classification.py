@@ -16,10 +16,10 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.data import image_formats, preprocessing
-from efficientnet_advprop.data.image_folders import list_images
 from efficientnet_advprop.data.image_formats import IMAGE_SUFFIXES, is_hidden
-from efficientnet_advprop.errors import UsageError
+from efficientnet_advprop.images.image_folders import list_images
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.runtime.errors import UsageError
 from tpu_utils.errors import brief_message
 
 _BATCH_SIZE = 16

@@ -10,7 +10,7 @@ from typing import Optional
 
 import tensorflow as tf
 
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.evaluation.classifiers import probe
 from efficientnet_advprop.keras import AdvPropModel
 from efficientnet_advprop.keras2 import keras

@@ -15,6 +15,7 @@ from typing import Any, Callable, Optional, Union
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
+from efficientnet_advprop.config.methods import AUGMENTED, CLEAN, Method, Pass
 from efficientnet_advprop.keras.first_batch import FirstBatch
 from efficientnet_advprop.keras.model_passes import (
     LABELS,
@@ -26,7 +27,6 @@ from efficientnet_advprop.keras.model_passes import (
 )
 from efficientnet_advprop.keras.view_scores import ViewScores, results_of
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.methods import AUGMENTED, CLEAN, Method, Pass
 from efficientnet_advprop.models.branches import branch_names
 from efficientnet_advprop.models.converted.branched_layers import PACKAGE, DualBatchNormalization
 from efficientnet_advprop.models.converted.conversion import convert_batch_norms, find_batch_norms

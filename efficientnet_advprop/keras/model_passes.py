@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Optional
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack
-from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.config.methods import Pass
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.methods import Pass
 from efficientnet_advprop.models.converted.branch_context import use_branch
+from efficientnet_advprop.runtime.errors import UserError
 
 LABELS, WEIGHTS, OTHER_INPUTS = "labels", "sample_weight", "other_inputs"
 

@@ -16,7 +16,6 @@ from typing import Optional
 
 import tensorflow as tf
 
-from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.branches import MAIN
 from efficientnet_advprop.models.layers import (
@@ -25,6 +24,7 @@ from efficientnet_advprop.models.layers import (
     convolve_and_normalize,
 )
 from efficientnet_advprop.models.normalization import DualBatchNormalization
+from efficientnet_advprop.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

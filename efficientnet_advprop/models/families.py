@@ -7,12 +7,12 @@ Usage:
     model = make_network("keras:my_models:small", num_classes=10, image_size=32, aux_branches=1)
 """
 
-from efficientnet_advprop.keras_variant import is_keras_variant
 from efficientnet_advprop.models import resnet_scaling, scaling
 from efficientnet_advprop.models.converted.keras_network import make_keras_network
 from efficientnet_advprop.models.efficientnet import EfficientNet
 from efficientnet_advprop.models.network import Network, check_choice
 from efficientnet_advprop.models.resnet import ResNet
+from efficientnet_advprop.runtime.keras_variant import is_keras_variant
 
 FAMILIES = {
     **dict.fromkeys(scaling.VARIANTS, EfficientNet),

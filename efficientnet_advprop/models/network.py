@@ -15,7 +15,6 @@ from typing import Any, Iterable, Optional
 
 import tensorflow as tf
 
-from efficientnet_advprop.autograph import call_as_it_is
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.activations import choose
 from efficientnet_advprop.models.branches import (
@@ -27,6 +26,7 @@ from efficientnet_advprop.models.branches import (
 )
 from efficientnet_advprop.models.end_points import names_of_blocks
 from efficientnet_advprop.models.recomputation import recompute_in_backward
+from efficientnet_advprop.runtime.autograph import call_as_it_is
 from tpu_utils.replicas import randomness
 
 # Pixels x in [0, 255], RGB, become (x − mean) / deviation. AdvProp's checkpoints want

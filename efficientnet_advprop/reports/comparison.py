@@ -24,14 +24,14 @@ from typing import Optional, Sequence
 
 import numpy as np
 
-from efficientnet_advprop.data.robustness_sets import corruptions_of
-from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.metrics import CorruptionErrors
 from efficientnet_advprop.evaluation.results import Conditions, Results, predictions_path
 from efficientnet_advprop.evaluation.test_set_name import by_severity, is_passed
+from efficientnet_advprop.images.robustness_sets import corruptions_of
 from efficientnet_advprop.reports import significance
 from efficientnet_advprop.reports.published_results import ALEXNET_ERRORS
+from efficientnet_advprop.runtime.errors import UserError
 
 # Two measurements are compared only if these conditions agree, because they define the
 # task. The other conditions (resolution, crop, branch, …) belong to the models that are

@@ -14,8 +14,8 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from efficientnet_advprop.data.labeled_images import LabeledImages
 from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.images.labeled_images import LabeledImages
 from efficientnet_advprop.reports import charts
 from efficientnet_advprop.reports.comparison import Measured, order_like
 

@@ -2,7 +2,7 @@
 
 Usage:
 
-    environment = open_templates("efficientnet_advprop.studies")
+    environment = open_templates("advprop_experiments")
     environment.get_template("study.html.jinja").render(...)
 """
 

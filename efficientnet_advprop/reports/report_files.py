@@ -12,17 +12,17 @@ import os
 from typing import Optional, Sequence
 
 from efficientnet_advprop.data import embedded_sets
-from efficientnet_advprop.data.class_numbers import imagenet_ids
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.evaluation.suites import imagenet_suites
 from efficientnet_advprop.evaluation.suites.registry import open_suites
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteError, SuiteSettings
 from efficientnet_advprop.evaluation.test_set_name import TestSetName
-from efficientnet_advprop.files import write_atomically
+from efficientnet_advprop.images.class_numbers import imagenet_ids
 from efficientnet_advprop.reports import evaluation_report
 from efficientnet_advprop.reports.comparison import Comparison, compare, read_measured
 from efficientnet_advprop.reports.disagreements import OpenImages
 from efficientnet_advprop.reports.evaluation_report import Report
+from efficientnet_advprop.runtime.files import write_atomically
 
 HTML_FILE = "report.html"
 MARKDOWN_FILE = "report.md"

@@ -18,8 +18,8 @@ from typing import Iterator
 
 import tensorflow as tf
 
-from efficientnet_advprop.errors import UserError
-from efficientnet_advprop.files import list_folder
+from efficientnet_advprop.runtime.errors import UserError
+from efficientnet_advprop.runtime.files import list_folder
 from tpu_utils.errors import brief_message
 
 _STAGING_PREFIX = "unfinished-"  # not a number, so TensorFlow Serving does not look at it

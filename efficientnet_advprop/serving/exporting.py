@@ -13,7 +13,7 @@ from typing import Any, Optional, Sequence, Union
 
 import tensorflow as tf
 
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.inference.trained_network import RestoredNetwork
 from efficientnet_advprop.models import KerasNetwork

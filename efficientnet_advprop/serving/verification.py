@@ -21,13 +21,13 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_advprop.class_labels import background_offset
+from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.data import image_formats, preprocessing, records
-from efficientnet_advprop.data.image_folders import ImageFolder, list_folders
-from efficientnet_advprop.data.labeled_images import RecordImages
-from efficientnet_advprop.files import without_pattern
+from efficientnet_advprop.images.image_folders import ImageFolder, list_folders
+from efficientnet_advprop.images.labeled_images import RecordImages
 from efficientnet_advprop.inference.image_classification import find_images
 from efficientnet_advprop.models.network import Network
+from efficientnet_advprop.runtime.files import without_pattern
 from efficientnet_advprop.serving import self_check
 from efficientnet_advprop.serving.export_directory import ExportError
 from tpu_utils.errors import brief_message

@@ -14,10 +14,10 @@ from typing import Iterator, Optional
 
 import tensorflow as tf
 
-from efficientnet_advprop import config as config_lib
-from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.directory_lock import DirectoryInUseError, DirectoryLock
-from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.config import experiment as config_lib
+from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
+from efficientnet_advprop.runtime.directory_lock import DirectoryInUseError, DirectoryLock
+from efficientnet_advprop.runtime.errors import UserError
 from efficientnet_advprop.training import checkpoints
 from efficientnet_advprop.training.checkpoints import CheckpointError
 from tpu_utils.devices.workers import Workers

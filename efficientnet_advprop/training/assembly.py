@@ -10,13 +10,13 @@ from typing import Callable, Optional
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
-from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.keras_variant import is_keras_variant
-from efficientnet_advprop.methods import METHODS
+from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
+from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.models import Network, make_network
 from efficientnet_advprop.models.denoising import check_memory
 from efficientnet_advprop.models.normalization import official_group_size
 from efficientnet_advprop.models.resnet_scaling import map_size
+from efficientnet_advprop.runtime.keras_variant import is_keras_variant
 from efficientnet_advprop.training import fine_tuning
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.loss_scale import LossScale

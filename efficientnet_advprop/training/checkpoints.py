@@ -29,15 +29,13 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_advprop import config as config_lib
-from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.config import experiment as config_lib
+from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.data.class_names import (
     find_class_names,
     require_same_names,
     write_class_names,
 )
-from efficientnet_advprop.errors import list_names
-from efficientnet_advprop.files import without_pattern, write_atomically
 from efficientnet_advprop.models import (
     CheckpointError,
     KerasNetwork,
@@ -51,6 +49,8 @@ from efficientnet_advprop.models.checkpoints.state_files import (
     write_state_file,
 )
 from efficientnet_advprop.models.variable_names import official_name
+from efficientnet_advprop.runtime.errors import list_names
+from efficientnet_advprop.runtime.files import without_pattern, write_atomically
 from efficientnet_advprop.training import assembly
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.progress import METRICS_FILE, read_metrics

@@ -8,8 +8,8 @@ from typing import Sequence
 
 import tensorflow as tf
 
-from efficientnet_advprop.errors import list_names
 from efficientnet_advprop.models.variable_names import official_name
+from efficientnet_advprop.runtime.errors import list_names
 
 
 class ExponentialMovingAverage(tf.Module):

@@ -12,7 +12,7 @@ import os
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_advprop.files import list_folder, temporary_path
+from efficientnet_advprop.runtime.files import list_folder, temporary_path
 from tpu_utils.errors import brief_message
 
 _MARK = ".tfevents."

@@ -11,7 +11,7 @@ import math
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
-from efficientnet_advprop.methods import Method
+from efficientnet_advprop.config.methods import Method
 from efficientnet_advprop.training.passes import (
     GradientFn,
     Labels,

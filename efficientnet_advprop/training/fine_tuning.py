@@ -16,7 +16,7 @@ from typing import Optional, Sequence
 
 import tensorflow as tf
 
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.checkpoints.published_checkpoints import KINDS, guess_kind
 from efficientnet_advprop.models.checkpoints.released_checkpoints import (

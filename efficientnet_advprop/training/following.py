@@ -25,10 +25,10 @@ from typing import Callable, Iterator, Optional
 
 import tensorflow as tf
 
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.data import pipeline
-from efficientnet_advprop.files import write_atomically
 from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.runtime.files import write_atomically
 from efficientnet_advprop.training import assembly, checkpoints
 from efficientnet_advprop.training.loop import make_evaluation
 from efficientnet_advprop.training.progress import Progress

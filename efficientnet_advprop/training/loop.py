@@ -20,13 +20,13 @@ from typing import Callable, Optional, Sequence
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
+from efficientnet_advprop.config.methods import AUGMENTED, METHODS
 from efficientnet_advprop.data import pipeline, records, sources
-from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.evaluation.evaluator import Evaluator
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.methods import AUGMENTED, METHODS
 from efficientnet_advprop.models import Network
+from efficientnet_advprop.runtime.errors import UserError
 from efficientnet_advprop.training import agreement, assembly, checkpoints, fine_tuning, passes
 from efficientnet_advprop.training.progress import Progress
 from efficientnet_advprop.training.run_facts import RunFacts

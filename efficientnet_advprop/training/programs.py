@@ -11,8 +11,8 @@ from typing import Callable
 
 import tensorflow as tf
 
-from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.methods import AUGMENTED, METHODS
+from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
+from efficientnet_advprop.config.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training import assembly
 from efficientnet_advprop.training.passes import attacked_network
 

@@ -16,7 +16,7 @@ from typing import Callable, Mapping
 
 import tensorflow as tf
 
-from efficientnet_advprop.files import format_duration, write_atomically
+from efficientnet_advprop.runtime.files import format_duration, write_atomically
 from efficientnet_advprop.training.event_files import drop_later_events
 
 METRICS_FILE = "metrics.jsonl"

@@ -18,8 +18,8 @@ from typing import Optional
 
 import tensorflow as tf
 
-from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.files import write_atomically
+from efficientnet_advprop.config.experiment import ConfigError
+from efficientnet_advprop.runtime.files import write_atomically
 
 FACTS_FILE = "run.json"
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.evaluation.results import Results
-from efficientnet_advprop.files import without_pattern
+from efficientnet_advprop.runtime.files import without_pattern
 from tests.conftest import DATA, load_tiny, make_tiny
 
 ROOT = pathlib.Path(__file__).parents[2]

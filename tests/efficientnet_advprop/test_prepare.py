@@ -13,9 +13,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from efficientnet_advprop.config import DataConfig
-from efficientnet_advprop.data import conversion, records, sources
+from efficientnet_advprop.config.experiment import DataConfig
+from efficientnet_advprop.data import records, sources
 from efficientnet_advprop.data.class_names import ClassNamesError, write_class_names
+from efficientnet_advprop.images import conversion
 
 ROOT = pathlib.Path(__file__).parents[2]
 

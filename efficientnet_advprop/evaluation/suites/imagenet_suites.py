@@ -18,25 +18,9 @@ from typing import Callable, Mapping, Optional, Sequence
 
 import tensorflow as tf
 
-from efficientnet_advprop.data import (
-    corrupted_images,
-    corruptions,
-    ground_truth,
-    image_folders,
-    records,
-    robustness_sets,
-    sources,
-)
-from efficientnet_advprop.data.class_numbers import imagenet_ids, require_known
+from efficientnet_advprop.data import corruptions, records, sources
 from efficientnet_advprop.data.image_formats import is_image
-from efficientnet_advprop.data.labeled_images import (
-    FileImages,
-    LabeledImages,
-    RecordImages,
-    TarImages,
-)
 from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.data.tar_archives import TarMember, read_tar_index
 from efficientnet_advprop.evaluation.suites.test_sets import (
     SuiteError,
     SuiteSettings,
@@ -47,6 +31,20 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
     with_attack,
 )
 from efficientnet_advprop.evaluation.test_set_name import TestSetName
+from efficientnet_advprop.images import (
+    corrupted_images,
+    ground_truth,
+    image_folders,
+    robustness_sets,
+)
+from efficientnet_advprop.images.class_numbers import imagenet_ids, require_known
+from efficientnet_advprop.images.labeled_images import (
+    FileImages,
+    LabeledImages,
+    RecordImages,
+    TarImages,
+)
+from efficientnet_advprop.images.tar_archives import TarMember, read_tar_index
 
 NUM_CLASSES = 1000
 # D. Hendrycks et al.: which 200 classes ImageNet-A (arXiv 1907.07174) and ImageNet-R

@@ -14,9 +14,8 @@ from typing import Callable, Mapping, Optional, Sequence
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import AutoAttack
-from efficientnet_advprop.data import image_folders, preprocessing, robustness_sets
+from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.image_formats import is_image
-from efficientnet_advprop.data.labeled_images import FileImages
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.evaluation.suites import imagenet_suites
 from efficientnet_advprop.evaluation.suites.test_sets import (
@@ -27,6 +26,8 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
     common,
 )
 from efficientnet_advprop.evaluation.test_set_name import TestSetName
+from efficientnet_advprop.images import image_folders, robustness_sets
+from efficientnet_advprop.images.labeled_images import FileImages
 
 FOLDERS = {
     "objectnet": ("objectnet-1.0/images", "objectnet/images", "objectnet-1.0", "objectnet"),

@@ -15,8 +15,7 @@ import itertools
 import os
 from typing import Sequence
 
-from efficientnet_advprop.data import corruptions, embedded_sets, image_folders, records
-from efficientnet_advprop.data.labeled_images import FileImages, RecordImages
+from efficientnet_advprop.data import corruptions, embedded_sets, records
 from efficientnet_advprop.evaluation.suites import imagenet_suites, other_answers
 from efficientnet_advprop.evaluation.suites.test_sets import (
     SuiteError,
@@ -25,6 +24,8 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
     common,
 )
 from efficientnet_advprop.evaluation.test_set_name import TestSetName
+from efficientnet_advprop.images import image_folders
+from efficientnet_advprop.images.labeled_images import FileImages, RecordImages
 
 
 def open_folder(settings: SuiteSettings, argument: str) -> list[TestSet]:

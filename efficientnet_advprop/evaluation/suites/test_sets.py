@@ -16,10 +16,10 @@ from typing import Any, Callable, Mapping, Optional, Sequence, Union
 from efficientnet_advprop.attacks import PGD, AutoAttack, Square
 from efficientnet_advprop.attacks.pixel_range import BLACK_AND_WHITE
 from efficientnet_advprop.attacks.search import Search
-from efficientnet_advprop.data.labeled_images import LabeledImages
-from efficientnet_advprop.errors import UsageError
 from efficientnet_advprop.evaluation.results import Conditions, describe_feeding
 from efficientnet_advprop.evaluation.test_set_name import CLEAN, TestSetName
+from efficientnet_advprop.images.labeled_images import LabeledImages
+from efficientnet_advprop.runtime.errors import UsageError
 
 STORED_SIZE = 224  # pixels: of the images of ImageNet-C and Stylized-ImageNet
 # Fields of PGD that the results of earlier versions do not name, as they were then.

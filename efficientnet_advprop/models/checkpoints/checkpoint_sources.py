@@ -30,10 +30,10 @@ from typing import BinaryIO, Callable, Mapping, Optional, Sequence
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_advprop.errors import NUM_NAMES, UserError, list_names
-from efficientnet_advprop.files import list_folder, without_pattern
 from efficientnet_advprop.models.checkpoints import published_checkpoints
 from efficientnet_advprop.models.checkpoints.state_files import STATE_FILE, list_checkpoints
+from efficientnet_advprop.runtime.errors import NUM_NAMES, UserError, list_names
+from efficientnet_advprop.runtime.files import list_folder, without_pattern
 from tpu_utils.errors import brief_message
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")

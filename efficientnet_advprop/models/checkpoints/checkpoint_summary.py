@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 
-from efficientnet_advprop.errors import list_names
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
     CheckpointContents,
     main_name,
@@ -26,6 +25,7 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import (
 )
 from efficientnet_advprop.models.checkpoints.released_checkpoints import Difference
 from efficientnet_advprop.models.scaling import VARIANTS
+from efficientnet_advprop.runtime.errors import list_names
 from tpu_utils.errors import brief_message
 
 

@@ -15,8 +15,6 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
-from efficientnet_advprop.errors import list_names
-from efficientnet_advprop.files import write_atomically
 from efficientnet_advprop.models.activations import ACTIVATIONS, OTHER_NAMES
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import CheckpointContents
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import CheckpointError
@@ -26,6 +24,8 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import (
 )
 from efficientnet_advprop.models.network import NORMALIZATIONS, Network
 from efficientnet_advprop.models.scaling import VARIANTS
+from efficientnet_advprop.runtime.errors import list_names
+from efficientnet_advprop.runtime.files import write_atomically
 from tpu_utils.errors import brief_message
 
 SUFFIX = ".settings.json"

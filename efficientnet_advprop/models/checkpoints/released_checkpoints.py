@@ -20,7 +20,6 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_advprop.errors import list_names
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.checkpoints.architecture import recognize
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
@@ -47,6 +46,7 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import (
     prefers_averages,
 )
 from efficientnet_advprop.models.variable_names import official_name
+from efficientnet_advprop.runtime.errors import list_names
 from tpu_utils.errors import brief_message
 
 CLASSIFIER = ("head/dense/kernel", "head/dense/bias")

@@ -18,7 +18,7 @@ import re
 import tensorflow as tf
 from google.protobuf import text_format
 
-from efficientnet_advprop.files import list_folder
+from efficientnet_advprop.runtime.files import list_folder
 
 STATE_FILE = "checkpoint"
 

@@ -13,10 +13,10 @@ from typing import NamedTuple, Optional
 
 import tensorflow as tf
 
-from efficientnet_advprop.errors import UserError
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.converted.branched_layers import BRANCHED_CLASSES
 from efficientnet_advprop.models.converted.inner_functions import join_traces, separate_traces
+from efficientnet_advprop.runtime.errors import UserError
 
 _OPTIONS_OF_OLD = ("renorm", "virtual_batch_size", "adjustment")
 

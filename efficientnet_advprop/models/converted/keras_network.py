@@ -21,10 +21,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.autograph import call_rewritten
-from efficientnet_advprop.errors import UserError, list_names
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.keras_variant import split
 from efficientnet_advprop.models.branches import MAIN, BranchMixture, branch_index
 from efficientnet_advprop.models.converted.branch_context import use_branch
 from efficientnet_advprop.models.converted.conversion import (
@@ -46,6 +43,9 @@ from efficientnet_advprop.models.network import (
     check_images,
     normalize_pixels,
 )
+from efficientnet_advprop.runtime.autograph import call_rewritten
+from efficientnet_advprop.runtime.errors import UserError, list_names
+from efficientnet_advprop.runtime.keras_variant import split
 from tpu_utils.errors import brief_message
 
 OUTPUTS = ("logits", "probabilities")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from efficientnet_advprop.command_line import program, strategy_flags
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 from tpu_utils.devices import cluster, strategy
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -18,7 +18,7 @@ PROGRAM = """'Trains nothing. Usage: none.'
 import json, os, sys, tempfile, traceback
 import tensorflow  # some configs do; newer ones greet on stderr, here once and not in each fork
 from efficientnet_advprop.command_line import program
-from efficientnet_advprop.errors import UserError
+from efficientnet_advprop.runtime.errors import UserError
 _CONFIG = program.define_config_flag()
 
 class RunError(UserError):

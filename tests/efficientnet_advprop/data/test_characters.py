@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from efficientnet_advprop.config import EMBEDDED, DataConfig
+from efficientnet_advprop.config.experiment import EMBEDDED, DataConfig
 from efficientnet_advprop.data import characters, records, sources
 from efficientnet_advprop.data.embedded_sets import EMBEDDED_SETS, of_suite
 from efficientnet_advprop.evaluation.suites import registry

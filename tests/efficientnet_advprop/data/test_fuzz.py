@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from efficientnet_advprop.config import DataConfig
+from efficientnet_advprop.config.experiment import DataConfig
 from efficientnet_advprop.data import pipeline, records
 
 DATA = DataConfig(

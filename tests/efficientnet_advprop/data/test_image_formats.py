@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from efficientnet_advprop.data import conversion, corrupted_images, image_formats, preprocessing
+from efficientnet_advprop.data import image_formats, preprocessing
 from efficientnet_advprop.data.image_formats import ImageFormatError, as_decodable, is_image
+from efficientnet_advprop.images import conversion, corrupted_images
 from examples import pixels as example_pixels
 
 SIZE = 24

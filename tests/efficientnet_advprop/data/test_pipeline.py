@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.config import DataConfig
+from efficientnet_advprop.config.experiment import DataConfig
 from efficientnet_advprop.data import digits, pipeline, records
 from efficientnet_advprop.data.record_streams import InputHost, RecordStream
 

@@ -140,7 +140,7 @@ import pathlib
 import tensorflow as tf
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.data import pipeline, records
-from efficientnet_advprop.errors import UsageError
+from efficientnet_advprop.runtime.errors import UsageError
 
 data_dir, how = sys.argv[3:]
 del sys.argv[1:]

@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.data import pipeline
 
 

@@ -9,7 +9,6 @@ from PIL import Image
 
 from efficientnet_advprop.attacks import PGD, AttackError, AutoAttack
 from efficientnet_advprop.attacks.norms import RadiusError
-from efficientnet_advprop.data.labeled_images import FileImages
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import ClassifierError, as_classifier
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
@@ -22,6 +21,7 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
     with_attack,
 )
 from efficientnet_advprop.evaluation.test_set_name import TestSetName
+from efficientnet_advprop.images.labeled_images import FileImages
 from efficientnet_advprop.reports.comparison import compare, read_measured
 from efficientnet_advprop.reports.report_rows import list_measures
 from tests.efficientnet_advprop.attacks.linear_network import (

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.data.class_names import read_class_names, write_class_names
-from efficientnet_advprop.data.class_numbers import imagenet_ids
 from efficientnet_advprop.evaluation import evaluation_run
+from efficientnet_advprop.images.class_numbers import imagenet_ids
 from efficientnet_advprop.models import EfficientNet
 
 LABEL = 7

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientnet_advprop.data import robustness_sets
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
@@ -25,6 +24,7 @@ from efficientnet_advprop.evaluation.suites import other_answers
 from efficientnet_advprop.evaluation.suites.imagenet_suites import subset
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteError, SuiteSettings
 from efficientnet_advprop.evaluation.test_set_name import TestSetName
+from efficientnet_advprop.images import robustness_sets
 from efficientnet_advprop.reports.comparison import Measured, compare, read_measured
 from efficientnet_advprop.reports.evaluation_report import Report, render_html, render_markdown
 from efficientnet_advprop.reports.report_rows import list_measures

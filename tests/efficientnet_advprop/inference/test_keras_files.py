@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import UniformNoise
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.evaluation.classifiers import ClassifierError
 from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.keras import AdvPropModel, add_auxiliary_batch_norms, use_branch

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.data.class_names import ClassNamesError
 from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.models import CheckpointError

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, UniformNoise
+from efficientnet_advprop.config.methods import METHODS, Method, Pass
 from efficientnet_advprop.keras import (
     AdvPropModel,
     BranchModel,
@@ -15,7 +16,6 @@ from efficientnet_advprop.keras import (
     use_branch,
 )
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.methods import METHODS, Method, Pass
 from efficientnet_advprop.training import optimizers, steps
 from efficientnet_advprop.training.state import TrainState
 from tests.conftest import load_tiny, make_tiny, require_xla_for_the_host

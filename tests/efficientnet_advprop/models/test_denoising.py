@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.models import ResNet
 from efficientnet_advprop.models.denoising import (
     OPERATIONS,

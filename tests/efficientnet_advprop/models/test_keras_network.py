@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop import config as config_lib
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.keras import UnsupportedModelError, use_branch
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import KerasNetwork, make_network

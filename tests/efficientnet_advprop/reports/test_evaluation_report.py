@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientnet_advprop.data.labeled_images import FileImages
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.results import predictions_path
+from efficientnet_advprop.images.labeled_images import FileImages
 from efficientnet_advprop.reports import charts, evaluation_report
 from efficientnet_advprop.reports.comparison import compare, read_measured
 from efficientnet_advprop.reports.disagreements import find_disagreements

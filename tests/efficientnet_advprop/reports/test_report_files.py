@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from efficientnet_advprop.data.class_numbers import imagenet_ids
+from efficientnet_advprop.images.class_numbers import imagenet_ids
 from efficientnet_advprop.reports import report_files
 from efficientnet_advprop.reports.comparison import ComparisonError
 from tests.efficientnet_advprop.evaluation.constructed_results import image_ids, write_results

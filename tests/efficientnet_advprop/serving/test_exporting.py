@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.models import EfficientNet
 from efficientnet_advprop.models.variable_names import weights_digest
 from efficientnet_advprop.serving import (

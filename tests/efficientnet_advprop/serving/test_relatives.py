@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.data import preprocessing, records
 from efficientnet_advprop.inference.trained_network import RestoredNetwork
 from efficientnet_advprop.models import EfficientNet

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.training import assembly
 from tpu_utils.devices.strategy import make_strategy
 

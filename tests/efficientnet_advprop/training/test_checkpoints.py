@@ -209,7 +209,7 @@ def test_what_is_not_there(tmp_path):
 
 
 def test_unwritable_model_dir(tmp_path):
-    from efficientnet_advprop.config import ExperimentConfig
+    from efficientnet_advprop.config.experiment import ExperimentConfig
     from efficientnet_advprop.training.checkpoints import claim_model_dir
 
     (tmp_path / "file").write_text("in the way")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.config import ConfigError, ExperimentConfig
+from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.training import assembly, fine_tuning, optimizers
 from efficientnet_advprop.training.checkpoints import (

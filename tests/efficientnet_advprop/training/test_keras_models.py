@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from efficientnet_advprop.config import ConfigError
+from advprop_preflight import tpu_compiler
+from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.keras import use_branch
 from efficientnet_advprop.keras2 import keras
@@ -23,7 +24,6 @@ from efficientnet_advprop.serving.exporting import ExportOptions, export
 from efficientnet_advprop.training import checkpoints, loop, programs
 from tests.efficientnet_advprop.models import keras_functions
 from tests.efficientnet_advprop.training import tiny_run
-from tpu_utils.compiler import tpu_compiler
 from tpu_utils.devices.strategy import make_strategy
 
 ROOT = pathlib.Path(__file__).parents[3]

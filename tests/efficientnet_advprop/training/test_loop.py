@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.directory_lock import DirectoryInUseError, DirectoryLock
 from efficientnet_advprop.models import CheckpointError, load_released_checkpoint
+from efficientnet_advprop.runtime.directory_lock import DirectoryInUseError, DirectoryLock
 from efficientnet_advprop.training import checkpoints, following, loop, progress
 from tpu_utils.devices.strategy import make_strategy
 

@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from efficientnet_advprop.config import ConfigError
-from efficientnet_advprop.methods import METHODS
+from efficientnet_advprop.config.experiment import ConfigError
+from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED
 from efficientnet_advprop.training import assembly
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from advprop_preflight import tpu_compiler
 from efficientnet_advprop.attacks import PGD, UniformNoise
 from efficientnet_advprop.attacks.labels import LabelError
-from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.config.experiment import ExperimentConfig
+from efficientnet_advprop.config.methods import METHODS, Method, Pass
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.methods import METHODS, Method, Pass
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.training import fast_advprop, losses, optimizers, passes, programs, steps
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
@@ -20,7 +21,6 @@ from efficientnet_advprop.training.loss_scale import LossScale
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import Role, TrainState, averaged_variables, role_of
 from tests.conftest import golden, load_tiny, make_tiny
-from tpu_utils.compiler import tpu_compiler
 from tpu_utils.replicas import randomness, replica_runtime
 
 SIZE = 32  # pixels: tracing costs the same, computing less

@@ -5,7 +5,7 @@ quarter of B0's width, six updates.
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.config import ExperimentConfig
+from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.data import records
 
 NUM_TRAIN, NUM_VALIDATION, NUM_CLASSES, IMAGE_SIZE = 40, 37, 4, 32

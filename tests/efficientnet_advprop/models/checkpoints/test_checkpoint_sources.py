@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.files import without_pattern
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
     find_checkpoint,
     open_checkpoint,
     verify,
 )
+from efficientnet_advprop.runtime.files import without_pattern
 from tests.conftest import DATA
 
 TINY = DATA / "tiny_ckpt"

@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import pytest
 
-from efficientnet_advprop.config import ConfigError
+from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.models import (
     CheckpointError,

@@ -1,0 +1,284 @@
+"""Executes the runs of a study: one in this process, or all in parallel processes.
+
+Usage:
+
+    execute(study.find_run("advprop/seed_3"), study, "runs/study")
+    execute_all(study, own_command, "runs/study", num_parallel=2)  # those without scores
+
+The folder of a run is that of `training.loop`, with the evaluation, log.txt and
+scores.json added. All runs use the images in <output_dir>/data.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+from typing import Callable, Mapping, Optional, Sequence
+
+from advprop_experiments.embedded_tests import open_test_sets
+from advprop_experiments.plan import Run, Study
+from advprop_experiments.run_scores import (
+    SCORES_FILE,
+    read_all_scores,
+    read_scores,
+    run_dir,
+    seconds_left,
+    visible_gpus,
+)
+from efficientnet_advprop.data.corruptions import CORRUPTIONS
+from efficientnet_advprop.data.embedded_sets import EMBEDDED_SETS
+from efficientnet_advprop.evaluation import evaluation_run
+from efficientnet_advprop.evaluation.classifiers import as_classifier
+from efficientnet_advprop.evaluation.suites.test_sets import TestSet
+from efficientnet_advprop.evaluation.test_set_name import TestSetName
+from efficientnet_advprop.runtime.errors import UserError, list_lines
+from efficientnet_advprop.runtime.files import format_duration, write_atomically
+from efficientnet_advprop.training import checkpoints, loop
+from tpu_utils.devices.strategy import make_strategy
+
+_LOG_FILE = "log.txt"
+_POLL_SECONDS = 0.2
+
+Log = Callable[[str], None]
+
+
+class StudyError(UserError, RuntimeError):
+    """A run has failed; the message names the run and its log file."""
+
+
+class _Stopped(Exception):
+    """SIGTERM was received."""
+
+
+def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
+    """Trains a run, measures the averaged weights of the last step, and writes the
+    scores.
+
+    Returns:
+        The scores, or None if SIGTERM stopped the training; the next call continues it.
+
+    Raises: as `loop.train`.
+    """
+    started = time.process_time()
+    folder = run_dir(output_dir, run.name)
+    data_dir = os.path.join(output_dir, "data")
+    result = loop.train(
+        run.config, data_dir=data_dir, model_dir=folder, strategy=make_strategy("one_device")
+    )
+    if result.step < result.total_steps:
+        return None
+    scores = _measure(run, study, folder, data_dir)
+    scores["processor_seconds"] = time.process_time() - started
+    write_atomically(
+        os.path.join(folder, SCORES_FILE), (json.dumps(scores, indent=1) + "\n").encode()
+    )
+    return scores
+
+
+def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[TestSet]]:
+    """Metric → the test sets that it needs, for each of `study.metrics_of(run)`."""
+    chosen = open_test_sets(
+        run.config,
+        data_dir,
+        severities=study.severities,
+        attack_epsilons=study.attack_epsilons,
+        autoattack_epsilon=study.autoattack_epsilon,
+        autoattack_images=study.autoattack_images,
+    )
+    return {metric: chosen[metric] for metric in study.metrics_of(run)}
+
+
+def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, float]:
+    model = checkpoints.load_averaged_model(folder, which="last")
+    data = run.config.data
+    test_sets = choose_test_sets(run, study, data_dir)
+    classifier = as_classifier(model, image_size=data.image_size, crop=data.eval_crop)
+    results = evaluation_run.measure(
+        classifier,
+        list(itertools.chain(*test_sets.values())),
+        os.path.join(folder, "evaluation"),
+        batch_size=run.config.training.eval_batch_size,
+    )
+    return {
+        metric: statistics.fmean(results.test_sets[name].score.top1 for name in _scored(chosen))
+        for metric, chosen in test_sets.items()
+    }
+
+
+def _scored(test_sets: Sequence[TestSet]) -> list[TestSetName]:
+    """The test sets over which a metric is the mean: of a chain of attacks the last
+    one, which tells what withstood them all.
+    """
+    continued = {test_set.after for test_set in test_sets}
+    return [test_set.name for test_set in test_sets if test_set.name not in continued]
+
+
+def own_command(run: Run) -> list[str]:
+    """The command line of this process, as it was typed, for a single run: with `--run`."""
+    return [sys.executable, *sys.orig_argv[1:], f"--run={run.name}"]
+
+
+def execute_all(
+    study: Study,
+    command: Callable[[Run], Sequence[str]],
+    output_dir: str,
+    *,
+    num_parallel: int,
+    log: Log = lambda line: print(line, flush=True),
+) -> bool:
+    """Executes the runs that are not done, each in a process of its own.
+
+    Each process gets its share of the CPU cores, or its own GPU. Of each seed the long
+    runs begin first, so that the processes end at about the same time.
+
+    Args:
+        study: the study whose runs are executed.
+        command: run → the command line of a process, which must `execute` that run; see
+            `own_command`.
+        output_dir: of the study.
+        num_parallel: the number of processes at a time.
+        log: a function that prints a line for each run that ends.
+
+    Returns:
+        Whether all runs are done. False after SIGTERM, which is passed on to the
+        processes; this function waits for their end.
+
+    Raises:
+        StudyError: a run failed. The other running processes have ended, and no other
+            run was started.
+    """
+    scores = read_all_scores(study, output_dir)
+    waiting = sorted(
+        (run for run in study.runs() if scores[run.name] is None),
+        key=lambda run: (study.seeds.index(run.seed), -run.expected_seconds),
+    )
+    num_runs = len(scores)
+    num_done = num_runs - len(waiting)
+    if not waiting:
+        return True
+    environments = [_environment(slot, num_parallel) for slot in range(num_parallel)]
+    running: dict[int, tuple[Run, subprocess.Popen]] = {}
+    failed: list[str] = []
+    with _making_images(study, output_dir, log), _raising_on_sigterm():
+        try:
+            while running or (waiting and not failed):
+                for slot in range(num_parallel):
+                    if slot not in running and waiting and not failed:
+                        run = waiting.pop(0)
+                        running[slot] = (
+                            run,
+                            _start(run, command(run), output_dir, environments[slot]),
+                        )
+                time.sleep(_POLL_SECONDS)
+                for slot, (run, process) in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[slot]
+                    scores = read_scores(output_dir, run.name)
+                    if scores is None:
+                        failed.append(_explain_failure(run, process.returncode, output_dir))
+                        continue
+                    num_done += 1
+                    figures = "  ".join(
+                        f"{metric} {100 * scores[metric]:.1f} %" for metric in study.metrics_of(run)
+                    )
+                    left = format_duration(seconds_left(study, output_dir, num_parallel))
+                    log(f"{num_done:3d}/{num_runs}  {run.name:32s} {figures}   ETA {left}")
+        except (_Stopped, KeyboardInterrupt) as stop:
+            for _, process in running.values():
+                process.terminate()
+            for _, process in running.values():
+                process.wait()
+            if isinstance(stop, KeyboardInterrupt):
+                raise
+            log(
+                f"stopped by SIGTERM; {num_done} of {num_runs} runs are done: "
+                "the same command goes on from there"
+            )
+            return False
+    if failed:
+        raise StudyError(f"{len(failed)} of {num_runs} runs failed:{list_lines(failed)}")
+    return True
+
+
+@contextlib.contextmanager
+def _making_images(study: Study, output_dir: str, log: Log):
+    """Writes the images once, before several processes read them: the clean ones at
+    once, the corrupted ones in a thread, since the first runs train before they need them.
+
+    A run that needs some earlier writes them, too; the bytes are the same.
+
+    Raises:
+        records.DataError: the folder cannot be written.
+    """
+    data_dir = os.path.join(output_dir, "data")
+    embedded = EMBEDDED_SETS[study.source]
+    embedded.ensure(data_dir)
+    is_over = threading.Event()
+
+    def make_corrupted():
+        for number, corruption in enumerate(CORRUPTIONS if study.severities else (), 1):
+            for severity in study.severities:
+                if is_over.is_set():
+                    return
+                embedded.ensure_corrupted(data_dir, corruption, severity)
+            log(f"test images: {corruption} ({number}/{len(CORRUPTIONS)})")
+
+    with futures.ThreadPoolExecutor(1) as executor:
+        making = executor.submit(make_corrupted)
+        try:
+            yield
+        finally:
+            is_over.set()
+    making.result()
+
+
+def _environment(slot: int, num_parallel: int) -> dict[str, str]:
+    """The environment variables that give a process its share of the machine."""
+    threads = str(max(1, (os.cpu_count() or 1) // num_parallel))
+    environment = {
+        "TF_NUM_INTRAOP_THREADS": threads,
+        "TF_NUM_INTEROP_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+    }
+    gpus = visible_gpus()
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    return {**os.environ, **environment}
+
+
+def _start(
+    run: Run, command: Sequence[str], output_dir: str, environment: Mapping[str, str]
+) -> subprocess.Popen:
+    folder = run_dir(output_dir, run.name)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, _LOG_FILE), "a") as log_file:
+        return subprocess.Popen(command, stdout=log_file, stderr=subprocess.STDOUT, env=environment)
+
+
+def _explain_failure(run: Run, code: int, output_dir: str) -> str:
+    path = os.path.join(run_dir(output_dir, run.name), _LOG_FILE)
+    with open(path) as file:
+        lines = [line for line in file.read().splitlines() if line.strip()]
+    last_line = lines[-1] if lines else "it printed nothing"
+    return f"the run {run.name} ended with code {code}: {last_line} (all of it: {path})"
+
+
+@contextlib.contextmanager
+def _raising_on_sigterm():
+    def stop(number, frame):
+        del number, frame
+        raise _Stopped
+
+    previous_handler = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous_handler)

@@ -1,0 +1,106 @@
+"""Reads which runs of a study are done, their scores, and the time that the others
+need.
+
+Usage:
+
+    # {"clean": 0.97, …, "processor_seconds": 71.2}
+    read_scores("runs/study", "advprop/seed_3")
+    seconds_left(study, "runs/study", num_parallel=2)
+
+<output_dir>/runs/<arm>/seed_<n>/scores.json contains the accuracies of a run. A run is
+done if this file exists. This module does not import TensorFlow, so that `--list`
+answers at once.
+"""
+
+import dataclasses
+import glob
+import json
+import os
+import statistics
+from typing import Optional
+
+from advprop_experiments.plan import Run, Study
+from efficientnet_advprop.runtime import files
+
+SCORES_FILE = "scores.json"
+
+
+def run_dir(output_dir: str, name: str) -> str:
+    """The folder of a run."""
+    return os.path.join(output_dir, "runs", name)
+
+
+def read_scores(output_dir: str, name: str) -> Optional[dict]:
+    """The accuracies of a run by metric, in [0, 1], and its "processor_seconds".
+
+    None if the run is not done.
+    """
+    path = os.path.join(run_dir(output_dir, name), SCORES_FILE)
+    return json.loads(files.read_text(path)) if files.exists(path) else None
+
+
+def read_all_scores(study: Study, output_dir: str) -> dict[str, Optional[dict]]:
+    """The name of each run of a study → its `read_scores`, in the order of the study."""
+    return {run.name: read_scores(output_dir, run.name) for run in study.runs()}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunProgress:
+    """The state of a run.
+
+    Args:
+        run: the run.
+        scores: see `read_scores`; None: it is not done.
+        seconds: processor time that it took or will take: the mean over runs of its
+            arm. If none is done, the time that the study expects, scaled by the ratio
+            of measured to expected time of all finished runs.
+    """
+
+    run: Run
+    scores: Optional[dict]
+    seconds: float
+
+
+def progress(study: Study, output_dir: str) -> list[RunProgress]:
+    """The state of every run of a study, in the order of the study."""
+    runs = study.runs()
+    scores = read_all_scores(study, output_dir)
+    by_arm: dict[str, list[float]] = {}
+    for run in runs:
+        if scores[run.name]:
+            by_arm.setdefault(run.arm, []).append(scores[run.name]["processor_seconds"])
+    measured = sum(map(sum, by_arm.values()))
+    expected_for_measured = sum(run.expected_seconds for run in runs if scores[run.name])
+    ratio = measured / expected_for_measured if expected_for_measured else 1.0
+
+    def seconds(run):
+        return statistics.fmean(by_arm.get(run.arm, [ratio * run.expected_seconds]))
+
+    return [RunProgress(run, scores[run.name], seconds(run)) for run in runs]
+
+
+def seconds_left(study: Study, output_dir: str, num_parallel: int) -> float:
+    """The time until a study is done with `num_parallel` runs at a time, one CPU core
+    each.
+    """
+    return (
+        sum(entry.seconds for entry in progress(study, output_dir) if entry.scores is None)
+        / num_parallel
+    )
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a process may use, with the names that CUDA_VISIBLE_DEVICES uses."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name and name != "-1"]
+    gpu_folders = glob.glob("/proc/driver/nvidia/gpus/*")  # NVIDIA's driver makes one per GPU
+    return [str(index) for index in range(len(gpu_folders))]
+
+
+def default_num_parallel() -> int:
+    """One run per GPU or, without GPUs, one per CPU core.
+
+    The networks are too small to use more.
+    """
+    return len(visible_gpus()) or os.cpu_count() or 1

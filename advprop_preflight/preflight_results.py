@@ -1,0 +1,242 @@
+"""Keeps the results of compilations for TPUs as JSON files, and describes them as text.
+
+Usage:
+
+    results = Results("runs/preflight", compiler, num_replicas=8)
+    record = results.compile_step(config, replica_batch_size=16)
+    print(describe(record, None, compiler))
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import sys
+from typing import Any, Callable, Optional
+
+from advprop_preflight import tpu_compiler
+from advprop_preflight.batch_search import Trial
+
+Record = dict[str, Any]
+Settings = dict[str, dict[str, Any]]  # section → field → value
+# The fields of these sections that a step depends on. Of all other sections, it depends
+# on every field.
+IN_THE_PROGRAM = {"training": ("method", "accumulation_steps"), "data": ("image_size",)}
+WAYS_OUT = (
+    "Not even the smallest batch fits into a core's memory. Let the first blocks compute their "
+    "activations again (--config.model.recomputed_blocks=99: all of them), or take smaller images "
+    "(--config.data.image_size)."
+)
+
+
+class Results:
+    """A folder with the results of compilations for one topology.
+
+    Args:
+        folder: created if it does not exist.
+        compiler: compiles the steps whose results are not in the folder yet.
+        num_replicas: the number of replicas that run a step together.
+        make_step: (config, replica_batch_size, num_replicas) → function and specs.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        compiler: tpu_compiler.TPUCompiler,
+        num_replicas: int,
+        make_step: Callable,
+    ):
+        self.folder = folder
+        self.compiler = compiler
+        self.num_replicas = num_replicas
+        self.make_step = make_step
+
+    def _path(self, settings: Settings, defaults: Settings, batch: int) -> pathlib.Path:
+        """The file of a result.
+
+        Its name depends only on the fields that differ from the defaults.
+
+        Therefore the results of earlier versions are still found when a config has a
+        new field.
+        """
+        own = {
+            f"{section}.{name}": value
+            for section, fields in settings.items()
+            for name, value in fields.items()
+            if value != defaults[section][name]
+        }
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
+        topology = self.compiler.topology.replace(":", "_")
+        variant = settings["model"]["variant"].replace(":", "_")
+        what = f"{settings['training']['method']}_{variant}"
+        return (
+            pathlib.Path(self.folder)
+            / f"{what}_{topology}_{self.num_replicas}x{batch}_{digest}.json"
+        )
+
+    def compile_step(self, config, replica_batch_size: int) -> Record:
+        """The result of compiling a step, from the folder if it is there for the same
+        config.
+
+        Returns:
+            {"config", "topology", "num_replicas", "replica_batch_size", "date", "fits"}
+            and, if it fits, "program": the fields of `CompiledProgram`; otherwise
+            "message" and "needed_bytes".
+
+        Raises:
+            CompilerError: the step cannot be compiled for another reason than memory.
+        """
+        settings = _settings(config)
+        defaults = _settings(type(config)())
+        path = self._path(settings, defaults, replica_batch_size)
+        if path.exists():
+            record = json.loads(path.read_text())
+            if {
+                section: {**defaults[section], **record["config"].get(section, {})}
+                for section in settings
+            } == settings:
+                print(f"{path}: answered on {record['date']}", file=sys.stderr, flush=True)
+                return record
+        function, specs = self.make_step(config, replica_batch_size, self.num_replicas)
+        print(
+            f"{path}: compiling; minutes for a small network, much longer for a large one …",
+            file=sys.stderr,
+            flush=True,
+        )
+        record = {
+            "config": settings,
+            "topology": self.compiler.topology,
+            "num_replicas": self.num_replicas,
+            "replica_batch_size": replica_batch_size,
+            "date": datetime.date.today().isoformat(),
+        }
+        hlo = tpu_compiler.lower(function, specs, self.num_replicas)
+        del function
+        try:
+            program = self.compiler.compile(hlo, self.num_replicas)
+            record |= {"fits": True, "program": dataclasses.asdict(program)}
+        except tpu_compiler.OutOfMemoryError as error:
+            record |= {"fits": False, "message": str(error), "needed_bytes": error.needed_bytes}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(unfinished, path)
+        return record
+
+    def try_step(self, config, replica_batch_size: int) -> Trial:
+        """Compiles a step and returns what `find_largest_batch` needs."""
+        record = self.compile_step(config, replica_batch_size)
+        needed = memory_bytes(record) if record["fits"] else record["needed_bytes"]
+        needed_text = f"{needed / tpu_compiler.GIB:.2f} GiB" if needed else "more than there is"
+        fits = "fits" if record["fits"] else "does not fit"
+        print(
+            f"  {replica_batch_size} images per core: {needed_text}, {fits}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return record["fits"], needed
+
+
+def _settings(config) -> Settings:
+    """The part of a config that a step depends on."""
+    settings = dataclasses.asdict(config)
+    for section, fields in IN_THE_PROGRAM.items():
+        settings[section] = {name: settings[section][name] for name in fields}
+    return settings
+
+
+def memory_bytes(record: Record) -> int:
+    """The memory that a record's program needs at once; the record must be one that
+    fits.
+    """
+    return tpu_compiler.CompiledProgram(**record["program"]).memory_bytes
+
+
+def describe(record: Record, vanilla: Optional[Record], compiler: tpu_compiler.TPUCompiler) -> str:
+    """Describes a record as lines of text, compared with the record `vanilla` if it is
+    given.
+    """
+    config = record["config"]
+    batch = record["replica_batch_size"]
+    cores = record["num_replicas"]
+    model = config["model"]
+    method = config["training"]["method"]
+    num_steps = config["attack"]["num_steps"]
+    capacity = compiler.chip.memory_bytes / tpu_compiler.GIB
+    attack = "" if method == "vanilla" else f" with {num_steps} attack step{'s'[: num_steps > 1]}"
+    recomputed = (
+        f", {model['recomputed_blocks']} blocks recomputed" if model["recomputed_blocks"] else ""
+    )
+    pixels = config["data"]["image_size"]
+    lines = [
+        f"{method} training of {model['variant']}{attack}, {pixels} px, "
+        f"{model['compute_dtype']}{recomputed}",
+        f"{compiler.topology}: {cores} core{'s'[: cores > 1]} with {batch} images each",
+    ]
+
+    def add(name, text):
+        lines.append(f"{name:22s} {text}")
+
+    if not record["fits"]:
+        needed = record["needed_bytes"]
+        add("compiles", "yes, but does not fit")
+        add(
+            "memory per core",
+            f"{needed / tpu_compiler.GIB:.2f} GiB of {capacity:.0f}"
+            if needed
+            else record["message"],
+        )
+        lines.append(
+            "Take a smaller --replica_batch_size, or let --find_batch_size search it; "
+            "with fewer activations kept"
+        )
+        lines.append("(--config.model.recomputed_blocks=…) a larger one fits.")
+        return "\n".join(lines)
+
+    program = tpu_compiler.CompiledProgram(**record["program"])
+    versions = ", ".join(f"{name} {version}" for name, version in program.versions.items())
+    add("compiles", f"yes, in {program.compile_seconds:.0f} s ({versions})")
+    parts = {
+        "arguments": program.argument_bytes,
+        "activations": program.temporary_bytes,
+        "program": program.code_bytes,
+    }
+    split = ", ".join(f"{name} {size / tpu_compiler.GIB:.2f}" for name, size in parts.items())
+    add(
+        "memory per core",
+        f"{program.memory_bytes / tpu_compiler.GIB:.2f} GiB of {capacity:.0f} ({split})",
+    )
+    in_attack = (
+        f", of which {program.loop_flops / program.flops:.0%} in loops"
+        if program.loop_flops
+        else ""
+    )
+    add("arithmetic per step", f"{program.flops / 1e9:,.0f} GFLOP per core{in_attack}")
+    add(
+        "memory traffic",
+        f"{program.bytes_accessed / 1e9:,.1f} GB per core and step, a loop counted once",
+    )
+    credible = tpu_compiler.is_credible(program, compiler.chip)
+    if credible:
+        seconds = program.scheduled_seconds
+        add("time per step", f"{seconds * 1e3:,.0f} ms, estimated from the compiler's schedule")
+        add(
+            "images per second",
+            f"{batch / seconds:,.0f} per core, {cores * batch / seconds:,.0f} on all",
+        )
+    else:
+        add(
+            "time per step",
+            f"not credible ({program.scheduled_seconds:g} s by the compiler's schedule)",
+        )
+    found = ", ".join(f"{count} {kind}" for kind, count in program.collectives.items()) or "none"
+    add("collectives", found)
+    if vanilla is not None and vanilla["fits"]:
+        plain = tpu_compiler.CompiledProgram(**vanilla["program"])
+        ratio = f"{program.flops / plain.flops:.2f} times vanilla training's arithmetic"
+        if credible and tpu_compiler.is_credible(plain, compiler.chip):
+            ratio += f", {program.scheduled_seconds / plain.scheduled_seconds:.2f} times its time"
+        add("cost", f"{ratio}; (2K + 6)/3 = {(2 * num_steps + 6) / 3:.2f}")
+    return "\n".join(lines)

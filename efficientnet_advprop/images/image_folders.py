@@ -1,0 +1,249 @@
+"""Folders of images by class: `<directory>/<class>/<image>`.
+
+    folder = ImageFolder(directory, num_classes=1000)            # for a network
+    folder.paths, folder.labels
+    tree = read_image_tree(directory)                            # for a new data set
+    # class folder → names of its images
+    tree.images
+
+Which number a class has, `class_numbers` says. What is not read, such as images beside
+the class folders or files of other kinds, is counted and named in `passed_over`.
+"""
+
+import dataclasses
+import os
+from typing import Iterable, Mapping, Optional, Sequence
+
+import tensorflow as tf
+
+from efficientnet_advprop.data.image_formats import IMAGE_SUFFIXES, is_hidden, is_image
+from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.images.class_numbers import match_classes, require_known
+from efficientnet_advprop.runtime.errors import list_names
+from efficientnet_advprop.runtime.files import printable
+
+_SUFFIXES = ", ".join(IMAGE_SUFFIXES)
+_BESIDE = "beside the class folders"
+_BELOW = "in folders below the class folders"
+_HIDDEN = "hidden (the name begins with a dot)"
+_OTHER_KIND = f"of other kinds than {_SUFFIXES}"
+_NO_FILE = "no files, but broken links or the like"
+
+
+class PassedOver:
+    """What a reader of folders does not read: how many, why, and which for instance.
+
+    Attributes:
+        num_files: how many there are, hidden ones not counted.
+    """
+
+    _NUM_EXAMPLES = 5
+
+    def __init__(self):
+        self._counts: dict[str, int] = {}
+        self._examples: dict[str, list[str]] = {}
+
+    @property
+    def num_files(self) -> int:
+        return sum(count for reason, count in self._counts.items() if reason != _HIDDEN)
+
+    def add(self, reason: str, name: str) -> None:
+        """Counts one; `name` is its path from the directory that is read."""
+        self._counts[reason] = self._counts.get(reason, 0) + 1
+        examples = self._examples.setdefault(reason, [])
+        if len(examples) < self._NUM_EXAMPLES:
+            examples.append(printable(name))
+
+    def describe(self) -> list[str]:
+        """A line for each reason: "passed over: 3 beside the class folders: a.jpg,
+        b.jpg, …".
+        """
+        lines = []
+        for reason, count in self._counts.items():
+            shown = self._examples[reason]
+            more = ", …" if count > len(shown) else ""
+            lines.append(f"passed over: {count:,} {reason}: {', '.join(shown)}{more}")
+        return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTree:
+    """What a folder with one sub-folder per class holds.
+
+    Args:
+        directory: local or remote.
+        images: class folder → the names of its images, sorted; the folders are sorted
+            too.
+        passed_over: everything else.
+    """
+
+    directory: str
+    images: Mapping[str, Sequence[str]]
+    passed_over: PassedOver
+
+
+def read_image_tree(directory: str, *, allow_empty: bool = False) -> ImageTree:
+    """Looks through a folder with one sub-folder per class.
+
+    Hidden folders are no classes.
+
+    Args:
+        directory: local or remote.
+        allow_empty: class folders may be without images.
+
+    Raises:
+        DataError: there is no such folder; it holds no images; a class folder holds
+            none; or the name of a class or an image is no text in UTF-8.
+    """
+    if not tf.io.gfile.isdir(directory):
+        raise DataError(f"{directory!r} is no folder.")
+    passed_over, images, names = PassedOver(), {}, []
+    folders, files = _list(directory)
+    for name in files:
+        passed_over.add(_HIDDEN if is_hidden(name) else _BESIDE, name)
+    for folder in folders:
+        if is_hidden(folder):
+            passed_over.add(_HIDDEN, f"{folder}/")
+            continue
+        images[folder] = _read_class(directory, folder, passed_over)
+        names += [folder, *(f"{folder}/{name}" for name in images[folder])]
+    _require_text(names, directory)
+    if not any(images.values()):
+        raise DataError(
+            f"the folders in {directory!r} hold no image ({_SUFFIXES}); there must be one folder "
+            f"per class with images in it.{_hint(passed_over)}"
+        )
+    empty = [folder for folder, names in images.items() if not names]
+    if empty and not allow_empty:
+        raise DataError(
+            f"{directory!r} has {len(empty)} of {len(images)} class folders without an image "
+            f"({_SUFFIXES}): {list_names(empty)}. Put images into them, or remove them."
+            f"{_hint(passed_over)}"
+        )
+    return ImageTree(directory, images, passed_over)
+
+
+def _require_text(names: Iterable[str], directory: str) -> None:
+    unnamed = [printable(name) for name in names if printable(name) != name]
+    if unnamed:
+        raise DataError(
+            f"{directory!r} holds {len(unnamed)} names that are no text in UTF-8: "
+            f"{list_names(unnamed)}; rename them."
+        )
+
+
+def _hint(passed_over: PassedOver) -> str:
+    return "".join(f" ({line}.)" for line in passed_over.describe())
+
+
+def _read_class(directory: str, folder: str, passed_over: PassedOver) -> list[str]:
+    """The names of a class's images, sorted."""
+    images = []
+    folders, files = _list(os.path.join(directory, folder))
+    for name in files:
+        path = f"{folder}/{name}"
+        if is_hidden(name):
+            passed_over.add(_HIDDEN, path)
+        elif not is_image(name):
+            passed_over.add(_OTHER_KIND, path)
+        elif "://" not in directory and not os.path.isfile(os.path.join(directory, path)):
+            passed_over.add(_NO_FILE, path)
+        else:
+            images.append(name)
+    for name in folders:
+        if is_hidden(name):
+            passed_over.add(_HIDDEN, f"{folder}/{name}/")
+            continue
+        for path in _files_below(os.path.join(directory, folder, name)):
+            passed_over.add(_HIDDEN if is_hidden(path) else _BELOW, f"{folder}/{name}/{path}")
+    return images
+
+
+def _files_below(directory: str) -> Iterable[str]:
+    """The paths of all files below a folder, from it; hidden folders and links are not
+    entered.
+    """
+    folders, files = _list(directory)
+    yield from files
+    for folder in folders:
+        path = os.path.join(directory, folder)
+        if not is_hidden(folder) and not ("://" not in path and os.path.islink(path)):
+            yield from (f"{folder}/{name}" for name in _files_below(path))
+
+
+def _list(directory: str) -> tuple[list[str], list[str]]:
+    """The names of the folders and of all else in a folder, each sorted."""
+    folders, files = [], []
+    if "://" not in directory:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                (folders if entry.is_dir() else files).append(entry.name)
+        return sorted(folders), sorted(files)
+    for name in filter(None, tf.io.gfile.listdir(directory)):  # "": the folder's own placeholder
+        # Remote file systems mark folders by a slash; those that do not must be asked,
+        # a request for each name, which is spared for what looks like an image.
+        is_folder = name.endswith("/") or (
+            not is_image(name) and tf.io.gfile.isdir(os.path.join(directory, name))
+        )
+        (folders if is_folder else files).append(name.rstrip("/"))
+    return sorted(folders), sorted(files)
+
+
+def list_folders(directory: str) -> list[str]:
+    """The names of the folders in a folder, sorted, without hidden ones."""
+    return [name for name in _list(directory)[0] if not is_hidden(name)]
+
+
+def list_images(directory: str) -> list[str]:
+    """The paths of the images that lie in a folder itself, sorted by name; hidden ones
+    do not count.
+
+    Raises:
+        DataError: the name of one is no text in UTF-8.
+    """
+    names = [name for name in _list(directory)[1] if is_image(name)]
+    _require_text(names, directory)
+    return [os.path.join(directory, name) for name in names]
+
+
+class ImageFolder:
+    """The images below a folder with one sub-folder per class, labelled for a network.
+
+    Args:
+        directory: local or gs://.
+        num_classes: of the network.
+        labels: name of a sub-folder → its label, for those that there may be; None: see
+            `class_numbers.match_classes`.
+        what: what an unknown sub-folder is, for the message.
+        class_names: of the network, by label; None: not known.
+        allow_empty: see `read_image_tree`.
+
+    Attributes:
+        paths, labels: of the images, by class and name.
+        folders: the sub-folders, sorted.
+        passed_over: what else there is.
+
+    Raises:
+        DataError: there are no such folders or images, a class has none, or there is no
+            telling which folder is which class.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        num_classes: int,
+        labels: Optional[Mapping[str, int]] = None,
+        what: str = "none of the classes",
+        *,
+        class_names: Optional[Sequence[str]] = None,
+        allow_empty: bool = False,
+    ):
+        tree = read_image_tree(directory, allow_empty=allow_empty)
+        self.folders, self.passed_over = list(tree.images), tree.passed_over
+        if labels is None:
+            labels = match_classes(self.folders, directory, num_classes, class_names)
+        require_known(self.folders, labels, directory, what)
+        self.directory, self.paths, self.labels = directory, [], []
+        for folder, names in tree.images.items():
+            self.paths += [os.path.join(directory, folder, name) for name in names]
+            self.labels += [labels[folder]] * len(names)

@@ -1,0 +1,540 @@
+"""The plan, the processes and the report, with runs that only pretend; and, slowly, a
+real one from end to end.
+"""
+
+import dataclasses
+import io
+import json
+import operator
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from advprop_experiments import estimates, execution, figures, plan, report, run_scores
+from advprop_experiments.plan import Arm, Claim, Contrast, Study
+from efficientnet_advprop.config import experiment as config_lib
+from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
+from efficientnet_advprop.data import records
+from efficientnet_advprop.training import assembly
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def make_config(source="digits", **attack):
+    config = ExperimentConfig()
+    config.data.source = source
+    config.attack = dataclasses.replace(config.attack, **attack)
+    return config
+
+
+def make_study(**changes):
+    study = Study(
+        title="A study",
+        introduction="Of two arms.",
+        arms={"vanilla": Arm(make_config(), 10.0), "advprop": Arm(make_config(epsilon=2.0), 30.0)},
+        seeds=(1, 2, 3),
+        claims=[
+            Claim(
+                "a",
+                "Gain",
+                "AdvProp <gains>.",
+                [Contrast("AdvProp − vanilla", {"advprop": 1, "vanilla": -1}, 1)],
+            ),
+            Claim(
+                "b",
+                "Same",
+                "None.",
+                [Contrast("vanilla − AdvProp", {"advprop": -1, "vanilla": 1}, 0, ("clean",))],
+            ),
+        ],
+        severities=(),
+    )
+    study = dataclasses.replace(study, **{"severities": (1,), **changes})
+    study.validate()
+    return study
+
+
+def pretend(code):
+    """A command whose process runs `code`, which knows its run by `name` and `seed`."""
+    return lambda run: [
+        sys.executable,
+        "-c",
+        f"import json, os, sys, time\nname, seed = {run.arm!r}, {run.seed}\n{code}",
+    ]
+
+
+def write_scores(output_dir):
+    return textwrap.dedent(f"""
+        folder = os.path.join({str(output_dir)!r}, "runs", name, f"seed_{{seed}}")
+        clean = 0.9 + 0.01 * seed + (0.02 + 0.001 * seed) * (name == "advprop")
+        with open(os.path.join(folder, "scores.json"), "w") as file:
+            json.dump({{"clean": clean, "corrupted": 0.5, "processor_seconds": 20.0}}, file)
+    """)
+
+
+class PretendedSet:
+    """In the place of the embedded data sets: remembers what is made, and makes nothing."""
+
+    def __init__(self, error=None):
+        self.made, self._error = [], error
+
+    def ensure(self, directory):
+        self.made.append("clean")
+
+    def ensure_corrupted(self, directory, corruption, severity):
+        if self._error:
+            raise self._error
+        self.made.append(f"{corruption}/{severity}")
+
+
+@pytest.fixture(autouse=True)
+def pretended_set(monkeypatch):
+    pretended = PretendedSet()
+    monkeypatch.setattr(execution, "EMBEDDED_SETS", {"digits": pretended})
+    return pretended
+
+
+def test_runs_are_executed_once_and_reported(tmp_path):
+    study, lines = make_study(), []
+    assert plan.claim_output_dir(study, str(tmp_path)) == [run.name for run in study.runs()]
+    assert run_scores.seconds_left(study, str(tmp_path), 2) == (10.0 + 30.0) * 3 / 2
+    started = (
+        write_scores(tmp_path)
+        + f"open({str(tmp_path / 'started')!r}, 'a').write(name + str(seed) + os.linesep)"
+    )
+    for _ in range(2):  # the second time nothing is left
+        assert execution.execute_all(
+            study, pretend(started), str(tmp_path), num_parallel=2, log=lines.append
+        )
+    assert sorted((tmp_path / "started").read_text().split()) == sorted(
+        f"{run.arm}{run.seed}" for run in study.runs()
+    )
+    of_runs = [line for line in lines if not line.startswith("test images")]
+    assert len(of_runs) == 6
+    assert of_runs[-1].startswith("  6/6") and of_runs[-1].endswith("ETA 0 s")
+
+    summary = report.summarize(
+        study, {run.name: run_scores.read_scores(str(tmp_path), run.name) for run in study.runs()}
+    )
+    gain = summary.claims[0].findings[0]
+    assert gain.estimate.values == pytest.approx((0.021, 0.022, 0.023)) and gain.verdict == "shown"
+    # t(0.975; 2)·0.001/√3 = 0.002484; two tests of an expected sign, of which the other
+    # has p = 1.
+    assert gain.estimate.interval == pytest.approx((0.019516, 0.024484), abs=1e-6)
+    assert gain.adjusted_p_value == pytest.approx(2 * gain.estimate.p_value)
+    assert (
+        summary.claims[0].findings[1].verdict == "not shown"
+        and summary.claims[1].findings[0].verdict == "different"
+    )
+    assert summary.arms["vanilla"]["clean"].mean == pytest.approx(0.92)
+    table = report.format_table(summary)
+    assert "| (a) | AdvProp − vanilla | clean | +2.2 (+2.0 … +2.4) |" in table
+    page = report.render_html(summary)
+    assert (
+        "+2.2 (+2.0 … +2.4)" in page
+        and "AdvProp &lt;gains&gt;." in page
+        and page.count("<svg") == 2
+    )
+    held = json.loads(report.to_json(summary))
+    assert held["claims"][0]["findings"][0]["estimate"]["mean"] == pytest.approx(0.022)
+    assert (
+        held["claims"][1]["findings"][0]["adjusted_p_value"] is None
+    )  # no test, as no sign is expected
+
+
+def test_a_report_of_what_is_done():
+    study = make_study()
+    scores = {"clean": 0.9, "corrupted": 0.5, "processor_seconds": 1.0}
+    summary = report.summarize(
+        study, {"vanilla/seed_1": scores, "advprop/seed_1": scores, "vanilla/seed_2": scores}
+    )
+    assert summary.num_done == 3 and summary.claims[0].findings[0].verdict == "too few seeds"
+    assert "(1 seeds)" in report.render_html(summary)
+    nothing = report.summarize(study, {})
+    assert "not measured" in report.format_table(nothing) and report.render_html(nothing)
+    pictures = {figures.draw_claims(found) for found in (summary, summary, nothing)}
+    assert len(pictures) == 2  # the same summary, the same bytes
+    assert all(Image.open(io.BytesIO(picture)).width > 800 for picture in pictures)
+
+
+def test_each_metric_has_its_test_sets(tmp_path):
+    config = make_config()
+    config.model.num_classes = 10
+    study = make_study(
+        arms={**make_study().arms, "vanilla": Arm(config, 1.0)},
+        severities=(1, 5),
+        attack_epsilons=(8.0, 16.0),
+        autoattack_epsilon=4.0,
+        autoattack_images=100,
+    )
+    chosen = execution.choose_test_sets(study.runs()[0], study, str(tmp_path))
+    assert {metric: len(test_sets) for metric, test_sets in chosen.items()} == {
+        "clean": 1,
+        "corrupted": 30,
+        "attacked": 2,
+        "autoattack": 4,
+    }
+    assert {test_set.name.split("/")[-1] for test_set in chosen["corrupted"]} == {"1", "5"}
+    assert [test_set.attack.epsilon for test_set in chosen["attacked"]] == [8.0, 16.0]
+    # AutoAttack is a chain, of which the end counts.
+    assert [test_set.after is None for test_set in chosen["autoattack"]] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert {test_set.max_images for test_set in chosen["autoattack"]} == {100}
+    assert execution._scored(chosen["autoattack"]) == ["autoattack/linf_4/square"]
+    assert execution._scored(chosen["attacked"]) == ["pgd/8", "pgd/16"]
+
+
+def test_a_run_that_fails_is_named_and_others_are_kept(tmp_path):
+    study = make_study()
+    # Of a seed the long run, AdvProp's, comes first.
+    fails = "if name == 'vanilla': sys.exit('no luck')" + write_scores(tmp_path)
+    with pytest.raises(
+        execution.StudyError,
+        match=r"vanilla/seed_1 ended with code 1: no luck \(all of it: .*log.txt\)",
+    ):
+        execution.execute_all(
+            study, pretend(fails), str(tmp_path), num_parallel=1, log=lambda line: None
+        )
+    assert run_scores.read_scores(str(tmp_path), "advprop/seed_1")
+    assert not os.path.exists(tmp_path / "runs" / "advprop" / "seed_2")
+
+
+def test_corrupted_images_are_made_while_runs_train(tmp_path, pretended_set):
+    study = make_study(severities=(1, 3))
+    waits = f"""
+deadline = time.monotonic() + 60
+while not os.path.exists({str(tmp_path / "made")!r}) and time.monotonic() < deadline:
+    time.sleep(0.05)
+""" + write_scores(tmp_path)
+
+    def log(line):
+        if line == "test images: jpeg_compression (15/15)":
+            (tmp_path / "made").write_text("")
+
+    assert execution.execute_all(study, pretend(waits), str(tmp_path), num_parallel=2, log=log)
+    assert (tmp_path / "made").exists()
+    assert pretended_set.made[:3] == ["clean", "gaussian_noise/1", "gaussian_noise/3"]
+    assert len(pretended_set.made) == 1 + 2 * 15
+
+
+def test_images_that_cannot_be_made_are_told(tmp_path, monkeypatch):
+    broken = PretendedSet(records.DataError("no room on the disk"))
+    monkeypatch.setattr(execution, "EMBEDDED_SETS", {"digits": broken})
+    with pytest.raises(records.DataError, match="no room on the disk"):
+        execution.execute_all(
+            make_study(), pretend(write_scores(tmp_path)), str(tmp_path), num_parallel=2
+        )
+
+
+def test_sigterm_is_passed_on_and_waited_for(tmp_path):
+    study, lines = make_study(), []
+    waits = f"""
+import signal
+def stop(*_):
+    open({str(tmp_path / "stopped")!r}, "a").write("x")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+open({str(tmp_path / "ready")!r}, "a").write("x")
+time.sleep(60)
+"""
+
+    def send_signal():
+        while not os.path.exists(tmp_path / "ready") or len((tmp_path / "ready").read_text()) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send_signal).start()
+    assert not execution.execute_all(
+        study, pretend(waits), str(tmp_path), num_parallel=2, log=lines.append
+    )
+    assert (tmp_path / "stopped").read_text() == "xx" and "0 of 6 runs are done" in lines[-1]
+
+
+def test_a_saved_study_may_grow_but_not_change(tmp_path):
+    study, directory = make_study(), str(tmp_path)
+    plan.claim_output_dir(study, directory)
+    assert plan.claim_output_dir(study, directory) == []
+    more = make_study(seeds=(1, 2, 3, 4))
+    assert plan.claim_output_dir(more, directory) == ["vanilla/seed_4", "advprop/seed_4"]
+    operational = make_config(epsilon=2.0)
+    operational.training.keep_last = 7
+    plan.claim_output_dir(
+        make_study(seeds=(1, 2, 3, 4), arms={**study.arms, "advprop": Arm(operational, 1.0)}),
+        directory,
+    )
+    other = make_study(
+        arms={**study.arms, "advprop": Arm(make_config(epsilon=3.0), 30.0)}, severities=(1, 5)
+    )
+    with pytest.raises(ConfigError) as raised:
+        plan.claim_output_dir(other, directory)
+    for said in (
+        "`severities` is [1] there and [1, 5] here",
+        "not in the study: vanilla/seed_4, advprop/seed_4",
+        (
+            "`config.attack.epsilon` is 2.0 there and 3.0 here, in advprop/seed_1, advprop/seed_2,"
+            " advprop/seed_3"
+        ),
+    ):
+        assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (dict(seeds=(1,)), "`seeds` are .1., but intervals need at least two"),
+        (dict(seeds=(1, 1)), "each once"),
+        (dict(arms={"a b": Arm(make_config(), 1.0)}), "`arms` has 'a b'"),
+        (
+            dict(arms={"a": Arm(make_config(epsilon=-1.0), 1.0)}),
+            "arm 'a': `config.attack.epsilon` is -1.0",
+        ),
+        (
+            dict(arms={"a": Arm(ExperimentConfig(), 1.0)}),
+            "arm 'a': `config.data.source` is 'tfrecord'",
+        ),
+        (
+            dict(
+                arms={
+                    "vanilla": Arm(make_config(), 1.0),
+                    "advprop": Arm(make_config("characters"), 1.0),
+                }
+            ),
+            "arm 'advprop': `config.data.source` is 'characters', .* the same in all arms",
+        ),
+        (
+            dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1, "best": -1}, 1)])]),
+            "claim 'x'.*names best",
+        ),
+        (
+            dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1}, 1)])]),
+            "must add up to zero",
+        ),
+        (
+            dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1, "advprop": -1}, 2)])]),
+            "`expected` is 2",
+        ),
+        (
+            dict(
+                claims=[
+                    Claim(
+                        "x",
+                        "",
+                        "",
+                        [Contrast("c", {"vanilla": 1, "advprop": -1}, 1, ("attacked",))],
+                    )
+                ]
+            ),
+            "`metrics` has attacked, but measured are clean, corrupted",
+        ),
+        (dict(autoattack_images=100), "`autoattack_images` is 100, but .*`autoattack_epsilon`"),
+    ],
+)
+def test_studies_that_mean_nothing_are_refused(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        make_study(**changes)
+
+
+def test_files_that_are_no_study_are_refused(tmp_path):
+    (tmp_path / "broken.py").write_text("def get_study():\n    raise KeyError('x')\n")
+    (tmp_path / "other.py").write_text("def get_study():\n    return 3\n")
+    for file, said in (
+        ("none.py", "there is no such file"),
+        ("broken.py", "KeyError: 'x'"),
+        ("other.py", "returned int"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            plan.load_study(str(tmp_path / file))
+    with pytest.raises(ConfigError, match="`--run` is 'best/seed_1'.*all 6"):
+        make_study().find_run("best/seed_1")
+
+
+def test_the_studies_of_configs_are_valid():
+    keys = {}
+    for path in (ROOT / "configs" / "studies").glob("*.py"):
+        study = plan.load_study(str(path))
+        assert len(study.seeds) >= 5
+        keys[path.stem] = {claim.key for claim in study.claims}
+    assert keys["digits"] >= set("abcdefgh")
+
+
+def test_the_second_study_makes_as_many_updates_whatever_the_images():
+    first = plan.load_study(str(ROOT / "configs/studies/digits.py")).arms["advprop_medium"].config
+    for part, num_runs in (("primary", 72), ("secondary", 290)):
+        study = plan.load_study(f"{ROOT}/configs/studies/digits_v2.py:{part}")
+        assert len(study.runs()) == num_runs
+        seconds = sum(run.expected_seconds for run in study.runs())
+        assert seconds < {"primary": 2, "secondary": 9}[part] * 3600  # 11 core hours are 6 on two
+        for name, arm in study.arms.items():
+            config = arm.config
+            assert assembly.count_steps(config, config.data.num_train_examples) == (
+                200 if name == "fast_advprop" else 240
+            )
+    # With 100 images it is the first study's own recipe.
+    again = plan.load_study(f"{ROOT}/configs/studies/digits_v2.py:secondary").arms["advprop_100"]
+    for field, values in config_lib.differences(first, again.config).items():
+        assert values[0] == pytest.approx(values[1], rel=1e-5), field
+    with pytest.raises(ConfigError, match="names the part 'both'"):
+        plan.load_study(f"{ROOT}/configs/studies/digits_v2.py:both")
+
+
+def test_the_second_studys_power_is_what_its_file_says():
+    """Deviations from the first study's report, expected differences from three seeds
+    before it.
+    """
+    report_of_first = json.loads((ROOT / "docs/study/report.json").read_text())
+    found = {
+        (finding["name"].rpartition(",")[0], finding["metric"]): []
+        for claim in report_of_first["claims"][:2]
+        for finding in claim["findings"]
+    }
+    for claim in report_of_first["claims"][:2]:
+        for finding in claim["findings"]:
+            deviation = 100 * statistics.stdev(finding["estimate"]["values"])
+            found[finding["name"].rpartition(",")[0], finding["metric"]].append(deviation)
+    # Seeds 11, 12 and 13 with 300 images: vanilla, AdvProp, no auxiliary.
+    clean = ([96.8, 95.7, 96.8], [97.7, 98.2, 96.8], [93.8, 92.8, 95.4])
+    corrupted = ([87.3, 81.4, 88.6], [91.6, 91.5, 90.2])
+    vanilla, advprop, no_auxiliary = map(statistics.fmean, clean)
+    rows = {
+        1: (("AdvProp − vanilla", "clean"), advprop - vanilla),
+        2: (("AdvProp − vanilla", "corrupted"), -operator.sub(*map(statistics.fmean, corrupted))),
+        3: (("no auxiliary − vanilla", "clean"), no_auxiliary - vanilla),
+        4: (("AdvProp − no auxiliary", "clean"), advprop - no_auxiliary),
+    }
+    text = (ROOT / "configs/studies/digits_v2.py").read_text()
+    for number, (key, expected) in rows.items():
+        deviation = max(found[key])
+        detected = estimates.detectable_difference(deviation, 24, 0.05 / 4)
+        chance = estimates.power(expected, deviation, 24, 0.05 / 4)
+        row = (
+            f"{number}          {deviation:.2f}        {detected:.2f}       {chance:.2f} for"
+            f" {expected:+.1f}"
+        )
+        assert row in text, row
+
+
+def test_a_plan_saved_before_there_was_autoattack_goes_on(tmp_path):
+    study = make_study()
+    plan.claim_output_dir(study, str(tmp_path))
+    saved = json.loads((tmp_path / "study.json").read_text())
+    saved["measured"] = {"severities": [1], "attack_epsilons": []}
+    (tmp_path / "study.json").write_text(json.dumps(saved))
+    assert plan.claim_output_dir(study, str(tmp_path)) == []
+    with pytest.raises(ConfigError, match="`autoattack_epsilon` is None there and 4.0 here"):
+        plan.claim_output_dir(make_study(autoattack_epsilon=4.0), str(tmp_path))
+
+
+MINIATURE = """
+import importlib.util
+from advprop_experiments.plan import Arm, Claim, Contrast, Study
+spec = importlib.util.spec_from_file_location("digits", "configs/digits.py")
+digits = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(digits)
+
+def make_arm(method):
+    config = digits.get_config(method)
+    config.model.width_coefficient = 0.25
+    config.training.num_epochs, config.optimizer.warmup_epochs, config.training.steps_per_loop = 1.0, 0.0, 2
+    return Arm(config, 20.0)
+
+def get_study():
+    return Study(
+        "Miniature", "Two arms, two seeds.", {"vanilla": make_arm("vanilla"), "advprop": make_arm("advprop")}, (1, 2),
+        [Claim("a", "Gain", "AdvProp gains.", [
+            Contrast("AdvProp − vanilla", {"advprop": 1, "vanilla": -1}, 1, ("clean", "attacked"))
+        ])],
+        severities=(), attack_epsilons=(8.0,))
+"""
+
+
+@pytest.mark.slow
+def test_a_miniature_from_nothing_and_again(tmp_path):
+    (tmp_path / "study.py").write_text(MINIATURE)
+    flags = [f"--study={tmp_path}/study.py", f"--output_dir={tmp_path}/out"]
+    command = [sys.executable, "-m", "efficientnet_advprop.study", *flags]
+
+    def run(*more):
+        return subprocess.run(
+            [*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=900
+        )
+
+    listed = run("--list")
+    assert listed.returncode == 0 and "0 of 4 runs are done" in listed.stdout, listed.stderr
+    first = run("--num_parallel=2")
+    assert first.returncode == 0, first.stderr
+    summary = json.loads((tmp_path / "out" / "report.json").read_text())
+    finding = summary["claims"][0]["findings"][0]
+    means = [summary["arms"][arm]["clean"]["mean"] for arm in ("advprop", "vanilla")]
+    assert summary["num_done"] == 4 and finding["num_seeds"] == 2
+    assert finding["estimate"]["mean"] == pytest.approx(means[0] - means[1])
+    again = run("--num_parallel=2")
+    assert again.returncode == 0 and "0 of them new" in again.stdout and "seed_" not in again.stdout
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == summary
+
+    runs = tmp_path / "out" / "runs"
+    folders = {
+        "advprop_dir": runs / "advprop" / "seed_1",
+        "vanilla_dir": runs / "vanilla" / "seed_1",
+    }
+    folders |= {"data_dir": tmp_path / "out" / "data", "out_dir": tmp_path / "images"}
+    gallery = [
+        sys.executable,
+        "docs/adversarial_gallery.py",
+        *(f"--{flag}={folder}" for flag, folder in folders.items()),
+    ]
+    subprocess.run(
+        gallery, cwd=ROOT, check=True, timeout=900, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert sorted(os.listdir(tmp_path / "images")) == [
+        "adversarial_images.png",
+        "input_gradients.png",
+        "statistics.png",
+    ]
+
+
+def test_autoattack_of_some_seeds(tmp_path):
+    """It is costly: only their runs are attacked, and only they are averaged."""
+    study = make_study(autoattack_epsilon=4.0, autoattack_images=2, autoattack_seeds=(2,))
+    metrics = [study.metrics_of(run) for run in study.runs()]
+    few, all_of_them = ["clean", "corrupted"], ["clean", "corrupted", "autoattack"]
+    assert metrics == [few, few, all_of_them, all_of_them, few, few]
+    scores = {
+        run.name: {
+            "clean": 0.9,
+            "corrupted": 0.5,
+            "processor_seconds": 1.0,
+            **({"autoattack": 0.25} if run.seed == 2 else {}),
+        }
+        for run in study.runs()
+    }
+    summary = report.summarize(study, scores)
+    assert summary.arms["advprop"]["autoattack"].values == (0.25,)
+    assert "| advprop | 90.0 (90.0 … 90.0) | 50.0 (50.0 … 50.0) | 25.0 |" in report.format_table(
+        summary
+    )
+    not_yet = {name: found for name, found in scores.items() if name.endswith("seed_1")}
+    table = report.format_table(report.summarize(study, not_yet))
+    assert "| advprop | 90.0 | 50.0 | not measured |" in table
+    with pytest.raises(ConfigError, match=r"`autoattack_seeds` are \[4\], but must be among"):
+        make_study(autoattack_epsilon=4.0, autoattack_seeds=(4,))
+    # A folder of before there was such a choice was attacked with every seed.
+    plan.claim_output_dir(dataclasses.replace(study, autoattack_seeds=None), str(tmp_path))
+    saved = json.loads((tmp_path / "study.json").read_text())
+    del saved["measured"]["autoattack_seeds"]
+    (tmp_path / "study.json").write_text(json.dumps(saved))
+    plan.claim_output_dir(dataclasses.replace(study, autoattack_seeds=None), str(tmp_path))
+    with pytest.raises(ConfigError, match="`autoattack_seeds` is None there and"):
+        plan.claim_output_dir(study, str(tmp_path))

@@ -1,0 +1,353 @@
+"""The schema: rules, JSON, overrides, and that every field is read."""
+
+import ast
+import importlib
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from efficientnet_advprop.config import experiment as config_lib
+from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
+from efficientnet_advprop.config.methods import METHODS
+from efficientnet_advprop.models import activations, denoising, families, network, normalization
+from efficientnet_advprop.training import optimizers, schedules, steps
+
+ROOT = pathlib.Path(__file__).parents[3]
+FIELDS = [name for name, _, _ in config_lib.flatten(ExperimentConfig())]
+
+
+def with_field(name, value):
+    config = ExperimentConfig()
+    section, field = name.split(".")
+    setattr(getattr(config, section), field, value)
+    return config
+
+
+def test_defaults_are_valid():
+    ExperimentConfig().validate()
+
+
+@pytest.mark.parametrize(
+    "name, value, rule",
+    [
+        ("model.variant", "b9", "must be one of"),
+        ("model.num_classes", 0, "must be ≥ 1"),
+        ("model.width_coefficient", -1.0, "must be > 0"),
+        ("model.dropout_rate", 1.0, "[0, 1)"),
+        ("model.normalization", "standard", "'advprop', 'imagenet', 'lite', 'caffe', 'none'"),
+        ("model.compute_dtype", "int8", "must be one of"),
+        ("model.activation", "mish", "must be one of 'relu'"),
+        ("model.activation_alpha", 0.0, "must be > 0"),
+        ("model.activation_alpha", 2.0, "`config.model.activation` is None: α goes with"),
+        ("model.smooth_relu_gradient", "both", "`config.model.activation` 'relu' alone"),
+        ("model.denoise", "mean", "`config.model.variant` is 'b0', and only ResNets"),
+        ("model.denoise_stages", "1,2", "numbers from 2 to 5"),
+        ("attack.epsilon", -1.0, "must be ≥ 0, in pixels of 255"),
+        ("attack.epsilon", math.nan, "must be finite"),
+        ("attack.num_steps", 1.5, "must be a whole number"),
+        (
+            "attack.num_steps",
+            0,
+            "must be ≥ 1; the paper uses 1 to 5, and training without an attack",
+        ),
+        ("attack.num_steps", True, "must be a whole number"),
+        ("attack.targeted", 1, "must be true or false"),
+        ("attack.random_start", 1.1, "probability"),
+        ("data.eval_crop", "big", "'released'"),
+        ("data.eval_crop", "1.5", "'released'"),
+        ("data.num_train_examples", 0, "must be ≥ 1"),
+        ("optimizer.learning_rate_per_256", math.inf, "must be finite"),
+        ("optimizer.decay_at_epochs", "30,20", "must be rising numbers"),
+        ("optimizer.decay_at_epochs", "30,60", "`config.optimizer.schedule` is 'exponential'"),
+        ("optimizer.warmup_epochs", 351.0, "must be less than `config.training.num_epochs` = 350"),
+        ("training.method", "fgsm", "'vanilla', 'advprop', 'adversarial'"),
+        ("training.global_batch_size", "4096", "must be a whole number"),
+        ("training.global_batch_size", None, "must be a whole number"),
+        ("training.accumulation_steps", 3, ""),
+        ("training.seed", 2**31, "[0, 2³¹)"),
+    ],
+)
+def test_a_broken_rule_names_field_and_value(name, value, rule):
+    with pytest.raises(ConfigError) as error:
+        with_field(name, value).validate()
+    assert rule in str(error.value) and f"`config.{name}`" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_batch_must_divide_by_accumulation_steps():
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"`config.training.global_batch_size` is 4096, but must divide by"
+            r" .*accumulation_steps` = 3"
+        ),
+    ):
+        with_field("training.accumulation_steps", 3).validate()
+
+
+def test_targeted_attack_needs_a_wrong_class():
+    config = with_field("model.num_classes", 1)
+    with pytest.raises(ConfigError, match="num_classes"):
+        config.validate()
+    config.training.method = "vanilla"
+    config.validate()
+
+
+def test_every_field_has_a_rule_or_is_a_flag_and_says_what_it_means():
+    config = ExperimentConfig()
+    for name, value, _ in config_lib.flatten(config):
+        section, field = name.split(".")
+        facts = type(getattr(config, section)).__dataclass_fields__[field].metadata["field"]
+        assert facts.rule is not None or isinstance(value, bool), name
+        assert len(facts.help) >= 6, name
+
+
+def test_the_choices_are_those_of_the_modules_that_act_upon_them():
+    assert set(config_lib.VARIANTS) == set(families.FAMILIES)
+    assert set(config_lib.NORMALIZATIONS) == set(network.NORMALIZATIONS)
+    assert set(config_lib.COMPUTE_DTYPES) == set(network.COMPUTE_DTYPES)
+    assert set(config_lib.ACTIVATIONS) == {*activations.ACTIVATIONS, *activations.OTHER_NAMES}
+    assert set(config_lib.ACTIVATIONS_WITH_ALPHA) == {
+        name for name, formula in activations.ACTIVATIONS.items() if formula.alpha is not None
+    }
+    assert config_lib.DENOISERS == ("none", *denoising.OPERATIONS)
+    assert config_lib.SMOOTH_RELU_GRADIENTS == activations.SMOOTH_RELU_GRADIENTS
+    assert config_lib.AUX_SHARES == normalization.AUX_SHARES
+    assert config_lib.STATISTICS == steps.STATISTICS
+    assert config_lib.OPTIMIZERS == optimizers.OPTIMIZERS
+    assert config_lib.SCHEDULES == schedules.SCHEDULES
+
+
+def test_config_and_its_help_import_no_tensorflow():
+    code = (
+        "import sys; from efficientnet_advprop import config; config.describe_fields(); "
+        "config.ExperimentConfig().validate(); sys.exit('tensorflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_variant_is_valid():
+    config = ExperimentConfig()
+    for config.model.variant in families.FAMILIES:
+        config.validate()
+
+
+def test_defaults_agree_with_the_paper():
+    config = ExperimentConfig()
+    # AdvProp by PGD1, batch 4096 and the official recipe: learning rate 0.016 per 256
+    # images, hence 0.256.
+    assert (
+        config.optimizer.learning_rate_per_256 * config.training.global_batch_size / 256
+        == pytest.approx(0.256)
+    )
+    assert (
+        config.training.num_epochs,
+        config.optimizer.decay_epochs,
+        config.optimizer.warmup_epochs,
+    ) == (350, 2.4, 5)
+    assert (config.model.batch_norm_momentum, config.model.batch_norm_epsilon) == (0.99, 1e-3)
+
+
+def test_json_round_trip_keeps_every_value():
+    config = with_field("attack.epsilon", 2.5)
+    config.model.dropout_rate = 0.25
+    again = ExperimentConfig.from_json(config.to_json())
+    assert again == config and json.loads(config.to_json())["attack"]["epsilon"] == 2.5
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            '{"attack": {"epslon": 1}}',
+            "`config.attack.epslon`.*did you mean `config.attack.epsilon`",
+        ),
+        ('{"attack": {"epsilon": "1"}}', "`config.attack.epsilon` is '1', but must be a number"),
+        ('{"atack": {}, "model": 3}', "sections"),
+        ("{", "not JSON"),
+    ],
+)
+def test_saved_config_is_checked(text, message):
+    with pytest.raises(ConfigError, match=message):
+        ExperimentConfig.from_json(text)
+
+
+def test_fields_that_a_saved_config_lacks_have_their_defaults():
+    assert ExperimentConfig.from_json('{"attack": {"epsilon": 3}}') == with_field(
+        "attack.epsilon", 3.0
+    )
+
+
+def test_differences_name_the_fields():
+    other = with_field("attack.epsilon", 4.0)
+    other.model.dropout_rate = 0.0
+    assert config_lib.differences(ExperimentConfig(), other) == {
+        "attack.epsilon": (1.0, 4.0),
+        "model.dropout_rate": (None, 0.0),
+    }
+
+
+def test_override_names_are_checked():
+    config_lib.check_override_name("attack.epsilon")
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"`config.epsilon` is no field.*`config.attack.epsilon` or `config.optimizer.epsilon`"
+        ),
+    ):
+        config_lib.check_override_name("epsilon")
+
+
+def get_config(file, *variant):
+    spec = importlib.util.spec_from_file_location(file, ROOT / "configs" / f"{file}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*variant)
+
+
+@pytest.mark.parametrize("variant", [f"b{size}" for size in range(9)])
+def test_imagenet_configs(variant):
+    # Paper, table: resolutions of B0 to B8; attack n = ε + 1, but one step for ε = 1.
+    pixels = dict(b0=224, b1=240, b2=260, b3=300, b4=380, b5=456, b6=528, b7=600, b8=672)
+    advprop, vanilla = get_config("advprop", variant), get_config("efficientnet", variant)
+    for config in (advprop, vanilla):
+        config.validate()
+        assert (config.model.variant, config.data.image_size) == (variant, pixels[variant])
+    epsilon = advprop.attack.epsilon
+    assert (
+        advprop.attack.num_steps == (1 if epsilon == 1 else epsilon + 1)
+        and advprop.attack.step_size == 1
+    )
+    assert (advprop.training.method, vanilla.training.method) == ("advprop", "vanilla")
+    assert (advprop.model.normalization, vanilla.model.normalization) == ("advprop", "imagenet")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("source, num_classes", [("digits", 10), ("characters", 32)])
+def test_configs_of_embedded_data(source, num_classes, method):
+    config = get_config(source, method)
+    config.validate()
+    assert (config.training.method, config.data.source, config.model.num_classes) == (
+        method,
+        source,
+        num_classes,
+    )
+
+
+def test_a_method_brings_what_it_prescribes():
+    vanilla, fast = (
+        get_config("resnet", f"resnet50-{method}") for method in ("vanilla", "fast_advprop")
+    )
+    fast.validate()
+    # Mei et al.: PGD1 from noise, untargeted, batch statistics; 105 epochs / 1.2, and
+    # the schedule with them.
+    attack = fast.attack
+    assert (attack.epsilon, attack.num_steps, attack.step_size, attack.random_start) == (
+        1.0,
+        1,
+        1.0,
+        1.0,
+    )
+    assert (attack.targeted, attack.statistics) == (False, "batch")
+    assert vanilla.training.num_epochs / fast.training.num_epochs == pytest.approx(1.2)
+    assert (
+        fast.optimizer.decay_at_epochs == "25,50,75,83.3333"
+        and vanilla.optimizer.decay_at_epochs == "30,60,90,100"
+    )
+    fine_grained = get_config("resnet", "resnet50-fine_grained")
+    fine_grained.validate()
+    assert fine_grained.data.augment == "autoaugment"
+
+
+def test_a_method_or_attack_refuses_what_does_not_apply():
+    config = get_config("fast_advprop")
+    for name, value in (
+        ("num_steps", 5),
+        ("targeted", True),
+        ("statistics", "running"),
+        ("name", "noise"),
+    ):
+        before = getattr(config.attack, name)
+        setattr(config.attack, name, value)
+        with pytest.raises(
+            ConfigError, match=f"`config.attack.{name}` is {value!r}, but .*set it to {before!r}"
+        ):
+            config.validate()
+        setattr(config.attack, name, before)
+    config.validate()
+    config = get_config("attackers", "b0-noise")
+    config.attack.num_steps = 5
+    with pytest.raises(
+        ConfigError,
+        match="`config.attack.num_steps` is 5, but attack 'noise' has no such option.* 1",
+    ):
+        config.validate()
+    config = get_config("fast_advprop")
+    config.model.aux_shares = "moments"
+    with pytest.raises(
+        ConfigError, match="`config.model.aux_shares` is 'moments', but method 'fast"
+    ):
+        config.validate()
+    config = get_config("fine_grained")
+    config.model.aux_shares = "moments"
+    config.validate()
+    config.data.augment = "none"
+    with pytest.raises(
+        ConfigError, match="`config.data.augment` is 'none', but method 'fine_grained'"
+    ):
+        config.validate()
+
+
+@pytest.mark.parametrize("variant", ["b0", "b8"])
+@pytest.mark.parametrize(
+    "attacker", ["pgd1", "pgd3", "pgd4", "pgd5", "untargeted", "ifgsm", "gd", "noise", "no-aux"]
+)
+def test_attackers(variant, attacker):
+    config = get_config("attackers", f"{variant}-{attacker}")
+    config.validate()
+    if attacker[-1].isdigit():  # PGDn of the paper: ε = n − 1, but 1 for n = 1
+        assert config.attack.num_steps == int(attacker[3:]) and config.attack.epsilon == max(
+            1, config.attack.num_steps - 1
+        )
+    assert (config.attack.random_start == 0.0) == (
+        attacker == "ifgsm"
+    ) and config.attack.projection == (attacker != "gd")
+    assert config.training.method == ("adversarial" if attacker == "no-aux" else "advprop")
+
+
+@pytest.mark.parametrize(
+    "file, variant",
+    [("advprop", "b9"), ("efficientnet", "l2"), ("digits", "mixup"), ("attackers", "b0-fgsm")],
+)
+def test_unknown_variant_of_a_config_file(file, variant):
+    with pytest.raises(ValueError, match=f"is '{variant}', but must be one of"):
+        get_config(file, variant)
+
+
+def fields_read(source: str) -> set:
+    """All `….section.field` and `section.field` that occur in `source` as attributes."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            owner = node.value
+            section = (
+                owner.attr
+                if isinstance(owner, ast.Attribute)
+                else owner.id
+                if isinstance(owner, ast.Name)
+                else None
+            )
+            found.add(f"{section}.{node.attr}")
+    return found
+
+
+def test_every_field_is_read_by_the_code():
+    read = set()
+    for path in (ROOT / "efficientnet_advprop").rglob("*.py"):
+        if path.name != "config.py":
+            read |= fields_read(path.read_text())
+    assert set(FIELDS) - read == set(), "fields of the schema that no code reads: dead knobs"

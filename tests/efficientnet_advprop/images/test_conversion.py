@@ -1,0 +1,404 @@
+"""Archives, folders and TFDS data sets into records: what is written, and that nothing
+is lost or mixed.
+"""
+
+import io
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from efficientnet_advprop.config.experiment import DataConfig
+from efficientnet_advprop.data import pipeline, records
+from efficientnet_advprop.images import conversion
+
+CLASSES = ("n01", "n02", "n03")
+
+
+def picture(number, kind="JPEG", mode="RGB"):
+    rng = np.random.RandomState(number)
+    buffer = io.BytesIO()
+    smooth = Image.fromarray(rng.randint(0, 256, [2, 2, 3]).astype(np.uint8)).resize(
+        (10, 12), Image.Resampling.BILINEAR
+    )
+    smooth.convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """train: 5 images of each of 3 classes, one a PNG and one CMYK in disguise;
+    validation: 2 each.
+    """
+    for split, count in (("train", 5), ("validation", 2)):
+        for label, name in enumerate(CLASSES):
+            os.makedirs(tmp_path / split / name)
+            for i in range(count):
+                kind, mode = {1: ("PNG", "RGB"), 2: ("JPEG", "CMYK")}.get(i, ("JPEG", "RGB"))
+                (tmp_path / split / name / f"{name}_{i}.JPEG").write_bytes(
+                    picture(10 * label + i, kind, mode)
+                )
+    return tmp_path
+
+
+def read(path, prefix):
+    features = []
+    for file in records.open_split(str(path), prefix).files:
+        features += [
+            tf.train.Example.FromString(row).features.feature
+            for row in tf.data.TFRecordDataset(file).as_numpy_iterator()
+        ]
+    return {f["image/filename"].bytes_list.value[0].decode(): f for f in features}, len(features)
+
+
+def test_folder_becomes_the_official_layout(folder):
+    sources = conversion.list_image_folder(str(folder / "train"))
+    report = conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    assert report == conversion.Report(15, dict.fromkeys(CLASSES, 5), 6, [])
+    found, number = read(folder / "out", "train")
+    assert number == len(found) == 15
+    for label, name in enumerate(CLASSES):
+        for i in range(5):
+            feature = found[f"{name}_{i}.JPEG"]
+            assert feature["image/class/label"].int64_list.value[0] == label + 1
+            assert feature["image/class/synset"].bytes_list.value[0].decode() == name
+            assert (
+                feature["image/height"].int64_list.value[0],
+                feature["image/width"].int64_list.value[0],
+            ) == (12, 10)
+            encoded = feature["image/encoded"].bytes_list.value[0]
+            image = Image.open(io.BytesIO(encoded))
+            assert (image.format, image.mode) == ("JPEG", "RGB")
+            original = (folder / "train" / name / f"{name}_{i}.JPEG").read_bytes()
+            if i in (1, 2):  # encoded anew with quality 100: noise of a JPEG, not another picture
+                shown = tf.io.decode_image(original, channels=3).numpy().astype(int)
+                assert np.abs(np.asarray(image).astype(int) - shown).mean() < 6
+            else:
+                assert encoded == original  # untouched
+    order = [list(read(folder / "out", "train")[0])]
+    assert order[0] != sorted(order[0])  # shuffled
+
+
+def test_killed_conversion_goes_on(folder):
+    sources = conversion.list_image_folder(str(folder / "train"))
+    conversion.convert(sources, str(folder / "whole"), "train", num_shards=4)
+    conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    os.remove(folder / "out" / "train-00001-of-00004")
+    (folder / "out" / f"train-00003-of-00004.{'0123' * 8}.tmp").write_bytes(b"left behind")
+    stamp = (folder / "out" / "train-00000-of-00004").stat().st_mtime_ns
+    conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    assert stamp == (folder / "out" / "train-00000-of-00004").stat().st_mtime_ns
+    assert sorted(os.listdir(folder / "out")) == sorted(os.listdir(folder / "whole"))
+    for name in os.listdir(folder / "out"):
+        assert (folder / "out" / name).read_bytes() == (folder / "whole" / name).read_bytes()
+
+
+def test_a_full_disk_is_one_message_and_no_loss(folder):
+    """No file may grow beyond what the largest shard needs but for a byte."""
+    sources = conversion.list_image_folder(str(folder / "train"))
+    conversion.convert(sources, str(folder / "whole"), "train", num_shards=4)
+    sizes = {
+        name: (folder / "whole" / name).stat().st_size
+        for name in os.listdir(folder / "whole")
+        if "-of-" in name
+    }
+    largest = max(sizes, key=sizes.get)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[largest] - 1, limit[1]))
+    try:
+        with pytest.raises(
+            records.DataError,
+            match=f"{largest}: the file cannot be written.* the same command goes on",
+        ):
+            conversion.convert(sources, str(folder / "out"), "train", num_shards=4, num_workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    written = os.listdir(folder / "out")
+    assert all(name in sizes for name in written) and largest not in written  # nothing half-written
+    conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    for name in sizes:
+        assert (folder / "out" / name).read_bytes() == (folder / "whole" / name).read_bytes()
+
+
+def test_no_silent_gap(folder):
+    (folder / "train" / "n02" / "n02_3.JPEG").write_bytes(picture(3)[:-100])
+    sources = conversion.list_image_folder(str(folder / "train"))
+    report = conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    assert (
+        len(report.failures) == 1 and "n02_3.JPEG" in report.failures[0] and report.num_images == 14
+    )
+    with pytest.raises(records.DataError, match="lacks 1 of 4"):
+        records.open_split(str(folder / "out"), "train")
+
+
+def test_other_sets_are_not_mixed(folder):
+    sources = conversion.list_image_folder(str(folder / "train"))
+    conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    with pytest.raises(records.DataError, match="of another set"):
+        conversion.convert(sources, str(folder / "out"), "train", num_shards=3)
+    with pytest.raises(records.DataError, match="from another one"):
+        conversion.convert(sources[:9], str(folder / "out"), "train", num_shards=4)
+    with pytest.raises(records.DataError, match="`num_shards` is 16"):
+        conversion.convert(sources, str(folder / "other"), "train", num_shards=16)
+    os.makedirs(folder / "validation" / "n99")
+    (folder / "validation" / "n99" / "x.jpg").write_bytes(picture(0))
+    with pytest.raises(records.DataError, match="holds n99, which is no class of the training set"):
+        conversion.list_image_folder(str(folder / "validation"), CLASSES)
+
+
+def add(archive, name, contents):
+    member = tarfile.TarInfo(name)
+    member.size = len(contents)
+    archive.addfile(member, io.BytesIO(contents))
+
+
+def test_imagenet_archives_are_read_in_place(tmp_path):
+    with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "w") as outer:
+        for label, name in enumerate(CLASSES):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as archive:
+                for i in range(4):
+                    add(archive, f"{name}_{i}.JPEG", picture(10 * label + i))
+            add(outer, f"{name}.tar", inner.getvalue())
+    with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as archive:
+        for i in (2, 0, 1):
+            add(archive, f"ILSVRC2012_val_0000000{i}.JPEG", picture(100 + i))
+    (tmp_path / "synset_labels.txt").write_text("n02\nn01\nn03\n")
+    command = [
+        sys.executable,
+        "-m",
+        "efficientnet_advprop.prepare",
+        f"--imagenet_dir={tmp_path}",
+        f"--output_dir={tmp_path}/out",
+        "--train_shards=2",
+        "--validation_shards=1",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "12 images of 3 classes, 0 encoded anew" in done.stdout
+    found, number = read(tmp_path / "out", "train")
+    assert number == 12
+    for label, name in enumerate(CLASSES):
+        for i in range(4):
+            feature = found[f"{name}_{i}.JPEG"]
+            assert feature["image/encoded"].bytes_list.value[0] == picture(10 * label + i)
+            assert feature["image/class/label"].int64_list.value[0] == label + 1
+    found, _ = read(tmp_path / "out", "validation")
+    assert [
+        found[f"ILSVRC2012_val_0000000{i}.JPEG"]["image/class/label"].int64_list.value[0]
+        for i in range(3)
+    ] == [2, 1, 3]
+    assert all(
+        found[f"ILSVRC2012_val_0000000{i}.JPEG"]["image/encoded"].bytes_list.value[0]
+        == picture(100 + i)
+        for i in range(3)
+    )
+    (tmp_path / "synset_labels.txt").write_text("n02\nn01\n")
+    with pytest.raises(records.DataError, match="has 2 lines for 3 images"):
+        conversion.list_imagenet_validation(
+            str(tmp_path / "ILSVRC2012_img_val.tar"), str(tmp_path / "synset_labels.txt"), CLASSES
+        )
+    with pytest.raises(records.DataError, match="ILSVRC2012_img_val.tar: it holds no archives"):
+        conversion.list_imagenet_train(str(tmp_path / "ILSVRC2012_img_val.tar"))
+
+
+def write_archive(path, members):
+    """`members`: name → contents, or the name that it is a hard link to."""
+    with tarfile.open(path, "w") as archive:
+        for name, contents in members.items():
+            if isinstance(contents, bytes):
+                add(archive, name, contents)
+            else:
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = tarfile.LNKTYPE, contents
+                archive.addfile(member)
+    return path.read_bytes()
+
+
+def test_links_and_hidden_members_of_the_archives(tmp_path):
+    """`tar` stores a second name of the same file as a link; macOS adds `._` files."""
+    inner = {
+        "n02": {"n02_0.JPEG": picture(0), "n02_1.JPEG": "n02_0.JPEG", "._n02_0.JPEG": b"Mac OS X"},
+        "n01": {"n01_0.JPEG": picture(1), "README": b"read me"},
+    }
+    outer = {
+        f"{name}.tar": write_archive(tmp_path / "inner.tar", members)
+        for name, members in inner.items()
+    }
+    path = tmp_path / "train.tar"
+    write_archive(path, {**outer, "._n01.tar": b"Mac OS X", "n03.tar": "n01.tar"})
+    lines = []
+    sources = conversion.list_imagenet_train(str(path), log=lines.append)
+    assert [(source.synset, source.label, source.name) for source in sources] == [
+        ("n01", 0, "n01_0.JPEG"),
+        ("n02", 1, "n02_0.JPEG"),
+        ("n02", 1, "n02_1.JPEG"),
+        ("n03", 2, "n01_0.JPEG"),
+    ]
+    contents = [source.read() for source in sources]
+    assert contents == [picture(1), picture(0), picture(0), picture(1)]
+    assert any("no archives of a class: ._n01.tar" in line for line in lines)
+    assert any(
+        "3 in its archives that are no images: ._n02_0.JPEG, README" in line for line in lines
+    )
+
+    write_archive(path, {**outer, "n00.tar": write_archive(tmp_path / "e.tar", {"x.txt": b"x"})})
+    with pytest.raises(records.DataError, match="archives without an image: n00"):
+        conversion.list_imagenet_train(str(path))
+
+
+def test_an_image_that_is_too_large_is_named_and_the_others_converted(tmp_path):
+    """More than 2^29 bytes when decoded, by its header; Pillow would raise what nobody
+    expects.
+    """
+    size = (30000).to_bytes(4, "big")
+    huge = picture(0, "PNG").replace(
+        (10).to_bytes(4, "big") + (12).to_bytes(4, "big"), size + size, 1
+    )
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "huge.png").write_bytes(huge)
+    (tmp_path / "a" / "good.png").write_bytes(picture(0, "PNG"))
+    sources = conversion.list_image_folder(str(tmp_path))
+    report = conversion.convert(
+        sources, str(tmp_path / "out"), "validation", num_shards=2, shuffle=False
+    )
+    assert report.num_images == 1 and len(report.failures) == 1
+    assert report.failures[0].startswith(str(tmp_path / "a" / "huge.png"))
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class TinyPictures(tfds.core.GeneratorBasedBuilder):
+        """Nine numbered pictures of three classes."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.ClassLabel(names=CLASSES),
+                }
+            )
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {
+                "train": self._generate_examples(range(9)),
+                "test": self._generate_examples(range(9, 12)),
+            }
+
+        def _generate_examples(self, numbers):
+            for number in numbers:
+                yield (
+                    number,
+                    {"image": np.full([12, 10, 3], number * 10, np.uint8), "label": number % 3},
+                )
+
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    TinyPictures(data_dir=folder).download_and_prepare()
+    return folder
+
+
+def test_tfds_is_read_as_it_is(tfds_dir):
+    data = DataConfig(source="tfds:tiny_pictures", image_size=10, crop="none", eval_crop="none")
+    assert (
+        pipeline.count_examples(data, tfds_dir, "train") == 9
+        and pipeline.count_examples(data, tfds_dir, "validation") == 3
+    )
+    batch = next(
+        iter(
+            pipeline.make_train_dataset(data, tfds_dir, global_batch_size=9, seed=0, num_classes=3)
+        )
+    )
+    numbers = batch["images"].numpy()[:, 5, 5, 0] // 10
+    assert sorted(numbers) == list(range(9))
+    np.testing.assert_array_equal(batch["labels"], numbers % 3)
+    (batch,) = pipeline.make_eval_dataset(data, tfds_dir, global_batch_size=3)
+    assert sorted(batch["images"].numpy()[:, 5, 5, 0]) == [90, 100, 110]
+    for wrong, message in (
+        ("tfds:cifar11", "has no data set 'cifar11', nor .* did you mean 'cifar10"),
+        ("tfds:mnist", "is not prepared in"),
+    ):
+        with pytest.raises(records.DataError, match=message):
+            pipeline.count_examples(DataConfig(source=wrong), tfds_dir, "train")
+
+
+def test_tfds_becomes_records(tfds_dir, tmp_path):
+    from efficientnet_advprop.data import sources
+
+    names = sources.tfds_class_names("tiny_pictures", tfds_dir)
+    images = conversion.list_tfds(
+        sources.open_tfds_split("tiny_pictures", tfds_dir, "train"), names
+    )
+    report = conversion.convert(images, str(tmp_path), "train", num_shards=2)
+    assert report == conversion.Report(9, dict.fromkeys(CLASSES, 3), 9, [])  # PNGs become JPEGs
+    found, _ = read(tmp_path, "train")
+    for feature in found.values():
+        level = tf.io.decode_jpeg(feature["image/encoded"].bytes_list.value[0]).numpy().mean()
+        assert feature["image/class/label"].int64_list.value[0] == round(level / 10) % 3 + 1
+
+
+def test_show_input(tmp_path, folder):
+    conversion.convert(
+        conversion.list_image_folder(str(folder / "train")),
+        str(folder / "out"),
+        "train",
+        num_shards=1,
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "efficientnet_advprop.show_input",
+        "--config=configs/advprop.py:b0",
+        "--config.data.image_size=32",
+        f"--data_dir={folder}/out",
+        f"--out={tmp_path}/grid.png",
+        "--rows=3",
+        "--columns=4",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "grid.png").size == (5 * 34, 3 * 34)
+
+
+def test_a_list_of_names_becomes_minival_and_leaves_training(folder):
+    sources = conversion.list_image_folder(str(folder / "train"))
+    names = folder / "minival.txt"
+    names.write_text("n02/n02_3.JPEG\nn01_0.JPEG\n\n")
+    kept, held = conversion.hold_out(sources, str(names))
+    assert sorted(source.name.rsplit("/", 1)[-1] for source in held) == [
+        "n01_0.JPEG",
+        "n02_3.JPEG",
+    ]
+    assert len(kept) == 13 and not set(kept) & set(held)
+    for prefix, images in (("train", kept), ("minival", held)):
+        conversion.convert(images, str(folder / "out"), prefix, num_shards=1)
+    data = DataConfig(validation_prefix="minival")
+    assert pipeline.count_examples(data, str(folder / "out"), "train") == 13
+    assert pipeline.count_examples(data, str(folder / "out"), "validation") == 2
+
+
+@pytest.mark.parametrize(
+    "contents, words",
+    [
+        (None, "cannot be read"),
+        ("", "it is empty"),
+        ("n01_0.JPEG\nn09_9.JPEG\n", "not all among the 15 training images: n09_9.JPEG"),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(folder, contents, words):
+    names = folder / "minival.txt"
+    if contents is not None:
+        names.write_text(contents)
+    sources = conversion.list_image_folder(str(folder / "train"))
+    with pytest.raises(records.DataError, match=f"`--minival_list` is .*{words}"):
+        conversion.hold_out(sources, str(names))

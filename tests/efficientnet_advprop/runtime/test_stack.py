@@ -1,0 +1,232 @@
+"""What fits together: requirements as PyPI has them for these versions, and Keras 2 in
+every process.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from efficientnet_advprop.runtime import stack
+
+ROOT = pathlib.Path(__file__).parents[3]
+# Of the packages' own metadata: the lines that decide.
+REQUIREMENTS = {
+    "tensorflow 2.15.1": [
+        "ml-dtypes ~=0.3.1",
+        "numpy <2.0.0,>=1.23.5",
+        "protobuf !=4.21.0,<5.0.0dev,>=3.20.3",
+        "keras <2.16,>=2.15.0",
+    ],
+    "tensorflow 2.21.0": [
+        "protobuf<8.0.0,>=6.31.1",
+        "numpy>=1.26.0",
+        "ml_dtypes<1.0.0,>=0.5.1",
+        'nvidia-nccl-cu12<3.0,>=2.27.7; extra == "and-cuda"',
+    ],
+    "tensorflow-tpu 2.20.0": ["protobuf>=5.28.0", "numpy>=1.26.0", "libtpu~=0.0.14"],
+    "tf-keras 2.20.1": ["tensorflow<2.21,>=2.20"],
+    "tf-keras 2.21.0": ["tensorflow<2.22,>=2.21"],
+}
+ON_215 = {"tensorflow": "2.15.1", "numpy": "1.26.4", "protobuf": "4.25.9", "ml-dtypes": "0.3.2"}
+ON_221 = {
+    "tensorflow": "2.21.0",
+    "tf-keras": "2.21.0",
+    "numpy": "2.2.6",
+    "protobuf": "7.36.2",
+    "ml-dtypes": "0.5.4",
+}
+ON_A_TPU_VM = {
+    "tensorflow-tpu": "2.20.0",
+    "tf-keras": "2.20.1",
+    "libtpu": "0.0.17",
+    "numpy": "2.2.6",
+    "protobuf": "7.36.2",
+}
+
+
+def environment(versions, python):
+    """An environment with such distributions; None takes one out."""
+    versions = {name: version for name, version in versions.items() if version}
+    told = {name: REQUIREMENTS.get(f"{name} {version}", []) for name, version in versions.items()}
+    return stack.Environment(python, versions, told)
+
+
+@pytest.mark.parametrize(
+    "versions, python",
+    [
+        (ON_215, (3, 10)),
+        (ON_215, (3, 11)),
+        (ON_221, (3, 10)),
+        (ON_221, (3, 13)),
+        (ON_A_TPU_VM, (3, 12)),
+        # A meta package and the build that it stands for, as on Arm machines.
+        ({**ON_215, "tensorflow-cpu-aws": "2.15.1"}, (3, 11)),
+        # In between, and newer than tried: the packages' own metadata decide.
+        ({"tensorflow": "2.18.1", "tf-keras": "2.18.0", "numpy": "1.26.4"}, (3, 12)),
+        ({"tensorflow": "2.22.0", "tf-keras": "2.22.0", "numpy": "3.0.0"}, (3, 14)),
+        ({"tf-nightly": "2.22.0.dev20260101", "tf-keras": "2.22.0"}, (3, 13)),
+    ],
+)
+def test_what_fits(versions, python):
+    stack.check(environment(versions, python))
+
+
+@pytest.mark.parametrize(
+    "versions, python, found, wanted",
+    [
+        ({}, (3, 11), "No TensorFlow is installed for Python 3.11.", "-r requirements.txt"),
+        ({}, (3, 13), "No TensorFlow is installed for Python 3.13.", "-r requirements-tf221.txt"),
+        (
+            {},
+            (3, 9),
+            "Python 3.9.",
+            "another Python than 3.9. TensorFlow 2.15.1 Python 3.10 to 3.11",
+        ),
+        (
+            {**ON_A_TPU_VM, "tensorflow": "2.20.0"},
+            (3, 12),
+            "tensorflow 2.20.0 and tensorflow-tpu 2.20.0 are both installed",
+            (
+                "pip uninstall -y tensorflow tensorflow-tpu, then pip install --no-deps -r"
+                " requirements-tpu.txt"
+            ),
+        ),
+        (
+            {**ON_221, "tensorflow-cpu": "2.20.0"},
+            (3, 12),
+            "tensorflow 2.21.0 and tensorflow-cpu 2.20.0 are both installed",
+            "-r requirements-tf221.txt",
+        ),
+        (
+            {"tensorflow": "2.10.1"},
+            (3, 10),
+            "tensorflow 2.10.1 is installed, but must be 2.15 or later.",
+            "-r requirements.txt",
+        ),
+        (
+            {**ON_221, "tf-keras": None},
+            (3, 13),
+            "tensorflow 2.21.0 has Keras 3, and tf-keras, which has Keras 2, is not installed.",
+            "TensorFlow 2.21 with tf-keras 2.21; pip install --no-deps -r requirements-tf221.txt",
+        ),
+        (
+            {**ON_221, "tf-keras": "2.20.1"},
+            (3, 12),
+            "tf-keras 2.20.1 takes tensorflow<2.21,>=2.20, but tensorflow 2.21.0 is installed.",
+            "-r requirements-tf221.txt",
+        ),
+        (
+            {**ON_A_TPU_VM, "tf-keras": None},
+            (3, 12),
+            "tensorflow-tpu 2.20.0 has Keras 3",
+            "--no-deps -r requirements-tpu.txt",
+        ),
+        (
+            {**ON_A_TPU_VM, "libtpu": None},
+            (3, 12),
+            "tensorflow-tpu 2.20.0 needs the TPU's driver, libtpu, which is not installed.",
+            "--no-deps -r requirements-tpu.txt",
+        ),
+        (
+            {**ON_A_TPU_VM, "libtpu": "0.0.52"},
+            (3, 12),
+            (
+                "libtpu is 0.0.52, with which tensorflow-tpu 2.20.0 ends the process at its import;"
+                " the newest that loads is 0.0."
+            ),
+            "--no-deps -r requirements-tpu.txt",
+        ),
+        (
+            {**ON_215, "numpy": "2.2.6"},
+            (3, 11),
+            "tensorflow 2.15.1 takes numpy<2.0.0,>=1.23.5, but numpy is 2.2.6.",
+            "-r requirements.txt",
+        ),
+        (
+            {**ON_215, "protobuf": "5.29.5"},
+            (3, 11),
+            "tensorflow 2.15.1 takes protobuf!=4.21.0,<5.0.0dev,>=3.20.3, but protobuf is 5.29.5.",
+            "-r requirements.txt",
+        ),
+        (
+            {**ON_221, "protobuf": "4.25.9"},
+            (3, 13),
+            "tensorflow 2.21.0 takes protobuf<8.0.0,>=6.31.1, but protobuf is 4.25.9.",
+            "-r requirements-tf221.txt",
+        ),
+    ],
+)
+def test_what_does_not_fit(versions, python, found, wanted):
+    with pytest.raises(stack.StackError) as caught:
+        stack.check(environment(versions, python))
+    message = str(caught.value)
+    assert found in message and wanted in message and len(message.splitlines()) == 1, message
+    assert caught.value.exit_code == 1
+
+
+def test_a_driver_that_the_machine_names_is_left_to_it(monkeypatch):
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "/lib/libtpu.so")
+    stack.check(environment({**ON_A_TPU_VM, "libtpu": None}, (3, 12)))
+
+
+def test_the_newest_libtpu_is_the_pinned_one():
+    newest = ".".join(map(str, stack.NEWEST_LIBTPU))
+    assert f"\nlibtpu=={newest}\n" in (ROOT / "requirements-tpu.txt").read_text()
+    assert f'"libtpu=={newest}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_this_environment():
+    found = stack.Environment.installed()
+    stack.check(found)
+    assert len(found.builds) == 1
+    for wanted in stack.STACKS:
+        assert (ROOT / wanted.requirements).exists()
+
+
+def test_keras_2_without_asking():
+    """Where it is hardest: after Keras 3 has been loaded; on 2.15, where a variable
+    asks for a package that is not there.
+    """
+    has_keras_3 = stack.is_at_least(tf.__version__, stack.FIRST_WITH_KERAS_3)
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TF_USE_LEGACY_KERAS": "0" if has_keras_3 else "1",
+    }
+    load_keras_3 = "import tensorflow as tf; before = hasattr(tf.keras, 'ops')"
+    code = (
+        f"{load_keras_3 if has_keras_3 else 'before = False'}\n"
+        "from efficientnet_advprop.keras2 import keras\n"
+        "from efficientnet_advprop.models import DualBatchNormalization\n"
+        "layer = DualBatchNormalization(aux_branches=1)\n"
+        "layer.build([2, 3, 3, 4])\n"
+        "assert isinstance(layer, keras.layers.BatchNormalization)\n"
+        "print(before, hasattr(keras, 'ops'), len(layer.variables))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=variables
+    )
+    before, after, num_variables = told.stdout.split()
+    assert before == str(has_keras_3), told.stderr  # `keras.ops` is what Keras 3 has and 2 has not
+    assert (after, num_variables) == ("False", "8")
+
+
+def test_a_program_says_in_one_line_what_is_missing(tmp_path):
+    """Beside a numpy that TensorFlow does not take; nothing of TensorFlow is imported."""
+    metadata = tmp_path / "numpy-0.9.dist-info/METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.9\n")
+    run = subprocess.run(
+        [sys.executable, "-m", "efficientnet_advprop.train"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert run.returncode == 1 and run.stdout == ""
+    assert run.stderr.startswith("error: tensorflow") and "but numpy is 0.9. Wanted: " in run.stderr
+    assert len(run.stderr.splitlines()) == 1

@@ -78,3 +78,7 @@ class UsageError(UserError):
     """Wrong flags, configuration or arguments: repeating the same call cannot succeed."""
 
     exit_code = 2
+
+
+class RunError(UserError, RuntimeError):
+    """A run cannot go on: its directory is in use, or holds another run's state."""

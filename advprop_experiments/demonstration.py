@@ -25,7 +25,7 @@ from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import corruptions, digits, pipeline
 from efficientnet_advprop.data.embedded_sets import EMBEDDED_SETS
 from efficientnet_advprop.evaluation.results import Results
-from efficientnet_advprop.training import assembly, checkpoints, passes, progress
+from efficientnet_advprop.training import build, checkpoints, passes, progress
 
 NAMES = {"vanilla": "Vanilla", "advprop": "AdvProp", "adversarial": "Adversarial, no aux BN"}
 DESCRIPTIONS = {
@@ -166,7 +166,7 @@ def _list_facts(study: Study, config: ExperimentConfig, data_dir: str) -> dict[s
     training = config.training
     size = config.data.image_size
     num_train = pipeline.count_examples(config.data, data_dir, "train")
-    num_parameters = assembly.make_model(config, aux_branches=0).count_params()
+    num_parameters = build.make_model(config, aux_branches=0).count_params()
     return {
         "data": f"scikit-learn’s handwritten digits, 8×8 enlarged to {size}×{size}: "
         f"{num_train} for training, {digits.NUM_VALIDATION:,} others for all tests",
@@ -206,11 +206,11 @@ def _make_pictures(config: ExperimentConfig, folders: dict[str, str]) -> list[de
     chosen = [int((labels == label).argmax()) for label in range(NUM_PICTURES)]
     images = tf.constant(images[chosen], tf.float32)
     labels = tf.constant(labels[chosen], tf.int32)
-    state = assembly.make_state(config)
+    state = build.make_state(config)
     checkpoints.Checkpoints(folders["advprop"], state, config.training.keep_last).restore()
     seed = tf.constant([config.training.seed, 0])
     network = passes.attacked_network(state.model, "aux", config.attack.statistics, seed)
-    adversarial_images = assembly.make_attack(config)(network, images, labels, seed)
+    adversarial_images = build.make_attack(config)(network, images, labels, seed)
 
     def answers(folder):
         model = checkpoints.load_averaged_model(folder, which="last")

@@ -56,11 +56,13 @@ CHIPS = {
 }
 
 
-class CompilerError(PlatformError, RuntimeError):
+class CompilerError(PlatformError):
     """The compiler is missing, does not know the topology, or rejects the program.
 
     The message says which of these it is, and what to do.
     """
+
+    exit_code = 1
 
 
 class OutOfMemoryError(CompilerError):

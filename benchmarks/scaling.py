@@ -24,7 +24,7 @@ import tensorflow as tf
 from absl import app, flags
 
 from efficientnet_advprop.config.experiment import ExperimentConfig
-from efficientnet_advprop.training import assembly
+from efficientnet_advprop.training import build
 
 _METHOD = flags.DEFINE_string("method", "advprop", "vanilla, advprop, …")
 _VARIANT = flags.DEFINE_string("variant", "b0", "of the network")
@@ -41,9 +41,9 @@ def make_update(strategy: tf.distribute.Strategy):
     config.model.variant, config.model.compute_dtype = _VARIANT.value, "float32"
     config.training.method, config.training.global_batch_size = _METHOD.value, _BATCH.value
     with strategy.scope():
-        state = assembly.make_state(config)
-    train_step = assembly.make_step(
-        config, state, assembly.make_learning_rate(config, steps_per_epoch=100.0, total_steps=1000)
+        state = build.make_state(config)
+    train_step = build.make_step(
+        config, state, build.make_learning_rate(config, steps_per_epoch=100.0, total_steps=1000)
     )
     images = rng.randint(0, 256, [_BATCH.value, _IMAGE_SIZE.value, _IMAGE_SIZE.value, 3]).astype(
         np.uint8

@@ -34,7 +34,7 @@ from efficientnet_advprop.evaluation import evaluation_run, saved_models
 from efficientnet_advprop.evaluation.suites import imagenet_suites, other_answers, registry
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
 from efficientnet_advprop.reports import report_files
-from efficientnet_advprop.training import following
+from efficientnet_advprop.training import continuous_evaluation
 
 __doc__ += "\n" + "\n".join([imagenet_suites.describe_layouts(), other_answers.describe_layouts()])
 
@@ -185,7 +185,7 @@ def _watch():
             "`--suite` does not go with `--watch`, which takes the run's own validation images; "
             "evaluate the best checkpoint on suites afterwards."
         )
-    result = following.follow(
+    result = continuous_evaluation.follow(
         model_dir=_NETWORK.model_dir.value,
         data_dir=_DATA_DIR.value,
         strategy=_STRATEGY.make(),

@@ -59,7 +59,7 @@ def main(argv):
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from advprop_preflight import preflight_results, tpu_compiler
     from advprop_preflight.batch_search import find_largest_batch
-    from efficientnet_advprop.training import programs
+    from efficientnet_advprop.training import device_functions
 
     compiler = tpu_compiler.TPUCompiler(_COMPILER_PYTHON.value, _TOPOLOGY.value)
     num_replicas = compiler.num_cores if _NUM_REPLICAS.value is None else _NUM_REPLICAS.value
@@ -69,7 +69,7 @@ def main(argv):
             f"but {_TOPOLOGY.value} has 1 to {compiler.num_cores} cores."
         )
     results = preflight_results.Results(
-        _RESULTS_DIR.value, compiler, num_replicas, programs.training_step
+        _RESULTS_DIR.value, compiler, num_replicas, device_functions.training_step
     )
     batch = _REPLICA_BATCH_SIZE.value
     if batch is None:

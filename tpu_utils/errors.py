@@ -1,29 +1,13 @@
-"""The errors of this package, and short descriptions of the errors of other libraries.
-
-Usage:
-
-    raise StrategyError("`--strategy` is 'tpu', but this machine has no TPU.")
-    raise CompilerError(f"{path} cannot be read: {brief_message(error)}.") from error
-"""
+"""The error of devices, machines and compilers, and other libraries' errors in one line."""
 
 import re
 from typing import Union
 
 
-class PlatformError(Exception):
-    """A problem with devices, machines or compilers that the user can solve.
+class PlatformError(ValueError, RuntimeError):
+    """Devices, machines or a compiler that are not available as requested.
 
-    Every public error of this package derives from it. `exit_code` is the exit code of
-    a program that this error ends: 2 for a wrong argument, 1 for everything else.
-    """
-
-    exit_code = 1
-
-
-class StrategyError(PlatformError, ValueError):
-    """The requested devices are not available.
-
-    The message names the request and says what to do.
+    `exit_code` is that of a program which this error ends: 2, a wrong argument.
     """
 
     exit_code = 2
@@ -45,15 +29,10 @@ _FIRST_ROOT = re.compile(r"\s+\(0\) [A-Z_]+: +")  # of several errors at once
 
 
 def brief_message(error: Union[BaseException, str]) -> str:
-    """The one line of an error's message that says what happened.
+    """Returns the one line of an error's message that says what happened.
 
-    The names of TensorFlow's operations and a final full stop are removed.
-
-    Args:
-        error: an exception, or the text of one.
-
-    Returns:
-        One line. If the message is empty: the name of the exception's class.
+    The names of TensorFlow's operations and a final full stop are removed. Without a
+    message it is the name of the exception's class.
     """
     text = error if isinstance(error, str) else getattr(error, "message", None) or str(error)
     lines = [_FIRST_ROOT.sub("", line) for line in text.strip().splitlines()]

@@ -51,7 +51,7 @@ from efficientnet_advprop.models.checkpoints.state_files import (
 from efficientnet_advprop.models.variable_names import official_name
 from efficientnet_advprop.runtime.errors import list_names
 from efficientnet_advprop.runtime.files import without_pattern, write_atomically
-from efficientnet_advprop.training import assembly
+from efficientnet_advprop.training import build
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.progress import METRICS_FILE, read_metrics
 from efficientnet_advprop.training.run_facts import FACTS_FILE, RunFacts, mark_as_saved
@@ -435,7 +435,7 @@ def load_averaged_model(
         # gradient.
         config.model.smooth_relu_gradient = "none"
         config.model.activation_alpha = None
-    model = assembly.make_model(config, aux_branches=aux_branches)
+    model = build.make_model(config, aux_branches=aux_branches)
     copy_for_inference(trained.model, trained.ema, model)
     return model
 
@@ -508,7 +508,7 @@ def restore_trained(config: ExperimentConfig, path: str) -> tf.Module:
         CheckpointError: it cannot be read.
     """
     trained = tf.Module()
-    trained.model = assembly.make_model(config)
+    trained.model = build.make_model(config)
     trained.ema = (
         ExponentialMovingAverage(averaged_variables(trained.model))
         if config.optimizer.ema_decay

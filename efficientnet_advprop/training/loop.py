@@ -26,8 +26,8 @@ from efficientnet_advprop.data import pipeline, records, sources
 from efficientnet_advprop.evaluation.evaluator import Evaluator
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import Network
-from efficientnet_advprop.runtime.errors import UserError
-from efficientnet_advprop.training import agreement, assembly, checkpoints, fine_tuning, passes
+from efficientnet_advprop.runtime.errors import RunError
+from efficientnet_advprop.training import agreement, build, checkpoints, fine_tuning, passes
 from efficientnet_advprop.training.progress import Progress
 from efficientnet_advprop.training.run_facts import RunFacts
 from tpu_utils.devices.batch_iterator import BatchIterator
@@ -37,12 +37,6 @@ from tpu_utils.devices.workers import Workers
 from tpu_utils.errors import brief_message
 
 _NUM_PICTURES = 8
-
-
-class TrainingError(UserError, RuntimeError):
-    """A run that cannot go on; the message says what happened, at which steps, and what
-    to do.
-    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,19 +82,19 @@ def _with_readable_errors(train: Callable) -> Callable:
                 raise data_error from None
             workers = Workers(kwargs["strategy"])
             if workers.count > 1 and isinstance(error, _PEER_ERRORS):
-                raise TrainingError(_explain_loss(workers)) from error
+                raise RunError(_explain_loss(workers)) from error
             message = brief_message(error)
             if (
                 isinstance(error, tf.errors.ResourceExhaustedError)
                 and "allocating" in error.message
             ):
-                raise TrainingError(
+                raise RunError(
                     f"memory is short ({message}). Lower `config.training.global_batch_size` (now"
                     f" {config.training.global_batch_size}) or raise"
                     " `config.training.accumulation_steps` (now"
                     f" {config.training.accumulation_steps})."
                 ) from error
-            raise TrainingError(
+            raise RunError(
                 f"{message} ({type(error).__name__}). The checkpoints so far are intact; the same"
                 " command goes on from them."
             ) from error
@@ -150,7 +144,7 @@ def train(
         DataError: the records are missing or damaged.
         CheckpointError: a checkpoint cannot be written or read, those of the run are
             lost, or `config.init.checkpoint` cannot be had or does not fit.
-        TrainingError: a loss is not finite, or memory is short.
+        RunError: a loss is not finite, or memory is short.
     """
     config.validate()
     _check_batches(config, strategy.num_replicas_in_sync)
@@ -200,15 +194,15 @@ def _run(
     num_examples, num_validation = facts.num_train_images, facts.num_validation_images
     evaluates = config.training.evaluate_every_epochs > 0
     steps_per_epoch = num_examples / config.training.global_batch_size
-    total_steps = assembly.count_steps(config, num_examples)
+    total_steps = build.count_steps(config, num_examples)
 
     # A run starts or goes on in four steps.
     # 1. All variables get their initial values from the seed; if there is a checkpoint,
     #    the next step overwrites them.
     keras.utils.set_random_seed(config.training.seed + 1)
     with strategy.scope():
-        state = assembly.make_state(config)
-        averaged_model = assembly.make_model(config, aux_branches=0)
+        state = build.make_state(config)
+        averaged_model = build.make_model(config, aux_branches=0)
     # 2. The newest readable checkpoint is restored: model, optimizer, averages, step
     #    and best accuracy.
     saved = checkpoints.Checkpoints(
@@ -263,10 +257,10 @@ def _run(
             f"warning: {config.model.variant!r} makes its own network, to which "
             f"{', '.join(f'`config.{name}`' for name in without_effect)} say nothing"
         )
-    learning_rate = assembly.make_learning_rate(config, steps_per_epoch, total_steps)
+    learning_rate = build.make_learning_rate(config, steps_per_epoch, total_steps)
     run_steps = _make_device_loop(
         strategy,
-        assembly.make_step(config, state, learning_rate),
+        build.make_step(config, state, learning_rate),
         METHODS[config.training.method].views,
     )
     periods = [config.training.summary_every_steps, config.training.checkpoint_every_steps]
@@ -376,8 +370,8 @@ def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:
             f" {config.training.method!r} makes {share:g} of the {size} images adversarial that a"
             f" replica takes at once; take at least {3 * parts}."
         )
-    assembly.check_denoising(config, num_replicas)
-    assembly.check_batch_norm_groups(config, num_replicas)
+    build.check_denoising(config, num_replicas)
+    build.check_batch_norm_groups(config, num_replicas)
 
 
 def _steps_to_boundary(
@@ -446,7 +440,7 @@ def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callab
 
     None for a method without an attack.
     """
-    attack = assembly.make_attack(config)
+    attack = build.make_attack(config)
     if attack is None:
         return None
     branch = METHODS[config.training.method].attacked_branch
@@ -491,7 +485,7 @@ def _check_losses(sums: dict, first_step: int, config: ExperimentConfig) -> None
     bad = np.flatnonzero(~np.isfinite(losses).all(axis=0)) + first_step + 1
     if len(bad):
         listed = ", ".join(map(str, bad[:5])) + (f", … {bad[-1]}" if len(bad) > 5 else "")
-        raise TrainingError(
+        raise RunError(
             f"the loss is not finite at step{'s'[: len(bad) > 1]} {listed}. Nothing was saved after"
             f" step {first_step}; the checkpoints up to it are intact. Lower"
             " `config.optimizer.learning_rate_per_256` (now"

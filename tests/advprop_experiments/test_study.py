@@ -24,7 +24,7 @@ from advprop_experiments.plan import Arm, Claim, Contrast, Study
 from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import records
-from efficientnet_advprop.training import assembly
+from efficientnet_advprop.training import build
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -379,7 +379,7 @@ def test_the_second_study_makes_as_many_updates_whatever_the_images():
         assert seconds < {"primary": 2, "secondary": 9}[part] * 3600  # 11 core hours are 6 on two
         for name, arm in study.arms.items():
             config = arm.config
-            assert assembly.count_steps(config, config.data.num_train_examples) == (
+            assert build.count_steps(config, config.data.num_train_examples) == (
                 200 if name == "fast_advprop" else 240
             )
     # With 100 images it is the first study's own recipe.

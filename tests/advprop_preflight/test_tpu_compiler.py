@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from advprop_preflight import tpu_compiler
 from efficientnet_advprop.config.experiment import ExperimentConfig
-from efficientnet_advprop.training import programs
+from efficientnet_advprop.training import device_functions
 from tpu_utils.replicas import reduction, replica_runtime
 
 NUM_REPLICAS = 16  # of which the official rule makes groups of 8
@@ -66,12 +66,12 @@ def test_the_attack_with_running_statistics_adds_no_collective():
     """Of the lowered step: the attack has none, and AdvProp's are two passes' worth and
     one for each gradient.
     """
-    assert count_all_reduces(*programs.attack(tiny_config("advprop"), 2)) == 0
+    assert count_all_reduces(*device_functions.attack(tiny_config("advprop"), 2)) == 0
     found, gradients = {}, {}
     for method in ("vanilla", "advprop"):
-        step, specs = programs.training_step(tiny_config(method), 2, NUM_REPLICAS)
+        step, specs = device_functions.training_step(tiny_config(method), 2, NUM_REPLICAS)
         found[method] = count_all_reduces(step, specs)
-        model = programs.assembly.make_model(tiny_config(method))
+        model = device_functions.build.make_model(tiny_config(method))
         gradients[method] = len(model.trainable_variables)
     one_pass = found["vanilla"] - gradients["vanilla"]
     assert one_pass > 0  # moments in groups, forward and backward
@@ -79,7 +79,7 @@ def test_the_attack_with_running_statistics_adds_no_collective():
 
 
 def test_an_attack_with_batch_statistics_does():
-    assert count_all_reduces(*programs.attack(tiny_config("advprop", "batch"), 2)) > 0
+    assert count_all_reduces(*device_functions.attack(tiny_config("advprop", "batch"), 2)) > 0
 
 
 def test_planned_replicas_sum_in_groups():
@@ -115,7 +115,7 @@ def test_a_batch_that_does_not_divide_is_refused():
     config = tiny_config("vanilla")
     config.training.accumulation_steps = 3
     with pytest.raises(ValueError, match="`replica_batch_size` is 4.*= 3"):
-        programs.training_step(config, 4, 1)
+        device_functions.training_step(config, 4, 1)
 
 
 @pytest.fixture
@@ -220,10 +220,11 @@ def test_the_compiled_attack_has_no_collective_and_the_compiled_step_is_believab
     compiler = tpu_compiler.TPUCompiler(COMPILER_PYTHON, "v3:4x4")
     compiled = {
         "attack": compiler.compile(
-            tpu_compiler.lower(*programs.attack(tiny_config("advprop"), 8), 32), 32
+            tpu_compiler.lower(*device_functions.attack(tiny_config("advprop"), 8), 32), 32
         ),
         "advprop": compiler.compile(
-            tpu_compiler.lower(*programs.training_step(tiny_config("advprop"), 8, 32), 32), 32
+            tpu_compiler.lower(*device_functions.training_step(tiny_config("advprop"), 8, 32), 32),
+            32,
         ),
     }
     assert compiler.num_cores == 32

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from tpu_utils.devices import addresses as network
 from tpu_utils.devices.bounded_wait import end_unless_done
-from tpu_utils.errors import StrategyError, brief_message
+from tpu_utils.errors import PlatformError, brief_message
 
 RESOLVERS = ("tf_config", "slurm", "kubernetes")
 _JOBS = ("chief", "worker")
@@ -61,10 +61,10 @@ def resolve_cluster(
         A resolver whose cluster has only the jobs "chief" and "worker".
 
     Raises:
-        StrategyError: the source is missing or breaks a rule; the message quotes it.
+        PlatformError: the source is missing or breaks a rule; the message quotes it.
     """
     if name not in RESOLVERS:
-        raise StrategyError(
+        raise PlatformError(
             f"`cluster_resolver` is {name!r}, but must be one of {', '.join(map(repr, RESOLVERS))}."
         )
     if name == "tf_config":
@@ -97,13 +97,13 @@ def index_of(resolver: Resolver) -> int:
 def _read_tf_config() -> tuple[dict[str, list[str]], str, int]:
     text = os.environ.get("TF_CONFIG", "")
     if not text:
-        raise StrategyError(
+        raise PlatformError(
             "`TF_CONFIG` is not set, but must list the workers; set it on each worker, such as "
             f"TF_CONFIG='{_EXAMPLE}', or use --cluster_resolver=slurm or kubernetes."
         )
 
     def config_error(what: str):
-        return StrategyError(f"`TF_CONFIG` is {text!r}, {what}; it must look like '{_EXAMPLE}'.")
+        return PlatformError(f"`TF_CONFIG` is {text!r}, {what}; it must look like '{_EXAMPLE}'.")
 
     try:
         content = json.loads(text)
@@ -152,7 +152,7 @@ def _ask_slurm(port: int) -> tuple[dict[str, list[str]], str, int]:
         if f"SLURM_{name}" not in os.environ
     ]
     if missing:
-        raise StrategyError(
+        raise PlatformError(
             "`cluster_resolver` is 'slurm', but "
             f"{', '.join(f'SLURM_{name}' for name in missing)} is not set; "
             "start every worker by srun."
@@ -170,7 +170,7 @@ def _ask_slurm(port: int) -> tuple[dict[str, list[str]], str, int]:
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port, **arguments)
         jobs = resolver.cluster_spec().as_dict()
     except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise StrategyError(
+        raise PlatformError(
             "`cluster_resolver` is 'slurm', but its variables cannot be read "
             f"({brief_message(error)}); compare `env | grep SLURM_`."
         ) from error
@@ -191,7 +191,7 @@ def _ask_kubernetes(
     port, pod_selector, num_workers, timeout_seconds
 ) -> tuple[dict[str, list[str]], str, int]:
     if not pod_selector or not num_workers:
-        raise StrategyError(
+        raise PlatformError(
             "`cluster_resolver` is 'kubernetes', but --pod_selector or --num_workers is missing; "
             "give the label of the run's pods, such as --pod_selector=job-name=advprop, "
             "and how many there are."
@@ -205,7 +205,7 @@ def _ask_kubernetes(
             addresses = found.cluster_spec().as_dict().get("worker", [])
             problem = f"{len(addresses)} pods"
         except ImportError as error:
-            raise StrategyError(
+            raise PlatformError(
                 "`cluster_resolver` is 'kubernetes', which needs the package of that name: "
                 "pip install kubernetes. Or set TF_CONFIG in the pods and leave the flag out."
             ) from error
@@ -217,7 +217,7 @@ def _ask_kubernetes(
         if len(addresses) == num_workers:
             break
         if time.monotonic() > deadline:
-            raise StrategyError(
+            raise PlatformError(
                 f"`pod_selector` is {pod_selector!r} and `num_workers` is {num_workers}, "
                 f"but Kubernetes has {problem} after {timeout_seconds:g} s; "
                 f"compare `kubectl get pods -A -l {pod_selector}`."
@@ -228,7 +228,7 @@ def _ask_kubernetes(
     problems = [network.listening_problem(*network.split(address)) for address in addresses]
     own = [index for index, problem in enumerate(problems) if problem != errno.EADDRNOTAVAIL]
     if len(own) != 1:
-        raise StrategyError(
+        raise PlatformError(
             f"`pod_selector` is {pod_selector!r}, whose pods run on {', '.join(addresses)}, "
             f"of which {len(own)} are this pod's; set hostNetwork: true, and have one pod per node."
         )
@@ -240,7 +240,7 @@ def check_cluster(resolver: Resolver) -> None:
     message.
 
     Raises:
-        StrategyError: an address is not "host:port", appears twice or does not resolve,
+        PlatformError: an address is not "host:port", appears twice or does not resolve,
             or the port of this worker is in use.
     """
     addresses = addresses_of(resolver)
@@ -248,21 +248,21 @@ def check_cluster(resolver: Resolver) -> None:
         try:
             host, port = network.split(address)
         except ValueError as error:
-            raise StrategyError(f"the cluster has a wrong address: {error}.") from error
+            raise PlatformError(f"the cluster has a wrong address: {error}.") from error
         if addresses.count(address) > 1:
-            raise StrategyError(
+            raise PlatformError(
                 f"the cluster has {address!r} twice; give each worker a port of its own."
             )
         try:
             socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise StrategyError(
+            raise PlatformError(
                 f"the cluster has {address!r}, but the name does not resolve "
                 f"({error.strerror or error}); correct it, or use the machine's IP address."
             ) from error
     own = addresses[index_of(resolver)]
     if network.listening_problem("", network.split(own)[1]) == errno.EADDRINUSE:
-        raise StrategyError(
+        raise PlatformError(
             f"this worker's address is {own!r}, but another process listens on that port here "
             "(perhaps an earlier run); end it, or take another port."
         )
@@ -283,7 +283,7 @@ def join_cluster(
         worker.
 
     Raises:
-        StrategyError: see `check_cluster`; or the servers refuse each other.
+        PlatformError: see `check_cluster`; or the servers refuse each other.
     """
     check_cluster(resolver)
     addresses = addresses_of(resolver)
@@ -298,7 +298,7 @@ def join_cluster(
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
-            raise StrategyError(
+            raise PlatformError(
                 f"worker {index} of {len(addresses)} cannot join the others at "
                 f"{', '.join(addresses)}: {brief_message(error)}. Start all of them anew, "
                 "with the same TensorFlow and the same list of addresses."

@@ -12,7 +12,7 @@ import os
 import tensorflow as tf
 
 from tpu_utils.devices import addresses
-from tpu_utils.errors import StrategyError
+from tpu_utils.errors import PlatformError
 
 
 def listen(port: int) -> None:
@@ -23,12 +23,12 @@ def listen(port: int) -> None:
         port: the port to listen on, at all addresses of this machine.
 
     Raises:
-        StrategyError: the port is in use or not allowed. (TensorFlow itself would only
+        PlatformError: the port is in use or not allowed. (TensorFlow itself would only
             log it.)
     """
     problem = addresses.listening_problem("", port)
     if problem:
-        raise StrategyError(
+        raise PlatformError(
             f"`--profiler_port` is {port}, but this machine cannot listen there "
             f"({os.strerror(problem)}); take another port."
         )

@@ -16,7 +16,7 @@ from typing import Any, Optional
 import tensorflow as tf
 
 from tpu_utils.devices import cluster, tpu_connection
-from tpu_utils.errors import StrategyError
+from tpu_utils.errors import PlatformError
 
 STRATEGIES = ("one_device", "mirrored", "tpu", "multi_worker")
 # The arguments that belong to one strategy only, and their defaults.
@@ -63,18 +63,18 @@ def make_strategy(
         A `tf.distribute.Strategy`. Create variables under its `scope()`.
 
     Raises:
-        StrategyError: the name is unknown, an argument belongs to another strategy, or
+        PlatformError: the name is unknown, an argument belongs to another strategy, or
             this machine does not have the devices.
     """
     if name not in STRATEGIES:
-        raise StrategyError(
+        raise PlatformError(
             f"`strategy` is {name!r}, but must be one of {', '.join(map(repr, STRATEGIES))}."
         )
     given = dict(locals())
     for owner, options in _OPTIONS.items():
         for option, default in options.items():
             if owner != name and given[option] != default:
-                raise StrategyError(
+                raise PlatformError(
                     f"`{option}` is {given[option]!r}, but `strategy` is {name!r}; "
                     f"it goes with --strategy={owner}."
                 )
@@ -97,7 +97,7 @@ def make_strategy(
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(gpus[0].name if gpus else "/cpu:0")
     if not gpus:
-        raise StrategyError(
+        raise PlatformError(
             "`strategy` is 'mirrored', but TensorFlow sees no GPU here; "
             "use --strategy=one_device, or --num_logical_devices=2 for replicas on the CPU."
         )
@@ -106,7 +106,7 @@ def make_strategy(
 
 def _logical_cpus(count: int) -> list[str]:
     if count < 1:
-        raise StrategyError(f"`num_logical_devices` is {count}, but must be ≥ 1.")
+        raise PlatformError(f"`num_logical_devices` is {count}, but must be ≥ 1.")
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         tf.config.set_logical_device_configuration(
@@ -116,7 +116,7 @@ def _logical_cpus(count: int) -> list[str]:
         pass  # TensorFlow is initialised already: the devices that it has must suffice
     cpus = [device.name for device in tf.config.list_logical_devices("CPU")]
     if len(cpus) < count:
-        raise StrategyError(
+        raise PlatformError(
             f"`num_logical_devices` is {count}, but TensorFlow runs with {len(cpus)} already; "
             "make the strategy before anything else."
         )

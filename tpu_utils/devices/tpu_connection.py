@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tpu_utils.devices import addresses
 from tpu_utils.devices.bounded_wait import end_unless_done
-from tpu_utils.errors import StrategyError, brief_message
+from tpu_utils.errors import PlatformError, brief_message
 
 
 def connect_tpu(
@@ -29,15 +29,15 @@ def connect_tpu(
             message.
 
     Raises:
-        StrategyError: no TPU answers, or this TensorFlow has no TPU support.
+        PlatformError: no TPU answers, or this TensorFlow has no TPU support.
     """
     if not tpu:
-        raise StrategyError(
+        raise PlatformError(
             "`tpu` is empty, but `strategy` is 'tpu'; give --tpu=local on a TPU VM, "
             "or the Cloud TPU's name or address."
         )
     if (zone or project) and (tpu == "local" or tpu.startswith("grpc://")):
-        raise StrategyError(
+        raise PlatformError(
             f"`tpu_zone` is {zone!r} and `tpu_project` {project!r}, but `tpu` is {tpu!r}; "
             "they go with a Cloud TPU's name."
         )
@@ -72,7 +72,7 @@ def connect_tpu(
                     "compare `gcloud compute tpus tpu-vm list --zone=…` and give --tpu_zone and "
                     "--tpu_project if they are not this machine's"
                 )
-            raise StrategyError(
+            raise PlatformError(
                 f"{where}, but no TPU answers there ({reason}); {way_out}."
             ) from error
 

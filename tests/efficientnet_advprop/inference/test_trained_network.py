@@ -12,7 +12,7 @@ from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.models.checkpoints.architecture import recognize
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED, guess_kind
-from efficientnet_advprop.training import assembly, checkpoints
+from efficientnet_advprop.training import build, checkpoints
 from tests.conftest import DATA, golden
 from tests.efficientnet_advprop.training import tiny_run
 from tests.released_format import (
@@ -203,7 +203,7 @@ def test_class_names_come_from_the_run(tmp_path):
     names = ["1", "2", "Käfer", "10"]
     model_dir = tmp_path / "run [1]"
     checkpoints.claim_model_dir(str(model_dir), config, names)
-    state = assembly.make_state(config)
+    state = build.make_state(config)
     saved = checkpoints.Checkpoints(str(model_dir), state, keep_last=1)
     saved.save_if_best(0.5)
     saved.wait()

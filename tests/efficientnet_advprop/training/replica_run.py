@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import ExperimentConfig
-from efficientnet_advprop.training import assembly
+from efficientnet_advprop.training import build
 from tpu_utils.devices.strategy import make_strategy
 
 GLOBAL_BATCH_SIZE, IMAGE_SIZE, NUM_STEPS = 8, 32, 3
@@ -36,9 +36,9 @@ def main(method: str, num_replicas: int, output: str) -> None:
     )
     tf.keras.utils.set_random_seed(1)
     with strategy.scope():
-        state = assembly.make_state(config)
-    train_step = assembly.make_step(
-        config, state, assembly.make_learning_rate(config, steps_per_epoch=10.0, total_steps=100)
+        state = build.make_state(config)
+    train_step = build.make_step(
+        config, state, build.make_learning_rate(config, steps_per_epoch=10.0, total_steps=100)
     )
 
     rng = np.random.RandomState(0)

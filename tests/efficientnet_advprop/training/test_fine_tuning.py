@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.models import CheckpointError
-from efficientnet_advprop.training import assembly, fine_tuning, optimizers
+from efficientnet_advprop.training import build, fine_tuning, optimizers
 from efficientnet_advprop.training.checkpoints import (
     Checkpoints,
     load_averaged_model,
@@ -57,7 +57,7 @@ def _check_release(config, model_dir, prefix):
     """What the run wrote comes back from the released format, plain weights and
     averages, bit for bit.
     """
-    state = assembly.make_state(config)
+    state = build.make_state(config)
     Checkpoints(model_dir, state, 3).restore()
     step = write_released_checkpoint(model_dir, prefix, which="last")
     written = read_checkpoint(prefix)
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_does_not_fit_stops_the_run(data_dir, tmp_path):
 def test_averages_start_at_the_loaded_weights():
     config = make_config("advprop")
     config.model.num_classes, config.init.checkpoint = 10, TINY
-    state = assembly.make_state(config)
+    state = build.make_state(config)
     fine_tuning.initialize(state, TINY)
     wanted = read_checkpoint(DATA / "tiny_ckpt" / "model.ckpt-1234")
     for variable, shadow in zip(state.ema.averaged, state.ema.shadows):

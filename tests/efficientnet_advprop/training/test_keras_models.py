@@ -21,7 +21,7 @@ from efficientnet_advprop.keras import use_branch
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.serving.exporting import ExportOptions, export
-from efficientnet_advprop.training import checkpoints, loop, programs
+from efficientnet_advprop.training import checkpoints, device_functions, loop
 from tests.efficientnet_advprop.models import keras_functions
 from tests.efficientnet_advprop.training import tiny_run
 from tpu_utils.devices.strategy import make_strategy
@@ -149,7 +149,7 @@ def test_the_whole_step_is_one_xla_program():
     """As the preflight gives it to the TPU's compiler, for two replicas."""
     config = make_config(compute_dtype="bfloat16")
     config.attack.num_steps = 2
-    function, specs = programs.training_step(config, 4, 2)
+    function, specs = device_functions.training_step(config, 4, 2)
     text = tpu_compiler.lower(function, specs, num_replicas=2, stage="hlo")
     assert "bf16[" in text and "while(" in text
 

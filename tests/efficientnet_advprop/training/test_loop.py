@@ -17,7 +17,8 @@ from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.models import CheckpointError, load_released_checkpoint
 from efficientnet_advprop.runtime.directory_lock import DirectoryInUseError, DirectoryLock
-from efficientnet_advprop.training import checkpoints, following, loop, progress
+from efficientnet_advprop.runtime.errors import RunError
+from efficientnet_advprop.training import checkpoints, continuous_evaluation, loop, progress
 from tpu_utils.devices.strategy import make_strategy
 
 _spec = importlib.util.spec_from_file_location(
@@ -300,7 +301,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
     )
     config.optimizer.weight_decay = 1e3
     config.training.num_epochs, config.training.checkpoint_every_steps = 5, 1
-    with pytest.raises((loop.TrainingError, checkpoints.CheckpointError)) as error:
+    with pytest.raises((RunError, checkpoints.CheckpointError)) as error:
         train(config, data_dir, tmp_path)
     assert (
         "not finite" in str(error.value)
@@ -323,7 +324,7 @@ def test_non_finite_steps_are_named():
         "num_images": np.ones(4, np.float32),
     }
     with pytest.raises(
-        loop.TrainingError, match=r"not finite at steps 12, 14\. Nothing was saved after step 10"
+        RunError, match=r"not finite at steps 12, 14\. Nothing was saved after step 10"
     ):
         loop._check_losses(sums, 10, tiny_run.make_config())
 
@@ -442,7 +443,7 @@ def test_without_evaluation_no_validation_images_are_needed(data_dir, finished, 
         k: v for k, v in wanted.items() if "best_accuracy" not in k
     }
 
-    followed = following.follow(
+    followed = continuous_evaluation.follow(
         model_dir=str(tmp_path / "run"),
         data_dir=data_dir,
         strategy=make_strategy(),
@@ -457,7 +458,7 @@ def test_without_evaluation_no_validation_images_are_needed(data_dir, finished, 
     for variable, value in zip(model.variables, last.variables):
         np.testing.assert_array_equal(variable, value)
     # Started again, it knows the best and repeats no worse one.
-    again = following.follow(
+    again = continuous_evaluation.follow(
         model_dir=str(tmp_path / "run"),
         data_dir=data_dir,
         strategy=make_strategy(),
@@ -470,9 +471,9 @@ def test_without_evaluation_no_validation_images_are_needed(data_dir, finished, 
 def test_a_follower_of_nothing_or_of_a_run_that_evaluates_itself(data_dir, finished, tmp_path):
     arguments = dict(data_dir=data_dir, strategy=make_strategy(), timeout_seconds=0.0)
     with pytest.raises(CheckpointError, match="no run has begun within 0 seconds"):
-        following.follow(model_dir=str(tmp_path), **arguments)
+        continuous_evaluation.follow(model_dir=str(tmp_path), **arguments)
     with pytest.raises(ConfigError, match="evaluates every 1 epochs itself"):
-        following.follow(model_dir=finished[0], **arguments)
+        continuous_evaluation.follow(model_dir=finished[0], **arguments)
 
 
 @pytest.mark.slow

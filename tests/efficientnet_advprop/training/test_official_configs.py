@@ -11,7 +11,7 @@ import pytest
 from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED
-from efficientnet_advprop.training import assembly
+from efficientnet_advprop.training import build
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
 
@@ -64,17 +64,17 @@ def test_large_batches_share_batch_norms_by_images():
     """
     config = load("large_batch").get_config("b5-65536")
     config.validate()
-    assert assembly.batch_norm_group_size(config, num_replicas=1024) == 2
-    assert assembly.batch_norm_group_size(config, num_replicas=256) == 1
-    assembly.check_batch_norm_groups(config, num_replicas=1024)
-    rate = assembly.make_learning_rate(config, steps_per_epoch=20.0, total_steps=7000)
+    assert build.batch_norm_group_size(config, num_replicas=1024) == 2
+    assert build.batch_norm_group_size(config, num_replicas=256) == 1
+    build.check_batch_norm_groups(config, num_replicas=1024)
+    rate = build.make_learning_rate(config, steps_per_epoch=20.0, total_steps=7000)
     assert float(rate(20 * 43)) == pytest.approx(0.081 * 256, rel=1e-3)
     assert float(rate(7000)) == pytest.approx(0.1, rel=1e-3)
     config.model.batch_norm_batch_size = 192
     with pytest.raises(
         ConfigError, match="`config.model.batch_norm_batch_size` is 192.*per group: 3"
     ):
-        assembly.check_batch_norm_groups(config, num_replicas=1024)
+        build.check_batch_norm_groups(config, num_replicas=1024)
     config.model.batch_norm_group_size = 2
     with pytest.raises(ConfigError, match="which say the same"):
         config.validate()
@@ -122,7 +122,7 @@ def test_smooth_adversarial_training_is_that_of_its_repository():
         assert (attack.targeted, attack.random_start, attack.statistics) == (False, 0.8, "running")
         assert (model.batch_norm_epsilon, model.batch_norm_momentum) == (1e-5, 0.9)
         assert (model.normalization, config.optimizer.label_smoothing) == ("advprop", 0.1)
-        rate = assembly.make_learning_rate(config, steps_per_epoch=100.0, total_steps=10_000)
+        rate = build.make_learning_rate(config, steps_per_epoch=100.0, total_steps=10_000)
         rates = [float(rate(step)) for step in (500, 2999, 3001, 6001, 9001)]
         assert rates == pytest.approx([0.4, 0.4, 0.04, 0.004, 0.0004], rel=1e-5)
         assert config.training.method == "adversarial_only" and config.training.num_epochs == 100
@@ -141,7 +141,7 @@ def test_feature_denoising_is_that_of_its_repository():
         True,
     )
     assert (config.model.variant, config.model.denoise) == ("resnet152", "non_local_softmax")
-    rate = assembly.make_learning_rate(config, steps_per_epoch=100.0, total_steps=11_000)
+    rate = build.make_learning_rate(config, steps_per_epoch=100.0, total_steps=11_000)
     rates = [float(rate(step)) for step in (500, 3501, 7001, 9501)]
     assert rates == pytest.approx([1.6, 0.16, 0.016, 0.0016], rel=1e-5)
     assert (config.training.num_epochs, config.training.method) == (110, "adversarial_only")

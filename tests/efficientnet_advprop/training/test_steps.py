@@ -15,7 +15,14 @@ from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.config.methods import METHODS, Method, Pass
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.normalization import DualBatchNormalization
-from efficientnet_advprop.training import fast_advprop, losses, optimizers, passes, programs, steps
+from efficientnet_advprop.training import (
+    device_functions,
+    fast_advprop,
+    losses,
+    optimizers,
+    passes,
+    steps,
+)
 from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.loss_scale import LossScale
 from efficientnet_advprop.training.schedules import LearningRate
@@ -685,7 +692,7 @@ def test_an_attack_with_running_statistics_adds_no_collective(statistics):
         statistics,
         2,
     )
-    program = tpu_compiler.lower(*programs.attack(config, 4), num_replicas=2, stage="hlo")
+    program = tpu_compiler.lower(*device_functions.attack(config, 4), num_replicas=2, stage="hlo")
     found = [
         line
         for line in program.splitlines()

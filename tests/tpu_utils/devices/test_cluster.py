@@ -12,7 +12,7 @@ import pytest
 
 from tpu_utils.devices import addresses, bounded_wait
 from tpu_utils.devices.cluster import addresses_of, check_cluster, index_of, resolve_cluster
-from tpu_utils.errors import StrategyError
+from tpu_utils.errors import PlatformError
 
 TWO = ["host0:2222", "host1:2222"]
 
@@ -52,14 +52,14 @@ def test_tf_config(monkeypatch):
 )
 def test_a_malformed_tf_config(monkeypatch, text, message):
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(StrategyError) as error:
+    with pytest.raises(PlatformError) as error:
         resolve_cluster("tf_config")
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_slurm(monkeypatch):
     monkeypatch.delenv("SLURM_PROCID", raising=False)
-    with pytest.raises(StrategyError, match="SLURM_PROCID, .*start every worker by srun"):
+    with pytest.raises(PlatformError, match="SLURM_PROCID, .*start every worker by srun"):
         resolve_cluster("slurm")
     told = {
         "PROCID": "3",
@@ -76,7 +76,7 @@ def test_slurm(monkeypatch):
     )
     assert resolver.num_accelerators() == {"GPU": 0}
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1(x2)")
-    with pytest.raises(StrategyError, match="its variables cannot be read"):
+    with pytest.raises(PlatformError, match="its variables cannot be read"):
         resolve_cluster("slurm")
 
 
@@ -107,18 +107,18 @@ def test_kubernetes(monkeypatch):
         addresses_of(resolver) == ["192.0.2.7:2345", "127.0.0.1:2345"] and index_of(resolver) == 1
     )
     pods(monkeypatch, ["Running", "Pending"], ["192.0.2.7", None])
-    with pytest.raises(StrategyError, match='Pod "pod1" is not running.*kubectl get pods'):
+    with pytest.raises(PlatformError, match='Pod "pod1" is not running.*kubectl get pods'):
         resolve_cluster("kubernetes", **wanted)
     pods(monkeypatch, ["Running"], ["127.0.0.1"])
-    with pytest.raises(StrategyError, match="Kubernetes has 1 pods after 0 s"):
+    with pytest.raises(PlatformError, match="Kubernetes has 1 pods after 0 s"):
         resolve_cluster("kubernetes", **wanted)
-    with pytest.raises(StrategyError, match="--pod_selector or --num_workers is missing"):
+    with pytest.raises(PlatformError, match="--pod_selector or --num_workers is missing"):
         resolve_cluster("kubernetes")
 
 
 def test_without_the_package_kubernetes(monkeypatch):
     monkeypatch.setitem(sys.modules, "kubernetes", None)
-    with pytest.raises(StrategyError, match="pip install kubernetes"):
+    with pytest.raises(PlatformError, match="pip install kubernetes"):
         resolve_cluster("kubernetes", pod_selector="job-name=a", num_workers=2)
 
 
@@ -136,7 +136,7 @@ def test_without_the_package_kubernetes(monkeypatch):
 )
 def test_addresses(monkeypatch, cluster, message):
     resolver = tf_config(monkeypatch, {"worker": cluster}, {"type": "worker", "index": 0})
-    with pytest.raises(StrategyError, match=message):
+    with pytest.raises(PlatformError, match=message):
         check_cluster(resolver)
 
 
@@ -147,7 +147,7 @@ def test_a_port_that_is_taken(monkeypatch):
         own = f"127.0.0.1:{other.getsockname()[1]}"
         assert addresses.is_reachable(own)
         resolver = tf_config(monkeypatch, {"worker": [own]}, {"type": "worker", "index": 0})
-        with pytest.raises(StrategyError, match="another process listens on that port"):
+        with pytest.raises(PlatformError, match="another process listens on that port"):
             check_cluster(resolver)
     check_cluster(resolver)
     assert not addresses.is_reachable(own)

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tpu_utils.devices import profiler_server
-from tpu_utils.errors import StrategyError
+from tpu_utils.errors import PlatformError
 
 
 def test_a_trace_holds_the_operations_that_ran(tmp_path):
@@ -42,7 +42,7 @@ def test_a_taken_port_is_refused():
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(
-            StrategyError,
+            PlatformError,
             match=rf"`--profiler_port` is {port}.*Address already in use.*another port",
         ):
             profiler_server.listen(port)

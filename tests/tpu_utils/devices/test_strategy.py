@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tpu_utils.devices.strategy import make_strategy
-from tpu_utils.errors import StrategyError
+from tpu_utils.errors import PlatformError
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -52,11 +52,11 @@ def test_too_late_for_logical_devices():
     code = """
 import tensorflow as tf
 from tpu_utils.devices.strategy import make_strategy
-from tpu_utils.errors import StrategyError
+from tpu_utils.errors import PlatformError
 tf.zeros([])
 try:
     make_strategy("mirrored", num_logical_devices=2)
-except StrategyError as error:
+except PlatformError as error:
     print(error)
 """
     assert "TensorFlow runs with 1 already" in run(code)
@@ -74,6 +74,6 @@ except StrategyError as error:
     ],
 )
 def test_what_is_not_there(arguments, message):
-    with pytest.raises(StrategyError) as error:
+    with pytest.raises(PlatformError) as error:
         make_strategy(**arguments)
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -29,7 +29,7 @@ from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.data import pipeline
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.runtime.files import write_atomically
-from efficientnet_advprop.training import assembly, checkpoints
+from efficientnet_advprop.training import build, checkpoints
 from efficientnet_advprop.training.loop import make_evaluation
 from efficientnet_advprop.training.progress import Progress
 
@@ -91,10 +91,10 @@ def follow(
             "itself; train with --config.training.evaluate_every_epochs=0."
         )
     num_examples = pipeline.count_examples(config.data, data_dir, "train")
-    total_steps = assembly.count_steps(config, num_examples)
+    total_steps = build.count_steps(config, num_examples)
     best_step, best_accuracy = _read_best(model_dir)
     with strategy.scope():
-        model = assembly.make_model(config, aux_branches=0)
+        model = build.make_model(config, aux_branches=0)
     evaluate = make_evaluation(config, strategy, data_dir, model)
     step = None
     tf.io.gfile.makedirs(os.path.join(model_dir, _REPORTS))

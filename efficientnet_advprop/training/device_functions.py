@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.config.methods import AUGMENTED, METHODS
-from efficientnet_advprop.training import assembly
+from efficientnet_advprop.training import build
 from efficientnet_advprop.training.passes import attacked_network
 
 Program = tuple[Callable, list[tf.TensorSpec]]  # the function of a replica, specs of its arguments
@@ -49,16 +49,16 @@ def training_step(config: ExperimentConfig, replica_batch_size: int, num_replica
             f"`replica_batch_size` is {replica_batch_size}, but must be ≥ 1 and a multiple of "
             f"`config.training.accumulation_steps` = {parts}."
         )
-    assembly.check_batch_norm_groups(config, num_replicas)
+    build.check_batch_norm_groups(config, num_replicas)
     config = copy.deepcopy(config)
     config.training.global_batch_size = replica_batch_size * num_replicas
-    state = assembly.make_state(config)
+    state = build.make_state(config)
     # The length of an epoch does not matter: the computation of the schedule is the
     # same.
-    step = assembly.make_step(
+    step = build.make_step(
         config,
         state,
-        assembly.make_learning_rate(config, steps_per_epoch=1000.0, total_steps=100_000),
+        build.make_learning_rate(config, steps_per_epoch=1000.0, total_steps=100_000),
     )
     keys = ("images", "labels", "augmented_images")
     return lambda *tensors: step(dict(zip(keys, tensors))), batch_specs(config, replica_batch_size)
@@ -70,7 +70,7 @@ def attack(config: ExperimentConfig, replica_batch_size: int) -> Program:
     Raises:
         ConfigError: the method has no attack.
     """
-    make_adversarial = assembly.make_attack(config)
+    make_adversarial = build.make_attack(config)
     if make_adversarial is None:
         raise ConfigError(
             f"`config.training.method` is {config.training.method!r}, which has no attack; "
@@ -78,7 +78,7 @@ def attack(config: ExperimentConfig, replica_batch_size: int) -> Program:
         )
     branch = METHODS[config.training.method].attacked_branch
     seed = tf.constant([0, 0])
-    network = attacked_network(assembly.make_model(config), branch, config.attack.statistics, seed)
+    network = attacked_network(build.make_model(config), branch, config.attack.statistics, seed)
     return lambda images, labels: make_adversarial(network, images, labels, seed), batch_specs(
         config, replica_batch_size
     )[:2]

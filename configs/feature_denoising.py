@@ -25,7 +25,7 @@ under targeted PGD of 10 / 100 / 1,000 steps with ε = 16:
 
 Cost: 128 V100 for 90 hours there, 52 without the blocks; (2K + 3)/3 = 21 times the
 arithmetic of vanilla training. The weights of the block of stage 2 take 39 MB an image,
-so a replica has at most 109 images (docs/smooth_adversarial.md): on fewer than 38 cores
+so a replica has at most 109 images (docs/adversarial_training.md): on fewer than 38 cores
 add --config.training.accumulation_steps. A smaller problem, in which the blocks of the
 later stages alone compare positions:
 

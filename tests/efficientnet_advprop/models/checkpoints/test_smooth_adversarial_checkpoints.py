@@ -357,7 +357,7 @@ def test_a_released_checkpoint_of_ours_brings_its_activation(tmp_path):
 
 
 def test_the_page_has_the_table():
-    page = (DATA.parents[1] / "docs/smooth_adversarial.md").read_text()
+    page = (DATA.parents[1] / "docs/adversarial_training.md").read_text()
     rows = re.findall(r"^\| `(\w+-sat)` \| ([\d.]+) \| (\d+) \| (plain|averages) \|$", page, re.M)
     assert rows == [
         (row.name, str(row.top1), str(row.image_size), "averages" if row.use_ema else "plain")

@@ -178,11 +178,7 @@ class Contender:
 
     def __init__(self, python, kind, path, batch_sizes):
         command = [python, __file__, "--worker", kind, path, *map(str, batch_sizes)]
-        # Which Keras is for each stack to choose.
-        environment = {
-            name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"
-        }
-        environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -144,15 +144,11 @@ class OtherStack:
     """
 
     def __init__(self, python: str):
-        # Which Keras is for each stack to choose.
-        variables = {
-            name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"
-        }
         ours = [f"--{name}={FLAGS[name].value}" for name in ("variant", "image_size", "batch_size")]
         ours.append(f"--steps={','.join(FLAGS.steps)}")
         self._process = subprocess.Popen(
             [python, __file__, *ours, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, env=variables,
+            stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         self.tensorflow = self._answer()
 

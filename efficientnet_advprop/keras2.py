@@ -1,23 +1,21 @@
-"""Provides Keras 2 for every supported TensorFlow; all Keras code of this package uses
-it.
-
-Usage:
+"""Provides Keras 2 for every supported TensorFlow; all Keras 2 code of this package uses it.
 
     from efficientnet_advprop.keras2 import keras
 
-In TensorFlow 2.15, `tf.keras` is Keras 2. From 2.16 on, `tf.keras` is Keras 3, unless
-TF_USE_LEGACY_KERAS was set in time; Keras 2 is then the package tf-keras. Importing it
-directly also works in a process that has loaded Keras 3 before, and the two can be used
-side by side.
+In TensorFlow 2.15, Keras is Keras 2. With later ones Keras 2 is the package tf-keras,
+which works beside Keras 3 in one process. Which of them `tf.keras` is belongs to the
+program: nothing here asks for it or changes it.
 """
 
-import tensorflow as tf
-
 from efficientnet_advprop.runtime import stack
+
+stack.check_installed()  # before TensorFlow's import ends in a traceback from deep inside
+
+import tensorflow as tf  # noqa: E402
 
 if stack.is_at_least(tf.__version__, stack.FIRST_WITH_KERAS_3):
     import tf_keras as keras
 else:
-    keras = tf.keras
+    import keras  # `tf.keras` fails where TF_USE_LEGACY_KERAS asks for tf-keras
 
 __all__ = ["keras"]

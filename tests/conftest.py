@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.runtime import stack  # from here on `tf.keras` is Keras 2
+from efficientnet_advprop.runtime import stack
 from efficientnet_advprop.runtime.files import without_pattern
 from tpu_utils.replicas import replica_runtime
 

@@ -59,11 +59,10 @@ pytestmark = [
 
 
 def start(python: str, *arguments) -> None:
-    """Runs a Python of a stack, without this stack's choice of Keras."""
-    variables = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
+    """Runs a Python of a stack."""
     run = subprocess.run(
         [python, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-        env={**variables, "PYTHONPATH": str(ROOT), "TPU_SKIP_MDS_QUERY": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TPU_SKIP_MDS_QUERY": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
 

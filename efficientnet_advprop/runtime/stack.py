@@ -1,7 +1,6 @@
-"""Which TensorFlow this environment has, whether the packages beside it fit, and that
-`tf.keras` is Keras 2.
+"""Checks which TensorFlow this environment has, and whether the packages beside it fit.
 
-    stack.prepare()      # the package's `__init__` does so, before anything imports TensorFlow
+    stack.check_installed()      # `keras2` and the programs do so before TensorFlow is imported
 
 It reads what pip has recorded and imports neither TensorFlow nor numpy: where they do
 not fit, their import ends in a traceback from deep inside, or ends the process.
@@ -102,27 +101,15 @@ class Environment(NamedTuple):
         return {name: self.versions[name] for name in _BUILDS if name in self.versions}
 
 
-def prepare() -> None:
-    """Checks the environment and has `tf.keras` be Keras 2, wherever it is not loaded
-    yet.
-
-    TensorFlow 2.16 and later take Keras 2 from the package tf-keras if
-    TF_USE_LEGACY_KERAS says so at the first use of `tf.keras`; 2.15, whose own Keras is
-    Keras 2, fails if it says so without that package. In a process that has loaded
-    Keras 3 before, `keras2` has the right one.
+def check_installed() -> None:
+    """Checks the environment of this interpreter, and changes nothing in it.
 
     Raises:
         StackError: see `check`.
     """
     environment = Environment.installed()
-    if not environment.builds and importlib.util.find_spec("tensorflow"):
-        return  # a build that pip knows nothing of
-    check(environment)
-    for version in environment.builds.values():
-        if is_at_least(version, FIRST_WITH_KERAS_3):
-            os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-        elif "tf-keras" not in environment.versions:
-            os.environ.pop("TF_USE_LEGACY_KERAS", None)
+    if environment.builds or not importlib.util.find_spec("tensorflow"):
+        check(environment)  # otherwise a build that pip knows nothing of
 
 
 def check(environment: Environment) -> None:

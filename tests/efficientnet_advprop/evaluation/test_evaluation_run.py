@@ -19,6 +19,7 @@ from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.results import Results, predictions_path
 from efficientnet_advprop.evaluation.suites import imagenet_suites
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteError
+from efficientnet_advprop.keras2 import keras
 from tests import stand_ins
 
 V2 = "imagenet_v2/topimages"
@@ -130,12 +131,10 @@ def test_any_kind_of_model_gives_the_same_answers(data, by_function, tmp_path, k
             two_replicas,
         )
     else:
-        layer = tf.keras.layers.Lambda(
+        layer = keras.layers.Lambda(
             lambda images: stand_ins.read_logits(tf.reduce_mean(images, [1, 2]), tf)
         )
-        model = tf.keras.Sequential(
-            [layer, tf.keras.layers.Softmax()]
-        )  # as Keras's own networks end
+        model = keras.Sequential([layer, keras.layers.Softmax()])  # as Keras's own networks end
     results = run(data / "folder", names, tmp_path, model, strategy=strategy, batch_size=6)
     assert counts(results) == {name: stand_ins.expected(name) for name in names}
     for name in names:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import EfficientNet
 from tests.conftest import golden, load_tiny, make_tiny
 
@@ -200,7 +201,7 @@ def test_saved_and_loaded(tiny, tmp_path, form):
         ]
     else:
         tiny.save(path)
-        logits = tf.keras.models.load_model(path)(images)
+        logits = keras.models.load_model(path)(images)
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5)
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import DualBatchNormalization
 from efficientnet_advprop.models.normalization import moving_statistics, official_group_size
 from tpu_utils.replicas import replica_runtime
@@ -117,10 +118,10 @@ def test_gradients_are_those_of_plain_arithmetic():
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_low_precision_keeps_moments_and_variables_in_float32(policy):
-    layer = make(dtype=tf.keras.mixed_precision.Policy(policy))
+    layer = make(dtype=keras.mixed_precision.Policy(policy))
     x = batch()
     y = layer(x, training=True, branch="aux")
-    assert y.dtype == tf.keras.mixed_precision.Policy(policy).compute_dtype
+    assert y.dtype == keras.mixed_precision.Policy(policy).compute_dtype
     assert {variable.dtype for variable in layer.variables} == {tf.float32}
     rounded = tf.cast(tf.cast(x, y.dtype), tf.float32).numpy()
     # Moments in the activations' eight bits would be off by 4e-3 here.
@@ -190,9 +191,7 @@ def test_auxiliary_branches_may_share_statistics_or_parameters_with_main(shares,
     wanted = 2.0 * (x - held.moving_mean) / np.sqrt(held.moving_variance + EPSILON)
     np.testing.assert_allclose(layer(x, branch="aux"), wanted, rtol=1e-5, atol=1e-5)
     layer(x, training=True)
-    assert len(moving_statistics(tf.keras.Sequential([layer]))) == (
-        2 if shares == "statistics" else 4
-    )
+    assert len(moving_statistics(keras.Sequential([layer]))) == (2 if shares == "statistics" else 4)
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 4, 3), (6, 3)])
@@ -216,7 +215,7 @@ def test_branches_in_one_batch_have_common_moments_and_their_own_parameters(shap
     )
     y = layer(x, training=True, branch="main+aux+aux_2")
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-4)
-    assert len(moving_statistics(tf.keras.Sequential([layer]))) == 2  # one set, moved once
+    assert len(moving_statistics(keras.Sequential([layer]))) == 2  # one set, moved once
     np.testing.assert_allclose(layer.moving_mean, 0.1 * mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(layer.moving_variance, 0.9 + 0.1 * variance, rtol=1e-5)
     layer.trainable = False  # frozen, it normalises each part as its branch does in inference
@@ -232,22 +231,22 @@ def test_is_a_keras_batch_norm_whose_weights_a_plain_one_takes(tmp_path):
     layer, x = make(), batch()
     layer(x, training=True)
     path = tf.train.Checkpoint(norm=layer).save(str(tmp_path / "dual"))
-    plain = tf.keras.layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON)
+    plain = keras.layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON)
     plain.build([None, None, None, 3])
     tf.train.Checkpoint(norm=plain).restore(path).assert_existing_objects_matched()
-    assert isinstance(layer, tf.keras.layers.BatchNormalization)
+    assert isinstance(layer, keras.layers.BatchNormalization)
     np.testing.assert_allclose(plain(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
 def test_in_a_functional_model_saved_both_ways(tmp_path):
-    inputs = tf.keras.Input([5, 6, 3])
+    inputs = keras.Input([5, 6, 3])
     layer = make()
-    model = tf.keras.Model(inputs, layer(inputs, branch="aux"))
+    model = keras.Model(inputs, layer(inputs, branch="aux"))
     layer.variables_of("aux").beta.assign([1.0, 2.0, 3.0])
     x = batch()
     for path in (str(tmp_path / "m.keras"), str(tmp_path / "saved_model")):
         model.save(path)
-        np.testing.assert_allclose(tf.keras.models.load_model(path)(x), model(x), rtol=1e-6)
+        np.testing.assert_allclose(keras.models.load_model(path)(x), model(x), rtol=1e-6)
 
 
 @pytest.mark.parametrize("group_size, seen_together", [(None, 1), (1, 1), (2, 2), (4, 4)])
@@ -281,7 +280,7 @@ def test_groups_of_replicas_are_as_one_device_with_their_batches(
     for first in range(0, 4, seen_together):
         group = slice(first, first + seen_together)
         x, weight = tf.constant(np.concatenate(parts[group])), np.concatenate(weights[group])
-        keras_layer = tf.keras.layers.BatchNormalization(
+        keras_layer = keras.layers.BatchNormalization(
             momentum=MOMENTUM, epsilon=EPSILON, fused=False
         )
         with tf.GradientTape() as tape:

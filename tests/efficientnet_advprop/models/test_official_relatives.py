@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import EfficientNet
 from efficientnet_advprop.models.routed_layers import (
     RoutedDepthwiseConvolution,
@@ -186,7 +187,7 @@ def test_routed_convolutions_are_one_convolution_per_image(strides):
     routing = random.uniform(size=[3, 5]).astype(np.float32)
     scale = random.uniform(0.5, 2.0, size=[4]).astype(np.float32)
     offset = random.normal(size=[4]).astype(np.float32)
-    make = tf.keras.initializers.RandomNormal
+    make = keras.initializers.RandomNormal
     with tf.name_scope("net/blocks_7/own"):
         depthwise = RoutedDepthwiseConvolution(3, strides, 5, make)
         depthwise.build([None, None, None, 4])

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import ResNet
 from efficientnet_advprop.models.recomputation import recompute_in_backward
 from efficientnet_advprop.training import optimizers, steps
@@ -45,7 +46,7 @@ def compare(make_network, strategy):
     results = []
     for recomputed_blocks in (0, 2):
         with strategy.scope():
-            tf.keras.utils.set_random_seed(1)
+            keras.utils.set_random_seed(1)
             model = make_network(recomputed_blocks=recomputed_blocks)
         logits, gradients = tf.function(
             lambda model=model: strategy.run(run_network, (model, images))

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import (
     KERAS_ARGUMENTS,
     CheckpointError,
@@ -51,7 +52,7 @@ def randomize(model, seed=0):
 
 @functools.lru_cache(maxsize=None)
 def keras_resnet50():
-    model = tf.keras.applications.ResNet50(
+    model = keras.applications.ResNet50(
         weights=None, classifier_activation=None, classes=11, input_shape=(97, 97, 3)
     )
     randomize(model)
@@ -103,7 +104,7 @@ def test_logits_of_a_keras_file_are_kerass(loaded):
     model = loaded
     images = pixels(97)
     wanted = keras_resnet50()(
-        tf.keras.applications.resnet.preprocess_input(images.copy()), training=False
+        keras.applications.resnet.preprocess_input(images.copy()), training=False
     ).numpy()
     for branch in ("main", "aux"):
         np.testing.assert_allclose(
@@ -112,7 +113,7 @@ def test_logits_of_a_keras_file_are_kerass(loaded):
     # With batch moments too, in which the convolutions' biases cancel.
     weights = keras_resnet50().get_weights()
     wanted = keras_resnet50()(
-        tf.keras.applications.resnet.preprocess_input(images.copy()), training=True
+        keras.applications.resnet.preprocess_input(images.copy()), training=True
     ).numpy()
     keras_resnet50().set_weights(weights)  # its statistics have moved
     logits = model(images, training=True, update_statistics=False)
@@ -130,7 +131,7 @@ def test_strides_in_the_3x3_are_those_of_the_official_network(loaded):
             layer["config"]["strides"] = (1, 1)
         if layer["name"] in ("conv3_block1_2_conv", "conv4_block1_2_conv", "conv5_block1_2_conv"):
             layer["config"]["strides"] = (2, 2)
-    reference = tf.keras.Model.from_config(config)
+    reference = keras.Model.from_config(config)
     reference.set_weights(keras_resnet50().get_weights())
     model = ResNet(
         "resnet50",
@@ -142,7 +143,7 @@ def test_strides_in_the_3x3_are_those_of_the_official_network(loaded):
     model.set_weights(loaded.get_weights())
     images = pixels(97)
     wanted = reference(
-        tf.keras.applications.resnet.preprocess_input(images.copy()), training=False
+        keras.applications.resnet.preprocess_input(images.copy()), training=False
     ).numpy()
     np.testing.assert_allclose(model(images), wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
     assert np.abs(loaded(images) - wanted).max() > 1e-2 * np.abs(wanted).max()

@@ -215,6 +215,41 @@ def test_keras_2_without_asking():
     assert (after, num_variables) == ("False", "8")
 
 
+def test_the_environment_is_left_alone():
+    """Neither TensorFlow nor a Keras is loaded, and child processes see no variable of ours."""
+    code = (
+        "import os, sys\n"
+        "before = dict(os.environ)\n"
+        "import efficientnet_advprop\n"
+        "loaded = {'tensorflow', 'keras', 'tf_keras'} & set(sys.modules)\n"
+        "import efficientnet_advprop.keras\n"
+        "print(loaded, {name for name in os.environ if 'KERAS' in name} - set(before))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert told.stdout.strip() == "set() set()", told.stderr
+
+
+@pytest.mark.skipif(
+    not stack.is_at_least(tf.__version__, stack.FIRST_WITH_KERAS_3), reason="one Keras alone"
+)
+def test_tf_keras_stays_keras_3():
+    code = (
+        "import tensorflow as tf\n"
+        "import efficientnet_advprop.keras\n"
+        "from efficientnet_advprop.models import EfficientNet\n"
+        "from tensorflow.keras import layers\n"
+        "print(layers.Dense.__module__.split('.')[0], tf.keras.layers.Dense is layers.Dense)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert told.stdout.strip() == "keras True", told.stderr
+
+
 def test_a_program_says_in_one_line_what_is_missing(tmp_path):
     """Beside a numpy that TensorFlow does not take; nothing of TensorFlow is imported."""
     metadata = tmp_path / "numpy-0.9.dist-info/METADATA"

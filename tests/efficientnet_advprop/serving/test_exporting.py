@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import ConfigError
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import EfficientNet
 from efficientnet_advprop.models.variable_names import weights_digest
 from efficientnet_advprop.serving import (
@@ -170,7 +171,7 @@ def test_integer_exports_report_the_accuracy_lost(network, photographs, tmp_path
 def test_keras_export_gives_the_model_back(network, tmp_path, expected):
     images, logits = expected
     result = export(network, str(tmp_path), ExportOptions(format="keras"))
-    model = tf.keras.models.load_model(os.path.join(result.path, "model.keras"))
+    model = keras.models.load_model(os.path.join(result.path, "model.keras"))
     np.testing.assert_allclose(model(images), logits, atol=3e-5)
     other = EfficientNet.from_config(model.get_config())
     other.load_weights(os.path.join(result.path, "model.weights.h5"))

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import ExperimentConfig
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.training import build
 from tpu_utils.devices.strategy import make_strategy
 
@@ -34,7 +35,7 @@ def main(method: str, num_replicas: int, output: str) -> None:
         if num_replicas > 1
         else make_strategy()
     )
-    tf.keras.utils.set_random_seed(1)
+    keras.utils.set_random_seed(1)
     with strategy.scope():
         state = build.make_state(config)
     train_step = build.make_step(

@@ -19,7 +19,8 @@ import re
 from typing import Mapping, Optional, Sequence
 
 from efficientnet_advprop.config import experiment as config_lib
-from efficientnet_advprop.config.experiment import EMBEDDED, ConfigError, ExperimentConfig
+from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
+from efficientnet_advprop.config.tables import EMBEDDED
 from efficientnet_advprop.runtime import files
 from efficientnet_advprop.runtime.errors import list_lines, list_names
 

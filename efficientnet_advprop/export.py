@@ -23,18 +23,13 @@ from absl import flags
 
 from efficientnet_advprop.command_line import network_flags, program
 from efficientnet_advprop.config.experiment import ConfigError
-
-# The choices of the flags, here so that --help does not wait for TensorFlow; a test
-# compares them with those of `exporting`, `tflite` and `preprocessing`.
-FORMATS = ("saved_model", "tflite", "onnx", "keras")
-QUANTIZATIONS = ("none", "float16", "dynamic_range", "full_integer")
-RESIZE_METHODS = ("bicubic", "bilinear")
+from efficientnet_advprop.config.tables import EXPORT_FORMATS, QUANTIZATIONS, RESIZE_METHODS
 
 _NETWORK = network_flags.define()
 _EXPORT_DIR = flags.DEFINE_string(
     "export_dir", None, "folder for the versions, local or gs://; made if it does not exist"
 )
-_FORMAT = flags.DEFINE_enum("format", "saved_model", FORMATS, "what to write")
+_FORMAT = flags.DEFINE_enum("format", "saved_model", EXPORT_FORMATS, "what to write")
 _QUANTIZATION = flags.DEFINE_enum("quantization", "none", QUANTIZATIONS, "of --format=tflite")
 _NUM_TOP = flags.DEFINE_integer(
     "num_top", 5, "how many classes serving_default answers with", lower_bound=1

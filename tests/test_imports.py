@@ -20,8 +20,8 @@ PACKAGE = "efficientnet_advprop"
 # other.
 FLOORS = [
     {"tpu_utils", "efficientnet_advprop.runtime"},
-    {"efficientnet_advprop.keras2"},
-    {"efficientnet_advprop.config", "efficientnet_advprop.models", "efficientnet_advprop.attacks"},
+    {"efficientnet_advprop.keras2", "efficientnet_advprop.config"},
+    {"efficientnet_advprop.models", "efficientnet_advprop.attacks"},
     {"efficientnet_advprop.data"},
     {"efficientnet_advprop.images"},
     {"efficientnet_advprop.evaluation"},
@@ -43,6 +43,9 @@ WITHOUT_TENSORFLOW = [
     "efficientnet_advprop.config.experiment",
     "efficientnet_advprop.config.fields",
     "efficientnet_advprop.config.methods",
+    "efficientnet_advprop.config.rules",
+    "efficientnet_advprop.config.tables",
+    "tpu_utils.devices.choices",
 ]
 
 
@@ -95,6 +98,19 @@ def test_no_import_runs_up():
                 broken.append(f"{path.relative_to(ROOT)} imports the program {name}")
             if name.startswith("absl.flags") and own != "efficientnet_advprop.command_line":
                 broken.append(f"{path.relative_to(ROOT)} reads flags")
+    assert not broken, "\n".join(broken)
+
+
+def test_networks_and_attacks_read_only_tables_of_the_config():
+    """They are a library: a field or a flag is none of their business."""
+    allowed = tuple(f"{PACKAGE}.config.{name}." for name in ("tables", "class_labels"))
+    broken = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in python_files()
+        if room_of(module_name(path)) in (f"{PACKAGE}.models", f"{PACKAGE}.attacks")
+        for name in imports(path)
+        if room_of(name) == f"{PACKAGE}.config" and not name.startswith(allowed)
+    ]
     assert not broken, "\n".join(broken)
 
 

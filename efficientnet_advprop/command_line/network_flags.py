@@ -11,24 +11,11 @@ from typing import TYPE_CHECKING, Sequence
 
 from absl import flags
 
-from efficientnet_advprop.config.experiment import NORMALIZATIONS, ConfigError
+from efficientnet_advprop.config.fields import ConfigError
+from efficientnet_advprop.config.tables import CHECKPOINT_KINDS, NORMALIZATIONS
 
 if TYPE_CHECKING:
     from efficientnet_advprop.inference.trained_network import RestoredNetwork
-
-# The kinds of checkpoints, here so that --help does not wait for TensorFlow; a test
-# compares them with `published_checkpoints.KINDS`.
-KINDS = (
-    "advprop",
-    "noisystudent",
-    "randaugment",
-    "autoaugment",
-    "baseline",
-    "lite",
-    "edgetpu",
-    "condconv",
-    "sat",
-)
 
 flags.disclaim_key_flags()  # the flags belong to the program that defines them and its --help
 
@@ -81,7 +68,7 @@ def define() -> NetworkFlags:
         kind=flags.DEFINE_enum(
             "kind",
             None,
-            list(KINDS),
+            list(CHECKPOINT_KINDS),
             "how a released checkpoint was trained; default: derived from its name",
         ),
         normalization=flags.DEFINE_enum(

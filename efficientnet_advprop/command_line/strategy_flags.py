@@ -12,18 +12,10 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from tpu_utils.devices.choices import RESOLVERS, STRATEGIES
+
 if TYPE_CHECKING:
     import tensorflow as tf
-
-# The choices and their meaning. They are repeated here so that --help does not wait for
-# TensorFlow; a test compares them with `strategy.STRATEGIES` and `cluster.RESOLVERS`.
-STRATEGIES = {
-    "one_device": "the first GPU, else the CPU",
-    "mirrored": "all GPUs of this machine",
-    "tpu": "a TPU or a pod of them",
-    "multi_worker": "several machines, each running this same command",
-}
-RESOLVERS = ("tf_config", "slurm", "kubernetes")
 
 flags.disclaim_key_flags()  # the flags belong to the program that defines them and its --help
 

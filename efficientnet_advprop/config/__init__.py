@@ -1,16 +1,13 @@
-"""The config of an experiment: its fields, their rules, and the table of methods.
-
-Nothing here imports TensorFlow.
-"""
+"""The config of an experiment: fields, rules, methods, choices. No TensorFlow in here."""
 
 from efficientnet_advprop.config.experiment import (
-    DENOISERS,
     METHODS,
     AttackConfig,
     ConfigError,
     ExperimentConfig,
     describe_fields,
 )
+from efficientnet_advprop.config.tables import DENOISERS
 
 __all__ = [
     "DENOISERS",

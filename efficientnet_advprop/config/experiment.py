@@ -1,10 +1,9 @@
-"""The schema: every field a run can be told, its unit and its default, once.
+"""Experiment config: every field with its default, unit and validation rule.
 
-A config file under `configs/` returns an `ExperimentConfig`;
-`--config.attack.epsilon=1` overrides one field of it. Overrides are applied after
-construction, so the doors call `config.validate()` before anything starts. Flags say
-where and how a program runs (directories, hardware); the config says what is computed,
-and is saved with every run.
+A config file under `configs/` returns an `ExperimentConfig`, and
+`--config.attack.epsilon=1` overrides one field of it. Overrides come after
+construction, so programs call `config.validate()` before anything starts. The config
+says what is computed and is saved with every run; flags say where (folders, hardware).
 """
 
 import dataclasses
@@ -15,77 +14,22 @@ import typing
 from typing import Any, Optional
 
 from efficientnet_advprop.config import fields as config_fields
+from efficientnet_advprop.config import rules, tables
 from efficientnet_advprop.config.fields import (
+    ConfigError,
     Rule,
     at_least,
     field,
+    flatten,
     fraction,
+    get,
     more_than,
     one_of,
     positive_fraction,
     probability,
 )
 from efficientnet_advprop.config.methods import AUGMENTED, METHODS
-from efficientnet_advprop.runtime.errors import UsageError
 from efficientnet_advprop.runtime.keras_variant import FORM, is_keras_variant
-
-# The choices, here so that a config needs none of the modules that act upon it, which
-# import TensorFlow; tests/efficientnet_advprop/test_config.py holds them to those
-# modules' tables.
-VARIANTS = (
-    *("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "l1", "l2"),
-    *("lite0", "lite1", "lite2", "lite3", "lite4"),
-    *("edgetpu-S", "edgetpu-M", "edgetpu-L"),
-    *("condconv-b0-4e", "condconv-b0-8e", "condconv-b0-8e-depth"),
-    *("resnet50", "resnet101", "resnet152", "resnet200"),
-)
-NORMALIZATIONS = ("advprop", "imagenet", "lite", "caffe", "none", "unit")
-COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
-ACTIVATIONS = (
-    *("relu", "relu6", "elu", "swish", "silu", "gelu"),
-    *("softplus", "parametric_softplus", "smooth_relu"),
-)
-ACTIVATIONS_WITH_ALPHA = ("softplus", "parametric_softplus", "smooth_relu")
-DENOISERS = (
-    *("none", "non_local_softmax", "non_local_gaussian", "non_local_dot"),
-    *("bilateral_softmax", "bilateral_gaussian", "bilateral_dot", "mean", "median"),
-)
-SMOOTH_RELU_GRADIENTS = ("none", "attack", "training", "both")
-AUX_SHARES = ("none", "statistics", "moments", "affine")
-STATISTICS = ("running", "batch")
-OPTIMIZERS = ("rmsprop", "momentum", "sgd", "lars")
-SCHEDULES = ("exponential", "cosine", "constant", "piecewise", "poly")
-EMBEDDED = ("digits", "characters")  # written into `data_dir` on first use
-SOURCES = ("tfrecord", *EMBEDDED)  # or "tfds:" and a name
-CROPS = ("inception", "pad", "none")
-AUGMENTATIONS = ("none", "autoaugment", "randaugment")
-AUGMENTATION_OPS = ("official", "meant")
-ATTACKS = ("pgd", "noise")
-
-# What a Keras model's own function decides. Recipes set some of these for their own
-# network, so the first are only reported as without effect; the others are refused.
-_KERAS_MODEL_DECIDES = (
-    "model.width_coefficient",
-    "model.depth_coefficient",
-    "model.dropout_rate",
-    "model.survival_prob",
-    "model.batch_norm_momentum",
-    "model.batch_norm_epsilon",
-)
-_KERAS_MODEL_HAS_NOT = (
-    "model.batch_norm_group_size",
-    "model.batch_norm_batch_size",
-    "model.recomputed_blocks",
-    "model.aux_shares",
-    "model.activation",
-    "model.activation_alpha",
-    "model.smooth_relu_gradient",
-    "model.denoise",
-    "init.checkpoint",
-    "init.freeze",
-    "init.layer_decay",
-    "init.head_learning_rate_factor",
-)
 
 # What a run may change when it is started again: none of it touches the weights it ends
 # with (if there are no bad records).
@@ -100,12 +44,6 @@ OPERATIONAL_FIELDS = (
 )
 
 
-class ConfigError(UsageError, ValueError):
-    """A config field whose value breaks a rule; the message names the field, the value,
-    the rule and the way out.
-    """
-
-
 @dataclasses.dataclass
 class ModelConfig:
     """The network. `None` means: what the variant's row of the scaling table says."""
@@ -114,8 +52,8 @@ class ModelConfig:
         "b0",
         "the network; or a function that returns a Keras model",
         Rule(
-            lambda value: value in VARIANTS or is_keras_variant(value),
-            f"must be one of {', '.join(map(repr, VARIANTS))}, or {FORM}",
+            lambda value: value in tables.VARIANTS or is_keras_variant(value),
+            f"must be one of {', '.join(map(repr, tables.VARIANTS))}, or {FORM}",
         ),
     )
     num_classes: int = field(1000, "classes of the classifier", at_least(1))
@@ -132,12 +70,12 @@ class ModelConfig:
         positive_fraction("; 1 switches stochastic depth off"),
     )
     normalization: str = field(
-        "advprop", "how the model normalises pixels", one_of(*NORMALIZATIONS)
+        "advprop", "how the model normalises pixels", one_of(*tables.NORMALIZATIONS)
     )
     compute_dtype: str = field(
         "bfloat16",
         "type of activations; variables, statistics, losses and logits are float32",
-        one_of(*COMPUTE_DTYPES),
+        one_of(*tables.COMPUTE_DTYPES),
     )
     batch_norm_momentum: float = field(0.99, "of the moving statistics", fraction())
     batch_norm_epsilon: float = field(1e-3, "added to the variance", more_than(0))
@@ -162,12 +100,12 @@ class ModelConfig:
         "none",
         "what auxiliary batch norms share with main's: 'none' (the paper), 'statistics' (running "
         "ones), 'moments' (those of one batch of all images, too), or 'affine' (gamma and beta)",
-        one_of(*AUX_SHARES),
+        one_of(*tables.AUX_SHARES),
     )
     activation: Optional[str] = field(
         None,
         "of all layers; left out: the variant's own; 'silu' is another word for 'swish'",
-        one_of(*ACTIVATIONS),
+        one_of(*tables.ACTIVATIONS),
     )
     activation_alpha: Optional[float] = field(
         None,
@@ -179,12 +117,12 @@ class ModelConfig:
         "none",
         "where relu's gradient is parametric softplus's, its values being its own: a diagnosis of "
         "Smooth Adversarial Training",
-        one_of(*SMOOTH_RELU_GRADIENTS),
+        one_of(*tables.SMOOTH_RELU_GRADIENTS),
     )
     denoise: str = field(
         "none",
         "of a ResNet: the operation of denoising blocks behind its stages",
-        one_of(*DENOISERS),
+        one_of(*tables.DENOISERS),
     )
     denoise_stages: str = field(
         "2,3,4,5",
@@ -207,7 +145,7 @@ class AttackConfig:
         "pgd",
         "'pgd' (FGSM, I-FGSM and GD are settings of it) or 'noise' (uniform in ±ε; it has none of "
         "the options below)",
-        one_of(*ATTACKS),
+        one_of(*tables.ATTACKS),
     )
     epsilon: float = field(
         1.0, "radius of the ball", at_least(0, ", in pixels of 255; the paper uses 1 to 4")
@@ -233,7 +171,7 @@ class AttackConfig:
         "running",
         "of the auxiliary batch norms in the attack: 'running' (the paper) or 'batch' (Fast"
         " AdvProp)",
-        one_of(*STATISTICS),
+        one_of(*tables.STATISTICS),
     )
 
 
@@ -249,15 +187,15 @@ class DataConfig:
         "'tfrecord' (they are there), 'digits' (scikit-learn's) or 'characters' (rendered),"
         " both written on first use, or 'tfds:NAME' (prepared by TFDS)",
         Rule(
-            lambda value: value in SOURCES or (value.startswith("tfds:") and len(value) > 5),
-            f"must be one of {', '.join(map(repr, SOURCES))}, or 'tfds:' and a data set's name",
+            lambda value: value in tables.SOURCES or (value.startswith("tfds:") and len(value) > 5),
+            f"must be one of {', '.join(map(repr, tables.SOURCES))}, or 'tfds:' and a name",
         ),
     )
     image_size: int = field(224, "height and width of images", at_least(1, " pixel"), "pixels")
     crop: str = field(
         "inception",
         "of training images: 'pad' is a random shift by `crop_padding`",
-        one_of(*CROPS),
+        one_of(*tables.CROPS),
     )
     crop_padding: int = field(0, "border for the crop 'pad'", at_least(0, " pixels"), "pixels")
     eval_crop: str = field(
@@ -270,12 +208,12 @@ class DataConfig:
     )
     horizontal_flip: bool = field(True, "of half of the training images")
     augment: str = field(
-        "none", "of training images; 'autoaugment' is policy v0", one_of(*AUGMENTATIONS)
+        "none", "of training images; 'autoaugment' is policy v0", one_of(*tables.AUGMENTATIONS)
     )
     augment_ops: str = field(
         "official",
         "'official': as that code ran; 'meant': Solarize, Posterize, Contrast as it meant them",
-        one_of(*AUGMENTATION_OPS),
+        one_of(*tables.AUGMENTATION_OPS),
     )
     randaugment_num_layers: int = field(2, "operations per image", at_least(1))
     randaugment_magnitude: float = field(
@@ -331,7 +269,7 @@ class OptimizerConfig:
     RMSProp, warm-up, staircase decay, weight decay in the loss, averaged weights.
     """
 
-    name: str = field("rmsprop", "the update rule", one_of(*OPTIMIZERS))
+    name: str = field("rmsprop", "the update rule", one_of(*tables.OPTIMIZERS))
     momentum: float = field(0.9, "of the updates", fraction())
     decay: float = field(0.9, "of RMSProp's mean square", fraction())
     epsilon: float = field(1e-3, "inside RMSProp's square root", more_than(0))
@@ -346,7 +284,7 @@ class OptimizerConfig:
         "exponential",
         "'piecewise' multiplies by decay_factor at decay_at_epochs; 'poly' is a parabola down to"
         " poly_end",
-        one_of(*SCHEDULES),
+        one_of(*tables.SCHEDULES),
     )
     decay_factor: float = field(0.97, "of one decay", positive_fraction())
     decay_epochs: float = field(2.4, "between two decays", more_than(0), "epochs")
@@ -446,170 +384,31 @@ class ExperimentConfig:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
     def validate(self) -> None:
-        """Checks every field's type and value, and those rules that tie fields
-        together.
-
-        Raises:
-            ConfigError: at the first broken rule.
-        """
+        """Raises a `ConfigError` at the first field or combination that breaks a rule."""
         for name, value, annotated in flatten(self):
             section, field_name = name.split(".")
             rule = config_fields.broken_rule(getattr(self, section), field_name, value, annotated)
             if rule is not None:
                 raise ConfigError(f"`config.{name}` is {value!r}, but {rule}.")
-        training, optimizer, attack = self.training, self.optimizer, self.attack
-        if training.global_batch_size % training.accumulation_steps:
-            raise ConfigError(
-                f"`config.training.global_batch_size` is {training.global_batch_size}, but must"
-                f" divide by `config.training.accumulation_steps` = {training.accumulation_steps};"
-                " change one of them."
-            )
-        if optimizer.warmup_epochs >= training.num_epochs:
-            raise ConfigError(
-                f"`config.optimizer.warmup_epochs` is {optimizer.warmup_epochs:g}, but must be less"
-                f" than `config.training.num_epochs` = {training.num_epochs:g}, or the run ends"
-                " while the learning rate still rises."
-            )
-        initial = optimizer.learning_rate_per_256 * training.global_batch_size / 256
-        if optimizer.schedule == "poly" and initial <= optimizer.poly_end:
-            raise ConfigError(
-                f"`config.optimizer.poly_end` is {optimizer.poly_end:g}, but must be less than the"
-                " first learning rate, `config.optimizer.learning_rate_per_256` · batch / 256 ="
-                f" {initial:g}, or the rate would rise; lower it."
-            )
-        if self.data.holdout_shards and self.data.validation_prefix != "validation":
-            raise ConfigError(
-                f"`config.data.holdout_shards` is {self.data.holdout_shards} and"
-                f" `config.data.validation_prefix` {self.data.validation_prefix!r}, but only one"
-                " can say what 'validation' means; leave one of them out."
-            )
-        if self.model.batch_norm_batch_size and self.model.batch_norm_group_size:
-            raise ConfigError(
-                f"`config.model.batch_norm_batch_size` is {self.model.batch_norm_batch_size} and"
-                f" `config.model.batch_norm_group_size` {self.model.batch_norm_group_size}, which"
-                " say the same in images and in replicas; leave one of them out."
-            )
-        if (optimizer.schedule == "piecewise") != bool(optimizer.decay_at_epochs):
-            raise ConfigError(
-                f"`config.optimizer.decay_at_epochs` is {optimizer.decay_at_epochs!r}, but"
-                f" `config.optimizer.schedule` is {optimizer.schedule!r}: epochs go with"
-                " 'piecewise', and only with it."
-            )
-        self._check_keras_model()
-        self._check_network()
-        self._check_attack()
-        if METHODS[training.method].has_attack and attack.targeted and self.model.num_classes < 2:
-            raise ConfigError(
-                f"`config.model.num_classes` is {self.model.num_classes}, but a targeted attack"
-                " needs a wrong class to aim at; use at least 2 classes or"
-                " --config.attack.targeted=false."
-            )
-
-    def _check_network(self) -> None:
-        """That what is said about the activation and about denoising goes together."""
-        model = self.model
-        has_smooth_gradient = model.smooth_relu_gradient != "none"
-        if has_smooth_gradient and model.activation != "relu":
-            raise ConfigError(
-                f"`config.model.smooth_relu_gradient` is {model.smooth_relu_gradient!r}, but goes"
-                f" with `config.model.activation` 'relu' alone, which is {model.activation!r}; set"
-                " that to 'relu'."
-            )
-        if model.smooth_relu_gradient in ("attack", "training") and (
-            self.attack.statistics == "batch"
-        ):
-            raise ConfigError(
-                f"`config.model.smooth_relu_gradient` is {model.smooth_relu_gradient!r}, but with"
-                " `config.attack.statistics` 'batch' the attack runs in training mode, too; take"
-                " 'both', or 'running' statistics."
-            )
-        if model.denoise != "none" and not model.variant.startswith("resnet"):
-            raise ConfigError(
-                f"`config.model.denoise` is {model.denoise!r}, but `config.model.variant` is"
-                f" {model.variant!r}, and only ResNets have denoising blocks; take 'resnet152', or"
-                " leave the field out."
-            )
-        takes_alpha = has_smooth_gradient or model.activation in ACTIVATIONS_WITH_ALPHA
-        if model.activation_alpha is not None and not takes_alpha:
-            raise ConfigError(
-                f"`config.model.activation_alpha` is {model.activation_alpha:g}, but"
-                f" `config.model.activation` is {model.activation!r}: α goes with"
-                f" {', '.join(ACTIVATIONS_WITH_ALPHA)} and smooth_relu_gradient."
-            )
-
-    def _check_keras_model(self) -> None:
-        """That no field speaks of parts that only this project's networks have."""
-        if not is_keras_variant(self.model.variant):
-            return
-        for name in _KERAS_MODEL_HAS_NOT:
-            default = get(ExperimentConfig(), name)
-            if get(self, name) != default:
-                raise ConfigError(
-                    f"`config.{name}` is {get(self, name)!r}, but {self.model.variant!r} is a Keras"
-                    f" model, whose function alone decides that; leave it at {default!r}."
-                )
-        if self.optimizer.name == "lars":
-            raise ConfigError(
-                f"`config.optimizer.name` is 'lars', but {self.model.variant!r} is a Keras model,"
-                " in which LARS does not know the batch norms by their names; take 'momentum'."
-            )
+        rules.check(self)
 
     def fields_without_effect(self) -> list[str]:
-        """The fields that differ from their defaults and say nothing to this run's
-        Keras model.
-        """
+        """Returns the fields that were set although this run's Keras model ignores them."""
         if not is_keras_variant(self.model.variant):
             return []
         return [
             name
-            for name in _KERAS_MODEL_DECIDES
+            for name in rules.KERAS_MODEL_DECIDES
             if get(self, name) != get(ExperimentConfig(), name)
         ]
 
-    def _check_attack(self) -> None:
-        """That the method has the attack and the images that it needs, and the attack
-        no option that means nothing to it.
-        """
-        method, attack = METHODS[self.training.method], self.attack
-        if AUGMENTED in method.views and self.data.augment == "none":
-            raise ConfigError(
-                f"`config.data.augment` is 'none', but method {self.training.method!r} trains an"
-                " auxiliary branch on augmented images; name an augmentation."
-            )
-        wanted, reason = {}, ""
-        if method.has_attack and attack.name == "noise":
-            wanted = {
-                field.name: field.default
-                for field in dataclasses.fields(attack)
-                if field.name not in ("name", "epsilon")
-            }
-            reason = "attack 'noise' has no such option; leave it at"
-        if self.model.aux_shares == "moments":
-            try:
-                method.in_one_batch()
-            except ValueError:
-                raise ConfigError(
-                    f"`config.model.aux_shares` is 'moments', but method {self.training.method!r}"
-                    " has passes that cannot share a batch; take 'none', 'statistics' or 'affine'."
-                ) from None
-        if method.adversarial_share is not None:
-            wanted = {"name": "pgd", "num_steps": 1, "targeted": False, "statistics": "batch"}
-            reason = f"method {self.training.method!r} trains with the attack's own pass; set it to"
-        for name, value in wanted.items():
-            if getattr(attack, name) != value:
-                raise ConfigError(
-                    f"`config.attack.{name}` is {getattr(attack, name)!r}, but {reason} {value!r}."
-                )
-
     def use_method(self, method: str) -> None:
-        """Makes this a run of `method`, with what the method prescribes; everything
-        else stays.
+        """Makes this a run of `method` with what the method prescribes.
 
-        Fine-grained AdvProp needs augmented images: AutoAugment's, where there is no
-        augmentation yet. Fast AdvProp (Mei et al., ICLR 2022) attacks in its training
-        pass: one step from noise, untargeted, with batch statistics; and it runs for as
-        many epochs less as its steps see more images, so that the run costs what it
-        did.
+        Fine-grained AdvProp gets AutoAugment unless there is an augmentation. Fast
+        AdvProp (Mei et al., ICLR 2022) attacks in its training pass: one step from
+        noise, untargeted, with batch statistics. Its epochs shrink by as much as its
+        steps see more images, so that the run costs what it did.
         """
         self.training.method = method
         if AUGMENTED in METHODS[method].views and self.data.augment == "none":
@@ -634,16 +433,12 @@ class ExperimentConfig:
             self.optimizer.decay_at_epochs = ",".join(f"{epoch:g}" for epoch in at_epochs)
 
     def to_json(self) -> str:
-        """The config as JSON text, one section per dataclass; `from_json` reads it
-        back.
-        """
+        """Returns the config as JSON text, which `from_json` reads back."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "ExperimentConfig":
-        """The config that `to_json` wrote.
-
-        Fields missing from the text have their defaults.
+        """Returns the config that `to_json` wrote; missing fields have their defaults.
 
         Raises:
             ConfigError: not such a text, an unknown field, or a value that `validate`
@@ -651,20 +446,15 @@ class ExperimentConfig:
         """
         try:
             sections = json.loads(text)
+            problem = "" if _are_sections(sections) else "not an object of sections"
         except json.JSONDecodeError as error:
+            problem = f"not JSON ({error})"
+        if problem:
             raise ConfigError(
-                f"The saved config is not JSON: {error}; it is written by"
-                " `ExperimentConfig.to_json`."
-            ) from error
+                f"The saved config is {problem}; `ExperimentConfig.to_json` writes such a text."
+            )
         config = cls()
         known = {name for name, _, _ in flatten(config)}
-        if not isinstance(sections, dict) or not all(
-            isinstance(fields, dict) for fields in sections.values()
-        ):
-            raise ConfigError(
-                "The saved config is not an object of sections; it is written by"
-                " `ExperimentConfig.to_json`."
-            )
         for section, fields in sections.items():
             for field_name, value in fields.items():
                 if f"{section}.{field_name}" not in known:
@@ -677,29 +467,8 @@ class ExperimentConfig:
         return config
 
 
-def flatten(config: ExperimentConfig) -> list[tuple[str, Any, Any]]:
-    """Every field as ("section.field", value, annotated type)."""
-    result = []
-    for section in dataclasses.fields(config):
-        part = getattr(config, section.name)
-        hints = typing.get_type_hints(section.type)
-        result += [
-            (f"{section.name}.{name}", getattr(part, name, None), hint)
-            for name, hint in hints.items()
-        ]
-    return result
-
-
-def get(config: ExperimentConfig, name: str) -> Any:
-    """The value of the field "section.field"."""
-    section, field = name.split(".")
-    return getattr(getattr(config, section), field)
-
-
 def differences(one: ExperimentConfig, other: ExperimentConfig) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two configs differ: "section.field" → (value in `one`, value
-    in `other`).
-    """
+    """Returns the fields that differ: "section.field" → (value in `one`, in `other`)."""
     return {
         name: (value, get(other, name))
         for name, value, _ in flatten(one)
@@ -730,15 +499,13 @@ def is_optional(name: str) -> bool:
 
 
 def type_rule(name: str, value: Any) -> str:
-    """Says that `value` is not of the type of the field "section.field"."""
+    """Returns the complaint that `value` has not the type of "section.field"."""
     annotated = {known: hint for known, _, hint in flatten(ExperimentConfig())}[name]
     return f"`config.{name}` is {value!r}, but must be {config_fields.type_rule(annotated)}"
 
 
 def describe_fields() -> str:
-    """Every field with its default, meaning, unit and rule: a section's name, then a
-    line each.
-    """
+    """Returns a line per field: default, meaning, unit and rule, under its section."""
     config = ExperimentConfig()
     lines = []
     for section in dataclasses.fields(config):
@@ -748,6 +515,10 @@ def describe_fields() -> str:
             meaning = config_fields.help_of(part, name)
             lines.append(f"  {section.name}.{name} = {value!r}: {meaning}")
     return "\n".join(lines)
+
+
+def _are_sections(sections: Any) -> bool:
+    return isinstance(sections, dict) and all(isinstance(part, dict) for part in sections.values())
 
 
 def _is_eval_crop(value: str) -> bool:

@@ -1,14 +1,8 @@
-"""One field of the config: its default, its unit, its rule and what it means, all in
-one place.
+"""One field of the config: default, unit, rule and meaning in one place.
 
-    @dataclasses.dataclass
-    class AttackConfig:
-        epsilon: float = field(
-            1.0, "radius of the ball around an image", at_least(0), "pixels of 255"
-        )
-
-`help_of` tells a field's meaning to people, `check` holds a value to the field's type
-and rule.
+@dataclasses.dataclass
+class AttackConfig:
+    epsilon: float = field(1.0, "radius of the ball", at_least(0), "pixels of 255")
 """
 
 import dataclasses
@@ -16,38 +10,43 @@ import math
 import typing
 from typing import Any, Callable, Optional
 
+from efficientnet_advprop.runtime.errors import UsageError
+
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _METADATA = "field"  # the key of `dataclasses.Field.metadata` under which ours stands
 
 
+class ConfigError(UsageError, ValueError):
+    """A config field that breaks a rule; the message has the field, the value, the rule
+    and the way out.
+    """
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a value must fulfil. `text` says it in words, to stand after "but"."""
+    """A condition on a value; `text` says it in words that follow "but"."""
 
     accepts: Callable[[Any], bool]
     text: str
 
 
 @dataclasses.dataclass(frozen=True)
-class _Facts:
-    """What a field's metadata hold beside the default, which `dataclasses` keeps."""
-
+class _Description:
     help: str
     rule: Optional[Rule]
     unit: str
 
 
 def field(default: Any, help: str, rule: Optional[Rule] = None, unit: str = "") -> Any:
-    """A dataclass field with its meaning.
+    """Returns a dataclass field with its meaning.
 
     Args:
-        default: its value where nothing else is said.
+        default: its value unless it is overridden.
         help: what it means, without a full stop.
-        rule: what a value must fulfil beside its type; None where every value of the
-            type is right.
-        unit: of its value, such as "pixels of 255" or "epochs".
+        rule: a condition beside the type; None accepts every value of the type.
+        unit: such as "pixels of 255" or "epochs".
     """
-    return dataclasses.field(default=default, metadata={_METADATA: _Facts(help, rule, unit)})
+    return dataclasses.field(default=default, metadata={_METADATA: _Description(help, rule, unit)})
 
 
 def one_of(*choices: str) -> Rule:
@@ -63,12 +62,12 @@ def more_than(low: float, hint: str = "") -> Rule:
 
 
 def fraction(hint: str = "") -> Rule:
-    """Of a whole that is never reached: in [0, 1)."""
+    """A fraction in [0, 1)."""
     return Rule(lambda value: 0 <= value < 1, f"must lie in [0, 1){hint}")
 
 
 def positive_fraction(hint: str = "") -> Rule:
-    """Of a whole that may be reached: in (0, 1]."""
+    """A fraction in (0, 1]."""
     return Rule(lambda value: 0 < value <= 1, f"must lie in (0, 1]{hint}")
 
 
@@ -77,48 +76,54 @@ def probability() -> Rule:
 
 
 def help_of(section: Any, name: str) -> str:
-    """What a field means, its unit and its rule, as one line without its default.
-
-    Args:
-        section: a dataclass whose fields were made by `field`.
-        name: of the field.
-    """
-    facts = _facts_of(section, name)
-    unit = f", in {facts.unit}" if facts.unit else ""
-    rule = f" ({facts.rule.text})" if facts.rule is not None else ""
-    return f"{facts.help}{unit}{rule}"
+    """Returns a field's meaning, unit and rule as one line."""
+    found = _description_of(section, name)
+    unit = f", in {found.unit}" if found.unit else ""
+    rule = f" ({found.rule.text})" if found.rule is not None else ""
+    return f"{found.help}{unit}{rule}"
 
 
 def type_rule(annotated: Any) -> str:
-    """The type of a field in words, to stand after "must be"."""
-    optional = typing.get_origin(annotated) is typing.Union
-    kind = _KINDS[typing.get_args(annotated)[0] if optional else annotated]
-    return f"{kind}{' or None' if optional else ''}"
+    """Returns the type of a field in words that follow "must be"."""
+    expected, is_optional = _expected(annotated)
+    return f"{_KINDS[expected]}{' or None' if is_optional else ''}"
 
 
 def broken_rule(section: Any, name: str, value: Any, annotated: Any) -> Optional[str]:
-    """Why a field may not have `value`, to stand after "but"; None if it may.
-
-    Args:
-        section: a dataclass whose fields were made by `field`.
-        name: of the field.
-        value: to be checked. None is right where the annotation is `Optional`.
-        annotated: the field's annotation, `Optional` or not, of int, float, bool or
-            str.
-    """
-    optional = typing.get_origin(annotated) is typing.Union
-    if optional and value is None:
+    """Returns why a field may not have `value`, in words that follow "but"; None if it may."""
+    expected, is_optional = _expected(annotated)
+    if is_optional and value is None:
         return None
-    expected = typing.get_args(annotated)[0] if optional else annotated
     accepted = (int, float) if expected is float else expected
+    # A bool is an int in Python, but `num_steps=True` is a mistake.
     if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
         return f"must be {type_rule(annotated)}"
     if isinstance(value, float) and not math.isfinite(value):
         return "must be finite"
-    rule = _facts_of(section, name).rule
+    rule = _description_of(section, name).rule
     return None if rule is None or rule.accepts(value) else rule.text
 
 
-def _facts_of(section: Any, name: str) -> _Facts:
-    found = next(field for field in dataclasses.fields(section) if field.name == name)
-    return found.metadata[_METADATA]
+def _expected(annotated: Any) -> tuple[type, bool]:
+    """The type without `Optional`, and whether there was one."""
+    is_optional = typing.get_origin(annotated) is typing.Union
+    return (typing.get_args(annotated)[0] if is_optional else annotated), is_optional
+
+
+def _description_of(section: Any, name: str) -> _Description:
+    return type(section).__dataclass_fields__[name].metadata[_METADATA]
+
+
+def flatten(config: Any) -> list[tuple[str, Any, Any]]:
+    """Returns every field as ("section.field", value, annotated type)."""
+    return [
+        (f"{section.name}.{name}", getattr(getattr(config, section.name), name, None), hint)
+        for section in dataclasses.fields(config)
+        for name, hint in typing.get_type_hints(section.type).items()
+    ]
+
+
+def get(config: Any, name: str) -> Any:
+    """Returns the value of the field "section.field"."""
+    section, field_name = name.split(".")
+    return getattr(getattr(config, section), field_name)

@@ -1,12 +1,7 @@
-"""Defines training methods as data: which images pass through which branch of batch
-norms.
+"""Training methods as data: which images pass through which branch of batch norms.
 
-Usage:
-
-    METHODS["advprop"].passes     # clean images through main, adversarial ones through aux
-
-`steps.make_train_step` interprets a `Method`. It accepts the rows of `METHODS` and
-methods of your own.
+`METHODS["advprop"].passes` sends clean images through main and adversarial ones through
+aux. `steps.make_train_step` takes these rows and methods of your own.
 """
 
 import dataclasses
@@ -103,15 +98,18 @@ class Method:
         """The number of auxiliary branches."""
         return len(self.branches - {"main"})
 
+    @property
+    def fits_one_batch(self) -> bool:
+        """Whether `in_one_batch` exists: no pass depends on another or has its own weight."""
+        return self.adversarial_share is None and len({part.weight for part in self.passes}) == 1
+
     def in_one_batch(self) -> "Method":
-        """The same images through the same branches, but in one pass, whose batch norms
-        have common moments.
+        """Returns the same method with one pass, whose batch norms have common moments.
 
         Raises:
-            ValueError: the passes have different weights, or are those of Fast AdvProp.
+            ValueError: not `fits_one_batch`.
         """
-        weights = {part.weight for part in self.passes}
-        if self.adversarial_share is not None or len(weights) > 1:
+        if not self.fits_one_batch:
             raise ValueError(
                 "`aux_shares` is 'moments', which puts all images of a step into one batch, but "
                 "this method has passes that depend on each other or have different weights; "
@@ -120,7 +118,7 @@ class Method:
         if len(self.passes) == 1:
             return self
         branches = [branch for part in self.passes for branch in part.branches]
-        return Method((Pass("+".join(branches), self.views, *weights),))
+        return Method((Pass("+".join(branches), self.views, self.passes[0].weight),))
 
 
 METHODS = {

@@ -11,7 +11,7 @@ stands.
 import re
 from typing import Iterable, Optional
 
-from efficientnet_advprop.config.experiment import EMBEDDED
+from efficientnet_advprop.config.tables import EMBEDDED
 
 _PGD = "pgd"
 _STAGE = re.compile(r"[^/]+/(?:linf|l2)_[^/]+/(?!square_alone$)[a-z_]+")

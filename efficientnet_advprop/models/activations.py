@@ -21,6 +21,7 @@ from typing import Callable, Optional, Union
 
 import tensorflow as tf
 
+from efficientnet_advprop.config.tables import SMOOTH_RELU_GRADIENTS
 from efficientnet_advprop.keras2 import keras
 from tpu_utils.replicas import replica_runtime
 
@@ -207,7 +208,6 @@ ACTIVATIONS = {
 OTHER_NAMES = {"silu": "swish"}
 # SAT's diagnosis, section 4: relu's values with parametric softplus's gradient, in the
 # attack, in the training pass, or in both.
-SMOOTH_RELU_GRADIENTS = ("none", "attack", "training", "both")
 _RELU_WITH_SMOOTH_GRADIENT = dataclasses.replace(
     _SOFTPLUS, value=ACTIVATIONS["relu"].value, alpha=10.0
 )

@@ -14,6 +14,7 @@ from typing import NamedTuple, Optional
 
 import tensorflow as tf
 
+from efficientnet_advprop.config.tables import AUX_SHARES
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.branches import (
     MAIN,
@@ -24,8 +25,6 @@ from efficientnet_advprop.models.branches import (
     branches_in_batch,
 )
 from tpu_utils.replicas import reduction, replica_runtime
-
-AUX_SHARES = ("none", "statistics", "moments", "affine")
 
 
 def official_group_size(num_replicas: int) -> int:

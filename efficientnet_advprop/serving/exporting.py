@@ -26,7 +26,6 @@ from efficientnet_advprop.serving.network import InferenceNetwork
 from efficientnet_advprop.serving.saved_model import METADATA, write_metadata, write_saved_model
 from efficientnet_advprop.serving.signatures import ServedNetwork
 
-FORMATS = ("saved_model", "tflite", "onnx", "keras")
 _FILE_NAMES = {"tflite": "model.tflite", "onnx": "model.onnx", "keras": "model.keras"}
 _WEIGHTS_FILE = "model.weights.h5"  # beside model.keras
 _MAX_CALIBRATION_IMAGES = 500
@@ -42,8 +41,8 @@ _FEATURE_TOLERANCES = {"none": 1e-3, "float16": 2e-2}  # of a feature map's larg
 class ExportOptions:
     """What is written, and what it is checked with."""
 
-    format: str = "saved_model"  # one of FORMATS
-    quantization: str = "none"  # of TFLite: one of tflite.QUANTIZATIONS
+    format: str = "saved_model"  # one of `tables.EXPORT_FORMATS`
+    quantization: str = "none"  # of TFLite: one of `tables.QUANTIZATIONS`
     class_names: Optional[Sequence[str]] = None  # None: the network's own, if it knows them
     num_top: int = 5  # classes that `serving_default` names
     calibration_dir: Optional[str] = (

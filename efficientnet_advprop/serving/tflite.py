@@ -11,7 +11,6 @@ from efficientnet_advprop.serving.network import InferenceNetwork
 
 # "full_integer" takes uint8 pixels and calculates in 8 bits throughout, its answers are
 # float32 again; the others take float32.
-QUANTIZATIONS = ("none", "float16", "dynamic_range", "full_integer")
 
 
 def convert(

@@ -20,9 +20,8 @@ from typing import Optional, Sequence
 
 import tensorflow as tf
 
+from efficientnet_advprop.config.tables import OPTIMIZERS
 from efficientnet_advprop.models.variable_names import official_name
-
-OPTIMIZERS = ("rmsprop", "momentum", "sgd", "lars")
 
 
 class Optimizer(tf.Module):

@@ -5,7 +5,7 @@ import math
 
 import tensorflow as tf
 
-SCHEDULES = ("exponential", "cosine", "constant", "piecewise", "poly")
+from efficientnet_advprop.config.tables import SCHEDULES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
 from efficientnet_advprop.attacks.labels import check_labels
 from efficientnet_advprop.config.methods import ADVERSARIAL, AUGMENTED, CLEAN, METHODS, Method
+from efficientnet_advprop.config.tables import STATISTICS
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.branches import branch_names
 from efficientnet_advprop.models.normalization import batch_norms, moving_statistics
@@ -40,7 +41,6 @@ from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState
 from tpu_utils.replicas import randomness, reduction, replica_runtime
 
-STATISTICS = ("running", "batch")
 BATCH_KEYS = {CLEAN: "images", AUGMENTED: "augmented_images"}
 
 

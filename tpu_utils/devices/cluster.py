@@ -24,9 +24,9 @@ import tensorflow as tf
 
 from tpu_utils.devices import addresses as network
 from tpu_utils.devices.bounded_wait import end_unless_done
+from tpu_utils.devices.choices import RESOLVERS
 from tpu_utils.errors import PlatformError, brief_message
 
-RESOLVERS = ("tf_config", "slurm", "kubernetes")
 _JOBS = ("chief", "worker")
 _EXAMPLE = (
     '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'

@@ -16,9 +16,9 @@ from typing import Any, Optional
 import tensorflow as tf
 
 from tpu_utils.devices import cluster, tpu_connection
+from tpu_utils.devices.choices import STRATEGIES
 from tpu_utils.errors import PlatformError
 
-STRATEGIES = ("one_device", "mirrored", "tpu", "multi_worker")
 # The arguments that belong to one strategy only, and their defaults.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "tpu": {"tpu": "", "tpu_zone": "", "tpu_project": ""},

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from efficientnet_advprop.command_line import program, strategy_flags
+from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config.experiment import ConfigError
-from tpu_utils.devices import cluster, strategy
 
 ROOT = pathlib.Path(__file__).parents[3]
 PROGRAM = """'Trains nothing. Usage: none.'
@@ -218,27 +217,6 @@ def test_home_folders_are_expanded_wherever_a_path_begins(argument, expanded, mo
 def test_a_home_folder_without_a_user_is_refused():
     with pytest.raises(ConfigError, match="`--model_dir=~nobody_here/x`.*no such user"):
         program.expand_home("--model_dir=~nobody_here/x")
-
-
-def test_the_choices_of_the_strategy_flags_are_those_of_the_makers():
-    assert tuple(strategy_flags.STRATEGIES) == strategy.STRATEGIES
-    assert strategy_flags.RESOLVERS == cluster.RESOLVERS
-
-
-def test_the_choices_of_the_networks_flags_are_those_of_the_makers():
-    # A process of its own: the flags of two programs clash in one.
-    code = (
-        "from efficientnet_advprop import export; from efficientnet_advprop.command_line import "
-        "network_flags; from efficientnet_advprop.data import preprocessing; "
-        "from efficientnet_advprop.serving import exporting, tflite; "
-        "from efficientnet_advprop.models.checkpoints import published_checkpoints; "
-        "assert export.FORMATS == exporting.FORMATS; "
-        "assert export.QUANTIZATIONS == tflite.QUANTIZATIONS; "
-        "assert export.RESIZE_METHODS == tuple(preprocessing.RESIZE_METHODS); "
-        "assert network_flags.KINDS == tuple(published_checkpoints.KINDS)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""The choices of config fields and flags, once.
+
+The modules that act upon them import TensorFlow; --help and the check of a config do
+not, so the names stand here, and both sides read them.
+"""
+
+VARIANTS = (
+    *("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "l1", "l2"),
+    *("lite0", "lite1", "lite2", "lite3", "lite4"),
+    *("edgetpu-S", "edgetpu-M", "edgetpu-L"),
+    *("condconv-b0-4e", "condconv-b0-8e", "condconv-b0-8e-depth"),
+    *("resnet50", "resnet101", "resnet152", "resnet200"),
+)
+NORMALIZATIONS = ("advprop", "imagenet", "lite", "caffe", "none", "unit")
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+ACTIVATIONS = (
+    *("relu", "relu6", "elu", "swish", "silu", "gelu"),
+    *("softplus", "parametric_softplus", "smooth_relu"),
+)
+ACTIVATIONS_WITH_ALPHA = ("softplus", "parametric_softplus", "smooth_relu")
+SMOOTH_RELU_GRADIENTS = ("none", "attack", "training", "both")  # the passes that have it
+DENOISERS = (
+    *("none", "non_local_softmax", "non_local_gaussian", "non_local_dot"),
+    *("bilateral_softmax", "bilateral_gaussian", "bilateral_dot", "mean", "median"),
+)
+AUX_SHARES = ("none", "statistics", "moments", "affine")
+ATTACKS = ("pgd", "noise")
+STATISTICS = ("running", "batch")  # of the batch norms that an attack goes through
+
+EMBEDDED = ("digits", "characters")  # written into `data_dir` on first use
+SOURCES = ("tfrecord", *EMBEDDED)  # or "tfds:" and a name
+CROPS = ("inception", "pad", "none")
+AUGMENTATIONS = ("none", "autoaugment", "randaugment")
+AUGMENTATION_OPS = ("official", "meant")
+
+OPTIMIZERS = ("rmsprop", "momentum", "sgd", "lars")
+SCHEDULES = ("exponential", "cosine", "constant", "piecewise", "poly")
+
+# Kinds of released checkpoints, the keys of `published_checkpoints.KINDS`.
+CHECKPOINT_KINDS = (
+    *("advprop", "noisystudent", "randaugment", "autoaugment", "baseline"),
+    *("lite", "edgetpu", "condconv", "sat"),
+)
+EXPORT_FORMATS = ("saved_model", "tflite", "onnx", "keras")
+QUANTIZATIONS = ("none", "float16", "dynamic_range", "full_integer")  # of TFLite
+RESIZE_METHODS = ("bicubic", "bilinear")

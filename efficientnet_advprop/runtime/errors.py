@@ -74,7 +74,7 @@ class UserError(Exception):
     __init__ = Exception.__init__
 
 
-class UsageError(UserError):
+class UsageError(UserError, ValueError):
     """Wrong flags, configuration or arguments: repeating the same call cannot succeed."""
 
     exit_code = 2
@@ -82,3 +82,7 @@ class UsageError(UserError):
 
 class RunError(UserError, RuntimeError):
     """A run cannot go on: its directory is in use, or holds another run's state."""
+
+
+class ModelError(UserError, ValueError):
+    """A network cannot be built, loaded or used for what it is given to."""

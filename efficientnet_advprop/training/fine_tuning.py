@@ -12,19 +12,14 @@ al., ICLR 2020 (ELECTRA) and Bao et al., ICLR 2022 (BEiT): the rate of a part is
 constant times the rate of the part above it.
 """
 
-from typing import Optional, Sequence
+from typing import Sequence
 
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.checkpoints.published_checkpoints import KINDS, guess_kind
-from efficientnet_advprop.models.checkpoints.released_checkpoints import (
-    CLASSIFIER,
-    LoadReport,
-    load_released_checkpoint,
-    variable_name,
-)
+from efficientnet_advprop.models.checkpoints.file_weights import CLASSIFIER, variable_name
+from efficientnet_advprop.models.checkpoints.weight_loading import LoadReport, load_weights
 from efficientnet_advprop.training.state import TrainState
 
 NOTHING = "none"
@@ -95,15 +90,13 @@ def learning_rate_factors(
 def initialize(
     state: TrainState, source: str, *, use_ema: bool = True, include_head: bool = True
 ) -> LoadReport:
-    """Loads the weights of a released checkpoint into a run before its first step.
+    """Loads the weights of a checkpoint or file into a run before its first step.
 
     The averages start at the same weights, and auxiliary batch norms at the main ones.
 
-    Args and errors: as `load_released_checkpoint`.
+    Args and errors: as `load_weights`.
     """
-    report = load_released_checkpoint(
-        state.model, source, use_ema=use_ema, include_head=include_head
-    )
+    report = load_weights(state.model, source, use_ema=use_ema, include_head=include_head)
     if state.ema is not None:
         _restart(state.ema.shadows, state.ema.averaged)
     return report
@@ -112,37 +105,3 @@ def initialize(
 def _restart(shadows: Sequence[tf.Variable], variables: Sequence[tf.Variable]) -> None:
     for shadow, variable in zip(shadows, variables):
         shadow.assign(variable)
-
-
-def doubt_normalization(
-    source: str,
-    normalization: str,
-    variant: Optional[str] = None,
-    batch_norm_epsilon: Optional[float] = None,
-) -> Optional[str]:
-    """A warning if a checkpoint probably needs another normalisation of pixels, or
-    another ε of batch norms; else None.
-
-    They are derived from the name of the checkpoint or from its network. None as
-    `batch_norm_epsilon` is not compared.
-    """
-    kind = guess_kind(source, variant)
-    if kind is None:
-        return None
-    trained, doubts = KINDS[kind], []
-    if trained.normalization != normalization:
-        doubts.append(
-            f"trained with pixels normalised as {trained.normalization!r}, "
-            f"but `config.model.normalization` is {normalization!r}"
-        )
-    if batch_norm_epsilon is not None and trained.batch_norm_epsilon != batch_norm_epsilon:
-        doubts.append(
-            f"trained with ε = {trained.batch_norm_epsilon:g} in batch norms, "
-            f"but `config.model.batch_norm_epsilon` is {batch_norm_epsilon:g}"
-        )
-    if not doubts:
-        return None
-    return (
-        f"by its name or network {source!r} is a checkpoint of kind {kind!r}, "
-        f"{' and '.join(doubts)}."
-    )

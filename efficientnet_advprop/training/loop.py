@@ -338,13 +338,7 @@ def _initialize(state, config: ExperimentConfig) -> str:
     report = fine_tuning.initialize(
         state, init.checkpoint, use_ema=init.use_ema, include_head=init.include_head
     )
-    doubt = fine_tuning.doubt_normalization(
-        init.checkpoint,
-        config.model.normalization,
-        config.model.variant,
-        config.model.batch_norm_epsilon,
-    )
-    return f"{report}\nwarning: {doubt}" if doubt else str(report)
+    return str(report)
 
 
 def _check_batches(config: ExperimentConfig, num_replicas: int) -> None:

@@ -36,7 +36,6 @@ _VARIABLE = re.compile(
 )
 _SLOT = re.compile(r"/(RMSProp|Momentum|Adam|Adagrad|Adadelta|Ftrl|LARS\w*|LAMB\w*?)(_\d+)?")
 _OPTIMIZER_SCALAR = re.compile(r"(.*/)?beta[12]_power(_\d+)?")
-_AUX = re.compile(r"/aux(_\d+)?(?=/[^/]+$)")
 
 
 @dataclasses.dataclass
@@ -104,13 +103,6 @@ class CheckpointContents:
             "another network altogether: its tensors are named"
             f" {', '.join(scopes[:5])}{', …' if len(scopes) > 5 else ''}"
         )
-
-
-def main_name(variable: str) -> str:
-    """The main batch norm's variable for an auxiliary one's name; any other name
-    unchanged.
-    """
-    return _AUX.sub("", variable)
 
 
 def _is_grouped_norm(name: str, shape: tuple[int, ...]) -> bool:

@@ -1,16 +1,12 @@
-"""Where checkpoints come from: a name, a folder, a prefix or an archive, here, on gs://
-or on https://, becomes a prefix.
-
-    # downloaded once, then from the cache
-    prefix = find_checkpoint("b3-advprop")
-    prefix = find_checkpoint("gs://bucket/efficientnet-b3")
+"""Where checkpoints come from: a published name, a folder, a prefix or an archive, here,
+on gs:// or on https://, becomes a prefix.
 
 An archive is unpacked as it streams in, into a folder beside its final place; only when
 it has come in whole and every tensor's checksum fits is the folder renamed. What is in
 the cache is therefore whole.
 """
 
-import functools
+import difflib
 import gzip
 import hashlib
 import http.client
@@ -21,22 +17,39 @@ import shlex
 import shutil
 import tarfile
 import tempfile
-import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from typing import BinaryIO, Callable, Mapping, Optional, Sequence
 
 import tensorflow as tf
+import tqdm
 from absl import logging
 
-from efficientnet_advprop.models.checkpoints import published_checkpoints
-from efficientnet_advprop.models.checkpoints.state_files import STATE_FILE, list_checkpoints
+from efficientnet_advprop.models.checkpoints.published_checkpoints import (
+    PUBLISHED,
+    PublishedCheckpoint,
+    find_published,
+)
 from efficientnet_advprop.runtime.errors import NUM_NAMES, UserError, list_names
-from efficientnet_advprop.runtime.files import list_folder, without_pattern
+from efficientnet_advprop.runtime.files import is_remote, list_folder, without_pattern
 from tpu_utils.errors import brief_message
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
+# What a checkpoint reader answers to damaged files.
+READ_ERRORS = (tf.errors.OpError, IndexError, RuntimeError, ValueError)
+# What a download or an archive can fail with; `gzip.BadGzipFile` and `URLError` are
+# OSErrors.
+_FETCH_ERRORS = (
+    OSError,
+    EOFError,
+    zlib.error,
+    tarfile.TarError,
+    http.client.HTTPException,
+    tf.errors.OpError,
+)
+_DAMAGE = (EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile, http.client.IncompleteRead)
 _CHECKPOINT_FILE = re.compile(r"(checkpoint|.*\.index|.*\.data-\d{5}-of-\d{5}|.*\.settings\.json)")
 _TIMEOUT_SECONDS = 60  # without a byte
 _CHUNK_BYTES = 1 << 20
@@ -44,61 +57,52 @@ _PROGRESS_SECONDS = 5
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that cannot be had, read or written, or does not fit.
-
-    The message says which, why and what to do.
+    """A checkpoint that cannot be found, read or written, or does not fit.
 
     Attributes:
-        problems: of a checkpoint that does not fit, all names by the kind of what is
-            wrong with them; the message shows only the first few.
+        problems: of a checkpoint that does not fit, all names by what is wrong with
+            them; the message shows only the first few.
     """
 
     problems: Mapping[str, Sequence[str]] = {}
 
 
 def require_no_problems(
-    headline: str, problems: Mapping[str, Sequence[str]], source: Optional[str] = None
+    headline: str, problems: Mapping[str, Sequence[str]], inspected: Optional[str] = None
 ) -> None:
     """Raises a `CheckpointError` if any kind of problem has names.
 
     Args:
         headline: what is the matter with the whole.
         problems: what is wrong → the names of which it is.
-        source: of a checkpoint in the released format, where `inspect_checkpoint` finds
-            it.
+        inspected: the source, where `inspect_checkpoint` reads it.
     """
     found = {what: tuple(names) for what, names in problems.items() if names}
     if not found:
         return
     lines = [f"  {len(names)} {what}: {list_names(names)}" for what, names in found.items()]
     if any(len(names) > NUM_NAMES for names in found.values()):
-        where = "this error's `problems`, in Python"
-        if source is not None:
-            where = (
-                "python -m efficientnet_advprop.inspect_checkpoint --tensors "
-                f"{shlex.quote(source)}; or {where}"
-            )
-        lines.append(f"  all names: {where}")
+        program = "python -m efficientnet_advprop.inspect_checkpoint --tensors"
+        command = f"{program} {shlex.quote(inspected)}; or " if inspected else ""
+        lines.append(f"  all names: {command}this error's `problems`, in Python")
     error = CheckpointError("\n".join([headline, *lines]))
     error.problems = found
     raise error
 
 
 def default_cache_dir() -> str:
-    """`$XDG_CACHE_HOME/efficientnet_advprop`, by default under `~/.cache`."""
-    return os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "efficientnet_advprop"
-    )
+    """Returns `$XDG_CACHE_HOME/efficientnet_advprop`, by default under `~/.cache`."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(cache, "efficientnet_advprop")
 
 
 def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
-    """The prefix of a checkpoint's files ("…/model.ckpt" of "…/model.ckpt.index").
+    """Returns the prefix of a checkpoint's files ("…/model.ckpt" of "…/model.ckpt.index").
 
     Args:
-        source: a name of `published_checkpoints.PUBLISHED` ("b3-advprop"); a directory
-            with one checkpoint or with a `checkpoint` state file; a prefix; or a
-            `.tar.gz` of such a directory. Paths are local or gs://; archives may be
-            http(s):// too.
+        source: a name of `PUBLISHED` ("b3-advprop"); a directory with one checkpoint or
+            with a `checkpoint` file that names one; a prefix; or a `.tar.gz` of such a
+            directory. Paths are local or gs://; archives may be http(s):// too.
         cache_dir: a local folder, for what is downloaded or unpacked; default
             `default_cache_dir()`.
 
@@ -112,47 +116,109 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
             "The checkpoint's `source` is empty; give a directory, a prefix, a .tar.gz or a"
             " published name."
         )
-    published = published_checkpoints.find_published(source)
-    address = published.address if published and source == published.name else source
+    published, address = find_published(source), source
+    if published and source == published.name:
+        _refuse_namesake(source)
+        address = published.address
     is_web = bool(re.match(r"https?://", address))
+    cache_dir = cache_dir or default_cache_dir()
     if published and published.files and (source == published.name or is_web):
-        return _find_in_cache(
-            published.name,
-            cache_dir or default_cache_dir(),
-            lambda: f"{published.name}-{_digest(' '.join(published.files.values()))}",
-            functools.partial(_download, published),
-        )
+        key = f"{published.name}-{_digest(' '.join(published.files.values()))}"
+        row = published
+        return _find_in_cache(source, cache_dir, key, lambda folder: _download(row, folder))
     if address.lower().split("?")[0].endswith(ARCHIVE_SUFFIXES):
-        return _find_in_archive(address, is_web, cache_dir or default_cache_dir())
+        if not is_web and not tf.io.gfile.exists(address):
+            raise CheckpointError(f"There is no archive {address!r}.")
+        key = cache_key(address, is_web)
+        return _find_in_cache(address, cache_dir, key, lambda folder: _unpack(address, folder))
     if is_web:
         raise CheckpointError(
             f"`source` is {source!r}, but over http(s) only archives can be had; give that of a"
             " .tar.gz."
         )
-    prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", address)
     try:
-        if tf.io.gfile.isdir(address):
-            _refuse_run(source, address)
-            return find_in_directory(address)
-        if tf.io.gfile.exists(f"{prefix}.index"):
-            _refuse_run(source, os.path.dirname(prefix))
-            return prefix
+        prefix = _find_here(source)
     except tf.errors.OpError as error:
         raise CheckpointError(
             f"`source` is {source!r}, which cannot be reached: {brief_message(error)}"
         ) from error
-    names = ", ".join(published_checkpoints.PUBLISHED)
-    raise CheckpointError(
-        f"`source` is {source!r}, but there is no such directory and no file {source}.index; give a"
-        f" directory, the prefix of a checkpoint, a .tar.gz, or one of the published {names}."
+    if prefix is None:
+        raise CheckpointError(
+            f"`source` is {source!r}, but there is no such directory and no file {source}.index;"
+            f" {_suggest(source)}"
+        )
+    return prefix
+
+
+def _find_here(path: str) -> Optional[str]:
+    prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", path)
+    if tf.io.gfile.isdir(path):
+        _refuse_run(path, path)
+        return find_in_directory(path)
+    if tf.io.gfile.exists(f"{prefix}.index"):
+        _refuse_run(path, os.path.dirname(prefix))
+        return prefix
+    if tf.io.gfile.exists(path):
+        way_out = (
+            f"is read in Python, by `load_weights(model, {path!r})`"
+            if format_of(path)
+            else "is damaged or of another format; of PyTorch's, .safetensors is read; a Keras"
+            " model's file must end in .keras"
+        )
+        raise CheckpointError(
+            f"`source` is {path!r}, a file that is no checkpoint in the released format: it"
+            f" {way_out}."
+        )
+    return None
+
+
+def format_of(path: str) -> Optional[str]:
+    """Returns what a file is by its first bytes: "timm" (safetensors or .npz) or "keras"
+    (HDF5); None: neither, or no file.
+    """
+    try:
+        if tf.io.gfile.isdir(path) or not tf.io.gfile.exists(path):
+            return None
+        with tf.io.gfile.GFile(path, "rb") as file:
+            head = file.read(9)
+    except (tf.errors.OpError, ValueError):
+        return None
+    if head.startswith(b"\x89HDF"):
+        return "keras"
+    return "timm" if head.startswith(b"PK") or head[8:] == b"{" else None
+
+
+def _suggest(source: str) -> str:
+    """The way out for a source that is not there: similar names, or all of them."""
+    if not re.search(r"[/\\]", source):
+        name = re.sub(r"^efficientnet-?", "", source.lower().replace("_", "-"))
+        names = {published.lower().replace("_", "-"): published for published in PUBLISHED}
+        similar = difflib.get_close_matches(name, names, cutoff=0.7)
+        if similar:
+            return f"did you mean {' or '.join(repr(names[found]) for found in similar)}?"
+    return (
+        "give a directory, the prefix of a checkpoint, a .tar.gz, or one of the published"
+        f" {', '.join(PUBLISHED)}."
     )
+
+
+def _refuse_namesake(name: str) -> None:
+    """Raises a `CheckpointError` if a checkpoint or run here has a published one's name:
+    either could be meant.
+    """
+    entries = list_folder(name) if os.path.isdir(name) else []
+    is_checkpoint = any(entry.endswith(".index") or entry == "config.json" for entry in entries)
+    if is_checkpoint or os.path.exists(f"{name}.index"):
+        raise CheckpointError(
+            f"`source` is {name!r}, the name of a published checkpoint, and also of"
+            f" {'a folder' if entries else 'files'} here. Give './{name}' for that one, or"
+            f" {PUBLISHED[name].address!r} for the published one."
+        )
 
 
 def _refuse_run(source: str, directory: str) -> None:
     """Raises a `CheckpointError` if a folder is a training run's, or the one of its
-    checkpoints.
-
-    Those hold the optimizer, the averages and the weights by names of their own.
+    checkpoints, which hold the optimizer and the averages by names of their own.
     """
     run = directory.rstrip("/") or "."
     if os.path.basename(run) in ("checkpoints", "best"):
@@ -169,68 +235,59 @@ def _refuse_run(source: str, directory: str) -> None:
 
 
 def find_in_directory(directory: str) -> str:
-    """The prefix of the checkpoint that a directory's state file names, or of the only
-    one there is.
+    """Returns the prefix of the checkpoint that a directory's file `checkpoint` names; of
+    the only one, where there is no such file.
 
     Raises:
-        CheckpointError: there is none, no telling which, or the named one is not there.
+        CheckpointError: there is none, or no telling which.
     """
-    found = list_checkpoints(directory)
-    names = sorted(posixpath.basename(prefix) for prefix in found.prefixes)
+    entries = list_folder(directory)
+    names = [name.removesuffix(".index") for name in entries if name.endswith(".index")]
     if not names:
         raise CheckpointError(
             f"{directory!r} holds no checkpoint: there is no file that ends in .index."
         )
-    if found.is_named_there:
-        return os.path.join(directory, found.named)
-    if found.named:
+    if "checkpoint" not in entries:
+        problem = "" if len(names) == 1 else "there is no file `checkpoint` that names one"
+        named = names[0]
+    else:
+        named = _named_in(directory)
+        problem = "" if named in names else f"its file `checkpoint` names {named or 'none'}"
+    if problem:
         raise CheckpointError(
-            f"The file `{STATE_FILE}` in {directory!r} names {found.named!r}, which is not there,"
-            f" but {list_names(names)}. Copy the missing files, or give the prefix of one that is"
-            f" there, such as {found.prefixes[0]!r}."
+            f"{directory!r} holds {list_names(names)}, but {problem}. Give the prefix of the one"
+            f" that is meant, such as {os.path.join(directory, names[0])!r}."
         )
-    if len(names) == 1:
-        if found.problem and STATE_FILE in list_folder(directory):
-            logging.warning(
-                "The file %s in %s is passed over: %s. %s is the only checkpoint there.",
-                STATE_FILE, directory, found.problem, names[0],
-            )  # fmt: skip
-        return found.prefixes[0]
-    raise CheckpointError(
-        f"{directory!r} holds several checkpoints ({list_names(names)}), and its file"
-        f" `{STATE_FILE}` does not say which is meant: {found.problem}. Give the prefix of one,"
-        f" such as {found.prefixes[0]!r}."
-    )
+    return os.path.join(directory, named)
 
 
-def check_shards(prefix: str) -> None:
-    """Checks that no data file of a numbered set is missing.
+def _named_in(directory: str) -> str:
+    """The checkpoint that a state file names; "" where it is damaged."""
+    try:
+        state = tf.train.get_checkpoint_state(directory)
+    except (tf.errors.OpError, ValueError):  # not UTF-8, for one
+        return ""
+    # Folders are copied and moved: of a path only the last part still counts.
+    return posixpath.basename(state.model_checkpoint_path) if state else ""
+
+
+def open_checkpoint(prefix: str) -> "tf.compat.v1.train.CheckpointReader":
+    """Returns a reader of a V2 checkpoint.
 
     Raises:
-        CheckpointError: with the names of those that are.
+        CheckpointError: the index is damaged, or a data file missing.
     """
     directory, base = os.path.split(prefix)
     pattern = re.compile(re.escape(base) + r"\.data-(\d{5})-of-(\d{5})")
     found = [match for match in map(pattern.fullmatch, list_folder(directory)) if match]
     total = max((int(match[2]) for match in found), default=1)
-    present = {int(match[1]) for match in found if int(match[2]) == total}
-    missing = [
-        f"{base}.data-{index:05d}-of-{total:05d}" for index in range(total) if index not in present
-    ]
+    wanted = [f"{base}.data-{index:05d}-of-{total:05d}" for index in range(total)]
+    missing = [name for name in wanted if name not in {match[0] for match in found}]
     if missing:
         raise CheckpointError(
             f"The checkpoint {prefix!r} is not whole: {list_names(missing)} is missing; copy it"
             " again."
         )
-
-
-def open_checkpoint(prefix: str) -> "tf.compat.v1.train.CheckpointReader":
-    """A reader of a V2 checkpoint.
-
-    Raises:
-        CheckpointError: the index is damaged, or a data file missing.
-    """
-    check_shards(prefix)
     try:
         return tf.compat.v1.train.NewCheckpointReader(without_pattern(prefix))
     except READ_ERRORS as error:
@@ -239,133 +296,126 @@ def open_checkpoint(prefix: str) -> "tf.compat.v1.train.CheckpointReader":
         ) from error
 
 
-READ_ERRORS = (
-    tf.errors.OpError,
-    IndexError,
-    RuntimeError,
-    ValueError,
-)  # what a checkpoint reader answers to damaged files
+def verify(prefix: str) -> None:
+    """Reads every tensor of a checkpoint, which checks its checksum.
 
-
-class _Progress:
-    """A stream that counts what is read from it, and says so every few seconds."""
-
-    def __init__(self, stream: BinaryIO, what: str, total_bytes: Optional[int]):
-        self.stream, self.what, self.total_bytes = stream, what, total_bytes
-        self.num_bytes, self.next_report = 0, time.monotonic() + _PROGRESS_SECONDS
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.stream.read(size)
-        self.num_bytes += len(data)
-        if time.monotonic() > self.next_report:
-            share = (
-                f" ({100 * self.num_bytes / self.total_bytes:.0f} %)" if self.total_bytes else ""
-            )
-            logging.info("%s: %.0f MB%s", self.what, self.num_bytes / 1e6, share)
-            self.next_report = time.monotonic() + _PROGRESS_SECONDS
-        return data
-
-
-def _open_address(address: str) -> tuple[BinaryIO, Optional[int]]:
-    """A stream of the archive's bytes, and how many there will be."""
-    if re.match(r"https?://", address):
-        response = urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS)
-        length = response.headers.get("Content-Length")
-        return response, int(length) if length and length.isdigit() else None
-    if not tf.io.gfile.exists(address):
-        raise CheckpointError(f"There is no archive {address!r}.")
-    return tf.io.gfile.GFile(address, "rb"), tf.io.gfile.stat(address).length
+    Raises:
+        CheckpointError: with the names of those that cannot be read.
+    """
+    reader = open_checkpoint(prefix)
+    damaged = []
+    for name in sorted(reader.get_variable_to_shape_map()):
+        try:
+            reader.get_tensor(name)
+        except READ_ERRORS as error:
+            damaged.append(f"{name} ({brief_message(error)})")
+    if damaged:
+        raise CheckpointError(
+            f"The checkpoint {os.path.basename(prefix)!r} is damaged; these tensors cannot be read:"
+            f" {list_names(damaged)}."
+        )
 
 
 def cache_key(address: str, is_web: bool) -> str:
+    """Returns the name of an archive's folder in the cache."""
     identity = address
     if not is_web:
         stat = tf.io.gfile.stat(address)  # an archive that was replaced is another one
-        path = os.path.abspath(address) if "://" not in address else address
+        path = address if is_remote(address) else os.path.abspath(address)
         identity = f"{path}:{stat.length}:{stat.mtime_nsec}"
     name = posixpath.basename(address.split("?")[0])
-    stem = next(
-        name[: -len(suffix)] for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix)
-    )
-    return f"{stem}-{_digest(identity)}"
+    return f"{re.sub(r'(?i)[.](tar[.]gz|tgz)$', '', name)}-{_digest(identity)}"
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _find_in_archive(address: str, is_web: bool, cache_dir: str) -> str:
-    def make_key():
-        if not is_web and not tf.io.gfile.exists(address):
-            raise CheckpointError(f"There is no archive {address!r}.")
-        return cache_key(address, is_web)
-
-    return _find_in_cache(address, cache_dir, make_key, functools.partial(_unpack, address))
-
-
 def _find_in_cache(
-    address: str, cache_dir: str, make_key: Callable[[], str], fetch: Callable[[str], None]
+    address: str, cache_dir: str, key: str, fetch: Callable[[str], None]
 ) -> str:
-    """The prefix of a checkpoint that `fetch` brings into a folder, unless it is there.
-
-    Args:
-        address: what the checkpoint is called in messages.
-        cache_dir: a local folder.
-        make_key: says what the folder is called there.
-        fetch: fills the folder that it is given.
+    """The prefix of a checkpoint in the folder `key` of the cache, which `fetch` fills
+    unless it is there.
     """
+    folder = os.path.join(cache_dir, key)
+    if os.path.isdir(folder):
+        return _find_in_tree(folder, address)
+    temporary = None
     try:
-        folder = os.path.join(cache_dir, make_key())
-        if os.path.isdir(folder):
-            return _find_in_tree(folder, address)
         os.makedirs(cache_dir, exist_ok=True)
-        temporary = tempfile.mkdtemp(
-            prefix=f"{os.path.basename(folder)}.", suffix=".part", dir=cache_dir
-        )
+        temporary = tempfile.mkdtemp(prefix=f"{key}.", suffix=".part", dir=cache_dir)
+        fetch(temporary)
+        verify(_find_in_tree(temporary, address))
         try:
-            fetch(temporary)
-            verify(_find_in_tree(temporary, address))
-            try:
-                os.rename(temporary, folder)
-            except OSError:  # another process was faster
-                if not os.path.isdir(folder):
-                    raise
-        finally:
+            os.rename(temporary, folder)
+        except OSError:  # another process was faster
+            if not os.path.isdir(folder):
+                raise
+    except _FETCH_ERRORS as error:
+        raise CheckpointError(_describe_failure(address, cache_dir, error)) from error
+    finally:
+        if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
-    except CheckpointError:
-        raise
-    except (
-        EOFError,
-        gzip.BadGzipFile,
-        zlib.error,
-        tarfile.TarError,
-        http.client.IncompleteRead,
-    ) as error:
-        reason = brief_message(error)
-        raise CheckpointError(
-            f"The archive or file {address!r} is truncated or damaged ({reason}); get it again."
-        ) from error
-    except urllib.error.HTTPError as error:
-        raise CheckpointError(
-            f"{address!r} answers {error.code} {error.reason}; check the address."
-        ) from error
-    except urllib.error.URLError as error:
-        raise CheckpointError(
-            f"{address!r} does not answer ({error.reason}); check the address and the network."
-        ) from error
-    except (OSError, http.client.HTTPException, tf.errors.OpError) as error:
-        reason = f"{type(error).__name__}: {brief_message(error)}"
-        raise CheckpointError(
-            f"The archive or file {address!r} cannot be brought into {cache_dir!r} ({reason}); try"
-            " again."
-        ) from error
     logging.info("%s is cached in %s; delete that folder to get it again.", address, folder)
     return _find_in_tree(folder, address)
 
 
+def _describe_failure(address: str, cache_dir: str, error: Exception) -> str:
+    if isinstance(error, _DAMAGE):
+        return (
+            f"The archive or file {address!r} is truncated or damaged ({brief_message(error)}); get"
+            " it again."
+        )
+    if isinstance(error, urllib.error.HTTPError):
+        return f"{address!r} answers {error.code} {error.reason}; check the address."
+    if isinstance(error, urllib.error.URLError):
+        proxies = urllib.request.getproxies()
+        proxy = next((f", the proxy {url}" for url in proxies.values()), "")
+        return f"{address!r} does not answer ({error.reason}); check the address{proxy} and the network."
+    return (
+        f"The archive or file {address!r} cannot be brought into {cache_dir!r} "
+        f"({type(error).__name__}: {brief_message(error)}); try again."
+    )
+
+
+def _open_address(address: str) -> tuple[BinaryIO, Optional[int]]:
+    """A stream of a file's bytes, and how many there will be."""
+    if not re.match(r"https?://", address):
+        return tf.io.gfile.GFile(address, "rb"), tf.io.gfile.stat(address).length
+    # A proxy of a company's network knows nothing of a server on this machine.
+    is_here = urllib.parse.urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")
+    proxies = urllib.request.ProxyHandler({} if is_here else None)
+    response = urllib.request.build_opener(proxies).open(address, timeout=_TIMEOUT_SECONDS)
+    length = response.headers.get("Content-Length")
+    return response, int(length) if length and length.isdigit() else None
+
+
+class _Progress:
+    """A stream that counts what is read from it, and shows it from the fifth second on."""
+
+    def __init__(self, stream: BinaryIO, what: str, total_bytes: Optional[int]):
+        self._stream, self._total_bytes, self._num_bytes = stream, total_bytes, 0
+        self._bar = tqdm.tqdm(
+            desc=what, total=total_bytes, unit="B", unit_scale=True, mininterval=1.0,
+            delay=_PROGRESS_SECONDS, leave=False,
+        )  # fmt: skip
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self._num_bytes += len(data)
+        self._bar.update(len(data))
+        return data
+
+    def finish(self) -> None:
+        """Raises an `EOFError` if fewer bytes came than were announced."""
+        self._bar.close()
+        if self._total_bytes is not None and self._num_bytes < self._total_bytes:
+            raise EOFError(f"{self._num_bytes} of {self._total_bytes} bytes came")
+
+
 def _unpack(address: str, folder: str) -> None:
     """Streams the checkpoint's files out of an archive into `folder`; what else is in
-    it (graphs, logs) is not kept.
+    it (graphs, logs) is not kept. Of a member that is there twice, the last one holds.
     """
     stream, total_bytes = _open_address(address)
     with stream:
@@ -394,20 +444,15 @@ def _unpack(address: str, folder: str) -> None:
                     )
                 path = os.path.join(folder, *parts)
                 os.makedirs(os.path.dirname(path), exist_ok=True)
-                with open(path, "xb") as file:
+                with open(path, "wb") as file:
                     shutil.copyfileobj(archive.extractfile(member), file, _CHUNK_BYTES)
             while unzipped.read(_CHUNK_BYTES):  # to the end, where the checksum is
                 pass
-        if total_bytes is not None and progress.num_bytes < total_bytes:
-            raise EOFError(f"{progress.num_bytes} of {total_bytes} bytes came")
+        progress.finish()
 
 
-def _download(published: published_checkpoints.PublishedCheckpoint, folder: str) -> None:
+def _download(published: PublishedCheckpoint, folder: str) -> None:
     """Fetches a checkpoint that is published as single files."""
-    by_hand = (
-        f"open {published.address} and its neighbours in a browser, put the files that end in "
-        f"{' and '.join(published.files)} into one folder under one name, and give that folder"
-    )
     for suffix, address in published.files.items():
         stream, total_bytes = _open_address(address)
         with stream:
@@ -415,51 +460,27 @@ def _download(published: published_checkpoints.PublishedCheckpoint, folder: str)
             if stream.headers.get_content_type() == "text/html":
                 raise CheckpointError(
                     f"{published.name!r}: {address} answers with a page and not with the file; try"
-                    f" again later, or {by_hand}."
+                    f" again later, or open {published.address} and its neighbours in a browser,"
+                    f" put the files that end in {' and '.join(published.files)} into one folder"
+                    " under one name, and give that folder."
                 )
             progress = _Progress(stream, f"Reading {published.name}{suffix}", total_bytes)
             with open(os.path.join(folder, f"model.ckpt{suffix}"), "xb") as file:
                 shutil.copyfileobj(progress, file, _CHUNK_BYTES)
-        if total_bytes is not None and progress.num_bytes < total_bytes:
-            raise EOFError(f"{progress.num_bytes} of {total_bytes} bytes came")
+        progress.finish()
 
 
 def _find_in_tree(folder: str, address: str) -> str:
-    directories = sorted(
-        {
-            path
-            for path, _, names in os.walk(folder)
-            if any(name.endswith(".index") for name in names)
-        }
-    )
+    """The prefix of the only checkpoint below a folder."""
+    directories = [
+        path
+        for path, _, names in sorted(os.walk(folder))
+        if any(name.endswith(".index") for name in names)
+    ]
     if len(directories) != 1:
-        found = (
-            f"several, in {list_names([os.path.relpath(path, folder) for path in directories])}"
-            if directories
-            else "none"
-        )
+        found = list_names([os.path.relpath(path, folder) for path in directories])
         raise CheckpointError(
-            f"The archive {address!r} must hold one checkpoint, but holds {found}."
+            f"The archive {address!r} must hold one checkpoint, but holds"
+            f" {f'several, in {found}' if found else 'none'}."
         )
     return find_in_directory(directories[0])
-
-
-def verify(prefix: str) -> None:
-    """Reads every tensor of a checkpoint, which checks its checksum.
-
-    Raises:
-        CheckpointError: with the names of those that cannot be read.
-    """
-    reader = open_checkpoint(prefix)
-    damaged = []
-    for name in sorted(reader.get_variable_to_shape_map()):
-        try:
-            reader.get_tensor(name)
-        except READ_ERRORS as error:
-            damaged.append(f"{name} ({brief_message(error)})")
-    if damaged:
-        names = list_names(damaged)
-        raise CheckpointError(
-            f"The checkpoint {os.path.basename(prefix)!r} is damaged; these tensors cannot be read:"
-            f" {names}."
-        )

@@ -1,62 +1,45 @@
-"""What a checkpoint in the released format holds, as the rows of a table.
-
-contents = read_contents(find_checkpoint("b3-advprop")) for title, text in
-summarize("b3-advprop", contents): ... for name, shape, kind in list_tensors(contents):
-...
-"""
+"""What a checkpoint in the released format holds, as the rows of a table."""
 
 import collections
 import math
 
 import numpy as np
 
-from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
-    CheckpointContents,
-    main_name,
-)
+from efficientnet_advprop.models.checkpoints.checkpoint_contents import CheckpointContents
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
     READ_ERRORS,
     CheckpointError,
 )
-from efficientnet_advprop.models.checkpoints.published_checkpoints import (
-    KINDS,
-    guess_kind,
-    kinds_of,
-)
-from efficientnet_advprop.models.checkpoints.released_checkpoints import Difference
+from efficientnet_advprop.models.checkpoints.file_weights import Difference, main_names
+from efficientnet_advprop.models.checkpoints.model_settings import known_kind, known_settings
+from efficientnet_advprop.models.checkpoints.published_checkpoints import KINDS, kinds_of
 from efficientnet_advprop.models.scaling import VARIANTS
 from efficientnet_advprop.runtime.errors import list_names
 from tpu_utils.errors import brief_message
 
 
 def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]]:
-    """Title and text of every row of the table. Every weight is read once.
+    """Returns title and text of every row of the table. Every weight is read once.
 
     Args:
-        source: what the user gave, by whose name the kind of the checkpoint is guessed.
+        source: what the user gave: of an official name the kind is known.
         contents: of the file.
 
     Raises:
         CheckpointError: a tensor cannot be read.
     """
-    architecture = contents.architecture
-    variant = architecture.variant if architecture else None
-    kind = guess_kind(source, variant, contents.has_grouped_norms)
-    kinds = kinds_of(architecture.variant) if architecture else tuple(KINDS)
-    main = {
-        name for name in contents.plain.keys() | contents.averages.keys() if main_name(name) == name
-    }
-    num_aux = len((contents.plain.keys() | contents.averages.keys()) - main)
-    trained = sum(math.prod(contents.shape(name)) for name in main if "/moving_" not in name)
+    held = contents.plain.keys() | contents.averages.keys()
+    main = main_names(held)
+    num_aux = len(held) - len(main)
+    trained = [name for name in main if "/moving_" not in name]
+    num_parameters = sum(math.prod(contents.shape(name)) for name in trained)
     difference, not_finite = _compare(contents)
-    rows = [
+    return [
         ("files", contents.prefix),
         ("network", contents.description()),
+        *_rows_of_architecture(contents),
         ("scope", ", ".join(contents.scopes) or "none"),
-        (
-            "parameters",
-            f"{trained:,} trainable, in {sum('/moving_' not in name for name in main)} variables",
-        ),
+        ("parameters", f"{num_parameters:,} trainable, in {len(trained)} variables"),
         ("averages (EMA)", f"{len(contents.averages)} variables"),
         ("plain weights", f"{len(contents.plain)} variables"),
         (
@@ -68,26 +51,29 @@ def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]
         ("step", "not in the file" if contents.step is None else f"{contents.step:,}"),
         ("not finite", list_names(not_finite, 10) or "none"),
         ("other tensors", list_names(contents.unknown, 10) or "none"),
-        (
-            "kind",
-            f"{kind}: normalization {KINDS[kind].normalization}, crop {KINDS[kind].crop}, "
-            f"ε of batch norms {KINDS[kind].batch_norm_epsilon:g}"
-            if kind
-            else f"the file does not tell: one of {', '.join(kinds)}",
-        ),
+        ("kind", _describe_kind(source, contents)),
     ]
-    if architecture is not None:
-        classes = (
-            "none: no classifier"
-            if architecture.num_classes is None
-            else str(architecture.num_classes)
-        )
-        rows.insert(2, ("classes", classes))
-        if architecture.width_coefficient is None:
-            rows.insert(3, ("image size", f"{VARIANTS[architecture.variant].image_size} pixels"))
-        design = VARIANTS[architecture.variant].design
-        rows.append(("resizing", f"bicubic; in exports {design.serving_resize}"))
-    return rows
+
+
+def _rows_of_architecture(contents: CheckpointContents) -> list[tuple[str, str]]:
+    architecture = contents.architecture
+    if architecture is None:
+        return []
+    rows = [("classes", str(architecture.num_classes or "none: no classifier"))]
+    row = VARIANTS[architecture.variant]
+    if architecture.width_coefficient is None:
+        rows.append(("image size", f"{row.image_size} pixels"))
+    return [*rows, ("resizing", f"bicubic; in exports {row.design.serving_resize}")]
+
+
+def _describe_kind(source: str, contents: CheckpointContents) -> str:
+    kind, settings = known_kind(source, contents), known_settings(source, contents)
+    if not settings:
+        possible = kinds_of(contents.architecture.variant) if contents.architecture else KINDS
+        return f"the file does not tell: one of {', '.join(possible)}"
+    known = [f"{name} {value}" for name, value in settings.items() if value is not None]
+    crop = [f"crop {KINDS[kind].crop}"] if kind else []
+    return f"{kind or 'its settings file'}: {', '.join([*known, *crop])}"
 
 
 def _compare(contents: CheckpointContents) -> tuple[Difference, list[str]]:
@@ -122,9 +108,7 @@ def _count_slots(slots: list[str]) -> str:
 
 
 def list_tensors(contents: CheckpointContents) -> list[tuple[str, str, str]]:
-    """Name, shape and kind of every tensor, ordered by name; the kind says which are
-    not finite.
-    """
+    """Returns name, shape and kind of every tensor; the kind says which are not finite."""
     _, not_finite = _compare(contents)
     parts = {name: "average" for name in contents.averages.values()}
     parts.update({name: "plain weight" for name in contents.plain.values()})

@@ -16,7 +16,7 @@ the download script of cihangxie/SmoothAdversarialTraining, whose table calls ac
 
 import dataclasses
 import re
-from typing import Mapping, Optional, Sequence
+from typing import Mapping, Optional
 
 from efficientnet_advprop.models import scaling
 
@@ -32,7 +32,6 @@ class Kind:
     address: str  # with {variant} for "b0" …
     normalization: str  # of pixels, as `EfficientNet` names it
     top1: dict[str, float]  # ImageNet validation accuracy in per cent, per variant
-    words: str  # a regular expression for what in a name gives the kind away
     name: str = "{variant}-{kind}"  # of a checkpoint
     crop: str = "released"  # of evaluation images; see `preprocessing.crop_fraction`
     batch_norm_epsilon: float = 1e-3
@@ -41,65 +40,35 @@ class Kind:
     plain: tuple[str, ...] = ()
 
 
+def _by_size(*top1: float) -> dict[str, float]:
+    return {f"b{index}": figure for index, figure in enumerate(top1)}
+
+
 KINDS = {
     "advprop": Kind(
         f"{_ROOT}/advprop/efficientnet-{{variant}}.tar.gz",
         "advprop",
-        {
-            "b0": 77.6,
-            "b1": 79.6,
-            "b2": 80.5,
-            "b3": 81.9,
-            "b4": 83.3,
-            "b5": 84.3,
-            "b6": 84.8,
-            "b7": 85.2,
-            "b8": 85.5,
-        },
-        r"adv-?_?prop",
+        _by_size(77.6, 79.6, 80.5, 81.9, 83.3, 84.3, 84.8, 85.2, 85.5),
     ),
     "noisystudent": Kind(
         f"{_ROOT}/noisystudent/noisy_student_efficientnet-{{variant}}.tar.gz",
         "imagenet",
-        {
-            "b0": 78.8,
-            "b1": 81.5,
-            "b2": 82.4,
-            "b3": 84.1,
-            "b4": 85.3,
-            "b5": 86.1,
-            "b6": 86.4,
-            "b7": 86.9,
-        }
-        | {"l2_475": 88.2, "l2": 88.4},
-        r"noisy-?_?student",
+        _by_size(78.8, 81.5, 82.4, 84.1, 85.3, 86.1, 86.4, 86.9) | {"l2_475": 88.2, "l2": 88.4},
     ),
     "randaugment": Kind(
         f"{_ROOT}/randaug/efficientnet-{{variant}}-randaug.tar.gz",
         "imagenet",
         {"b5": 83.7, "b7": 84.7},
-        r"rand-?_?aug(ment)?",
     ),
     "autoaugment": Kind(
         f"{_ROOT}/ckptsaug/efficientnet-{{variant}}.tar.gz",
         "imagenet",
-        {
-            "b0": 77.1,
-            "b1": 79.1,
-            "b2": 80.1,
-            "b3": 81.6,
-            "b4": 82.9,
-            "b5": 83.6,
-            "b6": 84.0,
-            "b7": 84.3,
-        },
-        r"ckptsaug|auto-?_?augment",
+        _by_size(77.1, 79.1, 80.1, 81.6, 82.9, 83.6, 84.0, 84.3),
     ),
     "baseline": Kind(
         f"{_ROOT}/ckpts/efficientnet-{{variant}}.tar.gz",
         "imagenet",
-        {"b0": 76.7, "b1": 78.7, "b2": 79.8, "b3": 81.1, "b4": 82.5, "b5": 83.1},
-        r"baseline",
+        _by_size(76.7, 78.7, 79.8, 81.1, 82.5, 83.1),
     ),
     # Families of their own, each trained in one way: the variant alone names the
     # checkpoint.
@@ -107,7 +76,6 @@ KINDS = {
         f"{_ROOT}/lite/efficientnet-{{variant}}.tar.gz",
         "lite",
         {"lite0": 75.1, "lite1": 76.7, "lite2": 77.6, "lite3": 79.8, "lite4": 81.5},
-        r"lite[0-4]?",
         name="{variant}",
         crop="0.875",
     ),
@@ -115,7 +83,6 @@ KINDS = {
         f"{_ROOT}/efficientnet-{{variant}}.tar.gz",
         "lite",
         {"edgetpu-S": 77.23, "edgetpu-M": 78.69, "edgetpu-L": 80.62},
-        r"edge-?_?tpu",
         name="{variant}",
         crop="0.875",
     ),
@@ -123,7 +90,6 @@ KINDS = {
         f"{_ROOT}/condconv/efficientnet-{{variant}}.tar.gz",
         "lite",
         {"condconv-b0-4e": 77.8, "condconv-b0-8e": 78.3, "condconv-b0-8e-depth": 79.5},
-        r"cond-?_?conv",
         name="{variant}",
         crop="0.875",
     ),
@@ -132,19 +98,8 @@ KINDS = {
     "sat": Kind(
         "https://drive.google.com/uc?id={id}",
         "advprop",
-        {
-            "b0": 65.2,
-            "b1": 68.6,
-            "b2": 70.3,
-            "b3": 73.1,
-            "b4": 75.9,
-            "b5": 77.8,
-            "b6": 79.2,
-            "b7": 79.8,
-            "l1": 80.7,
-            "l1_enhanced": 82.2,
-        },
-        r"sat|smooth-?_?adversarial(-?_?training)?",
+        _by_size(65.2, 68.6, 70.3, 73.1, 75.9, 77.8, 79.2, 79.8)
+        | {"l1": 80.7, "l1_enhanced": 82.2},
         batch_norm_epsilon=1e-5,
         batch_norm_momentum=0.9,
         plain=("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "l1"),
@@ -251,77 +206,9 @@ def kinds_of(variant: str) -> tuple[str, ...]:
     return tuple(kind for kind, found in designs.items() if design in found)
 
 
-def default_kind(variant: str) -> str:
-    """The kind to assume where nothing tells: the first that was published of the
-    variant, hence AdvProp wherever there is that.
-    """
-    published = [row.kind for row in PUBLISHED.values() if row.variant == variant]
-    return [*published, "advprop"][0]
-
-
-def guess_kind(
-    source: str, variant: Optional[str] = None, has_grouped_norms: bool = False
-) -> Optional[str]:
-    """The kind that a checkpoint's own name, published place or form gives away, or
-    None.
-
-    The files of B0 to B8 and L2 themselves do not tell: all kinds have the same names
-    and shapes. Nor do the folders above them: whoever clones this project as "advprop"
-    has everything below a folder of that name. Its own name is that of the archive, of
-    the directory or of the files; for files of a name like "model.ckpt", also that of
-    their directory if it says which network it holds, as those of the release do
-    ("noisy_student_efficientnet-b0").
-
-    Args:
-        source: of the checkpoint.
-        variant: the network that it holds, if that is known; then no other network's
-            kind is guessed, and a network that has but one kind needs no guess.
-        has_grouped_norms: whether its batch norms have the shape [1, 1, 1, 1, C], which
-            only the evaluation graph of SAT's code gives them.
-    """
-    published = find_published(source)
-    if published:
-        return published.kind
-    if has_grouped_norms:
-        return "sat"
-    possible = tuple(KINDS) if variant is None else kinds_of(variant)
-    if len(possible) == 1:
-        return possible[0]
-    kinds = (_kind_in(name, possible) for name in own_names(source))
-    return next(filter(None, kinds), None)
-
-
 def prefers_averages(source: str, kind: Optional[str]) -> bool:
-    """Whether the network that was published is the one of the averages, where a file
-    has both: always, but for those of SAT, of which that is L1-Enhanced alone.
-
-    Args:
-        source: of the checkpoint.
-        kind: what it is known or thought to be.
+    """Returns whether the network that was published is the one of the averages, where a
+    file has both: always, but for those of SAT, of which that is L1-Enhanced alone.
     """
     published = find_published(source)
-    if published is not None:
-        return published.use_ema
-    return kind != "sat" or any("enhanced" in name for name in own_names(source))
-
-
-def own_names(source: str) -> list[str]:
-    """What a checkpoint itself is called, in lower case: its archive, directory or
-    files, and, of files of a name like "model.ckpt", a directory that says which
-    network they are of.
-    """
-    *folders, name = re.split(r"[/\\]", source.lower().split("?")[0].rstrip("/\\"))
-    tells = r"(efficientnet-?b?(b\d|l[12])|resnet\d+)(?!\d)"
-    if "ckpt" in name and folders and re.search(tells, folders[-1]):
-        return [name, folders[-1]]
-    return [name]
-
-
-def _kind_in(name: str, possible: Sequence[str]) -> Optional[str]:
-    """The one possible kind that a file's or folder's name, in lower case, has a word
-    of.
-    """
-    found = [
-        kind for kind in possible if re.search(rf"(?<![a-z])({KINDS[kind].words})(?![a-z])", name)
-    ]
-    return found[0] if len(found) == 1 else None
+    return kind != "sat" if published is None else published.use_ema

@@ -1,39 +1,23 @@
 """The PyTorch ports of the released weights (timm's `tf_efficientnet_b*_ap` and its
-siblings) into the same model, without PyTorch.
-
-    # or a state dict saved with `numpy.savez`
-    report = load_timm_weights(model, "tf_efficientnet_b3_ap/model.safetensors")
-
-Also EfficientNet-Lite's, -EdgeTPU's (`tf_efficientnet_es`, whose files have no
-background class: build `EfficientNet("edgetpu-S", num_classes=1000)`) and -CondConv's
-(`tf_efficientnet_cc_`).
+siblings), without PyTorch.
 
 timm's `tf_` networks only: its `efficientnet_b*` have the same names and shapes but
-another ε and padding, and would come out wrong. A `.pth` file becomes one of these with
-PyTorch, once: `numpy.savez("b3.npz", **{name: tensor.numpy() for name, tensor in
-torch.load("b3.pth").items()})`.
+another ε and padding, and would come out wrong. EdgeTPU's files (`tf_efficientnet_es`)
+have no background class: build `EfficientNet("edgetpu-S", num_classes=1000)`.
 """
 
 import io
 import re
 import zipfile
-from typing import Optional
+from typing import Collection
 
 import numpy as np
 import safetensors.numpy
 import tensorflow as tf
 
-from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.checkpoints.checkpoint_contents import main_name
-from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
-    CheckpointError,
-    require_no_problems,
-)
-from efficientnet_advprop.models.checkpoints.released_checkpoints import (
-    CLASSIFIER,
-    LoadReport,
-    variable_name,
-)
+from efficientnet_advprop.models.checkpoints.checkpoint_sources import CheckpointError
+from efficientnet_advprop.models.checkpoints.file_weights import FileWeights, main_names
+from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.models.scaling import VARIANTS
 from tpu_utils.errors import brief_message
 
@@ -85,79 +69,35 @@ _LEAVES = {
 }
 
 
-def load_timm_weights(model: keras.Model, file: str, include_head: bool = True) -> LoadReport:
-    """Gives a model the weights of a timm file; auxiliary batch norms get copies of the
-    main ones.
-
-    Args:
-        model: an `EfficientNet` whose `normalization` is the file's ("advprop" for
-            `_ap`).
-        file: `.safetensors`, or `.npz` of a state dict; local or gs://.
-        include_head: False leaves the model's classifier as it is; a file of another
-            number of classes does too, and the report says so.
+def read_timm_file(model: Network, file: str, variables: Collection[str]) -> FileWeights:
+    """Reads `.safetensors`, or `.npz` of a state dict, for the model's `variables`.
 
     Raises:
-        CheckpointError: the file cannot be read, lacks variables, has others, or holds
-            wrong shapes or values that are not finite; the message counts them and
-            names the first, the error's `problems` name all, and the model is as it
-            was. Or the model's activation is not its variant's own.
+        CheckpointError: the file cannot be read, or the model is no `EfficientNet`.
     """
-    own = VARIANTS[model.variant].design.activation
-    if model.activation.name != own:
+    row = VARIANTS.get(model.variant)
+    if row is None:
         raise CheckpointError(
-            f"{file!r} holds a network whose activation is {own!r}, but the model's `activation` is"
-            f" {model.activation.name!r}, with which the weights mean nothing; leave it out."
+            f"{file!r} is a PyTorch file, which is read into an EfficientNet; the model is"
+            f" {model.name}."
         )
     state = _read_state(file)
-    variables = {variable_name(model, variable): variable for variable in model.variables}
-    names = _timm_names(variables, state)
-    classifier = state.get("classifier.weight")
-    classes = None if classifier is None or classifier.ndim != 2 else classifier.shape[0]
-    skipped = (
-        list(CLASSIFIER) if not include_head or classes not in (None, model.num_classes) else []
-    )
-    needed = {variable: name for variable, name in names.items() if variable not in skipped}
-    values = {
-        name: _to_tensorflow(variable, name, state)
-        for variable, name in needed.items()
-        if name in state
-    }
-    missing = sorted({name for name in needed.values() if name not in state})
-    misshapen = [
-        f"{name} {list(state[name].shape)}, for {variable} {variables[variable].shape.as_list()}"
-        for variable, name in needed.items()
-        if name in state and values[name].shape != tuple(variables[variable].shape)
-    ]
-    left_over = sorted(
-        set(state)
-        - set(names.values())
-        - {name for name in state if name.endswith(".num_batches_tracked")}
-    )
-    not_finite = [name for name, value in values.items() if not np.isfinite(value).all()]
-    require_no_problems(
-        f"{file!r} does not fit the model ({model.name}), which is unchanged.",
-        {
-            "missing in the file": missing,
-            "of another shape in the file": misshapen,
-            "in the file but not in the model": left_over,
-            "hold values that are not finite": not_finite,
-        },
-    )
-    for variable, name in needed.items():
-        variables[variable].assign(values[name])
-    num_aux = sum(main_name(variable) != variable for variable in needed)
-    return LoadReport(
-        source=file,
-        prefix=file,
+    names = _timm_names(main_names(variables), state)
+    return FileWeights(
         network="a timm network",
-        num_averages=0,
-        num_plain=len(needed) - num_aux,
-        num_aux=num_aux,
-        difference=None,
-        skipped=skipped,
-        ignored=[name for name in state if name not in values],
-        step=None,
-        mixed=[],
+        names=names,
+        values={
+            variable: _to_tensorflow(variable, name, state)
+            for variable, name in names.items()
+            if name in state
+        },
+        left_over=sorted(
+            name
+            for name in state.keys() - set(names.values())
+            if not name.endswith(".num_batches_tracked")
+        ),
+        ignored=[name for name in state if name.endswith(".num_batches_tracked")],
+        settings={"activation": row.design.activation},
     )
 
 
@@ -165,11 +105,10 @@ def _read_state(file: str) -> dict[str, np.ndarray]:
     try:
         with tf.io.gfile.GFile(file, "rb") as stream:
             data = stream.read()
-        if file.endswith(".npz"):
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return dict(arrays)
-        if file.endswith(".safetensors"):
+        if not data.startswith(b"PK"):
             return safetensors.numpy.load(data)
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            state = dict(arrays)
     except (
         tf.errors.OpError,
         OSError,
@@ -179,12 +118,15 @@ def _read_state(file: str) -> dict[str, np.ndarray]:
         safetensors.SafetensorError,
     ) as error:
         raise CheckpointError(f"{file!r} cannot be read: {brief_message(error)}") from error
-    raise CheckpointError(
-        f"{file!r} is neither .safetensors nor .npz; convert it (the module's docstring says how)."
-    )
+    if not all(isinstance(value, np.ndarray) for value in state.values()):
+        raise CheckpointError(
+            f"{file!r} is no .npz; write a pickle of PyTorch's (.pth) again, with PyTorch, by"
+            " `safetensors.torch.save_file(torch.load(PATH), 'model.safetensors')`."
+        )
+    return state
 
 
-def _timm_names(variables, state) -> dict[str, Optional[str]]:
+def _timm_names(variables, state) -> dict[str, str]:
     """For each of our variables its name in timm, which counts blocks within their
     stage: "blocks.2.0.conv_pw.weight".
     """
@@ -196,7 +138,7 @@ def _timm_names(variables, state) -> dict[str, Optional[str]]:
     positions = sorted(found)
     result = {}
     for variable in variables:
-        module, leaf = main_name(variable).removeprefix("model/").rsplit("/", 1)
+        module, leaf = variable.removeprefix("model/").rsplit("/", 1)
         if not module.startswith("blocks_"):
             result[variable] = f"{_OUTSIDE[module]}.{_LEAVES[leaf]}"
             continue

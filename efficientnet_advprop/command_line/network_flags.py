@@ -69,7 +69,8 @@ def define() -> NetworkFlags:
             "kind",
             None,
             list(CHECKPOINT_KINDS),
-            "how a released checkpoint was trained; default: derived from its name",
+            "how a checkpoint was trained; needed where neither an official name nor a settings file "
+            "tells it",
         ),
         normalization=flags.DEFINE_enum(
             "normalization",

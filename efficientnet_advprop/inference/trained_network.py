@@ -27,22 +27,20 @@ from efficientnet_advprop.models import (
     CheckpointError,
     EfficientNet,
     Network,
-    load_released_checkpoint,
+    load_weights,
 )
 from efficientnet_advprop.models.branches import Branch, num_aux_branches, parse_branch
-from efficientnet_advprop.models.checkpoints.checkpoint_contents import read_contents
-from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint
-from efficientnet_advprop.models.checkpoints.model_settings import (
-    known_activations,
-    read_settings,
+from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
+    CheckpointContents,
+    read_contents,
 )
+from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint
+from efficientnet_advprop.models.checkpoints.model_settings import known_kind, known_settings
 from efficientnet_advprop.models.checkpoints.published_checkpoints import (
     KINDS,
     PUBLISHED,
     PublishedCheckpoint,
-    default_kind,
     find_published,
-    guess_kind,
     kinds_of,
     prefers_averages,
 )
@@ -99,9 +97,8 @@ def restore_network(
         checkpoint: in the released format, see `checkpoint_sources.find_checkpoint`; or
             a Keras file, see `keras_files`.
         model_dir: of a training run of ours, instead; its best checkpoint is taken.
-        kind: of a released checkpoint, a key of `KINDS`; None: the only one that its
-            network has, or by its name or path, else `default_kind`'s, and the
-            description says so.
+        kind: of a released checkpoint, a key of `KINDS`; None: as its official name, its
+            settings file or its network says, and an error where nothing does.
         normalization, image_size, crop: None: what the kind and the variant (or the
             run's config, or the settings beside a checkpoint of ours) say.
         use_ema: averages rather than plain weights, of a released checkpoint; None: as
@@ -156,56 +153,47 @@ def restore_network(
         )
         network = _describe(network, f"{checkpoint}: {told}", "Keras model")
         return _with_class_names(network, labels_map_file, os.path.dirname(checkpoint))
-    prefix = find_checkpoint(checkpoint, cache_dir)
-    contents = read_contents(prefix)
+    contents = read_contents(find_checkpoint(checkpoint, cache_dir))
+    network = _restore_released(
+        checkpoint, contents, kind, normalization, image_size, crop, use_ema, branch, cache_dir
+    )
+    return _with_class_names(network, labels_map_file, os.path.dirname(contents.prefix))
+
+
+def _restore_released(
+    checkpoint: str,
+    contents: CheckpointContents,
+    kind: Optional[str],
+    normalization: Optional[str],
+    image_size: Optional[int],
+    crop: Optional[str],
+    use_ema: Optional[bool],
+    branch: Branch,
+    cache_dir: Optional[str],
+) -> RestoredNetwork:
     architecture = contents.architecture
     if architecture is None or architecture.num_classes is None:
-        what = (
-            contents.description()
-            if architecture is None
-            else f"{architecture} without a classifier"
-        )
+        what = f"{architecture} without a classifier" if architecture else contents.description()
         raise CheckpointError(
             f"{checkpoint!r} holds no network that can be built from it alone: it looks like"
             f" {what}."
         )
     variant = architecture.variant
-    kinds = kinds_of(variant)
-    if kind is not None and kind not in kinds:
-        raise ConfigError(
-            f"`--kind` is {kind!r}, but {checkpoint!r} holds {architecture}, which is of kind"
-            f" {' or '.join(kinds)}; leave the flag out, and say by --normalization if its pixels"
-            " were normalised in another way."
-        )
-    if kind not in (None, "sat") and contents.has_grouped_norms:
-        raise ConfigError(
-            f"`--kind` is {kind!r}, but the batch norms of {checkpoint!r} have the shape [1, 1, 1,"
-            " 1, C], as only the code of Smooth Adversarial Training writes them; leave the flag"
-            " out, or take --kind=sat."
-        )
-    found_kind = kind or guess_kind(checkpoint, variant, contents.has_grouped_norms)
-    chosen_kind = found_kind or default_kind(variant)
-    own_classes = VARIANTS[variant].design.num_classes
-    is_table_row = (
-        architecture.width_coefficient is None and architecture.num_classes == own_classes
-    )
-    if use_ema is None:
-        use_ema = prefers_averages(checkpoint, chosen_kind) or not contents.plain
-    published = find_published(checkpoint)
-    if published is None or published.kind != chosen_kind:
-        column = f"{variant}_enhanced" if chosen_kind == "sat" and use_ema else variant
-        name = KINDS[chosen_kind].name.format(variant=column, kind=chosen_kind)
-        published = PUBLISHED.get(name) if is_table_row and found_kind else None
-    activations = list(known_activations(checkpoint, contents).values())
-    settings = {
-        "normalization": KINDS[chosen_kind].normalization,
-        "batch_norm_momentum": KINDS[chosen_kind].batch_norm_momentum,
-        "batch_norm_epsilon": KINDS[chosen_kind].batch_norm_epsilon,
-        "activation": activations[0] if activations else None,
-        **read_settings(prefix),
-    }
+    settings = known_settings(checkpoint, contents, kind)
     if normalization:
         settings["normalization"] = normalization
+    kind, origin = _find_kind(checkpoint, contents, kind, settings)
+    if use_ema is None:
+        use_ema = prefers_averages(checkpoint, kind) or not contents.plain
+    published = find_published(checkpoint)
+    if kind and (published is None or published.kind != kind):
+        column = f"{variant}_enhanced" if kind == "sat" and use_ema else variant
+        is_table_row = (
+            architecture.width_coefficient is None
+            and architecture.num_classes == VARIANTS[variant].design.num_classes
+        )
+        name = KINDS[kind].name.format(variant=column, kind=kind)
+        published = PUBLISHED.get(name) if is_table_row else None
     model = EfficientNet(
         variant,
         num_classes=architecture.num_classes,
@@ -214,36 +202,56 @@ def restore_network(
         depth_coefficient=architecture.depth_coefficient,
         **settings,
     )
-    report = load_released_checkpoint(model, checkpoint, use_ema=use_ema, cache_dir=cache_dir)
+    report = load_weights(model, checkpoint, use_ema=use_ema, cache_dir=cache_dir)
     if report.num_aux:
         raise CheckpointError(
             f"`--branch` is '{branch}', but {checkpoint!r} holds no such auxiliary batch norms."
         )
-    size = image_size or (published.image_size if published else VARIANTS[variant].image_size)
-    if kind:
-        origin = "given"
-    elif len(kinds) == 1:
-        origin = f"the only one of {architecture}"
-    elif contents.has_grouped_norms:
-        origin = "from the shape of its batch norms"
-    elif found_kind:
-        origin = f"from the name {checkpoint!r}"
-    else:
-        origin = (
-            f"assumed, since {checkpoint!r} does not tell; if it is not, say so with"
-            f" --kind={'|'.join(kinds)}"
-        )
     network = RestoredNetwork(
         name=checkpoint,
         model=model,
-        image_size=size,
-        crop=crop or KINDS[chosen_kind].crop,
+        image_size=image_size or (published or VARIANTS[variant]).image_size,
+        crop=crop or (KINDS[kind].crop if kind else "released"),
         serving_resize=VARIANTS[variant].design.serving_resize,
         published=published,
         description="",
     )
-    network = _describe(network, str(report), f"{chosen_kind} ({origin})")
-    return _with_class_names(network, labels_map_file, os.path.dirname(prefix))
+    return _describe(network, str(report), f"{kind} ({origin})" if kind else origin)
+
+
+def _find_kind(
+    checkpoint: str, contents: CheckpointContents, kind: Optional[str], settings: dict
+) -> tuple[Optional[str], str]:
+    """The kind of a released checkpoint, and who says so; None where its settings are
+    known without it.
+
+    Raises:
+        ConfigError: nothing says so, or `kind` contradicts the file.
+    """
+    known, possible = known_kind(checkpoint, contents), kinds_of(contents.architecture.variant)
+    if kind is None and known is not None:
+        return known, "by its name, address, network or form"
+    if kind is None and "normalization" in settings:
+        return None, "by its settings"
+    if kind is None:
+        raise ConfigError(
+            f"`--kind` is missing: {checkpoint!r} is no official name, and no settings file beside"
+            f" it says how the pixels of {contents.architecture} are normalised. Give --kind="
+            f"{'|'.join(possible)}, or --normalization."
+        )
+    if kind not in possible:
+        raise ConfigError(
+            f"`--kind` is {kind!r}, but {checkpoint!r} holds {contents.architecture}, which is of"
+            f" kind {' or '.join(possible)}; leave the flag out, and say by --normalization if its"
+            " pixels were normalised in another way."
+        )
+    if contents.has_grouped_norms and kind != "sat":
+        raise ConfigError(
+            f"`--kind` is {kind!r}, but the batch norms of {checkpoint!r} have the shape [1, 1, 1,"
+            " 1, C], as only the code of Smooth Adversarial Training writes them; leave the flag"
+            " out, or take --kind=sat."
+        )
+    return kind, "given"
 
 
 def _with_class_names(

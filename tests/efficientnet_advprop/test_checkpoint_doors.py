@@ -44,7 +44,7 @@ def outputs(tmp_path_factory):
         json.dumps({str(index): f"thing {index}" for index in range(10)})
     )
     image = str(root / "val" / "class3" / "image.png")
-    network = [f"--checkpoint={TINY}", "--image_size=32"]
+    network = [f"--checkpoint={TINY}", "--kind=advprop", "--image_size=32"]
     processes = {
         "inspect": start("inspect_checkpoint", "--tensors", TINY),
         "classify": start(

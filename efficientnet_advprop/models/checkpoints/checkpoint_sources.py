@@ -331,9 +331,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _find_in_cache(
-    address: str, cache_dir: str, key: str, fetch: Callable[[str], None]
-) -> str:
+def _find_in_cache(address: str, cache_dir: str, key: str, fetch: Callable[[str], None]) -> str:
     """The prefix of a checkpoint in the folder `key` of the cache, which `fetch` fills
     unless it is there.
     """
@@ -369,9 +367,10 @@ def _describe_failure(address: str, cache_dir: str, error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"{address!r} answers {error.code} {error.reason}; check the address."
     if isinstance(error, urllib.error.URLError):
-        proxies = urllib.request.getproxies()
-        proxy = next((f", the proxy {url}" for url in proxies.values()), "")
-        return f"{address!r} does not answer ({error.reason}); check the address{proxy} and the network."
+        return (
+            f"{address!r} does not answer ({error.reason}); check the address, the network and the"
+            f" proxies ({urllib.request.getproxies() or 'none is set'})."
+        )
     return (
         f"The archive or file {address!r} cannot be brought into {cache_dir!r} "
         f"({type(error).__name__}: {brief_message(error)}); try again."

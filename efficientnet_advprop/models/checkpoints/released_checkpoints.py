@@ -69,9 +69,7 @@ def read_released(
         if main_name(name) == name or name in held
     }
     # Auxiliary batch norms that the model has no branch for are no misfit.
-    unused_aux = {
-        name for name in held if name not in variables and main_name(name) in variables
-    }
+    unused_aux = {name for name in held if name not in variables and main_name(name) in variables}
     known = variables.keys() | set(CLASSIFIER) | unused_aux
     reader = _TensorReader(contents)
     values = {name: reader.read(name, names[name]) for name in names if name in tensors}

@@ -140,7 +140,8 @@ def load_weights(
         found = released_checkpoints.read_released(model, source, variables, use_ema, cache_dir)
     skipped = _skipped_classifier(found, variables, include_head)
     _require_fit(found, model, variables, skipped, source, is_released=file_format is None)
-    _require_activation(found, model, source)
+    if activation_problem := _activation_problem(found, model):
+        raise CheckpointError(f"{source!r} is not loaded.{activation_problem}")
     report = LoadReport(
         source=source,
         network=found.network,
@@ -190,7 +191,8 @@ def _require_fit(found, model, variables, skipped, source, is_released) -> None:
     values = {name: found.values[name] for name in needed if name in found.values}
     unreadable = {name for names in found.problems.values() for name in names}
     require_no_problems(
-        f"{source!r} does not fit the model ({model.name}), which is unchanged.{found.misfit}",
+        f"{source!r} does not fit the model ({model.name}), which is unchanged.{found.misfit}"
+        + _activation_problem(found, model),
         {
             "missing in the file": [
                 tensor
@@ -212,14 +214,15 @@ def _require_fit(found, model, variables, skipped, source, is_released) -> None:
     )
 
 
-def _require_activation(found: FileWeights, model, source: str) -> None:
+def _activation_problem(found: FileWeights, model) -> str:
     activation = found.settings.get("activation")
-    if activation not in (None, model.activation.name):
-        raise CheckpointError(
-            f"{source!r} holds a network whose activation is {activation!r}, but the model's"
-            f" `activation` is {model.activation.name!r}, with which the weights mean nothing;"
-            f" build it with {activation!r} (in a config: --config.model.activation)."
-        )
+    if activation in (None, model.activation.name):
+        return ""
+    return (
+        f"\n  Its network's activation is {activation!r}, but the model's `activation` is"
+        f" {model.activation.name!r}, with which the weights mean nothing; build it with"
+        f" {activation!r} (in a config: --config.model.activation)."
+    )
 
 
 def _warnings(report: LoadReport, found: FileWeights, model, include_head: bool) -> list[str]:

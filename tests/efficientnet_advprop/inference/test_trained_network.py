@@ -11,7 +11,7 @@ from efficientnet_advprop.data.class_names import ClassNamesError
 from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.models.checkpoints.architecture import recognize
-from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED, guess_kind
+from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED, find_published
 from efficientnet_advprop.training import build, checkpoints
 from tests.conftest import DATA, golden
 from tests.efficientnet_advprop.training import tiny_run
@@ -24,31 +24,32 @@ from tests.released_format import (
 )
 
 TINY = str(DATA / "tiny_ckpt")
+BUCKET = "https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet"
 
 
 def test_network_outside_of_the_table_is_built_from_its_shapes():
-    network = restore_network(TINY, image_size=64)
+    with pytest.raises(ConfigError, match="`--kind` is missing.*advprop.noisystudent.*sat"):
+        restore_network(TINY, image_size=64)
+    network = restore_network(TINY, kind="advprop", image_size=64)
     wanted = golden("logits.npz")
     np.testing.assert_allclose(
         network.model(wanted["images_a"]), wanted["logits_a_ema_advprop"], rtol=0, atol=1e-4
     )
     assert (network.image_size, network.crop, network.published) == (64, "released", None)
     assert (
-        "kind: advprop (assumed" in network.description
+        "kind: advprop (given)" in network.description
         and "normalization advprop" in network.description
     )
 
 
 def test_kind_chooses_the_normalization_and_can_be_overridden(tmp_path):
-    shutil.copytree(TINY, tmp_path / "advprop" / "efficientnet-b0-autoaugment")
-    source = str(tmp_path / "advprop" / "efficientnet-b0-autoaugment")
+    shutil.copytree(TINY, tmp_path / "efficientnet-b0-advprop")  # anybody's name for it
+    source = str(tmp_path / "efficientnet-b0-advprop")
     wanted = golden("logits.npz")
-    network = restore_network(source, use_ema=False)
-    assert "kind: autoaugment (from the name" in network.description
+    network = restore_network(source, kind="autoaugment", use_ema=False)
     np.testing.assert_allclose(
         network.model(wanted["images_a"]), wanted["logits_a_raw_standard"], rtol=0, atol=1e-4
     )
-    assert restore_network(source, kind="advprop").model.normalization == "advprop"
     network = restore_network(source, normalization="advprop", crop="0.875")
     assert (network.model.normalization, network.crop, network.image_size) == (
         "advprop",
@@ -61,58 +62,24 @@ def test_kind_chooses_the_normalization_and_can_be_overridden(tmp_path):
     "source, kind",
     [
         ("b3-advprop", "advprop"),
-        (
-            "https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet/ckpts/efficientnet-b5.tar.gz",
-            "baseline",
-        ),
-        ("/data/noisy_student_efficientnet-b0/model.ckpt", "noisystudent"),
-        ("/data/efficientnet-b5-randaug", "randaugment"),
-        ("/data/efficientnet-b5-randaug.tar.gz", "randaugment"),
-        ("C:\\advprop\\efficientnet-b5-randaug\\", "randaugment"),
-        ("/data/efficientnet-b5-randaug/model.ckpt-1234.index", "randaugment"),
-        ("runs/advprop_small.ckpt", "advprop"),
-        # Where a checkpoint lies is no name of it: a clone or a folder of that name has
-        # all kinds.
-        ("/home/me/advprop/tests/data/tiny_ckpt", None),
-        ("/home/me/advprop/tests/data/tiny_ckpt/model.ckpt-1234", None),
-        ("/home/me/advprop/model.ckpt", None),
-        ("advprop/efficientnet-b0", None),
-        ("/data/advprop/efficientnet-b0.tar.gz", None),
-        ("/data/ckptsaug/efficientnet-b0", None),
-        ("https://example.com/advprop/efficientnet-b0.tar.gz", None),
-        ("gs://bucket/advprop/efficientnet-b0", None),
         # The published places, however they are written.
+        (f"{BUCKET}/ckpts/efficientnet-b5.tar.gz", "baseline"),
         ("gs://cloud-tpu-checkpoints/efficientnet/ckptsaug/efficientnet-b0", "autoaugment"),
         ("gs://cloud-tpu-checkpoints/efficientnet/advprop/efficientnet-b8/model.ckpt", "advprop"),
-        (
-            (
-                "gs://cloud-tpu-checkpoints/efficientnet/noisystudent/"
-                "noisy_student_efficientnet-l2_475.tar.gz"
-            ),
-            "noisystudent",
-        ),
-        (
-            (
-                "http://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet/ckpts/"
-                "efficientnet-b1.tar.gz?alt=media"
-            ),
-            "baseline",
-        ),
+        (f"{BUCKET}/noisystudent/noisy_student_efficientnet-l2_475.tar.gz", "noisystudent"),
+        (f"{BUCKET}/ckpts/efficientnet-b1.tar.gz?alt=media".replace("https", "http"), "baseline"),
+        # Any other name or place says nothing.
         ("/mnt/cloud-tpu-checkpoints/efficientnet/ckpts/efficientnet-b1", None),
-        ("advprop-against-baseline", None),  # two kinds in one name
-        (
-            "/home/me/efficientnet_advprop/out/efficientnet-b0",
-            None,
-        ),  # the name of this project says nothing
-        ("/data/efficientnet-b0.tar.gz", None),
-        (
-            "/data/ckpts/efficientnet-b0",
-            None,
-        ),  # official for baseline, but anyone's word for a folder of checkpoints
+        ("/data/noisy_student_efficientnet-b0/model.ckpt", None),
+        ("/data/efficientnet-b5-randaug.tar.gz", None),
+        ("https://example.com/advprop/efficientnet-b0.tar.gz", None),
+        ("gs://bucket/advprop/efficientnet-b0", None),
+        ("/data/b3-advprop", None),
     ],
 )
-def test_kind_from_a_name(source, kind):
-    assert guess_kind(source) == kind
+def test_official_names_and_places(source, kind):
+    found = find_published(source)
+    assert (found.kind if found else None) == kind
 
 
 def test_table_has_the_published_figures():
@@ -138,7 +105,6 @@ def test_every_official_file_is_recognized_by_its_shapes(name):
 
 
 def test_relatives_are_published_under_their_own_names():
-    bucket = "https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet"
     for name, folder, top1 in (
         ("lite0", "/lite", 75.1),
         ("lite4", "/lite", 81.5),
@@ -147,22 +113,8 @@ def test_relatives_are_published_under_their_own_names():
         ("condconv-b0-8e-depth", "/condconv", 79.5),
     ):
         row = PUBLISHED[name]
-        assert row.address == f"{bucket}{folder}/efficientnet-{name}.tar.gz"
+        assert row.address == f"{BUCKET}{folder}/efficientnet-{name}.tar.gz"
         assert (row.variant, row.normalization, row.crop, row.top1) == (name, "lite", "0.875", top1)
-
-
-@pytest.mark.parametrize(
-    "source, variant, kind",
-    [
-        ("/data/advprop-mine", "lite0", "lite"),  # a file of Lite is of no other kind
-        ("/data/efficientnet-b0-lite", "b0", None),  # and no other file is of that kind
-        ("/data/x", "condconv-b0-8e", "condconv"),
-        ("/data/advprop-mine", "b0", "advprop"),
-        ("/data/advprop-mine", "resnet50", None),
-    ],
-)
-def test_kind_from_a_name_and_a_network(source, variant, kind):
-    assert guess_kind(source, variant) == kind
 
 
 def test_a_file_of_lite_brings_its_own_pre_processing(tmp_path):
@@ -171,7 +123,7 @@ def test_a_file_of_lite_brings_its_own_pre_processing(tmp_path):
     assert network.published is PUBLISHED["lite0"]
     assert (network.model.normalization, network.image_size) == ("lite", 224)
     assert (network.crop, network.serving_resize) == ("0.875", "bilinear")
-    for words in ("efficientnet-lite0", "kind: lite (the only one", "bicubic (exports: bilinear)"):
+    for words in ("efficientnet-lite0", "kind: lite (by", "bicubic (exports: bilinear)"):
         assert words in network.description
     key = "efficientnet-lite0/96/ema/21"
     wanted = official_logits()[key]
@@ -191,7 +143,7 @@ def test_arguments_that_do_not_go_together(tmp_path):
         with pytest.raises(ConfigError, match="--checkpoint|--kind"):
             restore_network(**arguments)
     with pytest.raises(ConfigError, match="`crop` is '2'"):
-        restore_network(TINY, crop="2")
+        restore_network(TINY, kind="advprop", crop="2")
     prefix = write_checkpoint(tmp_path / "model.ckpt", {"resnet/kernel": np.zeros(3, np.float32)})
     with pytest.raises(CheckpointError, match="another network altogether"):
         restore_network(prefix)

@@ -192,10 +192,7 @@ def test_files_that_do_not_fit_are_refused_with_every_name(loaded, keras_file, t
     for said in (
         "resnet50), which is unchanged",
         "4 missing in the file: conv3_block2_2_bn/gamma, conv3_block2_2_bn/beta",
-        (
-            "1 of another shape in the file: predictions/bias [12], for resnet50/head/dense/bias:0"
-            " [11]"
-        ),
+        "1 of another shape in the file: predictions/bias [12] instead of [11]",
         "1 in the file but not in the model: more/x",
         "1 hold values that are not finite: conv1_bn/beta",
     ):
@@ -208,7 +205,7 @@ def test_files_that_do_not_fit_are_refused_with_every_name(loaded, keras_file, t
     ):
         load_keras_weights(make_tiny(), keras_file)
     (tmp_path / "not.h5").write_text("no")
-    with pytest.raises(CheckpointError, match="cannot be read as HDF5"):
+    with pytest.raises(CheckpointError, match="damaged or of another format"):
         load_keras_weights(loaded, str(tmp_path / "not.h5"))
 
 

@@ -74,21 +74,6 @@ def _check_release(config, model_dir, prefix):
     assert np.any(written[kernel] != written[kernel + AVERAGE])
 
 
-def test_wrong_normalization_is_told():
-    assert "trained with pixels normalised as 'imagenet'" in fine_tuning.doubt_normalization(
-        "b3-noisystudent", "advprop"
-    )
-    assert "is 'imagenet'" in fine_tuning.doubt_normalization(
-        "/data/efficientnet-b0-advprop", "imagenet"
-    )
-    for source, normalization in (
-        ("b3-advprop", "advprop"),
-        ("b0-baseline", "imagenet"),
-        ("/data/efficientnet-b0", "imagenet"),
-    ):
-        assert fine_tuning.doubt_normalization(source, normalization) is None
-
-
 def test_a_checkpoint_that_does_not_fit_stops_the_run(data_dir, tmp_path):
     config = make_config("vanilla")
     config.model.width_coefficient, config.init.checkpoint = 0.5, TINY

@@ -95,10 +95,30 @@ def test_directories_and_prefixes(source):
     assert find_checkpoint(str(source)) == str(TINY / BASE)
 
 
+def folder_with(path, *names, state=None):
+    path.mkdir(exist_ok=True)
+    for name in names:
+        (path / f"{name}.index").touch()
+    if state is not None:
+        (path / "checkpoint").write_bytes(state)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "state", [b'model_checkpoint_path: "other"\n', b"", b"\xff\xfe", b"nonsense"]
+)
+def test_a_state_file_names_the_checkpoint_or_is_refused(tmp_path, state):
+    folder = folder_with(tmp_path, "model.ckpt-100", state=state)
+    with pytest.raises(CheckpointError, match="`checkpoint` names (other|none)") as error:
+        find_checkpoint(folder)
+    assert f"{folder}/model.ckpt-100" in str(error.value)
+    assert find_checkpoint(f"{folder}/model.ckpt-100") == f"{folder}/model.ckpt-100"
+
+
 def test_state_file_from_elsewhere_chooses_among_several(tmp_path):
     for name in ("model.ckpt-1", "model.ckpt-2"):
         (tmp_path / f"{name}.index").touch()
-    with pytest.raises(CheckpointError, match="several checkpoints .model.ckpt-1, model.ckpt-2."):
+    with pytest.raises(CheckpointError, match="holds model.ckpt-1, model.ckpt-2, but"):
         find_checkpoint(str(tmp_path))
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/cns/somebody/model.ckpt-2"\n')
     assert find_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-2")
@@ -257,3 +277,82 @@ def test_a_name_beside_it_that_is_no_text(tmp_path):
     with open(os.fsencode(tmp_path / "run") + b"/caf\xe9", "wb"):
         pass
     verify(find_checkpoint(str(tmp_path / "run")))
+
+
+@pytest.mark.parametrize(
+    "source, wanted",
+    [
+        ("b3_advprop", "'b3-advprop'"),
+        ("B3-AdvProp", "'b3-advprop'"),
+        ("efficientnet-b3-advprop", "'b3-advprop'"),
+        ("edgetpu-s", "'edgetpu-S'"),
+        ("l2-475-noisystudent", "'l2_475-noisystudent'"),
+    ],
+)
+def test_a_similar_name_is_offered(source, wanted):
+    with pytest.raises(CheckpointError, match=f"did you mean .*{wanted}"):
+        find_checkpoint(source)
+
+
+def test_a_folder_called_like_a_published_checkpoint(tmp_path, monkeypatch):
+    """Either may be meant: neither is taken in silence."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(TINY, "lite0")
+    shutil.copy(TINY / f"{BASE}.index", "b3-advprop.index")
+    for name in ("lite0", "b3-advprop"):
+        with pytest.raises(CheckpointError, match=rf"'\./{name}'.*storage.googleapis.com"):
+            find_checkpoint(name)
+    assert find_checkpoint("./lite0") == f"./lite0/{BASE}"
+
+
+@pytest.mark.parametrize(
+    "contents, words",
+    [
+        (b"\x89HDF\r\n\x1a\n", "load_weights"),
+        (b"\x10\0\0\0\0\0\0\0{}", "load_weights"),
+        (b"x", "damaged or of another format"),
+    ],
+)
+def test_a_file_of_another_format_is_told_the_way(tmp_path, contents, words):
+    (tmp_path / "model.pth").write_bytes(contents)
+    with pytest.raises(CheckpointError, match=f"model.pth.*{words}"):
+        find_checkpoint(str(tmp_path / "model.pth"))
+
+
+def test_a_member_that_is_there_twice(tmp_path, cache, members):
+    """As `tar --append` makes it: the last one holds."""
+    stale = [(name, b"stale") for name, _ in members]
+    write_archive(tmp_path / "x.tar.gz", [*stale, *members])
+    verify(find_checkpoint(str(tmp_path / "x.tar.gz"), cache))
+
+
+def test_a_proxy_is_not_asked_for_this_machine(archive, cache, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with serve(archive.read_bytes()) as (address, _):
+        assert find_checkpoint(address.replace("127.0.0.1", "localhost"), cache)
+    with pytest.raises(CheckpointError, match="127.0.0.1:9"):
+        find_checkpoint("http://example.invalid/x.tar.gz", cache)
+
+
+@pytest.mark.parametrize("inside", ["", "/", "/checkpoints", "/best/", "/checkpoints/ckpt-200"])
+def test_the_folder_of_a_run_is_no_released_checkpoint(tmp_path, inside):
+    run = tmp_path / "b3"
+    for part in ("", "checkpoints", "best"):
+        folder_with(run / part, *(["ckpt-200"] if part else []))
+    (run / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError) as error:
+        find_checkpoint(f"{run}{inside}")
+    assert "belongs to a training run" in str(error.value)
+    assert f"release --model_dir={run} --output=PREFIX" in str(error.value)
+
+
+def test_a_released_checkpoint_below_a_run_is_one(tmp_path):
+    run = tmp_path / "b3"
+    folder_with(run, "model.ckpt")
+    folder_with(run / "checkpoints", "ckpt-200")
+    (run / "config.json").write_text("{}")
+    assert find_checkpoint(str(run)) == f"{run}/model.ckpt"
+    assert (
+        find_checkpoint(folder_with(run / "released", "model.ckpt")) == f"{run}/released/model.ckpt"
+    )

@@ -15,7 +15,7 @@ from efficientnet_advprop.models import (
     load_released_checkpoint,
     save_released_checkpoint,
 )
-from efficientnet_advprop.models.checkpoints.released_checkpoints import variable_name
+from efficientnet_advprop.models.checkpoints.file_weights import variable_name
 from tests.conftest import DATA, golden, make_tiny
 from tests.released_format import (
     AVERAGE,
@@ -369,6 +369,15 @@ def test_auxiliary_batch_norms_are_written_on_demand_and_read_back(model, tmp_pa
         np.testing.assert_array_equal(variable, value)
     plain = load_released_checkpoint(make_tiny(aux_branches=0), prefix)
     assert any("/aux/" in name for name in plain.ignored)
+
+
+def test_what_the_file_says_of_pixels_and_norms_is_compared(model, tmp_path):
+    trained = make_tiny(aux_branches=0, normalization="imagenet", batch_norm_epsilon=1e-5)
+    prefix = save_released_checkpoint(trained, str(tmp_path / "model.ckpt"))
+    report = load_released_checkpoint(model, prefix)
+    assert report.normalization == "imagenet" and len(report.warnings) == 2
+    assert "`normalization` 'imagenet', the model has 'advprop'" in str(report)
+    assert not load_released_checkpoint(trained, prefix).warnings
 
 
 def test_a_bad_model_is_not_written(scrambled, tmp_path):

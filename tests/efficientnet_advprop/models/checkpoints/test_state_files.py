@@ -5,8 +5,6 @@ disagree.
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.models import CheckpointError
-from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint
 from efficientnet_advprop.models.checkpoints.state_files import list_checkpoints, write_state_file
 
 STATE = (
@@ -86,47 +84,3 @@ def test_a_written_state_is_one_that_tensorflow_reads(tmp_path):
     assert tf.train.latest_checkpoint(folder) == f"{folder}/ckpt-200"
     paths = tf.train.get_checkpoint_state(folder).all_model_checkpoint_paths
     assert list(paths) == [f"{folder}/ckpt-100", f"{folder}/ckpt-200"]
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_find_checkpoint_does_not_take_another_than_is_named(tmp_path, encoding):
-    state = 'model_checkpoint_path: "model.ckpt-200"\n'.encode(encoding)
-    folder = folder_with(tmp_path, "model.ckpt-100", state=state)
-    with pytest.raises(
-        CheckpointError, match="names 'model.ckpt-200', which is not there, but"
-    ) as error:
-        find_checkpoint(folder)
-    assert f"{folder}/model.ckpt-100" in str(error.value)
-    assert find_checkpoint(f"{folder}/model.ckpt-100") == f"{folder}/model.ckpt-100"
-
-
-@pytest.mark.parametrize("state", [b"", b"\xff\xfe", b"nonsense"])
-def test_find_checkpoint_without_a_state_of_use(tmp_path, state):
-    folder = folder_with(tmp_path, "model.ckpt-100", state=state)
-    assert find_checkpoint(folder) == f"{folder}/model.ckpt-100"  # the only one there is
-    folder_with(tmp_path, "model.ckpt-200")
-    with pytest.raises(CheckpointError, match="several checkpoints .*does not say which is meant"):
-        find_checkpoint(folder)
-
-
-@pytest.mark.parametrize("inside", ["", "/", "/checkpoints", "/best/", "/checkpoints/ckpt-200"])
-def test_the_folder_of_a_run_is_no_released_checkpoint(tmp_path, inside):
-    run = tmp_path / "b3"
-    for part in ("", "checkpoints", "best"):
-        folder_with(run / part, *(["ckpt-200"] if part else []))
-    (run / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError) as error:
-        find_checkpoint(f"{run}{inside}")
-    assert "belongs to a training run" in str(error.value)
-    assert f"release --model_dir={run} --output=PREFIX" in str(error.value)
-
-
-def test_a_released_checkpoint_below_a_run_is_one(tmp_path):
-    run = tmp_path / "b3"
-    folder_with(run, "model.ckpt")
-    folder_with(run / "checkpoints", "ckpt-200")
-    (run / "config.json").write_text("{}")
-    assert find_checkpoint(str(run)) == f"{run}/model.ckpt"
-    assert (
-        find_checkpoint(folder_with(run / "released", "model.ckpt")) == f"{run}/released/model.ckpt"
-    )

@@ -61,7 +61,7 @@ def test_every_misfit_is_named_and_nothing_is_loaded(model, port, tmp_path):
     for name in (
         "blocks.1.0.bn2.running_var",
         "extra.weight",
-        "conv_stem.weight [8, 3, 5, 5]",
+        "conv_stem.weight [5, 5, 3, 8] instead of [3, 3, 3, 8]",
         "finite: bn1.bias",
     ):
         assert name in str(error.value)

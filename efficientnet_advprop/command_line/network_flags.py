@@ -69,8 +69,8 @@ def define() -> NetworkFlags:
             "kind",
             None,
             list(CHECKPOINT_KINDS),
-            "how a checkpoint was trained; needed where neither an official name nor a settings file "
-            "tells it",
+            "how a checkpoint was trained; needed where neither an official name nor a settings "
+            "file tells it",
         ),
         normalization=flags.DEFINE_enum(
             "normalization",

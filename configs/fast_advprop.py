@@ -5,29 +5,21 @@ Usage:
     python -m efficientnet_advprop.train --config=configs/fast_advprop.py:b3 \
         --data_dir=gs://…/imagenet --model_dir=gs://…/fast-b3 --strategy=tpu --tpu=local
 
-A fifth of each batch becomes adversarial. Source: Mei et al., ICLR 2022: one untargeted
-attack step from noise (ε = 1), whose pass also trains the network; 350 / 1.2 epochs, so
-that the whole run costs as much as that of configs/efficientnet.py. No results are
+It is configs/advprop.py:b3-fast_advprop. A fifth of each batch becomes adversarial.
+Source: Mei et al., ICLR 2022: one untargeted attack step from noise (ε = 1), whose pass
+also trains the network; 350 / 1.2 epochs, so that the whole run costs as much as vanilla
+training; a batch of 5/4, so that the clean images of a step are as many. No results are
 published for EfficientNets. For ResNet-50, see configs/resnet.py:resnet50-fast_advprop
 (top-1 76.5, vanilla 76.2).
 
-Cost: the chip-hours of configs/efficientnet.py (docs/experiments.md), by arithmetic; no
-run has been timed.
+Cost: that of configs/efficientnet.py (docs/experiments.md), by arithmetic.
 """
 
 from efficientnet_advprop.config import ExperimentConfig
-from efficientnet_advprop.models.scaling import RELEASED_VARIANTS, VARIANTS
+from efficientnet_advprop.configs import advprop, base
 
 
-def get_config(variant: str = "b0") -> ExperimentConfig:
-    if variant not in RELEASED_VARIANTS:
-        raise ValueError(
-            f"`variant` is {variant!r}, but must be one of {', '.join(RELEASED_VARIANTS)}: "
-            "configs/fast_advprop.py:b0."
-        )
-    config = ExperimentConfig()
-    config.model.variant = variant
-    config.data.image_size = VARIANTS[variant].image_size
-    config.data.augment = "autoaugment"
-    config.use_method("fast_advprop")
-    return config
+@base.with_float32
+def get_config(text: str = "b0") -> ExperimentConfig:
+    variant, _ = base.split(text, advprop.ATTACKS, example="fast_advprop:b0")
+    return advprop.get_config(f"{variant}-fast_advprop")

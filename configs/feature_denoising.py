@@ -33,36 +33,21 @@ later stages alone compare positions:
 """
 
 from efficientnet_advprop.config import DENOISERS, AttackConfig, ExperimentConfig
-from efficientnet_advprop.models import resnet_scaling
+from efficientnet_advprop.configs import base
 
 RESNETS = ("resnet50", "resnet101", "resnet152")
 
 
 def get_config(text: str = "resnet152") -> ExperimentConfig:
-    variant, hyphen, operation = text.partition("-")
-    if variant not in RESNETS or (hyphen and operation not in DENOISERS):
-        raise ValueError(
-            f"`text` is {text!r}, but must be one of {', '.join(RESNETS)}, alone or with a hyphen"
-            f" and one of {', '.join(DENOISERS)}:"
-            " configs/feature_denoising.py:resnet152-non_local_softmax."
-        )
-    config = ExperimentConfig()
-    config.model.variant = variant
-    config.model.denoise = operation or "non_local_softmax"
-    config.model.survival_prob = 1.0
-    config.model.batch_norm_momentum = 0.9
-    config.model.batch_norm_epsilon = 1e-5
-    config.data.image_size = resnet_scaling.VARIANTS[variant].image_size
-    config.data.eval_crop = "0.875"
-    config.optimizer.name = "momentum"
-    config.optimizer.learning_rate_per_256 = 0.1
-    config.optimizer.schedule = "piecewise"
-    config.optimizer.decay_factor = 0.1
-    config.optimizer.decay_at_epochs = "35,70,95"
-    config.optimizer.weight_decay = 1e-4
-    config.optimizer.ema_decay = 0.0
-    config.training.num_epochs = 110.0
-    config.training.global_batch_size = 4096
+    variant, operation = base.split(
+        text,
+        RESNETS,
+        DENOISERS,
+        example="feature_denoising:resnet152-non_local_softmax",
+        default="non_local_softmax",
+    )
+    config = base.make("feature_denoising", variant)
+    config.model.denoise = operation
     config.attack = AttackConfig(epsilon=16.0, step_size=1.0, num_steps=30)
     config.use_method("adversarial_only")
     return config

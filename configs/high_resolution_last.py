@@ -28,10 +28,9 @@ first stage a quarter of it, since images have a quarter of the pixels: 100 epoc
 """
 
 import dataclasses
-import importlib.util
-import os
 
 from efficientnet_advprop.config import AttackConfig, ExperimentConfig
+from efficientnet_advprop.configs import base, smooth_adversarial
 
 NETWORKS = ("resnet50", "b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7")
 STAGES = ("low", "high")
@@ -40,20 +39,12 @@ HIGH_ATTACK = AttackConfig(epsilon=4.0, step_size=4.0 / 3.0, num_steps=3, target
 # Where the second stage looks for the first one's weights, unless it is told.
 CHECKPOINT = "runs/{}-low-weights/model.ckpt"
 
-_path = os.path.join(os.path.dirname(__file__), "smooth_adversarial.py")
-_spec = importlib.util.spec_from_file_location("smooth_adversarial_config", _path)
-_smooth = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_smooth)
-
 
 def get_config(text: str = "resnet50-low") -> ExperimentConfig:
-    network, _, stage = text.partition("-")
-    if network not in NETWORKS or stage not in STAGES:
-        raise ValueError(
-            f"`text` is {text!r}, but must be one of {', '.join(NETWORKS)}, a hyphen and one of "
-            f"{', '.join(STAGES)}: configs/high_resolution_last.py:resnet50-low."
-        )
-    config = _smooth.get_config(network)
+    network, stage = base.split(
+        text, NETWORKS, STAGES, example="high_resolution_last:resnet50-low", is_optional=False
+    )
+    config = smooth_adversarial.get_config(network)
     if stage == "low":
         config.data.image_size //= 2
         return config

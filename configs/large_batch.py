@@ -21,7 +21,7 @@ Cost: the arithmetic of configs/efficientnet.py.
 """
 
 from efficientnet_advprop.config import ExperimentConfig
-from efficientnet_advprop.models.scaling import VARIANTS
+from efficientnet_advprop.configs import base
 
 # Variant and batch → (learning rate per 256 images, epochs of warm-up).
 RECIPES = {
@@ -34,23 +34,16 @@ RECIPES = {
 
 
 def get_config(text: str = "b5-65536") -> ExperimentConfig:
-    if text not in RECIPES:
-        raise ValueError(
-            f"`text` is {text!r}, but must be one of {', '.join(RECIPES)}: "
-            "configs/large_batch.py:b5-65536."
-        )
+    base.split(text, RECIPES, example="large_batch:b5-65536")
     variant, batch = text.split("-")
     learning_rate, warmup_epochs = RECIPES[text]
-    config = ExperimentConfig()
-    config.model.variant = variant
-    config.model.normalization = "imagenet"
-    config.model.batch_norm_batch_size = 128
-    config.data.image_size = VARIANTS[variant].image_size
+    config = base.make("official", variant)
     config.data.augment = "autoaugment"
+    config.model.batch_norm_batch_size = 128
     config.optimizer.name = "lars"
     config.optimizer.schedule = "poly"
     config.optimizer.learning_rate_per_256 = learning_rate
     config.optimizer.warmup_epochs = warmup_epochs
-    config.training.method = "vanilla"
     config.training.global_batch_size = int(batch)
+    config.use_method("vanilla")
     return config

@@ -20,30 +20,22 @@ networks of that time. No Lite network trained by AdvProp is published; ε is th
 paper's small networks.
 """
 
-from efficientnet_advprop.config import ExperimentConfig
-from efficientnet_advprop.config.methods import METHODS
+from efficientnet_advprop.config import METHODS, ExperimentConfig
+from efficientnet_advprop.configs import base
 from efficientnet_advprop.models.scaling import EFFICIENTNET, VARIANTS
 
 RELATIVES = [variant for variant, row in VARIANTS.items() if row.design != EFFICIENTNET]
 
 
 def get_config(text: str = "lite0") -> ExperimentConfig:
-    variant, _, method = text.rpartition("-")
-    if method not in METHODS:
-        variant, method = text, "vanilla"
-    if variant not in RELATIVES:
-        raise ValueError(
-            f"`text` is {text!r}, but must be one of {', '.join(RELATIVES)}, alone or with a hyphen"
-            f" and one of {', '.join(METHODS)}: configs/relatives.py:lite0-advprop."
-        )
-    row = VARIANTS[variant]
-    config = ExperimentConfig()
-    config.model.variant = variant
-    config.model.normalization = row.design.normalization
-    config.model.num_classes = row.design.num_classes
-    config.data.image_size = row.image_size
+    variant, method = base.split(
+        text, RELATIVES, METHODS, example="relatives:lite0-advprop", default="vanilla"
+    )
+    design = VARIANTS[variant].design
+    config = base.make("official", variant)
+    config.model.normalization = design.normalization
+    config.model.num_classes = design.num_classes
     config.data.eval_crop = "0.875"
     config.data.augment = "autoaugment"
-    config.training.global_batch_size = 2048
     config.use_method(method)
     return config

@@ -42,7 +42,7 @@ so 1.7 times for this recipe's one step.
 import dataclasses
 
 from efficientnet_advprop.config import AttackConfig, ExperimentConfig
-from efficientnet_advprop.models import resnet_scaling, scaling
+from efficientnet_advprop.configs import base
 
 RESNETS = ("resnet50", "resnet101", "resnet152")
 ACTIVATIONS = ("silu", "relu", "elu", "gelu", "softplus", "smooth_relu")
@@ -51,33 +51,13 @@ ATTACK = AttackConfig(epsilon=4.0, step_size=4.0, num_steps=1, targeted=False)
 
 
 def get_config(text: str = "resnet50-silu") -> ExperimentConfig:
-    variant, hyphen, activation = text.partition("-")
-    is_resnet = variant in RESNETS and (activation in ACTIVATIONS or not hyphen)
-    if not is_resnet and text not in EFFICIENTNETS:
-        raise ValueError(
-            f"`text` is {text!r}, but must be one of {', '.join(EFFICIENTNETS)}, or one of "
-            f"{', '.join(RESNETS)}, alone or with a hyphen and one of {', '.join(ACTIVATIONS)}: "
-            "configs/smooth_adversarial.py:resnet50-silu."
-        )
-    config = ExperimentConfig()
-    config.model.variant = variant
-    config.model.batch_norm_momentum = 0.9
-    config.model.batch_norm_epsilon = 1e-5
-    if is_resnet:
+    names = [f"{resnet}-{activation}" for resnet in RESNETS for activation in ACTIVATIONS]
+    names = [*EFFICIENTNETS, *RESNETS, *names]
+    base.split(text, names, example="smooth_adversarial:resnet50-silu")
+    variant, _, activation = text.partition("-")
+    config = base.make("smooth_adversarial", variant)
+    if variant in RESNETS:
         config.model.activation = activation or ACTIVATIONS[0]
-        config.model.survival_prob = 1.0
-        config.data.image_size = resnet_scaling.VARIANTS[variant].image_size
-    else:
-        config.data.image_size = scaling.VARIANTS[variant].image_size
-    config.optimizer.name = "momentum"
-    config.optimizer.learning_rate_per_256 = 0.1
-    config.optimizer.schedule = "piecewise"
-    config.optimizer.decay_factor = 0.1
-    config.optimizer.decay_at_epochs = "30,60,90"
-    config.optimizer.weight_decay = 1e-4
-    config.optimizer.ema_decay = 0.0
-    config.training.num_epochs = 100.0
-    config.training.global_batch_size = 1024
     config.attack = dataclasses.replace(ATTACK)
     config.use_method("adversarial_only")
     return config

@@ -11,11 +11,10 @@ and 300 training images. Nothing was chosen for this study, whose seeds are othe
 """
 
 import dataclasses
-import importlib.util
-import os
 
 from advprop_experiments.plan import Arm, Claim, Contrast, Study
 from efficientnet_advprop.config import AttackConfig, ExperimentConfig
+from efficientnet_advprop.configs import digits
 
 SEEDS = (1, 2, 3, 4, 5)
 # Width coefficients of an EfficientNet-B0 with depth coefficient 0.3.
@@ -27,11 +26,6 @@ EPSILON = 64.0  # of 255; configs/digits.py explains why it is so large
 ALL_METRICS = ("clean", "corrupted", "attacked")
 EPSILONS = (16.0, 32.0, 64.0, 128.0)
 NOISE = dataclasses.asdict(AttackConfig(name="noise", epsilon=EPSILON))
-
-_path = os.path.join(os.path.dirname(__file__), os.pardir, "digits.py")
-_spec = importlib.util.spec_from_file_location("digits_config", _path)
-digits = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(digits)
 
 
 def make_config(

@@ -53,8 +53,7 @@ Nothing is still to be chosen, so no validation image is used. The 1,000 test im
 looked at once, when all runs of a part are done.
 """
 
-import importlib.util
-import os
+from efficientnet_advprop.configs.studies import digits as first
 
 from advprop_experiments.plan import Arm, Claim, Contrast, Study
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
@@ -65,24 +64,19 @@ TRAINING_SIZES = (100, 300, 797)
 SIZE = 300
 METHODS = ("vanilla", "advprop", "adversarial")
 
-_path = os.path.join(os.path.dirname(__file__), "digits.py")
-_spec = importlib.util.spec_from_file_location("digits_study", _path)
-_first = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_first)
-
 
 def make_config(method: str, network: str, num_images: int, **options) -> ExperimentConfig:
     """An arm's config in the first study, with another number of training images and as
     many updates.
     """
-    config = _first.make_config(method, network, **options)
-    _first.digits.set_num_images(config, num_images)
+    config = first.make_config(method, network, **options)
+    first.digits.set_num_images(config, num_images)
     config.training.evaluate_every_epochs = config.training.num_epochs
     return config
 
 
 def make_arm(method: str, network: str = "medium", num_images: int = SIZE, **options) -> Arm:
-    vanilla, others = _first.SECONDS[network]
+    vanilla, others = first.SECONDS[network]
     config = make_config(method, network, num_images, **options)
     return Arm(config, vanilla if method == "vanilla" else others)
 
@@ -152,7 +146,7 @@ def _secondary() -> Study:
         for method in METHODS:
             arms[f"{method}_{network}"] = make_arm(method, network)
         for epsilon in (16.0, 128.0):
-            attack = _first.within(epsilon)
+            attack = first.within(epsilon)
             arms[f"advprop_{network}_eps{epsilon:g}"] = make_arm("advprop", network, **attack)
     others = {
         "ifgsm": dict(random_start=0.0),
@@ -161,7 +155,7 @@ def _secondary() -> Study:
         "shared_statistics": dict(aux_shares="statistics"),
         "shared_moments": dict(aux_shares="moments"),
         "shared_affine": dict(aux_shares="affine"),
-        "noise": _first.NOISE,
+        "noise": first.NOISE,
     }
     for name, options in others.items():
         arms[name] = make_arm("advprop", **options)

@@ -21,25 +21,18 @@ claim is a gain. Secondary is the clean accuracy, on all 1,000: the claim is no 
 which a difference that cannot be told from zero does not show.
 """
 
-import importlib.util
-import os
-
 from advprop_experiments.plan import Arm, Claim, Contrast, Study
 from efficientnet_advprop.config import AttackConfig, ExperimentConfig
+from efficientnet_advprop.configs import digits
 
 SEEDS = (21, 22, 23, 24, 25)
 SMOOTH_ACTIVATIONS = ("silu", "softplus", "smooth_relu")
 EPSILON = 32.0  # of 255
 SECONDS = 120.0  # processor time of a run with its evaluation
 
-_path = os.path.join(os.path.dirname(__file__), os.pardir, "digits.py")
-_spec = importlib.util.spec_from_file_location("digits_config", _path)
-_digits = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_digits)
-
 
 def make_config(activation: str) -> ExperimentConfig:
-    config = _digits.get_config("adversarial_only")
+    config = digits.get_config("adversarial_only")
     config.model.width_coefficient = 0.25
     config.model.activation = activation
     config.attack = AttackConfig(epsilon=EPSILON, step_size=EPSILON, num_steps=1, targeted=False)

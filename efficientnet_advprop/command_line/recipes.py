@@ -9,6 +9,7 @@ import pathlib
 from typing import Optional
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
+_SHARED = ("__init__", "base")  # what recipes have in common is none
 
 
 def folder() -> pathlib.Path:
@@ -19,7 +20,7 @@ def folder() -> pathlib.Path:
 
 def names() -> list[str]:
     """The names of all: "advprop", …, "studies/digits"."""
-    files = sorted(folder().rglob("*.py"))
+    files = [file for file in sorted(folder().rglob("*.py")) if file.stem not in _SHARED]
     return [file.relative_to(folder()).with_suffix("").as_posix() for file in files]
 
 

@@ -13,7 +13,6 @@ import pytest
 from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config import tables
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
-from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.models import activations, denoising, families, network
 from efficientnet_advprop.models.checkpoints import published_checkpoints
@@ -203,39 +202,7 @@ def test_override_names_are_checked():
 
 
 def get_config(file, *variant):
-    spec = importlib.util.spec_from_file_location(file, ROOT / "configs" / f"{file}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*variant)
-
-
-@pytest.mark.parametrize("variant", [f"b{size}" for size in range(9)])
-def test_imagenet_configs(variant):
-    # Paper, table: resolutions of B0 to B8; attack n = ε + 1, but one step for ε = 1.
-    pixels = dict(b0=224, b1=240, b2=260, b3=300, b4=380, b5=456, b6=528, b7=600, b8=672)
-    advprop, vanilla = get_config("advprop", variant), get_config("efficientnet", variant)
-    for config in (advprop, vanilla):
-        config.validate()
-        assert (config.model.variant, config.data.image_size) == (variant, pixels[variant])
-    epsilon = advprop.attack.epsilon
-    assert (
-        advprop.attack.num_steps == (1 if epsilon == 1 else epsilon + 1)
-        and advprop.attack.step_size == 1
-    )
-    assert (advprop.training.method, vanilla.training.method) == ("advprop", "vanilla")
-    assert (advprop.model.normalization, vanilla.model.normalization) == ("advprop", "imagenet")
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("source, num_classes", [("digits", 10), ("characters", 32)])
-def test_configs_of_embedded_data(source, num_classes, method):
-    config = get_config(source, method)
-    config.validate()
-    assert (config.training.method, config.data.source, config.model.num_classes) == (
-        method,
-        source,
-        num_classes,
-    )
+    return importlib.import_module(f"efficientnet_advprop.configs.{file}").get_config(*variant)
 
 
 def test_a_method_brings_what_it_prescribes():
@@ -300,32 +267,6 @@ def test_a_method_or_attack_refuses_what_does_not_apply():
         ConfigError, match="`config.data.augment` is 'none', but method 'fine_grained'"
     ):
         config.validate()
-
-
-@pytest.mark.parametrize("variant", ["b0", "b8"])
-@pytest.mark.parametrize(
-    "attacker", ["pgd1", "pgd3", "pgd4", "pgd5", "untargeted", "ifgsm", "gd", "noise", "no-aux"]
-)
-def test_attackers(variant, attacker):
-    config = get_config("attackers", f"{variant}-{attacker}")
-    config.validate()
-    if attacker[-1].isdigit():  # PGDn of the paper: ε = n − 1, but 1 for n = 1
-        assert config.attack.num_steps == int(attacker[3:]) and config.attack.epsilon == max(
-            1, config.attack.num_steps - 1
-        )
-    assert (config.attack.random_start == 0.0) == (
-        attacker == "ifgsm"
-    ) and config.attack.projection == (attacker != "gd")
-    assert config.training.method == ("adversarial" if attacker == "no-aux" else "advprop")
-
-
-@pytest.mark.parametrize(
-    "file, variant",
-    [("advprop", "b9"), ("efficientnet", "l2"), ("digits", "mixup"), ("attackers", "b0-fgsm")],
-)
-def test_unknown_variant_of_a_config_file(file, variant):
-    with pytest.raises(ValueError, match=f"is '{variant}', but must be one of"):
-        get_config(file, variant)
 
 
 def fields_read(source: str) -> set:

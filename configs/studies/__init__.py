@@ -1,0 +1,1 @@
+"""Studies: each file's `get_study` returns an `advprop_experiments.plan.Study`."""

@@ -33,10 +33,10 @@ DESCRIPTIONS = {
     "advprop": "adversarial images through auxiliary batch norms of their own",
     "adversarial": "clean and adversarial images through the same batch norms",
 }
-SEEDS = (91, 92, 93)  # of no study: docs/decisions.md
+SEEDS = (91, 92, 93)  # of no study: docs/maintainers/decisions.md
 SEVERITY = 3  # of the corruptions
 AUTOATTACK_EPSILON = 16.0  # pixels of 255, L∞
-# On two cores of a machine without AVX-512; docs/measurements.md.
+# On two cores of a machine without AVX-512; docs/maintainers/measurements.md.
 _SECONDS = {"vanilla": 45.0, "advprop": 95.0, "adversarial": 95.0}
 NUM_PICTURES = 6
 SAMPLE = 7  # the test image that is shown with every corruption

@@ -6,7 +6,7 @@ Usage:
     python -m efficientnet_advprop.demo --config=configs/demo.py
 
 It was chosen so that three methods with three seeds take a few minutes, and on training
-images that the demo does not use (300 to 796), with other seeds: docs/decisions.md.
+images that the demo does not use (300 to 796), with other seeds: docs/maintainers/decisions.md.
 """
 
 from efficientnet_advprop.config import ExperimentConfig

@@ -9,7 +9,7 @@ methods with three seeds, with the same config and data, several at a time in pr
 of their own; evaluates the averaged weights on clean and corrupted test images and
 under AutoAttack; and writes <output_dir>/report.html. The runs, with their logs, are in
 <output_dir>/runs/<method>/seed_<n>. After an interruption, the same command continues
-where it stopped. (How the recipe was found: docs/decisions.md.)
+where it stopped. (How the recipe was found: docs/maintainers/decisions.md.)
 """
 
 import os

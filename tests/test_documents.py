@@ -13,7 +13,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from efficientnet_advprop.reports.published_results import find_published
-from tests.test_imports import FLOORS
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/**/*.py")])
@@ -65,7 +64,13 @@ def test_programs_and_files_that_are_mentioned_exist(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "BUILD_NOTES.md", "CONTRIBUTING.md", "docs/decisions.md", "docs/verification.md"],
+    [
+        "README.md",
+        "BUILD_NOTES.md",
+        "CONTRIBUTING.md",
+        "docs/maintainers/decisions.md",
+        "docs/maintainers/verification.md",
+    ],
 )
 def test_code_that_is_mentioned_is_where_the_page_says(name):
     """Files and folders in back-ticks, by the end of their path."""
@@ -85,19 +90,6 @@ def test_code_that_is_mentioned_is_where_the_page_says(name):
     mentioned = set(re.findall(r"`([a-z_][\w-]*(?:/[\w-]+)*(?:\.py|/))`", read(name)))
     assert len(mentioned) >= 2
     assert not {path for path in mentioned if not any(end.endswith(f"/{path}") for end in ends)}
-
-
-def test_contributing_has_the_floors_of_the_imports():
-    table = rows(read("CONTRIBUTING.md").partition("## Imports run downwards")[2])
-    shown = {
-        int(floor): set(re.findall(r"`([\w.]+)`", rooms))
-        for floor, rooms in table
-        if floor.isdecimal()
-    }
-    assert shown == {
-        number: {room.removeprefix("efficientnet_advprop.") for room in floor}
-        for number, floor in enumerate(FLOORS, 1)
-    }
 
 
 def test_readme_is_short():
@@ -133,7 +125,9 @@ def test_every_document_is_linked():
 
 def test_readme_quotes_the_demo():
     """Its table is that of the measurements, without the intervals."""
-    quoted, measured = (demo_rows(read(page)) for page in ("README.md", "docs/measurements.md"))
+    quoted, measured = (
+        demo_rows(read(page)) for page in ("README.md", "docs/maintainers/measurements.md")
+    )
     assert len(quoted) == 3
     assert quoted == [[cell.partition(" (")[0] for cell in row] for row in measured]
 
@@ -219,7 +213,7 @@ def test_measurements_have_the_preflights_table_and_others_its_chip_hours():
     preflight = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(preflight)
     table = preflight.table()
-    assert table in read("docs/measurements.md")
+    assert table in read("docs/maintainers/measurements.md")
     header, _, *lines = rows(table)
     name, cores, cost = (header.index(title) for title in ("recipe", "TPU, cores", "chip-hours"))
     hours = {(line[name], line[cost]) for line in lines if line[cores] == "v3:2x2, 8"}

@@ -13,7 +13,7 @@ pipeline, and waits for it. That thread sleeps for up to a minute, as long as th
 iterator has been there, and the call to wake up often comes too early: it looks once
 more whether it shall stop before the flag is set, and sleeps on. A tenth to a half of
 all iterators end so, those over a strategy's data even with the tuning switched off
-(docs/measurements.md#iterators-that-end-late). The GIL is free meanwhile, so that a
+(docs/maintainers/measurements.md#iterators-that-end-late). The GIL is free meanwhile, so that a
 thread can do the waiting.
 """
 

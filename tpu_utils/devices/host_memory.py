@@ -10,7 +10,7 @@ comes from the kernel and goes back to it, up to 32 MiB. TensorFlow 2.21 fixes t
 at 128 KiB when a process makes the first iterator over a strategy's data (or over a
 Python generator). After that the kernel clears the pages of nearly every tensor that a
 CPU computes: a quarter of the time of a small network's training
-(docs/measurements.md#freed-memory).
+(docs/maintainers/measurements.md#freed-memory).
 """
 
 import ctypes

@@ -182,7 +182,7 @@ def test_the_loss_scale_changes_nothing_in_float32():
     )
 
 
-# Fractions of equal pixels after one step; measured: see docs/verification.md.
+# Fractions of equal pixels after one step; measured: see docs/maintainers/verification.md.
 @pytest.mark.parametrize(
     "compute_dtype, loss_scale, bound", [("bfloat16", 1.0, 0.97), ("float16", 128.0, 0.99)]
 )

@@ -29,7 +29,7 @@ def commands() -> list[str]:
     found = set()
     for name in NAMES:
         for match in re.finditer(
-            r"configs/\w+\.py(?::[\w-]+)?((?: --config\.[\w.]+=[\w.:/-]+)*)", read(name)
+            r"(?<![\w/])configs/\w+\.py(?::[\w-]+)?((?: --config\.[\w.]+=[\w.:/-]+)*)", read(name)
         ):
             if not match[0].startswith("configs/studies"):
                 found.add(match[0].replace(":bN", ":b0"))

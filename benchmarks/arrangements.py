@@ -49,16 +49,19 @@ flags.DEFINE_string(
 flags.DEFINE_enum("only", None, ARRANGEMENTS, "Measure this one, in this process, and print JSON.")
 
 
-def normalize_halves(convolution, norm, inputs, *, training, branch, update_statistics):
+def normalize_halves(convolution, norm, inputs, training):
     """`layers.convolve_and_normalize` for a batch whose first half is clean and whose
     second is adversarial.
     """
     if not training:
-        return convolution(inputs, *norm.affine(branch))
+        return convolution(inputs, *norm.affine())
     clean, adversarial = tf.split(convolution(inputs), 2)
-    mode = dict(training=True, update_statistics=update_statistics)
     return tf.concat(
-        [norm(clean, branch="main", **mode), norm(adversarial, branch="aux", **mode)], 0
+        [
+            norm(clean, training=True, branch="main"),
+            norm(adversarial, training=True, branch="aux"),
+        ],
+        0,
     )
 
 

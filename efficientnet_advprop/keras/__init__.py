@@ -4,13 +4,13 @@ by `fit`.
 
 from efficientnet_advprop.keras.advprop_model import AdvPropModel
 from efficientnet_advprop.keras.model_passes import TrainingError
-from efficientnet_advprop.models.converted.branch_context import use_branch
 from efficientnet_advprop.models.converted.conversion import UnsupportedModelError
 from efficientnet_advprop.models.converted.dual_model import (
     BranchModel,
     add_auxiliary_batch_norms,
     remove_auxiliary_batch_norms,
 )
+from efficientnet_advprop.models.pass_mode import use_branch
 
 __all__ = [
     "AdvPropModel",

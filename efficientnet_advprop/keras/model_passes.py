@@ -16,7 +16,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD, Attack
 from efficientnet_advprop.config.methods import Pass
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.converted.branch_context import use_branch
+from efficientnet_advprop.models.pass_mode import use_branch
 from efficientnet_advprop.runtime.errors import UserError
 
 LABELS, WEIGHTS, OTHER_INPUTS = "labels", "sample_weight", "other_inputs"

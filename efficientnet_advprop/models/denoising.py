@@ -17,7 +17,6 @@ from typing import Optional
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.branches import MAIN
 from efficientnet_advprop.models.layers import (
     Convolution,
     build_in_scopes,
@@ -259,7 +258,7 @@ class DenoisingBlock(keras.layers.Layer):
         build_in_scopes([*parts, (self.convolution, input_shape), (self.norm, input_shape)])
         self.built = True
 
-    def call(self, inputs, training=False, branch=MAIN, update_statistics=True):
+    def call(self, inputs, training=False):
         """[batch, height, width, filters] → the same, in the same dtype.
 
         Raises:
@@ -272,5 +271,4 @@ class DenoisingBlock(keras.layers.Layer):
             check_memory(self.operation_name, self.name, num_images, height, width, way_out)
         embeddings = [] if self.theta is None else [self.theta(inputs), self.phi(inputs)]
         denoised = denoise(self.operation, inputs, *embeddings)
-        mode = dict(training=training, branch=branch, update_statistics=update_statistics)
-        return inputs + convolve_and_normalize(self.convolution, self.norm, denoised, **mode)
+        return inputs + convolve_and_normalize(self.convolution, self.norm, denoised, training)

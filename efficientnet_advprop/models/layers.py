@@ -17,7 +17,6 @@ import tensorflow as tf
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations
 from efficientnet_advprop.models.activations import Activation, ActivationChoice
-from efficientnet_advprop.models.branches import MAIN
 from efficientnet_advprop.models.convolutions import add_offset, convolve_1x1
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.models.routed_layers import (
@@ -199,22 +198,14 @@ class GatedActivation(keras.layers.Layer):
 
 
 def convolve_and_normalize(
-    convolution,
-    norm: DualBatchNormalization,
-    inputs,
-    *,
-    training: bool,
-    branch: str,
-    update_statistics: bool,
-):
-    """A convolution and its batch norm; in inference mode (or frozen) the norm goes
-    into the kernel.
+    convolution, norm: DualBatchNormalization, inputs: tf.Tensor, training: bool
+) -> tf.Tensor:
+    """Applies a convolution and its batch norm, which goes into the kernel in inference
+    mode, or if it is frozen.
     """
-    if training and norm.trainable:
-        return norm(
-            convolution(inputs), training=True, branch=branch, update_statistics=update_statistics
-        )
-    return convolution(inputs, *norm.affine(branch))
+    if norm.uses_batch_moments(training):
+        return norm(convolution(inputs), training=training)
+    return convolution(inputs, *norm.affine())
 
 
 def drop_residual(inputs: tf.Tensor, survival_prob: float, seed: Optional[tf.Tensor]) -> tf.Tensor:
@@ -265,9 +256,8 @@ class Stem(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, inputs, training=False, branch=MAIN, update_statistics=True):
-        mode = dict(training=training, branch=branch, update_statistics=update_statistics)
-        x = convolve_and_normalize(self.convolution, self.norm, inputs, **mode)
+    def call(self, inputs, training=False):
+        x = convolve_and_normalize(self.convolution, self.norm, inputs, training)
         return self.activation(x, training=training)
 
 
@@ -298,7 +288,7 @@ class InvertedBottleneck(keras.layers.Layer):
         self._num_norms += 1
         return DualBatchNormalization(name=name, **self._norm_arguments)
 
-    def widen(self, inputs, routing, mode: dict):
+    def widen(self, inputs, routing, training: bool):
         """[batch, height, width, input_filters] → [batch, ⌈height/strides⌉,
         ⌈width/strides⌉, expanded_filters].
         """
@@ -315,21 +305,18 @@ class InvertedBottleneck(keras.layers.Layer):
         self,
         inputs,
         training=False,
-        branch=MAIN,
-        update_statistics=True,
         seed: Optional[tf.Tensor] = None,
         with_end_points: bool = False,
     ):
         """The block's output; with `with_end_points` also {"expansion_output": what the
         projection gets}.
         """
-        mode = dict(training=training, branch=branch, update_statistics=update_statistics)
         routing = self.route(inputs)
-        expanded = self.widen(inputs, routing, mode)
+        expanded = self.widen(inputs, routing, training)
         project = (
             self.project if routing is None else functools.partial(self.project, routing=routing)
         )
-        x = convolve_and_normalize(project, self.project_norm, expanded, **mode)
+        x = convolve_and_normalize(project, self.project_norm, expanded, training)
         if self.block.residual:
             if training and self.block.survival_prob < 1.0:
                 x = drop_residual(x, self.block.survival_prob, seed)
@@ -410,16 +397,16 @@ class MBConvBlock(InvertedBottleneck):
     def route(self, inputs):
         return None if self.routing is None else self.routing(inputs)
 
-    def widen(self, inputs, routing, mode):
+    def widen(self, inputs, routing, training):
         with_routing = {} if routing is None else {"routing": routing}
         x = inputs
         if self.expand is not None:
             expand = functools.partial(self.expand, **with_routing)
-            x = convolve_and_normalize(expand, self.expand_norm, x, **mode)
-            x = self.expand_activation(x, training=mode["training"])
+            x = convolve_and_normalize(expand, self.expand_norm, x, training)
+            x = self.expand_activation(x, training=training)
         depthwise = functools.partial(self.depthwise, **with_routing)
-        x = convolve_and_normalize(depthwise, self.depthwise_norm, x, **mode)
-        return self.depthwise_activation(x, training=mode["training"])
+        x = convolve_and_normalize(depthwise, self.depthwise_norm, x, training)
+        return self.depthwise_activation(x, training=training)
 
 
 class FusedMBConvBlock(InvertedBottleneck):
@@ -458,9 +445,9 @@ class FusedMBConvBlock(InvertedBottleneck):
         build_in_scopes([*parts, (self.project, expanded), (self.project_norm, projected)])
         self.built = True
 
-    def widen(self, inputs, routing, mode):
-        x = convolve_and_normalize(self.expand, self.expand_norm, inputs, **mode)
-        return self.expand_activation(x, training=mode["training"])
+    def widen(self, inputs, routing, training):
+        x = convolve_and_normalize(self.expand, self.expand_norm, inputs, training)
+        return self.expand_activation(x, training=training)
 
 
 def make_block(
@@ -526,16 +513,13 @@ class Head(keras.layers.Layer):
         self,
         inputs,
         training=False,
-        branch=MAIN,
-        update_statistics=True,
         seed: Optional[tf.Tensor] = None,
     ):
         """Returns logits, float32 [batch, num_classes], and endpoints:
         "pooled_features", float32 [batch, filters], and "head_1x1", the last feature
         map.
         """
-        mode = dict(training=training, branch=branch, update_statistics=update_statistics)
-        x = convolve_and_normalize(self.convolution, self.norm, inputs, **mode)
+        x = convolve_and_normalize(self.convolution, self.norm, inputs, training)
         x = self.activation(x, training=training)
         pooled = tf.cast(activations.spatial_mean(x), tf.float32)
         dropped = pooled

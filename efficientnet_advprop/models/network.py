@@ -11,20 +11,20 @@ Usage:
 """
 
 import functools
-from typing import Any, Iterable, Optional
+from typing import Any, Callable, Iterable, Optional
 
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.activations import choose
 from efficientnet_advprop.models.branches import (
-    MAIN,
     Branch,
     branch_index,
     branches_in_batch,
     check_branch,
 )
 from efficientnet_advprop.models.end_points import names_of_blocks
+from efficientnet_advprop.models.pass_mode import PassMode, current_pass, enter
 from efficientnet_advprop.models.recomputation import recompute_in_backward
 from efficientnet_advprop.runtime.autograph import call_as_it_is
 from tpu_utils.replicas import randomness
@@ -199,11 +199,11 @@ class BlockNetwork(Network):
         self,
         images,
         training=False,
-        branch: Branch = MAIN,
-        update_statistics: bool = True,
+        branch: Optional[Branch] = None,
+        update_statistics: Optional[bool] = None,
         seed=None,
     ):
-        """Logits.
+        """Returns logits.
 
         Args:
             images: [batch, height, width, 3], any numeric dtype, pixels in [0, 255],
@@ -212,9 +212,10 @@ class BlockNetwork(Network):
                 depth.
             branch: whose batch norms: "main", "aux" (= "aux_1"), "aux_2", …; in
                 inference also a `BranchMixture`; in training also "main+aux", see
-                `DualBatchNormalization`.
+                `DualBatchNormalization`. None: that of a surrounding `use_branch`, else
+                "main".
             update_statistics: with `training=True`, whether the branch's running
-                statistics move.
+                statistics move. None: as a surrounding `use_branch` says, else True.
             seed: int32 [2], decides dropout and stochastic depth; None draws one (not
                 reproducible after a restart).
 
@@ -224,10 +225,27 @@ class BlockNetwork(Network):
         Raises:
             ValueError: `images` have another shape, or there is no such branch.
         """
-        return self._forward(images, training, branch, update_statistics, seed)
+        if training:
+            seed = randomness.seed_or_fresh(seed)
+        with enter(self._mode(training, branch, update_statistics)):
+            return self._forward(images, training, seed)
+
+    def _mode(self, training, branch, update_statistics) -> PassMode:
+        """Returns the surrounding pass's mode with what the arguments of a call say."""
+        mode = current_pass()
+        if update_statistics is not None:
+            mode = mode._replace(update_statistics=update_statistics)
+        if branch is None:
+            return mode
+        if training:
+            for name in branches_in_batch(branch):
+                branch_index(name, self.aux_branches)  # no mixture
+        else:
+            check_branch(branch, self.aux_branches)
+        return mode._replace(branch=branch)
 
     @tf.autograph.experimental.do_not_convert
-    def features(self, images, branch: Branch = MAIN) -> dict[str, tf.Tensor]:
+    def features(self, images, branch: Optional[Branch] = None) -> dict[str, tf.Tensor]:
         """Feature maps in inference mode, in the compute dtype, by the names of the
         official end points.
 
@@ -241,33 +259,19 @@ class BlockNetwork(Network):
             dropout, which inference has not) and "head", the logits.
         """
         end_points = {}
-        logits = self._forward(images, False, branch, True, None, end_points)
+        with enter(self._mode(False, branch, None)):
+            logits = self._forward(images, False, None, end_points)
         return {**end_points, "global_pool": end_points["pooled_features"], "head": logits}
 
-    def _forward(
-        self,
-        images,
-        training,
-        branch,
-        update_statistics,
-        seed,
-        end_points: Optional[dict[str, Any]] = None,
-    ):
-        """Logits.
+    def _forward(self, images, training, seed, end_points: Optional[dict[str, Any]] = None):
+        """Returns logits.
 
         `end_points`, in inference mode, gets all feature maps; without it none is kept
         for longer than needed.
         """
         images = check_images(images)
-        if training:
-            for name in branches_in_batch(branch):
-                branch_index(name, self.aux_branches)  # no mixture
-            seed = randomness.seed_or_fresh(seed)
-        else:
-            check_branch(branch, self.aux_branches)
-        mode = dict(training=training, branch=branch, update_statistics=update_statistics)
         x = tf.cast(normalize_pixels(images, self.normalization), self.stem.compute_dtype)
-        x = self.stem(x, **mode)
+        x = self.stem(x, training=training)
         record = (lambda found: None) if end_points is None else end_points.update
         record({"stem": x})
         if self.stem_is_a_reduction:
@@ -278,12 +282,11 @@ class BlockNetwork(Network):
         )
         for index, (block, names_of_block) in enumerate(zip(self.blocks, names)):
             own_seed = randomness.fold_in(seed, index) if training else None
+            run = functools.partial(block, training=training, seed=own_seed)
             if end_points is None:
-                x = self._run_block(
-                    block, x, own_seed, mode, recompute=index < self.recomputed_blocks
-                )
+                x = _recomputed(run, x) if index < self.recomputed_blocks else run(x)
             else:
-                x, inside = block(x, seed=own_seed, with_end_points=True, **mode)
+                x, inside = run(x, with_end_points=True)
                 record({name: x for name in names_of_block})
                 record(
                     {
@@ -294,17 +297,9 @@ class BlockNetwork(Network):
                 )
         record({"features": x})
         own_seed = randomness.fold_in(seed, len(self.blocks)) if training else None
-        logits, of_head = self.head(x, seed=own_seed, **mode)
+        logits, of_head = self.head(x, training=training, seed=own_seed)
         record(of_head)
         return logits
-
-    @staticmethod
-    def _run_block(block, inputs, seed, mode, recompute):
-        run = functools.partial(block, seed=seed, **mode)
-        if not recompute:
-            return run(inputs)
-        again = functools.partial(block, seed=seed, **{**mode, "update_statistics": False})
-        return recompute_in_backward(run, again, inputs)
 
     def get_config(self):
         return dict(self._constructor_arguments)
@@ -312,6 +307,18 @@ class BlockNetwork(Network):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
+
+
+def _recomputed(run: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor) -> tf.Tensor:
+    # The backward pass runs outside the network's call, so the second run brings the
+    # mode along; statistics have moved in the first one.
+    mode = current_pass()._replace(update_statistics=False)
+
+    def again(inputs):
+        with enter(mode):
+            return run(inputs)
+
+    return recompute_in_backward(run, again, inputs)
 
 
 def _with_loss_scale(optimizer) -> keras.mixed_precision.LossScaleOptimizer:

@@ -10,6 +10,7 @@ distributions differ, so must the statistics); inference uses "main" alone, and 
 auxiliary branches can be thrown away after training.
 """
 
+import functools
 from typing import NamedTuple, Optional
 
 import tensorflow as tf
@@ -17,19 +18,19 @@ import tensorflow as tf
 from efficientnet_advprop.config.tables import AUX_SHARES
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.branches import (
-    MAIN,
     Branch,
     BranchMixture,
     branch_index,
     branch_names,
     branches_in_batch,
 )
+from efficientnet_advprop.models.pass_mode import current_pass, weights
 from tpu_utils.replicas import reduction, replica_runtime
 
 
 def official_group_size(num_replicas: int) -> int:
-    """How many replicas share their batch moments in the official code: none up to 8,
-    then max(8, num_replicas / 8).
+    """Returns how many replicas share their batch moments in the official code: none up
+    to 8, then max(8, num_replicas / 8).
     """
     return 1 if num_replicas <= 8 else max(8, num_replicas // 8)
 
@@ -49,22 +50,44 @@ class _AffineOnly(keras.layers.BatchNormalization):
     """Gamma and beta of an auxiliary branch that has no statistics of its own."""
 
     def add_weight(self, name=None, **kwargs):
-        return (
-            None
-            if name in ("moving_mean", "moving_variance")
-            else super().add_weight(name=name, **kwargs)
-        )
+        if name in ("moving_mean", "moving_variance"):
+            return None
+        return super().add_weight(name=name, **kwargs)
 
 
 class BranchedNorm:
-    """A batch norm with branches: one of this project's networks, or a converted one of
-    Keras.
+    """A batch norm whose own variables are the main branch: this project's, or one of
+    Keras that was converted.
 
     Its `aux` are the auxiliary branches, which share with main what `aux_shares` says;
     `num_replicas_together` replicas share their moments in training.
     """
 
     aux_shares = "none"
+
+    @property
+    def aux_branches(self) -> int:
+        """The number of auxiliary branches."""
+        return len(self.aux)
+
+    def make_children(self, aux_branches: int) -> list[keras.layers.Layer]:
+        """Returns new auxiliary branches, not built."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its branches are.")
+
+    def add_branches(self, aux_branches: int) -> None:
+        """Adds auxiliary branches, copies of the main one, to a layer that has none."""
+        self.aux = self.make_children(aux_branches)
+        for child in self.aux if self.built else ():
+            build_copy(child, self)
+
+    def remove_branches(self) -> None:
+        """Takes the auxiliary branches out of the sublayers, and out of what a
+        checkpoint saves.
+        """
+        # Keras's deletion does only the first, TensorFlow's only the second.
+        delattr(self, "aux")
+        object.__setattr__(self, "aux", None)
+        tf.Module.__delattr__(self, "aux")
 
 
 @keras.utils.register_keras_serializable("efficientnet_advprop")
@@ -143,14 +166,19 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
                     f"`{option}` is given, but this layer has no such option; leave it out."
                 )
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
-        self.aux_branches, self.group_size, self.aux_shares = aux_branches, group_size, aux_shares
-        shared = super().get_config()
-        if aux_shares == "affine":
-            shared.update(center=False, scale=False)
-        make_child = _AffineOnly if self._has_one_set else keras.layers.BatchNormalization
-        self.aux = [
-            make_child(**{**shared, "name": name}) for name in branch_names(aux_branches)[1:]
-        ]
+        self.group_size, self.aux_shares = group_size, aux_shares
+        self.aux = self.make_children(aux_branches)
+
+    def make_children(self, aux_branches):
+        config = super().get_config()
+        if self.aux_shares == "affine":
+            config.update(center=False, scale=False)
+        kind = _AffineOnly if self._has_one_set else keras.layers.BatchNormalization
+        return [kind(**{**config, "name": name}) for name in branch_names(aux_branches)[1:]]
+
+    def remove_branches(self):
+        super().remove_branches()
+        self.aux = []
 
     @property
     def _has_one_set(self) -> bool:
@@ -185,15 +213,13 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         """How many of the replicas that run the current step share their moments: 1
         means no communication.
         """
-        return (
-            official_group_size(replica_runtime.current().num_replicas)
-            if self.group_size is None
-            else self.group_size
-        )
+        if self.group_size is not None:
+            return self.group_size
+        return official_group_size(replica_runtime.current().num_replicas)
 
     def variables_of(self, branch: str) -> BranchVariables:
-        """The variables that a branch normalises with: this layer's own for "main", and
-        for others what they share with it.
+        """Returns the variables that a branch normalises with: this layer's own for
+        "main", and for others what they share with it.
         """
         index = branch_index(branch, self.aux_branches)
         own = self if index == 0 else self.aux[index - 1]
@@ -203,16 +229,16 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
             affine.gamma, affine.beta, statistics.moving_mean, statistics.moving_variance
         )
 
-    def affine(self, branch: Branch = MAIN) -> tuple[tf.Tensor, tf.Tensor]:
-        """The inference-mode batch norm as y = scale·x + offset, from the running
-        statistics.
+    def affine(self, branch: Optional[Branch] = None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the inference-mode batch norm as scale and offset of y = scale·x +
+        offset, float32 [channels].
 
         Args:
-            branch: one of the layer's, or a mixture of them.
-
-        Returns:
-            scale and offset, float32 [channels].
+            branch: one of the layer's, or a mixture of them; None: the pass's.
         """
+        return weights(lambda: self._affine(current_pass().branch if branch is None else branch))
+
+    def _affine(self, branch):
         if isinstance(branch, BranchMixture):
             variables = self._mixed(branch)
         else:
@@ -226,7 +252,7 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         return scale, offset
 
     def _mixed(self, mixture: BranchMixture) -> BranchVariables:
-        """What a mixture normalises with; tensors for gamma and beta."""
+        """Returns what a mixture normalises with; tensors for gamma and beta."""
         parts = [(self.variables_of(name), share) for name, share in mixture.shares]
 
         def mean(which):
@@ -237,7 +263,17 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         statistics = self.variables_of(mixture.statistics)
         return statistics._replace(gamma=mean("gamma"), beta=mean("beta"))
 
-    def call(self, inputs, training=False, branch: Branch = MAIN, update_statistics: bool = True):
+    def uses_batch_moments(self, training: bool) -> bool:
+        """Whether this pass normalises with the batch's moments."""
+        return bool(self.trainable and (training or current_pass().batch_moments))
+
+    def call(
+        self,
+        inputs,
+        training=False,
+        branch: Optional[Branch] = None,
+        update_statistics: Optional[bool] = None,
+    ):
         """Normalises.
 
         Args:
@@ -247,9 +283,10 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
             branch: "main", "aux" (= "aux_1"), "aux_2", …; in inference also a mixture.
                 In training with `aux_shares="moments"` also several of them, such as
                 "main+aux": equal parts of the batch, in this order, which have their
-                own gamma and beta and common moments.
+                own gamma and beta and common moments. None: what the pass is told
+                (`use_branch`), else "main".
             update_statistics: with `training=True`, whether the batch's moments move
-                the branch's running statistics.
+                the branch's running statistics. None: what the pass is told, else True.
 
         Returns:
             A tensor of the inputs' shape, in the layer's compute dtype.
@@ -263,16 +300,20 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
                 "`training` is a tensor, but which statistics are used must be known when tracing;"
                 " pass a Python bool."
             )
+        mode = current_pass()
+        branch = mode.branch if branch is None else branch
+        moves = mode.update_statistics if update_statistics is None else update_statistics
+        moves = moves and training and not mode.batch_moments
         inputs = tf.cast(inputs, self.compute_dtype)
         branches = branches_in_batch(branch)
-        if training and len(branches) > 1:
-            return self._call_jointly(inputs, branches, update_statistics)
-        if not (training and self.trainable):
-            scale, offset = self.affine(branch)
-            return inputs * tf.cast(scale, inputs.dtype) + tf.cast(offset, inputs.dtype)
-        return self._normalize(inputs, self.variables_of(branch), update_statistics)
+        if len(branches) > 1 and (training or mode.batch_moments):
+            return self._call_jointly(inputs, branches, moves)
+        if self.uses_batch_moments(training):
+            return self._normalize(inputs, self.variables_of(branch), moves)
+        scale, offset = self.affine(branch)
+        return inputs * tf.cast(scale, inputs.dtype) + tf.cast(offset, inputs.dtype)
 
-    def _call_jointly(self, inputs, branches, update_statistics):
+    def _call_jointly(self, inputs, branches, moves):
         """As `call` in training, of a batch whose equal parts go through several
         branches.
         """
@@ -285,7 +326,7 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         of_branches = [self.variables_of(branch) for branch in branches]
         if self.trainable:
             own = of_branches[0]._replace(gamma=None, beta=None)
-            inputs = self._normalize(inputs, own, update_statistics)
+            inputs = self._normalize(inputs, own, moves)
             scales, offsets = zip(*(self._parameters(variables) for variables in of_branches))
         else:
             scales, offsets = zip(*(self.affine(branch) for branch in branches))
@@ -297,13 +338,13 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
 
         return inputs * of_each_image(scales) + of_each_image(offsets)
 
-    def _normalize(self, inputs, variables, update_statistics):
-        """By the moments of the batch, which move the running statistics."""
+    def _normalize(self, inputs, variables, moves):
+        """Normalises by the moments of the batch, which move the running statistics."""
         if self.num_replicas_together > 1:
             outputs, mean, variance = self._normalize_in_group(inputs, variables)
         else:
             outputs, mean, variance = self._normalize_fused(inputs, variables)
-        if update_statistics:
+        if moves:
             variables.moving_mean.assign_sub((variables.moving_mean - mean) * (1.0 - self.momentum))
             variables.moving_variance.assign_sub(
                 (variables.moving_variance - variance) * (1.0 - self.momentum)
@@ -311,22 +352,17 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         return outputs
 
     def _parameters(self, variables):
-        """Gamma and beta, float32 [channels]; ones and zeros where the layer has none."""
-        gamma = (
-            tf.ones_like(variables.moving_variance)
-            if variables.gamma is None
-            else tf.convert_to_tensor(variables.gamma)
-        )
-        beta = (
-            tf.zeros_like(variables.moving_mean)
-            if variables.beta is None
-            else tf.convert_to_tensor(variables.beta)
-        )
-        return gamma, beta
+        """Returns gamma and beta, float32 [channels]; ones and zeros where the layer has
+        none.
+        """
+        gamma, beta = variables.gamma, variables.beta
+        gamma = tf.ones_like(variables.moving_variance) if gamma is None else gamma
+        beta = tf.zeros_like(variables.moving_mean) if beta is None else beta
+        return tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta)
 
     def _normalize_fused(self, inputs, variables):
-        """This replica's own moments, by TensorFlow's fused operation; its N/(N − 1)
-        variance is put right afterwards.
+        """Takes this replica's own moments, by TensorFlow's fused operation; its N/(N −
+        1) variance is put right afterwards.
         """
         gamma, beta = self._parameters(variables)
         channels = inputs.shape[-1]
@@ -345,7 +381,7 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         return outputs, mean, variance * (tf.maximum(count - 1.0, 1.0) / count)
 
     def _normalize_in_group(self, inputs, variables):
-        """Moments over a group of replicas, from the means of x and x² in float32:
+        """Takes moments over a group of replicas, from the means of x and x² in float32:
         official `TpuBatchNormalization`, one reduction.
         """
         gamma, beta = self._parameters(variables)
@@ -356,22 +392,44 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
             tf.stack([own_mean, own_variance + tf.square(own_mean)]), self.num_replicas_together
         )
         mean = moments[0]
-        variance = tf.nn.relu(
-            moments[1] - tf.square(mean)
-        )  # rounding can leave it below zero where a channel is constant
+        # Rounding can leave it below zero where a channel is constant.
+        variance = tf.nn.relu(moments[1] - tf.square(mean))
         scale = tf.math.rsqrt(variance + self.epsilon) * gamma
         outputs = values * scale + (beta - mean * scale)
         return tf.cast(outputs, inputs.dtype), mean, variance
 
 
+def build_copy(child: keras.layers.Layer, norm: keras.layers.Layer) -> None:
+    """Creates a batch norm's variables, with the values of another one and under its
+    name scope.
+    """
+    # The values come through the initializers, so that a checkpoint that waits for the
+    # variables goes before.
+    leaves = ("gamma", "beta", "moving_mean", "moving_variance")
+    initializers = {f"{leaf}_initializer": getattr(child, f"{leaf}_initializer") for leaf in leaves}
+    for leaf in leaves:
+        value_of = functools.partial(_value_of, getattr(norm, leaf))
+        setattr(child, f"{leaf}_initializer", value_of)
+    scope, axes = norm.moving_mean.name.rpartition("/")[0], norm.input_spec.axes
+    with tf.init_scope(), tf.name_scope(f"{scope}/{child.name}/" if scope else f"{child.name}/"):
+        child.build(tf.TensorShape([axes.get(axis) for axis in range(norm.input_spec.ndim)]))
+    for name, initializer in initializers.items():
+        setattr(child, name, initializer)
+
+
+def _value_of(variable: tf.Variable, shape, dtype=None, **kwargs) -> tf.Tensor:
+    """An initializer."""
+    return tf.cast(tf.convert_to_tensor(variable), dtype or variable.dtype)
+
+
 def batch_norms(model: tf.Module) -> list[BranchedNorm]:
-    """All batch norms of a model that have branches (none of them may be auxiliary)."""
+    """Returns all batch norms of a model that can have branches."""
     return [layer for layer in model.submodules if isinstance(layer, BranchedNorm)]
 
 
 def moving_statistics(model: tf.Module) -> list[tf.Variable]:
-    """The running statistics that training moves: those of all branches of all batch
-    norms that are not frozen.
+    """Returns the running statistics that training moves: those of all branches of all
+    batch norms that are not frozen.
     """
     return [
         variable

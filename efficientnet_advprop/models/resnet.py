@@ -18,7 +18,6 @@ import tensorflow as tf
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations, resnet_scaling
 from efficientnet_advprop.models.activations import ActivationChoice
-from efficientnet_advprop.models.branches import MAIN
 from efficientnet_advprop.models.denoising import OPERATIONS, DenoisingBlock
 from efficientnet_advprop.models.layers import (
     Convolution,
@@ -130,28 +129,25 @@ class BottleneckBlock(keras.layers.Layer):
         self,
         inputs,
         training=False,
-        branch=MAIN,
-        update_statistics=True,
         seed: Optional[tf.Tensor] = None,
         with_end_points: bool = False,
     ):
         """The block's output; with `with_end_points` also an empty dictionary: nothing
         inside has an official name.
         """
-        mode = dict(training=training, branch=branch, update_statistics=update_statistics)
         shortcut = inputs
         if self.shortcut is not None:
-            shortcut = convolve_and_normalize(self.shortcut, self.shortcut_norm, inputs, **mode)
-        x = convolve_and_normalize(self.reduce, self.reduce_norm, inputs, **mode)
+            shortcut = convolve_and_normalize(self.shortcut, self.shortcut_norm, inputs, training)
+        x = convolve_and_normalize(self.reduce, self.reduce_norm, inputs, training)
         x = self.reduce_activation(x, training=training)
-        x = convolve_and_normalize(self.spatial, self.spatial_norm, x, **mode)
+        x = convolve_and_normalize(self.spatial, self.spatial_norm, x, training)
         x = self.spatial_activation(x, training=training)
-        x = convolve_and_normalize(self.expand, self.expand_norm, x, **mode)
+        x = convolve_and_normalize(self.expand, self.expand_norm, x, training)
         if training and self.block.survival_prob < 1.0:
             x = drop_residual(x, self.block.survival_prob, seed)
         x = self.output_activation(x + shortcut, training=training)
         if self.denoising is not None:
-            x = self.denoising(x, **mode)
+            x = self.denoising(x, training=training)
         return (x, {}) if with_end_points else x
 
 
@@ -178,14 +174,11 @@ class ResNetHead(keras.layers.Layer):
         self,
         inputs,
         training=False,
-        branch=MAIN,
-        update_statistics=True,
         seed: Optional[tf.Tensor] = None,
     ):
         """Returns logits, float32 [batch, num_classes], and endpoints:
         "pooled_features", float32 [batch, filters].
         """
-        del branch, update_statistics  # no batch norm here
         pooled = tf.cast(activations.spatial_mean(inputs), tf.float32)
         dropped = pooled
         if training and self.dropout_rate > 0.0:

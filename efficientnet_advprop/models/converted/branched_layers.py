@@ -11,15 +11,12 @@ are found under the same paths by a plain one. The main branch is the plain laye
 arithmetic; auxiliary branches are plain layers, children in the list `aux`.
 """
 
-import functools
-
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models import normalization
-from efficientnet_advprop.models.branches import MAIN, branch_index, branch_names
-from efficientnet_advprop.models.converted.branch_context import current_pass
-from efficientnet_advprop.models.normalization import BranchedNorm
+from efficientnet_advprop.models.branches import branch_index, branch_names
+from efficientnet_advprop.models.normalization import BranchedNorm, build_copy
+from efficientnet_advprop.models.pass_mode import current_pass
 from tpu_utils.replicas import reduction, replica_runtime
 
 PACKAGE = "efficientnet_advprop"
@@ -32,34 +29,27 @@ class _Branched(BranchedNorm):
 
     def __init__(self, aux_branches: int = 1, **kwargs):
         super().__init__(**kwargs)
-        self.aux = []
-        self.grow(aux_branches)
-
-    @property
-    def aux_branches(self) -> int:
-        """How many auxiliary branches there are."""
-        return len(self.aux)
+        self.aux = self.make_children(aux_branches)
 
     @property
     def num_replicas_together(self) -> int:
         """How many of the replicas that run the current step share their moments."""
         return replica_runtime.current().num_replicas if self.synchronized else 1
 
-    def grow(self, aux_branches: int) -> None:
-        """Adds auxiliary branches, copies of the main one, to a layer that has none."""
+    def make_children(self, aux_branches):
         config = self.plain_config()
         children = []
         for name in branch_names(aux_branches)[1:]:
             child = self.plain_class.from_config({**config, "name": name})
             child.trainable = self.trainable
             children.append(child)
-        self.aux = children
-        if self.built:
-            self._build_children()
+        return children
 
-    def shrink(self) -> None:
-        """Gives the auxiliary branches up, so that the plain layer's class fits."""
-        _forget(self, "aux")
+    def add_branches(self, aux_branches):
+        super().add_branches(aux_branches)
+        for child in self.aux:
+            # The plain layer may have been told otherwise than its configuration says.
+            child.fused = self.fused
 
     def plain_config(self) -> dict:
         """The configuration of the plain layer."""
@@ -70,15 +60,9 @@ class _Branched(BranchedNorm):
 
     def build(self, input_shape):
         super().build(input_shape)
-        self._build_children()
-
-    def _build_children(self) -> None:
-        """Creates the children's variables beside this layer's, with its values."""
         for child in self.aux:
             build_copy(child, self)
-            child.fused = (
-                self.fused
-            )  # the plain layer may have been told otherwise than its configuration says
+            child.fused = self.fused
 
     def call(self, inputs, training=None, mask=None):
         mode = current_pass()
@@ -137,82 +121,6 @@ class SyncBatchNormalization(_Branched, keras.layers.experimental.SyncBatchNorma
     plain_class = keras.layers.experimental.SyncBatchNormalization
 
 
-@keras.utils.register_keras_serializable(PACKAGE)
-class DualBatchNormalization(normalization.DualBatchNormalization):
-    """The batch norm of this project's networks: where its caller says "main", the
-    context decides.
-
-    Arguments as those of `models.DualBatchNormalization`.
-    """
-
-    plain_class = normalization.DualBatchNormalization
-
-    def grow(self, aux_branches: int) -> None:
-        """Adds auxiliary branches, copies of the main one, to a layer that has none."""
-        grown = self.plain_class.from_config({**self.plain_config(), "aux_branches": aux_branches})
-        self.aux_branches, self.aux = aux_branches, list(grown.aux)
-        for child in self.aux if self.built else ():
-            build_copy(child, self)
-
-    def shrink(self) -> None:
-        """Gives the auxiliary branches up, so that the plain layer's class fits."""
-        _forget(self, "aux")
-        self.aux_branches, self.aux = 0, []
-
-    def plain_config(self) -> dict:
-        """The configuration of the layer without auxiliary branches."""
-        return {**self.get_config(), "aux_branches": 0}
-
-    def affine(self, branch: str = MAIN):
-        return super().affine(_asked_for(branch))
-
-    def call(self, inputs, training=False, branch: str = MAIN, update_statistics: bool = True):
-        update_statistics = update_statistics and current_pass().update_statistics
-        return super().call(
-            inputs, training, branch=_asked_for(branch), update_statistics=update_statistics
-        )
-
-
-def _asked_for(branch: str) -> str:
-    return current_pass().branch if branch == MAIN else branch
-
-
-def build_copy(child: keras.layers.Layer, norm: keras.layers.Layer) -> None:
-    """Creates a batch norm's variables, with the values of another one and under its
-    name scope.
-
-    The values come through the initializers, so that a checkpoint that waits for the
-    variables goes before.
-    """
-    leaves = ("gamma", "beta", "moving_mean", "moving_variance")
-    initializers = {f"{leaf}_initializer": getattr(child, f"{leaf}_initializer") for leaf in leaves}
-    for leaf in leaves:
-        value_of = functools.partial(_value_of, getattr(norm, leaf))
-        setattr(child, f"{leaf}_initializer", value_of)
-    scope, axes = norm.moving_mean.name.rpartition("/")[0], norm.input_spec.axes
-    with tf.init_scope(), tf.name_scope(f"{scope}/{child.name}/" if scope else f"{child.name}/"):
-        child.build(tf.TensorShape([axes.get(axis) for axis in range(norm.input_spec.ndim)]))
-    for name, initializer in initializers.items():
-        setattr(child, name, initializer)
-
-
-def _value_of(variable: tf.Variable, shape, dtype=None, **kwargs) -> tf.Tensor:
-    """An initializer."""
-    return tf.cast(tf.convert_to_tensor(variable), dtype or variable.dtype)
-
-
-def _forget(layer: keras.layers.Layer, name: str) -> None:
-    """Deletes an attribute from the layer's list of sublayers and from what a
-    checkpoint saves.
-
-    Keras's deletion does the first only, and TensorFlow's the second only.
-    """
-    delattr(layer, name)
-    object.__setattr__(layer, name, None)
-    tf.Module.__delattr__(layer, name)
-
-
 BRANCHED_CLASSES = {
-    branched.plain_class: branched
-    for branched in (BatchNormalization, SyncBatchNormalization, DualBatchNormalization)
+    branched.plain_class: branched for branched in (BatchNormalization, SyncBatchNormalization)
 }

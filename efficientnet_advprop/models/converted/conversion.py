@@ -16,6 +16,7 @@ import tensorflow as tf
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.converted.branched_layers import BRANCHED_CLASSES
 from efficientnet_advprop.models.converted.inner_functions import join_traces, separate_traces
+from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.runtime.errors import UserError
 
 _OPTIONS_OF_OLD = ("renorm", "virtual_batch_size", "adjustment")
@@ -44,19 +45,17 @@ def find_batch_norms(model: tf.Module) -> BatchNorms:
     dictionaries.
     """
     modules = _with_submodules(model)
-    branched = [module for module in modules if type(module) in BRANCHED_CLASSES.values()]
-    children = {id(child) for norm in branched for child in norm.aux}
-    children |= {
-        id(child)
-        for module in modules
-        if type(module) in BRANCHED_CLASSES
-        for child in getattr(module, "aux", ())
-    }
-    plain, foreign = [], []
+    children = {id(child) for norm in modules for child in getattr(norm, "aux", None) or ()}
+    branched, plain, foreign = [], [], []
     for module in modules:
-        if id(module) in children or type(module) in BRANCHED_CLASSES.values():
+        kind = type(module)
+        if id(module) in children:
             continue
-        if type(module) in BRANCHED_CLASSES and not any(
+        if kind in BRANCHED_CLASSES.values() or (
+            kind is DualBatchNormalization and module.aux_branches
+        ):
+            branched.append(module)
+        elif (kind in BRANCHED_CLASSES or kind is DualBatchNormalization) and not any(
             getattr(module, option, None) for option in _OPTIONS_OF_OLD
         ):
             plain.append(module)
@@ -92,9 +91,8 @@ def convert_batch_norms(model: keras.Model, aux_branches: int) -> int:
                 f"ask for {has}, or remove them first."
             )
     for layer in found.plain:
-        change_class(layer, BRANCHED_CLASSES[type(layer)])
-        if not getattr(layer, "aux_branches", 0):
-            layer.grow(aux_branches)
+        change_class(layer, BRANCHED_CLASSES.get(type(layer), type(layer)))
+        layer.add_branches(aux_branches)
     for module in _with_submodules(model):
         separate_traces(module)
     return len(found.plain)
@@ -106,8 +104,8 @@ def restore_batch_norms(model: keras.Model) -> int:
     """
     branched = find_batch_norms(model).branched
     for layer in branched:
-        layer.shrink()
-        change_class(layer, layer.plain_class)
+        layer.remove_branches()
+        change_class(layer, getattr(layer, "plain_class", type(layer)))
     for module in _with_submodules(model):
         join_traces(module)
     return len(branched)

@@ -18,7 +18,6 @@ from typing import Any, Optional
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.branches import branch_index
-from efficientnet_advprop.models.converted.branch_context import use_branch
 from efficientnet_advprop.models.converted.branched_layers import PACKAGE
 from efficientnet_advprop.models.converted.conversion import (
     UnsupportedModelError,
@@ -28,6 +27,8 @@ from efficientnet_advprop.models.converted.conversion import (
     find_batch_norms,
     restore_batch_norms,
 )
+from efficientnet_advprop.models.normalization import DualBatchNormalization
+from efficientnet_advprop.models.pass_mode import use_branch
 
 
 @keras.utils.register_keras_serializable(PACKAGE)
@@ -120,13 +121,14 @@ def add_auxiliary_batch_norms(model: keras.Model, aux_branches: int = 1) -> kera
             f"`aux_branches` is {aux_branches!r}, but must be a whole number ≥ 1; AdvProp has 1."
         )
     found = find_batch_norms(model)
-    if isinstance(model, DualModel) or found.branched or getattr(model, "aux_branches", 0):
+    is_converted = any(not isinstance(norm, DualBatchNormalization) for norm in found.branched)
+    if isinstance(model, DualModel) or is_converted or getattr(model, "aux_branches", 0):
         raise UnsupportedModelError(
             f"`model` ({model.name!r}) has auxiliary branches already; train it as it is, or take "
             "them away first by remove_auxiliary_batch_norms (a network of this project: build it "
             "with aux_branches=0)."
         )
-    if not found.plain and not found.foreign:
+    if not any(found):
         way_out = (
             "Build it with keras.layers.BatchNormalization, or train it with method='adversarial', "
             "which needs none."

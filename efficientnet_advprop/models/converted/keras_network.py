@@ -23,7 +23,6 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.branches import MAIN, BranchMixture, branch_index
-from efficientnet_advprop.models.converted.branch_context import use_branch
 from efficientnet_advprop.models.converted.conversion import (
     UnsupportedModelError,
     convert_batch_norms,
@@ -43,6 +42,8 @@ from efficientnet_advprop.models.network import (
     check_images,
     normalize_pixels,
 )
+from efficientnet_advprop.models.normalization import DualBatchNormalization
+from efficientnet_advprop.models.pass_mode import use_branch
 from efficientnet_advprop.runtime.autograph import call_rewritten
 from efficientnet_advprop.runtime.errors import UserError, list_names
 from efficientnet_advprop.runtime.keras_variant import split
@@ -320,7 +321,9 @@ def _check_model(variant: str, model: Any) -> None:
             f"`variant` is {variant!r}, whose function returned the same model again, but must make"
             " a new one at each call: training and its averages are networks of their own."
         )
-    if isinstance(model, Network) or find_batch_norms(model).branched:
+    branched = find_batch_norms(model).branched
+    is_converted = any(not isinstance(norm, DualBatchNormalization) for norm in branched)
+    if isinstance(model, (Network, DualModel)) or is_converted:
         raise NetworkFunctionError(
             f"`variant` is {variant!r}, whose function returned a model with branches, or a network"
             " of this project, but must return a plain Keras model; the branches are added here."

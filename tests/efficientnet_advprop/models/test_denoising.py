@@ -14,6 +14,7 @@ from efficientnet_advprop.models.denoising import (
     DenoisingMemoryError,
     denoise,
 )
+from efficientnet_advprop.models.pass_mode import use_branch
 from efficientnet_advprop.serving.network import InferenceNetwork
 from efficientnet_advprop.training import build
 
@@ -127,14 +128,14 @@ def test_a_new_block_is_the_identity_and_loses_no_gradient(name):
     block = DenoisingBlock(name, CHANNELS, dict(aux_branches=1), "denoise")
     x, upstream = tf.constant(features()), tf.constant(features(1))
     block.build(x.shape)
-    for mode in (dict(training=True, branch="aux"), dict(training=False)):
-        with tf.GradientTape(persistent=True) as tape:
+    for training in (True, False):
+        with use_branch("aux"), tf.GradientTape(persistent=True) as tape:
             tape.watch(x)
-            y = block(x, **mode)
+            y = block(x, training=training)
         np.testing.assert_allclose(y, x, atol=1e-6)
         np.testing.assert_allclose(tape.gradient(y, x, upstream), upstream, atol=1e-6)
     with tf.GradientTape() as tape:
-        y = block(x, training=True, branch="main")
+        y = block(x, training=True)
     gradients = tape.gradient(y, [block.norm.gamma, block.convolution.kernel], upstream)
     assert float(tf.norm(gradients[0])) > 0.1 and not np.any(gradients[1])
 

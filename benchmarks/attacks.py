@@ -70,7 +70,7 @@ def make_ours(network, num_steps, jit_compile=False):
     labels = tf.constant(labels, tf.int32)
     attack = APGD(epsilon=EPSILONS[network], num_steps=num_steps, num_classes=num_classes)
     search = tf.function(
-        lambda seed: attack.search(logits_fn, images, labels, seed).is_open,
+        lambda seed: attack.search(logits_fn, images, labels, seed).still_correct,
         autograph=False,
         jit_compile=jit_compile,
     )

@@ -1,11 +1,5 @@
 """Auto-PGD: projected gradient ascent that chooses its own step sizes (Croce and Hein,
 ICML 2020, section 3).
-
-Usage:
-
-    attack = APGD(epsilon=8.0, norm="linf", num_steps=100, num_classes=10)
-    logits_fn = lambda x: model(x, training=False, branch="main")
-    adversarial_images = attack(logits_fn, images, labels, seed)
 """
 
 import dataclasses
@@ -15,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms, objectives
-from efficientnet_advprop.attacks.search import Found, LogitsFn, Run, Search, ascend, require_whole
+from efficientnet_advprop.attacks.attack import image_gradients, require_whole
+from efficientnet_advprop.attacks.search import Found, Search
 from tpu_utils.replicas import replica_runtime
 
 LOSSES = ("cross_entropy", "dlr")
@@ -117,38 +112,36 @@ class APGD(Search):
             return objectives.cross_entropy(labels, logits)
         return -objectives.cross_entropy(targets, logits)
 
-    def _run(
-        self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found
-    ) -> Found:
+    def _run(self, logits_fn, images, labels, seed, targets, is_restart, found: Found) -> Found:
         norm = norms.NORMS[self.norm]
         distances = np.zeros([self.num_steps + 1], np.int32)  # 0: no check after this step
         for step, distance in check_distances(self.num_steps).items():
             distances[step] = distance
         distances = tf.constant(distances)
 
-        def judge(images):
+        def score(images):
             logits = tf.cast(logits_fn(images), tf.float32)
-            return self._objective(labels, logits, run.targets), objectives.is_right(labels, logits)
+            return self._objective(labels, logits, targets), objectives.is_correct(labels, logits)
 
         def evaluate(images):
             if self.num_gradients == 1:
-                gradients, (loss, is_right) = ascend(judge, images)
-                return gradients, loss, is_right
+                gradients, (loss, is_correct) = image_gradients(score, images)
+                return gradients, loss, is_correct
 
             def once_more(number, gradients, loss, _):
-                more_gradients, (more_loss, is_right) = ascend(judge, images)
-                return number + 1, gradients + more_gradients, loss + more_loss, is_right
+                more_gradients, (more_loss, is_correct) = image_gradients(score, images)
+                return number + 1, gradients + more_gradients, loss + more_loss, is_correct
 
             start = (
                 tf.constant(0),
                 tf.zeros_like(images),
                 tf.zeros_like(images[:, 0, 0, 0]),
-                found.is_open,
+                found.still_correct,
             )
-            _, gradients, loss, is_right = tf.while_loop(
+            _, gradients, loss, is_correct = tf.while_loop(
                 lambda n, *_: n < self.num_gradients, once_more, start
             )
-            return gradients / self.num_gradients, loss / self.num_gradients, is_right
+            return gradients / self.num_gradients, loss / self.num_gradients, is_correct
 
         move = replica_runtime.in_one_program(self._move)
 
@@ -159,7 +152,7 @@ class APGD(Search):
             state = state._replace(images=tf.ensure_shape(state.images, images.shape))
             return step + 1, tuple(state), tuple(found)
 
-        start = images + self.epsilon * norm.random_direction(images, run.seed)
+        start = images + self.epsilon * norm.random_direction(images, seed)
         start = tf.ensure_shape(norm.project(start, images, self.epsilon), images.shape)
         zeros = tf.zeros_like(images[:, 0, 0, 0])
         state = _State(
@@ -172,7 +165,7 @@ class APGD(Search):
             num_rises=tf.zeros_like(labels),
             step_size=zeros + _FIRST_STEP * self.epsilon,
             best_loss_at_check=zeros,
-            was_halved=tf.ones_like(found.is_open),
+            was_halved=tf.ones_like(found.still_correct),
         )
         # The start is looked at like every step, hence one more than `num_steps`.
         _, _, found = tf.while_loop(
@@ -183,11 +176,19 @@ class APGD(Search):
         return Found(*found)
 
     def _move(
-        self, clean_images, state: _State, found: Found, gradients, loss, is_right, step, distances
+        self,
+        clean_images,
+        state: _State,
+        found: Found,
+        gradients,
+        loss,
+        is_correct,
+        step,
+        distances,
     ) -> tuple[_State, Found]:
         """What is kept of a look at `state.images`, and where to look next."""
         norm = norms.NORMS[self.norm]
-        found = found.update(state.images, ~is_right)
+        found = found.update(state.images, ~is_correct)
         is_start = tf.equal(step, 0)
         state = _remember(state, gradients, loss, is_start)
         state, gradients = _check(state, gradients, tf.gather(distances, step))
@@ -209,8 +210,8 @@ def _remember(state: _State, gradients, loss, is_start) -> _State:
     is_better = is_start | (loss > state.best_loss)
     rises = ~is_start & (loss > state.previous_loss)
     return state._replace(
-        best_images=norms.choose(is_better, state.images, state.best_images),
-        best_gradients=norms.choose(is_better, gradients, state.best_gradients),
+        best_images=norms.where_per_image(is_better, state.images, state.best_images),
+        best_gradients=norms.where_per_image(is_better, gradients, state.best_gradients),
         best_loss=tf.where(is_better, loss, state.best_loss),
         best_loss_at_check=tf.where(is_start, loss, state.best_loss_at_check),
         previous_loss=loss,
@@ -229,10 +230,10 @@ def _check(state: _State, gradients, distance) -> tuple[_State, tf.Tensor]:
     is_stuck = ~state.was_halved & (state.best_loss_at_check >= state.best_loss)
     is_halved = is_check & (rises_too_little | is_stuck)
     state = state._replace(
-        images=norms.choose(is_halved, state.best_images, state.images),
+        images=norms.where_per_image(is_halved, state.best_images, state.images),
         step_size=tf.where(is_halved, 0.5 * state.step_size, state.step_size),
         was_halved=tf.where(is_check, is_halved, state.was_halved),
         best_loss_at_check=tf.where(is_check, state.best_loss, state.best_loss_at_check),
         num_rises=tf.where(is_check, 0, state.num_rises),
     )
-    return state, norms.choose(is_halved, state.best_gradients, gradients)
+    return state, norms.where_per_image(is_halved, state.best_gradients, gradients)

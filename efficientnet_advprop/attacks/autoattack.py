@@ -2,11 +2,6 @@
 (Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of
 diverse parameter-free attacks", ICML 2020).
 
-    attack = AutoAttack(epsilon=8.0, norm="linf", num_classes=10)
-    adversarial_images = attack(logits_fn, images, labels, seed)
-    withstood = attack.run(logits_fn, images, labels, seed)
-    withstood.is_right["square"].mean()                           # robust accuracy under all
-
 Called from Python, images of any number are attacked in batches of one size, filled up
 where there are too few, and each attack is traced once. Called while a `tf.function` is
 traced, the attacks follow each other on that very batch.
@@ -22,9 +17,10 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import network_checks, objectives
 from efficientnet_advprop.attacks.apgd import APGD
+from efficientnet_advprop.attacks.attack import Attack, LogitsFn, as_batch, require_whole
 from efficientnet_advprop.attacks.fab import FAB
 from efficientnet_advprop.attacks.network_checks import AttackWarning
-from efficientnet_advprop.attacks.search import Found, LogitsFn, Search, as_batch, require_whole
+from efficientnet_advprop.attacks.search import Found, Search
 from efficientnet_advprop.attacks.square import Square
 from efficientnet_advprop.runtime.autograph import call_rewritten
 from tpu_utils.replicas import randomness
@@ -40,23 +36,23 @@ _PLUS_RESTARTS = 5  # of the untargeted attacks of "plus"
 _RAND_GRADIENTS = 20  # averaged for each step of "rand"
 
 
-class Withstood(NamedTuple):
+class AttackResult(NamedTuple):
     """What came of each image.
 
     Args:
         images: float32 [n, height, width, channels]; see `Search.__call__`.
-        is_right: "clean" and the attacks in their order → bool [n]: whether the image
-            is still classified correctly after this attack and all before it.
-        doubts: see `network_checks`.
+        still_correct: "clean" and the attacks in their order → bool [n]: whether the image
+            is classified correctly after this attack and all before it.
+        warnings: see `network_checks`.
     """
 
     images: np.ndarray
-    is_right: Mapping[str, np.ndarray]
-    doubts: list[str]
+    still_correct: Mapping[str, np.ndarray]
+    warnings: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoAttack:
+class AutoAttack(Attack):
     """The attacks of one of the reference's versions.
 
     Args:
@@ -94,7 +90,7 @@ class AutoAttack:
         self.attacks()
 
     def attacks(self) -> dict[str, Search]:
-        """Name → attack, in their order."""
+        """Returns the attacks by name, in their order."""
         ball: dict[str, Any] = dict(
             epsilon=self.epsilon, norm=self.norm, num_classes=self.num_classes
         )
@@ -116,39 +112,25 @@ class AutoAttack:
         }
         return {name: make[name]() for name in VERSIONS[self.version]}
 
-    def __call__(
-        self,
-        logits_fn: LogitsFn,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        seed: Optional[tf.Tensor] = None,
-    ) -> tf.Tensor:
-        """Adversarial images.
-
-        Args:
-            logits_fn, images, labels, seed: see `Search.__call__`.
-
-        Returns:
-            Float32 images of the same shape; see there.
-
-        Raises:
-            AttackError: see `run`.
-        """
+    def __call__(self, logits_fn, images, labels, seed=None, candidates=None) -> tf.Tensor:
+        """Returns adversarial images; see `Search.__call__`. Warns as `run` does."""
         seed = randomness.seed_or_fresh(seed)
         if not tf.executing_eagerly():
-            return self._in_graph(logits_fn, images, labels, seed)
-        withstood = self.run(logits_fn, images, labels, seed)
-        for doubt in withstood.doubts:
-            warnings.warn(doubt, AttackWarning, stacklevel=2)
-        return tf.constant(withstood.images)
+            return self._in_graph(logits_fn, images, labels, seed, candidates)
+        result = self.run(logits_fn, images, labels, seed, candidates)
+        for warning in result.warnings:
+            warnings.warn(warning, AttackWarning, stacklevel=2)
+        return tf.constant(result.images)
 
-    def _in_graph(self, logits_fn, images, labels, seed):
+    def _in_graph(self, logits_fn, images, labels, seed, candidates):
         images, labels = as_batch(images, labels, self.num_classes)
-        together = Found(images, tf.ones_like(labels, tf.bool))
+        if candidates is None:
+            candidates = tf.ones_like(labels, tf.bool)
+        together = Found(images, candidates)
         for number, attack in enumerate(self.attacks().values()):
             attack_seed = randomness.fold_in(seed, number)
-            found = attack.search(logits_fn, images, labels, attack_seed, together.is_open)
-            together = together.update(found.images, ~found.is_open)
+            found = attack.search(logits_fn, images, labels, attack_seed, together.still_correct)
+            together = together.update(found.images, ~found.still_correct)
         return together.images
 
     def run(
@@ -157,25 +139,21 @@ class AutoAttack:
         images: tf.Tensor,
         labels: tf.Tensor,
         seed: Optional[tf.Tensor] = None,
-    ) -> Withstood:
-        """Attacks any number of images, and tells after which attack each was still
-        right.
+        candidates: Optional[tf.Tensor] = None,
+    ) -> AttackResult:
+        """Attacks any number of images; returns also after which attack each was still right.
 
-        Args:
-            logits_fn, images, labels, seed: see `Search.__call__`. Keep one `logits_fn`
-                for several calls: what was traced for it is used again.
-
-        Raises:
-            AttackError: see `Search.search` and `network_checks.check_network`.
+        Arguments as of a call. Keep one `logits_fn` for several calls: what was traced for
+        it is used again.
         """
         images, labels = (value.numpy() for value in as_batch(images, labels, self.num_classes))
         seed = randomness.seed_or_fresh(seed)
         attacks = self.attacks()
         if not len(images):
-            return Withstood(images, {name: np.zeros(0, bool) for name in (CLEAN, *attacks)}, [])
+            return AttackResult(images, {name: np.zeros(0, bool) for name in (CLEAN, *attacks)}, [])
         size = min(self.batch_size, len(images))
         network = functools.partial(call_rewritten, logits_fn)  # it may be anybody's
-        doubts = network_checks.check_network(
+        found_warnings = network_checks.check_network(
             logits_fn,
             images[:size],
             labels[:size],
@@ -184,31 +162,35 @@ class AutoAttack:
             may_be_random=self.version == "rand",
             compile_function=lambda function: self._trace("check", logits_fn, function),
         )
-        adversarial_images, is_open = images.copy(), np.zeros(len(images), bool)
-        judge = self._trace(
-            CLEAN, logits_fn, lambda images, labels: objectives.is_right(labels, network(images))
+        adversarial_images, still_correct = images.copy(), np.zeros(len(images), bool)
+        score = self._trace(
+            CLEAN, logits_fn, lambda images, labels: objectives.is_correct(labels, network(images))
         )
         for chosen, _ in _batches(np.arange(len(images)), size):
-            is_open[chosen] = judge(images[chosen], labels[chosen])
-        is_right = {CLEAN: is_open.copy()}
+            still_correct[chosen] = score(images[chosen], labels[chosen])
+        if candidates is not None:
+            still_correct &= np.asarray(candidates)
+        correct_after = {CLEAN: still_correct.copy()}
         for number, (name, attack) in enumerate(attacks.items()):
             search = self._trace(name, logits_fn, functools.partial(attack.search, network))
             attack_seed = randomness.fold_in(seed, number)
-            num_before = int(is_open.sum())
-            for batch, (chosen, is_image) in enumerate(_batches(np.flatnonzero(is_open), size)):
+            num_before = int(still_correct.sum())
+            for batch, (chosen, is_image) in enumerate(
+                _batches(np.flatnonzero(still_correct), size)
+            ):
                 batch_seed = randomness.fold_in(attack_seed, batch)
                 found = search(images[chosen], labels[chosen], batch_seed, is_image)
-                is_new = is_image & ~found.is_open.numpy()
+                is_new = is_image & ~found.still_correct.numpy()
                 adversarial_images[chosen[is_new]] = found.images.numpy()[is_new]
-                is_open[chosen[is_new]] = False
-            is_right[name] = is_open.copy()
-            if name == "square":
-                num_found = num_before - int(is_open.sum())
-                doubts += network_checks.doubts_of_square(len(images), num_found)
-        return Withstood(adversarial_images, is_right, doubts)
+                still_correct[chosen[is_new]] = False
+            correct_after[name] = still_correct.copy()
+            if not attack.needs_gradient:
+                num_found = num_before - int(still_correct.sum())
+                found_warnings += network_checks.square_warnings(len(images), num_found)
+        return AttackResult(adversarial_images, correct_after, found_warnings)
 
     def _trace(self, name, logits_fn, function):
-        """A function of batches, the same one for the same `logits_fn`."""
+        """Returns a function of batches, the same one for the same `logits_fn`."""
         key = (name, logits_fn)
         if key not in self._traced:
             # As a `partial`, each is counted by itself: TensorFlow warns of retracing
@@ -219,7 +201,7 @@ class AutoAttack:
 
 
 def _batches(positions: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The positions in arrays of `size`, and what is one: the last array is filled up."""
+    """Yields the positions in arrays of `size`, and what is one: the last array is filled up."""
     for first in range(0, len(positions), size):
         chosen = positions[first : first + size]
         yield np.resize(chosen, size), np.arange(size) < len(chosen)

@@ -2,9 +2,6 @@
 "Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML
 2020).
 
-    attack = FAB(epsilon=8.0, norm="linf", num_targets=9, num_classes=10)
-    adversarial_images = attack(logits_fn, images, labels, seed)
-
 Each step projects the current and the clean image onto the boundary as it looks from
 here, a hyperplane, and goes to a point between the two; a misclassified point is drawn
 back towards the clean image. What counts is the nearest one that was met.
@@ -17,8 +14,8 @@ from typing import Optional
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms, objectives
-from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range, pixel_range
-from efficientnet_advprop.attacks.search import Found, LogitsFn, Run, Search, ascend, require_whole
+from efficientnet_advprop.attacks.attack import image_gradients, require_whole
+from efficientnet_advprop.attacks.search import Found, Search
 from tpu_utils.replicas import replica_runtime
 
 # Of the paper: the largest weight of the clean image's projection, by how much a
@@ -54,7 +51,7 @@ def shortest_step(
         hyperplane, as far as the range goes.
     """
     directions = -norms.per_image(tf.sign(gaps)) * tf.sign(normals)
-    lowest, highest = pixel_range(clean_images)
+    lowest, highest = norms.pixel_range(clean_images)
     room = tf.where(directions > 0.0, highest - points, points - lowest)
     weights, speeds, wanted = tf.abs(normals), norm.speeds(normals), tf.abs(gaps)
     rates = weights * speeds
@@ -119,7 +116,7 @@ class FAB(Search):
                 logits = tf.cast(logits_fn(images), tf.float32)
                 return (objectives.logit_of(classes, logits) - objectives.logit_of(labels, logits),)
 
-            gradients, (leads,) = ascend(of, images)
+            gradients, (leads,) = image_gradients(of, images)
             return leads, gradients
 
         if targets is not None:
@@ -134,7 +131,9 @@ class FAB(Search):
                 number + 1,
                 tf.where(is_nearer, distances, nearest),
                 tf.where(is_nearer, more_leads, leads),
-                tf.ensure_shape(norms.choose(is_nearer, more_gradients, gradients), images.shape),
+                tf.ensure_shape(
+                    norms.where_per_image(is_nearer, more_gradients, gradients), images.shape
+                ),
             )
 
         zeros = tf.zeros_like(images[:, 0, 0, 0])
@@ -145,15 +144,13 @@ class FAB(Search):
         )
         return leads, gradients
 
-    def _run(
-        self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found
-    ) -> Found:
+    def _run(self, logits_fn, images, labels, seed, targets, is_restart, found: Found) -> Found:
         norm = norms.NORMS[self.norm]
 
         step_to = replica_runtime.in_one_program(functools.partial(shortest_step, norm=norm))
 
         def advance(step, points, nearest_images, nearest):
-            leads, normals = self._boundary(logits_fn, points, labels, run.targets)
+            leads, normals = self._boundary(logits_fn, points, labels, targets)
             own_step = step_to(points, normals, leads, images)
             from_clean = tf.reduce_sum(normals * (images - points), [1, 2, 3])
             clean_step = step_to(images, normals, leads + from_clean, images)
@@ -165,24 +162,25 @@ class FAB(Search):
             points = (points + _OVERSHOOT * own_step) * (1.0 - bias) + (
                 images + _OVERSHOOT * clean_step
             ) * bias
-            points = clip_to_pixel_range(points, images)
-            is_wrong = ~objectives.is_right(labels, tf.cast(logits_fn(points), tf.float32))
+            points = norms.clip_to_pixel_range(points, images)
+            is_wrong = ~objectives.is_correct(labels, tf.cast(logits_fn(points), tf.float32))
             distances = norm.length(points - images)
             is_nearest = is_wrong & (distances < nearest)
-            nearest_images = norms.choose(is_nearest, points, nearest_images)
+            nearest_images = norms.where_per_image(is_nearest, points, nearest_images)
             nearest = tf.where(is_nearest, distances, nearest)
             drawn_back = images + _KEPT_SHARE * (points - images)
-            points = norms.choose(is_wrong, drawn_back, points)
+            points = norms.where_per_image(is_wrong, drawn_back, points)
             keep = lambda values: tf.ensure_shape(values, images.shape)  # noqa: E731
             return step + 1, keep(points), keep(nearest_images), nearest
 
         # A restart begins half a radius away.
-        noise = 0.5 * self.epsilon * norm.random_direction(images, run.seed)
-        start = tf.where(run.is_restart, clip_to_pixel_range(images + noise, images), images)
+        noise = 0.5 * self.epsilon * norm.random_direction(images, seed)
+        start = tf.where(is_restart, norms.clip_to_pixel_range(images + noise, images), images)
         nowhere = tf.zeros_like(images[:, 0, 0, 0]) + float("inf")
         _, _, nearest_images, nearest = tf.while_loop(
             lambda step, _, __, nearest: (
-                (step < self.num_steps) & tf.reduce_any(found.is_open & (nearest > self.epsilon))
+                (step < self.num_steps)
+                & tf.reduce_any(found.still_correct & (nearest > self.epsilon))
             ),
             advance,
             (tf.constant(0), tf.ensure_shape(start, images.shape), images, nowhere),

@@ -1,17 +1,8 @@
-"""What labels say of images: the class of each, or the weights of all classes.
+"""Labels of images: the class of each, or the weights of all classes.
 
-    labels = check_labels(labels, num_classes=10, num_images=32)
-    # int32 [32]; else float32 [32, 10]
-    if are_classes(labels): ...
-
-What is meant follows from type and shape together, and what fits neither is refused in
-words. Data sets come with integers of every width, and Keras's own (CIFAR-10) with a
-second dimension of 1: a [batch, 1] column taken for class weights would aim every
-attack at class 0.
-
-Values are checked where they are known, outside of a traced function. Inside, where
-nothing can be raised on every device, `is_class` says which are classes, and losses and
-attacks make the others not a number.
+Type and shape together say which; what fits neither is refused. Values are checked where
+they are known, outside of a traced function. Inside, where nothing can be raised on every
+device, `is_class` tells which are classes, and losses and attacks make the others NaN.
 """
 
 from typing import Optional
@@ -19,19 +10,15 @@ from typing import Optional
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.runtime.errors import UserError
+from efficientnet_advprop.runtime.errors import AttackError
 
 _SUM_TOLERANCE = 1e-2  # of weights that were rounded to bfloat16 or float16
-
-
-class LabelError(UserError, ValueError):
-    """Labels that do not say what the images are; the message says why."""
 
 
 def check_labels(
     labels, num_classes: Optional[int] = None, num_images: Optional[int] = None
 ) -> tf.Tensor:
-    """Labels in one of two forms.
+    """Returns labels in one of two forms.
 
     Args:
         labels: the class of each image, any integer type, [batch] or [batch, 1], in [0,
@@ -46,43 +33,40 @@ def check_labels(
         [batch, classes].
 
     Raises:
-        LabelError: another type or shape; or, where the values are known, one that is
-            no class or no weight.
+        AttackError: another type or shape; or a known value that is no class or weight.
     """
     labels = tf.convert_to_tensor(labels)
     dtype, shape = labels.dtype, labels.shape
     if not (dtype.is_integer or dtype.is_floating or dtype.is_bool):
-        raise _refuse(labels, num_classes, "they are no numbers")
+        raise _refusal(labels, num_classes, "they are no numbers")
     if shape.rank not in (1, 2):
-        raise _refuse(labels, num_classes, "that is neither")
+        raise _refusal(labels, num_classes, "that is neither")
     if None not in (shape[0], num_images) and shape[0] != num_images:
-        raise LabelError(
+        raise AttackError(
             f"`labels` have shape {shape}, but there are {num_images} images: each needs one label."
         )
+    # Keras's own data sets (CIFAR-10) have a second dimension of 1: taken for class
+    # weights, it would aim every attack at class 0.
     if shape.rank == 1 or (shape[1] == 1 and dtype.is_integer):
         if not dtype.is_integer:
-            raise _refuse(labels, num_classes, "classes must be of an integer type; cast them")
+            raise _refusal(labels, num_classes, "classes must be of an integer type; cast them")
         return _checked_classes(
             tf.reshape(labels, [-1]) if shape.rank == 2 else labels, num_classes
         )
     if shape[1] is None and not dtype.is_floating:
-        raise _refuse(labels, num_classes, "give the second dimension when tracing")
+        raise _refusal(labels, num_classes, "give the second dimension when tracing")
     if None not in (shape[1], num_classes) and shape[1] != num_classes:
-        raise _refuse(labels, num_classes, "the second dimension is another")
+        raise _refusal(labels, num_classes, "the second dimension is another")
     return _checked_weights(labels, num_classes)
 
 
 def check_classes(
     labels, num_classes: Optional[int] = None, num_images: Optional[int] = None
 ) -> tf.Tensor:
-    """As `check_labels`, where there must be one class per image: int32 [batch].
-
-    Raises:
-        LabelError: as there, and class weights.
-    """
+    """Returns labels as `check_labels` does; refuses class weights."""
     checked = check_labels(labels, num_classes, num_images)
     if not are_classes(checked):
-        raise LabelError(
+        raise AttackError(
             f"`labels` have shape {checked.shape} and are class weights, but here each image must "
             "have one class: integers [batch]. Of one-hot labels, that is `tf.argmax(labels, -1)`."
         )
@@ -90,18 +74,18 @@ def check_classes(
 
 
 def are_classes(labels: tf.Tensor) -> bool:
-    """Whether checked labels are classes, int32 [batch]; otherwise they are weights."""
+    """Returns whether checked labels are classes; otherwise they are weights."""
     return labels.dtype.is_integer
 
 
 def is_class(labels: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """Which of int32 labels are in [0, `num_classes`); bool, of their shape."""
+    """Returns which of int32 labels are in [0, `num_classes`)."""
     return (labels >= 0) & (labels < num_classes)
 
 
-def _refuse(labels, num_classes, reason) -> LabelError:
+def _refusal(labels, num_classes, reason) -> AttackError:
     classes = "classes" if num_classes is None else num_classes
-    return LabelError(
+    return AttackError(
         f"`labels` are {labels.dtype.name} of shape {labels.shape}, but must be classes, integers "
         f"[batch] or [batch, 1], or class weights [batch, {classes}]: {reason}."
     )
@@ -114,7 +98,7 @@ def _checked_classes(labels: tf.Tensor, num_classes: Optional[int]) -> tf.Tensor
         wrong = values[(values < 0) | (values >= limit)]
         if len(wrong):
             allowed = f"in [0, {num_classes})" if num_classes is not None else "≥ 0"
-            raise LabelError(
+            raise AttackError(
                 f"`labels` hold {wrong[0]}{' and others' if len(wrong) > 1 else ''}, but classes "
                 f"must be {allowed}. Do they count from 1, or is `num_classes` too small?"
             )
@@ -134,11 +118,11 @@ def _checked_weights(labels: tf.Tensor, num_classes: Optional[int]) -> tf.Tensor
         return weights
     if not np.isfinite(values).all() or values.min() < 0.0:
         wrong = values[~np.isfinite(values) | (values < 0.0)][0]
-        raise LabelError(f"`labels` hold {wrong:g}, but class weights must be finite and ≥ 0.")
+        raise AttackError(f"`labels` hold {wrong:g}, but class weights must be finite and ≥ 0.")
     sums = values.sum(1)
     furthest = sums[np.abs(sums - 1.0).argmax()]
     if abs(furthest - 1.0) > _SUM_TOLERANCE:
-        raise LabelError(
+        raise AttackError(
             f"`labels` have a row whose sum is {furthest:g}, but the class weights of an image must"
             " sum to 1."
         )

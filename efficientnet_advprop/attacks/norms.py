@@ -1,64 +1,80 @@
 """The balls that an attack may search: L∞ and L2 around an image, cut to the pixel
 range, in pixels of 255.
 
-    norm = NORMS["l2"]
-    inside = norm.project(images, clean_images, epsilon=128.0)
-    norm.length(inside - clean_images)                            # float32 [batch], at most 128
-
-A length in L2 is the Euclidean length over all pixel values of an image: ε = 0.5 of
-papers that count pixels in [0, 1] is 127.5.
+An L2 length is Euclidean over all pixel values of an image: ε = 0.5 of papers that count
+pixels in [0, 1] is 127.5.
 """
 
 import math
 
 import tensorflow as tf
 
-from efficientnet_advprop.attacks.pixel_range import BLACK_AND_WHITE, clip_to_pixel_range
-from efficientnet_advprop.runtime.errors import UserError
+from efficientnet_advprop.runtime.errors import AttackError
 from tpu_utils.replicas import randomness
 
+BLACK_AND_WHITE = (0.0, 255.0)
 HIGHEST_PIXEL = 255.0
 _TINY = 1e-12  # keeps a quotient of lengths finite
 
 
+def pixel_range(
+    images: tf.Tensor, black_and_white: tuple[float, float] = BLACK_AND_WHITE
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the lowest and highest allowed values of each pixel of the clean images.
+
+    These are black and white, but a clean pixel outside of them may stay where it is or move
+    towards them.
+    """
+    # Evaluation resizes by bicubic interpolation and, like the official code, hands the
+    # overshoots beside sharp edges to the network. Clipping an attack to [0, 255] would move
+    # such a pixel by more than ε; clipping the clean images would change the clean accuracy,
+    # which is held against the official one.
+    black, white = black_and_white
+    return tf.minimum(images, black), tf.maximum(images, white)
+
+
+def clip_to_pixel_range(
+    adversarial_images: tf.Tensor,
+    images: tf.Tensor,
+    black_and_white: tuple[float, float] = BLACK_AND_WHITE,
+) -> tf.Tensor:
+    """Clips to the `pixel_range` of the clean `images`."""
+    return tf.clip_by_value(adversarial_images, *pixel_range(images, black_and_white))
+
+
 def per_image(values: tf.Tensor) -> tf.Tensor:
-    """[batch] → [batch, 1, 1, 1], to stand beside images."""
+    """[batch] → [batch, 1, 1, 1], to broadcast over images."""
     return values[:, None, None, None]
 
 
-def choose(is_chosen: tf.Tensor, images: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
-    """For each image of a batch the one or the other.
-
-    Args:
-        is_chosen: bool [batch].
-        images, others: of one shape, [batch, …], and dtype.
-    """
+def where_per_image(condition: tf.Tensor, images: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+    """`tf.where` for a condition [batch] and tensors [batch, …] of one shape."""
     # `tf.where` would broadcast the condition: on a CPU five times as slow.
-    return tf.raw_ops.Select(condition=is_chosen, x=images, y=others)
+    return tf.raw_ops.Select(condition=condition, x=images, y=others)
 
 
 class Linf:
-    """The largest difference of any pixel value."""
+    """The largest difference of any pixel value; differences and gradients are float32
+    [batch, height, width, channels].
+    """
 
     name = "linf"
 
     def length(self, differences: tf.Tensor) -> tf.Tensor:
-        """[batch, height, width, channels] → float32 [batch]."""
+        """Returns the norm of each image's difference, float32 [batch]."""
         return tf.reduce_max(tf.abs(differences), [1, 2, 3])
 
     def dual_length(self, gradients: tf.Tensor) -> tf.Tensor:
-        """By how much a linear function rises over a step of length 1 in its best
-        direction; float32 [batch].
-        """
+        """Returns by how much a linear function rises along `steepest`, float32 [batch]."""
         return tf.reduce_sum(tf.abs(gradients), [1, 2, 3])
 
     def steepest(self, gradients: tf.Tensor) -> tf.Tensor:
-        """The step of length 1 along which a function of these gradients rises fastest."""
+        """Returns the step of length 1 along which a function of these gradients rises fastest."""
         return tf.sign(gradients)
 
     def speeds(self, gradients: tf.Tensor) -> tf.Tensor:
-        """How fast each pixel value moves on the shortest way to a hyperplane with
-        these normals, ≥ 0.
+        """Returns each pixel value's speed, ≥ 0, on the shortest way to a hyperplane with these
+        normals.
         """
         return tf.abs(tf.sign(gradients))
 
@@ -69,17 +85,21 @@ class Linf:
         epsilon,
         black_and_white: tuple[float, float] = BLACK_AND_WHITE,
     ) -> tf.Tensor:
-        """The nearest images within `epsilon` of the clean ones and in the pixel range."""
+        """Returns the nearest images in the ball around the clean ones and their pixel range."""
         inside = tf.clip_by_value(images, clean_images - epsilon, clean_images + epsilon)
         return clip_to_pixel_range(inside, clean_images, black_and_white)
 
     def random_direction(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Random differences of length 1, in the shape of `images`. `seed`: int32 [2]."""
+        """Returns random differences of length 1."""
         noise = randomness.noise_like(images, seed, -1.0, 1.0)
         return noise / per_image(self.length(noise))
 
+    def random_point(self, images: tf.Tensor, epsilon, seed: tf.Tensor) -> tf.Tensor:
+        """Returns differences drawn uniformly from the ball of radius `epsilon`."""
+        return randomness.noise_like(images, seed, -epsilon, epsilon)
+
     def largest_epsilon(self, num_values: int) -> float:
-        """From which radius on the ball holds every image of so many pixel values."""
+        """Returns the radius from which on the ball holds every image of so many values."""
         del num_values
         return HIGHEST_PIXEL
 
@@ -118,10 +138,7 @@ class L2:
     def random_direction(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return self.steepest(randomness.normal(tf.shape(images), seed))
 
-    def random_point(self, images: tf.Tensor, epsilon: float, seed: tf.Tensor) -> tf.Tensor:
-        """Differences uniformly drawn from the ball of radius `epsilon`, in the shape
-        of `images`.
-        """
+    def random_point(self, images: tf.Tensor, epsilon, seed: tf.Tensor) -> tf.Tensor:
         direction_seed, radius_seed = randomness.split(seed, 2)
         num_values = tf.cast(tf.reduce_prod(tf.shape(images)[1:]), tf.float32)
         shares = randomness.positive_uniform([tf.shape(images)[0]], radius_seed)
@@ -130,10 +147,6 @@ class L2:
 
     def largest_epsilon(self, num_values: int) -> float:
         return HIGHEST_PIXEL * math.sqrt(num_values)
-
-
-class RadiusError(UserError, ValueError):
-    """A radius that does not go with the images of a batch."""
 
 
 NORMS = {norm.name: norm for norm in (Linf(), L2())}
@@ -146,9 +159,7 @@ def require_norm(norm: str) -> None:
 
 
 def require_radius(epsilon: float, norm: str) -> None:
-    """Raises a ValueError unless `epsilon` can be a radius in that norm, in pixels of
-    255.
-    """
+    """Raises a ValueError unless `epsilon` can be a radius in that norm."""
     require_norm(norm)
     if not (epsilon > 0.0 and math.isfinite(epsilon)):
         raise ValueError(f"`epsilon` is {epsilon!r}, but must be a number > 0, in pixels of 255.")
@@ -160,13 +171,11 @@ def require_radius(epsilon: float, norm: str) -> None:
 
 
 def require_fitting_radius(epsilon: float, norm: str, images: tf.Tensor) -> None:
-    """Raises a `RadiusError` where a ball of radius `epsilon` would hold every image of
-    this (static) shape.
-    """
+    """Raises an `AttackError` where the ball would hold every image of this (static) shape."""
     if images.shape[1:].is_fully_defined():
         largest = NORMS[norm].largest_epsilon(images.shape[1:].num_elements())
         if epsilon > largest:
-            raise RadiusError(
+            raise AttackError(
                 f"`epsilon` is {epsilon!r}, but under `norm` {norm!r} images of shape "
                 f"{tuple(images.shape[1:])} are at most {largest:.6g} apart, in pixels of 255."
             )

@@ -16,32 +16,26 @@ from typing import Any, Callable, Optional
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms
+from efficientnet_advprop.attacks.attack import Attack, image_gradients
 from efficientnet_advprop.attacks.labels import are_classes, check_labels, is_class
-from efficientnet_advprop.attacks.noise import add_noise
 from efficientnet_advprop.attacks.objectives import cross_entropy
-from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range
-from efficientnet_advprop.attacks.search import LogitsFn, ascend
 from tpu_utils.replicas import randomness
 
-# What the network gives → a loss of any shape, of which the sum counts.
+# What the network returns → a loss of any shape, whose sum counts.
 Objective = Callable[[Any], tf.Tensor]
 
 
 def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> tf.Tensor:
-    """Uniform over the classes that are not the label.
+    """Draws uniformly from the classes that are not the label.
 
     Args:
-        labels: see `check_labels`: classes, or class weights (MixUp, CutMix); then
-            uniform over the classes of the smallest weight, as a rule zero.
+        labels: as `check_labels` takes them. Of class weights (MixUp, CutMix), uniform over
+            the classes of the smallest weight, as a rule zero.
         num_classes: ≥ 2.
-        seed: int32 [2], of stateless random numbers.
+        seed: int32 [2].
 
     Returns:
-        int32 [batch]; none of them is the true class (one of the true ones). −1 for a
-        label that is no class, where that could not be seen when tracing.
-
-    Raises:
-        LabelError: see `check_labels`.
+        int32 [batch]; −1 for a label that is no class, where tracing could not see that.
     """
     labels = check_labels(labels, num_classes)
     if are_classes(labels):
@@ -54,10 +48,9 @@ def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> t
     )
 
 
-def _unless_unknown(labels: tf.Tensor, num_classes: int, images: tf.Tensor) -> tf.Tensor:
-    """The images, not a number where the label is no class: where no error can be
-    raised, such an attack must not pass for one that the network withstood.
-    """
+def _nan_unless_known(labels: tf.Tensor, num_classes: int, images: tf.Tensor) -> tf.Tensor:
+    """Returns the images, NaN where the label is no class."""
+    # Where no error can be raised, the network must not seem to withstand such an attack.
     if not are_classes(labels):
         return images
     has_class = tf.reshape(is_class(labels, num_classes), [-1] + [1] * (images.shape.rank - 1))
@@ -65,7 +58,7 @@ def _unless_unknown(labels: tf.Tensor, num_classes: int, images: tf.Tensor) -> t
 
 
 @dataclasses.dataclass(frozen=True)
-class PGD:
+class PGD(Attack):
     """An attack by gradient steps (Madry et al., ICLR 2018): under L∞ by their signs,
     as the paper uses it; under L2 along the gradient.
 
@@ -102,7 +95,7 @@ class PGD:
     project: bool = True
     loss_scale: float = 1.0
     norm: str = norms.Linf.name
-    pixel_range: tuple[float, float] = (0.0, 255.0)
+    pixel_range: tuple[float, float] = norms.BLACK_AND_WHITE
 
     def __post_init__(self):
         norms.require_norm(self.norm)
@@ -135,39 +128,20 @@ class PGD:
             )
 
     def __call__(
-        self,
-        logits_fn: LogitsFn,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        seed: Optional[tf.Tensor] = None,
-        objective: Optional[Objective] = None,
+        self, logits_fn, images, labels, seed=None, candidates=None, objective=None
     ) -> tf.Tensor:
-        """Adversarial images for a batch.
+        """Returns adversarial images for a batch; see `Attack`.
 
         The loss is plain cross-entropy without label smoothing. Only the images are
         watched: no gradient reaches a variable, and none flows back through the result.
+        All images are attacked, whatever `candidates` says: a step costs the same.
 
         Args:
-            logits_fn: float32 pixels [batch, height, width, channels] → logits [batch,
-                classes]; must not change any variable.
-            images: any numeric dtype, pixels in [0, 255]; how many and how large need
-                not be known when tracing.
-            labels: the true classes, integers [batch] or [batch, 1], or their weights
-                [batch, classes]; see `check_labels`.
-            seed: int32 [2], decides targets and start; None draws one (not reproducible
-                after a restart).
-            objective: in place of the labels' cross-entropy, what to ascend, or to
-                descend if targeted; then `labels` are not looked at. See
-                `draw_targets`.
-
-        Returns:
-            float32 images of the same shape, within `epsilon` of the clean ones (unless
-            `project` is False) and in [0, 255], or, where a clean pixel is outside, no
-            further out than it.
-
-        Raises:
-            LabelError: labels of another type, shape or width, or such as are no
-                classes.
+            logits_fn, images, labels, seed: as there; the batch and the size of the images
+                need not be known when tracing, and labels may be weights [batch, classes].
+            objective: an `Objective` to ascend (descend if targeted) in place of the
+                labels' cross-entropy, for outputs that are no logits of classes; `labels`
+                are then not looked at.
         """
         target_seed, noise_seed, start_seed = randomness.split(randomness.seed_or_fresh(seed), 3)
         images = tf.cast(images, tf.float32)
@@ -183,10 +157,10 @@ class PGD:
                 losses = cross_entropy(labels, outputs) if objective is None else objective(outputs)
                 return losses * self.loss_scale, outputs
 
-            gradients, (_, outputs) = ascend(loss_of, adversarial_images)
+            gradients, (_, outputs) = image_gradients(loss_of, adversarial_images)
             moved = self.move(images, adversarial_images, gradients)
             if objective is None:
-                moved = _unless_unknown(labels, outputs.shape[-1], moved)
+                moved = _nan_unless_known(labels, outputs.shape[-1], moved)
             return index + 1, moved
 
         state = (tf.constant(0), self._start(images, noise_seed, start_seed))
@@ -202,16 +176,30 @@ class PGD:
         return tf.stop_gradient(adversarial_images)
 
     def draw_targets(self, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """The wrong classes that a targeted call with this seed aims at, as
-        `draw_wrong_labels`.
-        """
+        """Returns the wrong classes, int32 [batch], that a targeted call with this seed takes."""
         assert self.num_classes is not None  # by `__post_init__`
         return draw_wrong_labels(labels, self.num_classes, randomness.split(seed, 3)[0])
 
     def start(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Where a call with this seed starts from: float32 images like those of `move`."""
+        """Returns the float32 images from which a call with this seed starts."""
         _, noise_seed, start_seed = randomness.split(seed, 3)
         return self._start(tf.cast(images, tf.float32), noise_seed, start_seed)
+
+    def move(
+        self, images: tf.Tensor, adversarial_images: tf.Tensor, gradients: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns images after one iteration: a step along the gradients, and the projection.
+
+        Args:
+            images: the clean images, float32 [batch, height, width, channels].
+            adversarial_images: where the gradients were taken.
+            gradients: of the loss (of the target's, if targeted) with respect to them;
+                their scale does not count.
+        """
+        step = (-self.step_size if self.targeted else self.step_size) * self._pixel
+        direction = norms.NORMS[self.norm].steepest(gradients)
+        moved = self._clip(images, adversarial_images + step * direction)
+        return tf.ensure_shape(moved, images.shape)
 
     @property
     def _pixel(self) -> float:
@@ -224,36 +212,12 @@ class PGD:
             return images
         is_noisy = randomness.uniform([], start_seed) < self.random_start
         radius = self.epsilon * self._pixel
-        norm = norms.NORMS[self.norm]
-        if isinstance(norm, norms.L2):
-            noisy_images = images + norm.random_point(images, radius, noise_seed)
-        else:
-            noisy_images = add_noise(images, radius, noise_seed)
-        return self._clip(images, tf.where(is_noisy, noisy_images, images))
-
-    def move(
-        self, images: tf.Tensor, adversarial_images: tf.Tensor, gradients: tf.Tensor
-    ) -> tf.Tensor:
-        """One iteration: a step of `step_size` by the loss's gradient (against it if
-        targeted), and the projection.
-
-        Args:
-            images: the clean images, float32 [batch, height, width, channels].
-            adversarial_images: where the gradient was taken, of the same shape.
-            gradients: of the loss (of the target's, if targeted) with respect to them;
-                their scale does not count.
-
-        Returns:
-            float32 images of the same shape.
-        """
-        step = (-self.step_size if self.targeted else self.step_size) * self._pixel
-        direction = norms.NORMS[self.norm].steepest(gradients)
-        moved = self._clip(images, adversarial_images + step * direction)
-        return tf.ensure_shape(moved, images.shape)
+        noise = norms.NORMS[self.norm].random_point(images, radius, noise_seed)
+        return self._clip(images, tf.where(is_noisy, images + noise, images))
 
     def _clip(self, images, adversarial_images):
         if self.project:
             radius = self.epsilon * self._pixel
             norm = norms.NORMS[self.norm]
             return norm.project(adversarial_images, images, radius, self.pixel_range)
-        return clip_to_pixel_range(adversarial_images, images, self.pixel_range)
+        return norms.clip_to_pixel_range(adversarial_images, images, self.pixel_range)

@@ -1,9 +1,6 @@
 """Square attack: a random search that needs no gradient (Andriushchenko et al., "Square
 Attack: a query-efficient black-box adversarial attack via random search", ECCV 2020).
 
-    attack = Square(epsilon=8.0, norm="linf", num_queries=5000, num_classes=10)
-    adversarial_images = attack(logits_fn, images, labels, seed)
-
 Each query changes a square window of every image at a random place, and keeps the
 change where the margin of the true class falls. The windows shrink as the search goes
 on.
@@ -16,16 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms, objectives
-from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range
-from efficientnet_advprop.attacks.search import (
-    AttackError,
-    Found,
-    LogitsFn,
-    Run,
-    Search,
-    are_images,
-    require_whole,
-)
+from efficientnet_advprop.attacks.attack import require_whole
+from efficientnet_advprop.attacks.search import Found, Search, are_images
+from efficientnet_advprop.runtime.errors import AttackError
 from tpu_utils.replicas import randomness, replica_runtime
 
 # Of the paper, for 10,000 queries: those after which the share of changed pixels is
@@ -107,9 +97,7 @@ class Square(Search):
                 "(0, 1]."
             )
 
-    def _run(
-        self, logits_fn: LogitsFn, images: tf.Tensor, labels: tf.Tensor, run: Run, found: Found
-    ) -> Found:
+    def _run(self, logits_fn, images, labels, seed, targets, is_restart, found: Found) -> Found:
         height, width = images.shape[1:3]
         if height is None or width is None:
             raise AttackError(
@@ -120,27 +108,29 @@ class Square(Search):
         sides = tf.constant(sides, tf.int32)
 
         guess = self._linf_guesses if self.norm == norms.Linf.name else self._l2_guesses
-        guess = guess(images, run.seed)
+        guess = guess(images, seed)
 
-        def ask(query, best_images, margins, is_open):
+        def ask(query, best_images, margins, still_correct):
             side = tf.gather(sides, tf.maximum(query, 1) - 1)
             guesses = tf.ensure_shape(guess(best_images, query, side), images.shape)
             logits = tf.cast(logits_fn(guesses), tf.float32)
             new_margins = objectives.margin(labels, logits)
-            is_found = is_open & ~objectives.is_right(labels, logits) & are_images(guesses)
+            is_found = still_correct & ~objectives.is_correct(labels, logits) & are_images(guesses)
             # What was found once stays as it is.
-            is_better = is_open & (new_margins < margins) | is_found
-            best_images = norms.choose(is_better, guesses, best_images)
+            is_better = still_correct & (new_margins < margins) | is_found
+            best_images = norms.where_per_image(is_better, guesses, best_images)
             margins = tf.where(is_better, new_margins, margins)
-            return query + 1, best_images, margins, is_open & ~is_found
+            return query + 1, best_images, margins, still_correct & ~is_found
 
         nothing_yet = tf.zeros_like(images[:, 0, 0, 0]) + float("inf")
-        _, best_images, _, is_open = tf.while_loop(
-            lambda query, _, __, is_open: (query <= self.num_queries) & tf.reduce_any(is_open),
+        _, best_images, _, still_correct = tf.while_loop(
+            lambda query, _, __, still_correct: (
+                (query <= self.num_queries) & tf.reduce_any(still_correct)
+            ),
             ask,
-            (tf.constant(0), images, nothing_yet, found.is_open),
+            (tf.constant(0), images, nothing_yet, found.still_correct),
         )
-        return found.update(best_images, ~is_open)
+        return found.update(best_images, ~still_correct)
 
     def _linf_guesses(self, images, seed):
         """(best images, query, side) → what to ask about next: vertical stripes first,
@@ -149,8 +139,8 @@ class Square(Search):
         batch, height, width, channels = _sizes(images)
         first_seed, window_seed = randomness.split(seed, 2)
         stripes = _signs([batch, 1, width, channels], first_seed)
-        lowest = clip_to_pixel_range(images - self.epsilon, images)
-        highest = clip_to_pixel_range(images + self.epsilon, images)
+        lowest = norms.clip_to_pixel_range(images - self.epsilon, images)
+        highest = norms.clip_to_pixel_range(images + self.epsilon, images)
         row_numbers, column_numbers = _grid(height, width)
 
         def guess(best_images, query, side):
@@ -252,7 +242,7 @@ class Square(Search):
 
     def _on_the_sphere(self, images, differences):
         direction = norms.NORMS[self.norm].steepest(differences)
-        return clip_to_pixel_range(images + self.epsilon * direction, images)
+        return norms.clip_to_pixel_range(images + self.epsilon * direction, images)
 
 
 def _sizes(images):

@@ -11,14 +11,13 @@ Usage:
 """
 
 import dataclasses
-from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
+from typing import Any, Callable, Iterable, Iterator, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.attacks import Attack
 from efficientnet_advprop.attacks.network_checks import check_network
-from efficientnet_advprop.attacks.search import Search
 from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.data.python_calls import call_python
 from efficientnet_advprop.evaluation.evaluator import Evaluator, category_logits, judge
@@ -80,7 +79,7 @@ class Classifier:
         *,
         kept_classes: Optional[Sequence[int]] = None,
         categories: Optional[Sequence[Sequence[int]]] = None,
-        attack: Optional[Union[PGD, Search]] = None,
+        attack: Optional[Attack] = None,
         num_restarts: int = 1,
         seed: int = 0,
         strategy: Optional[tf.distribute.Strategy] = None,
@@ -112,8 +111,8 @@ class Classifier:
             )
         return self._predict_on_host(batches, kept_classes, categories)
 
-    def _require_attackable(self, attack: Optional[Union[PGD, Search]]) -> None:
-        if attack is None or self.is_traceable or not getattr(attack, "needs_gradient", True):
+    def _require_attackable(self, attack: Optional[Attack]) -> None:
+        if attack is None or self.is_traceable or not attack.needs_gradient:
             return
         raise ClassifierError(
             f"{self.name!r} is a plain function, through which TensorFlow cannot differentiate, as "
@@ -124,7 +123,7 @@ class Classifier:
     def doubts(
         self,
         batch: dict[str, tf.Tensor],
-        attack: Search,
+        attack: Attack,
         strategy: Optional[tf.distribute.Strategy] = None,
     ) -> list[str]:
         """Why an accuracy under `attack` may be too high; see `network_checks`.
@@ -161,7 +160,7 @@ class Classifier:
             epsilon=attack.epsilon,
             norm=attack.norm,
             needs_gradient=attack.needs_gradient,
-            may_be_random=getattr(attack, "num_gradients", 1) > 1,
+            may_be_random=attack.num_gradients > 1,
             compile_function=on_one_replica,
         )
 

@@ -18,8 +18,8 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional, Sequ
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.attacks import PGD, AutoAttack, Square
-from efficientnet_advprop.attacks.network_checks import doubts_of_square
+from efficientnet_advprop.attacks import PGD, AutoAttack
+from efficientnet_advprop.attacks.network_checks import square_warnings
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.evaluation.classifiers import Classifier, as_classifier
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
@@ -384,10 +384,10 @@ def _doubts(
 def _doubts_afterwards(
     test_set: TestSet, earlier: Optional[ImagePredictions], predictions: ImagePredictions
 ) -> list[str]:
-    if not isinstance(test_set.attack, Square) or earlier is None:
+    if test_set.attack is None or test_set.attack.needs_gradient or earlier is None:
         return []
     num_found = int(earlier.is_top1.sum() - predictions.is_top1.sum())
-    return doubts_of_square(len(predictions.labels), num_found)
+    return square_warnings(len(predictions.labels), num_found)
 
 
 def _predict(

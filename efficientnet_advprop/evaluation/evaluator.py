@@ -16,14 +16,13 @@ is traced once per shape of batch, so keep it for all sets of that shape.
 
 import functools
 import math
-from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence, Union
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.attacks import PGD
-from efficientnet_advprop.attacks.labels import LabelError, check_classes, is_class
-from efficientnet_advprop.attacks.search import Search
+from efficientnet_advprop.attacks import Attack, AttackError
+from efficientnet_advprop.attacks.labels import check_classes, is_class
 from efficientnet_advprop.evaluation.image_predictions import NO_CLASS
 from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.runtime.autograph import call_rewritten
@@ -88,7 +87,7 @@ def judge(
             must be among them.
 
     Raises:
-        LabelError: labels of another type or shape, or such as are no classes. In a
+        AttackError: labels of another type or shape, or such as are no classes. In a
             traced function, which cannot know, such a row ranks last.
     """
     logits = tf.cast(logits, tf.float32)
@@ -145,7 +144,7 @@ class Evaluator:
     Args:
         logits_fn: pixels [batch, height, width, 3] in [0, 255] → logits [batch,
             classes]; must not change any variable.
-        attack: a `PGD` or a `Search`; if given, an image counts as right only if it is
+        attack: if given, an image counts as right only if it is
             so both as it is and after this attack on `logits_fn` (robust accuracy); an
             untargeted `PGD` with `random_start=1.0` is the usual white-box test.
         num_restarts: how often the attack is tried, from another random start each
@@ -163,7 +162,7 @@ class Evaluator:
         self,
         logits_fn: Callable[[tf.Tensor], tf.Tensor],
         *,
-        attack: Optional[Union[PGD, Search]] = None,
+        attack: Optional[Attack] = None,
         num_restarts: int = 1,
         kept_classes: Optional[Sequence[int]] = None,
         categories: Optional[Sequence[Sequence[int]]] = None,
@@ -191,7 +190,7 @@ class Evaluator:
 
         Raises:
             ValueError: there was no image.
-            LabelError: labels of another type or shape than classes, or such as are
+            AttackError: labels of another type or shape than classes, or such as are
                 none.
         """
         counts, total_loss = tf.zeros([4], tf.int32), tf.zeros([], tf.float64)
@@ -221,7 +220,7 @@ class Evaluator:
             padding.
 
         Raises:
-            LabelError: labels of another type or shape than classes, or such as are
+            AttackError: labels of another type or shape than classes, or such as are
                 none.
         """
         on_device = None
@@ -284,16 +283,13 @@ class Evaluator:
             seed = randomness.fold_in(seed, part)
 
         def try_once_more(restart, worst):
-            arguments = (
+            adversarial_images = self._attack(
                 self._logits_fn,
                 images,
                 attacked_labels,
                 randomness.fold_in(seed, restart),
+                candidates=batch["mask"] > 0,  # a search ends early unless it waits for blanks
             )
-            if isinstance(self._attack, Search):  # which ends early unless it waits for blanks
-                adversarial_images = self._attack.search(*arguments, batch["mask"] > 0).images
-            else:
-                adversarial_images = self._attack(*arguments)
             logits = self._logits_fn(adversarial_images)
             return restart + 1, worse(worst, judge(logits, labels, self._kept_classes))
 
@@ -313,8 +309,8 @@ def _numbered(batches: Iterable) -> Iterator[tuple[int, dict[str, tf.Tensor]]]:
         yield index, batch
 
 
-def _unknown_classes(num_unknown: int, num_images: int, example: str = "") -> LabelError:
-    return LabelError(
+def _unknown_classes(num_unknown: int, num_images: int, example: str = "") -> AttackError:
+    return AttackError(
         f"`labels` of {num_unknown} of {num_images} images{example} are no classes of the model's: "
         "negative, or not below the number of its logits. Do they count from 1?"
     )

@@ -86,3 +86,7 @@ class RunError(UserError, RuntimeError):
 
 class ModelError(UserError, ValueError):
     """A network cannot be built, loaded or used for what it is given to."""
+
+
+class AttackError(UserError, ValueError):
+    """Images, labels or a network that cannot be attacked as asked."""

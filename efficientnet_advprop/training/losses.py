@@ -21,7 +21,7 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float =
         float32 [batch]; nan where a label is not a class.
 
     Raises:
-        LabelError: the labels have another type, shape or number of classes.
+        AttackError: the labels have another type, shape or number of classes.
     """
     logits = tf.cast(logits, tf.float32)
     num_classes = logits.shape[-1]

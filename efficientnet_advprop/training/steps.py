@@ -203,7 +203,7 @@ def make_train_step(
         ValueError: the method does not exist, has no attack although it needs one, has
             an attack that it cannot use, or does not fit the model's branches or what
             they share; or, when tracing, the batch does not fit.
-        LabelError: when tracing, the labels have another type, shape or number of
+        AttackError: when tracing, the labels have another type, shape or number of
             classes. In a traced step, a label that is not a class makes the loss nan.
     """
     name, method = checked_method(method)

@@ -11,19 +11,15 @@ Usage:
 """
 
 import dataclasses
-from typing import Any, Callable, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Mapping, Optional, Sequence
 
-from efficientnet_advprop.attacks import PGD, AutoAttack, Square
-from efficientnet_advprop.attacks.pixel_range import BLACK_AND_WHITE
-from efficientnet_advprop.attacks.search import Search
+from efficientnet_advprop.attacks import PGD, Attack, AutoAttack, Square
 from efficientnet_advprop.evaluation.results import Conditions, describe_feeding
 from efficientnet_advprop.evaluation.test_set_name import CLEAN, TestSetName
 from efficientnet_advprop.images.labeled_images import LabeledImages
 from efficientnet_advprop.runtime.errors import UsageError
 
 STORED_SIZE = 224  # pixels: of the images of ImageNet-C and Stylized-ImageNet
-# Fields of PGD that the results of earlier versions do not name, as they were then.
-_UNNAMED_FIELDS = {"norm": "linf", "pixel_range": BLACK_AND_WHITE}
 
 
 class SuiteError(UsageError, ValueError):
@@ -103,7 +99,7 @@ class TestSet:
     kept_classes: Optional[tuple[int, ...]] = None
     change: Optional[Callable] = None
     made_from: Optional[str] = None
-    attack: Optional[Union[PGD, Search]] = None
+    attack: Optional[Attack] = None
     num_restarts: int = 1
     max_images: Optional[int] = None
     after: Optional[str] = None
@@ -139,13 +135,7 @@ class TestSet:
         )
 
     def _attack_conditions(self) -> Mapping[str, Any]:
-        fields = dataclasses.asdict(self.attack)
-        if isinstance(self.attack, Search):
-            return {**fields, "name": type(self.attack).__name__}
-        for name, usual in _UNNAMED_FIELDS.items():
-            if fields[name] == usual:
-                del fields[name]
-        return {**fields, "num_restarts": self.num_restarts}
+        return {"num_restarts": self.num_restarts, **self.attack.settings()}
 
     def problems(self, num_images: int) -> list[str]:
         """What keeps a score over so many images from being that of the data set."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.attacks import AttackError, AttackWarning, AutoAttack
+from efficientnet_advprop.attacks import AttackError, AttackWarning, AutoAttack, objectives
 from efficientnet_advprop.attacks.network_checks import check_network
 from tests.efficientnet_advprop.attacks.linear_network import (
     WEIGHTS,
@@ -49,18 +49,18 @@ def test_any_number_of_images_in_batches_of_one_size_traced_once():
         return linear(images)
 
     attack = AutoAttack(3.0, batch_size=8, **CHEAP)
-    withstood = attack.run(counted, images, labels, SEED)
+    result = attack.run(counted, images, labels, SEED)
     num_calls = len(calls)
     assert {shape[0] for shape in calls} == {8}
     is_robust = (boundary_distances(images, labels, "linf") > 3.0) & (np.arange(30) >= 3)
     assert 5 < is_robust.sum() < 25
-    assert withstood.is_right["clean"].tolist() == (np.arange(30) >= 3).tolist()
-    np.testing.assert_array_equal(withstood.is_right["square"], is_robust)
-    np.testing.assert_array_equal(withstood.images[is_robust], images[is_robust])
-    np.testing.assert_array_equal(withstood.images[:3], images[:3])
-    assert np.abs(withstood.images - images).max() <= 3.0 + 1e-4
-    for earlier, later in zip(list(withstood.is_right)[:-1], list(withstood.is_right)[1:]):
-        assert (withstood.is_right[later] <= withstood.is_right[earlier]).all()
+    assert result.still_correct["clean"].tolist() == (np.arange(30) >= 3).tolist()
+    np.testing.assert_array_equal(result.still_correct["square"], is_robust)
+    np.testing.assert_array_equal(result.images[is_robust], images[is_robust])
+    np.testing.assert_array_equal(result.images[:3], images[:3])
+    assert np.abs(result.images - images).max() <= 3.0 + 1e-4
+    for earlier, later in zip(list(result.still_correct)[:-1], list(result.still_correct)[1:]):
+        assert (result.still_correct[later] <= result.still_correct[earlier]).all()
     adversarial_images = attack(counted, *batch(30), SEED)
     attack(counted, *batch(17, seed=2), SEED)
     assert len(calls) == num_calls  # nothing was traced twice
@@ -76,35 +76,35 @@ def test_in_a_function_the_attacks_follow_each_other_on_the_batch():
     np.testing.assert_array_equal(found.numpy()[is_robust], images[is_robust])
 
 
-def doubts(logits_fn, epsilon=3.0, **options):
+def warnings_of(logits_fn, epsilon=3.0, **options):
     images, labels = batch(6)
     labels = logits_fn(images).numpy().argmax(-1)
     return check_network(logits_fn, images, labels, epsilon=epsilon, norm="linf", **options)
 
 
 def test_nothing_is_warned_of_without_need():
-    assert doubts(linear) == []
+    assert warnings_of(linear) == []
 
 
 def test_vanishing_gradients_are_warned_of():
-    (found,) = doubts(lambda images: tf.round(4.0 * linear(images)) + 0.0 * linear(images))
+    (found,) = warnings_of(lambda images: tf.round(4.0 * linear(images)) + 0.0 * linear(images))
     assert "Of 6 images that are classified correctly, 6 have a gradient of zero" in found
 
 
 def test_probabilities_are_warned_of():
-    (found,) = doubts(lambda images: tf.nn.softmax(linear(images)))
+    (found,) = warnings_of(lambda images: tf.nn.softmax(linear(images)))
     assert "returns probabilities" in found
 
 
 def test_a_network_that_answers_differently_each_time_is_warned_of_unless_that_is_expected():
     noisy = lambda images: linear(images) + tf.random.normal([5], stddev=0.1)  # noqa: E731
-    (found,) = doubts(noisy)
+    (found,) = warnings_of(noisy)
     assert "answers the same images differently" in found
-    assert doubts(noisy, may_be_random=True) == []
+    assert warnings_of(noisy, may_be_random=True) == []
 
 
 def test_a_radius_of_another_scale_is_warned_of():
-    (found,) = doubts(linear, epsilon=8 / 255)
+    (found,) = warnings_of(linear, epsilon=8 / 255)
     assert "8/255 of a paper is 8 here" in found
 
 
@@ -125,10 +125,10 @@ def test_what_square_alone_finds_is_warned_of():
 
     images, labels = batch(20)
     arguments = dict(CHEAP, num_steps=3, num_queries=300)
-    withstood = AutoAttack(4.0, **arguments).run(misleading, images, labels, SEED)
-    before, after = (withstood.is_right[name].sum() for name in ("fab_t", "square"))
+    result = AutoAttack(4.0, **arguments).run(misleading, images, labels, SEED)
+    before, after = (result.still_correct[name].sum() for name in ("fab_t", "square"))
     assert before > after
-    assert any(f"on {before - after} of 20 images" in one for one in withstood.doubts)
+    assert any(f"on {before - after} of 20 images" in one for one in result.warnings)
 
 
 def test_a_network_that_says_nothing_is_refused():
@@ -136,10 +136,57 @@ def test_a_network_that_says_nothing_is_refused():
     attack = AutoAttack(3.0, **CHEAP)
     with pytest.raises(AttackError, match="same logits for all of 6 images"):
         attack(lambda images: 0.0 * linear(images), images, labels, SEED)
-    with pytest.raises(AttackError, match="not finite"):
+    with pytest.raises(AttackError, match="NaN"):
         attack(lambda images: linear(images) / 0.0, images, labels, SEED)
 
 
 def test_no_images_at_all():
     images, labels = batch(0)
     assert AutoAttack(3.0, **CHEAP)(linear, images, labels, SEED).shape == (0, 4, 4, 3)
+
+
+@pytest.mark.parametrize("num_allowed", [2, 3, 5])
+def test_a_class_of_logit_minus_infinity_is_as_if_it_were_not_there(num_allowed):
+    """The network of five classes and three more, excluded, against the five alone."""
+    generator = np.random.RandomState(0)
+    logits = tf.constant(generator.standard_normal([6, num_allowed]), tf.float32)
+    masked = tf.concat([logits, tf.fill([6, 3], -np.inf)], -1)
+    labels = tf.constant(generator.randint(0, num_allowed, 6))
+    targets = (labels + 1) % num_allowed
+    functions = [
+        lambda x: objectives.cross_entropy(labels, x),
+        lambda x: objectives.margin(labels, x),
+    ]
+    functions.append(lambda x: objectives.cross_entropy(tf.one_hot(labels, x.shape[-1]), x))
+    if num_allowed >= 3:
+        functions.append(lambda x: objectives.dlr(labels, x))
+    if num_allowed >= 4:
+        functions.append(lambda x: objectives.targeted_dlr(labels, targets, x))
+    for function in functions:
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch([logits, masked])
+            wanted, found = function(logits), function(masked)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+        gradients = tape.gradient(found, masked).numpy()
+        np.testing.assert_allclose(
+            gradients[:, :num_allowed], tape.gradient(wanted, logits), rtol=1e-5
+        )
+        np.testing.assert_array_equal(gradients[:, num_allowed:], 0.0)
+    assert np.isfinite(objectives.targeted_dlr(labels, targets, masked)).all()
+    likeliest = objectives.likeliest_wrong_classes(labels, masked, num_allowed)
+    assert (likeliest[:, :-1].numpy() < num_allowed).all()
+    assert (likeliest.numpy() != labels.numpy()[:, None]).all()
+
+
+@pytest.mark.parametrize("version", ["standard", "plus"])
+def test_excluded_classes_do_not_help_or_harm(version):
+    images, labels = batch(16)
+    masked = lambda x: tf.concat([linear(x), tf.fill([x.shape[0], 3], -np.inf)], -1)  # noqa: E731
+    attack = AutoAttack(3.0, **dict(CHEAP, num_classes=8, version=version))
+    result = attack.run(masked, images, labels, SEED)
+    is_robust = boundary_distances(images, labels, "linf") > 3.0
+    assert 0 < is_robust.sum() < 16
+    assert result.warnings == []
+    for still_correct in list(result.still_correct.values())[1:]:
+        assert still_correct[is_robust].all()
+    np.testing.assert_array_equal(result.still_correct["square"], is_robust)

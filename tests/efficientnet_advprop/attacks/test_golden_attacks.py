@@ -50,7 +50,7 @@ def test_the_references_answers_on_some_images(norm, name):
     images, labels = golden.IMAGES[:40], golden.LABELS[:40]
     found = traced(make(name, norm, num_targets=2))(images, labels, tf.constant([5, 6]))
     is_right = golden.network(found.images).numpy().argmax(-1) == labels
-    np.testing.assert_array_equal(found.is_open, is_right)
+    np.testing.assert_array_equal(found.still_correct, is_right)
     check_ball(found, images, norm)
     # The reference's nine targets find one image of the 200 more than the likeliest
     # two; one more is a matter of the random start, as among the reference's own seeds.
@@ -66,7 +66,7 @@ def test_the_references_robust_accuracy_in_three_seeds(norm, name):
     for seed in SEEDS:
         found = search(golden.IMAGES, golden.LABELS, tf.constant([seed, 0]))
         check_ball(found, golden.IMAGES, norm)
-        assert abs(100.0 * found.is_open.numpy().mean() - wanted) <= ATTACK_BOUND + 1e-9, seed
+        assert abs(100.0 * found.still_correct.numpy().mean() - wanted) <= ATTACK_BOUND + 1e-9, seed
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_the_references_standard_autoattack_in_three_seeds(norm):
     wanted = 100.0 * golden.robust(norm, "standard").mean()
     for seed in SEEDS:
         withstood = attack.run(golden.network, golden.IMAGES, golden.LABELS, tf.constant([seed, 0]))
-        assert list(withstood.is_right) == ["clean", "apgd_ce", "apgd_t", "fab_t", "square"]
-        np.testing.assert_allclose(withstood.is_right["clean"].mean(), 0.925)
-        together = 100.0 * withstood.is_right["square"].mean()
+        assert list(withstood.still_correct) == ["clean", "apgd_ce", "apgd_t", "fab_t", "square"]
+        np.testing.assert_allclose(withstood.still_correct["clean"].mean(), 0.925)
+        together = 100.0 * withstood.still_correct["square"].mean()
         assert abs(together - wanted) <= WHOLE_BOUND + 1e-9, seed

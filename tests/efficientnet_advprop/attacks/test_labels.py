@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.attacks import PGD, UniformNoise
-from efficientnet_advprop.attacks.labels import LabelError, check_classes, check_labels
+from efficientnet_advprop.attacks import PGD, AttackError, UniformNoise
+from efficientnet_advprop.attacks.labels import check_classes, check_labels
 from efficientnet_advprop.attacks.pgd import cross_entropy, draw_wrong_labels
 from efficientnet_advprop.evaluation.evaluator import Evaluator, judge
 from efficientnet_advprop.training import losses
@@ -45,7 +45,7 @@ def test_weights_of_every_type(labels):
     found = check_labels(labels, 5, 4)
     assert found.dtype == tf.float32
     np.testing.assert_array_equal(found, ONE_HOT)
-    with pytest.raises(LabelError, match="one class"):
+    with pytest.raises(AttackError, match="one class"):
         check_classes(labels, 5, 4)
 
 
@@ -90,13 +90,13 @@ REFUSED = [
 def test_what_fits_neither_is_refused_in_words(labels, said):
     images = batch(4)[0]
     for targeted in (True, False):
-        with pytest.raises(LabelError, match=f"(?s)`labels` .*{said}"):
+        with pytest.raises(AttackError, match=f"(?s)`labels` .*{said}"):
             PGD(1.0, targeted=targeted, num_classes=5)(linear, images, labels, SEED)
-    with pytest.raises(LabelError, match="`labels` "):
+    with pytest.raises(AttackError, match="`labels` "):
         PGD(1.0, targeted=False)(linear, images, labels, SEED)  # knows of no number of classes
-    with pytest.raises(LabelError, match=f"(?s)`labels` .*{said}"):
+    with pytest.raises(AttackError, match=f"(?s)`labels` .*{said}"):
         losses.cross_entropy(labels, LOGITS, 0.1)
-    with pytest.raises(LabelError, match="`labels` "):
+    with pytest.raises(AttackError, match="`labels` "):
         judge(tf.constant(LOGITS), labels)
 
 
@@ -107,7 +107,7 @@ def test_labels_whose_shape_is_not_known_when_tracing():
         tf.TensorSpec([None, None], tf.int32),
         tf.TensorSpec([None, None], tf.bool),
     ):
-        with pytest.raises(LabelError, match="`labels` are"):
+        with pytest.raises(AttackError, match="`labels` are"):
             tf.function(lambda x: check_labels(x, 5), input_signature=[spec])(ONE_HOT)
     spec = tf.TensorSpec([None, None], tf.float32)
     run = tf.function(lambda x: found.append(check_labels(x, 5)) or 0, input_signature=[spec])
@@ -166,12 +166,12 @@ def test_the_evaluation_takes_classes_of_every_form_and_refuses_others(attack):
         assert score == wanted
     assert attack is not None or wanted.num_top1 == 4
     for wrong in (np.eye(5)[own], own.astype(np.float32)):
-        with pytest.raises(LabelError, match="`labels`"):
+        with pytest.raises(AttackError, match="`labels`"):
             evaluate(evaluation_batches(wrong))
     for wrong in (UNKNOWN, HUGE):  # of own's type and shape: traced already
-        with pytest.raises(LabelError, match="`labels` of 2 of 4 images are no classes"):
+        with pytest.raises(AttackError, match="`labels` of 2 of 4 images are no classes"):
             evaluate(evaluation_batches(wrong))
-        with pytest.raises(LabelError, match="`labels` of 2 of 4 images .*for one"):
+        with pytest.raises(AttackError, match="`labels` of 2 of 4 images .*for one"):
             next(iter(evaluate.predict(evaluation_batches(wrong))))
         # What stands in padding is no label.
         assert evaluate(evaluation_batches(wrong, (1, 0, 0, 1))).num_images == 2

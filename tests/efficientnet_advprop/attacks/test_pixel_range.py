@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, UniformNoise
-from efficientnet_advprop.attacks.pixel_range import clip_to_pixel_range, pixel_range
+from efficientnet_advprop.attacks.norms import clip_to_pixel_range, pixel_range
 from efficientnet_advprop.data import preprocessing
 
 SEED = tf.constant([5, 6])

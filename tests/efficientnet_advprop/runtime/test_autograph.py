@@ -40,7 +40,7 @@ def evaluated(model):
 def attacked(model):
     wrong = np.argmin(model(IMAGES), -1)  # so that no attack has to be tried
     withstood = AutoAttack(1.0, num_classes=10).run(model, IMAGES, wrong, [0, 1])
-    return not withstood.is_right["clean"].any()
+    return not withstood.still_correct["clean"].any()
 
 
 def trained(model):

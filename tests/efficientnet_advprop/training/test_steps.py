@@ -9,8 +9,7 @@ import pytest
 import tensorflow as tf
 
 from advprop_preflight import tpu_compiler
-from efficientnet_advprop.attacks import PGD, UniformNoise
-from efficientnet_advprop.attacks.labels import LabelError
+from efficientnet_advprop.attacks import PGD, AttackError, UniformNoise
 from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.config.methods import METHODS, Method, Pass
 from efficientnet_advprop.keras2 import keras
@@ -641,7 +640,7 @@ def test_labels_of_any_form_give_the_same_step(dtype):
 def test_labels_that_do_not_fit_move_nothing(labels, said):
     model, step, images = linear_step()
     before = model.get_weights()
-    with pytest.raises(LabelError, match=f"(?s)`labels` .*{said}"):
+    with pytest.raises(AttackError, match=f"(?s)`labels` .*{said}"):
         step({"images": images, "labels": tf.constant(labels)})
     for value, earlier in zip(model.get_weights(), before):
         np.testing.assert_array_equal(value, earlier)

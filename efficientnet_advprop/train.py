@@ -60,4 +60,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run(main, sigterm_exit_code=0)

@@ -1,8 +1,5 @@
 """The command of an installed package: `advprop train …` is `python -m
-efficientnet_advprop.train …`.
-
-advprop                                                       # the programs, with a line on each
-advprop train --config=advprop:b3 --data_dir=gs://… --model_dir=gs://… --strategy=tpu --tpu=local
+efficientnet_advprop.train …`, and `advprop recipes` lists what --config takes.
 """
 
 import ast
@@ -10,13 +7,14 @@ import pathlib
 import runpy
 import sys
 
-from efficientnet_advprop.runtime.errors import UsageError
+from efficientnet_advprop.command_line import process, recipes
+from efficientnet_advprop.runtime.errors import UsageError, misspelled
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 
 
 def programs() -> dict[str, str]:
-    """Every program's name and the first sentence of its documentation.
+    """Returns every program's name and the first sentence of its documentation.
 
     A program is a module at the top of the package that runs something when it is the
     main one.
@@ -25,22 +23,27 @@ def programs() -> dict[str, str]:
     for file in sorted(_PACKAGE.glob("*.py")):
         source = file.read_text(encoding="utf-8")
         if '\nif __name__ == "__main__":\n' in source:
-            summary = ast.get_docstring(ast.parse(source)) or ""
-            found[file.stem] = summary.splitlines()[0]
-    return found
+            summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[0]
+            found[file.stem] = " ".join(summary.split())
+    return {**found, "recipes": "Lists the recipes, and what may follow their colon."}
 
 
 def main() -> None:
     """Runs the program that the first argument names, with the others as its own."""
+    process.handle_interrupt()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     known = programs()
     if name in ("--help", "-h", "help"):
         lines = [f"  {program:20s}{summary}" for program, summary in known.items()]
         print("advprop PROGRAM --flag=value …, where PROGRAM is", *lines, sep="\n")
         print("advprop PROGRAM --help says more.")
-    elif name not in known:
-        print(f"error: `{name}` is no program; there are {', '.join(known)}.", file=sys.stderr)
-        sys.exit(UsageError.exit_code)
-    else:
+    elif name == "recipes":
+        print("--config=NAME, or --config=NAME:VARIANT where something may follow the colon")
+        print(*recipes.describe(), sep="\n")
+    elif name in known:
         sys.argv = [f"advprop {name}", *sys.argv[2:]]
         runpy.run_module(f"efficientnet_advprop.{name}", run_name="__main__", alter_sys=True)
+    else:
+        advice = misspelled(name, known) or f"; there are {', '.join(known)}"
+        print(f"error: `{name}` is no program{advice}.", file=sys.stderr)
+        sys.exit(UsageError.exit_code)

@@ -1,12 +1,6 @@
-"""The flags of programs that use a trained network: its weights and its preprocessing.
+"""The flags of programs that use a trained network: its weights and its preprocessing."""
 
-Usage:
-
-    _NETWORK = network_flags.define()
-    network = _NETWORK.restore()                                  # in main: a `RestoredNetwork`
-"""
-
-import dataclasses
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Sequence
 
 from absl import flags
@@ -20,41 +14,27 @@ if TYPE_CHECKING:
 flags.disclaim_key_flags()  # the flags belong to the program that defines them and its --help
 
 
-@dataclasses.dataclass(frozen=True)
-class NetworkFlags:
-    """The flags, as absl's flag holders."""
-
-    checkpoint: flags.FlagHolder
-    model_dir: flags.FlagHolder
-    kind: flags.FlagHolder
-    normalization: flags.FlagHolder
-    image_size: flags.FlagHolder
-    crop: flags.FlagHolder
-    use_ema: flags.FlagHolder
-    cache_dir: flags.FlagHolder
-    labels_map_file: flags.FlagHolder
+class NetworkFlags(SimpleNamespace):
+    """The flags as absl's holders, by the names of `restore_network`'s arguments."""
 
     def restore(self, branch: str = "main") -> "RestoredNetwork":
-        """Restores the network that the flags describe; see `restore_network`."""
+        """Returns the network that the flags describe; see `restore_network`."""
         from efficientnet_advprop.inference.trained_network import restore_network
 
-        values = {field.name: getattr(self, field.name).value for field in dataclasses.fields(self)}
+        values = {name: flag.value for name, flag in vars(self).items()}
         return restore_network(**values, branch=branch)
 
     def require_unused(self, instead: str, besides: Sequence[str]) -> None:
-        """Raises a `ConfigError` if a flag was given that cannot be combined with
-        `--<instead>`.
-        """
-        for field in dataclasses.fields(self):
-            flag = getattr(self, field.name)
-            if flag.present and field.name not in besides:
+        """Raises a `ConfigError` if a flag does not go with `--<instead>`."""
+        for name, flag in vars(self).items():
+            if flag.present and name not in besides:
                 raise ConfigError(
-                    f"`--{field.name}` does not go with `--{instead}`; leave one of them out."
+                    f"`--{name}` does not go with `--{instead}`; leave one of them out."
                 )
 
 
 def define() -> NetworkFlags:
-    """Defines the flags; call it once per program."""
+    """Defines the flags, once per program."""
     return NetworkFlags(
         checkpoint=flags.DEFINE_string(
             "checkpoint",

@@ -5,31 +5,87 @@ In the repository they are in its folder configs/, in an installed package in a 
 of that name inside it.
 """
 
+import importlib.util
+import inspect
+import os
 import pathlib
-from typing import Optional
+import sys
+from types import ModuleType
+from typing import Any, Optional
+
+from efficientnet_advprop.config.fields import ConfigError
+from efficientnet_advprop.runtime.errors import misspelled
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _SHARED = ("__init__", "base")  # what recipes have in common is none
 
 
 def folder() -> pathlib.Path:
-    """Where the config files are."""
+    """Returns where the config files are."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
 def names() -> list[str]:
-    """The names of all: "advprop", …, "studies/digits"."""
+    """Returns the names of all: "advprop", …, "studies/digits"."""
     files = [file for file in sorted(folder().rglob("*.py")) if file.stem not in _SHARED]
     return [file.relative_to(folder()).with_suffix("").as_posix() for file in files]
 
 
 def find(name: str) -> Optional[str]:
-    """The path of a config file by its name, or None.
-
-    Args:
-        name: such as "advprop", "advprop:b3" or "studies/digits"; what follows a colon
-            is kept.
-    """
+    """Returns the path of a recipe "advprop" or "advprop:b3", with what follows the colon."""
     name, colon, variant = name.partition(":")
     return f"{folder() / name}.py{colon}{variant}" if name in names() else None
+
+
+def load(name: str) -> Any:
+    """Returns the config of a file or recipe; what follows a colon goes to its get_config().
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be used.
+    """
+    if not os.path.isfile(name.partition(":")[0]):
+        found = find(name)
+        if found is None:
+            advice = misspelled(name.partition(":")[0], names())
+            raise ConfigError(
+                f"`--config` is {name!r}, but there is no such file{advice}; try "
+                f"configs/advprop.py:b0, or the name of a recipe: {', '.join(names())}."
+            )
+        name = found
+    path, _, variant = name.partition(":")
+    try:
+        return _execute(path).get_config(*([variant] if variant else []))
+    except ConfigError:
+        raise
+    except Exception as error:  # the code of a config file may raise anything
+        raise ConfigError(
+            f"the config file cannot be used: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _execute(path: str) -> ModuleType:
+    name = f"recipe_{pathlib.Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"`--config` is {path!r}, but must be a Python file: NAME.py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for their module
+    spec.loader.exec_module(module)
+    return module
+
+
+def describe() -> list[str]:
+    """Returns a line on each recipe, and one on what may follow its colon."""
+    lines = []
+    for name in names():
+        module = _execute(str(folder() / f"{name}.py"))
+        summary = " ".join((module.__doc__ or "").partition("\n\n")[0].split())
+        lines += ["", f"{name}: {summary}"]
+        get_config = getattr(module, "get_config", None)  # a study has another function
+        if get_config is not None and inspect.signature(get_config).parameters:
+            try:
+                get_config("?")
+            except ValueError as error:  # the recipe's own words for what it takes
+                lines.append(f"    :{str(error).partition('must be ')[2]}")
+    return lines

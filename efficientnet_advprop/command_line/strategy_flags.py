@@ -1,13 +1,11 @@
 """The flags of programs that compute on several devices: which devices, and how to
 connect.
 
-Usage:
-
     _STRATEGY = strategy_flags.define()
     strategy = _STRATEGY.make()    # in main, before anything uses TensorFlow's devices
 """
 
-import dataclasses
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -20,33 +18,21 @@ if TYPE_CHECKING:
 flags.disclaim_key_flags()  # the flags belong to the program that defines them and its --help
 
 
-@dataclasses.dataclass(frozen=True)
-class StrategyFlags:
-    """The flags, as absl's flag holders."""
-
-    strategy: flags.FlagHolder
-    num_logical_devices: flags.FlagHolder
-    tpu: flags.FlagHolder
-    tpu_zone: flags.FlagHolder
-    tpu_project: flags.FlagHolder
-    connect_timeout: flags.FlagHolder
-    cluster_resolver: flags.FlagHolder
-    cluster_port: flags.FlagHolder
-    pod_selector: flags.FlagHolder
-    num_workers: flags.FlagHolder
+class StrategyFlags(SimpleNamespace):
+    """The flags as absl's holders, by the names of `make_strategy`'s arguments."""
 
     def make(self) -> "tf.distribute.Strategy":
-        """Creates the strategy that the flags describe; see `make_strategy`."""
+        """Returns the strategy that the flags describe; see `make_strategy`."""
         from tpu_utils.devices.strategy import make_strategy
 
-        values = {field.name: getattr(self, field.name).value for field in dataclasses.fields(self)}
+        values = {name: flag.value for name, flag in vars(self).items()}
         return make_strategy(
             values.pop("strategy"), timeout_seconds=values.pop("connect_timeout"), **values
         )
 
 
 def define() -> StrategyFlags:
-    """Defines the flags; call it once per program."""
+    """Defines the flags, once per program."""
     return StrategyFlags(
         strategy=flags.DEFINE_enum(
             "strategy",

@@ -7,10 +7,8 @@ says what is computed and is saved with every run; flags say where (folders, har
 """
 
 import dataclasses
-import difflib
 import json
 import re
-import typing
 from typing import Any, Optional
 
 from efficientnet_advprop.config import fields as config_fields
@@ -29,6 +27,7 @@ from efficientnet_advprop.config.fields import (
     probability,
 )
 from efficientnet_advprop.config.methods import AUGMENTED, METHODS
+from efficientnet_advprop.runtime.errors import misspelled
 from efficientnet_advprop.runtime.keras_variant import FORM, is_keras_variant
 
 # What a run may change when it is started again: none of it touches the weights it ends
@@ -460,7 +459,7 @@ class ExperimentConfig:
                 if f"{section}.{field_name}" not in known:
                     raise ConfigError(
                         f"`config.{section}.{field_name}` is in the saved config, but no field of"
-                        f" this version's; {_suggest(f'{section}.{field_name}', known)}"
+                        f" this version's; {suggest(f'{section}.{field_name}')}"
                     )
                 setattr(getattr(config, section), field_name, value)
         config.validate()
@@ -476,45 +475,58 @@ def differences(one: ExperimentConfig, other: ExperimentConfig) -> dict[str, tup
     }
 
 
-def check_override_name(name: str) -> None:
-    """Raises a `ConfigError` unless `name`, as in `--config.<name>=…`, is a field."""
-    known = {known_name for known_name, _, _ in flatten(ExperimentConfig())}
+def type_of(name: str) -> Any:
+    """Returns the annotated type of "section.field"; raises a `ConfigError` for no field."""
+    known = {known_name: hint for known_name, _, hint in flatten(ExperimentConfig())}
     if name not in known:
-        raise ConfigError(f"`config.{name}` is no field of the config; {_suggest(name, known)}")
+        raise ConfigError(
+            f"`config.{name}` is no field of the config; {suggest(name) or 'see --help.'}"
+        )
+    return known[name]
 
 
-def _suggest(name: str, known: typing.Iterable[str]) -> str:
-    namesakes = [other for other in known if other.split(".")[-1] == name.split(".")[-1]]
-    close = sorted({*difflib.get_close_matches(name, known, n=1, cutoff=0.8), *namesakes})
-    if close:
-        return f"did you mean {' or '.join(f'`config.{other}`' for other in close)}?"
-    siblings = sorted(other for other in known if other.split(".")[0] == name.split(".")[0])
-    return f"there are {', '.join(siblings or sorted(known))}."
+def override(config: ExperimentConfig, name: str, text: str) -> None:
+    """Sets "section.field" to the value that `text` means; raises a `ConfigError`."""
+    annotated = type_of(name)
+    try:
+        value = config_fields.parse(text, annotated)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"`config.{name}` is {text!r}, but must be {config_fields.type_rule(annotated)}."
+        ) from error
+    section, field_name = name.split(".")
+    setattr(getattr(config, section), field_name, value)
 
 
-def is_optional(name: str) -> bool:
-    """Whether "section.field" is a field that may be None."""
-    hints = {known: hint for known, _, hint in flatten(ExperimentConfig())}
-    return typing.get_origin(hints.get(name)) is typing.Union
+def suggest(name: str) -> str:
+    """Returns what "section.field", or a field's name alone, may have been meant for."""
+    known = sorted(known_name for known_name, _, _ in flatten(ExperimentConfig()))
+    typo = misspelled(name, [f"`config.{other}`" for other in known], f"`config.{name}`")
+    if typo:
+        return f"{typo.removeprefix('; ')}?"
+    # Fields of this name or with its words: which one is meant is the reader's to say.
+    section, _, field_name = name.rpartition(".")
+    words = set(field_name.split("_"))
+    siblings = [other for other in known if section and other.startswith(f"{section}.")]
+    namesakes = [other for other in known if other.endswith(f".{field_name}")]
+    related = [other for other in known if words <= set(other.rpartition(".")[2].split("_"))]
+    listed = [other for other in related if other in siblings] or namesakes or related or siblings
+    return f"there are {', '.join(f'`config.{other}`' for other in listed)}." if listed else ""
 
 
-def type_rule(name: str, value: Any) -> str:
-    """Returns the complaint that `value` has not the type of "section.field"."""
-    annotated = {known: hint for known, _, hint in flatten(ExperimentConfig())}[name]
-    return f"`config.{name}` is {value!r}, but must be {config_fields.type_rule(annotated)}"
-
-
-def describe_fields() -> str:
-    """Returns a line per field: default, meaning, unit and rule, under its section."""
+def describe_fields() -> list[tuple[str, list[tuple[str, Any, str]]]]:
+    """Returns a line on each section, with its fields' names, defaults and meanings."""
     config = ExperimentConfig()
-    lines = []
+    described = []
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
-        lines.append(f"{section.name}: {(type(part).__doc__ or '').splitlines()[0]}")
-        for name, value in dataclasses.asdict(part).items():
-            meaning = config_fields.help_of(part, name)
-            lines.append(f"  {section.name}.{name} = {value!r}: {meaning}")
-    return "\n".join(lines)
+        summary = (type(part).__doc__ or "").partition("\n\n")[0]
+        fields = [
+            (f"{section.name}.{name}", value, config_fields.help_of(part, name))
+            for name, value in dataclasses.asdict(part).items()
+        ]
+        described.append((f"{section.name}: {' '.join(summary.split())}", fields))
+    return described
 
 
 def _are_sections(sections: Any) -> bool:

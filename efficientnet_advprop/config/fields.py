@@ -89,6 +89,23 @@ def type_rule(annotated: Any) -> str:
     return f"{_KINDS[expected]}{' or None' if is_optional else ''}"
 
 
+def is_switch(annotated: Any) -> bool:
+    """Returns whether a field is true or false."""
+    return _expected(annotated)[0] is bool
+
+
+def parse(text: str, annotated: Any) -> Any:
+    """Returns the value that an override's text means; raises a `ValueError` if it has none."""
+    expected, is_optional = _expected(annotated)
+    if is_optional and text.lower() == "none":
+        return None
+    if expected is bool:
+        return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}[
+            text.lower()
+        ]
+    return expected(text)
+
+
 def broken_rule(section: Any, name: str, value: Any, annotated: Any) -> Optional[str]:
     """Returns why a field may not have `value`, in words that follow "but"; None if it may."""
     expected, is_optional = _expected(annotated)

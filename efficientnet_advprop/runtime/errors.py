@@ -12,7 +12,9 @@ its value, the rule and the solution, in at most ten lines. Of a long list of na
 message shows only the first few (`list_names`).
 """
 
-from typing import Sequence
+import difflib
+import re
+from typing import Iterable, Sequence
 
 MAX_LINES = 10  # of a message
 _MAX_CHARACTERS = 2000  # of a line; messages of libraries may be longer
@@ -47,6 +49,35 @@ def list_lines(lines: Sequence[str], num_shown: int = 6) -> str:
     """
     more = [f"… and {len(lines) - num_shown} more"] if len(lines) > num_shown else []
     return "".join(f"\n  {line}" for line in [*lines[:num_shown], *more])
+
+
+def misspelled(name: str, known: Iterable[str], shown: str = "") -> str:
+    """Returns "; did you mean …" with the known name of which `name` is a misspelling, or "".
+
+    Other words mean other things: batch_size is neither eval_batch_size nor batch_sizes_2.
+
+    Args:
+        name: what was given.
+        known: the right names, as they are to be shown.
+        shown: `name` as it would be shown among them.
+    """
+
+    def parts(text: str) -> list[str]:
+        return re.findall(r"[^\W_]+", text)
+
+    def is_close(word: str, other: str) -> bool:
+        if any(character.isdigit() for character in word + other):
+            return word == other  # b3 is not a misspelling of b2
+        return difflib.SequenceMatcher(None, word, other).ratio() >= 0.6
+
+    given = parts(shown or name)
+    candidates = []
+    for other in known:
+        words = parts(other)
+        if len(words) == len(given) and all(map(is_close, given, words)):
+            candidates.append(other)
+    found = difflib.get_close_matches(shown or name, candidates, n=1, cutoff=0.8)
+    return f"; did you mean {found[0]}" if found else ""
 
 
 def shorten(message: str) -> str:

@@ -191,14 +191,29 @@ def test_differences_name_the_fields():
 
 
 def test_override_names_are_checked():
-    config_lib.check_override_name("attack.epsilon")
-    with pytest.raises(
-        ConfigError,
-        match=(
-            r"`config.epsilon` is no field.*`config.attack.epsilon` or `config.optimizer.epsilon`"
+    config = ExperimentConfig()
+    config_lib.override(config, "attack.epsilon", "3")
+    config_lib.override(config, "model.dropout_rate", "none")
+    assert (config.attack.epsilon, config.model.dropout_rate) == (3.0, None)
+    with pytest.raises(ConfigError, match="`config.epsilon`"):
+        config_lib.override(config, "epsilon", "3")
+
+
+@pytest.mark.parametrize(
+    "name, suggestion",
+    [
+        ("attack.epslon", "did you mean `config.attack.epsilon`?"),
+        # Another meaning is never suggested, only listed.
+        (
+            "training.batch_size",
+            "there are `config.training.eval_batch_size`, `config.training.global_batch_size`.",
         ),
-    ):
-        config_lib.check_override_name("epsilon")
+        ("epsilon", "there are `config.attack.epsilon`, `config.optimizer.epsilon`."),
+        ("modle", ""),
+    ],
+)
+def test_only_a_misspelling_is_taken_for_another_name(name, suggestion):
+    assert config_lib.suggest(name) == suggestion
 
 
 def get_config(file, *variant):

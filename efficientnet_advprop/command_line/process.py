@@ -1,0 +1,106 @@
+"""What a program needs of its process: streams that take any text, and an orderly end.
+
+Importing this module prepares the streams and, in a program of this package, takes over
+Ctrl-C: it is the first import of every program.
+"""
+
+import atexit
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Optional
+
+INTERRUPTED = 130  # the convention of shells: 128 + SIGINT
+UNREAD = 141  # likewise, SIGPIPE: who reads the output, such as `head`, has ended
+
+
+def _prepare_streams() -> None:
+    """Replaces closed streams, and has the others replace what they cannot show."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # `>&-`: the next file that is opened would become the output
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, this one
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):  # not a notebook's or a test's own
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _Stop:
+    """Handles the signals that stop a program."""
+
+    exit_codes = {signal.SIGINT: INTERRUPTED}
+    messages = {signal.SIGINT: "stopped by Ctrl-C.", signal.SIGTERM: "stopped by SIGTERM."}
+    received: Optional[signal.Signals] = None  # that has come
+    is_running = False  # `main`, which can clean up
+
+    def __call__(self, number: int, frame: Optional[FrameType]) -> None:
+        self.received = signal.Signals(number)
+        # Libraries that are being imported turn an exception into one of their own, or go on
+        # without what they were importing.
+        while self.is_running and frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                self.is_running = False
+            frame = frame.f_back
+        if not self.is_running:
+            print(self.messages[self.received], file=sys.stderr, flush=True)
+            os._exit(self.exit_codes[self.received])
+        raise KeyboardInterrupt(self.messages[self.received])
+
+
+stop = _Stop()
+
+
+def handle_interrupt() -> None:
+    """Has Ctrl-C stop the program with one line, whatever it is doing."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as by nohup
+        signal.signal(signal.SIGINT, stop)
+
+
+def handle_sigterm(exit_code: int) -> None:
+    """Has SIGTERM stop the program as Ctrl-C does, with this exit code."""
+    stop.exit_codes = {**stop.exit_codes, signal.SIGTERM: exit_code}
+    signal.signal(signal.SIGTERM, stop)
+
+
+def leave_output() -> int:
+    """Writes no more to an output that nobody reads; returns the exit code."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())  # what is still in a buffer goes there at the end
+    os.close(nowhere)
+    return UNREAD
+
+
+_exit_code = 0
+
+
+def ends_with(code: int) -> None:
+    """Notes the exit code of the program, which is about to end."""
+    global _exit_code
+    _exit_code = code
+    if signal.getsignal(signal.SIGINT) is stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end itself is not to be interrupted
+
+
+def _end_failed_program() -> None:
+    # An error leaves input pipelines open, whose threads read ahead. `data.python_calls`
+    # keeps them out of Python; but a call that TensorFlow has queued for seconds, on a busy
+    # machine, still comes too late, and the process would hang or abort instead of giving
+    # its exit code. What was registered first is called last: threads are joined by now.
+    if _exit_code:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_exit_code)
+
+
+atexit.register(_end_failed_program)
+_prepare_streams()
+_main = getattr(sys.modules["__main__"], "__spec__", None)
+if _main is not None and _main.name.startswith("efficientnet_advprop."):
+    handle_interrupt()

@@ -6,24 +6,24 @@
 STACK :=
 VENV := .venv$(addprefix -,$(STACK))
 PYTHON := $(VENV)/bin/python
+OUTBUILDINGS := ./advprop_experiments ./advprop_preflight
 # TensorFlow starts with three "errors" about CUDA factories that mean nothing; real ones reach Python as exceptions.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
-export PYTHONPATH := $(CURDIR)
 
 help:  ## this list
 	@echo "AdvProp in TensorFlow. make <target>, where <target> is"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/installed  ## train a small network three ways on handwritten digits; report in runs/demo/report.html
+demo: $(VENV)/package  ## train a small network three ways on handwritten digits; report in runs/demo/report.html
 	$(PYTHON) -m efficientnet_advprop.demo --config=configs/demo.py
 
-train-two-workers: $(VENV)/installed  ## two processes train together, one is killed, both go on: same bits (some minutes)
+train-two-workers: $(VENV)/package  ## two processes train together, one is killed, both go on: same bits (some minutes)
 	$(PYTHON) examples/train_two_workers.py
 
-test: $(VENV)/installed  ## all tests but the slow ones
+test: $(VENV)/package  ## all tests but the slow ones
 	$(PYTHON) -m pytest -q -m "not slow" --numprocesses=2 --dist=loadfile
 
-test-slow: $(VENV)/installed  ## the slow tests
+test-slow: $(VENV)/package  ## the slow tests
 	$(PYTHON) -m pytest -q -m slow
 
 test-stacks:  ## all tests but the slow ones on every stack, each in an environment of its own
@@ -37,7 +37,7 @@ test-stacks:  ## all tests but the slow ones on every stack, each in an environm
 check-tpu-stack:  ## what a TPU VM has, on a machine without a TPU: its CPU passes the tests, --strategy=tpu reaches the driver
 	@TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 $(MAKE) STACK=tpu test
 
-lint: $(VENV)/installed  ## style, format and types: ruff and mypy
+lint: $(VENV)/package  ## style, format and types: ruff and mypy
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
@@ -45,14 +45,14 @@ lint: $(VENV)/installed  ## style, format and types: ruff and mypy
 # make bench BENCH=benchmarks/train_step.py
 BENCH ?= $(wildcard benchmarks/*.py)
 
-bench: $(VENV)/installed  ## the measurements, hours of an otherwise idle machine; one of them: BENCH=benchmarks/train_step.py
+bench: $(VENV)/package  ## the measurements, hours of an otherwise idle machine; one of them: BENCH=benchmarks/train_step.py
 	@for script in $(BENCH); do echo "== $$script"; $(PYTHON) "$$script" || exit 1; done
 
 # make preflight PREFLIGHT="--config=configs/advprop.py:b7 --topology=v3:2x2 --find_batch_size"; docs/preflight.md
 PREFLIGHT ?= --config=configs/advprop.py:b0 --topology=v3:2x2 --replica_batch_size=32
 
-preflight: $(VENV)/installed .venv-preflight/installed  ## compile a training step for a TPU, without a TPU: PREFLIGHT="--config=…"
-	$(PYTHON) -m tpu_utils.preflight --compiler_python=.venv-preflight/bin/python $(PREFLIGHT)
+preflight: $(VENV)/package .venv-preflight/installed  ## compile a training step for a TPU, without a TPU: PREFLIGHT="--config=…"
+	$(PYTHON) -m efficientnet_advprop.preflight --compiler_python=.venv-preflight/bin/python $(PREFLIGHT)
 
 clean:  ## remove the virtual environments, runs and caches
 	rm -rf .venv .venv-* runs .pytest_cache .ruff_cache .mypy_cache
@@ -83,7 +83,12 @@ $(VENV)/installed: requirements.txt requirements-tf221.txt requirements-tpu.txt
 	echo "Making $(VENV) with Python $$version ($$found): $$stack, $$(grep -c == $$pins) packages of $$pins (1 to 2 GB, a few minutes) ..."; \
 	rm -rf $(VENV) && $$found -m venv $(VENV) && \
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --progress-bar off --no-deps -r $$pins
-	@TPU_SKIP_MDS_QUERY=1 $(PYTHON) -c 'import efficientnet_advprop, tensorflow as tf; print("Installed: TensorFlow", tf.__version__)'
+	@TPU_SKIP_MDS_QUERY=1 $(PYTHON) -c 'import efficientnet_advprop.keras2, tensorflow as tf; print("Installed: TensorFlow", tf.__version__)'
+	@touch $@
+
+# The package itself and its outbuildings, editable, so that every program of the repository runs from any folder.
+$(VENV)/package: $(VENV)/installed pyproject.toml setup.py $(wildcard advprop_*/pyproject.toml)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(addprefix -e ,. $(OUTBUILDINGS))
 	@touch $@
 
 # The TPU's compiler, which cannot share an environment with TensorFlow 2.15.

@@ -6,7 +6,7 @@ CONFIGS = "efficientnet_advprop.configs"  # `command_line.recipes` looks there
 
 setup(
     packages=[
-        *find_packages(include=["efficientnet_advprop*", "tpu_utils*", "advprop_*"]),
+        *find_packages(include=["efficientnet_advprop*", "tpu_utils*"]),
         CONFIGS,
         f"{CONFIGS}.studies",
     ],

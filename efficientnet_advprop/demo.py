@@ -43,6 +43,7 @@ def main(argv):
     config = program.read_config(_CONFIG)
     output_dir = _OUTPUT_DIR.value
     started = time.monotonic()
+    program.require_extra("experiments")
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from advprop_experiments import demo_report, demonstration, execution, plan, report, run_scores
 

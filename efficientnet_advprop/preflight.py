@@ -56,6 +56,7 @@ _COMPILER_PYTHON = flags.DEFINE_string(
 def main(argv):
     del argv
     config = program.read_config(_CONFIG)
+    program.require_extra("preflight")
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from advprop_preflight import preflight_results, tpu_compiler
     from advprop_preflight.batch_search import find_largest_batch

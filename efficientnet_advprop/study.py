@@ -18,13 +18,16 @@ report.html, report.json, report.md (the tables) and claims.png (the contrasts) 
 """
 
 import os
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from advprop_experiments import plan, run_scores
 from efficientnet_advprop.command_line import program, recipes
 from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.runtime.files import format_duration, write_atomically
+
+if TYPE_CHECKING:
+    from advprop_experiments import plan
 
 _STUDY = flags.DEFINE_string(
     "study",
@@ -45,7 +48,9 @@ _REPORT = flags.DEFINE_bool("report", False, "only report on the runs that are d
 _RUN = flags.DEFINE_string("run", None, "only this run, in this process: <arm>/seed_<n>")
 
 
-def _format_plan(study: plan.Study, output_dir: str, num_parallel: int) -> str:
+def _format_plan(study: "plan.Study", output_dir: str, num_parallel: int) -> str:
+    from advprop_experiments import run_scores
+
     entries = run_scores.progress(study, output_dir)
     lines = [
         f"{entry.run.name:40s} {format_duration(entry.seconds):>12s}  "
@@ -67,6 +72,9 @@ def main(argv):
         raise ConfigError(
             "`--study` is missing; give a study's file, such as --study=configs/studies/digits.py."
         )
+    program.require_extra("experiments")
+    from advprop_experiments import plan, run_scores
+
     study = plan.load_study(recipes.find(_STUDY.value) or _STUDY.value)
     output_dir = _OUTPUT_DIR.value
     num_parallel = _NUM_PARALLEL.value or run_scores.default_num_parallel()

@@ -6,12 +6,11 @@ import ast
 import importlib.util
 import pathlib
 import re
-import sys
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
+from efficientnet_advprop.command_line import recipes
+from efficientnet_advprop.config import experiment
 from efficientnet_advprop.reports.published_results import find_published
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -38,13 +37,13 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_configs_that_are_mentioned_are_valid(command, monkeypatch):
-    arguments = ["train", *f"--config={command}".split()]
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", arguments)  # where config_flags looks for overrides
-    values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values)
-    values(arguments)
-    config.value.validate()
+    path, *overrides = command.split()
+    config = recipes.load(path)
+    for override in overrides:
+        name, _, value = override.removeprefix("--config.").partition("=")
+        experiment.override(config, name, value)
+    config.validate()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,6 +11,7 @@ reads the output any more. A traceback always means a bug of this package.
 
 from efficientnet_advprop.command_line import process  # isort: skip  # first: see there
 
+import importlib.util
 import logging
 import os
 import sys
@@ -32,6 +33,7 @@ from efficientnet_advprop.runtime.errors import (  # noqa: E402
     misspelled,
     shorten,
 )
+from efficientnet_advprop.runtime.stack import StackError  # noqa: E402
 from tpu_utils.errors import brief_message  # noqa: E402
 
 BAD_USAGE = UsageError.exit_code
@@ -139,6 +141,15 @@ def _report(error: BaseException) -> int:
     if _is_of_a_file_system(error):
         return _print_error(brief_message(error), FAILED)
     raise error
+
+
+def require_extra(name: str) -> None:
+    """Raises a `StackError` unless the distribution is installed that the extra `name` brings."""
+    if importlib.util.find_spec(f"advprop_{name}") is None:
+        raise StackError(
+            f"This program needs advprop_{name}, which is not installed: pip install "
+            f"'efficientnet-advprop[{name}]', or in the repository ./advprop_{name}."
+        )
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ In the repository they are in its folder configs/, in an installed package in a 
 of that name inside it.
 """
 
+import ast
 import importlib.util
 import inspect
 import os
@@ -79,13 +80,17 @@ def describe() -> list[str]:
     """Returns a line on each recipe, and one on what may follow its colon."""
     lines = []
     for name in names():
-        module = _execute(str(folder() / f"{name}.py"))
-        summary = " ".join((module.__doc__ or "").partition("\n\n")[0].split())
+        path = folder() / f"{name}.py"
+        code = ast.parse(path.read_text(encoding="utf-8"))
+        summary = " ".join((ast.get_docstring(code) or "").partition("\n\n")[0].split())
         lines += ["", f"{name}: {summary}"]
-        get_config = getattr(module, "get_config", None)  # a study has another function
-        if get_config is not None and inspect.signature(get_config).parameters:
+        if any(getattr(node, "name", "") == "get_config" for node in code.body):  # else a study
+            get_config = _execute(str(path)).get_config
             try:
+                inspect.signature(get_config).bind("?")
                 get_config("?")
+            except TypeError:
+                continue  # it takes nothing
             except ValueError as error:  # the recipe's own words for what it takes
                 lines.append(f"    :{str(error).partition('must be ')[2]}")
     return lines

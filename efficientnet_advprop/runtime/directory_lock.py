@@ -1,24 +1,16 @@
 """One process at a time writes into a folder: a second one is told who is there.
 
-    with DirectoryLock("runs/b3", "model_dir"):
-        # raises `DirectoryInUseError` while another process lives
+    with DirectoryLock("runs/b3", "model_dir"):       # a `RunError` while another process lives
         ...
 
-A process that was killed must not keep the next one out, so the lock is not that a file
-exists:
-
-* On a local or shared file system the operating system locks the file `lock`, and unlocks it when
-  its process ends, however it ends.
-* On gs:// and other object stores, and on file systems without such locks, the file names its
-  process (host, number, start) and is written anew every 15 seconds. A process of this host is
-  looked up; of another host's, the file is watched for 40 seconds: if it is not written again, its
-  process is gone.
+An OS lock, so that a stale file never blocks the next run. Where there is none (gs:// and
+other object stores, some network file systems), the file is written anew every 15 seconds,
+and whoever comes watches it for 40: if it does not change, its process is gone.
 
 Not covered: two processes that begin on an object store within the same second may both
-succeed, since there is no way to write a file only if it is absent that all of
-TensorFlow's file systems have; each looks again after a second, which leaves the time
-between a write and its being seen. A host that hangs for longer than 40 seconds is
-taken for gone.
+succeed, since not all of TensorFlow's file systems can write a file only if it is absent;
+each looks again after a second. A host that hangs for longer than 40 seconds is taken for
+gone.
 """
 
 import contextlib
@@ -30,18 +22,12 @@ import time
 import uuid
 from typing import BinaryIO, Optional
 
-from efficientnet_advprop.runtime.errors import UserError
+from efficientnet_advprop.runtime.errors import RunError
 from efficientnet_advprop.runtime.files import is_remote, write_atomically
 
 LOCK_FILE = "lock"
 _BEAT_SECONDS, _WATCH_SECONDS, _SETTLE_SECONDS = 15.0, 40.0, 1.0
 _FILE_BYTES = 1024
-
-
-class DirectoryInUseError(UserError, RuntimeError):
-    """Another process is writing into the folder; the message says which, and what to
-    do.
-    """
 
 
 class DirectoryLock:
@@ -58,7 +44,6 @@ class DirectoryLock:
         self._me = {
             "host": socket.gethostname(),
             "process": os.getpid(),
-            "started": _start_of(os.getpid()),
             "token": uuid.uuid4().hex,
         }
         self._file: Optional[BinaryIO] = None  # that the operating system has locked
@@ -71,9 +56,11 @@ class DirectoryLock:
         tf.io.gfile.makedirs(self._directory)
         is_locked = not is_remote(self._directory) and self._lock_file()
         holder = self._read()
-        if holder is not None and self._is_alive(holder, is_locked):
-            self._unlock_file()
-            raise self._in_use(holder)
+        # Another host's lock may be invisible here, and this host's is proof enough.
+        if holder and not (is_locked and holder["host"] == self._me["host"]):
+            if self._is_beating(holder):
+                self._unlock_file()
+                raise self._in_use(holder)
         self._write()
         if not is_locked:
             time.sleep(_SETTLE_SECONDS)  # for another one that has just done the same
@@ -95,11 +82,7 @@ class DirectoryLock:
         self._unlock_file()
 
     def _lock_file(self) -> bool:
-        """Has the operating system lock the file; False where it cannot.
-
-        Raises:
-            DirectoryInUseError: another process has locked it.
-        """
+        """Has the operating system lock the file; returns False where it cannot."""
         try:
             import fcntl
         except ImportError:  # not on this operating system
@@ -118,8 +101,7 @@ class DirectoryLock:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
                     return True
-            # The process that had it has just ended and removed this file: once more,
-            # with the next.
+            # The process that had it has just ended and removed this file.
             self._unlock_file()
 
     def _unlock_file(self) -> None:
@@ -127,30 +109,25 @@ class DirectoryLock:
             self._file.close()
             self._file = None
 
-    def _is_alive(self, holder: dict, is_locked: bool) -> bool:
-        """Whether the process that the file names still runs."""
-        if holder["host"] == self._me["host"]:
-            # A lock of the system's that is ours proves that it is gone.
-            return not is_locked and holder["started"] == _start_of(holder["process"])
+    def _is_beating(self, holder: dict) -> bool:
+        """Returns whether the file is written again while it is watched."""
         deadline = time.monotonic() + _WATCH_SECONDS
         while time.monotonic() < deadline:
-            time.sleep(1.0)
+            time.sleep(min(1.0, _BEAT_SECONDS))
             now = self._read()
-            if now is None:
-                return False
             if now != holder:
-                return True
+                return now is not None
         return False
 
-    def _in_use(self, holder: Optional[dict]) -> DirectoryInUseError:
+    def _in_use(self, holder: Optional[dict]) -> RunError:
         who = f"process {holder['process']} on {holder['host']}" if holder else "another process"
-        return DirectoryInUseError(
+        return RunError(
             f"`{self._argument}` is {self._directory!r}, in which {who} is at work; wait until it "
             "has ended, stop it, or use another folder."
         )
 
     def _read(self) -> Optional[dict]:
-        """Who the file says has the lock; None: nobody, or it does not say."""
+        """Returns who the file says has the lock; None: nobody, or it does not say."""
         import tensorflow as tf
 
         try:
@@ -173,19 +150,3 @@ class DirectoryLock:
         while not self._over.wait(_BEAT_SECONDS):
             with contextlib.suppress(OSError, tf.errors.OpError):
                 self._write()
-
-
-def _start_of(process: int) -> str:
-    """When a process of this host started, as its system counts; "" if there is none,
-    or no telling.
-
-    The number alone is not enough: numbers are given again, and in containers often the
-    same one.
-    """
-    try:
-        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-            ticks = file.read().rpartition(")")[2].split()[19]  # the name may hold spaces
-        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
-            return f"{file.read().strip()}+{ticks}"
-    except (OSError, IndexError):
-        return ""

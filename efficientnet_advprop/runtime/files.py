@@ -1,11 +1,7 @@
-"""Files that are there whole or not at all, what folders hold, and durations in words.
+"""Files and folders, local and remote; durations in words.
 
-    write_atomically("gs://bucket/run/config.json", text.encode())
-    list_folder("runs/b3")                                         # ["best", "config.json", …]
-    format_duration(725)                                          # "12 min 05 s"
-
-TensorFlow, which reads and writes remote file systems, is imported only when a file is
-touched: the config and the flags stand on this module and start without it.
+TensorFlow, which reads and writes remote file systems, is imported only when a remote file
+is touched: the config and the flags stand on this module and start without it.
 """
 
 import functools
@@ -17,12 +13,12 @@ from typing import Sequence
 
 
 def is_remote(path: str) -> bool:
-    """Whether only TensorFlow reaches `path`: "gs://…", and other addresses."""
+    """Returns whether only TensorFlow reaches `path`: "gs://…", and other addresses."""
     return "://" in path
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file or folder, local or remote."""
+    """Returns whether there is such a file or folder."""
     if not is_remote(path):
         return os.path.exists(path)
     import tensorflow as tf
@@ -31,10 +27,8 @@ def exists(path: str) -> bool:
 
 
 def read_text(path: str) -> str:
-    """The text of a UTF-8 file, local or remote.
-
-    Raises:
-        OSError: a local one cannot be read. `tf.errors.OpError`: a remote one.
+    """Returns the text of a UTF-8 file; raises an OSError or, of a remote one, a
+    `tf.errors.OpError`.
     """
     if not is_remote(path):
         with open(path, encoding="utf-8") as file:
@@ -46,9 +40,7 @@ def read_text(path: str) -> str:
 
 
 def temporary_path(path: str) -> str:
-    """Where a file is written before it gets its name: in the same folder, so that it
-    can be renamed.
-    """
+    """Returns where a file is written before it gets its name: in the same folder."""
     return f"{path}.{uuid.uuid4().hex}.tmp"
 
 
@@ -66,17 +58,12 @@ def remove_temporaries(paths: Sequence[str]) -> None:
 
 
 def list_folder(folder: str) -> list[str]:
-    """The names of all that a folder holds, sorted, those of folders without a slash at
-    the end.
+    """Returns the sorted names in a folder, "" being the present one; no slash ends a name.
 
-    Args:
-        folder: local or remote; "" is the present one.
-
-    Returns:
-        The names. TensorFlow's own listing fails where one name is no text in UTF-8;
-        here such a name is as Python keeps it, and `printable` shows it.
+    TensorFlow's own listing fails where one name is no text in UTF-8; here such a name is
+    as Python keeps it, and `printable` shows it.
     """
-    if "://" not in folder:
+    if not is_remote(folder):
         return sorted(os.listdir(folder or "."))
     import tensorflow as tf
 
@@ -84,7 +71,7 @@ def list_folder(folder: str) -> list[str]:
 
 
 def printable(name: str) -> str:
-    """A file's name as text: bytes that are no UTF-8 become, for instance, "\\xe9"."""
+    """Returns a file's name as text; a byte that is no UTF-8 becomes, for instance, "\\xe9"."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -94,19 +81,13 @@ def _folder_of_links() -> "tempfile.TemporaryDirectory[str]":
 
 
 def without_pattern(path: str) -> str:
-    """A path to the same files that TensorFlow's readers cannot take for a pattern.
+    """Returns a path to the same files that TensorFlow's readers cannot take for a pattern.
 
     They look for a checkpoint by its prefix *as a pattern*, so that below a folder
-    "runs [1]" none is ever found. Such a path is replaced by one of links in a
+    "runs [1]" none is ever found. Such a folder or prefix is replaced by one of links in a
     temporary folder, until the process ends.
-
-    Args:
-        path: a folder, or a prefix of files such as a checkpoint's; local or remote.
-
-    Returns:
-        The path itself, where it is remote or has no such character.
     """
-    if "://" in path or not re.search(r"[*?\[\\]", path):
+    if is_remote(path) or not re.search(r"[*?\[\\]", path):
         return path
     folder, prefix = os.path.split(os.path.abspath(path))
     names = list_folder(folder) if os.path.isdir(folder) else []
@@ -120,7 +101,7 @@ def without_pattern(path: str) -> str:
 
 
 def write_atomically(path: str, contents: bytes) -> None:
-    """Writes a file that is there whole or not at all, and its folder if there is none."""
+    """Writes a file that is there whole or not at all; makes its folder if there is none."""
     import tensorflow as tf
 
     tf.io.gfile.makedirs(os.path.dirname(path) or ".")
@@ -136,7 +117,7 @@ def write_atomically(path: str, contents: bytes) -> None:
 
 
 def format_duration(seconds: float) -> str:
-    """A duration as "42 s", "12 min 05 s" or "3 h 07 min"."""
+    """Returns a duration as "42 s", "12 min 05 s" or "3 h 07 min"."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

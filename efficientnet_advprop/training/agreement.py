@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
-from efficientnet_advprop.runtime.directory_lock import DirectoryInUseError, DirectoryLock
-from efficientnet_advprop.runtime.errors import UserError
+from efficientnet_advprop.runtime.directory_lock import DirectoryLock
+from efficientnet_advprop.runtime.errors import RunError, UserError
 from efficientnet_advprop.training import checkpoints
 from efficientnet_advprop.training.checkpoints import CheckpointError
 from tpu_utils.devices.workers import Workers
@@ -72,7 +72,7 @@ def hold_model_dir(workers: Workers, model_dir: str) -> Iterator[None]:
     all workers.
 
     Raises:
-        DirectoryInUseError: another run is at work there; the same on all workers.
+        RunError: another run is at work there; the same on all workers.
         CheckpointError: the directory cannot be written.
     """
     own_error: Optional[UserError] = None
@@ -80,7 +80,7 @@ def hold_model_dir(workers: Workers, model_dir: str) -> Iterator[None]:
         if workers.is_chief:
             try:
                 stack.enter_context(DirectoryLock(model_dir, "model_dir"))
-            except DirectoryInUseError as error:
+            except RunError as error:
                 own_error = error
             except (tf.errors.OpError, OSError) as error:
                 own_error = checkpoints.cannot_be_written(model_dir, error)
@@ -88,7 +88,7 @@ def hold_model_dir(workers: Workers, model_dir: str) -> Iterator[None]:
         if own_error is not None:
             raise own_error
         if messages:
-            raise DirectoryInUseError(max(messages["error"], key=len))
+            raise RunError(max(messages["error"], key=len))
         yield
 
 

@@ -63,6 +63,7 @@ class Result(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
+    folder: str
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,16 @@ def run(tmp_path_factory):
         " ExperimentConfig(modle=1)\n"
     )
     (folder / "other.py").write_text("def get_config():\n    return {}\n")
+    lines = (
+        "\ufeff# comment\r\n--config=configs/advprop.py:b0\r\n\r\n  --config.attack.epsilon 2\r\n"
+    )
+    lines += "// another\r\n--noconfig.attack.targeted\r\n--config.data.num_train_examples=300"
+    (folder / "flags.txt").write_text(lines)
+    (folder / "nested.txt").write_text(f"--flagfile={folder}/flags.txt\n")
+    (folder / "recipe.txt").write_text("--config=digits:vanilla\n--config.attack.epsilon=2\n")
+    (folder / "utf16.txt").write_text(lines, encoding="utf-16")
+    (folder / "endless.txt").write_text(f"--flagfile={folder}/endless.txt")
+    (folder / "wrong.txt").write_text("--config=digits\n--config.attack.epsilon=big")
     programs = subprocess.Popen(
         [sys.executable, str(folder / "program.py")],
         cwd=ROOT,
@@ -86,7 +97,7 @@ def run(tmp_path_factory):
 
     def run(*arguments):
         print(json.dumps(arguments).replace("FOLDER", str(folder)), file=programs.stdin, flush=True)
-        return Result(*json.loads(programs.stdout.readline()))
+        return Result(*json.loads(programs.stdout.readline()), str(folder))
 
     yield run
     programs.stdin.close()
@@ -97,51 +108,62 @@ CONFIG = "--config=configs/advprop.py:b0"
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "arguments, parts",
     [
-        ([], "`--config` is missing"),
-        (["--config=none.py"], "`--config` is 'none.py', but there is no such file"),
-        (["--config=configs/advprop.py:b9"], "`variant` is 'b9', but must be one of b0, "),
-        (["--config=FOLDER/broken.py"], "ModuleNotFoundError: No module named 'no_such_module'"),
-        (["--config=FOLDER/typo.py"], "unexpected keyword argument 'modle'"),
-        (["--config=FOLDER/other.py"], "returned dict"),
-        (
-            [CONFIG, "--config.attack.epsilon=-1"],
-            "`config.attack.epsilon` is -1.0, but must be ≥ 0",
-        ),
-        (
-            [CONFIG, "--config.attack.epsilon=big"],
-            "`config.attack.epsilon` is 'big', but must be a number.",
-        ),
-        (
-            [CONFIG, "--config.attack.num_steps=1.5"],
-            "`config.attack.num_steps` is '1.5', but must be a whole number.",
-        ),
-        (
-            [CONFIG, "--config.attack.targeted=maybe"],
-            "`config.attack.targeted` is 'maybe', but must be true or false.",
-        ),
+        ([], ["`--config` is missing"]),
+        (["--config=none.py"], ["`--config` is 'none.py'", "no such file"]),
+        (["--config=advpropp"], ["`--config` is 'advpropp'", "did you mean advprop"]),
+        (["--config=configs/advprop.py:b9"], ["is 'b9'", "b0, "]),
+        (["--config=configs"], ["`--config`"]),
+        (["--config=FOLDER/broken.py"], ["ModuleNotFoundError", "no_such_module"]),
+        (["--config=FOLDER/typo.py"], ["unexpected keyword argument 'modle'"]),
+        (["--config=FOLDER/other.py"], ["returned dict"]),
+        ([CONFIG, "--config.attack.epsilon=-1"], ["`config.attack.epsilon` is -1.0", "≥ 0"]),
+        ([CONFIG, "--config.attack.epsilon=big"], ["`config.attack.epsilon` is 'big'", "number"]),
+        ([CONFIG, "--config.attack.num_steps=1.5"], ["`config.attack.num_steps` is '1.5'"]),
+        ([CONFIG, "--config.attack.targeted=maybe"], ["`config.attack.targeted` is 'maybe'"]),
+        ([CONFIG, "--noconfig.attack.epsilon"], ["`--noconfig.attack.epsilon`"]),
         (
             [CONFIG, "--config.attack.epslon=1"],
-            (
-                "`config.attack.epslon` is no field of the config; did you mean"
-                " `config.attack.epsilon`?"
-            ),
+            ["`config.attack.epslon`", "`config.attack.epsilon`?"],
         ),
-        ([CONFIG, "--config.attack=none"], "`config.attack` is no field"),
-        ([CONFIG, "--config.attack.num_steps"], "Missing value for flag --config.attack.num_steps"),
-        (["--config.attack.epsilon=1", CONFIG], "comes before --config="),
-        ([CONFIG, "--data_dri=x"], "Unknown command line flag 'data_dri'"),
-        ([CONFIG, "stray"], "`stray` is not a flag"),
+        ([CONFIG, "--config.attack=none"], ["`config.attack` is no field"]),
+        ([CONFIG, "--config.attack.num_steps"], ["`--config.attack.num_steps` has no value"]),
+        ([CONFIG, "--data_dri=x"], ["`--data_dri`"]),
+        ([CONFIG, "--confgi=x"], ["`--confgi`", "did you mean --config"]),
+        ([CONFIG, "--batch_size=3"], ["`--batch_size`", "`config.training.global_batch_size`"]),
+        ([CONFIG, "stray"], ["`stray` is not a flag"]),
         # As Python hands over the byte E9 of an old name in Latin-1.
-        ([CONFIG, "--data_dir=caf\udce9"], r"`--data_dir=caf\xe9` is no text in UTF-8"),
+        ([CONFIG, "--data_dir=caf\udce9"], [r"`--data_dir=caf\xe9`", "UTF-8"]),
+        (["--flagfile=absent"], ["`--flagfile` is 'absent'"]),
+        (["--flagfile=configs"], ["`--flagfile` is 'configs'"]),
+        (["--flagfile=FOLDER/utf16.txt"], ["`--flagfile`", "UTF-8"]),
+        (["--flagfile=FOLDER/endless.txt"], ["`--flagfile`", "includes itself"]),
+        (["--flagfile=FOLDER/wrong.txt"], ["`config.attack.epsilon` is 'big'"]),
     ],
 )
-def test_mistakes(run, arguments, message):
+def test_mistakes(run, arguments, parts):
     result = run(*arguments)
-    assert message in result.stderr, result.stderr
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
+    for part in parts:
+        assert part.replace("FOLDER", result.folder) in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, printed",
+    [
+        (["--flagfile=FOLDER/flags.txt"], "2.0 False 300"),
+        (["--flagfile", "FOLDER/flags.txt"], "2.0 False 300"),
+        (["-flagfile=FOLDER/nested.txt", "--config.data.num_train_examples=7"], "2.0 False 7"),
+        (["--config.attack.epsilon=5", "--flagfile=FOLDER/flags.txt"], "2.0 False 300"),
+        (["--flagfile=FOLDER/flags.txt", "--config.attack.epsilon=5"], "5.0 False 300"),
+        (["--flagfile=FOLDER/recipe.txt", "--config=advprop:b1"], "2.0 True None"),
+    ],
+)
+def test_the_lines_of_a_flag_file_are_as_if_typed(run, arguments, printed):
+    result = run(*arguments)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{printed}\n", "")
 
 
 def test_typed_overrides(run):
@@ -189,11 +211,12 @@ def test_failure_of_a_run(run, epsilon, message):
 def test_help(run):
     result = run("--help")
     assert result.returncode == 0
-    assert (
-        "Trains nothing." in result.stdout
-        and "configs/advprop.py:b0" in result.stdout
-        and "attack.epsilon = 1.0" in result.stdout
-    )
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("Trains nothing.") and max(map(len, lines)) <= 100
+    # The program's own flags come first, the fields by section, indented.
+    places = [lines.index(line) for line in ("  --config", "    --config.attack.epsilon=1.0")]
+    assert places == sorted(places)
+    assert any(line.startswith("  attack: ") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,8 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.runtime import directory_lock
-from efficientnet_advprop.runtime.directory_lock import (
-    LOCK_FILE,
-    DirectoryInUseError,
-    DirectoryLock,
-)
+from efficientnet_advprop.runtime.directory_lock import LOCK_FILE, DirectoryLock
+from efficientnet_advprop.runtime.errors import RunError
 
 ROOT = pathlib.Path(__file__).parents[3]
 HOLDER = """
@@ -41,7 +38,7 @@ def start_holder(folder):
 def test_a_second_process_is_refused_while_the_first_lives_and_not_after_it_was_killed(tmp_path):
     holder = start_holder(tmp_path / "run")
     try:
-        with pytest.raises(DirectoryInUseError) as error:
+        with pytest.raises(RunError) as error:
             with DirectoryLock(str(tmp_path / "run"), "model_dir"):
                 pass
         assert f"process {holder.pid} on {socket.gethostname()} is at work" in str(error.value)
@@ -57,7 +54,7 @@ def test_a_second_process_is_refused_while_the_first_lives_and_not_after_it_was_
 
 def test_within_one_process_too(tmp_path):
     with DirectoryLock(str(tmp_path), "out_dir"):
-        with pytest.raises(DirectoryInUseError, match="`out_dir` is "):
+        with pytest.raises(RunError, match="`out_dir` is "):
             with DirectoryLock(str(tmp_path), "out_dir"):
                 pass
     with DirectoryLock(str(tmp_path), "out_dir"):
@@ -69,7 +66,7 @@ def without_system_locks(monkeypatch):
     """As on a bucket, and as quickly as a test can wait."""
     monkeypatch.setattr(DirectoryLock, "_lock_file", lambda self: False)
     monkeypatch.setattr(directory_lock, "_BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(directory_lock, "_WATCH_SECONDS", 3.0)
+    monkeypatch.setattr(directory_lock, "_WATCH_SECONDS", 1.0)
     monkeypatch.setattr(directory_lock, "_SETTLE_SECONDS", 0.2)
 
 
@@ -84,35 +81,23 @@ def leave_lock(folder, **changes):
 
 @pytest.mark.parametrize("kind", ["local", "ram"])
 @pytest.mark.parametrize(
-    "changes, refused",
-    [
-        ({}, True),  # this very process, which lives
-        ({"started": "another boot+17"}, False),  # its number was given again
-        ({"process": 2**22 + 1}, False),  # no such process
-        ({"host": "elsewhere"}, False),  # of which nothing is heard
-    ],
+    "changes", [{}, {"host": "elsewhere"}], ids=["of this host", "of another host"]
 )
-def test_what_is_left_behind_where_the_system_locks_nothing(
-    tmp_path, without_system_locks, kind, changes, refused
+def test_what_a_killed_process_left_where_the_system_locks_nothing(
+    tmp_path, without_system_locks, kind, changes
 ):
     folder = str(tmp_path) if kind == "local" else f"ram://{tmp_path.name}/run"
     leave_lock(folder, **changes)
-    if refused:
-        with pytest.raises(DirectoryInUseError):
-            with DirectoryLock(folder, "model_dir"):
-                pass
-    else:
-        with DirectoryLock(folder, "model_dir"):
-            pass
+    with DirectoryLock(folder, "model_dir"):
+        pass
 
 
-def test_a_process_elsewhere_that_goes_on_writing_lives(
-    tmp_path, without_system_locks, monkeypatch
-):
+@pytest.mark.parametrize("host", [socket.gethostname(), "another host"])
+def test_a_process_that_goes_on_writing_lives(tmp_path, without_system_locks, monkeypatch, host):
     with DirectoryLock(str(tmp_path), "model_dir"):
         time.sleep(0.3)
-        monkeypatch.setattr(socket, "gethostname", lambda: "another host")
-        with pytest.raises(DirectoryInUseError, match=f"process {os.getpid()} on "):
+        monkeypatch.setattr(socket, "gethostname", lambda: host)
+        with pytest.raises(RunError, match=f"process {os.getpid()} on "):
             with DirectoryLock(str(tmp_path), "model_dir"):
                 pass
 

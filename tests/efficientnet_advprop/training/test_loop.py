@@ -16,7 +16,7 @@ from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.models import CheckpointError, load_released_checkpoint
-from efficientnet_advprop.runtime.directory_lock import DirectoryInUseError, DirectoryLock
+from efficientnet_advprop.runtime.directory_lock import DirectoryLock
 from efficientnet_advprop.runtime.errors import RunError
 from efficientnet_advprop.training import checkpoints, continuous_evaluation, loop, progress
 from tpu_utils.devices.strategy import make_strategy
@@ -235,7 +235,7 @@ def test_other_files_with_as_many_images_are_told(finished, tmp_path):
 def test_a_run_in_use_is_refused(finished, data_dir, tmp_path):
     run = copy_of(finished[0], tmp_path / "run")
     with DirectoryLock(str(run), "model_dir"):
-        with pytest.raises(DirectoryInUseError, match="`model_dir` is .*is at work"):
+        with pytest.raises(RunError, match="`model_dir` is .*is at work"):
             train(tiny_run.make_config(), data_dir, run)
 
 

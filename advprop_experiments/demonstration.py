@@ -22,8 +22,8 @@ from advprop_experiments.estimates import Estimate
 from advprop_experiments.plan import Arm, Claim, Contrast, Study
 from advprop_experiments.run_scores import read_all_scores, run_dir
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
-from efficientnet_advprop.data import corruptions, digits, pipeline
-from efficientnet_advprop.data.embedded_sets import EMBEDDED_SETS
+from efficientnet_advprop.data import builtin_datasets, corruptions, pipeline
+from efficientnet_advprop.data.builtin_datasets import BUILTIN_DATASETS
 from efficientnet_advprop.evaluation.results import Results
 from efficientnet_advprop.training import build, checkpoints, passes, progress
 
@@ -120,7 +120,7 @@ def collect(study: Study, output_dir: str) -> demo_report.DemoReport:
     }
     # The last attack of the chain tells what withstood all.
     chain = execution.choose_test_sets(first_runs["advprop"], study, data_dir)["autoattack"]
-    images, _ = digits.load_digits("validation")
+    images, _ = builtin_datasets.load_digits("validation")
     return demo_report.DemoReport(
         summary=report.summarize(study, read_all_scores(study, output_dir)),
         names=NAMES,
@@ -145,7 +145,7 @@ def collect(study: Study, output_dir: str) -> demo_report.DemoReport:
 
 def _by_corruption(study: Study, results: Mapping[str, Results]) -> dict[str, dict[str, Estimate]]:
     """Corruption → arm → accuracy over the seeds."""
-    suite = EMBEDDED_SETS[study.source].corrupted_name
+    suite = BUILTIN_DATASETS[study.source].corrupted_name
     return {
         corruption: {
             arm: Estimate.of(
@@ -169,7 +169,7 @@ def _list_facts(study: Study, config: ExperimentConfig, data_dir: str) -> dict[s
     num_parameters = build.make_model(config, aux_branches=0).count_params()
     return {
         "data": f"scikit-learn’s handwritten digits, 8×8 enlarged to {size}×{size}: "
-        f"{num_train} for training, {digits.NUM_VALIDATION:,} others for all tests",
+        f"{num_train} for training, {builtin_datasets.NUM_VALIDATION:,} others for all tests",
         "network": f"EfficientNet-{model.variant.upper()} at width "
         f"{model.width_coefficient:g} and depth {model.depth_coefficient:g}, "
         f"{num_parameters:,} parameters",
@@ -202,7 +202,7 @@ def _make_pictures(config: ExperimentConfig, folders: dict[str, str]) -> list[de
     """Test images of the first classes, their adversarial versions, and all
     predictions.
     """
-    images, labels = digits.load_digits("validation")
+    images, labels = builtin_datasets.load_digits("validation")
     chosen = [int((labels == label).argmax()) for label in range(NUM_PICTURES)]
     images = tf.constant(images[chosen], tf.float32)
     labels = tf.constant(labels[chosen], tf.int32)

@@ -1,4 +1,4 @@
-"""The test sets of an embedded data set: clean, corrupted and attacked images.
+"""The test sets of a built-in data set: clean, corrupted and attacked images.
 
 Usage:
 
@@ -11,7 +11,7 @@ from typing import Optional, Sequence
 
 from efficientnet_advprop.attacks import PGD, AutoAttack
 from efficientnet_advprop.config.experiment import ExperimentConfig
-from efficientnet_advprop.data.embedded_sets import EMBEDDED_SETS
+from efficientnet_advprop.data.builtin_datasets import BUILTIN_DATASETS
 from efficientnet_advprop.evaluation.suites import registry
 from efficientnet_advprop.evaluation.suites.test_sets import (
     SuiteSettings,
@@ -55,8 +55,8 @@ def open_test_sets(
         config.data.eval_crop,
         seed=config.training.seed,
     )
-    embedded = EMBEDDED_SETS[config.data.source]
-    clean, *corrupted = registry.open_suites([embedded.name, embedded.corrupted_name], settings)
+    builtin = BUILTIN_DATASETS[config.data.source]
+    clean, *corrupted = registry.open_suites([builtin.name, builtin.corrupted_name], settings)
     attacks = [
         PGD(epsilon, RELATIVE_STEP_SIZE * epsilon, ATTACK_STEPS, targeted=False, random_start=1.0)
         for epsilon in attack_epsilons

@@ -33,7 +33,7 @@ from advprop_experiments.run_scores import (
     visible_gpus,
 )
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
-from efficientnet_advprop.data.embedded_sets import EMBEDDED_SETS
+from efficientnet_advprop.data.builtin_datasets import BUILTIN_DATASETS
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.suites.test_sets import TestSet
@@ -219,8 +219,8 @@ def _making_images(study: Study, output_dir: str, log: Log):
         records.DataError: the folder cannot be written.
     """
     data_dir = os.path.join(output_dir, "data")
-    embedded = EMBEDDED_SETS[study.source]
-    embedded.ensure(data_dir)
+    builtin = BUILTIN_DATASETS[study.source]
+    builtin.ensure(data_dir)
     is_over = threading.Event()
 
     def make_corrupted():
@@ -228,7 +228,7 @@ def _making_images(study: Study, output_dir: str, log: Log):
             for severity in study.severities:
                 if is_over.is_set():
                     return
-                embedded.ensure_corrupted(data_dir, corruption, severity)
+                builtin.ensure_corrupted(data_dir, corruption, severity)
             log(f"test images: {corruption} ({number}/{len(CORRUPTIONS)})")
 
     with futures.ThreadPoolExecutor(1) as executor:

@@ -20,7 +20,7 @@ from typing import Mapping, Optional, Sequence
 
 from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
-from efficientnet_advprop.config.tables import EMBEDDED
+from efficientnet_advprop.config.tables import BUILTIN
 from efficientnet_advprop.runtime import files
 from efficientnet_advprop.runtime.errors import list_lines, list_names
 
@@ -109,7 +109,7 @@ class Study:
 
     Args:
         title, introduction: one line, one paragraph.
-        arms: name (letters, digits, `_`, `-`, `.`) → `Arm`; all use one embedded data
+        arms: name (letters, digits, `_`, `-`, `.`) → `Arm`; all use one built-in data
             set, with one image size and crop.
         seeds: the seeds of every arm's runs; tests are paired by seed.
         claims: in the order of the report.
@@ -143,7 +143,7 @@ class Study:
 
     @property
     def source(self) -> str:
-        """The embedded data set of all arms, a name of `config.EMBEDDED`."""
+        """The built-in data set of all arms, a name of `config.BUILTIN`."""
         return next(iter(self.arms.values())).config.data.source
 
     def find_run(self, name: str) -> Run:
@@ -205,10 +205,10 @@ class Study:
                 arm.config.validate()
             except ConfigError as error:
                 raise ConfigError(f"arm {name!r}: {error}") from error
-            if arm.config.data.source not in EMBEDDED or arm.config.data.source != self.source:
+            if arm.config.data.source not in BUILTIN or arm.config.data.source != self.source:
                 raise ConfigError(
                     f"arm {name!r}: `config.data.source` is {arm.config.data.source!r}, "
-                    f"but must be one of {', '.join(EMBEDDED)}, and the same in all arms."
+                    f"but must be one of {', '.join(BUILTIN)}, and the same in all arms."
                 )
         for claim in self.claims:
             for contrast in claim.contrasts:

@@ -4,7 +4,7 @@ result is that of the undisturbed run.
     make train-two-workers
     python examples/train_two_workers.py --output_dir=runs/two_workers --method=adversarial_only
 
-Both processes train on the embedded digits under MultiWorkerMirroredStrategy, by
+Both processes train on the built-in digits under MultiWorkerMirroredStrategy, by
 AdvProp or another method, over loopback; what happens here happens between machines.
 The run is done three times: undisturbed; until the second worker is killed with
 SIGKILL; and on from there. Exit code 0 means that every number of the last checkpoint

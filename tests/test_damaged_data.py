@@ -17,7 +17,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.data import digits, records
+from efficientnet_advprop.data import builtin_datasets, records
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRIES = int(os.environ.get("DAMAGED_DATA_TRIES", "2"))
@@ -64,7 +64,7 @@ def damage(folder: pathlib.Path, split: str) -> None:
 def folders(tmp_path_factory):
     """Whole digits, digits damaged in each split, and a trained run."""
     root = tmp_path_factory.mktemp("damaged data")
-    digits.DIGITS.ensure(str(root / "whole"))
+    builtin_datasets.DIGITS.ensure(str(root / "whole"))
     for split in ("train", "validation"):
         shutil.copytree(root / "whole", root / split)
         damage(root / split, split)

@@ -31,9 +31,8 @@ from efficientnet_advprop.runtime.errors import misspelled
 from efficientnet_advprop.runtime.keras_variant import FORM, is_keras_variant
 
 # What a run may change when it is started again: none of it touches the weights it ends
-# with (if there are no bad records).
+# with.
 OPERATIONAL_FIELDS = (
-    "data.max_bad_records",
     "training.steps_per_loop",
     "training.checkpoint_every_steps",
     "training.keep_last",
@@ -183,8 +182,8 @@ class DataConfig:
 
     source: str = field(
         "tfrecord",
-        "'tfrecord' (they are there), 'digits' (scikit-learn's) or 'characters' (rendered),"
-        " both written on first use, or 'tfds:NAME' (prepared by TFDS)",
+        "'tfrecord' (they are there), 'digits' (scikit-learn's, written on first use) or"
+        " 'tfds:NAME' (prepared by TFDS)",
         Rule(
             lambda value: value in tables.SOURCES or (value.startswith("tfds:") and len(value) > 5),
             f"must be one of {', '.join(map(repr, tables.SOURCES))}, or 'tfds:' and a name",
@@ -255,9 +254,6 @@ class DataConfig:
     )
     num_train_examples: Optional[int] = field(
         None, "how many training images to use; left out: all there are", at_least(1)
-    )
-    max_bad_records: int = field(
-        0, "unreadable records that may be passed over before the run stops", at_least(0)
     )
 
 

@@ -27,8 +27,8 @@ AUX_SHARES = ("none", "statistics", "moments", "affine")
 ATTACKS = ("pgd", "noise")
 STATISTICS = ("running", "batch")  # of the batch norms that an attack goes through
 
-EMBEDDED = ("digits", "characters")  # written into `data_dir` on first use
-SOURCES = ("tfrecord", *EMBEDDED)  # or "tfds:" and a name
+BUILTIN = ("digits",)  # written into `data_dir` on first use
+SOURCES = ("tfrecord", *BUILTIN)  # or "tfds:" and a name
 CROPS = ("inception", "pad", "none")
 AUGMENTATIONS = ("none", "autoaugment", "randaugment")
 AUGMENTATION_OPS = ("official", "meant")

@@ -1,8 +1,9 @@
-"""From a config and a folder of TFRecords to batches: the seam between the data and the
+"""From a config and a split of TFRecords to batches: the seam between the data and the
 trainer or evaluator.
 
+    split = sources.open_split(config.data, data_dir, "train")
     dataset = make_train_dataset(
-        config.data, data_dir, global_batch_size=256, seed=0, start_batch=step
+        config.data, split, global_batch_size=256, seed=0, start_batch=step
     )
     for batch in dataset:                                # without end
         # uint8 [replica_batch, size, size, 3], int32 [replica_batch]
@@ -13,10 +14,9 @@ records in an epoch comes from (seed, epoch), an image's augmentation from (seed
 pipeline, position in the stream), a batch's mixing from that of its first image. So
 `start_batch=k` gives the very batches that an uninterrupted run sees from batch k on.
 
-A bad record (damaged, not decodable, label out of range, …) is found, named and, up to
-`config.data.max_bad_records` of them on each host, replaced by another one of its file;
-one more ends the iteration with an error whose text `records.explain_data_error` turns
-back into a `records.DataError`.
+The first bad record (damaged, not decodable, label out of range, …) ends the iteration
+with an error that names it, and whose text `records.explain_data_error` turns back into a
+`DataError`.
 """
 
 import dataclasses
@@ -28,9 +28,8 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.config.class_labels import background_offset
-from efficientnet_advprop.data import augmentation, preprocessing, records, sources, synthetic
-from efficientnet_advprop.data.bad_records import BadRecords, batch_good_records
-from efficientnet_advprop.data.pipeline_options import make_options
+from efficientnet_advprop.data import augmentation, preprocessing, records, synthetic
+from efficientnet_advprop.data.record_batches import batch_records, make_options
 from efficientnet_advprop.data.record_streams import InputHost, RecordStream, derive_seed
 
 if typing.TYPE_CHECKING:
@@ -39,38 +38,12 @@ if typing.TYPE_CHECKING:
 Batch = Dict[str, tf.Tensor]
 
 
-def count_examples(data: "DataConfig", data_dir: str, split: str) -> int:
-    """How many images a split has: those of an epoch over all hosts.
-
-    Raises:
-        records.DataError: see `records.open_split`.
+def _for_network(split: records.Split, num_classes: Optional[int]) -> records.Split:
+    """Returns a split whose labels are the network's classes: one more than the data
+    set's where class 0 is the background.
     """
-    if data_dir == synthetic.NAME:
-        return synthetic.NUM_EXAMPLES[split]
-    return sources.open_split(data, data_dir, split).num_records
-
-
-def files_digest(data: "DataConfig", data_dir: str, split: str) -> str:
-    """What tells a split's files from others, see `records.Split.digest`; "" of
-    synthetic images.
-
-    Raises:
-        records.DataError: see `records.open_split`.
-    """
-    if data_dir == synthetic.NAME:
-        return ""
-    return sources.open_split(data, data_dir, split).digest()
-
-
-def _open_split(
-    data: "DataConfig", data_dir: str, split: str, num_classes: Optional[int]
-) -> records.Split:
-    """A split whose labels are the network's classes: one more than the data set's
-    where class 0 is the background.
-    """
-    opened = sources.open_split(data, data_dir, split)
     offset = 0 if num_classes is None else background_offset(num_classes)
-    return dataclasses.replace(opened, label_offset=opened.label_offset - offset)
+    return dataclasses.replace(split, label_offset=split.label_offset - offset)
 
 
 def make_augmentation(data: "DataConfig") -> Optional[preprocessing.Augmentation]:
@@ -163,7 +136,7 @@ def _make_mixing(
 
 def make_train_dataset(
     data: "DataConfig",
-    data_dir: str,
+    split: records.Split,
     *,
     global_batch_size: int,
     seed: int,
@@ -176,7 +149,7 @@ def make_train_dataset(
 
     Args:
         data: what the network sees.
-        data_dir: the folder of the records, or `synthetic.NAME`.
+        split: see `sources.open_split`.
         global_batch_size: images over all replicas; divisible by their number.
         seed: of order, augmentation and mixing.
         start_batch: how many global batches to leave out: the number of batches trained
@@ -203,7 +176,7 @@ def make_train_dataset(
     """
     host = InputHost.of(input_context)
     replica_batch = host.replica_batch(global_batch_size)
-    if data_dir == synthetic.NAME:
+    if not split.files:
         return synthetic.make_train_dataset(
             data.image_size,
             replica_batch,
@@ -212,7 +185,7 @@ def make_train_dataset(
             paired_views=paired_views,
         )
     stream = RecordStream(
-        _open_split(data, data_dir, "train", num_classes),
+        _for_network(split, num_classes),
         host,
         shuffle_seed=seed,
         shuffle_buffer=data.shuffle_buffer,
@@ -233,8 +206,9 @@ def make_train_dataset(
     def process(encoded: tf.Tensor, label: tf.Tensor, position: tf.Tensor) -> Batch:
         return {**make_views(encoded, seed_at("augmentation", position)), "labels": label}
 
-    batches = batch_good_records(
-        BadRecords(stream, num_classes, data.max_bad_records),
+    batches = batch_records(
+        stream,
+        num_classes,
         start_batch * replica_batch * host.num_replicas,
         replica_batch,
         process,
@@ -247,9 +221,8 @@ def make_train_dataset(
 
 def make_eval_dataset(
     data: "DataConfig",
-    data_dir: str,
+    split: records.Split,
     *,
-    split: str = "validation",
     global_batch_size: int,
     input_context: Optional[tf.distribute.InputContext] = None,
     num_classes: Optional[int] = None,
@@ -257,26 +230,25 @@ def make_eval_dataset(
     """One pass over a split: every image once over all input pipelines, and from each
     of them the same number of batches.
 
-    Args: as `make_train_dataset`; `split` is the files' prefix.
+    Args: as `make_train_dataset`.
 
     Returns:
         `{"images": float32 [replica_batch, size, size, 3], "labels": int32
         [replica_batch], "mask": float32 [replica_batch]}` of static shapes; the mask is
-        1 for an image and 0 for padding (and for a bad record that
-        `config.data.max_bad_records` lets pass). The images are float because the
+        1 for an image and 0 for padding. The images are float because the
         official evaluation feeds the bicubic's overshoots below 0 and above 255 too.
     """
     host = InputHost.of(input_context)
     replica_batch = host.replica_batch(global_batch_size)
-    if data_dir == synthetic.NAME:
+    if not split.files:
         num_steps = max(1, synthetic.NUM_EXAMPLES["validation"] // global_batch_size)
         return synthetic.make_eval_dataset(
             data.image_size, replica_batch, num_steps * host.num_replicas, num_classes
         )
-    opened = _open_split(data, data_dir, split, num_classes)
-    stream = RecordStream(opened, host)
+    split = _for_network(split, num_classes)
+    stream = RecordStream(split, host)
     largest = max(
-        RecordStream(opened, host._replace(index=index)).epoch_size for index in range(host.count)
+        RecordStream(split, host._replace(index=index)).epoch_size for index in range(host.count)
     )
     num_steps = -(
         -largest // (replica_batch * host.num_replicas)
@@ -287,8 +259,9 @@ def make_eval_dataset(
         image = preprocessing.preprocess_for_eval(encoded, data.image_size, crop=data.eval_crop)
         return {"images": image, "labels": label, "mask": tf.constant(1.0)}
 
-    batches = batch_good_records(
-        BadRecords(stream, num_classes, data.max_bad_records),
+    batches = batch_records(
+        stream,
+        num_classes,
         0,
         replica_batch,
         process,
@@ -308,7 +281,7 @@ def make_eval_dataset(
 
 def sample_views(
     data: "DataConfig",
-    data_dir: str,
+    split: records.Split,
     *,
     num_images: int,
     num_draws: int,
@@ -330,7 +303,7 @@ def sample_views(
         records.DataError: the data are not there, or one of the images is bad.
         ValueError: see `make_train_dataset`.
     """
-    split = _open_split(data, data_dir, "train", num_classes)
+    split = _for_network(split, num_classes)
     make_views, mix = _make_views(data, paired_views), _make_mixing(data, num_classes)
     examples = []
     for file, record in RecordStream(split, InputHost.of(None)).identify(0, num_images):

@@ -30,8 +30,9 @@ import tensorflow as tf
 from absl import logging
 
 from efficientnet_advprop.data import image_formats
+from efficientnet_advprop.data.digests import digest_rows, file_state
 from efficientnet_advprop.runtime import files
-from efficientnet_advprop.runtime.errors import UserError
+from efficientnet_advprop.runtime.errors import DataError
 from tpu_utils.errors import brief_message
 
 _SHARD_NAME = re.compile(r"^(?P<prefix>[A-Za-z0-9_]+)-(?P<index>\d{5})-of-(?P<total>\d{5})$")
@@ -39,59 +40,72 @@ _SHARD_NAME = re.compile(r"^(?P<prefix>[A-Za-z0-9_]+)-(?P<index>\d{5})-of-(?P<to
 # of the payload.
 HEADER_BYTES, _FOOTER_BYTES = 12, 4
 _READ_ATTEMPTS = 5
+_READERS = 32
 _T = TypeVar("_T")
-
-
-class DataError(UserError, ValueError):
-    """Data that cannot be used.
-
-    The message is one line: file, index of the record in it (from 0), reason, way out.
-    """
-
-    def __init__(self, reason: str, path: Optional[str] = None, record: Optional[int] = None):
-        where = (
-            "" if path is None else f"{path}: " if record is None else f"{path}, record {record}: "
-        )
-        super().__init__(" ".join((where + reason).split()))
-        self.path, self.record, self.reason = path, record, reason
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The shards of one split, how many records each holds, and under which names a
-    record keeps its image and label.
+    """The shards of one split: opened once, then handed from place to place.
+
+    Args:
+        files: their paths; none of the synthetic images.
+        counts: records of each file.
+        image_feature, label_feature: under which names a record keeps them.
+        label_offset: what the file's label is more than ours, which counts from 0.
+        file_digests: of each file's contents; (): not known yet.
     """
 
     files: Sequence[str]
     counts: Sequence[int]
     image_feature: str = "image/encoded"
     label_feature: str = "image/class/label"
-    label_offset: int = 1  # what the file's label is more than ours, which counts from 0
-    broken_tails: Sequence[
-        int
-    ] = ()  # indices of files whose last record is cut off; it is counted, so that it is noticed
-    sizes: Sequence[int] = ()  # of the files in bytes, where they are known
+    label_offset: int = 1
+    file_digests: Sequence[str] = ()
 
     @property
     def num_records(self) -> int:
         return sum(self.counts)
 
+    @property
+    def is_official(self) -> bool:
+        """Whether the records are as `make_example` makes them."""
+        return self.label_feature == Split.label_feature
+
+    def select(self, indices: Sequence[int]) -> "Split":
+        """Returns the split of some of the files."""
+        chosen = {
+            name: [values[i] for i in indices] if values else values
+            for name, values in (
+                ("files", self.files),
+                ("counts", self.counts),
+                ("file_digests", self.file_digests),
+            )
+        }
+        return dataclasses.replace(self, **chosen)
+
     def digest(self) -> str:
-        """SHA-256 of what is cheap to know and tells other files from these: names,
-        numbers of records, sizes.
+        """Returns what tells these records from all others, wherever they lie: labels and
+        images, by the checksum of each record; "" of synthetic images.
         """
-        names = [os.path.basename(path) for path in self.files]
-        facts = json.dumps([names, list(self.counts), list(self.sizes)])
-        return hashlib.sha256(facts.encode()).hexdigest()
+        if not self.files:
+            return ""
+        file_digests = self.file_digests
+        if not file_digests:
+            with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+                file_digests = list(pool.map(lambda path: scan_file(path).digest, self.files))
+        names = map(os.path.basename, self.files)
+        return digest_rows(zip(names, self.counts, file_digests))
 
 
-class FileCount(NamedTuple):
-    """`num_records` whole records; `is_whole` is False where something that is no
-    record follows them.
+class FileScan(NamedTuple):
+    """Where each whole record of a file begins, whether the file ends with the last of
+    them, and a digest of their lengths and checksums.
     """
 
-    num_records: int
+    offsets: List[int]
     is_whole: bool
+    digest: str
 
 
 def shard_name(prefix: str, index: int, num_shards: int) -> str:
@@ -179,74 +193,119 @@ def has_shards(data_dir: str, prefix: str) -> bool:
     return any(match is not None and match["prefix"] == prefix for match in found)
 
 
-@functools.lru_cache(maxsize=16)
-def _record_offsets_at_size(path: str, size: int) -> List[int]:
-    del size  # a file that has changed is read anew
-    return record_offsets(path)[0]
-
-
-def record_offsets(path: str) -> "tuple[List[int], bool]":
-    """Where each whole record of a file begins, read from the lengths alone, and
-    whether the file ends with the last of them.
-    """
-    offsets, position = [], 0
-    with tf.io.gfile.GFile(path, "rb") as file:
-        size = file.size()
-        while position < size:
-            file.seek(position)
-            header = file.read(HEADER_BYTES)
-            if len(header) < HEADER_BYTES:
-                return offsets, False
-            end = position + HEADER_BYTES + struct.unpack("<Q", header[:8])[0] + _FOOTER_BYTES
-            if end > size:
-                return offsets, False
-            offsets.append(position)
-            position = end
-    return offsets, True
-
-
-def count_records(path: str) -> FileCount:
-    """Counts a file's records without reading them: from length to length."""
+def scan_file(path: str) -> FileScan:
+    """Goes through a file from length to length, without reading the records."""
+    offsets, position, digest = [], 0, hashlib.sha256()
     # A local file goes through Python's own, which seeks several times faster than a
     # GFile.
-    if "://" in path:
-        offsets, is_whole = record_offsets(path)
-        return FileCount(len(offsets), is_whole)
-    num_records, position, size = 0, 0, os.path.getsize(path)
-    with open(path, "rb", buffering=0) as file:
+    is_remote = files.is_remote(path)
+    size, _ = file_state(path)
+    with tf.io.gfile.GFile(path, "rb") if is_remote else open(path, "rb", buffering=0) as file:
+        header = file.read(HEADER_BYTES)
         while position < size:
-            file.seek(position)
-            header = file.read(HEADER_BYTES)
-            end = (
-                size + 1
-                if len(header) < HEADER_BYTES
-                else (
-                    position + HEADER_BYTES + int.from_bytes(header[:8], "little") + _FOOTER_BYTES
-                )
-            )
+            end = size + 1
+            if len(header) == HEADER_BYTES:
+                (length,) = struct.unpack("<Q", header[:8])
+                end = position + HEADER_BYTES + length + _FOOTER_BYTES
             if end > size:
-                return FileCount(num_records, False)
-            num_records, position = num_records + 1, end
-    return FileCount(num_records, True)
+                return FileScan(offsets, False, digest.hexdigest())
+            offsets.append(position)
+            file.seek(end - _FOOTER_BYTES)
+            # This record's checksum, then the next one's header.
+            between = file.read(_FOOTER_BYTES + HEADER_BYTES)
+            digest.update(header[:8] + between[:_FOOTER_BYTES])
+            position, header = end, between[_FOOTER_BYTES:]
+    return FileScan(offsets, True, digest.hexdigest())
 
 
-def _counts_path(data_dir: str, prefix: str) -> str:
+@functools.lru_cache(maxsize=16)
+def _offsets_in_state(path: str, state: tuple) -> List[int]:
+    del state  # a file that has changed is read anew
+    return scan_file(path).offsets
+
+
+def _beside(data_dir: str, kind: str, prefix: str) -> str:
     # Not `<prefix>-…`: the official code reads whatever matches `train-*`.
-    return os.path.join(data_dir, f"record_counts_{prefix}.json")
+    return os.path.join(data_dir, f"record_{kind}_{prefix}.json")
 
 
-def save_counts(data_dir: str, prefix: str, sizes: Sequence[int], counts: Sequence[int]) -> None:
-    """Remembers the record counts beside the shards, with each file's size in bytes to
-    notice a changed one.
-    """
+def _read_table(path: str) -> dict:
+    """Returns the JSON object in a file of ours; {} where there is none, or it is damaged."""
+    if not retry_reads(lambda: tf.io.gfile.exists(path), f"Looking for {path}"):
+        return {}
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            table = json.load(file)
+    except (ValueError, tf.errors.OpError) as error:
+        logging.warning("%s cannot be read (%s).", path, error)
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def _write_table(path: str, table: dict) -> None:
+    files.write_atomically(path, json.dumps(table, indent=1).encode())
+
+
+def save_counts(data_dir: str, prefix: str, counts: Sequence[int]) -> None:
+    """Remembers how many records new shards hold, so that nobody need count them."""
+    names = [shard_name(prefix, shard, len(counts)) for shard in range(len(counts))]
+    sizes = [file_state(os.path.join(data_dir, name))[0] for name in names]
     table = {
-        shard_name(prefix, i, len(counts)): {"bytes": int(sizes[i]), "records": int(counts[i])}
-        for i in range(len(counts))
+        name: {"bytes": size, "records": count}
+        for name, size, count in zip(names, sizes, counts)
     }
-    files.write_atomically(_counts_path(data_dir, prefix), json.dumps(table, indent=1).encode())
+    _write_table(_beside(data_dir, "counts", prefix), table)
 
 
-def open_split(data_dir: str, prefix: str, *, tolerate_broken_tails: bool = False) -> Split:
+def claim_shards(data_dir: str, prefix: str, sources: str, what: str) -> None:
+    """Makes a folder's `prefix` files those of some sources, before they are written.
+
+    Nothing is overwritten but what an earlier call for the same sources has begun.
+
+    Args:
+        data_dir: local or remote; is made.
+        prefix: "train", "validation", …
+        sources: a digest of all that decides the files' contents.
+        what: the images, for the message.
+
+    Raises:
+        DataError: the folder holds `prefix` files of other sources, or of nobody knows
+            which.
+    """
+    path = _beside(data_dir, "sources", prefix)
+    if _read_table(path).get("sources") == sources:
+        return
+    if has_shards(data_dir, prefix):
+        raise DataError(
+            f"{data_dir!r} already holds {prefix!r} files, which were not made of {what} as they"
+            " are now (names, labels, sizes, times of change). They stay as they are: take"
+            " another folder, or remove them."
+        )
+    tf.io.gfile.makedirs(data_dir)
+    _write_table(path, {"sources": sources})
+
+
+def _examine(path: str, known: object) -> dict:
+    """Returns a shard's entry in `record_counts_<prefix>.json`, the `known` one if the file
+    is as it was then; without "digest": the file ends within a record.
+    """
+    size, changed = retry_reads(lambda: file_state(path), f"Looking at {path}")
+    if not files.is_remote(path):
+        # Copying may keep a file's other time; and to count anew costs little here.
+        changed += f", {os.stat(path).st_ctime_ns}"
+    if isinstance(known, dict) and known.get("bytes") == size and "records" in known:
+        if known.get("changed") == changed and "digest" in known:
+            return known
+        if files.is_remote(path):
+            # A scan takes a request for each record. Who replaces a remote file changes
+            # its time.
+            return {**known, "changed": changed, "digest": f"{size} bytes of {changed}"}
+    scan = retry_reads(lambda: scan_file(path), f"Counting {path}")
+    entry = {"bytes": size, "records": len(scan.offsets), "changed": changed}
+    return {**entry, "digest": scan.digest} if scan.is_whole else entry
+
+
+def open_split(data_dir: str, prefix: str) -> Split:
     """Finds, checks and counts the shards of a split.
 
     Counting costs a seek per record the first time; the counts then stay in
@@ -255,62 +314,36 @@ def open_split(data_dir: str, prefix: str, *, tolerate_broken_tails: bool = Fals
     Args:
         data_dir: the folder, local or remote.
         prefix: "train", "validation" or another first part of the file names.
-        tolerate_broken_tails: count a record that is cut off at the end of a file
-            rather than complain about it: its reader will.
 
     Raises:
         DataError: see `find_shards`; also a file that ends in the middle of a record,
             and a split without records.
     """
-    files = find_shards(data_dir, prefix)
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        sizes = list(
-            pool.map(
-                lambda path: retry_reads(
-                    lambda: tf.io.gfile.stat(path).length, f"Looking at {path}"
-                ),
-                files,
+    paths = find_shards(data_dir, prefix)
+    names = [os.path.basename(path) for path in paths]
+    counts_path = _beside(data_dir, "counts", prefix)
+    known = _read_table(counts_path)
+    if len(known) != len(paths):
+        logging.info("Counting the records of %d files in %s.", len(paths), data_dir)
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        entries = list(pool.map(_examine, paths, map(known.get, names)))
+    for path, entry in zip(paths, entries):
+        if "digest" not in entry:
+            raise DataError(
+                "the file ends in the middle of this record; copy or write the file again.",
+                path,
+                entry["records"],
             )
-        )
-        known = {}
-        counts_path = _counts_path(data_dir, prefix)
-        if retry_reads(lambda: tf.io.gfile.exists(counts_path), f"Looking for {counts_path}"):
-            try:
-                with tf.io.gfile.GFile(counts_path) as file:
-                    known = json.load(file)
-            except (ValueError, tf.errors.OpError) as error:
-                logging.warning("%s cannot be read (%s); counting again.", counts_path, error)
-
-        def count(path: str, size: int) -> FileCount:
-            entry = known.get(os.path.basename(path)) if isinstance(known, dict) else None
-            if (
-                isinstance(entry, dict)
-                and entry.get("bytes") == size
-                and isinstance(entry.get("records"), int)
-            ):
-                return FileCount(entry["records"], True)
-            return retry_reads(lambda: count_records(path), f"Counting {path}")
-
-        if len(known) != len(files):
-            logging.info("Counting the records of %d files in %s.", len(files), data_dir)
-        results = list(pool.map(count, files, sizes))
-    broken = [index for index, result in enumerate(results) if not result.is_whole]
-    if broken and not tolerate_broken_tails:
-        raise DataError(
-            "the file ends in the middle of this record; copy or write the file again "
-            "(or allow for it with `config.data.max_bad_records`).",
-            files[broken[0]],
-            results[broken[0]].num_records,
-        )
-    counts = [result.num_records + (not result.is_whole) for result in results]
+    counts = [entry["records"] for entry in entries]
     if not sum(counts):
         raise DataError(f"the {prefix!r} files of {data_dir} hold no record at all.")
-    if not broken and len(known) != len(files):
+    table = dict(zip(names, entries))
+    if table != known:
         try:
-            save_counts(data_dir, prefix, sizes, counts)
+            _write_table(counts_path, table)
         except (tf.errors.OpError, OSError) as error:
             logging.info("The record counts are not kept in %s: %s", data_dir, error)
-    return Split(files, counts, broken_tails=broken, sizes=sizes)
+    return Split(paths, counts, file_digests=[entry["digest"] for entry in entries])
 
 
 class ShardWriter:
@@ -407,7 +440,7 @@ def read_record(path: str, index: int) -> bytes:
     """
 
     def read_frame() -> bytes:
-        offsets = _record_offsets_at_size(path, tf.io.gfile.stat(path).length)
+        offsets = _offsets_in_state(path, file_state(path))
         if index >= len(offsets):
             raise DataError("the file ends in the middle of this record.", path, index)
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -466,6 +499,43 @@ def explain_bad_record(record: bytes, split: Split, num_classes: Optional[int]) 
     except tf.errors.OpError as error:
         return f"its image cannot be decoded ({brief_message(error)})"
     return None
+
+
+def find_problem(
+    split: Split, file: int, record: int, num_classes: Optional[int]
+) -> Optional[DataError]:
+    """Returns why a record, by the index of its file and its own, cannot be used; None if
+    it can.
+    """
+    path = split.files[file]
+    try:
+        reason = explain_bad_record(read_record(path, record), split, num_classes)
+    except DataError as error:
+        return error
+    except (tf.errors.OpError, OSError) as error:
+        reason = f"it cannot be read ({error})"
+    return None if reason is None else DataError(reason, path, record)
+
+
+def check_folder(data_dir: str, prefix: str, num_classes: Optional[int]) -> List[DataError]:
+    """Returns what is wrong with each bad record of a split, by file and record.
+
+    Args:
+        data_dir, prefix: see `find_shards`.
+        num_classes: labels from it on are bad; None takes any.
+    """
+    split = Split(find_shards(data_dir, prefix), ())
+
+    def check_file(file: int) -> List[DataError]:
+        path = split.files[file]
+        scan = scan_file(path)
+        found = [find_problem(split, file, i, num_classes) for i in range(len(scan.offsets))]
+        if not scan.is_whole:
+            found.append(DataError("the file ends in the middle of it.", path, len(found)))
+        return [error for error in found if error is not None]
+
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        return [error for errors in pool.map(check_file, range(len(split.files))) for error in errors]
 
 
 def explain_data_error(error: BaseException) -> Optional[DataError]:

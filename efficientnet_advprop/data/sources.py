@@ -5,8 +5,7 @@ Whatever the source, the pipeline reads TFRecord files; a source only says which
 what their features are called:
 
     "tfrecord"   the official layout in `data_dir`
-    "digits", "characters"
-                 an embedded set, written into `data_dir` on first use
+    "digits"     a built-in data set, written into `data_dir` on first use
     "tfds:NAME"  a data set that TensorFlow Datasets has prepared in `data_dir`, whose
                  TFRecords are read as they are
 """
@@ -17,7 +16,7 @@ import typing
 
 from efficientnet_advprop.config.class_labels import BACKGROUND, background_offset
 from efficientnet_advprop.data import class_names, records, synthetic
-from efficientnet_advprop.data.embedded_sets import EMBEDDED_SETS
+from efficientnet_advprop.data.builtin_datasets import BUILTIN_DATASETS
 from efficientnet_advprop.runtime.errors import list_names
 
 if typing.TYPE_CHECKING:
@@ -25,8 +24,8 @@ if typing.TYPE_CHECKING:
 
 
 def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
-    """The shards of a split: "train", "validation" or, of TFRecords in the official
-    layout, another prefix.
+    """Opens a split: "train", "validation" or, of TFRecords in the official layout,
+    another prefix. What is returned is handed on; nothing opens it a second time.
 
     With `data.holdout_shards`, "train" lacks its first so many files and "validation"
     is those ("minival"), as in the official code; otherwise "validation" is what
@@ -38,6 +37,8 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
             `records.open_split`), or there are no more files than held out, or fewer
             examples than asked for.
     """
+    if data_dir == synthetic.NAME:
+        return synthetic.open_split(split)
     held_out = data.holdout_shards if split in ("train", "validation") else 0
     prefix = data.validation_prefix if split == "validation" else split
     opened = _open_whole_split(data, data_dir, "train" if held_out else prefix)
@@ -48,8 +49,8 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
                 f"`config.data.holdout_shards` is {held_out}, but there are only {num_files}"
                 f" training files in {data_dir}."
             )
-        opened = select_files(
-            opened, range(held_out, num_files) if split == "train" else range(held_out)
+        opened = opened.select(
+            range(held_out, num_files) if split == "train" else range(held_out)
         )
     if split == "train" and data.num_train_examples is not None:
         opened = _limit_examples(opened, data.num_train_examples)
@@ -68,27 +69,15 @@ def _limit_examples(split: records.Split, num_examples: int) -> records.Split:
             f" than the training files hold, evenly over them ({min(split.counts) * num_files} of"
             f" {split.num_records})."
         )
-    return dataclasses.replace(split, counts=counts, broken_tails=())
-
-
-def select_files(split: records.Split, indices: typing.Sequence[int]) -> records.Split:
-    """The split of some of the files."""
-    broken = [new for new, old in enumerate(indices) if old in split.broken_tails]
-    return dataclasses.replace(
-        split,
-        files=[split.files[i] for i in indices],
-        counts=[split.counts[i] for i in indices],
-        sizes=[split.sizes[i] for i in indices] if split.sizes else (),
-        broken_tails=broken,
-    )
+    return dataclasses.replace(split, counts=counts)
 
 
 def _open_whole_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
     if data.source.startswith("tfds:"):
         return open_tfds_split(data.source[len("tfds:") :], data_dir, split)
-    if data.source in EMBEDDED_SETS:
-        EMBEDDED_SETS[data.source].ensure(data_dir)
-    return records.open_split(data_dir, split, tolerate_broken_tails=data.max_bad_records > 0)
+    if data.source in BUILTIN_DATASETS:
+        BUILTIN_DATASETS[data.source].ensure(data_dir)
+    return records.open_split(data_dir, split)
 
 
 def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
@@ -169,8 +158,8 @@ def find_class_names(
         return None
     if data.source.startswith("tfds:"):
         names = tfds_class_names(data.source[len("tfds:") :], data_dir)
-    elif data.source in EMBEDDED_SETS:
-        names = list(EMBEDDED_SETS[data.source].class_names)
+    elif data.source in BUILTIN_DATASETS:
+        names = list(BUILTIN_DATASETS[data.source].class_names)
     else:
         names = class_names.find_class_names(data_dir)
     offset = background_offset(num_classes)

@@ -11,12 +11,12 @@ stands.
 import re
 from typing import Iterable, Optional
 
-from efficientnet_advprop.config.tables import EMBEDDED
+from efficientnet_advprop.config.tables import BUILTIN
 
 _PGD = "pgd"
 _STAGE = re.compile(r"[^/]+/(?:linf|l2)_[^/]+/(?!square_alone$)[a-z_]+")
 CLEAN = "clean"  # the first stage of a chain of attacks
-CLEAN_SUITES = ("imagenet", *EMBEDDED)  # whose images attacks and mixtures are compared with
+CLEAN_SUITES = ("imagenet", *BUILTIN)  # whose images attacks and mixtures are compared with
 
 
 class TestSetName(str):

@@ -22,6 +22,7 @@ import tensorflow as tf
 from absl import logging
 
 from efficientnet_advprop.data import image_formats, records
+from efficientnet_advprop.data.digests import Located, digest_images
 from efficientnet_advprop.data.image_formats import is_hidden, is_image
 from efficientnet_advprop.images import image_folders
 from efficientnet_advprop.images.class_numbers import class_name, number_classes, require_known
@@ -230,7 +231,7 @@ def list_tfds(split: records.Split, class_names: Sequence[str]) -> List[ImageSou
     """
     sources = []
     for path, count in zip(split.files, split.counts):
-        offsets, is_whole = records.record_offsets(path)
+        offsets, is_whole, _ = records.scan_file(path)
         if not is_whole or len(offsets) != count:
             raise records.DataError(
                 f"the file has {len(offsets)} whole records instead of {count}; prepare the data"
@@ -310,6 +311,22 @@ def to_rgb_jpeg(encoded: bytes) -> "tuple[bytes, int, int, bool]":
         return encoded, height, width, False
     jpeg = tf.io.encode_jpeg(pixels, format="rgb", quality=_JPEG_QUALITY, chroma_downsampling=False)
     return jpeg.numpy(), height, width, True
+
+
+def _digest(parts: Sequence[Sequence[ImageSource]]) -> str:
+    """Returns what tells these shards' images and labels from all others."""
+    located = [
+        Located(
+            f"{shard}: {image.synset}/{image.name}",
+            image.label,
+            image.path,
+            image.offset,
+            image.size,
+        )
+        for shard, part in enumerate(parts)
+        for image in part
+    ]
+    return digest_images(located)
 
 
 def _write_shard(path: str, sources: Sequence[ImageSource]) -> int:
@@ -400,15 +417,9 @@ def convert(
             f"{output_dir} already holds {prefix!r} files of another set, such as {foreign[0]};"
             " take another folder."
         )
+    records.claim_shards(output_dir, prefix, _digest(parts), f"the {len(sources):,} images")
     paths = [os.path.join(output_dir, name) for name in names]
     done = [tf.io.gfile.exists(path) for path in paths]
-    for path, part in zip(paths, parts):
-        if tf.io.gfile.exists(path) and records.count_records(path) != (len(part), True):
-            raise records.DataError(
-                f"it does not hold the {len(part)} images of this conversion; it is from another"
-                " one. Remove it.",
-                path,
-            )
     if any(done):
         logging.info("%d of %d shards are there already.", sum(done), num_shards)
     num_reencoded, failures, finished = 0, [], sum(done)
@@ -441,6 +452,5 @@ def convert(
         per_class[source.synset] = per_class.get(source.synset, 0) + 1
     if not failures:
         files.remove_temporaries(paths)  # of killed calls
-        sizes = [tf.io.gfile.stat(path).length for path in paths]
-        records.save_counts(output_dir, prefix, sizes, [len(part) for part in parts])
+        records.save_counts(output_dir, prefix, list(map(len, parts)))
     return Report(len(sources) - len(failures), per_class, num_reencoded, failures)

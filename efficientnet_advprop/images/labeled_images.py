@@ -15,7 +15,6 @@ of its own.
 
 import concurrent.futures
 import functools
-import hashlib
 import os
 from typing import Callable, Optional, Protocol, Sequence, Union
 
@@ -23,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.data import image_formats, preprocessing, records
+from efficientnet_advprop.data.digests import Located, digest_images
 from efficientnet_advprop.data.image_formats import as_decodable, as_decodable_in_graph
 from efficientnet_advprop.data.pipeline_options import make_options
 from efficientnet_advprop.data.python_calls import call_python
@@ -56,9 +56,7 @@ class LabeledImages(Protocol):
         """
 
     def digest(self) -> str:
-        """SHA-256 of what is cheap to know and tells another set from this one: names,
-        sizes, labels.
-        """
+        """Returns what tells this set from every other, see `digests`."""
 
     def encoded(self, position: int) -> bytes:
         """The bytes of one image, for a second look, as `image_formats.as_decodable`.
@@ -79,13 +77,6 @@ def is_drawn(position, num_drawn: int, num_images: int):
 def drawn_positions(num_drawn: int, num_images: int) -> np.ndarray:
     """Those that `is_drawn`, in their order; int32 [num_drawn]."""
     return np.flatnonzero(is_drawn(np.arange(num_images), num_drawn, num_images)).astype(np.int32)
-
-
-def _digest(rows) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update("\t".join(map(str, row)).encode() + b"\n")
-    return digest.hexdigest()
 
 
 class FileImages:
@@ -131,8 +122,8 @@ class FileImages:
         return FileImages(paths, labels, self._root, self.remarks)
 
     def digest(self) -> str:
-        sizes = [""] * self.num_images if "://" in self._root else map(os.path.getsize, self.paths)
-        return _digest(zip(map(self.image_id, range(self.num_images)), sizes, self.labels))
+        names = map(self.image_id, range(self.num_images))
+        return digest_images(list(map(Located, names, self.labels, self.paths)))
 
     def encoded(self, position: int) -> bytes:
         path = self.paths[position]
@@ -186,11 +177,12 @@ class TarImages:
         return os.path.relpath(self._members[position].name, self._root or ".")
 
     def digest(self) -> str:
-        members = (
-            (self.image_id(i), member.size, self.labels[i])
-            for i, member in enumerate(self._members)
+        return digest_images(
+            [
+                Located(self.image_id(i), label, self._path, member.offset, member.size)
+                for i, (member, label) in enumerate(zip(self._members, self.labels))
+            ]
         )
-        return _digest(members)
 
     def encoded(self, position: int) -> bytes:
         member = self._members[position]
@@ -255,8 +247,7 @@ class RecordImages:
         return f"{os.path.basename(path)}:{record}"
 
     def digest(self) -> str:
-        sizes = (tf.io.gfile.stat(path).length for path in self._split.files)
-        return _digest(zip(map(os.path.basename, self._split.files), sizes, self._split.counts))
+        return self._split.digest()
 
     def encoded(self, position: int) -> bytes:
         path, record = self._address(position)

@@ -11,7 +11,7 @@ It needs only the results. The models are not needed, and the data only for thum
 import os
 from typing import Optional, Sequence
 
-from efficientnet_advprop.data import embedded_sets
+from efficientnet_advprop.data import builtin_datasets
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.evaluation.suites import imagenet_suites
 from efficientnet_advprop.evaluation.suites.registry import open_suites
@@ -103,8 +103,8 @@ def images_below(data_dir: Optional[str]) -> OpenImages:
     """
 
     def open_images(test_set):
-        embedded = embedded_sets.of_suite(TestSetName(test_set).suite)
-        num_classes = embedded.num_classes if embedded else imagenet_suites.NUM_CLASSES
+        builtin = builtin_datasets.of_suite(TestSetName(test_set).suite)
+        num_classes = builtin.num_classes if builtin else imagenet_suites.NUM_CLASSES
         settings = SuiteSettings(data_dir, num_classes, image_size=1, allow_incomplete=True)
         try:
             found = open_suites(["imagenet" if test_set.startswith("pgd/") else test_set], settings)

@@ -47,8 +47,6 @@ _TITLES = {
     "pgd": "Under PGD",
     "digits": "Digits",
     "digits_c": "Digits, corrupted",
-    "characters": "Characters",
-    "characters_c": "Characters, corrupted",
     "imagenet_c_extra": "ImageNet-C, the four further corruptions",
     "imagenet_c_bar": "ImageNet-C-bar",
     "imagenet_3dcc": "ImageNet-3DCC",

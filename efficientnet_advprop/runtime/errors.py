@@ -16,6 +16,9 @@ import difflib
 import re
 from typing import Iterable, Sequence
 
+
+from typing import Optional, Sequence
+
 MAX_LINES = 10  # of a message
 _MAX_CHARACTERS = 2000  # of a line; messages of libraries may be longer
 NUM_NAMES = 3  # how many names of a long list are shown
@@ -121,3 +124,17 @@ class ModelError(UserError, ValueError):
 
 class AttackError(UserError, ValueError):
     """Images, labels or a network that cannot be attacked as asked."""
+
+
+class DataError(UserError, ValueError):
+    """Data that cannot be used.
+
+    The message is one line: file, index of the record in it (from 0), reason, way out.
+    """
+
+    def __init__(self, reason: str, path: Optional[str] = None, record: Optional[int] = None):
+        where = (
+            "" if path is None else f"{path}: " if record is None else f"{path}, record {record}: "
+        )
+        super().__init__(" ".join((where + reason).split()))
+        self.path, self.record, self.reason = path, record, reason

@@ -82,7 +82,7 @@ def write_scores(output_dir):
 
 
 class PretendedSet:
-    """In the place of the embedded data sets: remembers what is made, and makes nothing."""
+    """In the place of the built-in data sets: remembers what is made, and makes nothing."""
 
     def __init__(self, error=None):
         self.made, self._error = [], error
@@ -99,7 +99,7 @@ class PretendedSet:
 @pytest.fixture(autouse=True)
 def pretended_set(monkeypatch):
     pretended = PretendedSet()
-    monkeypatch.setattr(execution, "EMBEDDED_SETS", {"digits": pretended})
+    monkeypatch.setattr(execution, "BUILTIN_DATASETS", {"digits": pretended})
     return pretended
 
 
@@ -232,7 +232,7 @@ while not os.path.exists({str(tmp_path / "made")!r}) and time.monotonic() < dead
 
 def test_images_that_cannot_be_made_are_told(tmp_path, monkeypatch):
     broken = PretendedSet(records.DataError("no room on the disk"))
-    monkeypatch.setattr(execution, "EMBEDDED_SETS", {"digits": broken})
+    monkeypatch.setattr(execution, "BUILTIN_DATASETS", {"digits": broken})
     with pytest.raises(records.DataError, match="no room on the disk"):
         execution.execute_all(
             make_study(), pretend(write_scores(tmp_path)), str(tmp_path), num_parallel=2

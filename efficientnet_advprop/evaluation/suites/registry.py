@@ -15,7 +15,7 @@ import itertools
 import os
 from typing import Sequence
 
-from efficientnet_advprop.data import corruptions, embedded_sets, records
+from efficientnet_advprop.data import corruptions, builtin_datasets, records
 from efficientnet_advprop.evaluation.suites import imagenet_suites, other_answers
 from efficientnet_advprop.evaluation.suites.test_sets import (
     SuiteError,
@@ -52,26 +52,26 @@ def open_folder(settings: SuiteSettings, argument: str) -> list[TestSet]:
     ]
 
 
-def open_embedded(settings: SuiteSettings, wanted: str) -> list[TestSet]:
-    """The test images of an embedded set, clean ("digits") or corrupted ("digits_c");
+def open_builtin(settings: SuiteSettings, wanted: str) -> list[TestSet]:
+    """The test images of a built-in data set, clean ("digits") or corrupted ("digits_c");
     written into `data_dir` when first read.
     """
-    embedded = embedded_sets.of_suite(TestSetName(wanted).suite)
-    if settings.num_classes != embedded.num_classes:
+    builtin = builtin_datasets.of_suite(TestSetName(wanted).suite)
+    if settings.num_classes != builtin.num_classes:
         raise SuiteError(
             f"`--suite` names {wanted!r}, but the network has {settings.num_classes} classes, not"
-            f" {embedded.num_classes}."
+            f" {builtin.num_classes}."
         )
-    embedded.ensure(settings.data_dir)
-    folders = {TestSetName(embedded.name): lambda: settings.data_dir}
+    builtin.ensure(settings.data_dir)
+    folders = {TestSetName(builtin.name): lambda: settings.data_dir}
     for corruption, severity in itertools.product(corruptions.CORRUPTIONS, corruptions.SEVERITIES):
-        make = functools.partial(embedded.ensure_corrupted, settings.data_dir, corruption, severity)
-        folders[TestSetName.corrupted(embedded.corrupted_name, corruption, severity)] = make
+        make = functools.partial(builtin.ensure_corrupted, settings.data_dir, corruption, severity)
+        folders[TestSetName.corrupted(builtin.corrupted_name, corruption, severity)] = make
 
     def find_images(name):
-        return RecordImages(records.open_split(folders[name](), "validation"), embedded.num_classes)
+        return RecordImages(records.open_split(folders[name](), "validation"), builtin.num_classes)
 
-    fields = common(settings, expected_num_images=embedded.num_validation)
+    fields = common(settings, expected_num_images=builtin.num_validation)
     return [
         TestSet(name, settings.data_dir, functools.partial(find_images, name), **fields)
         for name in folders
@@ -85,9 +85,9 @@ SUITES = {
     **other_answers.SUITES,
     "folder": open_folder,
     **{
-        suite: open_embedded
-        for embedded in embedded_sets.EMBEDDED_SETS.values()
-        for suite in (embedded.name, embedded.corrupted_name)
+        suite: open_builtin
+        for builtin in builtin_datasets.BUILTIN_DATASETS.values()
+        for suite in (builtin.name, builtin.corrupted_name)
     },
 }
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import DataConfig
-from efficientnet_advprop.data import digits, pipeline, records
+from efficientnet_advprop.data import builtin_datasets, pipeline, records
 from efficientnet_advprop.data.record_streams import InputHost, RecordStream
 
 SMALL = DataConfig(
@@ -330,7 +330,7 @@ def damaged(tmp_path):
         for row in rows:
             writer.write(row)
     contents = bytearray(open(path, "rb").read())
-    contents[records.record_offsets(path)[0][6] + 50] ^= 255
+    contents[records.scan_file(path).offsets[6] + 50] ^= 255
     open(path, "wb").write(contents)
     last = os.path.join(folder, "train-00003-of-00004")
     contents = open(last, "rb").read()
@@ -440,12 +440,12 @@ def test_digits(tmp_path):
     folder = str(tmp_path / "digits")
     data = dataclasses.replace(SMALL, source="digits", image_size=32, num_train_examples=300)
     assert pipeline.count_examples(data, folder, "train") == 300
-    assert pipeline.count_examples(data, folder, "validation") == digits.NUM_VALIDATION == 1000
+    assert pipeline.count_examples(data, folder, "validation") == builtin_datasets.NUM_VALIDATION == 1000
     labels = np.concatenate(
         [batch["labels"] for batch in train(folder, data, batch=100, take=3, num_classes=10)]
     )
     np.testing.assert_array_equal(np.bincount(labels), np.full(10, 30))
-    images, labels = digits.load_digits("validation")
+    images, labels = builtin_datasets.load_digits("validation")
     batches = list(
         pipeline.make_eval_dataset(data, folder, global_batch_size=250).as_numpy_iterator()
     )
@@ -453,25 +453,25 @@ def test_digits(tmp_path):
         image.tobytes() for batch in batches for image in batch["images"].astype(np.uint8)
     )
     assert in_files == sorted(image.tobytes() for image in images)
-    train_images = {image.tobytes() for image in digits.load_digits("train")[0]}
+    train_images = {image.tobytes() for image in builtin_datasets.load_digits("train")[0]}
     assert not train_images & {image.tobytes() for image in images}  # no test image is trained on
 
 
 def test_digits_are_written_once_and_always_the_same(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
-    digits.DIGITS.ensure(str(first))
+    builtin_datasets.DIGITS.ensure(str(first))
     stamps = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
-    digits.DIGITS.ensure(str(first))
+    builtin_datasets.DIGITS.ensure(str(first))
     assert stamps == {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
-    digits.DIGITS.ensure(str(second))
+    builtin_datasets.DIGITS.ensure(str(second))
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in stamps)
     (tmp_path / "file").write_text("")
     with pytest.raises(records.DataError, match="cannot be written"):
-        digits.DIGITS.ensure(str(tmp_path / "file" / "digits"))
+        builtin_datasets.DIGITS.ensure(str(tmp_path / "file" / "digits"))
 
 
 def test_corrupted_digits_are_the_clean_ones_in_the_same_order(tmp_path):
-    folder = digits.DIGITS.ensure_corrupted(str(tmp_path), "brightness", 1)
+    folder = builtin_datasets.DIGITS.ensure_corrupted(str(tmp_path), "brightness", 1)
     data = dataclasses.replace(SMALL, image_size=32)
     batches = list(
         pipeline.make_eval_dataset(data, folder, global_batch_size=1000).as_numpy_iterator()

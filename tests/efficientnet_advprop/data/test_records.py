@@ -115,7 +115,7 @@ def test_shards_appear_whole_or_not_at_all(tmp_path):
 def test_records_are_read_around_damage(tmp_path):
     write(tmp_path, "train", [5])
     path = tmp_path / "train-00000-of-00001"
-    offsets, is_whole = records.record_offsets(str(path))
+    offsets, is_whole, _ = records.scan_file(str(path))
     assert is_whole and len(offsets) == 5
     contents = bytearray(path.read_bytes())
     contents[offsets[2] + 40] ^= 1

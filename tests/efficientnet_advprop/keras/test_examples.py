@@ -59,4 +59,4 @@ def test_notebook(tmp_path, monkeypatch):
         exec("".join(cell["source"]), names)  # noqa: S102
     vanilla, main = names["results"]["vanilla"], names["results"]["AdvProp, main branch"]
     assert main[1] > vanilla[1] and main[0] > 0.5
-    assert (tmp_path / "characters_advprop.keras").exists()
+    assert (tmp_path / "digits_advprop.keras").exists()

@@ -22,7 +22,7 @@ from advprop_experiments.estimates import Estimate
 from advprop_experiments.plan import Arm, Claim, Contrast, Study
 from advprop_experiments.run_scores import read_all_scores, run_dir
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
-from efficientnet_advprop.data import builtin_datasets, corruptions, pipeline
+from efficientnet_advprop.data import builtin_datasets, corruptions, sources
 from efficientnet_advprop.data.builtin_datasets import BUILTIN_DATASETS
 from efficientnet_advprop.evaluation.results import Results
 from efficientnet_advprop.training import build, checkpoints, passes, progress
@@ -165,7 +165,7 @@ def _list_facts(study: Study, config: ExperimentConfig, data_dir: str) -> dict[s
     model = config.model
     training = config.training
     size = config.data.image_size
-    num_train = pipeline.count_examples(config.data, data_dir, "train")
+    num_train = sources.open_split(config.data, data_dir, "train").num_records
     num_parameters = build.make_model(config, aux_branches=0).count_params()
     return {
         "data": f"scikit-learn’s handwritten digits, 8×8 enlarged to {size}×{size}: "

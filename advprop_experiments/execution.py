@@ -32,8 +32,8 @@ from advprop_experiments.run_scores import (
     seconds_left,
     visible_gpus,
 )
-from efficientnet_advprop.data.corruptions import CORRUPTIONS
 from efficientnet_advprop.data.builtin_datasets import BUILTIN_DATASETS
+from efficientnet_advprop.data.corruptions import CORRUPTIONS
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.suites.test_sets import TestSet

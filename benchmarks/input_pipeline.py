@@ -128,10 +128,12 @@ def make_stages(folder: str) -> dict:
             )
         )
 
+    split = records.open_split(folder, "train")
+
     def whole(**changes):
         data = DataConfig(image_size=size, shuffle_buffer=256, **changes)
         return pipeline.make_train_dataset(
-            data, folder, global_batch_size=_BATCH, seed=0, num_classes=1000
+            data, split, global_batch_size=_BATCH, seed=0, num_classes=1000
         )
 
     return {

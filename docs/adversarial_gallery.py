@@ -2,9 +2,9 @@ r"""Pictures of what AdvProp does: its adversarial images, its two kinds of batc
 and what the networks look at.
 
     python docs/adversarial_gallery.py \
-        --advprop_dir=runs/study_characters/runs/advprop_large_eps8/seed_301 \
-        --vanilla_dir=runs/study_characters/runs/vanilla_large/seed_301 \
-        --data_dir=runs/study_characters/data --out_dir=docs/images
+        --advprop_dir=runs/advprop \
+        --vanilla_dir=runs/vanilla \
+        --data_dir=data/digits --out_dir=docs/images
 
 adversarial_images.png    the same test images for growing ε, by the run's attack (its
                           steps and targets), through "aux"
@@ -27,7 +27,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 from efficientnet_advprop.attacks import PGD  # noqa: E402
-from efficientnet_advprop.data import pipeline  # noqa: E402
+from efficientnet_advprop.data import pipeline, sources  # noqa: E402
 from efficientnet_advprop.data.class_names import find_class_names  # noqa: E402
 from efficientnet_advprop.models import DualBatchNormalization  # noqa: E402
 from efficientnet_advprop.training import checkpoints, losses  # noqa: E402
@@ -178,12 +178,9 @@ def main(_):
     config = checkpoints.read_config(FLAGS.advprop_dir)
     advprop = checkpoints.load_averaged_model(FLAGS.advprop_dir, which="last", aux_branches=None)
     vanilla = checkpoints.load_averaged_model(FLAGS.vanilla_dir, which="last")
+    split = sources.open_split(config.data, FLAGS.data_dir, "validation")
     batch = next(
-        iter(
-            pipeline.make_eval_dataset(
-                config.data, FLAGS.data_dir, global_batch_size=FLAGS.num_images
-            )
-        )
+        iter(pipeline.make_eval_dataset(config.data, split, global_batch_size=FLAGS.num_images))
     )
     images, labels = tf.clip_by_value(batch["images"], 0.0, 255.0), batch["labels"]
     numbers = [str(number) for number in range(config.model.num_classes)]

@@ -5,21 +5,26 @@ Usage:
 
     python -m efficientnet_advprop.prepare --imagenet_dir=/downloads --output_dir=gs://…/imagenet
     python -m efficientnet_advprop.prepare --image_folder=/data/flowers --output_dir=/data/records \
-        --train_shards=64 --validation_shards=8
+        --validation_fraction=0.2
     python -m efficientnet_advprop.prepare --tfds=oxford_iiit_pet --tfds_dir=/data/tfds \
-        --output_dir=/data/records --train_shards=32 --validation_shards=32
+        --output_dir=/data/records
+    python -m efficientnet_advprop.prepare --check=/data/records
 
 `--imagenet_dir` holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and synset_labels.txt (the
 class of each validation image, one a line); the archives are read in place. `--image_folder` holds
-train/CLASS/… and validation/CLASS/….
+train/CLASS/…, validation/CLASS/… and perhaps test/CLASS/…; or CLASS/… alone, of which
+`--validation_fraction` and `--test_fraction` draw a part, the same share of each class. Equal files
+are drawn together.
 
 The classes are numbered from 0 in the order of the folders' names, or of the numbers that these
-are, in both splits alike; `labels_map.txt` beside the records has their names. A class without
+are, in all splits alike; `labels_map.txt` beside the records has their names. A class without
 images is an error. What is passed over (other formats, images beside or below the class folders) is
 counted and named.
 
-Started again after a kill, it goes on with the shards that are missing. Ends with the number of
-images of each class; exits with 1 and names the files if any image could not be converted.
+Started again after a kill, it goes on with the files that are missing; where the images or their
+labels have changed since, it says so and overwrites nothing. Ends with the number of images of each
+class; exits with 1 and names the files if any image could not be converted. `--check` writes
+nothing: it reads all records of a folder and names those that are damaged, with exit code 1.
 """
 
 import sys
@@ -28,69 +33,132 @@ import tqdm
 from absl import flags
 
 from efficientnet_advprop.command_line import program
-from efficientnet_advprop.config.experiment import ConfigError
+from efficientnet_advprop.runtime.errors import UsageError
 
 _IMAGENET_DIR = flags.DEFINE_string(
     "imagenet_dir", None, "folder of the two ILSVRC2012 archives and of synset_labels.txt"
 )
 _IMAGE_FOLDER = flags.DEFINE_string(
-    "image_folder", None, "folder of train/CLASS/image and validation/CLASS/image"
+    "image_folder",
+    None,
+    "folder of train/CLASS/image and validation/CLASS/image, or of CLASS/image",
 )
 _TFDS = flags.DEFINE_string(
     "tfds", None, "name of a data set that TensorFlow Datasets has prepared in --tfds_dir"
 )
 _TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "folder of the prepared data sets")
+_CHECK = flags.DEFINE_string("check", None, "folder of TFRecords in which to find all bad records")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "folder of the TFRecords, local or gs://")
-_TRAIN_SHARDS = flags.DEFINE_integer(
-    "train_shards", 1024, "number of training files", lower_bound=1
+_VALIDATION_FRACTION = flags.DEFINE_float(
+    "validation_fraction",
+    None,
+    "share of --image_folder's training images that become the validation files",
+    lower_bound=0.0,
+    upper_bound=1.0,
 )
-_VALIDATION_SHARDS = flags.DEFINE_integer(
-    "validation_shards", 128, "number of validation files", lower_bound=1
+_TEST_FRACTION = flags.DEFINE_float(
+    "test_fraction", None, "the same for test files", lower_bound=0.0, upper_bound=1.0
 )
+_BY_SIZE = "left out: as many as make about 100 MB each; of --imagenet_dir"
+_SHARDS = {
+    "train": flags.DEFINE_integer(
+        "train_shards", None, f"number of training files; {_BY_SIZE}, 1024", lower_bound=1
+    ),
+    "validation": flags.DEFINE_integer(
+        "validation_shards", None, f"number of validation files; {_BY_SIZE}, 128", lower_bound=1
+    ),
+    "test": flags.DEFINE_integer(
+        "test_shards", None, "number of test files; left out: by size", lower_bound=1
+    ),
+    "minival": flags.DEFINE_integer(
+        "minival_shards", None, f"number of files for --minival_list; {_BY_SIZE}, 20", lower_bound=1
+    ),
+}
+_IMAGENET_SHARDS = {"train": 1024, "validation": 128, "minival": 20}  # as the official converter
 _MINIVAL_LIST = flags.DEFINE_string(
     "minival_list",
     None,
-    "file with the names of training images that are to be left out of the training files and"
-    " become minival-… files, for --config.data.validation_prefix=minival",
-)
-_MINIVAL_SHARDS = flags.DEFINE_integer(
-    "minival_shards", 20, "number of files for --minival_list", lower_bound=1
+    "file with the names of training images, such as n01440764_10026.JPEG or cat/1.png, that are to"
+    " be left out of the training files and become minival-… files, for"
+    " --config.data.validation_prefix=minival",
 )
 _NUM_SHOWN = 20  # of the images that cannot be converted
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", 16, "files written at a time", lower_bound=1)
 
 
 def _list_images():
-    """{prefix: images} of the flags' source, and the names of the classes by label."""
+    """Returns {prefix: images} of the flags' source, and the names of the classes by label."""
     from efficientnet_advprop.data import sources
-    from efficientnet_advprop.images import conversion
+    from efficientnet_advprop.images import image_sources
 
     if _IMAGENET_DIR.value:
         folder = _IMAGENET_DIR.value.rstrip("/")
-        train = conversion.list_imagenet_train(f"{folder}/ILSVRC2012_img_train.tar", log=print)
-        names = conversion.list_class_names(train)
-        validation = conversion.list_imagenet_validation(
+        train = image_sources.list_imagenet_train(f"{folder}/ILSVRC2012_img_train.tar", log=print)
+        names = image_sources.list_class_names(train)
+        validation = image_sources.list_imagenet_validation(
             f"{folder}/ILSVRC2012_img_val.tar", f"{folder}/synset_labels.txt", names
         )
         return {"train": train, "validation": validation}, names
     if _IMAGE_FOLDER.value:
-        folder = _IMAGE_FOLDER.value.rstrip("/")
-        train = conversion.list_image_folder(f"{folder}/train", log=print)
-        names = conversion.list_class_names(train)
-        validation = conversion.list_image_folder(f"{folder}/validation", names, log=print)
-        return {"train": train, "validation": validation}, names
+        return _list_image_folder(_IMAGE_FOLDER.value.rstrip("/"))
     opened = {
         split: sources.open_tfds_split(_TFDS.value, _TFDS_DIR.value, split)
         for split in ("train", "validation")
     }
     names = sources.tfds_class_names(_TFDS.value, _TFDS_DIR.value)
-    return {split: conversion.list_tfds(opened[split], names) for split in opened}, names
+    return {split: image_sources.list_tfds(opened[split], names) for split in opened}, names
 
 
-def _convert(images, prefix: str, num_shards: int):
-    """Writes one split's files, with a progress bar on stderr; a `conversion.Report`."""
+def _list_image_folder(folder: str):
+    """Does what `_list_images` does, of a folder; some splits are drawn from "train"."""
+    import tensorflow as tf
+
+    from efficientnet_advprop.images import image_sources
+
+    fractions = {
+        split: flag.value
+        for split, flag in (("validation", _VALIDATION_FRACTION), ("test", _TEST_FRACTION))
+        if flag.value
+    }
+    is_divided = tf.io.gfile.isdir(f"{folder}/train")
+    there = [
+        split
+        for split in ("validation", "test")
+        if is_divided and tf.io.gfile.isdir(f"{folder}/{split}")
+    ]
+    for split in there:
+        if split in fractions:
+            raise UsageError(
+                f"`--{split}_fraction` is {fractions[split]:g}, but {folder!r} holds {split}/"
+                " already; leave one of them out."
+            )
+    if "validation" not in [*there, *fractions]:
+        raise UsageError(
+            f"`--image_folder` is {folder!r}, which holds no train/ and validation/, each with a"
+            " folder per class. Make them, or draw the validation images from the others with"
+            " `--validation_fraction=0.2`."
+        )
+    if sum(fractions.values()) >= 1:
+        raise UsageError("`--validation_fraction` and `--test_fraction` must be below 1 together.")
+    train = image_sources.list_image_folder(f"{folder}/train" if is_divided else folder, log=print)
+    names = image_sources.list_class_names(train)
+    parts = image_sources.divide(train, list(fractions.values())) if fractions else [train]
+    images_of = dict(zip(("train", *fractions), parts))
+    for split in there:
+        images_of[split] = image_sources.list_image_folder(f"{folder}/{split}", names, log=print)
+    return images_of, names
+
+
+def _convert(images, prefix: str):
+    """Writes one split's files, with a progress bar on stderr; returns a `Report`."""
     from efficientnet_advprop.images import conversion
 
+    num_shards = _SHARDS[prefix].value
+    if num_shards is None:
+        num_shards = (
+            _IMAGENET_SHARDS[prefix] if _IMAGENET_DIR.value else conversion.count_shards(images)
+        )
+    print(f"{prefix}: {len(images)} images into {num_shards} files")
     seconds_between_updates = 0.1 if sys.stderr.isatty() else 30.0
     with tqdm.tqdm(
         total=num_shards, unit=" files", dynamic_ncols=True, mininterval=seconds_between_updates
@@ -113,22 +181,50 @@ def _convert(images, prefix: str, num_shards: int):
         )
 
 
-def main(argv):
-    del argv
+def _check(folder: str) -> None:
+    """Names all bad records of a folder."""
+    from efficientnet_advprop.data import class_names, records
+
+    names = class_names.find_class_names(folder)
+    prefixes = records.find_prefixes(folder)
+    errors = []
+    for prefix in prefixes:
+        found = records.check_folder(folder, prefix, len(names) if names else None)
+        print(f"{prefix}: {len(found)} bad records", flush=True)
+        errors += found
+    for error in errors:
+        print(error)
+    if errors or not prefixes:
+        what = f"{len(errors)} bad records" if prefixes else "no TFRecords"
+        raise records.DataError(f"`--check` is {folder!r}, which holds {what}.")
+
+
+def _require_flags() -> None:
     if sum(bool(flag.value) for flag in (_IMAGENET_DIR, _IMAGE_FOLDER, _TFDS)) != 1:
-        raise ConfigError("give one of `--imagenet_dir`, `--image_folder` and `--tfds`.")
+        raise UsageError("give one of `--imagenet_dir`, `--image_folder` and `--tfds`.")
     if _TFDS.value and not _TFDS_DIR.value:
-        raise ConfigError(
+        raise UsageError(
             "`--tfds_dir` is missing; give the folder in which TensorFlow Datasets has prepared"
             " `--tfds`."
         )
     if not _OUTPUT_DIR.value:
-        raise ConfigError("`--output_dir` is missing; give a folder for the TFRecords.")
+        raise UsageError("`--output_dir` is missing; give a folder for the TFRecords.")
+    for flag in (_VALIDATION_FRACTION, _TEST_FRACTION):
+        if flag.value and not _IMAGE_FOLDER.value:
+            raise UsageError(f"`--{flag.name}` is {flag.value:g}, but needs `--image_folder`.")
+
+
+def main(argv):
+    del argv
+    if _CHECK.value:
+        _check(_CHECK.value)
+        return
+    _require_flags()
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
-    from efficientnet_advprop.data import records
     from efficientnet_advprop.data.class_names import claim_class_names
-    from efficientnet_advprop.images import conversion
+    from efficientnet_advprop.images import image_sources
     from efficientnet_advprop.images.class_numbers import are_numbers
+    from efficientnet_advprop.runtime.errors import DataError
 
     failures = []
     images_of, names = _list_images()
@@ -137,25 +233,18 @@ def main(argv):
             f"the classes are named by numbers, but not 0 to {len(names) - 1}: {names[0]!r} becomes"
             f" label 0, {names[-1]!r} label {len(names) - 1}"
         )
-    claim_class_names(_OUTPUT_DIR.value, names, "records")
     if _MINIVAL_LIST.value:
-        images_of["train"], images_of["minival"] = conversion.hold_out(
+        images_of["train"], images_of["minival"] = image_sources.hold_out(
             images_of["train"], _MINIVAL_LIST.value
         )
-    shards = {
-        "train": _TRAIN_SHARDS,
-        "validation": _VALIDATION_SHARDS,
-        "minival": _MINIVAL_SHARDS,
-    }
+    claim_class_names(_OUTPUT_DIR.value, names, "records")
     for prefix, images in images_of.items():
-        num_shards = shards[prefix].value
-        print(f"{prefix}: {len(images)} images into {num_shards} files")
-        report = _convert(images, prefix, num_shards)
+        report = _convert(images, prefix)
         for name in names:
             print(f"  {name:20s} {report.num_per_class.get(name, 0):8d}")
         print(
             f"  {report.num_images} images of {len(report.num_per_class)} classes,"
-            f" {report.num_reencoded} encoded anew as JPEG"
+            f" {report.num_reencoded} encoded anew as PNG"
         )
         failures += report.failures
     if failures:
@@ -163,7 +252,7 @@ def main(argv):
         more = len(failures) - _NUM_SHOWN
         shown += f"\n  and {more} more" if more > 0 else ""
         print(f"These cannot be converted:{shown}", file=sys.stderr)
-        raise records.DataError(
+        raise DataError(
             f"{len(failures)} images cannot be converted, and the TFRecords that they belong to are"
             " not written. Repair them and start again; or remove them and start again with an"
             " empty `--output_dir`, for the order changes."

@@ -45,11 +45,11 @@ def main(argv):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
-    from efficientnet_advprop.data import pipeline
+    from efficientnet_advprop.data import pipeline, sources
 
     rows = pipeline.sample_views(
         config.data,
-        _DATA_DIR.value,
+        sources.open_split(config.data, _DATA_DIR.value, "train"),
         num_images=_ROWS.value,
         num_draws=_COLUMNS.value,
         seed=config.training.seed,

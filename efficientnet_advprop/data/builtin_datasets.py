@@ -113,9 +113,8 @@ class BuiltinDataset:
         ]
         temporary = f"{directory.rstrip('/')}.{uuid.uuid4().hex}.tmp"
         try:
-            sources = digest_rows([(self.name, split, variant)])
-            records.claim_shards(directory, split, sources, self.words)
-            if all(tf.io.gfile.exists(os.path.join(directory, name)) for name in names):
+            digests = {name: digest_rows([(self.name, variant, name)]) for name in names}
+            if records.claim_shards(directory, split, digests, self.words) == set(names):
                 return
             logging.info("Writing %s (%s) into %s.", self.words, split, directory)
             tf.io.gfile.makedirs(temporary)

@@ -51,19 +51,27 @@ def digest_rows(rows: Iterable[Sequence]) -> str:
     return digest.hexdigest()
 
 
+def file_states(paths: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Returns the `file_state` of each file.
+
+    Raises:
+        DataError: one is not there.
+    """
+    paths = list(dict.fromkeys(paths))
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        try:
+            return dict(zip(paths, pool.map(file_state, paths)))
+        except (OSError, tf.errors.OpError) as error:
+            raise DataError(f"an image cannot be read: {error}") from error
+
+
 def digest_images(images: Sequence[Located]) -> str:
     """Returns the SHA-256 of images' names, labels, and the sizes and times of their files.
 
     Raises:
         DataError: a file is not there.
     """
-    paths = list(dict.fromkeys(image.path for image in images))
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        try:
-            states = dict(zip(paths, pool.map(file_state, paths)))
-        except (OSError, tf.errors.OpError) as error:
-            raise DataError(f"an image cannot be read: {error}") from error
+    states = file_states(image.path for image in images)
     return digest_rows(
-        (image.name, image.label, image.offset, image.size, *states[image.path])
-        for image in images
+        (image.name, image.label, image.offset, image.size, *states[image.path]) for image in images
     )

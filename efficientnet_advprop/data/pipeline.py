@@ -31,6 +31,7 @@ from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.data import augmentation, preprocessing, records, synthetic
 from efficientnet_advprop.data.record_batches import batch_records, make_options
 from efficientnet_advprop.data.record_streams import InputHost, RecordStream, derive_seed
+from efficientnet_advprop.runtime.errors import DataError
 
 if typing.TYPE_CHECKING:
     from efficientnet_advprop.config.experiment import DataConfig
@@ -170,7 +171,7 @@ def make_train_dataset(
         `data` gives otherwise.
 
     Raises:
-        records.DataError: the data are not there or not whole.
+        DataError: the data are not there or not whole.
         ValueError: the batch does not divide by the replicas; mixing without
             `num_classes`; paired views without augmentation.
     """
@@ -300,18 +301,19 @@ def sample_views(
         `num_draws` of training's; if paired, each of them plainly and then augmented.
 
     Raises:
-        records.DataError: the data are not there, or one of the images is bad.
+        DataError: the data are not there, or one of the images is bad.
         ValueError: see `make_train_dataset`.
     """
+    if not split.files:
+        raise DataError(f"`data_dir` is {synthetic.NAME!r}, which has no images to look at.")
     split = _for_network(split, num_classes)
     make_views, mix = _make_views(data, paired_views), _make_mixing(data, num_classes)
     examples = []
     for file, record in RecordStream(split, InputHost.of(None)).identify(0, num_images):
-        row = records.read_record(split.files[file], record)
-        reason = records.explain_bad_record(row, split, num_classes)
-        if reason:
-            raise records.DataError(reason, split.files[file], record)
-        examples.append(records.parse(row, split))
+        error = records.find_problem(split, file, record, num_classes)
+        if error is not None:
+            raise error
+        examples.append(records.parse(records.read_record(split.files[file], record), split))
     columns = [
         [
             tf.clip_by_value(

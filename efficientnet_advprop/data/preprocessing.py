@@ -15,7 +15,7 @@ from typing import Callable, Optional, Tuple, Union
 
 import tensorflow as tf
 
-from efficientnet_advprop.data.image_formats import decode
+from efficientnet_advprop.data.image_formats import OFFICIAL_DCT, decode
 
 Augmentation = Callable[
     [tf.Tensor, tf.Tensor], tf.Tensor
@@ -81,14 +81,19 @@ def resize(image: tf.Tensor, image_size: int, method: str = "bicubic") -> tf.Ten
     return RESIZE_METHODS[method](images=images, size=[image_size, image_size])[0]
 
 
-def _decode_and_crop(encoded: tf.Tensor, window: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+def _decode_and_crop(
+    encoded: tf.Tensor,
+    window: Callable[[tf.Tensor], tf.Tensor],
+    dct_method: str = OFFICIAL_DCT,
+) -> tf.Tensor:
     """Decodes only `window(shape)` = [y, x, height, width] of a JPEG; of another
     format, decodes all of it and cuts the window out.
     """
 
     def of_jpeg() -> tf.Tensor:
+        shape = tf.image.extract_jpeg_shape(encoded)
         return tf.image.decode_and_crop_jpeg(
-            encoded, window(tf.image.extract_jpeg_shape(encoded)), channels=3
+            encoded, window(shape), channels=3, dct_method=dct_method
         )
 
     def of_other() -> tf.Tensor:
@@ -111,8 +116,9 @@ def preprocess_for_eval(
     image_size: int = 224,
     crop: Union[str, float] = "released",
     resize_method: str = "bicubic",
+    dct_method: str = OFFICIAL_DCT,
 ) -> tf.Tensor:
-    """The official evaluation pre-processing: centre crop of the shorter side, legacy
+    """Does the official evaluation pre-processing: centre crop of the shorter side, legacy
     resizing.
 
     Args:
@@ -123,6 +129,8 @@ def preprocess_for_eval(
             its own, see `_resize_and_cut`.
         resize_method: "bicubic", or "bilinear" as EfficientNet-Lite and -EdgeTPU are
             served; see `RESIZE_METHODS`.
+        dct_method: of a JPEG from which a fraction is cut, the official one or
+            `image_formats.ACCURATE_DCT`; of others always the latter.
 
     Returns:
         float32 [image_size, image_size, 3] around 0…255: bicubic unclipped, so it
@@ -134,7 +142,8 @@ def preprocess_for_eval(
     if crop == TORCHVISION:
         return _resize_and_cut(decode(encoded), image_size)
     fraction = crop_fraction(image_size, crop)
-    image = _decode_and_crop(encoded, functools.partial(_center_window, fraction=fraction))
+    window = functools.partial(_center_window, fraction=fraction)
+    image = _decode_and_crop(encoded, window, dct_method)
     return tf.ensure_shape(resize(image, image_size, resize_method), [image_size, image_size, 3])
 
 

@@ -101,7 +101,10 @@ def batch_records(
     def complain(first: np.ndarray) -> bool:
         last = int(first) + batch_size
         raise _find_bad_record(
-            stream, num_classes, int(first), last if num_examples is None else min(last, num_examples)
+            stream,
+            num_classes,
+            int(first),
+            last if num_examples is None else min(last, num_examples),
         )
 
     return _until_failure(batches.prefetch(tf.data.AUTOTUNE), first_position, batch_size, complain)
@@ -154,12 +157,10 @@ def _find_bad_record(
     for file, record in stream.identify(first, last - first):
         error = records.find_problem(split, file, record, num_classes)
         if error is not None:
-            folder = os.path.dirname(split.files[file])
-            hint = (
-                f" `python -m efficientnet_advprop.prepare --check={folder}` finds all such records."
-                if split.is_official
-                else ""
-            )
+            hint = ""
+            if split.is_official:
+                command = f"prepare --check={os.path.dirname(split.files[file])}"
+                hint = f" `python -m efficientnet_advprop.{command}` finds all such records."
             return DataError(f"{error.reason.rstrip('.')}.{hint}", error.path, error.record)
     return DataError(
         f"records {first} to {last - 1} of the stream could not be processed, "

@@ -24,7 +24,7 @@ import re
 import struct
 import tempfile
 import time
-from typing import Callable, List, NamedTuple, Optional, Sequence, TypeVar
+from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, TypeVar
 
 import tensorflow as tf
 from absl import logging
@@ -183,14 +183,24 @@ def find_shards(data_dir: str, prefix: str) -> List[str]:
     ]
 
 
+def _list_shards(data_dir: str, prefix: str) -> List[str]:
+    found = map(_SHARD_NAME.match, files.list_folder(data_dir))
+    return [match.string for match in found if match is not None and match["prefix"] == prefix]
+
+
+def find_prefixes(data_dir: str) -> List[str]:
+    """Returns the prefixes of all files of records in a folder, such as "train", sorted."""
+    if not tf.io.gfile.isdir(data_dir):
+        raise DataError(f"{data_dir!r} is no folder.")
+    found = map(_SHARD_NAME.match, files.list_folder(data_dir))
+    return sorted({match["prefix"] for match in found if match is not None})
+
+
 def has_shards(data_dir: str, prefix: str) -> bool:
     """Whether a folder is there and holds `<prefix>-?????-of-?????` files, whole or
     not.
     """
-    if not tf.io.gfile.isdir(data_dir):
-        return False
-    found = map(_SHARD_NAME.match, files.list_folder(data_dir))
-    return any(match is not None and match["prefix"] == prefix for match in found)
+    return tf.io.gfile.isdir(data_dir) and bool(_list_shards(data_dir, prefix))
 
 
 def scan_file(path: str) -> FileScan:
@@ -251,38 +261,40 @@ def save_counts(data_dir: str, prefix: str, counts: Sequence[int]) -> None:
     names = [shard_name(prefix, shard, len(counts)) for shard in range(len(counts))]
     sizes = [file_state(os.path.join(data_dir, name))[0] for name in names]
     table = {
-        name: {"bytes": size, "records": count}
-        for name, size, count in zip(names, sizes, counts)
+        name: {"bytes": size, "records": count} for name, size, count in zip(names, sizes, counts)
     }
     _write_table(_beside(data_dir, "counts", prefix), table)
 
 
-def claim_shards(data_dir: str, prefix: str, sources: str, what: str) -> None:
+def claim_shards(data_dir: str, prefix: str, sources: Mapping[str, str], what: str) -> set[str]:
     """Makes a folder's `prefix` files those of some sources, before they are written.
-
-    Nothing is overwritten but what an earlier call for the same sources has begun.
 
     Args:
         data_dir: local or remote; is made.
         prefix: "train", "validation", …
-        sources: a digest of all that decides the files' contents.
-        what: the images, for the message.
+        sources: the name of each file → a digest of all that decides its contents.
+        what: these contents, for the message.
+
+    Returns:
+        The names of the files that are there already.
 
     Raises:
-        DataError: the folder holds `prefix` files of other sources, or of nobody knows
-            which.
+        DataError: the folder holds a `prefix` file of another set, of other sources, or
+            of nobody knows which.
     """
-    path = _beside(data_dir, "sources", prefix)
-    if _read_table(path).get("sources") == sources:
-        return
-    if has_shards(data_dir, prefix):
-        raise DataError(
-            f"{data_dir!r} already holds {prefix!r} files, which were not made of {what} as they"
-            " are now (names, labels, sizes, times of change). They stay as they are: take"
-            " another folder, or remove them."
-        )
     tf.io.gfile.makedirs(data_dir)
-    _write_table(path, {"sources": sources})
+    path = _beside(data_dir, "sources", prefix)
+    claimed, there = _read_table(path), _list_shards(data_dir, prefix)
+    others = [name for name in there if name not in sources or claimed.get(name) != sources[name]]
+    if others:
+        raise DataError(
+            f"{data_dir!r} already holds {len(others)} {prefix!r} files, such as {others[0]}, that"
+            f" were not made of {what} as they are now (number of files, names, labels, sizes,"
+            " times of change). Nothing is overwritten: take another folder, or remove them."
+        )
+    if claimed != sources:
+        _write_table(path, dict(sources))
+    return set(there)
 
 
 def _examine(path: str, known: object) -> dict:
@@ -390,6 +402,9 @@ def make_example(
     one from 1.
     """
 
+    if label < 0:
+        raise DataError(f"the label of {filename!r} is {label}, but must be at least 0.")
+
     def of_bytes(value: bytes) -> tf.train.Feature:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
@@ -491,9 +506,6 @@ def explain_bad_record(record: bytes, split: Split, num_classes: Optional[int]) 
     encoded = features[split.image_feature].bytes_list.value[0]
     if not encoded:
         return "its image is an empty file"
-    problem = image_formats.find_problem(encoded)
-    if problem is not None:
-        return f"its image cannot be decoded ({problem})"
     try:
         image_formats.decode(encoded)
     except tf.errors.OpError as error:
@@ -535,7 +547,9 @@ def check_folder(data_dir: str, prefix: str, num_classes: Optional[int]) -> List
         return [error for error in found if error is not None]
 
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        return [error for errors in pool.map(check_file, range(len(split.files))) for error in errors]
+        return [
+            error for errors in pool.map(check_file, range(len(split.files))) for error in errors
+        ]
 
 
 def explain_data_error(error: BaseException) -> Optional[DataError]:

@@ -49,9 +49,7 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
                 f"`config.data.holdout_shards` is {held_out}, but there are only {num_files}"
                 f" training files in {data_dir}."
             )
-        opened = opened.select(
-            range(held_out, num_files) if split == "train" else range(held_out)
-        )
+        opened = opened.select(range(held_out, num_files) if split == "train" else range(held_out))
     if split == "train" and data.num_train_examples is not None:
         opened = _limit_examples(opened, data.num_train_examples)
     return opened

@@ -17,8 +17,7 @@ import re
 import unicodedata
 from typing import Iterable, Mapping, Optional, Sequence
 
-from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.runtime.errors import list_names
+from efficientnet_advprop.runtime.errors import DataError, list_names
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"[0-9]+")

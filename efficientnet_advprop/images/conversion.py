@@ -1,71 +1,32 @@
-"""Making records: images from archives, folders or TFDS, as shuffled shards in the
-official layout.
+"""Writes images as records: shuffled shards in the official layout.
 
-    sources = list_image_folder("/data/flowers", "train")        # one folder per class
-    report = convert(sources, "/data/records", "train", num_shards=64, num_workers=8)
+    images = list_image_folder("/data/flowers/train")
+    report = convert(images, "/data/records", "train", num_shards=64, num_workers=8)
 
 Shards are written in parallel, each whole or not at all, so that a killed conversion
-goes on where it was. What is no RGB or gray JPEG (PNG, GIF, BMP, WebP, CMYK, whatever
-its name says) is encoded anew as one, of quality 100, from the pixels that every other
-reader sees (`image_formats`).
+goes on where it was. RGB or gray JPEGs and PNGs of eight bits stay as they are, byte
+for byte; what else there is (GIF, BMP, WebP, CMYK, whatever its name says) becomes a PNG
+of the pixels that every other reader sees (`image_formats`).
 """
 
 import concurrent.futures
 import dataclasses
 import os
 import random
-import re
-import tarfile
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 import tensorflow as tf
 from absl import logging
 
 from efficientnet_advprop.data import image_formats, records
-from efficientnet_advprop.data.digests import Located, digest_images
-from efficientnet_advprop.data.image_formats import is_hidden, is_image
-from efficientnet_advprop.images import image_folders
-from efficientnet_advprop.images.class_numbers import class_name, number_classes, require_known
-from efficientnet_advprop.images.tar_archives import index_members, read_tar_index
+from efficientnet_advprop.data.digests import Located, digest_images, file_states
+from efficientnet_advprop.images.image_sources import ImageSource
 from efficientnet_advprop.runtime import files
-from efficientnet_advprop.runtime.errors import list_names
+from efficientnet_advprop.runtime.errors import DataError
 from tpu_utils.errors import brief_message
 
 _SHUFFLE_SEED = 0
-_JPEG_QUALITY = 100
-
-
-class ImageSource(NamedTuple):
-    """One image to be converted: where its bytes are, its class (from 0) and the
-    class's name.
-    """
-
-    path: str
-    name: str
-    label: int
-    synset: str
-    offset: Optional[int] = (
-        None  # in an archive or a TFRecord; None: the path is the image's own file
-    )
-    size: int = 0  # bytes from the offset on
-    feature: Optional[str] = (
-        None  # the bytes are a tf.train.Example, and this feature of it is the image
-    )
-
-    def read(self) -> bytes:
-        def read() -> bytes:
-            with tf.io.gfile.GFile(self.path, "rb") as file:
-                if self.offset is None:
-                    return file.read()
-                file.seek(self.offset)
-                return file.read(self.size)
-
-        contents = records.retry_reads(read, f"Reading {self.path}")
-        if self.feature is None:
-            return contents
-        return (
-            tf.train.Example.FromString(contents).features.feature[self.feature].bytes_list.value[0]
-        )
+_SHARD_BYTES = 100e6
 
 
 class _ImagesFailed(Exception):
@@ -86,247 +47,46 @@ class Report:
     failures: List[str]
 
 
-def list_image_folder(
-    folder: str,
-    class_names: Optional[Sequence[str]] = None,
-    log: Callable[[str], None] = logging.warning,
-) -> List[ImageSource]:
-    """The images of a folder with one folder per class.
+def count_shards(sources: Sequence[ImageSource]) -> int:
+    """Returns how many shards of about 100 MB images make; at least one."""
+    whole = [source.path for source in sources if source.offset is None]
+    num_bytes = sum(source.size for source in sources)
+    num_bytes += sum(size for size, _ in file_states(whole).values())
+    return min(len(sources), max(1, round(num_bytes / _SHARD_BYTES)))
 
-    Args:
-        folder: local or remote.
-        class_names: which number each class has, as `list_class_names` gives it of the
-            training set; None: as `class_numbers.number_classes` numbers the classes of
-            this folder.
-        log: takes a line for each kind of file that is passed over, and one for classes
-            of `class_names` that this folder lacks.
+
+def without_loss(encoded: bytes) -> bytes:
+    """Returns an image in a form that all readers take, with the same pixels: an RGB or
+    gray JPEG or PNG of eight bits as it is, anything else as a PNG.
 
     Raises:
-        records.DataError: there is no folder, no class, no image; a class without an
-            image, or one that `class_names` lacks; or a name that is no text.
+        DataError or tf.errors.InvalidArgumentError: it is of a format that is not taken,
+            or cannot be decoded to its end.
     """
-    tree = image_folders.read_image_tree(folder)
-    found = number_classes(tree.images, folder)
-    names = found if class_names is None else class_names
-    label_of = {name: label for label, name in enumerate(names)}
-    require_known(found, label_of, folder, "no class of the training set")
-    for line in tree.passed_over.describe():
-        log(f"{folder}: {line}")
-    lacking = [name for name in names if name not in found]
-    if lacking:
-        log(f"{folder}: no images of {len(lacking)} of {len(names)} classes: {list_names(lacking)}")
-    return [
-        ImageSource(os.path.join(folder, name, image), image, label_of[synset], synset)
-        for name, images in tree.images.items()
-        for synset in [class_name(name)]
-        for image in images
-    ]
+    encoded = image_formats.as_decodable(encoded)
+    if bool(image_formats.is_jpeg(encoded)):
+        is_plain = int(tf.image.extract_jpeg_shape(encoded)[2]) in (1, 3)
+    else:
+        # Of 16 bits, of a palette or with transparency, readers differ.
+        is_plain = bool(image_formats.is_png(encoded)) and encoded[24:26] in (b"\x08\0", b"\x08\2")
+    return encoded if is_plain else tf.io.encode_png(image_formats.decode(encoded)).numpy()
 
 
-def list_class_names(sources: Sequence[ImageSource]) -> List[str]:
-    """The names of the classes in the order of their labels, of a set that has images
-    of each.
-    """
-    return [name for _, name in sorted({source.label: source.synset for source in sources}.items())]
-
-
-def list_imagenet_train(
-    archive: str, log: Callable[[str], None] = logging.warning
-) -> List[ImageSource]:
-    """The images of ILSVRC2012_img_train.tar, an archive of one archive per class, read
-    in place.
-
-    Args:
-        archive: local or remote.
-        log: takes a line for each kind of member that is passed over.
-
-    Raises:
-        records.DataError: the archive is not there, is damaged or of another kind, or
-            an archive in it holds no image.
-    """
-    passed_over, images = image_folders.PassedOver(), {}
-    try:
-        with tf.io.gfile.GFile(archive, "rb") as file:
-            for member in index_members(file, archive):
-                synset, suffix = os.path.splitext(os.path.basename(member.name))
-                if suffix != ".tar" or is_hidden(member.name):
-                    passed_over.add("in it that are no archives of a class", member.name)
-                    continue
-                file.seek(member.offset)
-                images[synset] = []
-                for image in index_members(file, f"{archive}: {member.name}", member.size):
-                    if is_image(image.name):
-                        images[synset].append(image)
-                    else:
-                        passed_over.add("in its archives that are no images", image.name)
-    except (tarfile.TarError, tf.errors.OpError, OSError, EOFError) as error:
-        raise records.DataError(
-            f"the archive cannot be read to its end: {error}", archive
-        ) from error
-    if not any(images.values()):
-        raise records.DataError(
-            "it holds no archives of images by class; is it ILSVRC2012_img_train.tar?", archive
-        )
-    empty = [synset for synset, members in images.items() if not members]
-    if empty:
-        raise records.DataError(
-            f"it holds archives without an image: {list_names(empty)}; copy or make it again.",
-            archive,
-        )
-    for line in passed_over.describe():
-        log(f"{archive}: {line}")
-    return [
-        ImageSource(archive, image.name, label, synset, image.offset, image.size)
-        for label, synset in enumerate(number_classes(images, archive))
-        for image in images[synset]
-    ]
-
-
-def list_imagenet_validation(
-    archive: str, synset_labels: str, class_names: Sequence[str]
-) -> List[ImageSource]:
-    """The images of ILSVRC2012_img_val.tar.
-
-    Line i of `synset_labels` is the class of image i, in the order of the names.
-
-    Raises:
-        records.DataError: a file is not there, they have different lengths, or a class
-            is unknown.
-    """
-    try:
-        with tf.io.gfile.GFile(synset_labels) as file:
-            synsets = file.read().split()
-    except (tf.errors.OpError, ValueError) as error:
-        raise records.DataError(f"it cannot be read: {brief_message(error)}", synset_labels) from (
-            error
-        )
-    images = [member for member in read_tar_index(archive) if is_image(member.name)]
-    images.sort(key=lambda member: member.name)
-    if len(synsets) != len(images):
-        raise records.DataError(
-            f"{synset_labels} has {len(synsets)} lines for {len(images)} images.", archive
-        )
-    label_of = {name: label for label, name in enumerate(class_names)}
-    unknown = sorted(set(synsets) - set(label_of))
-    require_known(unknown, label_of, synset_labels, "no class of the training set")
-    return [
-        ImageSource(
-            archive,
-            os.path.basename(image.name),
-            label_of[synset],
-            synset,
-            image.offset,
-            image.size,
-        )
-        for image, synset in zip(images, synsets)
-    ]
-
-
-def list_tfds(split: records.Split, class_names: Sequence[str]) -> List[ImageSource]:
-    """The images of a prepared TFDS split: see `sources.open_tfds_split` and
-    `sources.tfds_class_names`.
-
-    Raises:
-        records.DataError: a file is cut off.
-    """
-    sources = []
-    for path, count in zip(split.files, split.counts):
-        offsets, is_whole, _ = records.scan_file(path)
-        if not is_whole or len(offsets) != count:
-            raise records.DataError(
-                f"the file has {len(offsets)} whole records instead of {count}; prepare the data"
-                " set again.",
-                path,
-            )
-        for index, row in enumerate(tf.data.TFRecordDataset(path).as_numpy_iterator()):
-            label = (
-                tf.train.Example.FromString(row)
-                .features.feature[split.label_feature]
-                .int64_list.value[0]
-            )
-            sources.append(
-                ImageSource(
-                    path,
-                    f"{os.path.basename(path)}:{index}",
-                    label,
-                    class_names[label],
-                    offsets[index] + records.HEADER_BYTES,
-                    len(row),
-                    split.image_feature,
-                )
-            )
-    return sources
-
-
-def hold_out(
-    sources: Sequence[ImageSource], names_file: str
-) -> "tuple[List[ImageSource], List[ImageSource]]":
-    """Training images without, and with, those that a list names: the official
-    "minival" is such a list.
-
-    Args:
-        sources: the training images.
-        names_file: a file name on each line, such as n01440764_10026.JPEG; local or
-            gs://. A path before it does not matter.
-
-    Raises:
-        records.DataError: the file is missing or empty, or names an image that there is
-            not.
-    """
-    try:
-        with tf.io.gfile.GFile(names_file) as file:
-            wanted = {line.strip().rsplit("/", 1)[-1] for line in file if line.strip()}
-    except tf.errors.OpError as error:
-        raise records.DataError(
-            f"`--minival_list` is {names_file!r}, which cannot be read: {brief_message(error)}"
-        ) from error
-    named = [source.name.rsplit("/", 1)[-1] in wanted for source in sources]
-    minival = [source for source, is_named in zip(sources, named) if is_named]
-    lacking = sorted(wanted - {source.name.rsplit("/", 1)[-1] for source in minival})
-    if lacking or not minival:
-        raise records.DataError(
-            f"`--minival_list` is {names_file!r}, whose names are not all among the"
-            f" {len(sources):,} training images:"
-            f" {', '.join(lacking[:3]) or 'it is empty'}{' and more' if len(lacking) > 3 else ''}."
-        )
-    return [source for source, is_named in zip(sources, named) if not is_named], minival
-
-
-def to_rgb_jpeg(encoded: bytes) -> "tuple[bytes, int, int, bool]":
-    """An image's bytes as an RGB (or gray) JPEG, its height and width, and whether it
-    had to be encoded anew.
-
-    Colours keep their full resolution in what is encoded anew. The official converter
-    halves it; it is meant for a handful of photographs, and would smear small images.
-
-    Raises:
-        image_formats.ImageFormatError or tf.errors.InvalidArgumentError: it is of a
-            format that is not taken, or cannot be decoded to its end.
-    """
-    decodable = image_formats.as_decodable(encoded)
-    pixels = image_formats.decode(decodable)
-    height, width = pixels.shape[:2]
-    is_jpeg = bool(image_formats.is_jpeg(decodable))
-    if is_jpeg and int(tf.image.extract_jpeg_shape(decodable)[2]) in (1, 3):
-        return encoded, height, width, False
-    jpeg = tf.io.encode_jpeg(pixels, format="rgb", quality=_JPEG_QUALITY, chroma_downsampling=False)
-    return jpeg.numpy(), height, width, True
-
-
-def _digest(parts: Sequence[Sequence[ImageSource]]) -> str:
-    """Returns what tells these shards' images and labels from all others."""
-    located = [
-        Located(
-            f"{shard}: {image.synset}/{image.name}",
-            image.label,
-            image.path,
-            image.offset,
-            image.size,
-        )
-        for shard, part in enumerate(parts)
-        for image in part
-    ]
-    return digest_images(located)
+def _to_record(source: ImageSource) -> "tuple[bytes, bool]":
+    """Returns an image's record, and whether it had to be encoded anew."""
+    contents = source.read()
+    encoded = without_loss(contents)
+    height, width = image_formats.decode(encoded).shape[:2]
+    record = records.make_example(
+        encoded,
+        source.label,
+        height=height,
+        width=width,
+        image_format="JPEG" if bool(image_formats.is_jpeg(encoded)) else "PNG",
+        synset=source.synset,
+        filename=source.name,
+    )
+    return record, encoded != contents
 
 
 def _write_shard(path: str, sources: Sequence[ImageSource]) -> int:
@@ -335,25 +95,34 @@ def _write_shard(path: str, sources: Sequence[ImageSource]) -> int:
     with records.ShardWriter(path) as writer:
         for source in sources:
             try:
-                encoded, height, width, is_new = to_rgb_jpeg(source.read())
+                record, is_new = _to_record(source)
             except (OSError, ValueError, tf.errors.OpError) as error:
                 where = source.path if source.offset is None else f"{source.path} ({source.name})"
                 failures.append(f"{where}: {brief_message(error)}")
                 continue
             num_reencoded += is_new
-            writer.write(
-                records.make_example(
-                    encoded,
-                    source.label,
-                    height=height,
-                    width=width,
-                    synset=source.synset,
-                    filename=source.name,
-                )
-            )
+            writer.write(record)
         if failures:
             raise _ImagesFailed(failures)
     return num_reencoded
+
+
+def _divide(
+    sources: Sequence[ImageSource], num_shards: int, shuffle: bool
+) -> List[List[ImageSource]]:
+    order = list(range(len(sources)))
+    if shuffle:
+        random.Random(_SHUFFLE_SEED).shuffle(order)
+    ends = [len(order) * shard // num_shards for shard in range(num_shards + 1)]
+    return [[sources[i] for i in order[start:end]] for start, end in zip(ends, ends[1:])]
+
+
+def _digest(shard: Sequence[ImageSource]) -> str:
+    located = [
+        Located(f"{image.synset}/{image.name}", image.label, image.path, image.offset, image.size)
+        for image in shard
+    ]
+    return digest_images(located)
 
 
 def convert(
@@ -361,21 +130,19 @@ def convert(
     output_dir: str,
     prefix: str,
     *,
-    num_shards: int,
+    num_shards: Optional[int] = None,
     num_workers: int = 8,
     shuffle: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Writes `prefix`-00000-of-… into `output_dir`.
-
-    Shards that an earlier, killed call with the same sources has written are passed
-    over; what it left half-written is removed at the end.
+    """Writes `<prefix>-00000-of-<num_shards>` …; whole files that are there already stay,
+    and what killed calls have left half-written is removed at the end.
 
     Args:
         sources: the images.
         output_dir: local or remote; is made.
         prefix: "train" or "validation".
-        num_shards: how many files.
+        num_shards: how many files; None: see `count_shards`.
         num_workers: threads; decoding and reading release Python's lock.
         shuffle: in an order that depends on nothing but the number of sources. Training
             files must be, to mix the classes.
@@ -386,49 +153,46 @@ def convert(
         silently short.
 
     Raises:
-        records.DataError: the folder holds shards of another conversion, there are more
-            shards than images, or a file cannot be written (a full disk, say).
+        DataError: the folder holds shards of other images, there are more shards than
+            images, or a file cannot be written (a full disk, say).
     """
+    if num_shards is None:
+        num_shards = count_shards(sources)
     if not 1 <= num_shards <= len(sources):
-        raise records.DataError(
-            f"`num_shards` is {num_shards}, but must be between 1 and the {len(sources)} images of"
-            f" {prefix!r}."
+        raise DataError(
+            f"`--{prefix}_shards` is {num_shards}, but must be between 1 and the {len(sources)}"
+            f" images of {prefix!r}."
         )
-    tf.io.gfile.makedirs(output_dir)
-    order = list(range(len(sources)))
-    if shuffle:
-        random.Random(_SHUFFLE_SEED).shuffle(order)
-    parts = [
-        [
-            sources[i]
-            for i in order[
-                len(order) * shard // num_shards : len(order) * (shard + 1) // num_shards
-            ]
-        ]
-        for shard in range(num_shards)
-    ]
-    pattern = re.compile(re.escape(prefix) + r"-\d{5}-of-\d{5}$")
+    parts = _divide(sources, num_shards, shuffle)
     names = [records.shard_name(prefix, shard, num_shards) for shard in range(num_shards)]
-    foreign = [
-        name for name in files.list_folder(output_dir) if pattern.match(name) and name not in names
-    ]
-    if foreign:
-        raise records.DataError(
-            f"{output_dir} already holds {prefix!r} files of another set, such as {foreign[0]};"
-            " take another folder."
-        )
-    records.claim_shards(output_dir, prefix, _digest(parts), f"the {len(sources):,} images")
+    digests = dict(zip(names, map(_digest, parts)))
+    there = records.claim_shards(output_dir, prefix, digests, f"these {len(sources):,} images")
     paths = [os.path.join(output_dir, name) for name in names]
-    done = [tf.io.gfile.exists(path) for path in paths]
-    if any(done):
-        logging.info("%d of %d shards are there already.", sum(done), num_shards)
-    num_reencoded, failures, finished = 0, [], sum(done)
+    wanted = {path: part for path, name, part in zip(paths, names, parts) if name not in there}
+    if len(wanted) < num_shards:
+        logging.info("%d of %d shards are there already.", num_shards - len(wanted), num_shards)
+    num_reencoded, failures = _write_shards(wanted, num_shards, num_workers, progress)
+    if not failures:
+        files.remove_temporaries(paths)  # of killed calls
+        records.save_counts(output_dir, prefix, list(map(len, parts)))
+    per_class: Dict[str, int] = {}
+    for source in sources:
+        per_class[source.synset] = per_class.get(source.synset, 0) + 1
+    return Report(len(sources) - len(failures), per_class, num_reencoded, failures)
+
+
+def _write_shards(
+    wanted: Dict[str, List[ImageSource]],
+    num_shards: int,
+    num_workers: int,
+    progress: Callable[[int, int], None],
+) -> "tuple[int, List[str]]":
+    """Writes the files in parallel; returns how many images were encoded anew, and what
+    failed.
+    """
+    num_reencoded, failures, finished = 0, [], num_shards - len(wanted)
     with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
-        tasks = {
-            pool.submit(_write_shard, path, part): path
-            for path, part, is_there in zip(paths, parts, done)
-            if not is_there
-        }
+        tasks = {pool.submit(_write_shard, path, part): path for path, part in wanted.items()}
         try:
             for task in concurrent.futures.as_completed(tasks):
                 try:
@@ -437,7 +201,7 @@ def convert(
                 except _ImagesFailed as error:
                     failures += error.args[0]
                 except (OSError, tf.errors.OpError) as error:
-                    raise records.DataError(
+                    raise DataError(
                         f"the file cannot be written: {error}. The whole files stay; the same"
                         " command goes on from them.",
                         tasks[task],
@@ -447,10 +211,4 @@ def convert(
             for task in tasks:
                 task.cancel()
             raise
-    per_class: Dict[str, int] = {}
-    for source in sources:
-        per_class[source.synset] = per_class.get(source.synset, 0) + 1
-    if not failures:
-        files.remove_temporaries(paths)  # of killed calls
-        records.save_counts(output_dir, prefix, list(map(len, parts)))
-    return Report(len(sources) - len(failures), per_class, num_reencoded, failures)
+    return num_reencoded, failures

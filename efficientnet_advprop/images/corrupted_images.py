@@ -25,28 +25,12 @@ IMAGE_SIZE = 224
 _SHORTER_SIDE, _JPEG_QUALITY = 256, 85
 
 
-def without_loss(encoded: bytes) -> bytes:
-    """An image file in a form that Pillow reads as all other readers do: an RGB or gray
-    JPEG stays.
-
-    Raises: as `image_formats.as_decodable`.
-    """
-    import tensorflow as tf
-
-    from efficientnet_advprop.data import image_formats
-
-    encoded = image_formats.as_decodable(encoded)
-    if image_formats.is_jpeg(encoded) and tf.image.extract_jpeg_shape(encoded)[2] != 4:
-        return encoded
-    return tf.io.encode_png(image_formats.decode(encoded), compression=1).numpy()
-
-
 def corrupt_encoded(encoded: bytes, corruption: str, severity: int, seed: int) -> bytes:
     """The JPEG that the benchmark's generator would have made of an image file, up to
     `corruptions`' differences.
 
     Args:
-        encoded: as `without_loss` gives it.
+        encoded: as `conversion.without_loss` gives it.
         corruption, severity, seed: see `corruptions.corrupt`.
     """
     with _open(encoded) as file:
@@ -82,6 +66,7 @@ def corrupter(corruption: str, severity: int, seed: int) -> Callable:
     import tensorflow as tf
 
     from efficientnet_advprop.data.python_calls import call_python
+    from efficientnet_advprop.images.conversion import without_loss
 
     def corrupt_in_worker(encoded):
         own_seed = zlib.crc32(encoded, seed & 0xFFFFFFFF)

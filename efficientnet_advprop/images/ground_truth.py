@@ -2,6 +2,7 @@
 the class of each.
 
     paths, labels = list_flat_validation("/data/ILSVRC2012_img_val")
+    validation_number("val/n01/ILSVRC2012_val_00000293.JPEG", "/data/val.tar")    # 293
 
 The file is looked for in the folder and beside it. Its lines belong to
 ILSVRC2012_val_00000001.JPEG, …_00000002.JPEG and so on, and hold one of:
@@ -21,19 +22,63 @@ import tensorflow as tf
 from scipy.io.matlab import MatReadError
 
 from efficientnet_advprop.data.image_formats import is_image
-from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.images.class_numbers import imagenet_ids, require_known
+from efficientnet_advprop.runtime.errors import DataError
 from tpu_utils.errors import brief_message
 
 NAMES = ("ILSVRC2012_validation_ground_truth.txt", "synset_labels.txt", "imagenet_val_labels.txt")
 META = "meta.mat"
-_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.[A-Za-z]+")
+NUM_VALIDATION = 50_000
+_IMAGE = re.compile(r"ILSVRC2012_val_0*(\d+)\.[a-z]+", re.IGNORECASE)
 _NUM_CLASSES = 1000
 
 
+def read_list(path: str, split: str = "words") -> list[str]:
+    """Returns the words, or the lines, of a list; empty lines do not count.
+
+    Args:
+        path: of a text in UTF-8, with or without a byte order mark; local or remote.
+        split: "words" or "lines".
+
+    Raises:
+        DataError: the file is not there, or is no such text.
+    """
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            text = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"it is no text in UTF-8 ({error}); save it as such.", path) from error
+    except tf.errors.OpError as error:
+        raise DataError(f"it cannot be read: {brief_message(error)}", path) from error
+    parts = text.split() if split == "words" else map(str.strip, text.splitlines())
+    return [part for part in parts if part]
+
+
+def validation_number(path: str, where: str, last: int = NUM_VALIDATION) -> int:
+    """Returns the number in a validation image's name, by which every list knows it.
+
+    Args:
+        path: ends in ILSVRC2012_val_<number> and a suffix.
+        where: what holds the image, for messages.
+        last: of the numbers that there are, from 1.
+
+    Raises:
+        DataError: it has another name, or a number that there is not.
+    """
+    match = _IMAGE.fullmatch(os.path.basename(path))
+    number = int(match[1]) if match else 0
+    if not 1 <= number <= last:
+        raise DataError(
+            f"it holds {path!r}, but its images are known by their names, ILSVRC2012_val_00000001"
+            f".JPEG to …_{last:08d}.JPEG; take others away, or number them so.",
+            where,
+        )
+    return number
+
+
 def find_ground_truth(directory: str) -> Optional[str]:
-    """The file with the classes of a flat folder's images; None if there is none of the
-    usual names.
+    """Returns the file with the classes of a flat folder's images; None if there is none
+    of the usual names.
     """
     above = os.path.dirname(directory.rstrip("/"))
     for folder in (directory, above):
@@ -50,7 +95,7 @@ def is_flat(directory: str) -> bool:
 
 
 def list_flat_validation(directory: str) -> tuple[list[str], list[int]]:
-    """The images of a flat folder, sorted, and their labels, 0 to 999.
+    """Returns the images of a flat folder, sorted, and their labels, 0 to 999.
 
     Raises:
         DataError: the file with their classes is missing or of no known form, or has no
@@ -64,38 +109,23 @@ def list_flat_validation(directory: str) -> tuple[list[str], list[int]]:
         )
     labels = read_ground_truth(truth)
     names = sorted(name for name in tf.io.gfile.listdir(directory) if is_image(name))
-    strangers = [name for name in names if not _IMAGE.fullmatch(name)]
-    if strangers:
-        raise DataError(
-            f"{directory!r} holds {strangers[0]!r}, but {os.path.basename(truth)} is about images"
-            " named ILSVRC2012_val_00000001.JPEG and so on; take others away."
-        )
-    numbers = [int(_IMAGE.fullmatch(name)[1]) for name in names]
-    beyond = [name for name, number in zip(names, numbers) if not 1 <= number <= len(labels)]
-    if beyond:
-        raise DataError(
-            f"{truth!r} has {len(labels)} lines, so none for {beyond[0]!r}; it must have one for"
-            " each image."
-        )
-    paths = [os.path.join(directory, name) for name in names]
-    return paths, [labels[number - 1] for number in numbers]
+    numbers = [validation_number(name, directory, len(labels)) for name in names]
+    return [os.path.join(directory, name) for name in names], [labels[n - 1] for n in numbers]
 
 
 def read_ground_truth(path: str) -> list[int]:
-    """The labels in a file's lines, 0 to 999.
+    """Returns the labels in a file's lines, 0 to 999.
 
     Raises:
         DataError: the file is of no known form, or of the development kit's without its
             `meta.mat`.
     """
-    with tf.io.gfile.GFile(path) as file:
-        lines = file.read().split()
-    ids = imagenet_ids()
-    by_id = {name: label for label, name in enumerate(ids)}
+    lines = read_list(path)
+    by_id = {name: label for label, name in enumerate(imagenet_ids())}
     if lines and all(re.fullmatch(r"n\d{8}", line) for line in lines):
         require_known(sorted(set(lines)), by_id, path, "none of ImageNet's 1000 classes")
         return [by_id[line] for line in lines]
-    if not lines or not all(line.isdigit() for line in lines):
+    if not lines or not all(re.fullmatch("[0-9]+", line) for line in lines):
         raise DataError(
             f"{path!r} must have a line for each image with a WordNet id, a label from 0 to 999 or"
             " a number of the development kit, and nothing else."
@@ -115,19 +145,12 @@ def read_ground_truth(path: str) -> list[int]:
 
 
 def _read_meta(path: str) -> dict[int, str]:
-    """The development kit's numbers → WordNet ids."""
+    """Returns the development kit's numbers → WordNet ids."""
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             synsets = scipy.io.loadmat(file, squeeze_me=True)["synsets"]
         of_kit = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    except (
-        MatReadError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        NotImplementedError,
-    ) as error:
+    except (MatReadError, ValueError, LookupError, TypeError, NotImplementedError) as error:
         raise DataError(
             f"{path!r} is no table of the development kit: {brief_message(error)}"
         ) from error

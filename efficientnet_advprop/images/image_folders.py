@@ -7,20 +7,18 @@
     tree.images
 
 Which number a class has, `class_numbers` says. What is not read, such as images beside
-the class folders or files of other kinds, is counted and named in `passed_over`.
+the class folders or files of other kinds, is counted and named in `skipped`.
 """
 
-import dataclasses
 import os
-from typing import Iterable, Mapping, Optional, Sequence
+from typing import Iterable, Mapping, NamedTuple, Optional, Sequence
 
 import tensorflow as tf
 
 from efficientnet_advprop.data.image_formats import IMAGE_SUFFIXES, is_hidden, is_image
-from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.images.class_numbers import match_classes, require_known
-from efficientnet_advprop.runtime.errors import list_names
-from efficientnet_advprop.runtime.files import printable
+from efficientnet_advprop.runtime.errors import DataError, list_names
+from efficientnet_advprop.runtime.files import is_remote, printable
 
 _SUFFIXES = ", ".join(IMAGE_SUFFIXES)
 _BESIDE = "beside the class folders"
@@ -30,7 +28,7 @@ _OTHER_KIND = f"of other kinds than {_SUFFIXES}"
 _NO_FILE = "no files, but broken links or the like"
 
 
-class PassedOver:
+class Skipped:
     """What a reader of folders does not read: how many, why, and which for instance.
 
     Attributes:
@@ -55,9 +53,7 @@ class PassedOver:
             examples.append(printable(name))
 
     def describe(self) -> list[str]:
-        """A line for each reason: "passed over: 3 beside the class folders: a.jpg,
-        b.jpg, …".
-        """
+        """Returns a line for each reason: "passed over: 3 beside the class folders: a.jpg, …"."""
         lines = []
         for reason, count in self._counts.items():
             shown = self._examples[reason]
@@ -66,26 +62,27 @@ class PassedOver:
         return lines
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageTree:
-    """What a folder with one sub-folder per class holds.
-
-    Args:
-        directory: local or remote.
-        images: class folder → the names of its images, sorted; the folders are sorted
-            too.
-        passed_over: everything else.
+class ImageTree(NamedTuple):
+    """What a folder with one sub-folder per class holds: class folder → the names of its
+    images, all sorted; and everything else.
     """
 
-    directory: str
     images: Mapping[str, Sequence[str]]
-    passed_over: PassedOver
+    skipped: Skipped
+
+
+class _Entries(NamedTuple):
+    """The names of all that a folder holds, each kind sorted; `others` are no files, but
+    broken links or the like.
+    """
+
+    folders: Sequence[str]
+    files: Sequence[str]
+    others: frozenset[str] = frozenset()
 
 
 def read_image_tree(directory: str, *, allow_empty: bool = False) -> ImageTree:
-    """Looks through a folder with one sub-folder per class.
-
-    Hidden folders are no classes.
+    """Looks through a folder with one sub-folder per class; hidden folders are no classes.
 
     Args:
         directory: local or remote.
@@ -97,34 +94,34 @@ def read_image_tree(directory: str, *, allow_empty: bool = False) -> ImageTree:
     """
     if not tf.io.gfile.isdir(directory):
         raise DataError(f"{directory!r} is no folder.")
-    passed_over, images, names = PassedOver(), {}, []
-    folders, files = _list(directory)
-    for name in files:
-        passed_over.add(_HIDDEN if is_hidden(name) else _BESIDE, name)
-    for folder in folders:
+    skipped, images = Skipped(), {}
+    entries = _list(directory)
+    for name in entries.files:
+        skipped.add(_HIDDEN if is_hidden(name) else _BESIDE, name)
+    for folder in entries.folders:
         if is_hidden(folder):
-            passed_over.add(_HIDDEN, f"{folder}/")
-            continue
-        images[folder] = _read_class(directory, folder, passed_over)
-        names += [folder, *(f"{folder}/{name}" for name in images[folder])]
-    _require_text(names, directory)
+            skipped.add(_HIDDEN, f"{folder}/")
+        else:
+            images[folder] = _read_class(directory, folder, skipped)
+    for folder, names in images.items():
+        _require_text((folder, *names), directory)
+    hint = "".join(f" ({line}.)" for line in skipped.describe())
     if not any(images.values()):
         raise DataError(
             f"the folders in {directory!r} hold no image ({_SUFFIXES}); there must be one folder "
-            f"per class with images in it.{_hint(passed_over)}"
+            f"per class with images in it.{hint}"
         )
     empty = [folder for folder, names in images.items() if not names]
     if empty and not allow_empty:
         raise DataError(
             f"{directory!r} has {len(empty)} of {len(images)} class folders without an image "
-            f"({_SUFFIXES}): {list_names(empty)}. Put images into them, or remove them."
-            f"{_hint(passed_over)}"
+            f"({_SUFFIXES}): {list_names(empty)}. Put images into them, or remove them.{hint}"
         )
-    return ImageTree(directory, images, passed_over)
+    return ImageTree(images, skipped)
 
 
 def _require_text(names: Iterable[str], directory: str) -> None:
-    unnamed = [printable(name) for name in names if printable(name) != name]
+    unnamed = [printable(name) for name in names if not _is_text(name)]
     if unnamed:
         raise DataError(
             f"{directory!r} holds {len(unnamed)} names that are no text in UTF-8: "
@@ -132,53 +129,54 @@ def _require_text(names: Iterable[str], directory: str) -> None:
         )
 
 
-def _hint(passed_over: PassedOver) -> str:
-    return "".join(f" ({line}.)" for line in passed_over.describe())
+def _is_text(name: str) -> bool:
+    return name.isascii() or printable(name) == name
 
 
-def _read_class(directory: str, folder: str, passed_over: PassedOver) -> list[str]:
-    """The names of a class's images, sorted."""
+def _read_class(directory: str, folder: str, skipped: Skipped) -> list[str]:
+    """Returns the names of a class's images, sorted."""
     images = []
-    folders, files = _list(os.path.join(directory, folder))
-    for name in files:
-        path = f"{folder}/{name}"
+    entries = _list(os.path.join(directory, folder))
+    for name in entries.files:
         if is_hidden(name):
-            passed_over.add(_HIDDEN, path)
+            skipped.add(_HIDDEN, f"{folder}/{name}")
         elif not is_image(name):
-            passed_over.add(_OTHER_KIND, path)
-        elif "://" not in directory and not os.path.isfile(os.path.join(directory, path)):
-            passed_over.add(_NO_FILE, path)
+            skipped.add(_OTHER_KIND, f"{folder}/{name}")
+        elif name in entries.others:
+            skipped.add(_NO_FILE, f"{folder}/{name}")
         else:
             images.append(name)
-    for name in folders:
+    for name in entries.folders:
         if is_hidden(name):
-            passed_over.add(_HIDDEN, f"{folder}/{name}/")
+            skipped.add(_HIDDEN, f"{folder}/{name}/")
             continue
         for path in _files_below(os.path.join(directory, folder, name)):
-            passed_over.add(_HIDDEN if is_hidden(path) else _BELOW, f"{folder}/{name}/{path}")
+            skipped.add(_HIDDEN if is_hidden(path) else _BELOW, f"{folder}/{name}/{path}")
     return images
 
 
 def _files_below(directory: str) -> Iterable[str]:
-    """The paths of all files below a folder, from it; hidden folders and links are not
-    entered.
+    """Yields the paths of all files below a folder, from it; hidden folders and links are
+    not entered.
     """
-    folders, files = _list(directory)
-    yield from files
-    for folder in folders:
+    entries = _list(directory)
+    yield from entries.files
+    for folder in entries.folders:
         path = os.path.join(directory, folder)
-        if not is_hidden(folder) and not ("://" not in path and os.path.islink(path)):
+        if not is_hidden(folder) and (is_remote(path) or not os.path.islink(path)):
             yield from (f"{folder}/{name}" for name in _files_below(path))
 
 
-def _list(directory: str) -> tuple[list[str], list[str]]:
-    """The names of the folders and of all else in a folder, each sorted."""
-    folders, files = [], []
-    if "://" not in directory:
+def _list(directory: str) -> _Entries:
+    folders, files, others = [], [], []
+    if not is_remote(directory):
         with os.scandir(directory) as entries:
             for entry in entries:
-                (folders if entry.is_dir() else files).append(entry.name)
-        return sorted(folders), sorted(files)
+                is_folder = entry.is_dir()
+                (folders if is_folder else files).append(entry.name)
+                if not is_folder and not entry.is_file():
+                    others.append(entry.name)
+        return _Entries(sorted(folders), sorted(files), frozenset(others))
     for name in filter(None, tf.io.gfile.listdir(directory)):  # "": the folder's own placeholder
         # Remote file systems mark folders by a slash; those that do not must be asked,
         # a request for each name, which is spared for what looks like an image.
@@ -186,22 +184,22 @@ def _list(directory: str) -> tuple[list[str], list[str]]:
             not is_image(name) and tf.io.gfile.isdir(os.path.join(directory, name))
         )
         (folders if is_folder else files).append(name.rstrip("/"))
-    return sorted(folders), sorted(files)
+    return _Entries(sorted(folders), sorted(files))
 
 
 def list_folders(directory: str) -> list[str]:
-    """The names of the folders in a folder, sorted, without hidden ones."""
-    return [name for name in _list(directory)[0] if not is_hidden(name)]
+    """Returns the names of the folders in a folder, sorted, without hidden ones."""
+    return [name for name in _list(directory).folders if not is_hidden(name)]
 
 
 def list_images(directory: str) -> list[str]:
-    """The paths of the images that lie in a folder itself, sorted by name; hidden ones
-    do not count.
+    """Returns the paths of the images that lie in a folder itself, sorted by name; hidden
+    ones do not count.
 
     Raises:
         DataError: the name of one is no text in UTF-8.
     """
-    names = [name for name in _list(directory)[1] if is_image(name)]
+    names = [name for name in _list(directory).files if is_image(name)]
     _require_text(names, directory)
     return [os.path.join(directory, name) for name in names]
 
@@ -221,7 +219,7 @@ class ImageFolder:
     Attributes:
         paths, labels: of the images, by class and name.
         folders: the sub-folders, sorted.
-        passed_over: what else there is.
+        skipped: what else there is.
 
     Raises:
         DataError: there are no such folders or images, a class has none, or there is no
@@ -239,11 +237,11 @@ class ImageFolder:
         allow_empty: bool = False,
     ):
         tree = read_image_tree(directory, allow_empty=allow_empty)
-        self.folders, self.passed_over = list(tree.images), tree.passed_over
+        self.folders, self.skipped = list(tree.images), tree.skipped
         if labels is None:
             labels = match_classes(self.folders, directory, num_classes, class_names)
         require_known(self.folders, labels, directory, what)
-        self.directory, self.paths, self.labels = directory, [], []
+        self.paths, self.labels = [], []
         for folder, names in tree.images.items():
             self.paths += [os.path.join(directory, folder, name) for name in names]
             self.labels += [labels[folder]] * len(names)

@@ -24,10 +24,10 @@ import tensorflow as tf
 from efficientnet_advprop.data import image_formats, preprocessing, records
 from efficientnet_advprop.data.digests import Located, digest_images
 from efficientnet_advprop.data.image_formats import as_decodable, as_decodable_in_graph
-from efficientnet_advprop.data.pipeline_options import make_options
 from efficientnet_advprop.data.python_calls import call_python
-from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.data.record_batches import make_options
 from efficientnet_advprop.images.tar_archives import TarMember
+from efficientnet_advprop.runtime.errors import DataError
 from tpu_utils.errors import brief_message
 
 # Nothing here needs AutoGraph, whose conversion takes most of the time until the first
@@ -129,7 +129,7 @@ class FileImages:
         path = self.paths[position]
         try:
             return image_formats.read_file(path)
-        except image_formats.ImageFormatError as error:
+        except DataError as error:
             raise DataError(f"it cannot be decoded as an image ({error})", path) from error
         except tf.errors.OpError as error:
             raise DataError(f"it cannot be read ({brief_message(error)})", path) from error
@@ -191,7 +191,7 @@ class TarImages:
             contents = file.read(member.size)
         try:
             return as_decodable(contents)
-        except image_formats.ImageFormatError as error:
+        except DataError as error:
             reason = f"it cannot be decoded as an image ({error})"
             raise DataError(reason, f"{self._path}: {member.name}") from error
 

@@ -5,17 +5,18 @@ place.
         member.name, member.offset, member.size
 
 A link within the archive, which `tar` writes for files that share their contents,
-stands for the member that it points to.
+stands for the member that it points to. Of two members with one name the last one
+holds, as `tar` itself unpacks them: `tar -r` puts a repaired file behind the others.
 """
 
 import posixpath
 import tarfile
-from typing import BinaryIO, NamedTuple, Optional
+from typing import BinaryIO, Mapping, NamedTuple, Optional
 
 import tensorflow as tf
 
 from efficientnet_advprop.data.image_formats import is_image
-from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.runtime.errors import DataError
 from efficientnet_advprop.runtime.files import printable
 
 
@@ -67,6 +68,8 @@ def index_members(file: BinaryIO, path: str, size: Optional[int] = None) -> list
     start = file.tell()
     with tarfile.open(fileobj=file, mode="r:") as archive:
         infos, end = [], start
+        by_name: dict[str, tarfile.TarInfo] = {}
+        hard: dict[int, Optional[tarfile.TarInfo]] = {}
         for info in archive:
             if info.issparse():
                 raise DataError(
@@ -76,6 +79,10 @@ def index_members(file: BinaryIO, path: str, size: Optional[int] = None) -> list
                 )
             end = info.offset_data + (info.size if info.isfile() else 0)
             infos.append(info)
+            if info.islnk():
+                # It shares the contents that its target had then, whatever replaced that.
+                hard[id(info)] = by_name.get(_normal(info.linkname))
+            by_name[_normal(info.name)] = info
     # `tarfile` takes an archive that is cut off between two members for a whole one;
     # but that ends with empty blocks.
     end = start + -(-(end - start) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
@@ -83,10 +90,11 @@ def index_members(file: BinaryIO, path: str, size: Optional[int] = None) -> list
     is_cut_off = size is not None and end + tarfile.BLOCKSIZE > start + size
     if is_cut_off or file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("unexpected end of data")
-    by_name = {_normal(info.name): info for info in infos}
     members = []
     for info in infos:
-        name, target = info.name.removeprefix("./"), _follow(info, by_name)
+        if by_name[_normal(info.name)] is not info:
+            continue
+        name, target = info.name.removeprefix("./"), _follow(info, by_name, hard)
         is_read = is_image(name) or name.endswith(".tar")
         if is_read and printable(name) != name:
             raise DataError(
@@ -110,17 +118,26 @@ def _normal(name: str) -> str:
 
 
 def _follow(
-    info: tarfile.TarInfo, by_name: dict[str, tarfile.TarInfo]
+    info: tarfile.TarInfo,
+    by_name: Mapping[str, tarfile.TarInfo],
+    hard: Mapping[int, Optional[tarfile.TarInfo]],
 ) -> Optional[tarfile.TarInfo]:
-    """The member itself or the one that a link stands for; None if there is none."""
+    """Returns the member itself or the one that a link stands for; None if there is none.
+
+    Args:
+        info: of the member.
+        by_name: the last member of each name.
+        hard: by `id`, what the hard links stand for.
+    """
     seen = set()
     while info.issym() or info.islnk():
-        # A hard link names its target from the archive's root, a symbolic one from its
-        # own folder.
-        folder = posixpath.dirname(info.name) if info.issym() else ""
-        target = _normal(posixpath.join(folder, info.linkname))
-        if target not in by_name or target in seen:
+        if id(info) in seen:
             return None
-        seen.add(target)
-        info = by_name[target]
+        seen.add(id(info))
+        # A symbolic link names its target from its own folder.
+        path = posixpath.join(posixpath.dirname(info.name), info.linkname)
+        target = by_name.get(_normal(path)) if info.issym() else hard[id(info)]
+        if target is None:
+            return None
+        info = target
     return info

@@ -19,7 +19,7 @@ from efficientnet_advprop.data import image_formats, preprocessing
 from efficientnet_advprop.data.image_formats import IMAGE_SUFFIXES, is_hidden
 from efficientnet_advprop.images.image_folders import list_images
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.runtime.errors import UsageError
+from efficientnet_advprop.runtime.errors import DataError, UsageError
 from tpu_utils.errors import brief_message
 
 _BATCH_SIZE = 16
@@ -104,7 +104,7 @@ def predict(
                 encoded = image_formats.read_file(path)
                 pixels = preprocessing.preprocess_for_eval(encoded, image_size, crop)
                 readable.append((path, pixels))
-            except (image_formats.ImageFormatError, tf.errors.OpError) as error:
+            except (DataError, tf.errors.OpError) as error:
                 predictions[path] = Prediction(path, problem=brief_message(error))
         if readable:
             top = classify(tf.stack([image for _, image in readable]))

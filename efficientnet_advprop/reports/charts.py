@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from efficientnet_advprop.data import image_formats
+from efficientnet_advprop.runtime.errors import DataError
 
 _INK = "#5b6573"
 _GRID = "#e6e9ee"
@@ -300,7 +301,7 @@ def thumbnail_uri(encoded: bytes, size: int = 160) -> Optional[str]:
     """
     try:
         pixels = image_formats.decode(image_formats.as_decodable(encoded))
-    except (image_formats.ImageFormatError, tf.errors.OpError):
+    except (DataError, tf.errors.OpError):
         return None
     image = Image.fromarray(pixels.numpy())
     if max(image.size) <= 64:

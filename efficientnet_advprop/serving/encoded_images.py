@@ -1,5 +1,6 @@
 """Encoded image files to pixels inside a served graph, where one bad file must not fail
-the batch it came in.
+the batch it came in. JPEGs are decoded as clients decode them (examples/pixels.py), not
+by the fast DCT of training and evaluation.
 
     images, errors = decode_batch(encoded, image_size=224, crop="released")
 
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.image_formats import (
+    ACCURATE_DCT,
     BMP_HEADER_BYTES,
     is_bmp,
     is_decodable,
@@ -66,7 +68,9 @@ def decode_batch(
     def prepare(file):
         def accepted():
             return (
-                preprocessing.preprocess_for_eval(file, image_size, crop, resize_method),
+                preprocessing.preprocess_for_eval(
+                    file, image_size, crop, resize_method, ACCURATE_DCT
+                ),
                 tf.constant(""),
             )
 

@@ -27,6 +27,7 @@ from efficientnet_advprop.images.image_folders import ImageFolder, list_folders
 from efficientnet_advprop.images.labeled_images import RecordImages
 from efficientnet_advprop.inference.image_classification import find_images
 from efficientnet_advprop.models.network import Network
+from efficientnet_advprop.runtime.errors import DataError
 from efficientnet_advprop.runtime.files import without_pattern
 from efficientnet_advprop.serving import self_check
 from efficientnet_advprop.serving.export_directory import ExportError
@@ -150,7 +151,7 @@ def read_examples(
         names = class_names[offset:] if class_names else None
         folder = ImageFolder(directory, num_classes - offset, class_names=names)
         paths, labels = folder.paths, [label + offset for label in folder.labels]
-        for line in folder.passed_over.describe():
+        for line in folder.skipped.describe():
             logging.warning("%s: %s", directory, line)
     else:
         paths, labels = find_images([directory]), None
@@ -160,7 +161,7 @@ def read_examples(
         try:
             files.append(image_formats.read_file(paths[index]))
             image_formats.decode(files[-1])
-        except (image_formats.ImageFormatError, tf.errors.OpError) as error:
+        except (DataError, tf.errors.OpError) as error:
             raise ExportError(
                 f"{paths[index]!r} in `--calibration_dir` cannot be read: {brief_message(error)}"
             ) from error
@@ -181,7 +182,9 @@ def _find_records(directory: str) -> Optional[str]:
 
 def _examples(files, image_size, crop, resize_method, labels=None) -> Examples:
     prepare = tf.function(
-        lambda file: preprocessing.preprocess_for_eval(file, image_size, crop, resize_method),
+        lambda file: preprocessing.preprocess_for_eval(
+            file, image_size, crop, resize_method, image_formats.ACCURATE_DCT
+        ),
         autograph=False,
     )
     return Examples(files, np.stack([prepare(tf.constant(file)).numpy() for file in files]), labels)

@@ -26,7 +26,7 @@ from typing import Callable, Iterator, Optional
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import ConfigError
-from efficientnet_advprop.data import pipeline
+from efficientnet_advprop.data import sources
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.runtime.files import write_atomically
 from efficientnet_advprop.training import build, checkpoints
@@ -90,12 +90,13 @@ def follow(
             f"{model_dir!r} evaluates every {config.training.evaluate_every_epochs:g} epochs "
             "itself; train with --config.training.evaluate_every_epochs=0."
         )
-    num_examples = pipeline.count_examples(config.data, data_dir, "train")
+    num_examples = sources.open_split(config.data, data_dir, "train").num_records
+    validation_split = sources.open_split(config.data, data_dir, "validation")
     total_steps = build.count_steps(config, num_examples)
     best_step, best_accuracy = _read_best(model_dir)
     with strategy.scope():
         model = build.make_model(config, aux_branches=0)
-    evaluate = make_evaluation(config, strategy, data_dir, model)
+    evaluate = make_evaluation(config, strategy, validation_split, model)
     step = None
     tf.io.gfile.makedirs(os.path.join(model_dir, _REPORTS))
     progress = Progress(

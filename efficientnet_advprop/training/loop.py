@@ -148,12 +148,15 @@ def train(
     """
     config.validate()
     _check_batches(config, strategy.num_replicas_in_sync)
-    num_examples = pipeline.count_examples(config.data, data_dir, "train")
+    train_split = sources.open_split(config.data, data_dir, "train")
     evaluates = config.training.evaluate_every_epochs > 0
     # Without evaluation the validation images need not be there.
-    num_validation = (
-        pipeline.count_examples(config.data, data_dir, "validation") if evaluates else 0
+    validation_split = (
+        sources.open_split(config.data, data_dir, "validation")
+        if evaluates
+        else records.Split((), ())
     )
+    num_examples, num_validation = train_split.num_records, validation_split.num_records
     class_names = sources.find_class_names(config.data, data_dir, config.model.num_classes)
     workers = Workers(strategy)
 
@@ -165,10 +168,8 @@ def train(
     facts = RunFacts(
         num_train_images=num_examples,
         num_validation_images=num_validation,
-        train_files=pipeline.files_digest(config.data, data_dir, "train"),
-        validation_files=(
-            pipeline.files_digest(config.data, data_dir, "validation") if evaluates else ""
-        ),
+        train_files=train_split.digest(),
+        validation_files=validation_split.digest(),
         num_replicas=strategy.num_replicas_in_sync,
     )
     with agreement.hold_model_dir(workers, model_dir):
@@ -178,13 +179,14 @@ def train(
                 log(f"warning: {warning}")
         if workers.is_chief:
             checkpoints.claim_model_dir(model_dir, config, class_names, facts, goes_on=goes_on)
-        return _run(config, facts, data_dir, model_dir, strategy, workers, log)
+        return _run(config, facts, train_split, validation_split, model_dir, strategy, workers, log)
 
 
 def _run(
     config: ExperimentConfig,
     facts: RunFacts,
-    data_dir: str,
+    train_split: records.Split,
+    validation_split: records.Split,
     model_dir: str,
     strategy: tf.distribute.Strategy,
     workers: Workers,
@@ -219,7 +221,7 @@ def _run(
         strategy.distribute_datasets_from_function(
             lambda context: pipeline.make_train_dataset(
                 config.data,
-                data_dir,
+                train_split,
                 global_batch_size=config.training.global_batch_size,
                 seed=config.training.seed,
                 start_batch=step,
@@ -265,8 +267,8 @@ def _run(
     )
     periods = [config.training.summary_every_steps, config.training.checkpoint_every_steps]
     if evaluates:
-        score_averages = make_evaluation(config, strategy, data_dir, averaged_model)
-        make_pictures = _make_picture_function(config, strategy, data_dir, state)
+        score_averages = make_evaluation(config, strategy, validation_split, averaged_model)
+        make_pictures = _make_picture_function(config, strategy, validation_split, state)
         evaluate_every_steps = max(
             1, round(config.training.evaluate_every_epochs * steps_per_epoch)
         )
@@ -409,7 +411,10 @@ def _make_device_loop(
 
 
 def make_evaluation(
-    config: ExperimentConfig, strategy: tf.distribute.Strategy, data_dir: str, model: Network
+    config: ExperimentConfig,
+    strategy: tf.distribute.Strategy,
+    validation_split: records.Split,
+    model: Network,
 ) -> Callable:
     """Makes a function without arguments that returns the `Score` of the model's
     present weights on the validation images, through the main batch norms.
@@ -419,7 +424,7 @@ def make_evaluation(
     batches = strategy.distribute_datasets_from_function(
         lambda context: pipeline.make_eval_dataset(
             config.data,
-            data_dir,
+            validation_split,
             global_batch_size=config.training.eval_batch_size,
             input_context=context,
             num_classes=config.model.num_classes,
@@ -428,7 +433,7 @@ def make_evaluation(
     return lambda: evaluator(batches)
 
 
-def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callable]:
+def _make_picture_function(config, strategy, validation_split, state) -> Optional[Callable]:
     """Makes a function without arguments that returns a few validation images, always
     the same, and their adversarial versions by the training step's attack.
 
@@ -442,7 +447,7 @@ def _make_picture_function(config, strategy, data_dir, state) -> Optional[Callab
         iter(
             pipeline.make_eval_dataset(
                 config.data,
-                data_dir,
+                validation_split,
                 global_batch_size=_NUM_PICTURES,
                 num_classes=config.model.num_classes,
             )

@@ -32,7 +32,7 @@ class RunFacts:
         num_train_images, num_validation_images: over all workers; 0 of the latter: the
             run leaves the evaluation to others.
         train_files, validation_files: what tells them from others, see
-            `pipeline.files_digest`.
+            `records.Split.digest`.
         num_replicas: of the devices.
         has_saved: whether the run has written a checkpoint; if there is none, it was
             lost.

@@ -309,10 +309,10 @@ def test_a_saved_study_may_grow_but_not_change(tmp_path):
             dict(
                 arms={
                     "vanilla": Arm(make_config(), 1.0),
-                    "advprop": Arm(make_config("characters"), 1.0),
+                    "advprop": Arm(make_config("tfrecord"), 1.0),
                 }
             ),
-            "arm 'advprop': `config.data.source` is 'characters', .* the same in all arms",
+            "arm 'advprop': `config.data.source` is 'tfrecord', .* the same in all arms",
         ),
         (
             dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1, "best": -1}, 1)])]),

@@ -16,7 +16,7 @@ from PIL import Image
 from efficientnet_advprop.config.experiment import DataConfig
 from efficientnet_advprop.data import records, sources
 from efficientnet_advprop.data.class_names import ClassNamesError, write_class_names
-from efficientnet_advprop.images import conversion
+from efficientnet_advprop.images import image_sources
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -104,8 +104,10 @@ def test_what_cannot_be_numbered_is_an_error(tmp_path, train, validation, words)
     write_split(tmp_path / "train", train)
     write_split(tmp_path / "validation", validation)
     with pytest.raises(records.DataError, match=words):
-        names = conversion.list_class_names(conversion.list_image_folder(str(tmp_path / "train")))
-        conversion.list_image_folder(str(tmp_path / "validation"), names)
+        names = image_sources.list_class_names(
+            image_sources.list_image_folder(str(tmp_path / "train"))
+        )
+        image_sources.list_image_folder(str(tmp_path / "validation"), names)
 
 
 def test_an_empty_class_is_one_message(tmp_path):

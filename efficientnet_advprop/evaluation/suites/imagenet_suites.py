@@ -271,7 +271,7 @@ def _list_folder(name: str, path: str, allow_empty: bool) -> FileImages:
     folder = image_folders.ImageFolder(
         path, NUM_CLASSES, class_labels(name), _what_is_wrong(name), allow_empty=allow_empty
     )
-    return FileImages(folder.paths, folder.labels, path, folder.passed_over.describe())
+    return FileImages(folder.paths, folder.labels, path, folder.skipped.describe())
 
 
 def _list_archive(name: str, path: str) -> TarImages:
@@ -279,21 +279,21 @@ def _list_archive(name: str, path: str) -> TarImages:
     # "imagenet_c/fog/3" is "fog/3/…" in its archive; the other archives hold one
     # folder.
     root = TestSetName(name).variant if TestSetName(name).is_corrupted else ""
-    passed_over = image_folders.PassedOver()
+    skipped = image_folders.Skipped()
     for member in _tar_index(path):
         if f"/{root}/" not in f"/{member.name}" and root:
             continue
         if is_image(member.name):
             members.append(member)
         else:
-            passed_over.add("that are no images", member.name)
+            skipped.add("that are no images", member.name)
     if not members:
         raise DataError(f"{path} holds no image of {root or name}; copy it again, or unpack it.")
     folders = [member.name.split("/")[-2] if "/" in member.name else "" for member in members]
     require_known(sorted(set(folders)), labels, path, _what_is_wrong(name))
     own_root = members[0].name.rsplit("/", 2)[0] if members[0].name.count("/") > 1 else ""
     return TarImages(
-        path, members, [labels[folder] for folder in folders], own_root, passed_over.describe()
+        path, members, [labels[folder] for folder in folders], own_root, skipped.describe()
     )
 
 

@@ -8,8 +8,7 @@ import functools
 import hashlib
 import json
 import os
-import re
-from typing import Callable, Mapping, Optional, Sequence
+from typing import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -27,6 +26,7 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
 )
 from efficientnet_advprop.evaluation.test_set_name import TestSetName
 from efficientnet_advprop.images import image_folders, robustness_sets
+from efficientnet_advprop.images.ground_truth import NUM_VALIDATION, validation_number
 from efficientnet_advprop.images.labeled_images import FileImages
 
 FOLDERS = {
@@ -38,8 +38,6 @@ FOLDERS = {
     ),
 }
 REAL_FILES = ("real.json", "imagenet/real.json", "reassessed-imagenet/real.json")
-_VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_0*(\d+)\.", re.IGNORECASE)
-_NUM_VALIDATION = 50_000
 _NUM_OBJECTNET_FOLDERS, _NUM_OBJECTNET_IMAGES = 313, 18_574  # images: of the 113 categories
 _OBJECTNET_BORDER = 2  # pixels of red that are drawn around every image
 _NUM_CUE_CONFLICT_IMAGES = 1_280
@@ -151,11 +149,6 @@ def open_cue_conflict(settings: SuiteSettings, wanted: str) -> list[TestSet]:
     ]
 
 
-def _validation_number(path: str) -> Optional[int]:
-    match = _VALIDATION_NUMBER.search(os.path.basename(path))
-    return int(match[1]) if match else None
-
-
 def _require_files(images, source: str, suite: str) -> None:
     if not isinstance(images, FileImages):
         raise DataError(
@@ -167,12 +160,7 @@ def _require_files(images, source: str, suite: str) -> None:
 def _some_of(images, is_wanted: Callable[[int], bool], source: str, suite: str) -> FileImages:
     """Those validation images whose number is wanted."""
     _require_files(images, source, suite)
-    numbers = [_validation_number(path) for path in images.paths]
-    if None in numbers:
-        raise DataError(
-            f"{images.paths[numbers.index(None)]!r} is not called ILSVRC2012_val_<number>, by "
-            f"which {suite} knows its images."
-        )
+    numbers = [validation_number(path, source) for path in images.paths]
     rows = [row for row, number in enumerate(numbers) if is_wanted(number)]
     return images.subset(rows)
 
@@ -248,10 +236,10 @@ def read_real_labels(path: str) -> list[list[int]]:
         raise DataError(f"it cannot be read as lists of labels ({error})", path) from error
     if not is_list:
         raise DataError("it must hold a list of labels (0 to 999) for each image", path)
-    if len(answers) != _NUM_VALIDATION:
+    if len(answers) != NUM_VALIDATION:
         raise DataError(
             f"it holds the labels of {len(answers):,} images, but ImageNet's validation set has "
-            f"{_NUM_VALIDATION:,}",
+            f"{NUM_VALIDATION:,}",
             path,
         )
     return answers
@@ -275,9 +263,9 @@ def open_real(settings: SuiteSettings, wanted: str) -> list[TestSet]:
         _open_part(
             settings,
             wanted,
-            lambda number: number > len(answers) or bool(answers[number - 1]),
+            lambda number: bool(answers[number - 1]),
             expected_num_images=num_labelled,
-            right_answers=lambda image_id: answers[_validation_number(image_id) - 1],
+            right_answers=lambda image_id: answers[validation_number(image_id, path) - 1],
             answers_digest=hashlib.sha256(json.dumps(answers).encode()).hexdigest(),
         )
     ]

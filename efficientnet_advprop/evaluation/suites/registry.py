@@ -15,7 +15,7 @@ import itertools
 import os
 from typing import Sequence
 
-from efficientnet_advprop.data import corruptions, builtin_datasets, records
+from efficientnet_advprop.data import builtin_datasets, corruptions, records
 from efficientnet_advprop.evaluation.suites import imagenet_suites, other_answers
 from efficientnet_advprop.evaluation.suites.test_sets import (
     SuiteError,
@@ -40,7 +40,7 @@ def open_folder(settings: SuiteSettings, argument: str) -> list[TestSet]:
             class_names=settings.class_names,
             allow_empty=settings.allow_incomplete,
         )
-        return FileImages(folder.paths, folder.labels, argument, folder.passed_over.describe())
+        return FileImages(folder.paths, folder.labels, argument, folder.skipped.describe())
 
     return [
         TestSet(

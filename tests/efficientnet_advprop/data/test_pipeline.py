@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import DataConfig
-from efficientnet_advprop.data import builtin_datasets, pipeline, records
+from efficientnet_advprop.data import builtin_datasets, pipeline, records, sources
 from efficientnet_advprop.data.record_streams import InputHost, RecordStream
 
 SMALL = DataConfig(
@@ -65,9 +65,21 @@ def context(index=0, count=1, replicas=1):
 
 def train(folder, data=SMALL, batch=4, take=None, **kwargs):
     dataset = pipeline.make_train_dataset(
-        data, folder, global_batch_size=batch, seed=kwargs.pop("seed", 3), **kwargs
+        data,
+        sources.open_split(data, folder, "train"),
+        global_batch_size=batch,
+        seed=kwargs.pop("seed", 3),
+        **kwargs,
     )
     return list((dataset if take is None else dataset.take(take)).as_numpy_iterator())
+
+
+def evaluation(folder, data=SMALL, split="validation", **kwargs):
+    return pipeline.make_eval_dataset(data, sources.open_split(data, folder, split), **kwargs)
+
+
+def count(data, folder, split):
+    return sources.open_split(data, folder, split).num_records
 
 
 def assert_same(batches, others):
@@ -78,12 +90,14 @@ def assert_same(batches, others):
 
 
 def test_batches_have_the_promised_form(numbered):
-    spec = pipeline.make_train_dataset(SMALL, numbered, global_batch_size=4, seed=0).element_spec
+    spec = pipeline.make_train_dataset(
+        SMALL, records.open_split(numbered, "train"), global_batch_size=4, seed=0
+    ).element_spec
     assert spec == {
         "images": tf.TensorSpec([4, 8, 8, 3], tf.uint8),
         "labels": tf.TensorSpec([4], tf.int32),
     }
-    spec = pipeline.make_eval_dataset(SMALL, numbered, global_batch_size=4).element_spec
+    spec = evaluation(numbered, global_batch_size=4).element_spec
     assert spec == {
         "images": tf.TensorSpec([4, 8, 8, 3], tf.float32),
         "labels": tf.TensorSpec([4], tf.int32),
@@ -125,7 +139,11 @@ def test_mixing_shows_in_the_labels_what_it_does_to_the_images(numbered):
     for name, changes in (("mixup", {"mixup_alpha": 1.0}), ("cutmix", {"cutmix_alpha": 1.0})):
         changed = dataclasses.replace(data, **changes)
         spec = pipeline.make_train_dataset(
-            changed, numbered, global_batch_size=8, seed=0, num_classes=5
+            changed,
+            records.open_split(numbered, "train"),
+            global_batch_size=8,
+            seed=0,
+            num_classes=5,
         ).element_spec
         assert spec == {
             "images": tf.TensorSpec([8, 8, 8, 3], tf.uint8),
@@ -252,8 +270,7 @@ def test_hosts_share_the_records_exactly(numbered, num_hosts):
 def test_evaluation_counts_every_image_once(numbered, num_hosts, replicas, batch):
     seen, lengths = collections.Counter(), set()
     for host in range(num_hosts):
-        dataset = pipeline.make_eval_dataset(
-            SMALL,
+        dataset = evaluation(
             numbered,
             global_batch_size=batch,
             input_context=context(host, num_hosts, replicas),
@@ -276,29 +293,30 @@ def test_batch_must_divide_by_the_replicas(numbered):
         match="`global_batch_size` is 6, but must be a positive multiple of the 4 replicas",
     ):
         pipeline.make_train_dataset(
-            SMALL, numbered, global_batch_size=6, seed=0, input_context=context(0, 2, 2)
+            SMALL,
+            records.open_split(numbered, "train"),
+            global_batch_size=6,
+            seed=0,
+            input_context=context(0, 2, 2),
         )
 
 
 def test_holdout_and_limit(numbered):
     held = dataclasses.replace(SMALL, holdout_shards=1)
-    assert (
-        pipeline.count_examples(held, numbered, "train") == 27
-        and pipeline.count_examples(held, numbered, "validation") == 7
-    )
+    assert count(held, numbered, "train") == 27 and count(held, numbered, "validation") == 7
     kept = {
         number_of(image) for batch in train(numbered, held, take=14) for image in batch["images"]
     }
     minival = [
         number_of(image)
-        for batch in pipeline.make_eval_dataset(held, numbered, global_batch_size=7)
+        for batch in evaluation(numbered, held, global_batch_size=7)
         for image in batch["images"].numpy()
     ]
     assert minival == list(range(7)) and kept == set(range(7, 34))
     with pytest.raises(records.DataError, match="`config.data.holdout_shards` is 4"):
-        pipeline.count_examples(dataclasses.replace(SMALL, holdout_shards=4), numbered, "train")
+        count(dataclasses.replace(SMALL, holdout_shards=4), numbered, "train")
     few = dataclasses.replace(SMALL, num_train_examples=6)
-    assert pipeline.count_examples(few, numbered, "train") == 6
+    assert count(few, numbered, "train") == 6
     numbers = [
         number_of(image)
         for batch in train(numbered, few, batch=6, take=2)
@@ -308,15 +326,13 @@ def test_holdout_and_limit(numbered):
         sorted(numbers[:6]) == sorted(numbers[6:]) == [0, 1, 7, 8, 16, 24]
     )  # the first ones of the files
     with pytest.raises(records.DataError, match="`config.data.num_train_examples` is 33"):
-        pipeline.count_examples(
-            dataclasses.replace(SMALL, num_train_examples=33), numbered, "train"
-        )
+        count(dataclasses.replace(SMALL, num_train_examples=33), numbered, "train")
 
 
 @pytest.fixture
 def damaged(tmp_path):
-    """The numbered files with six bad records: an undecodable image, no image, a label
-    too high, no example, a flipped bit, a cut-off end.
+    """The numbered files with five bad records in one of them: an undecodable image, no
+    image, a label too high, no example, a flipped bit.
     """
     folder = str(tmp_path)
     write_numbered(folder)
@@ -332,80 +348,59 @@ def damaged(tmp_path):
     contents = bytearray(open(path, "rb").read())
     contents[records.scan_file(path).offsets[6] + 50] ^= 255
     open(path, "wb").write(contents)
+    return folder, {7, 9, 10, 11, 13}
+
+
+def test_the_first_bad_record_is_an_error(damaged):
+    folder, bad = damaged
+    data = dataclasses.replace(SMALL, crop="none", horizontal_flip=False)
+    batches = evaluation(folder, data, "train", global_batch_size=2, num_classes=5)
+    seen, iterator = [], iter(batches)
+    with pytest.raises(tf.errors.OpError) as error:
+        while True:
+            seen += [number_of(image) for image in next(iterator)["images"].numpy()]
+    found = records.explain_data_error(error.value)
+    assert not bad & set(seen)
+    assert "train-00001-of-00004, record 0: its image cannot be decoded" in str(found)
+    assert f"--check={folder}`" in str(found)
+    stream = pipeline.make_train_dataset(
+        data, records.open_split(folder, "train"), global_batch_size=4, seed=0, num_classes=5
+    )
+    with pytest.raises(tf.errors.OpError) as error:
+        list(stream.take(9))
+    assert "train-00001-of-00004, record" in str(records.explain_data_error(error.value))
+
+
+def test_all_bad_records_are_found(damaged):
+    folder, bad = damaged
     last = os.path.join(folder, "train-00003-of-00004")
     contents = open(last, "rb").read()
     open(last, "wb").write(contents[:-10])
-    bad = {7, 9, 10, 11, 13, 33}
-    return folder, bad
-
-
-def test_bad_records_are_passed_over_up_to_a_number(damaged, caplog):
-    folder, bad = damaged
-    tolerant = dataclasses.replace(SMALL, max_bad_records=6)
-    with caplog.at_level("WARNING"):
-        batches = train(folder, tolerant, take=17, num_classes=5)
-    numbers = [number_of(image) for batch in batches for image in batch["images"]]
-    good = set(range(34)) - bad
-    assert (
-        set(numbers[:34]) == set(numbers[34:]) == good
-    )  # every good one is there; six of them twice
-    named = [
-        record.getMessage() for record in caplog.records if "Passed over" in record.getMessage()
+    errors = records.check_folder(folder, "train", 5)
+    assert [(os.path.basename(error.path)[:11], error.record) for error in errors] == [
+        *(("train-00001", number - 7) for number in sorted(bad)),
+        ("train-00003", 9),
     ]
-    assert (
-        len(named) == 6 and sum("train-00001-of-00004, record" in message for message in named) == 5
-    )
-    # Resuming still gives the same batches, though another iteration finds the bad
-    # records in another order.
-    assert_same(train(folder, tolerant, take=12, start_batch=5, num_classes=5), batches[5:])
 
 
-def test_bad_records_count_for_nothing_in_evaluation(damaged):
-    folder, bad = damaged
-    data = dataclasses.replace(SMALL, max_bad_records=6)
-    seen = collections.Counter()
-    for batch in pipeline.make_eval_dataset(
-        data, folder, split="train", global_batch_size=6, num_classes=5
-    ).as_numpy_iterator():
-        seen.update(number_of(image) for image, mask in zip(batch["images"], batch["mask"]) if mask)
-    assert seen == collections.Counter(set(range(34)) - bad)
-
-
-@pytest.mark.parametrize("allowed", [1, 5])
-def test_one_bad_record_more_is_an_error(damaged, allowed):
-    with pytest.raises(tf.errors.OpError) as error:
-        train(
-            damaged[0], dataclasses.replace(SMALL, max_bad_records=allowed), take=17, num_classes=5
-        )
-    complaint = records.explain_data_error(error.value)
-    assert (
-        f"This is bad record {allowed + 1}, and `config.data.max_bad_records` is {allowed}"
-        in str(complaint)
-    )
-
-
-def test_by_default_the_first_bad_record_is_an_error(numbered):
-    # Two labels in five are too high: no good batch may come first, and nothing may
-    # hang.
+def test_bad_labels_alone_end_the_stream_too(numbered):
+    """Two labels in five are too high: no good batch may come first, and nothing may hang."""
     for iterate in (
         lambda: train(numbered, take=9, num_classes=3),
-        lambda: list(
-            pipeline.make_eval_dataset(SMALL, numbered, global_batch_size=4, num_classes=3)
-        ),
+        lambda: list(evaluation(numbered, global_batch_size=4, num_classes=3)),
     ):
         with pytest.raises(tf.errors.OpError) as error:
             iterate()
-        assert "its label 4 is outside 1…3" in str(records.explain_data_error(error.value)) or (
-            "its label 5 is outside 1…3" in str(records.explain_data_error(error.value))
-        )
-        assert "`--config.data.max_bad_records=N`" in str(records.explain_data_error(error.value))
+        assert "is outside 1…3" in str(records.explain_data_error(error.value))
 
 
 def test_a_file_that_vanishes_is_an_error_and_no_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(records.time, "sleep", lambda seconds: None)
     folder = str(tmp_path)
     write_numbered(folder, counts=(3, 3))
-    dataset = pipeline.make_train_dataset(SMALL, folder, global_batch_size=2, seed=0)
+    dataset = pipeline.make_train_dataset(
+        SMALL, records.open_split(folder, "train"), global_batch_size=2, seed=0
+    )
     os.remove(os.path.join(folder, "train-00001-of-00002"))
     with pytest.raises(tf.errors.OpError) as error:
         list(dataset.take(6))
@@ -430,7 +425,9 @@ def test_reads_that_fail_for_a_while_lose_nothing(numbered, monkeypatch):
     monkeypatch.setattr(
         tf.data, "TFRecordDataset", lambda *args, **kwargs: reader(*args, **kwargs).take(2)
     )
-    dataset = pipeline.make_train_dataset(SMALL, numbered, global_batch_size=2, seed=3)
+    dataset = pipeline.make_train_dataset(
+        SMALL, records.open_split(numbered, "train"), global_batch_size=2, seed=3
+    )
     numbers = [number_of(image) for batch in dataset.take(17) for image in batch["images"].numpy()]
     assert sorted(numbers) == list(range(34))
     assert len(waits) == 3 and min(waits) == 1
@@ -439,16 +436,14 @@ def test_reads_that_fail_for_a_while_lose_nothing(numbered, monkeypatch):
 def test_digits(tmp_path):
     folder = str(tmp_path / "digits")
     data = dataclasses.replace(SMALL, source="digits", image_size=32, num_train_examples=300)
-    assert pipeline.count_examples(data, folder, "train") == 300
-    assert pipeline.count_examples(data, folder, "validation") == builtin_datasets.NUM_VALIDATION == 1000
+    assert count(data, folder, "train") == 300
+    assert count(data, folder, "validation") == builtin_datasets.NUM_VALIDATION == 1000
     labels = np.concatenate(
         [batch["labels"] for batch in train(folder, data, batch=100, take=3, num_classes=10)]
     )
     np.testing.assert_array_equal(np.bincount(labels), np.full(10, 30))
     images, labels = builtin_datasets.load_digits("validation")
-    batches = list(
-        pipeline.make_eval_dataset(data, folder, global_batch_size=250).as_numpy_iterator()
-    )
+    batches = list(evaluation(folder, data, global_batch_size=250).as_numpy_iterator())
     in_files = sorted(
         image.tobytes() for batch in batches for image in batch["images"].astype(np.uint8)
     )
@@ -473,12 +468,10 @@ def test_digits_are_written_once_and_always_the_same(tmp_path):
 def test_corrupted_digits_are_the_clean_ones_in_the_same_order(tmp_path):
     folder = builtin_datasets.DIGITS.ensure_corrupted(str(tmp_path), "brightness", 1)
     data = dataclasses.replace(SMALL, image_size=32)
-    batches = list(
-        pipeline.make_eval_dataset(data, folder, global_batch_size=1000).as_numpy_iterator()
-    )
+    batches = list(evaluation(folder, data, global_batch_size=1000).as_numpy_iterator())
     clean = list(
-        pipeline.make_eval_dataset(
-            dataclasses.replace(data, source="digits"), str(tmp_path), global_batch_size=1000
+        evaluation(
+            str(tmp_path), dataclasses.replace(data, source="digits"), global_batch_size=1000
         ).as_numpy_iterator()
     )
     np.testing.assert_array_equal(batches[0]["labels"], clean[0]["labels"])

@@ -100,7 +100,7 @@ kept = [next(iterator)]
 AFTER_THE_END = """
 while calls < 100:
     time.sleep(0.01)
-python_calls._STATE.end()
+python_calls.end_calls()
 has_ended.set()
 time.sleep(0.5)
 assert not late, late
@@ -139,7 +139,7 @@ spec.loader.exec_module(tiny_run)
 import pathlib
 import tensorflow as tf
 from efficientnet_advprop.command_line import program
-from efficientnet_advprop.data import pipeline, records
+from efficientnet_advprop.data import pipeline, records, sources
 from efficientnet_advprop.runtime.errors import UsageError
 
 data_dir, how = sys.argv[3:]
@@ -152,7 +152,8 @@ def main(argv):
     tiny_run.write_data(pathlib.Path(data_dir), rows if how == "bad record" else None)
     config = tiny_run.make_config()
     dataset = pipeline.make_train_dataset(
-        config.data, data_dir, global_batch_size=2, seed=0, num_classes=4
+        config.data, sources.open_split(config.data, data_dir, "train"),
+        global_batch_size=2, seed=0, num_classes=4,
     )
     kept.append(iter(dataset.prefetch(10**6)))  # an endless stream, which opens a file every 10 batches
     try:

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import ExperimentConfig
-from efficientnet_advprop.data import pipeline
+from efficientnet_advprop.data import pipeline, sources, synthetic
 
 
 @pytest.fixture
@@ -19,15 +19,14 @@ def first(dataset):
 
 
 def test_an_epoch_is_as_long_as_imagenets(data):
-    assert pipeline.count_examples(data, "synthetic", "train") == 1_281_167
-    assert pipeline.count_examples(data, "synthetic", "validation") == 50_000
+    assert sources.open_split(data, "synthetic", "train").num_records == 1_281_167
+    assert sources.open_split(data, "synthetic", "validation").num_records == 50_000
 
 
 def test_training_batches(data):
+    split = synthetic.open_split("train")
     make = pipeline.make_train_dataset
-    batch = first(
-        make(data, "synthetic", global_batch_size=6, seed=0, num_classes=10, paired_views=True)
-    )
+    batch = first(make(data, split, global_batch_size=6, seed=0, num_classes=10, paired_views=True))
     assert set(batch) == {"images", "augmented_images", "labels"}
     assert batch["images"].shape == [6, 16, 16, 3] and batch["images"].dtype == tf.uint8
     assert (
@@ -35,12 +34,14 @@ def test_training_batches(data):
     )
     assert len(set(batch["images"].numpy().ravel())) > 200  # noise, not one colour
     data.mixup_alpha = 0.2
-    batch = first(make(data, "synthetic", global_batch_size=6, seed=0, num_classes=10))
+    batch = first(make(data, split, global_batch_size=6, seed=0, num_classes=10))
     assert batch["labels"].shape == [6, 10] and batch["labels"].dtype == tf.float32
 
 
 def test_evaluation_batches(data):
-    dataset = pipeline.make_eval_dataset(data, "synthetic", global_batch_size=6000, num_classes=10)
+    dataset = pipeline.make_eval_dataset(
+        data, synthetic.open_split("validation"), global_batch_size=6000, num_classes=10
+    )
     batches = list(dataset)
     assert len(batches) == 8  # 50,000 images, whole batches only
     assert batches[0]["images"].dtype == tf.float32

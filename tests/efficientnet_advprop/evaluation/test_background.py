@@ -62,11 +62,12 @@ def test_suites_find_the_class_behind_the_background(
 def test_the_pipelines_labels_are_the_networks_classes(data_dir):
     config = ExperimentConfig()
     config.data.image_size = 32
+    split = records.open_split(data_dir, "validation")
     for num_classes, label in ((1000, LABEL), (1001, LABEL + 1)):
         batch = next(
             iter(
                 pipeline.make_eval_dataset(
-                    config.data, data_dir, global_batch_size=3, num_classes=num_classes
+                    config.data, split, global_batch_size=3, num_classes=num_classes
                 )
             )
         )
@@ -74,7 +75,7 @@ def test_the_pipelines_labels_are_the_networks_classes(data_dir):
         batch = next(
             iter(
                 pipeline.make_train_dataset(
-                    config.data, data_dir, global_batch_size=3, seed=0, num_classes=num_classes
+                    config.data, split, global_batch_size=3, seed=0, num_classes=num_classes
                 )
             )
         )

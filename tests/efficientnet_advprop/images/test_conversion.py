@@ -15,8 +15,8 @@ import tensorflow as tf
 from PIL import Image
 
 from efficientnet_advprop.config.experiment import DataConfig
-from efficientnet_advprop.data import pipeline, records
-from efficientnet_advprop.images import conversion
+from efficientnet_advprop.data import pipeline, records, sources
+from efficientnet_advprop.images import conversion, image_sources
 
 CLASSES = ("n01", "n02", "n03")
 
@@ -58,7 +58,7 @@ def read(path, prefix):
 
 
 def test_folder_becomes_the_official_layout(folder):
-    sources = conversion.list_image_folder(str(folder / "train"))
+    sources = image_sources.list_image_folder(str(folder / "train"))
     report = conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
     assert report == conversion.Report(15, dict.fromkeys(CLASSES, 5), 6, [])
     found, number = read(folder / "out", "train")
@@ -86,7 +86,7 @@ def test_folder_becomes_the_official_layout(folder):
 
 
 def test_killed_conversion_goes_on(folder):
-    sources = conversion.list_image_folder(str(folder / "train"))
+    sources = image_sources.list_image_folder(str(folder / "train"))
     conversion.convert(sources, str(folder / "whole"), "train", num_shards=4)
     conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
     os.remove(folder / "out" / "train-00001-of-00004")
@@ -101,7 +101,7 @@ def test_killed_conversion_goes_on(folder):
 
 def test_a_full_disk_is_one_message_and_no_loss(folder):
     """No file may grow beyond what the largest shard needs but for a byte."""
-    sources = conversion.list_image_folder(str(folder / "train"))
+    sources = image_sources.list_image_folder(str(folder / "train"))
     conversion.convert(sources, str(folder / "whole"), "train", num_shards=4)
     sizes = {
         name: (folder / "whole" / name).stat().st_size
@@ -128,7 +128,7 @@ def test_a_full_disk_is_one_message_and_no_loss(folder):
 
 def test_no_silent_gap(folder):
     (folder / "train" / "n02" / "n02_3.JPEG").write_bytes(picture(3)[:-100])
-    sources = conversion.list_image_folder(str(folder / "train"))
+    sources = image_sources.list_image_folder(str(folder / "train"))
     report = conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
     assert (
         len(report.failures) == 1 and "n02_3.JPEG" in report.failures[0] and report.num_images == 14
@@ -138,7 +138,7 @@ def test_no_silent_gap(folder):
 
 
 def test_other_sets_are_not_mixed(folder):
-    sources = conversion.list_image_folder(str(folder / "train"))
+    sources = image_sources.list_image_folder(str(folder / "train"))
     conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
     with pytest.raises(records.DataError, match="of another set"):
         conversion.convert(sources, str(folder / "out"), "train", num_shards=3)
@@ -149,7 +149,7 @@ def test_other_sets_are_not_mixed(folder):
     os.makedirs(folder / "validation" / "n99")
     (folder / "validation" / "n99" / "x.jpg").write_bytes(picture(0))
     with pytest.raises(records.DataError, match="holds n99, which is no class of the training set"):
-        conversion.list_image_folder(str(folder / "validation"), CLASSES)
+        image_sources.list_image_folder(str(folder / "validation"), CLASSES)
 
 
 def add(archive, name, contents):
@@ -201,11 +201,11 @@ def test_imagenet_archives_are_read_in_place(tmp_path):
     )
     (tmp_path / "synset_labels.txt").write_text("n02\nn01\n")
     with pytest.raises(records.DataError, match="has 2 lines for 3 images"):
-        conversion.list_imagenet_validation(
+        image_sources.list_imagenet_validation(
             str(tmp_path / "ILSVRC2012_img_val.tar"), str(tmp_path / "synset_labels.txt"), CLASSES
         )
     with pytest.raises(records.DataError, match="ILSVRC2012_img_val.tar: it holds no archives"):
-        conversion.list_imagenet_train(str(tmp_path / "ILSVRC2012_img_val.tar"))
+        image_sources.list_imagenet_train(str(tmp_path / "ILSVRC2012_img_val.tar"))
 
 
 def write_archive(path, members):
@@ -234,7 +234,7 @@ def test_links_and_hidden_members_of_the_archives(tmp_path):
     path = tmp_path / "train.tar"
     write_archive(path, {**outer, "._n01.tar": b"Mac OS X", "n03.tar": "n01.tar"})
     lines = []
-    sources = conversion.list_imagenet_train(str(path), log=lines.append)
+    sources = image_sources.list_imagenet_train(str(path), log=lines.append)
     assert [(source.synset, source.label, source.name) for source in sources] == [
         ("n01", 0, "n01_0.JPEG"),
         ("n02", 1, "n02_0.JPEG"),
@@ -250,7 +250,7 @@ def test_links_and_hidden_members_of_the_archives(tmp_path):
 
     write_archive(path, {**outer, "n00.tar": write_archive(tmp_path / "e.tar", {"x.txt": b"x"})})
     with pytest.raises(records.DataError, match="archives without an image: n00"):
-        conversion.list_imagenet_train(str(path))
+        image_sources.list_imagenet_train(str(path))
 
 
 def test_an_image_that_is_too_large_is_named_and_the_others_converted(tmp_path):
@@ -264,7 +264,7 @@ def test_an_image_that_is_too_large_is_named_and_the_others_converted(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "huge.png").write_bytes(huge)
     (tmp_path / "a" / "good.png").write_bytes(picture(0, "PNG"))
-    sources = conversion.list_image_folder(str(tmp_path))
+    sources = image_sources.list_image_folder(str(tmp_path))
     report = conversion.convert(
         sources, str(tmp_path / "out"), "validation", num_shards=2, shuffle=False
     )
@@ -310,33 +310,29 @@ def tfds_dir(tmp_path_factory):
 
 def test_tfds_is_read_as_it_is(tfds_dir):
     data = DataConfig(source="tfds:tiny_pictures", image_size=10, crop="none", eval_crop="none")
-    assert (
-        pipeline.count_examples(data, tfds_dir, "train") == 9
-        and pipeline.count_examples(data, tfds_dir, "validation") == 3
+    train, validation = (
+        sources.open_split(data, tfds_dir, split) for split in ("train", "validation")
     )
+    assert (train.num_records, validation.num_records) == (9, 3)
     batch = next(
-        iter(
-            pipeline.make_train_dataset(data, tfds_dir, global_batch_size=9, seed=0, num_classes=3)
-        )
+        iter(pipeline.make_train_dataset(data, train, global_batch_size=9, seed=0, num_classes=3))
     )
     numbers = batch["images"].numpy()[:, 5, 5, 0] // 10
     assert sorted(numbers) == list(range(9))
     np.testing.assert_array_equal(batch["labels"], numbers % 3)
-    (batch,) = pipeline.make_eval_dataset(data, tfds_dir, global_batch_size=3)
+    (batch,) = pipeline.make_eval_dataset(data, validation, global_batch_size=3)
     assert sorted(batch["images"].numpy()[:, 5, 5, 0]) == [90, 100, 110]
     for wrong, message in (
         ("tfds:cifar11", "has no data set 'cifar11', nor .* did you mean 'cifar10"),
         ("tfds:mnist", "is not prepared in"),
     ):
         with pytest.raises(records.DataError, match=message):
-            pipeline.count_examples(DataConfig(source=wrong), tfds_dir, "train")
+            sources.open_split(DataConfig(source=wrong), tfds_dir, "train")
 
 
 def test_tfds_becomes_records(tfds_dir, tmp_path):
-    from efficientnet_advprop.data import sources
-
     names = sources.tfds_class_names("tiny_pictures", tfds_dir)
-    images = conversion.list_tfds(
+    images = image_sources.list_tfds(
         sources.open_tfds_split("tiny_pictures", tfds_dir, "train"), names
     )
     report = conversion.convert(images, str(tmp_path), "train", num_shards=2)
@@ -349,7 +345,7 @@ def test_tfds_becomes_records(tfds_dir, tmp_path):
 
 def test_show_input(tmp_path, folder):
     conversion.convert(
-        conversion.list_image_folder(str(folder / "train")),
+        image_sources.list_image_folder(str(folder / "train")),
         str(folder / "out"),
         "train",
         num_shards=1,
@@ -371,20 +367,20 @@ def test_show_input(tmp_path, folder):
 
 
 def test_a_list_of_names_becomes_minival_and_leaves_training(folder):
-    sources = conversion.list_image_folder(str(folder / "train"))
+    images = image_sources.list_image_folder(str(folder / "train"))
     names = folder / "minival.txt"
     names.write_text("n02/n02_3.JPEG\nn01_0.JPEG\n\n")
-    kept, held = conversion.hold_out(sources, str(names))
+    kept, held = image_sources.hold_out(images, str(names))
     assert sorted(source.name.rsplit("/", 1)[-1] for source in held) == [
         "n01_0.JPEG",
         "n02_3.JPEG",
     ]
     assert len(kept) == 13 and not set(kept) & set(held)
-    for prefix, images in (("train", kept), ("minival", held)):
-        conversion.convert(images, str(folder / "out"), prefix, num_shards=1)
+    for prefix, part in (("train", kept), ("minival", held)):
+        conversion.convert(part, str(folder / "out"), prefix, num_shards=1)
     data = DataConfig(validation_prefix="minival")
-    assert pipeline.count_examples(data, str(folder / "out"), "train") == 13
-    assert pipeline.count_examples(data, str(folder / "out"), "validation") == 2
+    for split, count in (("train", 13), ("validation", 2)):
+        assert sources.open_split(data, str(folder / "out"), split).num_records == count
 
 
 @pytest.mark.parametrize(
@@ -399,6 +395,6 @@ def test_lists_that_do_not_fit_are_refused(folder, contents, words):
     names = folder / "minival.txt"
     if contents is not None:
         names.write_text(contents)
-    sources = conversion.list_image_folder(str(folder / "train"))
+    images = image_sources.list_image_folder(str(folder / "train"))
     with pytest.raises(records.DataError, match=f"`--minival_list` is .*{words}"):
-        conversion.hold_out(sources, str(names))
+        image_sources.hold_out(images, str(names))

@@ -21,7 +21,7 @@ from PIL import Image
 
 from efficientnet_advprop.data import records
 from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.images import conversion
+from efficientnet_advprop.images import conversion, image_sources
 from efficientnet_advprop.images.class_numbers import match_classes
 from efficientnet_advprop.images.image_folders import ImageFolder
 from efficientnet_advprop.images.labeled_images import FileImages, find_unreadable
@@ -133,7 +133,7 @@ def check(tree: dict) -> None:
         lines: list[str] = []
         is_usable = classes and all(expected.values())
         try:
-            sources = conversion.list_image_folder(str(root), log=lines.append)
+            sources = image_sources.list_image_folder(str(root), log=lines.append)
         except DataError as error:
             assert not is_usable, f"refused, but {expected} is usable: {error}"
             assert len(str(error).splitlines()) <= 10
@@ -143,7 +143,7 @@ def check(tree: dict) -> None:
             hypothesis.event("refused")
             return
         assert is_usable
-        assert conversion.list_class_names(sources) == classes
+        assert image_sources.list_class_names(sources) == classes
         wanted = {
             path: classes.index(unicodedata.normalize("NFC", name))
             for name, paths in expected.items()
@@ -187,7 +187,7 @@ def check_records(sources, wanted: dict, named: ImageFolder, folder: str) -> Non
     named.
     """
     report = conversion.convert(sources, os.path.join(folder, "out"), "train", num_shards=1)
-    images = FileImages(named.paths, named.labels, named.directory)
+    images = FileImages(named.paths, named.labels, folder)
     broken = [path for path in wanted if pathlib.Path(path).read_bytes() == b"no image"]
     assert len(report.failures) == len(broken)
     assert all(any(failure.startswith(path) for failure in report.failures) for path in broken)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.images import conversion
+from efficientnet_advprop.images import image_sources
 from efficientnet_advprop.images.image_folders import ImageFolder, read_image_tree
 
 
@@ -53,7 +53,7 @@ def test_a_class_without_images_is_an_error(tmp_path, counts, words):
         os.rmdir(tmp_path / "x" / "z")
     for read in (
         lambda: ImageFolder(directory, 3),
-        lambda: conversion.list_image_folder(directory),
+        lambda: image_sources.list_image_folder(directory),
     ):
         with pytest.raises(DataError, match=words):
             read()
@@ -73,20 +73,20 @@ def test_hidden_folders_are_no_classes(tmp_path):
     """A notebook leaves `.ipynb_checkpoints` behind, in one split and not in the other."""
     directory = write_images(tmp_path, {"b": 1, "c": 2, ".ipynb_checkpoints": 1})
     assert ImageFolder(directory, num_classes=2).labels == [0, 1, 1]
-    sources = conversion.list_image_folder(directory)
+    sources = image_sources.list_image_folder(directory)
     assert [source.label for source in sources] == [0, 1, 1]
 
 
-def test_what_is_passed_over_is_counted_and_named(tmp_path):
+def test_what_is_skipped_is_counted_and_named(tmp_path):
     directory = write_images(tmp_path, {"a": 1, "b": 1})
     for name in ("a/x.tif", "a/y.TIFF", "beside.jpg", "a/deep/er/z.png", "b/._0a.png", ".DS_Store"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     os.symlink(tmp_path / "gone.png", tmp_path / "b" / "link.png")
     (tmp_path / "b" / "taken.WebP").touch()
-    passed_over = ImageFolder(directory, num_classes=2).passed_over
-    assert passed_over.num_files == 5  # hidden ones do not count
-    told = passed_over.describe()
+    skipped = ImageFolder(directory, num_classes=2).skipped
+    assert skipped.num_files == 5  # hidden ones do not count
+    told = skipped.describe()
     for line in (
         "1 beside the class folders: beside.jpg",
         "1 in folders below the class folders: a/deep/er/z.png",
@@ -99,7 +99,7 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path):
         for line in told
     )
     lines = []
-    conversion.list_image_folder(directory, log=lines.append)
+    image_sources.list_image_folder(directory, log=lines.append)
     assert lines == [f"{directory}: {line}" for line in told]
 
 
@@ -114,4 +114,4 @@ def test_names_that_are_no_text_are_named(tmp_path):
 def test_glob_characters_in_a_path_are_its_name(tmp_path):
     directory = write_images(tmp_path / "[a] {b} *?", {"[x]": 1, "y*": 2})
     assert ImageFolder(directory, num_classes=2).labels == [0, 1, 1]
-    assert len(conversion.list_image_folder(directory)) == 3
+    assert len(image_sources.list_image_folder(directory)) == 3

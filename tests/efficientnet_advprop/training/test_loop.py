@@ -109,7 +109,8 @@ def test_accuracy_is_that_of_the_averaged_weights(finished, data_dir):
     )
     config = tiny_run.make_config()
     correct = 0
-    for batch in pipeline.make_eval_dataset(config.data, data_dir, global_batch_size=1):
+    split = records.open_split(data_dir, "validation")
+    for batch in pipeline.make_eval_dataset(config.data, split, global_batch_size=1):
         correct += int(np.argmax(model(batch["images"])[0]) == int(batch["labels"][0]))
     assert progress.read_metrics(model_dir)[-1]["eval_top1"] == pytest.approx(
         correct / tiny_run.NUM_VALIDATION

@@ -1,0 +1,319 @@
+"""Lists the images that `prepare` turns into records: of a folder, of ImageNet's archives,
+of a TFDS data set; and divides them into splits.
+
+    images = list_image_folder("/data/flowers/train")            # one folder per class
+    images[0].read(), images[0].label, images[0].synset
+    train, held = hold_out(images, "minival.txt")
+"""
+
+import collections
+import concurrent.futures
+import hashlib
+import os
+import tarfile
+from typing import Callable, NamedTuple, Optional, Sequence
+
+import tensorflow as tf
+from absl import logging
+
+from efficientnet_advprop.data import records
+from efficientnet_advprop.data.image_formats import is_hidden, is_image
+from efficientnet_advprop.images import image_folders
+from efficientnet_advprop.images.class_numbers import class_name, number_classes, require_known
+from efficientnet_advprop.images.ground_truth import read_list, validation_number
+from efficientnet_advprop.images.tar_archives import index_members, read_tar_index
+from efficientnet_advprop.runtime.errors import DataError, list_names
+
+_READERS = 32
+
+
+class ImageSource(NamedTuple):
+    """An image to be converted.
+
+    Args:
+        path: of the file that holds its bytes.
+        name: of the image.
+        label: its class, from 0.
+        synset: its class's name.
+        offset, size: of an image in an archive or a TFRecord, its bytes; None: the whole
+            file.
+        feature: these bytes are a tf.train.Example, of which this feature is the image.
+    """
+
+    path: str
+    name: str
+    label: int
+    synset: str
+    offset: Optional[int] = None
+    size: int = 0
+    feature: Optional[str] = None
+
+    def read(self) -> bytes:
+        def read() -> bytes:
+            with tf.io.gfile.GFile(self.path, "rb") as file:
+                if self.offset is None:
+                    return file.read()
+                file.seek(self.offset)
+                return file.read(self.size)
+
+        contents = records.retry_reads(read, f"Reading {self.path}")
+        if self.feature is None:
+            return contents
+        features = tf.train.Example.FromString(contents).features.feature
+        return features[self.feature].bytes_list.value[0]
+
+
+def list_image_folder(
+    folder: str,
+    class_names: Optional[Sequence[str]] = None,
+    log: Callable[[str], None] = logging.warning,
+) -> list[ImageSource]:
+    """Lists the images of a folder with one folder per class.
+
+    Args:
+        folder: local or remote.
+        class_names: which number each class has, as `list_class_names` gives it of the
+            training set; None: as `class_numbers.number_classes` numbers the classes of
+            this folder.
+        log: takes a line for each kind of file that is skipped, and one for classes of
+            `class_names` that this folder lacks.
+
+    Raises:
+        DataError: there is no folder, no class, no image; a class without an image, or
+            one that `class_names` lacks; or a name that is no text.
+    """
+    tree = image_folders.read_image_tree(folder)
+    found = number_classes(tree.images, folder)
+    names = found if class_names is None else class_names
+    label_of = {name: label for label, name in enumerate(names)}
+    require_known(found, label_of, folder, "no class of the training set")
+    for line in tree.skipped.describe():
+        log(f"{folder}: {line}")
+    present = set(found)
+    lacking = [name for name in names if name not in present]
+    if lacking:
+        log(f"{folder}: no images of {len(lacking)} of {len(names)} classes: {list_names(lacking)}")
+    return [
+        ImageSource(os.path.join(folder, name, image), image, label_of[synset], synset)
+        for name, images in tree.images.items()
+        for synset in [class_name(name)]
+        for image in images
+    ]
+
+
+def list_class_names(sources: Sequence[ImageSource]) -> list[str]:
+    """Returns the names of the classes in the order of their labels, of a set that has
+    images of each.
+    """
+    return [name for _, name in sorted({source.label: source.synset for source in sources}.items())]
+
+
+def list_imagenet_train(
+    archive: str, log: Callable[[str], None] = logging.warning
+) -> list[ImageSource]:
+    """Lists the images of ILSVRC2012_img_train.tar, an archive of one archive per class,
+    read in place.
+
+    Args:
+        archive: local or remote.
+        log: takes a line for each kind of member that is skipped.
+
+    Raises:
+        DataError: the archive is not there, is damaged or of another kind, holds two
+            archives for one class, or one without an image.
+    """
+    skipped, images = image_folders.Skipped(), {}
+    try:
+        with tf.io.gfile.GFile(archive, "rb") as file:
+            for member in index_members(file, archive):
+                synset, suffix = os.path.splitext(os.path.basename(member.name))
+                if suffix != ".tar" or is_hidden(member.name):
+                    skipped.add("in it that are no archives of a class", member.name)
+                    continue
+                if synset in images:
+                    raise DataError(f"it holds two archives {synset}.tar; take one out.", archive)
+                file.seek(member.offset)
+                images[synset] = []
+                for image in index_members(file, f"{archive}: {member.name}", member.size):
+                    if is_image(image.name):
+                        images[synset].append(image)
+                    else:
+                        skipped.add("in its archives that are no images", image.name)
+    except (tarfile.TarError, tf.errors.OpError, OSError, EOFError) as error:
+        raise DataError(f"the archive cannot be read to its end: {error}", archive) from error
+    if not any(images.values()):
+        raise DataError(
+            "it holds no archives of images by class; is it ILSVRC2012_img_train.tar?", archive
+        )
+    empty = [synset for synset, members in images.items() if not members]
+    if empty:
+        raise DataError(
+            f"it holds archives without an image: {list_names(empty)}; copy or make it again.",
+            archive,
+        )
+    for line in skipped.describe():
+        log(f"{archive}: {line}")
+    return [
+        ImageSource(archive, image.name, label, synset, image.offset, image.size)
+        for label, synset in enumerate(number_classes(images, archive))
+        for image in images[synset]
+    ]
+
+
+def list_imagenet_validation(
+    archive: str, synset_labels: str, class_names: Sequence[str]
+) -> list[ImageSource]:
+    """Lists the images of ILSVRC2012_img_val.tar.
+
+    Line n of `synset_labels` is the class of ILSVRC2012_val_<n>.JPEG, in whatever folder
+    and order the archive holds it.
+
+    Raises:
+        DataError: a file is not there, the images are not one for each line by their
+            numbers, or a class is unknown.
+    """
+    synsets = read_list(synset_labels)
+    images = {}
+    for member in read_tar_index(archive):
+        if is_image(member.name):
+            number = validation_number(member.name, archive, len(synsets))
+            if number in images:
+                raise DataError(f"it holds two images of the number {number}.", archive)
+            images[number] = member
+    if len(synsets) != len(images):
+        raise DataError(
+            f"{synset_labels} has {len(synsets)} lines for {len(images)} images.", archive
+        )
+    label_of = {name: label for label, name in enumerate(class_names)}
+    require_known(sorted(set(synsets)), label_of, synset_labels, "no class of the training set")
+    return [
+        ImageSource(
+            archive,
+            os.path.basename(image.name),
+            label_of[synsets[number - 1]],
+            synsets[number - 1],
+            image.offset,
+            image.size,
+        )
+        for number, image in sorted(images.items())
+    ]
+
+
+def list_tfds(split: records.Split, class_names: Sequence[str]) -> list[ImageSource]:
+    """Lists the images of a prepared TFDS split: see `sources.open_tfds_split` and
+    `sources.tfds_class_names`.
+
+    Raises:
+        DataError: a file is cut off, or an image has no label (−1 where labels are not
+            public) or one without a name.
+    """
+    sources = []
+    for path, count in zip(split.files, split.counts):
+        scan = records.scan_file(path)
+        if not scan.is_whole or len(scan.offsets) != count:
+            raise DataError(
+                f"the file has {len(scan.offsets)} whole records instead of {count}; prepare the"
+                " data set again.",
+                path,
+            )
+        for index, row in enumerate(tf.data.TFRecordDataset(path).as_numpy_iterator()):
+            features = tf.train.Example.FromString(row).features.feature
+            label = features[split.label_feature].int64_list.value[0]
+            if not 0 <= label < len(class_names):
+                raise DataError(
+                    f"its label is {label}, but must be one of 0 to {len(class_names) - 1}; the"
+                    " labels of this split may not be public.",
+                    path,
+                    index,
+                )
+            name = f"{os.path.basename(path)}:{index}"
+            offset = scan.offsets[index] + records.HEADER_BYTES
+            sources.append(
+                ImageSource(
+                    path, name, label, class_names[label], offset, len(row), split.image_feature
+                )
+            )
+    return sources
+
+
+def hold_out(
+    sources: Sequence[ImageSource], names_file: str
+) -> tuple[list[ImageSource], list[ImageSource]]:
+    """Divides training images into those that a list does not name, and those that it
+    does: the official "minival" is such a list.
+
+    Args:
+        sources: the training images.
+        names_file: on each line a file's name, such as n01440764_10026.JPEG; with a
+            folder before it, such as cat/1.png, the image of that class. Local or
+            remote.
+
+    Raises:
+        DataError: the file is missing or empty, names an image that there is not, or by
+            its name alone several.
+    """
+    found: dict[str, list[int]] = collections.defaultdict(list)
+    for index, source in enumerate(sources):
+        name = class_name(os.path.basename(source.name))
+        found[name].append(index)
+        found[f"{source.synset}/{name}"].append(index)
+
+    wanted = {}
+    for line in read_list(names_file, "lines"):
+        parts = class_name(line).split("/")
+        wanted[line] = found.get("/".join(parts[-2:]), [])
+    lacking = [line for line, indices in wanted.items() if not indices]
+    ambiguous = [line for line, indices in wanted.items() if len(indices) > 1]
+    problem = (
+        "which is empty"
+        if not wanted
+        else f"whose names are not all among the {len(sources):,} training images:"
+        f" {list_names(lacking)}"
+        if lacking
+        else f"where a name fits several images: {list_names(ambiguous)}; put its class folder"
+        " before it, such as cat/1.png"
+        if ambiguous
+        else None
+    )
+    if problem:
+        raise DataError(f"`--minival_list` is {names_file!r}, {problem}.")
+    held = {index for indices in wanted.values() for index in indices}
+    kept = [source for index, source in enumerate(sources) if index not in held]
+    return kept, [sources[index] for index in sorted(held)]
+
+
+def divide(sources: Sequence[ImageSource], fractions: Sequence[float]) -> list[list[ImageSource]]:
+    """Draws parts of a set of images, the same share of each class.
+
+    Which images these are follows from their contents alone, not from names, times or
+    order; equal files never stand on both sides.
+
+    Args:
+        sources: images.
+        fractions: of each part, in (0, 1); in all below 1.
+
+    Returns:
+        The rest, then a list for each fraction.
+
+    Raises:
+        DataError: a class has too few images to be in all parts.
+    """
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        contents = list(pool.map(lambda source: hashlib.sha256(source.read()).hexdigest(), sources))
+    of_class: dict[str, dict[str, list[ImageSource]]] = {}
+    for source, digest in zip(sources, contents):
+        of_class.setdefault(source.synset, {}).setdefault(digest, []).append(source)
+    parts: list[list[ImageSource]] = [[] for _ in range(len(fractions) + 1)]
+    for synset, groups in of_class.items():
+        drawn = [groups[digest] for digest in sorted(groups)]
+        counts = [max(1, round(len(drawn) * fraction)) for fraction in fractions]
+        if sum(counts) >= len(drawn):
+            raise DataError(
+                f"the class {synset!r} has {len(drawn)} different images, too few for"
+                f" {len(fractions) + 1} parts with shares of {', '.join(map(str, fractions))}."
+            )
+        for part, count in zip(parts[1:], counts):
+            part += [source for group in drawn[:count] for source in group]
+            drawn = drawn[count:]
+        parts[0] += [source for group in drawn for source in group]
+    return parts

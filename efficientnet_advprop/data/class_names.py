@@ -26,10 +26,6 @@ from tpu_utils.errors import brief_message
 LABELS_MAP = "labels_map.txt"
 
 
-class ClassNamesError(UsageError, ValueError):
-    """A labels map that cannot be read, or does not name each class of a network once."""
-
-
 def write_class_names(directory: str, names: Sequence[str]) -> None:
     """Writes the labels map of a folder, whole or not at all."""
     table = {str(label): name for label, name in enumerate(names)}
@@ -37,34 +33,21 @@ def write_class_names(directory: str, names: Sequence[str]) -> None:
     write_atomically(os.path.join(directory, LABELS_MAP), contents.encode())
 
 
-def claim_class_names(directory: str, names: Sequence[str], what: str) -> None:
-    """Writes the labels map of a folder, which is made; or sees that the one there says
-    the same.
+def require_same_names(directory: str, names: Sequence[str], what: str) -> None:
+    """Raises a `UsageError` if a folder has a labels map with other names, so that what is
+    there and what would follow would not mean the same by a label.
 
     Args:
-        directory: local or remote.
+        directory: local or remote; need not be there.
         names: of the classes, by label.
         what: what the folder holds, for the message.
-
-    Raises:
-        ClassNamesError: the folder has a labels map with other names, so that what is
-            already there and what would follow would not mean the same by a label.
-    """
-    require_same_names(directory, names, what)
-    tf.io.gfile.makedirs(directory)
-    write_class_names(directory, names)
-
-
-def require_same_names(directory: str, names: Sequence[str], what: str) -> None:
-    """Raises a `ClassNamesError` if a folder has a labels map with other names; see
-    `claim_class_names`.
     """
     there = find_class_names(directory)
     if there is None or there == list(names):
         return
     both = itertools.zip_longest(there, names)
     label, (old, new) = next((i, pair) for i, pair in enumerate(both) if pair[0] != pair[1])
-    raise ClassNamesError(
+    raise UsageError(
         f"{directory!r} holds {what} of {len(there)} classes ({LABELS_MAP}), and now there are "
         f"{len(names)}; the first to differ is class {label}, {old!r} there and {new!r} here. Take "
         "another folder."
@@ -72,18 +55,18 @@ def require_same_names(directory: str, names: Sequence[str], what: str) -> None:
 
 
 def find_class_names(directory: str) -> Optional[list[str]]:
-    """The class names of a folder of records or of a run; None if it holds no labels
-    map.
+    """Returns the class names of a folder of records or of a run; None if it holds no
+    labels map.
 
     Raises:
-        ClassNamesError: there is one, and it cannot be read.
+        UsageError: there is one, and it cannot be read.
     """
     path = os.path.join(directory, LABELS_MAP)
     return read_class_names(path) if tf.io.gfile.exists(path) else None
 
 
 def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
-    """The names of the classes in the order of their labels, from a labels map.
+    """Reads the names of the classes, in the order of their labels, from a labels map.
 
     Args:
         path: of a JSON object {"0": "tench, Tinca tinca", …} in UTF-8.
@@ -91,7 +74,7 @@ def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
             class, if it has one, needs no name.
 
     Raises:
-        ClassNamesError: it is not such a file, or names more or fewer classes, so that
+        UsageError: it is not such a file, or names more or fewer classes, so that
             the names cannot be trusted to be at their labels: a file with a background
             class has one more.
     """
@@ -101,12 +84,12 @@ def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
             text = file.read().decode("utf-8-sig")
         pairs = json.loads(text, object_pairs_hook=list)
     except (tf.errors.OpError, ValueError, RecursionError) as error:
-        raise ClassNamesError(
+        raise UsageError(
             f"the labels map {path!r} must be a JSON object {form}, but {brief_message(error)}."
         ) from error
     table = dict(pairs) if _is_object(pairs) else None
     if table is None or not all(isinstance(name, str) for name in table.values()):
-        raise ClassNamesError(
+        raise UsageError(
             f"the labels map {path!r} must be a JSON object {form}, but it is of another form."
         )
     count = len(table) if num_classes is None else num_classes
@@ -116,9 +99,9 @@ def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
     if len(pairs) > len(table):
         keys = [key for key, _ in pairs]
         twice = next(key for key in table if keys.count(key) > 1)
-        raise ClassNamesError(f"the labels map {path!r} names class {twice!r} more than once.")
+        raise UsageError(f"the labels map {path!r} names class {twice!r} more than once.")
     if len(table) != count:
-        raise ClassNamesError(
+        raise UsageError(
             f"the labels map {path!r} has {len(table)} names, but the network has {count} classes. "
             f'Give a file with one name for each, from "0" to "{count - 1}"'
             + (", without a background class." if len(table) == count + 1 else ".")
@@ -126,7 +109,7 @@ def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
     labels = [str(label) for label in range(count)]
     strangers = sorted(set(table) - set(labels))
     if strangers:
-        raise ClassNamesError(
+        raise UsageError(
             f'the labels map {path!r} names a class {strangers[0]!r}, but labels run from "0" to '
             f'"{count - 1}".'
         )

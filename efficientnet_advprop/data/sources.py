@@ -17,7 +17,7 @@ import typing
 from efficientnet_advprop.config.class_labels import BACKGROUND, background_offset
 from efficientnet_advprop.data import class_names, records, synthetic
 from efficientnet_advprop.data.builtin_datasets import BUILTIN_DATASETS
-from efficientnet_advprop.runtime.errors import list_names
+from efficientnet_advprop.runtime.errors import DataError, UsageError, list_names
 
 if typing.TYPE_CHECKING:
     from efficientnet_advprop.config.experiment import DataConfig
@@ -33,7 +33,7 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
     records of every training file.
 
     Raises:
-        records.DataError: the data are not there or not whole (see
+        DataError: the data are not there or not whole (see
             `records.open_split`), or there are no more files than held out, or fewer
             examples than asked for.
     """
@@ -45,7 +45,7 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
     if held_out:
         num_files = len(opened.files)
         if held_out >= num_files:
-            raise records.DataError(
+            raise DataError(
                 f"`config.data.holdout_shards` is {held_out}, but there are only {num_files}"
                 f" training files in {data_dir}."
             )
@@ -62,7 +62,7 @@ def _limit_examples(split: records.Split, num_examples: int) -> records.Split:
         max(0, (num_examples - index + num_files - 1) // num_files) for index in range(num_files)
     ]
     if num_examples < 1 or any(wanted > there for wanted, there in zip(counts, split.counts)):
-        raise records.DataError(
+        raise DataError(
             f"`config.data.num_train_examples` is {num_examples}, but must be positive and not more"
             f" than the training files hold, evenly over them ({min(split.counts) * num_files} of"
             f" {split.num_records})."
@@ -84,7 +84,7 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
     "validation" is the data set's test split where it has none of that name.
 
     Raises:
-        records.DataError: the data set is unknown or not prepared in `data_dir`, or is
+        DataError: the data set is unknown or not prepared in `data_dir`, or is
             of another kind.
     """
     import tensorflow_datasets as tfds  # takes seconds to import, and only this source needs it
@@ -94,36 +94,36 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
         prepared = info.splits
     except tfds.core.DatasetNotFoundError as error:  # its own message lists all there are
         similar = difflib.get_close_matches(name, tfds.list_builders(), n=3)
-        raise records.DataError(
+        raise DataError(
             f"TensorFlow Datasets has no data set {name!r}, nor does {data_dir!r} hold one of that"
             f" name{'; did you mean ' + ' or '.join(map(repr, similar)) + '?' if similar else '.'}"
         ) from error
     except Exception as error:  # whatever the data set's code raises
-        raise records.DataError(
+        raise DataError(
             f"`config.data.source` is 'tfds:{name}', but TensorFlow Datasets cannot open it:"
             f" {error}"
         ) from error
     if not prepared:
-        raise records.DataError(
+        raise DataError(
             f"the data set {name!r} is not prepared in {data_dir!r}; run `tfds build {name}"
             f" --data_dir={data_dir}`, or give the folder that holds it as `data_dir`."
         )
     if split == "validation" and split not in prepared:
         split = "test"
     if split not in prepared:
-        raise records.DataError(
+        raise DataError(
             f"the data set {name!r} has no split {split!r}; it has"
             f" {', '.join(map(repr, prepared))}."
         )
     features = info.features
     kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
     if not all(key in features and isinstance(features[key], kind) for key, kind in kinds.items()):
-        raise records.DataError(
+        raise DataError(
             f"the data set {name!r} has no features 'image' and 'label'; it has"
             f" {', '.join(map(repr, features))}."
         )
     if info.file_format != tfds.core.FileFormat.TFRECORD:
-        raise records.DataError(
+        raise DataError(
             f"the data set {name!r} is kept as {info.file_format.value}; only tfrecord can be read."
             " Prepare it again."
         )
@@ -149,7 +149,7 @@ def find_class_names(
             data.
 
     Raises:
-        class_names.ClassNamesError: there are more or fewer names than the network has
+        UsageError: there are more or fewer names than the network has
             classes; or the labels map beside the records cannot be read.
     """
     if data_dir == synthetic.NAME:
@@ -164,7 +164,7 @@ def find_class_names(
     if names is not None and offset and len(names) == num_classes - offset:
         names = [BACKGROUND] * offset + names
     if names is not None and len(names) != num_classes:
-        raise class_names.ClassNamesError(
+        raise UsageError(
             f"`config.model.num_classes` is {num_classes}, but the data in {data_dir!r} have"
             f" {len(names)} classes: {list_names(names)}. Set"
             f" --config.model.num_classes={len(names)}."

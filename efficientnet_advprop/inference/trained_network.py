@@ -111,7 +111,7 @@ def restore_network(
             the run, or beside the checkpoint.
 
     Raises:
-        ClassNamesError: the labels map cannot be read, or names more or fewer classes.
+        UsageError: the labels map cannot be read, or names more or fewer classes.
         ConfigError: not exactly one of `checkpoint` and `model_dir`, an argument that
             does not go with it, or no such branch.
         CheckpointError: the file cannot be had or used.

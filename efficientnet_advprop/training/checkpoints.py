@@ -123,7 +123,7 @@ def check_model_dir(
     Raises:
         ConfigError: they are of a config with other values; up to eight of them are
             named.
-        ClassNamesError: they are of other classes.
+        UsageError: they are of other classes.
         CheckpointError: there were checkpoints, and they are lost.
     """
     last, best = (_list_checkpoints(model_dir, part) for part in (LAST, BEST))

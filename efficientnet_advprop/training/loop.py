@@ -139,7 +139,7 @@ def train(
         ConfigError: a field breaks a rule, does not fit the strategy, or differs from
             the run in `model_dir`; or that began with other numbers of images.
         RunError: another run is at work in `model_dir`.
-        ClassNamesError: the data have other classes than the network, or than the run
+        UsageError: the data have other classes than the network, or than the run
             in `model_dir`.
         DataError: the records are missing or damaged.
         CheckpointError: a checkpoint cannot be written or read, those of the run are

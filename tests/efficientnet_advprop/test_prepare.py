@@ -15,8 +15,9 @@ from PIL import Image
 
 from efficientnet_advprop.config.experiment import DataConfig
 from efficientnet_advprop.data import records, sources
-from efficientnet_advprop.data.class_names import ClassNamesError, write_class_names
+from efficientnet_advprop.data.class_names import write_class_names
 from efficientnet_advprop.images import image_sources
+from efficientnet_advprop.runtime.errors import UsageError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -81,7 +82,7 @@ def test_both_splits_are_numbered_alike(tmp_path):
         assert line in done.stdout
     data = DataConfig()
     assert sources.find_class_names(data, str(folder), 3) == ["1", "9", "10"]
-    with pytest.raises(ClassNamesError, match="Set --config.model.num_classes=3"):
+    with pytest.raises(UsageError, match="Set --config.model.num_classes=3"):
         sources.find_class_names(data, str(folder), 1000)
 
     # Again, with one class more: nothing may be mixed.

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from efficientnet_advprop.data.class_names import (
-    ClassNamesError,
+from efficientnet_advprop.runtime.errors import UsageError
     find_class_names,
     read_class_names,
     write_class_names,
@@ -48,7 +48,7 @@ def test_order_and_byte_order_mark_do_not_matter(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path, content, num_classes, words):
     path = tmp_path / "map.txt"
     path.write_text(content)
-    with pytest.raises(ClassNamesError, match=f"map.txt.*{words}") as error:
+    with pytest.raises(UsageError, match=f"map.txt.*{words}") as error:
         read_class_names(str(path), num_classes)
     assert error.value.exit_code == 2
 
@@ -57,5 +57,5 @@ def test_what_is_no_text_or_not_there_is_refused(tmp_path):
     path = tmp_path / "map.txt"
     path.write_bytes('{"0": "é"}'.encode("latin-1"))
     for wrong in (path, tmp_path / "missing"):
-        with pytest.raises(ClassNamesError, match="must be a JSON object"):
+        with pytest.raises(UsageError, match="must be a JSON object"):
             read_class_names(str(wrong), 1)

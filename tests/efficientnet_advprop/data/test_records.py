@@ -15,6 +15,13 @@ def jpeg(level=100):
     return buffer.getvalue()
 
 
+def unlabelled():
+    """The official layout's labels begin with 1."""
+    example = tf.train.Example.FromString(records.make_example(jpeg(), 0))
+    example.features.feature["image/class/label"].int64_list.value[0] = 0
+    return example.SerializeToString()
+
+
 def write(folder, prefix, counts):
     for shard, count in enumerate(counts):
         with records.ShardWriter(
@@ -134,7 +141,7 @@ def test_records_are_read_around_damage(tmp_path):
         (b"\xff\xff\xff", "no tf.train.Example"),
         (tf.train.Example().SerializeToString() or b"\n\x00", "no feature 'image/encoded'"),
         (records.make_example(jpeg(), 10), "its label 11 is outside 1…10"),
-        (records.make_example(jpeg(), -1), "its label 0 is outside 1…10"),
+        (unlabelled(), "its label 0 is outside 1…10"),
         (records.make_example(b"", 3), "an empty file"),
         (records.make_example(jpeg()[:100], 3), "cannot be decoded"),
         (records.make_example(jpeg(), 3), None),

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from efficientnet_advprop.config.experiment import ConfigError
-from efficientnet_advprop.data.class_names import ClassNamesError
 from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.models.checkpoints.architecture import recognize
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED, find_published
+from efficientnet_advprop.runtime.errors import UsageError
 from efficientnet_advprop.training import build, checkpoints
 from tests.conftest import DATA, golden
 from tests.efficientnet_advprop.training import tiny_run
@@ -172,11 +172,11 @@ def test_class_names_come_from_the_run(tmp_path):
     network = restore_network(prefix, labels_map_file=str(other))
     assert list(network.class_names) == ["c0", "c1", "c2", "c3"]
     other.write_text(json.dumps({str(i): f"c{i}" for i in range(5)}))
-    with pytest.raises(ClassNamesError, match="has 5 names, but the network has 4"):
+    with pytest.raises(UsageError, match="has 5 names, but the network has 4"):
         restore_network(prefix, labels_map_file=str(other))
 
     # A run that goes on with data of other classes is refused, with the first that
     # differs.
     checkpoints.check_model_dir(str(model_dir), config, names)
-    with pytest.raises(ClassNamesError, match="class 1, '2' there and '3' here"):
+    with pytest.raises(UsageError, match="class 1, '2' there and '3' here"):
         checkpoints.check_model_dir(str(model_dir), config, ["1", "3", "Käfer", "10"])

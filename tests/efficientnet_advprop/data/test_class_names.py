@@ -5,11 +5,11 @@ import json
 import pytest
 
 from efficientnet_advprop.data.class_names import (
-from efficientnet_advprop.runtime.errors import UsageError
     find_class_names,
     read_class_names,
     write_class_names,
 )
+from efficientnet_advprop.runtime.errors import UsageError
 
 
 def test_names_are_kept(tmp_path):

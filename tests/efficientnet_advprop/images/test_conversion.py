@@ -15,7 +15,7 @@ import tensorflow as tf
 from PIL import Image
 
 from efficientnet_advprop.config.experiment import DataConfig
-from efficientnet_advprop.data import pipeline, records, sources
+from efficientnet_advprop.data import image_formats, pipeline, records, sources
 from efficientnet_advprop.images import conversion, image_sources
 
 CLASSES = ("n01", "n02", "n03")
@@ -60,7 +60,7 @@ def read(path, prefix):
 def test_folder_becomes_the_official_layout(folder):
     sources = image_sources.list_image_folder(str(folder / "train"))
     report = conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
-    assert report == conversion.Report(15, dict.fromkeys(CLASSES, 5), 6, [])
+    assert report == conversion.Report(15, dict.fromkeys(CLASSES, 5), 3, [])
     found, number = read(folder / "out", "train")
     assert number == len(found) == 15
     for label, name in enumerate(CLASSES):
@@ -74,11 +74,12 @@ def test_folder_becomes_the_official_layout(folder):
             ) == (12, 10)
             encoded = feature["image/encoded"].bytes_list.value[0]
             image = Image.open(io.BytesIO(encoded))
-            assert (image.format, image.mode) == ("JPEG", "RGB")
+            kind = "PNG" if i in (1, 2) else "JPEG"
+            assert (image.format, image.mode) == (kind, "RGB")
+            assert feature["image/format"].bytes_list.value[0].decode() == kind
             original = (folder / "train" / name / f"{name}_{i}.JPEG").read_bytes()
-            if i in (1, 2):  # encoded anew with quality 100: noise of a JPEG, not another picture
-                shown = tf.io.decode_image(original, channels=3).numpy().astype(int)
-                assert np.abs(np.asarray(image).astype(int) - shown).mean() < 6
+            if i == 2:  # CMYK, encoded anew without loss
+                np.testing.assert_array_equal(np.asarray(image), image_formats.decode(original))
             else:
                 assert encoded == original  # untouched
     order = [list(read(folder / "out", "train")[0])]
@@ -140,11 +141,11 @@ def test_no_silent_gap(folder):
 def test_other_sets_are_not_mixed(folder):
     sources = image_sources.list_image_folder(str(folder / "train"))
     conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
-    with pytest.raises(records.DataError, match="of another set"):
+    with pytest.raises(records.DataError, match="number of files"):
         conversion.convert(sources, str(folder / "out"), "train", num_shards=3)
-    with pytest.raises(records.DataError, match="from another one"):
+    with pytest.raises(records.DataError, match="Nothing is overwritten"):
         conversion.convert(sources[:9], str(folder / "out"), "train", num_shards=4)
-    with pytest.raises(records.DataError, match="`num_shards` is 16"):
+    with pytest.raises(records.DataError, match="`--train_shards` is 16"):
         conversion.convert(sources, str(folder / "other"), "train", num_shards=16)
     os.makedirs(folder / "validation" / "n99")
     (folder / "validation" / "n99" / "x.jpg").write_bytes(picture(0))
@@ -167,8 +168,8 @@ def test_imagenet_archives_are_read_in_place(tmp_path):
                     add(archive, f"{name}_{i}.JPEG", picture(10 * label + i))
             add(outer, f"{name}.tar", inner.getvalue())
     with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as archive:
-        for i in (2, 0, 1):
-            add(archive, f"ILSVRC2012_val_0000000{i}.JPEG", picture(100 + i))
+        for i in (3, 1, 2):  # in folders of classes, as scripts sort them
+            add(archive, f"val/c{i}/ILSVRC2012_val_0000000{i}.JPEG", picture(100 + i))
     (tmp_path / "synset_labels.txt").write_text("n02\nn01\nn03\n")
     command = [
         sys.executable,
@@ -192,15 +193,17 @@ def test_imagenet_archives_are_read_in_place(tmp_path):
     found, _ = read(tmp_path / "out", "validation")
     assert [
         found[f"ILSVRC2012_val_0000000{i}.JPEG"]["image/class/label"].int64_list.value[0]
-        for i in range(3)
+        for i in (1, 2, 3)
     ] == [2, 1, 3]
     assert all(
         found[f"ILSVRC2012_val_0000000{i}.JPEG"]["image/encoded"].bytes_list.value[0]
         == picture(100 + i)
-        for i in range(3)
+        for i in (1, 2, 3)
     )
     (tmp_path / "synset_labels.txt").write_text("n02\nn01\n")
-    with pytest.raises(records.DataError, match="has 2 lines for 3 images"):
+    with pytest.raises(
+        records.DataError, match=r"holds 'val/c3/ILSVRC2012_val_00000003.JPEG'.* to …_00000002"
+    ):
         image_sources.list_imagenet_validation(
             str(tmp_path / "ILSVRC2012_img_val.tar"), str(tmp_path / "synset_labels.txt"), CLASSES
         )
@@ -336,10 +339,10 @@ def test_tfds_becomes_records(tfds_dir, tmp_path):
         sources.open_tfds_split("tiny_pictures", tfds_dir, "train"), names
     )
     report = conversion.convert(images, str(tmp_path), "train", num_shards=2)
-    assert report == conversion.Report(9, dict.fromkeys(CLASSES, 3), 9, [])  # PNGs become JPEGs
+    assert report == conversion.Report(9, dict.fromkeys(CLASSES, 3), 0, [])  # PNGs stay
     found, _ = read(tmp_path, "train")
     for feature in found.values():
-        level = tf.io.decode_jpeg(feature["image/encoded"].bytes_list.value[0]).numpy().mean()
+        level = tf.io.decode_png(feature["image/encoded"].bytes_list.value[0]).numpy().mean()
         assert feature["image/class/label"].int64_list.value[0] == round(level / 10) % 3 + 1
 
 
@@ -369,7 +372,7 @@ def test_show_input(tmp_path, folder):
 def test_a_list_of_names_becomes_minival_and_leaves_training(folder):
     images = image_sources.list_image_folder(str(folder / "train"))
     names = folder / "minival.txt"
-    names.write_text("n02/n02_3.JPEG\nn01_0.JPEG\n\n")
+    names.write_text("\ufefftrain/n02/n02_3.JPEG\r\nn01_0.JPEG\n\n")
     kept, held = image_sources.hold_out(images, str(names))
     assert sorted(source.name.rsplit("/", 1)[-1] for source in held) == [
         "n01_0.JPEG",
@@ -387,14 +390,97 @@ def test_a_list_of_names_becomes_minival_and_leaves_training(folder):
     "contents, words",
     [
         (None, "cannot be read"),
-        ("", "it is empty"),
+        ("", "which is empty"),
         ("n01_0.JPEG\nn09_9.JPEG\n", "not all among the 15 training images: n09_9.JPEG"),
+        ("n02/n01_0.JPEG\n", "not all among the 15 training images: n02/n01_0.JPEG"),
+        ("n01_0.JPEG\n".encode("utf-16"), "no text in UTF-8"),
     ],
 )
 def test_lists_that_do_not_fit_are_refused(folder, contents, words):
     names = folder / "minival.txt"
     if contents is not None:
-        names.write_text(contents)
+        names.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
     images = image_sources.list_image_folder(str(folder / "train"))
-    with pytest.raises(records.DataError, match=f"`--minival_list` is .*{words}"):
+    with pytest.raises(records.DataError, match=f"minival.txt.*{words}"):
         image_sources.hold_out(images, str(names))
+
+
+def test_a_name_in_two_classes_needs_its_folder(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.png").write_bytes(picture(0, "PNG"))
+    images = image_sources.list_image_folder(str(tmp_path / "images"))
+    names = tmp_path / "minival.txt"
+    names.write_text("1.png\n")
+    with pytest.raises(records.DataError, match="fits several images: 1.png"):
+        image_sources.hold_out(images, str(names))
+    names.write_text("cat/1.png\n")
+    kept, held = image_sources.hold_out(images, str(names))
+    assert [image.synset for image in kept] == ["dog"] and [i.synset for i in held] == ["cat"]
+
+
+def test_what_has_changed_since_is_not_mixed(folder):
+    def convert():
+        images = image_sources.list_image_folder(str(folder / "train"))
+        return conversion.convert(images, str(folder / "out"), "train", num_shards=2)
+
+    convert()
+    before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    image, other = (folder / "train" / name / f"{name}_0.JPEG" for name in ("n01", "n02"))
+    moved = folder / "train" / "n02" / image.name
+    image.rename(moved)
+    with pytest.raises(records.DataError, match="Nothing is overwritten"):
+        convert()
+    moved.rename(image)
+    convert()
+    contents = bytearray(other.read_bytes())
+    contents[-9] ^= 1
+    other.write_bytes(contents)
+    with pytest.raises(records.DataError, match="Nothing is overwritten"):
+        convert()
+    assert before == {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+
+
+def test_a_repaired_image_completes_a_conversion(folder):
+    image = folder / "train" / "n02" / "n02_3.JPEG"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-100])
+    for contents, num_failures in ((whole[:-100], 1), (whole, 0)):
+        image.write_bytes(contents)
+        images = image_sources.list_image_folder(str(folder / "train"))
+        report = conversion.convert(images, str(folder / "out"), "train", num_shards=4)
+        assert len(report.failures) == num_failures
+    assert read(folder / "out", "train")[1] == 15
+
+
+def test_parts_follow_from_the_contents(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            (tmp_path / name / f"{i}.jpg").write_bytes(picture(i + 20 * (name == "b")))
+    (tmp_path / "a" / "copy.jpg").write_bytes(picture(0))
+
+    def divide():
+        parts = image_sources.divide(image_sources.list_image_folder(str(tmp_path)), [0.2, 0.1])
+        return [sorted((image.synset, image.read()) for image in part) for part in parts]
+
+    parts = divide()
+    for part, count in zip(parts, (7, 2, 1)):
+        assert [len({image for name, image in part if name == c}) for c in "ab"] == [count] * 2
+    assert len({image for part in parts for image in part}) == 20
+    assert sum(map(len, parts)) == 21  # equal files on one side
+    for i in range(10):
+        (tmp_path / "b" / f"{i}.jpg").rename(tmp_path / "b" / f"z{9 - i}.jpg")
+    assert divide() == parts
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "1.jpg").write_bytes(picture(99))
+    with pytest.raises(records.DataError, match="class 'c' has 1 different images"):
+        divide()
+
+
+def test_shards_are_chosen_by_size():
+    def count(*sizes):
+        rows = [image_sources.ImageSource("x", "x", 0, "c", 0, size) for size in sizes]
+        return conversion.count_shards(rows)
+
+    assert [count(10), count(10**8, 10**8, 10**8), count(10**9)] == [1, 3, 1]

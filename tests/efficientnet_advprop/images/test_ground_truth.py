@@ -68,15 +68,17 @@ def test_a_missing_image_moves_no_label(folder):
         ("490\n361\n171\n1000\n", "numbers from 171 to 1000.*meta.mat tells"),
         ("1\n2\n3\n4\n", "numbers from 1 to 4"),  # labels or numbers of the kit? Nobody knows
         ("0\n1\n2\n1000\n", "numbers from 0 to 1000"),
-        ("0\n1\n", "has 2 lines, so none for 'ILSVRC2012_val_00000003.JPEG'"),
+        ("0\n1\n", "holds 'ILSVRC2012_val_00000003.JPEG'"),
         ("cat\n1\n2\n3\n", "must have a line for each image"),
         ("n01440764\nn99999999\nn01440764\nn01440764\n", "holds n99999999"),
         ("", "must have a line for each image"),
+        ("0\n1\n2\n3\n".encode("utf-16"), "no text in UTF-8"),
     ],
 )
 def test_files_of_which_nobody_can_tell_are_refused(folder, contents, words):
     if contents is not None:
-        (folder / TRUTH).write_text(contents)
+        text = contents if isinstance(contents, bytes) else contents.encode()
+        (folder / TRUTH).write_bytes(text)
     with pytest.raises(DataError, match=words):
         ground_truth.list_flat_validation(str(folder))
 
@@ -94,8 +96,9 @@ def test_a_table_that_is_not_the_kits(folder):
         ground_truth.list_flat_validation(str(folder))
 
 
-def test_other_images_in_the_folder_are_named(folder):
+@pytest.mark.parametrize("name", ["holiday.jpg", "ILSVRC2012_val_00000000.JPEG"])
+def test_other_images_in_the_folder_are_named(folder, name):
     (folder / TRUTH).write_text("\n".join(map(str, LABELS)))
-    (folder / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match="holds 'holiday.jpg'"):
+    (folder / name).write_bytes(b"")
+    with pytest.raises(DataError, match=f"holds '{name}'"):
         ground_truth.list_flat_validation(str(folder))

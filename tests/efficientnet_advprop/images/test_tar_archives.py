@@ -39,6 +39,24 @@ def test_links_are_the_files_that_they_stand_for(tmp_path):
     assert read(path) == {**dict.fromkeys(names, b"one"), "d/5.png": b"five"}
 
 
+def test_of_two_members_with_one_name_the_last_holds(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        add(archive, "./c/1.png", b"one")
+        add(archive, "c/2.png", b"two")
+        add(archive, "c/hard.png", kind=tarfile.LNKTYPE, target="c/1.png")
+        add(archive, "c/soft.png", kind=tarfile.SYMTYPE, target="1.png")
+    with tarfile.open(path, "a") as archive:
+        add(archive, "c/1.png", b"repaired")
+    assert read(path) == {
+        "c/2.png": b"two",
+        "c/hard.png": b"one",  # shares what the other was then
+        "c/soft.png": b"repaired",
+        "c/1.png": b"repaired",
+    }
+    assert len(read_tar_index(str(path))) == 4
+
+
 @pytest.mark.parametrize("target", ["c/9.png", "c/2.png", "/etc/passwd"])
 def test_a_link_to_nothing_is_named(tmp_path, target):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:

@@ -14,10 +14,7 @@ message shows only the first few (`list_names`).
 
 import difflib
 import re
-from typing import Iterable, Sequence
-
-
-from typing import Optional, Sequence
+from typing import Iterable, Optional, Sequence
 
 MAX_LINES = 10  # of a message
 _MAX_CHARACTERS = 2000  # of a line; messages of libraries may be longer

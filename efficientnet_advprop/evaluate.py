@@ -20,6 +20,8 @@ it stopped. The program searches for the following data below --data_dir
 (docs/evaluation.md has the details):
 """
 
+from efficientnet_advprop.command_line import program  # isort: skip  # before TensorFlow
+
 import dataclasses
 
 from absl import flags
@@ -27,7 +29,7 @@ from absl import flags
 from efficientnet_advprop.attacks import PGD, AutoAttack
 from efficientnet_advprop.attacks.autoattack import VERSIONS
 from efficientnet_advprop.attacks.norms import NORMS
-from efficientnet_advprop.command_line import network_flags, program, strategy_flags
+from efficientnet_advprop.command_line import network_flags, strategy_flags
 from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.data.class_names import read_class_names
 from efficientnet_advprop.evaluation import evaluation_run, saved_models

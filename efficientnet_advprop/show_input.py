@@ -14,6 +14,9 @@ CutMix mix the images of a column. The images are read from the beginning of the
 training files.
 """
 
+import io
+import os
+
 import numpy as np
 from absl import flags
 from PIL import Image
@@ -21,6 +24,7 @@ from PIL import Image
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.config.methods import AUGMENTED, METHODS
+from efficientnet_advprop.runtime.files import write_atomically
 
 _CONFIG = program.define_config_flag()
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the TFRecords")
@@ -44,6 +48,12 @@ def main(argv):
     for flag, what in ((_DATA_DIR, "the folder of the TFRecords"), (_OUT, "the picture to write")):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
+    image_format = Image.registered_extensions().get(os.path.splitext(_OUT.value)[1].lower())
+    if image_format not in Image.SAVE:
+        raise ConfigError(
+            f"`--out` is {_OUT.value!r}, but its suffix must be that of a picture: "
+            f"{os.path.splitext(_OUT.value)[0]}.png."
+        )
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from efficientnet_advprop.data import pipeline, sources
 
@@ -56,7 +66,9 @@ def main(argv):
         num_classes=config.model.num_classes,
         paired_views=AUGMENTED in METHODS[config.training.method].views,
     )
-    draw_grid(rows).save(_OUT.value)
+    picture = io.BytesIO()
+    draw_grid(rows).save(picture, image_format)
+    write_atomically(_OUT.value, picture.getvalue())
     print(
         f"{_OUT.value}: {_ROWS.value} images; the evaluation's view and "
         f"{_COLUMNS.value} draws of the training's."

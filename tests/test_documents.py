@@ -235,3 +235,35 @@ def test_measurements_have_the_preflights_table_and_others_its_chip_hours():
         for end, price in zip(("lowest", "highest"), prices.groups()):
             for figure, hours_told in zip(quoted[f"{method}, {end}"], quoted[method], strict=True):
                 assert figure == f"{float(price) * int(hours_told.replace(',', '')):,.0f}"
+
+
+def test_the_recipes_for_eight_cores_are_those_that_the_preflight_has_fitted():
+    """launching.md's accumulation steps and chip-hours, against the table of measurements."""
+    row = (
+        r"\| AdvProp (B\d) \| \d+ \| \d+ \| (v3:2x2, 8|v5e:2x2, 4) \|  \| (\d+) \| ≈ (\d+) \|(.*)\|"
+    )
+    fitted = {}
+    for variant, topology, images, _, rest in re.findall(
+        row, read("docs/maintainers/measurements.md")
+    ):
+        hours = rest.split("|")[5].strip()
+        fitted[variant.lower(), topology[:2]] = (int(images), hours)
+    recipes_of = re.findall(
+        r"\| `advprop:(b\d)` \| (\d+) \| (\d+) \| ([\d,]+) \|", read("docs/launching.md")
+    )
+    assert [variant for variant, *_ in recipes_of] == [f"b{number}" for number in range(9)]
+    steps_of = {}
+    for variant, steps, images, hours in recipes_of:
+        config = recipes.load(f"advprop:{variant}")
+        assert config.training.global_batch_size == int(images) * int(steps) * 8
+        assert int(images) <= fitted[variant, "v3"][0] and hours == fitted[variant, "v3"][1]
+        if (variant, "v5") in fitted:
+            assert int(images) <= fitted[variant, "v5"][0]
+        steps_of[variant] = steps
+    # And so do the commands.
+    commands = re.findall(
+        r"--config=advprop:(b\d) (.*)--strategy=tpu --tpu=local", read("docs/launching.md")
+    )
+    assert len(commands) == 2
+    for variant, flags in commands:
+        assert f"--config.training.accumulation_steps={steps_of[variant]} " in flags

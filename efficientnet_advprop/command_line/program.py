@@ -34,7 +34,7 @@ from efficientnet_advprop.runtime.errors import (  # noqa: E402
     shorten,
 )
 from efficientnet_advprop.runtime.stack import StackError  # noqa: E402
-from tpu_utils.errors import brief_message  # noqa: E402
+from tpu_utils.errors import PlatformError, brief_message  # noqa: E402
 
 BAD_USAGE = UsageError.exit_code
 FAILED = UserError.exit_code
@@ -88,7 +88,7 @@ def run(
 ) -> None:
     """Parses the flags, runs `main(argv)` and exits with its result.
 
-    A `UserError` ends with its message and its own exit code, an error of a file system
+    A `UserError` or `PlatformError` ends with its message and its own exit code, an error of a file system
     with its message and 1. At the beginning of a path in any flag or argument, `~` means
     the home folder.
 
@@ -132,7 +132,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print(str(error) or "stopped by Ctrl-C.", file=sys.stderr, flush=True)
         return process.INTERRUPTED
-    if isinstance(error, UserError):
+    if isinstance(error, (UserError, PlatformError)):
         return _print_error(error, error.exit_code)
     if isinstance(error, BrokenPipeError):
         return process.leave_output()

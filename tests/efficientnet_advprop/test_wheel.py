@@ -8,7 +8,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
 
@@ -22,6 +21,8 @@ SHIPPED = (
     "pyproject.toml",
     "setup.py",
     "README.md",
+    "advprop_experiments",
+    "advprop_preflight",
 )
 
 
@@ -34,21 +35,35 @@ def run(command, folder):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built from a copy, so that nothing is left behind in the repository."""
+def wheels(tmp_path_factory):
+    """The package and its outbuildings by name, built from a copy: nothing is left behind in
+    the repository.
+    """
     folder = tmp_path_factory.mktemp("wheel")
     for name in SHIPPED:
         source = ROOT / name
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
+            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
             shutil.copytree(source, folder / "source" / name, ignore=ignored)
         else:
             shutil.copy(source, folder / "source" / name)
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
-    built = run([*build, "--wheel-dir", str(folder), str(folder / "source")], folder)
+    sources = [".", "./advprop_experiments", "./advprop_preflight"]
+    built = run([*build, "--wheel-dir", str(folder), *sources], folder / "source")
     assert built.returncode == 0, built.stderr
-    (path,) = folder.glob("*.whl")
-    return path
+    return {path.name.split("-")[0]: path for path in folder.glob("*.whl")}
+
+
+@pytest.fixture(scope="module")
+def wheel(wheels):
+    return wheels["efficientnet_advprop"]
+
+
+def install(wheel, folder):
+    python = folder / "venv/bin/python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    installed = run([*pip, "--no-deps", "--no-index", str(wheel)], folder)
+    assert installed.returncode == 0, installed.stderr
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +73,10 @@ def environment(wheel, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder / "venv", with_pip=False)
-    python = folder / "venv/bin/python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    installed = run([*pip, "--no-deps", "--no-index", str(wheel)], folder)
-    assert installed.returncode == 0, installed.stderr
+    install(wheel, folder)
     (site_packages,) = (folder / "venv/lib").glob("python*/site-packages")
-    (site_packages / "company.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    company = [path for path in sys.path if path.endswith("site-packages")]
+    (site_packages / "company.pth").write_text("\n".join(company))
     return folder
 
 
@@ -85,7 +98,42 @@ def test_the_command_lists_the_programs(environment):
     listed = {line.split()[0] for line in told.stdout.splitlines() if line.startswith("  ")}
     assert {"train", "evaluate", "export", "classify", "study", "demo"} <= listed < set(programs)
     wrong = run([environment / "venv/bin/advprop", "trian"], environment)
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: `trian` is no program; ")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "error: `trian` is no program; did you mean train.\n"
+    recipes = run([environment / "venv/bin/advprop", "recipes"], environment)
+    assert recipes.returncode == 0 and "\nadvprop: " in recipes.stdout, recipes.stderr
+
+
+def test_a_trainer_carries_demo_studies_and_preflight_only_if_asked(wheels, environment):
+    names = {
+        name.split("/")[0] for name in zipfile.ZipFile(wheels["efficientnet_advprop"]).namelist()
+    }
+    assert not any(name.startswith("advprop_") for name in names)
+    advprop = environment / "venv/bin/advprop"
+    commands = {
+        "experiments": ["study", "--study=studies/digits", "--list"],
+        "preflight": ["preflight", "--config=advprop:b0", "--compiler_python=none"],
+    }
+    for extra, command in commands.items():
+        without = run([advprop, *command], environment)
+        assert without.returncode == 1 and len(without.stderr.splitlines()) == 1, without.stderr
+        assert f"efficientnet-advprop[{extra}]" in without.stderr
+        install(wheels[f"efficientnet_advprop_{extra}"], environment)
+        told = run([advprop, *command], environment)
+        assert f"[{extra}]" not in told.stderr
+        assert "Traceback" not in told.stderr
+        if extra == "experiments":
+            assert told.returncode == 0 and "to do" in told.stdout, told.stderr
+    metadata = zipfile.ZipFile(wheels["efficientnet_advprop"])
+    (described,) = [name for name in metadata.namelist() if name.endswith("/METADATA")]
+    for extra in commands:
+        line = f'Requires-Dist: efficientnet-advprop-{extra}==0.1.0; extra == "{extra}"'
+        assert line in metadata.read(described).decode()
+    for name in ("advprop_experiments", "advprop_preflight"):
+        contents = set(zipfile.ZipFile(wheels[f"efficientnet_{name}"]).namelist())
+        for path in (ROOT / name).iterdir():
+            if path.suffix in (".py", ".jinja"):
+                assert f"{name}/{path.name}" in contents
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from efficientnet_advprop.command_line import program
+from efficientnet_advprop.command_line import arguments
 from efficientnet_advprop.config.experiment import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -18,6 +18,7 @@ import json, os, sys, tempfile, traceback
 import tensorflow  # some configs do; newer ones greet on stderr, here once and not in each fork
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.runtime.errors import UserError
+from tpu_utils.errors import PlatformError
 _CONFIG = program.define_config_flag()
 
 class RunError(UserError):
@@ -29,6 +30,8 @@ def main(argv):
         raise RunError("seven is too many; use six.")
     if config.attack.epsilon == 8:
         raise OSError(28, "No space left on device", "here")
+    if config.attack.epsilon == 9:
+        raise PlatformError("no such device.")
     print(config.attack.epsilon, config.attack.targeted, config.data.num_train_examples)
 
 if __name__ == "__main__":
@@ -200,12 +203,16 @@ def test_none_is_no_value_of_other_fields(run):
 
 
 @pytest.mark.parametrize(
-    "epsilon, message",
-    [("7", "seven is too many; use six."), ("8", "[Errno 28] No space left on device: 'here'")],
+    "epsilon, message, code",
+    [
+        ("7", "seven is too many; use six.", 1),
+        ("8", "[Errno 28] No space left on device: 'here'", 1),
+        ("9", "no such device.", 2),
+    ],
 )
-def test_failure_of_a_run(run, epsilon, message):
+def test_failure_of_a_run(run, epsilon, message, code):
     result = run(CONFIG, f"--config.attack.epsilon={epsilon}")
-    assert (result.returncode, result.stderr) == (1, f"error: {message}\n")
+    assert (result.returncode, result.stderr) == (code, f"error: {message}\n")
 
 
 def test_help(run):
@@ -234,12 +241,12 @@ def test_help(run):
 )
 def test_home_folders_are_expanded_wherever_a_path_begins(argument, expanded, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
-    assert program.expand_home(argument).rpartition("=")[2] == expanded
+    assert arguments.expand_home(argument).rpartition("=")[2] == expanded
 
 
 def test_a_home_folder_without_a_user_is_refused():
     with pytest.raises(ConfigError, match="`--model_dir=~nobody_here/x`.*no such user"):
-        program.expand_home("--model_dir=~nobody_here/x")
+        arguments.expand_home("--model_dir=~nobody_here/x")
 
 
 @pytest.mark.parametrize(

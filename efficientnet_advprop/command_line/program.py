@@ -88,9 +88,9 @@ def run(
 ) -> None:
     """Parses the flags, runs `main(argv)` and exits with its result.
 
-    A `UserError` or `PlatformError` ends with its message and its own exit code, an error of a file system
-    with its message and 1. At the beginning of a path in any flag or argument, `~` means
-    the home folder.
+    A `UserError` or `PlatformError` ends with its message and its own exit code, an error
+    of a file system with its message and 1. At the beginning of a path in any flag or
+    argument, `~` means the home folder.
 
     Args:
         main: receives the remaining argv; returns an exit code, or None for 0.

@@ -26,7 +26,7 @@ FLOORS = [
     {"efficientnet_advprop.images"},
     {"efficientnet_advprop.evaluation"},
     {"efficientnet_advprop.training", "efficientnet_advprop.reports"},
-    {"efficientnet_advprop.keras"},
+    {"efficientnet_advprop.keras", "efficientnet_advprop.keras3"},
     {"efficientnet_advprop.inference"},
     {"efficientnet_advprop.command_line", "efficientnet_advprop.serving"},
     {"advprop_experiments", "advprop_preflight"},  # they use the package; nothing in it uses them
@@ -46,6 +46,13 @@ WITHOUT_TENSORFLOW = [
     "efficientnet_advprop.config.rules",
     "efficientnet_advprop.config.tables",
     "tpu_utils.devices.choices",
+    "efficientnet_advprop.config.keras_training",
+    "efficientnet_advprop.runtime.branches",
+    "efficientnet_advprop.runtime.pass_mode",
+    *(
+        f"efficientnet_advprop.keras3.{path.stem}"
+        for path in (ROOT / PACKAGE / "keras3").glob("*.py")
+    ),
 ]
 
 
@@ -186,7 +193,13 @@ def test_at_most_one_module_has_tensorflow_addons_and_none_has_private_interface
         for path in python_files()
         for name in imports(path)
         if name.startswith(
-            ("tensorflow.python", "keras.", "tensorflow.core", "tensorflow.compiler")
+            (
+                "tensorflow.python",
+                "keras.src",
+                "tf_keras.src",
+                "tensorflow.core",
+                "tensorflow.compiler",
+            )
         )
     ]
     assert not private

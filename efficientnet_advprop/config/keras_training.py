@@ -149,7 +149,7 @@ def loss_name(loss: Any, package: str) -> str:
 
 
 def _snake(name: str) -> str:
-    """"SparseCategoricalCrossentropy" → "sparse_categorical_crossentropy"."""
+    """ "SparseCategoricalCrossentropy" → "sparse_categorical_crossentropy"."""
     pieces = [f"_{letter.lower()}" if letter.isupper() else letter for letter in name]
     return "".join(pieces).lstrip("_")
 

@@ -23,9 +23,9 @@ from efficientnet_advprop.data.python_calls import call_python
 from efficientnet_advprop.evaluation.evaluator import Evaluator, category_logits, judge
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import KerasNetwork, Network
-from efficientnet_advprop.models.branches import Branch, check_branch, parse_branch
 from efficientnet_advprop.models.converted.keras_network import check_no_mixture
 from efficientnet_advprop.models.variable_names import weights_digest
+from efficientnet_advprop.runtime.branches import Branch, check_branch, parse_branch
 from efficientnet_advprop.runtime.errors import UserError
 from tpu_utils.errors import brief_message
 

@@ -36,7 +36,7 @@ from efficientnet_advprop.evaluation.suites.registry import open_suites
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings, TestSet
 from efficientnet_advprop.images import labeled_images
 from efficientnet_advprop.images.labeled_images import LabeledImages
-from efficientnet_advprop.models.branches import Branch
+from efficientnet_advprop.runtime.branches import Branch
 from efficientnet_advprop.runtime.directory_lock import DirectoryLock
 from efficientnet_advprop.runtime.errors import UsageError
 from efficientnet_advprop.runtime.files import write_atomically

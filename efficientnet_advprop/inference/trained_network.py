@@ -29,7 +29,6 @@ from efficientnet_advprop.models import (
     Network,
     load_weights,
 )
-from efficientnet_advprop.models.branches import Branch, num_aux_branches, parse_branch
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
     CheckpointContents,
     read_contents,
@@ -45,6 +44,7 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import (
     prefers_averages,
 )
 from efficientnet_advprop.models.scaling import VARIANTS
+from efficientnet_advprop.runtime.branches import Branch, num_aux_branches, parse_branch
 from efficientnet_advprop.training import checkpoints
 
 

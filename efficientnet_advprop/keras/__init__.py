@@ -10,7 +10,7 @@ from efficientnet_advprop.models.converted.dual_model import (
     add_auxiliary_batch_norms,
     remove_auxiliary_batch_norms,
 )
-from efficientnet_advprop.models.pass_mode import use_branch
+from efficientnet_advprop.runtime.pass_mode import use_branch
 
 __all__ = [
     "AdvPropModel",

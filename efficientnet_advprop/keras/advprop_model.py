@@ -27,11 +27,11 @@ from efficientnet_advprop.keras.model_passes import (
 )
 from efficientnet_advprop.keras.view_scores import ViewScores, results_of
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.branches import branch_names
 from efficientnet_advprop.models.converted.branched_layers import PACKAGE
 from efficientnet_advprop.models.converted.conversion import convert_batch_norms, find_batch_norms
 from efficientnet_advprop.models.converted.dual_model import deserialize
 from efficientnet_advprop.models.normalization import DualBatchNormalization
+from efficientnet_advprop.runtime.branches import branch_names
 from efficientnet_advprop.training.fast_advprop import fast_advprop_gradients
 from efficientnet_advprop.training.steps import check_attack, checked_method, gradients_by_pass
 from tpu_utils.devices.host_memory import keep_freed_blocks

@@ -21,8 +21,8 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.keras.model_passes import TrainingError, inputs_with, without_images
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.pass_mode import use_branch
 from efficientnet_advprop.runtime.autograph import call_rewritten
+from efficientnet_advprop.runtime.pass_mode import use_branch
 from tpu_utils.errors import brief_message
 
 _CLASS_LOSSES = ("categorical_crossentropy", "categorical_focal_crossentropy", "categorical_hinge")

@@ -16,8 +16,8 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD, Attack
 from efficientnet_advprop.config.methods import Pass
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.pass_mode import use_branch
 from efficientnet_advprop.runtime.errors import UserError
+from efficientnet_advprop.runtime.pass_mode import use_branch
 
 LABELS, WEIGHTS, OTHER_INPUTS = "labels", "sample_weight", "other_inputs"
 

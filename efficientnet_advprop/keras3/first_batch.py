@@ -35,7 +35,7 @@ def look(x: Any, y: Any, sample_weight: Any, batch_size) -> tuple[Any, Any]:
     elif hasattr(x, "__next__"):
         batch = next(x)
         x = _put_back(batch, x)
-    elif hasattr(x, "__iter__") and not hasattr(x, "shape") and not isinstance(x, (list, tuple, dict)):  # fmt: skip
+    elif hasattr(x, "__iter__") and not (hasattr(x, "shape") or isinstance(x, (list, tuple, dict))):
         if "Distributed" not in type(x).__name__:  # each replica has its own part
             batch = next(iter(x))
     else:
@@ -68,7 +68,9 @@ def check(model: Any, batch: Any) -> None:
         tuple(batch),
     )
     with creation_scope(model):
-        outputs = _Shapes(lambda inputs: model(inputs, training=False)).compute_output_spec(specs[0])
+        outputs = _Shapes(lambda inputs: model(inputs, training=False)).compute_output_spec(
+            specs[0]
+        )
         if model.aux_branches:
             conversion.convert(model.network, model.aux_branches)  # norms made only now
         _check_loss(model, outputs, *specs[1:])

@@ -6,7 +6,6 @@ Tried with Keras 3.8.0 and 3.15.1.
 import contextlib
 from typing import Any, Callable
 
-from efficientnet_advprop.runtime.errors import ModelError
 from efficientnet_advprop.runtime.stack import StackError, is_at_least
 
 try:

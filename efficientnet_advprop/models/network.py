@@ -17,16 +17,16 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.activations import choose
-from efficientnet_advprop.models.branches import (
+from efficientnet_advprop.models.end_points import names_of_blocks
+from efficientnet_advprop.models.recomputation import recompute_in_backward
+from efficientnet_advprop.runtime.autograph import call_as_it_is
+from efficientnet_advprop.runtime.branches import (
     Branch,
     branch_index,
     branches_in_batch,
     check_branch,
 )
-from efficientnet_advprop.models.end_points import names_of_blocks
-from efficientnet_advprop.models.pass_mode import PassMode, current_pass, enter
-from efficientnet_advprop.models.recomputation import recompute_in_backward
-from efficientnet_advprop.runtime.autograph import call_as_it_is
+from efficientnet_advprop.runtime.pass_mode import PassMode, current_pass, enter
 from tpu_utils.replicas import randomness
 
 # Pixels x in [0, 255], RGB, become (x − mean) / deviation. AdvProp's checkpoints want

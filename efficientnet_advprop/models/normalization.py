@@ -17,14 +17,14 @@ import tensorflow as tf
 
 from efficientnet_advprop.config.tables import AUX_SHARES
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.branches import (
+from efficientnet_advprop.runtime.branches import (
     Branch,
     BranchMixture,
     branch_index,
     branch_names,
     branches_in_batch,
 )
-from efficientnet_advprop.models.pass_mode import current_pass, weights
+from efficientnet_advprop.runtime.pass_mode import current_pass, weights
 from tpu_utils.replicas import reduction, replica_runtime
 
 

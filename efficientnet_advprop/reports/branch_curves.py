@@ -12,8 +12,8 @@ from typing import Mapping, Optional, Sequence
 from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.evaluation.results import Results
 from efficientnet_advprop.evaluation.test_set_name import CLEAN_SUITES, is_passed
-from efficientnet_advprop.models.branches import MAIN, Branch, BranchMixture, parse_branch
 from efficientnet_advprop.reports.comparison import Measured
+from efficientnet_advprop.runtime.branches import MAIN, Branch, BranchMixture, parse_branch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from efficientnet_advprop.attacks import Attack
 from efficientnet_advprop.attacks.labels import are_classes
 from efficientnet_advprop.config.methods import Pass
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.pass_mode import use_branch
+from efficientnet_advprop.runtime.pass_mode import use_branch
 from efficientnet_advprop.training import losses
 from efficientnet_advprop.training.state import TrainState
 from tpu_utils.replicas import ordering, replica_runtime

@@ -23,8 +23,8 @@ from efficientnet_advprop.attacks.labels import check_labels
 from efficientnet_advprop.config.methods import ADVERSARIAL, AUGMENTED, CLEAN, METHODS, Method
 from efficientnet_advprop.config.tables import STATISTICS
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.branches import branch_names
 from efficientnet_advprop.models.normalization import batch_norms, moving_statistics
+from efficientnet_advprop.runtime.branches import branch_names
 from efficientnet_advprop.runtime.errors import list_names
 from efficientnet_advprop.training import losses
 from efficientnet_advprop.training.fast_advprop import fast_advprop_gradients

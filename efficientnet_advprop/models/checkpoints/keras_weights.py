@@ -12,11 +12,11 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.models.branches import MAIN
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import CheckpointError
 from efficientnet_advprop.models.checkpoints.file_weights import FileWeights, variable_name
 from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.models.resnet import ResNet
+from efficientnet_advprop.runtime.branches import MAIN
 from tpu_utils.errors import brief_message
 
 # What Keras's ResNets are among ours.

@@ -14,9 +14,9 @@ arithmetic; auxiliary branches are plain layers, children in the list `aux`.
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.branches import branch_index, branch_names
 from efficientnet_advprop.models.normalization import BranchedNorm, build_copy
-from efficientnet_advprop.models.pass_mode import current_pass
+from efficientnet_advprop.runtime.branches import branch_index, branch_names
+from efficientnet_advprop.runtime.pass_mode import current_pass
 from tpu_utils.replicas import reduction, replica_runtime
 
 PACKAGE = "efficientnet_advprop"

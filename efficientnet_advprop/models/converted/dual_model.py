@@ -17,7 +17,6 @@ import functools
 from typing import Any, Optional
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.branches import branch_index
 from efficientnet_advprop.models.converted.branched_layers import PACKAGE
 from efficientnet_advprop.models.converted.conversion import (
     UnsupportedModelError,
@@ -28,7 +27,8 @@ from efficientnet_advprop.models.converted.conversion import (
     restore_batch_norms,
 )
 from efficientnet_advprop.models.normalization import DualBatchNormalization
-from efficientnet_advprop.models.pass_mode import use_branch
+from efficientnet_advprop.runtime.branches import branch_index
+from efficientnet_advprop.runtime.pass_mode import use_branch
 
 
 @keras.utils.register_keras_serializable(PACKAGE)

@@ -16,7 +16,7 @@ from typing import Callable
 
 import tensorflow as tf
 
-from efficientnet_advprop.models.pass_mode import MAIN_PASS, PassMode, current_pass
+from efficientnet_advprop.runtime.pass_mode import MAIN_PASS, PassMode, current_pass
 
 _Function = tf.types.experimental.PolymorphicFunction
 

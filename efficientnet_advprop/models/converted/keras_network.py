@@ -22,7 +22,6 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.branches import MAIN, BranchMixture, branch_index
 from efficientnet_advprop.models.converted.conversion import (
     UnsupportedModelError,
     convert_batch_norms,
@@ -43,10 +42,11 @@ from efficientnet_advprop.models.network import (
     normalize_pixels,
 )
 from efficientnet_advprop.models.normalization import DualBatchNormalization
-from efficientnet_advprop.models.pass_mode import use_branch
 from efficientnet_advprop.runtime.autograph import call_rewritten
+from efficientnet_advprop.runtime.branches import MAIN, BranchMixture, branch_index
 from efficientnet_advprop.runtime.errors import UserError, list_names
 from efficientnet_advprop.runtime.keras_variant import split
+from efficientnet_advprop.runtime.pass_mode import use_branch
 from tpu_utils.errors import brief_message
 
 OUTPUTS = ("logits", "probabilities")

@@ -38,7 +38,9 @@ def same_weights():
     keras.utils.set_random_seed(1)
 
 
-def make_trainer(network, attack=UNTARGETED, method="advprop", loss=None, optimizer=None, **options):
+def make_trainer(
+    network, attack=UNTARGETED, method="advprop", loss=None, optimizer=None, **options
+):
     compiled = {name: options.pop(name) for name in ("metrics", "jit_compile", "loss_weights",
                 "steps_per_execution", "weighted_metrics") if name in options}  # fmt: skip
     trainer = AdvPropModel(network, attack, method, **options)
@@ -88,7 +90,7 @@ def test_a_converted_part_inside_another_model_becomes_plain_too(tmp_path):
 @pytest.mark.parametrize("freeze_first", [True, False])
 def test_frozen_norms_stay_still_in_every_branch(freeze_first):
     model = models3.functional()
-    for freeze in ([True, False] if freeze_first else [False, True]):
+    for freeze in [True, False] if freeze_first else [False, True]:
         if freeze:
             for norm in norms_of(model):
                 norm.trainable = False
@@ -152,7 +154,9 @@ def test_pgd_on_a_linear_model_has_a_closed_form():
     moved = keras.ops.convert_to_numpy(short(lambda v: v, images, LABELS, objective=score))
     np.testing.assert_allclose(moved, np.clip(images - 3.0 * signs, 0.0, 255.0), atol=1e-4)
     inside = np.full_like(images, 100.0)
-    attack = PGD(epsilon=64.0, step_size=40.0, num_steps=3, targeted=False, random_start=0.0, norm="l2")
+    attack = PGD(
+        epsilon=64.0, step_size=40.0, num_steps=3, targeted=False, random_start=0.0, norm="l2"
+    )
     moved = keras.ops.convert_to_numpy(attack(lambda v: v, inside, LABELS, objective=score))
     want = inside + 64.0 * (weights / np.linalg.norm(weights)).reshape(1, 12, 12, 3)
     np.testing.assert_allclose(moved, want, atol=1e-3)
@@ -164,7 +168,11 @@ def test_starts_lie_in_the_ball_and_the_pixel_range(norm):
     clean = IMAGES / 255.0
     start = keras.ops.convert_to_numpy(attack.start(clean, keras.random.SeedGenerator(3)))
     differences = start - clean
-    lengths = np.abs(differences).max((1, 2, 3)) if norm == "linf" else np.sqrt((differences**2).sum((1, 2, 3)))
+    lengths = (
+        np.abs(differences).max((1, 2, 3))
+        if norm == "linf"
+        else np.sqrt((differences**2).sum((1, 2, 3)))
+    )
     assert lengths.max() <= 0.05 + 1e-6 and lengths.min() > 0.02
     assert start.min() >= 0.0 and start.max() <= 1.0
 
@@ -172,7 +180,9 @@ def test_starts_lie_in_the_ball_and_the_pixel_range(norm):
 def test_targets_are_wrong_classes_of_every_kind():
     attack = PGD(num_classes=4)
     labels = np.repeat(np.arange(4), 200)
-    targets = keras.ops.convert_to_numpy(attack.draw_targets(keras.ops.convert_to_tensor(labels), False, 1))
+    targets = keras.ops.convert_to_numpy(
+        attack.draw_targets(keras.ops.convert_to_tensor(labels), False, 1)
+    )
     assert not (targets == labels).any() and set(zip(labels, targets)) == {
         (a, b) for a in range(4) for b in range(4) if a != b
     }
@@ -215,7 +225,9 @@ def test_a_still_attack_gives_both_branches_the_same_and_twice_the_gradient():
     for one, other in zip(norms_of(plain), norms_of(dual)):
         for main, aux, _ in zip(other.variables, other.aux.variables, range(4)):
             np.testing.assert_allclose(*values([main, aux]), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(*values([one.moving_mean, other.moving_mean]), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            *values([one.moving_mean, other.moving_mean]), rtol=1e-4, atol=1e-5
+        )
     one, other = plain.layers[1], dual.layers[1]
     np.testing.assert_allclose(*values([one.kernel, other.kernel]), rtol=1e-3, atol=1e-6)
 
@@ -505,7 +517,9 @@ def test_weights_of_a_plain_model_go_to_all_branches_and_back(tmp_path):
     np.testing.assert_allclose(other.predict(IMAGES, verbose=0), want, atol=1e-6)
     again = add_auxiliary_batch_norms(models3.functional())
     again.load_weights(tmp_path / "dual.weights.h5")
-    np.testing.assert_array_equal(*values([norms_of(again)[0].aux.gamma, norms_of(dual)[0].aux.gamma]))
+    np.testing.assert_array_equal(
+        *values([norms_of(again)[0].aux.gamma, norms_of(dual)[0].aux.gamma])
+    )
 
 
 def run_python(code, *arguments, **variables):
@@ -578,7 +592,9 @@ def test_refusals_of_arguments():
     refused("`attack_statistics`", attack_statistics="none")
     refused("`network`", network="no model")
     own = Method((Pass("main", ("clean",)), Pass("aux", ("adversarial",), weight=0.5)))
-    assert np.isfinite(fit(make_trainer(add_auxiliary_batch_norms(models3.functional()), method=own))["loss"])
+    assert np.isfinite(
+        fit(make_trainer(add_auxiliary_batch_norms(models3.functional()), method=own))["loss"]
+    )
 
 
 def test_refusals_of_the_first_batch():

@@ -14,7 +14,7 @@ from efficientnet_advprop.models.denoising import (
     DenoisingMemoryError,
     denoise,
 )
-from efficientnet_advprop.models.pass_mode import use_branch
+from efficientnet_advprop.runtime.pass_mode import use_branch
 from efficientnet_advprop.serving.network import InferenceNetwork
 from efficientnet_advprop.training import build
 

@@ -13,9 +13,7 @@ import contextlib
 import threading
 from typing import Callable, Iterator, NamedTuple
 
-import tensorflow as tf
-
-from efficientnet_advprop.models.branches import MAIN, Branch
+from efficientnet_advprop.runtime.branches import MAIN, Branch
 
 
 class PassMode(NamedTuple):
@@ -77,5 +75,7 @@ def weights(compute: Callable):
     """
     if not current_pass().constant_weights:
         return compute()
+    import tensorflow as tf  # here: passes of Keras 3 need none
+
     with tf.init_scope():
         return tf.nest.map_structure(lambda tensor: tf.convert_to_tensor(tensor).numpy(), compute())

@@ -7,7 +7,7 @@ import tensorflow as tf
 from efficientnet_advprop.evaluation.classifiers import ClassifierError, as_classifier
 from efficientnet_advprop.evaluation.evaluation_run import default_directory
 from efficientnet_advprop.models import DualBatchNormalization, EfficientNet
-from efficientnet_advprop.models.branches import BranchMixture, num_aux_branches, parse_branch
+from efficientnet_advprop.runtime.branches import BranchMixture, num_aux_branches, parse_branch
 
 EPSILON = 1e-3
 

@@ -19,6 +19,7 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
     attack_stages,
     with_attack,
 )
+from efficientnet_advprop.evaluation.test_set_name import parse_name
 
 # The attack in the evaluation: number of iterations, and the size of one iteration
 # relative to ε.
@@ -71,9 +72,9 @@ def open_test_sets(
         )
     return {
         "clean": [clean],
-        "corrupted": [test_set for test_set in corrupted if test_set.name.severity in severities],
-        "attacked": [
-            with_attack(clean, dataclasses.replace(settings, attack=attack)) for attack in attacks
+        "corrupted": [
+            test_set for test_set in corrupted if parse_name(test_set.name).severity in severities
         ],
+        "attacked": [with_attack(clean, attack, seed=settings.seed) for attack in attacks],
         "autoattack": autoattack,
     }

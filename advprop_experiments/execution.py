@@ -37,7 +37,6 @@ from efficientnet_advprop.data.corruptions import CORRUPTIONS
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.suites.test_sets import TestSet
-from efficientnet_advprop.evaluation.test_set_name import TestSetName
 from efficientnet_advprop.runtime.errors import UserError, list_lines
 from efficientnet_advprop.runtime.files import format_duration, write_atomically
 from efficientnet_advprop.training import checkpoints, loop
@@ -112,7 +111,7 @@ def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, fl
     }
 
 
-def _scored(test_sets: Sequence[TestSet]) -> list[TestSetName]:
+def _scored(test_sets: Sequence[TestSet]) -> list[str]:
     """The test sets over which a metric is the mean: of a chain of attacks the last
     one, which tells what withstood them all.
     """

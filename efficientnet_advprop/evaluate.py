@@ -20,25 +20,17 @@ it stopped. The program searches for the following data below --data_dir
 (docs/evaluation.md has the details):
 """
 
-from efficientnet_advprop.command_line import program  # isort: skip  # before TensorFlow
-
-import dataclasses
+import os
+from typing import Callable
 
 from absl import flags
 
-from efficientnet_advprop.attacks import PGD, AutoAttack
-from efficientnet_advprop.attacks.autoattack import VERSIONS
-from efficientnet_advprop.attacks.norms import NORMS
-from efficientnet_advprop.command_line import network_flags, strategy_flags
-from efficientnet_advprop.config.experiment import ConfigError
-from efficientnet_advprop.data.class_names import read_class_names
-from efficientnet_advprop.evaluation import evaluation_run, saved_models
-from efficientnet_advprop.evaluation.suites import imagenet_suites, other_answers, registry
-from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
-from efficientnet_advprop.reports import report_files
-from efficientnet_advprop.training import continuous_evaluation
+from efficientnet_advprop.command_line import network_flags, program, strategy_flags
+from efficientnet_advprop.config import suites
+from efficientnet_advprop.config.tables import AUTOATTACK_VERSIONS, NORMS
+from efficientnet_advprop.runtime.errors import UsageError
 
-__doc__ += "\n" + "\n".join([imagenet_suites.describe_layouts(), other_answers.describe_layouts()])
+__doc__ += "\n" + suites.describe_layouts()
 
 _NETWORK = network_flags.define()
 _SAVED_MODEL = flags.DEFINE_string(
@@ -51,10 +43,10 @@ _BRANCH = flags.DEFINE_string(
     " or of a .keras file; or a mixture, main:0.7,aux:0.3, with the statistics of the branch that"
     " is named first (not of a Keras model)",
 )
-_SUITE = flags.DEFINE_list(
+_SUITE = flags.DEFINE_string(
     "suite",
-    ["imagenet"],
-    f"separated by commas: {', '.join(registry.SUITES)}; folder:PATH; also imagenet_c/fog",
+    "imagenet",
+    f"separated by commas: {', '.join(suites.SUITES)}; folder:PATH; also imagenet_c/fog",
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "folder that holds the data sets by the names above"
@@ -64,9 +56,9 @@ _OUT_DIR = flags.DEFINE_string(
     None,
     "for results.json and predictions/; default: runs/evaluation/<name of the model>",
 )
-_COMPARE = flags.DEFINE_list(
+_COMPARE = flags.DEFINE_string(
     "compare",
-    [],
+    None,
     "compares the results (folders or results.json) of several models in --out_dir, instead of "
     "evaluating",
 )
@@ -83,7 +75,10 @@ _WATCH_TIMEOUT = flags.DEFINE_float(
     0.0,
 )
 _STORED_SIZE = flags.DEFINE_integer(
-    "stored_size", 224, "pixels at which images stored at 224 (imagenet_c, stylized) are fed", 1
+    "stored_size",
+    suites.STORED_SIZE,
+    "pixels at which images stored at 224 (imagenet_c, stylized) are fed",
+    1,
 )
 _MAX_IMAGES = flags.DEFINE_integer(
     "max_images",
@@ -96,35 +91,33 @@ _INCOMPLETE = flags.DEFINE_bool(
     "allow_incomplete", False, "score what there is of incomplete data, marked as incomplete"
 )
 _EPSILON = flags.DEFINE_float(
-    "pgd_epsilon", SuiteSettings.attack.epsilon, "of the suite pgd: radius, pixels of 255", 0.0
+    "pgd_epsilon", suites.PGD_EPSILON, "of the suite pgd: radius, pixels of 255", 0.0
 )
-_STEPS = flags.DEFINE_integer(
-    "pgd_steps", SuiteSettings.attack.num_steps, "of the suite pgd: iterations", 1
-)
+_STEPS = flags.DEFINE_integer("pgd_steps", suites.PGD_STEPS, "of the suite pgd: iterations", 1)
 _STEP_SIZE = flags.DEFINE_float(
-    "pgd_step_size", SuiteSettings.attack.step_size, "of the suite pgd: pixels of 255"
+    "pgd_step_size", suites.PGD_STEP_SIZE, "of the suite pgd: pixels of 255"
 )
 _RESTARTS = flags.DEFINE_integer(
     "pgd_restarts", 1, "of the suite pgd: random starts, of which an image must withstand all", 1
 )
 _ATTACK_NORM = flags.DEFINE_enum(
-    "attack_norm", SuiteSettings.autoattack.norm, list(NORMS), "of the suite autoattack"
+    "attack_norm", suites.AUTOATTACK_NORM, NORMS, "of the suite autoattack"
 )
 _ATTACK_EPSILON = flags.DEFINE_float(
     "attack_epsilon",
     None,
     "of the suite autoattack: radius, pixels of 255 (under l2 the Euclidean length over all pixel "
-    f"values); default: {SuiteSettings.autoattack.epsilon:g} under linf, none under l2",
+    f"values); default: {suites.AUTOATTACK_EPSILON:g} under linf, none under l2",
 )
 _ATTACK_VERSION = flags.DEFINE_enum(
     "attack_version",
-    SuiteSettings.autoattack.version,
-    list(VERSIONS),
+    suites.AUTOATTACK_VERSION,
+    list(AUTOATTACK_VERSIONS),
     "of the suite autoattack: which attacks, as in the reference implementation",
 )
 _ATTACK_TARGETS = flags.DEFINE_integer(
     "attack_targets",
-    SuiteSettings.autoattack.num_targets,
+    suites.AUTOATTACK_TARGETS,
     "of the suite autoattack: wrong classes that its targeted attacks aim at",
     1,
 )
@@ -135,14 +128,35 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _STRATEGY = strategy_flags.define()
 
 
+def _split(text: str, is_path: Callable[[str], bool]) -> list[str]:
+    """Splits at commas, but not within the name of an existing file or folder."""
+    found, pieces = [], text.split(",")
+    while pieces:
+        joined = [",".join(pieces[:number]).lstrip() for number in range(len(pieces), 0, -1)]
+        chosen = next((name for name in joined if is_path(name)), pieces[0].strip())
+        found.append(chosen)
+        pieces = pieces[chosen.count(",") + 1 :]
+    return [name for name in found if name]
+
+
+def _is_folder_suite(name: str) -> bool:
+    head, colon, path = name.partition(":")
+    return bool(colon) and head.startswith("folder") and os.path.isdir(path)
+
+
 def _open_classifier():
+    import dataclasses
+
+    from efficientnet_advprop.data.class_names import read_class_names
+    from efficientnet_advprop.evaluation import saved_models
+
     if not _SAVED_MODEL.value:
         network = _NETWORK.restore(branch=_BRANCH.value)
         print(network.description, flush=True)
         return network.classifier(_BRANCH.value)
     _NETWORK.require_unused("saved_model", besides=("image_size", "crop", "labels_map_file"))
     if _BRANCH.value != "main":
-        raise ConfigError(
+        raise UsageError(
             f"`--branch` is {_BRANCH.value!r}, but a SavedModel holds one branch only; "
             "use --model_dir."
         )
@@ -152,41 +166,48 @@ def _open_classifier():
     path = _NETWORK.labels_map_file.value
     if path is None:
         return classifier
-    return dataclasses.replace(
-        classifier, class_names=read_class_names(path, classifier.num_classes)
-    )
+    names = read_class_names(path, classifier.num_classes)
+    return dataclasses.replace(classifier, class_names=names)
 
 
-def _make_autoattack():
+def _make_attacks():
+    """Returns the attacks of the suites pgd and autoattack."""
+    from efficientnet_advprop.attacks import PGD, AutoAttack
+
     epsilon = _ATTACK_EPSILON.value
+    if epsilon is None and _ATTACK_NORM.value == suites.AUTOATTACK_NORM:
+        epsilon = suites.AUTOATTACK_EPSILON
     if epsilon is None:
-        if _ATTACK_NORM.value != SuiteSettings.autoattack.norm:
-            raise ConfigError(
-                f"`--attack_epsilon` is missing; under `--attack_norm={_ATTACK_NORM.value}` no "
-                "radius is usual. 0.5 of papers that count pixels in [0, 1] is 127.5 here."
-            )
-        epsilon = SuiteSettings.autoattack.epsilon
+        raise UsageError(
+            f"`--attack_epsilon` is missing; under `--attack_norm={_ATTACK_NORM.value}` no "
+            "radius is usual. 0.5 of papers that count pixels in [0, 1] is 127.5 here."
+        )
     try:
-        return AutoAttack(
-            epsilon,
-            _ATTACK_NORM.value,
-            version=_ATTACK_VERSION.value,
-            num_targets=_ATTACK_TARGETS.value,
+        return (
+            PGD(_EPSILON.value, _STEP_SIZE.value, _STEPS.value, targeted=False, random_start=1.0),
+            AutoAttack(
+                epsilon,
+                _ATTACK_NORM.value,
+                version=_ATTACK_VERSION.value,
+                num_targets=_ATTACK_TARGETS.value,
+            ),
         )
     except ValueError as error:
-        raise ConfigError(str(error).replace("`", "`--attack_", 1)) from error
+        raise UsageError(f"One of the flags --pgd_* and --attack_* is wrong: {error}") from error
 
 
 def _watch():
     _NETWORK.require_unused("watch", besides=("model_dir",))
     for flag, what in ((_NETWORK.model_dir, "the folder of the run"), (_DATA_DIR, "its records")):
         if not flag.value:
-            raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
+            raise UsageError(f"`--{flag.name}` is missing; give {what}.")
     if _SUITE.present:
-        raise ConfigError(
+        raise UsageError(
             "`--suite` does not go with `--watch`, which takes the run's own validation images; "
             "evaluate the best checkpoint on suites afterwards."
         )
+    from efficientnet_advprop.training import continuous_evaluation
+
     result = continuous_evaluation.follow(
         model_dir=_NETWORK.model_dir.value,
         data_dir=_DATA_DIR.value,
@@ -201,25 +222,25 @@ def _watch():
 
 def main(argv):
     if _COMPARE.value:
+        from efficientnet_advprop.reports import report_files
+
+        paths = [*_split(_COMPARE.value, os.path.exists), *argv[1:]]
         print(
-            report_files.write_report(
-                [*_COMPARE.value, *argv[1:]], _OUT_DIR.value, data_dir=_DATA_DIR.value
-            ),
-            flush=True,
+            report_files.write_report(paths, _OUT_DIR.value, data_dir=_DATA_DIR.value), flush=True
         )
         return
     program.refuse_arguments(argv)
     if _WATCH.value:
         _watch()
         return
+    names = _split(_SUITE.value, _is_folder_suite)
+    suites.check(names)  # before anything is downloaded or loaded
+    # Here, so that --help and a wrong flag do not wait for TensorFlow.
+    from efficientnet_advprop.evaluation import evaluation_run
+    from efficientnet_advprop.reports import report_files
+
     strategy = _STRATEGY.make()
-    try:
-        attack = PGD(
-            _EPSILON.value, _STEP_SIZE.value, _STEPS.value, targeted=False, random_start=1.0
-        )
-    except ValueError as error:
-        raise ConfigError(str(error).replace("`", "`--pgd_", 1)) from error
-    autoattack = _make_autoattack()
+    attack, autoattack = _make_attacks()
     with strategy.scope():
         classifier = _open_classifier()
     print(
@@ -229,7 +250,7 @@ def main(argv):
     out_dir = _OUT_DIR.value or evaluation_run.default_directory(classifier)
     evaluation_run.run(
         classifier,
-        _SUITE.value,
+        names,
         data_dir=_DATA_DIR.value,
         out_dir=out_dir,
         stored_size=_STORED_SIZE.value,

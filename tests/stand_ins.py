@@ -25,6 +25,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
+from efficientnet_advprop.config import suites
 from efficientnet_advprop.data import corruptions, records
 from efficientnet_advprop.evaluation.suites import imagenet_suites
 from efficientnet_advprop.images import class_numbers
@@ -36,9 +37,7 @@ _WEIGHTS = (
     3.0,
     1.0,
 )  # of hundreds, tens and ones, so that the nearest classes are those beside in the ones
-_ARCHIVE_OF = {
-    name: archive for archive, names in imagenet_suites.ARCHIVES.items() for name in names
-}
+_ARCHIVE_OF = {name: archive for archive, names in suites.C_ARCHIVES.items() for name in names}
 
 
 def num_wrong(name: str) -> int:

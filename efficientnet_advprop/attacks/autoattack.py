@@ -22,16 +22,11 @@ from efficientnet_advprop.attacks.fab import FAB
 from efficientnet_advprop.attacks.network_checks import AttackWarning
 from efficientnet_advprop.attacks.search import Found, Search
 from efficientnet_advprop.attacks.square import Square
+from efficientnet_advprop.config.tables import AUTOATTACK_VERSIONS as VERSIONS
 from efficientnet_advprop.runtime.autograph import call_rewritten
 from tpu_utils.replicas import randomness
 
 CLEAN = "clean"
-# Of the reference's versions: attack by attack.
-VERSIONS = {
-    "standard": ("apgd_ce", "apgd_t", "fab_t", "square"),
-    "plus": ("apgd_ce", "apgd_dlr", "fab", "square", "apgd_t", "fab_t"),
-    "rand": ("apgd_ce", "apgd_dlr"),
-}
 _PLUS_RESTARTS = 5  # of the untargeted attacks of "plus"
 _RAND_GRADIENTS = 20  # averaged for each step of "rand"
 

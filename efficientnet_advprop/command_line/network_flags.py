@@ -87,4 +87,10 @@ def define() -> NetworkFlags:
             'file of class names: JSON {"0": "tench, Tinca tinca", …}; default: labels_map.txt in '
             "--model_dir or beside the checkpoint, if it exists",
         ),
+        which=flags.DEFINE_enum(
+            "which",
+            "best",
+            ["best", "last"],
+            "checkpoint of --model_dir: of the highest validation accuracy, or the last",
+        ),
     )

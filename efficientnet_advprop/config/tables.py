@@ -25,6 +25,12 @@ DENOISERS = (
 )
 AUX_SHARES = ("none", "statistics", "moments", "affine")
 ATTACKS = ("pgd", "noise")
+NORMS = ("linf", "l2")  # of attacks, the keys of `norms.NORMS`
+AUTOATTACK_VERSIONS = {  # of the reference implementation: attack by attack
+    "standard": ("apgd_ce", "apgd_t", "fab_t", "square"),
+    "plus": ("apgd_ce", "apgd_dlr", "fab", "square", "apgd_t", "fab_t"),
+    "rand": ("apgd_ce", "apgd_dlr"),
+}
 STATISTICS = ("running", "batch")  # of the batch norms that an attack goes through
 
 BUILTIN = ("digits",)  # written into `data_dir` on first use

@@ -4,8 +4,7 @@ metrics.
     from efficientnet_advprop import evaluation
     results = evaluation.run(model, ["imagenet", "imagenet_a"], data_dir="/data")
 
-`evaluation_run.run` says more, and docs/evaluation.md is the guide. Reports are made by
-`efficientnet_advprop.reports`.
+docs/evaluation.md is the guide. Reports are made by `efficientnet_advprop.reports`.
 """
 
 from efficientnet_advprop.evaluation.evaluation_run import run as run

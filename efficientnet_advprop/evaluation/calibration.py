@@ -1,15 +1,12 @@
-"""Whether a network is as often right as it says: confidences in bins, and the expected
-calibration error.
+"""Whether a network's confidence matches its accuracy: bins of confidences, and the
+expected calibration error (C. Guo et al., ICML 2017, section 2, equations 2, 3 and 5).
 
-    # or from counts that were summed elsewhere
     bins = CalibrationBins.count(confidences, is_correct)
     bins.expected_calibration_error                               # 0 is perfect
     for confidence, accuracy, num_images in bins.reliability_points(): ...
 
-The confidence of an image is the probability of the class that was answered. Bins are
-of equal width and closed above, as in C. Guo et al., "On Calibration of Modern Neural
-Networks", ICML 2017 (section 2, equations 2, 3 and 5): bin m of M holds the confidences
-in ((m − 1)/M, m/M].
+The confidence of an image is the probability of its top-1 class. Bins are of equal
+width and closed above: bin m of M holds the confidences in ((m − 1)/M, m/M].
 """
 
 import dataclasses
@@ -21,32 +18,19 @@ NUM_BINS = 15  # as in the paper, and usual since
 
 
 def bin_index(confidences: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
-    """The bin of each confidence, from 0.
-
-    Edges belong to the lower bin; exactly 0 belongs to the first.
-
-    Args:
-        confidences: float, any shape, in [0, 1].
-        num_bins: ≥ 1.
-
-    Returns:
-        int64, of the same shape.
-    """
-    return np.clip(
-        np.ceil(np.asarray(confidences, np.float64) * num_bins).astype(np.int64) - 1,
-        0,
-        num_bins - 1,
-    )
+    """Returns the bin of each confidence in [0, 1], int64 from 0; exactly 0 is in the first."""
+    bins = np.ceil(np.asarray(confidences, np.float64) * num_bins).astype(np.int64) - 1
+    return np.clip(bins, 0, num_bins - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationBins:
-    """Sums over the images of each bin. Bins of disjoint sets of images add up.
+    """Sums over the images of each bin; bins of disjoint sets of images add up.
 
     Args:
         num_images: how many there are, by bin.
         total_confidence: the sum of their confidences.
-        num_correct: of them, how many were answered right.
+        num_correct: how many of them are classified correctly.
     """
 
     num_images: Sequence[int]
@@ -65,11 +49,7 @@ class CalibrationBins:
     def count(
         cls, confidences: np.ndarray, is_correct: np.ndarray, num_bins: int = NUM_BINS
     ) -> "CalibrationBins":
-        """Of single images.
-
-        Args:
-            confidences: float [images], in [0, 1].
-            is_correct: bool [images].
+        """Counts images by their confidences [images] in [0, 1].
 
         Raises:
             ValueError: a confidence outside [0, 1], or not a number.
@@ -95,8 +75,7 @@ class CalibrationBins:
 
     @property
     def expected_calibration_error(self) -> float:
-        """ECE in [0, 1]: the mean distance of accuracy from confidence, each bin
-        weighing as many images as it has.
+        """ECE in [0, 1]: the mean distance of accuracy from confidence, weighted by images.
 
         Raises:
             ValueError: there is no image.
@@ -111,8 +90,8 @@ class CalibrationBins:
         return float(sum(distances) / sum(self.num_images))
 
     def reliability_points(self) -> Iterator[tuple[float, float, int]]:
-        """(mean confidence, accuracy, images) of each bin that has any, the lowest
-        first: the reliability diagram.
+        """Yields (mean confidence, accuracy, images) of each bin that has any, the lowest
+        first.
         """
         for num_images, total, correct in zip(
             self.num_images, self.total_confidence, self.num_correct

@@ -1,8 +1,6 @@
 """Models under test: whatever turns pixels into logits, with a name and what its
 results depend on.
 
-Usage:
-
     # a network of ours or another Keras model, a `tf.function`
     as_classifier(model)
     # any function of uint8 images [n, h, w, 3], called eagerly
@@ -11,6 +9,7 @@ Usage:
 """
 
 import dataclasses
+import functools
 from typing import Any, Callable, Iterable, Iterator, Optional, Sequence
 
 import numpy as np
@@ -20,21 +19,18 @@ from efficientnet_advprop.attacks import Attack
 from efficientnet_advprop.attacks.network_checks import check_network
 from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.data.python_calls import call_python
-from efficientnet_advprop.evaluation.evaluator import Evaluator, category_logits, judge
+from efficientnet_advprop.evaluation.evaluator import Evaluator, category_logits, score
+from efficientnet_advprop.evaluation.network_settings import settings_of
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import KerasNetwork, Network
 from efficientnet_advprop.models.converted.keras_network import check_no_mixture
 from efficientnet_advprop.models.variable_names import weights_digest
 from efficientnet_advprop.runtime.branches import Branch, check_branch, parse_branch
-from efficientnet_advprop.runtime.errors import UserError
+from efficientnet_advprop.runtime.errors import ModelError, UsageError
 from tpu_utils.errors import brief_message
 
 DEFAULT_IMAGE_SIZE, DEFAULT_CROP = 224, "0.875"
-_NUM_PROBES = 4  # images of noise that a model is asked about first
-
-
-class ClassifierError(UserError, ValueError):
-    """A model that cannot be evaluated; the message says why."""
+_NUM_PROBES = 4  # images of noise on which a model is tried first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +45,11 @@ class Classifier:
         num_classes: of the logits.
         image_size, crop: of its own pre-processing.
         weights_digest, config: see `Results`.
-        branch: whose batch norms answer.
+        branch: whose batch norms classify.
         is_traceable: see `function`.
         fixed_image_size: the only size that it takes; None: any.
         fixed_batch_size: the only size of a replica's batch that it takes; None: any.
-        class_names: by label; None: not known.
+        class_names: by label; None: unknown.
         has_background: whether the last logit is of no class of any data set; see
             `background_last`.
     """
@@ -77,65 +73,63 @@ class Classifier:
         self,
         batches: Iterable,
         *,
-        kept_classes: Optional[Sequence[int]] = None,
+        class_subset: Optional[Sequence[int]] = None,
         categories: Optional[Sequence[Sequence[int]]] = None,
         attack: Optional[Attack] = None,
         num_restarts: int = 1,
         seed: int = 0,
         strategy: Optional[tf.distribute.Strategy] = None,
     ) -> Iterator[dict[str, np.ndarray]]:
-        """As `Evaluator.predict`. Traced once for all test sets of one kind.
+        """Predicts as `Evaluator.predict`, traced once for all test sets of one kind.
 
         Raises:
-            ClassifierError: an attack, but the function is not traceable; or it returns
-                something else than logits.
+            UsageError: an attack or several replicas, but the function is not traceable.
+            ModelError: it returns something else than logits.
         """
         self._require_attackable(attack)
         if self.is_traceable or attack is not None:
-            key = (kept_classes, categories, attack, num_restarts, seed, strategy)
+            key = (class_subset, categories, attack, num_restarts, seed, strategy)
             if key not in self._evaluators:
                 self._evaluators[key] = Evaluator(
                     self._traceable_function(),
                     attack=attack,
                     num_restarts=num_restarts,
-                    kept_classes=kept_classes,
+                    class_subset=class_subset,
                     categories=categories,
                     strategy=strategy,
                     seed=seed,
                 )
             return self._evaluators[key].predict(batches)
         if strategy is not None and strategy.num_replicas_in_sync > 1:
-            raise ClassifierError(
-                f"{self.name!r} is a plain function, which runs on one replica; leave `strategy`"
-                " out."
+            raise UsageError(
+                f"`strategy` has {strategy.num_replicas_in_sync} replicas, but {self.name!r} is a"
+                " plain function, which runs on one; leave it out."
             )
-        return self._predict_on_host(batches, kept_classes, categories)
+        return self._predict_on_host(batches, class_subset, categories)
 
     def _require_attackable(self, attack: Optional[Attack]) -> None:
         if attack is None or self.is_traceable or not attack.needs_gradient:
             return
-        raise ClassifierError(
+        raise UsageError(
             f"{self.name!r} is a plain function, through which TensorFlow cannot differentiate, as "
             "this attack must; give a `tf.function` or a Keras model. Square alone needs no "
             "gradient: --suite=autoattack/square."
         )
 
-    def doubts(
+    def warnings(
         self,
         batch: dict[str, tf.Tensor],
         attack: Attack,
         strategy: Optional[tf.distribute.Strategy] = None,
     ) -> list[str]:
-        """Why an accuracy under `attack` may be too high; see `network_checks`.
+        """Returns why an accuracy under `attack` may be too high; see `network_checks`.
 
         Args:
-            batch: one of those that `predict` takes; one replica's part of it is looked
-                at.
+            batch: one of those that `predict` takes; one replica's part of it is used.
 
         Raises:
             AttackError: see there.
-            ClassifierError: the attack needs a gradient, but the function is not
-                traceable.
+            UsageError: the attack needs a gradient, but the function is not traceable.
         """
         self._require_attackable(attack)
         strategy = strategy or tf.distribute.get_strategy()
@@ -165,24 +159,22 @@ class Classifier:
         )
 
     def _traceable_function(self):
-        """`function` for float32 tensors; one that is not traceable is called from the
-        graph, which has no gradient.
-        """
         if self.is_traceable:
             return self.function
 
+        # Called from the graph, which then has no gradient.
         def call(images):
             pixels = np.clip(np.rint(images), 0, 255).astype(np.uint8)
             return np.asarray(self.function(pixels), np.float32)
 
-        def answer(images):
+        def in_graph(images):
             shape = [images.shape[0], self.num_classes]
             (logits,) = call_python(call, [images], logits=tf.TensorSpec(shape, tf.float32))
             return logits
 
-        return answer
+        return in_graph
 
-    def _predict_on_host(self, batches, kept_classes, categories):
+    def _predict_on_host(self, batches, class_subset, categories):
         for batch in batches:
             batch = {name: value.numpy() for name, value in batch.items()}
             is_image = batch.pop("mask") > 0.0
@@ -192,15 +184,15 @@ class Classifier:
             images = np.clip(np.rint(batch.pop("images")), 0, 255).astype(np.uint8)
             logits = np.asarray(self.function(images), np.float32)
             if logits.shape != (len(images), self.num_classes):
-                raise ClassifierError(
+                raise ModelError(
                     f"{self.name!r} returned an array of shape {logits.shape} for {len(images)}"
                     f" images, but must return logits ({len(images)}, {self.num_classes})."
                 )
             logits = tf.constant(logits)
             if categories is not None:
                 logits = category_logits(logits, categories)
-            answers = judge(logits, tf.constant(batch["labels"]), kept_classes)
-            yield {**batch, **{name: value.numpy() for name, value in answers._asdict().items()}}
+            predictions = score(logits, tf.constant(batch["labels"]), class_subset)
+            yield {**batch, **{name: part.numpy() for name, part in predictions._asdict().items()}}
 
 
 def as_classifier(
@@ -211,14 +203,13 @@ def as_classifier(
     crop: Optional[str] = None,
     branch: Branch = "main",
 ) -> Classifier:
-    """Makes a model ready for evaluation; one that is not ours is asked about a few
-    images of noise.
+    """Makes a model ready for evaluation; one that is not ours is tried on noise.
 
     Args:
         model: a `Classifier`; a `Network` of ours, another Keras model or a
             `tf.function`, of float32 pixels; or any other function, of uint8 pixels.
-            Outputs that are probabilities (none negative, each row's sum 1) are turned
-            into logits by their logarithm.
+            Outputs that are probabilities are turned into logits by their logarithm;
+            see `are_probabilities`.
         name: for its results; None: the model's own.
         image_size, crop: None: those of the `Classifier` or the `Network`; else 224 and
             "0.875".
@@ -226,8 +217,8 @@ def as_classifier(
             as "main:0.7,aux:0.3".
 
     Raises:
-        ClassifierError: it has no name or branch of that kind, or does not return
-            logits.
+        UsageError: it has no name or no such branch.
+        ModelError: it does not return logits.
     """
     if isinstance(model, Classifier):
         changes = dict(name=name, image_size=image_size, crop=crop)
@@ -236,64 +227,76 @@ def as_classifier(
         )
     own_name = name or getattr(model, "name", None) or getattr(model, "__name__", "<lambda>")
     if own_name == "<lambda>":
-        raise ClassifierError(
+        raise UsageError(
             "`name` is missing; a model that has none needs one for the folder of its results."
         )
-    is_network = isinstance(model, Network)
-    if branch != "main" and not is_network:
-        raise ClassifierError(
+    if isinstance(model, Network):
+        return _network_classifier(model, own_name, image_size, crop, branch)
+    if branch != "main":
+        raise UsageError(
             f"`branch` is '{branch}', but only networks of `models` have auxiliary branches."
         )
     is_traceable = isinstance(model, tf.Module) or hasattr(model, "get_concrete_function")
-    if is_network:
-        try:
-            branch = parse_branch(branch)
-            check_branch(branch, model.aux_branches)
-            if isinstance(model, KerasNetwork):
-                check_no_mixture(branch)
-        except ValueError as error:
-            raise ClassifierError(str(error)) from error
-
-        def function(images):
-            return model(images, training=False, branch=branch)
-
-    elif isinstance(model, keras.Model):
-
-        def function(images):
-            return model(images, training=False)
-
-    else:
-        function = model
-    size = image_size or (model.image_size if is_network else DEFAULT_IMAGE_SIZE)
-    if is_network:  # which is known, and too large to be asked without need
-        num_classes, output = model.num_classes, "logits"
-    else:
-        num_classes, function, output = probe(
-            function, own_name, size, tf.float32 if is_traceable else tf.uint8
-        )
-    has_background = is_network and background_offset(num_classes) == 1
-    config = {"model": type(model).__name__, "output": output}
-    if is_network:
-        config["normalization"] = model.normalization
+    size = image_size or DEFAULT_IMAGE_SIZE
+    num_classes, function, output = probe(
+        functools.partial(model, training=False) if isinstance(model, keras.Model) else model,
+        own_name,
+        size,
+        tf.float32 if is_traceable else tf.uint8,
+    )
     return Classifier(
         name=own_name,
-        function=background_last(function) if has_background else function,
-        has_background=has_background,
+        function=function,
         num_classes=num_classes,
         image_size=size,
-        crop=crop or ("released" if is_network else DEFAULT_CROP),
+        crop=crop or DEFAULT_CROP,
         weights_digest=weights_digest(model.variables) if isinstance(model, tf.Module) else "",
-        config=config,
-        branch=str(branch),
+        config={
+            "model": type(model).__name__,
+            "output": output,
+            "settings": {**settings_of(model), "output": output},
+        },
         is_traceable=is_traceable,
     )
 
 
-def background_last(function: Callable) -> Callable:
-    """A traceable function's logits with the first one, of the background, behind those
-    of the data set's classes.
+def _network_classifier(
+    model: Network, name: str, image_size: Optional[int], crop: Optional[str], branch: Branch
+) -> Classifier:
+    try:
+        branch = parse_branch(branch)
+        check_branch(branch, model.aux_branches)
+        if isinstance(model, KerasNetwork):
+            check_no_mixture(branch)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
-    The labels then fit; and the background still takes its place among an image's five
+    def function(images):
+        return model(images, training=False, branch=branch)
+
+    has_background = background_offset(model.num_classes) == 1
+    return Classifier(
+        name=name,
+        function=background_last(function) if has_background else function,
+        has_background=has_background,
+        num_classes=model.num_classes,
+        image_size=image_size or model.image_size,
+        crop=crop or "released",
+        weights_digest=weights_digest(model.variables),
+        config={
+            "model": type(model).__name__,
+            "output": "logits",
+            "normalization": model.normalization,
+            "settings": settings_of(model),
+        },
+        branch=str(branch),
+    )
+
+
+def background_last(function: Callable) -> Callable:
+    """Moves a traceable function's first logit, of the background, behind the others.
+
+    The labels then fit, and the background still takes its place among an image's five
     best, as in the official evaluation.
     """
     return lambda images: tf.roll(function(images), -1, axis=-1)
@@ -302,42 +305,67 @@ def background_last(function: Callable) -> Callable:
 def probe(
     function: Callable, name: str, image_size: int, dtype: tf.DType, batch_size: int = _NUM_PROBES
 ) -> tuple[int, Callable, str]:
-    """Asks about images of noise.
+    """Tries a model on images of noise.
 
     Returns:
         The number of classes; the function, or what turns its probabilities into
         logits; and "logits" or "probabilities".
 
     Raises:
-        ClassifierError: the answer is no matrix with a row per image.
+        ModelError: it returns no matrix with a row per image.
     """
     noise = np.random.default_rng(0).integers(
         0, 256, [batch_size, image_size, image_size, 3], np.uint8
     )
     try:
-        outputs = np.asarray(function(noise if dtype == tf.uint8 else tf.cast(noise, dtype)))
+        outputs = function(noise if dtype == tf.uint8 else tf.cast(noise, dtype))
+        outputs = tf.cast(outputs, tf.float32).numpy() if tf.is_tensor(outputs) else outputs
+        outputs = np.asarray(outputs, np.float32)
     except (tf.errors.OpError, ValueError, TypeError) as error:
         reason = brief_message(error)
-        raise ClassifierError(
+        raise ModelError(
             f"{name!r} does not take images [{batch_size}, {image_size}, {image_size}, 3]: {reason}"
         ) from error
     if outputs.ndim != 2 or len(outputs) != batch_size:
-        raise ClassifierError(
+        raise ModelError(
             f"{name!r} answers {batch_size} images by an array of shape {outputs.shape}, but must"
             " by logits [images, classes]."
         )
     num_classes = outputs.shape[1]
-    if (outputs >= 0).all() and np.allclose(outputs.sum(1), 1.0, atol=1e-3):
-        tiny = np.finfo(np.float32).tiny
-        if dtype == tf.uint8:
-            return (
-                num_classes,
-                lambda images: np.log(np.maximum(function(images), tiny)),
-                "probabilities",
-            )
+    if not are_probabilities(outputs):
+        return num_classes, function, "logits"
+    tiny = np.finfo(np.float32).tiny
+    if dtype == tf.uint8:
         return (
             num_classes,
-            lambda images: tf.math.log(tf.maximum(function(images), tiny)),
+            lambda images: np.log(np.maximum(np.asarray(function(images), np.float32), tiny)),
             "probabilities",
         )
-    return num_classes, function, "logits"
+    return (
+        num_classes,
+        lambda images: tf.math.log(tf.maximum(tf.cast(function(images), tf.float32), tiny)),
+        "probabilities",
+    )
+
+
+def are_probabilities(outputs: np.ndarray) -> bool:
+    """Whether each row, float32 [n, classes], is a distribution: none negative, sum 1.
+
+    The sum may be off by as much as rounding makes of it: values that bfloat16, float16
+    or 8 bits of [0, 1] hold exactly have been rounded to it, whatever their type is now.
+    """
+    num_classes, sums = outputs.shape[1], outputs.sum(1, dtype=np.float64)
+    tolerance = 1e-3
+    # Each value is off by up to half a last digit, relative to it; the divisor, a sum
+    # of rounded terms, by several.
+    for dtype, digits in ((tf.bfloat16, 2.0**-8), (tf.float16, 2.0**-11)):
+        if (tf.cast(tf.cast(outputs, dtype), tf.float32).numpy() == outputs).all():
+            tolerance = max(tolerance, 16 * digits)
+            break
+    for levels in (255, 256):
+        if np.allclose(outputs * levels, np.rint(outputs * levels), rtol=0.0, atol=1e-3):
+            # All small values may have been rounded in one direction.
+            tolerance = max(tolerance, min(0.5, 1e-3 + num_classes / 2 / levels))
+    return bool((outputs >= 0).all() and (outputs <= 1.0 + tolerance).all()) and bool(
+        (abs(sums - 1.0) <= tolerance).all()
+    )

@@ -19,9 +19,7 @@ _TEXTURE = re.compile(r"-([a-z]+)\d*\.[A-Za-z]+$")  # of airplane1-bicycle2.png
 
 @dataclasses.dataclass(frozen=True)
 class Decisions:
-    """Of the images with a conflict: how many there are, and how many were answered by
-    their shape's and by their texture's category.
-    """
+    """Counts of images with a conflict: all, and those classified by shape and by texture."""
 
     num_images: int
     num_shape: int
@@ -29,39 +27,33 @@ class Decisions:
 
     @property
     def shape_bias(self) -> Optional[float]:
-        """shape / (shape + texture), in [0, 1]; None where neither was ever answered."""
+        """shape / (shape + texture), in [0, 1]; None without a decision."""
         decided = self.num_shape + self.num_texture
         return self.num_shape / decided if decided else None
 
 
 def texture_of(image_id: str) -> Optional[str]:
-    """The category of an image's texture, by the name of its file; None if it does not
-    say.
-    """
+    """Returns the category of an image's texture, by the name of its file."""
     match = _TEXTURE.search(os.path.basename(image_id))
     return match[1] if match else None
 
 
 def count_decisions(predictions: ImagePredictions) -> dict[str, Decisions]:
-    """Category of the shape → decisions.
-
-    Images whose shape and texture agree are left out.
-    """
+    """Returns category of the shape → decisions, over images with a conflict."""
     categories = list(cue_conflict_categories())
     counts = {category: [0, 0, 0] for category in categories}
     for row, image_id in enumerate(predictions.image_ids):
         shape, texture = categories[predictions.labels[row]], texture_of(str(image_id))
         if texture not in counts or texture == shape:
             continue
-        answer = (
-            categories[predictions.classes[row, 0]] if predictions.classes[row, 0] >= 0 else None
-        )
+        top = predictions.classes[row, 0]
+        predicted = categories[top] if top >= 0 else None
         counts[shape][0] += 1
-        counts[shape][1] += answer == shape
-        counts[shape][2] += answer == texture
+        counts[shape][1] += predicted == shape
+        counts[shape][2] += predicted == texture
     return {category: Decisions(*own) for category, own in counts.items()}
 
 
 def total(decisions: Mapping[str, Decisions]) -> Decisions:
-    """Over all categories."""
+    """Sums over all categories."""
     return Decisions(*map(sum, zip(*(dataclasses.astuple(own) for own in decisions.values()))))

@@ -1,17 +1,16 @@
-"""What a classifier says of images, as they are or under attack, and how often it is
-right.
+"""Evaluation of a classifier: predictions for images, as they are or under attack, and
+accuracy over whole data sets.
 
     evaluate = Evaluator(lambda images: model(images, branch="main"))
-    # metrics.Score of the whole set
-    evaluate(make_eval_dataset(...)).top1
-    for answers in evaluate.predict(batches): ...                 # or image by image
+    evaluate(make_eval_dataset(...)).top1                         # counts: `metrics.Score`
+    for predictions in evaluate.predict(batches): ...             # or image by image
 
     white_box = PGD(epsilon=4.0, step_size=1.0, num_steps=10, targeted=False, random_start=1.0)
     Evaluator(logits_fn, attack=white_box)(dataset).top1          # robust accuracy
 
-Any classifier will do: the evaluator sees a function from pixels to logits. Under
-attack that function must be differentiable: it is itself what is attacked. An evaluator
-is traced once per shape of batch, so keep it for all sets of that shape.
+Under attack the function from pixels to logits must be differentiable: it is itself
+what is attacked. An evaluator is traced once per shape of batch, so keep it for all
+sets of that shape.
 """
 
 import functools
@@ -33,19 +32,20 @@ from tpu_utils.replicas import randomness, replica_runtime
 TOP_K = 5
 
 
-class Answers(NamedTuple):
-    """What a classifier says of a batch of images.
+class Predictions(NamedTuple):
+    """A classifier's predictions for a batch of images.
+
+    Logits of −inf exclude a class and are defined. A row with NaN, with +inf, or without
+    any class left is undefined.
 
     Args:
-        ranks: int32 [batch], how many classes come before the true one: 0 is a top-1
-            hit. Of equal logits the lower class comes first, as with argmax. A row with
-            a NaN or an infinity ranks last, whatever the label; so does a label that is
-            no class.
-        losses: float32 [batch], cross-entropies; not a number where the label is no
-            class.
-        classes: int32 [batch, k], the k highest classes; `NO_CLASS` in a row that is
-            not finite.
-        probabilities: float32 [batch, k], theirs; 0 in such a row.
+        ranks: int32 [batch], number of classes before the true one: 0 is a top-1 hit. Of
+            equal logits the lower class comes first, as with argmax. An undefined row
+            ranks last, and so does a label that is no class.
+        losses: float32 [batch], cross-entropies: infinite where the true class is
+            excluded, NaN where the label is no class.
+        classes: int32 [batch, k], the k highest classes; `NO_CLASS` in an undefined row.
+        probabilities: float32 [batch, k], of `classes`; 0 in an undefined row.
     """
 
     ranks: tf.Tensor
@@ -55,15 +55,8 @@ class Answers(NamedTuple):
 
 
 def category_logits(logits: tf.Tensor, categories: Sequence[Sequence[int]]) -> tf.Tensor:
-    """Logits of categories of classes: of each the logarithm of its classes' mean
-    probability, but for a constant (Geirhos et al., ICLR 2019).
-
-    Args:
-        logits: float32 [batch, classes].
-        categories: the classes of each.
-
-    Returns:
-        Float32 [batch, categories].
+    """Returns logits [batch, categories]: up to a constant, the logarithm of the mean
+    probability of each category's classes (Geirhos et al., ICLR 2019).
     """
     return tf.stack(
         [
@@ -75,15 +68,15 @@ def category_logits(logits: tf.Tensor, categories: Sequence[Sequence[int]]) -> t
     )
 
 
-def judge(
-    logits: tf.Tensor, labels: tf.Tensor, kept_classes: Optional[Sequence[int]] = None
-) -> Answers:
-    """Reads logits.
+def score(
+    logits: tf.Tensor, labels: tf.Tensor, class_subset: Optional[Sequence[int]] = None
+) -> Predictions:
+    """Ranks the true class among a batch's logits.
 
     Args:
         logits: float [batch, classes].
         labels: classes, integers [batch] or [batch, 1].
-        kept_classes: if given, the other classes' logits are dropped first; the labels
+        class_subset: if given, the other classes' logits are dropped first; the labels
             must be among them.
 
     Raises:
@@ -94,66 +87,69 @@ def judge(
     labels = check_classes(labels, logits.shape[-1], logits.shape[0])
     has_class = is_class(labels, logits.shape[-1])
     labels = tf.where(has_class, labels, 0)
-    if kept_classes is not None:
-        columns = np.full(logits.shape[-1], -1, np.int32)  # label → column of what is kept
-        columns[list(kept_classes)] = np.arange(len(kept_classes))
-        logits, labels = tf.gather(logits, list(kept_classes), axis=1), tf.gather(columns, labels)
+    if class_subset is not None:
+        columns = np.full(logits.shape[-1], -1, np.int32)  # label → column of the subset
+        columns[list(class_subset)] = np.arange(len(class_subset))
+        logits, labels = tf.gather(logits, list(class_subset), axis=1), tf.gather(columns, labels)
         has_class &= labels >= 0
         labels = tf.maximum(labels, 0)
     num_classes = logits.shape[-1]
-    is_finite = tf.reduce_all(tf.math.is_finite(logits), -1)
+    is_defined = tf.math.is_finite(tf.reduce_max(logits, -1)) & ~tf.reduce_any(
+        tf.math.is_nan(logits), -1
+    )
     own = tf.gather(logits, labels, batch_dims=1)[:, None]
     is_before = (logits > own) | (tf.equal(logits, own) & (tf.range(num_classes) < labels[:, None]))
     top = tf.math.top_k(logits, min(TOP_K, num_classes))
     classes = (
         top.indices
-        if kept_classes is None
-        else tf.gather(tf.constant(list(kept_classes), tf.int32), top.indices)
+        if class_subset is None
+        else tf.gather(tf.constant(list(class_subset), tf.int32), top.indices)
     )
     probabilities = tf.gather(tf.nn.softmax(logits), top.indices, batch_dims=1)
-    return Answers(
+    # XLA multiplies by a one-hot vector, and 0 · −inf would be NaN.
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels, tf.maximum(logits, tf.float32.min)
+    )
+    losses = tf.where(own[:, 0] == -math.inf, math.inf, losses)
+    return Predictions(
         ranks=tf.where(
-            is_finite & has_class, tf.reduce_sum(tf.cast(is_before, tf.int32), -1), num_classes
+            is_defined & has_class, tf.reduce_sum(tf.cast(is_before, tf.int32), -1), num_classes
         ),
-        losses=tf.where(
-            has_class, tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), math.nan
-        ),
-        classes=tf.where(is_finite[:, None], classes, NO_CLASS),
-        probabilities=tf.where(is_finite[:, None], tf.minimum(probabilities, 1.0), 0.0),
+        losses=tf.where(is_defined & has_class, losses, math.nan),
+        classes=tf.where(is_defined[:, None], classes, NO_CLASS),
+        probabilities=tf.where(is_defined[:, None], tf.minimum(probabilities, 1.0), 0.0),
     )
 
 
-def worse(answers: Answers, others: Answers) -> Answers:
-    """Image by image the answers under which the true class ranks lower; of equal
-    ranks, those of the higher loss.
+def worst_case(predictions: Predictions, others: Predictions) -> Predictions:
+    """Returns, image by image, the predictions with the lower rank of the true class; of
+    equal ranks, those of the higher loss.
     """
-    is_lower = others.ranks > answers.ranks
+    is_lower = others.ranks > predictions.ranks
     takes_other = is_lower | (
-        tf.equal(others.ranks, answers.ranks) & (others.losses > answers.losses)
+        tf.equal(others.ranks, predictions.ranks) & (others.losses > predictions.losses)
     )
 
     def shaped(value):
         return takes_other if value.shape.rank == 1 else takes_other[:, None]
 
-    return Answers(*(tf.where(shaped(other), other, own) for own, other in zip(answers, others)))
+    return Predictions(
+        *(tf.where(shaped(other), other, own) for own, other in zip(predictions, others))
+    )
 
 
 class Evaluator:
-    """Scores a classifier over whole data sets.
+    """Evaluates a classifier over whole data sets.
 
     Args:
         logits_fn: pixels [batch, height, width, 3] in [0, 255] → logits [batch,
             classes]; must not change any variable.
         attack: if given, an image counts as right only if it is
-            so both as it is and after this attack on `logits_fn` (robust accuracy); an
-            untargeted `PGD` with `random_start=1.0` is the usual white-box test.
-        num_restarts: how often the attack is tried, from another random start each
-            time; an image must withstand all.
-        kept_classes: see `judge`.
-        categories: if given, what is judged are these, see `category_logits`, and
-            labels are their numbers.
-        strategy: that distributes the batches; None: the current one, for plain batches
-            one device.
+            right both as it is and after this attack on `logits_fn` (robust accuracy).
+        num_restarts: random starts of the attack, all of which an image must withstand.
+        class_subset: see `score`.
+        categories: if given, labels are numbers of these; see `category_logits`.
+        strategy: that distributes the batches; None: the current one.
         seed: of the attack's random numbers, which follow from (seed, batch, replica,
             restart) alone.
     """
@@ -164,13 +160,13 @@ class Evaluator:
         *,
         attack: Optional[Attack] = None,
         num_restarts: int = 1,
-        kept_classes: Optional[Sequence[int]] = None,
+        class_subset: Optional[Sequence[int]] = None,
         categories: Optional[Sequence[Sequence[int]]] = None,
         strategy: Optional[tf.distribute.Strategy] = None,
         seed: int = 0,
     ):
         logits_fn = functools.partial(call_rewritten, logits_fn)  # it may be anybody's
-        self._logits_fn, self._kept_classes = logits_fn, kept_classes
+        self._logits_fn, self._class_subset = logits_fn, class_subset
         if categories is not None:
             self._logits_fn = lambda images: category_logits(
                 tf.cast(logits_fn(images), tf.float32), categories
@@ -178,7 +174,7 @@ class Evaluator:
         self._attack, self._num_restarts, self._seed = attack, num_restarts, seed
         self._strategy = strategy or tf.distribute.get_strategy()
         self._count_on_all = tf.function(self._count_on_all_replicas, autograph=False)
-        self._judge_on_all = tf.function(self._judge_on_all_replicas, autograph=False)
+        self._predict_on_all = tf.function(self._predict_on_all_replicas, autograph=False)
 
     def __call__(self, batches: Iterable[dict[str, tf.Tensor]]) -> Score:
         """Counts over all batches.
@@ -190,8 +186,7 @@ class Evaluator:
 
         Raises:
             ValueError: there was no image.
-            AttackError: labels of another type or shape than classes, or such as are
-                none.
+            AttackError: labels that are no classes.
         """
         counts, total_loss = tf.zeros([4], tf.int32), tf.zeros([], tf.float64)
         for index, batch in _numbered(batches):
@@ -208,29 +203,26 @@ class Evaluator:
         return Score(num_images, num_top1, num_top5, float(total_loss))
 
     def predict(self, batches: Iterable[dict[str, tf.Tensor]]) -> Iterator[dict[str, np.ndarray]]:
-        """What it says of each image, batch by batch; every process sees the images of
-        all.
+        """Predicts batch by batch; every process sees the images of all.
 
         Args:
             batches: as for counting, with "positions": int32 [replica_batch], the
                 numbers of the images.
 
         Yields:
-            "positions", "labels" (int32 [images]) and the fields of `Answers`, without
-            padding.
+            "positions", "labels" (int32 [images]) and the fields of `Predictions`,
+            without padding.
 
         Raises:
-            AttackError: labels of another type or shape than classes, or such as are
-                none.
+            AttackError: labels that are no classes.
         """
         on_device = None
         for index, batch in _numbered(batches):
-            # The device works on this batch while the last one's answers are taken from
-            # it.
-            answers = self._judge_on_all(batch, tf.constant(index))
+            # The device works on this batch while the last one's predictions leave it.
+            predictions = self._predict_on_all(batch, tf.constant(index))
             if on_device is not None:
                 yield _on_host(on_device)
-            on_device = answers
+            on_device = predictions
         if on_device is not None:
             yield _on_host(on_device)
 
@@ -241,43 +233,42 @@ class Evaluator:
             for sums in (counts, loss)
         )
 
-    def _judge_on_all_replicas(self, batch, index):
-        answers, labels, has_class = self._strategy.run(self._judge, args=(batch, index))
-        answers = {**answers._asdict(), "labels": labels, "has_class": has_class}
-        answers.update({name: batch[name] for name in ("mask", "positions")})
+    def _predict_on_all_replicas(self, batch, index):
+        predictions, labels, has_class = self._strategy.run(self._predict, args=(batch, index))
+        values = {**predictions._asdict(), "labels": labels, "has_class": has_class}
+        values.update({name: batch[name] for name in ("mask", "positions")})
         if self._strategy.num_replicas_in_sync == 1:
             return {
                 name: self._strategy.experimental_local_results(value)[0]
-                for name, value in answers.items()
+                for name, value in values.items()
             }
-        return {name: self._strategy.gather(value, axis=0) for name, value in answers.items()}
+        return {name: self._strategy.gather(value, axis=0) for name, value in values.items()}
 
     def _count(self, batch, index):
-        """On one replica: int32 [4], images, top-1 hits, top-5 hits, labels that are no
-        class; and the summed cross-entropy (under attack, if any).
+        """Returns int32 [4], images, top-1 hits, top-5 hits and labels that are no class,
+        and the summed cross-entropy, of one replica.
         """
         is_image = tf.cast(batch["mask"], tf.float32) > 0.0
-        answers, _, has_class = self._judge(batch, index)
-        hits = [(answers.ranks < k) & is_image for k in (1, TOP_K)]
+        predictions, _, has_class = self._predict(batch, index)
+        hits = [(predictions.ranks < k) & is_image for k in (1, TOP_K)]
         counted = (is_image, *hits, is_image & tf.equal(has_class, 0))
         counts = tf.stack([tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in counted])
-        return counts, tf.reduce_sum(tf.where(is_image, answers.losses, 0.0))
+        return counts, tf.reduce_sum(tf.where(is_image, predictions.losses, 0.0))
 
-    def _judge(self, batch, index) -> tuple[Answers, tf.Tensor, tf.Tensor]:
-        """On one replica: the answers, under attack the worst; the labels, int32
-        [batch]; and 1 for each that is a class, 0 for another, int32 since not all
-        replicas can exchange bools.
+    def _predict(self, batch, index) -> tuple[Predictions, tf.Tensor, tf.Tensor]:
+        """Returns one replica's predictions, under attack the worst, its labels (int32
+        [batch]), and 1 for each that is a class.
         """
         images = tf.cast(batch["images"], tf.float32)
         labels = check_classes(batch["labels"], num_images=images.shape[0])
         logits = self._logits_fn(images)
         has_class = is_class(labels, logits.shape[-1])
-        answers = judge(logits, labels, self._kept_classes)
+        has_class = tf.cast(has_class, tf.int32)  # not all replicas can exchange bools
+        predictions = score(logits, labels, self._class_subset)
         if self._attack is None:
-            return answers, labels, tf.cast(has_class, tf.int32)
-        # The attack, too, takes classes only; what it does to an image without one is
-        # not used.
-        attacked_labels = tf.where(has_class, labels, 0)
+            return predictions, labels, has_class
+        # The attack takes classes only; what it does to an image without one is unused.
+        attacked_labels = tf.where(has_class > 0, labels, 0)
         seed = tf.constant([self._seed, 0])
         for part in (index, replica_runtime.current().replica_id):
             seed = randomness.fold_in(seed, part)
@@ -291,21 +282,21 @@ class Evaluator:
                 candidates=batch["mask"] > 0,  # a search ends early unless it waits for blanks
             )
             logits = self._logits_fn(adversarial_images)
-            return restart + 1, worse(worst, judge(logits, labels, self._kept_classes))
+            return restart + 1, worst_case(worst, score(logits, labels, self._class_subset))
 
         _, worst = tf.while_loop(
             lambda restart, _: restart < self._num_restarts,
             try_once_more,
-            (tf.constant(0), answers),
+            (tf.constant(0), predictions),
         )
-        return worst, labels, tf.cast(has_class, tf.int32)
+        return worst, labels, has_class
 
 
 def _numbered(batches: Iterable) -> Iterator[tuple[int, dict[str, tf.Tensor]]]:
-    """Each batch with its number; once the iterator is there, freed memory is kept."""
+    """Yields each batch with its number."""
     for index, batch in enumerate(read_ahead(batches)):
         if index == 0:
-            keep_freed_blocks()
+            keep_freed_blocks()  # not earlier: the first iterator resets it
         yield index, batch
 
 

@@ -1,7 +1,5 @@
-"""What a model said of each image of a test set: kept so that two models can be
-compared image by image.
-
-Usage:
+"""The predictions for each image of a test set, kept so that two models can be compared
+image by image.
 
     predictions = ImagePredictions.read("runs/evaluation/b3-advprop/predictions/imagenet.npz")
     predictions.image_ids, predictions.is_top1                    # str [n], bool [n]
@@ -10,6 +8,7 @@ Usage:
 
 import dataclasses
 import io
+import os
 from typing import Sequence
 
 import numpy as np
@@ -19,26 +18,26 @@ from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.runtime.files import write_atomically
 
-NO_CLASS = -1  # where the logits were not finite
+NO_CLASS = -1  # where the logits were undefined
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePredictions:
-    """Of n images, in the order of the test set.
+    """Predictions for n images, in the order of the test set.
 
     Args:
         image_ids: str [n]: the path below the test set's folder, or file and number of
             a record.
         labels: int32 [n].
         classes: int32 [n, 5] (fewer, if there are fewer classes), the most probable
-            first; labels of the full set, also where only some classes were kept.
-            `NO_CLASS` where the logits were not finite.
-        probabilities: float32 [n, 5], theirs.
+            first; labels of the full set, also where only a subset of classes was kept.
+            `NO_CLASS` where the logits were undefined.
+        probabilities: float32 [n, 5], of `classes`.
         losses: float32 [n], cross-entropy in nats.
 
-    Under attack: those of the adversarial image, of several the one whose true class
-    ranks lowest; of an image that is wrong without any attack, its own if they are
-    worse.
+    Under attack these are the predictions for the adversarial image with the lowest
+    rank of the true class; for an image that is wrong without attack, its own if they
+    are worse.
     """
 
     image_ids: np.ndarray
@@ -47,67 +46,51 @@ class ImagePredictions:
     probabilities: np.ndarray
     losses: np.ndarray
 
-    @classmethod
-    def joined(cls, parts: "Sequence[ImagePredictions]") -> "ImagePredictions":
-        fields = [field.name for field in dataclasses.fields(cls)]
-        return cls(
-            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields}
-        )
-
     @property
     def is_top1(self) -> np.ndarray:
         """bool [n]: the most probable class is the label."""
         return self.classes[:, 0] == self.labels
 
-    @property
-    def is_top5(self) -> np.ndarray:
-        """bool [n]: the label is among the five most probable classes."""
-        return (self.classes == self.labels[:, None]).any(axis=1)
-
     def score(self) -> Score:
-        num_top1, num_top5 = int(self.is_top1.sum()), int(self.is_top5.sum())
-        return Score(len(self.labels), num_top1, num_top5, float(self.losses.sum(dtype=np.float64)))
+        is_top5 = (self.classes == self.labels[:, None]).any(axis=1)
+        total_loss = float(self.losses.sum(dtype=np.float64))
+        return Score(len(self.labels), int(self.is_top1.sum()), int(is_top5.sum()), total_loss)
 
     def calibration(self) -> CalibrationBins:
-        """Of the confidence in the most probable class."""
+        """Counts the confidences in the most probable class."""
         return CalibrationBins.count(self.probabilities[:, 0], self.is_top1)
 
     def updated(self, others: "ImagePredictions", rows: np.ndarray) -> "ImagePredictions":
-        """With what `others` say of the images in `rows` in place of what is said here."""
+        """Returns a copy whose rows `rows` are replaced by `others`."""
         if (self.image_ids[rows] != others.image_ids).any():
             raise ValueError("`others` are of other images than those in `rows`.")
-        values = {
-            field.name: getattr(self, field.name).copy() for field in dataclasses.fields(self)
-        }
+        values = {name: value.copy() for name, value in vars(self).items()}
         for name in ("classes", "probabilities", "losses"):
             values[name][rows] = getattr(others, name)
         return ImagePredictions(**values)
 
-    def with_right_answers(self, answers: "Sequence[Sequence[int]]") -> "ImagePredictions":
-        """With that one of several right answers as an image's label which ranks
+    def with_label_variants(self, variants: Sequence[Sequence[int]]) -> "ImagePredictions":
+        """Returns a copy in which each image's label is that of its classes that ranks
         highest here.
 
         Args:
-            answers: of each image, at least one.
+            variants: the classes that count as right for each image, at least one.
         """
         labels = self.labels.copy()
-        for row, own_answers in enumerate(answers):
-            ranked = [label for label in self.classes[row] if label in own_answers]
-            labels[row] = ranked[0] if ranked else own_answers[0]
+        for row, own in enumerate(variants):
+            labels[row] = next((label for label in self.classes[row] if label in own), own[0])
         return dataclasses.replace(self, labels=labels)
 
     def write(self, path: str) -> None:
-        """As a compressed .npz that is there whole or not at all."""
+        """Writes a compressed .npz, atomically."""
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        )
-        tf.io.gfile.makedirs(path.rsplit("/", 1)[0])
+        np.savez_compressed(buffer, **vars(self))
+        tf.io.gfile.makedirs(os.path.dirname(path))
         write_atomically(path, buffer.getvalue())
 
     @classmethod
     def read(cls, path: str) -> "ImagePredictions":
-        """What `write` wrote.
+        """Reads what `write` wrote.
 
         Raises:
             ValueError: the file is missing or another one.

@@ -15,24 +15,16 @@ from typing import Mapping, Sequence
 
 from scipy import stats
 
-CorruptionErrors = Mapping[
-    str, Sequence[float]
-]  # corruption → error in [0, 1] at each severity, the mildest first
+# Corruption → error in [0, 1] at each severity, the mildest first.
+CorruptionErrors = Mapping[str, Sequence[float]]
 
 
 def wilson_interval(
     num_correct: int, num_images: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927): honest near 0 and 1, where
-    ±1.96 standard errors is not.
+    """Returns Wilson's score interval of a proportion (1927), in [0, 1].
 
-    Args:
-        num_correct: in [0, `num_images`].
-        num_images: ≥ 1.
-        confidence: in (0, 1).
-
-    Returns:
-        The lower and the upper end, in [0, 1].
+    It holds near 0 and 1, where ±1.96 standard errors does not.
 
     Raises:
         ValueError: an argument out of its range, with its name.
@@ -55,14 +47,13 @@ def wilson_interval(
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What was counted over a set of images. Scores of disjoint sets add up.
+    """Counts over a set of images; scores of disjoint sets add up.
 
     Args:
-        num_images: how many were looked at.
-        num_top1: of them, how many have the true class as their highest logit.
-        num_top5: of them, how many have it among the five highest.
-        total_loss: the sum of their cross-entropies; scores are the same if they count
-            the same, for this one is rounded.
+        num_images: that were evaluated.
+        num_top1: how many have the true class as their highest logit.
+        num_top5: how many have it among the five highest.
+        total_loss: the sum of their cross-entropies; rounded, hence not compared.
     """
 
     num_images: int
@@ -71,12 +62,7 @@ class Score:
     total_loss: float = dataclasses.field(default=0.0, compare=False)
 
     def __add__(self, other: "Score") -> "Score":
-        return Score(
-            *(
-                left + right
-                for left, right in zip(dataclasses.astuple(self), dataclasses.astuple(other))
-            )
-        )
+        return Score(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other))))
 
     @property
     def top1(self) -> float:
@@ -99,7 +85,7 @@ class Score:
         return self.total_loss / self.num_images
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's interval of the top-1 accuracy."""
+        """Returns Wilson's interval of the top-1 accuracy."""
         return wilson_interval(self.num_top1, self.num_images, confidence)
 
 
@@ -131,16 +117,8 @@ def _ratio(corruption: str, numerator: float, denominator: float) -> float:
 def corruption_errors(
     errors: CorruptionErrors, baseline_errors: CorruptionErrors
 ) -> dict[str, float]:
-    """CE of each corruption: Σ over severities of the error, divided by the baseline's
-    sum (Hendrycks & Dietterich, ICLR 2019).
-
-    Args:
-        errors: of the model.
-        baseline_errors: of what it is measured against (AlexNet, for ImageNet-C); the
-            same corruptions and severities.
-
-    Returns:
-        corruption → CE; 1 is as bad as the baseline.
+    """Returns the CE of each corruption: Σ over severities of the error, divided by the
+    baseline's sum (Hendrycks & Dietterich, ICLR 2019); 1 is as bad as the baseline.
 
     Raises:
         ValueError: corruptions or severities do not match, or a baseline without
@@ -154,11 +132,7 @@ def corruption_errors(
 
 
 def mean_corruption_error(errors: CorruptionErrors, baseline_errors: CorruptionErrors) -> float:
-    """mCE: the mean of `corruption_errors` over the corruptions; 1 is as bad as the
-    baseline.
-
-    Arguments as there.
-    """
+    """Returns mCE, the mean of `corruption_errors`."""
     return statistics.fmean(corruption_errors(errors, baseline_errors).values())
 
 
@@ -168,12 +142,7 @@ def relative_mean_corruption_error(
     baseline_errors: CorruptionErrors,
     baseline_clean_error: float,
 ) -> float:
-    """Relative mCE: as mCE, of what each corruption adds to the clean error; below 0 a
-    model does better corrupted than clean.
-
-    Args:
-        errors, baseline_errors: as in `corruption_errors`.
-        clean_error, baseline_clean_error: errors on the uncorrupted images, in [0, 1].
+    """Returns relative mCE: mCE of what each corruption adds to the clean error.
 
     Raises:
         ValueError: as in `corruption_errors`, and where a corruption adds nothing to

@@ -1,19 +1,18 @@
-"""What was measured of one model on several test sets: a folder, written as it comes
-in, read to go on and to report.
+"""The result of an evaluation: scores of one model on several test sets, in a folder.
 
-    <directory>/results.json                     `Results`: counts, conditions, digests, versions
-    <directory>/predictions/<test set>.npz       `ImagePredictions` of every image of a test set
+<directory>/results.json                     `Results`: counts, conditions, digests, versions
+<directory>/predictions/<test set>.npz       `ImagePredictions` of every image of a test set
 
-    results = Results.read(directory)
-    results.test_sets["imagenet_c/fog/3"].score.top1, results.test_sets["imagenet_c/fog/3"].problems
-    results.errors("imagenet_c")                 # corruption → [error by severity]
-    predictions = ImagePredictions.read(predictions_path(directory, "imagenet"))
-
-The names of test sets are `TestSetName`s.
+results = Results.read(directory)
+results.test_sets["imagenet_c/fog/3"].score.top1
+results.errors("imagenet_c")                 # corruption → [error by severity]
+predictions = ImagePredictions.read(predictions_path(directory, "imagenet"))
 """
 
 import dataclasses
+import hashlib
 import json
+import math
 import os
 import statistics
 from typing import Any, Mapping, Optional, Sequence
@@ -24,25 +23,37 @@ from efficientnet_advprop.data import corruptions
 from efficientnet_advprop.evaluation import metrics
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.metrics import Score
-from efficientnet_advprop.evaluation.test_set_name import TestSetName, by_severity
+from efficientnet_advprop.evaluation.test_set_name import by_severity, corrupted_name, parse_name
 from efficientnet_advprop.images.robustness_sets import corruptions_of
+from efficientnet_advprop.runtime.files import to_json
 
 RESULTS_FILE = "results.json"
 _FORMAT = 1  # of results.json; another number is not read
+_MAX_NAME_BYTES = 120  # file systems take 255
 
 
 def predictions_path(directory: str, test_set: str) -> str:
-    """Where the predictions for a test set are kept in a folder of results."""
-    return os.path.join(directory, "predictions", f"{test_set}.npz")
+    """Returns where the predictions for a test set are kept in a folder of results.
+
+    A name too long for a file, as of a folder deep in a tree, ends in its digest.
+    """
+    parts = []
+    for part in test_set.split("/"):
+        encoded = part.encode()
+        if len(encoded) > _MAX_NAME_BYTES:
+            start = encoded[:_MAX_NAME_BYTES].decode(errors="ignore")
+            part = f"{start}-{hashlib.sha256(encoded).hexdigest()[:12]}"
+        parts.append(part)
+    return os.path.join(directory, "predictions", *parts[:-1], f"{parts[-1]}.npz")
 
 
 def describe_feeding(image_size: int, crop: str) -> str:
-    """At which resolution images are fed, in words."""
+    """Describes at which resolution images are fed."""
     return f"{image_size} px, {'whole images' if crop == 'none' else f'crop {crop}'}"
 
 
 def describe_attack(attack: Mapping[str, Any]) -> str:
-    """The fields of `Conditions.attack` in words."""
+    """Describes `Conditions.attack`."""
     name = attack.get("name", "PGD")
     num_restarts = attack.get("num_restarts", 1)
     restarts = f"{num_restarts} restart{'s' if num_restarts > 1 else ''}"
@@ -62,62 +73,61 @@ def describe_attack(attack: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """What a score depends on beside the weights.
-
-    The same weights under the same conditions are not measured again.
+    """What a score depends on beside the network: under equal ones it is not measured again.
 
     Args:
-        data_digest: SHA-256 over the names, sizes and labels of the images (of a remote
-            folder, names and labels; of TFRecords, the files' names, sizes and numbers
-            of records): cheap, and it notices other, missing and exchanged files.
-        image_size: pixels of the sides of what the network saw.
+        data_digest: see `LabeledImages.digest`.
+        image_size: pixels of the sides of what the network sees.
         crop: see `preprocessing.preprocess_for_eval`; "none" feeds whole images.
-        branch: whose batch norms answered (and were attacked): "main", "aux", "aux_2",
-            …
-        num_kept_classes: how many classes' logits were kept before softmax and argmax
-            (200 of ImageNet-A and -R); None: all.
-        made_from: the suite of the clean images, if these were corrupted here rather
-            than read from the official files.
-        num_drawn: how many images, evenly spaced over all of them, were looked at, if
-            not all were asked for.
+        branch: whose batch norms classify (and are attacked).
+        class_subset_size: number of classes whose logits are kept before softmax and
+            argmax (200 of ImageNet-A and -R); None: all.
+        clean_suite: the suite of the clean images, if they are corrupted here; None:
+            the images are those of the files.
+        num_sampled: evenly spaced images that are evaluated; None: all.
         attack: fields of the attack, with "num_restarts" and, unless it is `PGD`, its
             "name"; None: no attack.
-        seed: of what is random: the attack, corruptions made here.
-        num_categories: into how many categories the classes were gathered; None: they
-            were not.
-        answers_digest: SHA-256 of which answers count as right, where there are
-            several; None: the label alone.
+        seed: of the attack, or of corruptions made here.
+        num_categories: into which the classes are gathered; None: they are not.
+        label_variants_digest: SHA-256 of the classes that count as right, where an
+            image has several; None: the label alone.
+        after_digest: `digest` of the conditions of the attack before this one in a
+            chain, whose survivors this one attacks; None: all images.
     """
 
     data_digest: str
     image_size: int
     crop: str
     branch: str = "main"
-    num_kept_classes: Optional[int] = None
-    made_from: Optional[str] = None
-    num_drawn: Optional[int] = None
+    class_subset_size: Optional[int] = None
+    clean_suite: Optional[str] = None
+    num_sampled: Optional[int] = None
     attack: Optional[Mapping[str, Any]] = None
     seed: int = 0
     num_categories: Optional[int] = None
-    answers_digest: Optional[str] = None
+    label_variants_digest: Optional[str] = None
+    after_digest: Optional[str] = None
 
     def __post_init__(self):
-        # As it will be read back: JSON has no tuples, and what differs is measured again.
-        object.__setattr__(self, "attack", json.loads(json.dumps(self.attack)))
+        # As JSON reads it back, which has no tuples: conditions are compared with read ones.
+        object.__setattr__(self, "attack", json.loads(to_json(self.attack)))
+
+    def digest(self) -> str:
+        """Returns SHA-256 over all conditions."""
+        return hashlib.sha256(to_json(dataclasses.asdict(self)).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class TestSetResult:
-    """What was found on one test set.
+    """The result on one test set.
 
     Args:
-        score: counts over all images that were looked at.
+        score: counts over all evaluated images.
         calibration: of the confidence in the top-1 class.
-        conditions: see there.
-        expected_num_images: how many the test set has; None: there is no fixed number.
-        problems: what is wrong with the data, in words; empty: nothing is. A report
-            shows them with the score.
-        doubts: why an accuracy under attack may be too high, in words; see
+        conditions: what the score depends on.
+        expected_num_images: the size of the test set; None: any.
+        problems: what is wrong with the data, for people; reports print it.
+        warnings: why an accuracy under attack may be too high; see
             `attacks.network_checks`.
     """
 
@@ -128,7 +138,7 @@ class TestSetResult:
     conditions: Conditions
     expected_num_images: Optional[int] = None
     problems: Sequence[str] = ()
-    doubts: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -137,69 +147,67 @@ class TestSetResult:
 
     @property
     def shortfalls(self) -> list[str]:
-        """What keeps the score from being that of the whole test set, in words."""
-        num_drawn = self.conditions.num_drawn
-        if num_drawn is None:
+        """What keeps the score from being that of the whole test set, for people."""
+        num_sampled = self.conditions.num_sampled
+        if num_sampled is None:
             return list(self.problems)
-        return [*self.problems, f"only {num_drawn:,} images, evenly spaced"]
+        return [*self.problems, f"only {num_sampled:,} images, evenly spaced"]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TestSetResult":
+        score = dict(data["score"])
+        if score["total_loss"] is None:  # JSON has no NaN and no infinity
+            score["total_loss"] = math.nan
         return cls(
-            Score(**data["score"]),
+            Score(**score),
             CalibrationBins(**data["calibration"]),
             Conditions(**data["conditions"]),
             data["expected_num_images"],
             tuple(data["problems"]),
-            tuple(data.get("doubts", ())),  # results of earlier versions have none
+            tuple(data["warnings"]),
         )
 
 
 @dataclasses.dataclass
 class Results:
-    """The scores of one model and what they depend on.
+    """The results of one model.
 
     Args:
-        model: its name, for people.
-        weights_digest: see `weights_digest`; of a SavedModel, SHA-256 over its files;
-            "" for a function, whose weights are unknown.
-        config: of the model, JSON values: where it came from, "kind", "normalization",
-            "image_size", "crop", "published" (its name in
-            `models.published_checkpoints`, or None), …
+        model: its name.
+        weights_digest: see `variable_names.weights_digest`; of a SavedModel, SHA-256
+            over its files; "" of a function, whose weights are unknown.
+        config: of the model, JSON values: its "settings" (see
+            `network_settings.settings_of`), "image_size", "crop", "branch", where it
+            came from, "published" (its name in `published_checkpoints`, or None), …
         versions: package → version.
-        test_sets: in the order they were measured.
+        test_sets: by name, in the order they were measured.
     """
 
     model: str
     weights_digest: str
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    test_sets: dict[TestSetName, TestSetResult] = dataclasses.field(default_factory=dict)
+    test_sets: dict[str, TestSetResult] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
-        return (
-            json.dumps(
-                {"format": _FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False
-            )
-            + "\n"
-        )
+        return to_json({"format": _FORMAT, **dataclasses.asdict(self)}) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Results":
-        """What `to_json` wrote.
+        """Reads what `to_json` wrote.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: `text` is something else.
         """
         try:
             data = json.loads(text)
             if data.pop("format") != _FORMAT:
                 raise ValueError("of another format")
-            test_sets = {
-                TestSetName(name): TestSetResult.from_json(result)
+            results = {
+                name: TestSetResult.from_json(result)
                 for name, result in data.pop("test_sets").items()
             }
-            return cls(**data, test_sets=test_sets)
+            return cls(**data, test_sets=results)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"`text` holds no results ({error!r}); they are written by `Results.to_json`."
@@ -207,7 +215,7 @@ class Results:
 
     @classmethod
     def read(cls, path: str) -> "Results":
-        """The results in a folder, or in a results.json.
+        """Reads a folder of results, or a results.json.
 
         Raises:
             ValueError: there are none.
@@ -220,69 +228,45 @@ class Results:
             raise ValueError(f"{file_path!r} cannot be read as results: {error}") from error
 
     def corrupted_suites(self) -> list[str]:
-        """The suites of corrupted images that were measured: "imagenet_c",
-        "imagenet_c_made", …
-        """
-        return list(dict.fromkeys(name.suite for name in self.test_sets if name.is_corrupted))
+        """Returns the suites of corrupted images that were measured: "imagenet_c", …"""
+        names = map(parse_name, self.test_sets)
+        return list(dict.fromkeys(name.suite for name in names if name.corruption is not None))
 
     def corruptions(self, suite: str) -> list[str]:
-        """The corruptions of a suite that were measured, in their order."""
-        names = [name for name in self.test_sets if name.is_corrupted and name.suite == suite]
-        return list(dict.fromkeys(name.corruption for name in names))
+        """Returns the corruptions of a suite that were measured, in their order."""
+        names = [parse_name(name) for name in self.test_sets]
+        own = [name.corruption for name in names if name.suite == suite and name.corruption]
+        return list(dict.fromkeys(own))
 
-    def epsilons(self) -> list[float]:
-        """The radii of the attacks that were measured, in their order; pixels of 255."""
-        return [name.epsilon for name in self.test_sets if name.epsilon is not None]
-
-    def severities(self, suite: str, corruption: str) -> list[Score]:
-        """The scores under a corruption, the mildest first."""
-        return [
-            self.test_sets[name].score for name in by_severity(self.test_sets, suite, corruption)
-        ]
-
-    def missing(self, suite: str) -> list[TestSetName]:
-        """Which of a suite's corrupted sets were not measured: none, or there is no
-        mean of the whole, nor an mCE.
+    def missing(self, suite: str) -> list[str]:
+        """Returns a suite's corrupted sets that were not measured. If there are any, the
+        suite has no mCE.
         """
         names = [
-            TestSetName.corrupted(suite, name, severity)
+            corrupted_name(suite, name, severity)
             for name in corruptions_of(suite)
             for severity in corruptions.SEVERITIES
         ]
         return [name for name in names if name not in self.test_sets]
 
-    def incomplete(self, suite: str) -> list[TestSetName]:
-        """Which of a suite's test sets were measured in part only: none, or whatever is
-        said of the suite must say so.
-        """
-        return [
-            name
-            for name, result in self.test_sets.items()
-            if name.suite == suite and not result.is_complete
-        ]
-
-    def __post_init__(self):
-        self.test_sets = {TestSetName(name): result for name, result in self.test_sets.items()}
-
     def errors(self, suite: str) -> dict[str, list[float]]:
-        """Corruption → top-1 error by severity, as `metrics` wants them."""
+        """Returns corruption → top-1 error by severity, as `metrics` takes them."""
         return {
-            name: [score.error for score in self.severities(suite, name)]
-            for name in self.corruptions(suite)
+            corruption: [
+                self.test_sets[name].score.error
+                for name in by_severity(self.test_sets, suite, corruption)
+            ]
+            for corruption in self.corruptions(suite)
         }
 
     def mean_corrupted_accuracy(self, suite: str, corruption: Optional[str] = None) -> float:
-        """The plain mean top-1 accuracy over all corrupted sets of a suite, or over
-        those of one corruption.
-        """
+        """Returns the mean top-1 accuracy over a suite's corrupted sets, or one corruption's."""
         errors = self.errors(suite)
         chosen = errors.values() if corruption is None else [errors[corruption]]
-        return 1.0 - statistics.fmean(error for by_severity in chosen for error in by_severity)
+        return 1.0 - statistics.fmean(error for own in chosen for error in own)
 
     def mean_corruption_error(self, suite: str, baseline: metrics.CorruptionErrors) -> float:
-        """mCE with `baseline` as the yardstick: 1 is as bad.
-
-        Not that of the whole sets where some are `incomplete`.
+        """Returns the mCE relative to `baseline`: 1 is as bad.
 
         Raises:
             ValueError: sets of the suite are missing.
@@ -296,5 +280,5 @@ class Results:
         return metrics.mean_corruption_error(self.errors(suite), baseline)
 
     def corruption_errors(self, suite: str, baseline: metrics.CorruptionErrors) -> dict[str, float]:
-        """CE of each corruption, likewise."""
+        """Returns the CE of each corruption, likewise."""
         return metrics.corruption_errors(self.errors(suite), baseline)

@@ -2,11 +2,9 @@
 
     classifier = load("served/efficientnet/1")
 
-Taken is a signature with one input [n, h, w, 3], float or uint8, and one output [n,
-classes] (or one called "logits"): of our exports `predict_images`, else
-`serving_default`, else the first of that form. Pixels are fed as RGB in [0, 255]; a
-model that wants them otherwise goes by a function of one's own (docs/evaluation.md).
-Where an export of ours tells its size and crop in assets/metadata.json, they are taken.
+The signature must have one input [n, h, w, 3], float or uint8, fed with RGB pixels in
+[0, 255], and one output [n, classes] (or one called "logits"): `predict_images` of our
+exports, else `serving_default`, else the first of that form.
 """
 
 import hashlib
@@ -21,10 +19,10 @@ from efficientnet_advprop.evaluation.classifiers import (
     DEFAULT_CROP,
     DEFAULT_IMAGE_SIZE,
     Classifier,
-    ClassifierError,
     background_last,
     probe,
 )
+from efficientnet_advprop.runtime.errors import ModelError, UsageError
 from efficientnet_advprop.runtime.files import list_folder, without_pattern
 from tpu_utils.errors import brief_message
 
@@ -39,26 +37,27 @@ def load(path: str, *, image_size: Optional[int] = None, crop: Optional[str] = N
         image_size, crop: None: what the model demands or tells, else 224 and "0.875".
 
     Raises:
-        ClassifierError: it is none, or has no signature from images to logits; the
-            message lists those that it has.
+        ModelError: it is none, or has no signature from images to logits; the message
+            lists those that it has.
+        UsageError: it takes another size.
     """
     try:
         loaded = tf.saved_model.load(without_pattern(path))
     except (OSError, ValueError, tf.errors.OpError) as error:
         reason = brief_message(error)
-        raise ClassifierError(
+        raise ModelError(
             f"`--saved_model` is {path!r}, which cannot be loaded: {reason}"
         ) from error
     name, signature, images, output = _choose_signature(path, loaded.signatures)
     metadata = _read_metadata(path)
     if images.shape[1] != images.shape[2]:
-        raise ClassifierError(
+        raise ModelError(
             f"{path!r} takes images of {images.shape[1]} x {images.shape[2]} pixels, but must take"
             " square ones."
         )
     size = image_size or images.shape[1] or metadata.get("image_size") or DEFAULT_IMAGE_SIZE
     if images.shape[1] not in (None, size):
-        raise ClassifierError(
+        raise UsageError(
             f"`--image_size` is {image_size}, but {path!r} takes {images.shape[1]} pixels only;"
             " leave it out."
         )
@@ -80,7 +79,11 @@ def load(path: str, *, image_size: Optional[int] = None, crop: Optional[str] = N
         image_size=size,
         crop=crop or metadata.get("crop") or DEFAULT_CROP,
         weights_digest=_digest(path),
-        config={"saved_model": path, "signature": name, "output": kind},
+        config={
+            "saved_model": path,
+            "output": kind,
+            "settings": {"signature": name, "logits": output, "output": kind},
+        },
         fixed_image_size=images.shape[1],
         fixed_batch_size=images.shape[0],
         class_names=metadata.get("class_names"),
@@ -88,7 +91,7 @@ def load(path: str, *, image_size: Optional[int] = None, crop: Optional[str] = N
 
 
 def _choose_signature(path, signatures):
-    """(name, signature, spec of its images, key of its logits)."""
+    """Returns (name, signature, spec of its images, key of its logits)."""
 
     def specs_of(signature):
         return signature.structured_input_signature[1].values()
@@ -116,7 +119,7 @@ def _choose_signature(path, signatures):
         f" {', '.join(f'{key} {spec.shape}' for key, spec in s.structured_outputs.items())}"
         for name, s in signatures.items()
     )
-    raise ClassifierError(
+    raise ModelError(
         f"{path!r} has no signature from images [n, h, w, 3] to logits [n, classes]. "
         f"It has: {described or 'none at all'}. Such a model is evaluated by "
         "`evaluation.run`, with a function that calls it."
@@ -124,9 +127,7 @@ def _choose_signature(path, signatures):
 
 
 def _read_metadata(path: str) -> dict:
-    """What an export of ours tells of its input and its classes; {} for another
-    SavedModel.
-    """
+    """Returns an export's input and classes; {} for another SavedModel."""
     file_path = os.path.join(path, "assets", "metadata.json")
     if not tf.io.gfile.exists(file_path):
         return {}
@@ -140,7 +141,7 @@ def _read_metadata(path: str) -> dict:
 
 
 def _digest(path: str) -> str:
-    """SHA-256 over the files that hold graph and weights."""
+    """Returns SHA-256 over the files that hold graph and weights."""
     digest = hashlib.sha256()
     variables = os.path.join(path, "variables")
     file_paths = [os.path.join(path, "saved_model.pb")]

@@ -1,122 +1,95 @@
-"""What a test set is called, and what its name says of it.
+"""What the name of a test set says: its suite, and which of the suite's sets it is.
 
-    name = TestSetName.corrupted("imagenet_c", "fog", 3)          # "imagenet_c/fog/3"
-    name.suite, name.corruption, name.severity                    # "imagenet_c", "fog", 3
-    TestSetName.attacked(8.0).epsilon                             # 8.0, of "pgd/8"
+    parse_name("imagenet_c/fog/3")   # suite "imagenet_c", corruption "fog", severity 3
+    parse_name("pgd/8").epsilon      # 8.0, pixels of 255
 
-A name is a string, so that it is a key of `Results.test_sets` and of results.json as it
-stands.
+Names are plain strings: the keys of `Results.test_sets` and of results.json.
 """
 
 import re
-from typing import Iterable, Optional
+from typing import Iterable, NamedTuple, Optional
 
 from efficientnet_advprop.config.tables import BUILTIN
 
-_PGD = "pgd"
-_STAGE = re.compile(r"[^/]+/(?:linf|l2)_[^/]+/(?!square_alone$)[a-z_]+")
 CLEAN = "clean"  # the first stage of a chain of attacks
 CLEAN_SUITES = ("imagenet", *BUILTIN)  # whose images attacks and mixtures are compared with
+SQUARE_ALONE = "square_alone"  # runs on all images, hence in no chain
+_PGD = re.compile(r"pgd|.*_pgd(:.*)?")
+_STAGE = re.compile(rf"[^/]+/(?:linf|l2)_[^/]+/(?!{SQUARE_ALONE}$)[a-z_]+")
 
 
-class TestSetName(str):
-    """The name of a test set: its suite, and where a suite has several sets, which of
-    them.
+class TestSetName(NamedTuple):
+    """The parts of a name; None where a set has no such part.
 
-    "imagenet" is a suite of one set, "imagenet_v2/topimages" one of several,
-    "imagenet_c/fog/3" one corruption at one severity, "pgd/8" an attack within 8 levels
-    of 255.
+    Args:
+        suite: "imagenet_c" of "imagenet_c/fog/3".
+        variant: what follows the suite: "fog/3", or "" of "imagenet".
+        corruption, severity: "fog" and 3, of corrupted images.
+        epsilon: radius of a PGD attack, pixels of 255: 8.0 of "pgd/8".
+        chain: "autoattack/linf_4" of "autoattack/linf_4/apgd_ce": attacks that follow
+            each other on the images that are still classified correctly.
     """
 
     __test__ = False  # not a test of pytest's
-    __slots__ = ()
 
-    @classmethod
-    def corrupted(cls, suite: str, corruption: str, severity: int) -> "TestSetName":
-        """The images of one corruption at one severity, 1 (the mildest) to 5."""
-        return cls(f"{suite}/{corruption}/{severity}")
-
-    @classmethod
-    def attacked(cls, epsilon: float) -> "TestSetName":
-        """The images under a white-box PGD attack within `epsilon`, in pixels of 255."""
-        return cls(f"{_PGD}/{epsilon:g}")
-
-    @classmethod
-    def stage(cls, suite: str, norm: str, epsilon: float, attack: str) -> "TestSetName":
-        """The images after one of several attacks in a chain:
-        "autoattack/linf_4/apgd_ce".
-        """
-        return cls(f"{suite}/{norm}_{epsilon:g}/{attack}")
-
-    @property
-    def suite(self) -> str:
-        """The name of the whole: "imagenet_c" of "imagenet_c/fog/3"."""
-        return self.split("/")[0]
-
-    @property
-    def variant(self) -> str:
-        """What follows the suite: "fog/3" of "imagenet_c/fog/3", "" of "imagenet"."""
-        return self.partition("/")[2]
-
-    @property
-    def is_corrupted(self) -> bool:
-        return self.count("/") == 2 and self.rpartition("/")[2].isdigit()
-
-    @property
-    def corruption(self) -> Optional[str]:
-        """ "fog" of "imagenet_c/fog/3"; None if the set is not one of corrupted images."""
-        return self.split("/")[1] if self.is_corrupted else None
-
-    @property
-    def severity(self) -> Optional[int]:
-        """3 of "imagenet_c/fog/3"; None if the set is not one of corrupted images."""
-        return int(self.split("/")[2]) if self.is_corrupted else None
-
-    @property
-    def epsilon(self) -> Optional[float]:
-        """The attack's radius in pixels of 255; None if the set is not one of attacked
-        images.
-        """
-        return float(self.variant) if self.suite == _PGD else None
-
-    @property
-    def chain(self) -> Optional[str]:
-        """ "autoattack/linf_4" of "autoattack/linf_4/apgd_ce": the attacks that follow
-        each other; None if the set is not one of a chain.
-        """
-        return self.rpartition("/")[0] if _STAGE.fullmatch(self) else None
-
-    @property
-    def whole(self) -> str:
-        """What a report gives one row: the suite of a corrupted set, any other set
-        itself.
-        """
-        return self.suite if self.is_corrupted else str(self)
-
-    def is_part_of(self, wanted: str) -> bool:
-        """Whether `wanted` means this set: "imagenet_c" and "imagenet_c/fog" both mean
-        "imagenet_c/fog/3".
-        """
-        return f"{self}/".startswith(f"{wanted}/")
+    suite: str
+    variant: str = ""
+    corruption: Optional[str] = None
+    severity: Optional[int] = None
+    epsilon: Optional[float] = None
+    chain: Optional[str] = None
 
 
-def is_passed(name: TestSetName, names: Iterable[TestSetName]) -> bool:
-    """Whether an attack in a chain is followed by others in `names`, so that their last
-    one says all.
+def parse_name(name: str) -> TestSetName:
+    """Returns the parts of a test set's name."""
+    suite, _, variant = name.partition("/")
+    corruption, _, severity = variant.partition("/")
+    if severity.isdigit():
+        return TestSetName(suite, variant, corruption, int(severity))
+    if variant and _PGD.fullmatch(suite):
+        return TestSetName(suite, variant, epsilon=float(variant))
+    chain = name.rpartition("/")[0] if _STAGE.fullmatch(name) else None
+    return TestSetName(suite, variant, chain=chain)
+
+
+def corrupted_name(suite: str, corruption: str, severity: int) -> str:
+    """Names the images of one corruption at one severity, 1 (the mildest) to 5."""
+    return f"{suite}/{corruption}/{severity}"
+
+
+def attacked_name(epsilon: float, suite: str = "pgd") -> str:
+    """Names the images under a white-box PGD attack within `epsilon` pixels of 255."""
+    return f"{suite}/{epsilon:g}"
+
+
+def row_of(name: str) -> str:
+    """Returns what a report gives one row: a corrupted set's suite, else the set itself."""
+    parts = parse_name(name)
+    return name if parts.corruption is None else parts.suite
+
+
+def is_part_of(name: str, wanted: str) -> bool:
+    """Whether `wanted` means this set, as "imagenet_c" and "imagenet_c/fog" both mean
+    "imagenet_c/fog/3".
     """
-    chains = {other.chain: other for other in names}  # the last stays
-    return name.chain is not None and chains[name.chain] != name
+    return f"{name}/".startswith(f"{wanted}/")
 
 
-def by_severity(
-    names: Iterable[TestSetName], suite: str, corruption: Optional[str] = None
-) -> list[TestSetName]:
-    """Those of `names` that are a suite's corrupted sets, or one corruption's, the
-    mildest first.
-    """
+def is_passed(name: str, names: Iterable[str]) -> bool:
+    """Whether a later attack of the same chain is among `names`, whose score says all."""
+    last = {parse_name(other).chain: other for other in names}
+    chain = parse_name(name).chain
+    return chain is not None and last[chain] != name
+
+
+def by_severity(names: Iterable[str], suite: str, corruption: Optional[str] = None) -> list[str]:
+    """Returns a suite's corrupted sets, or one corruption's, the mildest first."""
+    parts = {name: parse_name(name) for name in names}
     chosen = [
         name
-        for name in names
-        if name.is_corrupted and name.suite == suite and corruption in (None, name.corruption)
+        for name, own in parts.items()
+        if own.corruption is not None
+        and own.suite == suite
+        and corruption in (None, own.corruption)
     ]
-    return sorted(chosen, key=lambda name: name.severity)
+    return sorted(chosen, key=lambda name: parts[name].severity)

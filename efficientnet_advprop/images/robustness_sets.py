@@ -8,7 +8,7 @@ robustness_sets.json says whose they are.
 import functools
 import json
 import pathlib
-from typing import Any, Mapping
+from typing import Any, Mapping, Optional, Sequence
 
 from efficientnet_advprop.data import corruptions
 
@@ -45,6 +45,13 @@ def objectnet_classes() -> Mapping[int, tuple[int, ...]]:
     for label, category in _read()["objectnet"]["category_of_class"].items():
         classes.setdefault(category, []).append(int(label))
     return {category: tuple(sorted(classes[category])) for category in sorted(classes)}
+
+
+def parameters_of(suite: str, corruption: Optional[str]) -> Optional[Sequence[float]]:
+    """Returns the parameter of a corruption at each severity, where its authors name
+    folders by it (ImageNet-C-bar).
+    """
+    return _read().get(suite, {}).get("severities_of_corruption", {}).get(corruption)
 
 
 @functools.cache

@@ -1,10 +1,8 @@
-"""What a network says about image files: the most probable classes.
+"""The most probable classes of image files.
 
-Usage:
-
-    images = find_images(["photos/", "*.png"])
-    for prediction in predict(network.model, images, image_size=300, crop="released"):
-        prediction.path, prediction.classes, prediction.probabilities  # or prediction.problem
+images = find_images(["photos/", "*.png"])
+for prediction in predict(network.model, images, image_size=300, crop="released"):
+    prediction.path, prediction.classes, prediction.probabilities  # or prediction.problem
 """
 
 import dataclasses
@@ -25,13 +23,9 @@ from tpu_utils.errors import brief_message
 _BATCH_SIZE = 16
 
 
-class PredictionError(UsageError, ValueError):
-    """Images that are not there; the message says which."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Of one file: the top classes, the most probable first, or why there are none."""
+    """The top classes of one file, the most probable first, or why there are none."""
 
     path: str
     classes: Sequence[int] = ()
@@ -40,14 +34,12 @@ class Prediction:
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
-    """The files that `arguments` (files, folders, patterns; local or remote) stand for,
-    in order.
+    """Lists the image files of `arguments`: files, folders, patterns; local or remote.
 
-    Hidden files in a folder, or that a pattern fits, do not count. Where the folder of
-    a pattern exists by that very name, brackets and the like in it are its name.
+    Hidden files in a folder, or that a pattern fits, do not count.
 
     Raises:
-        PredictionError: an argument stands for none.
+        UsageError: an argument stands for none.
         DataError: a folder holds an image whose name is no text in UTF-8.
     """
     paths = []
@@ -58,12 +50,12 @@ def find_images(arguments: Sequence[str]) -> list[str]:
             found = [argument]
         else:
             folder, name = os.path.split(argument)
-            if tf.io.gfile.isdir(folder):
+            if tf.io.gfile.isdir(folder):  # brackets and the like in it are then its name
                 folder = glob.escape(folder)
             matches = sorted(tf.io.gfile.glob(os.path.join(folder, name)))
             found = [path for path in matches if is_hidden(name) or not is_hidden(path)]
         if not found:
-            raise PredictionError(
+            raise UsageError(
                 f"{argument!r} is no image, no folder with images ({', '.join(IMAGE_SUFFIXES)}) "
                 "and no pattern of any."
             )
@@ -79,16 +71,14 @@ def predict(
     crop: str = "released",
     num_top: int = 5,
 ) -> Iterator[Prediction]:
-    """Classifies files one after the other; those that cannot be read have a `problem`
-    instead.
+    """Classifies image files; those that cannot be read have a `problem` instead.
 
     Args:
-        model: an `EfficientNet`.
+        model: from pixels to logits.
         paths: of JPEG, PNG, GIF, BMP or WebP files.
         image_size, crop: see `preprocessing.preprocess_for_eval`.
         num_top: how many classes, at most.
     """
-
     images_spec = tf.TensorSpec([None, image_size, image_size, 3])
 
     @tf.function(input_signature=[images_spec], autograph=False)

@@ -26,7 +26,7 @@ _NORMALIZATIONS = {(0.0, 255.0): "none", (0.0, 1.0): "unit", (-1.0, 1.0): "advpr
 def load(
     path: str, image_size: Optional[int], normalization: Optional[str]
 ) -> tuple[KerasNetwork, str]:
-    """The model as a network, and a line for people.
+    """Loads a model as a network, with a line for people that describes it.
 
     Args:
         path: of a .keras file.
@@ -36,7 +36,7 @@ def load(
 
     Raises:
         CheckpointError: the file is not there, or Keras cannot load it.
-        ClassifierError: the model does not turn images into logits or probabilities.
+        ModelError: the model does not turn images into logits or probabilities.
         ConfigError: an argument does not fit the model.
     """
     if not tf.io.gfile.exists(path):

@@ -90,13 +90,14 @@ def restore_network(
     cache_dir: Optional[str] = None,
     branch: Branch = "main",
     labels_map_file: Optional[str] = None,
+    which: str = "best",
 ) -> RestoredNetwork:
     """Builds the network that a file holds, and loads it.
 
     Args:
         checkpoint: in the released format, see `checkpoint_sources.find_checkpoint`; or
             a Keras file, see `keras_files`.
-        model_dir: of a training run of ours, instead; its best checkpoint is taken.
+        model_dir: of a training run of ours, instead.
         kind: of a released checkpoint, a key of `KINDS`; None: as its official name, its
             settings file or its network says, and an error where nothing does.
         normalization, image_size, crop: None: what the kind and the variant (or the
@@ -109,6 +110,7 @@ def restore_network(
             file too.
         labels_map_file: the names of the classes; None: those in `labels_map.txt` of
             the run, or beside the checkpoint.
+        which: checkpoint of a run: "best" (validation accuracy) or "last".
 
     Raises:
         UsageError: the labels map cannot be read, or names more or fewer classes.
@@ -126,15 +128,17 @@ def restore_network(
     try:
         branch = parse_branch(branch)
     except ValueError as error:
-        raise ConfigError(str(error).replace("`branch`", "`--branch`", 1)) from error
+        raise ConfigError(str(error)) from error
     if model_dir:
         if kind or normalization:
             raise ConfigError(
                 "`--kind` and `--normalization` go with `--checkpoint`; a run's directory knows its"
                 " own."
             )
-        network = _restore_run(model_dir, image_size, crop, branch)
+        network = _restore_run(model_dir, which, image_size, crop, branch)
         return _with_class_names(network, labels_map_file, model_dir)
+    if which != "best":
+        raise ConfigError(f"`--which` is {which!r}, but goes with `--model_dir`; leave it out.")
     if checkpoint.endswith(keras_files.SUFFIX):
         if kind:
             raise ConfigError(
@@ -266,11 +270,11 @@ def _with_class_names(
 
 
 def _restore_run(
-    model_dir: str, image_size: Optional[int], crop: Optional[str], branch: Branch
+    model_dir: str, which: str, image_size: Optional[int], crop: Optional[str], branch: Branch
 ) -> RestoredNetwork:
     config = checkpoints.read_config(model_dir)
     model = checkpoints.load_averaged_model(
-        model_dir, aux_branches=None if num_aux_branches(branch) else 0
+        model_dir, which=which, aux_branches=None if num_aux_branches(branch) else 0
     )
     if num_aux_branches(branch) > model.aux_branches:
         raise ConfigError(
@@ -294,7 +298,9 @@ def _restore_run(
         description="",
     )
     return _describe(
-        network, f"{model_dir}: {model.name}, best checkpoint", f"{config.training.method} training"
+        network,
+        f"{model_dir}: {model.name}, {which} checkpoint",
+        f"{config.training.method} training",
     )
 
 

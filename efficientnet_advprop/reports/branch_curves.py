@@ -11,7 +11,7 @@ from typing import Mapping, Optional, Sequence
 
 from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.evaluation.results import Results
-from efficientnet_advprop.evaluation.test_set_name import CLEAN_SUITES, is_passed
+from efficientnet_advprop.evaluation.test_set_name import CLEAN_SUITES, is_passed, parse_name
 from efficientnet_advprop.reports.comparison import Measured
 from efficientnet_advprop.runtime.branches import MAIN, Branch, BranchMixture, parse_branch
 
@@ -87,6 +87,6 @@ def _shown_test_sets(results: Results) -> list[str]:
         name
         for name in names
         if name in CLEAN_SUITES
-        or name.epsilon is not None
-        or (name.chain is not None and not is_passed(name, names))
+        or parse_name(name).epsilon is not None
+        or (parse_name(name).chain is not None and not is_passed(name, names))
     ]

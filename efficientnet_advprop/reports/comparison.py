@@ -27,7 +27,7 @@ import numpy as np
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.metrics import CorruptionErrors
 from efficientnet_advprop.evaluation.results import Conditions, Results, predictions_path
-from efficientnet_advprop.evaluation.test_set_name import by_severity, is_passed
+from efficientnet_advprop.evaluation.test_set_name import by_severity, is_passed, parse_name
 from efficientnet_advprop.images.robustness_sets import corruptions_of
 from efficientnet_advprop.reports import significance
 from efficientnet_advprop.reports.published_results import ALEXNET_ERRORS
@@ -36,7 +36,7 @@ from efficientnet_advprop.runtime.errors import UserError
 # Two measurements are compared only if these conditions agree, because they define the
 # task. The other conditions (resolution, crop, branch, …) belong to the models that are
 # compared.
-_SAME_TASK = ("num_kept_classes", "made_from", "attack")
+_SAME_TASK = ("class_subset_size", "clean_suite", "attack")
 
 
 class ComparisonError(UserError, ValueError):
@@ -300,7 +300,7 @@ def _common_suites(first: Measured, second: Measured) -> list[tuple[str, str]]:
     single = [
         (name, "top-1")
         for name in first.results.test_sets
-        if not name.is_corrupted
+        if parse_name(name).corruption is None
         and name in second.results.test_sets
         and not is_passed(name, first.results.test_sets)
     ]

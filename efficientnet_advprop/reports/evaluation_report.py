@@ -21,7 +21,12 @@ from typing import Any, Mapping, Optional, Sequence
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.cue_conflict import Decisions
 from efficientnet_advprop.evaluation.metrics import Score, corruption_errors
-from efficientnet_advprop.evaluation.test_set_name import CLEAN_SUITES, TestSetName, by_severity
+from efficientnet_advprop.evaluation.test_set_name import (
+    CLEAN_SUITES,
+    by_severity,
+    parse_name,
+    row_of,
+)
 from efficientnet_advprop.reports import charts, report_rows
 from efficientnet_advprop.reports.branch_curves import BranchCurve, branch_curves
 from efficientnet_advprop.reports.comparison import (
@@ -444,7 +449,7 @@ def _corruption_charts(report: Report, table: Mapping[str, _Corruption]) -> dict
 
 def _scores_by_severity(measured: Measured, suite: str, corruption: str) -> dict[int, Score]:
     names = by_severity(measured.results.test_sets, suite, corruption)
-    return {name.severity: measured.results.test_sets[name].score for name in names}
+    return {parse_name(name).severity: measured.results.test_sets[name].score for name in names}
 
 
 def _score_curve(report: Report, model: str, scores: Mapping[int, Score]) -> charts.Curve:
@@ -461,12 +466,13 @@ def _attack_chart(report: Report) -> Optional[str]:
     all_epsilons = set()
     for measured in report.comparison.measured:
         results = measured.results.test_sets
-        epsilons = sorted(measured.results.epsilons())
+        attacked = {parse_name(name).epsilon: name for name in results}
+        epsilons = sorted(attacked.keys() - {None})
         if not epsilons:
             continue
         clean = next((name for name in CLEAN_SUITES if name in results), None)
         by_epsilon = ({0.0: results[clean].score} if clean else {}) | {
-            e: results[TestSetName.attacked(e)].score for e in epsilons
+            e: results[attacked[e]].score for e in epsilons
         }
         curves.append(_score_curve(report, measured.name, by_epsilon))
         all_epsilons.update(by_epsilon)
@@ -540,7 +546,7 @@ def _reliability_charts(report: Report) -> list[dict]:
         for name, result in measured.results.test_sets.items():
             if result.conditions.attack is not None:
                 continue
-            suite = name.whole
+            suite = row_of(name)
             summed[suite] = (
                 summed[suite] + result.calibration if suite in summed else result.calibration
             )

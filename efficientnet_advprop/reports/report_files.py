@@ -12,16 +12,16 @@ import os
 from typing import Optional, Sequence
 
 from efficientnet_advprop.data import builtin_datasets
-from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.evaluation.suites import imagenet_suites
 from efficientnet_advprop.evaluation.suites.registry import open_suites
-from efficientnet_advprop.evaluation.suites.test_sets import SuiteError, SuiteSettings
-from efficientnet_advprop.evaluation.test_set_name import TestSetName
+from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
+from efficientnet_advprop.evaluation.test_set_name import parse_name
 from efficientnet_advprop.images.class_numbers import imagenet_ids
 from efficientnet_advprop.reports import evaluation_report
 from efficientnet_advprop.reports.comparison import Comparison, compare, read_measured
 from efficientnet_advprop.reports.disagreements import OpenImages
 from efficientnet_advprop.reports.evaluation_report import Report
+from efficientnet_advprop.runtime.errors import UserError
 from efficientnet_advprop.runtime.files import write_atomically
 
 HTML_FILE = "report.html"
@@ -103,13 +103,13 @@ def images_below(data_dir: Optional[str]) -> OpenImages:
     """
 
     def open_images(test_set):
-        builtin = builtin_datasets.of_suite(TestSetName(test_set).suite)
+        builtin = builtin_datasets.of_suite(parse_name(test_set).suite)
         num_classes = builtin.num_classes if builtin else imagenet_suites.NUM_CLASSES
         settings = SuiteSettings(data_dir, num_classes, image_size=1, allow_incomplete=True)
         try:
             found = open_suites(["imagenet" if test_set.startswith("pgd/") else test_set], settings)
             return found[0].find_images()
-        except (SuiteError, DataError, ValueError):
+        except (UserError, ValueError):
             return None
 
     return open_images if data_dir else lambda test_set: None

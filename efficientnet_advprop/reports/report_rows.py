@@ -16,7 +16,7 @@ import re
 import statistics
 from typing import Mapping, Optional, Sequence
 
-from efficientnet_advprop.attacks.autoattack import VERSIONS
+from efficientnet_advprop.config.tables import AUTOATTACK_VERSIONS as VERSIONS
 from efficientnet_advprop.evaluation import metrics
 from efficientnet_advprop.evaluation.cue_conflict import Decisions, count_decisions, total
 from efficientnet_advprop.evaluation.results import (
@@ -25,7 +25,13 @@ from efficientnet_advprop.evaluation.results import (
     describe_attack,
     describe_feeding,
 )
-from efficientnet_advprop.evaluation.test_set_name import CLEAN, TestSetName, by_severity, is_passed
+from efficientnet_advprop.evaluation.test_set_name import (
+    CLEAN,
+    by_severity,
+    is_passed,
+    parse_name,
+    row_of,
+)
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED
 from efficientnet_advprop.reports import effective_robustness, significance
 from efficientnet_advprop.reports.comparison import Comparison, Measured, is_fixed_yardstick
@@ -126,7 +132,7 @@ def title(suite: str) -> str:
     """The title of a test set or suite: "imagenet_v2/topimages" → "ImageNet-V2,
     topimages".
     """
-    name = TestSetName(suite)
+    name = parse_name(suite)
     stage = _STAGE.fullmatch(name.variant)
     if stage is not None:
         norm, epsilon, attack = stage.groups()
@@ -134,7 +140,7 @@ def title(suite: str) -> str:
         which = _STAGE_TITLES[attack] if attack else "all attacks together"
         return f"{of}, {_NORM_TITLES[norm]} ε = {epsilon}, {which}"
     if name.epsilon is not None:
-        return f"{_TITLES[name.suite]}, ε = {name.variant}"
+        return f"{_TITLES.get(name.suite, name.suite)}, ε = {name.variant}"
     variant = name.variant.replace("_", " ")
     return ", ".join(filter(None, (_TITLES.get(name.suite, name.suite), variant)))
 
@@ -142,8 +148,8 @@ def title(suite: str) -> str:
 def describe_conditions(conditions: Conditions) -> str:
     """Resolution, crop, and all conditions that differ from the usual ones, in words."""
     parts = [describe_feeding(conditions.image_size, conditions.crop)]
-    if conditions.num_kept_classes is not None:
-        parts.append(f"{conditions.num_kept_classes} classes kept")
+    if conditions.class_subset_size is not None:
+        parts.append(f"{conditions.class_subset_size} classes kept")
     if conditions.num_categories is not None:
         parts.append(f"classes gathered into {conditions.num_categories} categories")
     if conditions.attack is not None:
@@ -155,7 +161,7 @@ def describe_conditions(conditions: Conditions) -> str:
 
 def list_measures(comparison: Comparison, measured: Measured) -> list[Measure]:
     """All measured values of one model, in the order in which they were measured."""
-    suites = dict.fromkeys(name.whole for name in measured.results.test_sets)
+    suites = dict.fromkeys(row_of(name) for name in measured.results.test_sets)
     measures = []
     for suite in suites:
         if suite not in measured.results.test_sets:
@@ -163,19 +169,20 @@ def list_measures(comparison: Comparison, measured: Measured) -> list[Measure]:
             continue
         measures.append(_measure_top1(measured, suite))
         for derive in (_measure_together, _measure_shape_bias, _measure_effective_robustness):
-            derived = derive(measured, TestSetName(suite))
+            derived = derive(measured, suite)
             measures += [] if derived is None else [derived]
     return measures
 
 
-def _measure_together(measured: Measured, test_set: TestSetName) -> Optional[Measure]:
+def _measure_together(measured: Measured, test_set: str) -> Optional[Measure]:
     """What a whole chain of attacks leaves right, at its last one; with the doubts of
     all of them.
     """
     results = measured.results.test_sets
-    chain = [name for name in results if name.chain == test_set.chain]
+    own_chain = parse_name(test_set).chain
+    chain = [name for name in results if parse_name(name).chain == own_chain]
     attacks = tuple(name.rpartition("/")[2] for name in chain if not name.endswith(f"/{CLEAN}"))
-    if test_set.chain is None or is_passed(test_set, results) or attacks not in VERSIONS.values():
+    if own_chain is None or is_passed(test_set, results) or attacks not in VERSIONS.values():
         return None
     (version,) = (version for version, held in VERSIONS.items() if held == attacks)
     last = _measure_top1(measured, test_set)
@@ -183,7 +190,7 @@ def _measure_together(measured: Measured, test_set: TestSetName) -> Optional[Mea
     conditions = results[test_set].conditions
     return dataclasses.replace(
         last,
-        suite=test_set.chain,
+        suite=own_chain,
         feeding=(
             f"{describe_feeding(conditions.image_size, conditions.crop)}; AutoAttack {version}; "
             f"{conditions.branch} batch norms"
@@ -192,7 +199,7 @@ def _measure_together(measured: Measured, test_set: TestSetName) -> Optional[Mea
     )
 
 
-def _measure_shape_bias(measured: Measured, test_set: TestSetName) -> Optional[Measure]:
+def _measure_shape_bias(measured: Measured, test_set: str) -> Optional[Measure]:
     """shape / (shape + texture) of cue conflict, over the images decided either way."""
     decisions = shape_decisions(measured) if test_set == "cue_conflict" else None
     if decisions is None:
@@ -219,7 +226,7 @@ def shape_decisions(measured: Measured) -> Optional[dict[str, Decisions]]:
     return None if predictions is None else count_decisions(predictions)
 
 
-def _measure_effective_robustness(measured: Measured, test_set: TestSetName) -> Optional[Measure]:
+def _measure_effective_robustness(measured: Measured, test_set: str) -> Optional[Measure]:
     """The accuracy above the expected one; its interval is that of the accuracy alone."""
     expected = effective_robustness.expected_accuracy(measured.results, test_set)
     if expected is None:
@@ -239,9 +246,11 @@ def _measure_effective_robustness(measured: Measured, test_set: TestSetName) -> 
 
 
 def _remarks(result: TestSetResult) -> list[str]:
-    remarks = [*result.shortfalls, *result.doubts]
-    if result.conditions.made_from is not None:
-        remarks.append(f"corrupted here from {result.conditions.made_from}, not the official files")
+    remarks = [*result.shortfalls, *result.warnings]
+    if result.conditions.clean_suite is not None:
+        remarks.append(
+            f"corrupted here from {result.conditions.clean_suite}, not the official files"
+        )
     return remarks
 
 
@@ -303,7 +312,9 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
     results = measured.results
     baseline = comparison.yardstick(suite)
     sets = {name: results.test_sets[name] for name in by_severity(results.test_sets, suite)}
-    remarks = _problems_of_sets({name.variant: result.shortfalls for name, result in sets.items()})
+    remarks = _problems_of_sets(
+        {parse_name(name).variant: result.shortfalls for name, result in sets.items()}
+    )
     remarks += dict.fromkeys(
         remark
         for result in sets.values()

@@ -5,11 +5,13 @@ is touched: the config and the flags stand on this module and start without it.
 """
 
 import functools
+import json
+import math
 import os
 import re
 import tempfile
 import uuid
-from typing import Sequence
+from typing import Any, Optional, Sequence
 
 
 def is_remote(path: str) -> bool:
@@ -37,6 +39,22 @@ def read_text(path: str) -> str:
 
     with tf.io.gfile.GFile(path) as file:
         return file.read()
+
+
+def to_json(value: Any, *, indent: Optional[int] = 1) -> str:
+    """Returns JSON of the standard, in which NaN and the infinities become null."""
+    # `json` writes them as NaN and Infinity, which only Python reads.
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
 
 
 def temporary_path(path: str) -> str:

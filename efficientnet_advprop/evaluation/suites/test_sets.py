@@ -1,68 +1,77 @@
-"""A test set: images, how they are fed, what attacks them; and what all suites of them
-share.
+"""A test set: images, how they are fed, and what attacks them; and the conditions under
+which any clean test set can be evaluated.
 
-Usage:
-
-    test_set = TestSet(
-        "imagenet_a", "/data/imagenet-a", find_images,
-        image_size=300, crop="released", expected_num_images=7500,
-    )
+    test_set = TestSet("imagenet_a", "/data/imagenet-a", find_images, image_size=300, crop="none")
     test_set.find_images().num_images
+    attacked = with_attack(test_set, PGD(…), num_restarts=1, seed=0)
 """
 
 import dataclasses
-from typing import Any, Callable, Mapping, Optional, Sequence
+import itertools
+from typing import Callable, Optional, Sequence
 
 from efficientnet_advprop.attacks import PGD, Attack, AutoAttack, Square
-from efficientnet_advprop.evaluation.results import Conditions, describe_feeding
-from efficientnet_advprop.evaluation.test_set_name import CLEAN, TestSetName
+from efficientnet_advprop.attacks.search import Search
+from efficientnet_advprop.config import suites
+from efficientnet_advprop.data import corruptions
+from efficientnet_advprop.evaluation.results import Conditions
+from efficientnet_advprop.evaluation.test_set_name import (
+    CLEAN,
+    SQUARE_ALONE,
+    attacked_name,
+    corrupted_name,
+)
+from efficientnet_advprop.images import corrupted_images
 from efficientnet_advprop.images.labeled_images import LabeledImages
-from efficientnet_advprop.runtime.errors import UsageError
-
-STORED_SIZE = 224  # pixels: of the images of ImageNet-C and Stylized-ImageNet
-
-
-class SuiteError(UsageError, ValueError):
-    """A suite that there is not, or that does not go with the model or the settings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SuiteSettings:
-    """What all suites share: where the data are, and how the network wants its images.
+    """What all suites share: where the data are, and how the network takes its images.
 
     Args:
         data_dir: see docs/evaluation.md for what lies where below it.
         num_classes: of the network, without a background class.
         image_size, crop: of the network's own pre-processing; see
             `preprocessing.preprocess_for_eval`.
-        stored_size: pixels at which images stored at 224 are fed: 224 is as they are;
-            another number resizes them whole.
-        attack, num_restarts: of the suite pgd.
-        autoattack: of the suite autoattack; its number of classes is the network's.
+        stored_size: pixels at which images stored at 224 are fed, uncropped.
+        attack, num_restarts: of PGD suites.
+        autoattack: of AutoAttack suites; its number of classes is the network's.
         max_images: evaluate only this many images of each test set, evenly spaced;
             None: all.
-        seed: of what is random: attacks, corruptions made here.
-        allow_incomplete: score what there is of a data set that is not whole.
-        class_names: of the network, by label; None: not known.
+        seed: of attacks and of corruptions made here.
+        allow_incomplete: score incomplete data.
+        class_names: of the network, by label; None: unknown.
     """
 
     data_dir: Optional[str]
     num_classes: int
     image_size: int
     crop: str = "released"
-    stored_size: int = STORED_SIZE
-    attack: PGD = PGD(4.0, 1.0, 10, targeted=False, random_start=1.0)
+    stored_size: int = suites.STORED_SIZE
+    attack: PGD = PGD(
+        suites.PGD_EPSILON,
+        suites.PGD_STEP_SIZE,
+        suites.PGD_STEPS,
+        targeted=False,
+        random_start=1.0,
+    )
     num_restarts: int = 1
-    autoattack: AutoAttack = AutoAttack(4.0)
+    autoattack: AutoAttack = AutoAttack(suites.AUTOATTACK_EPSILON)
     max_images: Optional[int] = None
     seed: int = 0
     allow_incomplete: bool = False
     class_names: Optional[Sequence[str]] = None
 
+    def own_fields(self, **fields) -> dict:
+        """Returns the fields of a test set that the network's pre-processing decides."""
+        own = dict(image_size=self.image_size, crop=self.crop, max_images=self.max_images)
+        return {**own, **fields}
+
 
 @dataclasses.dataclass(frozen=True)
 class TestSet:
-    """Images, how they are fed, and what attacks them.
+    """Images and the conditions under which they are evaluated.
 
     Args:
         name: as in `Results.test_sets`.
@@ -70,76 +79,72 @@ class TestSet:
         find_images: lists them anew.
         image_size, crop: see `preprocessing.preprocess_for_eval`.
         expected_num_images: how many there must be; None: any number.
-        kept_classes: see `evaluator.judge`.
-        change: see `labeled_images.make_dataset`.
-        made_from: with `change`, the suite of the clean images.
-        attack, num_restarts: white-box, on the model that is tested; None for the
-            images as they are.
-        max_images: see `SuiteSettings`.
-        after: another test set of the same images: only those that were right there are
-            looked at, what was said of the others stands.
-        checks_network: the attack is the first one, and the network is to be checked
-            before it.
-        categories: see `evaluator.category_logits`; labels are then numbers of
-            categories.
-        right_answers: image id → all classes that count as right; None: the label
+        class_subset: see `evaluator.score`.
+        categories: see `evaluator.category_logits`.
+        label_variants: image id → all classes that count as right; None: the label
             alone.
-        answers_digest: see `Conditions`.
+        label_variants_digest: see `Conditions`.
+        change: see `labeled_images.make_dataset`.
+        clean_suite: with `change`, the suite of the clean images.
+        attack, num_restarts: white-box, on the evaluated model; None: none.
+        after: another test set of the same images: only images still classified
+            correctly there are evaluated; other predictions are copied.
+        max_images: see `SuiteSettings`.
         seed: of the attack or of `change`; 0 where nothing is random.
     """
 
     __test__ = False  # not a test of pytest's
 
-    name: TestSetName
+    name: str
     source: str
     find_images: Callable[[], LabeledImages]
     image_size: int
     crop: str
     expected_num_images: Optional[int] = None
-    kept_classes: Optional[tuple[int, ...]] = None
+    class_subset: Optional[tuple[int, ...]] = None
+    categories: Optional[tuple[tuple[int, ...], ...]] = None
+    label_variants: Optional[Callable[[str], Sequence[int]]] = None
+    label_variants_digest: Optional[str] = None
     change: Optional[Callable] = None
-    made_from: Optional[str] = None
+    clean_suite: Optional[str] = None
     attack: Optional[Attack] = None
     num_restarts: int = 1
-    max_images: Optional[int] = None
     after: Optional[str] = None
-    checks_network: bool = False
-    categories: Optional[tuple[tuple[int, ...], ...]] = None
-    right_answers: Optional[Callable[[str], Sequence[int]]] = None
-    answers_digest: Optional[str] = None
+    max_images: Optional[int] = None
     seed: int = 0
 
-    def __post_init__(self):
-        object.__setattr__(self, "name", TestSetName(self.name))
+    @property
+    def checks_network(self) -> bool:
+        """Whether its attack is the first one of a chain, which checks the network before."""
+        is_first = self.after is None or self.after.endswith(f"/{CLEAN}")
+        return isinstance(self.attack, Search) and is_first
 
-    def num_drawn(self, num_images: int) -> int:
-        """How many of its images are looked at."""
+    def num_sampled(self, num_images: int) -> int:
+        """Returns how many of its images are evaluated."""
         return num_images if self.max_images is None else min(num_images, self.max_images)
 
     def conditions(self, data_digest: str, num_images: int, branch: str) -> Conditions:
-        """What its score depends on."""
+        """Returns what its score depends on."""
+        num_sampled = self.num_sampled(num_images)
         return Conditions(
             data_digest=data_digest,
             image_size=self.image_size,
             crop=self.crop,
             branch=branch,
-            num_kept_classes=None if self.kept_classes is None else len(self.kept_classes),
-            made_from=self.made_from,
-            num_drawn=(
-                self.num_drawn(num_images) if self.num_drawn(num_images) < num_images else None
-            ),
-            attack=None if self.attack is None else self._attack_conditions(),
+            class_subset_size=None if self.class_subset is None else len(self.class_subset),
+            clean_suite=self.clean_suite,
+            num_sampled=num_sampled if num_sampled < num_images else None,
+            attack=None
+            if self.attack is None
+            else {"num_restarts": self.num_restarts, **self.attack.settings()},
             seed=self.seed,
             num_categories=None if self.categories is None else len(self.categories),
-            answers_digest=self.answers_digest,
+            label_variants_digest=self.label_variants_digest,
         )
 
-    def _attack_conditions(self) -> Mapping[str, Any]:
-        return {"num_restarts": self.num_restarts, **self.attack.settings()}
-
     def problems(self, num_images: int) -> list[str]:
-        """What keeps a score over so many images from being that of the data set."""
-        if self.expected_num_images is None or num_images == self.expected_num_images:
+        """Returns what keeps a score over so many images from being that of the data set."""
+        if self.expected_num_images in (None, num_images):
             return []
         kind = "lacks" if num_images < self.expected_num_images else "has too many:"
         difference = abs(self.expected_num_images - num_images)
@@ -148,77 +153,71 @@ class TestSet:
             f" {self.expected_num_images:,}"
         ]
 
-    def describe_feeding(self) -> str:
-        """At which resolution its images are fed, in words."""
-        return describe_feeding(self.image_size, self.crop)
+
+def corrupted_here(clean: TestSet, suite: str, image_size: int, seed: int) -> list[TestSet]:
+    """Returns ImageNet-C's corruptions of clean images, made by its generator's recipe."""
+    test_sets = []
+    for corruption, severity in itertools.product(corruptions.CORRUPTIONS, corruptions.SEVERITIES):
+        corrupt = corrupted_images.corrupter(corruption, severity, seed)
+        test_set = dataclasses.replace(
+            clean,
+            name=corrupted_name(suite, corruption, severity),
+            change=_one_after_the_other(clean.change, corrupt),
+            image_size=image_size,
+            crop="none",
+            clean_suite=clean.name,
+            seed=seed,
+        )
+        test_sets.append(test_set)
+    return test_sets
 
 
-def common(settings: SuiteSettings, **fields) -> dict:
-    """The fields of a test set that the network's own pre-processing and the settings
-    decide.
-    """
-    return {
-        "image_size": settings.image_size,
-        "crop": settings.crop,
-        "max_images": settings.max_images,
-        **fields,
-    }
+def _one_after_the_other(first: Optional[Callable], second: Callable) -> Callable:
+    if first is None:
+        return second
+    return lambda encoded, position: second(first(encoded, position), position)
 
 
-def with_attack(test_set: TestSet, settings: SuiteSettings) -> TestSet:
-    """The same images under the settings' attack."""
+def with_attack(
+    clean: TestSet, attack: PGD, *, num_restarts: int = 1, seed: int = 0, suite: str = "pgd"
+) -> TestSet:
+    """Returns the same images under a white-box PGD attack."""
     return dataclasses.replace(
-        test_set,
-        name=TestSetName.attacked(settings.attack.epsilon),
-        attack=settings.attack,
-        num_restarts=settings.num_restarts,
-        seed=settings.seed,
+        clean,
+        name=attacked_name(attack.epsilon, suite),
+        attack=attack,
+        num_restarts=num_restarts,
+        seed=seed,
     )
 
 
 def attack_stages(
     clean: TestSet, suite: str, autoattack: AutoAttack, seed: int, *, with_clean: bool = False
 ) -> list[TestSet]:
-    """The attacks of `autoattack` in a chain, each on what withstood those before.
-
-    Args:
-        clean: the images.
-        suite: what the stages' names begin with.
-        with_clean: begin with the images as they are.
+    """Returns the attacks of `autoattack` in a chain, each on the images that those before
+    have left right; `with_clean` begins with the images without attack.
     """
+    chain = f"{suite}/{autoattack.norm}_{autoattack.epsilon:g}"
     stages, after = [], None
     if with_clean:
-        name = TestSetName.stage(suite, autoattack.norm, autoattack.epsilon, CLEAN)
-        stages.append(dataclasses.replace(clean, name=name))
-        after = name
-    for number, (attack_name, attack) in enumerate(autoattack.attacks().items()):
-        name = TestSetName.stage(suite, autoattack.norm, autoattack.epsilon, attack_name)
-        stages.append(
-            dataclasses.replace(
-                clean,
-                name=name,
-                attack=attack,
-                after=after,
-                checks_network=number == 0,
-                seed=seed,
-            )
+        after = f"{chain}/{CLEAN}"
+        stages.append(dataclasses.replace(clean, name=after))
+    for attack_name, attack in autoattack.attacks().items():
+        stage = dataclasses.replace(
+            clean, name=f"{chain}/{attack_name}", attack=attack, after=after, seed=seed
         )
-        after = name
+        stages.append(stage)
+        after = stage.name
     return stages
 
 
-def square_alone(clean: TestSet, autoattack: AutoAttack, seed: int) -> TestSet:
-    """Square on all images, which needs no gradient of the network."""
-    norm, epsilon = autoattack.norm, autoattack.epsilon
-    return dataclasses.replace(
-        clean,
-        name=TestSetName.stage("autoattack", norm, epsilon, "square_alone"),
-        attack=Square(
-            epsilon=epsilon,
-            norm=norm,
-            num_queries=autoattack.num_queries,
-            num_classes=autoattack.num_classes,
-        ),
-        checks_network=True,
-        seed=seed,
+def square_alone(clean: TestSet, suite: str, autoattack: AutoAttack, seed: int) -> TestSet:
+    """Returns all images under Square, which needs no gradient of the network."""
+    square = Square(
+        epsilon=autoattack.epsilon,
+        norm=autoattack.norm,
+        num_queries=autoattack.num_queries,
+        num_classes=autoattack.num_classes,
     )
+    name = f"{suite}/{autoattack.norm}_{autoattack.epsilon:g}/{SQUARE_ALONE}"
+    return dataclasses.replace(clean, name=name, attack=square, seed=seed)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD, AttackError, UniformNoise
 from efficientnet_advprop.attacks.labels import check_classes, check_labels
 from efficientnet_advprop.attacks.pgd import cross_entropy, draw_wrong_labels
-from efficientnet_advprop.evaluation.evaluator import Evaluator, judge
+from efficientnet_advprop.evaluation.evaluator import Evaluator, score
 from efficientnet_advprop.training import losses
 from tests.efficientnet_advprop.attacks.test_pgd import batch, linear
 
@@ -97,7 +97,7 @@ def test_what_fits_neither_is_refused_in_words(labels, said):
     with pytest.raises(AttackError, match=f"(?s)`labels` .*{said}"):
         losses.cross_entropy(labels, LOGITS, 0.1)
     with pytest.raises(AttackError, match="`labels` "):
-        judge(tf.constant(LOGITS), labels)
+        score(tf.constant(LOGITS), labels)
 
 
 def test_labels_whose_shape_is_not_known_when_tracing():

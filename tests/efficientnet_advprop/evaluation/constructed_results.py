@@ -15,7 +15,7 @@ from efficientnet_advprop.evaluation.results import (
     TestSetResult,
     predictions_path,
 )
-from efficientnet_advprop.evaluation.test_set_name import TestSetName
+from efficientnet_advprop.evaluation.test_set_name import corrupted_name
 
 NUM_CLASSES = 20
 
@@ -78,7 +78,7 @@ def write_results(
         names = {name: accuracy}
         if name in suites:
             names = {
-                TestSetName.corrupted(name, c, s): accuracy - corruption_cost * s
+                corrupted_name(name, c, s): accuracy - corruption_cost * s
                 for c in CORRUPTIONS
                 for s in SEVERITIES
             }

@@ -9,20 +9,19 @@ from PIL import Image
 
 from efficientnet_advprop.attacks import PGD, AttackError, AutoAttack
 from efficientnet_advprop.evaluation import evaluation_run
-from efficientnet_advprop.evaluation.classifiers import ClassifierError, as_classifier
+from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.results import Results, predictions_path
 from efficientnet_advprop.evaluation.suites.test_sets import (
-    SuiteSettings,
     TestSet,
     attack_stages,
     square_alone,
     with_attack,
 )
-from efficientnet_advprop.evaluation.test_set_name import TestSetName
 from efficientnet_advprop.images.labeled_images import FileImages
 from efficientnet_advprop.reports.comparison import compare, read_measured
 from efficientnet_advprop.reports.report_rows import list_measures
+from efficientnet_advprop.runtime.errors import UsageError
 from tests.efficientnet_advprop.attacks.linear_network import (
     WEIGHTS,
     batch,
@@ -93,14 +92,13 @@ def test_stage_by_stage(measured):
     np.testing.assert_array_equal(before.losses[is_done], after.losses[is_done])
     conditions = results.test_sets[NAMES[1]].conditions
     assert conditions.attack["name"] == "APGD" and conditions.attack["epsilon"] == EPSILON
-    assert not any(result.doubts for result in results.test_sets.values())
+    assert not any(result.warnings for result in results.test_sets.values())
 
 
 @pytest.mark.parametrize("black_and_white", [(0.0, 255.0), (0.0, 250.0)])
 def test_what_pgd_did_is_not_done_again(clean, tmp_path, black_and_white):
     attack = PGD(EPSILON, 1.0, 2, targeted=False, pixel_range=black_and_white)
-    settings = SuiteSettings(None, 5, 4, "none", attack=attack)
-    stages = [with_attack(dataclasses.replace(clean, name="folder"), settings)]
+    stages = [with_attack(dataclasses.replace(clean, name="folder"), attack)]
     measure(clean, tmp_path, stages=stages)
     lines = []
     measure(clean, tmp_path, stages=stages, log=lines.append)
@@ -147,9 +145,9 @@ def test_what_square_alone_finds_stands_with_the_number(clean, tmp_path):
     num_found = results.test_sets[apgd.name].score.num_top1
     num_found -= results.test_sets[square.name].score.num_top1
     assert num_found > 0
-    (doubt,) = results.test_sets[square.name].doubts
+    (doubt,) = results.test_sets[square.name].warnings
     assert f"on {num_found} of {NUM_IMAGES} images" in doubt
-    assert Results.read(str(tmp_path)).test_sets[square.name].doubts == (doubt,)
+    assert Results.read(str(tmp_path)).test_sets[square.name].warnings == (doubt,)
     (measured,) = read_measured([str(tmp_path)])
     rows = list_measures(compare([measured]), measured)
     assert doubt in rows[-1].remarks and rows[-1].title == "suite, L∞ ε = 3, after Square"
@@ -175,7 +173,7 @@ def test_square_alone_attacks_what_has_no_gradient(clean, tmp_path):
         return images.reshape(len(images), 48).astype(np.float32) @ WEIGHTS / 255.0
 
     classifier = as_classifier(plain, name="plain", image_size=4, crop="none")
-    with pytest.raises(ClassifierError, match="--suite=autoattack/square"):
+    with pytest.raises(UsageError, match="--suite=autoattack/square"):
         evaluation_run.measure(
             classifier,
             attack_stages(clean, "suite", ATTACK, 0),
@@ -185,7 +183,7 @@ def test_square_alone_attacks_what_has_no_gradient(clean, tmp_path):
     attack = dataclasses.replace(ATTACK, num_queries=200)
     results = evaluation_run.measure(
         classifier,
-        [square_alone(clean, attack, 0)],
+        [square_alone(clean, "autoattack", attack, 0)],
         str(tmp_path),
         batch_size=11,
         log=lambda line: None,
@@ -196,8 +194,13 @@ def test_square_alone_attacks_what_has_no_gradient(clean, tmp_path):
     assert is_right[is_robust()].all() and is_right.sum() < NUM_IMAGES - 4
 
 
-def test_names():
-    name = TestSetName.stage("autoattack", "l2", 127.5, "fab_t")
-    assert name == "autoattack/l2_127.5/fab_t"
-    assert (name.suite, name.is_corrupted, name.whole) == ("autoattack", False, str(name))
-    assert name.epsilon is None and name.is_part_of("autoattack")
+def test_another_chain_is_another_measurement(clean, measured, tmp_path):
+    """Square of "plus" follows other attacks than that of "standard", by the same name."""
+    attack = dataclasses.replace(ATTACK, num_steps=2, num_queries=2)
+    first = attack_stages(clean, "suite", attack, seed=3)
+    measure(clean, tmp_path, stages=[first[0], dataclasses.replace(first[3], after=first[0].name)])
+    other = dataclasses.replace(first[0], attack=dataclasses.replace(first[0].attack, num_steps=3))
+    lines = []
+    stages = [other, dataclasses.replace(first[3], after=other.name)]
+    measure(clean, tmp_path, stages=stages, log=lines.append)
+    assert not any("measured before" in line for line in lines)

@@ -9,7 +9,7 @@ from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
-from efficientnet_advprop.evaluation.evaluator import judge
+from efficientnet_advprop.evaluation.evaluator import score
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.suites.imagenet_suites import subset
 
@@ -27,22 +27,26 @@ def test_counts_loss_and_calibration(suite):
     if suite is not None:  # what is not among the 200 would win, if it were looked at
         logits[:, np.setdiff1d(np.arange(NUM_CLASSES), kept)] += 50
 
-    answers = judge(
+    predictions = score(
         tf.constant(logits), tf.constant(labels), None if suite is None else tuple(map(int, kept))
     )
-    of_each = (answers.classes.numpy(), answers.probabilities.numpy(), answers.losses.numpy())
+    of_each = (
+        predictions.classes.numpy(),
+        predictions.probabilities.numpy(),
+        predictions.losses.numpy(),
+    )
     found = ImagePredictions(np.arange(NUM_IMAGES).astype(str), labels, *of_each)
 
     of_kept, columns = logits[:, kept].astype(np.float64), np.searchsorted(kept, labels)
     probabilities = softmax(of_kept, axis=1)
-    score, everything = found.score(), range(len(kept))
-    assert score.top1 == pytest.approx(
+    found_score, everything = found.score(), range(len(kept))
+    assert found_score.top1 == pytest.approx(
         top_k_accuracy_score(columns, of_kept, k=1, labels=everything)
     )
-    assert score.top5 == pytest.approx(
+    assert found_score.top5 == pytest.approx(
         top_k_accuracy_score(columns, of_kept, k=5, labels=everything)
     )
-    assert score.loss == pytest.approx(
+    assert found_score.loss == pytest.approx(
         log_loss(columns, probabilities, labels=everything), rel=1e-5
     )
     confidences, is_right = probabilities.max(axis=1), probabilities.argmax(axis=1) == columns
@@ -50,4 +54,4 @@ def test_counts_loss_and_calibration(suite):
     counts = np.histogram(confidences, 15, (0, 1))[0]
     expected = np.sum(counts[counts > 0] * np.abs(accuracies - means)) / NUM_IMAGES
     assert found.calibration().expected_calibration_error == pytest.approx(expected, abs=1e-5)
-    assert 0.3 < score.top1 < 0.9 and expected > 0.05
+    assert 0.3 < found_score.top1 < 0.9 and expected > 0.05

@@ -12,14 +12,17 @@ import tensorflow as tf
 
 from efficientnet_advprop import evaluation
 from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.config import suites
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.evaluation import evaluation_run, saved_models
-from efficientnet_advprop.evaluation.classifiers import ClassifierError, as_classifier
+from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.results import Results, predictions_path
 from efficientnet_advprop.evaluation.suites import imagenet_suites
-from efficientnet_advprop.evaluation.suites.test_sets import SuiteError
+from efficientnet_advprop.evaluation.suites.registry import open_suites
+from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.runtime.errors import ModelError, UsageError
 from tests import stand_ins
 
 V2 = "imagenet_v2/topimages"
@@ -82,7 +85,7 @@ def test_any_form_of_files_has_the_accuracy_that_was_built_in(data, tmp_path, fo
             result.expected_num_images == expected_num
             and f"12 where there should be {expected_num:,}" in result.problems[0]
         )
-        assert result.conditions.num_kept_classes == (
+        assert result.conditions.class_subset_size == (
             200 if name in ("imagenet_a", "imagenet_r") else None
         )
         predictions = ImagePredictions.read(predictions_path(str(tmp_path), name))
@@ -227,7 +230,7 @@ def test_it_goes_on_where_it_stopped(data, tmp_path):
 def test_some_images_are_marked_as_some(data, tmp_path):
     results = run(data / "folder", ["imagenet"], tmp_path, max_images=5)
     result = results.test_sets["imagenet"]
-    assert result.score.num_images == result.conditions.num_drawn == 5
+    assert result.score.num_images == result.conditions.num_sampled == 5
     assert "only 5 images, evenly spaced" in result.shortfalls and not result.is_complete
 
 
@@ -245,7 +248,7 @@ def test_attacks_and_restarts(data, tmp_path):
     assert results.test_sets["pgd/20"].score.num_top1 == 0
     attack = results.test_sets["pgd/4"].conditions.attack
     assert (attack["epsilon"], attack["num_steps"], attack["num_restarts"]) == (4.0, 2, 2)
-    with pytest.raises(ClassifierError, match="cannot differentiate"):
+    with pytest.raises(UsageError, match="cannot differentiate"):
         run(data / "folder", ["pgd"], tmp_path / "function")
 
 
@@ -258,12 +261,12 @@ def test_branches_have_results_of_their_own(tmp_path, tiny):
     gamma = next(variable for variable in tiny.variables if variable.name.endswith("/aux/gamma:0"))
     before = gamma.numpy()
     gamma.assign(2.0 * before + 1.0)
-    suites = [f"folder:{tmp_path / 'set'}"]
+    wanted = [f"folder:{tmp_path / 'set'}"]
     found = {}
     for branch in ("main", "aux"):
         run(
             None,
-            suites,
+            wanted,
             tmp_path / branch,
             tiny,
             name="tiny",
@@ -281,10 +284,10 @@ def test_branches_have_results_of_their_own(tmp_path, tiny):
         found[branch] = result.score.loss
     gamma.assign(before)
     assert found["main"] != found["aux"]
-    with pytest.raises(evaluation_run.RunError, match="results of another model"):
+    with pytest.raises(UsageError, match="results of another model"):
         run(
             None,
-            suites,
+            wanted,
             tmp_path / "main",
             tiny,
             name="tiny",
@@ -292,8 +295,8 @@ def test_branches_have_results_of_their_own(tmp_path, tiny):
             crop="none",
             branch="main",
         )  # other weights now
-    with pytest.raises(ClassifierError, match="`branch` is 'aux_2'"):
-        run(None, suites, tmp_path / "x", tiny, name="tiny", image_size=32, branch="aux_2")
+    with pytest.raises(UsageError, match="`branch` is 'aux_2'"):
+        run(None, wanted, tmp_path / "x", tiny, name="tiny", image_size=32, branch="aux_2")
 
 
 @pytest.fixture
@@ -377,13 +380,13 @@ def test_an_unreadable_image_is_named(copy, tmp_path):
 
 def test_models_that_do_not_fit(data, tmp_path):
     with pytest.raises(
-        SuiteError,
+        UsageError,
         match="ImageNet's 1,000 classes, but the network has 1,001 outputs; its background class",
     ):
         run(data / "folder", ["imagenet"], tmp_path, lambda images: np.zeros([len(images), 1001]))
-    with pytest.raises(ClassifierError, match=r"answers 4 images by an array of shape \(4, 2, 2\)"):
+    with pytest.raises(ModelError, match=r"answers 4 images by an array of shape \(4, 2, 2\)"):
         run(data / "folder", ["imagenet"], tmp_path, lambda images: np.zeros([len(images), 2, 2]))
-    with pytest.raises(ClassifierError, match="`name` is missing"):
+    with pytest.raises(UsageError, match="`name` is missing"):
         run(
             data / "folder",
             ["imagenet"],
@@ -391,11 +394,11 @@ def test_models_that_do_not_fit(data, tmp_path):
             lambda images: np.zeros([len(images), 1000]),
             name=None,
         )
-    with pytest.raises(SuiteError, match="there are only imagenet, imagenet_c"):
+    with pytest.raises(UsageError, match="there are only imagenet, imagenet_c"):
         run(data / "folder", ["imagenet_z"], tmp_path)
-    with pytest.raises(SuiteError, match="`--data_dir` is missing"):
+    with pytest.raises(UsageError, match="`--data_dir` is missing"):
         evaluation.run(stand_ins.read_classes, ["imagenet"])
-    with pytest.raises(ClassifierError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="cannot be loaded"):
         saved_models.load(str(tmp_path))
 
 
@@ -407,7 +410,7 @@ def test_signatures_that_do_not_fit(tmp_path):
     )
     tf.saved_model.save(module, str(tmp_path / "files"), {"serving_default": module.classify})
     with pytest.raises(
-        ClassifierError,
+        ModelError,
         match=r"It has: serving_default: files string \(None,\) → classes \(None,\)",
     ):
         saved_models.load(str(tmp_path / "files"))
@@ -422,7 +425,7 @@ def test_signatures_that_do_not_fit(tmp_path):
         40,
         2,
     )
-    with pytest.raises(ClassifierError, match="takes 40 pixels only"):
+    with pytest.raises(UsageError, match="takes 40 pixels only"):
         saved_models.load(str(tmp_path / "fixed"), image_size=50)
     (tmp_path / "set" / "1").mkdir(parents=True)
     for label in range(3):
@@ -430,11 +433,9 @@ def test_signatures_that_do_not_fit(tmp_path):
     (tmp_path / "set" / "1" / "a.png").write_bytes(
         tf.io.encode_png(np.full([40, 40, 3], [9, 99, 0], np.uint8)).numpy()
     )
-    with pytest.raises(evaluation_run.RunError, match="takes 2 images at a time only; use 2"):
+    with pytest.raises(UsageError, match="takes 2 images at a time only; use 2"):
         run(None, [f"folder:{tmp_path / 'set'}"], tmp_path / "out", classifier, image_size=None)
-    with pytest.raises(
-        evaluation_run.RunError, match="`image_size` is 32, .* takes images of 40 pixels only"
-    ):
+    with pytest.raises(UsageError, match="`image_size` is 32, .* takes images of 40 pixels only"):
         run(None, [f"folder:{tmp_path / 'set'}"], tmp_path / "out", classifier, batch_size=2)
     results = run(
         None,
@@ -455,10 +456,57 @@ def test_corruptions_made_here(data, tmp_path):
     (name,) = results.test_sets
     assert name == "imagenet_c_made/contrast/5"
     assert (
-        results.test_sets[name].conditions.made_from == "imagenet"
+        results.test_sets[name].conditions.clean_suite == "imagenet"
         and results.test_sets[name].conditions.image_size == 224
     )
     assert counts(results)[name] == stand_ins.expected("imagenet")
+
+
+def test_any_suite_of_one_test_set_can_be_corrupted_or_attacked(data, tmp_path):
+    for label in range(10):
+        (tmp_path / "set" / str(label)).mkdir(parents=True)
+        image = tf.io.encode_png(np.full([8, 8, 3], 20 * label, np.uint8)).numpy()
+        (tmp_path / "set" / str(label) / "a.png").write_bytes(image)
+    path, settings = str(tmp_path / "set"), SuiteSettings(None, 10, 8, "none", seed=7)
+    name = path.strip("/").replace("/", ":")
+    corrupted = open_suites([f"folder_c:{path}"], settings)
+    assert len(corrupted) == 75 and corrupted[0].name == f"folder_c:{name}/gaussian_noise/1"
+    assert {(one.image_size, one.crop, one.seed) for one in corrupted} == {(8, "none", 7)}
+    assert {one.clean_suite for one in corrupted} == {f"folder:{name}"}
+    attacked = open_suites([f"folder_pgd:{path}", f"folder_autoattack:{path}"], settings)
+    stages = ["apgd_ce", "apgd_t", "fab_t", "square"]
+    assert [one.name for one in attacked] == [
+        f"folder_pgd:{name}/4",
+        *(f"folder_autoattack:{name}/linf_4/{stage}" for stage in stages),
+    ]
+    imagenet = SuiteSettings(str(data / "folder"), 1000, 32, allow_incomplete=True)
+    (found,) = open_suites(["imagenet_a_c/fog/2"], imagenet)
+    assert found.name == "imagenet_a_c/fog/2" and len(found.class_subset) == 200
+    with pytest.raises(UsageError, match="`--suite` names 'imagenet_c_pgd'.* has 2 test sets"):
+        open_suites(["imagenet_c_pgd"], imagenet)
+
+
+@pytest.mark.parametrize(
+    "suite, words",
+    [
+        ("imagent", "names 'imagent' .did you mean 'imagenet'"),
+        ("pdg", "names 'pdg', but there are only"),
+        ("folder", "folder:/data/pets/val"),
+        ("folder_pgd", "folder_pgd:/data/pets/val"),
+        ("imagenet:/data", "takes no path"),
+    ],
+)
+def test_names_of_suites_are_checked_without_any_data(suite, words):
+    with pytest.raises(UsageError, match=words):
+        suites.check(["imagenet", suite])
+
+
+def test_the_suite_that_was_asked_for_is_named():
+    """Not that of the images it takes."""
+    settings = SuiteSettings("/no/folder", 10, 32)
+    for suite in ("pgd", "autoattack", "imagenet_c_made", "robustbench"):
+        with pytest.raises(UsageError, match=f"names '{suite}', .* the network has 10 outputs"):
+            open_suites([suite], settings)
 
 
 def test_the_200_classes():

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.special import log_softmax
 from sklearn.metrics import top_k_accuracy_score
 
 from efficientnet_advprop.attacks import PGD
-from efficientnet_advprop.evaluation.evaluator import Evaluator, judge
+from efficientnet_advprop.evaluation.evaluator import Evaluator, score
 
 NUM_CLASSES = 7
 
@@ -105,23 +106,37 @@ def test_ties_and_non_finite_logits_are_no_gift():
     constant, broken = [0.0] * 7, [0.0, np.nan, 0.0, 0.0, 0.0, 0.0, 0.0]
     logits = tf.constant([constant, constant, broken, broken, [np.inf] + [0.0] * 6])
     labels = tf.constant([0, 6, 1, 0, 0])
-    answers = judge(logits, labels)
+    answers = score(logits, labels)
     assert answers.ranks.numpy().tolist() == [0, 6, 7, 7, 7]
     assert answers.classes.numpy()[1:3].tolist() == [[0, 1, 2, 3, 4], [-1] * 5]
     assert answers.probabilities.numpy()[2].tolist() == [0.0] * 5
 
 
+def test_minus_infinity_excludes_a_class():
+    """SciPy's log-softmax says the losses; who excludes all classes says nothing."""
+    inf = np.inf
+    logits = np.array([[5.0, -inf, 1.0], [5.0, -inf, 1.0], [-inf] * 3, [5.0, -inf, np.nan]])
+    for function in (score, tf.function(score, jit_compile=True)):
+        predictions = function(tf.constant(logits), tf.constant([2, 1, 0, 0]))
+        assert predictions.ranks.numpy().tolist() == [1, 2, 3, 3]
+        assert predictions.classes.numpy().tolist()[:3] == [[0, 2, 1], [0, 2, 1], [-1] * 3]
+        wanted = -log_softmax(logits[:2], axis=1)[[0, 1], [2, 1]]
+        np.testing.assert_allclose(predictions.losses[:2], wanted, rtol=1e-6)
+        assert np.isnan(predictions.losses[2:]).all()
+        assert (predictions.probabilities.numpy()[:2, 2] == 0.0).all()
+
+
 def test_fewer_classes_than_k():
-    answers = judge(tf.constant([[1.0, 2.0, 3.0]]), tf.constant([0]))
+    answers = score(tf.constant([[1.0, 2.0, 3.0]]), tf.constant([0]))
     assert answers.ranks.numpy() < 5 and answers.classes.numpy().tolist() == [[2, 1, 0]]
 
 
-def test_only_the_kept_classes_count():
+def test_only_the_class_subset_count():
     """Class 6 would win, but is none of those asked about; probabilities are over those
     that are.
     """
     logits = np.array([[0.0, 3.0, 1.0, 9.0, 2.0, 0.0, 9.0]])
-    answers = judge(tf.constant(logits), tf.constant([4]), kept_classes=(1, 2, 4))
+    answers = score(tf.constant(logits), tf.constant([4]), class_subset=(1, 2, 4))
     kept = np.exp(logits[0, [1, 4, 2]])
     assert answers.ranks.numpy().tolist() == [1] and answers.classes.numpy().tolist() == [[1, 4, 2]]
     np.testing.assert_allclose(answers.probabilities[0], kept / kept.sum(), rtol=1e-6)

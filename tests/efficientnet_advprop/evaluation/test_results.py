@@ -1,5 +1,6 @@
 """Results: what goes in comes back, and the summaries are sums by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -15,7 +16,7 @@ from efficientnet_advprop.evaluation.results import (
     TestSetResult,
     predictions_path,
 )
-from efficientnet_advprop.evaluation.test_set_name import TestSetName
+from efficientnet_advprop.evaluation.test_set_name import attacked_name, corrupted_name, parse_name
 
 
 def make_results(fog=(70, 50), snow=(80, 60), problems=()):
@@ -65,21 +66,57 @@ def test_other_files_are_refused(tmp_path):
 def test_names_and_groups():
     results = make_results()
     assert (
-        TestSetName.corrupted("c", "fog", 2),
-        TestSetName.attacked(8.0),
-        TestSetName.attacked(0.5),
+        corrupted_name("c", "fog", 2),
+        attacked_name(8.0),
+        attacked_name(0.5),
     ) == (
         "c/fog/2",
         "pgd/8",
         "pgd/0.5",
     )
     assert results.corrupted_suites() == ["c"] and results.corruptions("c") == ["fog", "snow"]
-    assert results.epsilons() == [8.0]
-    assert [score.num_top1 for score in results.severities("c", "fog")] == [
-        70,
-        50,
-    ]  # by severity, not as they came
+    assert results.errors("c")["fog"] == pytest.approx([0.3, 0.5])  # by severity, not as they came
     assert predictions_path("out", "c/fog/2") == "out/predictions/c/fog/2.npz"
+
+
+@pytest.mark.parametrize(
+    "name, parts",
+    [
+        ("imagenet", ("imagenet", "")),
+        ("imagenet_c/fog/3", ("imagenet_c", "fog/3", "fog", 3)),
+        ("folder_c:a:b/fog/3", ("folder_c:a:b", "fog/3", "fog", 3)),
+        ("imagenet_v2/topimages", ("imagenet_v2", "topimages")),
+        ("pgd/0.5", ("pgd", "0.5", None, None, 0.5)),
+        ("folder_pgd:a:b/8", ("folder_pgd:a:b", "8", None, None, 8.0)),
+        ("folder:my_pgd", ("folder:my_pgd", "")),
+        (
+            "autoattack/l2_127.5/fab_t",
+            ("autoattack", "l2_127.5/fab_t", None, None, None, "autoattack/l2_127.5"),
+        ),
+        ("autoattack/linf_4/square_alone", ("autoattack", "linf_4/square_alone")),
+    ],
+)
+def test_names_tell_their_parts(name, parts):
+    assert parse_name(name) == parts + (None,) * (6 - len(parts))
+
+
+def test_predictions_have_names_that_a_file_can_have(tmp_path):
+    long = ["folder:" + ":".join(["医学影像分类数据集第一版"] * 9) + end for end in ("", ":x")]
+    paths = {predictions_path(str(tmp_path), name) for name in long}
+    assert len(paths) == 2
+    for path in paths:
+        assert max(len(part.encode()) for part in path.split("/")) < 255
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path):
+    results = make_results()
+    result = results.test_sets["pgd/8"]
+    for loss in (float("nan"), float("inf")):
+        score = Score(100, 10, 100, loss)
+        results.test_sets["pgd/8"] = dataclasses.replace(result, score=score)
+        text = results.to_json()
+        json.loads(text, parse_constant=pytest.fail)
+        assert np.isnan(Results.from_json(text).test_sets["pgd/8"].score.total_loss)
 
 
 def test_summaries():
@@ -99,19 +136,15 @@ def test_mce_needs_all_seventy_five_sets():
         results.mean_corruption_error("c", results.errors("c"))
     fog = results.test_sets["c/fog/1"]
     results.test_sets = {
-        TestSetName.corrupted("c", name, severity): fog
-        for name in CORRUPTIONS
-        for severity in range(1, 6)
+        corrupted_name("c", name, severity): fog for name in CORRUPTIONS for severity in range(1, 6)
     }
     assert results.mean_corruption_error(
         "c", dict.fromkeys(CORRUPTIONS, [0.6] * 5)
     ) == pytest.approx(0.5)
-    assert results.incomplete("c") == []
 
 
 def test_incomplete_sets_say_so():
     results = make_results(problems=("lacks 3 images",))
-    assert results.incomplete("c") == ["c/fog/2", "c/fog/1", "c/snow/1", "c/snow/2"]
     assert not results.test_sets["imagenet"].is_complete
 
 

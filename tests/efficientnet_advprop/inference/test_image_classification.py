@@ -9,10 +9,10 @@ import tensorflow as tf
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.inference.image_classification import (
-    PredictionError,
     find_images,
     predict,
 )
+from efficientnet_advprop.runtime.errors import UsageError
 from tests.conftest import load_tiny, make_tiny
 
 
@@ -37,7 +37,7 @@ def test_files_folders_and_patterns(folder):
     ]
     assert names == ["a.png", "b.JPG", "broken.png", "c.jpeg", "c.jpeg", "a.png"]
     for argument in ("/no/such.png", "/no/such/*.png"):
-        with pytest.raises(PredictionError, match="no image"):
+        with pytest.raises(UsageError, match="no image"):
             find_images([argument])
 
 
@@ -75,7 +75,7 @@ def test_brackets_in_a_folders_name(tmp_path):
     assert find_images([str(tmp_path / "set [1]" / "*.png")]) == [
         str(tmp_path / "set [1]" / "a?.png")
     ]
-    with pytest.raises(PredictionError):  # a pattern, which finds nothing in `set [1]`
+    with pytest.raises(UsageError):  # a pattern, which finds nothing in `set [1]`
         find_images([str(tmp_path / "set [34]" / "*.png")])
 
 

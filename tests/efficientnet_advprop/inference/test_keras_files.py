@@ -12,11 +12,11 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import UniformNoise
 from efficientnet_advprop.config.experiment import ConfigError
-from efficientnet_advprop.evaluation.classifiers import ClassifierError
 from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.keras import AdvPropModel, add_auxiliary_batch_norms, use_branch
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.runtime.errors import UsageError
 from efficientnet_advprop.serving.exporting import ExportOptions, export
 from tests.efficientnet_advprop.keras.converted_models import Subclassed, separate
 
@@ -110,9 +110,9 @@ def test_what_cannot_be_taken(tmp_path):
         restore_network(checkpoint=path, image_size=16)
     with pytest.raises(ConfigError, match="`--kind` is 'advprop'"):
         restore_network(checkpoint=path, kind="advprop")
-    with pytest.raises(ClassifierError, match="`branch` is 'aux_2'"):
+    with pytest.raises(UsageError, match="`branch` is 'aux_2'"):
         restore_network(checkpoint=path).classifier("aux_2")
-    with pytest.raises(ClassifierError, match="a Keras model has branches one at a time"):
+    with pytest.raises(UsageError, match="a Keras model has branches one at a time"):
         restore_network(checkpoint=path).classifier("main:0.5,aux:0.5")
     trainer = AdvPropModel(make_dual(), UniformNoise(), pixel_range=(0.0, 2.0))
     trainer(IMAGES)

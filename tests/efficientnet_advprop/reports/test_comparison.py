@@ -109,8 +109,8 @@ def test_order_of_the_images_does_not_matter(two, tmp_path):
     [
         (dict(num_images=119), "different images: 120 and 119, of which 119 are in both"),
         (
-            dict(conditions={"imagenet": {"num_kept_classes": 200}}),
-            "`num_kept_classes` is None and 200",
+            dict(conditions={"imagenet": {"class_subset_size": 200}}),
+            "`class_subset_size` is None and 200",
         ),
         (dict(conditions={"imagenet": {"attack": {"epsilon": 4.0}}}), "another task: `attack`"),
     ],

@@ -28,7 +28,7 @@ ATTACK = dict(
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folders = [str(tmp_path_factory.mktemp(name)) for name in NAMES]
-    conditions = {"pgd/4": {"attack": ATTACK}, "imagenet": {"num_drawn": 120}}
+    conditions = {"pgd/4": {"attack": ATTACK}, "imagenet": {"num_sampled": 120}}
     for seed, (folder, name, gain) in enumerate(zip(folders, NAMES, (0.0, 0.2))):
         accuracies = {"imagenet": 0.7, "imagenet_c": 0.6 + gain, "pgd/4": 0.1}
         write_results(

@@ -30,7 +30,7 @@ def b0(tmp_path_factory):
         "b0",
         accuracies,
         config=config,
-        conditions={"imagenet_a": {"num_kept_classes": 200}},
+        conditions={"imagenet_a": {"class_subset_size": 200}},
     )
 
 
@@ -83,8 +83,8 @@ def test_mce_by_hand(b0):
     "keywords, remark",
     [
         (dict(problems=["lacks 5 images"]), "lacks 5 images"),
-        (dict(conditions={"imagenet": {"num_drawn": 100}}), "only 100 images, evenly spaced"),
-        (dict(conditions={"imagenet": {"made_from": "imagenet"}}), "not the official files"),
+        (dict(conditions={"imagenet": {"num_sampled": 100}}), "only 100 images, evenly spaced"),
+        (dict(conditions={"imagenet": {"clean_suite": "imagenet"}}), "not the official files"),
     ],
 )
 def test_what_is_not_the_test_sets_score_is_marked_and_not_held_against_the_published_one(
@@ -176,12 +176,12 @@ def test_titles():
     )
 
 
-def scored(num_top1, num_images=1000, attack=None, doubts=(), branch="main"):
+def scored(num_top1, num_images=1000, attack=None, warnings=(), branch="main"):
     return TestSetResult(
         Score(num_images, num_top1, num_images),
         CalibrationBins.count(np.array([0.5]), np.array([True])),
         Conditions("digest", 224, "released", branch, attack=attack),
-        doubts=doubts,
+        warnings=warnings,
     )
 
 
@@ -203,10 +203,10 @@ def chain(num_stages=4, **options):
     }
 
 
-def test_a_whole_chain_of_attacks_has_a_row_with_the_doubts_of_all():
+def test_a_whole_chain_of_attacks_has_a_row_with_the_warnings_of_all():
     test_sets = chain()
     first = "autoattack/linf_4/apgd_ce"
-    test_sets[first] = dataclasses.replace(test_sets[first], doubts=("masked",))
+    test_sets[first] = dataclasses.replace(test_sets[first], warnings=("masked",))
     rows = rows_of(test_sets)
     together = rows["autoattack/linf_4", "top-1"]
     assert together.title == "AutoAttack, L∞ ε = 4, all attacks together"

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.evaluation.classifiers import ClassifierError, as_classifier
+from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.evaluation_run import default_directory
 from efficientnet_advprop.models import DualBatchNormalization, EfficientNet
 from efficientnet_advprop.runtime.branches import BranchMixture, num_aux_branches, parse_branch
+from efficientnet_advprop.runtime.errors import UsageError
 
 EPSILON = 1e-3
 
@@ -106,7 +107,7 @@ def test_networks_and_classifiers_answer_through_mixtures():
     assert classifier.branch == "main:0.6,aux:0.4"
     assert default_directory(classifier).endswith("tiny-main-0.6-aux-0.4")
     assert classifier.weights_digest == as_classifier(model, branch="aux").weights_digest
-    with pytest.raises(ClassifierError, match="'aux_2'.* there is only 'main', 'aux'"):
+    with pytest.raises(UsageError, match="'aux_2'.* there is only 'main', 'aux'"):
         as_classifier(model, name="tiny", branch="main:0.6,aux_2:0.4")
     with pytest.raises(ValueError, match="in inference only"):
         model(images, training=True, branch=parse_branch("main:0.6,aux:0.4"))

@@ -20,14 +20,15 @@ from efficientnet_advprop.evaluation.results import (
     TestSetResult,
     predictions_path,
 )
-from efficientnet_advprop.evaluation.suites import other_answers
+from efficientnet_advprop.evaluation.suites import label_variants, registry
 from efficientnet_advprop.evaluation.suites.imagenet_suites import subset
-from efficientnet_advprop.evaluation.suites.test_sets import SuiteError, SuiteSettings
-from efficientnet_advprop.evaluation.test_set_name import TestSetName
+from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
+from efficientnet_advprop.evaluation.test_set_name import corrupted_name
 from efficientnet_advprop.images import robustness_sets
 from efficientnet_advprop.reports.comparison import Measured, compare, read_measured
 from efficientnet_advprop.reports.evaluation_report import Report, render_html, render_markdown
 from efficientnet_advprop.reports.report_rows import list_measures
+from efficientnet_advprop.runtime.errors import UsageError
 from tests import stand_ins
 
 
@@ -89,7 +90,7 @@ def test_real_counts_any_of_several_right_answers(validation, tmp_path):
     (result,) = results.test_sets.values()
     assert (result.score.num_images, result.score.num_top1) == (7, 6)  # all but number 5
     assert result.score.num_top5 == 7
-    assert result.expected_num_images == 7 and result.conditions.answers_digest
+    assert result.expected_num_images == 7 and result.conditions.label_variants_digest
     predictions = ImagePredictions.read(predictions_path(str(tmp_path), "imagenet_real"))
     assert not any("00000006" in name for name in predictions.image_ids)
     assert predictions.labels[list(predictions.is_top1).index(False)] == 154
@@ -112,7 +113,7 @@ def test_labels_of_another_number_of_images_are_refused(validation, tmp_path):
 
 def test_robustbench_takes_its_own_images_at_its_own_size(validation):
     settings = SuiteSettings(str(validation), 1000, image_size=300, allow_incomplete=True)
-    stages = other_answers.open_robustbench(settings, "robustbench")
+    stages = label_variants.open_robustbench(settings, "robustbench")
     assert [stage.name for stage in stages] == [
         f"robustbench/linf_4/{stage}" for stage in ("clean", "apgd_ce", "apgd_t", "fab_t", "square")
     ]
@@ -131,7 +132,7 @@ def test_imagenet_among_the_classes_of_its_relatives(validation, tmp_path, suite
     (result,) = results.test_sets.values()
     assert result.score.num_images == 2
     assert result.score.num_top1 == sum(label != 143 for label in held)  # 143 shows another
-    assert result.conditions.num_kept_classes == 200 and result.expected_num_images == 10_000
+    assert result.conditions.class_subset_size == 200 and result.expected_num_images == 10_000
 
 
 def test_objectnet_by_category_without_its_border(tmp_path):
@@ -148,7 +149,7 @@ def test_objectnet_by_category_without_its_border(tmp_path):
     results = run(tmp_path, "objectnet", tmp_path / "out")
     (result,) = results.test_sets.values()
     assert (result.score.num_images, result.score.num_top1) == (3, 2)
-    assert result.conditions.num_kept_classes == 125 and result.expected_num_images == 18_574
+    assert result.conditions.class_subset_size == 125 and result.expected_num_images == 18_574
     (images / names[312]).rmdir()
     with pytest.raises(DataError, match="312 folders, but ObjectNet has 313"):
         run(tmp_path, "objectnet", tmp_path / "out")
@@ -222,14 +223,48 @@ def test_missing_corruptions_are_named(tmp_path):
     assert len(results.missing("imagenet_c_bar")) == 49
 
 
-@pytest.mark.parametrize("suite", other_answers.SUITES)
+@pytest.mark.parametrize("form", ["{number}", "{value:.2f}", "{value:g}"])
+def test_c_bar_is_found_by_severity_or_by_parameter(tmp_path, form):
+    """The image of severity n shows class n."""
+    ids = stand_ins.class_numbers.imagenet_ids()
+    corruption = "checkerboard_cutout"
+    values = robustness_sets.parameters_of("imagenet_c_bar", corruption)
+    for number, value in enumerate(values, 1):
+        folder = tmp_path / "ImageNet-C-Bar" / corruption / form.format(number=number, value=value)
+        save(folder / ids[number] / "x.png", number)
+    settings = SuiteSettings(str(tmp_path), 1000, 32)
+    for number in range(1, 6):
+        (test_set,) = registry.open_suites([f"imagenet_c_bar/{corruption}/{number}"], settings)
+        assert test_set.find_images().labels == [number]
+
+
+def test_what_may_be_a_severity_or_a_parameter_is_not_guessed(tmp_path):
+    ids = stand_ins.class_numbers.imagenet_ids()
+    for number in (2, 3):  # severities 2 and 3, or 1 and 2
+        save(
+            tmp_path / "imagenet-c-bar" / "checkerboard_cutout" / str(number) / ids[3] / "x.png", 3
+        )
+    with pytest.raises(DataError, match="may be severities or the parameters 2, 3, 4, 5, 6"):
+        run(tmp_path, "imagenet_c_bar/checkerboard_cutout/2", tmp_path / "out")
+
+
+@pytest.mark.parametrize("number", [0, 50_001])
+def test_numbers_that_no_validation_image_has_are_refused(validation, tmp_path, number):
+    (tmp_path / "real.json").write_text((validation / "real.json").read_text())
+    folder = tmp_path / "val" / stand_ins.class_numbers.imagenet_ids()[7]
+    save(folder / f"ILSVRC2012_val_{number:08d}.JPEG", 7)
+    with pytest.raises(DataError, match=f"val_{number:08d}.* to …_00050000"):
+        run(tmp_path, "imagenet_real", tmp_path / "out")
+
+
+@pytest.mark.parametrize("suite", label_variants.SUITES)
 def test_networks_of_other_classes_and_missing_data_are_named(suite, tmp_path):
-    with pytest.raises(SuiteError, match="10 outputs"):
-        other_answers.SUITES[suite](SuiteSettings(str(tmp_path), 10, 32), suite)
-    with pytest.raises(SuiteError, match="`--data_dir` is missing"):
-        other_answers.SUITES[suite](SuiteSettings(None, 1000, 32), suite)
+    with pytest.raises(UsageError, match="10 outputs"):
+        label_variants.SUITES[suite](SuiteSettings(str(tmp_path), 10, 32), suite)
+    with pytest.raises(UsageError, match="`--data_dir` is missing"):
+        label_variants.SUITES[suite](SuiteSettings(None, 1000, 32), suite)
     with pytest.raises(DataError, match="lacks"):
-        other_answers.SUITES[suite](SuiteSettings(str(tmp_path), 1000, 32), suite)
+        label_variants.SUITES[suite](SuiteSettings(str(tmp_path), 1000, 32), suite)
 
 
 @pytest.mark.parametrize("suite", ["imagenet_c_extra", "imagenet_c_bar", "imagenet_3dcc"])
@@ -238,7 +273,7 @@ def test_other_corruptions_have_a_mean_error_and_no_mce(suite):
     ImageNet-C.
     """
     test_sets = {
-        TestSetName.corrupted(suite, corruption, severity): TestSetResult(
+        corrupted_name(suite, corruption, severity): TestSetResult(
             Score(10, 10 - severity, 10),
             CalibrationBins.count(np.array([0.5]), np.array([True])),
             Conditions("digest", 224, "none"),

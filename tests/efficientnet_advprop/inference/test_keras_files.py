@@ -164,7 +164,7 @@ def test_the_programs(tmp_path):
         (found,) = [held["score"] for held in results["test_sets"].values()]
         assert found["num_top1"] == np.sum(predicted == np.arange(12) % 3)
     assert "`branch` is 'aux_2'" in run(
-        "evaluate", "--branch=aux_2", "--suite=folder:pictures", code=1
+        "evaluate", "--branch=aux_2", "--suite=folder:pictures", code=2
     )
     assert "same top-1 on 10 of 10 images" in run("export", "--export_dir=served")
     loaded = tf.saved_model.load(str(tmp_path / "served" / "1"))

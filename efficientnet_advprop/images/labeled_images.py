@@ -26,6 +26,7 @@ from efficientnet_advprop.data.digests import Located, digest_images
 from efficientnet_advprop.data.image_formats import as_decodable, as_decodable_in_graph
 from efficientnet_advprop.data.python_calls import call_python
 from efficientnet_advprop.data.record_batches import make_options
+from efficientnet_advprop.data.record_streams import InputHost
 from efficientnet_advprop.images.tar_archives import TarMember
 from efficientnet_advprop.runtime.errors import DataError
 from tpu_utils.errors import brief_message
@@ -43,40 +44,33 @@ class LabeledImages(Protocol):
     """What every kind can do."""
 
     num_images: int
-    remarks: Sequence[str]  # lines for people, such as what was passed over
+    remarks: Sequence[str]  # lines for people, such as what was skipped
 
-    def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
-        """(encoded image: string, label: int32, position: int32) of every count-th one,
-        from the index-th on, of the images that `is_drawn`.
+    def rows(self, positions: np.ndarray, count: int, index: int) -> tf.data.Dataset:
+        """Yields (encoded image: string, label: int32, position: int32) of every count-th
+        one, from the index-th on, of the images at `positions`, int32 and ascending.
         """
 
     def image_id(self, position: int) -> str:
-        """What the image is called, unique within the set and the same wherever the set
-        lies.
+        """Returns what the image is called, unique within the set and the same wherever the
+        set lies.
         """
 
     def digest(self) -> str:
         """Returns what tells this set from every other, see `digests`."""
 
     def encoded(self, position: int) -> bytes:
-        """The bytes of one image, for a second look, as `image_formats.as_decodable`.
+        """Reads one image, for a second look, as `image_formats.as_decodable`.
 
         Raises:
             DataError: it cannot be read.
         """
 
 
-def is_drawn(position, num_drawn: int, num_images: int):
-    """True for exactly `num_drawn` of the positions 0 … num_images − 1 (int32 tensor or
-    array), evenly spaced.
-    """
-    position = tf.cast(position, tf.int64)
-    return position * num_drawn // num_images < (position + 1) * num_drawn // num_images
-
-
 def drawn_positions(num_drawn: int, num_images: int) -> np.ndarray:
-    """Those that `is_drawn`, in their order; int32 [num_drawn]."""
-    return np.flatnonzero(is_drawn(np.arange(num_images), num_drawn, num_images)).astype(np.int32)
+    """Returns `num_drawn` of the positions 0 … num_images − 1, evenly spaced; int32."""
+    ends = np.arange(num_images + 1, dtype=np.int64) * num_drawn // num_images
+    return np.flatnonzero(ends[:-1] < ends[1:]).astype(np.int32)
 
 
 class FileImages:
@@ -84,7 +78,7 @@ class FileImages:
 
     Args:
         paths: local or remote.
-        labels: theirs.
+        labels: class index of each image.
         root: the folder that `image_id`s are relative to.
         remarks: see `LabeledImages`.
     """
@@ -100,24 +94,24 @@ class FileImages:
         self.remarks = remarks
         self.num_images = len(self.paths)
 
-    def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
-        chosen = drawn_positions(num_drawn, self.num_images)[index::count]
+    def rows(self, positions: np.ndarray, count: int, index: int) -> tf.data.Dataset:
+        own = positions[index::count]
         paths, labels = (
-            tf.constant([values[i] for i in chosen], kind)
+            tf.constant([values[i] for i in own], kind)
             for values, kind in ((self.paths, tf.string), (self.labels, tf.int32))
         )
 
         def read(path, label, position):
             return as_decodable_in_graph(tf.io.read_file(path)), label, position
 
-        rows = tf.data.Dataset.from_tensor_slices((paths, labels, chosen))
+        rows = tf.data.Dataset.from_tensor_slices((paths, labels, own))
         return rows.map(_as_it_is(read), num_parallel_calls=_READERS, deterministic=True)
 
     def image_id(self, position: int) -> str:
         return os.path.relpath(self.paths[position], self._root)
 
     def subset(self, rows: Sequence[int]) -> "FileImages":
-        """Some of them, in their order."""
+        """Returns some of them, in their order."""
         paths, labels = ([values[row] for row in rows] for values in (self.paths, self.labels))
         return FileImages(paths, labels, self._root, self.remarks)
 
@@ -141,7 +135,7 @@ class TarImages:
     Args:
         path: of the archive.
         members: the images.
-        labels: theirs.
+        labels: class index of each image.
         root: what precedes the `image_id`s in the members' names.
         remarks: see `LabeledImages`.
     """
@@ -158,7 +152,7 @@ class TarImages:
         self.remarks = remarks
         self.num_images = len(self._members)
 
-    def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
+    def rows(self, positions: np.ndarray, count: int, index: int) -> tf.data.Dataset:
         def read(position, label):
             (encoded,) = call_python(
                 lambda position: self.encoded(int(position)),
@@ -167,10 +161,8 @@ class TarImages:
             )
             return encoded, label, position
 
-        chosen = drawn_positions(num_drawn, self.num_images)[index::count]
-        rows = tf.data.Dataset.from_tensor_slices(
-            (chosen, np.asarray(self.labels, np.int32)[chosen])
-        )
+        own = positions[index::count]
+        rows = tf.data.Dataset.from_tensor_slices((own, np.asarray(self.labels, np.int32)[own]))
         return rows.map(_as_it_is(read), num_parallel_calls=_READERS, deterministic=True)
 
     def image_id(self, position: int) -> str:
@@ -210,25 +202,22 @@ class RecordImages:
         self.num_images = split.num_records
         self.remarks = ()
 
-    def rows(self, num_drawn: int, count: int, index: int) -> tf.data.Dataset:
+    def rows(self, positions: np.ndarray, count: int, index: int) -> tf.data.Dataset:
         def read(path, start):
             numbers = tf.data.Dataset.counter(start, dtype=tf.int32)
-            return tf.data.Dataset.zip(
-                (tf.data.TFRecordDataset(path, buffer_size=_FILE_BUFFER_BYTES), numbers)
-            )
+            rows = tf.data.TFRecordDataset(path, buffer_size=_FILE_BUFFER_BYTES)
+            return tf.data.Dataset.zip((rows, numbers))
 
         files = tf.data.Dataset.from_tensor_slices((list(self._split.files), self._starts[:-1]))
-        cycle = min(_PARALLEL_FILES, len(self._split.files))
         rows = files.interleave(
             _as_it_is(read),
-            cycle_length=cycle,
+            cycle_length=min(_PARALLEL_FILES, len(self._split.files)),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        if num_drawn < self.num_images:
-            rows = rows.filter(
-                _as_it_is(lambda row, position: is_drawn(position, num_drawn, self.num_images))
-            )
+        if len(positions) < self.num_images:
+            is_wanted = tf.constant(np.isin(np.arange(self.num_images), positions))
+            rows = rows.filter(_as_it_is(lambda row, position: tf.gather(is_wanted, position)))
         return rows.shard(count, index).map(_as_it_is(self._parse))
 
     def _parse(self, row, position):
@@ -238,29 +227,29 @@ class RecordImages:
         ):
             return encoded, tf.identity(label), position
 
-    def _address(self, position: int) -> tuple[str, int]:
+    def _address(self, position: int) -> tuple[int, int]:
         file = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return self._split.files[file], position - int(self._starts[file])
+        return file, position - int(self._starts[file])
 
     def image_id(self, position: int) -> str:
-        path, record = self._address(position)
-        return f"{os.path.basename(path)}:{record}"
+        file, record = self._address(position)
+        return f"{os.path.basename(self._split.files[file])}:{record}"
 
     def digest(self) -> str:
         return self._split.digest()
 
     def encoded(self, position: int) -> bytes:
-        path, record = self._address(position)
-        row = records.read_record(path, record)
-        reason = records.explain_bad_record(row, self._split, self._num_classes)
-        if reason is not None:
-            raise DataError(reason, path, record)
+        file, record = self._address(position)
+        error = records.find_problem(self._split, file, record, self._num_classes)
+        if error is not None:
+            raise error
+        row = records.read_record(self._split.files[file], record)
         return records.parse(row, self._split)[0].numpy()
 
 
 def find_unreadable(images: LabeledImages, start: int = 0) -> Optional[DataError]:
-    """The first image at or after a position that cannot be read or decoded, with the
-    reason; None if all can.
+    """Returns the first image at or after a position that cannot be read or decoded, with
+    the reason; None if all can.
     """
 
     def problem(position):
@@ -287,9 +276,8 @@ def find_unreadable(images: LabeledImages, start: int = 0) -> Optional[DataError
 
 @functools.lru_cache(maxsize=16)
 def _preprocessing(image_size: int, crop) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`preprocess_for_eval`, traced once for all test sets: to trace it for each takes as
-    long as to classify a small one.
-    """
+    # Traced once for all test sets: to trace it for each takes as long as to classify a
+    # small one.
     return tf.function(
         lambda encoded: preprocessing.preprocess_for_eval(encoded, image_size, crop),
         autograph=False,
@@ -307,8 +295,8 @@ def make_dataset(
     change: Optional[Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = None,
     chosen: Optional[np.ndarray] = None,
 ) -> tf.data.Dataset:
-    """One pass over the images: every one once over all input pipelines, and from each
-    of them the same number of batches.
+    """Makes one pass over the images: every one once over all input pipelines, and from
+    each of them the same number of batches.
 
     Args:
         images: which.
@@ -319,7 +307,7 @@ def make_dataset(
         num_drawn: so many images, evenly over the positions; None: all.
         change: (encoded image, position) → another encoded image, for instance a
             corrupted one.
-        chosen: positions, of which alone there shall be images; instead of `num_drawn`.
+        chosen: only the images at these positions; instead of `num_drawn`.
 
     Returns:
         {"images": float32 [replica_batch, image_size, image_size, 3], "labels": int32
@@ -331,22 +319,13 @@ def make_dataset(
             `tf.errors.OpError` at an image that cannot be read; `find_unreadable` says
             which.
     """
-    count, index, num_replicas = 1, 0, 1
-    if input_context is not None:
-        count, index = input_context.num_input_pipelines, input_context.input_pipeline_id
-        num_replicas = input_context.num_replicas_in_sync
-    if global_batch_size < 1 or global_batch_size % num_replicas:
-        raise ValueError(
-            f"`global_batch_size` is {global_batch_size!r}, but must be a positive multiple of the"
-            f" {num_replicas} replicas."
-        )
-    if chosen is not None:
-        num_images = len(chosen)
-    else:
-        num_images = images.num_images if num_drawn is None else num_drawn
-    replica_batch = global_batch_size // num_replicas
-    num_batches = -(-num_images // global_batch_size) * num_replicas // count
-    num_blanks = num_batches * replica_batch - len(range(index, num_images, count))
+    host = InputHost.of(input_context)
+    replica_batch = host.replica_batch(global_batch_size)
+    if chosen is None:
+        chosen = drawn_positions(num_drawn or images.num_images, images.num_images)
+    positions = np.sort(chosen).astype(np.int32)
+    num_batches = -(-len(positions) // global_batch_size) * host.num_replicas
+    num_blanks = num_batches * replica_batch - len(positions[host.index :: host.count])
 
     def prepare(encoded, label, position):
         if change is not None:
@@ -354,13 +333,7 @@ def make_dataset(
         pixels = _preprocessing(image_size, crop)(encoded)
         return {"images": pixels, "labels": label, "positions": position, "mask": tf.constant(1.0)}
 
-    if chosen is None:
-        rows = images.rows(num_images, count, index)
-    else:
-        is_chosen = tf.constant(np.isin(np.arange(images.num_images), chosen))
-        rows = images.rows(images.num_images, 1, 0)
-        rows = rows.filter(_as_it_is(lambda _, __, position: tf.gather(is_chosen, position)))
-        rows = rows.shard(count, index)
+    rows = images.rows(positions, host.count, host.index)
     prepared = rows.map(_as_it_is(prepare), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     blank = tf.nest.map_structure(
         lambda spec: tf.zeros(spec.shape, spec.dtype), prepared.element_spec

@@ -24,7 +24,7 @@ from absl import logging
 from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.data import image_formats, preprocessing, records
 from efficientnet_advprop.images.image_folders import ImageFolder, list_folders
-from efficientnet_advprop.images.labeled_images import RecordImages
+from efficientnet_advprop.images.labeled_images import RecordImages, drawn_positions
 from efficientnet_advprop.inference.image_classification import find_images
 from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.runtime.errors import DataError
@@ -143,8 +143,8 @@ def read_examples(
     offset = background_offset(num_classes)
     if prefix is not None:
         images = RecordImages(records.open_split(directory, prefix), num_classes - offset)
-        num_drawn = min(max_images, images.num_images)
-        rows = list(images.rows(num_drawn, count=1, index=0).as_numpy_iterator())
+        drawn = drawn_positions(min(max_images, images.num_images), images.num_images)
+        rows = list(images.rows(drawn, count=1, index=0).as_numpy_iterator())
         labels = [int(label) + offset for _, label, _ in rows]
         return _examples([file for file, _, _ in rows], image_size, crop, resize_method, labels)
     if list_folders(directory):

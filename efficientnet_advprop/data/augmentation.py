@@ -21,15 +21,14 @@ MixUp, 1710.09412; CutMix, 1905.04899; behaviour: `autoaugment.py` of the offici
 EfficientNet repository, under TensorFlow 1.15 and NumPy 1.18.
 """
 
-from typing import Callable, Dict, NamedTuple, Sequence, Tuple, Union
+from typing import Callable, Dict, Mapping, Sequence, Tuple, Union
 
 import numpy as np
 import tensorflow as tf
 
 Number = Union[int, float, tf.Tensor]
-Policy = Sequence[
-    Sequence[Tuple[str, float, float]]
-]  # sub-policies of (operation, probability, level), applied in turn
+# Sub-policies of (operation, probability, level), applied in turn.
+Policy = Sequence[Sequence[Tuple[str, float, float]]]
 
 _MAX_LEVEL = 10.0
 _FILL = 128  # gray, for what a geometric operation or Cutout leaves empty
@@ -61,48 +60,19 @@ AUTOAUGMENT_V0: Policy = (
     (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
     (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
 )
-RANDAUGMENT_OPS = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "Posterize",
-    "Solarize",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-    "Cutout",
-    "SolarizeAdd",
+RANDAUGMENT_OPS = tuple(
+    "AutoContrast Equalize Invert Rotate Posterize Solarize Color Contrast Brightness Sharpness"
+    " ShearX ShearY TranslateX TranslateY Cutout SolarizeAdd".split()
 )
+# What the strongest level, 10, means in pixels, which differs between the two methods.
+AUTOAUGMENT_PIXELS = {"Cutout": 100, "Translate": 250}
+RANDAUGMENT_PIXELS = {"Cutout": 40, "Translate": 100}
+# Either sign with probability 1/2.
+_SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
 
-class LevelConstants(NamedTuple):
-    """What the strongest level, 10, means in pixels for the operations that are
-    measured in them; differs between the two methods.
-    """
-
-    cutout: float
-    translate: float
-
-
-AUTOAUGMENT_CONSTANTS = LevelConstants(cutout=100, translate=250)
-RANDAUGMENT_CONSTANTS = LevelConstants(cutout=40, translate=100)
-_SIGNED = (
-    "Rotate",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-)  # either sign with probability 1/2
-
-
-def level_to_argument(name: str, level: float, constants: LevelConstants) -> float:
-    """The number that an operation takes at a level; 0 for those that take none."""
+def level_to_argument(name: str, level: float, pixels: Mapping[str, float]) -> float:
+    """Returns the number that an operation takes at a level; 0 for those that take none."""
     strength = level / _MAX_LEVEL
     return {
         "Rotate": lambda: strength * 30.0,  # degrees
@@ -115,9 +85,9 @@ def level_to_argument(name: str, level: float, constants: LevelConstants) -> flo
         "Sharpness": lambda: strength * 1.8 + 0.1,
         "ShearX": lambda: strength * 0.3,
         "ShearY": lambda: strength * 0.3,
-        "TranslateX": lambda: strength * constants.translate,  # pixels
-        "TranslateY": lambda: strength * constants.translate,
-        "Cutout": lambda: int(strength * constants.cutout),  # pixels: half the square's side
+        "TranslateX": lambda: strength * pixels["Translate"],  # pixels
+        "TranslateY": lambda: strength * pixels["Translate"],
+        "Cutout": lambda: int(strength * pixels["Cutout"]),  # pixels: half the square's side
     }.get(name, lambda: 0)()
 
 
@@ -128,7 +98,7 @@ def level_to_argument(name: str, level: float, constants: LevelConstants) -> flo
 
 
 def _rows(image: tf.Tensor) -> tf.Tensor:
-    """[h, w, 3] as [h, 3·w]."""
+    """Returns [h, w, 3] as [h, 3·w]."""
     shape = tf.shape(image)
     return tf.ensure_shape(
         tf.reshape(image, [shape[0], 3 * shape[1]]),
@@ -137,7 +107,7 @@ def _rows(image: tf.Tensor) -> tf.Tensor:
 
 
 def _per_row(image: tf.Tensor, of_channel: tf.Tensor) -> tf.Tensor:
-    """[3] repeated to [3·w]."""
+    """Repeats [3] to [3·w]."""
     return tf.tile(of_channel, [tf.shape(image)[1]])
 
 
@@ -146,12 +116,11 @@ def _mask(condition: tf.Tensor) -> tf.Tensor:
 
 
 def _to_bytes(pixels: tf.Tensor) -> tf.Tensor:
-    """Clips, and cuts fractions off."""
     return tf.cast(tf.clip_by_value(pixels, 0.0, 255.0), tf.uint8)
 
 
 def _blend(degenerate: tf.Tensor, image: tf.Tensor, factor: Number) -> tf.Tensor:
-    """degenerate + factor · (image − degenerate), both float32."""
+    """Returns degenerate + factor · (image − degenerate), both float32."""
     return _to_bytes(degenerate + tf.cast(factor, tf.float32) * (image - degenerate))
 
 
@@ -227,9 +196,7 @@ def _solarize_add(image: tf.Tensor, addition: Number) -> tf.Tensor:
 
 
 def _gray(image: tf.Tensor) -> tf.Tensor:
-    """`tf.image.rgb_to_grayscale`, as float32 [h, w] of whole numbers, in half its
-    time.
-    """
+    """Does `tf.image.rgb_to_grayscale`, to float32 [h, w] of whole numbers, in half its time."""
     pixels = tf.cast(image, tf.float32) * np.float32(1 / 255)
     gray = (
         pixels[..., 0] * np.float32(0.2989)
@@ -269,10 +236,8 @@ def _sharpness(image: tf.Tensor, factor: Number) -> tf.Tensor:
     # is a whole number the rounding decides which level it is cut to.
     pixels = tf.cast(image, tf.float32)
     height, width = tf.shape(image)[0], tf.shape(image)[1]
-    outer, center = (
-        pixels * np.float32(1 / np.float32(13)),
-        pixels * np.float32(np.float32(5) / np.float32(13)),
-    )
+    outer = pixels * np.float32(1 / np.float32(13))
+    center = pixels * np.float32(np.float32(5) / np.float32(13))
     total = None
     for y in range(3):
         for x in range(3):
@@ -286,7 +251,7 @@ def _sharpness(image: tf.Tensor, factor: Number) -> tf.Tensor:
 
 
 def _nearest(positions: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """The pixel nearest to a position, halves away from zero as the official kernel
+    """Returns the pixel nearest to a position, halves away from zero as the official kernel
     rounds; −1 and `length` are outside.
     """
     # The largest number below 1/2: 1/2 itself would make 1 of the largest position
@@ -298,8 +263,8 @@ def _nearest(positions: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
 
 
 def _look_up(image: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """image[nearest(y), nearest(x)], gray outside; y and x float32 that broadcast to
-    [h, w].
+    """Returns image[nearest(y), nearest(x)], gray outside; y and x are float32 that
+    broadcast to [h, w].
 
     The same as the kernel behind `tfa.image.transform` on an image with a fourth
     channel of ones, in a sixth of its time.
@@ -325,7 +290,7 @@ def _gray_bytes(shape: Sequence[Number]) -> tf.Tensor:
 
 
 def _positions(image: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
-    """y [h, 1] and x [1, w]."""
+    """Returns y [h, 1] and x [1, w]."""
     y, x = tf.range(tf.shape(image)[0]), tf.range(tf.shape(image)[1])
     return tf.cast(y, tf.float32)[:, tf.newaxis], tf.cast(x, tf.float32)[tf.newaxis]
 
@@ -408,19 +373,14 @@ def _cutout_at(
         center = tf.cast(uniform * tf.cast(length, tf.float32), tf.int32)
         return tf.maximum(center - half_size, 0), tf.minimum(center + half_size, length)
 
-    (top, bottom), (left, right) = (
-        span(tf.shape(image)[0], uniform[0]),
-        span(tf.shape(image)[1], uniform[1]),
-    )
-    return _paste(
-        tf.fill([bottom - top, right - left, 3], tf.constant(fill, tf.uint8)), image, top, left
-    )
+    top, bottom = span(tf.shape(image)[0], uniform[0])
+    left, right = span(tf.shape(image)[1], uniform[1])
+    square = tf.fill([bottom - top, right - left, 3], tf.constant(fill, tf.uint8))
+    return _paste(square, image, top, left)
 
 
 def _paste(patch: tf.Tensor, image: tf.Tensor, top: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
-    """The image [h, w, 3] with a patch of it replaced, by copies of whole rows rather
-    than a mask.
-    """
+    """Replaces a patch of an image [h, w, 3], by copies of whole rows rather than a mask."""
     bottom, right = top + tf.shape(patch)[0], left + tf.shape(patch)[1]
     middle = tf.concat([image[top:bottom, :left], patch, image[top:bottom, right:]], axis=1)
     return tf.ensure_shape(tf.concat([image[:top], middle, image[bottom:]], axis=0), image.shape)
@@ -434,10 +394,8 @@ def _apply_chosen(
     argument: tf.Tensor,
     uniform: tf.Tensor,
 ) -> tf.Tensor:
-    """Runs the operation names[choice], and no other; `choice` len(names) leaves the
-    image.
-
-    `uniform`: two draws for Cutout.
+    """Runs the operation names[choice], and no other; `choice` len(names) leaves the image.
+    `uniform` are two draws for Cutout.
     """
 
     def branch(name: str) -> Callable[[], tf.Tensor]:
@@ -459,32 +417,22 @@ def autoaugment(
     *,
     ops: Dict[str, Callable] = OPS,
 ) -> tf.Tensor:
-    """One sub-policy, drawn uniformly; each of its operations with its probability.
+    """Applies one sub-policy, drawn uniformly; each of its operations with its probability.
 
     Args:
-        image: uint8 [h, w, 3].
+        image: uint8 [h, w, 3], as the result.
         seed: int [2].
         policy: sub-policies of equal length.
         ops: `OPS` or `MEANT_OPS`.
-
-    Returns:
-        uint8 [h, w, 3].
     """
     names = sorted({name for sub_policy in policy for name, _, _ in sub_policy})
     length = len(policy[0])
-    steps = [
-        [
-            (
-                names.index(name),
-                probability,
-                level_to_argument(name, level, AUTOAUGMENT_CONSTANTS),
-                name in _SIGNED,
-            )
-            for name, probability, level in sub_policy
-        ]
-        for sub_policy in policy
-    ]
-    table = tf.constant(steps, tf.float32)
+
+    def row(name: str, probability: float, level: float) -> Tuple[float, ...]:
+        argument = level_to_argument(name, level, AUTOAUGMENT_PIXELS)
+        return names.index(name), probability, argument, name in _SIGNED
+
+    table = tf.constant([[row(*step) for step in steps] for steps in policy], tf.float32)
     uniform = tf.random.stateless_uniform([1 + 4 * length], seed)
     chosen = table[tf.cast(uniform[0] * len(policy), tf.int32)]
     for step in range(length):
@@ -507,23 +455,20 @@ def randaugment(
     *,
     ops: Dict[str, Callable] = OPS,
 ) -> tf.Tensor:
-    """`num_layers` operations in turn, each drawn uniformly from `RANDAUGMENT_OPS`, at
-    one level for all.
+    """Applies `num_layers` operations in turn, each drawn uniformly from `RANDAUGMENT_OPS`,
+    at one level for all.
 
     Args:
-        image: uint8 [h, w, 3].
+        image: uint8 [h, w, 3], as the result.
         seed: int [2].
         num_layers: usually 1…3.
         magnitude: the level, usually 5…30.
         ops: `OPS` or `MEANT_OPS`.
-
-    Returns:
-        uint8 [h, w, 3].
     """
     names = RANDAUGMENT_OPS
     table = tf.constant(
         [
-            (level_to_argument(name, float(magnitude), RANDAUGMENT_CONSTANTS), name in _SIGNED)
+            (level_to_argument(name, float(magnitude), RANDAUGMENT_PIXELS), name in _SIGNED)
             for name in names
         ],
         tf.float32,
@@ -541,7 +486,7 @@ def randaugment(
 def mixup(
     images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float
 ) -> Tuple[tf.Tensor, tf.Tensor]:
-    """Each image mixed with one of the same batch read backwards, as the official code
+    """Mixes each image with one of the same batch read backwards, as the official code
     pairs them; its own share is ≥ 1/2, from Beta(α, α).
 
     Args:
@@ -575,7 +520,7 @@ def mixup(
 def cutmix(
     images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float
 ) -> Tuple[tf.Tensor, tf.Tensor]:
-    """Into each image a box of one of the same batch read backwards; the labels are
+    """Pastes into each image a box of one of the same batch read backwards; the labels are
     mixed by area.
 
     The box has the image's aspect and a share of 1 − Beta(α, α) of its area, before the
@@ -615,28 +560,24 @@ def cutmix(
 def mix(
     images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, mixup_alpha: float, cutmix_alpha: float
 ) -> Tuple[tf.Tensor, tf.Tensor]:
-    """`mixup` where only its α is positive, `cutmix` where only its is; with both, as
-    in the official code, the batch's first half by MixUp and the second by CutMix, each
-    half within itself.
+    """Does `mixup` where only its α is positive, `cutmix` where only its is; with both, as
+    in the official code, the first half of the batch by MixUp and the second by CutMix.
 
     Args and returns: as `mixup`.
     """
-    if not (mixup_alpha and cutmix_alpha):
-        return (
-            mixup(images, labels, seed, mixup_alpha)
-            if mixup_alpha
-            else cutmix(images, labels, seed, cutmix_alpha)
-        )
+    if not cutmix_alpha:
+        return mixup(images, labels, seed, mixup_alpha)
+    if not mixup_alpha:
+        return cutmix(images, labels, seed, cutmix_alpha)
     half = images.shape[0] // 2
     first = mixup(images[:half], labels[:half], seed, mixup_alpha)
-    second = cutmix(
-        images[half:], labels[half:], seed + tf.constant([3, 0], seed.dtype), cutmix_alpha
-    )
+    other_seed = seed + tf.constant([3, 0], seed.dtype)
+    second = cutmix(images[half:], labels[half:], other_seed, cutmix_alpha)
     return tf.concat([first[0], second[0]], axis=0), tf.concat([first[1], second[1]], axis=0)
 
 
 def _backwards(images: tf.Tensor) -> tf.Tensor:
-    """`images[::-1]`; as a slice it takes TensorFlow 2 ms for each image of 224 pixels."""
+    # As a slice, `[::-1]`, it takes TensorFlow 2 ms for each image of 224 pixels.
     return tf.gather(images, tf.range(tf.shape(images)[0])[::-1])
 
 
@@ -646,9 +587,8 @@ def _mix_labels(labels: tf.Tensor, share_of_partner: tf.Tensor) -> tf.Tensor:
 
 
 def _beta(shape: tf.Tensor, seed: tf.Tensor, alpha: float) -> tf.Tensor:
-    """Beta(α, α): of two Gamma draws, the first's share."""
+    """Draws from Beta(α, α): of two Gamma draws, the first's share."""
     first = tf.random.stateless_gamma(shape, seed, alpha)
     second = tf.random.stateless_gamma(shape, seed + tf.constant([1, 0], seed.dtype), alpha)
-    return tf.math.divide_no_nan(
-        first, first + second
-    )  # for a tiny α both may be too small for a float32
+    # For a tiny α both may be too small for a float32.
+    return tf.math.divide_no_nan(first, first + second)

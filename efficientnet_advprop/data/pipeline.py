@@ -48,8 +48,8 @@ def _for_network(split: records.Split, num_classes: Optional[int]) -> records.Sp
 
 
 def make_augmentation(data: "DataConfig") -> Optional[preprocessing.Augmentation]:
-    """What `data.augment` and `data.cutout_half_size` ask for: `(uint8 image, seed) ->
-    uint8 image`, or None for nothing.
+    """Makes what `data.augment` and `data.cutout_half_size` ask for: `(uint8 image, seed)
+    -> uint8 image`, or None for nothing.
     """
     ops = {"official": augmentation.OPS, "meant": augmentation.MEANT_OPS}[data.augment_ops]
     steps = []
@@ -76,7 +76,7 @@ def make_augmentation(data: "DataConfig") -> Optional[preprocessing.Augmentation
 
 
 def _make_views(data: "DataConfig", paired_views: bool) -> Callable[[tf.Tensor, tf.Tensor], Batch]:
-    """(encoded image, seed int64 [2]) → what training sees of it: `images` and, if
+    """Makes (encoded image, seed int64 [2]) → what training sees of it: `images` and, if
     paired, `augmented_images`.
     """
     augment = make_augmentation(data)
@@ -109,8 +109,8 @@ def _make_views(data: "DataConfig", paired_views: bool) -> Callable[[tf.Tensor, 
 def _make_mixing(
     data: "DataConfig", num_classes: Optional[int]
 ) -> Optional[Callable[[Batch, tf.Tensor], Batch]]:
-    """(batch, seed int64 [2]) → the batch with its images, both views alike, and labels
-    mixed; None where nothing is.
+    """Makes (batch, seed int64 [2]) → the batch with its images, both views alike, and
+    labels mixed; None where nothing is.
     """
     if not (data.mixup_alpha or data.cutmix_alpha):
         return None
@@ -122,15 +122,12 @@ def _make_mixing(
 
     def mix(batch: Batch, seed: tf.Tensor) -> Batch:
         one_hot = tf.one_hot(batch["labels"], num_classes)
-        mixed = {
-            name: augmentation.mix(images, one_hot, seed, data.mixup_alpha, data.cutmix_alpha)
-            for name, images in batch.items()
-            if name != "labels"
-        }
-        return {
-            **{name: images for name, (images, _) in mixed.items()},
-            "labels": mixed["images"][1],
-        }
+        mixed = {}
+        for name in [name for name in batch if name != "labels"]:
+            mixed[name], mixed["labels"] = augmentation.mix(
+                batch[name], one_hot, seed, data.mixup_alpha, data.cutmix_alpha
+            )
+        return mixed
 
     return mix
 
@@ -146,7 +143,7 @@ def make_train_dataset(
     num_classes: Optional[int] = None,
     paired_views: bool = False,
 ) -> tf.data.Dataset:
-    """The endless training stream of one input pipeline.
+    """Makes the endless training stream of one input pipeline.
 
     Args:
         data: what the network sees.
@@ -171,7 +168,6 @@ def make_train_dataset(
         `data` gives otherwise.
 
     Raises:
-        DataError: the data are not there or not whole.
         ValueError: the batch does not divide by the replicas; mixing without
             `num_classes`; paired views without augmentation.
     """
@@ -195,14 +191,8 @@ def make_train_dataset(
     make_views, mix = _make_views(data, paired_views), _make_mixing(data, num_classes)
 
     def seed_at(purpose: str, position: tf.Tensor) -> tf.Tensor:
-        return tf.stack(
-            [
-                tf.constant(
-                    derive_seed(seed, f"{purpose} of input pipeline {host.index}"), tf.int64
-                ),
-                position,
-            ]
-        )
+        own = derive_seed(seed, f"{purpose} of input pipeline {host.index}")
+        return tf.stack([tf.constant(own, tf.int64), position])
 
     def process(encoded: tf.Tensor, label: tf.Tensor, position: tf.Tensor) -> Batch:
         return {**make_views(encoded, seed_at("augmentation", position)), "labels": label}
@@ -228,8 +218,8 @@ def make_eval_dataset(
     input_context: Optional[tf.distribute.InputContext] = None,
     num_classes: Optional[int] = None,
 ) -> tf.data.Dataset:
-    """One pass over a split: every image once over all input pipelines, and from each
-    of them the same number of batches.
+    """Makes one pass over a split: every image once over all input pipelines, and from
+    each of them the same number of batches.
 
     Args: as `make_train_dataset`.
 
@@ -251,9 +241,8 @@ def make_eval_dataset(
     largest = max(
         RecordStream(split, host._replace(index=index)).epoch_size for index in range(host.count)
     )
-    num_steps = -(
-        -largest // (replica_batch * host.num_replicas)
-    )  # of the input pipeline with most images, and so of all
+    # Of the input pipeline with most images, and so of all.
+    num_steps = -(-largest // (replica_batch * host.num_replicas))
 
     def process(encoded: tf.Tensor, label: tf.Tensor, position: tf.Tensor) -> Batch:
         del position
@@ -290,8 +279,8 @@ def sample_views(
     num_classes: int,
     paired_views: bool = False,
 ) -> np.ndarray:
-    """For a look at the input: the first training images as the evaluation and as
-    several draws of the training show them.
+    """Shows the first training images as the evaluation and as several draws of the
+    training see them.
 
     Args: as `make_train_dataset`. The images of a draw are a batch, in which they are
     mixed.
@@ -301,7 +290,7 @@ def sample_views(
         `num_draws` of training's; if paired, each of them plainly and then augmented.
 
     Raises:
-        DataError: the data are not there, or one of the images is bad.
+        DataError: one of the images is bad.
         ValueError: see `make_train_dataset`.
     """
     if not split.files:
@@ -314,16 +303,11 @@ def sample_views(
         if error is not None:
             raise error
         examples.append(records.parse(records.read_record(split.files[file], record), split))
-    columns = [
-        [
-            tf.clip_by_value(
-                preprocessing.preprocess_for_eval(encoded, data.image_size, crop=data.eval_crop),
-                0.0,
-                255.0,
-            )
-            for encoded, _ in examples
-        ]
+    evaluated = [
+        preprocessing.preprocess_for_eval(encoded, data.image_size, crop=data.eval_crop)
+        for encoded, _ in examples
     ]
+    columns = [tf.clip_by_value(evaluated, 0.0, 255.0)]
     for draw in range(num_draws):
         seeds = [
             tf.constant([derive_seed(seed, "views"), row * num_draws + draw], tf.int64)

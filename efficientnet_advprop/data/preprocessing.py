@@ -17,9 +17,8 @@ import tensorflow as tf
 
 from efficientnet_advprop.data.image_formats import OFFICIAL_DCT, decode
 
-Augmentation = Callable[
-    [tf.Tensor, tf.Tensor], tf.Tensor
-]  # (uint8 [h, w, 3], seed int [2]) → uint8 [h, w, 3]
+# (uint8 [h, w, 3], seed int [2]) → uint8 [h, w, 3]
+Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 INCEPTION_AREA = (0.08, 1.0)
 INCEPTION_ASPECT_RATIO = (3 / 4, 4 / 3)
@@ -37,7 +36,7 @@ _RELEASED_PADDING = 32  # pixels: at the checkpoints' release the crop was size 
 
 
 def crop_fraction(image_size: int, crop: Union[str, float] = "released") -> float:
-    """The centre crop's side as a fraction of the image's shorter side.
+    """Returns the centre crop's side as a fraction of the image's shorter side.
 
     Args:
         image_size: pixels.
@@ -66,7 +65,7 @@ def crop_fraction(image_size: int, crop: Union[str, float] = "released") -> floa
 
 
 def resize(image: tf.Tensor, image_size: int, method: str = "bicubic") -> tf.Tensor:
-    """TensorFlow's legacy resizing, as the official code has it.
+    """Resizes by TensorFlow's legacy kernels, as the official code does.
 
     Args:
         image: [height, width, 3], any numeric dtype.
@@ -148,12 +147,9 @@ def preprocess_for_eval(
 
 
 def _resize_and_cut(image: tf.Tensor, image_size: int) -> tf.Tensor:
-    """torchvision's `Resize` (bilinear with antialiasing, as Pillow has it) of the
-    shorter side to 8/7 of `image_size`, 256 for 224, and `CenterCrop`.
-
-    Returns:
-        float32 [image_size, image_size, 3], whole numbers in 0…255, up to one level
-        from Pillow's, which rounds between the two directions.
+    """Does torchvision's `Resize` (bilinear with antialiasing, as Pillow has it) of the
+    shorter side to 8/7 of `image_size`, 256 for 224, and `CenterCrop`; up to one level of
+    255 from Pillow's, which rounds between the two directions.
     """
     side = round(image_size / _TORCHVISION_FRACTION)
     height, width = tf.shape(image)[0], tf.shape(image)[1]
@@ -167,7 +163,7 @@ def _resize_and_cut(image: tf.Tensor, image_size: int) -> tf.Tensor:
 
 
 def _fit(image: tf.Tensor, image_size: int, method: str = "bicubic") -> tf.Tensor:
-    """The whole image, resized unless it has the size already: float32 [size, size, 3]."""
+    """Resizes a whole image unless it has the size already: float32 [size, size, 3]."""
     fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], image_size))
     fitted = tf.cond(
         fits, lambda: tf.cast(image, tf.float32), lambda: resize(image, image_size, method)
@@ -176,7 +172,7 @@ def _fit(image: tf.Tensor, image_size: int, method: str = "bicubic") -> tf.Tenso
 
 
 def inception_window(shape: tf.Tensor, seed: tf.Tensor, fallback_fraction: float) -> tf.Tensor:
-    """The official random crop: 8–100 % of the area, aspect 3/4–4/3, ten attempts, then
+    """Draws the official random crop: 8–100 % of the area, aspect 3/4–4/3, ten attempts, then
     the centre crop of the evaluation.
 
     Args:
@@ -208,7 +204,7 @@ def inception_window(shape: tf.Tensor, seed: tf.Tensor, fallback_fraction: float
 def _train_pixels(
     encoded: tf.Tensor, image_size: int, seed: tf.Tensor, crop: str, crop_padding: int
 ) -> tf.Tensor:
-    """The randomly cropped image before rounding: float32 [size, size, 3]."""
+    """Returns the randomly cropped image before rounding: float32 [size, size, 3]."""
     encoded = tf.convert_to_tensor(encoded)
     if crop == "inception":
         window = functools.partial(
@@ -221,9 +217,8 @@ def _train_pixels(
             shift = tf.random.stateless_uniform(
                 [2], seed, minval=0, maxval=2 * crop_padding + 1, dtype=tf.int32
             )
-            padded = tf.pad(
-                image, [[crop_padding, crop_padding], [crop_padding, crop_padding], [0, 0]]
-            )
+            border = [crop_padding, crop_padding]
+            padded = tf.pad(image, [border, border, [0, 0]])
             image = tf.slice(padded, [shift[0], shift[1], 0], [image_size, image_size, 3])
     else:
         raise ValueError(f"`crop` is {crop!r}, but must be 'inception', 'pad' or 'none'.")
@@ -252,7 +247,7 @@ def preprocess_for_train(
     horizontal_flip: bool = True,
     augment: Optional[Augmentation] = None,
 ) -> tf.Tensor:
-    """The official training pre-processing: random crop, legacy bicubic, random flip,
+    """Does the official training pre-processing: random crop, legacy bicubic, random flip,
     then `augment`.
 
     The official code feeds float pixels when it does not augment and, when it does,
@@ -273,9 +268,8 @@ def preprocess_for_train(
         uint8 [image_size, image_size, 3].
     """
     seed = tf.cast(seed, tf.int64)
-    return _finish_for_train(
-        _train_pixels(encoded, image_size, seed, crop, crop_padding), seed, horizontal_flip, augment
-    )
+    pixels = _train_pixels(encoded, image_size, seed, crop, crop_padding)
+    return _finish_for_train(pixels, seed, horizontal_flip, augment)
 
 
 def preprocess_pair_for_train(
@@ -288,7 +282,7 @@ def preprocess_pair_for_train(
     horizontal_flip: bool = True,
     augment: Augmentation,
 ) -> Tuple[tf.Tensor, tf.Tensor]:
-    """The same crop and flip of an image plainly and augmented, decoded once: what
+    """Gives the same crop and flip of an image plainly and augmented, decoded once: what
     fine-grained AdvProp trains on.
 
     Args: as `preprocess_for_train`.
@@ -299,6 +293,5 @@ def preprocess_pair_for_train(
     """
     seed = tf.cast(seed, tf.int64)
     pixels = _train_pixels(encoded, image_size, seed, crop, crop_padding)
-    return _finish_for_train(pixels, seed, horizontal_flip, None), _finish_for_train(
-        pixels, seed, horizontal_flip, augment
-    )
+    plain = _finish_for_train(pixels, seed, horizontal_flip, None)
+    return plain, _finish_for_train(pixels, seed, horizontal_flip, augment)

@@ -27,7 +27,7 @@ _REMOTE_BUFFER_BYTES, _LOCAL_BUFFER_BYTES = 8 << 20, 256 << 10
 
 
 def derive_seed(seed: int, purpose: str) -> int:
-    """A 63-bit seed of its own for each purpose."""
+    """Returns a 63-bit seed of its own for each purpose."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "little") >> 1
 
 
@@ -95,8 +95,8 @@ class RecordStream:
         )
 
     def _read_file(self, index: tf.Tensor) -> tf.data.Dataset:
-        """(file, record, bytes) of every record of a file; b"" from the first one on
-        that cannot be read.
+        """Yields (file, record, bytes) of every record of a file; b"" from the first one
+        on that cannot be read.
         """
         path = self._files[index]
         (is_there,) = call_python(_wait_for_file, [path], is_there=tf.TensorSpec([], tf.bool))
@@ -108,22 +108,15 @@ class RecordStream:
             .concatenate(tf.data.Dataset.from_tensors(b"").repeat())
             .take(self._counts[index])
         )
-        return tf.data.Dataset.zip(
-            (
-                tf.data.Dataset.from_tensors(self._ids[index]).repeat(),
-                tf.data.Dataset.range(self._counts[index]),
-                rows,
-            )
-        )
+        return tf.data.Dataset.zip((*self._numbers(index), rows))
+
+    def _numbers(self, index: tf.Tensor) -> Tuple[tf.data.Dataset, tf.data.Dataset]:
+        file = tf.data.Dataset.from_tensors(self._ids[index]).repeat()
+        return file, tf.data.Dataset.range(self._counts[index])
 
     def _read_numbers(self, index: tf.Tensor) -> tf.data.Dataset:
-        """As `_read_file`, without the bytes and without the file."""
-        return tf.data.Dataset.zip(
-            (
-                tf.data.Dataset.from_tensors(self._ids[index]).repeat(),
-                tf.data.Dataset.range(self._counts[index]),
-            )
-        )
+        """Does as `_read_file`, without the bytes and without the file."""
+        return tf.data.Dataset.zip(self._numbers(index))
 
     def _one_pass(self, order: tf.Tensor, read: Callable) -> tf.data.Dataset:
         dataset = tf.data.Dataset.from_tensor_slices(order).interleave(
@@ -139,7 +132,7 @@ class RecordStream:
     def elements(
         self, first_position: tf.Tensor, read: Optional[Callable] = None
     ) -> tf.data.Dataset:
-        """The endless stream from a position on: (position int64, (file int64, record
+        """Yields the endless stream from a position on: (position int64, (file int64, record
         int64, bytes string)).
 
         Unshuffled without a seed.
@@ -160,11 +153,9 @@ class RecordStream:
             if self._cache:
                 dataset = in_order
             else:
+                seed = tf.constant(derive_seed(self._shuffle_seed, "files"), tf.int64)
                 order = tf.random.experimental.stateless_shuffle(
-                    tf.range(num_files),
-                    seed=tf.stack(
-                        [tf.constant(derive_seed(self._shuffle_seed, "files"), tf.int64), epoch]
-                    ),
+                    tf.range(num_files), seed=tf.stack([seed, epoch])
                 )
                 dataset = self._one_pass(order, read)
             return dataset.shuffle(
@@ -179,10 +170,8 @@ class RecordStream:
         )
 
     def identify(self, position: int, num_positions: int) -> List[Tuple[int, int]]:
-        """Which file (an index of `split.files`) and which record of it stand at the
-        positions from one on.
-
-        Reads no file.
+        """Returns which file (an index of `split.files`) and which record of it stand at
+        the positions from one on; reads no file.
         """
         elements = self.elements(tf.constant(position, tf.int64), self._read_numbers).take(
             num_positions
@@ -190,7 +179,7 @@ class RecordStream:
         return [(int(file), int(record)) for _, (file, record) in elements]
 
     def reread(self, file: np.ndarray, record: np.ndarray) -> bytes:
-        """A record by its own address, slowly and stubbornly; b"" if it cannot be had."""
+        """Reads a record by its own address, slowly and stubbornly; b"" if it cannot be had."""
         try:
             return records.read_record(self.split.files[int(file)], int(record))
         except (records.DataError, tf.errors.OpError, OSError):
@@ -198,9 +187,7 @@ class RecordStream:
 
 
 def _wait_for_file(path: bytes) -> bool:
-    """Whether a file can be opened, waiting a while for a file system that is
-    unavailable.
-    """
+    """Whether a file can be opened, after some waiting for a file system if need be."""
     path = path.decode()
     try:
         records.retry_reads(lambda: tf.io.gfile.stat(path), f"Opening {path}")

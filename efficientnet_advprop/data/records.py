@@ -137,7 +137,7 @@ def retry_reads(function: Callable[[], _T], what: str) -> _T:
 
 
 def find_shards(data_dir: str, prefix: str) -> List[str]:
-    """The paths of `<prefix>-00000-of-<n>` …, in order.
+    """Returns the paths of `<prefix>-00000-of-<n>` …, in order.
 
     Raises:
         DataError: the folder is missing, holds no such file, lacks a shard of the
@@ -177,10 +177,7 @@ def find_shards(data_dir: str, prefix: str) -> List[str]:
             f"{data_dir} holds {prefix!r} files numbered beyond their own total of {totals[0]};"
             " remove them."
         )
-    return [
-        os.path.join(data_dir, match["prefix"] + match.string[match.end("prefix") :])
-        for match in matches
-    ]
+    return [os.path.join(data_dir, match.string) for match in matches]
 
 
 def _list_shards(data_dir: str, prefix: str) -> List[str]:
@@ -197,9 +194,7 @@ def find_prefixes(data_dir: str) -> List[str]:
 
 
 def has_shards(data_dir: str, prefix: str) -> bool:
-    """Whether a folder is there and holds `<prefix>-?????-of-?????` files, whole or
-    not.
-    """
+    """Whether a folder holds `<prefix>-?????-of-?????` files, whole or not."""
     return tf.io.gfile.isdir(data_dir) and bool(_list_shards(data_dir, prefix))
 
 
@@ -228,7 +223,7 @@ def scan_file(path: str) -> FileScan:
     return FileScan(offsets, True, digest.hexdigest())
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=2 * _READERS)
 def _offsets_in_state(path: str, state: tuple) -> List[int]:
     del state  # a file that has changed is read anew
     return scan_file(path).offsets
@@ -361,13 +356,10 @@ def open_split(data_dir: str, prefix: str) -> Split:
 class ShardWriter:
     """A context manager that writes one TFRecord file, which appears under its name
     when it is complete, and only then.
-
-    Attributes:
-        num_records: how many have been written so far.
     """
 
     def __init__(self, path: str):
-        self.path, self.num_records = path, 0
+        self.path = path
         self._temporary = files.temporary_path(path)
 
     def __enter__(self) -> "ShardWriter":
@@ -376,7 +368,6 @@ class ShardWriter:
 
     def write(self, record: bytes) -> None:
         self._writer.write(record)
-        self.num_records += 1
 
     def __exit__(self, error_type, error, traceback) -> None:
         try:
@@ -398,8 +389,11 @@ def make_example(
     synset: str = "",
     filename: str = "",
 ) -> bytes:
-    """A serialized record with the official features; `label` counts from 0, the stored
+    """Serializes a record with the official features; `label` counts from 0, the stored
     one from 1.
+
+    Raises:
+        DataError: there is no such label.
     """
 
     if label < 0:
@@ -429,10 +423,8 @@ def make_example(
 
 
 def parse(record: tf.Tensor, split: Split) -> "tuple[tf.Tensor, tf.Tensor]":
-    """A serialized record's image (scalar string, encoded) and label (scalar int32,
-    from 0).
-
-    In the graph: a lacking feature is an error.
+    """Parses a record in a graph: its image (scalar string, encoded) and label (scalar
+    int32, from 0). A lacking feature is an error.
     """
     features = tf.io.parse_single_example(
         record,
@@ -448,7 +440,7 @@ def parse(record: tf.Tensor, split: Split) -> "tuple[tf.Tensor, tf.Tensor]":
 
 
 def read_record(path: str, index: int) -> bytes:
-    """One record by its index in the file, however broken its neighbours are.
+    """Reads one record by its index in the file, however broken its neighbours are.
 
     Raises:
         DataError: the file has no such whole record, or the record's checksum is wrong.
@@ -480,7 +472,7 @@ def read_record(path: str, index: int) -> bytes:
 
 
 def explain_bad_record(record: bytes, split: Split, num_classes: Optional[int]) -> Optional[str]:
-    """Why a record cannot be used, in words, or None if it can."""
+    """Returns why a record cannot be used, in words; None if it can."""
     if not record:
         return "the record is empty"
     try:
@@ -553,8 +545,8 @@ def check_folder(data_dir: str, prefix: str, num_classes: Optional[int]) -> List
 
 
 def explain_data_error(error: BaseException) -> Optional[DataError]:
-    """The `DataError` behind an exception that came out of iterating a dataset, or None
-    if there is none in it.
+    """Returns the `DataError` behind an exception that came out of iterating a dataset;
+    None if there is none in it.
     """
     if isinstance(error, DataError):
         return error

@@ -56,7 +56,7 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
 
 
 def _limit_examples(split: records.Split, num_examples: int) -> records.Split:
-    """The first records of every shard, as even as can be, `num_examples` in all."""
+    """Keeps the first records of every shard, as even as can be, `num_examples` in all."""
     num_files = len(split.files)
     counts = [
         max(0, (num_examples - index + num_files - 1) // num_files) for index in range(num_files)
@@ -79,7 +79,7 @@ def _open_whole_split(data: "DataConfig", data_dir: str, split: str) -> records.
 
 
 def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
-    """The files of a prepared TFDS data set with an image and a label in each example.
+    """Opens the files of a prepared TFDS data set with an image and a label in each example.
 
     "validation" is the data set's test split where it has none of that name.
 
@@ -139,8 +139,8 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
 def find_class_names(
     data: "DataConfig", data_dir: str, num_classes: int
 ) -> typing.Optional[typing.List[str]]:
-    """The names of a network's classes, from the records of its run; None where nothing
-    tells them.
+    """Returns the names of a network's classes, from the records of its run; None where
+    nothing tells them.
 
     Args:
         data: which source.
@@ -173,7 +173,7 @@ def find_class_names(
 
 
 def tfds_class_names(name: str, data_dir: str) -> typing.List[str]:
-    """The names of a TFDS data set's classes, in the order of the labels."""
+    """Returns the names of a TFDS data set's classes, in the order of the labels."""
     import tensorflow_datasets as tfds
 
     return list(tfds.builder(name, data_dir=data_dir).info.features["label"].names)

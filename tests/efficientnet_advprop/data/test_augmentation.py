@@ -54,8 +54,8 @@ def test_all_ops_are_recorded(official):
 @pytest.mark.parametrize(
     "method, constants",
     [
-        ("autoaugment", augmentation.AUTOAUGMENT_CONSTANTS),
-        ("randaugment", augmentation.RANDAUGMENT_CONSTANTS),
+        ("autoaugment", augmentation.AUTOAUGMENT_PIXELS),
+        ("randaugment", augmentation.RANDAUGMENT_PIXELS),
     ],
 )
 def test_levels_mean_what_they_did(official, method, constants):

@@ -221,7 +221,7 @@ def main(argv):
         return
     _require_flags()
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
-    from efficientnet_advprop.data.class_names import require_same_names, write_class_names
+    from efficientnet_advprop.data import class_names
     from efficientnet_advprop.images import image_sources
     from efficientnet_advprop.images.class_numbers import are_numbers
     from efficientnet_advprop.runtime.errors import DataError
@@ -237,7 +237,7 @@ def main(argv):
         images_of["train"], images_of["minival"] = image_sources.hold_out(
             images_of["train"], _MINIVAL_LIST.value
         )
-    require_same_names(_OUTPUT_DIR.value, names, "records")
+    class_names.require_same_names(_OUTPUT_DIR.value, names, "records")
     for prefix, images in images_of.items():
         report = _convert(images, prefix)
         for name in names:
@@ -248,7 +248,8 @@ def main(argv):
         )
         failures += report.failures
         # Not before: where the folder's files are of others, nothing may be left in it.
-        write_class_names(_OUTPUT_DIR.value, names)
+        if class_names.find_class_names(_OUTPUT_DIR.value) is None:
+            class_names.write_class_names(_OUTPUT_DIR.value, names)
     if failures:
         shown = "".join(f"\n  {failure}" for failure in failures[:_NUM_SHOWN])
         more = len(failures) - _NUM_SHOWN

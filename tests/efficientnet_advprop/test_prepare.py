@@ -30,16 +30,18 @@ def write_split(root, counts):
 
 
 def prepare(cwd, *options):
-    command = [
-        sys.executable,
-        "-m",
-        "efficientnet_advprop.prepare",
+    return run(
+        cwd,
         "--image_folder=images [1]",
         "--output_dir=records [1]",
         "--train_shards=1",
         "--validation_shards=1",
         *options,
-    ]
+    )
+
+
+def run(cwd, *options):
+    command = [sys.executable, "-m", "efficientnet_advprop.prepare", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
@@ -122,6 +124,34 @@ def test_an_empty_class_is_one_message(tmp_path):
     assert done.returncode == 1 and len(messages) == 1 and "Traceback" not in done.stderr
     assert re.search("/train' has 1 of 3 .* without an image .*: aa. Put images", done.stderr)
     assert not (tmp_path / "records [1]").exists()
+
+
+def test_a_folder_of_classes_is_divided_and_checked(tmp_path):
+    write_split(tmp_path / "photos", {"cat": 8, "dog": 12})
+    done = run(tmp_path, "--image_folder=photos", "--output_dir=out")
+    assert done.returncode == 2 and "`--validation_fraction=0.2`" in done.stderr
+    assert not (tmp_path / "out").exists()
+    done = run(
+        tmp_path, "--image_folder=photos", "--output_dir=out", "--validation_fraction=0.25",
+        "--test_fraction=0.125",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    splits = [
+        records.open_split(str(tmp_path / "out"), name)
+        for name in records.find_prefixes(str(tmp_path / "out"))
+    ]
+    assert [(len(split.files), split.num_records) for split in splits] == [(1, 3), (1, 12), (1, 5)]
+    assert run(tmp_path, "--check=out").returncode == 0
+    path = splits[1].files[0]
+    contents = bytearray(open(path, "rb").read())
+    for offset in records.scan_file(path).offsets[3:5]:
+        contents[offset + 40] ^= 1
+    open(path, "wb").write(contents)
+    done = run(tmp_path, "--check=out")
+    assert done.returncode == 1 and "holds 2 bad records" in done.stderr
+    assert all(
+        f"{name}, record {i}: " in done.stdout for name in ["train-00000-of-00001"] for i in (3, 4)
+    )
 
 
 def test_names_travel_with_the_source(tmp_path):

@@ -150,7 +150,7 @@ def _list_image_folder(folder: str):
 
 
 def _convert(images, prefix: str):
-    """Writes one split's files, with a progress bar on stderr; returns a `Report`."""
+    """Writes one split's files, with a progress bar on stderr; returns its report."""
     from efficientnet_advprop.images import conversion
 
     num_shards = _SHARDS[prefix].value

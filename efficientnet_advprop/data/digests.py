@@ -1,7 +1,7 @@
 """What tells one set of images from every other: a SHA-256 of names, labels and contents.
 
     digest_rows([("cat/1.png", 0), ("dog/1.png", 1)])
-    digest_images([Located("cat/1.png", 0, "/data/cat/1.png")])
+    digest_files([("/data/cat/1.png", "cat/1.png", 0)])
 
 `prepare`, `train`, `evaluate` and the built-in data sets compare these, never counts or
 sizes alone: an image repaired in place or moved to another class keeps both. Image files
@@ -14,7 +14,7 @@ import concurrent.futures
 import hashlib
 import json
 import os
-from typing import Iterable, NamedTuple, Optional, Sequence
+from typing import Iterable, Sequence
 
 import tensorflow as tf
 
@@ -22,16 +22,6 @@ from efficientnet_advprop.runtime import files
 from efficientnet_advprop.runtime.errors import DataError
 
 _READERS = 32
-
-
-class Located(NamedTuple):
-    """An image and where its bytes are: a file, or `size` bytes of it from `offset` on."""
-
-    name: str
-    label: int
-    path: str
-    offset: Optional[int] = None
-    size: int = 0
 
 
 def file_state(path: str) -> tuple[int, str]:
@@ -47,7 +37,7 @@ def digest_rows(rows: Iterable[Sequence]) -> str:
     """Returns the SHA-256 of rows of numbers and texts, in their order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(list(row)).encode() + b"\n")
+        digest.update(json.dumps(list(row), default=int).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -65,13 +55,15 @@ def file_states(paths: Iterable[str]) -> dict[str, tuple[int, str]]:
             raise DataError(f"an image cannot be read: {error}") from error
 
 
-def digest_images(images: Sequence[Located]) -> str:
-    """Returns the SHA-256 of images' names, labels, and the sizes and times of their files.
+def digest_files(rows: Sequence[tuple]) -> str:
+    """Returns the SHA-256 of rows in which files stand for their sizes and times.
+
+    Args:
+        rows: each a file's path, then what else tells, such as an image's name, label, and
+            place in the file.
 
     Raises:
         DataError: a file is not there.
     """
-    states = file_states(image.path for image in images)
-    return digest_rows(
-        (image.name, image.label, image.offset, image.size, *states[image.path]) for image in images
-    )
+    states = file_states(path for path, *_ in rows)
+    return digest_rows((*facts, *states[path]) for path, *facts in rows)

@@ -83,16 +83,16 @@ def resize(image: tf.Tensor, image_size: int, method: str = "bicubic") -> tf.Ten
 def _decode_and_crop(
     encoded: tf.Tensor,
     window: Callable[[tf.Tensor], tf.Tensor],
-    dct_method: str = OFFICIAL_DCT,
+    exact_jpeg: bool = False,
 ) -> tf.Tensor:
-    """Decodes only `window(shape)` = [y, x, height, width] of a JPEG; of another
-    format, decodes all of it and cuts the window out.
+    """Decodes only `window(shape)` = [y, x, height, width] of a JPEG, by the official
+    code's DCT; of another format, decodes all of it and cuts the window out.
     """
 
     def of_jpeg() -> tf.Tensor:
         shape = tf.image.extract_jpeg_shape(encoded)
         return tf.image.decode_and_crop_jpeg(
-            encoded, window(shape), channels=3, dct_method=dct_method
+            encoded, window(shape), channels=3, dct_method=OFFICIAL_DCT
         )
 
     def of_other() -> tf.Tensor:
@@ -100,7 +100,8 @@ def _decode_and_crop(
         y, x, height, width = tf.unstack(window(tf.shape(image)))
         return tf.image.crop_to_bounding_box(image, y, x, height, width)
 
-    return tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_other)
+    # Cut off while it is decoded, a JPEG's colours are others along the edge.
+    return of_other() if exact_jpeg else tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_other)
 
 
 def _center_window(shape: tf.Tensor, fraction: float) -> tf.Tensor:
@@ -115,7 +116,7 @@ def preprocess_for_eval(
     image_size: int = 224,
     crop: Union[str, float] = "released",
     resize_method: str = "bicubic",
-    dct_method: str = OFFICIAL_DCT,
+    exact_jpeg: bool = False,
 ) -> tf.Tensor:
     """Does the official evaluation pre-processing: centre crop of the shorter side, legacy
     resizing.
@@ -128,8 +129,8 @@ def preprocess_for_eval(
             its own, see `_resize_and_cut`.
         resize_method: "bicubic", or "bilinear" as EfficientNet-Lite and -EdgeTPU are
             served; see `RESIZE_METHODS`.
-        dct_method: of a JPEG from which a fraction is cut, the official one or
-            `image_formats.ACCURATE_DCT`; of others always the latter.
+        exact_jpeg: decode a JPEG from which a fraction is cut as other libraries do,
+            rather than as the official code does. The other crops always do.
 
     Returns:
         float32 [image_size, image_size, 3] around 0…255: bicubic unclipped, so it
@@ -142,7 +143,7 @@ def preprocess_for_eval(
         return _resize_and_cut(decode(encoded), image_size)
     fraction = crop_fraction(image_size, crop)
     window = functools.partial(_center_window, fraction=fraction)
-    image = _decode_and_crop(encoded, window, dct_method)
+    image = _decode_and_crop(encoded, window, exact_jpeg)
     return tf.ensure_shape(resize(image, image_size, resize_method), [image_size, image_size, 3])
 
 

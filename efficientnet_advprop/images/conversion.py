@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import logging
 
 from efficientnet_advprop.data import image_formats, records
-from efficientnet_advprop.data.digests import Located, digest_images, file_states
+from efficientnet_advprop.data.digests import digest_files, file_states
 from efficientnet_advprop.images.image_sources import ImageSource
 from efficientnet_advprop.runtime import files
 from efficientnet_advprop.runtime.errors import DataError
@@ -36,7 +36,7 @@ class _ImagesFailed(Exception):
 
 
 @dataclasses.dataclass
-class Report:
+class ConversionReport:
     """What a conversion wrote, by class name; `failures` names the images that could
     not be read.
     """
@@ -118,11 +118,12 @@ def _divide(
 
 
 def _digest(shard: Sequence[ImageSource]) -> str:
-    located = [
-        Located(f"{image.synset}/{image.name}", image.label, image.path, image.offset, image.size)
-        for image in shard
-    ]
-    return digest_images(located)
+    return digest_files(
+        [
+            (image.path, f"{image.synset}/{image.name}", image.label, image.offset, image.size)
+            for image in shard
+        ]
+    )
 
 
 def convert(
@@ -134,7 +135,7 @@ def convert(
     num_workers: int = 8,
     shuffle: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Report:
+) -> ConversionReport:
     """Writes `<prefix>-00000-of-<num_shards>` …; whole files that are there already stay,
     and what killed calls have left half-written is removed at the end.
 
@@ -178,7 +179,7 @@ def convert(
     per_class: Dict[str, int] = {}
     for source in sources:
         per_class[source.synset] = per_class.get(source.synset, 0) + 1
-    return Report(len(sources) - len(failures), per_class, num_reencoded, failures)
+    return ConversionReport(len(sources) - len(failures), per_class, num_reencoded, failures)
 
 
 def _write_shards(

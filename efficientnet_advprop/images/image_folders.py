@@ -103,8 +103,8 @@ def read_image_tree(directory: str, *, allow_empty: bool = False) -> ImageTree:
             skipped.add(_HIDDEN, f"{folder}/")
         else:
             images[folder] = _read_class(directory, folder, skipped)
-    for folder, names in images.items():
-        _require_text((folder, *names), directory)
+    paths = (f"{folder}/{name}" for folder, names in images.items() for name in names)
+    _require_text((*images, *paths), directory)
     hint = "".join(f" ({line}.)" for line in skipped.describe())
     if not any(images.values()):
         raise DataError(

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.data import image_formats, preprocessing, records
-from efficientnet_advprop.data.digests import Located, digest_images
+from efficientnet_advprop.data.digests import digest_files
 from efficientnet_advprop.data.image_formats import as_decodable, as_decodable_in_graph
 from efficientnet_advprop.data.python_calls import call_python
 from efficientnet_advprop.data.record_batches import make_options
@@ -117,7 +117,7 @@ class FileImages:
 
     def digest(self) -> str:
         names = map(self.image_id, range(self.num_images))
-        return digest_images(list(map(Located, names, self.labels, self.paths)))
+        return digest_files(list(zip(self.paths, names, self.labels)))
 
     def encoded(self, position: int) -> bytes:
         path = self.paths[position]
@@ -169,12 +169,11 @@ class TarImages:
         return os.path.relpath(self._members[position].name, self._root or ".")
 
     def digest(self) -> str:
-        return digest_images(
-            [
-                Located(self.image_id(i), label, self._path, member.offset, member.size)
-                for i, (member, label) in enumerate(zip(self._members, self.labels))
-            ]
-        )
+        rows = [
+            (self._path, self.image_id(i), label, member.offset, member.size)
+            for i, (member, label) in enumerate(zip(self._members, self.labels))
+        ]
+        return digest_files(rows)
 
     def encoded(self, position: int) -> bytes:
         member = self._members[position]

@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.image_formats import (
-    ACCURATE_DCT,
     BMP_HEADER_BYTES,
     is_bmp,
     is_decodable,
@@ -69,7 +68,7 @@ def decode_batch(
         def accepted():
             return (
                 preprocessing.preprocess_for_eval(
-                    file, image_size, crop, resize_method, ACCURATE_DCT
+                    file, image_size, crop, resize_method, exact_jpeg=True
                 ),
                 tf.constant(""),
             )

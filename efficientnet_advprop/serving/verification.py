@@ -183,7 +183,7 @@ def _find_records(directory: str) -> Optional[str]:
 def _examples(files, image_size, crop, resize_method, labels=None) -> Examples:
     prepare = tf.function(
         lambda file: preprocessing.preprocess_for_eval(
-            file, image_size, crop, resize_method, image_formats.ACCURATE_DCT
+            file, image_size, crop, resize_method, exact_jpeg=True
         ),
         autograph=False,
     )

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 
 from efficientnet_advprop.data import builtin_datasets, records
-from efficientnet_advprop.data.digests import Located, digest_images
+from efficientnet_advprop.data.digests import digest_files
 from efficientnet_advprop.runtime.errors import DataError
 
 
@@ -62,7 +62,7 @@ def test_image_files(tmp_path):
         path.write_bytes(b"abc")
 
     def now(labels=(0, 1), names=("a", "b")):
-        return digest_images([Located(*row, str(p)) for *row, p in zip(names, labels, paths)])
+        return digest_files(list(zip(map(str, paths), names, labels)))
 
     first = now()
     assert now() == first

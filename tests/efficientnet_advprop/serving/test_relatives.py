@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import ConfigError
-from efficientnet_advprop.data import image_formats, preprocessing, records
+from efficientnet_advprop.data import preprocessing, records
 from efficientnet_advprop.inference.trained_network import RestoredNetwork
 from efficientnet_advprop.models import EfficientNet
 from efficientnet_advprop.serving import tflite, verification
@@ -95,7 +95,7 @@ def test_a_saved_model_serves_bilinear_and_has_the_end_point(tmp_path):
     signatures = tf.saved_model.load(result.path).signatures
     file = golden("preprocess_more.npz")["jpeg_photo"].tobytes()
     image = preprocessing.preprocess_for_eval(
-        tf.constant(file), 32, "0.875", "bilinear", image_formats.ACCURATE_DCT
+        tf.constant(file), 32, "0.875", "bilinear", exact_jpeg=True
     )
     of_file = signatures["serving_default"](image_bytes=tf.constant([file]))
     of_image = signatures["predict_images"](images=image[None])

@@ -9,7 +9,7 @@ from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from efficientnet_advprop.data import image_formats, preprocessing
+from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.serving import encoded_images
 from efficientnet_advprop.serving.saved_model import WARMUP_FILE
 from tests.efficientnet_advprop.serving.conftest import CLASS_NAMES, softmax
@@ -51,7 +51,7 @@ def test_files_of_mixed_sizes_get_the_models_top_classes(loaded, network, photog
     answer = classify(loaded, files)
     for row, file in enumerate(files):
         image = preprocessing.preprocess_for_eval(
-            tf.constant(file), 64, "released", dct_method=image_formats.ACCURATE_DCT
+            tf.constant(file), 64, "released", exact_jpeg=True
         )
         probabilities = softmax(network.model(image[None]).numpy())[0]
         best = np.argsort(-probabilities)[:3]

@@ -11,7 +11,6 @@ scores.json added. All runs use the images in <output_dir>/data.
 
 import contextlib
 import itertools
-import json
 import os
 import signal
 import statistics
@@ -38,7 +37,7 @@ from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.suites.test_sets import TestSet
 from efficientnet_advprop.runtime.errors import UserError, list_lines
-from efficientnet_advprop.runtime.files import format_duration, write_atomically
+from efficientnet_advprop.runtime.files import format_duration, to_json, write_atomically
 from efficientnet_advprop.training import checkpoints, loop
 from tpu_utils.devices.strategy import make_strategy
 
@@ -75,9 +74,7 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
         return None
     scores = _measure(run, study, folder, data_dir)
     scores["processor_seconds"] = time.process_time() - started
-    write_atomically(
-        os.path.join(folder, SCORES_FILE), (json.dumps(scores, indent=1) + "\n").encode()
-    )
+    write_atomically(os.path.join(folder, SCORES_FILE), (to_json(scores) + "\n").encode())
     return scores
 
 

@@ -18,6 +18,7 @@ from advprop_experiments.plan import METRICS, Study
 from efficientnet_advprop.reports.charts import Interval, interval_chart
 from efficientnet_advprop.reports.page_templates import open_templates
 from efficientnet_advprop.reports.significance import holm
+from efficientnet_advprop.runtime import files
 
 # The explanations of the words of `verdict`.
 VERDICTS = {
@@ -169,18 +170,10 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
 
 
 def to_json(summary: Summary) -> str:
-    """The summary as JSON; accuracies and differences lie in [−1, 1], missing values
+    """Returns the summary as JSON; accuracies and differences lie in [−1, 1], missing values
     are null.
     """
-
-    def without_nan(value):
-        if isinstance(value, dict):
-            return {key: without_nan(entry) for key, entry in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [without_nan(entry) for entry in value]
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return json.dumps(without_nan(dataclasses.asdict(summary)), indent=1, ensure_ascii=False) + "\n"
+    return files.to_json(dataclasses.asdict(summary)) + "\n"
 
 
 def format_table(summary: Summary) -> str:

@@ -2,7 +2,6 @@
 before it says it is ready.
 """
 
-import json
 import os
 import tempfile
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
+from efficientnet_advprop.runtime.files import to_json
 from efficientnet_advprop.serving.signatures import ServedNetwork
 
 METADATA = "metadata.json"
@@ -46,8 +46,7 @@ def write_saved_model(
 def write_metadata(path: str, metadata: dict[str, Any]) -> None:
     """Writes metadata as JSON, for people and programs."""
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(metadata, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(to_json(metadata, indent=2) + "\n")
 
 
 def warmup_requests(signatures, image_file: bytes) -> list[predict_pb2.PredictRequest]:

@@ -56,9 +56,9 @@ class RestoredNetwork:
     model: Network
     image_size: int  # pixels
     crop: str  # see `preprocessing.crop_fraction`
-    serving_resize: str  # how an export resizes images, "bicubic" or "bilinear"; here: "bicubic"
-    published: Optional[PublishedCheckpoint]  # whose figure to compare with; None: no row has it
-    description: str  # where everything comes from, for people; several lines
+    serving_resize: str = "bicubic"  # or "bilinear": how an export resizes; here: "bicubic"
+    published: Optional[PublishedCheckpoint] = None  # whose figure to compare with
+    description: str = ""  # where everything comes from, for people; several lines
     class_names: Optional[tuple[str, ...]] = None  # by label; None: not known
 
     def classifier(self, branch: Branch = "main") -> Classifier:
@@ -140,28 +140,30 @@ def restore_network(
     if which != "best":
         raise ConfigError(f"`--which` is {which!r}, but goes with `--model_dir`; leave it out.")
     if checkpoint.endswith(keras_files.SUFFIX):
-        if kind:
-            raise ConfigError(
-                f"`--kind` is {kind!r}, but goes with checkpoints in the released format; leave it"
-                " out."
-            )
-        model, told = keras_files.load(checkpoint, image_size, normalization)
-        network = RestoredNetwork(
-            name=os.path.basename(checkpoint).removesuffix(keras_files.SUFFIX),
-            model=model,
-            image_size=model.image_size,
-            crop=crop or DEFAULT_CROP,
-            serving_resize="bicubic",
-            published=None,
-            description="",
-        )
-        network = _describe(network, f"{checkpoint}: {told}", "Keras model")
+        network = _restore_keras(checkpoint, kind, normalization, image_size, crop)
         return _with_class_names(network, labels_map_file, os.path.dirname(checkpoint))
     contents = read_contents(find_checkpoint(checkpoint, cache_dir))
     network = _restore_released(
         checkpoint, contents, kind, normalization, image_size, crop, use_ema, branch, cache_dir
     )
     return _with_class_names(network, labels_map_file, os.path.dirname(contents.prefix))
+
+
+def _restore_keras(
+    path: str,
+    kind: Optional[str],
+    normalization: Optional[str],
+    image_size: Optional[int],
+    crop: Optional[str],
+) -> RestoredNetwork:
+    if kind:
+        raise ConfigError(
+            f"`--kind` is {kind!r}, but goes with checkpoints in the released format; leave it out."
+        )
+    model, told = keras_files.load(path, image_size, normalization)
+    name = os.path.basename(path).removesuffix(keras_files.SUFFIX)
+    network = RestoredNetwork(name, model, model.image_size, crop or DEFAULT_CROP)
+    return _describe(network, f"{path}: {told}", "Keras model")
 
 
 def _restore_released(
@@ -218,7 +220,6 @@ def _restore_released(
         crop=crop or (KINDS[kind].crop if kind else "released"),
         serving_resize=VARIANTS[variant].design.serving_resize,
         published=published,
-        description="",
     )
     return _describe(network, str(report), f"{kind} ({origin})" if kind else origin)
 
@@ -226,11 +227,8 @@ def _restore_released(
 def _find_kind(
     checkpoint: str, contents: CheckpointContents, kind: Optional[str], settings: dict
 ) -> tuple[Optional[str], str]:
-    """The kind of a released checkpoint, and who says so; None where its settings are
+    """Returns the kind of a released checkpoint and who says so; None where its settings are
     known without it.
-
-    Raises:
-        ConfigError: nothing says so, or `kind` contradicts the file.
     """
     known, possible = known_kind(checkpoint, contents), kinds_of(contents.architecture.variant)
     if kind is None and known is not None:
@@ -294,8 +292,6 @@ def _restore_run(
         image_size=image_size or config.data.image_size,
         crop=crop or config.data.eval_crop,
         serving_resize=variant.design.serving_resize if variant else "bicubic",
-        published=None,
-        description="",
     )
     return _describe(
         network,

@@ -94,11 +94,9 @@ def test_any_form_of_files_has_the_accuracy_that_was_built_in(data, tmp_path, fo
         )
 
 
-def test_the_forms_have_the_same_image_ids_and_digests(data, tmp_path):
-    of_form = {
-        form: run(data / form, ["imagenet_a", "imagenet_c/snow/5"], tmp_path / form)
-        for form in ("folder", "tar")
-    }
+def test_the_forms_have_the_same_image_ids(data, tmp_path):
+    for form in ("folder", "tar"):
+        run(data / form, ["imagenet_a", "imagenet_c/snow/5"], tmp_path / form)
     for name in ("imagenet_a", "imagenet_c/snow/5"):
         ids = {
             form: (
@@ -106,13 +104,9 @@ def test_the_forms_have_the_same_image_ids_and_digests(data, tmp_path):
                     predictions_path(str(tmp_path / form), name)
                 ).image_ids.tolist()
             )
-            for form in of_form
+            for form in ("folder", "tar")
         }
         assert ids["folder"] == ids["tar"] and ids["tar"][0].count("/") == 1
-        assert (
-            len({results.test_sets[name].conditions.data_digest for results in of_form.values()})
-            == 1
-        )
 
 
 @pytest.fixture(scope="module")

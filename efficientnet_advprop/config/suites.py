@@ -163,6 +163,8 @@ def split_condition(suite: str) -> tuple[str, str]:
 
 def check(names: Sequence[str]) -> None:
     """Raises a `UsageError` for the first name that is no suite or part of one."""
+    if not names:
+        raise UsageError("`--suite` is empty; name at least one, such as imagenet.")
     for wanted in names:
         head, colon, argument = wanted.partition(":")
         suite = head.split("/")[0]

@@ -183,12 +183,19 @@ def _measure_missing(
             progress.start(test_set.name)
             warnings = [] if test_set.after is None else results.test_sets[test_set.after].warnings
             result, predictions = one.measure([*warnings, *one.warnings()], progress.add)
+            if results.test_sets.pop(test_set.name, None) is not None:
+                # A stop between the two files would leave a score beside other predictions.
+                _write(results, out_dir)
             predictions.write(one.path)
             results.test_sets[test_set.name] = result
-            write_atomically(os.path.join(out_dir, RESULTS_FILE), results.to_json().encode())
+            _write(results, out_dir)
             progress.write(_describe(test_set, result))
         if missing:
             progress.write(f"{progress.summary()}; results and predictions: {out_dir}")
+
+
+def _write(results: Results, out_dir: str) -> None:
+    write_atomically(os.path.join(out_dir, RESULTS_FILE), results.to_json().encode())
 
 
 def _is_measured(results: Results, measurement: Measurement) -> bool:

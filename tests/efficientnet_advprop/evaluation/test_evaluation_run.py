@@ -221,6 +221,24 @@ def test_it_goes_on_where_it_stopped(data, tmp_path):
     ]
 
 
+def test_no_stop_leaves_a_score_beside_other_predictions(data, tmp_path, monkeypatch):
+    """It stops after the predictions of new conditions are written, before their score is."""
+    run(data / "folder", ["imagenet"], tmp_path)
+    with monkeypatch.context() as patched:
+
+        def write_and_stop(self, path):
+            write(self, path)
+            raise KeyboardInterrupt
+
+        write = ImagePredictions.write
+        patched.setattr(ImagePredictions, "write", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(data / "folder", ["imagenet"], tmp_path, max_images=5)
+    result = run(data / "folder", ["imagenet"], tmp_path).test_sets["imagenet"]
+    predictions = ImagePredictions.read(predictions_path(str(tmp_path), "imagenet"))
+    assert result.score == predictions.score() and result.score.num_images == 12
+
+
 def test_some_images_are_marked_as_some(data, tmp_path):
     results = run(data / "folder", ["imagenet"], tmp_path, max_images=5)
     result = results.test_sets["imagenet"]
@@ -488,6 +506,7 @@ def test_any_suite_of_one_test_set_can_be_corrupted_or_attacked(data, tmp_path):
         ("folder", "folder:/data/pets/val"),
         ("folder_pgd", "folder_pgd:/data/pets/val"),
         ("imagenet:/data", "takes no path"),
+        ("did:you", "names 'did', but there are only"),
     ],
 )
 def test_names_of_suites_are_checked_without_any_data(suite, words):

@@ -15,6 +15,8 @@ TINY = {
     "lite": ("lite0", 0.35, 0.5),
     "edgetpu": ("edgetpu-S", 0.35, 0.5),
     "condconv": ("condconv-b0-4e", 0.25, 0.4),
+    "v2_s": ("v2-s", 0.15, 0.26),
+    "v2_b0": ("v2-b0", 0.2, 0.5),
 }
 
 
@@ -45,7 +47,8 @@ def make_tiny_relative(family: str):
         survival_prob=1.0,
         dropout_rate=0.0,
     )
-    file, prefix = golden("tiny_more.npz"), f"{family}__"
+    file = golden("tiny_v2.npz" if family.startswith("v2_") else "tiny_more.npz")
+    prefix = f"{family}__"
     numbers = {
         key.removeprefix(prefix).replace("|", "/"): file[key]
         for key in file.files

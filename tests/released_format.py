@@ -3,7 +3,7 @@ weights, written without our own code.
 
 `tests/data` holds what the official TensorFlow 1 code said: `variables.json.gz` (names
 and shapes), `full_logits.npz` (logits with these very weights), both with `_more` for
-Lite, EdgeTPU and CondConv, and `moving_statistics_<variant>.npz` (float16; what keeps
+Lite, EdgeTPU and CondConv and `_v2` for EfficientNetV2, and `moving_statistics_<variant>.npz` (float16; what keeps
 the signal of the synthetic networks alive).
 """
 
@@ -28,16 +28,25 @@ def official_models() -> dict[str, dict]:
     official name.
     """
     models = {}
-    for name in ("variables.json.gz", "variables_more.json.gz"):
+    for name in ("variables.json.gz", "variables_more.json.gz", "variables_v2.json.gz"):
         with gzip.open(DATA / name) as file:
             models.update(json.load(file)["models"])
     return models
 
 
+def network_of(variant: str) -> str:
+    """The official name of a network; that of EfficientNetV2's has no hyphen."""
+    return f"efficientnet-{variant}".replace("-v2-", "v2-")
+
+
+def variant_of(network: str) -> str:
+    return network.removeprefix("efficientnet").removeprefix("-")
+
+
 @functools.cache
 def official_variables(variant: str) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes of a network's variables, in the official order."""
-    variables = official_models()[f"efficientnet-{variant}"]["variables"]
+    variables = official_models()[network_of(variant)]["variables"]
     return [
         (name.split(":")[0], tuple(shape))
         for name, shape, *_ in variables
@@ -61,7 +70,8 @@ def official_logits() -> dict[str, np.ndarray]:
     """Official logits of the full-size networks: "network/pixels/salt/seed" → [2,
     classes].
     """
-    files = [np.load(DATA / name) for name in ("full_logits.npz", "full_logits_more.npz")]
+    names = ("full_logits.npz", "full_logits_more.npz", "full_logits_v2.npz")
+    files = [np.load(DATA / name) for name in names]
     return {key: file[key] for file in files for key in file.files}
 
 

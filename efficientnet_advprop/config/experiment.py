@@ -198,10 +198,11 @@ class DataConfig:
     crop_padding: int = field(0, "border for the crop 'pad'", at_least(0, " pixels"), "pixels")
     eval_crop: str = field(
         "released",
-        "of evaluation images: 'released' is size / (size + 32), 'none' the whole image",
+        "of evaluation images: 'released' is size / (size + 32), 'none' the whole image; 'v2' "
+        "and 'v2-ft' are EfficientNetV2's",
         Rule(
             lambda value: _is_eval_crop(value),
-            "must be 'released', 'none' or a fraction in (0, 1], such as '0.875'",
+            "must be 'released', 'none', 'v2', 'v2-ft' or a fraction in (0, 1], such as '0.875'",
         ),
     )
     horizontal_flip: bool = field(True, "of half of the training images")
@@ -531,7 +532,7 @@ def _are_sections(sections: Any) -> bool:
 
 def _is_eval_crop(value: str) -> bool:
     try:
-        return value in ("released", "none") or 0 < float(value) <= 1
+        return value in ("released", "none", "v2", "v2-ft") or 0 < float(value) <= 1
     except ValueError:
         return False
 

@@ -9,9 +9,10 @@ VARIANTS = (
     *("lite0", "lite1", "lite2", "lite3", "lite4"),
     *("edgetpu-S", "edgetpu-M", "edgetpu-L"),
     *("condconv-b0-4e", "condconv-b0-8e", "condconv-b0-8e-depth"),
+    *("v2-b0", "v2-b1", "v2-b2", "v2-b3", "v2-s", "v2-m", "v2-l", "v2-xl"),
     *("resnet50", "resnet101", "resnet152", "resnet200"),
 )
-NORMALIZATIONS = ("advprop", "imagenet", "lite", "caffe", "none", "unit")
+NORMALIZATIONS = ("advprop", "imagenet", "lite", "v2", "caffe", "none", "unit")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS = (
     *("relu", "relu6", "elu", "swish", "silu", "gelu"),
@@ -46,6 +47,7 @@ SCHEDULES = ("exponential", "cosine", "constant", "piecewise", "poly")
 CHECKPOINT_KINDS = (
     *("advprop", "noisystudent", "randaugment", "autoaugment", "baseline"),
     *("lite", "edgetpu", "condconv", "sat"),
+    *("v2", "v2-b", "v2-21k", "v2-21k-ft1k"),
 )
 EXPORT_FORMATS = ("saved_model", "tflite", "onnx", "keras")
 QUANTIZATIONS = ("none", "float16", "dynamic_range", "full_integer")  # of TFLite

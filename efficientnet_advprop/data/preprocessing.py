@@ -32,6 +32,11 @@ RESIZE_METHODS = {"bicubic": tf.raw_ops.ResizeBicubic, "bilinear": tf.raw_ops.Re
 # RobustBench's.
 TORCHVISION = "torchvision"
 _TORCHVISION_FRACTION = 0.875  # 224 of 256 pixels
+# EfficientNetV2's: bilinear with centres at half pixels. V2 cuts the centre out for small
+# sizes and squashes the whole image to the square from 320 pixels on; V2_FT, of networks
+# fine-tuned from ImageNet-21k, always squashes.
+V2, V2_FT = "v2", "v2-ft"
+_V2_SIZE_OF_WHOLE_IMAGES = 320  # pixels
 _RELEASED_PADDING = 32  # pixels: at the checkpoints' release the crop was size / (size + 32)
 
 
@@ -41,13 +46,16 @@ def crop_fraction(image_size: int, crop: Union[str, float] = "released") -> floa
     Args:
         image_size: pixels.
         crop: "released", image_size / (image_size + 32), with which the published
-            accuracies were measured; or a number or its text, such as 0.875, which the
-            official script has used for every model since November 2021.
+            accuracies were measured; `V2`, the same below 320 pixels, and `V2_FT`; or a
+            number or its text, such as 0.875, which the official script has used for
+            every model since November 2021.
 
     Raises:
         ValueError: `crop` is something else, or not in (0, 1].
     """
-    if crop == "released":
+    if crop == V2_FT or (crop == V2 and image_size >= _V2_SIZE_OF_WHOLE_IMAGES):
+        return 1.0
+    if crop in ("released", V2):
         return image_size / (image_size + _RELEASED_PADDING)
     try:
         fraction = float(crop)
@@ -55,7 +63,8 @@ def crop_fraction(image_size: int, crop: Union[str, float] = "released") -> floa
         fraction = 0.0
     if not 0 < fraction <= 1:
         raise ValueError(
-            f"`crop` is {crop!r}, but must be 'released' or a fraction in (0, 1], such as 0.875."
+            f"`crop` is {crop!r}, but must be 'released', '{V2}', '{V2_FT}' or a fraction in"
+            " (0, 1], such as 0.875."
         )
     if fraction < 1:
         # The official script rounds the padding to whole pixels first: 0.875 at 260
@@ -126,7 +135,7 @@ def preprocess_for_eval(
         image_size: pixels of the result's sides.
         crop: see `crop_fraction`; "none" takes the whole image and resizes only if it
             has another size; `TORCHVISION` resizes first and cuts then, by a method of
-            its own, see `_resize_and_cut`.
+            its own, see `_resize_and_cut`; so do `V2` and `V2_FT`, see `_cut_for_v2`.
         resize_method: "bicubic", or "bilinear" as EfficientNet-Lite and -EdgeTPU are
             served; see `RESIZE_METHODS`.
         exact_jpeg: decode a JPEG from which a fraction is cut as other libraries do,
@@ -141,10 +150,25 @@ def preprocess_for_eval(
         return _fit(decode(encoded), image_size, resize_method)
     if crop == TORCHVISION:
         return _resize_and_cut(decode(encoded), image_size)
+    if crop in (V2, V2_FT):
+        return _cut_for_v2(decode(encoded), image_size, crop)
     fraction = crop_fraction(image_size, crop)
     window = functools.partial(_center_window, fraction=fraction)
     image = _decode_and_crop(encoded, window, exact_jpeg)
     return tf.ensure_shape(resize(image, image_size, resize_method), [image_size, image_size, 3])
+
+
+def _cut_for_v2(image: tf.Tensor, image_size: int, crop: str) -> tf.Tensor:
+    """The centre of a small image, or all of it, resized bilinearly."""
+    fraction = crop_fraction(image_size, crop)
+    if fraction < 1:
+        height, width = tf.shape(image)[0], tf.shape(image)[1]
+        shorter = tf.cast(tf.minimum(height, width), tf.float32)
+        side = tf.maximum(tf.cast(fraction * shorter, tf.int32), 1)
+        # Offsets are rounded down here, and up in the first EfficientNets.
+        top, left = (height - side) // 2, (width - side) // 2
+        image = tf.image.crop_to_bounding_box(image, top, left, side, side)
+    return tf.image.resize(tf.cast(image, tf.float32), [image_size, image_size])
 
 
 def _resize_and_cut(image: tf.Tensor, image_size: int) -> tf.Tensor:

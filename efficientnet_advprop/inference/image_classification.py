@@ -74,7 +74,7 @@ def predict(
     """Classifies image files; those that cannot be read have a `problem` instead.
 
     Args:
-        model: from pixels to logits.
+        model: a `Network`.
         paths: of JPEG, PNG, GIF, BMP or WebP files.
         image_size, crop: see `preprocessing.preprocess_for_eval`.
         num_top: how many classes, at most.
@@ -84,7 +84,7 @@ def predict(
     @tf.function(input_signature=[images_spec], autograph=False)
     def classify(images):
         return tf.math.top_k(
-            tf.nn.softmax(model(images, training=False)), min(num_top, model.num_classes)
+            model.probabilities(model(images, training=False)), min(num_top, model.num_classes)
         )
 
     for start in range(0, len(paths), _BATCH_SIZE):

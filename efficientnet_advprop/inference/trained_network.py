@@ -34,7 +34,11 @@ from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
     read_contents,
 )
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint
-from efficientnet_advprop.models.checkpoints.model_settings import known_kind, known_settings
+from efficientnet_advprop.models.checkpoints.model_settings import (
+    PREPROCESSING,
+    known_kind,
+    known_settings,
+)
 from efficientnet_advprop.models.checkpoints.published_checkpoints import (
     KINDS,
     PUBLISHED,
@@ -188,15 +192,15 @@ def _restore_released(
     settings = known_settings(checkpoint, contents, kind)
     if normalization:
         settings["normalization"] = normalization
+    prepared = {name: settings.pop(name, None) for name in PREPROCESSING}
     kind, origin = _find_kind(checkpoint, contents, kind, settings)
     if use_ema is None:
         use_ema = prefers_averages(checkpoint, kind) or not contents.plain
     published = find_published(checkpoint)
     if kind and (published is None or published.kind != kind):
         column = f"{variant}_enhanced" if kind == "sat" and use_ema else variant
-        is_table_row = (
-            architecture.width_coefficient is None
-            and architecture.num_classes == VARIANTS[variant].design.num_classes
+        is_table_row = architecture.width_coefficient is None and architecture.num_classes == (
+            KINDS[kind].num_classes or VARIANTS[variant].design.num_classes
         )
         name = KINDS[kind].name.format(variant=column, kind=kind)
         published = PUBLISHED.get(name) if is_table_row else None
@@ -208,6 +212,7 @@ def _restore_released(
         depth_coefficient=architecture.depth_coefficient,
         **settings,
     )
+    model.is_multilabel = bool(kind and KINDS[kind].num_classes)
     report = load_weights(model, checkpoint, use_ema=use_ema, cache_dir=cache_dir)
     if report.num_aux:
         raise CheckpointError(
@@ -216,8 +221,10 @@ def _restore_released(
     network = RestoredNetwork(
         name=checkpoint,
         model=model,
-        image_size=image_size or (published or VARIANTS[variant]).image_size,
-        crop=crop or (KINDS[kind].crop if kind else "released"),
+        image_size=image_size
+        or prepared["image_size"]
+        or (published or VARIANTS[variant]).image_size,
+        crop=crop or prepared["crop"] or "released",
         serving_resize=VARIANTS[variant].design.serving_resize,
         published=published,
     )
@@ -230,7 +237,9 @@ def _find_kind(
     """Returns the kind of a released checkpoint and who says so; None where its settings are
     known without it.
     """
-    known, possible = known_kind(checkpoint, contents), kinds_of(contents.architecture.variant)
+    architecture = contents.architecture
+    possible = kinds_of(architecture.variant, architecture.num_classes)
+    known = known_kind(checkpoint, contents)
     if kind is None and known is not None:
         return known, "by its name, address, network or form"
     if kind is None and "normalization" in settings:
@@ -238,12 +247,12 @@ def _find_kind(
     if kind is None:
         raise ConfigError(
             f"`--kind` is missing: {checkpoint!r} is no official name, and no settings file beside"
-            f" it says how the pixels of {contents.architecture} are normalised. Give --kind="
+            f" it says how the pixels of {architecture} are normalised. Give --kind="
             f"{'|'.join(possible)}, or --normalization."
         )
     if kind not in possible:
         raise ConfigError(
-            f"`--kind` is {kind!r}, but {checkpoint!r} holds {contents.architecture}, which is of"
+            f"`--kind` is {kind!r}, but {checkpoint!r} holds {architecture}, which is of"
             f" kind {' or '.join(possible)}; leave the flag out, and say by --normalization if its"
             " pixels were normalised in another way."
         )
@@ -308,8 +317,15 @@ def _describe(network: RestoredNetwork, loaded: str, kind: str) -> RestoredNetwo
         raise ConfigError(str(error)) from error
     side = f"{network.image_size} x {network.image_size} pixels"
     resize = "bicubic" if network.serving_resize == "bicubic" else "bicubic (exports: bilinear)"
+    if network.crop in (preprocessing.V2, preprocessing.V2_FT):
+        resize = "bilinear"
     text = (
         f"{loaded}\n  kind: {kind}\n  input: {side}, crop {network.crop}, {resize}, "
         f"normalization {network.model.normalization}"
     )
+    if network.model.is_multilabel:
+        text += (
+            f"\n  classes: {network.model.num_classes:,} of ImageNet-21k, each with a probability"
+            " of its own (sigmoid)"
+        )
     return dataclasses.replace(network, description=text)

@@ -1,4 +1,4 @@
-"""EfficientNet B0–B8, L1 and L2, Lite, EdgeTPU and CondConv, or any width, depth and
+"""EfficientNet B0–B8, L1 and L2, Lite, EdgeTPU, CondConv and V2, or any width, depth and
 resolution, with AdvProp's auxiliary batch norms.
 
     model = EfficientNet("b0", num_classes=1000, aux_branches=1)
@@ -29,7 +29,8 @@ class EfficientNet(BlockNetwork):
 
     Args:
         variant: "b0" … "b8", "l1", "l2", "lite0" … "lite4", "edgetpu-S", "-M", "-L",
-            "condconv-b0-4e", "-8e", "-8e-depth", a row of `scaling.VARIANTS`.
+            "condconv-b0-4e", "-8e", "-8e-depth", "v2-b0" … "v2-b3", "v2-s", "v2-m",
+            "v2-l", "v2-xl", a row of `scaling.VARIANTS`.
         num_classes: size of the logits, ≥ 1; None is the variant's own: 1000, with the
             EdgeTPU ones 1001, of which class 0 is the background.
         aux_branches: auxiliary batch norms beside the main ones; 0 is a plain
@@ -39,11 +40,12 @@ class EfficientNet(BlockNetwork):
         survival_prob: stochastic depth's flag, in (0, 1]; 1 switches it off (official
             default 0.8).
         normalization: of pixels: "advprop" (x·2/255 − 1), "imagenet" (mean and standard
-            deviation), "lite" ((x − 127) / 128), "caffe" or "none"; None is the
-            variant's own, "advprop" or "lite".
+            deviation), "lite" ((x − 127) / 128), "v2" ((x − 128) / 128), "caffe" or
+            "none"; None is the variant's own.
         compute_dtype: of activations: "float32", "bfloat16" or "float16"; variables and
             logits are float32.
-        batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size, aux_shares: see
+        batch_norm_momentum: None is the variant's own, 0.99, with EfficientNetV2 0.9.
+        batch_norm_epsilon, batch_norm_group_size, aux_shares: see
             `DualBatchNormalization`.
         recomputed_blocks: the first so many blocks keep no activations for the backward
             pass but compute them again in it: less memory for more arithmetic, the same
@@ -69,7 +71,7 @@ class EfficientNet(BlockNetwork):
         survival_prob: float = 0.8,
         normalization: Optional[str] = None,
         compute_dtype: str = "float32",
-        batch_norm_momentum: float = 0.99,
+        batch_norm_momentum: Optional[float] = None,
         batch_norm_epsilon: float = 1e-3,
         batch_norm_group_size: Optional[int] = None,
         recomputed_blocks: int = 0,
@@ -84,6 +86,8 @@ class EfficientNet(BlockNetwork):
         design = row.design
         num_classes = design.num_classes if num_classes is None else num_classes
         normalization = design.normalization if normalization is None else normalization
+        if batch_norm_momentum is None:
+            batch_norm_momentum = design.batch_norm_momentum
         super().__init__(
             dict(
                 variant=variant,
@@ -106,7 +110,7 @@ class EfficientNet(BlockNetwork):
                 name=name,
             ),
             scaling.VARIANTS,
-            f"efficientnet-{variant}",
+            scaling.network_name(variant),
             design.activation,
         )
         width = row.width_coefficient if width_coefficient is None else width_coefficient

@@ -281,6 +281,7 @@ class InvertedBottleneck(keras.layers.Layer):
         self.block = block
         self._norm_arguments = {**norm_arguments, "dtype": kwargs.get("dtype")}
         self._num_norms = 0
+        self.project_activation: Optional[Activation] = None
 
     def make_norm(self) -> DualBatchNormalization:
         """The next batch norm, with the next official name."""
@@ -317,6 +318,8 @@ class InvertedBottleneck(keras.layers.Layer):
             self.project if routing is None else functools.partial(self.project, routing=routing)
         )
         x = convolve_and_normalize(project, self.project_norm, expanded, training)
+        if self.project_activation is not None:
+            x = self.project_activation(x, training=training)
         if self.block.residual:
             if training and self.block.survival_prob < 1.0:
                 x = drop_residual(x, self.block.survival_prob, seed)
@@ -413,7 +416,8 @@ class FusedMBConvBlock(InvertedBottleneck):
     """One full 3×3 convolution, which has the stride, where an `MBConvBlock` has an
     expansion and a depthwise one; no gates.
 
-    Gupta & Tan 2019, "EfficientNet-EdgeTPU".
+    Without expansion (EfficientNetV2's first stage) it is the only convolution, and an
+    activation follows. Gupta & Tan 2019, "EfficientNet-EdgeTPU"; Tan & Le 2021.
     """
 
     def __init__(
@@ -426,26 +430,37 @@ class FusedMBConvBlock(InvertedBottleneck):
     ):
         super().__init__(block, activation, norm_arguments, name, **kwargs)
         dtype = kwargs.get("dtype")
-        self.expand = Convolution(
-            block.expanded_filters, block.kernel_size, block.strides, name="conv2d", dtype=dtype
-        )
-        self.expand_norm = self.make_norm()
-        self.expand_activation = activation.make("activation", dtype=dtype)
-        self.project = Convolution(block.output_filters, 1, name="conv2d_1", dtype=dtype)
+        geometry = (block.kernel_size, block.strides)
+        self.expand = self.expand_norm = self.expand_activation = None
+        if block.expand_ratio == 1:
+            self.project = Convolution(block.output_filters, *geometry, name="conv2d", dtype=dtype)
+            self.project_activation = activation.make("activation", dtype=dtype)
+        else:
+            self.expand = Convolution(block.expanded_filters, *geometry, name="conv2d", dtype=dtype)
+            self.expand_norm = self.make_norm()
+            self.expand_activation = activation.make("activation", dtype=dtype)
+            self.project = Convolution(block.output_filters, 1, name="conv2d_1", dtype=dtype)
         self.project_norm = self.make_norm()
 
     def build(self, input_shape):
         expanded = [None, None, None, self.block.expanded_filters]
         projected = [None, None, None, self.block.output_filters]
-        parts = [
-            (self.expand, input_shape),
-            (self.expand_norm, expanded),
-            (self.expand_activation, expanded),
-        ]
-        build_in_scopes([*parts, (self.project, expanded), (self.project_norm, projected)])
+        parts = [(self.project, expanded), (self.project_norm, projected)]
+        if self.expand is not None:
+            parts = [
+                (self.expand, input_shape),
+                (self.expand_norm, expanded),
+                (self.expand_activation, expanded),
+                *parts,
+            ]
+        else:
+            parts.append((self.project_activation, projected))
+        build_in_scopes(parts)
         self.built = True
 
     def widen(self, inputs, routing, training):
+        if self.expand is None:
+            return inputs
         x = convolve_and_normalize(self.expand, self.expand_norm, inputs, training)
         return self.expand_activation(x, training=training)
 

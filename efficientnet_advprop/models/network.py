@@ -37,6 +37,7 @@ NORMALIZATIONS = {
     "advprop": ([127.5] * 3, [127.5] * 3),
     "imagenet": ([0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]),
     "lite": ([127.0] * 3, [128.0] * 3),
+    "v2": ([128.0] * 3, [128.0] * 3),  # EfficientNetV2 S to XL
     "caffe": ([123.68, 116.779, 103.939], [1.0] * 3),
     "none": ([0.0] * 3, [1.0] * 3),
     "unit": ([0.0] * 3, [255.0] * 3),  # [0, 1], which many Keras models want
@@ -59,6 +60,7 @@ class Network(keras.Model):
         fixed_image_size: the only size that it takes; None: any.
         normalization: of pixels, a key of `NORMALIZATIONS`.
         activation_dtype: a key of `COMPUTE_DTYPES`.
+        is_multilabel: whether each class has a probability of its own (ImageNet-21k).
     """
 
     variant: str
@@ -68,6 +70,12 @@ class Network(keras.Model):
     fixed_image_size: Optional[int] = None
     normalization: str
     activation_dtype: str
+    is_multilabel: bool = False
+
+    @property
+    def probabilities(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """What turns logits into probabilities."""
+        return tf.sigmoid if self.is_multilabel else tf.nn.softmax
 
 
 class BlockNetwork(Network):

@@ -4,7 +4,8 @@ it.
 Nothing here imports TensorFlow; `efficientnet.py` interprets the table. Sources: Tan &
 Le, ICML 2019, table 1 (the B0 network) and section 3.3 (compound scaling); the official
 `efficientnet_builder` for the coefficients, dropout rates and rounding rules, and its
-relatives in the folders `lite`, `edgetpu` and `condconv`.
+relatives in the folders `lite`, `edgetpu` and `condconv`; EfficientNetV2 (Tan & Le, ICML
+2021) is google/automl's `efficientnetv2`, from which the paper differs.
 """
 
 import dataclasses
@@ -27,7 +28,6 @@ class Stage:
     routed: bool = False  # each image has its own kernels, mixed from experts
 
 
-STEM_FILTERS = 32
 HEAD_FILTERS = 1280
 STAGES = (
     Stage(1, 3, 1, 1, 32, 16),
@@ -47,7 +47,10 @@ class Design:
     stages: tuple[Stage, ...] = STAGES
     activation: str = "swish"  # a key of `activations.ACTIVATIONS`
     squeeze_ratio: float = 0.25  # of the block's input filters, before expansion; 0: no gates
+    stem_filters: int = 32
     scales_ends: bool = True  # False: stem, head, and the first and last stage's repeats stay
+    keeps_nine_tenths: bool = True  # of filters, when they are rounded
+    batch_norm_momentum: float = 0.99
     num_experts: int = 0  # of routed stages
     normalization: str = "advprop"  # of pixels, a key of `network.NORMALIZATIONS`
     num_classes: int = 1000  # 1001: class 0 is the background
@@ -91,13 +94,52 @@ CONDCONV_4E = Design(
 CONDCONV_8E = dataclasses.replace(CONDCONV_4E, num_experts=8)
 
 
+def _v2(stem_filters: int, *stages: tuple[int, int, int, int]) -> Design:
+    """A network of EfficientNetV2, which has a design for each of its sizes.
+
+    Args:
+        stem_filters: also the first stage's input.
+        *stages: repeats, strides, expansion and output filters; the first three are
+            fused. All kernels are 3×3.
+    """
+    inputs = [stem_filters, *(stage[-1] for stage in stages)]
+    return Design(
+        stages=tuple(
+            Stage(repeats, 3, strides, expand_ratio, filters, outputs, fused=index < 3)
+            for index, (filters, (repeats, strides, expand_ratio, outputs)) in enumerate(
+                zip(inputs, stages)
+            )
+        ),
+        stem_filters=stem_filters,
+        keeps_nine_tenths=False,
+        batch_norm_momentum=0.9,
+        normalization="v2",
+    )
+
+
+# B0 to B3, which alone are scaled, were trained like the first EfficientNets.
+V2_B = dataclasses.replace(
+    _v2(32, (1, 1, 1, 16), (2, 2, 4, 32), (2, 2, 4, 48), (3, 2, 4, 96), (5, 1, 6, 112),
+        (8, 2, 6, 192)),
+    normalization="imagenet",
+)  # fmt: skip
+V2_S = _v2(24, (2, 1, 1, 24), (4, 2, 4, 48), (4, 2, 4, 64), (6, 2, 4, 128), (9, 1, 6, 160),
+           (15, 2, 6, 256))  # fmt: skip
+V2_M = _v2(24, (3, 1, 1, 24), (5, 2, 4, 48), (5, 2, 4, 80), (7, 2, 4, 160), (14, 1, 6, 176),
+           (18, 2, 6, 304), (5, 1, 6, 512))  # fmt: skip
+V2_L = _v2(32, (4, 1, 1, 32), (7, 2, 4, 64), (7, 2, 4, 96), (10, 2, 4, 192), (19, 1, 6, 224),
+           (25, 2, 6, 384), (7, 1, 6, 640))  # fmt: skip
+V2_XL = _v2(32, (4, 1, 1, 32), (8, 2, 4, 64), (8, 2, 4, 96), (16, 2, 4, 192), (24, 1, 6, 256),
+            (32, 2, 6, 512), (8, 1, 6, 640))  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Scaling:
     """One variant: how much wider, deeper and larger than its family's smallest."""
 
     width_coefficient: float
     depth_coefficient: float
-    image_size: int  # pixels; training and evaluation resolution
+    image_size: int  # pixels; evaluation resolution, and training's but for EfficientNetV2
     dropout_rate: float  # before the classifier
     design: Design = EFFICIENTNET
 
@@ -125,6 +167,14 @@ VARIANTS = {
     "condconv-b0-4e": Scaling(1.0, 1.0, 224, 0.25, CONDCONV_4E),
     "condconv-b0-8e": Scaling(1.0, 1.0, 224, 0.25, CONDCONV_8E),
     "condconv-b0-8e-depth": Scaling(1.0, 1.1, 224, 0.25, CONDCONV_8E),
+    "v2-b0": Scaling(1.0, 1.0, 224, 0.2, V2_B),
+    "v2-b1": Scaling(1.0, 1.1, 240, 0.2, V2_B),
+    "v2-b2": Scaling(1.1, 1.2, 260, 0.3, V2_B),
+    "v2-b3": Scaling(1.2, 1.4, 300, 0.3, V2_B),
+    "v2-s": Scaling(1.0, 1.0, 384, 0.2, V2_S),
+    "v2-m": Scaling(1.0, 1.0, 480, 0.3, V2_M),
+    "v2-l": Scaling(1.0, 1.0, 480, 0.4, V2_L),
+    "v2-xl": Scaling(1.0, 1.0, 512, 0.4, V2_XL),
 }
 RELEASED_VARIANTS = tuple(
     f"b{index}" for index in range(9)
@@ -153,13 +203,22 @@ class Block:
         return self.skip and self.strides == 1 and self.input_filters == self.output_filters
 
 
-def round_filters(filters: int, width_coefficient: float, divisor: int = 8) -> int:
-    """Scales a number of channels and rounds it to a multiple of `divisor`, never more
-    than 10 % down.
+def network_name(variant: str) -> str:
+    """Returns the official name, the scope of variables: "efficientnet-b0",
+    "efficientnetv2-s".
+    """
+    return f"efficientnet{'' if variant.startswith('v2-') else '-'}{variant}"
+
+
+def round_filters(
+    filters: int, width_coefficient: float, divisor: int = 8, keeps_nine_tenths: bool = True
+) -> int:
+    """Scales a number of channels and rounds it to a multiple of `divisor`, with
+    `keeps_nine_tenths` never more than 10 % down.
     """
     scaled = filters * width_coefficient
     rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * scaled else rounded
+    return rounded + divisor if keeps_nine_tenths and rounded < 0.9 * scaled else rounded
 
 
 def round_repeats(repeats: int, depth_coefficient: float) -> int:
@@ -170,7 +229,11 @@ def round_repeats(repeats: int, depth_coefficient: float) -> int:
 def end_filters(design: Design, width_coefficient: float) -> tuple[int, int]:
     """How many filters stem and head have."""
     width = width_coefficient if design.scales_ends else 1.0
-    return round_filters(STEM_FILTERS, width), round_filters(HEAD_FILTERS, width)
+    rule = design.keeps_nine_tenths
+    return (
+        round_filters(design.stem_filters, width, keeps_nine_tenths=rule),
+        round_filters(HEAD_FILTERS, width, keeps_nine_tenths=rule),
+    )
 
 
 def scaled_repeats(design: Design, depth_coefficient: float) -> list[int]:
@@ -203,8 +266,10 @@ def scaled_blocks(
     num_routed = 0
     filters, _ = end_filters(design, width_coefficient)
     for stage, repeats in zip(design.stages, counts):
-        nominal_filters = round_filters(stage.input_filters, width_coefficient)
-        output_filters = round_filters(stage.output_filters, width_coefficient)
+        nominal_filters, output_filters = (
+            round_filters(number, width_coefficient, keeps_nine_tenths=design.keeps_nine_tenths)
+            for number in (stage.input_filters, stage.output_filters)
+        )
         for repeat in range(repeats):
             expands = stage.fused or stage.expand_ratio != 1
             blocks.append(
@@ -215,7 +280,7 @@ def scaled_blocks(
                     input_filters=filters,
                     expanded_filters=nominal_filters * stage.expand_ratio if expands else filters,
                     output_filters=output_filters,
-                    squeeze_filters=_squeeze_filters(design, nominal_filters),
+                    squeeze_filters=_squeeze_filters(design, stage, nominal_filters),
                     survival_prob=1.0 - (1.0 - survival_prob) * len(blocks) / total,
                     fused=stage.fused,
                     skip=stage.skip,
@@ -228,5 +293,6 @@ def scaled_blocks(
     return tuple(blocks)
 
 
-def _squeeze_filters(design: Design, input_filters: int) -> int:
-    return max(1, int(input_filters * design.squeeze_ratio)) if design.squeeze_ratio else 0
+def _squeeze_filters(design: Design, stage: Stage, input_filters: int) -> int:
+    has_gates = design.squeeze_ratio and not stage.fused
+    return max(1, int(input_filters * design.squeeze_ratio)) if has_gates else 0

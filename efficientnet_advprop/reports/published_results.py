@@ -133,8 +133,9 @@ def find_published(checkpoint: Optional[str], suite: str) -> Optional[PublishedF
     row = published_checkpoints.PUBLISHED.get(checkpoint)
     if row is None:
         return None
-    if suite == "imagenet":
-        return PublishedFigure(row.top1, "top-1", "read", "the official table of March 2020")
+    if suite == "imagenet" and row.top1 is not None:
+        table = "official README" if row.kind.startswith("v2") else "official table of March 2020"
+        return PublishedFigure(row.top1, "top-1", "read", f"the {table}")
     if suite in _PAPER_FIGURES and row.kind in _KINDS and row.variant in _VARIANTS:
         value = _PAPER_FIGURES[suite][_KINDS[row.kind]][_VARIANTS.index(row.variant)]
         measure = "mCE" if suite == "imagenet_c" else "top-1"

@@ -235,6 +235,7 @@ def _in_float32(model: Network) -> Network:
     plain = type(model).from_config(
         {**model.get_config(), "compute_dtype": "float32", "aux_branches": 0}
     )
+    plain.is_multilabel = model.is_multilabel
     values = {variable.name: variable for variable in model.variables}
     for variable in plain.variables:
         variable.assign(values[variable.name])

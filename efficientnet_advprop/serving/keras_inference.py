@@ -29,6 +29,7 @@ class InferenceKerasNetwork(tf.Module):
     def __init__(self, model: KerasNetwork, image_size: int):
         super().__init__(name=model.name)
         self.num_classes, self.image_size = model.num_classes, image_size
+        self.probabilities = model.probabilities
         self._run = lambda images: model(images, training=False)
         spec = tf.TensorSpec([1, image_size, image_size, 3], tf.float32)
         function = tf.function(self._run, autograph=False).get_concrete_function(spec)
@@ -46,4 +47,4 @@ class InferenceKerasNetwork(tf.Module):
     def answers(self, images: tf.Tensor, end_point: Optional[str] = None) -> dict[str, tf.Tensor]:
         """As `InferenceNetwork.answers`, without end points."""
         logits = self._run(images)
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+        return {"logits": logits, "probabilities": self.probabilities(logits)}

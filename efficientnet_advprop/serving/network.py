@@ -95,14 +95,19 @@ class FoldedFusedMBConv:
 
     def __init__(self, layer: FusedMBConvBlock):
         self.residual = layer.block.residual
-        self.activation = plain_value(layer.expand_activation)
-        self.expand = _fold(layer.expand, layer.expand_norm)
+        self.expand = None
+        if layer.expand is not None:
+            self.expand = _fold(layer.expand, layer.expand_norm)
+        self.activation = plain_value(layer.expand_activation or layer.project_activation)
         self.project = _fold(layer.project, layer.project_norm)
 
     def __call__(self, inputs: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """As `FoldedMBConv`."""
-        x = self.activation(_convolve(inputs, self.expand))
-        output = _convolve(x, self.project)
+        if self.expand is None:
+            x, output = inputs, self.activation(_convolve(inputs, self.project))
+        else:
+            x = self.activation(_convolve(inputs, self.expand))
+            output = _convolve(x, self.project)
         return output + inputs if self.residual else output, {"expansion_output": x}
 
 
@@ -232,6 +237,7 @@ class InferenceNetwork:
 
     def __init__(self, model: BlockNetwork, image_size: int):
         self.num_classes, self.image_size = model.num_classes, image_size
+        self.probabilities = model.probabilities
         self._mean, deviation = (
             np.float32(values) for values in NORMALIZATIONS[model.normalization]
         )
@@ -281,7 +287,7 @@ class InferenceNetwork:
         if end_point is not None:
             return {"features": self.end_points(images)[end_point]}
         logits = self(images)["logits"]
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+        return {"logits": logits, "probabilities": self.probabilities(logits)}
 
     @property
     def end_point_names(self) -> list[str]:

@@ -51,6 +51,7 @@ class ServedNetwork(tf.Module):
         if isinstance(network, tf.Module):
             self.network = network  # with its variables, which are saved beside the graph
         self._crop, self._class_names = crop, class_names
+        self._probabilities = network.probabilities
         self._resize_method = resize_method
         self._num_top, self._image_size = min(num_top, network.num_classes), network.image_size
         shape = [None, network.image_size, network.image_size, 3]
@@ -92,7 +93,7 @@ class ServedNetwork(tf.Module):
 
     def _predict(self, images):
         logits = self._run(tf.cast(images, tf.float32))["logits"]
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+        return {"logits": logits, "probabilities": self._probabilities(logits)}
 
     def _features(self, images):
         return {name: value for name, value in self._run(images).items() if name != "logits"}

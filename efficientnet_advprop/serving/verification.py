@@ -324,7 +324,7 @@ def _measure_noise(model, images, expected) -> float:
 
 def _probabilities(model, images) -> np.ndarray:
     classify = tf.function(
-        lambda batch: tf.nn.softmax(model(batch, training=False)), autograph=False
+        lambda batch: model.probabilities(model(batch, training=False)), autograph=False
     )
     batches = [images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE)]
     return np.concatenate([classify(tf.constant(batch)).numpy() for batch in batches])

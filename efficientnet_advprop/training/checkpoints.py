@@ -470,13 +470,18 @@ def write_released_checkpoint(
             official_name(variable.name): shadow
             for variable, shadow in zip(trained.ema.averaged, trained.ema.shadows)
         }
-    step = int(trained.step.numpy())
+    step, data = int(trained.step.numpy()), read_config(model_dir).data
     class_names = find_class_names(model_dir)
     folder = os.path.dirname(prefix) or "."
     if class_names is not None:
         require_same_names(folder, class_names, "a checkpoint")
     save_released_checkpoint(
-        trained.model, prefix, averages=averages, global_step=step, include_aux=include_aux
+        trained.model,
+        prefix,
+        averages=averages,
+        global_step=step,
+        include_aux=include_aux,
+        preprocessing={"crop": data.eval_crop, "image_size": data.image_size},
     )
     if class_names is not None:
         write_class_names(folder, class_names)

@@ -36,9 +36,10 @@ class Architecture:
 
     def __str__(self):
         if self.width_coefficient is None:
-            return f"efficientnet-{self.variant}"
+            return scaling.network_name(self.variant)
         is_plain = scaling.VARIANTS[self.variant].design == scaling.EFFICIENTNET
-        network = "an EfficientNet" if is_plain else f"a network like efficientnet-{self.variant}"
+        like = f"a network like {scaling.network_name(self.variant)}"
+        network = "an EfficientNet" if is_plain else like
         return f"{network} of width {self.width_coefficient:g} and depth {self.depth_coefficient:g}"
 
     def is_sized_like(self, other: Optional["Architecture"]) -> bool:
@@ -152,8 +153,10 @@ def _block_in_file(scope: str, names: Collection[str], shape_of) -> Optional[_Bl
     project = kernel("conv2d_1", "conv2d")
     if depthwise and len(depthwise) == 4 and project:
         return _BlockShape("plain", depthwise[0], depthwise[2], squeeze_filters, project[-1])
-    expand, project = kernel("conv2d"), kernel("conv2d_1")
+    expand = kernel("conv2d")
     if not depthwise and expand and project:
+        if not shape_of(f"{scope}/conv2d_1/kernel"):  # without expansion
+            return _BlockShape("fused", expand[0], expand[2], squeeze_filters, expand[-1])
         return _BlockShape("fused", expand[0], expand[-1], squeeze_filters, project[-1])
     return None
 

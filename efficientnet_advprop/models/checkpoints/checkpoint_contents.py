@@ -32,7 +32,7 @@ _LEAF = (
 )
 # "model/" stands before routed blocks' kernels; see `routed_layers`.
 _VARIABLE = re.compile(
-    rf"(?:([^/]+)/)?((?:model/)?(?:stem|blocks_\d+|head)/(?:.*?/)?{_LEAF})(/[^/]+)?"
+    rf"(?:([^/]+)/)?((?:model/)?(?:stem|blocks_\d+|head|head_1(?=/dense/))/(?:.*?/)?{_LEAF})(/[^/]+)?"
 )
 _SLOT = re.compile(r"/(RMSProp|Momentum|Adam|Adagrad|Adadelta|Ftrl|LARS\w*|LAMB\w*?)(_\d+)?")
 _OPTIMIZER_SCALAR = re.compile(r"(.*/)?beta[12]_power(_\d+)?")
@@ -130,7 +130,10 @@ def read_contents(prefix: str) -> CheckpointContents:
             # The scope says which of two networks in a file a variable is of: then it
             # must stay in the name.
             kind = plain if suffix is None else averages
-            variable = match[2] if match[2] not in kind else f"{match[1]}/{match[2]}"
+            # A graph that the code of EfficientNetV2 has written counts its classifier's
+            # scope.
+            variable = match[2].replace("head_1/dense/", "head/dense/")
+            variable = variable if variable not in kind else f"{match[1]}/{match[2]}"
             kind[variable] = name
             scopes.add(match[1] or "")
         elif (match and _SLOT.fullmatch(suffix)) or _OPTIMIZER_SCALAR.fullmatch(name):

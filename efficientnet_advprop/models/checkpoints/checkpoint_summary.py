@@ -67,13 +67,14 @@ def _rows_of_architecture(contents: CheckpointContents) -> list[tuple[str, str]]
 
 
 def _describe_kind(source: str, contents: CheckpointContents) -> str:
-    kind, settings = known_kind(source, contents), known_settings(source, contents)
+    architecture, settings = contents.architecture, known_settings(source, contents)
     if not settings:
-        possible = kinds_of(contents.architecture.variant) if contents.architecture else KINDS
+        possible = (
+            kinds_of(architecture.variant, architecture.num_classes) if architecture else KINDS
+        )
         return f"the file does not tell: one of {', '.join(possible)}"
     known = [f"{name} {value}" for name, value in settings.items() if value is not None]
-    crop = [f"crop {KINDS[kind].crop}"] if kind else []
-    return f"{kind or 'its settings file'}: {', '.join([*known, *crop])}"
+    return f"{known_kind(source, contents) or 'its settings file'}: {', '.join(known)}"
 
 
 def _compare(contents: CheckpointContents) -> tuple[Difference, list[str]]:

@@ -6,7 +6,7 @@ nothing does: whoever uses it must say the kind.
 """
 
 import json
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 import tensorflow as tf
 
@@ -25,15 +25,18 @@ from efficientnet_advprop.runtime.files import write_atomically
 from tpu_utils.errors import brief_message
 
 SUFFIX = ".settings.json"
+# How images come in: no arguments of a network.
+PREPROCESSING = ("crop", "image_size")
 _NUMBERS = ("activation_alpha", "batch_norm_momentum", "batch_norm_epsilon")
-_SETTINGS = ("activation", "normalization", *_NUMBERS)
+_ARGUMENTS = ("activation", "normalization", *_NUMBERS)
+_SETTINGS = (*_ARGUMENTS, *PREPROCESSING)
 
 
-def write_settings(prefix: str, model: Network) -> None:
+def write_settings(prefix: str, model: Network, preprocessing: Mapping[str, Any]) -> None:
     """Writes `<prefix>.settings.json`: constructor arguments of the model that the
-    shapes of its variables do not give away.
+    shapes of its variables do not give away, and how its images are prepared.
     """
-    settings = {name: model.get_config()[name] for name in _SETTINGS}
+    settings = {**{name: model.get_config()[name] for name in _ARGUMENTS}, **preprocessing}
     settings["activation"] = model.activation.name
     if ACTIVATIONS[model.activation.name].alpha is None:  # then it is a smooth gradient's
         settings["activation_alpha"] = None
@@ -79,6 +82,8 @@ def _find_problem(settings: Any) -> Optional[str]:
         is_unset = value is None and name == "activation_alpha"
         if not is_unset and (type(value) not in (int, float) or value < 0):
             return f"has {value!r} as {name}, which is no number ≥ 0"
+    if type(settings.get("image_size", 1)) is not int or type(settings.get("crop", "")) is not str:
+        return "has no whole number as image_size, or no text as crop"
     return None
 
 
@@ -91,7 +96,8 @@ def known_kind(source: str, contents: CheckpointContents) -> Optional[str]:
         return published.kind
     if contents.has_grouped_norms:  # only the evaluation graph of SAT's code writes them so
         return "sat"
-    possible = kinds_of(contents.architecture.variant) if contents.architecture else ()
+    architecture = contents.architecture
+    possible = kinds_of(architecture.variant, architecture.num_classes) if architecture else ()
     return possible[0] if len(possible) == 1 else None
 
 
@@ -99,7 +105,7 @@ def known_settings(
     source: str, contents: CheckpointContents, kind: Optional[str] = None
 ) -> dict[str, Any]:
     """Returns what is known of a checkpoint's network besides its tensors: arguments of
-    `EfficientNet`.
+    `EfficientNet`, and `PREPROCESSING`.
 
     Args:
         source: what the user called it.
@@ -114,6 +120,7 @@ def known_settings(
             normalization=row.normalization,
             batch_norm_momentum=row.batch_norm_momentum,
             batch_norm_epsilon=row.batch_norm_epsilon,
+            crop=row.crop,
         )
     published = find_published(source)
     if published is not None:

@@ -12,6 +12,7 @@ AutoAugment and RandAugment were retrained with a hold-out for that table; AdvPr
 NoisyStudent were not. Those of Smooth Adversarial Training (kind "sat"): the README and
 the download script of cihangxie/SmoothAdversarialTraining, whose table calls accuracies
 "error rate"; three files each on Google Drive, of which the graph is not needed.
+EfficientNetV2: the README of google/automl's `efficientnetv2`, commit 6a54c87.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from efficientnet_advprop.models import scaling
 
 _ROOT = "https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet"
 _STORAGE = r"https?://storage\.googleapis\.com/"
-_ARCHIVE = ".tar.gz"
+_ARCHIVE = re.compile(r"\.(tar\.gz|tgz)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +32,15 @@ class Kind:
 
     address: str  # with {variant} for "b0" …
     normalization: str  # of pixels, as `EfficientNet` names it
-    top1: dict[str, float]  # ImageNet validation accuracy in per cent, per variant
+    # ImageNet validation accuracy in per cent, per variant; None: unpublished.
+    top1: dict[str, Optional[float]]
     name: str = "{variant}-{kind}"  # of a checkpoint
     crop: str = "released"  # of evaluation images; see `preprocessing.crop_fraction`
     batch_norm_epsilon: float = 1e-3
     batch_norm_momentum: float = 0.99
+    image_size: Optional[int] = None  # pixels; None: the variant's own
+    # None: the variant's own. 21843 are those of ImageNet-21k, each with a sigmoid.
+    num_classes: Optional[int] = None
     # Networks whose figure is that of their plain weights, whatever averages there are.
     plain: tuple[str, ...] = ()
 
@@ -105,6 +110,44 @@ KINDS = {
         plain=("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "l1"),
     ),
 }
+_V2 = ("v2-b0", "v2-b1", "v2-b2", "v2-b3", "v2-s", "v2-m", "v2-l", "v2-xl")
+# EfficientNetV2, google/automl's `efficientnetv2`: its README has archives and figures.
+# Pixels are treated in four ways; see `preprocessing.preprocess_for_eval`.
+KINDS |= {
+    "v2": Kind(
+        f"{_ROOT}/v2/efficientnet{{variant}}.tgz",
+        "v2",
+        {"v2-s": 83.9, "v2-m": 85.2, "v2-l": 85.7},
+        name="{variant}",
+        crop="v2",
+        batch_norm_momentum=0.9,
+    ),
+    "v2-b": Kind(
+        f"{_ROOT}/v2/efficientnet{{variant}}.tgz",
+        "imagenet",
+        {"v2-b0": 78.7, "v2-b1": 79.8, "v2-b2": 80.5, "v2-b3": 82.1},
+        name="{variant}",
+        batch_norm_momentum=0.9,
+    ),
+    "v2-21k": Kind(
+        f"{_ROOT}/v2/efficientnet{{variant}}-21k.tgz",
+        "v2",
+        dict.fromkeys(_V2),
+        name="{variant}-21k",
+        crop="v2",
+        batch_norm_momentum=0.9,
+        image_size=224,
+        num_classes=21843,
+    ),
+    "v2-21k-ft1k": Kind(
+        f"{_ROOT}/v2/efficientnet{{variant}}-21k-ft1k.tgz",
+        "advprop",
+        dict.fromkeys(_V2) | {"v2-s": 84.9, "v2-m": 86.2, "v2-l": 86.9, "v2-xl": 87.2},
+        name="{variant}-21k-ft1k",
+        crop="v2-ft",
+        batch_norm_momentum=0.9,
+    ),
+}
 # Of the files .data-00000-of-00001 and .index.
 _DRIVE_IDS = {
     "b0": ("1NVEtGO0l15r2Dc5FBzOKlWr2lqJ11WQD", "1ZTFo5RHQYy9zCKghFrQyACFQOsg4srr4"),
@@ -137,7 +180,7 @@ class PublishedCheckpoint:
     normalization: str  # of pixels: "advprop" (x·2/255 − 1), "imagenet" or "lite" ((x − 127) / 128)
     image_size: int  # pixels, at which `top1` was measured
     crop: str  # of evaluation images
-    top1: float  # published ImageNet validation accuracy, per cent
+    top1: Optional[float]  # published ImageNet validation accuracy, per cent
     use_ema: bool = True  # whether `top1` is of averages, where the file has any
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # suffix → address
 
@@ -146,7 +189,7 @@ def _rows():
     for kind, row in KINDS.items():
         for column, top1 in row.top1.items():
             variant = column.split("_")[0]
-            image_size = _IMAGE_SIZES.get(column, scaling.VARIANTS[variant].image_size)
+            image_size = row.image_size or scaling.VARIANTS[variant].image_size
             ids = _DRIVE_IDS[column] if kind == "sat" else ("",)
             files = {}
             if kind == "sat":
@@ -158,7 +201,7 @@ def _rows():
                 variant=variant,
                 address=row.address.format(variant=column, id=ids[0]),
                 normalization=row.normalization,
-                image_size=image_size,
+                image_size=_IMAGE_SIZES.get(column, image_size),
                 crop=row.crop,
                 top1=top1,
                 use_ema=column not in row.plain,
@@ -182,19 +225,19 @@ def find_published(source: str) -> Optional[PublishedCheckpoint]:
         column = next(found, None)
         return None if column is None else PUBLISHED[f"{column}-sat"]
     place = re.match(rf"(?:{_STORAGE}|gs://)([^?]*)", source)
-    stem = place and f"{place[1].rstrip('/').removesuffix(_ARCHIVE)}/"
+    stem = place and f"{_ARCHIVE.sub('', place[1].rstrip('/'))}/"
     for row in PUBLISHED.values():
-        folder = re.sub(_STORAGE, "", row.address).removesuffix(_ARCHIVE)  # not so on Drive
+        folder = _ARCHIVE.sub("", re.sub(_STORAGE, "", row.address))  # not so on Drive
         if source == row.name or (stem and stem.startswith(f"{folder}/")):
             return row
     return None
 
 
-def kinds_of(variant: str) -> tuple[str, ...]:
-    """The kinds that a variant's checkpoints can be of, in the table's order.
+def kinds_of(variant: str, num_classes: Optional[int] = None) -> tuple[str, ...]:
+    """Returns the kinds that a variant's checkpoints can be of, in the table's order.
 
     EfficientNet-Lite, -EdgeTPU and -CondConv have one each, which no other network has;
-    ResNets have none.
+    ResNets have none. Of EfficientNetV2's the number of classes tells one.
     """
     if variant not in scaling.VARIANTS:
         return ()
@@ -203,7 +246,11 @@ def kinds_of(variant: str) -> tuple[str, ...]:
         kind: {scaling.VARIANTS[column.split("_")[0]].design for column in row.top1}
         for kind, row in KINDS.items()
     }
-    return tuple(kind for kind, found in designs.items() if design in found)
+    possible = [kind for kind, found in designs.items() if design in found]
+    by_classes = [
+        kind for kind in possible if num_classes and KINDS[kind].num_classes == num_classes
+    ]
+    return tuple(by_classes or [kind for kind in possible if not KINDS[kind].num_classes])
 
 
 def prefers_averages(source: str, kind: Optional[str]) -> bool:

@@ -3,6 +3,7 @@ written from one.
 """
 
 import os
+import types
 from typing import Any, Mapping, Optional
 
 import numpy as np
@@ -34,6 +35,7 @@ from efficientnet_advprop.models.checkpoints.model_settings import (
     write_settings,
 )
 from efficientnet_advprop.models.checkpoints.published_checkpoints import prefers_averages
+from efficientnet_advprop.models.scaling import network_name
 from efficientnet_advprop.models.variable_names import official_name
 from efficientnet_advprop.runtime.errors import list_names
 from tpu_utils.errors import brief_message
@@ -151,6 +153,7 @@ def save_released_checkpoint(
     averages: Optional[Mapping[str, np.ndarray]] = None,
     global_step: Optional[int] = None,
     include_aux: bool = False,
+    preprocessing: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> str:
     """Writes a model in the official names and format: `<prefix>.index`,
     `<prefix>.data-00000-of-00001` and a `checkpoint` file; and, for this project alone,
@@ -165,6 +168,8 @@ def save_released_checkpoint(
         global_step: the number of updates done, if it is to be in the file.
         include_aux: write the auxiliary batch norms too (`…/aux/gamma`), for going on
             with AdvProp; other programs do not know them.
+        preprocessing: of evaluation images, to be kept too: "crop" (see
+            `preprocessing.preprocess_for_eval`) and "image_size" in pixels.
 
     Returns:
         `prefix`.
@@ -177,7 +182,7 @@ def save_released_checkpoint(
     for variable in model.variables:
         own_name, name = (
             official_name(variable.name),
-            f"efficientnet-{model.variant}/{variable_name(model, variable)}",
+            f"{network_name(model.variant)}/{variable_name(model, variable)}",
         )
         if main_name(name) != name and not include_aux:
             continue
@@ -208,7 +213,7 @@ def save_released_checkpoint(
     tf.raw_ops.SaveV2(
         prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors
     )
-    write_settings(prefix, model)
+    write_settings(prefix, model, preprocessing)
     base = os.path.basename(prefix)
     with tf.io.gfile.GFile(os.path.join(directory, "checkpoint"), "w") as file:
         file.write(f'model_checkpoint_path: "{base}"\nall_model_checkpoint_paths: "{base}"\n')

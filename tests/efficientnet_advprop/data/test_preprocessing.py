@@ -6,6 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from efficientnet_advprop.data import preprocessing
+from efficientnet_advprop.models.network import normalize_pixels
 from tests.conftest import golden
 
 SEED = tf.constant([3, 5], tf.int64)
@@ -210,3 +211,28 @@ def test_without_augmentation_pixels_are_rounded_and_with_it_cut_off(official):
         encoded, 64, seed=SEED, horizontal_flip=False, augment=lambda image, seed: image
     ).numpy()
     np.testing.assert_array_equal(cut, np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("key", ["vga", "odd", "tall", "gray"])
+def test_the_four_ways_of_efficientnetv2_are_the_official_ones(official, key):
+    """`new`, `v1` and `ft` of the official code, normalised as it does; of large images it
+    has every 16th or 8th pixel, and a patch.
+    """
+    wanted, encoded = golden("preprocess_v2.npz"), official[f"jpeg_{key}"].tobytes()
+    ways = {"new": ("v2", "v2"), "v1": ("released", "imagenet"), "ft": ("v2-ft", "advprop")}
+    for branch, (crop, normalization) in ways.items():
+        for size in (48, 224, 384):
+            name = f"out_{key}_{size}_{branch}"
+            found = [file for file in wanted.files if file.startswith(name)]
+            if not found:
+                continue
+            image = preprocessing.preprocess_for_eval(encoded, size, crop)
+            pixels = normalize_pixels(image, normalization).numpy()
+            for file in found:
+                part = pixels
+                if file.endswith("_patch"):
+                    part = pixels[size // 2 : size // 2 + 12, size // 3 : size // 3 + 12]
+                elif "_every" in file:
+                    step = int(file.rsplit("_every", 1)[1])
+                    part = pixels[::step, ::step]
+                np.testing.assert_allclose(part, wanted[file], rtol=0, atol=2e-6, err_msg=file)

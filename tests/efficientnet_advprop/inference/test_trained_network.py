@@ -8,7 +8,12 @@ import pytest
 
 from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.inference.trained_network import restore_network
-from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.models import (
+    CheckpointError,
+    EfficientNet,
+    load_weights,
+    save_released_checkpoint,
+)
 from efficientnet_advprop.models.checkpoints.architecture import recognize
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED, find_published
 from efficientnet_advprop.runtime.errors import UsageError
@@ -16,9 +21,12 @@ from efficientnet_advprop.training import build, checkpoints
 from tests.conftest import DATA, golden
 from tests.efficientnet_advprop.training import tiny_run
 from tests.released_format import (
+    AVERAGE,
     full_images,
     official_logits,
     official_models,
+    read_checkpoint,
+    synthetic_values,
     write_checkpoint,
     write_full_checkpoint,
 )
@@ -83,7 +91,7 @@ def test_official_names_and_places(source, kind):
 
 
 def test_table_has_the_published_figures():
-    assert len(PUBLISHED) == 9 + 10 + 2 + 8 + 6 + 5 + 3 + 3 + 10
+    assert len(PUBLISHED) == 9 + 10 + 2 + 8 + 6 + 5 + 3 + 3 + 10 + 23
     b8, l2 = PUBLISHED["b8-advprop"], PUBLISHED["l2_475-noisystudent"]
     assert (b8.top1, b8.normalization, b8.image_size) == (85.5, "advprop", 672)
     assert (l2.top1, l2.normalization, l2.image_size, l2.variant) == (88.2, "imagenet", 475, "l2")
@@ -102,6 +110,67 @@ def test_every_official_file_is_recognized_by_its_shapes(name):
     architecture = recognize(shapes, shapes.get)
     assert str(architecture) == name and architecture.width_coefficient is None
     assert architecture.num_classes == (1001 if "edgetpu" in name else 1000)
+
+
+def test_the_23_of_efficientnetv2_are_the_official_ones():
+    facts, ways = golden("model_facts_v2.json.gz"), {"(x-128)/128": "v2", "(x/255": "advprop"}
+    suffixes = {"imagenet": "", "imagenet21k": "-21k", "imagenet21k-ft1k": "-21k-ft1k"}
+    rows = {row.address: row for row in PUBLISHED.values() if row.kind.startswith("v2")}
+    assert len(facts["released"]) == len(rows) == 23
+    for released in facts["released"]:
+        row = rows[released["url"]]
+        prepared = facts["models"][released["model"]]["eval_preprocessing"][released["weights"]]
+        assert row.name == row.variant + suffixes[released["weights"]]
+        assert released["model"] == f"efficientnet{row.variant}"
+        assert row.image_size == prepared["image_size"]
+        normalisation = prepared["normalisation"]
+        assert row.normalization == next(
+            (way for start, way in ways.items() if normalisation.startswith(start)), "imagenet"
+        )
+        of_v2 = "v2-ft" if prepared["crop"] == "none at any size" else "v2"
+        assert row.crop == ("released" if "bicubic" in prepared["resize"] else of_v2)
+        assert find_published(released["url"]) is row
+
+
+def test_a_file_of_21k_is_known_by_its_classes(tmp_path):
+    tensors = synthetic_values("v2-b0", "ema")
+    head = "efficientnetv2-b0/head/dense"
+    tensors[f"{head}/kernel"] = np.zeros([1280, 21843], np.float32)
+    tensors[f"{head}/bias"] = np.zeros([21843], np.float32)
+    network = restore_network(write_checkpoint(tmp_path / "model.ckpt", tensors))
+    assert (network.image_size, network.crop, network.model.normalization) == (224, "v2", "v2")
+    assert network.published is PUBLISHED["v2-b0-21k"] and "sigmoid" in network.description
+    model = EfficientNet("v2-b0", num_classes=7, aux_branches=1)
+    assert load_weights(model, str(tmp_path / "model.ckpt")).skipped  # the classifier is replaced
+
+
+def test_efficientnetv2_as_its_graph_saves_it(tmp_path):
+    """Averages, slots and a classifier whose scope is counted."""
+    values = synthetic_values("v2-b0", "ema")
+    rename = {name: name.replace("/head/dense/", "/head_1/dense/") for name in values}
+    tensors = {}
+    for name, value in values.items():
+        tensors[rename[name]] = np.zeros_like(value)
+        tensors[rename[name] + AVERAGE] = value
+        tensors[rename[name] + "/RMSProp"] = tensors[rename[name] + "/RMSProp_1"] = value
+    prefix = write_checkpoint(tmp_path / "model.ckpt", tensors)
+    with pytest.raises(ConfigError, match="--kind=v2-b.v2-21k-ft1k, or"):
+        restore_network(prefix)
+    network = restore_network(prefix, kind="v2-b")
+    config = network.model.get_config()
+    assert (config["batch_norm_momentum"], network.crop) == (0.9, "released")
+    key = "efficientnetv2-b0/96/ema/41"
+    wanted = official_logits()[key]
+    logits = network.model(full_images(96, 41))
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=2e-3 * np.abs(wanted).max())
+    # What is written here keeps the pre-processing.
+    released = str(tmp_path / "released" / "model.ckpt")
+    save_released_checkpoint(
+        network.model, released, preprocessing={"crop": "v2-ft", "image_size": 192}
+    )
+    again = restore_network(released)
+    assert (again.crop, again.image_size, again.model.normalization) == ("v2-ft", 192, "imagenet")
+    assert "efficientnetv2-b0/head/dense/kernel" in read_checkpoint(released)
 
 
 def test_relatives_are_published_under_their_own_names():

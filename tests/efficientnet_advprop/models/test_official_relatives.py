@@ -1,4 +1,4 @@
-"""EfficientNet-Lite, -EdgeTPU and -CondConv against the official code's numbers."""
+"""EfficientNet-Lite, -EdgeTPU, -CondConv and EfficientNetV2 against the official code's numbers."""
 
 import numpy as np
 import pytest
@@ -14,18 +14,22 @@ from tests.conftest import golden
 from tests.relatives import TINY, make_tiny_relative, official_name
 from tests.released_format import (
     full_images,
+    network_of,
     official_logits,
     official_models,
     synthetic_values,
+    variant_of,
 )
 
 RELATIVES = [
-    name.removeprefix("efficientnet-") for name in golden("variables_more.json.gz")["models"]
+    variant_of(name)
+    for file in ("variables_more.json.gz", "variables_v2.json.gz")
+    for name in golden(file)["models"]
 ]
 # Of logits around one. Two TensorFlows differ by 7e-5 here; a batch norm inside its
 # convolution rounds once more.
-LOGITS_TOLERANCE = 2e-4
-QUICK = ("lite0", "edgetpu-S", "condconv-b0-4e")
+LOGITS_TOLERANCE = {"v2_s": 1e-4, "v2_b0": 1e-4}
+QUICK = ("lite0", "edgetpu-S", "condconv-b0-4e", "v2-b3", "v2-s")
 
 
 def slow_but(quick, names):
@@ -46,7 +50,7 @@ def keep_values(variables):
 
 @pytest.mark.parametrize("variant", slow_but(QUICK, RELATIVES))
 def test_variables_have_official_names_shapes_and_number(variant):
-    facts = official_models()[f"efficientnet-{variant}"]
+    facts = official_models()[network_of(variant)]
     model = EfficientNet(variant, aux_branches=0)
     trainable = {official_name(variable) for variable in model.trainable_variables}
     found = {
@@ -58,7 +62,9 @@ def test_variables_have_official_names_shapes_and_number(variant):
     }
     sizes = {name: int(np.prod(shape)) for name, (shape, is_trained) in found.items() if is_trained}
     assert sum(sizes.values()) == facts["num_trainable_parameters"]
-    decayed = [name for name in sizes if "batch_normalization" not in name]
+    # EfficientNetV2's code decays no biases either.
+    spared = ("batch_normalization", "/bias") if variant.startswith("v2") else ("batch_norm",)
+    decayed = [name for name in sizes if not any(word in name for word in spared)]
     assert len(decayed) == facts["weight_decay_variables"]
     assert sum(sizes[name] for name in decayed) == facts["weight_decay_parameters"]
 
@@ -70,13 +76,15 @@ def test_variables_have_official_names_shapes_and_number(variant):
             "efficientnet-lite0/96/ema/21",
             "efficientnet-edgetpu-S/96/ema/21",
             "efficientnet-condconv-b0-4e/96/ema/21",
+            "efficientnetv2-b3/96/ema/45",
+            "efficientnetv2-s/96/ema/46",
         ),
-        golden("full_logits_more.npz").files,
+        [*golden("full_logits_more.npz").files, *golden("full_logits_v2.npz").files],
     ),
 )
 def test_full_size_gives_the_official_logits(key):
     name, pixels, salt, seed = key.split("/")
-    variant = name.removeprefix("efficientnet-")
+    variant = variant_of(name)
     model = EfficientNet(variant, aux_branches=0)
     values = synthetic_values(variant, salt)
     for variable in model.variables:
@@ -100,15 +108,17 @@ def test_own_normalization_and_classes_unless_told():
 
 @pytest.mark.parametrize("branch", ["main", "aux"])
 def test_inference_is_the_official_one(tiny_relative, branch):
-    _, model, numbers = tiny_relative
+    family, model, numbers = tiny_relative
     logits = model(numbers["images"], branch=branch)
-    np.testing.assert_allclose(logits, numbers["eval_logits"], rtol=0, atol=LOGITS_TOLERANCE)
+    tolerance = LOGITS_TOLERANCE.get(family, 2e-4)
+    np.testing.assert_allclose(logits, numbers["eval_logits"], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("mode", ["function", pytest.param("xla", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_are_the_official_ones(tiny_relative, mode, training):
-    _, model, numbers = tiny_relative
+    family, model, numbers = tiny_relative
+    tolerance = LOGITS_TOLERANCE.get(family, 2e-4)
     images, labels = tf.constant(numbers["images"], tf.float32), numbers["labels"]
     phase = "train" if training else "eval"
     wanted = {
@@ -130,7 +140,7 @@ def test_gradients_are_the_official_ones(tiny_relative, mode, training):
         return logits, loss, *tape.gradient(loss, [images, *(chosen if training else [])])
 
     logits, loss, *gradients = differentiate()
-    np.testing.assert_allclose(logits, numbers[f"{phase}_logits"], rtol=0, atol=LOGITS_TOLERANCE)
+    np.testing.assert_allclose(logits, numbers[f"{phase}_logits"], rtol=0, atol=tolerance)
     np.testing.assert_allclose(loss, numbers[f"{phase}_loss"], rtol=0, atol=1e-4)
     targets = [numbers[f"{phase}_grad_image"]] + (
         [wanted[official_name(v)] for v in chosen] if training else []
@@ -172,9 +182,7 @@ def test_end_points_are_named_in_every_kind_of_block(tiny_relative):
             end_points[f"block_{index}/expansion_output"].shape[-1] == layer.block.expanded_filters
         )
     assert end_points["reduction_5"] is end_points["features"]
-    np.testing.assert_allclose(
-        end_points["head"], numbers["eval_logits"], rtol=0, atol=LOGITS_TOLERANCE
-    )
+    np.testing.assert_allclose(end_points["head"], numbers["eval_logits"], rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("strides", [1, 2])

@@ -63,6 +63,37 @@ def test_every_block_of_the_relatives_is_the_official_one(name):
         assert block.survival_prob == pytest.approx(fact["survival_prob"], abs=1e-12)
 
 
+V2 = golden("model_facts_v2.json.gz")["models"]
+
+
+@pytest.mark.parametrize("name", V2)
+def test_every_block_of_efficientnetv2_is_the_official_one(name):
+    facts, row = V2[name], scaling.VARIANTS[name.removeprefix("efficientnet")]
+    assert scaling.network_name(name.removeprefix("efficientnet")) == name
+    assert row == scaling.Scaling(
+        facts["width_coefficient"],
+        facts["depth_coefficient"],
+        facts["eval_size"],
+        facts["dropout_rate"],
+        row.design,
+    )
+    assert (row.design.batch_norm_momentum, row.design.num_classes) == (0.9, 1000)
+    assert scaling.end_filters(row.design, row.width_coefficient) == (
+        facts["stem_filters"],
+        facts["head_filters"],
+    )
+    blocks = scaling.scaled_blocks(row.width_coefficient, row.depth_coefficient, 0.8, row.design)
+    assert len(blocks) == len(facts["blocks"])
+    for block, fact in zip(blocks, facts["blocks"]):
+        for field in (
+            *("fused", "kernel_size", "strides", "expand_ratio", "residual"),
+            *("input_filters", "expanded_filters", "output_filters"),
+        ):
+            assert getattr(block, field) == fact[field], (field, block, fact)
+        assert block.squeeze_filters == (fact["se_reduced_filters"] or 0)
+        assert block.survival_prob == pytest.approx(fact["survival_prob_given"], abs=1e-12)
+
+
 def test_rounding_never_loses_more_than_a_tenth():
     assert scaling.round_filters(32, 1.1) == 32  # 35.2
     assert scaling.round_filters(16, 0.25) == 8

@@ -39,7 +39,7 @@ def test_defaults_are_valid():
         ("model.num_classes", 0, "must be ≥ 1"),
         ("model.width_coefficient", -1.0, "must be > 0"),
         ("model.dropout_rate", 1.0, "[0, 1)"),
-        ("model.normalization", "standard", "'advprop', 'imagenet', 'lite', 'caffe', 'none'"),
+        ("model.normalization", "standard", "'advprop', 'imagenet', 'lite', 'v2', 'caffe', 'none'"),
         ("model.compute_dtype", "int8", "must be one of"),
         ("model.activation", "mish", "must be one of 'relu'"),
         ("model.activation_alpha", 0.0, "must be > 0"),

@@ -37,36 +37,24 @@ _NUM_PROBES = 4  # images of noise on which a model is tried first
 class Classifier:
     """A model under test.
 
-    Args:
-        name: for people, and for the folder of its results.
-        function: pixels [n, size, size, 3] in [0, 255] → logits [n, num_classes].
-            Float32 pixels, traced by TensorFlow, if `is_traceable`; else uint8 NumPy
-            arrays, and any array back.
-        num_classes: of the logits.
-        image_size, crop: of its own pre-processing.
-        weights_digest, config: see `Results`.
-        branch: whose batch norms classify.
-        is_traceable: see `function`.
-        fixed_image_size: the only size that it takes; None: any.
-        fixed_batch_size: the only size of a replica's batch that it takes; None: any.
-        class_names: by label; None: unknown.
-        has_background: whether the last logit is of no class of any data set; see
-            `background_last`.
+    `function` turns pixels [n, size, size, 3] in [0, 255] into logits [n, num_classes]:
+    float32 pixels, traced by TensorFlow, if it `is_traceable`; else uint8 NumPy arrays,
+    and any array back.
     """
 
-    name: str
+    name: str  # for people, and for the folder of its results
     function: Callable[[Any], Any]
-    num_classes: int
-    image_size: int
+    num_classes: int  # of the logits
+    image_size: int  # of its own pre-processing, as is `crop`
     crop: str
-    weights_digest: str = ""
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    branch: str = "main"
+    weights_digest: str = ""  # see `Results`
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)  # see `Results`
+    branch: str = "main"  # whose batch norms classify
     is_traceable: bool = True
-    fixed_image_size: Optional[int] = None
-    fixed_batch_size: Optional[int] = None
-    class_names: Optional[Sequence[str]] = None
-    has_background: bool = False
+    fixed_image_size: Optional[int] = None  # the only size that it takes; None: any
+    fixed_batch_size: Optional[int] = None  # images of a replica's batch; None: any number
+    class_names: Optional[Sequence[str]] = None  # by label; None: unknown
+    has_background: bool = False  # the last logit is of no class; see `background_last`
     _evaluators: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def predict(

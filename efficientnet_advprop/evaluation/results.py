@@ -20,7 +20,6 @@ from typing import Any, Mapping, Optional, Sequence
 import tensorflow as tf
 
 from efficientnet_advprop.data import corruptions
-from efficientnet_advprop.evaluation import metrics
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.evaluation.test_set_name import by_severity, corrupted_name, parse_name
@@ -73,39 +72,21 @@ def describe_attack(attack: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """What a score depends on beside the network: under equal ones it is not measured again.
+    """What a score depends on beside the network: under equal ones it is not measured again."""
 
-    Args:
-        data_digest: see `LabeledImages.digest`.
-        image_size: pixels of the sides of what the network sees.
-        crop: see `preprocessing.preprocess_for_eval`; "none" feeds whole images.
-        branch: whose batch norms classify (and are attacked).
-        class_subset_size: number of classes whose logits are kept before softmax and
-            argmax (200 of ImageNet-A and -R); None: all.
-        clean_suite: the suite of the clean images, if they are corrupted here; None:
-            the images are those of the files.
-        num_sampled: evenly spaced images that are evaluated; None: all.
-        attack: fields of the attack, with "num_restarts" and, unless it is `PGD`, its
-            "name"; None: no attack.
-        seed: of the attack, or of corruptions made here.
-        num_categories: into which the classes are gathered; None: they are not.
-        label_variants_digest: SHA-256 of the classes that count as right, where an
-            image has several; None: the label alone.
-        after_digest: `digest` of the conditions of the attack before this one in a
-            chain, whose survivors this one attacks; None: all images.
-    """
-
-    data_digest: str
-    image_size: int
-    crop: str
-    branch: str = "main"
+    data_digest: str  # see `LabeledImages.digest`
+    image_size: int  # pixels of the sides of what the network sees
+    crop: str  # see `preprocessing.preprocess_for_eval`; "none" feeds whole images
+    branch: str = "main"  # whose batch norms classify and are attacked
+    # Classes whose logits are kept before softmax and argmax (200 of ImageNet-A); None: all.
     class_subset_size: Optional[int] = None
-    clean_suite: Optional[str] = None
-    num_sampled: Optional[int] = None
-    attack: Optional[Mapping[str, Any]] = None
-    seed: int = 0
-    num_categories: Optional[int] = None
-    label_variants_digest: Optional[str] = None
+    clean_suite: Optional[str] = None  # of the images that are corrupted here
+    num_sampled: Optional[int] = None  # evenly spaced images that are evaluated; None: all
+    attack: Optional[Mapping[str, Any]] = None  # `Attack.settings` and "num_restarts"
+    seed: int = 0  # of the attack, or of corruptions made here
+    num_categories: Optional[int] = None  # into which the classes are gathered
+    label_variants_digest: Optional[str] = None  # where several classes of an image are right
+    # Of the conditions of the attack before this one in a chain, whose survivors this one gets.
     after_digest: Optional[str] = None
 
     def __post_init__(self):
@@ -119,26 +100,16 @@ class Conditions:
 
 @dataclasses.dataclass(frozen=True)
 class TestSetResult:
-    """The result on one test set.
-
-    Args:
-        score: counts over all evaluated images.
-        calibration: of the confidence in the top-1 class.
-        conditions: what the score depends on.
-        expected_num_images: the size of the test set; None: any.
-        problems: what is wrong with the data, for people; reports print it.
-        warnings: why an accuracy under attack may be too high; see
-            `attacks.network_checks`.
-    """
+    """The result on one test set."""
 
     __test__ = False  # not a test of pytest's
 
-    score: Score
-    calibration: CalibrationBins
+    score: Score  # over all evaluated images
+    calibration: CalibrationBins  # of the confidence in the top-1 class
     conditions: Conditions
-    expected_num_images: Optional[int] = None
-    problems: Sequence[str] = ()
-    warnings: Sequence[str] = ()
+    expected_num_images: Optional[int] = None  # the size of the test set; None: any
+    problems: Sequence[str] = ()  # what is wrong with the data, for people
+    warnings: Sequence[str] = ()  # why an accuracy under attack may be too high
 
     @property
     def is_complete(self) -> bool:
@@ -264,21 +235,3 @@ class Results:
         errors = self.errors(suite)
         chosen = errors.values() if corruption is None else [errors[corruption]]
         return 1.0 - statistics.fmean(error for own in chosen for error in own)
-
-    def mean_corruption_error(self, suite: str, baseline: metrics.CorruptionErrors) -> float:
-        """Returns the mCE relative to `baseline`: 1 is as bad.
-
-        Raises:
-            ValueError: sets of the suite are missing.
-        """
-        missing = self.missing(suite)
-        if missing:
-            raise ValueError(
-                f"{suite} has no mCE: {len(missing)} of its sets were not measured"
-                f" ({missing[0]}, …)."
-            )
-        return metrics.mean_corruption_error(self.errors(suite), baseline)
-
-    def corruption_errors(self, suite: str, baseline: metrics.CorruptionErrors) -> dict[str, float]:
-        """Returns the CE of each corruption, likewise."""
-        return metrics.corruption_errors(self.errors(suite), baseline)

@@ -27,28 +27,13 @@ from efficientnet_advprop.images.labeled_images import LabeledImages
 
 @dataclasses.dataclass(frozen=True)
 class SuiteSettings:
-    """What all suites share: where the data are, and how the network takes its images.
+    """What all suites share: where the data are, and how the network takes its images."""
 
-    Args:
-        data_dir: see docs/evaluation.md for what lies where below it.
-        num_classes: of the network, without a background class.
-        image_size, crop: of the network's own pre-processing; see
-            `preprocessing.preprocess_for_eval`.
-        stored_size: pixels at which images stored at 224 are fed, uncropped.
-        attack, num_restarts: of PGD suites.
-        autoattack: of AutoAttack suites; its number of classes is the network's.
-        max_images: evaluate only this many images of each test set, evenly spaced;
-            None: all.
-        seed: of attacks and of corruptions made here.
-        allow_incomplete: score incomplete data.
-        class_names: of the network, by label; None: unknown.
-    """
-
-    data_dir: Optional[str]
-    num_classes: int
-    image_size: int
+    data_dir: Optional[str]  # docs/evaluation.md says what lies where below it
+    num_classes: int  # of the network, without a background class
+    image_size: int  # of the network's own pre-processing, as is `crop`
     crop: str = "released"
-    stored_size: int = suites.STORED_SIZE
+    stored_size: int = suites.STORED_SIZE  # pixels at which images stored at 224 are fed, uncropped
     attack: PGD = PGD(
         suites.PGD_EPSILON,
         suites.PGD_STEP_SIZE,
@@ -57,11 +42,11 @@ class SuiteSettings:
         random_start=1.0,
     )
     num_restarts: int = 1
-    autoattack: AutoAttack = AutoAttack(suites.AUTOATTACK_EPSILON)
-    max_images: Optional[int] = None
-    seed: int = 0
-    allow_incomplete: bool = False
-    class_names: Optional[Sequence[str]] = None
+    autoattack: AutoAttack = AutoAttack(suites.AUTOATTACK_EPSILON)  # its classes: the network's
+    max_images: Optional[int] = None  # of each test set, evenly spaced; None: all
+    seed: int = 0  # of attacks and of corruptions made here
+    allow_incomplete: bool = False  # score incomplete data
+    class_names: Optional[Sequence[str]] = None  # by label; None: unknown
 
     def own_fields(self, **fields) -> dict:
         """Returns the fields of a test set that the network's pre-processing decides."""
@@ -71,47 +56,30 @@ class SuiteSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TestSet:
-    """Images and the conditions under which they are evaluated.
-
-    Args:
-        name: as in `Results.test_sets`.
-        source: where the images are, for people.
-        find_images: lists them anew.
-        image_size, crop: see `preprocessing.preprocess_for_eval`.
-        expected_num_images: how many there must be; None: any number.
-        class_subset: see `evaluator.score`.
-        categories: see `evaluator.category_logits`.
-        label_variants: image id → all classes that count as right; None: the label
-            alone.
-        label_variants_digest: see `Conditions`.
-        change: see `labeled_images.make_dataset`.
-        clean_suite: with `change`, the suite of the clean images.
-        attack, num_restarts: white-box, on the evaluated model; None: none.
-        after: another test set of the same images: only images still classified
-            correctly there are evaluated; other predictions are copied.
-        max_images: see `SuiteSettings`.
-        seed: of the attack or of `change`; 0 where nothing is random.
-    """
+    """Images and the conditions under which they are evaluated."""
 
     __test__ = False  # not a test of pytest's
 
-    name: str
-    source: str
-    find_images: Callable[[], LabeledImages]
-    image_size: int
+    name: str  # as in `Results.test_sets`
+    source: str  # where the images are, for people
+    find_images: Callable[[], LabeledImages]  # lists them anew
+    image_size: int  # see `preprocessing.preprocess_for_eval`, as for `crop`
     crop: str
-    expected_num_images: Optional[int] = None
-    class_subset: Optional[tuple[int, ...]] = None
-    categories: Optional[tuple[tuple[int, ...], ...]] = None
+    expected_num_images: Optional[int] = None  # None: any number
+    class_subset: Optional[tuple[int, ...]] = None  # see `evaluator.score`
+    categories: Optional[tuple[tuple[int, ...], ...]] = None  # see `evaluator.category_logits`
+    # Image id → all classes that count as right; None: the label alone.
     label_variants: Optional[Callable[[str], Sequence[int]]] = None
-    label_variants_digest: Optional[str] = None
-    change: Optional[Callable] = None
-    clean_suite: Optional[str] = None
-    attack: Optional[Attack] = None
+    label_variants_digest: Optional[str] = None  # see `Conditions`
+    change: Optional[Callable] = None  # see `labeled_images.make_dataset`
+    clean_suite: Optional[str] = None  # of the images that `change` corrupts
+    attack: Optional[Attack] = None  # white-box, on the evaluated model
     num_restarts: int = 1
+    # Another test set of the same images: only images still classified correctly there are
+    # evaluated; other predictions are copied.
     after: Optional[str] = None
-    max_images: Optional[int] = None
-    seed: int = 0
+    max_images: Optional[int] = None  # see `SuiteSettings`
+    seed: int = 0  # of the attack or of `change`; 0 where nothing is random
 
     @property
     def checks_network(self) -> bool:

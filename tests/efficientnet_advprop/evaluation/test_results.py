@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from efficientnet_advprop.data.corruptions import CORRUPTIONS
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.metrics import Score
@@ -120,27 +119,14 @@ def test_what_is_no_number_is_null_in_json(tmp_path):
 
 
 def test_summaries():
-    results, other = make_results(), make_results((80, 60), (80, 70))
+    results = make_results()
     assert results.mean_corrupted_accuracy("c") == pytest.approx((0.7 + 0.5 + 0.8 + 0.6) / 4)
     assert results.mean_corrupted_accuracy("c", "fog") == pytest.approx(0.6)
-    # fog (0.2 + 0.4)/(0.3 + 0.5) = 0.75; snow (0.2 + 0.3)/(0.2 + 0.4) = 5/6
-    assert other.corruption_errors("c", results.errors("c")) == pytest.approx(
-        {"fog": 0.75, "snow": 5 / 6}
-    )
 
 
 def test_mce_needs_all_seventy_five_sets():
     results = make_results()
     assert len(results.missing("c")) == 75 - 4 and "c/fog/3" in results.missing("c")
-    with pytest.raises(ValueError, match="no mCE: 71 of its sets were not measured"):
-        results.mean_corruption_error("c", results.errors("c"))
-    fog = results.test_sets["c/fog/1"]
-    results.test_sets = {
-        corrupted_name("c", name, severity): fog for name in CORRUPTIONS for severity in range(1, 6)
-    }
-    assert results.mean_corruption_error(
-        "c", dict.fromkeys(CORRUPTIONS, [0.6] * 5)
-    ) == pytest.approx(0.5)
 
 
 def test_incomplete_sets_say_so():

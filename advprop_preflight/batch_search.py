@@ -1,9 +1,5 @@
 """Finds the largest batch that fits into the memory of a device, with few compilations.
 
-Usage:
-
-    largest = find_largest_batch(needed_bytes, capacity_bytes=16 * 2**30, first=32)
-
 Each trial is a compilation, which can take many minutes.
 """
 
@@ -13,9 +9,8 @@ Trial = tuple[bool, Optional[int]]  # whether the batch fits; the bytes it needs
 
 
 def grid(batch: int) -> int:
-    """The distance between batches of about this size that are tried.
-
-    It is an eighth of the next smaller power of two, and at least 1.
+    """Returns the distance between the batches that are tried: an eighth of the next smaller
+    power of two, and at least 1.
     """
     return max(1, 2 ** (max(batch, 1).bit_length() - 1) // 8)
 
@@ -23,7 +18,7 @@ def grid(batch: int) -> int:
 def find_largest_batch(
     try_batch: Callable[[int], Trial], *, capacity_bytes: int, first: int, multiple: int = 1
 ) -> Optional[int]:
-    """The largest batch on the grid that fits, if memory grows linearly with the batch.
+    """Returns the largest batch on the grid that fits, if memory grows linearly with the batch.
 
     Two trials determine the line; the following trials are close to its end. The result
     has been tried itself. That the next batch on the grid does not fit has been tried,
@@ -63,10 +58,8 @@ def find_largest_batch(
 
 
 def _end_of_line(trials: dict[int, Trial], capacity_bytes: int) -> Optional[int]:
-    """The batch at which the line through the two largest measured batches reaches
-    capacity.
-
-    With one measured batch, memory is taken as proportional to the batch.
+    """Returns where the line through the two largest measured batches (through 0 and the
+    only one) reaches capacity.
     """
     known = sorted((batch, needed) for batch, (_, needed) in trials.items() if needed)
     if not known:

@@ -1,11 +1,4 @@
-"""Keeps the results of compilations for TPUs as JSON files, and describes them as text.
-
-Usage:
-
-    results = Results("runs/preflight", compiler, num_replicas=8)
-    record = results.compile_step(config, replica_batch_size=16)
-    print(describe(record, None, compiler))
-"""
+"""Keeps the results of compilations for TPUs as JSON files, and describes them as text."""
 
 import dataclasses
 import datetime
@@ -54,12 +47,10 @@ class Results:
         self.make_step = make_step
 
     def _path(self, settings: Settings, defaults: Settings, batch: int) -> pathlib.Path:
-        """The file of a result.
+        """Returns the file of a result.
 
-        Its name depends only on the fields that differ from the defaults.
-
-        Therefore the results of earlier versions are still found when a config has a
-        new field.
+        Its name depends only on the fields that differ from the defaults, so that it is
+        still found when the config has a new field.
         """
         own = {
             f"{section}.{name}": value
@@ -77,8 +68,8 @@ class Results:
         )
 
     def compile_step(self, config, replica_batch_size: int) -> Record:
-        """The result of compiling a step, from the folder if it is there for the same
-        config.
+        """Returns the result of compiling a step, from the folder if it is there for the
+        same config.
 
         Returns:
             {"config", "topology", "num_replicas", "replica_batch_size", "date", "fits"}
@@ -86,7 +77,7 @@ class Results:
             "message" and "needed_bytes".
 
         Raises:
-            CompilerError: the step cannot be compiled for another reason than memory.
+            PlatformError: the step cannot be compiled for another reason than memory.
         """
         settings = _settings(config)
         defaults = _settings(type(config)())
@@ -114,11 +105,11 @@ class Results:
         }
         hlo = tpu_compiler.lower(function, specs, self.num_replicas)
         del function
-        try:
-            program = self.compiler.compile(hlo, self.num_replicas)
+        program = self.compiler.compile(hlo, self.num_replicas)
+        if isinstance(program, tpu_compiler.TooLarge):
+            record |= {"fits": False, **program._asdict()}
+        else:
             record |= {"fits": True, "program": dataclasses.asdict(program)}
-        except tpu_compiler.OutOfMemoryError as error:
-            record |= {"fits": False, "message": str(error), "needed_bytes": error.needed_bytes}
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(record, indent=1) + "\n")
@@ -140,7 +131,7 @@ class Results:
 
 
 def _settings(config) -> Settings:
-    """The part of a config that a step depends on."""
+    """Returns the part of a config that a step depends on."""
     settings = dataclasses.asdict(config)
     for section, fields in IN_THE_PROGRAM.items():
         settings[section] = {name: settings[section][name] for name in fields}
@@ -148,95 +139,96 @@ def _settings(config) -> Settings:
 
 
 def memory_bytes(record: Record) -> int:
-    """The memory that a record's program needs at once; the record must be one that
-    fits.
-    """
+    """Returns the memory that the program of a record that fits needs at once."""
     return tpu_compiler.CompiledProgram(**record["program"]).memory_bytes
 
 
 def describe(record: Record, vanilla: Optional[Record], compiler: tpu_compiler.TPUCompiler) -> str:
-    """Describes a record as lines of text, compared with the record `vanilla` if it is
-    given.
-    """
-    config = record["config"]
-    batch = record["replica_batch_size"]
-    cores = record["num_replicas"]
-    model = config["model"]
-    method = config["training"]["method"]
-    num_steps = config["attack"]["num_steps"]
-    capacity = compiler.chip.memory_bytes / tpu_compiler.GIB
-    attack = "" if method == "vanilla" else f" with {num_steps} attack step{'s'[: num_steps > 1]}"
-    recomputed = (
-        f", {model['recomputed_blocks']} blocks recomputed" if model["recomputed_blocks"] else ""
-    )
-    pixels = config["data"]["image_size"]
-    lines = [
-        f"{method} training of {model['variant']}{attack}, {pixels} px, "
-        f"{model['compute_dtype']}{recomputed}",
-        f"{compiler.topology}: {cores} core{'s'[: cores > 1]} with {batch} images each",
-    ]
-
-    def add(name, text):
-        lines.append(f"{name:22s} {text}")
-
+    """Returns a record as lines of text, compared with `vanilla` if that is given."""
+    lines = _describe_step(record, compiler)
+    capacity = f"GiB of {compiler.chip.memory_bytes / tpu_compiler.GIB:.0f}"
     if not record["fits"]:
         needed = record["needed_bytes"]
-        add("compiles", "yes, but does not fit")
-        add(
-            "memory per core",
-            f"{needed / tpu_compiler.GIB:.2f} GiB of {capacity:.0f}"
-            if needed
-            else record["message"],
-        )
-        lines.append(
+        told = f"{needed / tpu_compiler.GIB:.2f} {capacity}" if needed else record["message"]
+        lines += [
+            _row("compiles", "yes, but does not fit"),
+            _row("memory per core", told),
             "Take a smaller --replica_batch_size, or let --find_batch_size search it; "
-            "with fewer activations kept"
-        )
-        lines.append("(--config.model.recomputed_blocks=…) a larger one fits.")
+            "with fewer activations kept",
+            "(--config.model.recomputed_blocks=…) a larger one fits.",
+        ]
         return "\n".join(lines)
-
     program = tpu_compiler.CompiledProgram(**record["program"])
     versions = ", ".join(f"{name} {version}" for name, version in program.versions.items())
-    add("compiles", f"yes, in {program.compile_seconds:.0f} s ({versions})")
     parts = {
         "arguments": program.argument_bytes,
         "activations": program.temporary_bytes,
         "program": program.code_bytes,
     }
     split = ", ".join(f"{name} {size / tpu_compiler.GIB:.2f}" for name, size in parts.items())
-    add(
-        "memory per core",
-        f"{program.memory_bytes / tpu_compiler.GIB:.2f} GiB of {capacity:.0f} ({split})",
-    )
-    in_attack = (
-        f", of which {program.loop_flops / program.flops:.0%} in loops"
-        if program.loop_flops
-        else ""
-    )
-    add("arithmetic per step", f"{program.flops / 1e9:,.0f} GFLOP per core{in_attack}")
-    add(
-        "memory traffic",
-        f"{program.bytes_accessed / 1e9:,.1f} GB per core and step, a loop counted once",
-    )
-    credible = tpu_compiler.is_credible(program, compiler.chip)
-    if credible:
-        seconds = program.scheduled_seconds
-        add("time per step", f"{seconds * 1e3:,.0f} ms, estimated from the compiler's schedule")
-        add(
-            "images per second",
-            f"{batch / seconds:,.0f} per core, {cores * batch / seconds:,.0f} on all",
-        )
-    else:
-        add(
-            "time per step",
-            f"not credible ({program.scheduled_seconds:g} s by the compiler's schedule)",
-        )
-    found = ", ".join(f"{count} {kind}" for kind, count in program.collectives.items()) or "none"
-    add("collectives", found)
+    in_loops = f", of which {program.loop_flops / program.flops:.0%} in loops"
+    lines += [
+        _row("compiles", f"yes, in {program.compile_seconds:.0f} s ({versions})"),
+        _row(
+            "memory per core",
+            f"{program.memory_bytes / tpu_compiler.GIB:.2f} {capacity} ({split})",
+        ),
+        _row(
+            "arithmetic per step",
+            f"{program.flops / 1e9:,.0f} GFLOP per core{in_loops if program.loop_flops else ''}",
+        ),
+        _row(
+            "memory traffic",
+            f"{program.bytes_accessed / 1e9:,.1f} GB per core and step, a loop counted once",
+        ),
+        *_describe_time(program, record, compiler.chip),
+    ]
     if vanilla is not None and vanilla["fits"]:
-        plain = tpu_compiler.CompiledProgram(**vanilla["program"])
-        ratio = f"{program.flops / plain.flops:.2f} times vanilla training's arithmetic"
-        if credible and tpu_compiler.is_credible(plain, compiler.chip):
-            ratio += f", {program.scheduled_seconds / plain.scheduled_seconds:.2f} times its time"
-        add("cost", f"{ratio}; (2K + 6)/3 = {(2 * num_steps + 6) / 3:.2f}")
+        lines.append(_row("cost", _compare(program, vanilla, record, compiler.chip)))
     return "\n".join(lines)
+
+
+def _row(name: str, text: str) -> str:
+    return f"{name:22s} {text}"
+
+
+def _describe_step(record: Record, compiler: tpu_compiler.TPUCompiler) -> list[str]:
+    """Returns what was compiled, and for which cores."""
+    config, cores = record["config"], record["num_replicas"]
+    model, method = config["model"], config["training"]["method"]
+    num_steps, blocks = config["attack"]["num_steps"], model["recomputed_blocks"]
+    attack = "" if method == "vanilla" else f" with {num_steps} attack step{'s'[: num_steps > 1]}"
+    return [
+        f"{method} training of {model['variant']}{attack}, {config['data']['image_size']} px, "
+        f"{model['compute_dtype']}{f', {blocks} blocks recomputed' if blocks else ''}",
+        f"{compiler.topology}: {cores} core{'s'[: cores > 1]} with "
+        f"{record['replica_batch_size']} images each",
+    ]
+
+
+def _describe_time(
+    program: tpu_compiler.CompiledProgram, record: Record, chip: tpu_compiler.Chip
+) -> list[str]:
+    """Returns the estimated time of a step, and the exchanges between cores in it."""
+    seconds, batch = program.scheduled_seconds, record["replica_batch_size"]
+    found = ", ".join(f"{count} {kind}" for kind, count in program.collectives.items()) or "none"
+    if not tpu_compiler.is_credible(program, chip):
+        told = f"not credible ({seconds:g} s by the compiler's schedule)"
+        return [_row("time per step", told), _row("collectives", found)]
+    speeds = f"{batch / seconds:,.0f} per core, {record['num_replicas'] * batch / seconds:,.0f}"
+    return [
+        _row("time per step", f"{seconds * 1e3:,.0f} ms, estimated from the compiler's schedule"),
+        _row("images per second", f"{speeds} on all"),
+        _row("collectives", found),
+    ]
+
+
+def _compare(
+    program: tpu_compiler.CompiledProgram, vanilla: Record, record: Record, chip: tpu_compiler.Chip
+) -> str:
+    """Returns how many times vanilla training's cost a step has."""
+    plain = tpu_compiler.CompiledProgram(**vanilla["program"])
+    ratio = f"{program.flops / plain.flops:.2f} times vanilla training's arithmetic"
+    if all(tpu_compiler.is_credible(one, chip) for one in (program, plain)):
+        ratio += f", {program.scheduled_seconds / plain.scheduled_seconds:.2f} times its time"
+    return f"{ratio}; (2K + 6)/3 = {(2 * record['config']['attack']['num_steps'] + 6) / 3:.2f}"

@@ -1,13 +1,6 @@
 """Compiles a program for a TPU on a machine without one, and reports its time and
 memory.
 
-Usage:
-
-    compiler = TPUCompiler(".venv-preflight/bin/python", "v3:2x2")
-    hlo = lower(train_step, [images_spec, labels_spec], num_replicas=8)  # by TensorFlow
-    program = compiler.compile(hlo, num_replicas=8)                      # by libtpu
-    program.memory_bytes, program.flops, program.scheduled_seconds
-
 TensorFlow lowers the function to HLO as it would for a TPU. libtpu, which JAX installs,
 schedules the program and reports what it needs. Its times are estimates; no TPU runs
 anything.
@@ -20,7 +13,7 @@ import pathlib
 import re
 import subprocess
 import tempfile
-from typing import Any, Callable, Optional, Sequence
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
 
 import tensorflow as tf
 
@@ -56,56 +49,28 @@ CHIPS = {
 }
 
 
-class CompilerError(PlatformError):
-    """The compiler is missing, does not know the topology, or rejects the program.
+class TooLarge(NamedTuple):
+    """A program that needs more memory than a core has."""
 
-    The message says which of these it is, and what to do.
-    """
-
-    exit_code = 1
-
-
-class OutOfMemoryError(CompilerError):
-    """The program needs more memory than a core has.
-
-    `needed_bytes` is the memory that it needs, or None if the compiler does not say.
-    """
-
-    def __init__(self, message: str, needed_bytes: Optional[int]):
-        super().__init__(message)
-        self.needed_bytes = needed_bytes
+    message: str
+    needed_bytes: Optional[int]  # None if the compiler does not say
 
 
 class PlannedReplicas(replica_runtime.ReplicaRuntime):
     """Replicas on TPU cores that exist only for the compiler.
 
     Operations that TensorFlow can build on TPUs only are replaced by placeholders.
-
-    Args:
-        num_replicas: ≥ 1.
-        replica_id: int32 scalar, a parameter of the traced function, so that the
-            program is the same for all replicas.
     """
 
+    num_replicas = 1  # plain attributes in place of the properties there
+    replica_id: tf.Tensor = None
+    reduces_in_loops = True
+    executes_in_order = True
+
     def __init__(self, num_replicas: int, replica_id: tf.Tensor):
-        self._num_replicas = num_replicas
-        self._replica_id = replica_id
-
-    @property
-    def num_replicas(self) -> int:
-        return self._num_replicas
-
-    @property
-    def replica_id(self) -> tf.Tensor:
-        return self._replica_id
-
-    @property
-    def reduces_in_loops(self) -> bool:
-        return True
-
-    @property
-    def executes_in_order(self) -> bool:
-        return True
+        # `replica_id` is a parameter of the traced function, so that the program is the
+        # same for all replicas.
+        self.num_replicas, self.replica_id = num_replicas, replica_id
 
     def sum_in_groups(self, tensors, group_size):
         with tf.name_scope(f"sum_in_groups_of_{group_size}"):
@@ -122,15 +87,12 @@ class PlannedReplicas(replica_runtime.ReplicaRuntime):
             return self._placeholder(tf.tile(seed, [count // 2]))
 
     def _placeholder(self, tensor):
-        """An operation that stands for the one that the name scope names.
-
-        TensorFlow has kernels of the TPU's own operations on TPUs only. This operation
-        can be lowered anywhere; `tpu_compiler_process` finds the name scope in the HLO
-        and inserts the intended operation in its place.
-        """
+        # TensorFlow has kernels of the TPU's own operations on TPUs only. This one can be
+        # lowered anywhere; `tpu_compiler_process` finds the name scope in the HLO and
+        # inserts the operation that it names.
         return tf.raw_ops.CollectiveReduceV2(
             input=tensor,
-            group_size=self._num_replicas,
+            group_size=self.num_replicas,
             group_key=1,
             instance_key=1,
             ordering_token=[],
@@ -145,7 +107,7 @@ def lower(
     num_replicas: int = 1,
     stage: str = "hlo_serialized",
 ):
-    """The program of one replica, in the form that XLA receives.
+    """Returns the program of one replica, in the form that XLA receives.
 
     Args:
         function: the function that a replica runs; it may read and change variables.
@@ -156,8 +118,7 @@ def lower(
             read).
 
     Raises:
-        CompilerError: the function contains an operation that XLA does not have; the
-            message names it.
+        PlatformError: the function contains an operation that XLA does not have.
     """
 
     def program(replica_id, *arguments):
@@ -172,7 +133,7 @@ def lower(
     except (ValueError, tf.errors.OpError) as error:
         if "unsupported operations" not in str(error) and "conversion failed" not in str(error):
             raise
-        raise CompilerError(f"XLA cannot take the step: {brief_message(error)}") from error
+        raise _failure(f"XLA cannot take the step: {brief_message(error)}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +160,7 @@ class CompiledProgram:
 
     @property
     def memory_bytes(self) -> int:
-        """All memory of a core that the program needs at once."""
+        """The memory of a core that the program needs at once."""
         return (
             self.argument_bytes
             + self.output_bytes
@@ -210,10 +171,8 @@ class CompiledProgram:
 
 
 def is_credible(program: CompiledProgram, chip: Chip) -> bool:
-    """Whether the scheduled time of a program is plausible.
-
-    It is if it counts every loop and is neither shorter than the time at peak
-    performance of the matrix units nor a thousand times longer.
+    """Returns whether the scheduled time counts every loop and is neither shorter than at
+    peak performance of the matrix units nor a thousand times longer.
     """
     shortest = program.flops / chip.flops_per_second
     return not program.unknown_loops and shortest < program.scheduled_seconds < 1000 * shortest
@@ -227,13 +186,13 @@ class TPUCompiler:
         topology: of the TPU, such as "v3:2x2": its kind, and the chips per dimension.
 
     Raises:
-        CompilerError: the interpreter does not exist, it lacks the compiler, or the
+        PlatformError: the interpreter does not exist, it lacks the compiler, or the
             compiler does not know the topology.
     """
 
     def __init__(self, python: str, topology: str):
         if not os.access(python, os.X_OK):
-            raise CompilerError(
+            raise PlatformError(
                 f"`compiler_python` is {python!r}, but there is no such program; "
                 "`make preflight` makes the environment .venv-preflight, "
                 "or name the Python of one with requirements-preflight.txt installed."
@@ -242,22 +201,23 @@ class TPUCompiler:
         self.topology = topology
         kind = topology.split(":")[0]
         if kind not in CHIPS or ":" not in topology:
-            raise CompilerError(
+            raise PlatformError(
                 f"`topology` is {topology!r}, but must be a kind ({', '.join(CHIPS)}) "
                 "and chips per dimension: 'v3:2x2'."
             )
         self.chip = CHIPS[kind]
         self.num_cores = self._ask(b"", 0)["num_devices"]
 
-    def compile(self, hlo: bytes, num_replicas: int) -> CompiledProgram:
+    def compile(self, hlo: bytes, num_replicas: int) -> Union[CompiledProgram, TooLarge]:
         """Compiles the program of one core, to run on the first `num_replicas` cores
-        together.
-
-        Raises:
-            OutOfMemoryError: the program does not fit into the memory of a core.
-            CompilerError: the compiler rejects it for another reason.
+        together; raises a `PlatformError` if the compiler rejects it.
         """
         answer = self._ask(hlo, num_replicas)
+        if answer.get("error") == "memory":
+            message = answer["message"]
+            needed = re.search(r"Used ([\d.]+)([KMG]) of", message)
+            size = needed and int(float(needed[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[needed[2]])
+            return TooLarge(brief_message(message), size)
         loops = [{**loop, "iterations": loop["iterations"] or 1} for loop in answer["loops"]]
 
         def total(name):
@@ -295,7 +255,7 @@ class TPUCompiler:
             }
             process = subprocess.run(command, capture_output=True, text=True, env=clean)
             if not os.path.exists(result):
-                raise CompilerError(
+                raise _failure(
                     f"The compiler in {self.python} stopped with exit code {process.returncode}: "
                     f"{_last_line(process.stderr)} If packages are missing, run `make preflight`; "
                     "if the machine ran out of memory, take a smaller batch."
@@ -304,17 +264,20 @@ class TPUCompiler:
         kind = answer.get("error")
         message = answer.get("message", "")
         if kind == "topology":
-            raise CompilerError(
+            raise PlatformError(
                 f"`topology` is {self.topology!r}, but the compiler does not know it: "
                 f"{brief_message(message)}"
             )
-        if kind == "memory":
-            needed = re.search(r"Used ([\d.]+)([KMG]) of", message)
-            size = needed and int(float(needed[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[needed[2]])
-            raise OutOfMemoryError(brief_message(message), size)
-        if kind:
-            raise CompilerError(f"The TPU's compiler refuses the program: {brief_message(message)}")
+        if kind not in (None, "memory"):
+            raise _failure(f"The TPU's compiler refuses the program: {brief_message(message)}")
         return answer
+
+
+def _failure(message: str) -> PlatformError:
+    """Returns an error that no other argument avoids."""
+    error = PlatformError(message)
+    error.exit_code = 1
+    return error
 
 
 def _last_line(message) -> str:

@@ -37,11 +37,8 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 
 def search(pattern: str, text: str) -> re.Match[str]:
-    """The first match of `pattern` in `text`, where ^ and $ match at the ends of lines.
-
-    Raises:
-        ValueError: there is no match, because another version of the compiler writes
-            another text.
+    """Returns the first match, where ^ and $ match at the ends of lines; a ValueError if there
+    is none, because another version of the compiler writes another text.
     """
     found = re.search(pattern, text, re.MULTILINE)
     if found is None:
@@ -82,10 +79,8 @@ def with_tpu_operations(hlo: bytes, num_replicas: int) -> bytes:
 
 
 def as_random_generator(line: str) -> str:
-    """Replaces an all-reduce of int32 [n] by random words from the generator of the
-    device.
-
-    The first two words of the operand are the seed.
+    """Replaces an all-reduce of int32 [n], whose first two words are the seed, by random words
+    from the generator of the device.
     """
     found = search(
         r"^\s*%?([\w.-]+) = s32\[(\d+)\].* all-reduce\((?:s32\[\d+\]\S* )?%?([\w.-]+)\)", line
@@ -164,9 +159,7 @@ def compile_program(text: str, devices, num_replicas: int):
 
 
 class Schedule:
-    """The instructions of a compiled program and the compiler's cycles, read from its
-    text.
-    """
+    """The instructions and the compiler's cycles, read from a compiled program's text."""
 
     def __init__(self, text: str):
         self.text = text
@@ -182,7 +175,7 @@ class Schedule:
                 current[instruction[1]] = (instruction[2], line)
 
     def cycles(self, computation: str) -> int:
-        """The sum of the cycles of all instructions; loops inside are not counted."""
+        """Returns the sum of the cycles of all instructions; loops inside are not counted."""
         found = (
             re.search(r'"estimated_cycles":"(\d+)"', line)
             for _, line in self.instructions[computation].values()
@@ -190,9 +183,7 @@ class Schedule:
         return sum(int(match[1]) for match in found if match)
 
     def collectives(self) -> dict:
-        """The number of collective instructions of each kind; asynchronous pairs count
-        once.
-        """
+        """Counts the collective instructions of each kind; asynchronous pairs count once."""
         opcodes = (
             re.sub("-start$", "", opcode)
             for part in self.instructions.values()
@@ -201,7 +192,7 @@ class Schedule:
         return dict(collections.Counter(opcode for opcode in opcodes if opcode in COLLECTIVES))
 
     def loops(self) -> list:
-        """The iterations of each loop (None: unknown), and the cost of one iteration."""
+        """Returns each loop's iterations (None: unknown), and the cost of one."""
         result = []
         for computation, part in self.instructions.items():
             for opcode, line in part.values():
@@ -214,9 +205,7 @@ class Schedule:
         return result
 
     def _iterations(self, computation, line):
-        """The number of iterations, from the condition's limit and the counter's first
-        value.
-        """
+        # From the condition's limit and the counter's first value.
         condition = self.instructions[search(r"condition=%?([\w.-]+)", line)[1]]
         lines = [line for _, line in condition.values()]
         limits = [
@@ -248,10 +237,7 @@ class Schedule:
         return re.findall(r"%([\w.-]+)", line.split(f" {opcode}(", 1)[1].split("), ")[0])
 
     def _cost(self, computation: str) -> dict:
-        """The arithmetic of one computation.
-
-        XLA's cost analysis reads the text with this computation as its entry.
-        """
+        # XLA's cost analysis reads the text with this computation as its entry.
         old = search(r"^ENTRY (?s:.*?)^\}$", self.text)[0]
         head, rest = self.text.replace(old, "").split("\n", 1)
         head = re.sub(r", (?:input_output_alias|entry_computation_layout)=\{.*", "", head)

@@ -4,9 +4,9 @@ and memory.
 Usage:
 
     make preflight    # installs the compiler's environment, once
-    python -m tpu_utils.preflight --config=configs/advprop.py:b7 --topology=v3:2x2 \
+    python -m efficientnet_advprop.preflight --config=configs/advprop.py:b7 --topology=v3:2x2 \
         --replica_batch_size=16
-    python -m tpu_utils.preflight --config=configs/advprop.py:b7 --topology=v3:2x2 \
+    python -m efficientnet_advprop.preflight --config=configs/advprop.py:b7 --topology=v3:2x2 \
         --find_batch_size
 
 The step is the complete one: attack, passes through both branches, reductions over all
@@ -24,6 +24,7 @@ from absl import flags
 
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config.experiment import ConfigError
+from tpu_utils.errors import PlatformError
 
 _CONFIG = program.define_config_flag()
 _TOPOLOGY = flags.DEFINE_string(
@@ -90,7 +91,7 @@ def main(argv):
             multiple=config.training.accumulation_steps,
         )
         if batch is None:
-            raise tpu_compiler.CompilerError(preflight_results.WAYS_OUT)
+            raise PlatformError(preflight_results.WAYS_OUT)
     record = results.compile_step(config, batch)
     vanilla = None
     if _COMPARE.value and record["fits"] and config.training.method != "vanilla":

@@ -1,8 +1,8 @@
 """Small stand-ins of ImageNet's test sets, in the layout of the originals, with
 accuracies that can be checked by hand.
 
-    python tests/stand_ins.py /tmp/stand_ins [--form=folder|tar|tfrecords|tfds]
-    python -m efficientnet_advprop.evaluate --saved_model=/tmp/stand_ins/reader --data_dir=/tmp/stand_ins --allow_incomplete \
+    python tests/stand_ins.py stand_ins [--form=folder|tar|tfrecords|tfds]
+    python -m efficientnet_advprop.evaluate --saved_model=stand_ins/reader --data_dir=stand_ins --allow_incomplete \
         --suite=imagenet,imagenet_c,imagenet_a,imagenet_r,imagenet_v2,imagenet_sketch,stylized,pgd
 
 Every image is of one colour, which is a class: hundreds, tens and ones are the levels
@@ -32,11 +32,15 @@ from efficientnet_advprop.images import class_numbers
 
 NUM_IMAGES = 12
 _STEP, _FIRST = 25, 12  # levels: 12, 37, …, 237
-_WEIGHTS = (
-    9.0,
-    3.0,
-    1.0,
-)  # of hundreds, tens and ones, so that the nearest classes are those beside in the ones
+_WEIGHTS = (9.0, 3.0, 1.0)  # of hundreds, tens and ones: the nearest classes differ in the ones
+_NUM_WRONG = {
+    "imagenet": 2,
+    "imagenet_a": 9,
+    "imagenet_r": 6,
+    "imagenet_v2": 3,
+    "imagenet_sketch": 7,
+    "stylized": 10,
+}
 _ARCHIVE_OF = {name: archive for archive, names in suites.C_ARCHIVES.items() for name in names}
 
 
@@ -45,14 +49,7 @@ def num_wrong(name: str) -> int:
     parts = name.split("/")
     if parts[0] == "imagenet_c":
         return int(parts[2]) + list(corruptions.CORRUPTIONS).index(parts[1]) % 3
-    return {
-        "imagenet": 2,
-        "imagenet_a": 9,
-        "imagenet_r": 6,
-        "imagenet_v2": 3,
-        "imagenet_sketch": 7,
-        "stylized": 10,
-    }[parts[0]]
+    return _NUM_WRONG[parts[0]]
 
 
 def num_not_in_five(name: str) -> int:
@@ -232,11 +229,16 @@ def main():
         "--form", choices=list(WRITERS), default="folder", help="other sets are written as folders"
     )
     arguments = parser.parse_args()
-    for name in imagenet_suites.LAYOUTS:
+    names = [
+        name
+        for name in imagenet_suites.LAYOUTS
+        if name.split("/")[0] in ("imagenet_c", *_NUM_WRONG)
+    ]
+    for name in names:
         form = arguments.form if can_write(name, arguments.form) else "folder"
         WRITERS[form](arguments.directory, name)
     write_reader(os.path.join(arguments.directory, "reader"))
-    figures = {name: expected(name) for name in imagenet_suites.LAYOUTS}
+    figures = {name: expected(name) for name in names}
     (arguments.directory / "expected.json").write_text(json.dumps(figures, indent=1))
     print(
         f"{len(figures)} test sets of {NUM_IMAGES} images each, and their reader:"

@@ -36,7 +36,7 @@ class FakeCompiler:
     def compile(self, hlo, num_replicas):
         self.asked += 1
         if int(hlo) > 8:
-            raise tpu_compiler.OutOfMemoryError("RESOURCE_EXHAUSTED", 20 * 2**30)
+            return tpu_compiler.TooLarge("RESOURCE_EXHAUSTED", 20 * 2**30)
         return PROGRAM
 
 

@@ -96,7 +96,8 @@ def test_the_command_lists_the_programs(environment):
     assert told.returncode == 0, told.stderr
     programs = [path.stem for path in (ROOT / "efficientnet_advprop").glob("*.py")]
     listed = {line.split()[0] for line in told.stdout.splitlines() if line.startswith("  ")}
-    assert {"train", "evaluate", "export", "classify", "study", "demo"} <= listed < set(programs)
+    assert {"train", "evaluate", "export", "classify", "study", "demo", "recipes"} <= listed
+    assert listed - {"recipes"} < set(programs)
     wrong = run([environment / "venv/bin/advprop", "trian"], environment)
     assert wrong.returncode == 2
     assert wrong.stderr == "error: `trian` is no program; did you mean train.\n"

@@ -20,10 +20,15 @@ import io
 import json
 import os
 import pathlib
+import sys
 import tarfile
 
 import numpy as np
 from PIL import Image
+
+if __name__ == "__main__":
+    # Instead of tests/, whose folder `efficientnet_advprop` would be taken for the package.
+    sys.path[0] = str(pathlib.Path(__file__).parents[1])
 
 from efficientnet_advprop.config import suites
 from efficientnet_advprop.data import corruptions, records

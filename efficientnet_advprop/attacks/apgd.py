@@ -26,9 +26,7 @@ _FIRST_CHECK, _SHRINKAGE, _LEAST_DISTANCE = 0.22, 0.03, 0.06
 
 
 class _State(NamedTuple):
-    """Of each image: where the search is and was, the best point with its gradient and
-    loss, and what the checks count.
-    """
+    """Where the search of each image is and was, its best point, and what the checks count."""
 
     images: tf.Tensor
     previous_images: tf.Tensor
@@ -43,9 +41,7 @@ class _State(NamedTuple):
 
 
 def check_distances(num_steps: int) -> dict[int, int]:
-    """After which steps step sizes are checked, each with the number of steps since the
-    check before.
-    """
+    """Returns after which steps step sizes are checked, each with the distance from the last."""
     first, shrinkage, least = (
         max(int(share * num_steps), 1) for share in (_FIRST_CHECK, _SHRINKAGE, _LEAST_DISTANCE)
     )
@@ -186,7 +182,7 @@ class APGD(Search):
         step,
         distances,
     ) -> tuple[_State, Found]:
-        """What is kept of a look at `state.images`, and where to look next."""
+        """Returns what is kept of a look at `state.images`, and where to look next."""
         norm = norms.NORMS[self.norm]
         found = found.update(state.images, ~is_correct)
         is_start = tf.equal(step, 0)
@@ -206,7 +202,7 @@ class APGD(Search):
 
 
 def _remember(state: _State, gradients, loss, is_start) -> _State:
-    """The state with what was seen at its images."""
+    """Returns the state with what was seen at its images."""
     is_better = is_start | (loss > state.best_loss)
     rises = ~is_start & (loss > state.previous_loss)
     return state._replace(
@@ -220,8 +216,8 @@ def _remember(state: _State, gradients, loss, is_start) -> _State:
 
 
 def _check(state: _State, gradients, distance) -> tuple[_State, tf.Tensor]:
-    """If `distance` > 0: step sizes halved, and the best point returned to, where the
-    search stopped rising.
+    """Halves step sizes, and returns to the best point, where the search stopped rising: after
+    the steps whose `distance` is > 0.
     """
     is_check = distance > 0
     rises_too_little = tf.cast(state.num_rises, tf.float32) <= _ENOUGH_RISES * tf.cast(

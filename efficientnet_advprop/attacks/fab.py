@@ -32,24 +32,19 @@ _NUM_REFINEMENTS = 40  # of the projection onto a hyperplane; about ten are need
 def shortest_step(
     points: tf.Tensor, normals: tf.Tensor, gaps: tf.Tensor, clean_images: tf.Tensor, norm
 ) -> tf.Tensor:
-    """The shortest step to a hyperplane that stays in the pixel range.
-
-    Along the way each pixel value moves against or with its normal, at the norm's
-    speed, until it meets the end of its range: the rise over the hyperplane's normal is
-    a concave, piecewise linear function of the time, of which Newton's method finds the
-    root from the left.
+    """Returns the shortest steps to hyperplanes that stay in the pixel range; where none of
+    its points is on the hyperplane, as far as the range goes.
 
     Args:
         points: float32 [batch, height, width, channels], in the pixel range.
         normals: of the hyperplanes, in the same shape.
         gaps: float32 [batch]: normal · point − offset, what the step must take away.
-        clean_images: that decide the pixel range, see `pixel_range`.
+        clean_images: whose `pixel_range` holds.
         norm: of `norms.NORMS`.
-
-    Returns:
-        Float32 steps in the shape of `points`; where no point of the range is on the
-        hyperplane, as far as the range goes.
     """
+    # Each pixel value moves against or with its normal, at the norm's speed, until it meets
+    # the end of its range: the rise over the hyperplane's normal is a concave, piecewise
+    # linear function of the time, of which Newton's method finds the root from the left.
     directions = -norms.per_image(tf.sign(gaps)) * tf.sign(normals)
     lowest, highest = norms.pixel_range(clean_images)
     room = tf.where(directions > 0.0, highest - points, points - lowest)
@@ -107,7 +102,7 @@ class FAB(Search):
         require_whole("num_steps", self.num_steps, 1)
 
     def _boundary(self, logits_fn, images, labels, targets):
-        """The nearest boundary as it looks from `images`: a class's logit less the
+        """Returns the nearest boundary as it looks from `images`: a class's logit less the
         label's [batch], and its gradient.
         """
 

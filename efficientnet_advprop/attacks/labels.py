@@ -50,9 +50,8 @@ def check_labels(
     if shape.rank == 1 or (shape[1] == 1 and dtype.is_integer):
         if not dtype.is_integer:
             raise _refusal(labels, num_classes, "classes must be of an integer type; cast them")
-        return _checked_classes(
-            tf.reshape(labels, [-1]) if shape.rank == 2 else labels, num_classes
-        )
+        flat = tf.reshape(labels, [-1]) if shape.rank == 2 else labels
+        return _checked_classes(flat, num_classes)
     if shape[1] is None and not dtype.is_floating:
         raise _refusal(labels, num_classes, "give the second dimension when tracing")
     if None not in (shape[1], num_classes) and shape[1] != num_classes:

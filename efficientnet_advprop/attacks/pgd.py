@@ -16,7 +16,7 @@ from typing import Any, Callable, Optional
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms
-from efficientnet_advprop.attacks.attack import Attack, image_gradients
+from efficientnet_advprop.attacks.attack import Attack, image_gradients, require_whole
 from efficientnet_advprop.attacks.labels import are_classes, check_labels, is_class
 from efficientnet_advprop.attacks.objectives import cross_entropy
 from tpu_utils.replicas import randomness
@@ -99,33 +99,25 @@ class PGD(Attack):
 
     def __post_init__(self):
         norms.require_norm(self.norm)
+        require_whole("num_steps", self.num_steps, 1)
 
         def require(ok, name, rule):
             if not ok:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but {rule}.")
 
-        require(
-            tf.is_tensor(self.epsilon) or self.epsilon >= 0,
-            "epsilon",
-            "must be ≥ 0, in pixels of 255; the paper uses 1 to 4",
-        )
+        is_radius = tf.is_tensor(self.epsilon) or self.epsilon >= 0
+        require(is_radius, "epsilon", "must be ≥ 0, in pixels of 255; the paper uses 1 to 4")
         require(self.step_size > 0, "step_size", "must be > 0, in pixels of 255; the paper uses 1")
-        require(
-            isinstance(self.num_steps, int) and self.num_steps >= 1,
-            "num_steps",
-            "must be a whole number ≥ 1",
-        )
         require(0.0 <= self.random_start <= 1.0, "random_start", "is a probability, in [0, 1]")
         require(self.loss_scale > 0, "loss_scale", "must be > 0; 128 suits float16")
         black, white = self.pixel_range
         require(black < white, "pixel_range", "must be the values of black and white, rising")
-        if self.targeted:
-            require(
-                self.num_classes is not None and self.num_classes >= 2,
-                "num_classes",
-                "a targeted attack draws a wrong class and must know of at least 2; give the"
-                " number, or targeted=False",
-            )
+        require(
+            not self.targeted or (self.num_classes is not None and self.num_classes >= 2),
+            "num_classes",
+            "a targeted attack draws a wrong class and must know of at least 2; give the number,"
+            " or targeted=False",
+        )
 
     def __call__(
         self, logits_fn, images, labels, seed=None, candidates=None, objective=None

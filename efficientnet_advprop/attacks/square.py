@@ -29,7 +29,7 @@ _TINY = 1e-12
 def window_sides(
     num_queries: int, first_share: float, height: int, width: int, norm: str
 ) -> np.ndarray:
-    """The side of the window in each query after the first guess, int32 [num_queries];
+    """Returns the side of the window in each query after the first guess, int32 [num_queries];
     under "l2" odd and at least 3.
     """
     shares = first_share * 0.5 ** np.searchsorted(_HALVINGS, np.arange(num_queries), side="left")
@@ -42,17 +42,11 @@ def window_sides(
     return np.minimum(sides, longest)
 
 
-def _bump(
-    rows: tf.Tensor, columns: tf.Tensor, height: tf.Tensor, width: tf.Tensor, sums: tf.Tensor
-) -> tf.Tensor:
-    """One half of the L2 window: nested rectangles around the middle of a rectangle,
-    the smaller ones the higher, of length 1.
+def _bump(rows, columns, height, width, sums):
+    """Returns one half of the L2 window: nested rectangles around the middle of a rectangle,
+    the smaller ones the higher, of length 1; 0 outside of it.
 
-    Args:
-        rows, columns: int32, of a grid; where they are outside of [0, height) and [0,
-            width) the bump is 0.
-        height, width: int32, that broadcast with them.
-        sums: float32, `sums[n]` is 1 + 1/4 + … + 1/n².
+    `sums[n]` is 1 + 1/4 + … + 1/n².
     """
     is_inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     distances = tf.maximum(tf.abs(rows - height // 2), tf.abs(columns - width // 2))
@@ -133,7 +127,7 @@ class Square(Search):
         return found.update(best_images, ~still_correct)
 
     def _linf_guesses(self, images, seed):
-        """(best images, query, side) → what to ask about next: vertical stripes first,
+        """Returns (best images, query, side) → what to ask about next: vertical stripes first,
         then a window of the best images changed.
         """
         batch, height, width, channels = _sizes(images)
@@ -167,7 +161,7 @@ class Square(Search):
         return guess
 
     def _l2_guesses(self, images, seed):
-        """The same: tiles first, then the change of a window moved to another."""
+        """Returns the same: tiles first, then the change of a window moved to another."""
         first_seed, window_seed = randomness.split(seed, 2)
 
         def guess(best_images, query, side):
@@ -246,36 +240,30 @@ class Square(Search):
 
 
 def _sizes(images):
-    """Batch (a tensor if it is not known), height, width and channels."""
+    """Returns batch (a tensor if it is not known), height, width and channels."""
     batch = images.shape[0]
     return (tf.shape(images)[0] if batch is None else batch, *images.shape[1:])
 
 
 def _grid(height, width):
-    """Row and column numbers that broadcast over images: int32 [1, height, 1, 1] and
-    [1, 1, width, 1].
-    """
+    """Returns row numbers [1, height, 1, 1] and column numbers [1, 1, width, 1]."""
     return tf.range(height)[None, :, None, None], tf.range(width)[None, None, :, None]
 
 
 def _signs(shape, seed):
-    """−1 or 1 with equal probability, float32."""
+    """Draws −1 or 1 with equal probability, float32."""
     return tf.cast(2 * randomness.integers(shape, seed, 0, 2) - 1, tf.float32)
 
 
 def _turned(batch, seed):
-    """Whether a window lies on its side, by image: bool [batch, 1, 1, 1], either with
-    equal probability.
-    """
+    """Draws whether a window lies on its side, bool [batch, 1, 1, 1]."""
     return tf.equal(randomness.integers([batch, 1, 1, 1], seed, 0, 2), 1)
 
 
 def _places(batch, height, width, side, seed):
-    """Top rows and left columns of windows, uniformly drawn: int32 [batch, 1, 1, 1] each.
-
-    As in AutoAttack's reference, no window ends in the last row or column, unless it is
-    as long as the image: there the first guess stays.
-    """
+    """Draws top rows and left columns of windows, int32 [batch, 1, 1, 1] each."""
+    # As in AutoAttack's reference, no window ends in the last row or column, unless it is
+    # as long as the image: there the first guess stays.
     row_seed, column_seed = randomness.split(seed, 2)
 
     def draw(seed, size):
@@ -286,18 +274,10 @@ def _places(batch, height, width, side, seed):
 
 
 def _l2_window(rows, columns, side, is_turned, longest):
-    """The shape of a change under L2: two bumps one above the other (side by side if
-    turned), of opposite sign.
+    """Returns the change under L2, of length 1: two bumps of opposite sign, one above the
+    other (side by side where `is_turned`), in the rows and columns 0 to `side`; else 0.
 
-    Args:
-        rows, columns: int32, from the window's first ones, negative before it; they
-            broadcast over images.
-        side: of the window, int32.
-        is_turned: bool [batch, 1, 1, 1], or [1, height, width, 1] for each tile.
-        longest: the longest side that there can be.
-
-    Returns:
-        Float32 [batch, height, width, 1], 0 outside of the window, of length 1.
+    `longest` is the longest side that there can be.
     """
     sums = tf.constant(
         np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1.0, longest + 2) ** 2)]), tf.float32

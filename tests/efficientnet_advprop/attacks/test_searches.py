@@ -73,7 +73,9 @@ def test_what_is_not_finite_is_not_found():
     np.testing.assert_array_equal(tf.reduce_sum(found.images, [1, 2, 3]), [0.0, 0.0, 1.0])
 
 
-@pytest.mark.parametrize("name", ["apgd_t", "fab_t", "square"])
+@pytest.mark.parametrize(
+    "name", ["apgd_t", "fab_t", pytest.param("square", marks=pytest.mark.slow)]
+)
 def test_the_same_eagerly_in_a_function_and_under_xla(name):
     images, labels = batch(8)
     attack = ATTACKS[name](epsilon=median_radius("l2"), norm="l2", num_classes=5)

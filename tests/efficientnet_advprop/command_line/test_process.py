@@ -16,8 +16,9 @@ def run(*arguments, **options):
     )
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
-@pytest.mark.parametrize("program", ["train", "prepare", "evaluate"])
+@pytest.mark.parametrize(
+    "program, encoding", [("train", "ascii"), ("prepare", "latin-1"), ("evaluate", "cp437")]
+)
 def test_a_stream_replaces_what_it_cannot_show(program, encoding, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
     done = run("-m", f"efficientnet_advprop.{program}", "--help", errors="replace")

@@ -44,7 +44,6 @@ NOT_RUN = {
     r"^python benchmarks/(?!preflight\.py$)": "measures: minutes of an idle machine",
     r"--study=configs/studies/": "half an hour, or several",
     r"--autoattack_images=": "trains the demo's networks, and attacks for minutes",
-    r"adversarial_gallery": "needs the networks of a study",
     r"advprop\.preflight": "needs the TPU's compiler",
     r"--format=onnx": "needs an environment with tf2onnx",
     r"localhost:8501|grpc_client": "needs TensorFlow Serving; `test_clients` has a server",

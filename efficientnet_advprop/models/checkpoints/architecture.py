@@ -1,15 +1,11 @@
 """Which network a file's shapes are of: a row of the table, or one of a family's
 networks scaled in another way.
-
-Usage:
-
-    architecture = recognize(names, shape_of)                     # an `Architecture`, or None
-    print(architecture)                                           # "efficientnet-lite0"
 """
 
 import dataclasses
+import itertools
 import re
-from typing import Callable, Collection, Optional
+from typing import Callable, Collection, NamedTuple, Optional
 
 from efficientnet_advprop.models import scaling
 
@@ -42,14 +38,8 @@ class Architecture:
         network = "an EfficientNet" if is_plain else like
         return f"{network} of width {self.width_coefficient:g} and depth {self.depth_coefficient:g}"
 
-    def is_sized_like(self, other: Optional["Architecture"]) -> bool:
-        """Whether the two are one network but for the number of classes."""
-        return other is not None and dataclasses.replace(self, num_classes=None) == (
-            dataclasses.replace(other, num_classes=None)
-        )
-
     def constructor(self) -> str:
-        """The Python call that builds it."""
+        """Returns the Python call that builds it, with any number of classes."""
         sizes = ""
         if self.width_coefficient is not None:
             sizes = (
@@ -59,8 +49,7 @@ class Architecture:
         return f'EfficientNet("{self.variant}"{sizes})'
 
 
-@dataclasses.dataclass(frozen=True)
-class _BlockShape:
+class _BlockShape(NamedTuple):
     """What tells one block from another."""
 
     kind: str  # "plain" | "fused" | "routed"
@@ -72,14 +61,12 @@ class _BlockShape:
 
 
 def recognize(names: Collection[str], shape_of: Callable[[str], Shape]) -> Optional[Architecture]:
-    """The row, or the coefficients, under which the table gives a file's shapes.
+    """Returns the row, or the coefficients, under which the table gives a file's shapes;
+    None where no network of any family fits.
 
     Args:
         names: of the variables, without scope: "blocks_3/conv2d/kernel".
         shape_of: the shape of one; None where there is none of that name.
-
-    Returns:
-        None where no network of any family fits.
     """
     stem, head = shape_of("stem/conv2d/kernel"), shape_of("head/conv2d/kernel")
     num_blocks = len({name.split("/")[0] for name in names if name.startswith("blocks_")})
@@ -92,7 +79,8 @@ def recognize(names: Collection[str], shape_of: Callable[[str], Shape]) -> Optio
     for variant, row in scaling.VARIANTS.items():
         if _of_table(row.design, row.width_coefficient, row.depth_coefficient) == found:
             return Architecture(variant, None, None, num_classes)
-    for variant, design in _first_of_families().items():
+    first_of_family = {row.design: name for name, row in reversed(scaling.VARIANTS.items())}
+    for design, variant in reversed(first_of_family.items()):
         depths = [
             depth
             for depth in _COEFFICIENTS
@@ -101,17 +89,10 @@ def recognize(names: Collection[str], shape_of: Callable[[str], Shape]) -> Optio
         widths = [
             width for width in _COEFFICIENTS if scaling.end_filters(design, width) == found[:2]
         ]
-        for depth in depths:
-            for width in widths:
-                if _of_table(design, width, depth) == found:
-                    return Architecture(variant, width, depth, num_classes)
+        for depth, width in itertools.product(depths, widths):
+            if _of_table(design, width, depth) == found:
+                return Architecture(variant, width, depth, num_classes)
     return None
-
-
-def _first_of_families() -> dict[str, scaling.Design]:
-    """The first variant of each design."""
-    first = {row.design: variant for variant, row in reversed(scaling.VARIANTS.items())}
-    return {variant: design for design, variant in reversed(first.items())}
 
 
 def _of_table(design: scaling.Design, width: float, depth: float):

@@ -1,9 +1,6 @@
 """What a released-format checkpoint holds: plain weights, their averages, optimizer
 slots, the step, and which network they are of.
 
-    contents = read_contents(prefix)
-    contents.architecture, contents.averages["stem/conv2d/kernel"]
-
 A released checkpoint is TensorFlow 1's name-based V2 format. A tensor is called
 `<scope>/<variable>`, such as `efficientnet-b0/stem/conv2d/kernel`, with
 `/ExponentialMovingAverage` behind it if it is an average, or an optimizer's name if it
@@ -23,6 +20,7 @@ from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
     CheckpointError,
     open_checkpoint,
 )
+from efficientnet_advprop.runtime.errors import list_names
 
 AVERAGE_SUFFIX = "/ExponentialMovingAverage"
 STEP = "global_step"
@@ -60,17 +58,12 @@ class CheckpointContents:
     grouped_norms: frozenset[str] = frozenset()
 
     def shape(self, variable: str) -> Optional[tuple[int, ...]]:
-        """The shape of a variable (plain or average), None if the file has none of that
-        name.
-        """
+        """Returns the shape of a variable (plain or average); None: not in the file."""
         name = self.plain.get(variable, self.averages.get(variable))
         return None if name is None else self.shapes[name]
 
     def value(self, name: str) -> np.ndarray:
-        """A tensor by its name in the file, in the shape of `shapes`.
-
-        Raises: one of `READ_ERRORS`.
-        """
+        """Reads a tensor by its name in the file, or raises one of `READ_ERRORS`."""
         return np.reshape(self.reader.get_tensor(name), self.shapes[name])
 
     @property
@@ -93,16 +86,12 @@ class CheckpointContents:
                 "released format"
             )
         if self.plain or self.averages:
-            scopes = ", ".join(self.scopes) or "missing"
             return (
                 "a relative of EfficientNet that is none of those known here (its scope is"
-                f" {scopes})"
+                f" {', '.join(self.scopes) or 'missing'})"
             )
         scopes = sorted({name.split("/")[0] for name in self.shapes})
-        return (
-            "another network altogether: its tensors are named"
-            f" {', '.join(scopes[:5])}{', …' if len(scopes) > 5 else ''}"
-        )
+        return f"another network altogether: its tensors are named {list_names(scopes, 5)}"
 
 
 def _is_grouped_norm(name: str, shape: tuple[int, ...]) -> bool:

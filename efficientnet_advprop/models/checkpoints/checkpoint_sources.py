@@ -39,21 +39,12 @@ from tpu_utils.errors import brief_message
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
 # What a checkpoint reader answers to damaged files.
 READ_ERRORS = (tf.errors.OpError, IndexError, RuntimeError, ValueError)
-# What a download or an archive can fail with; `gzip.BadGzipFile` and `URLError` are
-# OSErrors.
-_FETCH_ERRORS = (
-    OSError,
-    EOFError,
-    zlib.error,
-    tarfile.TarError,
-    http.client.HTTPException,
-    tf.errors.OpError,
-)
 _DAMAGE = (EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile, http.client.IncompleteRead)
+# What else a download can fail with; an `URLError` is an OSError.
+_FETCH_ERRORS = (*_DAMAGE, OSError, http.client.HTTPException, tf.errors.OpError)
 _CHECKPOINT_FILE = re.compile(r"(checkpoint|.*\.index|.*\.data-\d{5}-of-\d{5}|.*\.settings\.json)")
 _TIMEOUT_SECONDS = 60  # without a byte
 _CHUNK_BYTES = 1 << 20
-_PROGRESS_SECONDS = 5
 
 
 class CheckpointError(UserError, ValueError):
@@ -97,7 +88,7 @@ def default_cache_dir() -> str:
 
 
 def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
-    """Returns the prefix of a checkpoint's files ("…/model.ckpt" of "…/model.ckpt.index").
+    """Returns the prefix of a checkpoint's files: "…/model.ckpt" of "…/model.ckpt.index".
 
     Args:
         source: a name of `PUBLISHED` ("b3-advprop"); a directory with one checkpoint or
@@ -359,11 +350,9 @@ def _find_in_cache(address: str, cache_dir: str, key: str, fetch: Callable[[str]
 
 
 def _describe_failure(address: str, cache_dir: str, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {brief_message(error)}"
     if isinstance(error, _DAMAGE):
-        return (
-            f"The archive or file {address!r} is truncated or damaged ({brief_message(error)}); get"
-            " it again."
-        )
+        return f"The archive or file {address!r} is truncated or damaged ({reason}); get it again."
     if isinstance(error, urllib.error.HTTPError):
         return f"{address!r} answers {error.code} {error.reason}; check the address."
     if isinstance(error, urllib.error.URLError):
@@ -371,10 +360,7 @@ def _describe_failure(address: str, cache_dir: str, error: Exception) -> str:
             f"{address!r} does not answer ({error.reason}); check the address, the network and the"
             f" proxies ({urllib.request.getproxies() or 'none is set'})."
         )
-    return (
-        f"The archive or file {address!r} cannot be brought into {cache_dir!r} "
-        f"({type(error).__name__}: {brief_message(error)}); try again."
-    )
+    return f"{address!r} cannot be brought into {cache_dir!r} ({reason}); try again."
 
 
 def _open_address(address: str) -> tuple[BinaryIO, Optional[int]]:
@@ -389,27 +375,11 @@ def _open_address(address: str) -> tuple[BinaryIO, Optional[int]]:
     return response, int(length) if length and length.isdigit() else None
 
 
-class _Progress:
-    """A stream that counts what is read from it, and shows it from the fifth second on."""
-
-    def __init__(self, stream: BinaryIO, what: str, total_bytes: Optional[int]):
-        self._stream, self._total_bytes, self._num_bytes = stream, total_bytes, 0
-        self._bar = tqdm.tqdm(
-            desc=what, total=total_bytes, unit="B", unit_scale=True, mininterval=1.0,
-            delay=_PROGRESS_SECONDS, leave=False,
-        )  # fmt: skip
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
-        self._num_bytes += len(data)
-        self._bar.update(len(data))
-        return data
-
-    def finish(self) -> None:
-        """Raises an `EOFError` if fewer bytes came than were announced."""
-        self._bar.close()
-        if self._total_bytes is not None and self._num_bytes < self._total_bytes:
-            raise EOFError(f"{self._num_bytes} of {self._total_bytes} bytes came")
+def _showing_progress(stream: BinaryIO, what: str, total_bytes: Optional[int]):
+    """A context manager: the stream, whose reading is shown from the fifth second on."""
+    return tqdm.tqdm.wrapattr(
+        stream, "read", total_bytes, desc=f"Reading {what}", delay=5, mininterval=1, leave=False
+    )
 
 
 def _unpack(address: str, folder: str) -> None:
@@ -417,37 +387,36 @@ def _unpack(address: str, folder: str) -> None:
     it (graphs, logs) is not kept. Of a member that is there twice, the last one holds.
     """
     stream, total_bytes = _open_address(address)
-    with stream:
-        progress = _Progress(stream, f"Reading {address}", total_bytes)
-        # Not tarfile's own "r|gz", which checks neither the end of the stream nor its
-        # checksum.
-        with (
-            gzip.GzipFile(fileobj=progress) as unzipped,
-            tarfile.open(fileobj=unzipped, mode="r|") as archive,
-        ):
-            for member in archive:
-                parts = member.name.split("/")
-                if member.name.startswith("/") or ".." in parts or "\\" in member.name:
-                    raise CheckpointError(
-                        f"The archive {address!r} holds {member.name!r}, a path that leads out of"
-                        " it; do not trust it."
-                    )
-                if not member.isfile() or not _CHECKPOINT_FILE.fullmatch(parts[-1]):
-                    continue
-                free = shutil.disk_usage(folder).free
-                if member.size > free:
-                    raise CheckpointError(
-                        f"{member.name} of {address!r} needs {member.size / 1e6:.0f} MB, but"
-                        f" {free / 1e6:.0f} MB are left in {os.path.dirname(folder)!r}; make room"
-                        " or give another `cache_dir`."
-                    )
-                path = os.path.join(folder, *parts)
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                with open(path, "wb") as file:
-                    shutil.copyfileobj(archive.extractfile(member), file, _CHUNK_BYTES)
-            while unzipped.read(_CHUNK_BYTES):  # to the end, where the checksum is
-                pass
-        progress.finish()
+    # Not tarfile's own "r|gz", which checks neither the end of the stream nor its
+    # checksum.
+    with (
+        stream,
+        _showing_progress(stream, address, total_bytes) as shown,
+        gzip.GzipFile(fileobj=shown) as unzipped,
+        tarfile.open(fileobj=unzipped, mode="r|") as archive,
+    ):
+        for member in archive:
+            parts = member.name.split("/")
+            if member.name.startswith("/") or ".." in parts or "\\" in member.name:
+                raise CheckpointError(
+                    f"The archive {address!r} holds {member.name!r}, a path that leads out of"
+                    " it; do not trust it."
+                )
+            if not member.isfile() or not _CHECKPOINT_FILE.fullmatch(parts[-1]):
+                continue
+            free = shutil.disk_usage(folder).free
+            if member.size > free:
+                raise CheckpointError(
+                    f"{member.name} of {address!r} needs {member.size / 1e6:.0f} MB, but"
+                    f" {free / 1e6:.0f} MB are left in {os.path.dirname(folder)!r}; make room"
+                    " or give another `cache_dir`."
+                )
+            path = os.path.join(folder, *parts)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                shutil.copyfileobj(archive.extractfile(member), file, _CHUNK_BYTES)
+        while unzipped.read(_CHUNK_BYTES):  # to the end, where the checksum is
+            pass
 
 
 def _download(published: PublishedCheckpoint, folder: str) -> None:
@@ -463,10 +432,11 @@ def _download(published: PublishedCheckpoint, folder: str) -> None:
                     f" put the files that end in {' and '.join(published.files)} into one folder"
                     " under one name, and give that folder."
                 )
-            progress = _Progress(stream, f"Reading {published.name}{suffix}", total_bytes)
-            with open(os.path.join(folder, f"model.ckpt{suffix}"), "xb") as file:
-                shutil.copyfileobj(progress, file, _CHUNK_BYTES)
-        progress.finish()
+            with (
+                _showing_progress(stream, f"{published.name}{suffix}", total_bytes) as shown,
+                open(os.path.join(folder, f"model.ckpt{suffix}"), "xb") as file,
+            ):
+                shutil.copyfileobj(shown, file, _CHUNK_BYTES)
 
 
 def _find_in_tree(folder: str, address: str) -> str:

@@ -141,7 +141,7 @@ def _describe_misfit(contents: CheckpointContents, variables: Mapping[str, Any])
     own, found = recognize(shapes, shapes.get), contents.architecture
     if found is None:
         return f"{looks}."
-    if found.is_sized_like(own):
+    if own is not None and own.constructor() == found.constructor():
         return f"{looks}, as the model is, but not all of its tensors are the model's."
     model = "no EfficientNet" if own is None else str(own)
     return f"{looks}, but the model is {model}: build it with {found.constructor()}."

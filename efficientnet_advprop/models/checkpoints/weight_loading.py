@@ -63,30 +63,24 @@ class LoadReport:
 
     def __str__(self):
         step = "" if self.step is None else f", step {self.step}"
-        pixels = f", pixels normalised as {self.normalization!r}" if self.normalization else ""
-        lines = [
-            f"{self.source}: {self.network}{step}; {self.num_averages + self.num_plain} variables"
-            f" loaded, {self.weights} weights{pixels}"
-        ]
-        if self.difference is not None:
-            lines.append(f"averages and plain weights differ {self.difference}")
-        else:
-            only = "plain weights" if self.weights == "plain" else "averages"
-            lines.append(f"the file holds only {only}")
-        if self.mixed:
-            lines.append(f"without average, hence plain: {list_names(self.mixed)}")
-        if self.skipped:
-            lines.append(f"not loaded, as they were: {', '.join(self.skipped)}")
-        if self.num_aux:
-            lines.append(
-                f"{self.num_aux} auxiliary batch-norm variables are copies of the main ones"
-            )
-        if self.ignored:
-            lines.append(
-                f"ignored in the file: {len(self.ignored)} tensors (optimizer slots, step,"
-                " auxiliary batch norms)"
-            )
-        return "\n  ".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+        num_loaded = self.num_averages + self.num_plain
+        only = "plain weights" if self.weights == "plain" else "averages"
+        lines = {
+            f"{self.source}: {self.network}{step}; {num_loaded} variables loaded, {self.weights}"
+            " weights": True,
+            f"pixels normalised as {self.normalization!r}": self.normalization,
+            f"averages and plain weights differ {self.difference}": self.difference,
+            f"the file holds only {only}": self.difference is None,
+            f"without average, hence plain: {list_names(self.mixed)}": self.mixed,
+            f"not loaded, as they were: {', '.join(self.skipped)}": self.skipped,
+            f"{self.num_aux} auxiliary batch-norm variables are copies of the main ones": (
+                self.num_aux
+            ),
+            f"ignored in the file: {len(self.ignored)} tensors (optimizer slots, step, auxiliary"
+            " batch norms)": self.ignored,
+            **{f"warning: {text}": True for text in self.warnings},
+        }
+        return "\n  ".join(line for line, is_said in lines.items() if is_said)
 
 
 def load_weights(
@@ -123,11 +117,9 @@ def load_weights(
         What was loaded, what was not, and how much averages and plain weights differ.
 
     Raises:
-        CheckpointError: the source cannot be had, is damaged, is of another network,
-            lacks variables, has others, has wrong shapes or values that are not finite,
-            or is known to have another activation than the model; the message counts
-            them and names the first, the error's `problems` name all, and the model is
-            as it was.
+        CheckpointError: the source cannot be had or does not fit: variables are
+            missing, left over, of another shape or not finite, or the activation is
+            another. The error's `problems` name all, and the model is as it was.
     """
     source = os.fspath(source)
     variables = {variable_name(model, variable): variable for variable in model.variables}
@@ -142,33 +134,26 @@ def load_weights(
     _require_fit(found, model, variables, skipped, source, is_released=file_format is None)
     if activation_problem := _activation_problem(found, model):
         raise CheckpointError(f"{source!r} is not loaded.{activation_problem}")
+    loaded = [name for name in variables if name not in skipped]
+    own = [name for name in loaded if name in found.values]
+    for name in loaded:
+        key = name if name in found.values else main_name(name)
+        variables[name].assign(found.values[key])
+    plain = [name for name in own if name not in found.averaged]
     report = LoadReport(
         source=source,
         network=found.network,
         normalization=found.settings.get("normalization"),
-        num_averages=0,
-        num_plain=0,
-        num_aux=0,
+        num_averages=len(own) - len(plain),
+        num_plain=len(plain),
+        num_aux=len(loaded) - len(own),
         difference=found.difference,
         skipped=skipped,
         ignored=found.ignored,
         step=found.step,
-        mixed=[],
-        warnings=[],
+        mixed=plain if found.averaged else [],
+        warnings=_warnings(found, model, skipped if include_head else []),
     )
-    for name, variable in variables.items():
-        if name in skipped:
-            continue
-        variable.assign(found.values[name if name in found.values else main_name(name)])
-        if name not in found.values:
-            report.num_aux += 1
-        elif name in found.averaged:
-            report.num_averages += 1
-        else:
-            report.num_plain += 1
-            if found.averaged:
-                report.mixed.append(name)
-    report.warnings += _warnings(report, found, model, include_head)
     for warning in report.warnings:
         logging.warning("%s: %s", source, warning)
     return report
@@ -225,9 +210,9 @@ def _activation_problem(found: FileWeights, model) -> str:
     )
 
 
-def _warnings(report: LoadReport, found: FileWeights, model, include_head: bool) -> list[str]:
+def _warnings(found: FileWeights, model, skipped: list[str]) -> list[str]:
     warnings, config = [], model.get_config()
-    if report.skipped and include_head:
+    if skipped:
         warnings.append(
             f"it has {found.values[CLASSIFIER[0]].shape[1]} classes and the model"
             f" {model.num_classes}: the classifier is not loaded"

@@ -151,12 +151,14 @@ def _list_image_folder(folder: str):
 
 def _convert(images, prefix: str):
     """Writes one split's files, with a progress bar on stderr; returns its report."""
-    from efficientnet_advprop.images import conversion
+    from efficientnet_advprop.images import record_conversion
 
     num_shards = _SHARDS[prefix].value
     if num_shards is None:
         num_shards = (
-            _IMAGENET_SHARDS[prefix] if _IMAGENET_DIR.value else conversion.count_shards(images)
+            _IMAGENET_SHARDS[prefix]
+            if _IMAGENET_DIR.value
+            else record_conversion.count_shards(images)
         )
     print(f"{prefix}: {len(images)} images into {num_shards} files")
     seconds_between_updates = 0.1 if sys.stderr.isatty() else 30.0
@@ -170,7 +172,7 @@ def _convert(images, prefix: str):
             bar.total = num_files
             bar.update(num_done - bar.n)
 
-        return conversion.convert(
+        return record_conversion.convert(
             images,
             _OUTPUT_DIR.value,
             prefix,

@@ -67,9 +67,6 @@ class BuiltinDataset:
     def ensure(self, directory: str) -> None:
         """Writes the `train-*` and `validation-*` files into `directory` unless they are
         there; always the same bytes.
-
-        Raises:
-            DataError: the folder cannot be written, or holds such files of other images.
         """
         if not directory:
             raise DataError(

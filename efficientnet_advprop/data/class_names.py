@@ -57,9 +57,6 @@ def require_same_names(directory: str, names: Sequence[str], what: str) -> None:
 def find_class_names(directory: str) -> Optional[list[str]]:
     """Returns the class names of a folder of records or of a run; None if it holds no
     labels map.
-
-    Raises:
-        UsageError: there is one, and it cannot be read.
     """
     path = os.path.join(directory, LABELS_MAP)
     return read_class_names(path) if tf.io.gfile.exists(path) else None
@@ -72,11 +69,6 @@ def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
         path: of a JSON object {"0": "tench, Tinca tinca", …} in UTF-8.
         num_classes: of the network; None: as many as the file names. Its background
             class, if it has one, needs no name.
-
-    Raises:
-        UsageError: it is not such a file, or names more or fewer classes, so that
-            the names cannot be trusted to be at their labels: a file with a background
-            class has one more.
     """
     form = '{"0": "tench, Tinca tinca", "1": …}'
     try:

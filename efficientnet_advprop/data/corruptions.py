@@ -107,7 +107,7 @@ def _gaussian(image: np.ndarray, sigma: float, **kwargs) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _zoom_matrix(size: int, factor: float) -> np.ndarray:
-    """[size, size]: one axis' centre crop, enlarged by `factor` to `size` again, as a
+    """Returns [size, size]: one axis' centre crop, enlarged by `factor` to `size` again, as a
     linear map (SciPy's linear zoom is one, axis by axis).
     """
     crop = math.ceil(size / factor)
@@ -118,7 +118,7 @@ def _zoom_matrix(size: int, factor: float) -> np.ndarray:
 
 
 def _crop_and_zoom(image: np.ndarray, factor: float) -> np.ndarray:
-    """The centre of the image, enlarged by `factor` to the image's size."""
+    """Returns the centre of the image, enlarged by `factor` to the image's size."""
     height, width = image.shape[:2]
     rows = _zoom_matrix(height, factor) @ image.reshape(height, -1)
     return np.matmul(_zoom_matrix(width, factor), rows.reshape(height, width, -1)).reshape(
@@ -127,7 +127,7 @@ def _crop_and_zoom(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _smear(image: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarray:
-    """A one-sided Gaussian along a direction, of 2·radius + 1 whole-pixel steps, as
+    """Applies a one-sided Gaussian along a direction, of 2·radius + 1 whole-pixel steps, as
     ImageMagick's motion blur has it; edges repeat.
     """
     steps = np.arange(2 * radius + 1)
@@ -148,7 +148,7 @@ def _smear(image: np.ndarray, radius: int, sigma: float, degrees: float) -> np.n
 
 
 def _plasma(size: int, decay: float, rng: np.random.Generator) -> np.ndarray:
-    """A height map in [0, 1] by the diamond-square algorithm on a torus, its roughness
+    """Makes a height map in [0, 1] by the diamond-square algorithm on a torus, its roughness
     falling by `decay` at each scale; `size` a power of two.
     """
     heights = np.zeros((size, size))
@@ -373,7 +373,7 @@ def corrupt(
     seed: int,
     parameters: Optional[str] = None,
 ) -> np.ndarray:
-    """One corruption of one image.
+    """Corrupts an image.
 
     Args:
         image: uint8 [height, width, 3].

@@ -42,11 +42,7 @@ def digest_rows(rows: Iterable[Sequence]) -> str:
 
 
 def file_states(paths: Iterable[str]) -> dict[str, tuple[int, str]]:
-    """Returns the `file_state` of each file.
-
-    Raises:
-        DataError: one is not there.
-    """
+    """Returns the `file_state` of each file."""
     paths = list(dict.fromkeys(paths))
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         try:
@@ -61,9 +57,6 @@ def digest_files(rows: Sequence[tuple]) -> str:
     Args:
         rows: each a file's path, then what else tells, such as an image's name, label, and
             place in the file.
-
-    Raises:
-        DataError: a file is not there.
     """
     states = file_states(path for path, *_ in rows)
     return digest_rows((*facts, *states[path]) for path, *facts in rows)

@@ -60,11 +60,6 @@ def is_hidden(name: str) -> bool:
 def as_decodable(encoded: bytes) -> bytes:
     """Returns a file's bytes if TensorFlow decodes them to the right pixels, else the same
     image as a PNG.
-
-    Raises:
-        DataError: it is of a format that is not taken; or Pillow, which reads
-            BMP and WebP, finds it damaged or too large. Damage in other formats is
-            found by who decodes them.
     """
     if encoded.startswith((_JPEG, _PNG, _GIF)):
         return encoded
@@ -102,10 +97,6 @@ def read_file(path: str) -> bytes:
 
     Args:
         path: local or remote.
-
-    Raises:
-        DataError: as `as_decodable`.
-        tf.errors.OpError: it cannot be read.
     """
     with tf.io.gfile.GFile(path, "rb") as file:
         return as_decodable(file.read())
@@ -134,7 +125,7 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def is_jpeg(encoded: tf.Tensor) -> tf.Tensor:
-    """Scalar bool of a scalar string, by its first bytes; so are the others."""
+    """Tells a format by its first bytes, as a scalar bool; so do the others."""
     return _starts_with(encoded, _JPEG)
 
 

@@ -113,7 +113,8 @@ def batch_records(
 def _until_failure(
     batches: tf.data.Dataset, first_position: int, batch_size: int, complain: Callable
 ) -> tf.data.Dataset:
-    """Of (first position, batch), the batches; where one fails, `complain(its position)`.
+    """Takes (first position, batch), yields the batches; calls `complain(its position)` where
+    one fails.
 
     TensorFlow's datasets do not say which element failed. So a marker, which cannot
     fail, follows every batch: two markers in a row mean a failure between them. Without

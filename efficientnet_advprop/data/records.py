@@ -137,12 +137,7 @@ def retry_reads(function: Callable[[], _T], what: str) -> _T:
 
 
 def find_shards(data_dir: str, prefix: str) -> List[str]:
-    """Returns the paths of `<prefix>-00000-of-<n>` …, in order.
-
-    Raises:
-        DataError: the folder is missing, holds no such file, lacks a shard of the
-            numbered set, or holds two sets of `prefix`.
-    """
+    """Returns the paths of `<prefix>-00000-of-<n>` …, in order."""
     if not data_dir:
         raise DataError("`data_dir` is empty; give the folder that holds the TFRecords.")
     if not retry_reads(lambda: tf.io.gfile.isdir(data_dir), f"Looking at {data_dir}"):
@@ -272,10 +267,6 @@ def claim_shards(data_dir: str, prefix: str, sources: Mapping[str, str], what: s
 
     Returns:
         The names of the files that are there already.
-
-    Raises:
-        DataError: the folder holds a `prefix` file of another set, of other sources, or
-            of nobody knows which.
     """
     tf.io.gfile.makedirs(data_dir)
     path = _beside(data_dir, "sources", prefix)
@@ -321,10 +312,6 @@ def open_split(data_dir: str, prefix: str) -> Split:
     Args:
         data_dir: the folder, local or remote.
         prefix: "train", "validation" or another first part of the file names.
-
-    Raises:
-        DataError: see `find_shards`; also a file that ends in the middle of a record,
-            and a split without records.
     """
     paths = find_shards(data_dir, prefix)
     names = [os.path.basename(path) for path in paths]
@@ -391,9 +378,6 @@ def make_example(
 ) -> bytes:
     """Serializes a record with the official features; `label` counts from 0, the stored
     one from 1.
-
-    Raises:
-        DataError: there is no such label.
     """
 
     if label < 0:
@@ -440,11 +424,7 @@ def parse(record: tf.Tensor, split: Split) -> "tuple[tf.Tensor, tf.Tensor]":
 
 
 def read_record(path: str, index: int) -> bytes:
-    """Reads one record by its index in the file, however broken its neighbours are.
-
-    Raises:
-        DataError: the file has no such whole record, or the record's checksum is wrong.
-    """
+    """Reads one record by its index in the file, however broken its neighbours are."""
 
     def read_frame() -> bytes:
         offsets = _offsets_in_state(path, file_state(path))

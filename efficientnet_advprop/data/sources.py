@@ -31,11 +31,6 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
     is those ("minival"), as in the official code; otherwise "validation" is what
     `data.validation_prefix` says. `data.num_train_examples` then takes the first
     records of every training file.
-
-    Raises:
-        DataError: the data are not there or not whole (see
-            `records.open_split`), or there are no more files than held out, or fewer
-            examples than asked for.
     """
     if data_dir == synthetic.NAME:
         return synthetic.open_split(split)
@@ -82,10 +77,6 @@ def open_tfds_split(name: str, data_dir: str, split: str) -> records.Split:
     """Opens the files of a prepared TFDS data set with an image and a label in each example.
 
     "validation" is the data set's test split where it has none of that name.
-
-    Raises:
-        DataError: the data set is unknown or not prepared in `data_dir`, or is
-            of another kind.
     """
     import tensorflow_datasets as tfds  # takes seconds to import, and only this source needs it
 
@@ -147,10 +138,6 @@ def find_class_names(
         data_dir: the folder of the records.
         num_classes: of the network; 1001 has a background class before those of the
             data.
-
-    Raises:
-        UsageError: there are more or fewer names than the network has
-            classes; or the labels map beside the records cannot be read.
     """
     if data_dir == synthetic.NAME:
         return None

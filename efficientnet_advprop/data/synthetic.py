@@ -31,7 +31,7 @@ def make_train_dataset(
     has_shares: bool = False,
     paired_views: bool = False,
 ) -> tf.data.Dataset:
-    """What `pipeline.make_train_dataset` gives, of noise, without end.
+    """Does as `pipeline.make_train_dataset`, of noise, without end.
 
     Args:
         image_size: pixels.
@@ -55,7 +55,7 @@ def make_train_dataset(
 def make_eval_dataset(
     image_size: int, replica_batch: int, num_batches: int, num_classes: Optional[int]
 ) -> tf.data.Dataset:
-    """What `pipeline.make_eval_dataset` gives, of noise: `num_batches` batches without
+    """Does as `pipeline.make_eval_dataset`, of noise: `num_batches` batches without
     padding.
     """
     images = tf.random.stateless_uniform(

@@ -28,12 +28,12 @@ _WORDNET_IDS_FILE = pathlib.Path(__file__).with_name("imagenet_wnids.txt")
 
 @functools.cache
 def imagenet_ids() -> tuple[str, ...]:
-    """The WordNet ids of ImageNet's 1000 classes, in the order of the labels."""
+    """Returns the WordNet ids of ImageNet's 1000 classes, in the order of the labels."""
     return tuple(_WORDNET_IDS_FILE.read_text().split())
 
 
 def class_name(folder: str) -> str:
-    """The class that a folder of this name stands for.
+    """Returns the class that a folder of this name stands for.
 
     macOS and Linux may spell the same letter, such as "ä", by different code points; a
     class has the composed form (Unicode's NFC).
@@ -48,14 +48,11 @@ def are_numbers(names: Iterable[str]) -> bool:
 
 
 def number_classes(folders: Iterable[str], where: str) -> list[str]:
-    """The class names of a new data set in the order of their labels.
+    """Returns the class names of a new data set in the order of their labels.
 
     Args:
         folders: the names of the class folders, in any order.
         where: what holds them, for messages.
-
-    Raises:
-        DataError: two folders are the same class, or the same number ("1" and "01").
     """
     names = [class_name(folder) for folder in folders]
     in_numbers = are_numbers(names)
@@ -72,7 +69,7 @@ def number_classes(folders: Iterable[str], where: str) -> list[str]:
 def match_classes(
     folders: Sequence[str], where: str, num_classes: int, names: Optional[Sequence[str]] = None
 ) -> dict[str, int]:
-    """Which label of a network each class folder stands for.
+    """Returns which label of a network each class folder stands for.
 
     By the network's class names, if they are known. Otherwise a folder's number if they
     are 0 to `num_classes` − 1; its place among as many folders as classes; or its
@@ -84,9 +81,6 @@ def match_classes(
         where: what holds them, for messages.
         num_classes: of the network.
         names: its class names by label; None: not known.
-
-    Raises:
-        DataError: there is no telling.
     """
     if not folders:
         raise DataError(f"{where!r} holds no folders; there must be one for each class.")
@@ -98,7 +92,7 @@ def match_classes(
 def _label_classes(
     classes: Sequence[str], where: str, num_classes: int, names: Optional[Sequence[str]]
 ) -> dict[str, int]:
-    """`match_classes` of class names that are in the order of `number_classes`."""
+    """Does `match_classes` for class names that are in the order of `number_classes`."""
     in_order = {name: label for label, name in enumerate(classes)}
     if names is not None:
         known = [class_name(name) for name in names]

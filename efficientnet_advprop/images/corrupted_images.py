@@ -26,11 +26,11 @@ _SHORTER_SIDE, _JPEG_QUALITY = 256, 85
 
 
 def corrupt_encoded(encoded: bytes, corruption: str, severity: int, seed: int) -> bytes:
-    """The JPEG that the benchmark's generator would have made of an image file, up to
+    """Returns the JPEG that the benchmark's generator would have made of an image file, up to
     `corruptions`' differences.
 
     Args:
-        encoded: as `conversion.without_loss` gives it.
+        encoded: as `record_conversion.without_loss` gives it.
         corruption, severity, seed: see `corruptions.corrupt`.
     """
     with _open(encoded) as file:
@@ -48,7 +48,7 @@ def corrupt_encoded(encoded: bytes, corruption: str, severity: int, seed: int) -
 
 
 def _open(encoded: bytes) -> Image.Image:
-    """As Pillow does, but for its limit of pixels: all other readers decode such an
+    """Opens as Pillow does, but for its limit of pixels: all other readers decode such an
     image.
     """
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -59,14 +59,11 @@ def _open(encoded: bytes) -> Image.Image:
 
 
 def corrupter(corruption: str, severity: int, seed: int) -> Callable:
-    """For `labeled_images.make_dataset(change=…)`.
-
-    The work is done by one process per CPU.
-    """
+    """Makes what `labeled_images.make_dataset(change=…)` takes; one process per CPU works."""
     import tensorflow as tf
 
     from efficientnet_advprop.data.python_calls import call_python
-    from efficientnet_advprop.images.conversion import without_loss
+    from efficientnet_advprop.images.record_conversion import without_loss
 
     def corrupt_in_worker(encoded):
         own_seed = zlib.crc32(encoded, seed & 0xFFFFFFFF)

@@ -39,9 +39,6 @@ def read_list(path: str, split: str = "words") -> list[str]:
     Args:
         path: of a text in UTF-8, with or without a byte order mark; local or remote.
         split: "words" or "lines".
-
-    Raises:
-        DataError: the file is not there, or is no such text.
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -61,9 +58,6 @@ def validation_number(path: str, where: str, last: int = NUM_VALIDATION) -> int:
         path: ends in ILSVRC2012_val_<number> and a suffix.
         where: what holds the image, for messages.
         last: of the numbers that there are, from 1.
-
-    Raises:
-        DataError: it has another name, or a number that there is not.
     """
     match = _IMAGE.fullmatch(os.path.basename(path))
     number = int(match[1]) if match else 0
@@ -95,12 +89,7 @@ def is_flat(directory: str) -> bool:
 
 
 def list_flat_validation(directory: str) -> tuple[list[str], list[int]]:
-    """Returns the images of a flat folder, sorted, and their labels, 0 to 999.
-
-    Raises:
-        DataError: the file with their classes is missing or of no known form, or has no
-            line for an image, or an image's name has no number.
-    """
+    """Returns the images of a flat folder, sorted, and their labels, 0 to 999."""
     truth = find_ground_truth(directory)
     if truth is None:
         raise DataError(
@@ -114,12 +103,7 @@ def list_flat_validation(directory: str) -> tuple[list[str], list[int]]:
 
 
 def read_ground_truth(path: str) -> list[int]:
-    """Returns the labels in a file's lines, 0 to 999.
-
-    Raises:
-        DataError: the file is of no known form, or of the development kit's without its
-            `meta.mat`.
-    """
+    """Returns the labels in a file's lines, 0 to 999."""
     lines = read_list(path)
     by_id = {name: label for label, name in enumerate(imagenet_ids())}
     if lines and all(re.fullmatch(r"n\d{8}", line) for line in lines):

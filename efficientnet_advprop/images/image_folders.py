@@ -87,10 +87,6 @@ def read_image_tree(directory: str, *, allow_empty: bool = False) -> ImageTree:
     Args:
         directory: local or remote.
         allow_empty: class folders may be without images.
-
-    Raises:
-        DataError: there is no such folder; it holds no images; a class folder holds
-            none; or the name of a class or an image is no text in UTF-8.
     """
     if not tf.io.gfile.isdir(directory):
         raise DataError(f"{directory!r} is no folder.")
@@ -195,9 +191,6 @@ def list_folders(directory: str) -> list[str]:
 def list_images(directory: str) -> list[str]:
     """Returns the paths of the images that lie in a folder itself, sorted by name; hidden
     ones do not count.
-
-    Raises:
-        DataError: the name of one is no text in UTF-8.
     """
     names = [name for name in _list(directory).files if is_image(name)]
     _require_text(names, directory)
@@ -220,10 +213,6 @@ class ImageFolder:
         paths, labels: of the images, by class and name.
         folders: the sub-folders, sorted.
         skipped: what else there is.
-
-    Raises:
-        DataError: there are no such folders or images, a class has none, or there is no
-            telling which folder is which class.
     """
 
     def __init__(

@@ -77,10 +77,6 @@ def list_image_folder(
             this folder.
         log: takes a line for each kind of file that is skipped, and one for classes of
             `class_names` that this folder lacks.
-
-    Raises:
-        DataError: there is no folder, no class, no image; a class without an image, or
-            one that `class_names` lacks; or a name that is no text.
     """
     tree = image_folders.read_image_tree(folder)
     found = number_classes(tree.images, folder)
@@ -117,10 +113,6 @@ def list_imagenet_train(
     Args:
         archive: local or remote.
         log: takes a line for each kind of member that is skipped.
-
-    Raises:
-        DataError: the archive is not there, is damaged or of another kind, holds two
-            archives for one class, or one without an image.
     """
     skipped, images = image_folders.Skipped(), {}
     try:
@@ -167,10 +159,6 @@ def list_imagenet_validation(
 
     Line n of `synset_labels` is the class of ILSVRC2012_val_<n>.JPEG, in whatever folder
     and order the archive holds it.
-
-    Raises:
-        DataError: a file is not there, the images are not one for each line by their
-            numbers, or a class is unknown.
     """
     synsets = read_list(synset_labels)
     images = {}
@@ -202,10 +190,6 @@ def list_imagenet_validation(
 def list_tfds(split: records.Split, class_names: Sequence[str]) -> list[ImageSource]:
     """Lists the images of a prepared TFDS split: see `sources.open_tfds_split` and
     `sources.tfds_class_names`.
-
-    Raises:
-        DataError: a file is cut off, or an image has no label (−1 where labels are not
-            public) or one without a name.
     """
     sources = []
     for path, count in zip(split.files, split.counts):
@@ -247,10 +231,6 @@ def hold_out(
         names_file: on each line a file's name, such as n01440764_10026.JPEG; with a
             folder before it, such as cat/1.png, the image of that class. Local or
             remote.
-
-    Raises:
-        DataError: the file is missing or empty, names an image that there is not, or by
-            its name alone several.
     """
     found: dict[str, list[int]] = collections.defaultdict(list)
     for index, source in enumerate(sources):
@@ -294,9 +274,6 @@ def divide(sources: Sequence[ImageSource], fractions: Sequence[float]) -> list[l
 
     Returns:
         The rest, then a list for each fraction.
-
-    Raises:
-        DataError: a class has too few images to be in all parts.
     """
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         contents = list(pool.map(lambda source: hashlib.sha256(source.read()).hexdigest(), sources))

@@ -60,11 +60,7 @@ class LabeledImages(Protocol):
         """Returns what tells this set from every other, see `digests`."""
 
     def encoded(self, position: int) -> bytes:
-        """Reads one image, for a second look, as `image_formats.as_decodable`.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """Reads one image, for a second look, as `image_formats.as_decodable`."""
 
 
 def drawn_positions(num_drawn: int, num_images: int) -> np.ndarray:
@@ -312,11 +308,8 @@ def make_dataset(
         {"images": float32 [replica_batch, image_size, image_size, 3], "labels": int32
         [replica_batch], "positions": int32 [replica_batch], "mask": float32
         [replica_batch]} of static shapes; the mask is 0 where the batch is filled up.
-
-    Raises:
-        ValueError: the batch does not divide by the replicas. Iterating raises a
-            `tf.errors.OpError` at an image that cannot be read; `find_unreadable` says
-            which.
+        Iterating raises a `tf.errors.OpError` at an image that cannot be read;
+        `find_unreadable` says which.
     """
     host = InputHost.of(input_context)
     replica_batch = host.replica_batch(global_batch_size)

@@ -25,20 +25,20 @@ def _read() -> Mapping[str, Any]:
 
 @functools.cache
 def robustbench_numbers() -> frozenset[int]:
-    """Of the validation images ILSVRC2012_val_<number>.JPEG, those of RobustBench."""
+    """Returns the numbers of RobustBench's validation images, ILSVRC2012_val_<number>.JPEG."""
     return frozenset(_read()["robustbench"]["validation_numbers"])
 
 
 @functools.cache
 def cue_conflict_categories() -> Mapping[str, tuple[int, ...]]:
-    """The 16 categories in alphabetical order → their ImageNet classes."""
+    """Returns the 16 categories in alphabetical order → their ImageNet classes."""
     folders = _read()["cue_conflict"]["classes_of_category"]
     return {category: tuple(folders[category]) for category in sorted(folders)}
 
 
 @functools.cache
 def objectnet_classes() -> Mapping[int, tuple[int, ...]]:
-    """Number of an ObjectNet category, in the alphabetical order of its folders → the
+    """Returns the number of an ObjectNet category, in the alphabetical order of its folders → the
     ImageNet classes that it holds; only the 113 categories that have any.
     """
     classes: dict[int, list[int]] = {}
@@ -56,7 +56,7 @@ def parameters_of(suite: str, corruption: Optional[str]) -> Optional[Sequence[fl
 
 @functools.cache
 def corruptions_of(suite: str) -> tuple[str, ...]:
-    """The corruptions of a suite of corrupted images; of one that is not listed here,
+    """Returns the corruptions of a suite of corrupted images; of one that is not listed here,
     such as "imagenet_c" or "digits_c", the fifteen of ImageNet-C.
     """
     if suite == "imagenet_c_extra":

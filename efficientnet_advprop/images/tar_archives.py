@@ -29,14 +29,10 @@ class TarMember(NamedTuple):
 
 
 def read_tar_index(path: str) -> list[TarMember]:
-    """The files in an uncompressed tar archive, in its order.
+    """Lists the files in an uncompressed tar archive, in its order.
 
     Args:
         path: local or remote.
-
-    Raises:
-        DataError: it is none, is compressed, or ends too early; or it holds a link to
-            nothing or a file with holes.
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -50,7 +46,7 @@ def read_tar_index(path: str) -> list[TarMember]:
 
 
 def index_members(file: BinaryIO, path: str, size: Optional[int] = None) -> list[TarMember]:
-    """The files of the archive at the present position of an open file.
+    """Lists the files of the archive at the present position of an open file.
 
     Args:
         file: seekable.
@@ -60,10 +56,6 @@ def index_members(file: BinaryIO, path: str, size: Optional[int] = None) -> list
 
     Returns:
         The files, with offsets from the beginning of `file`.
-
-    Raises:
-        DataError: a link to nothing, or a file with holes.
-        tarfile.TarError: it is no such archive, or ends too early.
     """
     start = file.tell()
     with tarfile.open(fileobj=file, mode="r:") as archive:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from efficientnet_advprop.data import image_formats, preprocessing
 from efficientnet_advprop.data.image_formats import as_decodable, is_image
-from efficientnet_advprop.images import conversion, corrupted_images
+from efficientnet_advprop.images import corrupted_images, record_conversion
 from efficientnet_advprop.runtime.errors import DataError
 from efficientnet_advprop.serving import encoded_images
 from examples import pixels as example_pixels
@@ -140,7 +140,7 @@ def read_by_files(encoded, tmp_path):
 
 
 def read_by_prepare(encoded, tmp_path):
-    return image_formats.decode(conversion.without_loss(encoded))
+    return image_formats.decode(record_conversion.without_loss(encoded))
 
 
 def read_by_example(encoded, tmp_path):
@@ -177,7 +177,7 @@ def test_corrupted_images_start_from_the_same_pixels(name, monkeypatch):
 
     monkeypatch.setattr(corrupted_images.corruptions, "corrupt", remember)
     encoded, expected, tolerance = FORMATS[name]
-    corrupted_images.corrupt_encoded(conversion.without_loss(encoded), "fog", 1, seed=0)
+    corrupted_images.corrupt_encoded(record_conversion.without_loss(encoded), "fog", 1, seed=0)
     enlarged = np.asarray(
         Image.fromarray(expected.astype(np.uint8)).resize((256, 256), Image.Resampling.BILINEAR)
     )
@@ -187,7 +187,7 @@ def test_corrupted_images_start_from_the_same_pixels(name, monkeypatch):
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_formats_are_refused(name):
     with pytest.raises(DataError, match="JPEG, PNG, GIF, BMP or WebP"):
-        conversion.without_loss(REFUSED[name])
+        record_conversion.without_loss(REFUSED[name])
     with pytest.raises(tf.errors.InvalidArgumentError):
         image_formats.decode(REFUSED[name])
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from efficientnet_advprop.data import records
 from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.images import conversion, image_sources
+from efficientnet_advprop.images import image_sources, record_conversion
 from efficientnet_advprop.images.class_numbers import match_classes
 from efficientnet_advprop.images.image_folders import ImageFolder
 from efficientnet_advprop.images.labeled_images import FileImages, find_unreadable
@@ -186,7 +186,7 @@ def check_records(sources, wanted: dict, named: ImageFolder, folder: str) -> Non
     """The records hold the same colours under the same labels, or the broken files are
     named.
     """
-    report = conversion.convert(sources, os.path.join(folder, "out"), "train", num_shards=1)
+    report = record_conversion.convert(sources, os.path.join(folder, "out"), "train", num_shards=1)
     images = FileImages(named.paths, named.labels, folder)
     broken = [path for path in wanted if pathlib.Path(path).read_bytes() == b"no image"]
     assert len(report.failures) == len(broken)

@@ -58,10 +58,6 @@ def count_shards(sources: Sequence[ImageSource]) -> int:
 def without_loss(encoded: bytes) -> bytes:
     """Returns an image in a form that all readers take, with the same pixels: an RGB or
     gray JPEG or PNG of eight bits as it is, anything else as a PNG.
-
-    Raises:
-        DataError or tf.errors.InvalidArgumentError: it is of a format that is not taken,
-            or cannot be decoded to its end.
     """
     encoded = image_formats.as_decodable(encoded)
     if bool(image_formats.is_jpeg(encoded)):
@@ -152,10 +148,6 @@ def convert(
     Returns:
         What was written. Where an image failed, its shard is missing: the set is never
         silently short.
-
-    Raises:
-        DataError: the folder holds shards of other images, there are more shards than
-            images, or a file cannot be written (a full disk, say).
     """
     if num_shards is None:
         num_shards = count_shards(sources)

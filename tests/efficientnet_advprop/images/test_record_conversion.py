@@ -16,7 +16,7 @@ from PIL import Image
 
 from efficientnet_advprop.config.experiment import DataConfig
 from efficientnet_advprop.data import image_formats, pipeline, records, sources
-from efficientnet_advprop.images import conversion, image_sources
+from efficientnet_advprop.images import image_sources, record_conversion
 
 CLASSES = ("n01", "n02", "n03")
 
@@ -59,8 +59,8 @@ def read(path, prefix):
 
 def test_folder_becomes_the_official_layout(folder):
     sources = image_sources.list_image_folder(str(folder / "train"))
-    report = conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
-    assert report == conversion.ConversionReport(15, dict.fromkeys(CLASSES, 5), 3, [])
+    report = record_conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    assert report == record_conversion.ConversionReport(15, dict.fromkeys(CLASSES, 5), 3, [])
     found, number = read(folder / "out", "train")
     assert number == len(found) == 15
     for label, name in enumerate(CLASSES):
@@ -88,12 +88,12 @@ def test_folder_becomes_the_official_layout(folder):
 
 def test_killed_conversion_goes_on(folder):
     sources = image_sources.list_image_folder(str(folder / "train"))
-    conversion.convert(sources, str(folder / "whole"), "train", num_shards=4)
-    conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    record_conversion.convert(sources, str(folder / "whole"), "train", num_shards=4)
+    record_conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
     os.remove(folder / "out" / "train-00001-of-00004")
     (folder / "out" / f"train-00003-of-00004.{'0123' * 8}.tmp").write_bytes(b"left behind")
     stamp = (folder / "out" / "train-00000-of-00004").stat().st_mtime_ns
-    conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    record_conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
     assert stamp == (folder / "out" / "train-00000-of-00004").stat().st_mtime_ns
     assert sorted(os.listdir(folder / "out")) == sorted(os.listdir(folder / "whole"))
     for name in os.listdir(folder / "out"):
@@ -103,7 +103,7 @@ def test_killed_conversion_goes_on(folder):
 def test_a_full_disk_is_one_message_and_no_loss(folder):
     """No file may grow beyond what the largest shard needs but for a byte."""
     sources = image_sources.list_image_folder(str(folder / "train"))
-    conversion.convert(sources, str(folder / "whole"), "train", num_shards=4)
+    record_conversion.convert(sources, str(folder / "whole"), "train", num_shards=4)
     sizes = {
         name: (folder / "whole" / name).stat().st_size
         for name in os.listdir(folder / "whole")
@@ -117,12 +117,14 @@ def test_a_full_disk_is_one_message_and_no_loss(folder):
             records.DataError,
             match=f"{largest}: the file cannot be written.* the same command goes on",
         ):
-            conversion.convert(sources, str(folder / "out"), "train", num_shards=4, num_workers=1)
+            record_conversion.convert(
+                sources, str(folder / "out"), "train", num_shards=4, num_workers=1
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     written = [name for name in os.listdir(folder / "out") if "-of-" in name]
     assert all(name in sizes for name in written) and largest not in written  # nothing half-written
-    conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    record_conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
     for name in sizes:
         assert (folder / "out" / name).read_bytes() == (folder / "whole" / name).read_bytes()
 
@@ -130,7 +132,7 @@ def test_a_full_disk_is_one_message_and_no_loss(folder):
 def test_no_silent_gap(folder):
     (folder / "train" / "n02" / "n02_3.JPEG").write_bytes(picture(3)[:-100])
     sources = image_sources.list_image_folder(str(folder / "train"))
-    report = conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    report = record_conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
     assert (
         len(report.failures) == 1 and "n02_3.JPEG" in report.failures[0] and report.num_images == 14
     )
@@ -140,13 +142,13 @@ def test_no_silent_gap(folder):
 
 def test_other_sets_are_not_mixed(folder):
     sources = image_sources.list_image_folder(str(folder / "train"))
-    conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    record_conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
     with pytest.raises(records.DataError, match="number of files"):
-        conversion.convert(sources, str(folder / "out"), "train", num_shards=3)
+        record_conversion.convert(sources, str(folder / "out"), "train", num_shards=3)
     with pytest.raises(records.DataError, match="Nothing is overwritten"):
-        conversion.convert(sources[:9], str(folder / "out"), "train", num_shards=4)
+        record_conversion.convert(sources[:9], str(folder / "out"), "train", num_shards=4)
     with pytest.raises(records.DataError, match="`--train_shards` is 16"):
-        conversion.convert(sources, str(folder / "other"), "train", num_shards=16)
+        record_conversion.convert(sources, str(folder / "other"), "train", num_shards=16)
     os.makedirs(folder / "validation" / "n99")
     (folder / "validation" / "n99" / "x.jpg").write_bytes(picture(0))
     with pytest.raises(records.DataError, match="holds n99, which is no class of the training set"):
@@ -268,7 +270,7 @@ def test_an_image_that_is_too_large_is_named_and_the_others_converted(tmp_path):
     (tmp_path / "a" / "huge.png").write_bytes(huge)
     (tmp_path / "a" / "good.png").write_bytes(picture(0, "PNG"))
     sources = image_sources.list_image_folder(str(tmp_path))
-    report = conversion.convert(
+    report = record_conversion.convert(
         sources, str(tmp_path / "out"), "validation", num_shards=2, shuffle=False
     )
     assert report.num_images == 1 and len(report.failures) == 1
@@ -338,8 +340,10 @@ def test_tfds_becomes_records(tfds_dir, tmp_path):
     images = image_sources.list_tfds(
         sources.open_tfds_split("tiny_pictures", tfds_dir, "train"), names
     )
-    report = conversion.convert(images, str(tmp_path), "train", num_shards=2)
-    assert report == conversion.ConversionReport(9, dict.fromkeys(CLASSES, 3), 0, [])  # PNGs stay
+    report = record_conversion.convert(images, str(tmp_path), "train", num_shards=2)
+    assert report == record_conversion.ConversionReport(
+        9, dict.fromkeys(CLASSES, 3), 0, []
+    )  # PNGs stay
     found, _ = read(tmp_path, "train")
     for feature in found.values():
         level = tf.io.decode_png(feature["image/encoded"].bytes_list.value[0]).numpy().mean()
@@ -347,7 +351,7 @@ def test_tfds_becomes_records(tfds_dir, tmp_path):
 
 
 def test_show_input(tmp_path, folder):
-    conversion.convert(
+    record_conversion.convert(
         image_sources.list_image_folder(str(folder / "train")),
         str(folder / "out"),
         "train",
@@ -380,7 +384,7 @@ def test_a_list_of_names_becomes_minival_and_leaves_training(folder):
     ]
     assert len(kept) == 13 and not set(kept) & set(held)
     for prefix, part in (("train", kept), ("minival", held)):
-        conversion.convert(part, str(folder / "out"), prefix, num_shards=1)
+        record_conversion.convert(part, str(folder / "out"), prefix, num_shards=1)
     data = DataConfig(validation_prefix="minival")
     for split, count in (("train", 13), ("validation", 2)):
         assert sources.open_split(data, str(folder / "out"), split).num_records == count
@@ -422,7 +426,7 @@ def test_a_name_in_two_classes_needs_its_folder(tmp_path):
 def test_what_has_changed_since_is_not_mixed(folder):
     def convert():
         images = image_sources.list_image_folder(str(folder / "train"))
-        return conversion.convert(images, str(folder / "out"), "train", num_shards=2)
+        return record_conversion.convert(images, str(folder / "out"), "train", num_shards=2)
 
     convert()
     before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
@@ -448,7 +452,7 @@ def test_a_repaired_image_completes_a_conversion(folder):
     for contents, num_failures in ((whole[:-100], 1), (whole, 0)):
         image.write_bytes(contents)
         images = image_sources.list_image_folder(str(folder / "train"))
-        report = conversion.convert(images, str(folder / "out"), "train", num_shards=4)
+        report = record_conversion.convert(images, str(folder / "out"), "train", num_shards=4)
         assert len(report.failures) == num_failures
     assert read(folder / "out", "train")[1] == 15
 
@@ -481,6 +485,6 @@ def test_parts_follow_from_the_contents(tmp_path):
 def test_shards_are_chosen_by_size():
     def count(*sizes):
         rows = [image_sources.ImageSource("x", "x", 0, "c", 0, size) for size in sizes]
-        return conversion.count_shards(rows)
+        return record_conversion.count_shards(rows)
 
     assert [count(10), count(10**8, 10**8, 10**8), count(10**9)] == [1, 3, 1]

@@ -6,10 +6,10 @@ of a TFDS data set; and divides them into splits.
     train, held = hold_out(images, "minival.txt")
 """
 
-import collections
 import concurrent.futures
 import hashlib
 import os
+import posixpath
 import tarfile
 from typing import Callable, NamedTuple, Optional, Sequence
 
@@ -232,16 +232,18 @@ def hold_out(
             folder before it, such as cat/1.png, the image of that class. Local or
             remote.
     """
-    found: dict[str, list[int]] = collections.defaultdict(list)
+    # "train/cat/1.png" and "cat/1.png" are the same image, "1.png" any of that name.
+    keys = {
+        line: "/".join(posixpath.normpath(class_name(line)).split("/")[-2:])
+        for line in read_list(names_file, "lines")
+    }
+    found: dict[str, list[int]] = {key: [] for key in keys.values()}
     for index, source in enumerate(sources):
         name = class_name(os.path.basename(source.name))
-        found[name].append(index)
-        found[f"{source.synset}/{name}"].append(index)
-
-    wanted = {}
-    for line in read_list(names_file, "lines"):
-        parts = class_name(line).split("/")
-        wanted[line] = found.get("/".join(parts[-2:]), [])
+        for key in (name, f"{source.synset}/{name}"):
+            if key in found:
+                found[key].append(index)
+    wanted = {line: found[key] for line, key in keys.items()}
     lacking = [line for line, indices in wanted.items() if not indices]
     ambiguous = [line for line, indices in wanted.items() if len(indices) > 1]
     problem = (

@@ -33,22 +33,17 @@ _IMAGE = re.compile(r"ILSVRC2012_val_0*(\d+)\.[a-z]+", re.IGNORECASE)
 _NUM_CLASSES = 1000
 
 
-def read_list(path: str, split: str = "words") -> list[str]:
-    """Returns the words, or the lines, of a list; empty lines do not count.
-
-    Args:
-        path: of a text in UTF-8, with or without a byte order mark; local or remote.
-        split: "words" or "lines".
+def read_text(path: str) -> str:
+    """Reads a list of somebody: a text in UTF-8, with or without a byte order mark, local or
+    remote.
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            text = file.read().decode("utf-8-sig")
+            return file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"it is no text in UTF-8 ({error}); save it as such.", path) from error
     except tf.errors.OpError as error:
         raise DataError(f"it cannot be read: {brief_message(error)}", path) from error
-    parts = text.split() if split == "words" else map(str.strip, text.splitlines())
-    return [part for part in parts if part]
 
 
 def validation_number(path: str, where: str, last: int = NUM_VALIDATION) -> int:
@@ -104,7 +99,7 @@ def list_flat_validation(directory: str) -> tuple[list[str], list[int]]:
 
 def read_ground_truth(path: str) -> list[int]:
     """Returns the labels in a file's lines, 0 to 999."""
-    lines = read_list(path)
+    lines = read_text(path).split()
     by_id = {name: label for label, name in enumerate(imagenet_ids())}
     if lines and all(re.fullmatch(r"n\d{8}", line) for line in lines):
         require_known(sorted(set(lines)), by_id, path, "none of ImageNet's 1000 classes")

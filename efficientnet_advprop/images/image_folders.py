@@ -29,21 +29,13 @@ _NO_FILE = "no files, but broken links or the like"
 
 
 class Skipped:
-    """What a reader of folders does not read: how many, why, and which for instance.
-
-    Attributes:
-        num_files: how many there are, hidden ones not counted.
-    """
+    """What a reader of folders does not read: how many, why, and which for instance."""
 
     _NUM_EXAMPLES = 5
 
     def __init__(self):
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
-
-    @property
-    def num_files(self) -> int:
-        return sum(count for reason, count in self._counts.items() if reason != _HIDDEN)
 
     def add(self, reason: str, name: str) -> None:
         """Counts one; `name` is its path from the directory that is read."""

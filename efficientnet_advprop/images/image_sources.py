@@ -20,7 +20,7 @@ from efficientnet_advprop.data import records
 from efficientnet_advprop.data.image_formats import is_hidden, is_image
 from efficientnet_advprop.images import image_folders
 from efficientnet_advprop.images.class_numbers import class_name, number_classes, require_known
-from efficientnet_advprop.images.ground_truth import read_list, validation_number
+from efficientnet_advprop.images.ground_truth import read_text, validation_number
 from efficientnet_advprop.images.tar_archives import index_members, read_tar_index
 from efficientnet_advprop.runtime.errors import DataError, list_names
 
@@ -160,7 +160,7 @@ def list_imagenet_validation(
     Line n of `synset_labels` is the class of ILSVRC2012_val_<n>.JPEG, in whatever folder
     and order the archive holds it.
     """
-    synsets = read_list(synset_labels)
+    synsets = read_text(synset_labels).split()
     images = {}
     for member in read_tar_index(archive):
         if is_image(member.name):
@@ -233,10 +233,8 @@ def hold_out(
             remote.
     """
     # "train/cat/1.png" and "cat/1.png" are the same image, "1.png" any of that name.
-    keys = {
-        line: "/".join(posixpath.normpath(class_name(line)).split("/")[-2:])
-        for line in read_list(names_file, "lines")
-    }
+    lines = filter(None, map(str.strip, read_text(names_file).splitlines()))
+    keys = {line: "/".join(posixpath.normpath(class_name(line)).split("/")[-2:]) for line in lines}
     found: dict[str, list[int]] = {key: [] for key in keys.values()}
     for index, source in enumerate(sources):
         name = class_name(os.path.basename(source.name))

@@ -126,6 +126,7 @@ def test_an_empty_class_is_one_message(tmp_path):
     assert not (tmp_path / "records [1]").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_classes_is_divided_and_checked(tmp_path):
     write_split(tmp_path / "photos", {"cat": 8, "dog": 12})
     done = run(tmp_path, "--image_folder=photos", "--output_dir=out")

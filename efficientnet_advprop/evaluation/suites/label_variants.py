@@ -17,7 +17,7 @@ from efficientnet_advprop.data.image_formats import is_image
 from efficientnet_advprop.evaluation.suites import imagenet_suites
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings, TestSet, attack_stages
 from efficientnet_advprop.images import image_folders, robustness_sets
-from efficientnet_advprop.images.ground_truth import NUM_VALIDATION, validation_number
+from efficientnet_advprop.images.ground_truth import NUM_VALIDATION, read_text, validation_number
 from efficientnet_advprop.images.labeled_images import FileImages, LabeledImages
 from efficientnet_advprop.runtime.errors import DataError
 
@@ -178,15 +178,15 @@ def read_real_labels(path: str) -> list[list[int]]:
     Raises:
         DataError: it is another file, or one of another number of images.
     """
+    text = read_text(path)
     try:
-        with tf.io.gfile.GFile(path) as file:
-            variants = json.load(file)
+        variants = json.loads(text)
         is_list = all(
             isinstance(label, int) and 0 <= label < imagenet_suites.NUM_CLASSES
             for own in variants
             for label in own
         )
-    except (ValueError, TypeError, tf.errors.OpError) as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"it cannot be read as lists of labels ({error})", path) from error
     if not is_list:
         raise DataError("it must hold a list of labels (0 to 999) for each image", path)

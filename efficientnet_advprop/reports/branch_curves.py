@@ -37,8 +37,8 @@ class BranchCurve:
 
 
 def branch_curves(measured: Sequence[Measured]) -> list[BranchCurve]:
-    """The curves that the results hold: at least two points, one of them a mixture of
-    main and one auxiliary branch.
+    """Returns the curves of at least two points, one of them a mixture of main and an
+    auxiliary branch.
     """
     branches = [
         (one.results, parse_branch(one.results.config.get("branch") or MAIN)) for one in measured
@@ -74,14 +74,13 @@ def branch_curves(measured: Sequence[Measured]) -> list[BranchCurve]:
 
 
 def _auxiliary(branch: Branch) -> Optional[str]:
-    """The branch that a mixture mixes with main; None of other mixtures and branches."""
     names = [name for name, _ in branch.shares] if isinstance(branch, BranchMixture) else []
     others = [name for name in names if name != MAIN]
     return others[0] if len(names) == 2 and len(others) == 1 else None
 
 
 def _shown_test_sets(results: Results) -> list[str]:
-    """Clean images, attacks, and of a chain of attacks the last."""
+    # Clean images, attacks, and of a chain of attacks the last.
     names = list(results.test_sets)
     return [
         name

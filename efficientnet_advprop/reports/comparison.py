@@ -1,19 +1,9 @@
 """Compares the results of several models by statistical tests on the same images.
 
-Usage:
-
-    measured = read_measured(["runs/a", "runs/b/results.json"])
-    comparison = compare(measured)                                # every pair of models
-    for test in comparison.tests:
-        test.suite, test.difference, test.interval, test.adjusted_p_value
-    for pair in comparison.not_compared:
-        pair.reason
-
-Comparisons are paired: both models must have been evaluated on the same images. Top-1
-accuracies are compared by McNemar's exact test, with a bootstrap interval of the
-difference. mCE is compared by a paired t-test over the images, with an interval from
-resampling images together with all their corrupted versions. All p-values of one
-comparison are corrected together, by Holm's method.
+Top-1 accuracies are compared by McNemar's exact test, with a bootstrap interval of the
+difference; mCE by a paired t-test over the images, with an interval from resampling
+images together with all their corrupted versions. All p-values of one comparison are
+corrected together, by Holm's method.
 """
 
 import dataclasses
@@ -31,16 +21,14 @@ from efficientnet_advprop.evaluation.test_set_name import by_severity, is_passed
 from efficientnet_advprop.images.robustness_sets import corruptions_of
 from efficientnet_advprop.reports import significance
 from efficientnet_advprop.reports.published_results import ALEXNET_ERRORS
-from efficientnet_advprop.runtime.errors import UserError
+from efficientnet_advprop.runtime.errors import UsageError
 
 # Two measurements are compared only if these conditions agree, because they define the
 # task. The other conditions (resolution, crop, branch, …) belong to the models that are
 # compared.
 _SAME_TASK = ("class_subset_size", "clean_suite", "attack")
 
-
-class ComparisonError(UserError, ValueError):
-    """Results that cannot be read, or that have nothing in common."""
+WrongAnswers = dict[str, list[np.ndarray]]  # corruption → bool [images] by severity
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,12 +44,10 @@ class Measured:
     name: str
     results: Results
     directory: Optional[str] = None
-    _wrong_answers: dict[str, Optional["WrongAnswers"]] = dataclasses.field(
-        default_factory=dict, repr=False
-    )
+    _wrong_answers: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def predictions(self, test_set: str) -> Optional[ImagePredictions]:
-        """The model's predictions on a test set; None if they were not kept."""
+        """Returns the model's predictions on a test set; None if they were not kept."""
         if self.directory is None or test_set not in self.results.test_sets:
             return None
         try:
@@ -72,24 +58,21 @@ class Measured:
     @functools.cached_property
     def whole_suites(self) -> list[str]:
         """The corrupted suites of which every test set was measured."""
-        return [
-            suite for suite in self.results.corrupted_suites() if not self.results.missing(suite)
-        ]
+        suites = self.results.corrupted_suites()
+        return [suite for suite in suites if not self.results.missing(suite)]
 
-    def wrong_answers(self, suite: str) -> Optional["WrongAnswers"]:
-        """For each image of a complete corrupted suite, the corruptions that cause an
-        error.
+    def wrong_answers(self, suite: str) -> Optional[tuple[ImagePredictions, WrongAnswers]]:
+        """Returns a corrupted suite's images and which of them each corruption makes wrong.
 
-        None if the predictions were not kept, or if the test sets do not contain the
-        same images.
+        None if the predictions were not kept, or if its test sets differ in their images.
         """
         if suite not in self._wrong_answers:
             self._wrong_answers[suite] = self._read_wrong_answers(suite)
         return self._wrong_answers[suite]
 
-    def _read_wrong_answers(self, suite: str) -> Optional["WrongAnswers"]:
+    def _read_wrong_answers(self, suite):
         first = None
-        is_wrong = {}
+        is_wrong: WrongAnswers = {}
         for corruption in self.results.corruptions(suite):
             is_wrong[corruption] = []
             for name in by_severity(self.results.test_sets, suite, corruption):
@@ -99,24 +82,7 @@ class Measured:
                 if order is None:
                     return None
                 is_wrong[corruption].append(~predictions.is_top1[order])
-        return None if first is None else WrongAnswers(first, is_wrong)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class WrongAnswers:
-    """The errors of a model on a corrupted suite.
-
-    Args:
-        images: the predictions whose image ids and labels apply.
-        is_wrong: corruption → bool [images] by severity.
-    """
-
-    images: ImagePredictions
-    is_wrong: dict[str, list[np.ndarray]]
-
-    def contributions(self, baseline_errors: CorruptionErrors) -> np.ndarray:
-        """See `significance.corruption_contributions`."""
-        return significance.corruption_contributions(self.is_wrong, baseline_errors)
+        return None if first is None else (first, is_wrong)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +98,6 @@ class PairedTest:
         interval: 95 % bootstrap interval of the difference, as a fraction of 1.
         p_value: of this test alone.
         adjusted_p_value: corrected for all tests of the comparison.
-        num_images: the number of images on which the models were compared.
         counts: the numbers of images on which only one model is right; None for mCE.
         remarks: the conditions in which the two measurements differ.
     """
@@ -145,19 +110,15 @@ class PairedTest:
     interval: tuple[float, float]
     p_value: float
     adjusted_p_value: float
-    num_images: int
     counts: Optional[significance.PairedCounts]
     remarks: Sequence[str] = ()
 
     @property
-    def is_significant(self) -> bool:
-        """Whether the models differ at the 5 % level, over all tests of the comparison."""
-        return self.adjusted_p_value < 0.05
-
-    @property
     def verdict(self) -> str:
-        """How the second model compares with the first: "better", "worse" or "level"."""
-        if not self.is_significant:
+        """How the second model compares with the first, at the 5 % level over all tests of
+        the comparison: "better", "worse" or "level".
+        """
+        if self.adjusted_p_value >= 0.05:
             return "level"
         return "better" if (self.difference < 0) == (self.measure == "mCE") else "worse"
 
@@ -174,10 +135,7 @@ class NotCompared:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The models, in order, and the result of each pair of models on each test set.
-
-    A pair is in `tests`, or in `not_compared` with the reason.
-    """
+    """The models in order; each pair on each test set is in `tests` or in `not_compared`."""
 
     measured: Sequence[Measured]
     tests: Sequence[PairedTest]
@@ -188,21 +146,16 @@ class Comparison:
         return self.measured[0]
 
     def test(self, suite: str, first: str, second: str) -> Optional[PairedTest]:
-        """The test of two models, in this order, on a suite; None if there is none."""
-        return next(
-            (
-                test
-                for test in self.tests
-                if (test.suite, test.first, test.second) == (suite, first, second)
-            ),
-            None,
-        )
+        """Returns the test of two models, in this order, on a suite; None: there is none."""
+        wanted = (suite, first, second)
+        found = (test for test in self.tests if (test.suite, test.first, test.second) == wanted)
+        return next(found, None)
 
     def yardstick(self, suite: str) -> Optional[CorruptionErrors]:
-        """The errors by which mCE divides those of a suite.
+        """Returns the errors by which mCE divides those of a suite.
 
         For ImageNet-C these are the published errors of AlexNet, otherwise the errors
-        of the first model; None if the first model did not measure the whole suite.
+        of the first model; None if that did not measure the whole suite.
         """
         if set(corruptions_of(suite)) != set(ALEXNET_ERRORS):
             return None  # mCE is about the fifteen corruptions of ImageNet-C
@@ -212,10 +165,7 @@ class Comparison:
 
 
 def is_fixed_yardstick(suite: str) -> bool:
-    """Whether mCE of a suite divides by AlexNet's published errors.
-
-    Otherwise it divides by the errors of one of the compared models.
-    """
+    """Whether mCE of a suite divides by AlexNet's published errors."""
     return suite.startswith("imagenet_c")
 
 
@@ -225,7 +175,7 @@ def read_measured(paths: Sequence[str]) -> list[Measured]:
     A model whose name is a path is named by the last part of the path.
 
     Raises:
-        ComparisonError: a path contains no results, or is given twice.
+        UsageError: a path contains no results, or is given twice.
     """
     measured = []
     for path in paths:
@@ -233,11 +183,11 @@ def read_measured(paths: Sequence[str]) -> list[Measured]:
         try:
             results = Results.read(path)
         except ValueError as error:
-            raise ComparisonError(str(error)) from error
+            raise UsageError(str(error)) from error
         if any(
             os.path.abspath(directory) == os.path.abspath(other.directory) for other in measured
         ):
-            raise ComparisonError(f"{path!r} is given twice; a model is not compared with itself.")
+            raise UsageError(f"{path!r} is given twice; a model is not compared with itself.")
         measured.append(
             Measured(os.path.basename(os.path.normpath(results.model)), results, directory or ".")
         )
@@ -269,10 +219,10 @@ def compare(measured: Sequence[Measured]) -> Comparison:
         measured: at least one model. With one model there is nothing to test.
 
     Raises:
-        ComparisonError: `measured` is empty.
+        UsageError: `measured` is empty.
     """
     if not measured:
-        raise ComparisonError(
+        raise UsageError(
             "`measured` is empty, but a report needs the results of at least one model."
         )
     comparison = Comparison(measured, (), ())
@@ -294,9 +244,8 @@ def compare(measured: Sequence[Measured]) -> Comparison:
 
 
 def _common_suites(first: Measured, second: Measured) -> list[tuple[str, str]]:
-    """Of attacks in a chain the last alone: a test of each would weaken all by Holm's
-    correction, and says nothing more.
-    """
+    # Of attacks in a chain the last alone: a test of each would weaken all by Holm's
+    # correction, and says nothing more.
     single = [
         (name, "top-1")
         for name in first.results.test_sets
@@ -323,19 +272,9 @@ def _compare_top1(first: Measured, second: Measured, test_set: str):
     if order is None:
         return not_compared(_other_images(*predictions))
     counts = significance.PairedCounts.of(predictions[0].is_top1, predictions[1].is_top1[order])
-    return PairedTest(
-        test_set,
-        "top-1",
-        first.name,
-        second.name,
-        counts.difference,
-        counts.interval(),
-        counts.p_value,
-        counts.p_value,
-        counts.num_images,
-        counts,
-        _differences(first, second, [test_set]),
-    )
+    tested = (counts.difference, counts.interval(), counts.p_value, counts.p_value)
+    remarks = _differences(first, second, [test_set])
+    return PairedTest(test_set, "top-1", first.name, second.name, *tested, counts, remarks)
 
 
 def _compare_mce(
@@ -353,32 +292,25 @@ def _compare_mce(
             "the predictions of single images were not kept of every set, "
             "or the sets contain different images"
         )
-    order = order_like(*(one.images for one in answers))
+    images = [one[0] for one in answers]
+    order = order_like(*images)
     if order is None:
-        return not_compared(_other_images(*(one.images for one in answers)))
+        return not_compared(_other_images(*images))
     if baseline_errors is None:
         return not_compared("mCE needs the errors of the first model on the whole suite")
-    difference = answers[1].contributions(baseline_errors)[order] - answers[0].contributions(
-        baseline_errors
-    )
+    contributions = [
+        significance.corruption_contributions(is_wrong, baseline_errors) for _, is_wrong in answers
+    ]
+    difference = contributions[1][order] - contributions[0]
     p_value = significance.paired_t_test(difference)
-    return PairedTest(
-        suite,
-        "mCE",
-        first.name,
-        second.name,
-        float(difference.mean()),
-        significance.bootstrap_mean_interval(difference),
-        p_value,
-        p_value,
-        len(difference),
-        None,
-        _differences(first, second, names),
-    )
+    interval = significance.bootstrap_mean_interval(difference)
+    tested = (float(difference.mean()), interval, p_value, p_value)
+    remarks = _differences(first, second, names)
+    return PairedTest(suite, "mCE", first.name, second.name, *tested, None, remarks)
 
 
 def order_like(first: ImagePredictions, second: ImagePredictions) -> Optional[np.ndarray]:
-    """Indices that bring the images of `second` into the order of `first`.
+    """Returns indices that bring the images of `second` into the order of `first`.
 
     None if the images are not the same, or have different labels.
     """
@@ -412,7 +344,6 @@ def _other_task(first: Conditions, second: Conditions) -> Optional[str]:
 
 
 def _differences(first: Measured, second: Measured, test_sets: Sequence[str]) -> list[str]:
-    """The other differences between two measurements of the same images, in words."""
     remarks = []
     for test_set in test_sets:
         a = first.results.test_sets[test_set].conditions

@@ -1,11 +1,6 @@
 """Finds the images that only one of two models classifies correctly, to look at them.
 
-Usage:
-
-    for disagreement in find_disagreements(first, second, "imagenet", open_images):
-        disagreement.image_id, disagreement.label, disagreement.answers, disagreement.thumbnail
-
-They are found in the predictions that an evaluation keeps. The images themselves are
+They are found in the predictions that an evaluation keeps; the images themselves are
 needed only for the thumbnails.
 """
 
@@ -14,10 +9,10 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.images.labeled_images import LabeledImages
 from efficientnet_advprop.reports import charts
 from efficientnet_advprop.reports.comparison import Measured, order_like
+from efficientnet_advprop.runtime.errors import UserError
 
 # Test set → its images; None if they are not available.
 OpenImages = Callable[[str], Optional[LabeledImages]]
@@ -45,17 +40,11 @@ class Disagreement:
 def find_disagreements(
     first: Measured, second: Measured, test_set: str, open_images: OpenImages, num_each: int = 12
 ) -> list[Disagreement]:
-    """The images that only the first model gets right, then those that only the second
-    does.
+    """Returns the images that only the first model gets right, then those of the second.
 
-    In each group, the errors with the highest confidence come first.
-
-    Args:
-        first, second: the models. If their predictions were not kept, or are of
-            different images, nothing is disagreements.
-        test_set: its name.
-        open_images: opens the images for the thumbnails.
-        num_each: the largest number of images per group.
+    In each group, which has at most `num_each` images, the errors with the highest
+    confidence come first. There are none if predictions were not kept, or are of
+    different images.
     """
     predictions = [measured.predictions(test_set) for measured in (first, second)]
     order = None if None in predictions else order_like(*predictions)
@@ -88,7 +77,7 @@ def _with_thumbnails(
     def thumbnail(image_id):
         try:
             return charts.thumbnail_uri(images.encoded(positions[image_id]))
-        except (KeyError, DataError, OSError):
+        except (KeyError, UserError, OSError):
             return None
 
     return [dataclasses.replace(one, thumbnail=thumbnail(one.image_id)) for one in disagreements]

@@ -1,9 +1,6 @@
 """Effective robustness: how far an accuracy under natural distribution shift lies above
 what is expected of a network of that accuracy on ImageNet (Taori et al., NeurIPS 2020).
 
-    expected = expected_accuracy(results, "imagenet_sketch")
-    expected.accuracy, expected.base                              # 0.245, "imagenet"
-
 The expectation is a line between logits of accuracies, fitted to networks that were
 trained on ImageNet alone and without means against such shifts.
 """
@@ -63,22 +60,11 @@ FITS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Expected:
-    """What is expected on a test set.
+def expected_accuracy(results: Results, test_set: str) -> Optional[tuple[float, str]]:
+    """Returns the expected accuracy on a test set, and the test set that it follows from.
 
-    Args:
-        accuracy: as a fraction of 1.
-        base: the test set whose accuracy it follows from.
-    """
-
-    accuracy: float
-    base: str
-
-
-def expected_accuracy(results: Results, test_set: str) -> Optional[Expected]:
-    """By the first fit whose base was measured; None if there is none, or if that
-    accuracy is 0 or 1.
+    By the first fit whose base was measured; None if there is none, or if that accuracy
+    is 0 or 1.
     """
     for fit in FITS:
         if fit.test_set != test_set or fit.base not in results.test_sets:
@@ -86,5 +72,5 @@ def expected_accuracy(results: Results, test_set: str) -> Optional[Expected]:
         accuracy = results.test_sets[fit.base].score.top1
         if 0.0 < accuracy < 1.0 and fit.lowest <= accuracy < fit.highest:
             logit = fit.slope * math.log(accuracy / (1.0 - accuracy)) + fit.intercept
-            return Expected(1.0 / (1.0 + math.exp(-logit)), fit.base)
+            return 1.0 / (1.0 + math.exp(-logit)), fit.base
     return None

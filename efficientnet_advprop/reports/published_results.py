@@ -1,11 +1,4 @@
-"""Published results on the test suites, each with its source, to compare measurements
-with.
-
-Usage:
-
-    # PublishedFigure(57.8, "mCE", "recalled", …)
-    find_published("b3-advprop", "imagenet_c")
-    mean_corruption_error(errors, ALEXNET_ERRORS)   # mCE of ImageNet-C
+"""Published results on the test suites, each with its source.
 
 Top-1 on ImageNet is in `models.checkpoints.published_checkpoints`; this module contains
 the papers' values on the other test sets.
@@ -122,7 +115,7 @@ _NOTES = {
 
 
 def find_published(checkpoint: Optional[str], suite: str) -> Optional[PublishedFigure]:
-    """The published value of a checkpoint on a test suite, or None.
+    """Returns the published value of a checkpoint on a test suite, or None.
 
     Args:
         checkpoint: a name in `published_checkpoints.PUBLISHED`, such as "b3-advprop";

@@ -1,11 +1,6 @@
-"""Writes the report of one or several evaluations as files: report.html and report.md.
+"""Writes the report of one or several evaluations into a folder.
 
-Usage:
-
-    print(write_report(["runs/evaluation/b3-advprop"]))           # beside its results.json
-    print(write_report(["runs/evaluation/a", "runs/evaluation/b"], "runs/comparison"))
-
-It needs only the results. The models are not needed, and the data only for thumbnails.
+It needs only the results: the models are not needed, and the data only for thumbnails.
 """
 
 import os
@@ -17,22 +12,18 @@ from efficientnet_advprop.evaluation.suites.registry import open_suites
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
 from efficientnet_advprop.evaluation.test_set_name import parse_name
 from efficientnet_advprop.images.class_numbers import imagenet_ids
-from efficientnet_advprop.reports import evaluation_report
+from efficientnet_advprop.reports import evaluation_report, pages
 from efficientnet_advprop.reports.comparison import Comparison, compare, read_measured
 from efficientnet_advprop.reports.disagreements import OpenImages
-from efficientnet_advprop.reports.evaluation_report import Report
 from efficientnet_advprop.runtime.errors import UserError
-from efficientnet_advprop.runtime.files import write_atomically
 
-HTML_FILE = "report.html"
-MARKDOWN_FILE = "report.md"
 DEFAULT_COMPARISON = os.path.join("runs", "comparison")
 
 
 def write_report(
     paths: Sequence[str], out_dir: Optional[str] = None, *, data_dir: Optional[str] = None
 ) -> str:
-    """Reads results and writes their report as HTML and as Markdown.
+    """Reads results and writes their page and its tables.
 
     Args:
         paths: folders of results, or results.json files; two or more models are
@@ -47,52 +38,31 @@ def write_report(
         console.
 
     Raises:
-        ComparisonError: results cannot be read, are given twice, or are missing.
+        UsageError: results cannot be read, are given twice, or are missing.
     """
     comparison = compare(read_measured(paths))
     if out_dir is None:
         out_dir = comparison.first.directory if len(paths) == 1 else DEFAULT_COMPARISON
-    report = Report(
-        title=" and ".join(measured.name for measured in comparison.measured),
-        comparison=comparison,
+    page = evaluation_report.make_page(
+        " and ".join(measured.name for measured in comparison.measured),
+        comparison,
         class_names=_class_names(comparison),
         open_images=images_below(data_dir),
     )
-    os.makedirs(out_dir, exist_ok=True)
-    write_atomically(
-        os.path.join(out_dir, HTML_FILE), evaluation_report.render_html(report).encode()
+    path = pages.write(page, out_dir)
+    files = f"{pages.MARKDOWN_FILE}, {pages.LATEX_FILE} and CSV"
+    return (
+        f"\n{evaluation_report.format_console(comparison)}\n"
+        f"The report: {path}, and the same as {files}."
     )
-    write_atomically(
-        os.path.join(out_dir, MARKDOWN_FILE), evaluation_report.render_markdown(report).encode()
-    )
-    suites = dict.fromkeys(test.suite for test in comparison.tests)
-    sentences = [evaluation_report.describe_tests(comparison, suite) for suite in suites]
-    sentences += [
-        f"Not compared, {evaluation_report.describe_not_compared(pair)}."
-        for pair in comparison.not_compared
-    ]
-    html_path = os.path.abspath(os.path.join(out_dir, HTML_FILE))
-    sentences.append(f"The report: {html_path}, and the same as {MARKDOWN_FILE}.")
-    return "\n".join(["", evaluation_report.format_table(report), "", *sentences])
 
 
 def _class_names(comparison: Comparison) -> Sequence[str]:
-    """Class names by label: ImageNet's ids, otherwise the names in the first model's
-    config.
-
-    Empty if there are none.
-    """
-    if _is_of_imagenet(comparison):
+    # ImageNet's ids, otherwise the names in the first model's config.
+    names = [name for measured in comparison.measured for name in measured.results.test_sets]
+    if any(name.startswith("imagenet") for name in names):
         return imagenet_ids()
     return comparison.first.results.config.get("class_names") or ()
-
-
-def _is_of_imagenet(comparison: Comparison) -> bool:
-    return any(
-        name.startswith("imagenet")
-        for measured in comparison.measured
-        for name in measured.results.test_sets
-    )
 
 
 def images_below(data_dir: Optional[str]) -> OpenImages:

@@ -1,18 +1,12 @@
 """The rows of a report: each measured value with interval, published value and remarks.
 
-Usage:
-
-    for measure in list_measures(comparison, measured):
-        measure.title, measure.value, measure.interval, measure.published, measure.remarks
-
 Resolution and crop belong to every row. Whatever makes a value differ from the proper
 score of the test set (missing images, a sample of the images, corruptions generated
-here) is a remark, which reports must print.
+here) is a remark, which every rendering prints.
 """
 
 import dataclasses
 import math
-import re
 import statistics
 from typing import Mapping, Optional, Sequence
 
@@ -40,43 +34,7 @@ from efficientnet_advprop.reports.published_results import (
     PublishedFigure,
     find_published,
 )
-
-_TITLES = {
-    "imagenet": "ImageNet",
-    "imagenet_c": "ImageNet-C",
-    "imagenet_c_made": "ImageNet-C, made here",
-    "imagenet_a": "ImageNet-A",
-    "imagenet_r": "ImageNet-R",
-    "imagenet_v2": "ImageNet-V2",
-    "imagenet_sketch": "ImageNet-Sketch",
-    "stylized": "Stylized-ImageNet",
-    "pgd": "Under PGD",
-    "digits": "Digits",
-    "digits_c": "Digits, corrupted",
-    "imagenet_c_extra": "ImageNet-C, the four further corruptions",
-    "imagenet_c_bar": "ImageNet-C-bar",
-    "imagenet_3dcc": "ImageNet-3DCC",
-    "imagenet_w": "ImageNet-W",
-    "imagenet_real": "ImageNet ReaL",
-    "objectnet": "ObjectNet",
-    "cue_conflict": "Cue conflict",
-    "autoattack": "AutoAttack",
-    "robustbench": "RobustBench",
-    "imagenet_a_classes": "ImageNet, the 200 classes of ImageNet-A",
-    "imagenet_r_classes": "ImageNet, the 200 classes of ImageNet-R",
-}
-_NORM_TITLES = {"linf": "L∞", "l2": "L2"}
-_STAGE_TITLES = {
-    "clean": "clean",
-    "apgd_ce": "after APGD-CE",
-    "apgd_dlr": "after APGD-DLR",
-    "apgd_t": "after APGD-T",
-    "fab": "after FAB",
-    "fab_t": "after FAB-T",
-    "square": "after Square",
-    "square_alone": "Square alone",
-}
-_STAGE = re.compile(f"({'|'.join(_NORM_TITLES)})_([^/]+)(?:/({'|'.join(_STAGE_TITLES)}))?")
+from efficientnet_advprop.reports.suite_titles import title
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +52,8 @@ class Measure:
         feeding: resolution, crop and other conditions, in words.
         remarks: what a reader must know before trusting the value; usually empty.
         published: the published value of the same weights, if there is one.
-        is_comparable: whether the published value was measured under the same
-            conditions, as far as they are known.
+        is_comparable: whether it was measured under the same conditions, as far as they
+            are known.
         top5, calibration_error: as fractions of 1; None for corrupted suites.
     """
 
@@ -112,41 +70,15 @@ class Measure:
     calibration_error: Optional[float] = None
 
     @property
-    def title(self) -> str:
-        return title(self.suite)
-
-    @property
     def difference(self) -> Optional[float]:
-        """The difference from the published value, in percentage points.
-
-        None if there is no published value, or if the two are not comparable.
-        """
-        return (
-            100 * self.value - self.published.value
-            if self.published and self.is_comparable
-            else None
-        )
-
-
-def title(suite: str) -> str:
-    """The title of a test set or suite: "imagenet_v2/topimages" → "ImageNet-V2,
-    topimages".
-    """
-    name = parse_name(suite)
-    stage = _STAGE.fullmatch(name.variant)
-    if stage is not None:
-        norm, epsilon, attack = stage.groups()
-        of = _TITLES.get(name.suite, name.suite)
-        which = _STAGE_TITLES[attack] if attack else "all attacks together"
-        return f"{of}, {_NORM_TITLES[norm]} ε = {epsilon}, {which}"
-    if name.epsilon is not None:
-        return f"{_TITLES.get(name.suite, name.suite)}, ε = {name.variant}"
-    variant = name.variant.replace("_", " ")
-    return ", ".join(filter(None, (_TITLES.get(name.suite, name.suite), variant)))
+        """The difference from a comparable published value, in percentage points."""
+        if self.published is None or not self.is_comparable:
+            return None
+        return 100 * self.value - self.published.value
 
 
 def describe_conditions(conditions: Conditions) -> str:
-    """Resolution, crop, and all conditions that differ from the usual ones, in words."""
+    """Describes resolution, crop, and all conditions that differ from the usual ones."""
     parts = [describe_feeding(conditions.image_size, conditions.crop)]
     if conditions.class_subset_size is not None:
         parts.append(f"{conditions.class_subset_size} classes kept")
@@ -160,7 +92,7 @@ def describe_conditions(conditions: Conditions) -> str:
 
 
 def list_measures(comparison: Comparison, measured: Measured) -> list[Measure]:
-    """All measured values of one model, in the order in which they were measured."""
+    """Returns all values of one model, in the order in which they were measured."""
     suites = dict.fromkeys(row_of(name) for name in measured.results.test_sets)
     measures = []
     for suite in suites:
@@ -175,9 +107,7 @@ def list_measures(comparison: Comparison, measured: Measured) -> list[Measure]:
 
 
 def _measure_together(measured: Measured, test_set: str) -> Optional[Measure]:
-    """What a whole chain of attacks leaves right, at its last one; with the doubts of
-    all of them.
-    """
+    # At the chain's last attack; with the doubts of all of them.
     results = measured.results.test_sets
     own_chain = parse_name(test_set).chain
     chain = [name for name in results if parse_name(name).chain == own_chain]
@@ -200,7 +130,7 @@ def _measure_together(measured: Measured, test_set: str) -> Optional[Measure]:
 
 
 def _measure_shape_bias(measured: Measured, test_set: str) -> Optional[Measure]:
-    """shape / (shape + texture) of cue conflict, over the images decided either way."""
+    # shape / (shape + texture) over the images that were decided either way.
     decisions = shape_decisions(measured) if test_set == "cue_conflict" else None
     if decisions is None:
         return None
@@ -219,46 +149,39 @@ def _measure_shape_bias(measured: Measured, test_set: str) -> Optional[Measure]:
 
 
 def shape_decisions(measured: Measured) -> Optional[dict[str, Decisions]]:
-    """Category → decisions on cue conflict; None if it was not measured, or predictions
-    were not kept.
-    """
+    """Returns category → decisions on cue conflict; None without predictions."""
     predictions = measured.predictions("cue_conflict")
     return None if predictions is None else count_decisions(predictions)
 
 
 def _measure_effective_robustness(measured: Measured, test_set: str) -> Optional[Measure]:
-    """The accuracy above the expected one; its interval is that of the accuracy alone."""
-    expected = effective_robustness.expected_accuracy(measured.results, test_set)
-    if expected is None:
+    found = effective_robustness.expected_accuracy(measured.results, test_set)
+    if found is None:
         return None
-    result, base = (measured.results.test_sets[name] for name in (test_set, expected.base))
-    low, high = result.score.interval()
+    expected, base_name = found
+    result, base = (measured.results.test_sets[name] for name in (test_set, base_name))
+    low, high = result.score.interval()  # of the accuracy alone: the line is taken as exact
     return Measure(
         test_set,
         "effective robustness",
-        result.score.top1 - expected.accuracy,
-        (low - expected.accuracy, high - expected.accuracy),
+        result.score.top1 - expected,
+        (low - expected, high - expected),
         result.score.num_images,
-        f"above the {100 * expected.accuracy:.1f} % expected at {100 * base.score.top1:.1f} % on "
-        f"{title(expected.base)} ({effective_robustness.SOURCE})",
-        _remarks(result) + [f"{title(expected.base)}: {remark}" for remark in _remarks(base)],
+        f"above the {100 * expected:.1f} % expected at {100 * base.score.top1:.1f} % on "
+        f"{title(base_name)} ({effective_robustness.SOURCE})",
+        _remarks(result) + [f"{title(base_name)}: {remark}" for remark in _remarks(base)],
     )
 
 
 def _remarks(result: TestSetResult) -> list[str]:
     remarks = [*result.shortfalls, *result.warnings]
     if result.conditions.clean_suite is not None:
-        remarks.append(
-            f"corrupted here from {result.conditions.clean_suite}, not the official files"
-        )
+        remarks.append(f"corrupted here from {result.conditions.clean_suite}, not the official files")
     return remarks
 
 
 def _problems_of_sets(problems_of: Mapping[str, Sequence[str]]) -> list[str]:
-    """The problems of the test sets of a suite, each with the sets that have it.
-
-    At most three problems are listed; the rest is counted.
-    """
+    # Each problem with the sets that have it; at most three, the rest is counted.
     sets_with: dict[str, list[str]] = {}
     for name, problems in problems_of.items():
         for problem in problems:
@@ -308,13 +231,10 @@ def _measure_top1(measured: Measured, test_set: str) -> Measure:
 
 
 def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str) -> list[Measure]:
-    """mCE, relative mCE and mean error of a corrupted suite."""
     results = measured.results
     baseline = comparison.yardstick(suite)
     sets = {name: results.test_sets[name] for name in by_severity(results.test_sets, suite)}
-    remarks = _problems_of_sets(
-        {parse_name(name).variant: result.shortfalls for name, result in sets.items()}
-    )
+    remarks = _problems_of_sets({parse_name(name).variant: result.shortfalls for name, result in sets.items()})
     remarks += dict.fromkeys(
         remark
         for result in sets.values()
@@ -341,11 +261,10 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
     answers = measured.wrong_answers(suite)
 
     def interval(yardstick):
-        return (
-            None
-            if answers is None
-            else significance.bootstrap_mean_interval(answers.contributions(yardstick))
-        )
+        if answers is None:
+            return None
+        contributions = significance.corruption_contributions(answers[1], yardstick)
+        return significance.bootstrap_mean_interval(contributions)
 
     ones = {name: (1.0,) * len(by_severity) for name, by_severity in errors.items()}
     plain = Measure(
@@ -382,7 +301,7 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
 
 
 def clean_test_set(suite: str) -> str:
-    """The uncorrupted test set of a corrupted suite: "imagenet" for "imagenet_c"."""
+    """Returns a corrupted suite's clean test set: "imagenet" for "imagenet_c"."""
     return suite.partition("_c")[0]
 
 
@@ -394,8 +313,10 @@ def _relative_mce(comparison: Comparison, measured: Measured, suite: str) -> Opt
         return None
     if is_fixed_yardstick(suite):
         baseline_clean_error = ALEXNET_CLEAN_ERROR
-    else:
+    elif clean in comparison.first.results.test_sets:
         baseline_clean_error = comparison.first.results.test_sets[clean].score.error
+    else:  # the yardstick has no clean error to set the others in relation to
+        return None
     try:
         return metrics.relative_mean_corruption_error(
             measured.results.errors(suite),

@@ -1,16 +1,7 @@
-"""Tests whether two networks differ: McNemar's test, paired bootstrap, Holm's
-correction.
+"""Tests whether two networks differ: McNemar's test, paired bootstrap, Holm's correction.
 
-Usage:
-
-    pairs = PairedCounts.of(is_correct, other_is_correct)         # bool [images], same order
-    pairs.difference, pairs.p_value, pairs.interval()
-    bootstrap_mean_interval(contributions - other_contributions)  # of a difference in mCE
-    adjusted = holm([0.01, 0.04, 0.03])
-
-`corruption_contributions` computes the contributions of images to mCE. Both networks
-see the same images, so only the images on which they disagree distinguish them.
-Overlapping intervals of the two accuracies do not show that there is no difference.
+Both networks see the same images, so only the images on which they disagree distinguish
+them. Overlapping intervals of the two accuracies do not show that there is no difference.
 """
 
 import dataclasses
@@ -52,12 +43,7 @@ class PairedCounts:
 
     @classmethod
     def of(cls, first_is_correct: np.ndarray, second_is_correct: np.ndarray) -> "PairedCounts":
-        """Counts from the correctness of each answer: bool [images] twice, in the same
-        order.
-
-        Raises:
-            ValueError: the arrays have different lengths, or are empty.
-        """
+        """Counts from the correctness of each answer: bool [images] twice, in one order."""
         first = np.asarray(first_is_correct, bool)
         second = np.asarray(second_is_correct, bool)
         if first.shape != second.shape or not first.size:
@@ -77,9 +63,8 @@ class PairedCounts:
         """The p-value of McNemar's test (1947), exact and two-sided.
 
         Under the null hypothesis, each network is right in half of the disagreements.
-        The exact test never exceeds its nominal error rate, unlike the χ² and mid-p
-        versions; with many disagreements, as here, all three agree. Without a
-        disagreement the value is 1.0.
+        The exact test never exceeds its nominal error rate. Without a disagreement the
+        value is 1.0.
         """
         num_discordant = self.num_only_first + self.num_only_second
         return (
@@ -100,24 +85,15 @@ class PairedCounts:
 def corruption_contributions(
     is_wrong: Mapping[str, Sequence[np.ndarray]], baseline_errors: Mapping[str, Sequence[float]]
 ) -> np.ndarray:
-    """The contribution of each image to mCE: the mean over the images is mCE.
+    """Returns the contribution of each image to mCE, float64 [images]: their mean is mCE.
 
-    The same images occur in all test sets of ImageNet-C, so the test sets are not
-    independent measurements. To get an interval of mCE, or of a difference of two, one
-    resamples images together with all their answers; these contributions make that
-    possible.
+    The same images occur in all test sets of ImageNet-C, so these are not independent
+    measurements. An interval comes from resampling images with all their answers.
 
     Args:
         is_wrong: corruption → bool [images] by severity; the same images in the same
             order everywhere.
         baseline_errors: as in `metrics.mean_corruption_error`.
-
-    Returns:
-        float64 [images].
-
-    Raises:
-        ValueError: the sets have different sizes, or one argument lacks a corruption of
-            the other.
     """
     if (
         set(is_wrong) != set(baseline_errors)
@@ -143,12 +119,7 @@ def bootstrap_mean_interval(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron 1979) of the mean of `values`, float
-    [images].
-
-    Raises:
-        ValueError: there is no value.
-    """
+    """Returns the percentile bootstrap interval (Efron 1979) of the mean of float [images]."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not values.size:
         raise ValueError(
@@ -174,20 +145,18 @@ def bootstrap_mean_interval(
 
 
 def paired_t_test(differences: np.ndarray) -> float:
-    """The two-sided p-value of Student's paired t-test.
+    """Returns the two-sided p-value of Student's paired t-test of float [images].
 
-    The null hypothesis is that the mean of `differences`, float [images], is 0. The
-    value is 1.0 if all differences are 0.
+    It is 1.0 if all differences are 0.
     """
     differences = np.asarray(differences, np.float64)
     return float(stats.ttest_1samp(differences, 0.0).pvalue) if np.any(differences) else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979), in the given order.
+    """Returns Holm's adjusted p-values (1979), in the given order.
 
-    Compared with α, they are valid for all tests together, however the tests depend on
-    each other.
+    They hold for all tests together, however the tests depend on each other.
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted = [1.0] * len(p_values)

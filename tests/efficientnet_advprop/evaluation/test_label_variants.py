@@ -26,7 +26,8 @@ from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
 from efficientnet_advprop.evaluation.test_set_name import corrupted_name
 from efficientnet_advprop.images import robustness_sets
 from efficientnet_advprop.reports.comparison import Measured, compare, read_measured
-from efficientnet_advprop.reports.evaluation_report import Report, render_html, render_markdown
+from efficientnet_advprop.reports.evaluation_report import make_page
+from efficientnet_advprop.reports.pages import render_html, render_markdown
 from efficientnet_advprop.reports.report_rows import list_measures
 from efficientnet_advprop.runtime.errors import UsageError
 from tests import stand_ins
@@ -182,7 +183,7 @@ def test_cue_conflict_by_category_and_its_shape_bias(tmp_path):
     row = list_measures(comparison, measured)[1]
     assert (row.quantity, row.num_images) == ("shape bias", 3)
     assert row.value == pytest.approx(2 / 3) and row.interval == wilson_interval(2, 3)
-    report = Report("title", comparison)
+    report = make_page("title", comparison)
     text = render_markdown(report)
     assert f"| airplane | {measured.name} | 2 | 1 | 1 | 50.0 |" in text
     assert f"| oven | {measured.name} | 2 | 1 | 0 | 100.0 |" in text
@@ -285,4 +286,4 @@ def test_other_corruptions_have_a_mean_error_and_no_mce(suite):
     comparison = compare(measured)
     (measure,) = list_measures(comparison, measured[0])
     assert measure.quantity == "mean error" and measure.value == pytest.approx(0.3)
-    assert render_html(Report("title", comparison)) and not comparison.tests
+    assert render_html(make_page("title", comparison)) and not comparison.tests

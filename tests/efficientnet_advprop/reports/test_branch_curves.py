@@ -7,7 +7,8 @@ from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.evaluation.results import Conditions, Results, TestSetResult
 from efficientnet_advprop.reports.branch_curves import branch_curves
 from efficientnet_advprop.reports.comparison import Measured, compare
-from efficientnet_advprop.reports.evaluation_report import Report, render_html, render_markdown
+from efficientnet_advprop.reports.evaluation_report import make_page
+from efficientnet_advprop.reports.pages import render_html, render_markdown
 
 ATTACK = {"name": "Square", "norm": "linf", "epsilon": 4.0, "num_queries": 5000}
 
@@ -59,9 +60,9 @@ def test_branches_alone_are_no_curve():
 
 
 def test_they_are_shown():
-    report = Report("title", compare(RESULTS[:3]))
+    report = make_page("title", compare(RESULTS[:3]))
     text = render_markdown(report)
-    assert "## b3: main mixed with aux, moving statistics of main" in text
-    assert "| 0.6 | 70.0 (60.4–78.1) | 30.0 (21.9–39.6) |" in text
+    assert "\nb3: main mixed with aux, moving statistics of main\n" in text
+    assert "| 0.6 | 70.0 (60.4 … 78.1) | 30.0 (21.9 … 39.6) |" in text
     page = render_html(report)
     assert "Between the batch norms" in page and "share of aux in gamma and beta" in page

@@ -11,8 +11,9 @@ from scipy import stats
 
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.results import predictions_path
-from efficientnet_advprop.reports.comparison import ComparisonError, compare, read_measured
+from efficientnet_advprop.reports.comparison import compare, read_measured
 from efficientnet_advprop.reports.published_results import ALEXNET_ERRORS
+from efficientnet_advprop.runtime.errors import UsageError
 from tests.efficientnet_advprop.evaluation.constructed_results import write_results
 
 ACCURACIES = {"imagenet": 0.7, "imagenet_c": 0.75}
@@ -173,12 +174,12 @@ def test_names_are_made_unique(two, tmp_path):
 
 
 def test_what_cannot_be_read_is_named(two, tmp_path):
-    with pytest.raises(ComparisonError, match="twice"):
+    with pytest.raises(UsageError, match="twice"):
         read_measured([two[0], os.path.join(two[0], "results.json")])
-    with pytest.raises(ComparisonError, match="nothing.json"):
+    with pytest.raises(UsageError, match="nothing.json"):
         read_measured([str(tmp_path / "nothing.json")])
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(ComparisonError, match="results"):
+    with pytest.raises(UsageError, match="results"):
         read_measured([str(tmp_path)])
-    with pytest.raises(ComparisonError, match="`measured` is empty"):
+    with pytest.raises(UsageError, match="`measured` is empty"):
         compare([])

@@ -2,6 +2,7 @@
 that the tests do not allow.
 """
 
+import csv
 import html.parser
 import io
 import re
@@ -14,9 +15,11 @@ from PIL import Image
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.results import predictions_path
 from efficientnet_advprop.images.labeled_images import FileImages
-from efficientnet_advprop.reports import charts, evaluation_report
+from efficientnet_advprop.reports import charts, evaluation_report, pages, tables
 from efficientnet_advprop.reports.comparison import compare, read_measured
 from efficientnet_advprop.reports.disagreements import find_disagreements
+from efficientnet_advprop.reports.report_rows import list_measures
+from efficientnet_advprop.reports.tables import Cell, Table
 from tests.efficientnet_advprop.evaluation.constructed_results import image_ids, write_results
 
 NAMES = ("b0-autoaugment", "b0-advprop")
@@ -26,7 +29,7 @@ ATTACK = dict(
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def comparison(tmp_path_factory):
     folders = [str(tmp_path_factory.mktemp(name)) for name in NAMES]
     conditions = {"pgd/4": {"attack": ATTACK}, "imagenet": {"num_sampled": 120}}
     for seed, (folder, name, gain) in enumerate(zip(folders, NAMES, (0.0, 0.2))):
@@ -34,12 +37,18 @@ def report(tmp_path_factory):
         write_results(
             folder, name, accuracies, seed=seed, config={"published": name}, conditions=conditions
         )
-    return evaluation_report.Report("A title <&>", compare(read_measured(folders)))
+    return compare(read_measured(folders))
 
 
 @pytest.fixture(scope="module")
-def page(report):
-    return evaluation_report.render_html(report)
+def page(comparison):
+    return pages.render_html(evaluation_report.make_page("A title <&>", comparison))
+
+
+def measure(comparison, model, suite, quantity):
+    (measured,) = (one for one in comparison.measured if one.name == model)
+    rows = list_measures(comparison, measured)
+    return next(row for row in rows if (row.suite, row.quantity) == (suite, quantity))
 
 
 class _Page(html.parser.HTMLParser):
@@ -71,89 +80,90 @@ def test_page_needs_nothing_beside_itself(page):
     assert "@import" not in page and "url(http" not in page
 
 
-def test_page_says_what_was_measured(report, page):
+def test_page_says_what_was_measured(comparison, page):
     text = _Page(page).text
-    score = report.comparison.first.results.test_sets["imagenet"].score
-    assert "A title <&>" in text
-    assert (
-        f"{100 * score.top1:.1f} ({100 * score.interval()[0]:.1f}–{100 * score.interval()[1]:.1f})"
-        in text
-    )
-    assert "published 77.1, not measured alike" in text and "only 120 images, evenly spaced" in text
-    mce = report.rows["imagenet_c", "mCE"]["b0-advprop"]
-    assert f"published 66.2, {100 * mce.value - 66.2:+.1f}".replace("-", "−") in text
-    assert (
-        "224 px, whole images" in text
-        and "untargeted PGD of 10 steps of 1, ε 4, 2 restarts; main batch norms" in text
-    )
+    score = comparison.first.results.test_sets["imagenet"].score
+    low, high = score.interval()
+    assert "A title <&>" in text and "only 120 images, evenly spaced" in text
+    assert f"{100 * score.top1:.1f} ({100 * low:.1f} … {100 * high:.1f})" in text
+    assert "77.1 the official table of March 2020 (read)" in text and "not measured alike" in text
+    mce = measure(comparison, "b0-advprop", "imagenet_c", "mCE").value
+    assert "66.2 Xie et al., CVPR 2020 (recalled)" in text
+    assert f"{100 * mce - 66.2:+.1f}".replace("-", "−") in text
+    assert "224 px, whole images" in text
+    assert "untargeted PGD of 10 steps of 1, ε 4, 2 restarts; main batch norms" in text
     assert "The yardstick of ImageNet-C’s mCE (= 100) is AlexNet." in text
     # bars, severities, 15 corruptions; attack; calibration of imagenet and imagenet_c
     assert page.count("<svg") == 2 + 15 + 1 + 2
 
 
-def test_page_claims_what_the_tests_allow(report, page):
-    verdicts = {test.suite: test.verdict for test in report.comparison.tests}
+def test_page_claims_what_the_tests_allow(comparison, page):
+    verdicts = {test.suite: test.verdict for test in comparison.tests}
     assert verdicts == {"imagenet": "level", "imagenet_c": "better", "pgd/4": "level"}
-    assert page.count('class="verdict">better<') == 1 and page.count('class="verdict">level<') == 2
-    sentence = evaluation_report.describe_tests(report.comparison, "imagenet_c")
-    assert sentence.startswith("ImageNet-C, mCE: b0-advprop is better than b0-autoaugment (−")
-    assert "b0-advprop is level with b0-autoaugment" in evaluation_report.describe_tests(
-        report.comparison, "imagenet"
+    assert page.count('class="verdict better"') == 1 and page.count('class="verdict level"') == 2
+    sentences = {test.suite: evaluation_report.describe_test(test) for test in comparison.tests}
+    assert sentences["imagenet_c"].startswith(
+        "ImageNet-C, mCE: b0-advprop is better than b0-autoaugment (−"
     )
-    assert evaluation_report.describe_tests(report.comparison, "imagenet_a") == ""
+    assert "b0-advprop is level with b0-autoaugment" in sentences["imagenet"]
 
 
-def test_markdown_has_the_same_figures(report):
-    text = evaluation_report.render_markdown(report)
-    rows = [
-        [cell.strip() for cell in line.strip("|").split(" | ")]
-        for line in text.splitlines()
-        if line.startswith("| ")
-    ]
-    assert len({len(row) for row in rows if row[0] == "ImageNet-C"}) == 2  # measured; side by side
-    mce = report.rows["imagenet_c", "mCE"]["b0-advprop"]
-    (row,) = (row for row in rows if row[:3] == ["ImageNet-C", "b0-advprop", "mCE"])
-    assert (
-        row[3].startswith(evaluation_report.percent(mce.value))
-        and row[4].startswith("66.2")
-        and row[9] == "224 px, whole images"
+def test_the_same_table_is_on_the_page_the_console_and_in_files(comparison, page, tmp_path):
+    table = evaluation_report.results_table(comparison)
+    assert len(table.rows) == 2 * 5  # ImageNet; mCE, relative mCE and mean error; PGD
+    text = _Page(page).text
+    console = tables.format_console(table)
+    pages.write(evaluation_report.make_page("T", comparison), str(tmp_path))
+    markdown = (tmp_path / "report.md").read_text()
+    latex = (tmp_path / "report.tex").read_text()
+    held = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    for row, of_file in zip(table.rows, held, strict=True):
+        suite, quantity, model, measured = (cell.text for cell in row[:4])
+        assert f"{model} {measured}" in text and measured in console
+        assert f"| {suite} | {quantity} | {model} | {measured}" in markdown
+        in_latex = " & ".join([suite, quantity, model, measured])
+        for character, command in {"ε": r"$\varepsilon$", "…": r"\ldots{}"}.items():
+            in_latex = in_latex.replace(character, command)
+        assert in_latex in latex
+        value, low = float(of_file["measured"]), of_file["measured, low"]
+        assert f"{value:.1f}" == measured.split()[0]
+        assert (f"({float(low):.1f}" if low else "") == "".join(measured.split()[1:2])
+        assert (of_file["test set"], of_file["model"]) == (suite, model)
+    assert "* ImageNet, top-1, b0-autoaugment and ImageNet, top-1, b0-advprop: only 120" in console
+    assert held[0]["remarks"].startswith("only 120 images, evenly spaced; the official table")
+    mce = measure(comparison, "b0-advprop", "imagenet_c", "mCE")
+    (of_mce,) = (row for row in held if (row["measure"], row["model"]) == ("mCE", "b0-advprop"))
+    assert float(of_mce["measured"]) == 100 * mce.value  # to the last digit
+    assert float(of_mce["difference"]) == mce.difference
+    verdicts = [row["second is"] for row in csv.DictReader((tmp_path / "comparison.csv").open())]
+    assert verdicts == [test.verdict for test in comparison.tests]
+
+
+def test_what_latex_would_take_for_commands_is_escaped():
+    name = r"50% & a_b#1 {x} \ ~^ $ <ε −1 …"
+    latex = tables.format_latex(Table(["µ_%"], [[Cell(name, marks=["only 5 %"])]]))
+    rest = re.sub(
+        r"\\[&%$#_{}]|\\text\w+\{\}|\\ldots\{\}|\$\\?(?:-|varepsilon)\$", "", latex.splitlines()[4]
     )
-    (row,) = (row for row in rows if row[:3] == ["ImageNet", "b0-advprop", "top-1"])
-    assert row[5] == "" and row[10].rstrip(" |") == "**only 120 images, evenly spaced**"
-    assert sum(row[0] == "jpeg compression" for row in rows) == 2
+    assert re.fullmatch(r"50  ab1 x     1 \$\^\{1\}\$ \\\\", rest), rest
+    assert latex.count(r"\\") == 3 and r"only 5 \%" in latex
 
 
-def test_console_table(report):
-    lines = evaluation_report.format_table(report).splitlines()
-    assert lines[0].split() == ["per", "cent", *NAMES, "fed"]
-    assert lines[2].startswith("ImageNet, top-1") and lines[2].endswith("*  224 px, crop released")
-    assert "* ImageNet: only 120 images, evenly spaced" in lines
+def test_the_first_model_may_lack_the_clean_test_set(tmp_path):
+    folders = [tmp_path / name for name in "ab"]
+    for folder, clean in zip(folders, ({}, {"digits": 0.9})):
+        folder.mkdir()
+        write_results(str(folder), folder.name, {**clean, "digits_c": 0.8}, suites=("digits_c",))
+    comparison = compare(read_measured([str(folder) for folder in folders]))
+    quantities = [cells[1].text for cells in evaluation_report.results_table(comparison).rows]
+    assert quantities == ["mCE", "mCE", "mean error", "mean error", "top-1"]
 
 
-def test_console_table_of_one_model_has_the_published_figures(report):
-    alone = evaluation_report.Report("b0-advprop", compare([report.comparison.measured[1]]))
-    mce = report.rows["imagenet_c", "mCE"]["b0-advprop"]
-    (line,) = (
-        line
-        for line in evaluation_report.format_table(alone).splitlines()
-        if line.startswith("ImageNet-C, mCE")
-    )
-    assert re.split(" {2,}", line)[2:] == [
-        "66.2",
-        evaluation_report.points(100 * mce.value - 66.2),
-        "9,000",
-        "224 px, whole images",
-    ]
-
-
-def test_page_of_one_model(report, tmp_path):
+def test_page_of_one_model(tmp_path):
     write_results(str(tmp_path), "alone", {"imagenet_sketch": 0.5}, problems=["lacks 889 images"])
-    text = _Page(
-        evaluation_report.render_html(
-            evaluation_report.Report("One", compare(read_measured([str(tmp_path)])))
-        )
-    ).text
-    assert "ImageNet-Sketch, top-1" in text and "lacks 889 images" in text
+    alone = evaluation_report.make_page("One", compare(read_measured([str(tmp_path)])))
+    text = _Page(pages.render_html(alone)).text
+    assert "ImageNet-Sketch" in text and "lacks 889 images" in text
     assert "Side by side" not in text and "disagree" not in text and "Under attack" not in text
 
 
@@ -168,9 +178,9 @@ def write_images(folder):
     return FileImages(paths, [0] * len(paths), str(folder))
 
 
-def test_disagreements_are_the_surest_errors(report, tmp_path):
+def test_disagreements_are_the_surest_errors(comparison, tmp_path):
     images = write_images(tmp_path)
-    first, second = report.comparison.measured
+    first, second = comparison.measured
     found = find_disagreements(first, second, "imagenet", lambda test_set: images, num_each=500)
     mine, theirs = (
         ImagePredictions.read(predictions_path(one.directory, "imagenet"))
@@ -218,9 +228,9 @@ def test_thumbnails_are_small():
     "value, text", [(-1.23, "−1.2"), (0.04, "±0.0"), (-0.04, "±0.0"), (2.0, "+2.0")]
 )
 def test_points(value, text):
-    assert evaluation_report.points(value) == text
+    assert tables.points(value) == text
 
 
 @pytest.mark.parametrize("value, text", [(0.5, "0.500"), (0.0012, "0.0012"), (1e-9, "< 0.0001")])
 def test_probability(value, text):
-    assert evaluation_report.probability(value) == text
+    assert tables.probability(value) == Cell(text, value)

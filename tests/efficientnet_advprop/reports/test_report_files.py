@@ -9,7 +9,7 @@ from PIL import Image
 
 from efficientnet_advprop.images.class_numbers import imagenet_ids
 from efficientnet_advprop.reports import report_files
-from efficientnet_advprop.reports.comparison import ComparisonError
+from efficientnet_advprop.runtime.errors import UsageError
 from tests.efficientnet_advprop.evaluation.constructed_results import image_ids, write_results
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
@@ -25,11 +25,15 @@ def folders(tmp_path_factory):
 
 def test_report_of_one_model_lies_beside_its_results(folders):
     text = report_files.write_report(folders[:1])
-    assert "ImageNet, top-1" in text and text.endswith("and the same as report.md.")
+    assert "ImageNet  top-1" in text and text.endswith(
+        "and the same as report.md, report.tex and CSV."
+    )
     assert sorted(os.listdir(folders[0])) == [
         "predictions",
         "report.html",
         "report.md",
+        "report.tex",
+        "results.csv",
         "results.json",
     ]
 
@@ -68,6 +72,6 @@ def test_thumbnails_come_from_the_data(folders, tmp_path):
 
 
 def test_without_results_there_is_no_report(tmp_path):
-    with pytest.raises(ComparisonError, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be read"):
         report_files.write_report([str(tmp_path)])
     assert not os.listdir(tmp_path)

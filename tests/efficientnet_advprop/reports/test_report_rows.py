@@ -10,7 +10,8 @@ from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.evaluation.results import Conditions, Results, TestSetResult
 from efficientnet_advprop.reports.comparison import Measured, compare, read_measured
 from efficientnet_advprop.reports.published_results import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS
-from efficientnet_advprop.reports.report_rows import list_measures, title
+from efficientnet_advprop.reports.report_rows import list_measures
+from efficientnet_advprop.reports.suite_titles import title
 from tests.efficientnet_advprop.evaluation.constructed_results import write_results
 
 
@@ -209,7 +210,7 @@ def test_a_whole_chain_of_attacks_has_a_row_with_the_warnings_of_all():
     test_sets[first] = dataclasses.replace(test_sets[first], warnings=("masked",))
     rows = rows_of(test_sets)
     together = rows["autoattack/linf_4", "top-1"]
-    assert together.title == "AutoAttack, L∞ ε = 4, all attacks together"
+    assert title(together.suite) == "AutoAttack, L∞ ε = 4, all attacks together"
     assert together.value == 0.41 and together.interval == Score(1000, 410, 1000).interval()
     assert together.remarks == ["masked"] and "AutoAttack standard" in together.feeding
     assert rows["autoattack/linf_4/square", "top-1"].remarks == []

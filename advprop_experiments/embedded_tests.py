@@ -1,10 +1,4 @@
-"""The test sets of a built-in data set: clean, corrupted and attacked images.
-
-Usage:
-
-    test_sets = open_test_sets(config, "runs/data", severities=(1, 3, 5), attack_epsilons=(16.0,))
-    test_sets["clean"], test_sets["corrupted"], test_sets["attacked"]
-"""
+"""The test sets of a built-in data set: clean, corrupted and attacked images."""
 
 import dataclasses
 from typing import Optional, Sequence
@@ -45,8 +39,8 @@ def open_test_sets(
         config: of the network that will be measured; the attack uses its seed.
         data_dir: folder of the images, which are written there if necessary.
         severities: of each of the fifteen corruptions, 1…5.
-        attack_epsilons: of the attacks, one attack for each, pixels of 255.
-        autoattack_epsilon: of AutoAttack under L∞, pixels of 255; None: no AutoAttack.
+        attack_epsilons: one attack for each, pixels of 255.
+        autoattack_epsilon: of AutoAttack under L∞; None: no AutoAttack.
         autoattack_images: so many evenly spaced images are attacked by it; None: all.
     """
     settings = SuiteSettings(

@@ -1,9 +1,4 @@
-"""Means over seeds with intervals, and paired tests of contrasts.
-
-Usage:
-
-    estimate = Estimate.of([0.012, 0.004, 0.009, 0.015, 0.011])
-    estimate.mean, estimate.interval, estimate.p_value
+"""Means over seeds with intervals, paired tests of contrasts, and their power.
 
 The seeds are the sample: an interval describes other seeds on the same images, not
 other images.
@@ -44,7 +39,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate":
-        """The estimate from the values. Raises a `ValueError` if there is no value."""
+        """Returns the estimate from at least one value."""
         if not values:
             raise ValueError("`values` is empty, but a mean needs at least one.")
         mean = statistics.fmean(values)
@@ -62,8 +57,7 @@ class Estimate:
 def contrast_values(
     weights: Mapping[str, float], accuracies: Mapping[str, Mapping[int, float]]
 ) -> dict[int, float]:
-    """Seed → weighted sum of the accuracies of the arms, for the seeds that all arms
-    have.
+    """Returns seed → weighted sum over the arms, for the seeds that all of them have.
 
     Args:
         weights: arm → weight.
@@ -77,7 +71,7 @@ def contrast_values(
 
 
 def power(difference: float, deviation: float, num_seeds: int, significance: float) -> float:
-    """The probability that a two-sided paired t-test over seeds finds a difference.
+    """Returns the probability that a two-sided paired t-test over seeds finds a difference.
 
     Args:
         difference: the true mean of the contrast.
@@ -96,7 +90,7 @@ def power(difference: float, deviation: float, num_seeds: int, significance: flo
 def detectable_difference(
     deviation: float, num_seeds: int, significance: float, wanted_power: float = 0.8
 ) -> float:
-    """The true difference that the test of `power` finds with `wanted_power`."""
+    """Returns the true difference that the test of `power` finds with `wanted_power`."""
 
     def excess(difference):
         return power(difference, deviation, num_seeds, significance) - wanted_power
@@ -108,19 +102,11 @@ def detectable_difference(
 
 
 def verdict(estimate: Estimate, expected: int, adjusted_p_value: float) -> str:
-    """Whether a contrast confirms a claim.
+    """Returns whether a contrast confirms a claim, a key of `report.VERDICTS`.
 
     Args:
-        estimate: of the contrast.
         expected: the sign that the claim gives it; 0: no difference.
-        adjusted_p_value: adjusted for the number of tests by `significance.holm`.
-
-    Returns:
-        "shown": it has the expected sign after the adjustment. "suggested": its own
-        interval excludes zero on the expected side, which may be chance among so many
-        tests. "not shown" (for `expected` 0: "no difference shown"): the interval
-        contains zero. "opposite" (for `expected` 0: "different"): the interval excludes
-        zero on another side. "too few seeds": there is no interval.
+        adjusted_p_value: corrected for the number of tests by `significance.holm`.
     """
     low, high = estimate.interval
     if math.isnan(low):

@@ -1,10 +1,5 @@
 """Executes the runs of a study: one in this process, or all in parallel processes.
 
-Usage:
-
-    execute(study.find_run("advprop/seed_3"), study, "runs/study")
-    execute_all(study, own_command, "runs/study", num_parallel=2)  # those without scores
-
 The folder of a run is that of `training.loop`, with the evaluation, log.txt and
 scores.json added. All runs use the images in <output_dir>/data.
 """
@@ -36,7 +31,7 @@ from efficientnet_advprop.data.corruptions import CORRUPTIONS
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.evaluation.suites.test_sets import TestSet
-from efficientnet_advprop.runtime.errors import UserError, list_lines
+from efficientnet_advprop.runtime.errors import RunError, list_lines
 from efficientnet_advprop.runtime.files import format_duration, to_json, write_atomically
 from efficientnet_advprop.training import checkpoints, loop
 from tpu_utils.devices.strategy import make_strategy
@@ -47,22 +42,15 @@ _POLL_SECONDS = 0.2
 Log = Callable[[str], None]
 
 
-class StudyError(UserError, RuntimeError):
-    """A run has failed; the message names the run and its log file."""
-
-
 class _Stopped(Exception):
     """SIGTERM was received."""
 
 
 def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
-    """Trains a run, measures the averaged weights of the last step, and writes the
-    scores.
+    """Trains a run, measures the averaged weights of the last step, and writes the scores.
 
     Returns:
         The scores, or None if SIGTERM stopped the training; the next call continues it.
-
-    Raises: as `loop.train`.
     """
     started = time.process_time()
     folder = run_dir(output_dir, run.name)
@@ -79,7 +67,7 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
 
 
 def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[TestSet]]:
-    """Metric → the test sets that it needs, for each of `study.metrics_of(run)`."""
+    """Returns the test sets of each of `study.metrics_of(run)`."""
     chosen = open_test_sets(
         run.config,
         data_dir,
@@ -109,15 +97,14 @@ def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, fl
 
 
 def _scored(test_sets: Sequence[TestSet]) -> list[str]:
-    """The test sets over which a metric is the mean: of a chain of attacks the last
-    one, which tells what withstood them all.
-    """
+    # A metric is the mean over these: of a chain of attacks the last one, which tells what
+    # withstood them all.
     continued = {test_set.after for test_set in test_sets}
     return [test_set.name for test_set in test_sets if test_set.name not in continued]
 
 
 def own_command(run: Run) -> list[str]:
-    """The command line of this process, as it was typed, for a single run: with `--run`."""
+    """Returns the command line of this process, with `--run` for a single run."""
     return [sys.executable, *sys.orig_argv[1:], f"--run={run.name}"]
 
 
@@ -135,20 +122,18 @@ def execute_all(
     runs begin first, so that the processes end at about the same time.
 
     Args:
-        study: the study whose runs are executed.
         command: run → the command line of a process, which must `execute` that run; see
             `own_command`.
-        output_dir: of the study.
         num_parallel: the number of processes at a time.
-        log: a function that prints a line for each run that ends.
+        log: prints a line for each run that ends.
 
     Returns:
         Whether all runs are done. False after SIGTERM, which is passed on to the
         processes; this function waits for their end.
 
     Raises:
-        StudyError: a run failed. The other running processes have ended, and no other
-            run was started.
+        RunError: a run failed; the message names it and its log. The other running
+            processes have ended, and no other run was started.
     """
     scores = read_all_scores(study, output_dir)
     waiting = sorted(
@@ -200,7 +185,7 @@ def execute_all(
             )
             return False
     if failed:
-        raise StudyError(f"{len(failed)} of {num_runs} runs failed:{list_lines(failed)}")
+        raise RunError(f"{len(failed)} of {num_runs} runs failed:{list_lines(failed)}")
     return True
 
 
@@ -210,9 +195,6 @@ def _making_images(study: Study, output_dir: str, log: Log):
     once, the corrupted ones in a thread, since the first runs train before they need them.
 
     A run that needs some earlier writes them, too; the bytes are the same.
-
-    Raises:
-        records.DataError: the folder cannot be written.
     """
     data_dir = os.path.join(output_dir, "data")
     builtin = BUILTIN_DATASETS[study.source]
@@ -237,7 +219,7 @@ def _making_images(study: Study, output_dir: str, log: Log):
 
 
 def _environment(slot: int, num_parallel: int) -> dict[str, str]:
-    """The environment variables that give a process its share of the machine."""
+    # Gives a process its share of the machine.
     threads = str(max(1, (os.cpu_count() or 1) // num_parallel))
     environment = {
         "TF_NUM_INTRAOP_THREADS": threads,

@@ -1,9 +1,4 @@
-"""Draws the claims of a study as one picture: every contrast with its interval.
-
-Usage:
-
-    png = draw_claims(summary)      # a `report.Summary`; bytes of a PNG file
-"""
+"""Draws the claims of a study as one picture: every contrast with its interval."""
 
 import io
 

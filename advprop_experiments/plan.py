@@ -1,11 +1,5 @@
 """Defines a study: arms (ways to train), seeds, and claims as contrasts between arms.
 
-Usage:
-
-    study = load_study("configs/studies/digits.py")
-    [run.name for run in study.runs()]                # ["vanilla/seed_0", "vanilla/seed_1", …]
-    new_runs = claim_output_dir(study, "runs/study")  # an error if it contains other runs
-
 The contrast of a claim is a weighted sum of arms, such as +1 · AdvProp − 1 · vanilla.
 It is computed for each seed and then tested over the seeds. A difference of
 differences, as in "larger networks gain more", is a contrast, too.
@@ -31,12 +25,6 @@ METRICS = {
     "autoattack": "top-1 accuracy under AutoAttack, on evenly spaced test images",
 }
 _PLAN_FILE = "study.json"
-# What a saved plan means that does not say it, because it is of an earlier version.
-_MEASURED_UNLESS_SAID = {
-    "autoattack_epsilon": None,
-    "autoattack_images": None,
-    "autoattack_seeds": None,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +122,7 @@ class Study:
     autoattack_seeds: Optional[Sequence[int]] = None
 
     def runs(self) -> list[Run]:
-        """All runs, ordered by seed, so that an interrupted study has complete pairs."""
+        """Returns all runs by seed, so that an interrupted study has complete pairs."""
         return [
             Run(name, seed, _with_seed(arm.config, seed), arm.expected_seconds)
             for seed in self.seeds
@@ -147,11 +135,7 @@ class Study:
         return next(iter(self.arms.values())).config.data.source
 
     def find_run(self, name: str) -> Run:
-        """The run with this name.
-
-        Raises:
-            ConfigError: there is none.
-        """
+        """Returns the run with this name, or raises a `ConfigError`."""
         runs = {run.name: run for run in self.runs()}
         if name not in runs:
             raise ConfigError(
@@ -161,12 +145,12 @@ class Study:
         return runs[name]
 
     def metrics_of(self, run: Run) -> list[str]:
-        """The metrics of `METRICS` that are measured of a run."""
+        """Returns the metrics that are measured of a run."""
         is_attacked = self.autoattack_seeds is None or run.seed in self.autoattack_seeds
         return [metric for metric in self.metrics() if metric != "autoattack" or is_attacked]
 
     def metrics(self) -> list[str]:
-        """The metrics of `METRICS` that are measured, of all runs or of some."""
+        """Returns the keys of `METRICS` that are measured, of all runs or of some."""
         return [
             "clean",
             *(["corrupted"] if self.severities else []),
@@ -175,9 +159,7 @@ class Study:
         ]
 
     def validate(self) -> None:
-        """Raises a `ConfigError` if a later step would fail, or if a result would mean
-        nothing.
-        """
+        """Raises a `ConfigError` if a step would fail, or a result would mean nothing."""
         if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < 2:
             raise ConfigError(
                 f"`seeds` are {list(self.seeds)}, but intervals need at least two, each once."
@@ -237,7 +219,7 @@ class Study:
             )
 
     def to_json(self) -> str:
-        """What determines the results of each run: its config, and the evaluation."""
+        """Returns what determines the results of each run: its config, and the evaluation."""
         return json.dumps(
             {
                 "measured": self._measured(),
@@ -260,14 +242,13 @@ def _with_seed(config: ExperimentConfig, seed: int) -> ExperimentConfig:
 
 
 def load_study(path: str) -> Study:
-    """The validated study that `get_study()` in a Python file returns.
+    """Returns the validated study of `get_study()` in a Python file.
 
     Args:
         path: of the file; the text after a colon is passed to `get_study`.
 
     Raises:
-        ConfigError: the file does not exist, it returns no `Study`, or the study is
-            invalid.
+        ConfigError: there is no such file, or it returns no valid `Study`.
     """
     file, _, argument = path.partition(":")
     if not os.path.isfile(file):
@@ -295,12 +276,9 @@ def load_study(path: str) -> Study:
 
 
 def claim_output_dir(study: Study, output_dir: str) -> list[str]:
-    """Writes the plan into `output_dir`, unless the folder contains other runs.
+    """Writes the plan into `output_dir`; returns the runs that it did not have.
 
     Runs may be added to a saved study, but not changed.
-
-    Returns:
-        The names of the runs that the saved study did not have.
 
     Raises:
         ConfigError: saved runs have another config, are not in the study, or were
@@ -310,11 +288,10 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
     saved = {"measured": study._measured(), "runs": {}}
     if files.exists(path):
         saved = json.loads(files.read_text(path))
-        saved["measured"] = {**_MEASURED_UNLESS_SAID, **saved["measured"]}
     problems = [
-        f"`{name}` is {saved['measured'][name]} there and {value} here"
+        f"`{name}` is {saved['measured'].get(name)} there and {value} here"
         for name, value in study._measured().items()
-        if saved["measured"][name] != value
+        if saved["measured"].get(name) != value
     ]
     runs = {run.name: run.config for run in study.runs()}
     gone = [name for name in saved["runs"] if name not in runs]

@@ -1,12 +1,4 @@
-"""The results of a study: means of arms, and tests of claims, as JSON, HTML and a
-table.
-
-Usage:
-
-    summary = summarize(study, {"vanilla/seed_0": {"clean": 0.91, "corrupted": 0.78}, …})
-    print(format_table(summary))                                  # in Markdown
-    html = render_html(summary)
-"""
+"""The results of a study: means of arms, tests of claims, and the page that shows both."""
 
 import dataclasses
 import json
@@ -15,9 +7,11 @@ from typing import Mapping, Optional, Sequence
 
 from advprop_experiments.estimates import Estimate, contrast_values, verdict
 from advprop_experiments.plan import METRICS, Study
+from efficientnet_advprop.reports import tables
 from efficientnet_advprop.reports.charts import Interval, interval_chart
-from efficientnet_advprop.reports.page_templates import open_templates
+from efficientnet_advprop.reports.pages import Card, Page, Section
 from efficientnet_advprop.reports.significance import holm
+from efficientnet_advprop.reports.tables import Cell, Table, percent
 from efficientnet_advprop.runtime import files
 
 # The explanations of the words of `verdict`.
@@ -92,13 +86,7 @@ class Summary:
 
 
 def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]]) -> Summary:
-    """Evaluates a study.
-
-    Args:
-        study: the study.
-        scores: run name → accuracies by metric and "processor_seconds"; None for runs
-            that are not done.
-    """
+    """Evaluates a study from run name → its scores, or None of runs that are not done."""
     done = [(run, scores[run.name]) for run in study.runs() if scores.get(run.name)]
     accuracies = {metric: {arm: {} for arm in study.arms} for metric in study.metrics()}
     for run, found in done:
@@ -170,56 +158,59 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
 
 
 def to_json(summary: Summary) -> str:
-    """Returns the summary as JSON; accuracies and differences lie in [−1, 1], missing values
-    are null.
-    """
-    return files.to_json(dataclasses.asdict(summary)) + "\n"
+    """Returns JSON; accuracies and differences lie in [−1, 1], missing values are null."""
+    return files.to_json(dataclasses.asdict(summary)) + "
+"
 
 
-def format_table(summary: Summary) -> str:
-    """The arms and the claims as two Markdown tables, in percent and percentage points."""
-    lines = [
-        f"{summary.num_done} of {summary.num_runs} runs; "
-        f"seeds {', '.join(map(str, summary.seeds))}",
-        "",
+def arms_table(summary: Summary) -> Table:
+    """Returns the accuracies of every arm in per cent: means over the seeds."""
+    rows = [
+        [arm, *map(estimate_cell, by_metric.values())] for arm, by_metric in summary.arms.items()
     ]
-    lines += [
-        "| arm | " + " | ".join(summary.metrics) + " |",
-        "|---|" + "---|" * len(summary.metrics),
-    ]
-    for arm, by_metric in summary.arms.items():
-        lines.append(
-            f"| {arm} | "
-            + " | ".join(format_estimate(estimate) for estimate in by_metric.values())
-            + " |"
-        )
-    lines += [
-        "",
-        "| claim | contrast | of | points (95 % interval) | p, corrected | |",
-        "|---|---|---|---|---|---|",
-    ]
+    note = f"{summary.num_done} of {summary.num_runs} runs; seeds {_list(summary.seeds)}"
+    return Table(["arm", *summary.metrics], rows, "arms", note)
+
+
+def claims_table(summary: Summary) -> Table:
+    """Returns the contrasts of every claim, in percentage points."""
+    columns = ["claim", "contrast", "of", "points (95 % interval)", "p", "p, corrected", "verdict"]
+    rows = []
     for claim in summary.claims:
         for found in claim.findings:
-            points = format_estimate(found.estimate, sign="+")
-            p_value = "" if math.isnan(found.adjusted_p_value) else f"{found.adjusted_p_value:.3g}"
-            lines.append(
-                f"| ({claim.key}) | {found.name} | {found.metric} | {points} | {p_value} "
-                f"| {found.verdict} |"
+            is_whole = found.num_seeds == len(summary.seeds)
+            notes = () if is_whole else (f"({found.num_seeds} seeds)",)
+            rows.append(
+                [
+                    f"({claim.key})",
+                    Cell(found.name, notes=notes),
+                    found.metric,
+                    estimate_cell(found.estimate, sign="+"),
+                    _p_value(found.estimate.p_value if found.estimate else math.nan),
+                    _p_value(found.adjusted_p_value),
+                    Cell(found.verdict, verdict=True),
+                ]
             )
-    return "\n".join(lines)
+    return Table(columns, rows, "claims")
 
 
-def format_estimate(estimate: Optional[Estimate], sign: str = "") -> str:
-    """An estimate in per cent, such as "91.2 (90.1 … 92.3)"; None: "not measured"."""
+def _list(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _p_value(value: float) -> Cell:
+    return Cell() if math.isnan(value) else Cell(f"{value:.3g}", value)
+
+
+def estimate_cell(estimate: Optional[Estimate], sign: str = "") -> Cell:
+    """Returns an estimate in per cent, such as "91.2 (90.1 … 92.3)"."""
     if estimate is None:
-        return "not measured"
-    low, high = estimate.interval
-    mean = f"{100 * estimate.mean:{sign}.1f}"
-    return mean if math.isnan(low) else f"{mean} ({100 * low:{sign}.1f} … {100 * high:{sign}.1f})"
+        return Cell("not measured")
+    return percent(estimate.mean, estimate.interval, sign=sign)
 
 
 def as_interval(found: Finding) -> Interval:
-    """The row of a chart for a measured finding, in the colour of its verdict."""
+    """Returns a chart's row for a measured finding, in the colour of its verdict."""
     return Interval(
         label=f"{found.name}, {found.metric}",
         mean=found.estimate.mean,
@@ -229,18 +220,44 @@ def as_interval(found: Finding) -> Interval:
     )
 
 
-def render_html(summary: Summary) -> str:
-    """The report as one HTML page that needs no other file."""
-    environment = open_templates("advprop_experiments", "efficientnet_advprop.reports")
-    environment.filters["estimate"] = format_estimate
-    charts = {}
+def make_page(summary: Summary) -> Page:
+    """Returns the page of a study."""
+    how = (
+        f"{summary.num_done} of {summary.num_runs} runs, seeds {_list(summary.seeds)}, "
+        f"{summary.seconds / 3600:.1f} hours of processor time. Intervals are Student’s of 95 % "
+        "over the seeds: they speak of other seeds on the same test images. Contrasts are computed "
+        "for each seed and tested by a paired t-test; p is corrected by Holm’s method for all "
+        "tests of this page that have an expected sign."
+    )
+    cards = []
     for claim in summary.claims:
         measured = [as_interval(found) for found in claim.findings if found.estimate]
-        charts[claim.key] = interval_chart(measured) if measured else ""
-    return environment.get_template("study.html.jinja").render(
-        summary=summary,
-        verdicts=VERDICTS,
-        charts=charts,
-        configs=json.dumps(summary.configs, indent=1),
-        is_nan=math.isnan,
+        svg = interval_chart(measured) if measured else ""
+        cards.append(Card(f"({claim.key}) {claim.title}", claim.statement, svg))
+    metrics = "; ".join(f"{metric}: {meaning}" for metric, meaning in summary.metrics.items())
+    words = [[Cell(word, verdict=True), meaning] for word, meaning in VERDICTS.items()]
+    return Page(
+        summary.title,
+        [
+            Section(
+                "What the paper claims, and what is seen here",
+                how,
+                cards=cards,
+                grid="two",
+                tables=[claims_table(summary)],
+                details={"What the verdicts mean": Table(["verdict", "meaning"], words)},
+            ),
+            Section(
+                "All arms",
+                f"Per cent, mean over the seeds with its interval. {metrics}.",
+                tables=[arms_table(summary)],
+                details={"Configs": json.dumps(summary.configs, indent=1)},
+            ),
+        ],
+        summary.introduction,
     )
+
+
+def format_console(summary: Summary) -> str:
+    """Returns both tables for a console."""
+    return "\n\n".join(map(tables.format_console, (arms_table(summary), claims_table(summary))))

@@ -1,15 +1,7 @@
-"""Reads which runs of a study are done, their scores, and the time that the others
-need.
+"""Reads which runs of a study are done, their scores, and the time that the others need.
 
-Usage:
-
-    # {"clean": 0.97, …, "processor_seconds": 71.2}
-    read_scores("runs/study", "advprop/seed_3")
-    seconds_left(study, "runs/study", num_parallel=2)
-
-<output_dir>/runs/<arm>/seed_<n>/scores.json contains the accuracies of a run. A run is
-done if this file exists. This module does not import TensorFlow, so that `--list`
-answers at once.
+A run is done if <output_dir>/runs/<arm>/seed_<n>/scores.json exists. This module does
+not import TensorFlow, so that `--list` answers at once.
 """
 
 import dataclasses
@@ -26,21 +18,18 @@ SCORES_FILE = "scores.json"
 
 
 def run_dir(output_dir: str, name: str) -> str:
-    """The folder of a run."""
+    """Returns the folder of a run."""
     return os.path.join(output_dir, "runs", name)
 
 
 def read_scores(output_dir: str, name: str) -> Optional[dict]:
-    """The accuracies of a run by metric, in [0, 1], and its "processor_seconds".
-
-    None if the run is not done.
-    """
+    """Returns a run's accuracies by metric and its "processor_seconds"; None: it is not done."""
     path = os.path.join(run_dir(output_dir, name), SCORES_FILE)
     return json.loads(files.read_text(path)) if files.exists(path) else None
 
 
 def read_all_scores(study: Study, output_dir: str) -> dict[str, Optional[dict]]:
-    """The name of each run of a study → its `read_scores`, in the order of the study."""
+    """Returns each run's name → its `read_scores`, in the order of the study."""
     return {run.name: read_scores(output_dir, run.name) for run in study.runs()}
 
 
@@ -62,7 +51,7 @@ class RunProgress:
 
 
 def progress(study: Study, output_dir: str) -> list[RunProgress]:
-    """The state of every run of a study, in the order of the study."""
+    """Returns the state of every run of a study, in the order of the study."""
     runs = study.runs()
     scores = read_all_scores(study, output_dir)
     by_arm: dict[str, list[float]] = {}
@@ -80,9 +69,7 @@ def progress(study: Study, output_dir: str) -> list[RunProgress]:
 
 
 def seconds_left(study: Study, output_dir: str, num_parallel: int) -> float:
-    """The time until a study is done with `num_parallel` runs at a time, one CPU core
-    each.
-    """
+    """Returns the time until a study is done with `num_parallel` runs at a time."""
     return (
         sum(entry.seconds for entry in progress(study, output_dir) if entry.scores is None)
         / num_parallel
@@ -90,7 +77,7 @@ def seconds_left(study: Study, output_dir: str, num_parallel: int) -> float:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a process may use, with the names that CUDA_VISIBLE_DEVICES uses."""
+    """Returns the GPUs that a process may use, by CUDA_VISIBLE_DEVICES's names."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name and name != "-1"]
@@ -99,8 +86,5 @@ def visible_gpus() -> list[str]:
 
 
 def default_num_parallel() -> int:
-    """One run per GPU or, without GPUs, one per CPU core.
-
-    The networks are too small to use more.
-    """
+    """Returns one run per GPU or CPU core: the networks are too small to use more."""
     return len(visible_gpus()) or os.cpu_count() or 1

@@ -18,7 +18,7 @@ import time
 from absl import flags, logging
 
 from efficientnet_advprop.command_line import program
-from efficientnet_advprop.runtime.files import format_duration, write_atomically
+from efficientnet_advprop.runtime.files import format_duration
 
 _CONFIG = program.define_config_flag()
 _OUTPUT_DIR = flags.DEFINE_string(
@@ -46,6 +46,7 @@ def main(argv):
     program.require_extra("experiments")
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from advprop_experiments import demo_report, demonstration, execution, plan, report, run_scores
+    from efficientnet_advprop.reports import pages
 
     logging.set_verbosity(logging.WARNING)  # hides the remarks about each of the many test sets
     study = demonstration.make_study(config, autoattack_images=_AUTOATTACK_IMAGES.value)
@@ -66,14 +67,10 @@ def main(argv):
         study, execution.own_command, output_dir, num_parallel=num_parallel
     ):
         return
-    demo = demonstration.collect(study, output_dir)
-    path = os.path.join(output_dir, "report.html")
-    write_atomically(path, demo_report.render_html(demo).encode())
-    print(f"\n{report.format_table(demo.summary)}\n\n{demo_report.tell(demo.summary)}\n")
-    print(
-        f"{format_duration(time.monotonic() - started)}. The report: {os.path.abspath(path)}",
-        flush=True,
-    )
+    summary = report.summarize(study, run_scores.read_all_scores(study, output_dir))
+    path = pages.write(demo_report.make_page(summary, study, output_dir), output_dir)
+    print(f"\n{report.format_console(summary)}\n\n{demo_report.tell(summary)}\n")
+    print(f"{format_duration(time.monotonic() - started)}. The report: {path}", flush=True)
 
 
 if __name__ == "__main__":

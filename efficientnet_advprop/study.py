@@ -13,8 +13,9 @@ Usage:
 Each run is a process with its own folder. After an interruption, the same command
 continues where it stopped; if the folder contains a study of other runs, it is refused.
 At the end, or with --report from the runs that are done, the program writes
-report.html, report.json, report.md (the tables) and claims.png (the contrasts) into
-<output_dir>. --run executes a single run, for batch systems that have their own queue.
+report.html, report.json, the tables as report.md, report.tex and CSV, and claims.png
+(the contrasts) into <output_dir>. --run executes a single run, for batch systems that
+have their own queue.
 """
 
 import os
@@ -83,6 +84,7 @@ def main(argv):
         return
     # Imported here, so that --help and --list do not wait for TensorFlow.
     from advprop_experiments import execution, figures, report
+    from efficientnet_advprop.reports import pages
 
     added = plan.claim_output_dir(study, output_dir)
     if _RUN.value:
@@ -101,19 +103,13 @@ def main(argv):
         ):
             return
     summary = report.summarize(study, run_scores.read_all_scores(study, output_dir))
-    table = report.format_table(summary)
-    files = {
-        "report.html": report.render_html(summary).encode(),
-        "report.json": report.to_json(summary).encode(),
-        "report.md": f"# {summary.title}\n\n{table}\n".encode(),
-        "claims.png": figures.draw_claims(summary),
-    }
-    for name, contents in files.items():
+    path = pages.write(report.make_page(summary), output_dir)
+    for name, contents in (
+        ("report.json", report.to_json(summary).encode()),
+        ("claims.png", figures.draw_claims(summary)),
+    ):
         write_atomically(os.path.join(output_dir, name), contents)
-    print(
-        f"\n{table}\n\nThe report: {os.path.abspath(os.path.join(output_dir, 'report.html'))}",
-        flush=True,
-    )
+    print(f"\n{report.format_console(summary)}\n\nThe report: {path}", flush=True)
 
 
 if __name__ == "__main__":

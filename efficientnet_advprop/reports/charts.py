@@ -1,22 +1,12 @@
-"""Charts and images as text for HTML pages: inline SVG, and PNG or JPEG as data URIs.
+"""Charts, drawn by matplotlib, and images as text for HTML pages.
 
-Usage:
-
-    curve = Curve("AdvProp", "#0b6bcb", [0.97, 0.95, 0.9])
-    svg = line_chart([1, 2, 3], [curve], x_label="severity", y_label="top-1, %", scale=100)
-    svg = bar_chart(["fog", "snow"], [curve], x_label="corruption error, %")
-    svg = reliability_chart([curve])                   # `x`: confidences, `values`: accuracies
-    svg = interval_chart([Interval("AdvProp − vanilla", 0.02, (0.01, 0.03), [0.01, 0.03])])
-    uri = png_uri(image)                               # for <img src="…">
-
-The charts are drawn by matplotlib. The same values give the same bytes.
+The same values give the same bytes.
 """
 
 import base64
 import dataclasses
 import html
 import io
-import math
 from typing import Any, Optional, Sequence
 
 import matplotlib
@@ -85,7 +75,7 @@ def line_chart(
     markers: bool = True,
     ticks: Optional[Sequence[float]] = None,
 ) -> str:
-    """A line chart as an `<svg>` element of flexible width.
+    """Draws lines as an `<svg>` element of flexible width.
 
     Args:
         x: the common x values.
@@ -138,7 +128,7 @@ def _as_svg(figure: Figure, label: str) -> str:
 
 
 def png_uri(image: np.ndarray) -> str:
-    """An image as a `data:` URI. `image`: uint8 [height, width, 3] or [height, width]."""
+    """Returns uint8 [height, width, 3] or [height, width] as a `data:` URI."""
     image = np.asarray(image)
     if image.ndim == 3 and (image == image[..., :1]).all():
         image = image[..., 0]  # a gray image needs a third of the bytes
@@ -155,16 +145,9 @@ def bar_chart(
     scale: float = 100.0,
     mark: Optional[float] = None,
 ) -> str:
-    """Groups of horizontal bars as an `<svg>` element of flexible width.
+    """Draws groups, top to bottom, of one horizontal bar per curve, as an `<svg>`.
 
-    Each group has one bar per curve.
-
-    Args:
-        groups: the names of the groups, from top to bottom.
-        curves: `values` has one value per group.
-        x_label: label of the axis; empty for none.
-        scale: factor on all values.
-        mark: draw a vertical line at this value, before scaling.
+    `mark`, before scaling, is where a vertical line is drawn.
     """
     with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
         thickness = 0.76 / len(curves)
@@ -196,12 +179,8 @@ def bar_chart(
 
 
 def reliability_chart(curves: Sequence[Curve], *, size: tuple[float, float] = (3.6, 3.2)) -> str:
-    """Accuracy over confidence, both in per cent, with the diagonal of perfect
-    calibration.
-
-    Args:
-        curves: `x` are confidences and `values` are accuracies, as fractions of 1.
-        size: inches, for the proportions.
+    """Draws accuracies (`values`) over confidences (`x`), both fractions of 1, and the diagonal
+    of perfect calibration.
     """
     perfect = Curve(
         "perfect calibration", _INK, (0.0, 1.0), x=(0.0, 1.0), dashed=True, markers=False
@@ -216,14 +195,8 @@ def reliability_chart(curves: Sequence[Curve], *, size: tuple[float, float] = (3
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """One row of a chart of differences.
-
-    Args:
-        label: the two things that are compared.
-        mean: the mean difference.
-        span: the ends of its interval.
-        values: the single differences, drawn as faint dots.
-        color: a CSS colour.
+    """One row of a chart of intervals: a mean, the ends of its interval, and the single
+    values, drawn as faint dots.
     """
 
     label: str
@@ -234,56 +207,61 @@ class Interval:
 
 
 def draw_intervals(
-    axes: Any, intervals: Sequence[Interval], rows: Sequence[float], scale: float = 100.0
+    axes: Any,
+    intervals: Sequence[Interval],
+    rows: Sequence[float],
+    x_range: Optional[tuple[float, float]] = None,
 ) -> None:
-    """Draws intervals into matplotlib's axes, around a line at zero, from top to
-    bottom.
+    """Draws intervals in per cent into matplotlib's axes, from top to bottom.
 
-    The range of the axis contains 96 % of all ends and means. A mean outside the range
-    is written as a number at the edge.
-
-    Args:
-        axes: the axes to draw into.
-        intervals: the intervals to draw.
-        rows: the vertical position of each interval.
-        scale: factor on all values: 100 for percentage points.
+    Without `x_range` they are around a line at zero, and the axis holds 96 % of all
+    ends and means; a mean outside is written as a number at the edge.
     """
-    ends = [abs(scale * end) for one in intervals for end in (*one.span, one.mean)]
-    reach = 1.1 * float(np.quantile(ends, 0.96)) or 1.0 if ends else 1.0
-    axes.set_xlim(-reach, reach)
+    scale = 100.0
+    if x_range is None:
+        ends = [abs(scale * end) for one in intervals for end in (*one.span, one.mean)]
+        reach = 1.1 * float(np.quantile(ends, 0.96)) or 1.0 if ends else 1.0
+        x_range = (-reach, reach)
+        axes.axvline(0.0, color=_INK, linewidth=0.8, linestyle=":")
+    axes.set_xlim(*x_range)
     for one, row in zip(intervals, rows):
         axes.plot(
             np.multiply(one.values, scale), [row] * len(one.values), ".",
-            color=one.color, alpha=0.35, markersize=3,
+            color=one.color, alpha=0.35, markersize=3, clip_on=False,
         )  # fmt: skip
         axes.plot(np.multiply(one.span, scale), [row, row], color=one.color, linewidth=1.4)
         mean = scale * one.mean
-        if abs(mean) <= reach:
-            axes.plot([mean], [row], "o", color=one.color, markersize=4)
+        if x_range[0] <= mean <= x_range[1]:
+            axes.plot([mean], [row], "o", color=one.color, markersize=4, clip_on=False)
             continue
-        side = math.copysign(1.0, mean)
-        text = f"◂ {mean:+.1f}" if side < 0 else f"{mean:+.1f} ▸"
-        align = "left" if side < 0 else "right"
+        text = f"◂ {mean:+.1f}" if mean < 0 else f"{mean:+.1f} ▸"
+        align = "left" if mean < 0 else "right"
         axes.text(
-            side * reach, row - 0.25, text,
+            x_range[mean > 0], row - 0.25, text,
             color=one.color, ha=align, va="bottom", fontsize=7,
         )  # fmt: skip
-    axes.axvline(0.0, color=_INK, linewidth=0.8, linestyle=":")
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=_GRID)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def interval_chart(intervals: Sequence[Interval], *, x_label: str = "percentage points") -> str:
-    """Differences with their intervals, one per row, as an `<svg>` of flexible width."""
+def interval_chart(
+    intervals: Sequence[Interval],
+    *,
+    x_label: str = "percentage points",
+    x_range: Optional[tuple[float, float]] = None,
+    size: Optional[tuple[float, float]] = None,
+) -> str:
+    """Draws means with their intervals, one per row, as an `<svg>` of flexible width."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 0.7 + 0.26 * len(intervals)), layout="constrained")
+        size = size or (6.4, 0.7 + 0.26 * len(intervals))
+        figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_alpha(0.0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0.0)
         rows = range(len(intervals))
-        draw_intervals(axes, intervals, rows)
+        draw_intervals(axes, intervals, rows, x_range)
         axes.set_yticks(rows, [one.label for one in intervals])
         axes.set_ylim(len(intervals) - 0.3, -0.7)
         axes.set_xlabel(x_label)
@@ -291,13 +269,9 @@ def interval_chart(intervals: Sequence[Interval], *, x_label: str = "percentage 
 
 
 def thumbnail_uri(encoded: bytes, size: int = 160) -> Optional[str]:
-    """An encoded image as a small JPEG in a `data:` URI; None if it cannot be decoded.
+    """Returns an encoded image as a small JPEG, at most `size` pixels long, in a `data:` URI.
 
-    Images of at most 64 pixels become PNGs.
-
-    Args:
-        encoded: the bytes of the file.
-        size: the largest length of the longer side, in pixels.
+    Images of at most 64 pixels become PNGs; None: it cannot be decoded.
     """
     try:
         pixels = image_formats.decode(image_formats.as_decodable(encoded))

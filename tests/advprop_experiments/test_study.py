@@ -24,6 +24,8 @@ from advprop_experiments.plan import Arm, Claim, Contrast, Study
 from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import records
+from efficientnet_advprop.reports.pages import render_html, render_markdown
+from efficientnet_advprop.runtime.errors import RunError
 from efficientnet_advprop.training import build
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -136,9 +138,9 @@ def test_runs_are_executed_once_and_reported(tmp_path):
         and summary.claims[1].findings[0].verdict == "different"
     )
     assert summary.arms["vanilla"]["clean"].mean == pytest.approx(0.92)
-    table = report.format_table(summary)
+    table = render_markdown(report.make_page(summary))
     assert "| (a) | AdvProp − vanilla | clean | +2.2 (+2.0 … +2.4) |" in table
-    page = report.render_html(summary)
+    page = render_html(report.make_page(summary))
     assert (
         "+2.2 (+2.0 … +2.4)" in page
         and "AdvProp &lt;gains&gt;." in page
@@ -158,9 +160,11 @@ def test_a_report_of_what_is_done():
         study, {"vanilla/seed_1": scores, "advprop/seed_1": scores, "vanilla/seed_2": scores}
     )
     assert summary.num_done == 3 and summary.claims[0].findings[0].verdict == "too few seeds"
-    assert "(1 seeds)" in report.render_html(summary)
+    assert "(1 seeds)" in render_html(report.make_page(summary))
     nothing = report.summarize(study, {})
-    assert "not measured" in report.format_table(nothing) and report.render_html(nothing)
+    assert "not measured" in render_markdown(report.make_page(nothing)) and render_html(
+        report.make_page(nothing)
+    )
     pictures = {figures.draw_claims(found) for found in (summary, summary, nothing)}
     assert len(pictures) == 2  # the same summary, the same bytes
     assert all(Image.open(io.BytesIO(picture)).width > 800 for picture in pictures)
@@ -202,7 +206,7 @@ def test_a_run_that_fails_is_named_and_others_are_kept(tmp_path):
     # Of a seed the long run, AdvProp's, comes first.
     fails = "if name == 'vanilla': sys.exit('no luck')" + write_scores(tmp_path)
     with pytest.raises(
-        execution.StudyError,
+        RunError,
         match=r"vanilla/seed_1 ended with code 1: no luck \(all of it: .*log.txt\)",
     ):
         execution.execute_all(
@@ -426,23 +430,9 @@ def test_the_second_studys_power_is_what_its_file_says():
         assert row in text, row
 
 
-def test_a_plan_saved_before_there_was_autoattack_goes_on(tmp_path):
-    study = make_study()
-    plan.claim_output_dir(study, str(tmp_path))
-    saved = json.loads((tmp_path / "study.json").read_text())
-    saved["measured"] = {"severities": [1], "attack_epsilons": []}
-    (tmp_path / "study.json").write_text(json.dumps(saved))
-    assert plan.claim_output_dir(study, str(tmp_path)) == []
-    with pytest.raises(ConfigError, match="`autoattack_epsilon` is None there and 4.0 here"):
-        plan.claim_output_dir(make_study(autoattack_epsilon=4.0), str(tmp_path))
-
-
 MINIATURE = """
-import importlib.util
 from advprop_experiments.plan import Arm, Claim, Contrast, Study
-spec = importlib.util.spec_from_file_location("digits", "configs/digits.py")
-digits = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(digits)
+from efficientnet_advprop.configs import digits
 
 def make_arm(method):
     config = digits.get_config(method)
@@ -522,11 +512,11 @@ def test_autoattack_of_some_seeds(tmp_path):
     }
     summary = report.summarize(study, scores)
     assert summary.arms["advprop"]["autoattack"].values == (0.25,)
-    assert "| advprop | 90.0 (90.0 … 90.0) | 50.0 (50.0 … 50.0) | 25.0 |" in report.format_table(
-        summary
+    assert "| advprop | 90.0 (90.0 … 90.0) | 50.0 (50.0 … 50.0) | 25.0 |" in render_markdown(
+        report.make_page(summary)
     )
     not_yet = {name: found for name, found in scores.items() if name.endswith("seed_1")}
-    table = report.format_table(report.summarize(study, not_yet))
+    table = render_markdown(report.make_page(report.summarize(study, not_yet)))
     assert "| advprop | 90.0 | 50.0 | not measured |" in table
     with pytest.raises(ConfigError, match=r"`autoattack_seeds` are \[4\], but must be among"):
         make_study(autoattack_epsilon=4.0, autoattack_seeds=(4,))

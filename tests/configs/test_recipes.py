@@ -183,7 +183,7 @@ def test_large_batches_share_batch_norms_by_images():
     ):
         build.check_batch_norm_groups(config, num_replicas=1024)
     config.model.batch_norm_group_size = 2
-    with pytest.raises(ConfigError, match="which say the same"):
+    with pytest.raises(ConfigError, match="batch_norm_group_size. is 2"):
         config.validate()
 
 

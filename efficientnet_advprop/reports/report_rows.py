@@ -176,7 +176,9 @@ def _measure_effective_robustness(measured: Measured, test_set: str) -> Optional
 def _remarks(result: TestSetResult) -> list[str]:
     remarks = [*result.shortfalls, *result.warnings]
     if result.conditions.clean_suite is not None:
-        remarks.append(f"corrupted here from {result.conditions.clean_suite}, not the official files")
+        remarks.append(
+            f"corrupted here from {result.conditions.clean_suite}, not the official files"
+        )
     return remarks
 
 
@@ -234,7 +236,9 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
     results = measured.results
     baseline = comparison.yardstick(suite)
     sets = {name: results.test_sets[name] for name in by_severity(results.test_sets, suite)}
-    remarks = _problems_of_sets({parse_name(name).variant: result.shortfalls for name, result in sets.items()})
+    remarks = _problems_of_sets(
+        {parse_name(name).variant: result.shortfalls for name, result in sets.items()}
+    )
     remarks += dict.fromkeys(
         remark
         for result in sets.values()

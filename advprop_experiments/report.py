@@ -159,8 +159,7 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
 
 def to_json(summary: Summary) -> str:
     """Returns JSON; accuracies and differences lie in [−1, 1], missing values are null."""
-    return files.to_json(dataclasses.asdict(summary)) + "
-"
+    return files.to_json(dataclasses.asdict(summary)) + "\n"
 
 
 def arms_table(summary: Summary) -> Table:

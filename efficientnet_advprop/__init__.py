@@ -4,3 +4,14 @@ adversarial images.
 Each kind of images has batch norms of its own. Importing this package loads neither
 TensorFlow nor Keras and leaves the environment alone: what needs them checks for them.
 """
+
+import sys
+
+# In `python -m efficientnet_advprop.train` Ctrl-C is one line from the first moment on; where
+# the package is a library, it is left alone.
+if sys.argv[:1] == ["-m"] and any(
+    word.startswith("efficientnet_advprop.") for word in sys.orig_argv
+):
+    from efficientnet_advprop.runtime import process
+
+    process.handle_interrupt()

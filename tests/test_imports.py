@@ -38,6 +38,7 @@ WITHOUT_TENSORFLOW = [
     "efficientnet_advprop.runtime.errors",
     "efficientnet_advprop.runtime.files",
     "efficientnet_advprop.runtime.directory_lock",
+    "efficientnet_advprop.runtime.process",
     "efficientnet_advprop.runtime.stack",
     "efficientnet_advprop.config.class_labels",
     "efficientnet_advprop.config.experiment",

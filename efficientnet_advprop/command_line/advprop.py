@@ -7,7 +7,8 @@ import pathlib
 import runpy
 import sys
 
-from efficientnet_advprop.command_line import process, recipes
+from efficientnet_advprop.command_line import recipes
+from efficientnet_advprop.runtime import process
 from efficientnet_advprop.runtime.errors import UsageError, misspelled
 
 _PACKAGE = pathlib.Path(__file__).parents[1]

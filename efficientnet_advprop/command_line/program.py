@@ -9,7 +9,7 @@ A mistake of the user ends with one message on stderr and exit code 2 (flags, co
 reads the output any more. A traceback always means a bug of this package.
 """
 
-from efficientnet_advprop.command_line import process  # isort: skip  # first: see there
+from efficientnet_advprop.runtime import process  # isort: skip  # first: see there
 
 import importlib.util
 import logging
@@ -19,7 +19,7 @@ from typing import Callable, Optional, Sequence
 
 # TensorFlow 2.15 logs three meaningless "errors" about CUDA factories when it starts;
 # real errors reach Python as exceptions.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or "3"
 logging.getLogger("tensorflow").setLevel(logging.WARNING)
 
 from absl import app, flags  # noqa: E402

@@ -1,7 +1,6 @@
 """What a program needs of its process: streams that take any text, and an orderly end.
 
-Importing this module prepares the streams and, in a program of this package, takes over
-Ctrl-C: it is the first import of every program.
+Importing this module prepares the streams; the package's `__init__` does so in a program.
 """
 
 import atexit
@@ -101,6 +100,3 @@ def _end_failed_program() -> None:
 
 atexit.register(_end_failed_program)
 _prepare_streams()
-_main = getattr(sys.modules["__main__"], "__spec__", None)
-if _main is not None and _main.name.startswith("efficientnet_advprop."):
-    handle_interrupt()

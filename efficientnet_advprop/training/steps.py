@@ -18,7 +18,7 @@ from typing import Callable, Optional, Sequence, Union
 
 import tensorflow as tf
 
-from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
+from efficientnet_advprop.attacks import Attack
 from efficientnet_advprop.attacks.labels import check_labels
 from efficientnet_advprop.config.methods import ADVERSARIAL, AUGMENTED, CLEAN, METHODS, Method
 from efficientnet_advprop.config.tables import STATISTICS
@@ -349,14 +349,14 @@ def check_attack(name: str, method: Method, attack: Optional[Attack], statistics
             f"`attack` is {attack!r}, "
             f"but method {name!r} needs {'one' if method.has_attack else 'none'}."
         )
-    if isinstance(attack, UniformNoise) and statistics != "running":
+    if attack is not None and not attack.needs_gradient and statistics != "running":
         raise ValueError(
             f"`attack_statistics` is {statistics!r}, but {attack!r} attacks no network; "
             "leave it at 'running'."
         )
     if method.adversarial_share is None:
         return
-    if not isinstance(attack, PGD):
+    if not hasattr(attack, "move"):  # one step by gradients that the method has
         raise ValueError(
             f"`attack` is {attack!r}, but method {name!r} shares the passes of a `PGD`."
         )

@@ -204,16 +204,17 @@ class Contender:
 def write_exports(folder, onnx_python):
     """Our SavedModel, TFLite and, where it can be made, ONNX files."""
     from efficientnet_advprop.models import EfficientNet
-    from efficientnet_advprop.serving import onnx_conversion, tflite, verification
-    from efficientnet_advprop.serving.export_directory import ExportError
-    from efficientnet_advprop.serving.network import InferenceNetwork
+    from efficientnet_advprop.runtime.errors import RunError
+    from efficientnet_advprop.serving import onnx_conversion, tflite
+    from efficientnet_advprop.serving.calibration_images import default_examples
+    from efficientnet_advprop.serving.inference_network import InferenceNetwork
     from efficientnet_advprop.serving.saved_model import write_saved_model
     from efficientnet_advprop.serving.signatures import ServedNetwork
 
     model = EfficientNet("b0", aux_branches=0)
     randomize(model.variables)
     network = InferenceNetwork(model, IMAGE_SIZE)
-    file = verification.default_examples(IMAGE_SIZE, "released").files[0]
+    file = default_examples(IMAGE_SIZE, "released").files[0]
     write_saved_model(
         ServedNetwork(network, "released"), os.path.join(folder, "saved_model"), {}, file
     )
@@ -221,7 +222,7 @@ def write_exports(folder, onnx_python):
         tflite_file.write(tflite.convert(network))
     try:
         onnx_conversion.convert(network, os.path.join(folder, "model.onnx"), onnx_python)
-    except ExportError as error:
+    except RunError as error:
         print(f"Our ONNX export is left out: {error}")
 
 

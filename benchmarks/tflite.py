@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.models import EfficientNet
 from efficientnet_advprop.serving import tflite
-from efficientnet_advprop.serving.network import InferenceNetwork
+from efficientnet_advprop.serving.inference_network import InferenceNetwork
 
 
 def make_runner(contents: bytes, pixels: np.ndarray):

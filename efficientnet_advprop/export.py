@@ -1,7 +1,5 @@
 r"""Exports a trained network to SavedModel (TensorFlow Serving), TFLite, ONNX or Keras.
 
-Usage:
-
     python -m efficientnet_advprop.export --checkpoint=b3-advprop --export_dir=served/b3 \
         --labels_map_file=labels_map.txt
     python -m efficientnet_advprop.export --model_dir=runs/b3 --export_dir=served/b3 \
@@ -22,8 +20,8 @@ import sys
 from absl import flags
 
 from efficientnet_advprop.command_line import network_flags, program
-from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.config.tables import EXPORT_FORMATS, QUANTIZATIONS, RESIZE_METHODS
+from efficientnet_advprop.runtime.errors import UsageError
 
 _NETWORK = network_flags.define()
 _EXPORT_DIR = flags.DEFINE_string(
@@ -61,11 +59,10 @@ _ONNX_PYTHON = flags.DEFINE_string(
 def main(argv):
     del argv
     if not _EXPORT_DIR.value:
-        raise ConfigError("`--export_dir` is missing; give a folder for the versions.")
-    # Here, so that --help and a wrong flag do not wait for TensorFlow.
+        raise UsageError("`--export_dir` is missing; give a folder for the versions.")
+    # Here, so that --help and a missing flag do not wait for TensorFlow.
     from efficientnet_advprop.serving.exporting import ExportOptions, export
 
-    network = _NETWORK.restore()
     options = ExportOptions(
         format=_FORMAT.value,
         quantization=_QUANTIZATION.value,
@@ -75,6 +72,7 @@ def main(argv):
         resize=_RESIZE.value,
         end_point=_END_POINT.value,
     )
+    network = _NETWORK.restore()
     print(network.description, flush=True)
     print(export(network, _EXPORT_DIR.value, options), flush=True)
 

@@ -1,7 +1,5 @@
 """Classifies image files with TensorFlow Serving over gRPC.
 
-Usage:
-
     python examples/grpc_client.py --server=localhost:8500 --model=efficientnet panda.jpg cat.png
 
 It needs tensorflow and tensorflow-serving-api.

@@ -1,7 +1,5 @@
 """Serves an export on this machine, to try clients without TensorFlow Serving.
 
-Usage:
-
     python examples/local_server.py served/efficientnet
     python examples/rest_client.py panda.jpg
 

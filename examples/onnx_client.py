@@ -1,7 +1,5 @@
 """Classifies image files with an ONNX export.
 
-Usage:
-
     python examples/onnx_client.py served/b0/1 panda.jpg cat.png
 
 It needs onnxruntime, numpy and Pillow.
@@ -13,7 +11,7 @@ import os
 
 import numpy as np
 import onnxruntime
-from pixels import load_pixels
+from pixels import load_as_told
 
 
 def main():
@@ -28,12 +26,7 @@ def main():
     session = onnxruntime.InferenceSession(
         os.path.join(arguments.export, "model.onnx"), providers=["CPUExecutionProvider"]
     )
-    images = np.stack(
-        [
-            load_pixels(path, settings["image_size"], settings["crop_fraction"])
-            for path in arguments.images
-        ]
-    )
+    images = np.stack([load_as_told(path, settings) for path in arguments.images])
     (probabilities,) = session.run(
         ["probabilities"], {"images": np.ascontiguousarray(np.transpose(images, [0, 3, 1, 2]))}
     )

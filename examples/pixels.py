@@ -1,13 +1,13 @@
 """Preprocesses images for TFLite and ONNX exports, which do not contain this step.
 
-Usage:
+    # the export's metadata.json: image_size, crop, crop_fraction and resize
+    settings = json.load(file)["input"]
+    image = load_as_told("panda.jpg", settings)
+    image = load_pixels("panda.jpg", image_size=224, crop_fraction=0.875, resize="bicubic")
 
-    # both values are in the export's metadata.json
-    image = load_pixels("panda.jpg", image_size=224, crop_fraction=0.875)
-
-It uses NumPy and Pillow, and computes what the network was evaluated with. The cubic
-filter is TensorFlow's old one: coefficient −0.75, no half-pixel centres, no smoothing
-when it shrinks. Pillow's own bicubic filter differs visibly and reduces accuracy.
+It uses NumPy and Pillow, and computes what the served SavedModel computes. The filters
+are TensorFlow's old ones: no half-pixel centres, no smoothing when they shrink, and a
+cubic coefficient of −0.75. Pillow's own differ visibly and reduce accuracy.
 """
 
 from typing import Optional
@@ -18,20 +18,38 @@ from PIL import Image
 _TABLE_SIZE = 1024  # the filter is read from a table at this resolution
 
 
-def load_pixels(path: str, image_size: int, crop_fraction: Optional[float]) -> np.ndarray:
-    """An image file as float32 [image_size, image_size, 3] around 0…255, RGB.
-
-    Without a `crop_fraction`, the whole image is used.
-    """
-    with Image.open(path) as image:
-        pixels = _to_rgb(image)
-    return resize(
-        pixels if crop_fraction is None else center_crop(pixels, crop_fraction), image_size
+def load_as_told(path: str, settings: dict) -> np.ndarray:
+    """Returns an image file as an export wants it; `settings`: "input" of its metadata."""
+    crop = settings["crop"]
+    if crop not in ("none", "released") and not str(crop).replace(".", "", 1).isdigit():
+        raise SystemExit(
+            f"error: the export's crop is {crop!r}, which this client cannot make; export with"
+            " --format=saved_model, whose serving_default takes image files"
+        )
+    return load_pixels(
+        path, settings["image_size"], settings["crop_fraction"], settings.get("resize", "bicubic")
     )
 
 
+def load_pixels(
+    path: str, image_size: int, crop_fraction: Optional[float], resize: str = "bicubic"
+) -> np.ndarray:
+    """Returns an image file as float32 [image_size, image_size, 3] around 0…255, RGB.
+
+    Without a `crop_fraction`, the whole image is used; `resize`: "bicubic" or
+    "bilinear".
+    """
+    with Image.open(path) as image:
+        pixels = _to_rgb(image)
+    if crop_fraction is not None:
+        pixels = center_crop(pixels, crop_fraction)
+    rows, columns = (_filter(size, image_size, resize) for size in pixels.shape[:2])
+    resized = np.einsum("yi,ijc,xj->yxc", rows, pixels.astype(np.float32), columns, optimize=True)
+    return resized.astype(np.float32)
+
+
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """uint8 [height, width, 3], as TensorFlow decodes it."""
+    """Returns uint8 [height, width, 3], as TensorFlow decodes it."""
     # Of 16-bit gray images, the upper eight bits are used; Pillow would clip them to
     # 255.
     if image.mode.startswith("I"):
@@ -44,7 +62,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def center_crop(pixels: np.ndarray, crop_fraction: float) -> np.ndarray:
-    """The centre square, `crop_fraction` of the shorter side."""
+    """Cuts out the centre square, `crop_fraction` of the shorter side."""
     height, width = pixels.shape[:2]
     side = max(1, int(np.float32(crop_fraction) * np.float32(min(height, width))))
     top = (height - side + 1) // 2
@@ -52,23 +70,20 @@ def center_crop(pixels: np.ndarray, crop_fraction: float) -> np.ndarray:
     return pixels[top : top + side, left : left + side]
 
 
-def resize(pixels: np.ndarray, image_size: int) -> np.ndarray:
-    """Resizes an image to a square by bicubic interpolation; float32."""
-    rows, columns = (_filter(size, image_size) for size in pixels.shape[:2])
-    return np.einsum(
-        "yi,ijc,xj->yxc", rows, pixels.astype(np.float32), columns, optimize=True
-    ).astype(np.float32)
-
-
-def _filter(size: int, new_size: int) -> np.ndarray:
-    """The weights [new_size, size] of the old pixels in each new pixel."""
+def _filter(size: int, new_size: int, method: str) -> np.ndarray:
+    """Returns the weights [new_size, size] of the old pixels in each new pixel."""
     positions = np.arange(new_size, dtype=np.float32) * np.float32(size / new_size)
     first = positions.astype(int)
-    offsets = np.round((positions - first) * _TABLE_SIZE) / _TABLE_SIZE
+    offsets = positions - first
+    if method == "bilinear":
+        neighbours = {0: 1 - offsets, 1: offsets}
+    else:
+        offsets = np.round(offsets * _TABLE_SIZE) / _TABLE_SIZE
+        neighbours = {step: _cubic(np.abs(step - offsets)) for step in (-1, 0, 1, 2)}
     weights = np.zeros([new_size, size], np.float32)
-    for neighbour in (-1, 0, 1, 2):
-        index = np.clip(first + neighbour, 0, size - 1)  # beyond the edge, the edge
-        np.add.at(weights, (np.arange(new_size), index), _cubic(np.abs(neighbour - offsets)))
+    for step, values in neighbours.items():
+        index = np.clip(first + step, 0, size - 1)  # beyond the edge, the edge
+        np.add.at(weights, (np.arange(new_size), index), values)
     return weights
 
 

@@ -1,7 +1,5 @@
 r"""Classifies image files with TensorFlow Serving over HTTP.
 
-Usage:
-
     python examples/rest_client.py panda.jpg cat.png \
         --url=http://localhost:8501/v1/models/efficientnet:predict
 

@@ -1,7 +1,5 @@
 """Classifies image files with a TFLite export.
 
-Usage:
-
     python examples/tflite_client.py served/b0/1 panda.jpg cat.png
 
 It needs tensorflow (for its interpreter), numpy and Pillow.
@@ -13,7 +11,7 @@ import os
 
 import numpy as np
 import tensorflow as tf
-from pixels import load_pixels
+from pixels import load_as_told
 
 
 def main():
@@ -33,7 +31,7 @@ def main():
     runner = interpreter.get_signature_runner()
     dtype = runner.get_input_details()["images"]["dtype"]
     for path in arguments.images:
-        image = load_pixels(path, settings["image_size"], settings["crop_fraction"])
+        image = load_as_told(path, settings)
         if dtype == np.uint8:
             image = np.clip(np.round(image), 0, 255)
         (row,) = runner(images=image[None].astype(dtype))["probabilities"]

@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.config.tables import SMOOTH_RELU_GRADIENTS
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.runtime.pass_mode import current_pass, weights
 from tpu_utils.replicas import replica_runtime
 
 
@@ -305,12 +306,16 @@ class Activation:
         Returns:
             A tensor of the same shape and dtype.
         """
-        choice = self.choice
+        choice, formula = self.choice, ACTIVATIONS[self.choice.name]
+        if current_pass().constant_weights:
+            # Plain operations: a custom gradient would hide the pattern from readers of
+            # an exported graph.
+            return formula.value(x, self.alpha)
         if choice.name == "swish":
             return swish(x)
         if choice.smooth_relu_gradient in ("both", "training" if training else "attack"):
             return _apply(_RELU_WITH_SMOOTH_GRADIENT, x, choice.alpha)
-        return _apply(ACTIVATIONS[choice.name], x, self.alpha)
+        return _apply(formula, x, self.alpha)
 
 
 class TrainedActivation(keras.layers.Layer):
@@ -340,16 +345,10 @@ class TrainedActivation(keras.layers.Layer):
     def call(self, inputs, training=False):
         """Applies it: a float tensor of any shape → the same shape and dtype."""
         del training
-        return _apply(ACTIVATIONS[self.choice.name], inputs, self.alpha)
-
-
-def plain_value(activation: Union[Activation, TrainedActivation]) -> Callable:
-    """x → y by TensorFlow's own operations alone, with α as a constant, for graphs that
-    other programs read: a custom gradient would hide the pattern from some compilers.
-    """
-    formula = ACTIVATIONS[activation.choice.name]
-    alpha = activation.alpha if activation.alpha is None else float(activation.alpha)
-    return lambda x: formula.value(x, alpha)
+        formula = ACTIVATIONS[self.choice.name]
+        if current_pass().constant_weights:
+            return formula.value(inputs, weights(lambda: self.alpha))
+        return _apply(formula, inputs, self.alpha)
 
 
 def choose(

@@ -1,9 +1,6 @@
 """Blocks that denoise feature maps: an average over positions that resemble each other,
 a 1×1 convolution with batch norm, and the shortcut around both.
 
-    block = DenoisingBlock("non_local_softmax", filters=256, norm_arguments={}, name="denoise")
-    y = block(x, training=True, branch="main")      # [batch, height, width, 256], as x
-
 Xie, Wu, van der Maaten, Yuille & He, CVPR 2019, "Feature Denoising for Improving
 Adversarial Robustness", sections 4 and 5; where the paper is silent, as in
 facebookresearch/ImageNet-Adversarial-Training. The last gamma starts at zero, so that a
@@ -17,13 +14,13 @@ from typing import Optional
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.layers import (
+from efficientnet_advprop.models.convolutions import (
     Convolution,
     build_in_scopes,
     convolve_and_normalize,
 )
 from efficientnet_advprop.models.normalization import DualBatchNormalization
-from efficientnet_advprop.runtime.errors import UserError
+from efficientnet_advprop.runtime.errors import ModelError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +65,11 @@ _EXCHANGES = (
 )
 
 
-class DenoisingMemoryError(UserError, ValueError):
-    """A feature map whose positions are too many to be compared with each other."""
-
-
 def check_memory(
     operation: str, place: str, num_images: int, height: int, width: int, way_out: str
 ) -> None:
-    """Checks that the weights of non-local means fit into memory.
+    """Raises a `ModelError` if the weights of non-local means take more than
+    `MAX_WEIGHTS_BYTES`.
 
     Args:
         operation: a key of `OPERATIONS`.
@@ -83,9 +77,6 @@ def check_memory(
         num_images: of one replica.
         height, width: of the feature map.
         way_out: what to change, a sentence without a full stop.
-
-    Raises:
-        DenoisingMemoryError: they take more than `MAX_WEIGHTS_BYTES`.
     """
     row = OPERATIONS[operation]
     if row.region != "all" or row.weights != "softmax":
@@ -93,7 +84,7 @@ def check_memory(
     positions = height * width
     needed = 4 * num_images * positions**2
     if needed > MAX_WEIGHTS_BYTES:
-        raise DenoisingMemoryError(
+        raise ModelError(
             f"The denoising block {operation!r} of {place} compares all {positions:,} positions of"
             f" a map of {height} × {width} with each other: for {num_images} images"
             f" {needed / 2**30:,.1f} GiB of weights, but at most {MAX_WEIGHTS_BYTES / 2**30:g} GiB"
@@ -107,17 +98,13 @@ def denoise(
     theta: Optional[tf.Tensor] = None,
     phi: Optional[tf.Tensor] = None,
 ) -> tf.Tensor:
-    """Averages each position with others.
+    """Averages each position of x [batch, height, width, channels] with others.
+
+    At the edges a window has fewer positions; the median repeats those at the edge.
 
     Args:
-        operation: how.
-        x: float tensor [batch, height, width, channels].
         theta, phi: what the weights are of, where the operation is embedded: [batch,
             height, width, their channels].
-
-    Returns:
-        A tensor of x's shape and dtype. At the edges a window has fewer positions; the
-        median repeats those at the edge.
     """
     if operation.weights == "median":
         return _median(*_window(_repeat_edges(x)))
@@ -131,8 +118,7 @@ def denoise(
 
 
 def _average_over_all(x, theta, phi, weights: str) -> tf.Tensor:
-    positions = [_as_rows(part) for part in (x, theta, phi)]
-    x_rows, theta_rows, phi_rows = positions
+    x_rows, theta_rows, phi_rows = (_as_rows(part) for part in (x, theta, phi))
     if weights == "softmax":
         products = tf.linalg.matmul(theta_rows, phi_rows, transpose_b=True)
         # In float32: over thousands of positions bfloat16 keeps no sum of 1.
@@ -144,11 +130,8 @@ def _average_over_all(x, theta, phi, weights: str) -> tf.Tensor:
         count = tf.cast(tf.shape(x_rows)[1], tf.float32)
         mixed = tf.cast(tf.cast(mixed, tf.float32) / count, x.dtype)
         averaged = tf.linalg.matmul(theta_rows, mixed)
-    return (
-        tf.reshape(averaged, tf.shape(x))
-        if None in x.shape[1:]
-        else (tf.reshape(averaged, [-1, *x.shape[1:]]))
-    )
+    shape = tf.shape(x) if None in x.shape[1:] else [-1, *x.shape[1:]]
+    return tf.reshape(averaged, shape)
 
 
 def _as_rows(x: tf.Tensor) -> tf.Tensor:
@@ -193,27 +176,22 @@ def _repeat_edges(x: tf.Tensor) -> tf.Tensor:
 
 
 def _window(padded: tf.Tensor) -> list[tf.Tensor]:
-    """The nine neighbours of every position, each [batch, height, width, channels]."""
+    """Returns the nine neighbours of every position, each of x's shape."""
     ends = [-2, -1, None]
     return [padded[:, y : ends[y], x : ends[x]] for y in range(3) for x in range(3)]
 
 
 @tf.custom_gradient
 def _median(*values: tf.Tensor) -> tf.Tensor:
-    """The middle one of nine, elementwise.
-
-    Its gradient goes to those that are the median, in equal parts: behind a relu many
-    are equal, zero.
-    """
+    """Returns the middle one of nine, elementwise."""
     places = list(values)
     for low, high in _EXCHANGES:
-        places[low], places[high] = (
-            tf.minimum(places[low], places[high]),
-            tf.maximum(places[low], places[high]),
-        )
+        pair = places[low], places[high]
+        places[low], places[high] = tf.minimum(*pair), tf.maximum(*pair)
     median = places[4]
 
     def gradient(upstream):
+        # In equal parts to those that are the median: behind a relu many are, zero.
         is_median = [tf.cast(tf.equal(value, median), tf.float32) for value in values]
         part = tf.cast(upstream, tf.float32) / tf.add_n(is_median)
         return [tf.cast(part * share, median.dtype) for share in is_median]
@@ -261,9 +239,8 @@ class DenoisingBlock(keras.layers.Layer):
     def call(self, inputs, training=False):
         """[batch, height, width, filters] → the same, in the same dtype.
 
-        Raises:
-            DenoisingMemoryError: the map is too large; only where its shape is known
-                when tracing.
+            Raises:
+        XX
         """
         if None not in inputs.shape[:3]:
             num_images, height, width = inputs.shape[:3]

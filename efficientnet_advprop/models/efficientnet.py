@@ -16,7 +16,8 @@ from typing import Optional
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import scaling
-from efficientnet_advprop.models.layers import Convolution, Head, Stem, make_block
+from efficientnet_advprop.models.convolutions import Convolution
+from efficientnet_advprop.models.layers import ClassifierLayer, Head, Stem, make_block
 from efficientnet_advprop.models.network import BlockNetwork, check_choice, check_scaling
 
 
@@ -81,38 +82,14 @@ class EfficientNet(BlockNetwork):
         smooth_relu_gradient: str = "none",
         name: Optional[str] = None,
     ):
+        given = dict(locals())
         check_choice("variant", variant, scaling.VARIANTS)
         row = scaling.VARIANTS[variant]
         design = row.design
-        num_classes = design.num_classes if num_classes is None else num_classes
-        normalization = design.normalization if normalization is None else normalization
-        if batch_norm_momentum is None:
-            batch_norm_momentum = design.batch_norm_momentum
-        super().__init__(
-            dict(
-                variant=variant,
-                num_classes=num_classes,
-                aux_branches=aux_branches,
-                width_coefficient=width_coefficient,
-                depth_coefficient=depth_coefficient,
-                dropout_rate=dropout_rate,
-                survival_prob=survival_prob,
-                normalization=normalization,
-                compute_dtype=compute_dtype,
-                batch_norm_momentum=batch_norm_momentum,
-                batch_norm_epsilon=batch_norm_epsilon,
-                batch_norm_group_size=batch_norm_group_size,
-                aux_shares=aux_shares,
-                recomputed_blocks=recomputed_blocks,
-                activation=activation,
-                activation_alpha=activation_alpha,
-                smooth_relu_gradient=smooth_relu_gradient,
-                name=name,
-            ),
-            scaling.VARIANTS,
-            scaling.network_name(variant),
-            design.activation,
-        )
+        for argument in ("num_classes", "normalization", "batch_norm_momentum"):
+            if given[argument] is None:
+                given[argument] = getattr(design, argument)
+        super().__init__(given, scaling.VARIANTS, scaling.network_name(variant), design.activation)
         width = row.width_coefficient if width_coefficient is None else width_coefficient
         depth = row.depth_coefficient if depth_coefficient is None else depth_coefficient
         dropout = row.dropout_rate if dropout_rate is None else dropout_rate
@@ -132,5 +109,8 @@ class EfficientNet(BlockNetwork):
             make_block(block, self.activation, norms, f"blocks_{index}", dtype=policy)
             for index, block in enumerate(blocks)
         ]
-        self.head = Head(head_filters, num_classes, dropout, self.activation, norms, dtype=policy)
+        # The official initial classifier: uniform within ±1/√num_classes.
+        uniform = keras.initializers.VarianceScaling(1.0 / 3.0, "fan_out", "uniform")
+        classifier = ClassifierLayer(self.num_classes, uniform)
+        self.head = Head(classifier, dropout, head_filters, self.activation, norms, dtype=policy)
         self.build([None, None, None, 3])

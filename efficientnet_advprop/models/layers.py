@@ -1,9 +1,4 @@
-"""Convolutions that can take a batch norm in, and the parts of an EfficientNet made of
-them.
-
-In training mode a batch norm follows its convolution. In inference mode it is a fixed
-scale and offset per channel, so it goes into the kernel and a bias: no pass over the
-activations is left of it. The attack runs in this mode K times a step.
+"""The parts of an EfficientNet: stem, blocks and head.
 
 Variables carry the official TF1 names below the model's scope
 (`blocks_3/conv2d_1/kernel`, `stem/tpu_batch_normalization/gamma`).
@@ -17,123 +12,22 @@ import tensorflow as tf
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations
 from efficientnet_advprop.models.activations import Activation, ActivationChoice
-from efficientnet_advprop.models.convolutions import add_offset, convolve_1x1
-from efficientnet_advprop.models.normalization import DualBatchNormalization
-from efficientnet_advprop.models.routed_layers import (
+from efficientnet_advprop.models.condconv import (
     RoutedDepthwiseConvolution,
     RoutedPointwiseConvolution,
     Routing,
 )
+from efficientnet_advprop.models.convolutions import (
+    Convolution,
+    DepthwiseConvolution,
+    build_in_scopes,
+    convolve_and_normalize,
+    kernel_initializer,
+)
+from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.models.scaling import Block
+from efficientnet_advprop.runtime.pass_mode import current_pass, weights
 from tpu_utils.replicas import randomness
-
-
-def kernel_initializer() -> keras.initializers.Initializer:
-    """The official initial kernels: a plain (not truncated) normal of variance 2 /
-    fan_out.
-
-    One object gives one draw: ask anew.
-    """
-    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-
-
-def classifier_initializer() -> keras.initializers.Initializer:
-    """The official initial classifier: uniform within ±1/√num_classes."""
-    return keras.initializers.VarianceScaling(1.0 / 3.0, "fan_out", "uniform")
-
-
-def build_in_scopes(shapes) -> None:
-    """Builds sublayers, each inside a name scope of its own name.
-
-    `shapes`: (layer, input shape) pairs; an activation without variables is passed
-    over.
-    """
-    for layer, shape in shapes:
-        if isinstance(layer, Activation):
-            continue
-        with tf.name_scope(layer.name):
-            layer.build(tf.TensorShape(shape))
-
-
-class Convolution(keras.layers.Layer):
-    """A 2-D convolution without a bias of its own.
-
-    Args:
-        filters, kernel_size, strides: of the convolution; the size is odd.
-        symmetric_padding: of (kernel_size − 1) / 2 zeros on every side, as ResNets
-            have; False is "SAME", which differs where a stride above 1 meets an even
-            size.
-        initializer: of the kernel; None: `kernel_initializer`.
-    """
-
-    def __init__(
-        self,
-        filters: int,
-        kernel_size: int,
-        strides: int = 1,
-        symmetric_padding: bool = False,
-        initializer=None,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
-        sides = [(kernel_size - 1) // 2] * 2
-        # Only where the two differ: explicit padding has no fast gradients on CPUs.
-        is_explicit = symmetric_padding and strides > 1 and kernel_size > 1
-        self.padding = [[0, 0], sides, sides, [0, 0]] if is_explicit else "SAME"
-        self.initializer = initializer or kernel_initializer()
-
-    def build(self, input_shape):
-        shape = [self.kernel_size, self.kernel_size, input_shape[-1], self.filters]
-        self.kernel = self.add_weight(
-            "kernel", shape, tf.float32, self.initializer, experimental_autocast=False
-        )
-        self.built = True
-
-    def call(self, inputs, scale=None, offset=None):
-        """Convolves.
-
-        Args:
-            inputs: float tensor [batch, height, width, channels].
-            scale, offset: float32 [filters]; what a folded batch norm multiplies and
-                adds per output channel.
-
-        Returns:
-            A tensor [batch, ⌈height/strides⌉, ⌈width/strides⌉, filters] in the compute
-            dtype.
-        """
-        kernel = tf.cast(self.kernel if scale is None else self.kernel * scale, self.compute_dtype)
-        if self.kernel_size == self.strides == 1:
-            outputs = convolve_1x1(inputs, kernel)
-        else:
-            outputs = tf.nn.conv2d(inputs, kernel, self.strides, self.padding)
-        return add_offset(outputs, offset)
-
-
-class DepthwiseConvolution(keras.layers.Layer):
-    """A depthwise 2-D convolution of multiplier 1, padding "SAME", without a bias of
-    its own.
-    """
-
-    def __init__(self, kernel_size: int, strides: int = 1, **kwargs):
-        super().__init__(**kwargs)
-        self.kernel_size, self.strides = kernel_size, strides
-
-    def build(self, input_shape):
-        shape = [self.kernel_size, self.kernel_size, input_shape[-1], 1]
-        self.depthwise_kernel = self.add_weight(
-            "depthwise_kernel", shape, tf.float32, kernel_initializer(), experimental_autocast=False
-        )
-        self.built = True
-
-    def call(self, inputs, scale=None, offset=None):
-        """Convolves each channel; arguments and result as those of `Convolution`."""
-        kernel = self.depthwise_kernel if scale is None else self.depthwise_kernel * scale[:, None]
-        strides = [1, self.strides, self.strides, 1]
-        outputs = tf.nn.depthwise_conv2d(
-            inputs, tf.cast(kernel, self.compute_dtype), strides, "SAME"
-        )
-        return add_offset(outputs, offset)
 
 
 class PointwiseWeights(keras.layers.Layer):
@@ -156,8 +50,9 @@ class PointwiseWeights(keras.layers.Layer):
         self.built = True
 
     def call(self, dtype):
-        """The kernel as a matrix [channels, units] and the bias [units], in `dtype`."""
-        return tf.cast(self.kernel[0, 0], dtype), tf.cast(self.bias, dtype)
+        """Returns the kernel as a matrix [channels, units] and the bias, in `dtype`."""
+        kernel, bias = weights(lambda: (self.kernel[0, 0], self.bias))
+        return tf.cast(kernel, dtype), tf.cast(bias, dtype)
 
 
 class GatedActivation(keras.layers.Layer):
@@ -173,44 +68,28 @@ class GatedActivation(keras.layers.Layer):
         self.squeezed_activation = activation.make("activation_1", dtype=kwargs.get("dtype"))
 
     def build(self, input_shape):
-        build_in_scopes(
-            [
-                (self.reduce, input_shape),
-                (self.expand, [None, self.reduce.units]),
-                (self.activation, input_shape),
-                (self.squeezed_activation, [None, self.reduce.units]),
-            ]
-        )
+        squeezed = [None, self.reduce.units]
+        build_in_scopes([(self.reduce, input_shape), (self.expand, squeezed)])
+        build_in_scopes([(self.activation, input_shape), (self.squeezed_activation, squeezed)])
         self.built = True
 
     def call(self, inputs, training=False):
         """[batch, height, width, channels] → the same, in the same dtype."""
-        weights = [*self.reduce(inputs.dtype), *self.expand(inputs.dtype)]
-        if self.activation.choice.name == "swish":
-            return activations.gated_swish(inputs, *weights)
+        matrices = [*self.reduce(inputs.dtype), *self.expand(inputs.dtype)]
+        if self.activation.choice.name == "swish" and not current_pass().constant_weights:
+            return activations.gated_swish(inputs, *matrices)
         x = self.activation(inputs, training=training)
         gates = activations.squeeze_excite(
             activations.spatial_mean(x),
-            *weights,
+            *matrices,
             activation=functools.partial(self.squeezed_activation, training=training),
         )
         return x * gates[:, None, None, :]
 
 
-def convolve_and_normalize(
-    convolution, norm: DualBatchNormalization, inputs: tf.Tensor, training: bool
-) -> tf.Tensor:
-    """Applies a convolution and its batch norm, which goes into the kernel in inference
-    mode, or if it is frozen.
-    """
-    if norm.uses_batch_moments(training):
-        return norm(convolution(inputs), training=training)
-    return convolution(inputs, *norm.affine())
-
-
 def drop_residual(inputs: tf.Tensor, survival_prob: float, seed: Optional[tf.Tensor]) -> tf.Tensor:
-    """Stochastic depth (official `drop_connect`): each image's branch is kept with
-    `survival_prob` and then divided by it.
+    """Keeps each image's residual branch with `survival_prob`, and then divides it by
+    that: stochastic depth (official `drop_connect`).
 
     Args:
         inputs: float tensor [batch, height, width, channels].
@@ -240,24 +119,26 @@ class Stem(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(name="stem", **kwargs)
-        self.activation = activation.make("activation", dtype=kwargs.get("dtype"))
+        dtype = kwargs.get("dtype")
+        self.activation = activation.make("activation", dtype=dtype)
         self.convolution = convolution
-        self.norm = DualBatchNormalization(
-            name=norm_name, dtype=kwargs.get("dtype"), **norm_arguments
-        )
+        self.norm = DualBatchNormalization(name=norm_name, dtype=dtype, **norm_arguments)
 
     def build(self, input_shape):
-        build_in_scopes(
-            [
-                (self.convolution, input_shape),
-                (self.norm, [None, None, None, self.convolution.filters]),
-                (self.activation, [None, None, None, self.convolution.filters]),
-            ]
-        )
+        outputs = [None, None, None, self.convolution.filters]
+        build_in_scopes([(self.convolution, input_shape)])
+        build_in_scopes([(self.norm, outputs), (self.activation, outputs)])
         self.built = True
 
-    def call(self, inputs, training=False):
-        x = convolve_and_normalize(self.convolution, self.norm, inputs, training)
+    def call(self, inputs, training=False, deviation=None):
+        """Convolves, normalises and activates; in inference mode with a `deviation`
+        [channels], the kernel divides the inputs by it.
+        """
+        if deviation is None:
+            x = convolve_and_normalize(self.convolution, self.norm, inputs, training)
+        else:
+            scale, offset = self.norm.affine()
+            x = self.convolution(inputs, scale / deviation[:, None], offset)
         return self.activation(x, training=training)
 
 
@@ -270,12 +151,7 @@ class InvertedBottleneck(keras.layers.Layer):
     """
 
     def __init__(
-        self,
-        block: Block,
-        activation: ActivationChoice,
-        norm_arguments: dict,
-        name: str,
-        **kwargs,
+        self, block: Block, activation: ActivationChoice, norm_arguments: dict, name: str, **kwargs
     ):
         super().__init__(name=name, **kwargs)
         self.block = block
@@ -284,23 +160,34 @@ class InvertedBottleneck(keras.layers.Layer):
         self.project_activation: Optional[Activation] = None
 
     def make_norm(self) -> DualBatchNormalization:
-        """The next batch norm, with the next official name."""
+        """Returns the next batch norm, with the next official name."""
         name = _counted("tpu_batch_normalization", self._num_norms)
         self._num_norms += 1
         return DualBatchNormalization(name=name, **self._norm_arguments)
+
+    def widening_parts(self, inputs: tf.TensorShape, expanded: list) -> list:
+        """Returns (layer, shape of its input) of what `widen` uses, in order."""
+        raise NotImplementedError(f"{type(self).__name__} is no block of its own.")
 
     def widen(self, inputs, routing, training: bool):
         """[batch, height, width, input_filters] → [batch, ⌈height/strides⌉,
         ⌈width/strides⌉, expanded_filters].
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} is no block of its own; use MBConvBlock or FusedMBConvBlock."
-        )
+        raise NotImplementedError(f"{type(self).__name__} is no block of its own.")
 
-    def route(self, inputs) -> Optional[tf.Tensor]:
-        """What mixes the experts, one row per image; None where there are none."""
+    def route(self, inputs) -> dict:
+        """Returns what convolutions need to mix their experts, as keyword arguments."""
         del inputs
-        return None
+        return {}
+
+    def build(self, input_shape):
+        expanded = [None, None, None, self.block.expanded_filters]
+        projected = [None, None, None, self.block.output_filters]
+        build_in_scopes(self.widening_parts(input_shape, expanded))
+        build_in_scopes([(self.project, expanded), (self.project_norm, projected)])
+        if self.project_activation is not None:
+            build_in_scopes([(self.project_activation, projected)])
+        self.built = True
 
     def call(
         self,
@@ -309,14 +196,12 @@ class InvertedBottleneck(keras.layers.Layer):
         seed: Optional[tf.Tensor] = None,
         with_end_points: bool = False,
     ):
-        """The block's output; with `with_end_points` also {"expansion_output": what the
-        projection gets}.
+        """Returns the block's output; with `with_end_points` also {"expansion_output":
+        what the projection gets}.
         """
         routing = self.route(inputs)
         expanded = self.widen(inputs, routing, training)
-        project = (
-            self.project if routing is None else functools.partial(self.project, routing=routing)
-        )
+        project = functools.partial(self.project, **routing)
         x = convolve_and_normalize(project, self.project_norm, expanded, training)
         if self.project_activation is not None:
             x = self.project_activation(x, training=training)
@@ -335,38 +220,32 @@ class MBConvBlock(InvertedBottleneck):
     """
 
     def __init__(
-        self,
-        block: Block,
-        activation: ActivationChoice,
-        norm_arguments: dict,
-        name: str,
-        **kwargs,
+        self, block: Block, activation: ActivationChoice, norm_arguments: dict, name: str, **kwargs
     ):
         super().__init__(block, activation, norm_arguments, name, **kwargs)
-        dtype = kwargs.get("dtype")
+        dtype, num_experts = kwargs.get("dtype"), block.num_experts
         names = _names_of_convolutions(block)
-        self.routing = Routing(block.num_experts, name="dense") if block.num_experts else None
+        self.routing = Routing(num_experts, name="dense") if num_experts else None
 
         def make_pointwise(filters):
-            if not block.num_experts:
+            if not num_experts:
                 return Convolution(filters, 1, name=next(names), dtype=dtype)
-            return RoutedPointwiseConvolution(
-                filters, block.num_experts, kernel_initializer, name=next(names), dtype=dtype
-            )
+            return RoutedPointwiseConvolution(filters, num_experts, name=next(names), dtype=dtype)
 
         self.expand = self.expand_norm = self.expand_activation = None
         if block.expand_ratio != 1:
             self.expand = make_pointwise(block.expanded_filters)
             self.expand_norm = self.make_norm()
             self.expand_activation = activation.make("activation", dtype=dtype)
-        if block.num_experts:
+        size, strides = block.kernel_size, block.strides
+        if num_experts:
+            own_name = _counted("depthwise_cond_conv2d", block.routed_index)
             self.depthwise = RoutedDepthwiseConvolution(
-                block.kernel_size, block.strides, block.num_experts, kernel_initializer,
-                name=_counted("depthwise_cond_conv2d", block.routed_index), dtype=dtype,
-            )  # fmt: skip
+                size, strides, num_experts, name=own_name, dtype=dtype
+            )
         else:
             self.depthwise = DepthwiseConvolution(
-                block.kernel_size, block.strides, name="depthwise_conv2d", dtype=dtype
+                size, strides, name="depthwise_conv2d", dtype=dtype
             )
         self.depthwise_norm = self.make_norm()
         if block.squeeze_filters:
@@ -378,36 +257,24 @@ class MBConvBlock(InvertedBottleneck):
         self.project = make_pointwise(block.output_filters)
         self.project_norm = self.make_norm()
 
-    def build(self, input_shape):
-        expanded = [None, None, None, self.block.expanded_filters]
-        projected = [None, None, None, self.block.output_filters]
-        parts = [] if self.routing is None else [(self.routing, input_shape)]
-        parts += (
-            []
-            if self.expand is None
-            else [
-                (self.expand, input_shape),
-                (self.expand_norm, expanded),
-                (self.expand_activation, expanded),
-            ]
-        )
-        parts += [(self.depthwise, expanded), (self.depthwise_norm, expanded)]
-        parts += [(self.depthwise_activation, expanded)]
-        parts += [(self.project, expanded), (self.project_norm, projected)]
-        build_in_scopes(parts)
-        self.built = True
+    def widening_parts(self, inputs, expanded):
+        parts = [] if self.routing is None else [(self.routing, inputs)]
+        if self.expand is not None:
+            parts += [(self.expand, inputs), (self.expand_norm, expanded)]
+            parts += [(self.expand_activation, expanded)]
+        own = (self.depthwise, self.depthwise_norm, self.depthwise_activation)
+        return parts + [(layer, expanded) for layer in own]
 
     def route(self, inputs):
-        return None if self.routing is None else self.routing(inputs)
+        return {} if self.routing is None else {"routing": self.routing(inputs)}
 
     def widen(self, inputs, routing, training):
-        with_routing = {} if routing is None else {"routing": routing}
         x = inputs
         if self.expand is not None:
-            expand = functools.partial(self.expand, **with_routing)
+            expand = functools.partial(self.expand, **routing)
             x = convolve_and_normalize(expand, self.expand_norm, x, training)
             x = self.expand_activation(x, training=training)
-        depthwise = functools.partial(self.depthwise, **with_routing)
+        depthwise = functools.partial(self.depthwise, **routing)
         x = convolve_and_normalize(depthwise, self.depthwise_norm, x, training)
         return self.depthwise_activation(x, training=training)
 
@@ -421,12 +288,7 @@ class FusedMBConvBlock(InvertedBottleneck):
     """
 
     def __init__(
-        self,
-        block: Block,
-        activation: ActivationChoice,
-        norm_arguments: dict,
-        name: str,
-        **kwargs,
+        self, block: Block, activation: ActivationChoice, norm_arguments: dict, name: str, **kwargs
     ):
         super().__init__(block, activation, norm_arguments, name, **kwargs)
         dtype = kwargs.get("dtype")
@@ -442,21 +304,11 @@ class FusedMBConvBlock(InvertedBottleneck):
             self.project = Convolution(block.output_filters, 1, name="conv2d_1", dtype=dtype)
         self.project_norm = self.make_norm()
 
-    def build(self, input_shape):
-        expanded = [None, None, None, self.block.expanded_filters]
-        projected = [None, None, None, self.block.output_filters]
-        parts = [(self.project, expanded), (self.project_norm, projected)]
-        if self.expand is not None:
-            parts = [
-                (self.expand, input_shape),
-                (self.expand_norm, expanded),
-                (self.expand_activation, expanded),
-                *parts,
-            ]
-        else:
-            parts.append((self.project_activation, projected))
-        build_in_scopes(parts)
-        self.built = True
+    def widening_parts(self, inputs, expanded):
+        if self.expand is None:
+            return []
+        own = (self.expand_norm, self.expand_activation)
+        return [(self.expand, inputs), *((layer, expanded) for layer in own)]
 
     def widen(self, inputs, routing, training):
         if self.expand is None:
@@ -468,7 +320,7 @@ class FusedMBConvBlock(InvertedBottleneck):
 def make_block(
     block: Block, activation: ActivationChoice, norm_arguments: dict, name: str, **kwargs
 ) -> InvertedBottleneck:
-    """The layer that a row of `scaling.scaled_blocks` describes."""
+    """Returns the layer that a row of `scaling.scaled_blocks` describes."""
     kind = FusedMBConvBlock if block.fused else MBConvBlock
     return kind(block, activation, norm_arguments, name, **kwargs)
 
@@ -479,72 +331,84 @@ def _counted(name: str, index: int) -> str:
 
 
 def _names_of_convolutions(block: Block) -> Iterator[str]:
-    """The official names of a block's expansion and projection, which count what it
-    has.
-
-    Those of routed blocks count on over the whole network, which makes three in each
-    block, of which the first is never used.
-    """
+    """Returns the official names of a block's expansion and projection."""
     if not block.num_experts:
         return iter(["conv2d", "conv2d_1"])
+    # They count on over the whole network, three in each block, of which the first is
+    # never used.
     return iter([_counted("cond_conv2d", 3 * block.routed_index + number) for number in (1, 2)])
 
 
+class ClassifierLayer(keras.layers.Dense):
+    """The last layer: [batch, channels] → float32 logits [batch, num_classes]."""
+
+    def __init__(self, num_classes: int, initializer: keras.initializers.Initializer):
+        super().__init__(
+            num_classes, kernel_initializer=initializer, name="dense", dtype=tf.float32
+        )
+
+    def call(self, inputs):
+        kernel, bias = weights(lambda: (self.kernel, self.bias))
+        return tf.nn.bias_add(tf.linalg.matmul(inputs, kernel), bias)
+
+
 class Head(keras.layers.Layer):
-    """The last 1×1 convolution, the mean over the image, dropout and the classifier."""
+    """The mean over the image, dropout and the classifier; in an EfficientNet below
+    them a 1×1 convolution.
+
+    Args:
+        classifier: of the pooled features.
+        dropout_rate: in training.
+        filters: of the convolution; None: there is none.
+        activation, norm_arguments: of the convolution.
+    """
 
     def __init__(
         self,
-        filters: int,
-        num_classes: int,
+        classifier: ClassifierLayer,
         dropout_rate: float,
-        activation: ActivationChoice,
-        norm_arguments: dict,
+        filters: Optional[int] = None,
+        activation: Optional[ActivationChoice] = None,
+        norm_arguments: Optional[dict] = None,
         **kwargs,
     ):
         super().__init__(name="head", **kwargs)
-        self.dropout_rate = dropout_rate
-        self.activation = activation.make("activation", dtype=kwargs.get("dtype"))
-        self.convolution = Convolution(filters, 1, name="conv2d", dtype=kwargs.get("dtype"))
-        self.norm = DualBatchNormalization(
-            name="tpu_batch_normalization", dtype=kwargs.get("dtype"), **norm_arguments
-        )
-        self.classifier = keras.layers.Dense(
-            num_classes, kernel_initializer=classifier_initializer(), name="dense", dtype=tf.float32
-        )
+        self.dropout_rate, self.convolution = dropout_rate, None
+        if filters is not None:
+            dtype = kwargs.get("dtype")
+            self.activation = activation.make("activation", dtype=dtype)
+            self.convolution = Convolution(filters, 1, name="conv2d", dtype=dtype)
+            self.norm = DualBatchNormalization(
+                name="tpu_batch_normalization", dtype=dtype, **norm_arguments
+            )
+        self.classifier = classifier
 
     def build(self, input_shape):
-        filters = self.convolution.filters
-        parts = [
-            (self.convolution, input_shape),
-            (self.norm, [None, None, None, filters]),
-            (self.activation, [None, None, None, filters]),
-            (self.classifier, [None, filters]),
-        ]
-        build_in_scopes(parts)
+        channels = input_shape[-1]
+        if self.convolution is not None:
+            channels = self.convolution.filters
+            outputs = [None, None, None, channels]
+            build_in_scopes([(self.convolution, input_shape), (self.norm, outputs)])
+            build_in_scopes([(self.activation, outputs)])
+        build_in_scopes([(self.classifier, [None, channels])])
         self.built = True
 
-    def call(
-        self,
-        inputs,
-        training=False,
-        seed: Optional[tf.Tensor] = None,
-    ):
+    def call(self, inputs, training=False, seed: Optional[tf.Tensor] = None):
         """Returns logits, float32 [batch, num_classes], and endpoints:
-        "pooled_features", float32 [batch, filters], and "head_1x1", the last feature
-        map.
+        "pooled_features", float32 [batch, channels], and "head_1x1", the convolution's
+        feature map.
         """
-        x = convolve_and_normalize(self.convolution, self.norm, inputs, training)
-        x = self.activation(x, training=training)
+        x, end_points = inputs, {}
+        if self.convolution is not None:
+            x = convolve_and_normalize(self.convolution, self.norm, x, training)
+            x = end_points["head_1x1"] = self.activation(x, training=training)
         pooled = tf.cast(activations.spatial_mean(x), tf.float32)
-        dropped = pooled
+        end_points["pooled_features"] = pooled
         if training and self.dropout_rate > 0.0:
-            dropped = randomness.dropout(pooled, self.dropout_rate, randomness.seed_or_fresh(seed))
-        return self.classifier(dropped), {"pooled_features": pooled, "head_1x1": x}
+            pooled = randomness.dropout(pooled, self.dropout_rate, randomness.seed_or_fresh(seed))
+        return self.classifier(pooled), end_points
 
     @property
     def below_classifier(self) -> list[keras.layers.Layer]:
-        """What of the head is no classifier, and stays as it is where only the
-        classifier is trained.
-        """
-        return [self.convolution, self.norm]
+        """What stays as it is where only the classifier is trained."""
+        return [] if self.convolution is None else [self.convolution, self.norm]

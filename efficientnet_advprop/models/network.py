@@ -1,23 +1,18 @@
-"""What the families of networks share: pixels in, stem, blocks, head, logits out,
-through one of the batch-norm branches.
+"""What all networks have in common: pixels and branches in, logits and feature maps out.
 
-Usage:
-
-    # makes `stem`, `blocks` and `head`, then calls `build`
-    class ResNet(BlockNetwork): …
-    logits = model(images, training=True, branch="aux", seed=seed)
-    # {"reduction_1": …, …, "features": …}
-    endpoints = model.features(images)
+class ResNet(BlockNetwork): …            # sets `stem`, `blocks` and `head`, calls `build`
+logits = model(images, training=True, branch="aux", seed=seed)
+endpoints = model.features(images)       # {"reduction_1": …, …, "features": …}
 """
 
 import functools
-from typing import Any, Callable, Iterable, Optional
+from typing import Any, Callable, Iterable, Iterator, Optional
 
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.activations import choose
-from efficientnet_advprop.models.end_points import names_of_blocks
 from efficientnet_advprop.models.recomputation import recompute_in_backward
 from efficientnet_advprop.runtime.autograph import call_as_it_is
 from efficientnet_advprop.runtime.branches import (
@@ -88,12 +83,13 @@ class BlockNetwork(Network):
     `self.build([None, None, None, 3])`: all variables exist when it returns.
 
     Args:
-        arguments: all of the family's constructor; `get_config` returns them. Those
-            that every family has are checked here.
+        given: the `locals()` of the family's constructor, where nothing but its
+            arguments is set yet; `get_config` returns them. Those that every family has
+            are checked here.
         variants: the rows of the family's table.
-        default_name: scope of the variables, unless `arguments["name"]` says otherwise.
-        default_activation: a key of `activations.ACTIVATIONS`, unless
-            `arguments["activation"]` says otherwise.
+        default_name: scope of the variables, unless the argument `name` says otherwise.
+        default_activation: a key of `activations.ACTIVATIONS`, unless the argument
+            `activation` says otherwise.
 
     Attributes:
         activation: what the blocks have, an `activations.ActivationChoice`.
@@ -102,57 +98,44 @@ class BlockNetwork(Network):
         ValueError: an argument that is out of its range, with its name.
     """
 
-    stem_is_a_reduction = (
-        False  # whether a max-pooling follows the stem, whose output is then "reduction_1"
-    )
+    # Whether a max-pooling follows the stem, whose output is then "reduction_1".
+    stem_is_a_reduction = False
 
     def __init__(
         self,
-        arguments: dict[str, Any],
+        given: dict[str, Any],
         variants: Iterable[str],
         default_name: str,
         default_activation: str,
     ):
-        check_choice("variant", arguments["variant"], variants)
-        check_choice("normalization", arguments["normalization"], NORMALIZATIONS)
-        check_choice("compute_dtype", arguments["compute_dtype"], COMPUTE_DTYPES)
-        num_classes, survival_prob = arguments["num_classes"], arguments["survival_prob"]
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"`num_classes` is {num_classes!r}, but must be a whole number ≥ 1.")
-        if not 0.0 < survival_prob <= 1.0:
+        given = {key: given[key] for key in given if key not in ("self", "__class__")}
+        check_choice("variant", given["variant"], variants)
+        check_choice("normalization", given["normalization"], NORMALIZATIONS)
+        check_choice("compute_dtype", given["compute_dtype"], COMPUTE_DTYPES)
+        _check_whole("num_classes", given["num_classes"], 1)
+        _check_whole("recomputed_blocks", given["recomputed_blocks"], 0)
+        if not 0.0 < given["survival_prob"] <= 1.0:
             raise ValueError(
-                f"`survival_prob` is {survival_prob!r}, but must lie in (0, 1]; 1 switches"
+                f"`survival_prob` is {given['survival_prob']!r}, but must lie in (0, 1]; 1 switches"
                 " stochastic depth off."
             )
-        recomputed_blocks = arguments["recomputed_blocks"]
-        if not isinstance(recomputed_blocks, int) or recomputed_blocks < 0:
-            raise ValueError(
-                f"`recomputed_blocks` is {recomputed_blocks!r}, but must be a whole number ≥ 0; 0"
-                " keeps all."
-            )
         activation = choose(
-            arguments["activation"] or default_activation,
-            arguments["activation_alpha"],
-            arguments["smooth_relu_gradient"],
+            given["activation"] or default_activation,
+            given["activation_alpha"],
+            given["smooth_relu_gradient"],
         )
         # float32 whatever Keras's global policy is: a mixed one would round the pixels
         # on their way in. What the layers compute in is `compute_dtype`.
-        super().__init__(name=arguments["name"] or default_name, dtype=tf.float32)
-        self.recomputed_blocks, self.activation = recomputed_blocks, activation
-        self.variant, self.num_classes, self.aux_branches = (
-            arguments["variant"],
-            num_classes,
-            arguments["aux_branches"],
-        )
-        self.normalization, self.activation_dtype = (
-            arguments["normalization"],
-            arguments["compute_dtype"],
-        )
-        self._constructor_arguments = {**arguments, "name": self.name}
+        super().__init__(name=given["name"] or default_name, dtype=tf.float32)
+        self.activation, self.recomputed_blocks = activation, given["recomputed_blocks"]
+        self.variant, self.num_classes = given["variant"], given["num_classes"]
+        self.aux_branches, self.normalization = given["aux_branches"], given["normalization"]
+        self.activation_dtype = given["compute_dtype"]
+        self._constructor_arguments = {**given, "name": self.name}
 
     @property
     def norm_arguments(self) -> dict[str, Any]:
-        """What every `DualBatchNormalization` of the network gets."""
+        """The arguments of every `DualBatchNormalization` of the network."""
         given = self._constructor_arguments
         return dict(
             aux_branches=given["aux_branches"],
@@ -188,16 +171,8 @@ class BlockNetwork(Network):
         self.built = True
 
     def compile(self, optimizer="rmsprop", *args, **kwargs):
-        """As `keras.Model.compile`; where activations are float16, the loss is scaled.
-
-        Keras itself does so for models of the policy "mixed_float16", by the same
-        wrapper.
-
-        Args:
-            optimizer: as there; a `keras.mixed_precision.LossScaleOptimizer` stays as
-                it is.
-            *args: as there.
-            **kwargs: as there.
+        """As `keras.Model.compile`, which scales the loss of models of the policy
+        "mixed_float16": here, where activations are float16.
         """
         if self.activation_dtype == "float16":
             optimizer = tf.nest.map_structure(_with_loss_scale, optimizer)
@@ -254,8 +229,8 @@ class BlockNetwork(Network):
 
     @tf.autograph.experimental.do_not_convert
     def features(self, images, branch: Optional[Branch] = None) -> dict[str, tf.Tensor]:
-        """Feature maps in inference mode, in the compute dtype, by the names of the
-        official end points.
+        """Returns feature maps in inference mode, in the compute dtype, by the names of
+        the official end points.
 
         Returns:
             "stem"; each block's output, "block_0", "block_1", …; those before a
@@ -278,36 +253,49 @@ class BlockNetwork(Network):
         for longer than needed.
         """
         images = check_images(images)
-        x = tf.cast(normalize_pixels(images, self.normalization), self.stem.compute_dtype)
-        x = self.stem(x, training=training)
+        if current_pass().constant_weights:
+            # One operation over the image less. Only the deviation goes into a kernel:
+            # the mean, in a bias, would be wrong at the edges, where padding is zero.
+            mean, deviation = map(np.float32, NORMALIZATIONS[self.normalization])
+            x = self.stem(tf.cast(images, tf.float32) - mean, deviation=deviation)
+        else:
+            x = tf.cast(normalize_pixels(images, self.normalization), self.stem.compute_dtype)
+            x = self.stem(x, training=training)
         record = (lambda found: None) if end_points is None else end_points.update
         record({"stem": x})
         if self.stem_is_a_reduction:
             record({"reduction_1": x})
             x = self.pool(x)
-        names = names_of_blocks(
-            [block.block.strides for block in self.blocks], int(self.stem_is_a_reduction)
-        )
-        for index, (block, names_of_block) in enumerate(zip(self.blocks, names)):
+        for index, (block, names) in enumerate(zip(self.blocks, self._names_of_blocks())):
             own_seed = randomness.fold_in(seed, index) if training else None
             run = functools.partial(block, training=training, seed=own_seed)
-            if end_points is None:
-                x = _recomputed(run, x) if index < self.recomputed_blocks else run(x)
-            else:
+            if end_points is not None:
                 x, inside = run(x, with_end_points=True)
-                record({name: x for name in names_of_block})
-                record(
-                    {
-                        f"{name}/{part}": value
-                        for name in names_of_block
-                        for part, value in inside.items()
-                    }
-                )
+                for name in names:
+                    record({name: x, **{f"{name}/{part}": inside[part] for part in inside}})
+            elif index < self.recomputed_blocks:
+                x = recompute_in_backward(run, x)
+            else:
+                x = run(x)
         record({"features": x})
         own_seed = randomness.fold_in(seed, len(self.blocks)) if training else None
         logits, of_head = self.head(x, training=training, seed=own_seed)
         record(of_head)
         return logits
+
+    def _names_of_blocks(self) -> Iterator[tuple[str, ...]]:
+        """Yields what each block's output is called in the official `efficientnet_model`:
+        by its number, and where the next block has a stride (or there is none) by the
+        number of the reduction.
+        """
+        reduction = int(self.stem_is_a_reduction)
+        strides_above = [block.block.strides for block in self.blocks[1:]] + [2]
+        for index, strides in enumerate(strides_above):
+            if strides == 1:
+                yield (f"block_{index}",)
+                continue
+            reduction += 1
+            yield f"block_{index}", f"reduction_{reduction}"
 
     def get_config(self):
         return dict(self._constructor_arguments)
@@ -315,18 +303,6 @@ class BlockNetwork(Network):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
-
-
-def _recomputed(run: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor) -> tf.Tensor:
-    # The backward pass runs outside the network's call, so the second run brings the
-    # mode along; statistics have moved in the first one.
-    mode = current_pass()._replace(update_statistics=False)
-
-    def again(inputs):
-        with enter(mode):
-            return run(inputs)
-
-    return recompute_in_backward(run, again, inputs)
 
 
 def _with_loss_scale(optimizer) -> keras.mixed_precision.LossScaleOptimizer:
@@ -337,7 +313,7 @@ def _with_loss_scale(optimizer) -> keras.mixed_precision.LossScaleOptimizer:
 
 
 def normalize_pixels(images: tf.Tensor, normalization: str) -> tf.Tensor:
-    """float32 images from pixels in [0, 255]; `normalization`: a key of
+    """Returns float32 images from pixels in [0, 255]; `normalization`: a key of
     `NORMALIZATIONS`.
     """
     mean, deviation = NORMALIZATIONS[normalization]
@@ -345,8 +321,8 @@ def normalize_pixels(images: tf.Tensor, normalization: str) -> tf.Tensor:
 
 
 def check_images(images) -> tf.Tensor:
-    """The images as a tensor [batch, height, width, 3]; raises a `ValueError` for
-    another shape.
+    """Returns the images as a tensor [batch, height, width, 3]; raises a `ValueError`
+    for another shape.
     """
     images = tf.convert_to_tensor(images)
     if not images.shape.is_compatible_with([None, None, None, 3]):
@@ -358,6 +334,8 @@ def check_images(images) -> tf.Tensor:
         raise ValueError(
             f"`images` are {images.dtype.name}, but must be numbers, pixels in [0, 255]."
         )
+    if images.shape.rank == 4 and images.shape[-1] == 3:
+        return images
     # What decoders leave open (of how many channels an image is) must be 3 when it
     # comes.
     return tf.ensure_shape(images, [None, None, None, 3])
@@ -371,6 +349,11 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(
             f"`{name}` is {value!r}, but must be one of {', '.join(map(repr, choices))}."
         )
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` is {value!r}, but must be a whole number ≥ {least}.")
 
 
 def check_scaling(width: float, depth: float, dropout_rate: float) -> None:

@@ -16,21 +16,19 @@ from typing import Optional, Sequence
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models import activations, resnet_scaling
+from efficientnet_advprop.models import resnet_scaling
 from efficientnet_advprop.models.activations import ActivationChoice
-from efficientnet_advprop.models.denoising import OPERATIONS, DenoisingBlock
-from efficientnet_advprop.models.layers import (
+from efficientnet_advprop.models.convolutions import (
     Convolution,
-    Stem,
     build_in_scopes,
     convolve_and_normalize,
-    drop_residual,
 )
+from efficientnet_advprop.models.denoising import OPERATIONS, DenoisingBlock
+from efficientnet_advprop.models.layers import ClassifierLayer, Head, Stem, drop_residual
 from efficientnet_advprop.models.network import BlockNetwork, check_choice, check_scaling
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.models.resnet_scaling import Bottleneck
 from efficientnet_advprop.models.scaling import round_filters
-from tpu_utils.replicas import randomness
 
 STRIDE_PLACES = ("3x3", "1x1")
 POOL_PADDINGS = ("same", "symmetric")
@@ -107,22 +105,15 @@ class BottleneckBlock(keras.layers.Layer):
         return pairs if self.shortcut is None else [(self.shortcut, self.shortcut_norm), *pairs]
 
     def build(self, input_shape):
-        filters = {self.spatial: self.block.filters, self.expand: self.block.filters}
-        parts = []
-        for convolution, norm in self.convolutions:
-            parts.append(
-                (convolution, [None, None, None, filters.get(convolution, input_shape[-1])])
-            )
-            parts.append((norm, [None, None, None, convolution.filters]))
         inner = [None, None, None, self.block.filters]
         outer = [None, None, None, self.block.output_filters]
-        parts += [
-            (self.reduce_activation, inner),
-            (self.spatial_activation, inner),
-            (self.output_activation, outer),
-        ]
-        parts += [] if self.denoising is None else [(self.denoising, outer)]
-        build_in_scopes(parts)
+        for convolution, norm in self.convolutions:
+            inputs = inner if convolution in (self.spatial, self.expand) else input_shape
+            outputs = [None, None, None, convolution.filters]
+            build_in_scopes([(convolution, inputs), (norm, outputs)])
+        build_in_scopes([(self.reduce_activation, inner), (self.spatial_activation, inner)])
+        build_in_scopes([(self.output_activation, outer)])
+        build_in_scopes([] if self.denoising is None else [(self.denoising, outer)])
         self.built = True
 
     def call(
@@ -132,8 +123,8 @@ class BottleneckBlock(keras.layers.Layer):
         seed: Optional[tf.Tensor] = None,
         with_end_points: bool = False,
     ):
-        """The block's output; with `with_end_points` also an empty dictionary: nothing
-        inside has an official name.
+        """Returns the block's output; with `with_end_points` also an empty dictionary:
+        nothing inside has an official name.
         """
         shortcut = inputs
         if self.shortcut is not None:
@@ -149,46 +140,6 @@ class BottleneckBlock(keras.layers.Layer):
         if self.denoising is not None:
             x = self.denoising(x, training=training)
         return (x, {}) if with_end_points else x
-
-
-class ResNetHead(keras.layers.Layer):
-    """The mean over the image, dropout and the classifier, whose kernel starts as a
-    normal of standard deviation 0.01.
-    """
-
-    def __init__(self, num_classes: int, dropout_rate: float, **kwargs):
-        super().__init__(name="head", **kwargs)
-        self.dropout_rate = dropout_rate
-        self.classifier = keras.layers.Dense(
-            num_classes,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-            name="dense",
-            dtype=tf.float32,
-        )
-
-    def build(self, input_shape):
-        build_in_scopes([(self.classifier, [None, input_shape[-1]])])
-        self.built = True
-
-    def call(
-        self,
-        inputs,
-        training=False,
-        seed: Optional[tf.Tensor] = None,
-    ):
-        """Returns logits, float32 [batch, num_classes], and endpoints:
-        "pooled_features", float32 [batch, filters].
-        """
-        pooled = tf.cast(activations.spatial_mean(inputs), tf.float32)
-        dropped = pooled
-        if training and self.dropout_rate > 0.0:
-            dropped = randomness.dropout(pooled, self.dropout_rate, randomness.seed_or_fresh(seed))
-        return self.classifier(dropped), {"pooled_features": pooled}
-
-    @property
-    def below_classifier(self) -> list[keras.layers.Layer]:
-        """What of the head is no classifier: nothing."""
-        return []
 
 
 @keras.utils.register_keras_serializable("efficientnet_advprop")
@@ -258,35 +209,8 @@ class ResNet(BlockNetwork):
         denoise_stages: Sequence[int] = resnet_scaling.STAGES,
         name: Optional[str] = None,
     ):
-        super().__init__(
-            dict(
-                variant=variant,
-                num_classes=num_classes,
-                aux_branches=aux_branches,
-                width_coefficient=width_coefficient,
-                depth_coefficient=depth_coefficient,
-                dropout_rate=dropout_rate,
-                survival_prob=survival_prob,
-                normalization=normalization,
-                compute_dtype=compute_dtype,
-                batch_norm_momentum=batch_norm_momentum,
-                batch_norm_epsilon=batch_norm_epsilon,
-                batch_norm_group_size=batch_norm_group_size,
-                aux_shares=aux_shares,
-                recomputed_blocks=recomputed_blocks,
-                stride_in=stride_in,
-                pool_padding=pool_padding,
-                activation=activation,
-                activation_alpha=activation_alpha,
-                smooth_relu_gradient=smooth_relu_gradient,
-                denoise=denoise,
-                denoise_stages=tuple(denoise_stages),
-                name=name,
-            ),
-            resnet_scaling.VARIANTS,
-            variant,
-            "relu",
-        )
+        given = {**locals(), "denoise_stages": tuple(denoise_stages)}
+        super().__init__(given, resnet_scaling.VARIANTS, variant, "relu")
         check_choice("stride_in", stride_in, STRIDE_PLACES)
         check_choice("pool_padding", pool_padding, POOL_PADDINGS)
         check_choice("denoise", denoise, ("none", *OPERATIONS))
@@ -321,7 +245,8 @@ class ResNet(BlockNetwork):
             )
             for i, block in enumerate(blocks)
         ]
-        self.head = ResNetHead(num_classes, dropout, dtype=policy)
+        classifier = ClassifierLayer(num_classes, keras.initializers.RandomNormal(stddev=0.01))
+        self.head = Head(classifier, dropout, dtype=policy)
         self.build([None, None, None, 3])
 
     def pool(self, x: tf.Tensor) -> tf.Tensor:

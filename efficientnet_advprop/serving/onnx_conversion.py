@@ -8,14 +8,13 @@ check. ONNX Runtime works in channels-first, hence the layout of the input.
 
 import os
 import subprocess
-import sys
 import tempfile
 from typing import Optional
 
 import tensorflow as tf
 
-from efficientnet_advprop.serving.export_directory import ExportError
-from efficientnet_advprop.serving.network import InferenceNetwork
+from efficientnet_advprop.runtime.errors import RunError
+from efficientnet_advprop.serving.inference_network import InferenceNetwork
 
 OPSET = 17
 _INSTALL = (
@@ -28,17 +27,8 @@ _INSTALL = (
 def convert(
     network: InferenceNetwork, path: str, python: str, end_point: Optional[str] = None
 ) -> None:
-    """Writes the network as an ONNX file.
-
-    Args:
-        network: to convert.
-        path: of the file to write.
-        python: interpreter of an environment with tf2onnx, onnx and onnxruntime.
-        end_point: see `InferenceNetwork.answers`.
-
-    Raises:
-        ExportError: there is no such environment, with what to install; or the
-            conversion fails.
+    """Writes the network as an ONNX file, by an interpreter that `check_environment`
+    accepts; `end_point`: see `InferenceNetwork.answers`.
     """
     check_environment(python)
     spec = tf.TensorSpec([None, network.image_size, network.image_size, 3], tf.float32, "images")
@@ -48,45 +38,30 @@ def convert(
         return network.answers(images, end_point)
 
     with tempfile.TemporaryDirectory() as folder:
-        holder = network if isinstance(network, tf.Module) else tf.Module()
-        tf.saved_model.save(holder, folder, {"serving_default": predict.get_concrete_function()})
-        command = [
-            python,
-            "-m",
-            "tf2onnx.convert",
-            "--saved-model",
-            folder,
-            "--output",
-            path,
-            "--opset",
-            str(OPSET),
-        ]
-        finished = _run([*command, "--inputs-as-nchw", "images"])
+        tf.saved_model.save(network, folder, {"serving_default": predict.get_concrete_function()})
+        command = [python, "-m", "tf2onnx.convert", "--saved-model", folder, "--output", path]
+        finished = _run([*command, "--opset", str(OPSET), "--inputs-as-nchw", "images"])
     if finished.returncode != 0 or not os.path.exists(path):
-        raise ExportError(
-            "tf2onnx could not convert the network:"
-            f" {' | '.join(finished.stderr.strip().splitlines()[-3:])}"
-        )
+        last_lines = " | ".join(finished.stderr.strip().splitlines()[-3:])
+        raise RunError(f"tf2onnx could not convert the network: {last_lines}")
 
 
 def check_environment(python: str) -> None:
-    """Raises an `ExportError` that says what to install, unless `python` has what ONNX
+    """Raises a `RunError` that says what to install, unless `python` has what ONNX
     needs.
     """
     try:
         finished = _run([python, "-c", "import onnx, onnxruntime, tf2onnx"])
     except OSError as error:
-        raise ExportError(
+        raise RunError(
             f"`--onnx_python` is {python!r}, which cannot be run ({error}); {_INSTALL}."
         ) from error
     if finished.returncode != 0:
-        which = (
-            "this environment"
-            if python == sys.executable
-            else f"the environment of `--onnx_python` {python!r}"
-        )
         last_line = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ExportError(f"{which} cannot make ONNX files ({last_line}); {_INSTALL}.")
+        raise RunError(
+            f"`--onnx_python` is {python!r}, which cannot make ONNX files ({last_line});"
+            f" {_INSTALL}."
+        )
 
 
 def _run(command):

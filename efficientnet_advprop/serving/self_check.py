@@ -23,21 +23,11 @@ def run_saved_model(path, images, files, end_point):
         return {
             "features": [run(images=tf.constant(image[None]))[end_point][0] for image in images]
         }
-    answers = {
-        "probabilities": [],
-        "pooled_features": [],
-        "classes": [],
-        "top_probabilities": [],
-        "error": [],
-    }
+    answers = {"probabilities": [], "classes": [], "top_probabilities": [], "error": []}
     for image, file in zip(images, files):
         answers["probabilities"].append(
             signatures["predict_images"](images=tf.constant(image[None]))["probabilities"][0]
         )
-        if "features" in signatures:  # an EfficientNet or ResNet
-            answers["pooled_features"].append(
-                signatures["features"](images=tf.constant(image[None]))["pooled_features"][0]
-            )
         top = signatures["serving_default"](image_bytes=tf.constant([file]))
         answers["classes"].append(top["classes"][0])
         answers["top_probabilities"].append(top["probabilities"][0])
@@ -45,11 +35,11 @@ def run_saved_model(path, images, files, end_point):
     together = signatures["serving_default"](image_bytes=tf.constant(files))
     answers["batch_classes"] = together["classes"]
     whole_pixels = np.clip(np.round(images), 0, 255)
-    of_uint8 = signatures["predict_images_uint8"](
-        images=tf.constant(whole_pixels.astype(np.uint8))
-    )["probabilities"]
-    of_float = signatures["predict_images"](images=tf.constant(whole_pixels))["probabilities"]
-    answers["uint8_difference"] = np.max(np.abs(of_uint8 - of_float))
+    of_uint8 = signatures["predict_images_uint8"](images=tf.constant(whole_pixels, tf.uint8))
+    of_float = signatures["predict_images"](images=tf.constant(whole_pixels))
+    answers["uint8_difference"] = np.max(
+        np.abs(of_uint8["probabilities"] - of_float["probabilities"])
+    )
     return answers
 
 

@@ -20,8 +20,7 @@ from typing import Optional, Sequence, Union
 import tensorflow as tf
 
 from efficientnet_advprop.serving import encoded_images
-from efficientnet_advprop.serving.keras_inference import InferenceKerasNetwork
-from efficientnet_advprop.serving.network import InferenceNetwork
+from efficientnet_advprop.serving.inference_network import InferenceNetwork
 
 NO_CLASS = -1
 
@@ -40,7 +39,7 @@ class ServedNetwork(tf.Module):
 
     def __init__(
         self,
-        network: Union[InferenceNetwork, InferenceKerasNetwork],
+        network: InferenceNetwork,
         crop: Union[str, float],
         class_names: Optional[Sequence[str]] = None,
         num_top: int = 5,
@@ -48,8 +47,7 @@ class ServedNetwork(tf.Module):
         end_point: Optional[str] = None,
     ):
         super().__init__()
-        if isinstance(network, tf.Module):
-            self.network = network  # with its variables, which are saved beside the graph
+        self.network = network  # with its variables, which are saved beside the graph
         self._crop, self._class_names = crop, class_names
         self._probabilities = network.probabilities
         self._resize_method = resize_method
@@ -65,7 +63,7 @@ class ServedNetwork(tf.Module):
         ).get_concrete_function(self._float_images)
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
-        """The concrete functions, by name; see the module's table."""
+        """Returns the concrete functions, by name; see the module's table."""
         files = tf.TensorSpec([None], tf.string, "image_bytes")
         traced = functools.partial(tf.function, autograph=False)
         signatures = {
@@ -79,8 +77,8 @@ class ServedNetwork(tf.Module):
         return signatures
 
     def _run(self, images):
-        """The network's endpoints, also of an empty batch, which TensorFlow's fused
-        convolutions refuse.
+        """Returns the network's endpoints, also of an empty batch, which TensorFlow's
+        fused convolutions refuse.
         """
         # A signature's shape is only a promise; this refuses images of another size, by
         # their shape.

@@ -7,7 +7,7 @@ from typing import Optional
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.serving.network import InferenceNetwork
+from efficientnet_advprop.serving.inference_network import InferenceNetwork
 
 # "full_integer" takes uint8 pixels and calculates in 8 bits throughout, its answers are
 # float32 again; the others take float32.
@@ -19,10 +19,10 @@ def convert(
     calibration_images: Optional[np.ndarray] = None,
     end_point: Optional[str] = None,
 ) -> bytes:
-    """The network as a TFLite file's contents.
+    """Returns the network as a TFLite file's contents.
 
     Args:
-        network: to convert; its batch norms are folded already.
+        network: to convert.
         quantization: "none" (float32); "float16" or "dynamic_range" (8 bits), of the
             weights alone; "full_integer", of all.
         calibration_images: float32 [n, size, size, 3], pre-processed; for
@@ -35,9 +35,7 @@ def convert(
         return network.answers(images, end_point)
 
     function = tf.function(predict, autograph=False).get_concrete_function(spec)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [function], network if isinstance(network, tf.Module) else tf.Module()
-    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], network)
     if quantization != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":

@@ -180,7 +180,7 @@ def batch_norm_group_size(config: ExperimentConfig, num_replicas: int) -> Option
 
 
 def check_denoising(config: ExperimentConfig, num_replicas: int) -> None:
-    """Raises a `DenoisingMemoryError` if a denoising block compares more positions with
+    """Raises a `ModelError` if a denoising block compares more positions with
     each other than memory holds, in training or in an evaluation.
     """
     if config.model.denoise == "none":

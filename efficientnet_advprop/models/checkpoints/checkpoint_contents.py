@@ -28,7 +28,7 @@ _LEAF = (
     "(?:depthwise_kernel|kernel|bias|gamma|beta|moving_mean|moving_variance"
     "|condconv_kernel|depthwise_condconv_kernel|root_of_alpha)"
 )
-# "model/" stands before routed blocks' kernels; see `routed_layers`.
+# "model/" stands before routed blocks' kernels; see `condconv`.
 _VARIABLE = re.compile(
     rf"(?:([^/]+)/)?((?:model/)?(?:stem|blocks_\d+|head|head_1(?=/dense/))/(?:.*?/)?{_LEAF})(/[^/]+)?"
 )

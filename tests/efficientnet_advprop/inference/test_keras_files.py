@@ -181,7 +181,7 @@ def test_exported_as_a_plain_keras_model(tmp_path):
     plain = network.model.plain_model()
     np.testing.assert_allclose(plain(IMAGES), expected, rtol=1e-4, atol=1e-4)
     assert not any("aux" in variable.name for variable in plain.variables)
-    with pytest.raises(ConfigError, match="has no end points by name"):
+    with pytest.raises(UsageError, match="has no end points by name"):
         export(
             restore_network(checkpoint=str(tmp_path / "trainer.keras")),
             str(tmp_path / "served"),

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import EfficientNet
-from efficientnet_advprop.models.routed_layers import (
+from efficientnet_advprop.models.condconv import (
     RoutedDepthwiseConvolution,
     RoutedPointwiseConvolution,
 )
@@ -195,11 +194,10 @@ def test_routed_convolutions_are_one_convolution_per_image(strides):
     routing = random.uniform(size=[3, 5]).astype(np.float32)
     scale = random.uniform(0.5, 2.0, size=[4]).astype(np.float32)
     offset = random.normal(size=[4]).astype(np.float32)
-    make = keras.initializers.RandomNormal
     with tf.name_scope("net/blocks_7/own"):
-        depthwise = RoutedDepthwiseConvolution(3, strides, 5, make)
+        depthwise = RoutedDepthwiseConvolution(3, strides, 5)
         depthwise.build([None, None, None, 4])
-        pointwise = RoutedPointwiseConvolution(4, 5, make)
+        pointwise = RoutedPointwiseConvolution(4, 5)
         pointwise.build([None, None, None, 4])
     assert depthwise.experts.name == "net/model/blocks_7/own/depthwise_condconv_kernel:0"
     kernels = depthwise.experts.numpy().reshape(5, 3, 3, 4, 1)

@@ -94,7 +94,7 @@ def test_xla_does_the_work_twice():
         return gradients
 
     counts, results = [], []
-    for run in (block, lambda x: recompute_in_backward(block, block, x)):
+    for run in (block, lambda x: recompute_in_backward(block, x)):
         gradients = make_gradients(run)
         compiled = gradients.experimental_get_compiler_ir(INPUTS[..., :4])(stage="optimized_hlo")
         counts.append(compiled.count(" convolution("))

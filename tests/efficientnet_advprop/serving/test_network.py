@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.inference.trained_network import restore_network
-from efficientnet_advprop.serving.network import InferenceNetwork
+from efficientnet_advprop.serving.inference_network import InferenceNetwork
 from efficientnet_advprop.serving.tflite import convert
 from tests.conftest import DATA, golden, load_tiny, make_tiny
 

@@ -1,10 +1,10 @@
-"""Convolutions whose kernels are mixed anew for each image, from experts.
+"""CondConv: convolutions whose kernels are mixed anew for each image, from experts.
 
-Yang et al., "CondConv", NeurIPS 2019.
+Yang et al., NeurIPS 2019.
 
     # float32 [batch, experts], in (0, 1)
     routing = Routing(num_experts, name="dense")(inputs)
-    outputs = RoutedPointwiseConvolution(filters, num_experts, make)(inputs, routing=routing)
+    outputs = RoutedPointwiseConvolution(filters, num_experts)(inputs, routing=routing)
 
 The official code runs one convolution per image and so needs a static batch. Here a 1×1
 convolution is one batched matrix product, and the depthwise convolutions of all images
@@ -14,13 +14,12 @@ Variables: the official kernels belong to plain Keras layers, which TensorFlow 1
 below `<network>/model/<block>/` and not below `<network>/<block>/` as all others.
 """
 
-from typing import Callable
-
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import activations
-from efficientnet_advprop.models.convolutions import add_offset
+from efficientnet_advprop.models.convolutions import add_offset, kernel_initializer
+from efficientnet_advprop.runtime.pass_mode import weights
 
 
 class Routing(keras.layers.Layer):
@@ -42,7 +41,8 @@ class Routing(keras.layers.Layer):
     def call(self, inputs):
         """Float tensor [batch, height, width, channels] → float32 [batch, experts]."""
         pooled = tf.cast(activations.spatial_mean(inputs), tf.float32)
-        return tf.sigmoid(tf.nn.bias_add(tf.linalg.matmul(pooled, self.kernel), self.bias))
+        kernel, bias = weights(lambda: (self.kernel, self.bias))
+        return tf.sigmoid(tf.nn.bias_add(tf.linalg.matmul(pooled, kernel), bias))
 
 
 class ExpertKernels(keras.layers.Layer):
@@ -52,36 +52,26 @@ class ExpertKernels(keras.layers.Layer):
         num_experts: how many.
         weight_name: of the variable that holds them all, [experts, height · width · in
             · out].
-        make_initializer: makes the initializer of one kernel; asked anew for each,
-            since one object gives one draw.
     """
 
-    def __init__(self, num_experts: int, weight_name: str, make_initializer: Callable, **kwargs):
+    def __init__(self, num_experts: int, weight_name: str, **kwargs):
         super().__init__(**kwargs)
-        self.num_experts, self.weight_name, self.make_initializer = (
-            num_experts,
-            weight_name,
-            make_initializer,
-        )
+        self.num_experts, self.weight_name = num_experts, weight_name
 
     def kernel_shape(self, channels: int) -> list[int]:
-        """The shape of one expert's kernel, [height, width, in, out]."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has no kernels of its own; use a subclass that says their"
-            " shape."
-        )
+        """Returns the shape of one expert's kernel, [height, width, in, out]."""
+        raise NotImplementedError(f"{type(self).__name__} does not say the kernels' shape.")
 
     def build(self, input_shape):
         shape = self.kernel_shape(input_shape[-1])
 
         def initialize(flat_shape, dtype):
-            kernels = [self.make_initializer()(shape, dtype) for _ in range(self.num_experts)]
+            kernels = [kernel_initializer()(shape, dtype) for _ in range(self.num_experts)]
             return tf.reshape(tf.stack(kernels), flat_shape)
 
         network, block, own = tf.get_current_name_scope().rsplit("/", 2)
-        with tf.name_scope(
-            f"{network}/model/{block}/{own}/"
-        ):  # the slash at the end: not below the current scope
+        # The slash at the end: not below the current scope.
+        with tf.name_scope(f"{network}/model/{block}/{own}/"):
             self.experts = self.add_weight(
                 self.weight_name,
                 [self.num_experts, shape[0] * shape[1] * shape[2] * shape[3]],
@@ -91,20 +81,29 @@ class ExpertKernels(keras.layers.Layer):
             )
         self.built = True
 
-    def mix(self, routing: tf.Tensor, shape: list[int]) -> tf.Tensor:
-        """One kernel per image: routing [batch, experts] → float32 [batch, *shape]."""
-        return tf.reshape(tf.linalg.matmul(routing, self.experts), [-1, *shape])
+    def mix(self, routing: tf.Tensor, shape: list[int], scale) -> tf.Tensor:
+        """Returns one kernel per image, in the compute dtype.
+
+        Args:
+            routing: float32 [batch, experts].
+            shape: of a kernel, whose last axis are the output channels.
+            scale: float32 [output channels], what the kernels are multiplied by; None:
+                1.
+        """
+
+        def scaled():
+            # Before they are mixed: there are fewer experts than images.
+            experts = tf.reshape(self.experts, [-1, *shape]) * scale
+            return tf.reshape(experts, [self.num_experts, -1])
+
+        experts = weights(lambda: self.experts if scale is None else scaled())
+        kernels = tf.reshape(tf.linalg.matmul(routing, experts), [-1, *shape])
+        return tf.cast(kernels, self.compute_dtype)
 
 
 def convolve_pointwise(images: tf.Tensor, kernels: tf.Tensor) -> tf.Tensor:
-    """A 1×1 convolution by kernels of each image's own.
-
-    Args:
-        images: float tensor [batch, height, width, channels].
-        kernels: [batch, channels, filters], in the same dtype.
-
-    Returns:
-        [batch, height, width, filters].
+    """Convolves [batch, height, width, channels] with 1×1 kernels of each image's own,
+    [batch, channels, filters].
     """
     (_, height, width, channels), filters = images.shape, kernels.shape[-1]
     rows = tf.shape(images)[1] * tf.shape(images)[2] if None in (height, width) else height * width
@@ -114,15 +113,8 @@ def convolve_pointwise(images: tf.Tensor, kernels: tf.Tensor) -> tf.Tensor:
 
 
 def convolve_depthwise(images: tf.Tensor, kernels: tf.Tensor, strides: int) -> tf.Tensor:
-    """A depthwise convolution, padding "SAME", by kernels of each image's own.
-
-    Args:
-        images: float tensor [batch, height, width, channels].
-        kernels: [batch, size, size, channels], in the same dtype.
-        strides: in both directions.
-
-    Returns:
-        [batch, ⌈height/strides⌉, ⌈width/strides⌉, channels].
+    """Convolves each channel of [batch, height, width, channels], padding "SAME", with
+    kernels of each image's own, [batch, size, size, channels].
     """
     size, channels = kernels.shape[1], images.shape[-1]
     batch, height, width, _ = tf.unstack(tf.shape(images))
@@ -138,8 +130,8 @@ def convolve_depthwise(images: tf.Tensor, kernels: tf.Tensor, strides: int) -> t
 class RoutedPointwiseConvolution(ExpertKernels):
     """A 1×1 convolution, without a bias of its own."""
 
-    def __init__(self, filters: int, num_experts: int, make_initializer: Callable, **kwargs):
-        super().__init__(num_experts, "condconv_kernel", make_initializer, **kwargs)
+    def __init__(self, filters: int, num_experts: int, **kwargs):
+        super().__init__(num_experts, "condconv_kernel", **kwargs)
         self.filters = filters
 
     def kernel_shape(self, channels):
@@ -147,12 +139,10 @@ class RoutedPointwiseConvolution(ExpertKernels):
 
     def call(self, inputs, scale=None, offset=None, *, routing):
         """Convolves; `routing` is float32 [batch, experts], all else as in
-        `layers.Convolution`.
+        `Convolution`.
         """
-        kernels = self.mix(routing, [inputs.shape[-1], self.filters])
-        kernels = kernels if scale is None else kernels * scale
-        outputs = convolve_pointwise(inputs, tf.cast(kernels, self.compute_dtype))
-        return add_offset(outputs, offset)
+        kernels = self.mix(routing, [inputs.shape[-1], self.filters], scale)
+        return add_offset(convolve_pointwise(inputs, kernels), offset)
 
 
 class RoutedDepthwiseConvolution(ExpertKernels):
@@ -160,20 +150,15 @@ class RoutedDepthwiseConvolution(ExpertKernels):
     own.
     """
 
-    def __init__(
-        self, kernel_size: int, strides: int, num_experts: int, make_initializer: Callable, **kwargs
-    ):
-        super().__init__(num_experts, "depthwise_condconv_kernel", make_initializer, **kwargs)
+    def __init__(self, kernel_size: int, strides: int, num_experts: int, **kwargs):
+        super().__init__(num_experts, "depthwise_condconv_kernel", **kwargs)
         self.kernel_size, self.strides = kernel_size, strides
 
     def kernel_shape(self, channels):
         return [self.kernel_size, self.kernel_size, channels, 1]
 
     def call(self, inputs, scale=None, offset=None, *, routing):
-        """Convolves each channel; arguments and result as in
-        `RoutedPointwiseConvolution`.
-        """
-        kernels = self.mix(routing, [self.kernel_size, self.kernel_size, inputs.shape[-1]])
-        kernels = kernels if scale is None else kernels * scale
-        outputs = convolve_depthwise(inputs, tf.cast(kernels, self.compute_dtype), self.strides)
+        """Convolves each channel; arguments as in `RoutedPointwiseConvolution`."""
+        shape = [self.kernel_size, self.kernel_size, inputs.shape[-1]]
+        outputs = convolve_depthwise(inputs, self.mix(routing, shape, scale), self.strides)
         return add_offset(outputs, offset)

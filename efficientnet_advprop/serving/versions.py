@@ -1,8 +1,6 @@
 """Versioned directories, as TensorFlow Serving wants them: `<export_dir>/1`, `/2`, …,
 each there as a whole or not at all.
 
-Usage:
-
     with new_version(export_dir, num_bytes) as version:
         # write into version.staging; an exception in here leaves nothing behind
         ...
@@ -18,18 +16,11 @@ from typing import Iterator
 
 import tensorflow as tf
 
-from efficientnet_advprop.runtime.errors import UserError
+from efficientnet_advprop.runtime.errors import RunError
 from efficientnet_advprop.runtime.files import list_folder
 from tpu_utils.errors import brief_message
 
-_STAGING_PREFIX = "unfinished-"  # not a number, so TensorFlow Serving does not look at it
-
-
-class ExportError(UserError, RuntimeError):
-    """An export that cannot be made or did not pass its check; the message says why.
-
-    Nothing of it is left behind.
-    """
+_STAGING_PREFIX = "unfinished-"  # no number, so TensorFlow Serving does not look at it
 
 
 class Version:
@@ -46,7 +37,7 @@ class Version:
 
 
 def next_version(export_dir: str) -> int:
-    """One more than the highest version in `export_dir`; 1 if there is none."""
+    """Returns one more than the highest version in `export_dir`; 1 if there is none."""
     names = list_folder(export_dir) if tf.io.gfile.isdir(export_dir) else []
     return max((int(name) for name in names if re.fullmatch("[0-9]+", name)), default=0) + 1
 
@@ -62,12 +53,12 @@ def new_version(export_dir: str, num_bytes: int) -> Iterator[Version]:
         num_bytes: about how much will be written.
 
     Raises:
-        ExportError: `export_dir` is a file or cannot be written, or there is no space.
+        RunError: `export_dir` is a file or cannot be written, or there is no space.
     """
     is_remote = "://" in export_dir
     try:
         if tf.io.gfile.exists(export_dir) and not tf.io.gfile.isdir(export_dir):
-            raise ExportError(
+            raise RunError(
                 f"`export_dir` is {export_dir!r}, which is a file; give a directory, which may"
                 " exist."
             )
@@ -80,7 +71,7 @@ def new_version(export_dir: str, num_bytes: int) -> Iterator[Version]:
     try:
         free = shutil.disk_usage(staging).free
         if free < num_bytes:
-            raise ExportError(
+            raise RunError(
                 f"`export_dir` is {export_dir!r}, where {free / 1e6:.0f} MB are free, but"
                 f" {num_bytes / 1e6:.0f} MB are needed; make room or give another directory."
             )
@@ -119,8 +110,8 @@ def _upload(staging: str, path: str) -> None:
         tf.io.gfile.copy(file, target)
 
 
-def _cannot_write(export_dir: str, error: BaseException) -> ExportError:
-    return ExportError(
+def _cannot_write(export_dir: str, error: BaseException) -> RunError:
+    return RunError(
         f"`export_dir` is {export_dir!r}, where the export cannot be written:"
         f" {brief_message(error)}. Nothing was left behind."
     )

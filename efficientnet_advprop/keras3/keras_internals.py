@@ -15,7 +15,7 @@ except ImportError as error:
         f"efficientnet_advprop.keras3 needs Keras 3.8 or later and a backend ({error}). Wanted: pip"
         " install 'efficientnet-advprop[keras3-jax]', or [keras3-torch], [keras3-tensorflow]."
     ) from error
-if not is_at_least(keras.__version__, (3, 8)):
+if not is_at_least(keras.__version__, "3.8"):
     raise StackError(
         f"`keras` is {keras.__version__}, but efficientnet_advprop.keras3 needs 3.8 or later; for"
         " models of Keras 2 there is efficientnet_advprop.keras."

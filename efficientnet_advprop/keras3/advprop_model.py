@@ -317,6 +317,10 @@ class AdvPropModel(keras.Model):
     def _adversarial_images(self, x, labels, sample_weight):
         attack, images = self._attack_of_step(), ops.cast(self.images_of(x), "float32")
         others, batch_moments = self._without_images(x), self.attack_statistics == "batch"
+        # Keras saves no generator's state; that of a step follows from its number.
+        state = self.attack_seed.state
+        counters = ops.stack([ops.cast(self.seed, "int32"), 16 * self.step_counter])
+        state.assign(ops.cast(counters, state.dtype))
         start = attack.start(images, self.attack_seed)
         if attack.targeted:
             labels = attack.draw_targets(labels, bool(self.labels_are_weights), self.attack_seed)

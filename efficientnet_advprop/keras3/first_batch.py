@@ -85,13 +85,6 @@ def _check_loss(model, outputs, labels, sample_weight) -> None:
             "No loss was compiled. An attack climbs the compiled loss, and losses that layers add "
             "cannot take its place; give one to `compile`."
         )
-    try:
-        _Shapes(lambda *arguments: compiled_loss(model)(*arguments)).compute_output_spec(
-            labels, outputs, sample_weight
-        )
-    except (ValueError, TypeError) as error:
-        reason = str(error).rpartition("Error encountered:")[2].strip()
-        raise ModelError(f"The loss cannot take the labels ({told}): {reason}") from error
     if len(flat) == 1 and len(flat_labels) == 1:
         name = rules.loss_name(model.loss, "keras")
         model.labels_are_weights = rules.check_classes(
@@ -102,6 +95,13 @@ def _check_loss(model, outputs, labels, sample_weight) -> None:
             f"`attack` is targeted, but the model has {len(flat)} outputs, of which none alone says"
             " what a wrong class is; take PGD(targeted=False)."
         )
+    try:
+        _Shapes(lambda *arguments: compiled_loss(model)(*arguments)).compute_output_spec(
+            labels, outputs, sample_weight
+        )
+    except (ValueError, TypeError) as error:
+        reason = str(error).rpartition("Error encountered:")[2].strip()
+        raise ModelError(f"The loss cannot take the labels ({told}): {reason}") from error
 
 
 def _dtype(tensor: Any) -> str:

@@ -208,7 +208,8 @@ def test_main_learns_its_statistics_as_under_plain_fit():
     plain.compile(SGD(0.0), cross_entropy())
     plain.fit(IMAGES, LABELS, batch_size=8, shuffle=False, verbose=0)
     dual = add_auxiliary_batch_norms(model)
-    fit(make_trainer(dual, optimizer=SGD(0.0)))
+    strong = PGD(epsilon=64.0, step_size=64.0, targeted=False, random_start=0.0)
+    fit(make_trainer(dual, strong, optimizer=SGD(0.0)))
     for one, other in zip(norms_of(plain), norms_of(dual)):
         for old, new in zip(one.variables, other.variables):
             np.testing.assert_allclose(*values([old, new]), rtol=1e-5, atol=1e-5)

@@ -54,7 +54,7 @@ def batch_records(
     Args:
         stream: the records.
         num_classes: labels from it on are bad; None takes any.
-        first_position: in the stream.
+        first_position: in the stream; 0 if `num_examples` is given.
         batch_size: elements; batches have static shapes.
         process: one image's bytes (scalar string), label (scalar int32) and position
             (scalar int64) to a dict of tensors of static shapes.
@@ -86,13 +86,12 @@ def batch_records(
 
     elements = stream.elements(tf.constant(first_position, tf.int64))
     if num_examples is not None:
-        elements = elements.take(max(num_examples - first_position, 0))
+        elements = elements.take(num_examples)
     results = elements.map(
         _as_it_is(process_element), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
     if num_examples is not None:
-        first_blank = tf.constant(max(num_examples, first_position), tf.int64)
-        blanks = tf.data.Dataset.counter(first_blank)
+        blanks = tf.data.Dataset.counter(tf.constant(num_examples, tf.int64))
         results = results.concatenate(blanks.map(lambda position: (position, dict(blank))))
     batches = results.batch(batch_size, drop_remainder=True).map(
         _as_it_is(process_positioned_batch), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
@@ -100,12 +99,9 @@ def batch_records(
 
     def complain(first: np.ndarray) -> bool:
         last = int(first) + batch_size
-        raise _find_bad_record(
-            stream,
-            num_classes,
-            int(first),
-            last if num_examples is None else min(last, num_examples),
-        )
+        if num_examples is not None:
+            last = min(last, num_examples)
+        raise _find_bad_record(stream, num_classes, int(first), last)
 
     return _until_failure(batches.prefetch(tf.data.AUTOTUNE), first_position, batch_size, complain)
 

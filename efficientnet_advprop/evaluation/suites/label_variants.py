@@ -13,7 +13,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import AutoAttack
 from efficientnet_advprop.config.suites import CATEGORY_FOLDERS, REAL_FILES
 from efficientnet_advprop.data import preprocessing
-from efficientnet_advprop.data.image_formats import is_image
+from efficientnet_advprop.data.image_formats import decode, is_image
 from efficientnet_advprop.evaluation.suites import imagenet_suites
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings, TestSet, attack_stages
 from efficientnet_advprop.images import image_folders, robustness_sets
@@ -59,7 +59,7 @@ def _list_categories(path: str, labels: Mapping[str, int]) -> FileImages:
 def _cut_border(encoded: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
     """Cuts off ObjectNet's border, which tells its images from training images."""
     del position
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image = decode(encoded)
     border = _OBJECTNET_BORDER
     return tf.io.encode_png(image[border:-border, border:-border])
 

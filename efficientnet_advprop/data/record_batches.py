@@ -52,10 +52,8 @@ def batch_records(
     parallel, and batches the results.
 
     Args:
-        stream: the records.
         num_classes: labels from it on are bad; None takes any.
         first_position: in the stream; 0 if `num_examples` is given.
-        batch_size: elements; batches have static shapes.
         process: one image's bytes (scalar string), label (scalar int32) and position
             (scalar int64) to a dict of tensors of static shapes.
         process_batch: (position of the batch's first element, batch) to the batch as it

@@ -266,7 +266,8 @@ def claim_shards(data_dir: str, prefix: str, sources: Mapping[str, str], what: s
         what: these contents, for the message.
 
     Returns:
-        The names of the files that are there already.
+        The names of the files that are there already; files of another set, of other
+        sources, or of nobody knows which, are refused.
     """
     tf.io.gfile.makedirs(data_dir)
     path = _beside(data_dir, "sources", prefix)
@@ -504,9 +505,7 @@ def find_problem(
 def check_folder(data_dir: str, prefix: str, num_classes: Optional[int]) -> List[DataError]:
     """Returns what is wrong with each bad record of a split, by file and record.
 
-    Args:
-        data_dir, prefix: see `find_shards`.
-        num_classes: labels from it on are bad; None takes any.
+    Labels from `num_classes` on are bad; None takes any.
     """
     split = Split(find_shards(data_dir, prefix), ())
 

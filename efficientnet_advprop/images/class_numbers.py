@@ -48,11 +48,8 @@ def are_numbers(names: Iterable[str]) -> bool:
 
 
 def number_classes(folders: Iterable[str], where: str) -> list[str]:
-    """Returns the class names of a new data set in the order of their labels.
-
-    Args:
-        folders: the names of the class folders, in any order.
-        where: what holds them, for messages.
+    """Returns the class names of a new data set in the order of their labels; `where` the
+    folders are is for messages.
     """
     names = [class_name(folder) for folder in folders]
     in_numbers = are_numbers(names)
@@ -127,13 +124,8 @@ def _label_classes(
 
 
 def require_known(names: Sequence[str], labels: Mapping[str, int], where: str, what: str) -> None:
-    """Raises a `DataError` that names the classes that are not in `labels`.
-
-    Args:
-        names: of the class folders.
-        labels: of the classes that there may be.
-        where: what holds the folders, for the message.
-        what: what such a folder is, for the message: "none of …".
+    """Raises a `DataError` that names the classes that are not in `labels`; `what` these
+    are, such as "none of …", and `where`, is for the message.
     """
     unknown = [name for name in names if name not in labels]
     if unknown:

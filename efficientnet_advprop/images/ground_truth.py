@@ -47,12 +47,8 @@ def read_text(path: str) -> str:
 
 
 def validation_number(path: str, where: str, last: int = NUM_VALIDATION) -> int:
-    """Returns the number in a validation image's name, by which every list knows it.
-
-    Args:
-        path: ends in ILSVRC2012_val_<number> and a suffix.
-        where: what holds the image, for messages.
-        last: of the numbers that there are, from 1.
+    """Returns the number in a validation image's name, by which every list knows it; it is
+    refused unless it is one of 1 … `last`. `where` is what holds the image, for the message.
     """
     match = _IMAGE.fullmatch(os.path.basename(path))
     number = int(match[1]) if match else 0

@@ -75,10 +75,7 @@ class _Entries(NamedTuple):
 
 def read_image_tree(directory: str, *, allow_empty: bool = False) -> ImageTree:
     """Looks through a folder with one sub-folder per class; hidden folders are no classes.
-
-    Args:
-        directory: local or remote.
-        allow_empty: class folders may be without images.
+    With `allow_empty`, class folders may be without images.
     """
     if not tf.io.gfile.isdir(directory):
         raise DataError(f"{directory!r} is no folder.")

@@ -72,9 +72,8 @@ def list_image_folder(
 
     Args:
         folder: local or remote.
-        class_names: which number each class has, as `list_class_names` gives it of the
-            training set; None: as `class_numbers.number_classes` numbers the classes of
-            this folder.
+        class_names: by label, of the training set; None: as `number_classes` numbers the
+            classes of this folder.
         log: takes a line for each kind of file that is skipped, and one for classes of
             `class_names` that this folder lacks.
     """
@@ -108,11 +107,7 @@ def list_imagenet_train(
     archive: str, log: Callable[[str], None] = logging.warning
 ) -> list[ImageSource]:
     """Lists the images of ILSVRC2012_img_train.tar, an archive of one archive per class,
-    read in place.
-
-    Args:
-        archive: local or remote.
-        log: takes a line for each kind of member that is skipped.
+    read in place; `log` takes a line for each kind of member that is skipped.
     """
     skipped, images = image_folders.Skipped(), {}
     try:
@@ -188,9 +183,7 @@ def list_imagenet_validation(
 
 
 def list_tfds(split: records.Split, class_names: Sequence[str]) -> list[ImageSource]:
-    """Lists the images of a prepared TFDS split: see `sources.open_tfds_split` and
-    `sources.tfds_class_names`.
-    """
+    """Lists the images of a prepared TFDS split; hidden labels (−1) are refused."""
     sources = []
     for path, count in zip(split.files, split.counts):
         scan = records.scan_file(path)
@@ -226,11 +219,8 @@ def hold_out(
     """Divides training images into those that a list does not name, and those that it
     does: the official "minival" is such a list.
 
-    Args:
-        sources: the training images.
-        names_file: on each line a file's name, such as n01440764_10026.JPEG; with a
-            folder before it, such as cat/1.png, the image of that class. Local or
-            remote.
+    Each line of `names_file` is a file's name, such as n01440764_10026.JPEG; with a folder
+    before it, such as cat/1.png, the image of that class.
     """
     # "train/cat/1.png" and "cat/1.png" are the same image, "1.png" any of that name.
     lines = filter(None, map(str.strip, read_text(names_file).splitlines()))
@@ -268,12 +258,7 @@ def divide(sources: Sequence[ImageSource], fractions: Sequence[float]) -> list[l
     Which images these are follows from their contents alone, not from names, times or
     order; equal files never stand on both sides.
 
-    Args:
-        sources: images.
-        fractions: of each part, in (0, 1); in all below 1.
-
-    Returns:
-        The rest, then a list for each fraction.
+    Returns the rest, then a list for each of `fractions`, which are below 1 in all.
     """
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         contents = list(pool.map(lambda source: hashlib.sha256(source.read()).hexdigest(), sources))

@@ -29,11 +29,7 @@ class TarMember(NamedTuple):
 
 
 def read_tar_index(path: str) -> list[TarMember]:
-    """Lists the files in an uncompressed tar archive, in its order.
-
-    Args:
-        path: local or remote.
-    """
+    """Lists the files in an uncompressed tar archive, in its order."""
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             return index_members(file, path)
@@ -46,16 +42,8 @@ def read_tar_index(path: str) -> list[TarMember]:
 
 
 def index_members(file: BinaryIO, path: str, size: Optional[int] = None) -> list[TarMember]:
-    """Lists the files of the archive at the present position of an open file.
-
-    Args:
-        file: seekable.
-        path: for messages.
-        size: of the archive, where it is itself a member of another one; None: to the
-            file's end.
-
-    Returns:
-        The files, with offsets from the beginning of `file`.
+    """Lists the files of the archive at the present position of an open file, with offsets
+    from its beginning; an archive that is itself a member of another one has a `size`.
     """
     start = file.tell()
     with tarfile.open(fileobj=file, mode="r:") as archive:

@@ -102,9 +102,9 @@ def read_file(path: str) -> bytes:
         return as_decodable(file.read())
 
 
-def decode(encoded: tf.Tensor) -> tf.Tensor:
+def decode(encoded: tf.Tensor, dct_method: str = ACCURATE_DCT) -> tf.Tensor:
     """Decodes any still image that `is_decodable` to uint8 [height, width, 3], RGB, in or
-    out of a graph; a JPEG by the accurate DCT, as other libraries do.
+    out of a graph; a JPEG by default by the accurate DCT, as other libraries do.
 
     Another one, and a damaged one, is an `InvalidArgumentError`.
     """
@@ -113,7 +113,7 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
         raise tf.errors.InvalidArgumentError(None, None, _REFUSED)
 
     def of_jpeg() -> tf.Tensor:
-        return tf.io.decode_jpeg(encoded, channels=3, dct_method=ACCURATE_DCT)
+        return tf.io.decode_jpeg(encoded, channels=3, dct_method=dct_method)
 
     def of_other() -> tf.Tensor:
         with tf.control_dependencies([tf.debugging.Assert(is_decodable(encoded), [_REFUSED])]):

@@ -15,7 +15,7 @@ from typing import Callable, Optional, Tuple, Union
 
 import tensorflow as tf
 
-from efficientnet_advprop.data.image_formats import OFFICIAL_DCT, decode
+from efficientnet_advprop.data.image_formats import ACCURATE_DCT, OFFICIAL_DCT, decode
 
 # (uint8 [h, w, 3], seed int [2]) → uint8 [h, w, 3]
 Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -138,8 +138,8 @@ def preprocess_for_eval(
             its own, see `_resize_and_cut`; so do `V2` and `V2_FT`, see `_cut_for_v2`.
         resize_method: "bicubic", or "bilinear" as EfficientNet-Lite and -EdgeTPU are
             served; see `RESIZE_METHODS`.
-        exact_jpeg: decode a JPEG from which a fraction is cut as other libraries do,
-            rather than as the official code does. The other crops always do.
+        exact_jpeg: decode a JPEG as other libraries do, rather than as the official code
+            does. With "none" and `TORCHVISION`, which are not its own, it always is.
 
     Returns:
         float32 [image_size, image_size, 3] around 0…255: bicubic unclipped, so it
@@ -151,7 +151,8 @@ def preprocess_for_eval(
     if crop == TORCHVISION:
         return _resize_and_cut(decode(encoded), image_size)
     if crop in (V2, V2_FT):
-        return _cut_for_v2(decode(encoded), image_size, crop)
+        image = decode(encoded, ACCURATE_DCT if exact_jpeg else OFFICIAL_DCT)
+        return _cut_for_v2(image, image_size, crop)
     fraction = crop_fraction(image_size, crop)
     window = functools.partial(_center_window, fraction=fraction)
     image = _decode_and_crop(encoded, window, exact_jpeg)

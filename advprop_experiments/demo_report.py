@@ -22,7 +22,7 @@ from efficientnet_advprop.evaluation.results import Results
 from efficientnet_advprop.reports import charts
 from efficientnet_advprop.reports.charts import Curve, Interval
 from efficientnet_advprop.reports.pages import Card, Page, Section, colors
-from efficientnet_advprop.reports.tables import Cell, Table
+from efficientnet_advprop.reports.table import Cell, Table
 from efficientnet_advprop.training import build, checkpoints, passes, progress
 
 _PLACES = {

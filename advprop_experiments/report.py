@@ -7,11 +7,10 @@ from typing import Mapping, Optional, Sequence
 
 from advprop_experiments.estimates import Estimate, contrast_values, verdict
 from advprop_experiments.plan import METRICS, Study
-from efficientnet_advprop.reports import tables
 from efficientnet_advprop.reports.charts import Interval, interval_chart
 from efficientnet_advprop.reports.pages import Card, Page, Section
 from efficientnet_advprop.reports.significance import holm
-from efficientnet_advprop.reports.tables import Cell, Table, percent
+from efficientnet_advprop.reports.table import Cell, Table, format_text, percent
 from efficientnet_advprop.runtime import files
 
 # The explanations of the words of `verdict`.
@@ -259,4 +258,4 @@ def make_page(summary: Summary) -> Page:
 
 def format_console(summary: Summary) -> str:
     """Returns both tables for a console."""
-    return "\n\n".join(map(tables.format_console, (arms_table(summary), claims_table(summary))))
+    return "\n\n".join(map(format_text, (arms_table(summary), claims_table(summary))))

@@ -18,7 +18,7 @@ from efficientnet_advprop.evaluation.test_set_name import (
     parse_name,
     row_of,
 )
-from efficientnet_advprop.reports import charts, report_rows, tables
+from efficientnet_advprop.reports import charts, report_rows
 from efficientnet_advprop.reports.branch_curves import BranchCurve, branch_curves
 from efficientnet_advprop.reports.comparison import (
     Comparison,
@@ -30,7 +30,14 @@ from efficientnet_advprop.reports.comparison import (
 from efficientnet_advprop.reports.disagreements import OpenImages, find_disagreements
 from efficientnet_advprop.reports.pages import COLORS, Card, Page, Section, colors, legend
 from efficientnet_advprop.reports.suite_titles import title
-from efficientnet_advprop.reports.tables import Cell, Table, percent, points, probability
+from efficientnet_advprop.reports.table import (
+    Cell,
+    Table,
+    format_text,
+    percent,
+    points,
+    probability,
+)
 
 SIDE_BY_SIDE_NOTE = (
     "The tests are paired: both models classified the same images. Top-1 is compared by McNemar’s "
@@ -454,7 +461,7 @@ def _num_images(result) -> Cell:
 
 def format_console(comparison: Comparison) -> str:
     """Returns the main table and what the tests say, for a console."""
-    lines = ["Per cent.", tables.format_console(results_table(comparison)), ""]
+    lines = ["Per cent.", format_text(results_table(comparison)), ""]
     lines += map(describe_test, comparison.tests)
     lines += [f"Not compared, {describe_not_compared(pair)}." for pair in comparison.not_compared]
     return "\n".join(lines)

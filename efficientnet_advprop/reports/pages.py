@@ -11,8 +11,13 @@ from typing import Mapping, Sequence, Union
 
 import jinja2
 
-from efficientnet_advprop.reports import tables
-from efficientnet_advprop.reports.tables import Cell, Table
+from efficientnet_advprop.reports.table import (
+    Cell,
+    Table,
+    format_csv,
+    format_latex,
+    format_markdown,
+)
 from efficientnet_advprop.runtime.files import write_atomically
 
 # People with any kind of colour vision can distinguish these colours.
@@ -106,7 +111,7 @@ def render_markdown(page: Page) -> str:
             parts += [f"## {section.title}" if section.title else "", section.note]
             parts += [f"- **{mark}**" for mark in section.marks]
             for table in shown:
-                parts += [table.note, tables.format_markdown(table)]
+                parts += [table.note, format_markdown(table)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -117,8 +122,8 @@ def write(page: Page, directory: str) -> str:
     files = {
         HTML_FILE: render_html(page),
         MARKDOWN_FILE: render_markdown(page),
-        LATEX_FILE: "\n\n".join(map(tables.format_latex, named)) + "\n",
-        **{f"{table.name}.csv": tables.format_csv(table) for table in named},
+        LATEX_FILE: "\n\n".join(map(format_latex, named)) + "\n",
+        **{f"{table.name}.csv": format_csv(table) for table in named},
     }
     for name, text in files.items():
         write_atomically(os.path.join(directory, name), text.encode())

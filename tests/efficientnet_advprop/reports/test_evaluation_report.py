@@ -15,11 +15,18 @@ from PIL import Image
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.results import predictions_path
 from efficientnet_advprop.images.labeled_images import FileImages
-from efficientnet_advprop.reports import charts, evaluation_report, pages, tables
+from efficientnet_advprop.reports import charts, evaluation_report, pages
 from efficientnet_advprop.reports.comparison import compare, read_measured
 from efficientnet_advprop.reports.disagreements import find_disagreements
 from efficientnet_advprop.reports.report_rows import list_measures
-from efficientnet_advprop.reports.tables import Cell, Table
+from efficientnet_advprop.reports.table import (
+    Cell,
+    Table,
+    format_latex,
+    format_text,
+    points,
+    probability,
+)
 from tests.efficientnet_advprop.evaluation.constructed_results import image_ids, write_results
 
 NAMES = ("b0-autoaugment", "b0-advprop")
@@ -112,7 +119,7 @@ def test_the_same_table_is_on_the_page_the_console_and_in_files(comparison, page
     table = evaluation_report.results_table(comparison)
     assert len(table.rows) == 2 * 5  # ImageNet; mCE, relative mCE and mean error; PGD
     text = _Page(page).text
-    console = tables.format_console(table)
+    console = format_text(table)
     pages.write(evaluation_report.make_page("T", comparison), str(tmp_path))
     markdown = (tmp_path / "report.md").read_text()
     latex = (tmp_path / "report.tex").read_text()
@@ -141,7 +148,7 @@ def test_the_same_table_is_on_the_page_the_console_and_in_files(comparison, page
 
 def test_what_latex_would_take_for_commands_is_escaped():
     name = r"50% & a_b#1 {x} \ ~^ $ <ε −1 …"
-    latex = tables.format_latex(Table(["µ_%"], [[Cell(name, marks=["only 5 %"])]]))
+    latex = format_latex(Table(["µ_%"], [[Cell(name, marks=["only 5 %"])]]))
     rest = re.sub(
         r"\\[&%$#_{}]|\\text\w+\{\}|\\ldots\{\}|\$\\?(?:-|varepsilon)\$", "", latex.splitlines()[4]
     )
@@ -228,9 +235,9 @@ def test_thumbnails_are_small():
     "value, text", [(-1.23, "−1.2"), (0.04, "±0.0"), (-0.04, "±0.0"), (2.0, "+2.0")]
 )
 def test_points(value, text):
-    assert tables.points(value) == text
+    assert points(value) == text
 
 
 @pytest.mark.parametrize("value, text", [(0.5, "0.500"), (0.0012, "0.0012"), (1e-9, "< 0.0001")])
 def test_probability(value, text):
-    assert tables.probability(value) == Cell(text, value)
+    assert probability(value) == Cell(text, value)

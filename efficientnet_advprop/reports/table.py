@@ -121,8 +121,8 @@ def probability(value: float) -> Cell:
     return Cell(text, value)
 
 
-def format_console(table: Table) -> str:
-    """Lines of aligned columns; marks follow as footnotes."""
+def format_text(table: Table) -> str:
+    """Returns lines of aligned columns for a console; marks follow as footnotes."""
     lines = [list(table.columns)]
     footnotes: dict[str, list[str]] = {}
     for number, row in enumerate(table.rows):
@@ -151,7 +151,7 @@ def format_console(table: Table) -> str:
 
 
 def format_markdown(table: Table) -> str:
-    """A table of GitHub's Markdown, with notes and marks in the cells."""
+    """Returns a table of GitHub's Markdown, with notes and marks in the cells."""
 
     def line(cells):
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -168,8 +168,8 @@ def format_markdown(table: Table) -> str:
 
 
 def format_csv(table: Table) -> str:
-    """CSV with the numbers in full, the ends of intervals in columns of their own, and
-    notes and marks in the last one.
+    """Returns CSV with the numbers in full, the ends of intervals in columns of their own,
+    and notes and marks in the last one.
     """
     ranged = [
         any(row[column].interval is not None for row in table.rows)
@@ -197,7 +197,7 @@ def _number(value: float) -> Any:
 
 
 def format_latex(table: Table) -> str:
-    """A `tabular` that needs the package booktabs; marks follow as footnotes."""
+    """Returns a `tabular` that needs the package booktabs; marks follow as footnotes."""
     sides = ["r" if table.is_number(column) else "l" for column in range(len(table.columns))]
     lines = [
         f"\\begin{{tabular}}{{{''.join(sides)}}}",

@@ -24,7 +24,7 @@ from efficientnet_advprop.runtime.errors import list_names
 from efficientnet_advprop.runtime.files import write_atomically
 from tpu_utils.errors import brief_message
 
-SUFFIX = ".settings.json"
+SETTINGS_SUFFIX = ".settings.json"
 # How images come in: no arguments of a network.
 PREPROCESSING = ("crop", "image_size")
 _NUMBERS = ("activation_alpha", "batch_norm_momentum", "batch_norm_epsilon")
@@ -40,7 +40,7 @@ def write_settings(prefix: str, model: Network, preprocessing: Mapping[str, Any]
     settings["activation"] = model.activation.name
     if ACTIVATIONS[model.activation.name].alpha is None:  # then it is a smooth gradient's
         settings["activation_alpha"] = None
-    write_atomically(prefix + SUFFIX, (json.dumps(settings, indent=1) + "\n").encode())
+    write_atomically(prefix + SETTINGS_SUFFIX, (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def read_settings(prefix: str) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def read_settings(prefix: str) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read, or holds something else.
     """
-    path = prefix + SUFFIX
+    path = prefix + SETTINGS_SUFFIX
     try:
         if not tf.io.gfile.exists(path):
             return {}

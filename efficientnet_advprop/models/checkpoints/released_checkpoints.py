@@ -30,6 +30,7 @@ from efficientnet_advprop.models.checkpoints.file_weights import (
     variable_name,
 )
 from efficientnet_advprop.models.checkpoints.model_settings import (
+    SETTINGS_SUFFIX,
     known_kind,
     known_settings,
     write_settings,
@@ -38,6 +39,7 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import prefer
 from efficientnet_advprop.models.scaling import network_name
 from efficientnet_advprop.models.variable_names import official_name
 from efficientnet_advprop.runtime.errors import list_names
+from efficientnet_advprop.runtime.files import list_folder
 from tpu_utils.errors import brief_message
 
 
@@ -175,9 +177,11 @@ def save_released_checkpoint(
         `prefix`.
 
     Raises:
-        CheckpointError: an average is missing, or a value is not finite. Nothing is
-            written.
+        CheckpointError: an average is missing, a value is not finite, or files that are
+            not of this function are in the way. Nothing is written.
     """
+    directory, base = os.path.dirname(prefix) or ".", os.path.basename(prefix)
+    _require_free(directory, base)
     names, tensors, missing, not_finite = [], [], [], []
     for variable in model.variables:
         own_name, name = (
@@ -208,13 +212,30 @@ def save_released_checkpoint(
     if global_step is not None:
         names.append(STEP)
         tensors.append(tf.constant(global_step, tf.int64))
-    directory = os.path.dirname(prefix) or "."
     tf.io.gfile.makedirs(directory)
     tf.raw_ops.SaveV2(
         prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors
     )
     write_settings(prefix, model, preprocessing)
-    base = os.path.basename(prefix)
     with tf.io.gfile.GFile(os.path.join(directory, "checkpoint"), "w") as file:
         file.write(f'model_checkpoint_path: "{base}"\nall_model_checkpoint_paths: "{base}"\n')
     return prefix
+
+
+def _require_free(directory: str, base: str) -> None:
+    """Raises a `CheckpointError` where another program's checkpoint would be replaced, or
+    its `checkpoint` file, which says what is the newest of a run.
+    """
+    entries = list_folder(directory) if tf.io.gfile.isdir(directory) else []
+    others = [
+        name
+        for name in entries
+        if name.endswith(".index")
+        and name.removesuffix(".index") + SETTINGS_SUFFIX not in entries
+        and (name == f"{base}.index" or "checkpoint" in entries)
+    ]
+    if others:
+        raise CheckpointError(
+            f"{directory!r} holds {list_names(others)}, which this project's `release` did not"
+            " write; give a prefix in another folder."
+        )

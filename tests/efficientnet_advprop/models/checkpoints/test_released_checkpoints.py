@@ -380,6 +380,17 @@ def test_what_the_file_says_of_pixels_and_norms_is_compared(model, tmp_path):
     assert not load_released_checkpoint(trained, prefix).warnings
 
 
+def test_checkpoints_of_others_are_not_replaced(model, tensors, tmp_path):
+    prefix = write_checkpoint(tmp_path / "theirs" / "model.ckpt", tensors)
+    before = sorted((path, path.read_bytes()) for path in (tmp_path / "theirs").iterdir())
+    for name in (prefix, str(tmp_path / "theirs" / "mine")):  # its `checkpoint` file, too
+        with pytest.raises(CheckpointError, match="model.ckpt.index"):
+            save_released_checkpoint(model, name)
+    assert before == sorted((path, path.read_bytes()) for path in (tmp_path / "theirs").iterdir())
+    for _ in range(2):  # its own are
+        save_released_checkpoint(model, str(tmp_path / "ours" / "model.ckpt"))
+
+
 def test_a_bad_model_is_not_written(scrambled, tmp_path):
     scrambled.variables[0].assign(tf.fill(scrambled.variables[0].shape, np.nan))
     with pytest.raises(CheckpointError, match=variable_name(scrambled, scrambled.variables[0])):

@@ -26,9 +26,12 @@ from advprop_preflight import tpu_compiler
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.models import EfficientNet, layers
 from efficientnet_advprop.training import losses, optimizers, passes, steps
-from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.schedules import LearningRate
-from efficientnet_advprop.training.state import TrainState, averaged_variables
+from efficientnet_advprop.training.state import (
+    ExponentialMovingAverage,
+    TrainState,
+    averaged_variables,
+)
 
 ARRANGEMENTS = ("two_passes", "one_batch")
 FLAGS = flags.FLAGS

@@ -31,9 +31,12 @@ from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import make_network, scaling
 from efficientnet_advprop.training import optimizers, steps
-from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.schedules import LearningRate
-from efficientnet_advprop.training.state import TrainState, averaged_variables
+from efficientnet_advprop.training.state import (
+    ExponentialMovingAverage,
+    TrainState,
+    averaged_variables,
+)
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("variant", "b0", "Of an EfficientNet (b0 …) or a ResNet (resnet50 …).")

@@ -59,9 +59,8 @@ def main(argv):
     config = program.read_config(_CONFIG)
     program.require_extra("preflight")
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
-    from advprop_preflight import preflight_results, tpu_compiler
+    from advprop_preflight import device_functions, preflight_results, tpu_compiler
     from advprop_preflight.batch_search import find_largest_batch
-    from efficientnet_advprop.training import device_functions
 
     compiler = tpu_compiler.TPUCompiler(_COMPILER_PYTHON.value, _TOPOLOGY.value)
     num_replicas = compiler.num_cores if _NUM_REPLICAS.value is None else _NUM_REPLICAS.value

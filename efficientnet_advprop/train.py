@@ -11,9 +11,10 @@ Usage:
 
 The config defines what is computed; flags such as --config.attack.epsilon=2 override
 its fields. The other flags define where it is computed. Started again with the same
-command, a run continues from its last checkpoint. After SIGTERM it saves its state and
-exits with 0. Exit codes: 0 done or stopped, 2 wrong flags or config, 1 any other error;
-every error has one message.
+command, a run continues from its last checkpoint. After SIGTERM or Ctrl-C it saves its
+state before it ends; a second one ends it at once. Exit codes: 0 done or stopped by
+SIGTERM, 130 stopped by Ctrl-C, 2 wrong flags or config, 1 any other error; every error
+has one message.
 """
 
 from absl import flags
@@ -53,10 +54,14 @@ def main(argv):
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from efficientnet_advprop.training.loop import train
     from tpu_utils.devices import profiler_server
+    from tpu_utils.devices.preemption import CTRL_C
 
     if _PROFILER_PORT.value is not None:
         profiler_server.listen(_PROFILER_PORT.value)
-    train(config, data_dir=_DATA_DIR.value, model_dir=_MODEL_DIR.value, strategy=_STRATEGY.make())
+    result = train(
+        config, data_dir=_DATA_DIR.value, model_dir=_MODEL_DIR.value, strategy=_STRATEGY.make()
+    )
+    return program.INTERRUPTED if result.stopped_by == CTRL_C else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
-"""Creates the parts of a run from its config: model, attack, learning rate, state and
-step.
+"""Builds the parts of a run from its config: model, attack, learning rate, state, step.
 
-Call these functions under the strategy's scope, because `make_model` and `make_state`
-create variables.
+Call `make_model` and `make_state` under the strategy's scope: they create variables.
 """
 
 from typing import Callable, Optional
@@ -10,27 +8,27 @@ from typing import Callable, Optional
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
-from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
+from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.models import Network, make_network
-from efficientnet_advprop.models.denoising import check_memory
-from efficientnet_advprop.models.normalization import official_group_size
-from efficientnet_advprop.models.resnet_scaling import map_size
 from efficientnet_advprop.runtime.keras_variant import is_keras_variant
 from efficientnet_advprop.training import fine_tuning
-from efficientnet_advprop.training.ema import ExponentialMovingAverage
-from efficientnet_advprop.training.loss_scale import LossScale
+from efficientnet_advprop.training.losses import LossScale
 from efficientnet_advprop.training.optimizers import make_optimizer
 from efficientnet_advprop.training.schedules import LearningRate
-from efficientnet_advprop.training.state import TrainState, averaged_variables
+from efficientnet_advprop.training.state import (
+    ExponentialMovingAverage,
+    TrainState,
+    averaged_variables,
+)
 from efficientnet_advprop.training.steps import make_train_step
 
 
 def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) -> Network:
-    """The network, with the parts frozen that `config.init.freeze` names.
+    """Returns the network, with the parts frozen that `config.init.freeze` names.
 
-    If `aux_branches` is None, the network has the auxiliary branches that the method
-    trains: one for AdvProp, none for vanilla training.
+    `aux_branches` None means those that the method trains: one for AdvProp, none for
+    vanilla training.
     """
     if aux_branches is None:
         aux_branches = METHODS[config.training.method].aux_branches
@@ -74,7 +72,7 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
 
 
 def make_attack(config: ExperimentConfig) -> Optional[Attack]:
-    """The attack of the training step; None for a method without attack."""
+    """Returns the attack of the training step; None for a method without attack."""
     if not METHODS[config.training.method].has_attack:
         return None
     if config.attack.name == "noise":
@@ -93,7 +91,7 @@ def make_attack(config: ExperimentConfig) -> Optional[Attack]:
 
 
 def make_state(config: ExperimentConfig) -> TrainState:
-    """All variables of a training run, with their initial values."""
+    """Returns all variables of a training run, with their initial values."""
     model = make_model(config)
     factors = None
     if not is_keras_variant(config.model.variant):
@@ -120,7 +118,7 @@ def make_state(config: ExperimentConfig) -> TrainState:
 
 
 def count_steps(config: ExperimentConfig, num_examples: int) -> int:
-    """The number of updates of a run with `num_examples` training images."""
+    """Returns the number of updates of a run with `num_examples` training images."""
     steps_per_epoch = num_examples / config.training.global_batch_size
     return max(1, int(config.training.num_epochs * steps_per_epoch))
 
@@ -128,7 +126,7 @@ def count_steps(config: ExperimentConfig, num_examples: int) -> int:
 def make_learning_rate(
     config: ExperimentConfig, steps_per_epoch: float, total_steps: int
 ) -> LearningRate:
-    """The schedule of the learning rate; one epoch has `steps_per_epoch` updates."""
+    """Returns the learning rate's schedule; an epoch has `steps_per_epoch` updates."""
     return LearningRate(
         initial=config.optimizer.learning_rate_per_256 * config.training.global_batch_size / 256,
         steps_per_epoch=steps_per_epoch,
@@ -145,7 +143,7 @@ def make_learning_rate(
 
 
 def make_step(config: ExperimentConfig, state: TrainState, learning_rate: LearningRate) -> Callable:
-    """The function that updates `state`, to run on each replica."""
+    """Returns the function that updates `state`, to run on each replica."""
     return make_train_step(
         config.training.method,
         state,
@@ -161,11 +159,10 @@ def make_step(config: ExperimentConfig, state: TrainState, learning_rate: Learni
 
 
 def batch_norm_group_size(config: ExperimentConfig, num_replicas: int) -> Optional[int]:
-    """The number of replicas that share batch moments; None: the official rule.
+    """Returns the number of replicas that share batch moments; None: the official rule.
 
-    `config.model.batch_norm_batch_size` gives it in images, like the official flag
-    `--batch_norm_batch_size`: the group consists of the replicas that process this many
-    images, at least one replica.
+    `config.model.batch_norm_batch_size` gives it in images, like the official flag: the
+    group is the replicas that process so many images, at least one.
     """
     images = config.model.batch_norm_batch_size
     if images is None:
@@ -177,50 +174,3 @@ def batch_norm_group_size(config: ExperimentConfig, num_replicas: int) -> Option
         * config.training.accumulation_steps
         // config.training.global_batch_size,
     )
-
-
-def check_denoising(config: ExperimentConfig, num_replicas: int) -> None:
-    """Raises a `ModelError` if a denoising block compares more positions with
-    each other than memory holds, in training or in an evaluation.
-    """
-    if config.model.denoise == "none":
-        return
-    training = config.training
-    fields = {
-        "training.global_batch_size": training.global_batch_size // training.accumulation_steps,
-        "training.eval_batch_size": training.eval_batch_size,
-    }
-    for stage in sorted(map(int, config.model.denoise_stages.split(","))):
-        size = map_size(config.data.image_size, stage)
-        for name, num_images in fields.items():
-            way_out = (
-                f"lower `config.{name}`"
-                + (" or raise `config.training.accumulation_steps`" if "global" in name else "")
-                + f", take smaller images or 'non_local_dot', or leave stage {stage} out of "
-                "`config.model.denoise_stages`"
-            )
-            check_memory(
-                config.model.denoise,
-                f"stage {stage} (`config.model.denoise`)",
-                -(-num_images // num_replicas),
-                size,
-                size,
-                way_out,
-            )
-
-
-def check_batch_norm_groups(config: ExperimentConfig, num_replicas: int) -> None:
-    """Raises a `ConfigError` if the groups of the batch norms do not fit the replicas."""
-    if is_keras_variant(config.model.variant):
-        return  # its layers say themselves whether they are synchronised
-    images = config.model.batch_norm_batch_size
-    field = "batch_norm_group_size" if images is None else "batch_norm_batch_size"
-    group_size = batch_norm_group_size(config, num_replicas) or official_group_size(num_replicas)
-    if num_replicas % group_size:
-        raise ConfigError(
-            f"`config.model.{field}` is {getattr(config.model, field)} "
-            f"(replicas per group: {group_size}), "
-            f"but must divide the {num_replicas} replicas; take 1 (each alone), "
-            f"{num_replicas} (all together) or a divisor"
-            + ("." if images is None else ", times the images of a replica.")
-        )

@@ -1,8 +1,5 @@
-"""Gradients of Fast AdvProp: part of the batch is attacked, and the attack's pass
-trains.
-
-Source: Mei et al., ICLR 2022 (arXiv 2204.09838). `steps.make_train_step` calls this
-module for methods that have an `adversarial_share`.
+"""Fast AdvProp (Mei et al., ICLR 2022, arXiv 2204.09838): part of the batch is attacked,
+and the attack's pass trains.
 """
 
 import functools
@@ -25,11 +22,9 @@ from tpu_utils.replicas import randomness, reduction, replica_runtime
 def fast_advprop_gradients(method: Method, run: PassRunner, attack: PGD) -> GradientFn:
     """Returns the function that computes the gradients of Fast AdvProp.
 
-    A part of the batch becomes adversarial, and the backward pass of the attack also
-    trains the network. Images are shuffled over the replicas before the attack, and
-    again (as in the authors' code) before the pass over the adversarial images. Thus no
-    adversarial image is trained on with the same batch, and therefore the same batch
-    moments, with which it was made.
+    Images are shuffled over the replicas before the attack, and again (as in the
+    authors' code) before the pass over the adversarial ones, so that none is trained on
+    with the batch, and therefore the batch moments, with which it was made.
     """
     clean_pass, noisy_pass, adversarial_pass = method.passes
 
@@ -78,11 +73,8 @@ def fast_advprop_gradients(method: Method, run: PassRunner, attack: PGD) -> Grad
 
 
 def shuffle_over_replicas(images: tf.Tensor, labels: Labels, seed: tf.Tensor) -> tuple:
-    """Shuffles images and labels over the replicas; every replica keeps its number of
-    images.
-
-    If the number of images and the number of replicas have a common divisor g, groups
-    of g replicas exchange images; otherwise each replica shuffles its own.
+    """Shuffles images and labels over groups of g replicas, g being the greatest common
+    divisor of the numbers of images and replicas; each replica keeps its number.
     """
     group_size = math.gcd(images.shape[0], replica_runtime.current().num_replicas)
     tensors = images, labels

@@ -1,4 +1,4 @@
-"""Loss functions, computed as in the official TPU code."""
+"""Loss functions as in the official TPU code, and the scale that float16 needs."""
 
 import math
 
@@ -9,7 +9,7 @@ from efficientnet_advprop.models.normalization import batch_norms
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
-    """Softmax cross-entropy per example, as in `tf.losses.softmax_cross_entropy`.
+    """Returns the softmax cross-entropy per example, as `tf.losses.softmax_cross_entropy`.
 
     Args:
         labels: classes, or class weights (from MixUp or CutMix); see `check_labels`.
@@ -36,9 +36,8 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float =
 
 
 def decayed_variables(model: tf.Module) -> list[tf.Variable]:
-    """The trainable variables to which weight decay applies: all except those of batch
-    norms, auxiliary ones included, and the trained α of activations (SAT's code decays
-    kernels alone).
+    """Returns the trainable variables that decay: all but those of batch norms, auxiliary
+    ones included, and the trained α of activations (SAT's code decays kernels alone).
     """
     of_norms = {id(variable) for norm in batch_norms(model) for variable in norm.variables}
     return [
@@ -46,3 +45,42 @@ def decayed_variables(model: tf.Module) -> list[tf.Variable]:
         for variable in model.trainable_variables
         if id(variable) not in of_norms and "root_of_alpha" not in variable.name
     ]
+
+
+class LossScale(tf.Module):
+    """A factor of the loss, so that float16 gradients neither underflow nor overflow.
+
+    It doubles after every `growth_steps` consecutive finite gradients, and halves (to no
+    less than 1) after one that is not finite, as `LossScaleOptimizer` of Keras. Source:
+    Micikevicius et al., ICLR 2018.
+
+    Args:
+        initial: the first scale.
+        growth_steps: the number of finite gradients after which it doubles.
+    """
+
+    def __init__(self, initial: float = 2.0**15, growth_steps: int = 2000):
+        super().__init__()
+        self.growth_steps = growth_steps
+        self.scale = tf.Variable(initial, trainable=False, dtype=tf.float32, name="loss_scale")
+        self.num_finite = tf.Variable(
+            0, trainable=False, dtype=tf.int64, name="loss_scale_num_finite"
+        )
+
+    def update(self, is_finite: tf.Tensor) -> None:
+        """Counts a step in a replica; `is_finite` is the same on all of them."""
+        num_finite = tf.where(is_finite, self.num_finite.read_value() + 1, 0)
+        grows = num_finite >= self.growth_steps
+        scale = self.scale.read_value()
+        shrunk = tf.maximum(scale * 0.5, 1.0)
+        grown = tf.minimum(scale * 2.0, 2.0**31)
+        # Each replica updates its own copy, as everywhere in a step; the copies stay
+        # equal.
+        tf.raw_ops.AssignVariableOp(
+            resource=self.scale.handle,
+            value=tf.where(is_finite, tf.where(grows, grown, scale), shrunk),
+        )
+        tf.raw_ops.AssignVariableOp(
+            resource=self.num_finite.handle,
+            value=tf.where(grows, tf.zeros_like(num_finite), num_finite),
+        )

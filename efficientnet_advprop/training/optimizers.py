@@ -1,11 +1,4 @@
-"""Optimizers with the arithmetic of TensorFlow 1, for which the official recipe was
-tuned.
-
-Usage:
-
-    optimizer = RMSProp(model.trainable_variables)          # under the strategy's scope
-    # in a replica, with summed gradients
-    optimizer.apply(gradients, learning_rate)
+"""Optimizers with the arithmetic of TensorFlow 1, for which the official recipe was tuned.
 
 Keras's optimizers compute differently: here, RMSProp adds ε inside the square root, and
 its mean square starts at one. The updates are TensorFlow's fused kernels, which exist
@@ -62,21 +55,13 @@ class Optimizer(tf.Module):
         ]
 
     def _rates(self, learning_rate: tf.Tensor) -> list[tf.Tensor]:
-        """The learning rate of each variable."""
         return [
             learning_rate if factor == 1.0 else learning_rate * factor for factor in self.factors
         ]
 
     def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
-        """Makes one update.
-
-        `gradients`: a dense float32 tensor per trained variable; `learning_rate`:
-        float32 scalar.
-        """
-        raise TypeError(
-            f"{type(self).__name__} has no update rule of its own; "
-            f"use one of {', '.join(OPTIMIZERS)}."
-        )
+        """Makes one update by a dense float32 tensor per trained variable."""
+        raise NotImplementedError
 
 
 class RMSProp(Optimizer):
@@ -219,17 +204,14 @@ def make_optimizer(
     lars_epsilon: float = 0.0,
     learning_rate_factors: Optional[Sequence[float]] = None,
 ) -> Optimizer:
-    """Creates the optimizer called `name`: "rmsprop", "momentum", "sgd" or "lars".
-
-    Raises:
-        ValueError: there is no such optimizer.
-    """
+    """Returns the optimizer called `name`, one of `tables.OPTIMIZERS`."""
+    factors = learning_rate_factors
     if name == "rmsprop":
-        return RMSProp(trained, decay, momentum, epsilon, learning_rate_factors)
+        return RMSProp(trained, decay, momentum, epsilon, factors)
     if name == "momentum":
-        return Momentum(trained, momentum, learning_rate_factors)
+        return Momentum(trained, momentum, factors)
     if name == "sgd":
-        return SGD(trained, learning_rate_factors)
+        return SGD(trained, factors)
     if name == "lars":
-        return LARS(trained, momentum, lars_weight_decay, lars_epsilon, learning_rate_factors)
+        return LARS(trained, momentum, lars_weight_decay, lars_epsilon, factors)
     raise ValueError(f"`name` is {name!r}, but must be one of {', '.join(map(repr, OPTIMIZERS))}.")

@@ -1,11 +1,6 @@
 """Forward and backward passes, of which the gradients of every method consist.
 
-Usage:
-
-    run = PassRunner(state, global_batch_size=256, label_smoothing=0.1)
-    result = run(method.passes[0], images, labels, seed)          # gradients, losses, hits
-
-`steps.py` and `fast_advprop.py` define which passes a method makes, and in which order.
+`steps` and `fast_advprop` say which passes a method makes, and in which order.
 """
 
 from typing import Any, Callable, NamedTuple, Optional, Sequence
@@ -30,10 +25,8 @@ GradientFn = Callable[[Batch, tf.Tensor], tuple[Gradients, Sums]]  # batch, seed
 
 
 class PassResult(NamedTuple):
-    """The result of one pass: gradients of this replica, and losses and hits of each
-    image.
-
-    `losses` and `hits` (1 where the predicted class is right) are float32 [batch].
+    """What one pass of this replica gives. `losses` and `hits` (1 where the predicted class
+    is right) are float32 [batch].
     """
 
     gradients: Gradients
@@ -42,14 +35,11 @@ class PassResult(NamedTuple):
     hits: tf.Tensor
 
     def sums_of(self, part: Pass) -> Sums:
-        """The sums of losses and hits for each view of the pass."""
-        count = len(part.views)
+        """Returns the sums of losses and hits for each view of the pass."""
         sums = {}
-        for view, loss, hits in zip(
-            part.views, tf.split(self.losses, count), tf.split(self.hits, count)
-        ):
-            sums[f"{view}_loss"] = tf.reduce_sum(loss)
-            sums[f"{view}_correct"] = tf.reduce_sum(hits)
+        for name, values in (("loss", self.losses), ("correct", self.hits)):
+            for view, share in zip(part.views, tf.split(values, len(part.views))):
+                sums[f"{view}_{name}"] = tf.reduce_sum(share)
         return sums
 
 
@@ -63,11 +53,11 @@ class PassRunner:
         self.label_smoothing = label_smoothing
 
     def __call__(self, part: Pass, images, labels, seed, *, is_attack: bool = False) -> PassResult:
-        """Computes the gradients of one pass.
+        """Returns the gradients of one pass.
 
         The loss is the sum over the images, times the weight of the pass and the loss
-        scale, divided by the global batch size. With `is_attack`, gradients with
-        respect to the images are computed, too, and moving statistics do not change.
+        scale, divided by the global batch size. With `is_attack` there are gradients of
+        the images, too, and moving statistics stay.
         """
         trained = self.model.trainable_variables
         # The branch is an argument, but a Keras model that recomputes activations calls
@@ -98,9 +88,7 @@ class PassRunner:
     def attacked(
         self, attack: Attack, branch: str, statistics: str, images, labels, seed
     ) -> tf.Tensor:
-        """What an attack through a branch makes of the images; arguments as
-        `attacked_network`'s.
-        """
+        """Returns the adversarial images of an attack on `attacked_network`."""
         network = attacked_network(self.model, branch, statistics, seed)
         with use_branch(branch, update_statistics=statistics == "running"):
             return attack(network, images, labels, seed)
@@ -109,13 +97,13 @@ class PassRunner:
 def attacked_network(
     model: keras.Model, branch: str, statistics: str, seed: Optional[tf.Tensor] = None
 ):
-    """The `logits_fn` of an attack: the model through one branch, without side effects.
+    """Returns the `logits_fn` of an attack: the model through one branch, unchanged by it.
 
     Args:
         model: a `Network`.
         branch: "aux" for AdvProp, "main" if there is no other.
-        statistics: "running" uses inference mode, as in the paper; "batch" uses the
-            moments of each batch without updating the moving ones, as in Fast AdvProp.
+        statistics: "running" is inference mode, as in the paper; "batch" takes the
+            moments of each batch without moving the running ones, as in Fast AdvProp.
         seed: int32 [2], for dropout and stochastic depth with "batch".
     """
     if statistics == "running":
@@ -126,21 +114,18 @@ def attacked_network(
 
 
 def sum_of_gradients(gradients: Sequence[Optional[tf.Tensor]]) -> Optional[tf.Tensor]:
-    """The sum of the gradients that are not None; None if there is none."""
+    """Returns the sum of the gradients that are not None; None if there is none."""
     given = [gradient for gradient in gradients if gradient is not None]
     return sum(given[1:], given[0]) if given else None
 
 
 def start_after(gradients: Gradients, images: tf.Tensor) -> tf.Tensor:
-    """Returns `images` such that what uses them starts after `gradients` are computed.
-
-    The order is prescribed only where that costs nothing. The passes over clean images
-    and the attack do not depend on each other, so XLA would interleave them and keep
-    the activations of two passes in memory. The first gradient is the last one to be
-    computed.
-    """
+    """Returns `images`, whose users then start after `gradients` are computed."""
+    # The pass over clean images and the attack do not depend on each other, so XLA would
+    # interleave them and keep the activations of two passes in memory.
     if not replica_runtime.current().executes_in_order:
         return images
+    # The first gradient is the last one to be computed.
     return ordering.after(
         next(gradient for gradient in gradients if gradient is not None),
         tf.cast(images, tf.float32),

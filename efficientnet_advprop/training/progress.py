@@ -1,5 +1,4 @@
-"""Reports the progress of a run: on the console, in `metrics.jsonl` and for
-TensorBoard.
+"""Reports the progress of a run: on the console, in `metrics.jsonl`, for TensorBoard.
 
     <model_dir>/metrics.jsonl   one JSON object per report, with "step", "epoch" and the metrics
     <model_dir>/summaries/      the same for TensorBoard, and pictures of the attack
@@ -10,14 +9,22 @@ all images since the last report.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import os
-from typing import Callable, Mapping
+import time
+from typing import Callable, Iterator, Mapping
 
 import tensorflow as tf
+from absl import logging
 
-from efficientnet_advprop.runtime.files import format_duration, write_atomically
-from efficientnet_advprop.training.event_files import drop_later_events
+from efficientnet_advprop.runtime.files import (
+    format_duration,
+    list_folder,
+    temporary_path,
+    write_atomically,
+)
+from tpu_utils.errors import brief_message
 
 METRICS_FILE = "metrics.jsonl"
 _SUMMARIES = "summaries"
@@ -66,11 +73,15 @@ class Progress:
         self._timed_seconds = 0.0
         self._has_timed = False
 
-    def add_time(self, num_steps: int, seconds: float) -> None:
-        """Counts the time of a device loop for the speed.
+    @contextlib.contextmanager
+    def timing(self, num_steps: int) -> Iterator[None]:
+        """Takes the time of a device loop, the body."""
+        started = time.perf_counter()
+        yield
+        self.add_time(num_steps, time.perf_counter() - started)
 
-        The first call is ignored, because it includes tracing the step.
-        """
+    def add_time(self, num_steps: int, seconds: float) -> None:
+        """Counts the time of a device loop, but not of the first, which includes tracing."""
         if self._has_timed:
             self._timed_steps += num_steps
             self._timed_seconds += seconds
@@ -79,11 +90,8 @@ class Progress:
     def report_training(
         self, step: int, metrics: Mapping[str, float], learning_rate: float
     ) -> None:
-        """Reports the means since the last report.
-
-        They are `<view>_loss` and `<view>_accuracy` for each kind of images that the
-        method trains on, such as `clean_loss`. The console shows those of clean and of
-        adversarial images.
+        """Reports the means since the last report: `<view>_loss` and `<view>_accuracy` of
+        each kind of images, such as `clean_loss`. The console shows clean and adversarial.
         """
         line = f"step {step}/{self._total_steps}  epoch {step / self._steps_per_epoch:.2f}"
         figures = {**metrics, "learning_rate": learning_rate}
@@ -112,11 +120,7 @@ class Progress:
         self._record(step, {"eval_top1": top1, "eval_top5": top5, "eval_num_images": num_images})
 
     def show_pictures(self, step: int, images: tf.Tensor, adversarial_images: tf.Tensor) -> None:
-        """Shows clean image, perturbation × 16 and adversarial image, one row per
-        image.
-
-        All are float [n, height, width, 3].
-        """
+        """Shows `picture_grid` of the images, float [n, height, width, 3]."""
         self._submit(self._write_pictures, step, images, adversarial_images)
 
     def _write_pictures(self, step, images, adversarial_images):
@@ -146,17 +150,14 @@ class Progress:
         self._writer.flush()
 
     def _submit(self, write: Callable, *arguments) -> None:
-        """Lets the thread write. The error of an earlier write is raised here."""
+        """Lets the thread write; the error of an earlier write is raised here."""
         if self._writes:
             self._pending.append(self._background.submit(write, *arguments))
             while self._pending and self._pending[0].done():
                 self._pending.pop(0).result()
 
     def close(self) -> None:
-        """Waits until everything is written.
-
-        Raises an `OSError` or `tf.errors.OpError` if that is not possible.
-        """
+        """Waits until everything is written; raises an `OSError` or `OpError` if it cannot be."""
         self._background.shutdown()
         if self._writes:
             self._writer.close()
@@ -165,9 +166,7 @@ class Progress:
 
 
 def _by_view(metrics: Mapping[str, float], name: str, form: str, factor: float) -> str:
-    """A metric of the clean and of the adversarial images, where there are such; the
-    word "adversarial" tells the latter.
-    """
+    """Returns a metric of the clean and, after that word, of the adversarial images."""
     words = {"clean": " ", "adversarial": " adversarial "}
     return "".join(
         word + form.format(factor * metrics[f"{view}_{name}"])
@@ -177,15 +176,12 @@ def _by_view(metrics: Mapping[str, float], name: str, form: str, factor: float) 
 
 
 def picture_grid(images: tf.Tensor, adversarial_images: tf.Tensor) -> tf.Tensor:
-    """A picture with a row for each image: clean, perturbation and adversarial image.
+    """Returns a row per image: clean, 127.5 + 16 · perturbation, adversarial.
 
-    The perturbation is shown as 127.5 + 16 · perturbation. uint8 [n·height, 3·width,
-    3].
+    uint8 [n·height, 3·width, 3].
     """
-    images, adversarial_images = (
-        tf.cast(images, tf.float32),
-        tf.cast(adversarial_images, tf.float32),
-    )
+    images = tf.cast(images, tf.float32)
+    adversarial_images = tf.cast(adversarial_images, tf.float32)
     perturbations = 127.5 + _PERTURBATION_GAIN * (adversarial_images - images)
     rows = tf.concat([images, perturbations, adversarial_images], axis=2)
     rows = tf.reshape(rows, [-1, *rows.shape[2:]])
@@ -193,11 +189,7 @@ def picture_grid(images: tf.Tensor, adversarial_images: tf.Tensor) -> tf.Tensor:
 
 
 def read_metrics(model_dir: str) -> list[dict]:
-    """All reports of a run, in order.
-
-    A line that is no report is passed over: a dying process may have left it
-    unfinished.
-    """
+    """Returns all reports of a run, in order, but a line that a dying process left unfinished."""
     path = os.path.join(model_dir, METRICS_FILE)
     if not tf.io.gfile.exists(path):
         return []
@@ -215,7 +207,30 @@ def read_metrics(model_dir: str) -> list[dict]:
 
 
 def _drop_later_reports(model_dir: str, start_step: int) -> None:
+    """Drops what a dead process reported after its last checkpoint: those steps come again."""
     kept = [entry for entry in read_metrics(model_dir) if entry["step"] <= start_step]
     text = "".join(json.dumps(entry) + "\n" for entry in kept)
     write_atomically(os.path.join(model_dir, METRICS_FILE), text.encode())
-    drop_later_events(os.path.join(model_dir, _SUMMARIES), start_step)
+    directory = os.path.join(model_dir, _SUMMARIES)
+    for name in list_folder(directory) if tf.io.gfile.isdir(directory) else []:
+        if ".tfevents." in name and not name.endswith(".tmp"):
+            try:
+                _drop_later_events(os.path.join(directory, name), start_step)
+            except (tf.errors.OpError, OSError) as error:
+                logging.warning("%s still shows later steps: %s", name, brief_message(error))
+
+
+def _drop_later_events(path: str, last_step: int) -> None:
+    rows = []
+    with contextlib.suppress(tf.errors.DataLossError):  # killed while it was writing the last
+        for row in tf.data.TFRecordDataset(path).as_numpy_iterator():
+            rows.append(row)
+    events = map(tf.compat.v1.Event.FromString, rows)
+    kept = [row for row, event in zip(rows, events) if event.step <= last_step]
+    if len(kept) == len(rows):
+        return
+    temporary = temporary_path(path)
+    with tf.io.TFRecordWriter(temporary) as writer:
+        for row in kept:
+            writer.write(row)
+    tf.io.gfile.rename(temporary, path, overwrite=True)

@@ -57,9 +57,7 @@ class LearningRate:
             )
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """The learning rate, float32 scalar, of the update after `step` (int scalar)
-        updates.
-        """
+        """Returns the rate, a float32 scalar, of the update after `step` updates."""
         step = tf.cast(step, tf.float32)
         rate = tf.constant(self.initial, tf.float32)
         if self.schedule == "exponential":

@@ -1,4 +1,8 @@
-"""All variables that change during a run, which a checkpoint must contain."""
+"""All variables that change during a run, which a checkpoint must contain.
+
+The averages of weights and statistics are evaluated, exported and released. Keras's
+`use_ema` does not average the statistics; the official code averages all variables.
+"""
 
 import enum
 from typing import Optional, Sequence
@@ -8,8 +12,8 @@ import tensorflow as tf
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import KerasNetwork
 from efficientnet_advprop.models.variable_names import official_name
-from efficientnet_advprop.training.ema import ExponentialMovingAverage
-from efficientnet_advprop.training.loss_scale import LossScale
+from efficientnet_advprop.runtime.errors import list_names
+from efficientnet_advprop.training.losses import LossScale
 from efficientnet_advprop.training.optimizers import Optimizer
 
 
@@ -34,11 +38,8 @@ SHARED_LEAVES = (
 
 
 def role_of(name: str) -> Role:
-    """The role of a variable of a model, derived from its name.
-
-    Raises:
-        ValueError: the variable belongs to no batch norm, and is no kernel, bias or α.
-            Add new kinds of variables to this function before training them.
+    """Returns the role of a variable by its name; raises a `ValueError` for a kind that
+    this function must learn before it is trained.
     """
     *scopes, leaf = official_name(name).split("/")
     if leaf in BATCH_NORM_LEAVES:
@@ -55,10 +56,70 @@ def role_of(name: str) -> Role:
     )
 
 
-class TrainState(tf.Module):
-    """A model, the slots of its optimizer, its averages and the number of updates.
+class ExponentialMovingAverage(tf.Module):
+    """Averages ("shadows") of variables; create it under the strategy's scope.
 
-    Create it under the strategy's scope.
+    shadow ← shadow − (1 − d)·(shadow − value), with d = min(decay, (1 + step)/(10 +
+    step)), as `tf.train.ExponentialMovingAverage` with `num_updates`: the smaller d lets
+    the averages follow the first steps.
+
+    Args:
+        averaged: the variables to average; the shadows start at their values.
+        decay: in [0, 1); 0.9999 is the official value.
+    """
+
+    def __init__(self, averaged: Sequence[tf.Variable], decay: float = 0.9999):
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(
+                f"`decay` is {decay!r}, but must lie in [0, 1); 0.9999 is the official value."
+            )
+        super().__init__()
+        self.averaged = list(averaged)
+        self.decay = decay
+        self.shadows = [
+            tf.Variable(
+                variable,
+                trainable=False,
+                # Statistics differ between replicas, and so do their averages.
+                synchronization=variable.synchronization,
+                aggregation=variable.aggregation,
+                name=f"{official_name(variable.name)}/ExponentialMovingAverage",
+            )
+            for variable in self.averaged
+        ]
+
+    def update(self, step: tf.Tensor) -> None:
+        """Updates every shadow, in a replica, after `step` updates (this one included)."""
+        step = tf.cast(step, tf.float32)
+        rate = 1.0 - tf.minimum(self.decay, (1.0 + step) / (10.0 + step))
+        for shadow, variable in zip(self.shadows, self.averaged):
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=shadow.handle, alpha=rate, delta=shadow - variable
+            )
+
+    def copy_to(self, variables: Sequence[tf.Variable]) -> None:
+        """Assigns to `variables`, perhaps of a model without auxiliary branches, the averages
+        of the same names; raises a `ValueError` if one is missing.
+        """
+        shadows = self.by_name()
+        named = {official_name(variable.name): variable for variable in variables}
+        missing = [name for name in named if name not in shadows]
+        if missing:
+            raise ValueError(
+                f"`variables` holds {list_names(missing)}, of which there is no average; "
+                "average the model they come from."
+            )
+        for name, variable in named.items():
+            variable.assign(shadows[name])
+
+    def by_name(self) -> dict[str, tf.Variable]:
+        """Returns the shadows by the official names of what they average."""
+        return {official_name(v.name): shadow for v, shadow in zip(self.averaged, self.shadows)}
+
+
+class TrainState(tf.Module):
+    """A model, the slots of its optimizer, its averages and the number of updates; create
+    it under the strategy's scope.
 
     Args:
         model: a `Network`, built.
@@ -88,10 +149,8 @@ class TrainState(tf.Module):
 
 
 def averaged_variables(model: keras.Model) -> Sequence[tf.Variable]:
-    """The variables that the official EMA averages.
+    """Returns what the official EMA averages: all weights and moving statistics.
 
-    These are all trainable variables and all moving statistics, that is, every variable
-    of a network with batch norms. What layers of Keras hold beside it, in whole numbers
-    or in the compute dtype, are constants.
+    What else Keras's layers hold, in whole numbers or in the compute dtype, is constant.
     """
     return [variable for variable in model.variables if variable.dtype == tf.float32]

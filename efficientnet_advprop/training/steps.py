@@ -1,16 +1,12 @@
 """The training step of every method: passes, and one update of weights and statistics.
 
-Usage:
-
     train_step = make_train_step(
         "advprop", state, learning_rate, global_batch_size=256, attack=attack
     )
     sums = strategy.run(train_step, (batch,))                     # inside a tf.function
 
-`methods.METHODS` defines which images a method trains through which branch. A step runs
-on every replica of a strategy, and XLA can compile it as a whole. Its random numbers
-are determined by (seed, step, replica), so a restarted run draws the same numbers as an
-uninterrupted one.
+A step runs on every replica of a strategy, and XLA can compile it as a whole. (seed,
+step, replica) determine its random numbers, so a restarted run draws the same ones.
 """
 
 import functools
@@ -47,13 +43,9 @@ BATCH_KEYS = {CLEAN: "images", AUGMENTED: "augmented_images"}
 def gradients_by_pass(
     method: Method, run: PassRunner, attack: Optional[Attack], statistics: str
 ) -> GradientFn:
-    """Returns a function that makes every pass over the whole batch.
-
-    The passes are over the clean images, their augmented views, and their adversarial
-    versions. They run one after the other and their gradients are added, rather than
-    one pass over a concatenated batch, so that the activations of only one pass are in
-    memory.
-    """
+    """Returns a function that makes every pass over the whole batch and adds the gradients."""
+    # One pass after the other rather than one over a concatenated batch, so that the
+    # activations of only one pass are in memory.
 
     def gradients_of(batch, seed):
         labels = batch["labels"]
@@ -92,19 +84,13 @@ def gradients_by_pass(
 
 
 def _repeated(labels: Labels, count: int) -> Labels:
-    """The labels of `count` views that share a batch."""
     return tf.nest.map_structure(lambda tensor: tf.concat([tensor] * count, 0), labels)
 
 
 def _over_accumulated_parts(
     gradients_of: GradientFn, accumulation_steps: int, reduces: Callable[[], bool]
 ) -> GradientFn:
-    """Applies `gradients_of` to `accumulation_steps` parts of a batch, one after the
-    other.
-
-    It is traced once, in a loop, unless it needs reductions and the replicas cannot
-    reduce in a loop.
-    """
+    """Applies `gradients_of` to `accumulation_steps` parts of a batch, one after the other."""
 
     def over_parts(batch, seed):
         def part(index):
@@ -119,21 +105,16 @@ def _over_accumulated_parts(
         totals = part(tf.constant(0))
 
         def add_part(index, totals):
-            return (
-                index + 1,
-                tf.nest.map_structure(tf.add, totals, part(index)),
-            )
+            return index + 1, tf.nest.map_structure(tf.add, totals, part(index))
 
+        # Traced once, in a loop, unless the replicas would have to reduce there and cannot.
         if reduces() and not replica_runtime.current().reduces_in_loops:
             for index in range(1, accumulation_steps):
                 _, totals = add_part(tf.constant(index), totals)
             return totals
 
-        def is_not_done(index, totals):
-            return index < accumulation_steps
-
         return tf.while_loop(
-            is_not_done,
+            lambda index, totals: index < accumulation_steps,
             add_part,
             (tf.constant(1), totals),
             maximum_iterations=accumulation_steps - 1,
@@ -160,61 +141,42 @@ def make_train_step(
     accumulation_steps: int = 1,
     seed: int = 0,
 ) -> Callable[[Batch], Sums]:
-    """Returns a function that updates everything in `state` once, to run on each
-    replica.
+    """Returns a function that updates everything in `state` once, to run on each replica.
 
     The loss is the sum over the method's passes of the mean cross-entropy over the
     global batch (L_c + L_a for AdvProp: a sum, as in the paper), plus weight_decay · Σ
-    ½‖v‖² over all variables except those of batch norms. Moving statistics are updated
-    once per pass of each branch (with accumulation: once per part). They are then
-    averaged over the replicas, so that all replicas attack and evaluate the same
-    network.
-
-    With `state.loss_scale`, an update whose gradients are not finite is skipped:
-    weights, slots, averages and statistics stay unchanged, but the step is counted.
+    ½‖v‖² over `losses.decayed_variables`. Moving statistics move once per pass of each
+    branch (with accumulation: once per part), and are then averaged over the replicas.
+    With `state.loss_scale`, an update by gradients that are not finite only counts.
 
     Args:
         method: a key of `METHODS`, or a `Method` of your own.
-        state: the variables to update; its model must have exactly the branches that
-            the method trains.
+        state: the variables to update; its model has the method's branches and no other.
         learning_rate: step → learning rate.
         global_batch_size: images per update, over all replicas and accumulation steps.
         attack: makes the adversarial images; None for a method without attack.
-        attack_statistics: the statistics of the attacked batch norms: "running" (the
-            paper) or "batch" (required by Fast AdvProp).
-        label_smoothing: of the training losses. The loss of the attack has none, unless
-            its pass trains the network (Fast AdvProp).
-        weight_decay: see above.
-        accumulation_steps: the number of parts of a replica's batch, which are
-            processed one after the other; it must divide the batch.
-        seed: of all random numbers in the step.
+        attack_statistics: "running" (the paper) or "batch" (required by Fast AdvProp).
+        label_smoothing: of the training losses, and of an attack whose pass trains.
+        weight_decay, seed: of the loss above, and of all random numbers in the step.
+        accumulation_steps: parts of a replica's batch, processed one after the other.
 
     Returns:
         train_step(batch) for `batch` = {"images": [replica_batch, h, w, 3] of any
-        numeric dtype with pixels in [0, 255], "labels": classes, integers
-        [replica_batch] or [replica_batch, 1], or class weights [replica_batch,
-        classes], and, if the method uses augmented images, "augmented_images" like
-        "images"}. It returns the sums over the images of this replica, float32 scalars:
-        `num_images` and, for each of the method's `views`, `<view>_loss` and
-        `<view>_correct`. The sums of a view that is only a part of the batch are scaled
-        to the whole batch.
+        numeric dtype with pixels in [0, 255], "labels": integers [replica_batch] or
+        [replica_batch, 1], or class weights [replica_batch, classes], and, if the method
+        uses them, "augmented_images"}. It returns the sums over the images of this
+        replica, float32 scalars: `num_images` and, for each of the method's `views`,
+        `<view>_loss` and `<view>_correct`, scaled to the whole batch where a view is
+        only a part of it.
 
     Raises:
-        ValueError: the method does not exist, has no attack although it needs one, has
-            an attack that it cannot use, or does not fit the model's branches or what
-            they share; or, when tracing, the batch does not fit.
-        AttackError: when tracing, the labels have another type, shape or number of
-            classes. In a traced step, a label that is not a class makes the loss nan.
+        ValueError: method, attack and the model's branches, or when tracing the batch,
+            do not fit. In a traced step, a label that is no class makes the loss nan.
     """
     name, method = checked_method(method)
-    model = state.model
     check_attack(name, method, attack, attack_statistics)
-    if method.branches != set(branch_names(model.aux_branches)):
-        raise ValueError(
-            f"The model has `aux_branches`={model.aux_branches}, but method {name!r} trains "
-            f"exactly {method.aux_branches}; the others would never learn. "
-            "Build the model accordingly."
-        )
+    model = state.model
+    _check_branches(name, method, model)
     if any(norm.aux_shares == "moments" for norm in batch_norms(model)):
         method = method.in_one_batch()
     run = PassRunner(state, global_batch_size, label_smoothing)
@@ -228,69 +190,81 @@ def make_train_step(
         )
 
     def train_step(batch: Batch) -> Sums:
-        size = batch["images"].shape[0]
-        if size is None or size % accumulation_steps:
-            raise ValueError(
-                f"`accumulation_steps` is {accumulation_steps}, but a replica's batch is {size}; "
-                "the one must divide the other, which must be known when tracing."
-            )
-        if AUGMENTED in method.views and "augmented_images" not in batch:
-            raise ValueError(
-                f"`batch` has {', '.join(batch)}, "
-                f"but method {name!r} also needs 'augmented_images'."
-            )
-        labels = check_labels(batch["labels"], num_images=size)
-        batch = {**batch, "labels": labels}
-        step_seed = tf.constant([seed, 0])
-        for part in (tf.cast(state.step, tf.int32), replica_runtime.current().replica_id):
-            step_seed = randomness.fold_in(step_seed, part)
-        trained = model.trainable_variables
-        are_decayed = set(map(id, losses.decayed_variables(model) if weight_decay else ()))
-        statistics = moving_statistics(model)
-        statistics_before = (
-            [variable.read_value() for variable in statistics]
-            if state.loss_scale is not None
-            else None
-        )
-
-        gradients, sums = gradients_of(batch, step_seed)
-        without_gradient = [
-            variable.name for variable, gradient in zip(trained, gradients) if gradient is None
-        ]
-        if without_gradient:
-            raise ValueError(
-                f"Method {name!r} gives no gradient to {list_names(without_gradient)}; "
-                "they would never learn."
-            )
+        batch = _checked_batch(batch, name, method, accumulation_steps)
+        # With a loss scale, these come back if the gradients turn out not to be finite.
+        statistics, before = moving_statistics(model), []
+        if state.loss_scale is not None:
+            before = [variable.read_value() for variable in statistics]
+        gradients, sums = gradients_of(batch, _seed_of_step(seed, state.step))
+        _require_gradients(name, model.trainable_variables, gradients)
         gradients = _reduce_over_replicas(gradients, statistics)
-
-        def update():
-            decayed = [
-                gradient + weight_decay * variable if id(variable) in are_decayed else gradient
-                for variable, gradient in zip(trained, gradients)
-            ]
-            state.optimizer.apply(decayed, learning_rate(state.step))
-            if state.ema is not None:
-                state.ema.update(state.step + 1)
-
         if state.loss_scale is None:
-            update()
+            _update(state, gradients, learning_rate, weight_decay)
         else:
-            gradients = [gradient / state.loss_scale.scale for gradient in gradients]
-            is_finite = tf.reduce_all(
-                [tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients]
-            )
-            _keep_unless(is_finite, statistics, statistics_before)
-            tf.cond(is_finite, update, lambda: None)
-            state.loss_scale.update(is_finite)
-        # Each replica updates its own copy, like every update here; the copies stay
-        # equal.
-        tf.raw_ops.AssignAddVariableOp(
-            resource=state.step.handle, value=tf.ones([], state.step.dtype)
-        )
+            _update_if_finite(state, gradients, learning_rate, weight_decay, statistics, before)
+        # Each replica updates its own copy, like every update here; the copies stay equal.
+        one = tf.ones([], state.step.dtype)
+        tf.raw_ops.AssignAddVariableOp(resource=state.step.handle, value=one)
         return sums
 
     return train_step
+
+
+def _seed_of_step(seed: int, step: tf.Variable) -> tf.Tensor:
+    folded = tf.constant([seed, 0])
+    for part in (tf.cast(step, tf.int32), replica_runtime.current().replica_id):
+        folded = randomness.fold_in(folded, part)
+    return folded
+
+
+def _check_branches(name: str, method: Method, model: keras.Model) -> None:
+    if method.branches != set(branch_names(model.aux_branches)):
+        raise ValueError(
+            f"The model has `aux_branches`={model.aux_branches}, but method {name!r} trains "
+            f"exactly {method.aux_branches}; the others would never learn. "
+            "Build the model accordingly."
+        )
+
+
+def _checked_batch(batch: Batch, name: str, method: Method, accumulation_steps: int) -> Batch:
+    size = batch["images"].shape[0]
+    if size is None or size % accumulation_steps:
+        raise ValueError(
+            f"`accumulation_steps` is {accumulation_steps}, but a replica's batch is {size}; "
+            "the one must divide the other, which must be known when tracing."
+        )
+    if AUGMENTED in method.views and "augmented_images" not in batch:
+        raise ValueError(
+            f"`batch` has {', '.join(batch)}, but method {name!r} also needs 'augmented_images'."
+        )
+    return {**batch, "labels": check_labels(batch["labels"], num_images=size)}
+
+
+def _require_gradients(
+    name: str, trained: Sequence[tf.Variable], gradients: Sequence[Optional[tf.Tensor]]
+) -> None:
+    untrained = [v.name for v, gradient in zip(trained, gradients) if gradient is None]
+    if untrained:
+        raise ValueError(
+            f"Method {name!r} gives no gradient to {list_names(untrained)}; they would never learn."
+        )
+
+
+def _update(
+    state: TrainState,
+    gradients: Sequence[tf.Tensor],
+    learning_rate: LearningRate,
+    weight_decay: float,
+) -> None:
+    """Updates weights, slots and averages by gradients that are equal on all replicas."""
+    are_decayed = set(map(id, losses.decayed_variables(state.model) if weight_decay else ()))
+    decayed = [
+        gradient + weight_decay * variable if id(variable) in are_decayed else gradient
+        for variable, gradient in zip(state.model.trainable_variables, gradients)
+    ]
+    state.optimizer.apply(decayed, learning_rate(state.step))
+    if state.ema is not None:
+        state.ema.update(state.step + 1)
 
 
 def _reduce_over_replicas(
@@ -308,24 +282,35 @@ def _reduce_over_replicas(
     return totals[: len(gradients)]
 
 
-def _keep_unless(
-    condition: tf.Tensor, variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]
+def _update_if_finite(
+    state: TrainState,
+    gradients: Sequence[tf.Tensor],
+    learning_rate: LearningRate,
+    weight_decay: float,
+    statistics: Sequence[tf.Variable],
+    before: Sequence[tf.Tensor],
 ) -> None:
-    """Assigns the earlier `values` to `variables`, unless `condition` is true."""
-    for variable, value in zip(variables, values):
-        kept = tf.where(condition, variable.read_value(), value)
+    """Divides the gradients by the loss scale; updates, or puts the statistics back."""
+    gradients = [gradient / state.loss_scale.scale for gradient in gradients]
+    is_finite = tf.reduce_all(
+        [tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients]
+    )
+    for variable, value in zip(statistics, before):
+        kept = tf.where(is_finite, variable.read_value(), value)
         tf.raw_ops.AssignVariableOp(resource=variable.handle, value=kept)
+    tf.cond(is_finite, lambda: _update(state, gradients, learning_rate, weight_decay), lambda: None)
+    state.loss_scale.update(is_finite)
 
 
 def _reduces(method: Method, model: keras.Model) -> bool:
-    """Whether the replicas exchange tensors before the end of the current step."""
+    """Returns whether the replicas exchange tensors before the end of the step."""
     return method.adversarial_share is not None or any(
         norm.num_replicas_together > 1 for norm in batch_norms(model)
     )
 
 
 def checked_method(method: Union[str, Method]) -> tuple[str, Method]:
-    """The name and the row of a method; a `ValueError` where there is no such method."""
+    """Returns the name and the row of a method; raises a `ValueError` if there is none."""
     if isinstance(method, Method):
         return "of your own", method
     if method not in METHODS:
@@ -336,39 +321,32 @@ def checked_method(method: Union[str, Method]) -> tuple[str, Method]:
 
 
 def check_attack(name: str, method: Method, attack: Optional[Attack], statistics: str) -> None:
-    """Raises a `ValueError` unless the attack, and what it normalises with, fit the
-    method.
-    """
-    if statistics not in STATISTICS:
-        raise ValueError(
-            f"`attack_statistics` is {statistics!r}, "
-            f"but must be one of {', '.join(map(repr, STATISTICS))}."
-        )
-    if (attack is not None) != method.has_attack:
-        raise ValueError(
-            f"`attack` is {attack!r}, "
-            f"but method {name!r} needs {'one' if method.has_attack else 'none'}."
-        )
-    if attack is not None and not attack.needs_gradient and statistics != "running":
-        raise ValueError(
-            f"`attack_statistics` is {statistics!r}, but {attack!r} attacks no network; "
-            "leave it at 'running'."
-        )
-    if method.adversarial_share is None:
-        return
-    if not hasattr(attack, "move"):  # one step by gradients that the method has
-        raise ValueError(
-            f"`attack` is {attack!r}, but method {name!r} shares the passes of a `PGD`."
-        )
-    for option, required in {"num_steps": 1, "targeted": False}.items():
-        if getattr(attack, option) != required:
-            raise ValueError(
-                f"`attack.{option}` is {getattr(attack, option)!r}, but method {name!r} trains "
-                "with the attack's own pass, which is one step from the true labels' loss; "
-                f"set it to {required!r}."
-            )
-    if statistics != "batch":
-        raise ValueError(
-            f"`attack_statistics` is {statistics!r}, but method {name!r} attacks in its training "
-            "pass: 'batch'."
-        )
+    """Raises a `ValueError` unless the attack and its statistics fit the method."""
+    needs = "one" if method.has_attack else "none"
+    rules = [
+        ("attack_statistics", statistics, statistics in STATISTICS, f"must be one of {STATISTICS}"),
+        (
+            "attack",
+            attack,
+            (attack is not None) == method.has_attack,
+            f"method {name!r} needs {needs}",
+        ),
+        (
+            "attack_statistics",
+            statistics,
+            attack is None or attack.needs_gradient or statistics == "running",
+            f"{attack!r} attacks no network; leave it at 'running'",
+        ),
+    ]
+    if method.adversarial_share is not None:
+        shared = f"method {name!r} trains with the attack's own pass"
+        rules += [
+            ("attack", attack, hasattr(attack, "move"), f"{shared}, that of a `PGD`"),
+            ("attack_statistics", statistics, statistics == "batch", f"{shared}: 'batch'"),
+        ]
+        for option, required in {"num_steps": 1, "targeted": False}.items():
+            value = getattr(attack, option, required)
+            rules.append((f"attack.{option}", value, value == required, f"{shared}: {required!r}"))
+    for argument, value, is_right, rule in rules:
+        if not is_right:
+            raise ValueError(f"`{argument}` is {value!r}, but {rule}.")

@@ -12,9 +12,9 @@ import sys
 import pytest
 import tensorflow as tf
 
-from advprop_preflight import tpu_compiler
+from advprop_preflight import device_functions, tpu_compiler
 from efficientnet_advprop.config.experiment import ExperimentConfig
-from efficientnet_advprop.training import device_functions
+from efficientnet_advprop.training import build
 from tpu_utils.errors import PlatformError
 from tpu_utils.replicas import reduction, replica_runtime
 
@@ -72,7 +72,7 @@ def test_the_attack_with_running_statistics_adds_no_collective():
     for method in ("vanilla", "advprop"):
         step, specs = device_functions.training_step(tiny_config(method), 2, NUM_REPLICAS)
         found[method] = count_all_reduces(step, specs)
-        model = device_functions.build.make_model(tiny_config(method))
+        model = build.make_model(tiny_config(method))
         gradients[method] = len(model.trainable_variables)
     one_pass = found["vanilla"] - gradients["vanilla"]
     assert one_pass > 0  # moments in groups, forward and backward

@@ -11,7 +11,7 @@ from efficientnet_advprop.config.experiment import ConfigError, differences
 from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.data import pipeline
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED
-from efficientnet_advprop.training import build
+from efficientnet_advprop.training import build, checks
 
 
 def load(file):
@@ -173,7 +173,7 @@ def test_large_batches_share_batch_norms_by_images():
     config.validate()
     assert build.batch_norm_group_size(config, num_replicas=1024) == 2
     assert build.batch_norm_group_size(config, num_replicas=256) == 1
-    build.check_batch_norm_groups(config, num_replicas=1024)
+    checks.check_batch_norm_groups(config, num_replicas=1024)
     rate = build.make_learning_rate(config, steps_per_epoch=20.0, total_steps=7000)
     assert float(rate(20 * 43)) == pytest.approx(0.081 * 256, rel=1e-3)
     assert float(rate(7000)) == pytest.approx(0.1, rel=1e-3)
@@ -181,7 +181,7 @@ def test_large_batches_share_batch_norms_by_images():
     with pytest.raises(
         ConfigError, match="`config.model.batch_norm_batch_size` is 192.*per group: 3"
     ):
-        build.check_batch_norm_groups(config, num_replicas=1024)
+        checks.check_batch_norm_groups(config, num_replicas=1024)
     config.model.batch_norm_group_size = 2
     with pytest.raises(ConfigError, match="batch_norm_group_size. is 2"):
         config.validate()

@@ -1,17 +1,11 @@
-"""Network addresses of the form "host:port": parsing them and testing whether they
-answer.
-"""
+"""Network addresses "host:port": parsing them and testing whether they answer."""
 
 import errno
 import socket
 
 
 def split(address: str) -> tuple[str, int]:
-    """Splits "host:port" into host and port.
-
-    Raises:
-        ValueError: the address does not have this form.
-    """
+    """Splits "host:port"; raises a `ValueError` for another form."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError(f"{address!r} is not host:port, such as host0:2222")
@@ -19,7 +13,7 @@ def split(address: str) -> tuple[str, int]:
 
 
 def is_reachable(address: str, timeout_seconds: float = 2.0) -> bool:
-    """Whether a process listens at "host:port"."""
+    """Returns whether a process listens at "host:port"."""
     try:
         with socket.create_connection(split(address), timeout=timeout_seconds):
             return True
@@ -28,10 +22,9 @@ def is_reachable(address: str, timeout_seconds: float = 2.0) -> bool:
 
 
 def listening_problem(host: str, port: int) -> int:
-    """Tests whether this machine can listen at a host and port.
+    """Returns the error number with which this machine refuses to listen there, or 0.
 
-    An empty host means all addresses of this machine. Returns 0, or the error number of
-    the operating system.
+    An empty host means all addresses of this machine.
     """
     try:
         # Without SO_REUSEPORT: TensorFlow's server sets it and would share a port

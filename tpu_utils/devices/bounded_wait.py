@@ -1,12 +1,7 @@
 """Limits the time of calls that wait inside TensorFlow.
 
-Usage:
-
-    with end_unless_done(600, "the other workers have not started", peers=["host1:2222"]):
-        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
-
-Such calls hold Python's global interpreter lock, so neither a thread nor an exception
-can end them. A second process watches the time; it runs this module as its program.
+They hold Python's global interpreter lock, so neither a thread nor an exception can end
+them. A second process watches the time; it runs this module as its program.
 """
 
 import contextlib
@@ -25,15 +20,8 @@ from tpu_utils.devices import addresses
 def end_unless_done(
     timeout_seconds: float, message: str, peers: Sequence[str] = ()
 ) -> Iterator[None]:
-    """Ends this process by SIGKILL if the body takes longer than `timeout_seconds`.
-
-    Before that, `message` is written to stderr.
-
-    Args:
-        timeout_seconds: > 0.
-        message: what the process has waited for, and what the user can do.
-        peers: "host:port" of the workers that the body waits for. The message then
-            lists those that do not answer.
+    """Ends this process by SIGKILL if the body takes longer than `timeout_seconds`, after
+    `message` and those of `peers` ("host:port") that do not answer.
     """
     root = pathlib.Path(__file__).parents[2]
     arguments = [str(os.getpid()), str(timeout_seconds), message, *peers]

@@ -1,18 +1,11 @@
-"""Finds the workers of a run on several machines, checks their addresses, and connects
-them.
+"""Finds the workers of a run on several machines and connects them.
 
-Usage:
-
-    resolver = resolve_cluster("tf_config")     # the same addresses on all workers
-    strategy = join_cluster(resolver, timeout_seconds=600)
-
-A worker is one process; all workers run the same program with the same arguments. The
-resolvers are TensorFlow's. Their results are checked here before TensorFlow's servers
-start, because with wrong addresses these servers wait forever or end with a traceback.
+A worker is one process; all run the same program with the same arguments. The resolvers
+are TensorFlow's. Their results are checked before TensorFlow's servers start, which with
+wrong addresses wait forever or end with a traceback.
 """
 
 import errno
-import json
 import os
 import signal
 import socket
@@ -34,6 +27,7 @@ _EXAMPLE = (
 _POLL_SECONDS = 2.0
 
 Resolver: TypeAlias = tf.distribute.cluster_resolver.ClusterResolver
+Workers: TypeAlias = tuple[dict[str, list[str]], str, int]  # addresses by job; own job and index
 
 
 def resolve_cluster(
@@ -44,21 +38,16 @@ def resolve_cluster(
     num_workers: Optional[int] = None,
     timeout_seconds: float = 600.0,
 ) -> Resolver:
-    """Finds the addresses of all workers and the index of this process.
+    """Returns a resolver that knows all workers and the index of this process.
 
     Args:
         name: the source: "tf_config" (the environment variable TF_CONFIG), "slurm" (the
-            variables that srun sets) or "kubernetes" (the list of pods of the
-            Kubernetes cluster; needs the package `kubernetes` and a kubeconfig).
+            variables that srun sets) or "kubernetes" (the list of the cluster's pods;
+            needs the package `kubernetes` and a kubeconfig).
         port: for "slurm": the first port on each node; for "kubernetes": the port on
             each node.
-        pod_selector: for "kubernetes": the label of the run's pods, such as
-            "job-name=advprop".
-        num_workers: for "kubernetes": the number of pods to wait for.
-        timeout_seconds: for "kubernetes": how long to wait for the pods.
-
-    Returns:
-        A resolver whose cluster has only the jobs "chief" and "worker".
+        pod_selector, num_workers, timeout_seconds: for "kubernetes": the label of the
+            run's pods, how many there are, and how long to wait for them.
 
     Raises:
         PlatformError: the source is missing or breaks a rule; the message quotes it.
@@ -68,84 +57,57 @@ def resolve_cluster(
             f"`cluster_resolver` is {name!r}, but must be one of {', '.join(map(repr, RESOLVERS))}."
         )
     if name == "tf_config":
-        jobs, task_type, task_id = _read_tf_config()
+        jobs, job, index = _read_tf_config()
     elif name == "slurm":
-        jobs, task_type, task_id = _ask_slurm(port)
+        jobs, job, index = _ask_slurm(port)
     else:
-        jobs, task_type, task_id = _ask_kubernetes(port, pod_selector, num_workers, timeout_seconds)
+        jobs, job, index = _ask_kubernetes(port, pod_selector, num_workers, timeout_seconds)
     return tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(jobs),
-        task_type=task_type,
-        task_id=task_id,
+        task_type=job,
+        task_id=index,
         num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
         rpc_layer="grpc",
     )
 
 
 def addresses_of(resolver: Resolver) -> list[str]:
-    """The "host:port" of every worker, the chief first."""
+    """Returns the "host:port" of every worker, the chief first."""
     jobs = resolver.cluster_spec().as_dict()
     return [address for job in _JOBS for address in jobs.get(job, [])]
 
 
 def index_of(resolver: Resolver) -> int:
-    """The position of this process in the list of `addresses_of`."""
+    """Returns the position of this process in `addresses_of`."""
     num_chiefs = len(resolver.cluster_spec().as_dict().get("chief", []))
     return resolver.task_id + (num_chiefs if resolver.task_type == "worker" else 0)
 
 
-def _read_tf_config() -> tuple[dict[str, list[str]], str, int]:
+def _read_tf_config() -> Workers:
     text = os.environ.get("TF_CONFIG", "")
     if not text:
         raise PlatformError(
             "`TF_CONFIG` is not set, but must list the workers; set it on each worker, such as "
             f"TF_CONFIG='{_EXAMPLE}', or use --cluster_resolver=slurm or kubernetes."
         )
-
-    def config_error(what: str):
-        return PlatformError(f"`TF_CONFIG` is {text!r}, {what}; it must look like '{_EXAMPLE}'.")
-
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise config_error(f"which is not JSON ({error})") from error
-    jobs = content.get("cluster") if isinstance(content, dict) else None
-    task = content.get("task") if isinstance(content, dict) else None
-    if not isinstance(jobs, dict) or not jobs:
-        raise config_error('which has no "cluster"')
-    unknown_jobs = sorted(set(jobs) - set(_JOBS))
-    if unknown_jobs:
-        raise config_error(
-            f"whose cluster has {', '.join(map(repr, unknown_jobs))}, "
-            "but here there are only 'chief' and 'worker'"
-        )
-    for job, addresses in jobs.items():
-        if (
-            not isinstance(addresses, list)
-            or not addresses
-            or not all(isinstance(address, str) for address in addresses)
-        ):
-            raise config_error(f"whose {job!r} is no list of addresses")
-    if len(jobs.get("chief", [])) > 1:
-        raise config_error("which has more than one chief")
-    if not isinstance(task, dict) or task.get("type") not in jobs:
-        raise config_error(f'whose "task" has no "type" among {", ".join(map(repr, jobs))}')
-    index = task.get("index")
-    if isinstance(index, str) and index.isdecimal():
-        index = int(index)
-    if (
-        not isinstance(index, int)
-        or isinstance(index, bool)
-        or not 0 <= index < len(jobs[task["type"]])
-    ):
-        raise config_error(
-            f'whose task has the "index" {task.get("index")!r}, '
-            f"but there are {len(jobs[task['type']])} of its type, numbered from 0"
-        )
-    return jobs, task["type"], index
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        jobs = resolver.cluster_spec().as_dict()
+        job, index = resolver.task_type, resolver.task_id
+        # TensorFlow would wait forever, or index a list with these.
+        if set(jobs) - set(_JOBS) or len(jobs.get("chief", [])) > 1:
+            raise ValueError("a cluster has at most one chief, and workers")
+        if job not in jobs or index not in range(len(jobs[job])):
+            raise ValueError(f"its task {job!r} {index!r} is not in its cluster")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PlatformError(
+            f"`TF_CONFIG` is {text!r}, which cannot be used ({error}); it must look like"
+            f" '{_EXAMPLE}'."
+        ) from error
+    return jobs, job, index
 
 
-def _ask_slurm(port: int) -> tuple[dict[str, list[str]], str, int]:
+def _ask_slurm(port: int) -> Workers:
     missing = [
         name
         for name in ("PROCID", "STEP_NUM_TASKS", "STEP_NODELIST")
@@ -178,18 +140,13 @@ def _ask_slurm(port: int) -> tuple[dict[str, list[str]], str, int]:
 
 
 def _by_kubeconfig() -> dict:
-    """Arguments with which TensorFlow takes its credentials from a kubeconfig.
-
-    TensorFlow 2.15 always does. Later versions first try the account of the pod itself,
-    and then need the kubeconfig nevertheless.
-    """
+    # TensorFlow 2.15 always takes its credentials from a kubeconfig. Later versions first
+    # try the pod's own account, and then need the kubeconfig nevertheless.
     locations = getattr(tf.distribute.cluster_resolver, "KubernetesExecutableLocation", None)
     return {} if locations is None else {"executable_location": locations.OFF_CLUSTER}
 
 
-def _ask_kubernetes(
-    port, pod_selector, num_workers, timeout_seconds
-) -> tuple[dict[str, list[str]], str, int]:
+def _ask_kubernetes(port, pod_selector, num_workers, timeout_seconds) -> Workers:
     if not pod_selector or not num_workers:
         raise PlatformError(
             "`cluster_resolver` is 'kubernetes', but --pod_selector or --num_workers is missing; "
@@ -236,12 +193,8 @@ def _ask_kubernetes(
 
 
 def check_cluster(resolver: Resolver) -> None:
-    """Finds faults at which TensorFlow's servers would wait forever or end without a
-    message.
-
-    Raises:
-        PlatformError: an address is not "host:port", appears twice or does not resolve,
-            or the port of this worker is in use.
+    """Raises a `PlatformError` for addresses with which TensorFlow's servers would wait
+    forever or end without a message: malformed, twice, unresolved, or in use.
     """
     addresses = addresses_of(resolver)
     for address in addresses:
@@ -271,16 +224,11 @@ def check_cluster(resolver: Resolver) -> None:
 def join_cluster(
     resolver: Resolver, *, timeout_seconds: float
 ) -> tf.distribute.MultiWorkerMirroredStrategy:
-    """Starts the server of this worker and waits for the other workers.
+    """Starts the server of this worker, waits for the other workers, and returns the
+    strategy: a replica on each GPU, or on the CPU, of each worker.
 
-    Args:
-        resolver: the result of `resolve_cluster`.
-        timeout_seconds: if not all workers have started by then, the process ends with
-            a message; TensorFlow offers no other way to end its waiting.
-
-    Returns:
-        The strategy: one replica on each GPU of each worker, or one on the CPU of each
-        worker.
+    If not all have started after `timeout_seconds`, the process ends with a message;
+    TensorFlow offers no other way to end its waiting.
 
     Raises:
         PlatformError: see `check_cluster`; or the servers refuse each other.

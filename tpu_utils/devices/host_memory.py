@@ -1,16 +1,9 @@
 """How the host's memory is handed out: freed blocks are kept for the next tensor.
 
-Usage:
-
-    batches = iter(strategy.distribute_datasets_from_function(make_dataset))
-    keep_freed_blocks()
-
-By itself glibc does so: as large blocks are freed, it raises the size from which a block
-comes from the kernel and goes back to it, up to 32 MiB. TensorFlow 2.21 fixes that size
-at 128 KiB when a process makes the first iterator over a strategy's data (or over a
-Python generator). After that the kernel clears the pages of nearly every tensor that a
-CPU computes: a quarter of the time of a small network's training
-(docs/maintainers/measurements.md#freed-memory).
+By itself glibc does so, up to 32 MiB. TensorFlow 2.21 limits it to 128 KiB when a process
+makes the first iterator over a strategy's data. After that the kernel clears the pages
+of nearly every tensor that a CPU computes: a quarter of the time of a small network's
+training (docs/maintainers/measurements.md#freed-memory). So call this after making the iterator.
 """
 
 import ctypes
@@ -22,12 +15,9 @@ _KEPT_AT_THE_TOP = 2 * _LARGEST_REUSED_BLOCK
 
 
 def keep_freed_blocks() -> bool:
-    """Lets this process keep freed blocks of up to 32 MiB, and 64 MiB at the top of its
-    heap.
+    """Keeps freed blocks of up to 32 MiB, and 64 MiB at the top of the heap.
 
-    Returns:
-        Whether it is so now; another C library than glibc goes its own ways, and is
-        left alone.
+    Returns whether it is so now; another C library than glibc is left alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -1,22 +1,23 @@
-"""Notices that this machine is about to stop, so that a run can save its state first.
-
-Usage:
+"""Notices that this process is asked to stop, so that a run can save its state first.
 
     with StopRequest() as stop:
-        while not stop.reason: ...                      # "SIGTERM", or the machine's notice
+        while not stop.reason: ...            # "SIGTERM", "Ctrl-C", or the machine's notice
 
 Google's virtual machines, including those with TPUs, announce a preemption or
-maintenance through their metadata server. Without such a server, only SIGTERM is
-noticed. `tf.distribute.experimental.PreemptionCheckpointHandler` is not used: on Google
-Cloud it does nothing for TPUs, it adds a variable to each checkpoint, and it takes over
-the saving.
+maintenance through their metadata server. TensorFlow's `PreemptionCheckpointHandler` is
+not used: on Google Cloud it does nothing for TPUs, it adds a variable to each
+checkpoint, and it takes over the saving.
 """
 
+import contextlib
+import os
 import signal
 import threading
 import urllib.request
 from typing import Any, Optional
 
+CTRL_C = "Ctrl-C"
+_SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: CTRL_C}
 _METADATA_SERVER = "http://metadata.google.internal"
 # Path on the metadata server → whether its answer means that the machine will stop.
 # (MIGRATE_ON_HOST_MAINTENANCE does not.)
@@ -27,13 +28,10 @@ _NOTICES = {
 
 
 class StopRequest:
-    """Waits, while active, for a request to stop.
-
-    A second SIGTERM ends the process at once.
+    """Waits, while active, for a request to stop; the same signal again ends the process.
 
     Args:
-        metadata_server: address of the metadata server of Google Cloud's virtual
-            machines.
+        metadata_server: address of that of Google Cloud's virtual machines.
         poll_seconds: time between two requests to it.
 
     Attributes:
@@ -44,23 +42,30 @@ class StopRequest:
         self.reason = ""
         self._metadata_server = metadata_server
         self._poll_seconds = poll_seconds
-        self._previous: Any = None  # the handler of SIGTERM before this one
+        self._previous: dict[int, Any] = {}  # the handlers before these
         self._over = threading.Event()
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._note_signal)
+            for number in _SIGNALS:
+                # A shell starts a job in the background with SIGINT ignored: so it stays.
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._note_signal)
         threading.Thread(target=self._watch_machine, daemon=True, name="maintenance events").start()
         return self
 
     def __exit__(self, *_) -> None:
         self._over.set()
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _note_signal(self, *_) -> None:
-        self.reason = self.reason or "SIGTERM"
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def _note_signal(self, number: int, _) -> None:
+        self.reason = self.reason or _SIGNALS[signal.Signals(number)]
+        text = f"{self.reason}: the state is saved first; once more ends at once\n"
+        with contextlib.suppress(OSError):  # nobody may be reading
+            os.write(2, text.encode())  # not `print`, which the signal may have interrupted
+        # Only the same signal: who starts processes may pass Ctrl-C on by SIGTERM, too.
+        signal.signal(number, signal.SIG_DFL)
 
     def _watch_machine(self) -> None:
         if self._ask("instance/maintenance-event") is None:
@@ -72,7 +77,7 @@ class StopRequest:
                     self.reason = self.reason or f"the machine's notice {path}={answer}"
 
     def _ask(self, path: str) -> Optional[str]:
-        """The answer of the metadata server; None if there is none."""
+        """Returns the answer of the metadata server; None if there is none."""
         request = urllib.request.Request(
             f"{self._metadata_server}/computeMetadata/v1/{path}",
             headers={"Metadata-Flavor": "Google"},

@@ -1,10 +1,6 @@
-"""Lets TensorBoard, or another process, profile a running program.
-
-Usage:
-
-    tf.profiler.experimental.client.trace("grpc://localhost:6009", logdir, duration_ms=5000)
-
-In TensorBoard, the button "capture profile" does the same.
+"""Lets TensorBoard ("capture profile"), or
+`tf.profiler.experimental.client.trace("grpc://localhost:6009", logdir, duration_ms=5000)`
+in another process, profile a running program.
 """
 
 import os
@@ -16,15 +12,10 @@ from tpu_utils.errors import PlatformError
 
 
 def listen(port: int) -> None:
-    """Starts TensorFlow's profiler server, which costs no time until a trace is
-    requested.
+    """Starts TensorFlow's profiler server, which costs no time until a trace is requested.
 
-    Args:
-        port: the port to listen on, at all addresses of this machine.
-
-    Raises:
-        PlatformError: the port is in use or not allowed. (TensorFlow itself would only
-            log it.)
+    Raises a `PlatformError` if the port is in use or not allowed, which TensorFlow would
+    only log.
     """
     problem = addresses.listening_problem("", port)
     if problem:

@@ -1,12 +1,5 @@
 """Creates the `tf.distribute` strategy for the devices that a program computes on.
 
-Usage:
-
-    make_strategy("mirrored")                          # all GPUs of this machine
-    make_strategy("mirrored", num_logical_devices=2)   # two replicas on the CPU, for trials
-    make_strategy("tpu", tpu="local")                  # the TPU of this virtual machine
-    make_strategy("multi_worker")                      # several machines, listed in TF_CONFIG
-
 Call it before anything else uses TensorFlow's devices: logical devices, TPU systems and
 the servers of a cluster can be created only once per process.
 """
@@ -45,7 +38,7 @@ def make_strategy(
     num_workers: Optional[int] = None,
     timeout_seconds: float = 600.0,
 ) -> tf.distribute.Strategy:
-    """Creates the strategy called `name`.
+    """Returns the strategy called `name`; create variables under its `scope()`.
 
     Args:
         name: "one_device" (the first GPU, or the CPU), "mirrored" (all GPUs of this
@@ -58,9 +51,6 @@ def make_strategy(
             see `cluster.resolve_cluster`.
         timeout_seconds: how long to wait for a TPU or for other workers; then the
             process ends with a message.
-
-    Returns:
-        A `tf.distribute.Strategy`. Create variables under its `scope()`.
 
     Raises:
         PlatformError: the name is unknown, an argument belongs to another strategy, or

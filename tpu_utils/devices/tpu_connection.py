@@ -1,10 +1,4 @@
-"""Connects to a Cloud TPU: that of this virtual machine, a TPU by name, or a pod.
-
-Usage:
-
-    strategy = connect_tpu("local")                    # a TPU VM with one host
-    strategy = connect_tpu("my-pod", zone="europe-west4-a", project="my-project")
-"""
+"""Connects to a Cloud TPU: that of this virtual machine, a TPU by name, or a pod."""
 
 import tensorflow as tf
 
@@ -16,10 +10,10 @@ from tpu_utils.errors import PlatformError, brief_message
 def connect_tpu(
     tpu: str, *, zone: str = "", project: str = "", timeout_seconds: float = 600.0
 ) -> tf.distribute.TPUStrategy:
-    """Creates a strategy over all cores of a TPU, and clears the TPU's memory.
+    """Returns a strategy over all cores of a TPU, and clears the TPU's memory.
 
     One process controls a whole pod: it runs on the first host and connects to the
-    TensorFlow servers that run on the other hosts.
+    TensorFlow servers on the others.
 
     Args:
         tpu: "local" on a TPU VM with one host; otherwise the name or the grpc://
@@ -78,10 +72,7 @@ def connect_tpu(
 
 
 def _check_reachable(resolver: tf.distribute.cluster_resolver.TPUClusterResolver) -> None:
-    """Raises a `ConnectionError` if a host does not answer.
-
-    TensorFlow itself would wait for it forever, or crash.
-    """
+    # TensorFlow itself would wait forever for a host that does not answer, or crash.
     for address in resolver.cluster_spec().as_dict().get("worker", []):
         if not addresses.is_reachable(address, timeout_seconds=20.0):
             raise ConnectionError(f"nothing answers at {address}")

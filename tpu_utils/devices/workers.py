@@ -1,16 +1,8 @@
-"""The worker processes of a run: the index of this one, and agreement between all of
-them.
+"""The worker processes of a run: the index of this one, and agreement between all.
 
-Usage:
-
-    workers = Workers(strategy)
-    if workers.is_chief: ...                        # exactly one worker writes files
-    if workers.any(stop_requested): ...             # the same answer on all workers
-    differing = workers.compare({"config": text})   # {} or {"config": [text of worker 0, ...]}
-
-Only `multi_worker` has several workers: a TPU pod is controlled by one process. With
-one worker, nothing here communicates. `any` and `compare` wait for all workers, so
-every worker must call them at the same place of the program.
+Only `multi_worker` has several: a TPU pod is controlled by one process. With one worker,
+nothing here communicates. `any` and `compare` wait for all workers, so every worker must
+call them at the same place of the program.
 """
 
 import json
@@ -23,12 +15,6 @@ from tpu_utils.devices import addresses, cluster
 
 
 class Workers:
-    """The workers of a strategy.
-
-    Args:
-        strategy: any `tf.distribute.Strategy`.
-    """
-
     def __init__(self, strategy: tf.distribute.Strategy):
         self._strategy = strategy
         self._addresses = [""]
@@ -52,11 +38,11 @@ class Workers:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this worker writes the files that all workers share."""
+        """Whether this worker writes the files that all share; exactly one does."""
         return self.index == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on at least one worker."""
+        """Returns whether `flag` is true on at least one worker; the same answer on all."""
         return (
             bool(flag)
             if self.count == 1
@@ -64,11 +50,7 @@ class Workers:
         )
 
     def compare(self, facts: Mapping[str, str]) -> dict[str, list[str]]:
-        """Those of `facts` that differ between workers, each with the values of all
-        workers.
-
-        The values are in the order of the workers.
-        """
+        """Returns those of `facts` that differ, each with the values of all workers in order."""
         if self.count == 1:
             return {}
         # The text is sent as floats, because every device can gather floats.
@@ -84,7 +66,7 @@ class Workers:
         return {name: values for name, values in by_name.items() if len(set(values)) > 1}
 
     def unreachable(self) -> list[str]:
-        """The other workers that do not answer any more, as "worker 1 (host1:2222)"."""
+        """Returns the other workers that no longer answer, as "worker 1 (host1:2222)"."""
         return [
             f"worker {index} ({address})"
             for index, address in enumerate(self._addresses)
@@ -92,9 +74,7 @@ class Workers:
         ]
 
     def _gather(self, row: np.ndarray) -> np.ndarray:
-        """The rows of all workers, concatenated; a worker with several replicas counts
-        once.
-        """
+        # A worker with several replicas counts once.
         num_local = self._strategy.num_replicas_in_sync // self.count
         own = self._strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(

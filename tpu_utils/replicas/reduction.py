@@ -1,9 +1,4 @@
-"""Sums, means and exchanges over the replicas that run a step together.
-
-Usage:
-
-    mean = reduction.mean_over_replicas(moments, group_size=8)    # in a replica of any strategy
-"""
+"""Sums, means and exchanges over the replicas that run a step together."""
 
 from typing import Optional, Sequence
 
@@ -15,20 +10,13 @@ from tpu_utils.replicas import replica_runtime
 def sum_over_replicas(
     tensors: Sequence[tf.Tensor], group_size: Optional[int] = None
 ) -> list[tf.Tensor]:
-    """The sums of `tensors` over groups of replicas, in as few exchanges as possible.
+    """Returns the sums of `tensors` over groups of replicas, in as few exchanges as can be.
 
-    The function is differentiable: the gradient of a sum is the sum of the gradients of
-    the group.
+    The gradient of a sum is the sum of the gradients of the group.
 
     Args:
-        tensors: tensors of a dtype that can be summed, each with the same static shape
-            on every replica.
-        group_size: the number of replicas with consecutive indices that sum together.
-            It must divide the number of replicas. None: all replicas.
-
-    Returns:
-        Tensors with the same shapes and dtypes, equal on all replicas of a group. For
-        groups of one, the given tensors.
+        tensors: each with the same static shape on every replica.
+        group_size: so many replicas with consecutive indices sum together; None: all.
 
     Raises:
         ValueError: `group_size` does not divide the number of replicas, or the strategy
@@ -49,31 +37,23 @@ def sum_over_replicas(
 
 
 def mean_over_replicas(tensor: tf.Tensor, group_size: Optional[int] = None) -> tf.Tensor:
-    """The mean of a float tensor over groups of replicas.
-
-    Arguments, gradient and errors are those of `sum_over_replicas`.
-    """
+    """Returns the mean of a float tensor over groups, as `sum_over_replicas`."""
     count = _checked(group_size, replica_runtime.current().num_replicas)
     return sum_over_replicas([tensor], group_size)[0] / count if count > 1 else tensor
 
 
 def exchange_over_replicas(tensor: tf.Tensor, group_size: Optional[int] = None) -> tf.Tensor:
-    """Distributes the rows of `tensor` over a group of replicas (all-to-all).
+    """Distributes the rows of `tensor` over groups of replicas (all-to-all), no gradient.
 
-    The rows are cut into equal parts; the i-th part goes to the i-th replica of the
-    group. No gradient flows through the exchange.
+    The i-th of `group_size` equal parts goes to the i-th replica of the group; the result
+    has as many rows of each, ordered by replica.
 
     Args:
         tensor: [batch, …] with a static shape, the same on every replica.
-        group_size: the number of replicas with consecutive indices that exchange. It
-            must divide the number of replicas and the batch. None: all replicas.
-
-    Returns:
-        A tensor of the same shape with equally many rows of each replica of the group,
-        ordered by replica. For groups of one, `tensor` itself.
+        group_size: of replicas with consecutive indices; None: all.
 
     Raises:
-        ValueError: `group_size` does not divide both numbers.
+        ValueError: `group_size` does not divide the number of replicas and the batch.
     """
     group_size = _checked(group_size, replica_runtime.current().num_replicas)
     if tensor.shape[0] is None or tensor.shape[0] % group_size:

@@ -1,16 +1,8 @@
 """What a training step asks about the replicas that run it: number, own index,
 collectives, device.
 
-Usage:
-
-    replica_runtime.current().num_replicas            # inside a replica of any strategy
-    # trace a step as if it ran on other replicas
-    with replica_runtime.use(planned):
-        step.get_concrete_function(batch)
-
-The current runtime describes the `tf.distribute` strategy of the calling replica,
-unless `use` has put another one in its place. `reduction` and `randomness` are built on
-it.
+`current()` describes the `tf.distribute` strategy of the calling replica, unless `use`
+has put another one in its place, to trace a step as if it ran there.
 """
 
 import contextlib
@@ -22,13 +14,11 @@ import tensorflow as tf
 
 
 class ReplicaRuntime:
-    """The replicas that run a step, and how they exchange tensors.
+    """The replicas of the current strategy, numbered from 0, and how they exchange tensors.
 
-    Replicas are numbered from 0. This class describes the replicas of the current
-    `tf.distribute` strategy. A subclass describes other replicas and overrides all
-    public members. All replicas must call an exchange at the same point of the program,
-    with tensors of the same static shapes. The exchanges define no gradients;
-    `reduction` does.
+    A subclass describes other replicas and overrides all public members. All replicas
+    must call an exchange at the same point of the program, with the same static shapes.
+    The exchanges define no gradients; `reduction` does.
     """
 
     @property
@@ -49,19 +39,14 @@ class ReplicaRuntime:
 
     @property
     def reduces_in_loops(self) -> bool:
-        """Whether the exchanges below work inside a `tf.while_loop`.
-
-        They do not with strategies that synchronise their replicas in Python
-        (`merge_call`).
+        """Whether the exchanges work inside a `tf.while_loop`: not with strategies that
+        synchronise their replicas in Python (`merge_call`).
         """
         return self.num_replicas == 1 or _on_tpu()
 
     @property
     def executes_in_order(self) -> bool:
-        """Whether the device runs one operation at a time.
-
-        If it does, prescribing the order of operations costs nothing.
-        """
+        """Whether the device runs one operation at a time: then an order costs nothing."""
         return _on_tpu()
 
     @property
@@ -74,13 +59,11 @@ class ReplicaRuntime:
         return _host_has_xla()
 
     def sum_in_groups(self, tensors: Sequence[tf.Tensor], group_size: int) -> list[tf.Tensor]:
-        """The sum of each tensor over the group of this replica.
-
-        A group consists of `group_size` (> 1) replicas with consecutive indices. TPUs
-        reduce within groups directly. On other devices, each group writes into its own
-        row of a larger tensor (`num_replicas / group_size` rows), which all replicas
-        sum together.
+        """Returns the sum of each tensor over the `group_size` (> 1) replicas with
+        consecutive indices to which this one belongs.
         """
+        # TPUs reduce within groups. On other devices each group writes into its own row of
+        # a larger tensor, which all replicas sum together.
         num_groups = self.num_replicas // group_size
         if _on_tpu():
             groups = np.arange(self.num_replicas, dtype=np.int32).reshape(num_groups, group_size)
@@ -101,12 +84,8 @@ class ReplicaRuntime:
         ]
 
     def exchange_in_groups(self, tensor: tf.Tensor, group_size: int) -> tf.Tensor:
-        """Exchanges the parts of a tensor within the group of this replica
-        (all-to-all).
-
-        Cuts `tensor` [group_size · n, …] into `group_size` (> 1) parts and sends the
-        i-th part to the i-th replica of the group. The result has the same shape; it
-        contains the parts that this replica received, ordered by their senders.
+        """Sends the i-th of `group_size` (> 1) parts of a tensor to the i-th replica of the
+        group; returns the received parts, ordered by their senders.
         """
         num_groups = self.num_replicas // group_size
         if _on_tpu():
@@ -130,20 +109,17 @@ class ReplicaRuntime:
         return tf.cast(tf.reshape(parts, tensor.shape), tensor.dtype)
 
     def random_words(self, count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Random bits, int32 [count], determined by `seed` (int32 [2]) and the kind of
-        device.
-
-        `count` is a multiple of 4. TPUs use their own generator, which is also
-        TensorFlow's default there. It needs a sixtieth of the time of Philox: 0.05 ms
-        instead of 3 ms for 2.4 million words on a v3 core, according to the compiler's
-        schedule. All other devices use Philox; its blocks of four words are transposed,
-        so that the first words of all blocks come first.
+        """Returns random bits, int32 [count], that `seed` and the kind of device determine;
+        `count` is a multiple of 4.
         """
+        # A TPU's own generator needs a sixtieth of the time of Philox: 0.05 ms instead of
+        # 3 ms for 2.4 million words on a v3 core, according to the compiler's schedule.
         if _on_tpu():
             return tf.random.stateless_uniform(
                 [count], seed, None, None, tf.int32, alg="auto_select"
             )
         words = tf.random.stateless_uniform([count], seed, None, None, tf.int32, alg="philox")
+        # The first words of all blocks of four come first.
         return tf.reshape(tf.transpose(tf.reshape(words, [-1, 4])), [-1])
 
     def _sum_over_all(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -179,16 +155,13 @@ _current = ReplicaRuntime()
 
 
 def current() -> ReplicaRuntime:
-    """The runtime that describes the replicas of the step that is being traced."""
+    """Returns the runtime of the replicas whose step is being traced."""
     return _current
 
 
 def in_one_program(function: Callable) -> Callable:
-    """The function as one program of XLA's, so that dozens of passes over its tensors
-    become a few; as it is where XLA cannot compile a part (`compiles_parts`).
-
-    Args:
-        function: of tensors, without variables that it creates.
+    """Returns a function of tensors, which creates no variables, as one program of XLA's,
+    so that dozens of passes over its tensors become a few; unchanged without `compiles_parts`.
     """
     if not current().compiles_parts:
         return function
@@ -199,10 +172,7 @@ def in_one_program(function: Callable) -> Callable:
 
 @contextlib.contextmanager
 def use(runtime: ReplicaRuntime) -> Iterator[ReplicaRuntime]:
-    """Makes `runtime` the current one in the whole process while the context lasts.
-
-    It takes effect when a step is traced, not when the traced step runs.
-    """
+    """Makes `runtime` the current one in the whole process: for steps traced meanwhile."""
     global _current
     previous = _current
     _current = runtime

@@ -17,7 +17,7 @@ from efficientnet_advprop.models import (
 from efficientnet_advprop.models.checkpoints.architecture import recognize
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED, find_published
 from efficientnet_advprop.runtime.errors import UsageError
-from efficientnet_advprop.training import build, checkpoints
+from efficientnet_advprop.training import build, checkpoints, run_directory
 from tests.conftest import DATA, golden
 from tests.efficientnet_advprop.training import tiny_run
 from tests.released_format import (
@@ -223,7 +223,7 @@ def test_class_names_come_from_the_run(tmp_path):
     config = tiny_run.make_config("vanilla")
     names = ["1", "2", "Käfer", "10"]
     model_dir = tmp_path / "run [1]"
-    checkpoints.claim_model_dir(str(model_dir), config, names)
+    run_directory.initialize_run_dir(str(model_dir), config, names)
     state = build.make_state(config)
     saved = checkpoints.Checkpoints(str(model_dir), state, keep_last=1)
     saved.save_if_best(0.5)
@@ -246,6 +246,6 @@ def test_class_names_come_from_the_run(tmp_path):
 
     # A run that goes on with data of other classes is refused, with the first that
     # differs.
-    checkpoints.check_model_dir(str(model_dir), config, names)
+    run_directory.check_run_dir(str(model_dir), config, names)
     with pytest.raises(UsageError, match="class 1, '2' there and '3' here"):
-        checkpoints.check_model_dir(str(model_dir), config, ["1", "3", "Käfer", "10"])
+        run_directory.check_run_dir(str(model_dir), config, ["1", "3", "Käfer", "10"])

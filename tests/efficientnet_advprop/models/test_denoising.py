@@ -16,7 +16,7 @@ from efficientnet_advprop.models.denoising import (
 from efficientnet_advprop.runtime.errors import ModelError
 from efficientnet_advprop.runtime.pass_mode import use_branch
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
-from efficientnet_advprop.training import build
+from efficientnet_advprop.training import checks
 
 CHANNELS = 6
 # Of every region and every kind of weights one; the others are combinations of these.
@@ -200,18 +200,18 @@ def test_a_map_that_is_too_large_is_named_with_its_size_before_anything_runs():
     config.data.image_size, config.training.global_batch_size = 224, 4096
     config.training.eval_batch_size = 256
     config.validate()
-    build.check_denoising(config, num_replicas=128)  # 32 images each: 4·32·56⁴ bytes, 1.2 GiB
+    checks.check_denoising(config, num_replicas=128)  # 32 images each: 4·32·56⁴ bytes, 1.2 GiB
     with pytest.raises(ModelError) as error:
-        build.check_denoising(config, num_replicas=32)
+        checks.check_denoising(config, num_replicas=32)
     for words in ("stage 2", "56 × 56", "128 images 4.7 GiB", "global_batch_size", "at most 4 GiB"):
         assert words in str(error.value), words
     config.model.denoise_stages = "3,4,5"
-    build.check_denoising(config, num_replicas=32)
+    checks.check_denoising(config, num_replicas=32)
     config.training.eval_batch_size = 100_000
     with pytest.raises(ModelError, match="stage 3 .*28 × 28.*eval_batch_size"):
-        build.check_denoising(config, num_replicas=32)
+        checks.check_denoising(config, num_replicas=32)
     config.model.denoise, config.model.denoise_stages = "non_local_dot", "2,3,4,5"
-    build.check_denoising(config, num_replicas=1)
+    checks.check_denoising(config, num_replicas=1)
     block = DenoisingBlock("non_local_gaussian", CHANNELS, {}, "denoise")
     block.build([None, None, None, CHANNELS])
     with pytest.raises(ModelError, match="56 × 56 .* 200 images 7.3 GiB"):

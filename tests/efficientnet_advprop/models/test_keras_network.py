@@ -18,8 +18,11 @@ from efficientnet_advprop.models.converted.keras_network import NetworkFunctionE
 from efficientnet_advprop.models.network import NORMALIZATIONS
 from efficientnet_advprop.models.normalization import batch_norms, moving_statistics
 from efficientnet_advprop.training import losses, optimizers, passes, steps
-from efficientnet_advprop.training.ema import ExponentialMovingAverage
-from efficientnet_advprop.training.state import TrainState, averaged_variables
+from efficientnet_advprop.training.state import (
+    ExponentialMovingAverage,
+    TrainState,
+    averaged_variables,
+)
 from tests.efficientnet_advprop.keras.converted_models import separate
 
 FUNCTIONS = "tests.efficientnet_advprop.models.keras_functions"

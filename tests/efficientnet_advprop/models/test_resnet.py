@@ -21,9 +21,14 @@ from efficientnet_advprop.models import (
 from efficientnet_advprop.models.convolutions import Convolution
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
 from efficientnet_advprop.training import fine_tuning, losses, optimizers, steps
-from efficientnet_advprop.training.ema import ExponentialMovingAverage
 from efficientnet_advprop.training.schedules import LearningRate
-from efficientnet_advprop.training.state import Role, TrainState, averaged_variables, role_of
+from efficientnet_advprop.training.state import (
+    ExponentialMovingAverage,
+    Role,
+    TrainState,
+    averaged_variables,
+    role_of,
+)
 
 
 def make_tiny(**overrides):

@@ -120,7 +120,7 @@ def test_none_is_readable(tmp_path):
         path.write_bytes(b"")
     with pytest.raises(
         CheckpointError,
-        match=r"no checkpoint can be read \(.*ckpt-3: .*ckpt-1: .*empty --model_dir",
+        match=r"no checkpoint can be read.*ckpt-3 .*ckpt-1 .*empty --model_dir",
     ):
         restored(tmp_path)
 
@@ -152,7 +152,7 @@ def test_a_full_disk(tmp_path):
         message.startswith("the checkpoint of step 4 could not be written into")
         and "\n" not in message
     )
-    assert "the earlier ones in" in message and "are intact" in message and "Make room" in message
+    assert "the earlier ones are intact" in message and "Make room" in message
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
     saved.save()
     saved.wait()
@@ -210,8 +210,8 @@ def test_what_is_not_there(tmp_path):
 
 def test_unwritable_model_dir(tmp_path):
     from efficientnet_advprop.config.experiment import ExperimentConfig
-    from efficientnet_advprop.training.checkpoints import claim_model_dir
+    from efficientnet_advprop.training.run_directory import initialize_run_dir
 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match="`model_dir` is .*, which cannot be written"):
-        claim_model_dir(str(pathlib.Path(tmp_path, "file", "run")), ExperimentConfig())
+        initialize_run_dir(str(pathlib.Path(tmp_path, "file", "run")), ExperimentConfig())

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.training.ema import ExponentialMovingAverage
+from efficientnet_advprop.training.state import ExponentialMovingAverage
 from tests.conftest import golden
 
 

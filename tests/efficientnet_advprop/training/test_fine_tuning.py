@@ -91,7 +91,7 @@ def test_averages_start_at_the_loaded_weights():
     config = make_config("advprop")
     config.model.num_classes, config.init.checkpoint = 10, TINY
     state = build.make_state(config)
-    fine_tuning.initialize(state, TINY)
+    fine_tuning.initialize(state, config.init)
     wanted = read_checkpoint(DATA / "tiny_ckpt" / "model.ckpt-1234")
     for variable, shadow in zip(state.ema.averaged, state.ema.shadows):
         value = wanted[variable.name.split(":")[0].replace("/aux/", "/") + AVERAGE]

@@ -14,14 +14,14 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from advprop_preflight import tpu_compiler
+from advprop_preflight import device_functions, tpu_compiler
 from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.keras import use_branch
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.serving.exporting import ExportOptions, export
-from efficientnet_advprop.training import checkpoints, device_functions, loop
+from efficientnet_advprop.training import checkpoints, loop
 from tests.efficientnet_advprop.models import keras_functions
 from tests.efficientnet_advprop.training import tiny_run
 from tpu_utils.devices.strategy import make_strategy

@@ -1,8 +1,5 @@
-"""A run from start to end: what it writes, how it stops and goes on, and what it says
-when it cannot.
-"""
+"""A run from start to end: what it writes, how it stops and goes on, what it refuses."""
 
-import importlib.util
 import os
 import pathlib
 import shutil
@@ -18,14 +15,15 @@ from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.models import CheckpointError, load_released_checkpoint
 from efficientnet_advprop.runtime.directory_lock import DirectoryLock
 from efficientnet_advprop.runtime.errors import RunError
-from efficientnet_advprop.training import checkpoints, continuous_evaluation, loop, progress
-from tpu_utils.devices.strategy import make_strategy
-
-_spec = importlib.util.spec_from_file_location(
-    "tiny_run", pathlib.Path(__file__).parent / "tiny_run.py"
+from efficientnet_advprop.training import (
+    checkpoints,
+    continuous_evaluation,
+    loop,
+    progress,
+    run_directory,
 )
-tiny_run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny_run)
+from tests.efficientnet_advprop.training import tiny_run
+from tpu_utils.devices.strategy import make_strategy
 
 
 def last_checkpoint(model_dir):
@@ -59,7 +57,7 @@ def test_it_ends_where_it_should(finished):
     assert (result.step, result.total_steps) == (6, 6)
     kept = sorted(path.name for path in pathlib.Path(model_dir, "checkpoints").glob("*.index"))
     assert kept == ["ckpt-2.index", "ckpt-4.index", "ckpt-6.index"]
-    assert checkpoints.read_config(model_dir) == tiny_run.make_config()
+    assert run_directory.read_config(model_dir) == tiny_run.make_config()
     assert (
         lines[0].startswith("advprop training of efficientnet-b0")
         and "all 6 steps are done" in lines[-1]
@@ -117,46 +115,64 @@ def test_accuracy_is_that_of_the_averaged_weights(finished, data_dir):
     )
 
 
-def test_started_again_when_done_does_nothing(finished, data_dir):
-    model_dir, *_ = finished
+def test_started_again_when_done_does_nothing(small, data_dir):
+    model_dir = small
     before = tiny_run.saved_values(last_checkpoint(model_dir))
     lines = []
-    assert train(tiny_run.make_config(), data_dir, model_dir, log=lines.append).step == 6
+    assert train(tiny_run.make_small_config(), data_dir, model_dir, log=lines.append).step == 6
     assert (
         "going on from" in lines[0] and tiny_run.saved_values(last_checkpoint(model_dir)) == before
     )
 
 
-def test_sigterm_saves_and_the_next_start_ends_with_the_same_bits(finished, data_dir, tmp_path):
-    def interrupt(line):
-        lines.append(line)
-        if line.startswith("step 3/6"):
-            os.kill(os.getpid(), signal.SIGTERM)
+@pytest.fixture(scope="module")
+def small(data_dir, tmp_path_factory):
+    """The folder of an uninterrupted run of the small network."""
+    model_dir = tmp_path_factory.mktemp("small") / "run"
+    train(tiny_run.make_small_config(), data_dir, model_dir)
+    return model_dir
 
-    lines = []
-    handler = signal.getsignal(signal.SIGTERM)
-    result = train(tiny_run.make_config(), data_dir, tmp_path, log=interrupt)
-    assert (result.step, result.total_steps) == (
-        3,
-        6,
-    ) and "stopped by SIGTERM; step 3 of 6 is saved" in lines[-1]
-    assert signal.getsignal(signal.SIGTERM) is handler
-    assert last_checkpoint(tmp_path).endswith("ckpt-3")
-    # Other boundaries than before: they are a matter of operation, not of what is
-    # computed.
-    config = tiny_run.make_config()
+
+def send_at(start_of_line, number, lines):
+    """A log that sends a signal to this process at a line."""
+
+    def log(line):
+        lines.append(line)
+        if line.startswith(start_of_line):
+            os.kill(os.getpid(), number)
+
+    return log
+
+
+@pytest.mark.parametrize("number, name", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+@pytest.mark.parametrize("step, at", [(0, "advprop training"), (3, "step 3/6")])
+def test_stopped_it_saves_and_the_next_start_ends_with_the_same_bits(
+    small, data_dir, tmp_path, number, name, step, at
+):
+    """Also before the first step, where there is no checkpoint yet."""
+    handlers, lines = [signal.getsignal(number) for number in (2, 15)], []
+    config = tiny_run.make_small_config()
+    result = train(config, data_dir, tmp_path, log=send_at(at, number, lines))
+    assert (result.step, result.total_steps, result.stopped_by) == (step, 6, name)
+    assert f"stopped by {name}; step {step} of 6 is saved" in lines[-1]
+    assert [signal.getsignal(number) for number in (2, 15)] == handlers
+    assert last_checkpoint(tmp_path).endswith(f"ckpt-{step}")
+    if name == "Ctrl-C":
+        return
+    # Boundaries are a matter of operation, not of what is computed.
     config.training.steps_per_loop = 1
     assert train(config, data_dir, tmp_path).step == 6
     assert tiny_run.saved_values(last_checkpoint(tmp_path)) == tiny_run.saved_values(
-        last_checkpoint(finished[0])
+        last_checkpoint(small)
     )
-    assert [entry["step"] for entry in progress.read_metrics(str(tmp_path))] == [3, 4, 6, 6]
+    steps = [entry["step"] for entry in progress.read_metrics(str(tmp_path))]
+    assert steps == [3, 4, 6, 6]
 
 
-def test_a_model_dir_of_another_config(finished, data_dir):
-    model_dir, *_ = finished
+def test_a_model_dir_of_another_config(small, data_dir):
+    model_dir = small
     before = tiny_run.saved_values(last_checkpoint(model_dir))
-    config = tiny_run.make_config()
+    config = tiny_run.make_small_config()
     config.attack.epsilon, config.training.seed, config.training.keep_last = 2.0, 5, 9
     with pytest.raises(ConfigError) as error:
         train(config, data_dir, model_dir)
@@ -166,7 +182,7 @@ def test_a_model_dir_of_another_config(finished, data_dir):
     )
     assert "keep_last" not in str(error.value)
     assert tiny_run.saved_values(last_checkpoint(model_dir)) == before
-    assert checkpoints.read_config(model_dir) == tiny_run.make_config()
+    assert run_directory.read_config(model_dir) == tiny_run.make_small_config()
 
 
 def copy_of(run, folder):
@@ -174,79 +190,85 @@ def copy_of(run, folder):
     return folder
 
 
-@pytest.mark.parametrize(
-    "state",
-    [
-        None,
-        # test_state_files.py has these too, without a run.
-        pytest.param("utf-16", marks=pytest.mark.slow),
-        pytest.param(b"", marks=pytest.mark.slow),
-        pytest.param(b"\xff\x00", marks=pytest.mark.slow),
-        pytest.param(b'model_checkpoint_path: "ckpt-200"\n', marks=pytest.mark.slow),
-    ],
-)
-def test_a_lost_or_damaged_state_file_is_no_new_run(finished, data_dir, tmp_path, state):
-    run = copy_of(finished[0], tmp_path / "run")
+@pytest.mark.parametrize("state", [None, b"", b"\xff\x00", b'model_checkpoint_path: "ckpt-200"\n'])
+def test_checkpoints_are_ordered_by_their_names_whatever_the_state_file_says(
+    small, tmp_path, state
+):
+    run = copy_of(small, tmp_path / "run")
     path = run / "checkpoints" / "checkpoint"
-    contents = path.read_text().encode("utf-16") if state == "utf-16" else state
-    path.unlink() if contents is None else path.write_bytes(contents)
-    before, lines = progress.read_metrics(str(run)), []
-    assert train(tiny_run.make_config(), data_dir, run, log=lines.append).step == 6
-    assert "going on from" in lines[0] and "ckpt-6" in lines[0]
-    assert progress.read_metrics(str(run)) == before
-    assert last_checkpoint(run).endswith("ckpt-6")  # the file is whole again
-    listed = tf.train.get_checkpoint_state(str(run / "checkpoints")).all_model_checkpoint_paths
-    assert [os.path.basename(path) for path in listed] == ["ckpt-2", "ckpt-4", "ckpt-6"]
+    path.unlink() if state is None else path.write_bytes(state)
+    assert run_directory.check_run_dir(str(run), tiny_run.make_small_config())
+    names = [pathlib.Path(path).name for path in run_directory.list_checkpoints(str(run))]
+    assert names == ["ckpt-6", "ckpt-4", "ckpt-2"]
+    assert checkpoints.load_averaged_model(str(run), which="last") is not None
 
 
-@pytest.mark.parametrize("lost", ["checkpoints", "index files", "checkpoints, of an older version"])
-def test_a_run_whose_checkpoints_are_lost_does_not_begin_anew(finished, data_dir, tmp_path, lost):
-    run = copy_of(finished[0], tmp_path / "run")
+@pytest.mark.parametrize("lost", ["checkpoints", "index files"])
+def test_a_run_whose_checkpoints_are_lost_does_not_begin_anew(small, data_dir, tmp_path, lost):
+    run = copy_of(small, tmp_path / "run")
     if lost == "index files":
         for path in (run / "checkpoints").glob("*.index"):
             path.unlink()
     else:
         shutil.rmtree(run / "checkpoints")
-    if "older" in lost:
-        (run / "run.json").unlink()
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(
-        checkpoints.CheckpointError, match="has lost its checkpoints: .*Bring them back"
-    ):
-        train(tiny_run.make_config(), data_dir, run)
+    with pytest.raises(CheckpointError, match="has lost its checkpoints: .*Bring them back"):
+        train(tiny_run.make_small_config(), data_dir, run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_other_numbers_of_images_are_another_run(finished, tmp_path):
-    run = copy_of(finished[0], tmp_path / "run")
-    other = tiny_run.write_data(tmp_path / "more", tiny_run.examples(25, 0))
-    with pytest.raises(ConfigError) as error:
-        train(tiny_run.make_config(), other, run)
-    assert "45 train images" in str(error.value) and "began with 40" in str(error.value)
-    assert "another --model_dir" in str(error.value)
+@pytest.mark.parametrize("contents", [b"", b"\xff\x00", b"[]", b"{"])
+def test_damaged_metadata_are_one_error(small, data_dir, tmp_path, contents):
+    run = copy_of(small, tmp_path / "run")
+    (run / "run.json").write_bytes(contents)
+    with pytest.raises(CheckpointError, match="run.json cannot be read"):
+        train(tiny_run.make_small_config(), data_dir, run)
+    assert (run / "run.json").read_bytes() == contents
 
 
-def test_other_files_with_as_many_images_are_told(finished, tmp_path):
-    run, lines = copy_of(finished[0], tmp_path / "run"), []
-    other = tiny_run.write_data(tmp_path / "other", tiny_run.examples(20, 7))
-    assert train(tiny_run.make_config(), other, run, log=lines.append).step == 6
-    assert lines[0].startswith("warning: the train files in ") and "going on from" in lines[1]
+def relabelled_examples():
+    """As many records, of equal sizes: two images have changed their classes."""
+    rows = tiny_run.examples(tiny_run.NUM_TRAIN // 2, 0)
+    first, second = map(tf.train.Example.FromString, rows[:2])
+    labels = [row.features.feature["image/class/label"].int64_list for row in (first, second)]
+    labels[0].value[0], labels[1].value[0] = labels[1].value[0], labels[0].value[0]
+    return [first.SerializeToString(), second.SerializeToString(), *rows[2:]]
 
 
-def test_a_run_in_use_is_refused(finished, data_dir, tmp_path):
-    run = copy_of(finished[0], tmp_path / "run")
+@pytest.mark.parametrize(
+    "rows, said",
+    [
+        (tiny_run.examples(25, 0), "train split .* began with: 45 images for 40"),
+        (tiny_run.examples(20, 7), "train split .* other images or labels"),
+        (relabelled_examples(), "train split .* other images or labels"),
+    ],
+)
+def test_other_data_are_another_run(small, tmp_path, rows, said):
+    run = copy_of(small, tmp_path / "run")
+    other = tiny_run.write_data(tmp_path / "other", rows)
+    before = (run / "run.json").read_bytes()
+    with pytest.raises(ConfigError, match=said):
+        train(tiny_run.make_small_config(), other, run)
+    assert (run / "run.json").read_bytes() == before
+    # A copy of the run's own is the same.
+    same = tiny_run.write_data(tmp_path / "same")
+    assert train(tiny_run.make_small_config(), same, run).step == 6
+
+
+def test_a_run_in_use_is_refused(small, data_dir, tmp_path):
+    run = copy_of(small, tmp_path / "run")
     with DirectoryLock(str(run), "model_dir"):
         with pytest.raises(RunError, match="`model_dir` is .*is at work"):
-            train(tiny_run.make_config(), data_dir, run)
+            train(tiny_run.make_small_config(), data_dir, run)
 
 
-def test_a_longer_run_is_told_the_way(finished, data_dir):
-    config = tiny_run.make_config()
+def test_a_longer_run_is_told_the_way(small, data_dir):
+    config = tiny_run.make_small_config()
     config.training.num_epochs = 3.0
     with pytest.raises(
         ConfigError, match="is 1.5 there and 3.0 here.*release --model_dir=.*init.checkpoint=PREFIX"
     ):
-        train(config, data_dir, finished[0])
+        train(config, data_dir, small)
 
 
 @pytest.mark.slow
@@ -290,7 +312,7 @@ def test_other_methods_and_float16_over_replicas(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
-    config = tiny_run.make_config("vanilla")
+    config = tiny_run.make_small_config("vanilla")
     (
         config.optimizer.name,
         config.optimizer.learning_rate_per_256,
@@ -335,7 +357,7 @@ def test_boundaries():
     # the end.
     steps, at = [], 0
     while at < 260:
-        at += loop._steps_to_boundary(at, 260, 100, (30, 250))
+        at += loop._steps_to_boundary(at, 260, 100, {"report": 30, "save": 250})
         steps.append(at)
     assert steps == [30, 60, 90, 120, 150, 180, 210, 240, 250, 260]
 
@@ -407,7 +429,7 @@ def test_bad_records_are_named(tmp_path, kind):
     rows, message = BAD_DATA[kind]
     data_dir = tiny_run.write_data(tmp_path / "data", rows)
     with pytest.raises(DataError) as error:
-        train(tiny_run.make_config("vanilla"), data_dir, tmp_path / "run")
+        train(tiny_run.make_small_config("vanilla"), data_dir, tmp_path / "run")
     assert message in str(error.value) and "train-00000-of-00002, record 19" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -424,57 +446,112 @@ def test_missing_empty_and_truncated_data(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
-def test_without_evaluation_no_validation_images_are_needed(data_dir, finished, tmp_path):
-    """The same training, to the last bit; and a follower finds what the run itself
-    would have found.
+def follow(model_dir, data_dir, lines=None):
+    return continuous_evaluation.follow(
+        model_dir=str(model_dir),
+        data_dir=data_dir,
+        strategy=make_strategy(),
+        timeout_seconds=0.0,
+        log=(lambda line: None) if lines is None else lines.append,
+    )
+
+
+@pytest.fixture(scope="module")
+def left_alone(data_dir, tmp_path_factory):
+    """(model_dir, lines) of a run that leaves its evaluation to others, trained in a folder
+    without validation images.
     """
-    folder = tmp_path / "data"
+    folder = tmp_path_factory.mktemp("left") / "data"
     folder.mkdir()
     for path in pathlib.Path(data_dir).glob("train-*"):
         (folder / path.name).symlink_to(path)
-    config, lines = tiny_run.make_config(), []
+    config, lines = tiny_run.make_small_config(), []
     config.training.evaluate_every_epochs = 0.0
-    result = train(config, str(folder), tmp_path / "run", log=lines.append)
-    assert result.best_accuracy is None and "without evaluation" in lines[0]
-    assert not (tmp_path / "run" / "best").exists()
-    run, other = (last_checkpoint(folder) for folder in (str(tmp_path / "run"), finished[0]))
-    values, wanted = tiny_run.saved_values(run), tiny_run.saved_values(other)
+    result = train(config, str(folder), folder.parent / "run", log=lines.append)
+    assert result.best_accuracy is None
+    return folder.parent / "run", lines
+
+
+def test_without_evaluation_it_is_the_same_training(left_alone, small):
+    run, lines = left_alone
+    assert "without evaluation" in lines[0] and not (run / "best").exists()
+    values, wanted = (tiny_run.saved_values(last_checkpoint(folder)) for folder in (run, small))
     assert {k: v for k, v in values.items() if "best_accuracy" not in k} == {
         k: v for k, v in wanted.items() if "best_accuracy" not in k
     }
+    with pytest.raises(CheckpointError, match="not been evaluated.*--which=last"):
+        checkpoints.load_averaged_model(str(run))
 
-    followed = continuous_evaluation.follow(
-        model_dir=str(tmp_path / "run"),
-        data_dir=data_dir,
-        strategy=make_strategy(),
-        timeout_seconds=0.0,
-        log=lines.append,
-    )
-    entries = [entry for entry in progress.read_metrics(finished[0]) if "eval_top1" in entry]
+
+def test_a_follower_finds_what_the_run_itself_would_have_found(
+    left_alone, small, data_dir, tmp_path
+):
+    run = copy_of(left_alone[0], tmp_path / "run")
+    followed = follow(run, data_dir)
+    entries = [entry for entry in progress.read_metrics(str(small)) if "eval_top1" in entry]
     assert (followed.step, followed.best_step, followed.is_complete) == (6, 6, True)
     assert followed.best_accuracy == pytest.approx(entries[-1]["eval_top1"])
-    model = checkpoints.load_averaged_model(str(tmp_path / "run"))
-    last = checkpoints.load_averaged_model(finished[0], which="last")
+    model = checkpoints.load_averaged_model(str(run))
+    last = checkpoints.load_averaged_model(str(small), which="last")
     for variable, value in zip(model.variables, last.variables):
         np.testing.assert_array_equal(variable, value)
     # Started again, it knows the best and repeats no worse one.
-    again = continuous_evaluation.follow(
-        model_dir=str(tmp_path / "run"),
-        data_dir=data_dir,
-        strategy=make_strategy(),
-        timeout_seconds=0.0,
-        log=lines.append,
-    )
+    again = follow(run, data_dir)
     assert (again.best_step, again.best_accuracy) == (6, followed.best_accuracy)
+    # With other validation images it would compare what cannot be compared.
+    other = pathlib.Path(tiny_run.write_data(tmp_path / "other"))
+    shutil.copy(other / "train-00000-of-00002", other / "validation-00000-of-00001")
+    with pytest.raises(ConfigError, match="validation split .* began with"):
+        follow(run, str(other))
 
 
-def test_a_follower_of_nothing_or_of_a_run_that_evaluates_itself(data_dir, finished, tmp_path):
-    arguments = dict(data_dir=data_dir, strategy=make_strategy(), timeout_seconds=0.0)
+def set_best(run, step, accuracy):
+    """Says that the checkpoint of a step is the run's best, at this accuracy."""
+    config = tiny_run.make_small_config()
+    with tf.device("CPU:0"):
+        state = loop.build.make_state(config)
+    saved = checkpoints.Checkpoints(str(run), state, keep_last=3)
+    saved.load(str(run / "checkpoints" / f"ckpt-{step}"))
+    assert saved.save_if_best(accuracy)
+    saved.wait()
+
+
+@pytest.mark.parametrize("first", ["the run", "a follower"])
+def test_a_worse_network_never_replaces_the_best_whoever_found_it(
+    left_alone, data_dir, tmp_path, first
+):
+    run = copy_of(left_alone[0], tmp_path / "run")
+    set_best(run, 2, 1.0)
+    config = tiny_run.make_small_config()
+    if first == "the run":
+        result = follow(run, data_dir)
+        assert (result.best_step, result.best_accuracy) == (2, 1.0)
+    else:  # the run, going on from an earlier step, evaluates itself from now on
+        for path in (run / "checkpoints").glob("ckpt-6.*"):
+            path.unlink()
+        result = train(config, data_dir, run)
+        assert result.step == 6 and result.best_accuracy == 1.0
+        evaluated = [e for e in progress.read_metrics(str(run)) if "eval_top1" in e]
+        assert evaluated and evaluated[-1]["eval_top1"] < 1.0
+    assert [path.stem for path in (run / "best").glob("*.index")] == ["ckpt-2"]
+    # Where no best one is kept, a worse one is better than none.
+    shutil.rmtree(run / "best")
+    config.training.evaluate_every_epochs = 0.0
+    run_directory.initialize_run_dir(str(run), config)
+    assert follow(run, data_dir).best_step == 6
+
+
+def test_a_follower_refuses_other_data_and_a_run_that_evaluates_itself(
+    data_dir, small, left_alone, tmp_path
+):
     with pytest.raises(CheckpointError, match="no run has begun within 0 seconds"):
-        continuous_evaluation.follow(model_dir=str(tmp_path), **arguments)
+        follow(tmp_path / "none", data_dir)
     with pytest.raises(ConfigError, match="evaluates every 1 epochs itself"):
-        continuous_evaluation.follow(model_dir=finished[0], **arguments)
+        follow(small, data_dir)
+    other = tiny_run.write_data(tmp_path / "other", tiny_run.examples(4, 0))
+    with pytest.raises(ConfigError, match="train split .* 24 images for 40"):
+        follow(left_alone[0], other)
+    assert not (left_alone[0] / "best").exists()
 
 
 @pytest.mark.slow

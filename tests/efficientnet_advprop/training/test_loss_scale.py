@@ -1,7 +1,7 @@
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.training.loss_scale import LossScale
+from efficientnet_advprop.training.losses import LossScale
 
 
 def test_grows_after_so_many_finite_steps_and_shrinks_at_once():

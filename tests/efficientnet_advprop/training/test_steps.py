@@ -8,28 +8,34 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from advprop_preflight import tpu_compiler
+from advprop_preflight import device_functions, tpu_compiler
 from efficientnet_advprop.attacks import PGD, AttackError, UniformNoise
 from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.config.methods import METHODS, Method, Pass
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.training import (
-    device_functions,
     fast_advprop,
     losses,
     optimizers,
     passes,
     steps,
 )
-from efficientnet_advprop.training.ema import ExponentialMovingAverage
-from efficientnet_advprop.training.loss_scale import LossScale
+from efficientnet_advprop.training.losses import LossScale
 from efficientnet_advprop.training.schedules import LearningRate
-from efficientnet_advprop.training.state import Role, TrainState, averaged_variables, role_of
+from efficientnet_advprop.training.state import (
+    ExponentialMovingAverage,
+    Role,
+    TrainState,
+    averaged_variables,
+    role_of,
+)
 from tests.conftest import golden, load_tiny, make_tiny
 from tpu_utils.replicas import randomness, replica_runtime
 
 SIZE = 32  # pixels: tracing costs the same, computing less
+CONFIG = ExperimentConfig()
+CONFIG.data.image_size = SIZE
 RATE_ONE = LearningRate(1.0, 1.0, "constant", warmup_epochs=0)
 
 
@@ -56,11 +62,11 @@ class Small(keras.Model):
     of more layers shows better: its steps are traced in a tenth of the time.
     """
 
-    def __init__(self, aux_branches=0, group_size=1):
+    def __init__(self, aux_branches=0, **options):
         super().__init__(name="small")
         self.aux_branches = aux_branches
         self.convolution = keras.layers.Conv2D(4, 3, 2, use_bias=False, name="conv")
-        self.norm = DualBatchNormalization(aux_branches, group_size=group_size, name="norm")
+        self.norm = DualBatchNormalization(aux_branches, name="norm", **options)
         self.pool = keras.layers.GlobalAveragePooling2D()
         self.dense = keras.layers.Dense(10, name="dense")
         self.build([None, SIZE, SIZE, 3])
@@ -71,14 +77,14 @@ class Small(keras.Model):
         return self.dense(self.pool(tf.nn.relu(self.norm(inputs, **mode))))
 
 
-def make_small(aux_branches=0, group_size=1):
+def make_small(aux_branches=0, **options):
     """The same weights each time."""
     keras.utils.set_random_seed(1)
-    return Small(aux_branches, group_size)
+    return Small(aux_branches, **{"group_size": 1, **options})
 
 
-def small_state(aux_branches=0, group_size=1):
-    model = make_small(aux_branches, group_size)
+def small_state(aux_branches=0, **options):
+    model = make_small(aux_branches, **options)
     return TrainState(
         model,
         optimizers.SGD(model.trainable_variables),
@@ -162,20 +168,6 @@ def gradients_by_hand(model, images, labels, branch):
         logits = model(tf.cast(images, tf.float32), training=True, branch=branch)
         loss = tf.reduce_mean(losses.cross_entropy(labels, logits, 0.1))
     return tape.gradient(loss, model.trainable_variables), loss
-
-
-@pytest.fixture(scope="module")
-def kept_plain():
-    return make_tiny(aux_branches=0)
-
-
-@pytest.fixture
-def plain(kept_plain):
-    """The network without auxiliary branches and its golden weights: the same object
-    for all tests, so that each pass of `gradients_by_hand` is traced once.
-    """
-    load_tiny(kept_plain.variables)
-    return kept_plain
 
 
 @functools.lru_cache(maxsize=None)
@@ -277,85 +269,77 @@ def test_adversarial_images_stay_in_the_ball_in_pixels():
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 def test_the_attack_goes_through_the_auxiliary_branch_and_changes_nothing(statistics):
-    state, data = make_state(), batch()
+    state, data = small_state(aux_branches=1), batch()
     images = tf.cast(data["images"], tf.float32)
     for variable in state.model.variables:  # a main branch that would give the attack away
         if role_of(variable.name) is Role.MAIN:
             variable.assign(variable * 0.7 + 0.1)
     before = values(state)
+    attack = PGD(2.0, 1.0, 2, random_start=0.0, targeted=False)
     network = passes.attacked_network(state.model, "aux", statistics)
-    adversarial_images = PGD(2.0, 1.0, 2, random_start=0.0, targeted=False)(
-        network, images, data["labels"]
-    )
+    adversarial_images = attack(network, images, data["labels"])
     for name, value in values(state).items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
-    main_free = make_tiny(
-        aux_branches=0
-    )  # the auxiliary branch's values where only they can be used
-    held = {
-        v.name.replace("/aux/", "/"): v
-        for v in state.model.variables
-        if role_of(v.name) is not Role.MAIN
-    }
-    for variable in main_free.variables:
-        variable.assign(held[variable.name])
-    wanted = PGD(2.0, 1.0, 2, random_start=0.0, targeted=False)(
-        lambda x: main_free(x, training=statistics == "batch", update_statistics=False),
+    alone = make_small()  # the auxiliary branch's values where only they can be used
+    for variable in alone.variables:
+        variable.assign(
+            before.get(variable.name.replace("norm/", "norm/aux/"), before[variable.name])
+        )
+    wanted = attack(
+        lambda x: alone(x, training=statistics == "batch", update_statistics=False),
         images,
         data["labels"],
     )
     assert np.mean(np.abs(adversarial_images - wanted) > 1e-3) < 1e-3
 
 
-def test_adversarial_training_mixes_both_in_one_batch_of_the_main_branch(plain):
-    state, data = make_state(aux_branches=0), batch()
+def one_batch_of_both(method, state, plain):
+    """Runs a step that trains clean and adversarial images in one batch.
+
+    Returns:
+        Values before and after, and the gradients of the plain network on both halves: twice
+        their mean over 8, since the loss is a sum of two means over 4.
+    """
+    data = batch()
     attack = PGD(4.0, 2.0, 1, random_start=0.0, targeted=False)
     images = tf.cast(data["images"], tf.float32)
-    adversarial_images = attack(lambda x: state.model(x), images, data["labels"])
-    before = values(state)
+    adversarial_images = attack(lambda x: plain(x), images, data["labels"])
     train_step = steps.make_train_step(
-        "adversarial", state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0
+        method, state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0
     )
+    before = values(state)
     sums = tf.function(train_step)(data)
     both = tf.concat([images, adversarial_images], 0), tf.concat([data["labels"]] * 2, 0)
     gradients, loss = gradients_by_hand(plain, *both, "main")
     np.testing.assert_allclose((sums["clean_loss"] + sums["adversarial_loss"]) / 8, loss, rtol=1e-4)
-    after = values(state)
-    for variable, gradient in zip(plain.trainable_variables, gradients):
-        wanted = 2.0 * gradient.numpy()  # a sum of two means over 4, not a mean over 8
-        moved = before[variable.name] - after[variable.name]
-        np.testing.assert_allclose(
-            moved, wanted, rtol=0, atol=3e-4 * max(np.abs(wanted).max(), 0.3), err_msg=variable.name
-        )
+    assert_statistics(plain, values(state))
+    return before, values(state), [2.0 * gradient.numpy() for gradient in gradients]
 
 
-def test_shared_moments_are_those_of_one_batch_of_both_halves(plain):
+def test_adversarial_training_mixes_both_in_one_batch_of_the_main_branch():
+    plain = make_small()
+    before, after, gradients = one_batch_of_both("adversarial", small_state(), plain)
+    assert_moved_by(before, after, plain.trainable_variables, gradients, tolerance=3e-4)
+
+
+@pytest.mark.parametrize("is_tiny", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_shared_moments_are_those_of_one_batch_of_both_halves(is_tiny):
     """With equal γ and β that is the plain network on the concatenated batch."""
-    state, data = make_state(aux_shares="moments"), batch()
-    attack = PGD(4.0, 2.0, 1, random_start=0.0, targeted=False)
-    images = tf.cast(data["images"], tf.float32)
-    attacked = attack(lambda x: plain(x), images, data["labels"])
-    both = tf.concat([images, attacked], 0), tf.concat([data["labels"]] * 2, 0)
-    gradients, loss = gradients_by_hand(plain, *both, "main")
-    wanted = {v.name: 2.0 * g.numpy() for v, g in zip(plain.trainable_variables, gradients)}
-    before = values(state)
-    train_step = steps.make_train_step(
-        "advprop", state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0
-    )
-    sums = tf.function(train_step)(data)
-    np.testing.assert_allclose((sums["clean_loss"] + sums["adversarial_loss"]) / 8, loss, rtol=1e-4)
-    after = values(state)
+    state = (make_state if is_tiny else small_state)(aux_branches=1, aux_shares="moments")
+    plain = make_tiny(aux_branches=0) if is_tiny else make_small()
+    if is_tiny:
+        load_tiny(plain.variables)
+    before, after, gradients = one_batch_of_both("advprop", state, plain)
     moved = {name: before[name] - after[name] for name in before}
-    for name, gradient in wanted.items():
-        leaf = name.rpartition("/")[2]
-        parts = [name]
+    for variable, gradient in zip(plain.trainable_variables, gradients):
+        leaf = variable.name.rpartition("/")[2]
+        parts = [variable.name]
         if leaf in ("gamma:0", "beta:0"):  # each half has its own share of them
-            parts.append(name.replace(leaf, f"aux/{leaf}"))
+            parts.append(variable.name.replace(leaf, f"aux/{leaf}"))
             assert np.abs(moved[parts[0]] - moved[parts[1]]).max() > 1e-4
         total = sum(moved[part] for part in parts)
         scale = max(np.abs(gradient).max(), 0.3)
-        np.testing.assert_allclose(total, gradient, rtol=0, atol=1e-3 * scale, err_msg=name)
-    assert_statistics(plain, after)
+        np.testing.assert_allclose(total, gradient, rtol=0, atol=1e-3 * scale, err_msg=parts[0])
     with pytest.raises(ValueError, match="`aux_shares` is 'moments', which puts all images"):
         steps.make_train_step(
             "fast_advprop", state, RATE_ONE, global_batch_size=4, **make_attack("fast_advprop")
@@ -653,8 +637,8 @@ def test_a_traced_step_counts_no_label_that_is_no_class():
     assert all(np.isfinite(value).all() for value in model.get_weights())
 
 
-def test_the_loss_scale_cancels_and_an_update_that_overflows_is_left_out(plain):
-    state, data = make_state(aux_branches=0), batch()
+def test_the_loss_scale_cancels_and_an_update_that_overflows_is_left_out():
+    state, data, plain = small_state(), batch(), make_small()
     state.loss_scale = LossScale(initial=2.0**15)
     train_step = tf.function(
         steps.make_train_step("vanilla", state, RATE_ONE, global_batch_size=4, weight_decay=0.0)
@@ -666,6 +650,7 @@ def test_the_loss_scale_cancels_and_an_update_that_overflows_is_left_out(plain):
     assert_statistics(plain, values(state))
     assert (state.loss_scale.scale.numpy(), state.loss_scale.num_finite.numpy()) == (2.0**15, 1)
 
+    state.model.dense.kernel.assign(1e3 * state.model.dense.kernel)  # larger gradients below it
     state.loss_scale.scale.assign(3e38)
     before, averages = values(state), [shadow.numpy() for shadow in state.ema.shadows]
     sums = train_step(data)
@@ -680,23 +665,19 @@ def test_the_loss_scale_cancels_and_an_update_that_overflows_is_left_out(plain):
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 def test_an_attack_with_running_statistics_adds_no_collective(statistics):
-    config = ExperimentConfig()
-    config.model.width_coefficient, config.model.depth_coefficient, config.data.image_size = (
-        0.25,
-        0.3,
-        SIZE,
+    network = passes.attacked_network(make_small(1, group_size=2), "aux", statistics)
+    attack, specs = PGD(2.0, 1.0, 2, num_classes=10), device_functions.batch_specs(CONFIG, 4)
+    program = tpu_compiler.lower(
+        lambda images, labels: attack(network, images, labels, tf.constant([0, 0])),
+        specs[:2],
+        num_replicas=2,
+        stage="hlo",
     )
-    config.model.batch_norm_group_size, config.attack.statistics, config.attack.num_steps = (
-        2,
-        statistics,
-        2,
-    )
-    program = tpu_compiler.lower(*device_functions.attack(config, 4), num_replicas=2, stage="hlo")
     found = [
         line
         for line in program.splitlines()
-        if " all-reduce(" in line and "random_words" not in line
-    ]  # their stand-in
+        if " all-reduce(" in line and "random_words" not in line  # their stand-in
+    ]
     assert bool(found) == (statistics == "batch")
 
 
@@ -902,6 +883,7 @@ def test_every_step_becomes_one_xla_program(method):
     assert "conditional(" not in program
 
 
+@pytest.mark.slow
 def test_a_float16_step_of_an_efficientnet_becomes_one_xla_program():
     _, step = compiled_step("advprop", "float16")
     program = lowered(step)
@@ -939,63 +921,42 @@ def test_every_variable_has_a_role():
         role_of("head/scale:0")
 
 
+TARGETED, UNTARGETED = dict(attack=PGD(num_classes=10)), dict(attack=PGD(targeted=False))
+
+
 @pytest.mark.parametrize(
     "method, aux_branches, arguments, said",
     [
-        ("fast", 1, dict(attack=PGD(num_classes=10)), "`method` is 'fast'"),
+        ("fast", 1, TARGETED, "`method` is 'fast'"),
         ("advprop", 1, {}, "`attack` is None, but method 'advprop' needs one"),
-        ("vanilla", 0, dict(attack=PGD(num_classes=10)), "`attack` is .*needs none"),
+        ("vanilla", 0, TARGETED, "`attack` is .*needs none"),
         ("vanilla", 1, {}, "`aux_branches`=1, but method 'vanilla' trains exactly 0"),
-        (
-            "advprop",
-            0,
-            dict(attack=PGD(num_classes=10)),
-            "`aux_branches`=0, but method 'advprop' trains exactly 1",
-        ),
-        (
-            "fine_grained",
-            1,
-            dict(attack=PGD(num_classes=10)),
-            "`aux_branches`=1, but method 'fine_grained' trains exactly 2",
-        ),
-        (
-            "fast_advprop",
-            1,
-            dict(attack=UniformNoise()),
-            r"`attack` is UniformNoise.*shares the passes of a `PGD`",
-        ),
+        ("advprop", 0, TARGETED, "`aux_branches`=0, but method 'advprop' trains exactly 1"),
+        ("fine_grained", 1, TARGETED, "`aux_branches`=1, but method 'fine_grained' trains"),
+        ("fast_advprop", 1, dict(attack=UniformNoise()), "`attack` is UniformNoise.* a `PGD`"),
         (
             "fast_advprop",
             1,
             dict(attack=PGD(num_steps=5, targeted=False)),
             "`attack.num_steps` is 5",
         ),
-        ("fast_advprop", 1, dict(attack=PGD(num_classes=10)), "`attack.targeted` is True"),
-        (
-            "fast_advprop",
-            1,
-            dict(attack=PGD(targeted=False)),
-            "`attack_statistics` is 'running', but method 'fast_advprop'",
-        ),
+        ("fast_advprop", 1, TARGETED, "`attack.targeted` is True"),
+        ("fast_advprop", 1, UNTARGETED, "`attack_statistics` is 'running', .*'fast_advprop'"),
         (
             "advprop",
             1,
             dict(attack=UniformNoise(), attack_statistics="batch"),
             "attacks no network",
         ),
-        (
-            "advprop",
-            1,
-            dict(attack=PGD(targeted=False), attack_statistics="moving"),
-            "`attack_statistics` is 'moving'",
-        ),
+        ("advprop", 1, {**UNTARGETED, "attack_statistics": "moving"}, "is 'moving'"),
     ],
 )
 def test_refused_arguments_are_named(method, aux_branches, arguments, said):
-    state = make_state(aux_branches=aux_branches)
+    if "num_steps" in said or "targeted" in said:
+        arguments = {**arguments, "attack_statistics": "batch"}
     with pytest.raises(ValueError, match=said):
         steps.make_train_step(
-            method, state, LearningRate(0.1, 1.0), global_batch_size=4, **arguments
+            method, small_state(aux_branches), RATE_ONE, global_batch_size=4, **arguments
         )
 
 
@@ -1003,7 +964,7 @@ def test_refused_batches_are_named():
     def step(method, aux, **more):
         return steps.make_train_step(
             method,
-            make_state(aux_branches=aux),
+            small_state(aux),
             RATE_ONE,
             global_batch_size=4,
             **make_attack(method),

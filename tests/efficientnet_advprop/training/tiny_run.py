@@ -31,6 +31,17 @@ def make_config(method="advprop") -> ExperimentConfig:
     return config
 
 
+def make_small_config(method="advprop") -> ExperimentConfig:
+    """The same run of a Keras model of two batch norms, for what no network of more layers
+    shows better: its steps are traced in a tenth of the time.
+    """
+    config = make_config(method)
+    config.model.variant = "keras:tests.efficientnet_advprop.models.keras_functions:small"
+    config.model.width_coefficient = config.model.depth_coefficient = None
+    config.model.normalization, config.model.batch_norm_momentum = "none", 0.99
+    return config
+
+
 def picture(label: int, rng: np.random.RandomState) -> np.ndarray:
     """Noise, brighter in the quarter that the class stands for."""
     image = rng.randint(0, 100, [IMAGE_SIZE, IMAGE_SIZE, 3])

@@ -35,18 +35,24 @@ def test_tf_config(monkeypatch):
     "text, message",
     [
         ("", "`TF_CONFIG` is not set"),
-        ("{bad", "which is not JSON"),
-        ("[]", 'which has no "cluster"'),
-        ('{"cluster": {"ps": ["a:1"]}}', "whose cluster has 'ps'"),
-        ('{"cluster": {"worker": []}}', "is no list of addresses"),
-        ('{"cluster": {"worker": ["a:1"]}}', 'whose "task" has no "type"'),
+        ("{bad", "`TF_CONFIG` is '{bad'"),
+        ("[]", "`TF_CONFIG` is '[]'"),
+        ("{}", "`TF_CONFIG` is '{}'"),
+        ('{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "at most one chief"),
+        ('{"cluster": {"worker": 3}, "task": {"type": "worker", "index": 0}}', "must look like"),
+        ('{"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}', "'worker' 0"),
+        ('{"cluster": {"worker": ["a:1"]}}', "is not in its cluster"),
         (
             '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
-            'has the "index" 1, but there are 1',
+            "'worker' 1 is not in its cluster",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "x"}}',
+            "must look like",
         ),
         (
             '{"cluster": {"chief": ["a:1", "b:1"]}, "task": {"type": "chief", "index": 0}}',
-            "more than one chief",
+            "at most one chief",
         ),
     ],
 )

@@ -62,11 +62,28 @@ def test_the_machine_gives_notice(metadata, path, quiet, alarming):
     assert stop.reason == f"the machine's notice {path}={alarming}"
 
 
-def test_sigterm_where_no_server_answers():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    "number, other, reason",
+    [(signal.SIGTERM, signal.SIGINT, "SIGTERM"), (signal.SIGINT, signal.SIGTERM, "Ctrl-C")],
+)
+def test_signals_where_no_server_answers(number, other, reason):
+    before = [signal.getsignal(one) for one in (number, other)]
     with StopRequest("http://127.0.0.1:9") as stop:
         assert stop.reason == ""
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.reason == "SIGTERM"
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one ends the process
-    assert signal.getsignal(signal.SIGTERM) is before
+        os.kill(os.getpid(), number)
+        assert stop.reason == reason
+        assert signal.getsignal(number) == signal.SIG_DFL  # a second one ends the process
+        os.kill(os.getpid(), other)  # as who started the process may pass the first one on
+        assert stop.reason == reason
+    assert [signal.getsignal(one) for one in (number, other)] == before
+
+
+def test_an_ignored_signal_stays_ignored():
+    """As a shell starts a job in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest("http://127.0.0.1:9") as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.reason == ""
+    finally:
+        signal.signal(signal.SIGINT, before)

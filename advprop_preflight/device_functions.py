@@ -1,10 +1,4 @@
-"""The functions that a device runs during training, to be compiled without a device.
-
-Usage:
-
-    function, specs = training_step(config, replica_batch_size=8, num_replicas=8)
-    hlo = tpu_compiler.lower(function, specs, num_replicas=8)
-"""
+"""The functions that a device runs during training, to be compiled without a device."""
 
 import copy
 from typing import Callable
@@ -14,16 +8,15 @@ import tensorflow as tf
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.config.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training import build
+from efficientnet_advprop.training.checks import check_batch_norm_groups
 from efficientnet_advprop.training.passes import attacked_network
 
 Program = tuple[Callable, list[tf.TensorSpec]]  # the function of a replica, specs of its arguments
 
 
 def batch_specs(config: ExperimentConfig, replica_batch_size: int) -> list[tf.TensorSpec]:
-    """Specs of the uint8 images and int32 labels of a replica, as the input pipeline
-    gives them.
-
-    If the method uses augmented images, they follow.
+    """Returns specs of a replica's uint8 images, int32 labels and, if the method uses
+    them, augmented images.
     """
     size = config.data.image_size
     images = tf.TensorSpec([replica_batch_size, size, size, 3], tf.uint8)
@@ -36,8 +29,8 @@ def batch_specs(config: ExperimentConfig, replica_batch_size: int) -> list[tf.Te
 
 
 def training_step(config: ExperimentConfig, replica_batch_size: int, num_replicas: int) -> Program:
-    """The whole update: attack, passes, reduction, optimizer and averages, on new
-    variables.
+    """Returns the whole update on new variables: attack, passes, reduction, optimizer and
+    averages.
 
     Raises:
         ConfigError: the accumulation steps do not divide `replica_batch_size`, or the
@@ -49,12 +42,11 @@ def training_step(config: ExperimentConfig, replica_batch_size: int, num_replica
             f"`replica_batch_size` is {replica_batch_size}, but must be ≥ 1 and a multiple of "
             f"`config.training.accumulation_steps` = {parts}."
         )
-    build.check_batch_norm_groups(config, num_replicas)
+    check_batch_norm_groups(config, num_replicas)
     config = copy.deepcopy(config)
     config.training.global_batch_size = replica_batch_size * num_replicas
     state = build.make_state(config)
-    # The length of an epoch does not matter: the computation of the schedule is the
-    # same.
+    # The length of an epoch changes numbers only, not the computation.
     step = build.make_step(
         config,
         state,
@@ -65,7 +57,7 @@ def training_step(config: ExperimentConfig, replica_batch_size: int, num_replica
 
 
 def attack(config: ExperimentConfig, replica_batch_size: int) -> Program:
-    """The attack of the training step alone: adversarial images for a batch.
+    """Returns the attack of the training step alone.
 
     Raises:
         ConfigError: the method has no attack.

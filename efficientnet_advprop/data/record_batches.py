@@ -149,7 +149,8 @@ def _find_bad_record(
 ) -> DataError:
     """Returns what is wrong with the first bad record at the positions first … last − 1."""
     split = stream.split
-    for file, record in stream.identify(first, last - first):
+    # None at all after the end, where a cancelled read-ahead asks: `take` of -1 is everything.
+    for file, record in stream.identify(first, max(last - first, 0)):
         error = records.find_problem(split, file, record, num_classes)
         if error is not None:
             hint = ""

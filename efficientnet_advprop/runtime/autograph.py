@@ -1,11 +1,6 @@
 """AutoGraph, which rewrites Python that asks a tensor: off for this project's code, on
 for other people's.
 
-Usage:
-
-    logits = call_as_it_is(super().__call__, images)          # ours: traced as it is written
-    outputs = call_rewritten(keras_model, images)             # theirs, inside any `tf.function`
-
 None of our code depends on a tensor's value, and rewriting it takes longer than tracing
 it, so our functions are `tf.function(…, autograph=False)`. That switches AutoGraph off
 for all that they call. A layer of somebody's own may contain `if tf.reduce_mean(x) > 0:`,

@@ -1,15 +1,8 @@
 """The errors that a user can solve; every program reports them as one message.
 
-Usage:
-
-    class DataError(UserError, ValueError):
-        ...
-
-Every public error of this package derives from `UserError`, so programs need not list
-them: `command_line.program` prints the message and exits with `exit_code`. Any other
-exception is a bug of this package and keeps its traceback. Messages name the argument,
-its value, the rule and the solution, in at most ten lines. Of a long list of names, a
-message shows only the first few (`list_names`).
+`command_line.program` prints the message of a `UserError` and exits with its `exit_code`;
+any other exception is a bug of this package and keeps its traceback. Messages name the
+argument, its value, the rule and the way out, in at most ten lines.
 """
 
 import difflib
@@ -22,30 +15,15 @@ NUM_NAMES = 3  # how many names of a long list are shown
 
 
 def list_names(names: Sequence[str], num_shown: int = NUM_NAMES) -> str:
-    """The first names as part of a sentence, and the number of the others.
-
-    Args:
-        names: in the order in which they are shown.
-        num_shown: ≥ 1.
-
-    Returns:
-        "a, b", or "a, b, c and 193 more".
-    """
+    """Returns the first names: "a, b", or "a, b, c and 193 more"."""
     more = f" and {len(names) - num_shown} more" if len(names) > num_shown else ""
     return ", ".join(names[:num_shown]) + more
 
 
 def list_lines(lines: Sequence[str], num_shown: int = 6) -> str:
-    """The first lines, each indented on a line of its own, and the number of the
-    others.
+    """Returns the first lines, indented, each after a line break, and how many more there are.
 
-    Args:
-        lines: in the order in which they are shown.
-        num_shown: ≥ 1; the default leaves room for a sentence before and after the
-            lines.
-
-    Returns:
-        "\\n  a\\n  b", or the same followed by "\\n  … and 14 more".
+    The default leaves room for a sentence before and after them.
     """
     more = [f"… and {len(lines) - num_shown} more"] if len(lines) > num_shown else []
     return "".join(f"\n  {line}" for line in [*lines[:num_shown], *more])

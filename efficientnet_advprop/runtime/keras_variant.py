@@ -1,9 +1,5 @@
 """A function that returns a Keras model, named where the variant of a network stands.
 
-    is_keras_variant("keras:my_package.my_module:make_model")    # True
-    # ("my_package.my_module", "make_model")
-    split("keras:my_package.my_module:make_model")
-
 Only the syntax of the name is known here; `models.converted` imports the module.
 """
 
@@ -15,16 +11,12 @@ _PATTERN = re.compile(rf"keras:({_NAME}(?:\.{_NAME})*):({_NAME})")
 
 
 def is_keras_variant(variant: str) -> bool:
-    """Whether `variant` has the form of such a name."""
+    """Returns whether `variant` has the form of such a name."""
     return _PATTERN.fullmatch(variant) is not None
 
 
 def split(variant: str) -> tuple[str, str]:
-    """The module and the function.
-
-    Raises:
-        ValueError: `variant` has another form.
-    """
+    """Returns the module and the function; raises a ValueError for another form."""
     match = _PATTERN.fullmatch(variant)
     if match is None:
         raise ValueError(f"`variant` is {variant!r}, but must have the form {FORM}.")

@@ -1,7 +1,5 @@
 r"""Classifies images: prints the five most probable classes of a trained network.
 
-Usage:
-
     python -m efficientnet_advprop.classify --checkpoint=b3-advprop \
         --labels_map_file=labels_map.txt panda.jpg photos/ 'more/*.png'
     python -m efficientnet_advprop.classify --model_dir=runs/digits image.png
@@ -33,23 +31,17 @@ def main(argv):
     names = network.class_names
     print(network.description, flush=True)
     exit_code = 0
-    for prediction in predict(
-        network.model, paths, image_size=network.image_size, crop=network.crop
-    ):
-        if prediction.problem:
-            print(
-                f"error: {prediction.path} cannot be read as an image: {prediction.problem}",
-                file=sys.stderr,
-                flush=True,
-            )
+    predictions = predict(network.model, paths, image_size=network.image_size, crop=network.crop)
+    for one in predictions:
+        if one.problem:
+            message = f"error: {one.path} cannot be read as an image: {one.problem}"
+            print(message, file=sys.stderr, flush=True)
             exit_code = program.FAILED
             continue
-        print(prediction.path)
-        for index, probability in zip(prediction.classes, prediction.probabilities):
-            print(
-                f"  {100 * probability:6.2f} %  {index:4d}{f'  {names[index]}' if names else ''}",
-                flush=True,
-            )
+        print(one.path)
+        for index, probability in zip(one.classes, one.probabilities):
+            name = f"  {names[index]}" if names else ""
+            print(f"  {100 * probability:6.2f} %  {index:4d}{name}", flush=True)
     return exit_code
 
 

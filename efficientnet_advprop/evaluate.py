@@ -1,7 +1,5 @@
 r"""Evaluates a model on test suites: accuracy, robustness and calibration.
 
-Usage:
-
     python -m efficientnet_advprop.evaluate --checkpoint=b3-advprop --data_dir=/data \
         --suite=imagenet,imagenet_c,imagenet_a
     python -m efficientnet_advprop.evaluate --model_dir=runs/b3 --data_dir=/data \
@@ -15,9 +13,8 @@ Usage:
         runs/evaluation/b3-baseline --data_dir=/data
 
 Every image is evaluated exactly once. Results, the prediction for each image and a
-report are written to --out_dir. After an interruption, the same command continues where
-it stopped. The program searches for the following data below --data_dir
-(docs/evaluation.md has the details):
+report are written to --out_dir; the same command continues after an interruption. Data
+are searched for below --data_dir (docs/evaluation.md has the details):
 """
 
 import os

@@ -1,12 +1,9 @@
-"""Figures made of sums and counts: accuracies with their intervals, and the corruption
-errors of ImageNet-C.
+"""Accuracies with their intervals, and the corruption errors of ImageNet-C.
 
-    score = Score(num_images=1000, num_top1=953, num_top5=999)
-    score.top1, score.interval()                     # 0.953, (0.938, 0.964)
-    # Both are {corruption: [error per severity]}, of a model and of a baseline.
-    mean_corruption_error(errors, baseline_errors)
-
-Nothing here touches TensorFlow: counts come in, from wherever they were counted.
+score = Score(num_images=1000, num_top1=953, num_top5=999)
+score.top1, score.interval()                     # 0.953, (0.938, 0.964)
+# Both are {corruption: [error per severity]}, of a model and of a baseline.
+mean_corruption_error(errors, baseline_errors)
 """
 
 import dataclasses

@@ -1,14 +1,9 @@
 """A trained network and how its images are to be prepared: from a training run, from a
 checkpoint in the released format, or from a Keras file.
 
-Usage:
-
-    # or a directory, a prefix, a .tar.gz; local, gs:// or https://
-    network = restore_network(checkpoint="b3-advprop")
+    network = restore_network(checkpoint="b3-advprop")   # or "model.keras", "gs://…", …
     network = restore_network(model_dir="runs/b3")       # the averaged weights of a run of ours
-    network = restore_network(checkpoint="model.keras")  # a Keras model, converted or plain
-    network.model, network.image_size, network.crop
-    print(network.description)
+    network.model, network.image_size, network.crop, network.description
 """
 
 import dataclasses
@@ -66,7 +61,7 @@ class RestoredNetwork:
     class_names: Optional[tuple[str, ...]] = None  # by label; None: not known
 
     def classifier(self, branch: Branch = "main") -> Classifier:
-        """For `evaluation.run`, through the batch norms of a branch or a mixture."""
+        """Returns a model for `evaluation.run`, through the batch norms of `branch`."""
         classifier = as_classifier(
             self.model, name=self.name, image_size=self.image_size, crop=self.crop, branch=branch
         )

@@ -156,7 +156,7 @@ def split_condition(suite: str) -> tuple[str, str]:
     """Splits "folder_pgd" into "folder" and "_pgd"; a suite of its own has no condition."""
     for condition in CONDITIONS:
         clean = suite.removesuffix(condition)
-        if suite not in SUITES and clean != suite and clean in SUITES:
+        if suite not in SUITES and clean != suite and clean in {*SUITES} - {*OF_IMAGENET}:
             return clean, condition
     return suite, ""
 

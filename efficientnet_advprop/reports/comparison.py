@@ -161,7 +161,9 @@ class Comparison:
             return None  # mCE is about the fifteen corruptions of ImageNet-C
         if is_fixed_yardstick(suite):
             return ALEXNET_ERRORS
-        return self.first.results.errors(suite) if suite in self.first.whole_suites else None
+        errors = self.first.results.errors(suite)
+        is_usable = suite in self.first.whole_suites and all(map(sum, errors.values()))
+        return errors if is_usable else None  # no error is nothing to divide by
 
 
 def is_fixed_yardstick(suite: str) -> bool:

@@ -306,7 +306,8 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
 
 def clean_test_set(suite: str) -> str:
     """Returns a corrupted suite's clean test set: "imagenet" for "imagenet_c"."""
-    return suite.partition("_c")[0]
+    head, colon, folder = suite.partition(":")
+    return f"{head.partition('_c')[0]}{colon}{folder}"
 
 
 def _relative_mce(comparison: Comparison, measured: Measured, suite: str) -> Optional[float]:

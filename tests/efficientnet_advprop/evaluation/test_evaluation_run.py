@@ -22,8 +22,10 @@ from efficientnet_advprop.evaluation.suites import imagenet_suites
 from efficientnet_advprop.evaluation.suites.registry import open_suites
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.reports.report_files import write_report
 from efficientnet_advprop.runtime.errors import ModelError, UsageError
 from tests import stand_ins
+from tests.efficientnet_advprop.evaluation.constructed_results import write_results
 
 V2 = "imagenet_v2/topimages"
 BY_FORM = {
@@ -496,6 +498,14 @@ def test_any_suite_of_one_test_set_can_be_corrupted_or_attacked(data, tmp_path):
         open_suites(["imagenet_c_pgd"], imagenet)
 
 
+def test_a_model_without_errors_on_ones_own_images_has_a_report(tmp_path):
+    """No error is no yardstick of an mCE."""
+    sets = {"folder:a:b": 1.0, "folder_c:a:b": 1.0, "folder_pgd:a:b/4": 0.5}
+    write_results(str(tmp_path), "m", sets, corruption_cost=0.0, suites=("folder_c:a:b",))
+    text = write_report([str(tmp_path)])
+    assert "mean error" in text and "mCE" not in text
+
+
 @pytest.mark.parametrize(
     "suite, words",
     [
@@ -504,6 +514,7 @@ def test_any_suite_of_one_test_set_can_be_corrupted_or_attacked(data, tmp_path):
         ("folder", "folder:/data/pets/val"),
         ("folder_pgd", "folder_pgd:/data/pets/val"),
         ("imagenet:/data", "takes no path"),
+        ("autoattack_pgd", "names 'autoattack_pgd'"),
         ("did:you", "names 'did', but there are only"),
     ],
 )

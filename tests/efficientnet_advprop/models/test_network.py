@@ -29,7 +29,8 @@ def make_network(family: str, **overrides):
     return EfficientNet("b0", **arguments) if family == "b0" else ResNet("resnet50", **arguments)
 
 
-@pytest.fixture(scope="module", params=["b0", "resnet50"])
+# Slow with ResNet: most of this is code that both families share.
+@pytest.fixture(scope="module", params=["b0", pytest.param("resnet50", marks=pytest.mark.slow)])
 def network(request):
     keras.utils.set_random_seed(1)
     return make_network(request.param)
@@ -98,6 +99,7 @@ def test_an_image_that_is_not_rgb_is_refused_also_when_tracing_did_not_know(netw
         network(tf.zeros([1, 32, 32, 3], tf.bool))
 
 
+@pytest.mark.slow
 def test_decoded_images_of_any_size_train(network):
     """`tf.io.decode_jpeg` tells neither the size nor, by itself, the channels."""
     files = [tf.io.encode_jpeg(image).numpy() for image in pixels()]

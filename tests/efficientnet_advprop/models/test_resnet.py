@@ -313,6 +313,7 @@ def test_refused_arguments_are_named(arguments, said):
         ResNet(**arguments)
 
 
+@pytest.mark.slow
 def test_a_trained_alpha_of_each_place_learns_and_is_not_decayed():
     """SmoothReLU: stem, three in each of four blocks; shared by clean and adversarial
     images.

@@ -1,7 +1,11 @@
 """The examples against a server with TensorFlow Serving's protocol, over real sockets."""
 
+import importlib.util
+import io
 import json
 import os
+import pathlib
+import subprocess
 import sys
 import threading
 import urllib.error
@@ -14,13 +18,23 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-from efficientnet_advprop.data import preprocessing
+from efficientnet_advprop.serving import encoded_images, tflite
+from efficientnet_advprop.serving.inference_network import InferenceNetwork
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "..", "..", "examples"))
-import grpc_client  # noqa: E402
-import local_server  # noqa: E402
-import pixels  # noqa: E402
-import rest_client  # noqa: E402
+EXAMPLES = pathlib.Path(__file__).parents[3] / "examples"
+
+
+def load(name):
+    """Returns an example as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+grpc_client, local_server, pixels, rest_client = map(
+    load, ("grpc_client", "local_server", "pixels", "rest_client")
+)
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +162,54 @@ def test_an_empty_batch(rest_url, grpc_stub):
     )
 
 
-def test_the_preprocessing_of_the_other_clients_is_the_official_one(tmp_path):
-    for index, shape in enumerate([(300, 200, 3), (50, 80, 3), (64, 64, 3), (1, 5, 3)]):
-        path = tmp_path / f"{index}.png"
-        Image.fromarray(np.random.RandomState(index).randint(0, 256, shape).astype(np.uint8)).save(
-            path
-        )
-        official = preprocessing.preprocess_for_eval(tf.io.read_file(str(path)), 64, "released")
-        np.testing.assert_allclose(pixels.load_pixels(str(path), 64, 64 / 96), official, atol=1e-2)
+def run_example(name, *arguments, cwd):
+    """Runs an example as it is documented, without any path to this package."""
+    environment = {key: os.environ[key] for key in os.environ if key != "PYTHONPATH"}
+    finished = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", *arguments],
+        cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    return finished.returncode, finished.stdout, finished.stderr
+
+
+def test_the_rest_client_as_a_program(rest_url, answer, photographs, tmp_path):
+    (tmp_path / "china.jpg").write_bytes(photographs[0])
+    code, output, _ = run_example("rest_client", "china.jpg", f"--url={rest_url}", cwd=tmp_path)
+    best = int(answer["classes"][0, 0])
+    assert code == 0 and output.startswith(f"china.jpg: name {best} ")
+
+
+def test_the_tflite_client_as_a_program(network, loaded, photographs, tmp_path):
+    (tmp_path / "model.tflite").write_bytes(tflite.convert(InferenceNetwork(network.model, 64)))
+    settings = dict(image_size=64, crop="released", crop_fraction=64 / 96, resize="bicubic")
+    (tmp_path / "metadata.json").write_text(json.dumps({"input": settings}))
+    (tmp_path / "flower.jpg").write_bytes(photographs[1])
+    code, output, error = run_example("tflite_client", ".", "flower.jpg", cwd=tmp_path)
+    served = loaded.signatures["serving_default"](image_bytes=tf.constant(photographs[1:]))
+    best, probability = int(served["classes"][0, 0]), float(served["probabilities"][0, 0])
+    assert code == 0, error
+    assert output.startswith(f"flower.jpg: class {best} {100 * probability:.1f} %")
+    (tmp_path / "metadata.json").write_text(json.dumps({"input": {**settings, "crop": "v2"}}))
+    code, _, error = run_example("tflite_client", ".", "flower.jpg", cwd=tmp_path)
+    assert code == 1 and "crop is 'v2'" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("method", ["bicubic", "bilinear"])
+def test_other_clients_see_the_pixels_that_the_server_sees(tmp_path, photographs, method):
+    """To the level, in JPEGs of every quality and subsampling too."""
+    files = list(photographs)
+    for index, shape in enumerate([(300, 201, 3), (50, 80, 3), (64, 64, 3), (1, 5, 3)]):
+        pixels_of = np.random.RandomState(index).randint(0, 256, shape).astype(np.uint8)
+        image, forms = Image.fromarray(pixels_of), [("PNG", {}), ("GIF", {}), ("BMP", {})]
+        forms += [("JPEG", dict(quality=q, subsampling=s)) for q in (75, 100) for s in (0, 2)]
+        for form, options in forms:
+            buffer = io.BytesIO()
+            image.save(buffer, form, **options)
+            files.append(buffer.getvalue())
+    for crop, fraction in (("released", 64 / 96), ("none", None)):
+        served, errors = encoded_images.decode_batch(tf.constant(files), 64, crop, method)
+        assert not any(errors.numpy())
+        for file, wanted in zip(files, served):
+            (tmp_path / "image").write_bytes(file)
+            found = pixels.load_pixels(str(tmp_path / "image"), 64, fraction, method)
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=0.05)

@@ -93,6 +93,7 @@ def test_a_failed_check_leaves_no_directory(network, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_an_export_that_cannot_be_loaded_is_named(network, tmp_path):
     (tmp_path / "model.tflite").write_bytes(b"no model")
     examples = default_examples(64, "released")
@@ -100,6 +101,7 @@ def test_an_export_that_cannot_be_loaded_is_named(network, tmp_path):
         verification.verify(network.model, "tflite", str(tmp_path / "model.tflite"), examples, 1e-5)
 
 
+@pytest.mark.slow
 def test_paths_may_be_relative(network, exported, monkeypatch):
     """Those of the export and of the interpreter, as a command line gives them."""
     monkeypatch.chdir(os.path.dirname(exported.path))
@@ -148,6 +150,7 @@ def test_quantized_tflite_is_smaller_and_close(network, expected, quantization, 
     assert np.abs(answers - softmax(logits)).max() < (0.01 if quantization == "float16" else 0.2)
 
 
+@pytest.mark.slow
 def test_integer_exports_report_the_accuracy_lost(network, photographs, tmp_path):
     """A calibration folder with one sub-folder per class: labels, so an accuracy."""
     for index in range(10):
@@ -167,6 +170,7 @@ def test_integer_exports_report_the_accuracy_lost(network, photographs, tmp_path
         assert json.load(file)["self_check"]["export_accuracy"] == result.agreement.export_accuracy
 
 
+@pytest.mark.slow
 def test_keras_export_gives_the_model_back(network, tmp_path, expected):
     images, logits = expected
     result = export(network, str(tmp_path), ExportOptions(format="keras"))

@@ -5,16 +5,16 @@ with squeeze-excite gates.
     # one place's function: y = activation(x, training=True)
     activation = choice.make("activation")
 
-Automatic differentiation of a smooth function runs several elementwise operations over
-tensors far larger than any cache; of `tf.nn.silu` six, which are a third of a training
-step on a CPU. Here the gradient is one expression, compiled by XLA into one loop;
-inside a step that is compiled as a whole it simply becomes part of it, and where there
-is no XLA (the host of a TPU) it runs operation by operation. Only the activation's
-input is kept for the backward pass.
-
 Smooth functions matter in adversarial training: Xie et al. 2020, "Smooth Adversarial
-Training", arXiv 2006.14536.
+Training" (SAT), arXiv 2006.14536.
 """
+
+# Automatic differentiation of a smooth function runs several elementwise operations over
+# tensors far larger than any cache; of `tf.nn.silu` six, which are a third of a training
+# step on a CPU. Here the gradient is one expression, compiled by XLA into one loop;
+# inside a step that is compiled as a whole it simply becomes part of it, and where there
+# is no XLA (the host of a TPU) it runs operation by operation. Only the activation's
+# input is kept for the backward pass.
 
 import dataclasses
 from typing import Callable, Optional, Union
@@ -28,17 +28,17 @@ from tpu_utils.replicas import replica_runtime
 
 
 def _swish_gradient(x, upstream):
-    """d(x·σ(x))/dx · upstream, computed in float32 whatever the activations' dtype."""
+    """Returns d(x·σ(x))/dx · upstream, computed in float32."""
     x32, upstream32 = tf.cast(x, tf.float32), tf.cast(upstream, tf.float32)
     sigmoid = tf.sigmoid(x32)
     return tf.cast(upstream32 * sigmoid * (1.0 + x32 * (1.0 - sigmoid)), x.dtype)
 
 
 def _gated_swish_gradient(x, upstream, gates, upstream_mean):
-    """The same where the output is multiplied by `gates` and also goes, as its spatial
-    mean, somewhere else.
+    """Returns the same where the output is multiplied by `gates` and also goes, as its
+    spatial mean, somewhere else.
     """
-    height, width = tf.unstack(tf.shape(x)[1:3])  # the shape of the arguments may leave them open
+    height, width = tf.unstack(tf.shape(x)[1:3])  # the static shape may leave them open
     share = tf.cast(upstream_mean, tf.float32)[:, None, None, :] / tf.cast(
         height * width, tf.float32
     )
@@ -47,7 +47,7 @@ def _gated_swish_gradient(x, upstream, gates, upstream_mean):
 
 
 def spatial_mean(x: tf.Tensor) -> tf.Tensor:
-    """The mean over height and width, taken in float32: [batch, height, width,
+    """Returns the mean over height and width, taken in float32: [batch, height, width,
     channels] → [batch, channels].
     """
     return tf.cast(tf.reduce_mean(tf.cast(x, tf.float32), [1, 2]), x.dtype)
@@ -57,44 +57,31 @@ _COMPILED = {}
 
 
 def _in_one_pass(function, *tensors):
-    """The function's result, by XLA where there is one.
-
-    One trace per shape: a network has dozens, which a plain call of a `tf.function`
-    would warn about.
-    """
+    """Returns the function's result, by XLA where there is one."""
     if not replica_runtime.current().compiles_parts:
         return function(*tensors)
     if function not in _COMPILED:
         _COMPILED[function] = tf.function(function, jit_compile=True, autograph=False)
+    # One trace per shape: a network has dozens, which a plain call would warn about.
     return _COMPILED[function].get_concrete_function(*tensors)(*tensors)
 
 
 @tf.custom_gradient
 def swish(x: tf.Tensor) -> tf.Tensor:
-    """x·σ(x) (Ramachandran et al. 2017), the activation of EfficientNet.
-
-    Args:
-        x: float tensor of any shape.
-
-    Returns:
-        A tensor of the same shape and dtype.
-    """
+    """Returns x·σ(x) (Ramachandran et al. 2017), in x's dtype."""
     return tf.nn.silu(x), lambda upstream: _in_one_pass(_swish_gradient, x, upstream)
 
 
 def squeeze_excite(
     pooled, reduce_kernel, reduce_bias, expand_kernel, expand_bias, activation=tf.nn.silu
 ) -> tf.Tensor:
-    """One gate in (0, 1) per image and channel, from spatial means (Hu et al. 2018).
+    """Returns one gate in (0, 1) per image and channel (Hu et al. 2018).
 
     Args:
-        pooled: [batch, channels].
+        pooled: spatial means, [batch, channels].
         reduce_kernel, expand_kernel: [channels, squeezed] and [squeezed, channels].
         reduce_bias, expand_bias: [squeezed] and [channels].
         activation: between the two.
-
-    Returns:
-        [batch, channels].
     """
     squeezed = activation(tf.nn.bias_add(tf.linalg.matmul(pooled, reduce_kernel), reduce_bias))
     return tf.sigmoid(tf.nn.bias_add(tf.linalg.matmul(squeezed, expand_kernel), expand_bias))
@@ -102,22 +89,17 @@ def squeeze_excite(
 
 @tf.custom_gradient
 def gated_swish(x: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
-    """swish(x) times its squeeze-excite gates; the gradients of both paths come back in
-    one pass.
-
-    Automatic differentiation would write the gated gradient, the broadcast gradient of
-    the mean, and their sum to memory, each as large as the widest activation of the
-    block.
+    """Returns swish(x) times its squeeze-excite gates.
 
     Args:
         x: float tensor [batch, height, width, channels]; height and width may be
             unknown when tracing.
         *weights: the two kernels and biases of `squeeze_excite`, in its order and in
             x's dtype.
-
-    Returns:
-        A tensor of x's shape and dtype.
     """
+    # The gradients of both paths come back in one pass. Automatic differentiation would
+    # write the gated gradient, the broadcast gradient of the mean, and their sum to
+    # memory, each as large as the widest activation of the block.
     y = tf.nn.silu(x)
     pooled = spatial_mean(y)
     gates = squeeze_excite(pooled, *weights)
@@ -125,9 +107,8 @@ def gated_swish(x: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
     def gradient(upstream):
         products = tf.cast(upstream, tf.float32) * tf.cast(y, tf.float32)
         upstream_gates = tf.cast(tf.reduce_sum(products, [1, 2]), x.dtype)
-        with tf.GradientTape(
-            watch_accessed_variables=False
-        ) as tape:  # small matrices: cheaper run again than kept
+        # Small matrices: cheaper run again than kept.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([pooled, *weights])
             again = squeeze_excite(pooled, *weights)
         upstream_mean, *weight_gradients = tape.gradient(again, [pooled, *weights], upstream_gates)
@@ -157,7 +138,7 @@ class Formula:
 
 
 def _gelu_derivative(x, alpha):
-    """Of x·½(1 + tanh(√(2/π)(x + 0.044715x³)))."""
+    """Returns that of x·½(1 + tanh(√(2/π)(x + 0.044715x³)))."""
     del alpha
     tanh = tf.tanh(0.7978845608 * (x + 0.044715 * x * x * x))
     slope = 0.7978845608 * (1.0 + 0.134145 * x * x)
@@ -215,7 +196,7 @@ _RELU_WITH_SMOOTH_GRADIENT = dataclasses.replace(
 
 
 def _value_and_gradients(formula: Formula):
-    """The two functions that run in one pass: (x, α) → y and (x, α, upstream) → dx."""
+    """Returns the functions that run in one pass: (x, α) → y and (x, α, upstream) → dx."""
 
     def value(x, alpha):
         return tf.cast(formula.value(tf.cast(x, tf.float32), alpha), x.dtype)
@@ -235,8 +216,8 @@ _PASSES = {
 
 
 def _apply(formula: Formula, x: tf.Tensor, alpha: Union[None, float, tf.Tensor]) -> tf.Tensor:
-    """The function's values, in x's dtype; the gradient flows to `alpha` too where it
-    is trained.
+    """Returns the function's values; the gradient flows to `alpha` too where it is
+    trained.
     """
     if formula.derivative is None:
         return formula.value(x, alpha)
@@ -273,11 +254,8 @@ class ActivationChoice:
     smooth_relu_gradient: str = "none"
 
     def make(self, layer_name: str, **kwargs) -> Union["Activation", "TrainedActivation"]:
-        """The function of one place of the network.
-
-        Args:
-            layer_name: scope of its variable, where it has one.
-            **kwargs: of a Keras layer, such as `dtype`.
+        """Returns the function of one place of the network, a layer with this name and
+        `kwargs` where it has a variable.
         """
         if ACTIVATIONS[self.name].derivative_by_alpha is None:
             return Activation(self)
@@ -296,15 +274,10 @@ class Activation:
         return None if ACTIVATIONS[self.choice.name].alpha is None else self.choice.alpha
 
     def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Applies it.
+        """Applies it to a float tensor of any shape.
 
-        Args:
-            x: float tensor of any shape.
-            training: Python bool; False means inference, and so an attack with running
-                statistics. Only a smooth gradient of relu depends on it.
-
-        Returns:
-            A tensor of the same shape and dtype.
+        Only a smooth gradient of relu depends on `training`, a Python bool; False means
+        inference, and so an attack with running statistics.
         """
         choice, formula = self.choice, ACTIVATIONS[self.choice.name]
         if current_pass().constant_weights:
@@ -343,7 +316,7 @@ class TrainedActivation(keras.layers.Layer):
         return tf.square(self.root_of_alpha)
 
     def call(self, inputs, training=False):
-        """Applies it: a float tensor of any shape → the same shape and dtype."""
+        """Applies it to a float tensor of any shape."""
         del training
         formula = ACTIVATIONS[self.choice.name]
         if current_pass().constant_weights:
@@ -354,7 +327,7 @@ class TrainedActivation(keras.layers.Layer):
 def choose(
     name: str, alpha: Optional[float] = None, smooth_relu_gradient: str = "none"
 ) -> ActivationChoice:
-    """Checks what a network is told about its activation.
+    """Returns what a network is told about its activation, checked.
 
     Args:
         name: a key of `ACTIVATIONS` or of `OTHER_NAMES`.

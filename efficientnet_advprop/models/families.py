@@ -1,10 +1,8 @@
 """Which family a variant belongs to.
 
-Usage:
-
-    # a `ResNet`; "b0" an `EfficientNet`
-    model = make_network("resnet50", num_classes=1000, aux_branches=1)
-    model = make_network("keras:my_models:small", num_classes=10, image_size=32, aux_branches=1)
+# a `ResNet`; "b0" an `EfficientNet`
+model = make_network("resnet50", num_classes=1000, aux_branches=1)
+model = make_network("keras:my_models:small", num_classes=10, image_size=32, aux_branches=1)
 """
 
 from efficientnet_advprop.models import resnet_scaling, scaling
@@ -21,7 +19,7 @@ FAMILIES = {
 
 
 def make_network(variant: str, **arguments) -> Network:
-    """The network of a variant.
+    """Returns the network of a variant.
 
     Args:
         variant: a key of `FAMILIES`, or the name of a function that returns a Keras

@@ -64,10 +64,8 @@ class BottleneckBlock(keras.layers.Layer):
         dtype = kwargs.get("dtype")
         reduce_strides = block.strides if stride_in == "1x1" else 1
 
-        def make_norm(norm_name, **arguments):
-            return DualBatchNormalization(
-                name=norm_name, dtype=dtype, **norm_arguments, **arguments
-            )
+        def make_norm(own_name, **options):
+            return DualBatchNormalization(name=own_name, dtype=dtype, **norm_arguments, **options)
 
         self.shortcut = self.shortcut_norm = None
         if block.first:
@@ -94,14 +92,9 @@ class BottleneckBlock(keras.layers.Layer):
 
     @property
     def convolutions(self) -> list[tuple[Convolution, DualBatchNormalization]]:
-        """Each convolution with its batch norm, the shortcut's first where there is
-        one.
-        """
-        pairs = [
-            (self.reduce, self.reduce_norm),
-            (self.spatial, self.spatial_norm),
-            (self.expand, self.expand_norm),
-        ]
+        """Each convolution with its batch norm, the shortcut's first where there is one."""
+        pairs = [(self.reduce, self.reduce_norm), (self.spatial, self.spatial_norm)]
+        pairs.append((self.expand, self.expand_norm))
         return pairs if self.shortcut is None else [(self.shortcut, self.shortcut_norm), *pairs]
 
     def build(self, input_shape):
@@ -250,7 +243,7 @@ class ResNet(BlockNetwork):
         self.build([None, None, None, 3])
 
     def pool(self, x: tf.Tensor) -> tf.Tensor:
-        """Max-pooling, 3×3 with stride 2, behind the stem: [batch, h, w, channels] →
+        """Max-pools the stem's outputs, 3×3 with stride 2: [batch, h, w, channels] →
         [batch, ⌈h/2⌉, ⌈w/2⌉, channels].
         """
         if self.pool_padding == "same":

@@ -55,9 +55,8 @@ STAGES = (2, 3, 4, 5)  # the four groups as the papers number them: res2 to res5
 
 
 def map_size(image_size: int, stage: int) -> int:
-    """Height and width of what a stage puts out, in positions: a quarter of the
-    image's, rounded up, behind stem and pooling, and behind every stage above the first
-    half of it.
+    """Returns the height and width of a stage's outputs: a quarter of the image's,
+    rounded up, and behind every stage above the first half of it.
     """
     size = image_size
     for _ in range(stage):
@@ -71,7 +70,7 @@ def scaled_bottlenecks(
     depth_coefficient: float = 1.0,
     survival_prob: float = 1.0,
 ) -> tuple[Bottleneck, ...]:
-    """Every block of a network, in order; filters and repeats are rounded as in an
+    """Returns every block of a network, in order; filters and repeats are rounded as in an
     EfficientNet.
 
     Block i of N survives with probability 1 − (1 − survival_prob)·i/N, as in an

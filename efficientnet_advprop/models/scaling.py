@@ -227,7 +227,7 @@ def round_repeats(repeats: int, depth_coefficient: float) -> int:
 
 
 def end_filters(design: Design, width_coefficient: float) -> tuple[int, int]:
-    """How many filters stem and head have."""
+    """Returns how many filters stem and head have."""
     width = width_coefficient if design.scales_ends else 1.0
     rule = design.keeps_nine_tenths
     return (
@@ -237,7 +237,7 @@ def end_filters(design: Design, width_coefficient: float) -> tuple[int, int]:
 
 
 def scaled_repeats(design: Design, depth_coefficient: float) -> list[int]:
-    """How many blocks each stage has."""
+    """Returns how many blocks each stage has."""
     repeats = [round_repeats(stage.repeats, depth_coefficient) for stage in design.stages]
     if not design.scales_ends:
         repeats[0], repeats[-1] = design.stages[0].repeats, design.stages[-1].repeats
@@ -250,7 +250,7 @@ def scaled_blocks(
     survival_prob: float,
     design: Design = EFFICIENTNET,
 ) -> tuple[Block, ...]:
-    """Every block of a scaled network, in order.
+    """Returns every block of a scaled network, in order.
 
     The first block gets the stem's filters, which need not be those that its stage
     names: its expansion is counted from the stage's, as in the official code, unless it

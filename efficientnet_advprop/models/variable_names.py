@@ -9,15 +9,15 @@ import tensorflow as tf
 
 
 def official_name(name: str) -> str:
-    """A `tf.Variable.name` as in a released checkpoint: without the number of the
+    """Returns a `tf.Variable.name` as in a released checkpoint: without the number of the
     output, ":0".
     """
     return name.partition(":")[0]
 
 
 def weights_digest(variables: Sequence[tf.Variable]) -> str:
-    """SHA-256 over names, shapes and values: equal weights have equal digests, whatever
-    file or order they came from.
+    """Returns a SHA-256 over names, shapes and values: equal weights have equal digests,
+    whatever file or order they came from.
     """
     digest = hashlib.sha256()
     for variable in sorted(variables, key=lambda variable: variable.name):

@@ -23,9 +23,8 @@ from efficientnet_advprop.data.image_formats import (
     is_png,
 )
 
-MAX_PIXELS = (
-    64 * 2**20
-)  # of an image, before decoding: 8192 × 8192; decoded and as floats it takes a gigabyte
+# Of an image, before decoding: 8192 × 8192; decoded and as floats it takes a gigabyte.
+MAX_PIXELS = 64 * 2**20
 EMPTY = "empty: no bytes were sent"
 UNKNOWN_FORMAT = (
     "unknown format: not a JPEG, PNG, GIF or BMP file (WebP, AVIF, HEIC and TIFF must be converted"
@@ -66,12 +65,10 @@ def decode_batch(
 
     def prepare(file):
         def accepted():
-            return (
-                preprocessing.preprocess_for_eval(
-                    file, image_size, crop, resize_method, exact_jpeg=True
-                ),
-                tf.constant(""),
+            image = preprocessing.preprocess_for_eval(
+                file, image_size, crop, resize_method, exact_jpeg=True
             )
+            return image, tf.constant("")
 
         is_other_bmp = (
             is_bmp(file)
@@ -110,11 +107,7 @@ def _is_known(file: tf.Tensor) -> tf.Tensor:
 
 
 def _num_pixels(file: tf.Tensor) -> tf.Tensor:
-    """Height × width by the header alone, int64: what decoding would have to make room
-    for.
-
-    A damaged JPEG raises here.
-    """
+    """Returns height × width by the header alone, int64; a damaged JPEG raises here."""
     padded = tf.strings.join([tf.strings.substr(file, 0, _HEADER_BYTES), b"\0" * _HEADER_BYTES])
     header = tf.strings.substr(padded, 0, _HEADER_BYTES)
     values = tf.cast(tf.io.decode_raw(header, tf.uint8), tf.int64)
@@ -126,22 +119,17 @@ def _num_pixels(file: tf.Tensor) -> tf.Tensor:
         )
 
     def of_bmp():
-        height = number(22, 4)
-        return number(18, 4) * tf.minimum(
-            height, 2**32 - height
-        )  # a negative height stands for rows from the top down
+        height = number(22, 4)  # a negative one stands for rows from the top down
+        return number(18, 4) * tf.minimum(height, 2**32 - height)
 
-    return tf.case(
-        [
-            (
-                is_jpeg(file),
-                lambda: tf.reduce_prod(tf.image.extract_jpeg_shape(file, tf.int64)[:2]),
-            ),
-            (
-                is_png(file),
-                lambda: number(16, 4, big_endian=True) * number(20, 4, big_endian=True),
-            ),
-            (is_gif(file), lambda: number(6, 2) * number(8, 2)),
-        ],
-        default=of_bmp,
-    )
+    def of_jpeg():
+        return tf.reduce_prod(tf.image.extract_jpeg_shape(file, tf.int64)[:2])
+
+    def of_png():
+        return number(16, 4, big_endian=True) * number(20, 4, big_endian=True)
+
+    def of_gif():
+        return number(6, 2) * number(8, 2)
+
+    known = [(is_jpeg(file), of_jpeg), (is_png(file), of_png), (is_gif(file), of_gif)]
+    return tf.case(known, default=of_bmp)

@@ -13,21 +13,15 @@ from efficientnet_advprop.runtime.files import to_json
 from efficientnet_advprop.serving.signatures import ServedNetwork
 
 METADATA = "metadata.json"
-WARMUP_FILE = os.path.join(
-    "assets.extra", "tf_serving_warmup_requests"
-)  # where TensorFlow Serving looks for them
+# Where TensorFlow Serving looks for them.
+WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 
 
 def write_saved_model(
     served: ServedNetwork, directory: str, metadata: dict[str, Any], image_file: bytes
 ) -> None:
-    """Writes the SavedModel, `assets/metadata.json` and the warm-up requests.
-
-    Args:
-        served: what to save.
-        directory: to write into.
-        metadata: what can be told before the check; see `write_metadata`.
-        image_file: an encoded image, for the warm-up.
+    """Writes the SavedModel, `assets/metadata.json` with what can be told before the
+    check, and the warm-up requests, one of them with `image_file`.
     """
     signatures = served.signatures()
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +44,7 @@ def write_metadata(path: str, metadata: dict[str, Any]) -> None:
 
 
 def warmup_requests(signatures, image_file: bytes) -> list[predict_pb2.PredictRequest]:
-    """One request per signature: a photograph, or gray pixels."""
+    """Returns one request per signature: a photograph, or gray pixels."""
     requests = []
     for name, function in signatures.items():
         (spec,) = (
@@ -60,9 +54,8 @@ def warmup_requests(signatures, image_file: bytes) -> list[predict_pb2.PredictRe
         if spec.dtype == tf.string:
             tensor = tf.make_tensor_proto([image_file])
         else:
-            tensor = tf.make_tensor_proto(
-                128, spec.dtype, [1, *spec.shape[1:]]
-            )  # one number for all: a few bytes
+            # One number for all: a few bytes.
+            tensor = tf.make_tensor_proto(128, spec.dtype, [1, *spec.shape[1:]])
         request = predict_pb2.PredictRequest(model_spec=model_pb2.ModelSpec(signature_name=name))
         request.inputs[spec.name].CopyFrom(tensor)
         requests.append(request)

@@ -16,20 +16,16 @@ from typing import Iterator
 
 import tensorflow as tf
 
+from efficientnet_advprop.runtime import files
 from efficientnet_advprop.runtime.errors import RunError
-from efficientnet_advprop.runtime.files import list_folder
 from tpu_utils.errors import brief_message
 
 _STAGING_PREFIX = "unfinished-"  # no number, so TensorFlow Serving does not look at it
 
 
 class Version:
-    """A version in the making.
-
-    Attributes:
-        staging: local folder to write into.
-        path: where its contents go when all is well; set in the end, since another
-            export may have been faster.
+    """A version in the making: `staging` is a local folder to write into, `path` where
+    its contents have gone; set in the end, since another export may have been faster.
     """
 
     def __init__(self, staging: str):
@@ -38,7 +34,7 @@ class Version:
 
 def next_version(export_dir: str) -> int:
     """Returns one more than the highest version in `export_dir`; 1 if there is none."""
-    names = list_folder(export_dir) if tf.io.gfile.isdir(export_dir) else []
+    names = files.list_folder(export_dir) if tf.io.gfile.isdir(export_dir) else []
     return max((int(name) for name in names if re.fullmatch("[0-9]+", name)), default=0) + 1
 
 
@@ -55,7 +51,7 @@ def new_version(export_dir: str, num_bytes: int) -> Iterator[Version]:
     Raises:
         RunError: `export_dir` is a file or cannot be written, or there is no space.
     """
-    is_remote = "://" in export_dir
+    is_remote = files.is_remote(export_dir)
     try:
         if tf.io.gfile.exists(export_dir) and not tf.io.gfile.isdir(export_dir):
             raise RunError(
@@ -103,8 +99,9 @@ def _publish(staging: str, export_dir: str, is_remote: bool) -> str:
 
 def _upload(staging: str, path: str) -> None:
     """Copies a tree; `saved_model.pb`, by which a server knows a version, comes last."""
-    files = [os.path.join(folder, name) for folder, _, names in os.walk(staging) for name in names]
-    for file in sorted(files, key=lambda file: (file.endswith("saved_model.pb"), file)):
+    tree = os.walk(staging)
+    written = [os.path.join(folder, name) for folder, _, names in tree for name in names]
+    for file in sorted(written, key=lambda file: (file.endswith("saved_model.pb"), file)):
         target = os.path.join(path, os.path.relpath(file, staging))
         tf.io.gfile.makedirs(os.path.dirname(target))
         tf.io.gfile.copy(file, target)

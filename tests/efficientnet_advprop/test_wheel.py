@@ -120,11 +120,10 @@ def test_a_trainer_carries_demo_studies_and_preflight_only_if_asked(wheels, envi
         assert without.returncode == 1 and len(without.stderr.splitlines()) == 1, without.stderr
         assert f"efficientnet-advprop[{extra}]" in without.stderr
         install(wheels[f"efficientnet_advprop_{extra}"], environment)
-        told = run([advprop, *command], environment)
-        assert f"[{extra}]" not in told.stderr
-        assert "Traceback" not in told.stderr
-        if extra == "experiments":
-            assert told.returncode == 0 and "to do" in told.stdout, told.stderr
+        python = environment / "venv/bin/python"
+        assert run([python, "-c", f"import advprop_{extra}"], environment).returncode == 0
+    told = run([advprop, *commands["experiments"]], environment)
+    assert told.returncode == 0 and "to do" in told.stdout, told.stderr
     metadata = zipfile.ZipFile(wheels["efficientnet_advprop"])
     (described,) = [name for name in metadata.namelist() if name.endswith("/METADATA")]
     for extra in commands:

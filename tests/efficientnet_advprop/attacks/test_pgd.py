@@ -219,7 +219,7 @@ def test_random_start_has_its_probability_per_batch():
     assert 0.73 < np.mean(noisy) < 0.87  # 3.5 standard deviations
 
 
-@pytest.mark.parametrize("statistics", ["running", "batch"])
+@pytest.mark.parametrize("statistics", ["running", pytest.param("batch", marks=pytest.mark.slow)])
 def test_same_result_eagerly_in_a_function_and_under_xla(tiny, statistics):
     numbers = golden("train.npz")
     images, labels = tf.constant(numbers["images"][:, :32, :32]), tf.constant(numbers["labels"])

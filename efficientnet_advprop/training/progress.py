@@ -11,6 +11,7 @@ all images since the last report.
 import concurrent.futures
 import contextlib
 import json
+import math
 import os
 import time
 from typing import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from efficientnet_advprop.runtime.files import (
     format_duration,
     list_folder,
     temporary_path,
+    to_json,
     write_atomically,
 )
 from tpu_utils.errors import brief_message
@@ -137,7 +139,7 @@ class Progress:
     def _write_figures(self, step, figures):
         entry = {"step": step, "epoch": step / self._steps_per_epoch, **figures}
         with tf.io.gfile.GFile(self._path, "a") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(to_json(entry, indent=None) + "\n")
         with self._writer.as_default(step=step):
             for name, value in figures.items():
                 group, _, rest = name.partition("_")
@@ -202,14 +204,16 @@ def read_metrics(model_dir: str) -> list[dict]:
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            entries.append(entry)
+            # JSON has no NaN: what was none is null there.
+            numbers = {name: math.nan if value is None else value for name, value in entry.items()}
+            entries.append(numbers)
     return entries
 
 
 def _drop_later_reports(model_dir: str, start_step: int) -> None:
     """Drops what a dead process reported after its last checkpoint: those steps come again."""
     kept = [entry for entry in read_metrics(model_dir) if entry["step"] <= start_step]
-    text = "".join(json.dumps(entry) + "\n" for entry in kept)
+    text = "".join(to_json(entry, indent=None) + "\n" for entry in kept)
     write_atomically(os.path.join(model_dir, METRICS_FILE), text.encode())
     directory = os.path.join(model_dir, _SUMMARIES)
     for name in list_folder(directory) if tf.io.gfile.isdir(directory) else []:

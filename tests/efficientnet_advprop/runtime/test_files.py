@@ -1,10 +1,19 @@
 """What folders hold, paths that look like patterns, durations in words."""
 
+import json
 import os
 
 import pytest
 
 from efficientnet_advprop.runtime import files
+
+
+def test_json_holds_no_nan_and_no_infinity():
+    value = {"a": [float("nan"), (1.5, float("inf"))], "ä": {"b": -float("inf")}, "n": None}
+    text = files.to_json(value)
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": [None, [1.5, None]], "ä": {"b": None}, "n": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("folder", ["run [1]", "a*b", "c?", "d\\e"])

@@ -1,5 +1,8 @@
 """Reports: the console's figures, the file that outlives a crash, the picture grid."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -42,6 +45,14 @@ def test_speed_and_remaining_time_leave_out_the_first_loop(tmp_path):
     assert "loss adversarial 1.500  accuracy adversarial 75.0 %  lr 0.1" in lines[2]
     reports.close()
     assert progress.read_metrics(str(tmp_path))[1]["images_per_second"] == pytest.approx(100)
+
+
+def test_metrics_are_json_of_the_standard(tmp_path):
+    reports = make_progress(tmp_path)
+    reports.report_evaluation(10, math.nan, 0.9, 100, False)
+    reports.close()
+    json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert math.isnan(progress.read_metrics(str(tmp_path))[0]["eval_top1"])
 
 
 def test_reports_after_the_restored_step_are_dropped(tmp_path):

@@ -91,5 +91,7 @@ def test_a_signal_before_training_begins(number, code, tmp_path):
             process.send_signal(number)
             told.append("")
     assert process.wait() == code
-    assert "".join(told) == f"stopped by {'Ctrl-C' if code else 'SIGTERM'}.\n"
+    # TensorFlow 2.21 may have greeted before.
+    assert told[-1] == f"stopped by {'Ctrl-C' if code else 'SIGTERM'}.\n"
+    assert "Traceback" not in "".join(told)
     assert not (tmp_path / "r").exists()

@@ -312,8 +312,9 @@ def _describe(network: RestoredNetwork, loaded: str, kind: str) -> RestoredNetwo
         raise ConfigError(str(error)) from error
     side = f"{network.image_size} x {network.image_size} pixels"
     resize = "bicubic" if network.serving_resize == "bicubic" else "bicubic (exports: bilinear)"
-    if network.crop in (preprocessing.V2, preprocessing.V2_FT):
+    if network.crop in (preprocessing.V2, preprocessing.V2_FT):  # which say the method, too
         resize = "bilinear"
+        network = dataclasses.replace(network, serving_resize=resize)
     text = (
         f"{loaded}\n  kind: {kind}\n  input: {side}, crop {network.crop}, {resize}, "
         f"normalization {network.model.normalization}"

@@ -63,6 +63,8 @@ def _rows_of_architecture(contents: CheckpointContents) -> list[tuple[str, str]]
     row = VARIANTS[architecture.variant]
     if architecture.width_coefficient is None:
         rows.append(("image size", f"{row.image_size} pixels"))
+    if architecture.variant.startswith("v2-"):  # the crop says it
+        return rows
     return [*rows, ("resizing", f"bicubic; in exports {row.design.serving_resize}")]
 
 

@@ -139,6 +139,7 @@ def test_a_file_of_21k_is_known_by_its_classes(tmp_path):
     tensors[f"{head}/bias"] = np.zeros([21843], np.float32)
     network = restore_network(write_checkpoint(tmp_path / "model.ckpt", tensors))
     assert (network.image_size, network.crop, network.model.normalization) == (224, "v2", "v2")
+    assert network.serving_resize == "bilinear"
     assert network.published is PUBLISHED["v2-b0-21k"] and "sigmoid" in network.description
     model = EfficientNet("v2-b0", num_classes=7, aux_branches=1)
     assert load_weights(model, str(tmp_path / "model.ckpt")).skipped  # the classifier is replaced

@@ -4,14 +4,21 @@ their source.
 
 import ast
 import importlib.util
+import json
+import math
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
+from advprop_experiments import report
+from advprop_experiments.estimates import Estimate
 from efficientnet_advprop.command_line import recipes
 from efficientnet_advprop.config import experiment
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.reports.published_results import find_published
+from efficientnet_advprop.reports.table import format_csv
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/**/*.py")])
@@ -96,18 +103,36 @@ def test_readme_is_short():
 
 
 def test_readmes_snippet_runs_and_is_advprop():
-    """It runs as it stands.
-
-    Its gradients reach the shared, the main and the auxiliary variables.
-    """
-    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    """Its gradients reach the shared, the main and the auxiliary variables."""
     names: dict = {}
-    exec(snippet, names)
+    exec(readmes_snippet("GradientTape"), names)
     assert names["logits"].shape == (4, 10)
     change = names["adversarial_images"] - names["images"]
     assert 0.0 < abs(change.numpy()).max() <= 4.0 + 1e-4  # PGD's ε
     assert len(names["gradients"]) == len(names["model"].trainable_variables)
     assert all(gradient is not None for gradient in names["gradients"])
+
+
+def test_readmes_lines_of_keras_train_a_model():
+    model = keras.Sequential(
+        [
+            keras.layers.Conv2D(4, 3, strides=4, input_shape=(8, 8, 3)),
+            keras.layers.BatchNormalization(),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10),
+        ]
+    )
+    images = np.random.default_rng(0).uniform(0, 255, [8, 8, 8, 3]).astype("float32")
+    names = {"model": model, "images": images, "labels": np.arange(8)}
+    exec(readmes_snippet("AdvPropModel"), names)
+    assert names["trainer"].optimizer.iterations == 1
+
+
+def readmes_snippet(word: str) -> str:
+    """README.md's block of Python that has a word."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (snippet,) = [block for block in blocks if word in block]
+    return snippet
 
 
 def test_every_document_is_linked():
@@ -149,21 +174,45 @@ def demo_rows(text: str) -> list[list[str]]:
     ],
 )
 def test_the_studys_page_quotes_its_report(folder, fewest):
-    """Its tables are parts of the study's own."""
-    report = (ROOT / "docs" / folder / "report.md").read_text()
+    """Its tables are parts of those that the study's results give, and so are its CSV files."""
+    summary = read_summary(ROOT / "docs" / folder / "report.json")
+    arms, claims = report.arms_table(summary), report.claims_table(summary)
+    for table in (arms, claims):
+        assert (ROOT / "docs" / folder / f"{table.name}.csv").read_text() == format_csv(table)
     cells = rows(read(f"docs/{folder}/README.md"))
     intervals = [cell for row in cells for cell in row if re.fullmatch(r"\S+ \(.* … .*\)", cell)]
-    assert intervals and all(f"| {cell} |" in report for cell in intervals)
+    known = {cell.text for table in (arms, claims) for row in table.rows for cell in row}
+    assert intervals and known.issuperset(intervals)
     quoted = [row for row in cells if re.fullmatch(r"\(\w+\)", row[0])]
     assert len(quoted) >= fewest
+    found = {
+        tuple(cell.text for cell in (claim, contrast, metric)): (points.text, verdict.text)
+        for claim, contrast, metric, points, *_, verdict in claims.rows
+    }
     for claim, contrast, clean, corrupted, verdicts in quoted:
+        assert clean or corrupted
         for metric, points in (("clean", clean), ("corrupted", corrupted)):
-            found = re.search(
-                re.escape(f"| {claim} | {contrast} | {metric} | {points} |") + r"[^|]*\| (.*) \|",
-                report,
-            )
-            assert bool(found) == bool(points)
-            assert not found or found[1] in verdicts.split("; ")
+            measured, verdict = found.get((claim, contrast, metric), ("", ""))
+            assert measured == points and (not points or verdict in verdicts.split("; "))
+
+
+def read_summary(path: pathlib.Path) -> report.Summary:
+    """A study's results, from the JSON that it wrote."""
+
+    def estimate(fields):
+        return fields and Estimate(**fields)
+
+    values = json.loads(path.read_text())
+    for arm in values["arms"].values():
+        arm.update({metric: estimate(fields) for metric, fields in arm.items()})
+    for claim in values["claims"]:
+        for finding in claim["findings"]:
+            finding["estimate"] = estimate(finding["estimate"])
+            if finding["adjusted_p_value"] is None:
+                finding["adjusted_p_value"] = math.nan
+        claim["findings"] = [report.Finding(**finding) for finding in claim["findings"]]
+    values["claims"] = [report.ClaimSummary(**claim) for claim in values["claims"]]
+    return report.Summary(**values)
 
 
 @pytest.mark.parametrize("name", ["digits_v2"])

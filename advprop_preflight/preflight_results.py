@@ -24,7 +24,7 @@ WAYS_OUT = (
 )
 
 
-class Results:
+class PreflightResults:
     """A folder with the results of compilations for one topology.
 
     Args:

@@ -69,7 +69,7 @@ def main(argv):
             f"`--num_replicas` is {num_replicas}, "
             f"but {_TOPOLOGY.value} has 1 to {compiler.num_cores} cores."
         )
-    results = preflight_results.Results(
+    results = preflight_results.PreflightResults(
         _RESULTS_DIR.value, compiler, num_replicas, device_functions.training_step
     )
     batch = _REPLICA_BATCH_SIZE.value

@@ -75,11 +75,7 @@ def load(
 
     num_classes, _, output = probe(answer, path, size, tf.float32)
     network = KerasNetwork(
-        model,
-        image_size=size,
-        num_classes=num_classes,
-        normalization=normalization,
-        output=output,
+        model, image_size=size, num_classes=num_classes, normalization=normalization, output=output
     )
     branches = f"{network.aux_branches} auxiliary branches" if network.aux_branches else "plain"
     return network, f"{type(model).__name__} {model.name!r}, {branches}; {origin}; {output}"

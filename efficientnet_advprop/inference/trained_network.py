@@ -18,12 +18,7 @@ from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.class_names import LABELS_MAP, read_class_names
 from efficientnet_advprop.evaluation.classifiers import DEFAULT_CROP, Classifier, as_classifier
 from efficientnet_advprop.inference import keras_files
-from efficientnet_advprop.models import (
-    CheckpointError,
-    EfficientNet,
-    Network,
-    load_weights,
-)
+from efficientnet_advprop.models import CheckpointError, EfficientNet, Network, load_weights
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
     CheckpointContents,
     read_contents,

@@ -44,18 +44,10 @@ FITS = (
     LinearFit("imagenet_r", "imagenet_r_classes", 0.636843984281646, -2.1077156197680713),
     LinearFit("imagenet_r", "imagenet", 0.9115905266235703, -1.5999151525728197),
     LinearFit(
-        "imagenet_a",
-        "imagenet_a_classes",
-        0.6894464990989362,
-        -5.14004617225444,
-        highest=_RESNET50,
+        "imagenet_a", "imagenet_a_classes", 0.6894464990989362, -5.14004617225444, highest=_RESNET50
     ),
     LinearFit(
-        "imagenet_a",
-        "imagenet_a_classes",
-        2.9559595169134285,
-        -10.27739708860645,
-        lowest=_RESNET50,
+        "imagenet_a", "imagenet_a_classes", 2.9559595169134285, -10.27739708860645, lowest=_RESNET50
     ),
 )
 

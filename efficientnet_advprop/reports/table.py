@@ -93,11 +93,7 @@ def points(value: float, digits: int = 1) -> str:
 
 
 def percent(
-    value: float,
-    interval: Optional[tuple[float, float]] = None,
-    *,
-    sign: str = "",
-    **options: Any,
+    value: float, interval: Optional[tuple[float, float]] = None, *, sign: str = "", **options: Any
 ) -> Cell:
     """Returns the cell of a fraction of 1, in per cent: "97.3 (96.1 … 98.1)".
 

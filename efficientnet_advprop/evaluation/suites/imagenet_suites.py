@@ -51,9 +51,7 @@ def _layouts() -> dict[str, Layout]:
             for corruption in robustness_sets.corruptions_of(suite):
                 for severity in corruptions.SEVERITIES:
                     found[corrupted_name(suite, corruption, severity)] = layout.filled(
-                        corruption=corruption,
-                        severity=severity,
-                        archive=archive_of.get(corruption),
+                        corruption=corruption, severity=severity, archive=archive_of.get(corruption)
                     )
         else:
             found[suite] = layout

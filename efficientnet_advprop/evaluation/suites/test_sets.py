@@ -35,11 +35,7 @@ class SuiteSettings:
     crop: str = "released"
     stored_size: int = suites.STORED_SIZE  # pixels at which images stored at 224 are fed, uncropped
     attack: PGD = PGD(
-        suites.PGD_EPSILON,
-        suites.PGD_STEP_SIZE,
-        suites.PGD_STEPS,
-        targeted=False,
-        random_start=1.0,
+        suites.PGD_EPSILON, suites.PGD_STEP_SIZE, suites.PGD_STEPS, targeted=False, random_start=1.0
     )
     num_restarts: int = 1
     autoattack: AutoAttack = AutoAttack(suites.AUTOATTACK_EPSILON)  # its classes: the network's

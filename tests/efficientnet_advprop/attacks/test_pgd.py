@@ -6,6 +6,8 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.attacks.pgd import draw_wrong_labels
+from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models import DualBatchNormalization
 from tests.conftest import golden, load_tiny, make_tiny
 from tpu_utils.replicas import randomness
 
@@ -20,15 +22,13 @@ def linear(images):
 
 def batch(size=16):
     random = np.random.RandomState(1)
-    return random.randint(0, 256, [size, 4, 4, 3]).astype(np.uint8), random.randint(
-        0, 5, [size]
-    ).astype(np.int32)
+    images = random.randint(0, 256, [size, 4, 4, 3]).astype(np.uint8)
+    return images, random.randint(0, 5, [size]).astype(np.int32)
 
 
 def losses(images, labels):
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels, linear(tf.cast(images, tf.float32))
-    )
+    logits = linear(tf.cast(images, tf.float32))
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
 def test_one_step_without_random_start_is_fgsm():
@@ -37,9 +37,8 @@ def test_one_step_without_random_start_is_fgsm():
         linear, images, labels
     )
     probabilities = tf.nn.softmax(linear(tf.cast(images, tf.float32)))
-    gradients = (probabilities - tf.one_hot(labels, 5)) @ tf.transpose(
-        WEIGHTS
-    )  # of a linear model's cross-entropy
+    # Of a linear model's cross-entropy.
+    gradients = (probabilities - tf.one_hot(labels, 5)) @ tf.transpose(WEIGHTS)
     wanted = np.clip(images + 3.0 * np.sign(gradients).reshape(images.shape), 0, 255)
     np.testing.assert_array_equal(found, wanted)
     assert found.dtype == tf.float32
@@ -147,18 +146,12 @@ def test_class_weights_for_labels():
         attack(linear, images, one_hot, SEED), attack(linear, images, labels, SEED)
     )
     mixed = 0.6 * one_hot + 0.4 * tf.one_hot((labels + 2) % 5, 5)
-
-    def mixed_loss(x):
-        return tf.nn.softmax_cross_entropy_with_logits(mixed, linear(tf.cast(x, tf.float32)))
-
-    assert (
-        (
-            mixed_loss(PGD(4.0, 1.0, 5, targeted=False, random_start=0.0)(linear, images, mixed))
-            > mixed_loss(images)
-        )
-        .numpy()
-        .all()
+    found = PGD(4.0, 1.0, 5, targeted=False, random_start=0.0)(linear, images, mixed)
+    before, after = (
+        tf.nn.softmax_cross_entropy_with_logits(mixed, linear(tf.cast(x, tf.float32)))
+        for x in (images, found)
     )
+    assert (after > before).numpy().all()
 
 
 def test_targets_are_uniform_over_the_classes_without_weight():
@@ -167,10 +160,8 @@ def test_targets_are_uniform_over_the_classes_without_weight():
     assert counts[1] == counts[3] == 0
     assert np.abs(counts[[0, 2, 4, 5]] - 5000).max() < 4 * np.sqrt(20000 * 0.25 * 0.75)
     # No class without weight: the one that has least.
-    assert draw_wrong_labels(tf.constant([[0.4, 0.6], [0.7, 0.3]]), 2, SEED).numpy().tolist() == [
-        0,
-        1,
-    ]
+    found = draw_wrong_labels(tf.constant([[0.4, 0.6], [0.7, 0.3]]), 2, SEED)
+    assert found.numpy().tolist() == [0, 1]
 
 
 def test_the_loss_scale_changes_nothing_in_float32():
@@ -184,7 +175,11 @@ def test_the_loss_scale_changes_nothing_in_float32():
 
 # Fractions of equal pixels after one step; measured: see docs/maintainers/verification.md.
 @pytest.mark.parametrize(
-    "compute_dtype, loss_scale, bound", [("bfloat16", 1.0, 0.97), ("float16", 128.0, 0.99)]
+    "compute_dtype, loss_scale, bound",
+    [
+        ("bfloat16", 1.0, 0.97),
+        pytest.param("float16", 128.0, 0.99, marks=pytest.mark.slow),
+    ],
 )
 def test_low_precision_keeps_the_signs_of_the_attack(tiny, compute_dtype, loss_scale, bound):
     numbers = golden("train.npz")
@@ -193,10 +188,7 @@ def test_low_precision_keeps_the_signs_of_the_attack(tiny, compute_dtype, loss_s
     wanted = attack(lambda x: tiny(x, branch="aux"), images, labels)
     low = make_tiny(compute_dtype=compute_dtype)
     load_tiny(low.variables)
-
-    def logits_fn(x):
-        return low(x, branch="aux")
-
+    logits_fn = lambda x: low(x, branch="aux")  # noqa: E731
     assert logits_fn(images).dtype == tf.float32
     found = dataclasses.replace(attack, loss_scale=loss_scale)(logits_fn, images, labels)
     inner = (images > 0) & (images < 255)
@@ -219,35 +211,41 @@ def test_random_start_has_its_probability_per_batch():
     assert 0.73 < np.mean(noisy) < 0.87  # 3.5 standard deviations
 
 
-@pytest.mark.parametrize("statistics", ["running", pytest.param("batch", marks=pytest.mark.slow)])
-def test_same_result_eagerly_in_a_function_and_under_xla(tiny, statistics):
-    numbers = golden("train.npz")
+@pytest.fixture(scope="module")
+def small():
+    """A convolution, a norm with one auxiliary branch, a dense layer; called as `tiny` is."""
+    convolution, head = keras.layers.Conv2D(8, 3, 2), keras.layers.Dense(10)
+    norm = DualBatchNormalization(aux_branches=1)
+
+    def network(images, **options):
+        features = tf.nn.silu(norm(convolution(tf.cast(images, tf.float32) / 255.0), **options))
+        return head(tf.reduce_mean(features, [1, 2]))
+
+    network(tf.zeros([1, 32, 32, 3]))
+    network.variables = [*convolution.variables, *norm.variables, *head.variables]
+    return network
+
+
+@pytest.mark.parametrize("network", ["small", pytest.param("tiny", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_same_result_eagerly_in_a_function_and_under_xla(request, network, statistics):
+    network, numbers = request.getfixturevalue(network), golden("train.npz")
     images, labels = tf.constant(numbers["images"][:, :32, :32]), tf.constant(numbers["labels"])
     # With a batch's moments every image's rounding reaches all others, and grows
     # tenfold an iteration: compare one.
     attack = PGD(2.0, 1.0, 3 if statistics == "running" else 1, num_classes=10)
-    before = [variable.numpy() for variable in tiny.variables]
-    if statistics == "running":
-
-        def logits_fn(x):
-            return tiny(x, training=False, branch="aux")
-    else:
-
-        def logits_fn(x):
-            return tiny(x, training=True, branch="aux", update_statistics=False)
+    options = dict(training=True, update_statistics=False) if statistics == "batch" else {}
+    before = [variable.numpy() for variable in network.variables]
 
     def run():
-        return attack(logits_fn, images, labels, SEED)
+        return attack(lambda x: network(x, branch="aux", **options), images, labels, SEED)
 
     eager, graph, xla = run(), tf.function(run)(), tf.function(run, jit_compile=True)()
-    for other in (
-        graph,
-        xla,
-    ):  # a sign of a gradient that is all rounding may differ: at most one value in a thousand
+    for other in (graph, xla):
+        # A sign of a gradient that is all rounding may differ: at most one value in a thousand.
         assert np.mean(np.abs(eager - other) > 1e-3) < 1e-3
-    for variable, value in zip(tiny.variables, before):
+    for variable, value in zip(network.variables, before):
         np.testing.assert_array_equal(variable, value, err_msg=variable.name)
-    load_tiny(tiny.variables)
 
 
 def test_no_gradient_leaks_out():

@@ -1,5 +1,6 @@
 # Everything from a fresh clone: `make demo`, `make test`. Other targets: `make help`.
 # TensorFlow comes in three stacks (docs/stacks.md): tf215, tf221 and tpu. The Python that is found decides; `make STACK=tf221 test` asks for one.
+# A fourth one, keras3, is for the models of Keras 3 alone: TensorFlow and JAX; its tests run once per backend.
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-stacks check-tpu-stack lint bench preflight clean train-two-workers
 
@@ -20,8 +21,16 @@ demo: $(VENV)/package  ## train a small network three ways on handwritten digits
 train-two-workers: $(VENV)/package  ## two processes train together, one is killed, both go on: same bits (some minutes)
 	$(PYTHON) examples/train_two_workers.py
 
+ifeq ($(STACK),keras3)
+BACKENDS := tensorflow jax
+test: $(VENV)/package
+	@for backend in $(BACKENDS); do \
+	    KERAS_BACKEND=$$backend $(PYTHON) -m pytest -q -m "not slow" --numprocesses=2 tests/efficientnet_advprop/keras3 || exit 1; \
+	done
+else
 test: $(VENV)/package  ## all tests but the slow ones
 	$(PYTHON) -m pytest -q -m "not slow" --numprocesses=2 --dist=loadfile
+endif
 
 test-slow: $(VENV)/package  ## the slow tests
 	$(PYTHON) -m pytest -q -m slow
@@ -29,6 +38,9 @@ test-slow: $(VENV)/package  ## the slow tests
 test-stacks:  ## all tests but the slow ones on every stack, each in an environment of its own
 	@$(MAKE) STACK=tf215 test
 	@$(MAKE) STACK=tf221 test
+	@$(MAKE) STACK=keras3 test
+	.venv-keras3/bin/python -m pip install --quiet torch==2.13.0
+	@$(MAKE) STACK=keras3 BACKENDS=torch test
 	OTHER_PYTHON=.venv-tf215/bin/python .venv-tf221/bin/python -m pytest -q -m slow tests/test_stack_exchange.py
 	@$(MAKE) check-tpu-stack
 
@@ -60,15 +72,16 @@ clean:  ## remove the virtual environments, runs and caches
 
 # The environment, made anew when the pins change. A version's shim may exist without the version: a candidate counts if it runs.
 # --no-deps: the pins are complete, and on a TPU VM the requirements of some would overwrite the TPU's TensorFlow.
-PYTHONS := $(if $(filter tf221 tpu,$(STACK)),python3.13 python3.12 python3.11 python3.10,python3.11 python3.10 python3.13 python3.12)
+PYTHONS := $(if $(filter tf221 tpu keras3,$(STACK)),python3.13 python3.12 python3.11 python3.10,python3.11 python3.10 python3.13 python3.12)
 
-$(VENV)/installed: requirements.txt requirements-tf221.txt requirements-tpu.txt
+$(VENV)/installed: requirements.txt requirements-tf221.txt requirements-tpu.txt requirements-keras3.txt
 	@for candidate in $${PYTHON_FOR_VENV:-} $(PYTHONS) python3 python; do \
 	    version=$$($$candidate -c 'import sys, venv, ensurepip; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
 	    seen="$$seen $$candidate is $$version;"; \
 	    case "$(STACK):$$version" in \
 	        :3.10 | :3.11 | tf215:3.10 | tf215:3.11) stack="TensorFlow 2.15"; pins=requirements.txt;; \
 	        :3.12 | :3.13 | tf221:3.1[0-3]) stack="TensorFlow 2.21 with tf-keras"; pins=requirements-tf221.txt;; \
+	        keras3:3.1[1-3]) stack="Keras 3 on TensorFlow and JAX"; pins=requirements-keras3.txt;; \
 	        tpu:3.1[0-3]) stack="tensorflow-tpu 2.20 with tf-keras"; pins=requirements-tpu.txt;; \
 	        *) continue;; \
 	    esac; \
@@ -76,7 +89,7 @@ $(VENV)/installed: requirements.txt requirements-tf221.txt requirements-tpu.txt
 	done; \
 	if [ -z "$$found" ]; then \
 	    echo "No Python for $(or $(STACK),TensorFlow) with the venv module was found:$${seen:- none at all}." \
-	        "TensorFlow 2.15 (tf215) takes 3.10 or 3.11, TensorFlow 2.21 (tf221) and tensorflow-tpu (tpu) 3.10 to 3.13." \
+	        "TensorFlow 2.15 (tf215) takes 3.10 or 3.11, TensorFlow 2.21 (tf221) and tensorflow-tpu (tpu) 3.10 to 3.13, keras3 3.11 to 3.13." \
 	        "Install python3.13 and its venv package, or name one: make PYTHON_FOR_VENV=/path/to/python3.13 ..." >&2; \
 	    exit 1; \
 	fi; \

@@ -2,6 +2,7 @@
 step.
 
     python benchmarks/keras_fit.py                     # all three, some minutes on two cores
+    python benchmarks/keras_fit.py --keras=3 --backend=jax     # keras3_fit.py
     python benchmarks/keras_fit.py --parts=step --image_size=224 --batch_size=16 --rounds=7
 
 - step: EfficientNet-B0 of this project, converted and trained by SGD inside
@@ -14,6 +15,8 @@ step.
 
 import argparse
 import json
+import os
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -114,7 +117,15 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, default=1, help="iterations of PGD")
     parser.add_argument("--rounds", type=int, default=7, help="timed runs of each step")
     parser.add_argument("--one", choices=PARTS, help="one part in this process; prints JSON")
+    parser.add_argument("--keras", type=int, choices=(2, 3), default=2, help="which Keras")
+    parser.add_argument("--backend", default="tensorflow", help="of Keras 3")
     arguments = parser.parse_args()
+    if arguments.keras == 3:
+        script = str(pathlib.Path(__file__).with_name("keras3_fit.py"))
+        sizes = [f"--{name}={getattr(arguments, name)}" for name in ("image_size", "batch_size")]
+        command = [sys.executable, script, *sizes, f"--rounds={arguments.rounds}"]
+        subprocess.run(command, check=True, env={**os.environ, "KERAS_BACKEND": arguments.backend})
+        return
     if arguments.one:
         print(json.dumps(PARTS[arguments.one](arguments)))
         return

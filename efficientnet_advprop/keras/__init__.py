@@ -3,18 +3,21 @@ by `fit`.
 """
 
 from efficientnet_advprop.keras.advprop_model import AdvPropModel
-from efficientnet_advprop.keras.model_passes import TrainingError
-from efficientnet_advprop.models.converted.conversion import UnsupportedModelError
 from efficientnet_advprop.models.converted.dual_model import (
     BranchModel,
     add_auxiliary_batch_norms,
     remove_auxiliary_batch_norms,
 )
+from efficientnet_advprop.runtime.errors import ModelError
 from efficientnet_advprop.runtime.pass_mode import use_branch
+
+# What the two kinds of `ModelError` that there were are still called by.
+TrainingError = UnsupportedModelError = ModelError
 
 __all__ = [
     "AdvPropModel",
     "BranchModel",
+    "ModelError",
     "TrainingError",
     "UnsupportedModelError",
     "add_auxiliary_batch_norms",

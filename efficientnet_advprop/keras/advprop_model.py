@@ -10,30 +10,32 @@ branch.
 """
 
 import dataclasses
+import warnings
 from typing import Any, Callable, Optional, Union
 
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
-from efficientnet_advprop.config.methods import AUGMENTED, CLEAN, Method, Pass
+from efficientnet_advprop.config import keras_training as rules
+from efficientnet_advprop.config.methods import AUGMENTED, CLEAN, Method
+from efficientnet_advprop.keras.first_batch import PACKAGE as PACKAGE_OF_KERAS
 from efficientnet_advprop.keras.first_batch import FirstBatch
 from efficientnet_advprop.keras.model_passes import (
     LABELS,
     OTHER_INPUTS,
     WEIGHTS,
     ModelPassRunner,
-    TrainingError,
     without_images,
 )
 from efficientnet_advprop.keras.view_scores import ViewScores, results_of
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.converted.branched_layers import PACKAGE
 from efficientnet_advprop.models.converted.conversion import convert_batch_norms, find_batch_norms
-from efficientnet_advprop.models.converted.dual_model import deserialize
+from efficientnet_advprop.models.converted.dual_model import check_model, deserialize
 from efficientnet_advprop.models.normalization import DualBatchNormalization
-from efficientnet_advprop.runtime.branches import branch_names
+from efficientnet_advprop.runtime.errors import ModelError
 from efficientnet_advprop.training.fast_advprop import fast_advprop_gradients
-from efficientnet_advprop.training.steps import check_attack, checked_method, gradients_by_pass
+from efficientnet_advprop.training.steps import check_attack, gradients_by_pass
 from tpu_utils.devices.host_memory import keep_freed_blocks
 from tpu_utils.replicas import randomness, replica_runtime
 
@@ -72,7 +74,7 @@ class AdvPropModel(keras.Model):
         seed: of the attack's random numbers.
 
     Raises:
-        TrainingError: the arguments do not fit each other.
+        ModelError: the arguments do not fit each other.
     """
 
     def __init__(
@@ -91,18 +93,29 @@ class AdvPropModel(keras.Model):
         name: Optional[str] = None,
         **kwargs,
     ):
+        check_model("network", network)
         super().__init__(name=name or f"advprop_{network.name}", **kwargs)
+        method_name, row = rules.checked_method(method)
+        statistics = attack_statistics or ("running" if row.adversarial_share is None else "batch")
+        _check_network(network)
+        rules.check_arguments(
+            method_name,
+            row,
+            aux_branches=_aux_branches(network),
+            attack=attack,
+            augmentation=augmentation,
+            clean_epochs=clean_epochs,
+            pixel_range=pixel_range,
+            attack_statistics=statistics,
+        )
         try:
-            method_name, row = checked_method(method)
-            statistics = attack_statistics or (
-                "running" if row.adversarial_share is None else "batch"
-            )
             check_attack(method_name, row, attack, statistics)
         except ValueError as error:
-            raise TrainingError(str(error)) from None
-        _check(network, method_name, row, augmentation, clean_epochs, pixel_range)
+            raise ModelError(str(error)) from None
+        for text in rules.left_out(network, PACKAGE_OF_KERAS):
+            warnings.warn(text, stacklevel=2)
         if network.distribute_strategy is not self.distribute_strategy:
-            raise TrainingError(
+            raise ModelError(
                 "`network` was made under another distribution strategy; make the AdvPropModel"
                 " under `strategy.scope()`, too."
             )
@@ -134,12 +147,14 @@ class AdvPropModel(keras.Model):
     def compile(self, optimizer="rmsprop", loss=None, metrics=None, loss_weights=None,
                 weighted_metrics=None, **kwargs):  # fmt: skip
         """As `keras.Model.compile`; metrics are kept for each kind of images apart."""
+        for name, part in dict(optimizer=optimizer, loss=loss, metrics=metrics,
+                               weighted_metrics=weighted_metrics).items():  # fmt: skip
+            _check_parts(name, part)
         super().compile(optimizer, loss, metrics, loss_weights, weighted_metrics, **kwargs)
-        arguments = (loss, loss_weights, metrics, weighted_metrics)
         views = [view for view in self.row.views if view != CLEAN]
         with self.distribute_strategy.scope():
-            scores = {view: ViewScores(self.output_names, *arguments) for view in views}
-            attack_scores = ViewScores(self.output_names, loss, loss_weights, None, None)
+            scores = {view: ViewScores(view, self, loss, loss_weights) for view in views}
+            attack_scores = ViewScores("attack", self, loss, loss_weights)
         # Not as attributes of the model, whose checkpoints they are no part of.
         object.__setattr__(self, "_view_scores", scores)
         object.__setattr__(self, "attack_scores", attack_scores)
@@ -154,8 +169,9 @@ class AdvPropModel(keras.Model):
         """As `keras.Model.fit`, after a look at the first batch.
 
         Raises:
-            TrainingError: the batch, the loss and the attack do not fit each other.
+            ModelError: the batch, the loss and the attack do not fit each other.
         """
+        _check_parts("callbacks", callbacks)
         first = FirstBatch(x, y, kwargs.get("sample_weight"), batch_size)
         first.check(self)
         begin_epoch = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin_epoch)
@@ -197,8 +213,8 @@ class AdvPropModel(keras.Model):
         self.optimizer.apply_gradients(zip(gradients, trained))
         self.step_counter.assign_add(1)
         results = results_of(self.metrics)
-        for view, scores in self._view_scores.items():
-            results.update(scores.results(view))
+        for scores in self._view_scores.values():
+            results.update(scores.results())
         return results
 
     def reset_metrics(self):
@@ -289,7 +305,7 @@ class AdvPropModel(keras.Model):
             if gradient is None and id(variable) in auxiliary
         ]
         if idle:
-            raise TrainingError(
+            raise ModelError(
                 f"No gradient reaches {idle[0]!r} and {len(idle) - 1} more variables of auxiliary"
                 " batch norms: either the outputs do not depend on them, or a tf.function that is"
                 " no attribute of a layer keeps their main branch. Remove its decorator; Keras"
@@ -348,10 +364,7 @@ class AdvPropModel(keras.Model):
             attack["pixel_range"] = tuple(attack["pixel_range"])
             config["attack"] = _ATTACKS[attack.pop("kind")](**attack)
         if isinstance(config["method"], dict):
-            passes = [{**row, "views": tuple(row["views"])} for row in config["method"]["passes"]]
-            config["method"] = Method(
-                tuple(Pass(**row) for row in passes), config["method"]["adversarial_share"]
-            )
+            config["method"] = rules.method_from_dict(config["method"])
         return cls(**config)
 
 
@@ -366,33 +379,28 @@ def _serialized(part: Any) -> Optional[dict]:
     return None if part is None else keras.utils.serialize_keras_object(part)
 
 
-def _check(network, name, row, augmentation, clean_epochs, pixel_range) -> None:
-    """Raises a `TrainingError` unless the arguments of an `AdvPropModel` fit each
-    other.
-    """
+def _aux_branches(network: keras.Model) -> int:
     branched = find_batch_norms(network).branched
-    aux_branches = branched[0].aux_branches if branched else 0
-    if getattr(network, "aux_branches", 0) and not branched:
-        raise TrainingError(
+    return branched[0].aux_branches if branched else 0
+
+
+def _check_network(network: keras.Model) -> None:
+    """Refuses a network of this project with branches of its own."""
+    if getattr(network, "aux_branches", 0) and not hasattr(network, "num_aux_branches"):
+        raise ModelError(
             f"`network` has `aux_branches`={network.aux_branches} of its own, which it takes as an "
             "argument of its call; build it with aux_branches=0 and give it to "
             "add_auxiliary_batch_norms."
         )
-    if row.branches != set(branch_names(aux_branches)):
-        steps = ["remove_auxiliary_batch_norms(network)"] if aux_branches else []
-        if row.aux_branches:
-            steps += [f"add_auxiliary_batch_norms(network, aux_branches={row.aux_branches})"]
-        raise TrainingError(
-            f"`network` has {aux_branches} auxiliary branches, but method {name!r} trains exactly "
-            f"{row.aux_branches}: the others would never learn. Call {', then '.join(steps)}."
-        )
-    if (augmentation is not None) != (AUGMENTED in row.views):
-        needs = "needs one" if AUGMENTED in row.views else "sees no augmented images"
-        raise TrainingError(f"`augmentation` is {augmentation!r}, but method {name!r} {needs}.")
-    if not isinstance(clean_epochs, int) or clean_epochs < 0:
-        raise TrainingError(f"`clean_epochs` is {clean_epochs!r}, but must be a whole number ≥ 0.")
-    if len(pixel_range) != 2 or not pixel_range[0] < pixel_range[1]:
-        raise TrainingError(
-            f"`pixel_range` is {pixel_range!r}, but must be the values of black and white, such as "
-            "(0.0, 255.0), (0.0, 1.0) or (-1.0, 1.0)."
-        )
+
+
+def _check_parts(name: str, parts: Any) -> None:
+    """Refuses parts of Keras 3, which cannot work with a model of Keras 2."""
+    for part in tf.nest.flatten(parts):
+        kinds = {kind.__module__.split(".")[0] for kind in type(part).__mro__}
+        if PACKAGE_OF_KERAS == "tf_keras" and "keras" in kinds:
+            raise ModelError(
+                f"`{name}` has a {type(part).__name__} of Keras 3, but the model is one of Keras 2;"
+                " take it from efficientnet_advprop.keras2, or the whole model to"
+                " efficientnet_advprop.keras3."
+            )

@@ -19,14 +19,15 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
-from efficientnet_advprop.keras.model_passes import TrainingError, inputs_with, without_images
+from efficientnet_advprop.config import keras_training as rules
+from efficientnet_advprop.keras.model_passes import inputs_with, without_images
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.runtime.autograph import call_rewritten
+from efficientnet_advprop.runtime.errors import ModelError
 from efficientnet_advprop.runtime.pass_mode import use_branch
 from tpu_utils.errors import brief_message
 
-_CLASS_LOSSES = ("categorical_crossentropy", "categorical_focal_crossentropy", "categorical_hinge")
-_OUT_OF_RANGE = "`pixel_range` does not fit:"
+PACKAGE = keras.losses.Loss.__module__.split(".")[0]  # in which Keras's own classes are
 
 
 class FirstBatch:
@@ -55,33 +56,28 @@ class FirstBatch:
         self._parts = None if batch is None else keras.utils.unpack_x_y_sample_weight(batch)
 
     def check(self, model: keras.Model) -> None:
-        """Builds what is not built yet, and raises a `TrainingError` for what cannot be
+        """Builds what is not built yet, and raises a `ModelError` for what cannot be
         trained.
         """
         if self._parts is None:
             return
         inputs, labels, sample_weight = self._parts
         key = model.attacked_input
-        _check_key(inputs, key)
+        rules.check_key(inputs, key)
         images, others = without_images(inputs, key)
-        where = "the images" if key is None else f"the input {key!r}"
         shape, dtype = tf.TensorShape(images.shape), tf.as_dtype(images.dtype)
-        if shape.rank != 4 or not (dtype.is_floating or dtype.is_integer):
-            raise TrainingError(
-                f"{where} have shape {shape} and dtype {dtype.name}, but must be numbers of shape "
-                "[batch, height, width, channels]."
-            )
+        rules.check_images(shape, dtype.name, key)
         if self._values:
-            _check_pixels(np.asarray(images), where, model.pixel_range)
+            _check_pixels(np.asarray(images), key, model.pixel_range)
         elif dtype.is_floating or tuple(model.pixel_range) != (0.0, 255.0):
-            self.data = self.data.map(_pixel_check(key, where, model.pixel_range))
+            self.data = self.data.map(_pixel_check(key, model.pixel_range))
         if model.row.adversarial_share is not None and not self._values and shape[0] is None:
-            raise TrainingError(
+            raise ModelError(
                 f"The batches of `x` have no fixed size, but method {model.method!r} makes a share"
                 " of each adversarial; batch them with drop_remainder=True."
             )
         model.build_network(inputs)
-        _check_loss(model, images, others, labels, sample_weight, where)
+        _check_loss(model, images, others, labels, sample_weight)
 
     @contextlib.contextmanager
     def readable_errors(self) -> Iterator[None]:
@@ -89,46 +85,26 @@ class FirstBatch:
         try:
             yield
         except Exception as error:
-            found = re.search(rf"TrainingError: (.*)|({_OUT_OF_RANGE}[^\n]*)", str(error), re.S)
+            found = re.search(
+                r"ModelError: (.*)|(`pixel_range` does not fit:[^\n]*)", str(error), re.S
+            )
             if found is None:
                 raise
             message = (found[1] or found[2]).split("\n\n")[0].split("[[")[0].strip(" \n]")
-            raise TrainingError(message) from None
+            raise ModelError(message) from None
 
 
-def _check_key(inputs, key) -> None:
-    places = None
-    if isinstance(inputs, dict):
-        places = list(inputs)
-    elif isinstance(inputs, (list, tuple)):
-        places = list(range(len(inputs)))
-    if places is None and key is not None:
-        raise TrainingError(
-            f"`attacked_input` is {key!r}, but the model has one input; leave it out."
-        )
-    if places is not None and key not in places:
-        raise TrainingError(
-            f"`attacked_input` is {key!r}, but must say which of the inputs are the images: one of "
-            f"{', '.join(map(repr, places))}."
-        )
-
-
-def _check_pixels(images: np.ndarray, where: str, pixel_range) -> None:
+def _check_pixels(images: np.ndarray, key, pixel_range) -> None:
     low, high = float(images.min()), float(images.max())
     if low < pixel_range[0] or high > pixel_range[1]:
-        raise TrainingError(
-            f"{_OUT_OF_RANGE} {where} hold values from {low:g} to {high:g}, but black is "
-            f"{pixel_range[0]:g} and white {pixel_range[1]:g}. Give the range of the images."
-        )
+        found = f"values from {low:g} to {high:g}"
+        raise ModelError(rules.out_of_range(key, pixel_range, found))
 
 
-def _pixel_check(key, where: str, pixel_range):
+def _pixel_check(key, pixel_range):
     """A function for `Dataset.map` that lets batches pass whose pixels are in range."""
     black, white = pixel_range
-    message = (
-        f"{_OUT_OF_RANGE} {where} hold values outside of black ({black:g}) and white ({white:g}). "
-        "Give the range of the images."
-    )
+    message = rules.out_of_range(key, pixel_range, "other values")
 
     def check(*batch):
         parts = batch[0] if len(batch) == 1 else batch
@@ -141,10 +117,15 @@ def _pixel_check(key, where: str, pixel_range):
     return check
 
 
-def _check_loss(model, images, others, labels, sample_weight, where: str) -> None:
+def _check_loss(model, images, others, labels, sample_weight) -> None:
     """Traces the loss that an attack climbs, in inference mode, and looks at what came
     out.
     """
+    if not model.loss:
+        raise ModelError(
+            "No loss was compiled. An attack climbs the compiled loss, and losses that layers add "
+            "cannot take its place; give one to `compile`."
+        )
     found: dict[str, Any] = {}
 
     def probe(images, others, labels, sample_weight):
@@ -173,65 +154,26 @@ def _check_loss(model, images, others, labels, sample_weight, where: str) -> Non
     shapes = [None if spec is None else spec.shape for spec in tf.nest.flatten(specs[2])]
     told = f"labels of shape {_told(shapes)}, outputs of shape {_told(found['flat'])}"
     if "error" in found:
-        raise TrainingError(f"The loss cannot take the labels ({told}): {found['error']}")
+        raise ModelError(f"The loss cannot take the labels ({told}): {found['error']}")
     if len(found["flat"]) == 1 and len(shapes) == 1 and shapes[0] is not None:
-        _check_classes(model, shapes[0], found["flat"][0], told)
+        attack = model.attack if isinstance(model.attack, PGD) else None
+        name = rules.loss_name(model.loss, PACKAGE)
+        sizes = [tuple(shape.as_list()) for shape in (shapes[0], found["flat"][0])]
+        is_weights = rules.check_classes(name, attack, *sizes, told)
+        object.__setattr__(model, "_labels_are_weights", is_weights)
     elif isinstance(model.attack, PGD) and model.attack.targeted:
-        raise TrainingError(
+        raise ModelError(
             f"`attack` is targeted, but the model has {len(found['flat'])} outputs, of which none "
             "alone says what a wrong class is; take PGD(targeted=False)."
         )
     if isinstance(model.attack, PGD) and found["gradient"] is None:
-        raise TrainingError(
-            f"The loss has no gradient with respect to {where}: either it does not depend on them,"
-            " or something on the way cannot be differentiated (rounding, argmax, a cast to whole"
+        raise ModelError(
+            "The loss has no gradient with respect to"
+            f" {rules.images_name(model.attacked_input)}: either it does not depend on them, or"
+            " something on the way cannot be differentiated (rounding, argmax, a cast to whole"
             " numbers). An attack has nothing to follow; take UniformNoise, or mend the model or"
             " loss."
         )
-
-
-def _check_classes(model, labels: tf.TensorShape, outputs: tf.TensorShape, told: str) -> None:
-    are_weights = labels.rank == outputs.rank and labels[1:].is_compatible_with(outputs[1:])
-    is_sparse = _loss_name(model).startswith("sparse_")
-    object.__setattr__(model, "_labels_are_weights", are_weights and not is_sparse)
-    are_numbers = labels.rank == outputs.rank - 1 or (
-        labels.rank == outputs.rank and labels[-1] == 1
-    )
-    if is_sparse and not are_numbers:
-        raise TrainingError(f"The loss wants class numbers, but there are {told}.")
-    if not isinstance(model.attack, PGD) or not model.attack.targeted:
-        return
-    name, num_classes = _loss_name(model), model.attack.num_classes
-    is_own = name == "of your own"
-    if not is_own and name.removeprefix("sparse_") not in _CLASS_LOSSES:
-        raise TrainingError(
-            f"`attack` is targeted: it draws a wrong class, but the loss {name!r} knows no classes;"
-            " take PGD(targeted=False)."
-        )
-    if outputs[-1] != num_classes:
-        raise TrainingError(
-            f"`attack.num_classes` is {num_classes}, but the outputs have {outputs[-1]} classes "
-            f"({told}); make it {outputs[-1]}."
-        )
-    if not are_numbers and not are_weights:
-        raise TrainingError(f"`attack` is targeted, but does not understand the labels: {told}.")
-
-
-def _loss_name(model) -> str:
-    """Keras's name for the compiled loss; "of your own" for another."""
-    loss = model.loss
-    if isinstance(loss, (list, tuple)) and len(loss) == 1:
-        loss = loss[0]
-    if isinstance(loss, dict) and len(loss) == 1:
-        loss = next(iter(loss.values()))
-    if isinstance(loss, str):
-        return getattr(keras.losses.get(loss), "__name__", loss)
-    known = keras.losses.Loss.__module__.split(".")[0]
-    if not type(loss).__module__.startswith(known) and not (
-        callable(loss) and getattr(loss, "__module__", "").startswith(known)
-    ):
-        return "of your own"
-    return getattr(loss, "name", None) or getattr(loss, "__name__", "of your own")
 
 
 def _spec_of(values):

@@ -16,16 +16,9 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD, Attack
 from efficientnet_advprop.config.methods import Pass
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.runtime.errors import UserError
 from efficientnet_advprop.runtime.pass_mode import use_branch
 
 LABELS, WEIGHTS, OTHER_INPUTS = "labels", "sample_weight", "other_inputs"
-
-
-class TrainingError(UserError, ValueError):
-    """A model, loss, attack or batch that AdvProp cannot train with; the message names
-    the way out.
-    """
 
 
 class ModelPassResult(NamedTuple):
@@ -151,9 +144,25 @@ class ModelPassRunner:
         inputs = inputs_with(images, labels[OTHER_INPUTS], self.model.attacked_input)
         # Networks of this project fold their batch norms in inference mode.
         trains = statistics == "batch" and self.model.folds_batch_norms
-        mode = dict(update_statistics=not trains, batch_moments=statistics == "batch")
-        with use_branch(branch, **mode):
+        if statistics == "batch" and not trains:
+            self._find_told_norms(inputs, branch)
+        # Nothing moves, not even norms that are called with training=True.
+        with use_branch(
+            branch, update_statistics=False, batch_moments=statistics == "batch" and not trains
+        ):
             return self.network(inputs, training=trains)
+
+    def _find_told_norms(self, inputs, branch: str) -> None:
+        """Lets batch norms see, in a pass that is traced but never run, which of them are
+        called with training=False when the network trains.
+        """
+
+        def train(inputs):
+            with use_branch(branch, update_statistics=False):
+                return self.network(inputs, training=True)
+
+        specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, inputs)
+        tf.function(train).get_concrete_function(specs)
 
 
 def draw_targets(attack: PGD, labels: tf.Tensor, are_weights: bool, seed: tf.Tensor) -> tf.Tensor:

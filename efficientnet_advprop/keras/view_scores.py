@@ -1,15 +1,15 @@
-"""Losses and metrics of each kind of images that a step trains on, by Keras's own
-containers.
+"""Losses and metrics of each kind of images that a step trains on.
 
-Usage:
+    scores = ViewScores("adversarial", model)
+    loss = scores.loss_of(labels, outputs, sample_weight)
+    scores.update(labels, outputs, sample_weight)
+    scores.results()                            # {"adversarial_loss": …, "adversarial_accuracy": …}
 
-    scores = ViewScores(compile_arguments, output_names)
-    loss = scores.loss(labels, outputs, sample_weight)
-    # {"adversarial_loss": …, "adversarial_accuracy": …}
-    scores.results("adversarial")
+Metrics are not copied, which not every class allows: they are the compiled ones, whose
+state is swapped for another one meanwhile.
 """
 
-from typing import Any, Optional
+import contextlib
 
 import tensorflow as tf
 
@@ -17,23 +17,20 @@ from efficientnet_advprop.keras2 import keras
 
 
 class ViewScores(keras.Model):
-    """The loss and the metrics of a compiled model, with states of their own.
+    """The compiled loss of a model with trackers of its own, and its metrics.
 
     Args:
-        output_names: of the model that is compiled; None where it has none.
-        loss, loss_weights, metrics, weighted_metrics: what its `compile` got; metric
-            objects are copied.
+        view: the kind of images.
+        model: whose metrics are shared.
+        loss, loss_weights: what its `compile` got.
     """
 
-    def __init__(self, output_names, loss, loss_weights, metrics, weighted_metrics):
-        super().__init__()
-        self.output_names = output_names
-        self.compile(
-            loss=loss,
-            loss_weights=loss_weights,
-            metrics=_copies(metrics),
-            weighted_metrics=_copies(weighted_metrics),
-        )
+    def __init__(self, view: str, model: keras.Model, loss, loss_weights):
+        super().__init__(name=view)
+        self.output_names = model.output_names
+        self.compile(loss=loss, loss_weights=loss_weights)
+        object.__setattr__(self, "shared", model)
+        object.__setattr__(self, "state", keras.metrics.Mean(name="state"))
 
     def loss_of(self, labels, outputs, sample_weight=None, regularization_losses=None) -> tf.Tensor:
         """The total loss, a scalar; counted by the metric "loss"."""
@@ -43,11 +40,53 @@ class ViewScores(keras.Model):
 
     def update(self, labels, outputs, sample_weight=None) -> None:
         """Counts a batch in the metrics."""
-        self.compiled_metrics.update_state(labels, outputs, sample_weight)
+        metrics = self.shared.compiled_metrics
+        if not metrics.built:
+            metrics.build(outputs, labels)
+        with self._swapped():
+            metrics.update_state(labels, outputs, sample_weight)
 
-    def results(self, view: str) -> dict[str, tf.Tensor]:
+    def results(self) -> dict[str, tf.Tensor]:
         """What the metrics say, under their names behind the view's."""
-        return {f"{view}_{name}": value for name, value in results_of(self.metrics).items()}
+        with self._swapped():
+            found = results_of([*self.metrics, *self.shared.compiled_metrics.metrics])
+        return {f"{self.name}_{name}": value for name, value in found.items()}
+
+    def reset_metrics(self) -> None:
+        """Starts counting anew."""
+        super().reset_metrics()
+        with self._swapped():
+            for metric in self.shared.compiled_metrics.metrics:
+                metric.reset_state()
+
+    @contextlib.contextmanager
+    def _swapped(self):
+        """Gives the shared metrics this view's state while the context lasts."""
+        shared = [
+            variable
+            for metric in self.shared.compiled_metrics.metrics
+            for variable in metric.variables
+        ]
+        own = self.state.weights[2:]  # after those of the mean
+        for variable in shared[len(own) :]:
+            name = f"state_{len(own)}"
+            own.append(
+                self.state.add_weight(
+                    name, shape=variable.shape, dtype=variable.dtype, initializer="zeros"
+                )
+            )
+        _exchange(shared, own)
+        try:
+            yield
+        finally:
+            _exchange(shared, own)
+
+
+def _exchange(variables: list[tf.Variable], others: list[tf.Variable]) -> None:
+    for variable, other in zip(variables, others):
+        value, other_value = tf.identity(variable), tf.identity(other)
+        variable.assign(other_value)
+        other.assign(value)
 
 
 def results_of(metrics: list[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
@@ -59,14 +98,3 @@ def results_of(metrics: list[keras.metrics.Metric]) -> dict[str, tf.Tensor]:
         result = metric.result()
         results.update(result if isinstance(result, dict) else {metric.name: result})
     return results
-
-
-def _copies(metrics: Optional[Any]) -> Optional[Any]:
-    """The same metrics with states of their own; strings and functions as they are."""
-    if isinstance(metrics, dict):
-        return {name: _copies(metric) for name, metric in metrics.items()}
-    if isinstance(metrics, (list, tuple)):
-        return [_copies(metric) for metric in metrics]
-    if isinstance(metrics, keras.metrics.Metric):
-        return type(metrics).from_config(metrics.get_config())
-    return metrics

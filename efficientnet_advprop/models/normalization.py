@@ -70,6 +70,17 @@ class BranchedNorm:
         """The number of auxiliary branches."""
         return len(self.aux)
 
+    @property
+    def trainable(self) -> bool:
+        """Whether the layer learns; setting it reaches all branches."""
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value: bool):
+        keras.layers.BatchNormalization.trainable.fset(self, value)
+        for child in getattr(self, "aux", None) or ():
+            child.trainable = value
+
     def make_children(self, aux_branches: int) -> list[keras.layers.Layer]:
         """Returns new auxiliary branches, not built."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its branches are.")

@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import Attack
 from efficientnet_advprop.attacks.labels import check_labels
-from efficientnet_advprop.config.methods import ADVERSARIAL, AUGMENTED, CLEAN, METHODS, Method
+from efficientnet_advprop.config.keras_training import checked_method
+from efficientnet_advprop.config.methods import ADVERSARIAL, AUGMENTED, CLEAN, Method
 from efficientnet_advprop.config.tables import STATISTICS
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.normalization import batch_norms, moving_statistics
@@ -307,17 +308,6 @@ def _reduces(method: Method, model: keras.Model) -> bool:
     return method.adversarial_share is not None or any(
         norm.num_replicas_together > 1 for norm in batch_norms(model)
     )
-
-
-def checked_method(method: Union[str, Method]) -> tuple[str, Method]:
-    """Returns the name and the row of a method; raises a `ValueError` if there is none."""
-    if isinstance(method, Method):
-        return "of your own", method
-    if method not in METHODS:
-        raise ValueError(
-            f"`method` is {method!r}, but must be one of {', '.join(map(repr, METHODS))}."
-        )
-    return method, METHODS[method]
 
 
 def check_attack(name: str, method: Method, attack: Optional[Attack], statistics: str) -> None:

@@ -26,6 +26,7 @@ class _Branched(BranchedNorm):
     """Auxiliary branches for one of Keras's batch norms; `plain_class` is that one."""
 
     plain_class: type
+    is_told = False  # called with training=False in a training pass: stays in inference mode
 
     def __init__(self, aux_branches: int = 1, **kwargs):
         super().__init__(**kwargs)
@@ -68,7 +69,11 @@ class _Branched(BranchedNorm):
         mode = current_pass()
         index = branch_index(mode.branch, self.aux_branches)
         norm = self if index == 0 else self.aux[index - 1]
-        if self.trainable and (mode.batch_moments or (training and not mode.update_statistics)):
+        norm.momentum = self.momentum  # also where it was set after the conversion
+        if not mode.update_statistics and not mode.batch_moments:
+            object.__setattr__(self, "is_told", training is not None and not training)
+        of_batch = training or (mode.batch_moments and not self.is_told)
+        if self.trainable and of_batch and not mode.update_statistics:
             return self._normalize_with_batch_moments(norm, inputs, mask)
         if index == 0:
             return super().call(inputs, training=training, mask=mask)

@@ -9,6 +9,7 @@ keeps its variables, and with them its place in the model, its weights, its opti
 slots and its neighbours.
 """
 
+import inspect
 from typing import NamedTuple, Optional
 
 import tensorflow as tf
@@ -17,13 +18,9 @@ from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.converted.branched_layers import BRANCHED_CLASSES
 from efficientnet_advprop.models.converted.inner_functions import join_traces, separate_traces
 from efficientnet_advprop.models.normalization import DualBatchNormalization
-from efficientnet_advprop.runtime.errors import UserError
+from efficientnet_advprop.runtime.errors import ModelError, list_names
 
 _OPTIONS_OF_OLD = ("renorm", "virtual_batch_size", "adjustment")
-
-
-class UnsupportedModelError(UserError, ValueError):
-    """A model that cannot be converted; the message says why, and the way out."""
 
 
 class BatchNorms(NamedTuple):
@@ -66,27 +63,55 @@ def find_batch_norms(model: tf.Module) -> BatchNorms:
     return BatchNorms(branched, plain, foreign)
 
 
+def find_hidden_batch_norms(model: tf.Module) -> list:
+    """Returns batch norms that only the function of a Lambda layer holds."""
+    known, hidden = set(map(id, model.submodules)), []
+    for layer in model.submodules:
+        function = getattr(layer, "function", None)
+        if not isinstance(layer, keras.layers.Lambda) or not inspect.isfunction(function):
+            continue
+        names = inspect.getclosurevars(function)
+        for value in [*names.nonlocals.values(), *names.globals.values(), *_defaults(function)]:
+            for part in tf.nest.flatten(value):
+                parts = _with_submodules(part) if isinstance(part, tf.Module) else ()
+                hidden += [
+                    norm for norm in parts if hasattr(norm, "moving_mean") and id(norm) not in known
+                ]
+    return hidden
+
+
+def _defaults(function) -> list:
+    return [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+
+
 def convert_batch_norms(model: keras.Model, aux_branches: int) -> int:
     """Gives plain batch norms auxiliary branches, copies of the main one; how many
     there were.
 
     Raises:
-        UnsupportedModelError: one of them has a behaviour of its own, or another number
+        ModelError: one of them has a behaviour of its own, or another number
             of branches; then nothing has changed.
     """
     found = find_batch_norms(model)
     if found.foreign:
         kinds = sorted({type(layer).__name__ for layer in found.foreign})
         names = [layer.name for layer in found.foreign]
-        raise UnsupportedModelError(
+        raise ModelError(
             "`model` has batch norms with a behaviour of their own, of which no auxiliary branch "
-            f"can be made: {', '.join(kinds)} ({_few(names)}). "
+            f"can be made: {', '.join(kinds)} ({list_names(names)}). "
             "Replace them by keras.layers.BatchNormalization."
+        )
+    hidden = find_hidden_batch_norms(model)
+    if hidden:
+        raise ModelError(
+            f"`model` has batch norms that only the function of a Lambda layer holds "
+            f"({list_names([norm.name for norm in hidden])}): no branch can be made of them, and"
+            " adversarial images would move them. Make a layer of that function."
         )
     for layer in [*found.branched, *found.plain]:
         has = getattr(layer, "aux_branches", 0)
         if has not in (0, aux_branches):
-            raise UnsupportedModelError(
+            raise ModelError(
                 f"`aux_branches` is {aux_branches}, but {layer.name!r} of `model` has {has}; "
                 f"ask for {has}, or remove them first."
             )
@@ -181,7 +206,3 @@ def _reason_to_leave(layer: tf.Module) -> Optional[str]:
     if isinstance(layer, keras.layers.GroupNormalization):
         return "has no statistics over the batch"
     return None
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

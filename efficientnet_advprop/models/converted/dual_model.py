@@ -16,10 +16,11 @@ place.
 import functools
 from typing import Any, Optional
 
+import tensorflow as tf
+
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.converted.branched_layers import PACKAGE
 from efficientnet_advprop.models.converted.conversion import (
-    UnsupportedModelError,
     change_class,
     convert_batch_norms,
     describe_branches,
@@ -28,6 +29,7 @@ from efficientnet_advprop.models.converted.conversion import (
 )
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.runtime.branches import branch_index
+from efficientnet_advprop.runtime.errors import ModelError
 from efficientnet_advprop.runtime.pass_mode import use_branch
 
 
@@ -59,6 +61,21 @@ class DualModel:
         network = deserialize(config["network"], custom_objects)
         return _convert(network, config["aux_branches"])
 
+    def load_weights(self, filepath, *args, **kwargs):
+        """As the model's own; auxiliary branches get main's values from TensorFlow's
+        checkpoint of a plain model.
+        """
+        status = super().load_weights(filepath, *args, **kwargs)
+        if tf.io.gfile.exists(f"{filepath}.index"):
+            names = [name for name, _ in tf.train.list_variables(str(filepath))]
+            if not any("/aux/" in name for name in names):
+                for norm in find_batch_norms(self).branched:
+                    for child in norm.aux:
+                        for name in ("gamma", "beta", "moving_mean", "moving_variance"):
+                            if getattr(norm, name) is not None:
+                                getattr(child, name).assign(getattr(norm, name))
+        return status
+
     def build(self, *args, **kwargs):
         super().build(*args, **kwargs)
         convert_batch_norms(self, self.num_aux_branches)  # those that the model makes only now
@@ -83,6 +100,8 @@ def _dual_class(plain_class: type) -> type:
         "__doc__": DualModel.__doc__,
         "plain_class": plain_class,
     }
+    # HDF5 and JSON call a class by its bare name.
+    keras.utils.get_custom_objects().setdefault(DualModel.__name__, DualModel)
     made = type(DualModel.__name__, (DualModel, plain_class), contents)
     return keras.utils.register_keras_serializable(PACKAGE)(made)
 
@@ -107,23 +126,18 @@ def add_auxiliary_batch_norms(model: keras.Model, aux_branches: int = 1) -> kera
         `model`, of a class that derives from its own and has `summary_of_branches()`.
 
     Raises:
-        UnsupportedModelError: no batch norms, some with a behaviour of their own, or
+        ModelError: no batch norms, some with a behaviour of their own, or
             some that have branches already.
     """
-    if not isinstance(model, keras.Model):
-        raise UnsupportedModelError(
-            f"`model` is a {type(model).__module__}.{type(model).__name__}, but must be a Model of "
-            "Keras 2; with TensorFlow 2.16 and later build it with tf_keras, or set "
-            "TF_USE_LEGACY_KERAS=1 before TensorFlow is imported."
-        )
+    check_model("model", model)
     if not isinstance(aux_branches, int) or aux_branches < 1:
-        raise UnsupportedModelError(
+        raise ModelError(
             f"`aux_branches` is {aux_branches!r}, but must be a whole number ≥ 1; AdvProp has 1."
         )
     found = find_batch_norms(model)
     is_converted = any(not isinstance(norm, DualBatchNormalization) for norm in found.branched)
     if isinstance(model, DualModel) or is_converted or getattr(model, "aux_branches", 0):
-        raise UnsupportedModelError(
+        raise ModelError(
             f"`model` ({model.name!r}) has auxiliary branches already; train it as it is, or take "
             "them away first by remove_auxiliary_batch_norms (a network of this project: build it "
             "with aux_branches=0)."
@@ -135,11 +149,21 @@ def add_auxiliary_batch_norms(model: keras.Model, aux_branches: int = 1) -> kera
             if model.built
             else "It is not built yet: call it on a batch first, so that its layers exist."
         )
-        raise UnsupportedModelError(
+        raise ModelError(
             f"`model` ({model.name!r}) has no batch norms, in which AdvProp's branches differ. "
             + way_out
         )
     return _convert(model, aux_branches)
+
+
+def check_model(name: str, model: Any) -> None:
+    """Refuses what is no model of Keras 2."""
+    if not isinstance(model, keras.Model):
+        raise ModelError(
+            f"`{name}` is a {type(model).__module__}.{type(model).__name__}, but must be a Model of"
+            " Keras 2, from efficientnet_advprop.keras2 (tf_keras with TensorFlow 2.16 and later);"
+            " models of Keras 3 have a door of their own, efficientnet_advprop.keras3."
+        )
 
 
 def _convert(model: keras.Model, aux_branches: int) -> keras.Model:
@@ -164,19 +188,21 @@ def remove_auxiliary_batch_norms(dual: keras.Model) -> keras.Model:
         `dual`.
 
     Raises:
-        UnsupportedModelError: it has no auxiliary branches.
+        ModelError: it has no auxiliary branches.
     """
     if not isinstance(dual, keras.Model) or not (
         isinstance(dual, DualModel) or find_batch_norms(dual).branched
     ):
-        raise UnsupportedModelError(
+        raise ModelError(
             f"`dual` is a {type(dual).__name__} without auxiliary branches; there is nothing to"
             " remove."
         )
     restore_batch_norms(dual)
-    if isinstance(dual, DualModel):
-        del dual.num_aux_branches
-        change_class(dual, dual.plain_class)
+    for model in [dual, *dual.submodules]:  # a converted part of another model, too
+        if isinstance(model, DualModel):
+            del model.num_aux_branches
+            change_class(model, model.plain_class)
+            _drop_functions(model)
     _drop_functions(dual)
     return dual
 
@@ -201,6 +227,7 @@ class BranchModel(keras.Model):
     """
 
     def __init__(self, network: keras.Model, branch: str, name: Optional[str] = None):
+        check_model("network", network)
         super().__init__(name=name or f"{network.name}_{branch}")
         branch_index(
             branch,

@@ -23,7 +23,6 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.converted.conversion import (
-    UnsupportedModelError,
     convert_batch_norms,
     find_batch_norms,
     restore_batch_norms,
@@ -44,7 +43,7 @@ from efficientnet_advprop.models.network import (
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.runtime.autograph import call_rewritten
 from efficientnet_advprop.runtime.branches import MAIN, BranchMixture, branch_index
-from efficientnet_advprop.runtime.errors import UserError, list_names
+from efficientnet_advprop.runtime.errors import ModelError, UserError, list_names
 from efficientnet_advprop.runtime.keras_variant import split
 from efficientnet_advprop.runtime.pass_mode import use_branch
 from tpu_utils.errors import brief_message
@@ -52,12 +51,6 @@ from tpu_utils.errors import brief_message
 OUTPUTS = ("logits", "probabilities")
 _GIVEN = ("num_classes", "image_size")  # what a function may ask for
 _PROBABILITIES = ("softmax", "sigmoid")
-
-
-class NetworkFunctionError(UserError, ValueError):
-    """A function that gives no model, or a model that is no classifier of images; the
-    message names the function and the way out.
-    """
 
 
 # The models that are networks already: the trainer needs a new one for each network.
@@ -203,9 +196,9 @@ def make_keras_network(
             it.
 
     Raises:
-        NetworkFunctionError: there is no such module or function, or what it returns is
+        ModelError: there is no such module or function, or what it returns is
             no classifier of such images.
-        UnsupportedModelError: its batch norms cannot have branches.
+        ModelError: its batch norms cannot have branches.
         ValueError: an argument is out of its range.
     """
     arguments = dict(
@@ -250,11 +243,11 @@ def _find_function(variant: str) -> tuple[Callable, types.ModuleType]:
     except Exception as error:
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module_name}.".startswith(f"{missing}."):
-            raise NetworkFunctionError(
+            raise ModelError(
                 f"`variant` is {variant!r}, but Python finds no module {missing!r}; start the "
                 "program in the folder that holds it, or name that folder in PYTHONPATH."
             ) from error
-        raise NetworkFunctionError(
+        raise ModelError(
             f"`variant` is {variant!r}, but its module cannot be imported: {_told(error)}."
         ) from error
     function = getattr(module, name, None)
@@ -267,7 +260,7 @@ def _find_function(variant: str) -> tuple[Callable, types.ModuleType]:
             and not other.startswith("_")
         ]
         hint = f"its functions are {list_names(here)}" if here else "it has no functions of its own"
-        raise NetworkFunctionError(
+        raise ModelError(
             f"`variant` is {variant!r}, but {module_name!r} has no function {name!r}; {hint}."
         )
     return function, module
@@ -288,7 +281,7 @@ def _call(variant: str, function: Callable, module, arguments: dict[str, Any]) -
     ]
     unknown = [name for name in needed if name not in _GIVEN]
     if unknown:
-        raise NetworkFunctionError(
+        raise ModelError(
             f"`variant` is {variant!r}, whose function needs {list_names(unknown)}, but it can be "
             f"given only {' and '.join(_GIVEN)}; give its other arguments defaults."
         )
@@ -300,7 +293,7 @@ def _call(variant: str, function: Callable, module, arguments: dict[str, Any]) -
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if frame.filename == getattr(module, "__file__", None)]
         where = f" (line {own[-1].lineno} of {own[-1].filename})" if own else ""
-        raise NetworkFunctionError(
+        raise ModelError(
             f"`variant` is {variant!r}, but its function failed: {_told(error)}{where}."
         ) from error
 
@@ -311,20 +304,21 @@ def _told(error: Exception) -> str:
 
 def _check_model(variant: str, model: Any) -> None:
     if not isinstance(model, keras.Model):
-        raise NetworkFunctionError(
+        raise ModelError(
             f"`variant` is {variant!r}, whose function returned a {type(model).__module__}."
-            f"{type(model).__name__}, but must return a Model of Keras 2 (`tf.keras` of TensorFlow "
-            "2.15, the package tf_keras with later ones)."
+            f"{type(model).__name__}, but must return a Model of Keras 2, from"
+            " efficientnet_advprop.keras2. One of Keras 3 is trained by `fit`:"
+            " efficientnet_advprop.keras3 (docs/keras.md)."
         )
     if model in _in_use:
-        raise NetworkFunctionError(
+        raise ModelError(
             f"`variant` is {variant!r}, whose function returned the same model again, but must make"
             " a new one at each call: training and its averages are networks of their own."
         )
     branched = find_batch_norms(model).branched
     is_converted = any(not isinstance(norm, DualBatchNormalization) for norm in branched)
     if isinstance(model, (Network, DualModel)) or is_converted:
-        raise NetworkFunctionError(
+        raise ModelError(
             f"`variant` is {variant!r}, whose function returned a model with branches, or a network"
             " of this project, but must return a plain Keras model; the branches are added here."
         )
@@ -337,7 +331,7 @@ def _check_shapes(variant: str, model: keras.Model, num_classes: int, image_size
         try:
             outputs = model(tf.zeros([1, *wanted[1:]]), training=False)
         except (ValueError, TypeError, tf.errors.OpError) as error:
-            raise NetworkFunctionError(
+            raise ModelError(
                 f"`variant` is {variant!r}, whose model does not take images of `image_size` = "
                 f"{image_size}, [batch, {image_size}, {image_size}, 3]: {_told(error)}."
             ) from error
@@ -345,14 +339,14 @@ def _check_shapes(variant: str, model: keras.Model, num_classes: int, image_size
     else:
         inputs = [tensor.shape for tensor in model.inputs]
         if len(inputs) != 1 or not inputs[0].is_compatible_with(wanted):
-            raise NetworkFunctionError(
+            raise ModelError(
                 f"`variant` is {variant!r}, whose model takes {', '.join(map(str, inputs))}, but "
                 f"must take images of `image_size` = {image_size}, [batch, {image_size}, "
                 f"{image_size}, 3]; let the function have an argument `image_size`."
             )
         shapes = [tensor.shape for tensor in model.outputs]
     if len(shapes) != 1 or shapes[0].rank != 2 or shapes[0][-1] != num_classes:
-        raise NetworkFunctionError(
+        raise ModelError(
             f"`variant` is {variant!r}, whose model returns {', '.join(map(str, shapes))}, but must"
             f" return logits of `num_classes` = {num_classes}, [batch, {num_classes}]; let the"
             " function have an argument `num_classes`, or change the number."
@@ -362,13 +356,13 @@ def _check_shapes(variant: str, model: keras.Model, num_classes: int, image_size
 def _check_output(variant: str, model: keras.Model) -> None:
     last = last_layer(model)
     if gives_probabilities(model):
-        raise NetworkFunctionError(
+        raise ModelError(
             f"`variant` is {variant!r}, whose model ends in probabilities ({last.name!r}), but must"
             " return logits, which the loss turns into probabilities itself; leave the last"
             " activation out (classifier_activation=None)."
         )
     if model.losses:
-        raise NetworkFunctionError(
+        raise ModelError(
             f"`variant` is {variant!r}, whose model has {len(model.losses)} losses of its own "
             "(regularizers, add_loss), which would not be trained; leave them out: weight decay is "
             "`config.optimizer.weight_decay`. Or train it by `keras.AdvPropModel`, which adds them."
@@ -393,7 +387,7 @@ def _check_names(variant: str, model: keras.Model) -> None:
     counts = collections.Counter(variable.name for variable in model.variables)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
-        raise UnsupportedModelError(
+        raise ModelError(
             f"`variant` is {variant!r}, whose model has several variables called "
             f"{list_names(twice)}, which a checkpoint could not tell apart; give the layers names "
             "of their own."

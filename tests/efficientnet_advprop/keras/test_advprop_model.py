@@ -11,7 +11,7 @@ from efficientnet_advprop.config.methods import METHODS, Method, Pass
 from efficientnet_advprop.keras import (
     AdvPropModel,
     BranchModel,
-    TrainingError,
+    ModelError,
     add_auxiliary_batch_norms,
     use_branch,
 )
@@ -544,7 +544,7 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(message):
     arguments, data = REFUSED[message]
     trainer = make_trainer(**arguments)
     before = weights(trainer.network)
-    with pytest.raises(TrainingError, match=message) as error:
+    with pytest.raises(ModelError, match=message) as error:
         fit(trainer, **data)
     assert len(str(error.value).splitlines()) <= 10 and "File " not in str(error.value)
     if trainer.network.built:
@@ -554,9 +554,7 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(message):
 
 def test_pixels_of_a_dataset_out_of_range_are_refused():
     data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(8)
-    with pytest.raises(
-        TrainingError, match="hold values outside of black \\(0\\) and white \\(1\\)"
-    ):
+    with pytest.raises(ModelError, match="hold values outside of black \\(0\\) and white \\(1\\)"):
         make_trainer(pixel_range=(0.0, 1.0)).fit(data, verbose=0)
 
 
@@ -575,5 +573,5 @@ def test_pixels_of_a_dataset_out_of_range_are_refused():
 )
 def test_arguments_that_do_not_fit(arguments, message):
     network = add_auxiliary_batch_norms(models.sequential())
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises(ModelError, match=message):
         AdvPropModel(network, **{"attack": UniformNoise(), **arguments})

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras import (
     BranchModel,
-    UnsupportedModelError,
+    ModelError,
     add_auxiliary_batch_norms,
     remove_auxiliary_batch_norms,
     use_branch,
@@ -305,14 +305,14 @@ class OwnNorm(layers.BatchNormalization):
     ],
 )
 def test_models_that_are_refused(make, message):
-    with pytest.raises(UnsupportedModelError, match=message):
+    with pytest.raises(ModelError, match=message):
         add_auxiliary_batch_norms(make())
 
 
 def test_arguments_that_are_refused():
-    with pytest.raises(UnsupportedModelError, match="`aux_branches` is 0"):
+    with pytest.raises(ModelError, match="`aux_branches` is 0"):
         add_auxiliary_batch_norms(models.sequential(), 0)
-    with pytest.raises(UnsupportedModelError, match="nothing to remove"):
+    with pytest.raises(ModelError, match="nothing to remove"):
         remove_auxiliary_batch_norms(models.sequential())
     with pytest.raises(ValueError, match="there is only 'main', 'aux'"):
         BranchModel(add_auxiliary_batch_norms(models.sequential()), "aux_2")

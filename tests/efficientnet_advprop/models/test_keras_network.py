@@ -10,11 +10,10 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.config import experiment as config_lib
-from efficientnet_advprop.keras import UnsupportedModelError, use_branch
+from efficientnet_advprop.keras import ModelError, use_branch
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import KerasNetwork, make_network
 from efficientnet_advprop.models.converted.conversion import find_batch_norms
-from efficientnet_advprop.models.converted.keras_network import NetworkFunctionError
 from efficientnet_advprop.models.network import NORMALIZATIONS
 from efficientnet_advprop.models.normalization import batch_norms, moving_statistics
 from efficientnet_advprop.training import losses, optimizers, passes, steps
@@ -199,14 +198,14 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_functions_that_are_refused(name):
     aux_branches, message = REFUSED[name]
-    with pytest.raises((NetworkFunctionError, UnsupportedModelError), match=message) as error:
+    with pytest.raises((ModelError, ModelError), match=message) as error:
         make(name, aux_branches)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_model_that_comes_again_is_refused():
     make("the_same_again")
-    with pytest.raises(NetworkFunctionError, match="returned the same model again"):
+    with pytest.raises(ModelError, match="returned the same model again"):
         make("the_same_again")
 
 
@@ -222,7 +221,7 @@ def test_modules_that_cannot_be_imported(tmp_path, monkeypatch):
             "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"
         ),
     }.items():
-        with pytest.raises(NetworkFunctionError, match=message):
+        with pytest.raises(ModelError, match=message):
             make_network(f"keras:{module}:make", num_classes=4, image_size=32)
         sys.modules.pop(module, None)
 

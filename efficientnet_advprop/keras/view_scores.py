@@ -29,8 +29,9 @@ class ViewScores(keras.Model):
         super().__init__(name=view)
         self.output_names = model.output_names
         self.compile(loss=loss, loss_weights=loss_weights)
-        object.__setattr__(self, "shared", model)
-        object.__setattr__(self, "state", keras.metrics.Mean(name="state"))
+        # In functions, so that no file has them: the state is made in the first step.
+        state = keras.metrics.Mean(name="state")
+        self.shared, self.state = lambda: model, lambda: state
 
     def loss_of(self, labels, outputs, sample_weight=None, regularization_losses=None) -> tf.Tensor:
         """The total loss, a scalar; counted by the metric "loss"."""
@@ -40,7 +41,7 @@ class ViewScores(keras.Model):
 
     def update(self, labels, outputs, sample_weight=None) -> None:
         """Counts a batch in the metrics."""
-        metrics = self.shared.compiled_metrics
+        metrics = self.shared().compiled_metrics
         if not metrics.built:
             metrics.build(outputs, labels)
         with self._swapped():
@@ -49,14 +50,14 @@ class ViewScores(keras.Model):
     def results(self) -> dict[str, tf.Tensor]:
         """What the metrics say, under their names behind the view's."""
         with self._swapped():
-            found = results_of([*self.metrics, *self.shared.compiled_metrics.metrics])
+            found = results_of([*self.metrics, *self.shared().compiled_metrics.metrics])
         return {f"{self.name}_{name}": value for name, value in found.items()}
 
     def reset_metrics(self) -> None:
         """Starts counting anew."""
         super().reset_metrics()
         with self._swapped():
-            for metric in self.shared.compiled_metrics.metrics:
+            for metric in self.shared().compiled_metrics.metrics:
                 metric.reset_state()
 
     @contextlib.contextmanager
@@ -64,14 +65,14 @@ class ViewScores(keras.Model):
         """Gives the shared metrics this view's state while the context lasts."""
         shared = [
             variable
-            for metric in self.shared.compiled_metrics.metrics
+            for metric in self.shared().compiled_metrics.metrics
             for variable in metric.variables
         ]
-        own = self.state.weights[2:]  # after those of the mean
+        own = self.state().weights[2:]  # after those of the mean
         for variable in shared[len(own) :]:
             name = f"state_{len(own)}"
             own.append(
-                self.state.add_weight(
+                self.state().add_weight(
                     name, shape=variable.shape, dtype=variable.dtype, initializer="zeros"
                 )
             )

@@ -72,8 +72,8 @@ class _Branched(BranchedNorm):
         norm.momentum = self.momentum  # also where it was set after the conversion
         if not mode.update_statistics and not mode.batch_moments:
             object.__setattr__(self, "is_told", training is not None and not training)
-        of_batch = training or (mode.batch_moments and not self.is_told)
-        if self.trainable and of_batch and not mode.update_statistics:
+        of_batch = mode.batch_moments and not self.is_told
+        if self.trainable and (of_batch or (training and not mode.update_statistics)):
             return self._normalize_with_batch_moments(norm, inputs, mask)
         if index == 0:
             return super().call(inputs, training=training, mask=mask)

@@ -554,7 +554,7 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(message):
 
 def test_pixels_of_a_dataset_out_of_range_are_refused():
     data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(8)
-    with pytest.raises(ModelError, match="hold values outside of black \\(0\\) and white \\(1\\)"):
+    with pytest.raises(ModelError, match="`pixel_range` does not fit: .* black is 0 and white 1"):
         make_trainer(pixel_range=(0.0, 1.0)).fit(data, verbose=0)
 
 

@@ -60,7 +60,7 @@ BENCH ?= $(wildcard benchmarks/*.py)
 bench: $(VENV)/package  ## the measurements, hours of an otherwise idle machine; one of them: BENCH=benchmarks/train_step.py
 	@for script in $(BENCH); do echo "== $$script"; $(PYTHON) "$$script" || exit 1; done
 
-# make preflight PREFLIGHT="--config=configs/advprop.py:b7 --topology=v3:2x2 --find_batch_size"; docs/preflight.md
+# make preflight PREFLIGHT="--config=configs/advprop.py:b7 --topology=v3:2x2 --find_batch_size"; docs/launching.md
 PREFLIGHT ?= --config=configs/advprop.py:b0 --topology=v3:2x2 --replica_batch_size=32
 
 preflight: $(VENV)/package .venv-preflight/installed  ## compile a training step for a TPU, without a TPU: PREFLIGHT="--config=…"

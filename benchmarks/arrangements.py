@@ -44,7 +44,7 @@ flags.DEFINE_enum("compute_dtype", "float32", ("float32", "bfloat16"), "Of activ
 flags.DEFINE_string(
     "topology",
     None,
-    "Of a TPU: compile for one core of it, by docs/preflight.md, instead of running here.",
+    "Of a TPU: compile for one core of it, by docs/launching.md, instead of running here.",
 )
 flags.DEFINE_string(
     "compiler_python", ".venv-preflight/bin/python", "With --topology: see tpu_utils.preflight."

@@ -9,7 +9,7 @@ Usage:
     python benchmarks/preflight.py --price_per_chip_hour=0.50,2.00
 
 The results come from `python -m tpu_utils.preflight`, that is, from the TPU's compiler.
-docs/preflight.md explains them, and docs/maintainers/measurements.md contains the table.
+docs/launching.md explains them, and docs/maintainers/measurements.md contains the table.
 """
 
 import json

@@ -25,7 +25,7 @@ A public trainer made with the authors' guidance reports 76.67 for vanilla train
 Expected top-1 of ResNet-50 / 101 / 152 / 200 (Xie et al., quoted from memory; their
 recipe is not known): vanilla 76.7 / 78.3 / 79.0 / 79.3, AdvProp with PGD5 77.4 / 79.2 /
 79.8 / 80.1. No run has been timed, and no chip-hours are known; `make preflight`
-(docs/preflight.md) computes them with the TPU's compiler.
+(docs/launching.md) computes them with the TPU's compiler.
 
 The official ResNets for TPUs use another recipe: 90 epochs in batches of 1,024
 (learning rate 0.1 per 256 images), 5 epochs of warm-up, a tenth of the rate at epochs

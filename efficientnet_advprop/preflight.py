@@ -13,7 +13,7 @@ The step is the complete one: attack, passes through both branches, reductions o
 cores of the topology, optimizer and averages. The reported memory is what the compiler
 has allocated. The reported time is an estimate, the sum of the compiler's schedule.
 Every result is saved as JSON in --results_dir and is not computed again, so an
-interrupted search continues where it stopped. docs/preflight.md explains the results.
+interrupted search continues where it stopped. docs/launching.md explains the results.
 Exit codes: 0 the step fits, 2 wrong flags or config, 1 any other error, with one
 message.
 """

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pathlib
+import signal
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -19,6 +20,10 @@ from efficientnet_advprop.runtime.files import without_pattern
 from tpu_utils.replicas import replica_runtime
 
 DATA = pathlib.Path(__file__).parent / "data"
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which the programs
+# that they start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Four CPUs in name, so that replicas can be tested without hardware; must come before
 # anything computes.

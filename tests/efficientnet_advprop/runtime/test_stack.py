@@ -75,88 +75,79 @@ def test_what_fits(versions, python):
     stack.check(environment(versions, python))
 
 
+PINS, PINS_221, PINS_TPU = (
+    "-r requirements.txt",
+    "-r requirements-tf221.txt",
+    "-r requirements-tpu.txt",
+)
+
+
 @pytest.mark.parametrize(
     "versions, python, found, wanted",
     [
-        ({}, (3, 11), "No TensorFlow is installed for Python 3.11.", "-r requirements.txt"),
-        ({}, (3, 13), "No TensorFlow is installed for Python 3.13.", "-r requirements-tf221.txt"),
-        (
-            {},
-            (3, 9),
-            "Python 3.9.",
-            "another Python than 3.9. TensorFlow 2.15.1 Python 3.10 to 3.11",
-        ),
+        ({}, (3, 11), "No TensorFlow is installed for Python 3.11.", PINS),
+        ({}, (3, 13), "No TensorFlow is installed for Python 3.13.", PINS_221),
+        ({}, (3, 9), "Python 3.9.", "than 3.9. TensorFlow 2.15.1 Python 3.10 to 3.11"),
         (
             {**ON_A_TPU_VM, "tensorflow": "2.20.0"},
             (3, 12),
-            "tensorflow 2.20.0 and tensorflow-tpu 2.20.0 are both installed",
-            (
-                "pip uninstall -y tensorflow tensorflow-tpu, then pip install --no-deps -r"
-                " requirements-tpu.txt"
-            ),
+            "tensorflow 2.20.0 and tensorflow-tpu 2.20.0 are both",
+            f"pip uninstall -y tensorflow tensorflow-tpu, then pip install --no-deps {PINS_TPU}",
         ),
         (
             {**ON_221, "tensorflow-cpu": "2.20.0"},
             (3, 12),
-            "tensorflow 2.21.0 and tensorflow-cpu 2.20.0 are both installed",
-            "-r requirements-tf221.txt",
+            "tensorflow 2.21.0 and tensorflow-cpu 2.20.0 are both",
+            PINS_221,
         ),
-        (
-            {"tensorflow": "2.10.1"},
-            (3, 10),
-            "tensorflow 2.10.1 is installed, but must be 2.15 or later.",
-            "-r requirements.txt",
-        ),
+        ({"tensorflow": "2.10.1"}, (3, 10), "tensorflow 2.10.1 is installed", PINS),
         (
             {**ON_221, "tf-keras": None},
             (3, 13),
-            "tensorflow 2.21.0 has Keras 3, and tf-keras, which has Keras 2, is not installed.",
-            "TensorFlow 2.21 with tf-keras 2.21; pip install --no-deps -r requirements-tf221.txt",
+            "tensorflow 2.21.0 has Keras 3, and tf-keras",
+            f"TensorFlow 2.21 with tf-keras 2.21; pip install --no-deps {PINS_221}",
         ),
         (
             {**ON_221, "tf-keras": "2.20.1"},
             (3, 12),
             "tf-keras 2.20.1 takes tensorflow<2.21,>=2.20, but tensorflow is 2.21.0.",
-            "-r requirements-tf221.txt",
+            PINS_221,
         ),
         (
             {**ON_A_TPU_VM, "tf-keras": None},
             (3, 12),
             "tensorflow-tpu 2.20.0 has Keras 3",
-            "--no-deps -r requirements-tpu.txt",
+            f"--no-deps {PINS_TPU}",
         ),
         (
             {**ON_A_TPU_VM, "libtpu": None},
             (3, 12),
-            "tensorflow-tpu 2.20.0 needs the TPU's driver, libtpu, which is not installed.",
-            "--no-deps -r requirements-tpu.txt",
+            "tensorflow-tpu 2.20.0 needs the TPU's driver, libtpu",
+            PINS_TPU,
         ),
         (
             {**ON_A_TPU_VM, "libtpu": "0.0.52"},
             (3, 12),
-            (
-                "libtpu is 0.0.52, with which tensorflow-tpu 2.20.0 ends the process at its import;"
-                " the newest that loads is 0.0."
-            ),
-            "--no-deps -r requirements-tpu.txt",
+            "libtpu is 0.0.52, with which tensorflow-tpu 2.20.0 ends the process",
+            PINS_TPU,
         ),
         (
             {**ON_215, "numpy": "2.2.6"},
             (3, 11),
             "tensorflow 2.15.1 takes numpy<2.0.0,>=1.23.5, but numpy is 2.2.6.",
-            "-r requirements.txt",
+            PINS,
         ),
         (
             {**ON_215, "protobuf": "5.29.5"},
             (3, 11),
-            "tensorflow 2.15.1 takes protobuf!=4.21.0,<5.0.0dev,>=3.20.3, but protobuf is 5.29.5.",
-            "-r requirements.txt",
+            "takes protobuf!=4.21.0,<5.0.0dev,>=3.20.3, but protobuf is 5.29.5.",
+            PINS,
         ),
         (
             {**ON_221, "protobuf": "4.25.9"},
             (3, 13),
-            "tensorflow 2.21.0 takes protobuf<8.0.0,>=6.31.1, but protobuf is 4.25.9.",
-            "-r requirements-tf221.txt",
+            "takes protobuf<8.0.0,>=6.31.1, but protobuf is 4.25.9.",
+            PINS_221,
         ),
     ],
 )
@@ -187,49 +178,38 @@ def test_this_environment():
         assert (ROOT / pins).exists()
 
 
-def test_keras_2_without_asking():
-    """Where it is hardest: after Keras 3 has been loaded; on 2.15, where a variable
-    asks for a package that is not there.
+def run_code(code, **variables):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    return told.stdout.split(), told.stderr
+
+
+def test_keras_2_without_asking_and_the_environment_left_alone():
+    """Where it is hardest: after Keras 3 has been loaded; on 2.15, where a variable asks for a
+    package that is not there. The package alone loads neither TensorFlow nor a Keras, and
+    child processes see no variable of ours.
     """
     has_keras_3 = stack.is_at_least(tf.__version__, stack.FIRST_WITH_KERAS_3)
-    variables = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "TF_USE_LEGACY_KERAS": "0" if has_keras_3 else "1",
-    }
     load_keras_3 = "import tensorflow as tf; before = hasattr(tf.keras, 'ops')"
     code = (
+        "import os, sys\n"
+        "variables = set(os.environ)\n"
+        "import efficientnet_advprop\n"
+        "loaded = len({'tensorflow', 'keras', 'tf_keras'} & set(sys.modules))\n"
         f"{load_keras_3 if has_keras_3 else 'before = False'}\n"
+        "import efficientnet_advprop.keras\n"
         "from efficientnet_advprop.keras2 import keras\n"
         "from efficientnet_advprop.models import DualBatchNormalization\n"
         "layer = DualBatchNormalization(aux_branches=1)\n"
         "layer.build([2, 3, 3, 4])\n"
         "assert isinstance(layer, keras.layers.BatchNormalization)\n"
-        "print(before, hasattr(keras, 'ops'), len(layer.variables))"
+        "ours = sum('KERAS' in name for name in set(os.environ) - variables)\n"
+        "print(loaded, ours, before, hasattr(keras, 'ops'), len(layer.variables))"
     )
-    told = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=variables
-    )
-    before, after, num_variables = told.stdout.split()
-    assert before == str(has_keras_3), told.stderr  # `keras.ops` is what Keras 3 has and 2 has not
-    assert (after, num_variables) == ("False", "8")
-
-
-def test_the_environment_is_left_alone():
-    """Neither TensorFlow nor a Keras is loaded, and child processes see no variable of ours."""
-    code = (
-        "import os, sys\n"
-        "before = dict(os.environ)\n"
-        "import efficientnet_advprop\n"
-        "loaded = {'tensorflow', 'keras', 'tf_keras'} & set(sys.modules)\n"
-        "import efficientnet_advprop.keras\n"
-        "print(loaded, {name for name in os.environ if 'KERAS' in name} - set(before))"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert told.stdout.strip() == "set() set()", told.stderr
+    told, errors = run_code(code, TF_USE_LEGACY_KERAS="0" if has_keras_3 else "1")
+    # `keras.ops` is what Keras 3 has and 2 has not.
+    assert told == ["0", "0", str(has_keras_3), "False", "8"], errors
 
 
 @pytest.mark.skipif(
@@ -243,11 +223,8 @@ def test_tf_keras_stays_keras_3():
         "from tensorflow.keras import layers\n"
         "print(layers.Dense.__module__.split('.')[0], tf.keras.layers.Dense is layers.Dense)"
     )
-    told = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert told.stdout.strip() == "keras True", told.stderr
+    told, errors = run_code(code)
+    assert told == ["keras", "True"], errors
 
 
 def test_a_program_says_in_one_line_what_is_missing(tmp_path):

@@ -1,6 +1,4 @@
-"""What tests share: the golden data, and the small network that its checkpoint belongs
-to.
-"""
+"""What tests share: the golden data, and the small network that its checkpoint belongs to."""
 
 import gzip
 import json
@@ -117,9 +115,7 @@ def two_replicas():
 
 @pytest.fixture(scope="session")
 def four_replicas():
-    """Four logical CPUs, which reduce without collectives and so get on with
-    `two_replicas`.
-    """
+    """Four logical CPUs, which reduce without collectives and so get on with `two_replicas`."""
     devices = [device.name for device in tf.config.list_logical_devices("CPU")[:4]]
     return tf.distribute.MirroredStrategy(
         devices, cross_device_ops=tf.distribute.ReductionToOneDevice()

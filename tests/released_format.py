@@ -24,9 +24,7 @@ AVERAGE = "/ExponentialMovingAverage"
 
 @functools.cache
 def official_models() -> dict[str, dict]:
-    """What the official code said about each network's variables, by the network's
-    official name.
-    """
+    """What the official code said about each network's variables, by the network's official name."""
     models = {}
     for name in ("variables.json.gz", "variables_more.json.gz", "variables_v2.json.gz"):
         with gzip.open(DATA / name) as file:
@@ -67,9 +65,7 @@ def synthetic_values(variant: str, salt: str) -> dict[str, np.ndarray]:
 
 
 def official_logits() -> dict[str, np.ndarray]:
-    """Official logits of the full-size networks: "network/pixels/salt/seed" → [2,
-    classes].
-    """
+    """Official logits of the full-size networks: "network/pixels/salt/seed" → [2, classes]."""
     names = ("full_logits.npz", "full_logits_more.npz", "full_logits_v2.npz")
     files = [np.load(DATA / name) for name in names]
     return {key: file[key] for file in files for key in file.files}

@@ -67,9 +67,7 @@ def colour_of(label: int) -> tuple[int, int, int]:
 
 
 def read_logits(colours, xp=np):
-    """[n, 3] mean colours → logits [n, 1000]: minus the weighted distance of the
-    digits.
-    """
+    """[n, 3] mean colours → logits [n, 1000]: minus the weighted distance of the digits."""
     levels = np.array([colour_of(label) for label in range(1000)], np.float32)
     distances = xp.abs(colours[:, None, :] - levels[None]) / _STEP * np.array(_WEIGHTS, np.float32)
     return -(distances.sum(-1) if xp is np else xp.reduce_sum(distances, -1))
@@ -107,9 +105,7 @@ def list_images(name: str) -> list[tuple[int, int]]:
 
 
 def _neighbour(label: int, kept) -> int:
-    """Another one of the kept classes, next to which `label` is among the five nearest
-    of them.
-    """
+    """Another one of the kept classes, next to which `label` is among the five nearest of them."""
     for other in sorted(kept, key=lambda other: abs(other - label))[1:]:
         logits = read_logits(np.array([colour_of(other)], np.float32))[0]
         if (

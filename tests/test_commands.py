@@ -129,9 +129,7 @@ def test_the_targets_of_make_exist(target):
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
-    """A reader's folder: the clone's own folders, some photographs, and names that
-    resolve.
-    """
+    """A reader's folder: the clone's own folders, some photographs, and names that resolve."""
     from efficientnet_advprop.models import save_released_checkpoint
     from efficientnet_advprop.models.checkpoints import checkpoint_sources, published_checkpoints
 

@@ -166,12 +166,7 @@ def demo_rows(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    "folder, fewest",
-    [
-        ("study", 15),
-        ("study/digits_v2", 3),
-        ("study/digits_v2/secondary", 15),
-    ],
+    "folder, fewest", [("study", 15), ("study/digits_v2", 3), ("study/digits_v2/secondary", 15)]
 )
 def test_the_studys_page_quotes_its_report(folder, fewest):
     """Its tables are parts of those that the study's results give, and so are its CSV files."""

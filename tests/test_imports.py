@@ -72,9 +72,7 @@ def python_files():
 
 
 def room_of(name: str) -> Optional[str]:
-    """The room of a module or of a name in it; None for a program, and for other
-    packages.
-    """
+    """The room of a module or of a name in it; None for a program, and for other packages."""
     return next(
         (room for floor in FLOORS for room in floor if f"{name}.".startswith(f"{room}.")), None
     )

@@ -1,6 +1,4 @@
-"""docs/official.md: its table is that of the code and of the official networks, its
-flags exist.
-"""
+"""docs/official.md: its table is that of the code and of the official networks, its flags exist."""
 
 import math
 import pathlib

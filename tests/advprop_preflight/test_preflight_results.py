@@ -1,6 +1,4 @@
-"""Answers are asked for once, found again by what matters to the program, and told in
-words.
-"""
+"""Answers are asked for once, found again by what matters to the program, and told in words."""
 
 import dataclasses
 

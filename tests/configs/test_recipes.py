@@ -166,9 +166,7 @@ def test_relatives_go_with_every_method(method):
 
 
 def test_large_batches_share_batch_norms_by_images():
-    """128 images: with 1,024 cores of 64 images each two cores, as the official flag
-    says it.
-    """
+    """128 images: with 1,024 cores of 64 images each two cores, as the official flag says it."""
     config = load("large_batch").get_config("b5-65536")
     config.validate()
     assert build.batch_norm_group_size(config, num_replicas=1024) == 2

@@ -53,10 +53,7 @@ def test_demo_from_nothing_and_again(tmp_path):
         assert len(results.test_sets) == 1 + 15 + 4 * (folder.name == "seed_91")
         assert results.test_sets["digits"].score.num_images == 1000
         accuracies.setdefault(folder.parent.name, []).append(
-            (
-                results.test_sets["digits"].score.top1,
-                results.mean_corrupted_accuracy("digits_c"),
-            )
+            (results.test_sets["digits"].score.top1, results.mean_corrupted_accuracy("digits_c"))
         )
     assert {method: len(of_seeds) for method, of_seeds in accuracies.items()} == {
         "adversarial": 3,

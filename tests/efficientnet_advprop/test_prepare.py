@@ -60,9 +60,7 @@ def labels_in(folder, prefix):
 
 
 def test_both_splits_are_numbered_alike(tmp_path):
-    """With numbered folders, a hidden one in one split only, and a class that
-    validation lacks.
-    """
+    """With numbered folders, a hidden one in one split only, and a class that validation lacks."""
     images = tmp_path / "images [1]"
     write_split(images / "train", {"10": 2, "9": 3, "1": 1, ".ipynb_checkpoints": 1})
     write_split(images / "validation", {"9": 1, "10": 1})

@@ -1,6 +1,4 @@
-"""Our attacks against the answers of the reference implementation, image by image and
-in sum.
-"""
+"""Our attacks against the answers of the reference implementation, image by image and in sum."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,4 @@
-"""What labels mean, by type and shape: for the attack, the training loss and the
-evaluation alike.
-"""
+"""What labels mean, by type and shape: for the attack, the training loss and the evaluation alike."""
 
 import numpy as np
 import pytest

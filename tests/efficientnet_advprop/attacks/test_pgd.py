@@ -176,10 +176,7 @@ def test_the_loss_scale_changes_nothing_in_float32():
 # Fractions of equal pixels after one step; measured: see docs/maintainers/verification.md.
 @pytest.mark.parametrize(
     "compute_dtype, loss_scale, bound",
-    [
-        ("bfloat16", 1.0, 0.97),
-        pytest.param("float16", 128.0, 0.99, marks=pytest.mark.slow),
-    ],
+    [("bfloat16", 1.0, 0.97), pytest.param("float16", 128.0, 0.99, marks=pytest.mark.slow)],
 )
 def test_low_precision_keeps_the_signs_of_the_attack(tiny, compute_dtype, loss_scale, bound):
     numbers = golden("train.npz")

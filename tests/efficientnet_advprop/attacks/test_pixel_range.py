@@ -1,6 +1,4 @@
-"""An attack stays in its ball around the image that is evaluated, also where that has
-overshoots.
-"""
+"""An attack stays in its ball around the image that is evaluated, also where that has overshoots."""
 
 import numpy as np
 import pytest

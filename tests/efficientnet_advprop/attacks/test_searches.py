@@ -1,6 +1,4 @@
-"""APGD, FAB and Square on a network whose robustness is known, in every way to run
-them.
-"""
+"""APGD, FAB and Square on a network whose robustness is known, in every way to run them."""
 
 import dataclasses
 import itertools
@@ -102,9 +100,7 @@ def test_the_same_eagerly_and_under_xla(name):
 
 
 class HostWithoutXla(replica_runtime.ReplicaRuntime):
-    """As that of a TensorFlow built for TPUs, where parts of an attack cannot be
-    compiled.
-    """
+    """As that of a TensorFlow built for TPUs, where parts of an attack cannot be compiled."""
 
     compiles_parts = False
 

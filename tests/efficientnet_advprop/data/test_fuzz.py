@@ -14,11 +14,7 @@ from efficientnet_advprop.config.experiment import DataConfig
 from efficientnet_advprop.data import pipeline, records
 
 DATA = DataConfig(
-    image_size=16,
-    crop="none",
-    eval_crop="none",
-    horizontal_flip=False,
-    shuffle_buffer=64,
+    image_size=16, crop="none", eval_crop="none", horizontal_flip=False, shuffle_buffer=64
 )
 
 

@@ -1,6 +1,4 @@
-"""Every format gives the pixels that were put into it, in every reader, or is refused
-by its name.
-"""
+"""Every format gives the pixels that were put into it, in every reader, or is refused by its name."""
 
 import io
 import struct

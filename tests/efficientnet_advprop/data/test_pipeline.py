@@ -129,9 +129,7 @@ def test_resuming_gives_the_same_batches(numbered, changes):
 
 
 def test_mixing_shows_in_the_labels_what_it_does_to_the_images(numbered):
-    """Images of one value each: the mixed ones' pixels say the shares, which the labels
-    must have.
-    """
+    """Images of one value each: the mixed ones' pixels say the shares, which the labels must have."""
     plain = train(numbered, batch=8, take=4)
     data = dataclasses.replace(SMALL, crop="none")
     sources = [number_of(image) for batch in plain for image in batch["images"]]
@@ -224,9 +222,7 @@ def test_every_epoch_has_each_record_once_in_another_order(numbered):
 
 @pytest.mark.parametrize("global_seed", [0, 5])
 def test_the_order_is_the_same_whatever_tensorflows_own_seed(numbered, global_seed):
-    """A user's `tf.random.set_seed(0)` used to end in an error, another number in
-    another order.
-    """
+    """A user's `tf.random.set_seed(0)` used to end in an error, another number in another order."""
     batches = train(numbered, take=3)
     tf.random.set_seed(global_seed)
     try:
@@ -271,9 +267,7 @@ def test_evaluation_counts_every_image_once(numbered, num_hosts, replicas, batch
     seen, lengths = collections.Counter(), set()
     for host in range(num_hosts):
         dataset = evaluation(
-            numbered,
-            global_batch_size=batch,
-            input_context=context(host, num_hosts, replicas),
+            numbered, global_batch_size=batch, input_context=context(host, num_hosts, replicas)
         )
         batches = list(dataset.as_numpy_iterator())
         lengths.add(len(batches))

@@ -105,9 +105,7 @@ def test_train_is_a_function_of_the_seed(official):
 
 
 def test_inception_windows_have_the_official_distribution():
-    """Area 8–100 %, aspect 3/4–4/3; against draws of TF1's own op, which the official
-    code calls.
-    """
+    """Area 8–100 %, aspect 3/4–4/3; against draws of TF1's own op, which the official code calls."""
     shape = tf.constant([375, 500, 3])
     seeds = tf.data.Dataset.range(4000).map(
         lambda i: preprocessing.inception_window(

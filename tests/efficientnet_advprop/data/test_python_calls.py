@@ -28,10 +28,7 @@ def halves(number):
 
 def call_halves(number):
     return call_python(
-        halves,
-        [number],
-        half=tf.TensorSpec([], tf.int64),
-        zeros=tf.TensorSpec([None], tf.int64),
+        halves, [number], half=tf.TensorSpec([], tf.int64), zeros=tf.TensorSpec([None], tf.int64)
     )
 
 

@@ -1,6 +1,4 @@
-"""Which number a class folder has: for a new data set, and for a network that has its
-own.
-"""
+"""Which number a class folder has: for a new data set, and for a network that has its own."""
 
 import pytest
 

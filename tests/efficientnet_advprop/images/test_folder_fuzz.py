@@ -67,9 +67,7 @@ TREES = st.one_of(
 
 
 def write_tree(root: pathlib.Path, tree: dict, colours: Iterator[int]) -> dict[str, list[str]]:
-    """Writes a tree; the paths of the images that count, by class folder, broken ones
-    included.
-    """
+    """Writes a tree; the paths of the images that count, by class folder, broken ones included."""
     expected = {}
     for folder, contents in tree.items():
         (root / folder).mkdir(parents=True)
@@ -183,9 +181,7 @@ def check_the_other_is_refused(root: pathlib.Path, num_classes: int) -> None:
 
 
 def check_records(sources, wanted: dict, named: ImageFolder, folder: str) -> None:
-    """The records hold the same colours under the same labels, or the broken files are
-    named.
-    """
+    """The records hold the same colours under the same labels, or the broken files are named."""
     report = record_conversion.convert(sources, os.path.join(folder, "out"), "train", num_shards=1)
     images = FileImages(named.paths, named.labels, folder)
     broken = [path for path in wanted if pathlib.Path(path).read_bytes() == b"no image"]

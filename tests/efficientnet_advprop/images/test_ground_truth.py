@@ -1,6 +1,4 @@
-"""The flat folder of ImageNet's validation images, and the files that say their
-classes.
-"""
+"""The flat folder of ImageNet's validation images, and the files that say their classes."""
 
 import numpy as np
 import pytest
@@ -27,9 +25,7 @@ def folder(tmp_path):
 
 
 def write_meta(path):
-    """A kit whose numbers count the classes from the last one down, and a group of
-    classes.
-    """
+    """A kit whose numbers count the classes from the last one down, and a group of classes."""
     rows = [(number, name) for number, name in enumerate(reversed(imagenet_ids()), 1)]
     rows.append((1001, "n00001740"))
     kind = [("ILSVRC2012_ID", object), ("WNID", object)]

@@ -1,6 +1,4 @@
-"""Folders of images by class: every image comes once, and what is passed over is
-counted and named.
-"""
+"""Folders of images by class: every image comes once, and what is passed over is counted and named."""
 
 import os
 

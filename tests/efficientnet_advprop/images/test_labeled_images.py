@@ -20,9 +20,7 @@ KINDS = ("files", "tar", "records")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """kind → the same images, of gray level 20·i and label i // 4; and their encoded
-    files.
-    """
+    """kind → the same images, of gray level 20·i and label i // 4; and their encoded files."""
     root = tmp_path_factory.mktemp("images")
     encoded = [
         tf.io.encode_png(np.full([9 + i, 12, 3], 20 * i, np.uint8)).numpy()

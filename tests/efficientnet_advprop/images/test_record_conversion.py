@@ -33,9 +33,7 @@ def picture(number, kind="JPEG", mode="RGB"):
 
 @pytest.fixture
 def folder(tmp_path):
-    """train: 5 images of each of 3 classes, one a PNG and one CMYK in disguise;
-    validation: 2 each.
-    """
+    """train: 5 images of each of 3 classes, one a PNG and one CMYK in disguise; validation: 2 each."""
     for split, count in (("train", 5), ("validation", 2)):
         for label, name in enumerate(CLASSES):
             os.makedirs(tmp_path / split / name)
@@ -259,9 +257,7 @@ def test_links_and_hidden_members_of_the_archives(tmp_path):
 
 
 def test_an_image_that_is_too_large_is_named_and_the_others_converted(tmp_path):
-    """More than 2^29 bytes when decoded, by its header; Pillow would raise what nobody
-    expects.
-    """
+    """More than 2^29 bytes when decoded, by its header; Pillow would raise what nobody expects."""
     size = (30000).to_bytes(4, "big")
     huge = picture(0, "PNG").replace(
         (10).to_bytes(4, "big") + (12).to_bytes(4, "big"), size + size, 1
@@ -378,10 +374,7 @@ def test_a_list_of_names_becomes_minival_and_leaves_training(folder):
     names = folder / "minival.txt"
     names.write_text("\ufefftrain/n02/n02_3.JPEG\r\nn01_0.JPEG\n\n")
     kept, held = image_sources.hold_out(images, str(names))
-    assert sorted(source.name.rsplit("/", 1)[-1] for source in held) == [
-        "n01_0.JPEG",
-        "n02_3.JPEG",
-    ]
+    assert sorted(source.name.rsplit("/", 1)[-1] for source in held) == ["n01_0.JPEG", "n02_3.JPEG"]
     assert len(kept) == 13 and not set(kept) & set(held)
     for prefix, part in (("train", kept), ("minival", held)):
         record_conversion.convert(part, str(folder / "out"), prefix, num_shards=1)

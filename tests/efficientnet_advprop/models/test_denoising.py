@@ -8,11 +8,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.models import ResNet
-from efficientnet_advprop.models.denoising import (
-    OPERATIONS,
-    DenoisingBlock,
-    denoise,
-)
+from efficientnet_advprop.models.denoising import OPERATIONS, DenoisingBlock, denoise
 from efficientnet_advprop.runtime.errors import ModelError
 from efficientnet_advprop.runtime.pass_mode import use_branch
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
@@ -147,9 +143,7 @@ def make_small(**overrides):
 
 @pytest.fixture(scope="module")
 def denoised():
-    """Two blocks in stages 2 and 3, three in 4, two in 5, each stage with a denoising
-    block.
-    """
+    """Two blocks in stages 2 and 3, three in 4, two in 5, each stage with a denoising block."""
     model = make_small(denoise="non_local_softmax")
     random = np.random.RandomState(0)
     for variable in model.variables:

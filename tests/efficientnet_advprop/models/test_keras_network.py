@@ -1,6 +1,4 @@
-"""A Keras model as a network: what the function must return, and what passes through
-it.
-"""
+"""A Keras model as a network: what the function must return, and what passes through it."""
 
 import sys
 

@@ -1,6 +1,4 @@
-"""What both families have of `Network`: shapes that are not known, Keras's policies and
-files.
-"""
+"""What both families have of `Network`: shapes that are not known, Keras's policies and files."""
 
 import numpy as np
 import pytest
@@ -14,9 +12,7 @@ SEED = tf.constant([3, 4])
 
 
 def make_network(family: str, **overrides):
-    """A network of few layers that has everything: drop-outs, residuals, every kind of
-    block.
-    """
+    """A network of few layers that has everything: drop-outs, residuals, every kind of block."""
     arguments = dict(
         num_classes=5,
         width_coefficient=0.25,
@@ -41,9 +37,7 @@ def pixels(dtype=np.uint8, size=(32, 40)):
 
 
 def clear(network):
-    """Forgets what `compile` left, so that the next test finds the network as it was
-    made.
-    """
+    """Forgets what `compile` left, so that the next test finds the network as it was made."""
     for name in ("optimizer", "compiled_loss", "compiled_metrics"):
         if getattr(network, name, None) is not None:
             setattr(network, name, None)

@@ -37,9 +37,7 @@ def slow_but(quick, names):
 
 @pytest.fixture(params=TINY)
 def tiny_relative(request):
-    """(name in the golden data, the network, the golden numbers); see
-    `make_tiny_relative`.
-    """
+    """(name in the golden data, the network, the golden numbers); see `make_tiny_relative`."""
     return request.param, *make_tiny_relative(request.param)
 
 
@@ -186,9 +184,7 @@ def test_end_points_are_named_in_every_kind_of_block(tiny_relative):
 
 @pytest.mark.parametrize("strides", [1, 2])
 def test_routed_convolutions_are_one_convolution_per_image(strides):
-    """What the official layers do: each image on its own, with its own mix of the
-    experts' kernels.
-    """
+    """What the official layers do: each image on its own, with its own mix of the experts' kernels."""
     random = np.random.RandomState(0)
     images = random.normal(size=[3, 7, 6, 4]).astype(np.float32)
     routing = random.uniform(size=[3, 5]).astype(np.float32)

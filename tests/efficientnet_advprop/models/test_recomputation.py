@@ -23,9 +23,7 @@ TINY = dict(num_classes=10, width_coefficient=0.25, depth_coefficient=0.3, survi
 
 
 def run_network(model, images):
-    """Logits, the gradients of some loss and the inputs', and every variable
-    afterwards.
-    """
+    """Logits, the gradients of some loss and the inputs', and every variable afterwards."""
     with tf.GradientTape() as tape:
         tape.watch(images)
         logits = model(images, training=True, branch="aux", seed=tf.constant([3, 4]))

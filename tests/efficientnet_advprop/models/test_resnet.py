@@ -1,6 +1,4 @@
-"""ResNets against Keras's own, the published sizes, and what an AdvProp step needs of
-them.
-"""
+"""ResNets against Keras's own, the published sizes, and what an AdvProp step needs of them."""
 
 import functools
 import shutil
@@ -42,9 +40,7 @@ def pixels(size, count=2):
 
 
 def randomize(model, seed=0):
-    """Weights with which nothing vanishes on its way up: positive gammas, biases that
-    matter.
-    """
+    """Weights with which nothing vanishes on its way up: positive gammas, biases that matter."""
     random = np.random.RandomState(seed)
     for variable in model.weights:
         shape, name = variable.shape.as_list(), variable.name
@@ -315,9 +311,7 @@ def test_refused_arguments_are_named(arguments, said):
 
 @pytest.mark.slow
 def test_a_trained_alpha_of_each_place_learns_and_is_not_decayed():
-    """SmoothReLU: stem, three in each of four blocks; shared by clean and adversarial
-    images.
-    """
+    """SmoothReLU: stem, three in each of four blocks; shared by clean and adversarial images."""
     model = make_tiny(activation="smooth_relu", aux_branches=1)
     roots = [v for v in model.trainable_variables if v.name.endswith("/root_of_alpha:0")]
     assert len(roots) == 1 + 3 * 4 and len({v.name for v in roots}) == len(roots)

@@ -1,6 +1,4 @@
-"""Messages: short whatever there is to say, and of one class on their way out of traced
-code.
-"""
+"""Messages: short whatever there is to say, and of one class on their way out of traced code."""
 
 import pytest
 import tensorflow as tf

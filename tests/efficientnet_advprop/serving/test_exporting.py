@@ -13,13 +13,7 @@ from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import EfficientNet
 from efficientnet_advprop.models.variable_names import weights_digest
 from efficientnet_advprop.runtime.errors import RunError, UsageError
-from efficientnet_advprop.serving import (
-    exporting,
-    onnx_conversion,
-    tflite,
-    verification,
-    versions,
-)
+from efficientnet_advprop.serving import exporting, onnx_conversion, tflite, verification, versions
 from efficientnet_advprop.serving.calibration_images import default_examples
 from efficientnet_advprop.serving.exporting import ExportOptions, export
 from efficientnet_advprop.serving.inference_network import InferenceNetwork

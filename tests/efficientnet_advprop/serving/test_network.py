@@ -32,9 +32,7 @@ def test_feature_maps_are_the_models(network):
 
 
 def test_batch_norms_leave_one_bias_per_channel(network):
-    """4 numbers per channel of a batch norm become 1, so a network shrinks by 3 per
-    channel.
-    """
+    """4 numbers per channel of a batch norm become 1, so a network shrinks by 3 per channel."""
     channels = sum(v.shape[0] for v in network.model.variables if v.name.endswith("gamma:0"))
     num_before = sum(int(np.prod(v.shape)) for v in network.model.variables)
     assert InferenceNetwork(network.model, 64).num_weights == num_before - 3 * channels
@@ -44,9 +42,7 @@ def test_batch_norms_leave_one_bias_per_channel(network):
     "activation", ["smooth_relu", pytest.param("parametric_softplus", marks=pytest.mark.slow)]
 )
 def test_another_activation_is_served_and_converted(activation):
-    """Also an α of each place, which is a constant of its own; by operations that
-    TFLite has.
-    """
+    """Also an α of each place, which is a constant of its own; by operations that TFLite has."""
     model = make_tiny(aux_branches=0, activation=activation)
     load_tiny(variable for variable in model.variables if "alpha" not in variable.name)
     roots = [variable for variable in model.variables if "root_of_alpha" in variable.name]

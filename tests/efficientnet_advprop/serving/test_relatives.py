@@ -57,9 +57,7 @@ def test_batch_norms_leave_one_bias_per_channel_and_experts_stay_experts():
 
 
 def test_lite_in_whole_numbers_only(tmp_path):
-    """Full-integer TFLite: nothing but 8-bit operations between pixels and answers, and
-    close.
-    """
+    """Full-integer TFLite: nothing but 8-bit operations between pixels and answers, and close."""
     model, _ = make_tiny_relative("lite")
     images = square_images()
     contents = tflite.convert(InferenceNetwork(model, 32), "full_integer", images)
@@ -122,9 +120,7 @@ def test_end_points_that_are_not_there(tmp_path):
 
 
 def test_calibration_from_records(tmp_path):
-    """The validation shards, evenly drawn, with their labels; with a background class
-    one later.
-    """
+    """The validation shards, evenly drawn, with their labels; with a background class one later."""
     files = [golden("preprocess_more.npz")[f"jpeg_{key}"].tobytes() for key in ("photo", "tall")]
     for shard in range(2):
         with records.ShardWriter(str(tmp_path / f"validation-0000{shard}-of-00002")) as writer:

@@ -1,6 +1,4 @@
-"""Strategies on this machine, each in its own process: logical devices are made once
-per process.
-"""
+"""Strategies on this machine, each in its own process: logical devices are made once per process."""
 
 import os
 import pathlib

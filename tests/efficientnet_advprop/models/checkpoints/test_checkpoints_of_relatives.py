@@ -1,6 +1,4 @@
-"""EfficientNet-Lite, -EdgeTPU and -CondConv in the released format: read, written, told
-apart.
-"""
+"""EfficientNet-Lite, -EdgeTPU and -CondConv in the released format: read, written, told apart."""
 
 import numpy as np
 import pytest
@@ -32,9 +30,7 @@ def make_small(variant, aux_branches=0):
 
 @pytest.fixture(scope="module", params=SMALL)
 def written(request, tmp_path_factory):
-    """(variant, prefix of a file with plain weights and averages, the averages by their
-    names).
-    """
+    """(variant, prefix of a file with plain weights and averages, the averages by their names)."""
     variant = request.param
     model = make_small(variant)
     averages = {}

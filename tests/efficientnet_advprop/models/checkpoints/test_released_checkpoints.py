@@ -36,9 +36,7 @@ def model():
 
 @pytest.fixture
 def scrambled(model):
-    """The model with every variable at 0.5, so that whatever a load leaves alone is
-    seen.
-    """
+    """The model with every variable at 0.5, so that whatever a load leaves alone is seen."""
     for variable in model.variables:
         variable.assign(tf.fill(variable.shape, 0.5))
     return model
@@ -333,9 +331,7 @@ def test_another_head_keeps_its_values(tensors, num_classes, include_head):
 
 
 def test_round_trip_is_bit_exact(model, tensors, tmp_path):
-    """Plain weights and averages, in the official names, shapes and dtypes and nothing
-    else.
-    """
+    """Plain weights and averages, in the official names, shapes and dtypes and nothing else."""
     load_released_checkpoint(model, TINY, use_ema=False)
     averages = {
         name.removesuffix(AVERAGE): value

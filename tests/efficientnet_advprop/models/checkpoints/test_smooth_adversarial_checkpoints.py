@@ -27,10 +27,7 @@ from efficientnet_advprop.models.checkpoints.architecture import recognize
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import read_contents
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint
 from efficientnet_advprop.models.checkpoints.checkpoint_summary import list_tensors
-from efficientnet_advprop.models.checkpoints.published_checkpoints import (
-    PUBLISHED,
-    find_published,
-)
+from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED, find_published
 from tests.conftest import DATA, golden, make_tiny
 from tests.released_format import (
     AVERAGE,
@@ -52,9 +49,7 @@ def shapes_in_file(network: str) -> dict[str, tuple[int, ...]]:
 
 @functools.lru_cache(maxsize=1)
 def official_values(network: str) -> dict[str, np.ndarray]:
-    """What the authors' code had when it gave its logits, in the shapes of its
-    evaluation graph.
-    """
+    """What the authors' code had when it gave its logits, in the shapes of its evaluation graph."""
     shapes = shapes_in_file(network)
     statistics = golden("smooth_adversarial.npz")[f"statistics/{network}"].astype(np.float32)
     sizes = [shape[-1] if "moving_" in name else 0 for name, shape in shapes.items()]

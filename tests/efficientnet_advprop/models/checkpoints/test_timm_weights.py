@@ -81,8 +81,7 @@ def test_files_that_cannot_be_read(model, tmp_path, name):
 # three tenths of the depth; weights rounded to float16, from pixels normalised as (x −
 # 127) / 128.
 @pytest.mark.parametrize(
-    "family, variant",
-    [("lite", "lite0"), ("edgetpu", "edgetpu-S"), ("condconv", "condconv-b0-4e")],
+    "family, variant", [("lite", "lite0"), ("edgetpu", "edgetpu-S"), ("condconv", "condconv-b0-4e")]
 )
 def test_logits_of_the_relatives_are_timms(family, variant, tmp_path):
     arrays, prefix = golden("timm_relatives.npz"), f"{family}__state__"

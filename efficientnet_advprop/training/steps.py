@@ -324,7 +324,8 @@ def check_attack(name: str, method: Method, attack: Optional[Attack], statistics
         (
             "attack_statistics",
             statistics,
-            attack is None or attack.needs_gradient or statistics == "running",
+            # Any function of (logits_fn, images, labels, seed) is an attack.
+            getattr(attack, "needs_gradient", True) or statistics == "running",
             f"{attack!r} attacks no network; leave it at 'running'",
         ),
     ]

@@ -48,9 +48,7 @@ def training_step(config: ExperimentConfig, replica_batch_size: int, num_replica
     state = build.make_state(config)
     # The length of an epoch changes numbers only, not the computation.
     step = build.make_step(
-        config,
-        state,
-        build.make_learning_rate(config, steps_per_epoch=1000.0, total_steps=100_000),
+        config, state, build.make_learning_rate(config, steps_per_epoch=1000.0, total_steps=100_000)
     )
     keys = ("images", "labels", "augmented_images")
     return lambda *tensors: step(dict(zip(keys, tensors))), batch_specs(config, replica_batch_size)

@@ -170,8 +170,7 @@ def describe(record: Record, vanilla: Optional[Record], compiler: tpu_compiler.T
     lines += [
         _row("compiles", f"yes, in {program.compile_seconds:.0f} s ({versions})"),
         _row(
-            "memory per core",
-            f"{program.memory_bytes / tpu_compiler.GIB:.2f} {capacity} ({split})",
+            "memory per core", f"{program.memory_bytes / tpu_compiler.GIB:.2f} {capacity} ({split})"
         ),
         _row(
             "arithmetic per step",

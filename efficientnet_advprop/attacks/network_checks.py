@@ -13,12 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import objectives
-from efficientnet_advprop.attacks.attack import (
-    LogitsFn,
-    as_batch,
-    checked_logits,
-    image_gradients,
-)
+from efficientnet_advprop.attacks.attack import LogitsFn, as_batch, checked_logits, image_gradients
 from efficientnet_advprop.runtime.autograph import call_rewritten
 from efficientnet_advprop.runtime.errors import AttackError
 

@@ -298,9 +298,7 @@ class OptimizerConfig:
     weight_decay: float = field(1e-5, "times half the square of the decayed weights", at_least(0))
     label_smoothing: float = field(0.1, "of the training losses", fraction())
     ema_decay: float = field(
-        0.9999,
-        "of the averages of weights and statistics",
-        fraction("; 0 switches averaging off"),
+        0.9999, "of the averages of weights and statistics", fraction("; 0 switches averaging off")
     )
 
 

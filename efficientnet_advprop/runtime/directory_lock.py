@@ -41,11 +41,7 @@ class DirectoryLock:
     def __init__(self, directory: str, argument: str):
         self._directory, self._argument = directory, argument
         self._path = os.path.join(directory, LOCK_FILE)
-        self._me = {
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "token": uuid.uuid4().hex,
-        }
+        self._me = {"host": socket.gethostname(), "process": os.getpid(), "token": uuid.uuid4().hex}
         self._file: Optional[BinaryIO] = None  # that the operating system has locked
         self._over = threading.Event()
         self._heart: Optional[threading.Thread] = None

@@ -1,5 +1,4 @@
-"""Compiles a program for a TPU on a machine without one, and reports its time and
-memory.
+"""Compiles a program for a TPU on a machine without one; reports its time and memory.
 
 TensorFlow lowers the function to HLO as it would for a TPU. libtpu, which JAX installs,
 schedules the program and reports what it needs. Its times are estimates; no TPU runs
@@ -26,9 +25,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """The properties of one core, which TensorFlow regards as the device of one
-    replica.
-    """
+    """The properties of one core, which TensorFlow regards as the device of one replica."""
 
     memory_bytes: int
     flops_per_second: float  # bfloat16, peak
@@ -161,13 +158,8 @@ class CompiledProgram:
     @property
     def memory_bytes(self) -> int:
         """The memory of a core that the program needs at once."""
-        return (
-            self.argument_bytes
-            + self.output_bytes
-            - self.alias_bytes
-            + self.temporary_bytes
-            + self.code_bytes
-        )
+        buffers = self.argument_bytes + self.output_bytes - self.alias_bytes
+        return buffers + self.temporary_bytes + self.code_bytes
 
 
 def is_credible(program: CompiledProgram, chip: Chip) -> bool:
@@ -176,6 +168,13 @@ def is_credible(program: CompiledProgram, chip: Chip) -> bool:
     """
     shortest = program.flops / chip.flops_per_second
     return not program.unknown_loops and shortest < program.scheduled_seconds < 1000 * shortest
+
+
+# The fields that the compiler's process answers as they are.
+_AS_ANSWERED = (
+    *("argument_bytes", "output_bytes", "alias_bytes", "temporary_bytes", "code_bytes"),
+    *("bytes_accessed", "collectives", "versions"),
+)
 
 
 class TPUCompiler:
@@ -228,20 +227,13 @@ class TPUCompiler:
 
         clock = self.chip.cycles_per_second
         return CompiledProgram(
-            argument_bytes=answer["argument_bytes"],
-            output_bytes=answer["output_bytes"],
-            alias_bytes=answer["alias_bytes"],
-            temporary_bytes=answer["temporary_bytes"],
-            code_bytes=answer["code_bytes"],
+            **{name: answer[name] for name in _AS_ANSWERED},
             flops=total("flops"),
-            bytes_accessed=answer["bytes_accessed"],
             scheduled_seconds=total("cycles") / clock,
             loop_flops=inside("flops"),
             loop_seconds=inside("cycles") / clock,
-            collectives=answer["collectives"],
             unknown_loops=sum(loop["iterations"] is None for loop in answer["loops"]),
             compile_seconds=answer["seconds"],
-            versions=answer["versions"],
         )
 
     def _ask(self, hlo: bytes, num_replicas: int) -> dict[str, Any]:
@@ -250,14 +242,13 @@ class TPUCompiler:
             result = os.path.join(folder, "result.json")
             pathlib.Path(program).write_bytes(hlo)
             command = [self.python, str(PROCESS), program, self.topology, str(num_replicas), result]
-            clean = {
-                name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
-            }
+            clean = {k: value for k, value in os.environ.items() if not k.startswith("PYTHON")}
             process = subprocess.run(command, capture_output=True, text=True, env=clean)
             if not os.path.exists(result):
+                last_line = (process.stderr.strip().splitlines() or ["(no message)"])[-1]
                 raise _failure(
                     f"The compiler in {self.python} stopped with exit code {process.returncode}: "
-                    f"{_last_line(process.stderr)} If packages are missing, run `make preflight`; "
+                    f"{last_line} If packages are missing, run `make preflight`; "
                     "if the machine ran out of memory, take a smaller batch."
                 )
             answer = json.loads(pathlib.Path(result).read_text())
@@ -278,7 +269,3 @@ def _failure(message: str) -> PlatformError:
     error = PlatformError(message)
     error.exit_code = 1
     return error
-
-
-def _last_line(message) -> str:
-    return (str(message).strip().splitlines() or ["(no message)"])[-1]

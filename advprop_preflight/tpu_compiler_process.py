@@ -1,7 +1,5 @@
 """Compiles one program for a TPU; `tpu_compiler` runs it in the compiler's environment.
 
-Usage:
-
     python tpu_compiler_process.py PROGRAM.hlo v3:2x2 NUM_REPLICAS RESULT.json
 
 The packages of `requirements-preflight.txt` contain the compiler. Their numpy and
@@ -16,7 +14,6 @@ import importlib.metadata
 import json
 import os
 import re
-import resource
 import sys
 import time
 
@@ -47,8 +44,7 @@ def search(pattern: str, text: str) -> re.Match[str]:
 
 
 def with_tpu_operations(hlo: bytes, num_replicas: int) -> bytes:
-    """Replaces the placeholders in TensorFlow's HLO by the operations that they stand
-    for.
+    """Replaces the placeholders in TensorFlow's HLO by the operations they stand for.
 
     Placeholders are all-reduces with the names "sum_in_groups_of_8" (groups of eight
     consecutive replicas), "exchange_in_groups_of_8" or "random_words".
@@ -62,18 +58,13 @@ def with_tpu_operations(hlo: bytes, num_replicas: int) -> bytes:
         elif " all-reduce(" in line:
             meant = search(r'op_name="[^"]*(sum|exchange)_in_groups_of_(\d+)', line)
             size = int(meant[2])
-            groups = ",".join(
-                "{" + ",".join(map(str, range(i, i + size))) + "}"
-                for i in range(0, num_replicas, size)
-            )
+            firsts = range(0, num_replicas, size)
+            groups = ",".join("{%s}" % ",".join(map(str, range(i, i + size))) for i in firsts)
             line = re.sub(r"channel_id=\d+, ", "", line)
             line = line.replace("replica_groups={}", "replica_groups={" + groups + "}")
             if meant[1] == "exchange":
-                line = re.sub(
-                    r"to_apply=%?[\w.-]+",
-                    "dimensions={0}",
-                    line.replace(" all-reduce(", " all-to-all("),
-                )
+                line = line.replace(" all-reduce(", " all-to-all(")
+                line = re.sub(r"to_apply=%?[\w.-]+", "dimensions={0}", line)
             lines[index] = line
     return _hlo.hlo_module_from_text("\n".join(lines)).as_serialized_hlo_module_proto()
 
@@ -109,33 +100,24 @@ def to_stablehlo(hlo: bytes) -> str:
 
 
 def move_aliases_to_arguments(module: ir.Module) -> None:
-    """Marks the arguments that outputs overwrite, that is, the updated variables.
-
-    The module's own attribute counts parameters that are not in a tuple, so it is
-    removed.
-    """
+    """Marks the arguments that outputs overwrite, that is, the updated variables."""
+    # The module's own attribute counts parameters that are not in a tuple: it is removed.
     aliases = ir.ArrayAttr(module.operation.attributes["mhlo.input_output_alias"])
     outputs = {}
     for entry in map(ir.DictAttr, aliases):
         parameter = ir.IntegerAttr(ir.DictAttr(entry["alias"])["parameter_number"]).value
         outputs[parameter] = list(ir.DenseI64ArrayAttr(entry["output_index"]))[0]
     del module.operation.attributes["mhlo.input_output_alias"]
-    functions = {
-        ir.StringAttr(function.attributes["sym_name"]).value: function
+    (main,) = (
+        function
         for function in module.body.operations
-    }
-    main = functions["main"]
-    int32 = ir.IntegerType.get_signless(32)
-    main.arg_attrs = ir.ArrayAttr.get(
-        [
-            ir.DictAttr.get(
-                {"tf.aliasing_output": ir.IntegerAttr.get(int32, outputs[index])}
-                if index in outputs
-                else {}
-            )
-            for index in range(len(main.arguments))
-        ]
+        if ir.StringAttr(function.attributes["sym_name"]).value == "main"
     )
+    int32 = ir.IntegerType.get_signless(32)
+    attributes: list[dict] = [{} for _ in main.arguments]
+    for parameter, output in outputs.items():
+        attributes[parameter]["tf.aliasing_output"] = ir.IntegerAttr.get(int32, output)
+    main.arg_attrs = ir.ArrayAttr.get([ir.DictAttr.get(attribute) for attribute in attributes])
 
 
 def compile_program(text: str, devices, num_replicas: int):
@@ -207,22 +189,10 @@ class Schedule:
     def _iterations(self, computation, line):
         # From the condition's limit and the counter's first value.
         condition = self.instructions[search(r"condition=%?([\w.-]+)", line)[1]]
-        lines = [line for _, line in condition.values()]
-        limits = [
-            int(match[1])
-            for match in (re.search(r" constant\((\d+)\)", line) for line in lines)
-            if match
-        ]
-        places = [
-            int(match[1])
-            for match in (re.search(r"get-tuple-element\(.*index=(\d+)", line) for line in lines)
-            if match
-        ]
-        if (
-            len(limits) != 1
-            or len(places) != 1
-            or not any("direction=LT" in line for line in lines)
-        ):
+        lines = "\n".join(line for _, line in condition.values())
+        limits = [int(limit) for limit in re.findall(r" constant\((\d+)\)", lines)]
+        places = [int(place) for place in re.findall(r"get-tuple-element\(.*index=(\d+)", lines)]
+        if len(limits) != 1 or len(places) != 1 or "direction=LT" not in lines:
             return None
         part = self.instructions[computation]
         start = self._operands(part, search(r" while\(%?([\w.-]+)\)", line)[1])[places[0]]
@@ -257,17 +227,10 @@ def run(hlo: bytes, topology_name: str, num_replicas: int) -> dict:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology_name).devices
     except Exception as error:  # JAX has no narrower class for the compiler's errors
         return {"error": "topology", "message": str(error)}
-    common = {
-        "num_devices": len(devices),
-        "device_kind": devices[0].device_kind,
-        "versions": versions,
-    }
+    common = {"num_devices": len(devices), "versions": versions}
     if num_replicas > len(devices):
-        return {
-            **common,
-            "error": "topology",
-            "message": f"{topology_name} has {len(devices)} cores",
-        }
+        message = f"{topology_name} has {len(devices)} cores"
+        return {**common, "error": "topology", "message": message}
     if num_replicas == 0:  # the caller only wants to know the topology
         return common
     try:
@@ -275,12 +238,9 @@ def run(hlo: bytes, topology_name: str, num_replicas: int) -> dict:
             to_stablehlo(with_tpu_operations(hlo, num_replicas)), devices, num_replicas
         )
     except Exception as error:
-        kind = (
-            "memory"
-            if "RESOURCE_EXHAUSTED" in str(error) or "memory" in str(error).lower()
-            else "program"
-        )
-        return {**common, "error": kind, "message": str(error), "seconds": time.time() - start}
+        message = str(error)
+        is_full = "RESOURCE_EXHAUSTED" in message or "memory" in message.lower()
+        return {**common, "error": "memory" if is_full else "program", "message": message}
     memory = executable.get_compiled_memory_stats()
     cost = executable.cost_analysis()
     text = executable.hlo_modules()[0].to_string()
@@ -298,12 +258,10 @@ def run(hlo: bytes, topology_name: str, num_replicas: int) -> dict:
         "code_bytes": memory.generated_code_size_in_bytes,
         "flops": cost["flops"],
         "bytes_accessed": cost["bytes accessed"],
-        "optimal_seconds": cost["optimal_seconds"],
         "cycles": schedule.cycles(schedule.entry) + sum(loop["cycles"] for loop in loops),
         "loops": loops,
         "collectives": schedule.collectives(),
         "seconds": time.time() - start,
-        "processor_seconds": resource.getrusage(resource.RUSAGE_SELF).ru_utime,
     }
 
 

@@ -1,9 +1,5 @@
 """Converts between the labels of a data set and the class indices of a network.
 
-Usage:
-
-    offset = background_offset(model.num_classes)                # logits[label + offset]
-
 As in the official programs, a network of 1001 classes has ImageNet's 1000 classes and,
 as class 0, a background class, to which no image belongs. All checkpoints of
 EfficientNet-EdgeTPU have it.
@@ -14,8 +10,5 @@ _WITH_BACKGROUND = 1001
 
 
 def background_offset(num_classes: int) -> int:
-    """The class index of a network minus the label of the data set.
-
-    It is 1 if class 0 is the background, otherwise 0.
-    """
+    """Returns class index − label: 1 if class 0 is the background, otherwise 0."""
     return int(num_classes == _WITH_BACKGROUND)

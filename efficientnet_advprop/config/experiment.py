@@ -8,7 +8,6 @@ says what is computed and is saved with every run; flags say where (folders, har
 
 import dataclasses
 import json
-import re
 from typing import Any, Optional
 
 from efficientnet_advprop.config import fields as config_fields
@@ -23,6 +22,7 @@ from efficientnet_advprop.config.fields import (
     get,
     more_than,
     one_of,
+    pattern,
     positive_fraction,
     probability,
 )
@@ -125,9 +125,8 @@ class ModelConfig:
     denoise_stages: str = field(
         "2,3,4,5",
         "behind which stages there is a denoising block, if `denoise` names one",
-        Rule(
-            lambda value: re.fullmatch(r"[2-5](,[2-5])*", value) is not None,
-            "must be numbers from 2 to 5, separated by commas, such as '4,5'",
+        pattern(
+            r"[2-5](,[2-5])*", "must be numbers from 2 to 5, separated by commas, such as '4,5'"
         ),
     )
 
@@ -175,10 +174,7 @@ class AttackConfig:
 
 @dataclasses.dataclass
 class DataConfig:
-    """What the network sees.
-
-    The trainer reads TFRecords; `source` says who writes them.
-    """
+    """What the network sees: TFRecords, of which `source` says who writes them."""
 
     source: str = field(
         "tfrecord",
@@ -248,8 +244,8 @@ class DataConfig:
     validation_prefix: str = field(
         "validation",
         "which files 'validation' means: 'minival' are those of `prepare --minival_list`",
-        Rule(
-            lambda value: re.fullmatch(r"[a-z_]+", value) is not None,
+        pattern(
+            r"[a-z_]+",
             "must be the prefix of files, in small letters, such as 'validation' or 'minival'",
         ),
     )
@@ -260,10 +256,7 @@ class DataConfig:
 
 @dataclasses.dataclass
 class OptimizerConfig:
-    """The official recipe.
-
-    RMSProp, warm-up, staircase decay, weight decay in the loss, averaged weights.
-    """
+    """RMSProp, warm-up, staircase decay, weight decay in the loss, averaged weights: official."""
 
     name: str = field("rmsprop", "the update rule", one_of(*tables.OPTIMIZERS))
     momentum: float = field(0.9, "of the updates", fraction())
@@ -304,9 +297,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass
 class InitConfig:
-    """Fine-tuning: weights to start from, what of them stays, and how fast the rest
-    learns.
-    """
+    """Fine-tuning: weights to start from, what of them stays, how fast the rest learns."""
 
     checkpoint: str = field(
         "",
@@ -319,8 +310,8 @@ class InitConfig:
     freeze: str = field(
         "none",
         "what stays as it is, up to and including this part",
-        Rule(
-            lambda value: re.fullmatch(r"none|backbone|stem|blocks_\d+", value) is not None,
+        pattern(
+            r"none|backbone|stem|blocks_\d+",
             "must be 'none', 'backbone' (all but the classifier), 'stem' or a block such as "
             "'blocks_3'",
         ),
@@ -417,14 +408,13 @@ class ExperimentConfig:
                 statistics="batch",
             )
             self.training.num_epochs /= 1.0 + share
-            self.optimizer.decay_epochs /= 1.0 + share
-            self.optimizer.warmup_epochs /= 1.0 + share
-            at_epochs = [
-                float(epoch) / (1.0 + share)
-                for epoch in self.optimizer.decay_at_epochs.split(",")
-                if epoch
-            ]
-            self.optimizer.decay_at_epochs = ",".join(f"{epoch:g}" for epoch in at_epochs)
+            optimizer = self.optimizer
+            optimizer.decay_epochs /= 1.0 + share
+            optimizer.warmup_epochs /= 1.0 + share
+            at_epochs = optimizer.decay_at_epochs.split(",") if optimizer.decay_at_epochs else []
+            optimizer.decay_at_epochs = ",".join(
+                f"{float(at) / (1.0 + share):g}" for at in at_epochs
+            )
 
     def to_json(self) -> str:
         """Returns the config as JSON text, which `from_json` reads back."""

@@ -7,19 +7,18 @@ class AttackConfig:
 
 import dataclasses
 import math
+import re
 import typing
 from typing import Any, Callable, Optional
 
 from efficientnet_advprop.runtime.errors import UsageError
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-_METADATA = "field"  # the key of `dataclasses.Field.metadata` under which ours stands
+_SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
 class ConfigError(UsageError, ValueError):
-    """A config field that breaks a rule; the message has the field, the value, the rule
-    and the way out.
-    """
+    """A config field that breaks a rule; names the field, its value, the rule, the way out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +27,6 @@ class Rule:
 
     accepts: Callable[[Any], bool]
     text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Description:
-    help: str
-    rule: Optional[Rule]
-    unit: str
 
 
 def field(default: Any, help: str, rule: Optional[Rule] = None, unit: str = "") -> Any:
@@ -46,7 +38,7 @@ def field(default: Any, help: str, rule: Optional[Rule] = None, unit: str = "") 
         rule: a condition beside the type; None accepts every value of the type.
         unit: such as "pixels of 255" or "epochs".
     """
-    return dataclasses.field(default=default, metadata={_METADATA: _Description(help, rule, unit)})
+    return dataclasses.field(default=default, metadata={"help": help, "rule": rule, "unit": unit})
 
 
 def one_of(*choices: str) -> Rule:
@@ -75,12 +67,16 @@ def probability() -> Rule:
     return Rule(lambda value: 0 <= value <= 1, "is a probability, in [0, 1]")
 
 
+def pattern(form: str, text: str) -> Rule:
+    return Rule(lambda value: re.fullmatch(form, value) is not None, text)
+
+
 def help_of(section: Any, name: str) -> str:
     """Returns a field's meaning, unit and rule as one line."""
-    found = _description_of(section, name)
-    unit = f", in {found.unit}" if found.unit else ""
-    rule = f" ({found.rule.text})" if found.rule is not None else ""
-    return f"{found.help}{unit}{rule}"
+    found = section.__dataclass_fields__[name].metadata
+    unit = f", in {found['unit']}" if found["unit"] else ""
+    rule = f" ({found['rule'].text})" if found["rule"] is not None else ""
+    return f"{found['help']}{unit}{rule}"
 
 
 def type_rule(annotated: Any) -> str:
@@ -95,15 +91,11 @@ def is_switch(annotated: Any) -> bool:
 
 
 def parse(text: str, annotated: Any) -> Any:
-    """Returns the value that an override's text means; raises a `ValueError` if it has none."""
+    """Returns the value that an override's text means; raises Value- or KeyError."""
     expected, is_optional = _expected(annotated)
     if is_optional and text.lower() == "none":
         return None
-    if expected is bool:
-        return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}[
-            text.lower()
-        ]
-    return expected(text)
+    return _SWITCHES[text.lower()] if expected is bool else expected(text)
 
 
 def broken_rule(section: Any, name: str, value: Any, annotated: Any) -> Optional[str]:
@@ -117,18 +109,14 @@ def broken_rule(section: Any, name: str, value: Any, annotated: Any) -> Optional
         return f"must be {type_rule(annotated)}"
     if isinstance(value, float) and not math.isfinite(value):
         return "must be finite"
-    rule = _description_of(section, name).rule
+    rule = section.__dataclass_fields__[name].metadata["rule"]
     return None if rule is None or rule.accepts(value) else rule.text
 
 
 def _expected(annotated: Any) -> tuple[type, bool]:
-    """The type without `Optional`, and whether there was one."""
+    """Returns the type without `Optional`, and whether there was one."""
     is_optional = typing.get_origin(annotated) is typing.Union
     return (typing.get_args(annotated)[0] if is_optional else annotated), is_optional
-
-
-def _description_of(section: Any, name: str) -> _Description:
-    return type(section).__dataclass_fields__[name].metadata[_METADATA]
 
 
 def flatten(config: Any) -> list[tuple[str, Any, Any]]:

@@ -1,6 +1,7 @@
 """The rules of training by `fit` that both Keras doors share, without either Keras."""
 
 import inspect
+import re
 from typing import Any, Iterable, Optional, Union
 
 from efficientnet_advprop.config.methods import AUGMENTED, METHODS, Method, Pass
@@ -149,9 +150,7 @@ def loss_name(loss: Any, package: str) -> str:
 
 
 def _snake(name: str) -> str:
-    """ "SparseCategoricalCrossentropy" → "sparse_categorical_crossentropy"."""
-    pieces = [f"_{letter.lower()}" if letter.isupper() else letter for letter in name]
-    return "".join(pieces).lstrip("_")
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()  # "MeanError" → "mean_error"
 
 
 def check_classes(

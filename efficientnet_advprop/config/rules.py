@@ -17,26 +17,14 @@ _Case = tuple[Any, str, str]  # whether the rule is broken, the field, the rule 
 # What a Keras model's own function decides. Recipes set some of these for their own
 # network, so the first are only reported as without effect; the others are refused.
 KERAS_MODEL_DECIDES = (
-    "model.width_coefficient",
-    "model.depth_coefficient",
-    "model.dropout_rate",
-    "model.survival_prob",
-    "model.batch_norm_momentum",
-    "model.batch_norm_epsilon",
+    *("model.width_coefficient", "model.depth_coefficient", "model.dropout_rate"),
+    *("model.survival_prob", "model.batch_norm_momentum", "model.batch_norm_epsilon"),
 )
 _KERAS_MODEL_HAS_NOT = (
-    "model.batch_norm_group_size",
-    "model.batch_norm_batch_size",
-    "model.recomputed_blocks",
-    "model.aux_shares",
-    "model.activation",
-    "model.activation_alpha",
-    "model.smooth_relu_gradient",
-    "model.denoise",
-    "init.checkpoint",
-    "init.freeze",
-    "init.layer_decay",
-    "init.head_learning_rate_factor",
+    *("model.batch_norm_group_size", "model.batch_norm_batch_size", "model.recomputed_blocks"),
+    *("model.aux_shares", "model.activation", "model.activation_alpha"),
+    *("model.smooth_relu_gradient", "model.denoise"),
+    *("init.checkpoint", "init.freeze", "init.layer_decay", "init.head_learning_rate_factor"),
 )
 
 
@@ -162,11 +150,8 @@ def _attack_rules(config: "ExperimentConfig") -> Iterator[_Case]:
     )
     wanted, reason = {}, ""
     if method.has_attack and attack.name == "noise":
-        wanted = {
-            field.name: field.default
-            for field in dataclasses.fields(attack)
-            if field.name not in ("name", "epsilon")
-        }
+        others = [field for field in dataclasses.fields(attack) if field.name != "epsilon"]
+        wanted = {field.name: field.default for field in others if field.name != "name"}
         reason = "attack 'noise' has no such option; leave it at"
     if method.adversarial_share is not None:
         wanted = {"name": "pgd", "num_steps": 1, "targeted": False, "statistics": "batch"}

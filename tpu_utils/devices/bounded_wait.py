@@ -35,8 +35,7 @@ def end_unless_done(
     try:
         yield
     finally:
-        # The watcher waits for its input to close, which also happens if this process
-        # dies.
+        # The watcher waits for its input to close, as it does if this process dies.
         watcher.stdin.close()
         watcher.wait()
 
@@ -46,13 +45,9 @@ def _watch(pid: int, timeout_seconds: float, message: str, peers: Sequence[str])
     if done:
         return
     silent = [peer for peer in peers if not addresses.is_reachable(peer)]
-    found = (
-        f" Nothing answers at {', '.join(silent)}."
-        if silent
-        else " They all answer, though."
-        if peers
-        else ""
-    )
+    found = " They all answer, though." if peers else ""
+    if silent:
+        found = f" Nothing answers at {', '.join(silent)}."
     print(f"error: {message}{found}", file=sys.stderr, flush=True)
     os.kill(pid, signal.SIGKILL)
 

@@ -108,26 +108,19 @@ def _read_tf_config() -> Workers:
 
 
 def _ask_slurm(port: int) -> Workers:
-    missing = [
-        name
-        for name in ("PROCID", "STEP_NUM_TASKS", "STEP_NODELIST")
-        if f"SLURM_{name}" not in os.environ
-    ]
+    wanted = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST")
+    missing = [name for name in wanted if name not in os.environ]
     if missing:
         raise PlatformError(
-            "`cluster_resolver` is 'slurm', but "
-            f"{', '.join(f'SLURM_{name}' for name in missing)} is not set; "
-            "start every worker by srun."
+            f"`cluster_resolver` is 'slurm', but {', '.join(missing)} is not set; start every "
+            "worker by srun."
         )
     arguments = {}
     if not tf.config.list_physical_devices("GPU"):
         # Otherwise TensorFlow calls nvidia-smi to count the GPUs, and divides by their
         # number.
-        arguments = dict(
-            gpus_per_node=int(os.environ["SLURM_STEP_NUM_TASKS"]),
-            gpus_per_task=1,
-            auto_set_gpu=False,
-        )
+        num_tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
+        arguments = dict(gpus_per_node=num_tasks, gpus_per_task=1, auto_set_gpu=False)
     try:
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port, **arguments)
         jobs = resolver.cluster_spec().as_dict()
@@ -139,13 +132,6 @@ def _ask_slurm(port: int) -> Workers:
     return jobs, resolver.task_type, resolver.task_id
 
 
-def _by_kubeconfig() -> dict:
-    # TensorFlow 2.15 always takes its credentials from a kubeconfig. Later versions first
-    # try the pod's own account, and then need the kubeconfig nevertheless.
-    locations = getattr(tf.distribute.cluster_resolver, "KubernetesExecutableLocation", None)
-    return {} if locations is None else {"executable_location": locations.OFF_CLUSTER}
-
-
 def _ask_kubernetes(port, pod_selector, num_workers, timeout_seconds) -> Workers:
     if not pod_selector or not num_workers:
         raise PlatformError(
@@ -153,11 +139,15 @@ def _ask_kubernetes(port, pod_selector, num_workers, timeout_seconds) -> Workers
             "give the label of the run's pods, such as --pod_selector=job-name=advprop, "
             "and how many there are."
         )
+    # TensorFlow 2.15 always takes its credentials from a kubeconfig. Later versions first
+    # try the pod's own account, and then need the kubeconfig nevertheless.
+    locations = getattr(tf.distribute.cluster_resolver, "KubernetesExecutableLocation", None)
+    where = {} if locations is None else {"executable_location": locations.OFF_CLUSTER}
     deadline = time.monotonic() + timeout_seconds
     while True:
         try:
             found = tf.distribute.cluster_resolver.KubernetesClusterResolver(
-                {"worker": [pod_selector]}, tf_server_port=port, **_by_kubeconfig()
+                {"worker": [pod_selector]}, tf_server_port=port, **where
             )
             addresses = found.cluster_spec().as_dict().get("worker", [])
             problem = f"{len(addresses)} pods"

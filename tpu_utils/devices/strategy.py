@@ -4,7 +4,7 @@ Call it before anything else uses TensorFlow's devices: logical devices, TPU sys
 the servers of a cluster can be created only once per process.
 """
 
-from typing import Any, Optional
+from typing import Optional
 
 import tensorflow as tf
 
@@ -12,16 +12,11 @@ from tpu_utils.devices import cluster, tpu_connection
 from tpu_utils.devices.choices import STRATEGIES
 from tpu_utils.errors import PlatformError
 
-# The arguments that belong to one strategy only, and their defaults.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "tpu": {"tpu": "", "tpu_zone": "", "tpu_project": ""},
-    "mirrored": {"num_logical_devices": None},
-    "multi_worker": {
-        "cluster_resolver": "tf_config",
-        "cluster_port": 2222,
-        "pod_selector": "",
-        "num_workers": None,
-    },
+# The arguments that belong to one strategy only.
+_OPTIONS = {
+    "tpu": ("tpu", "tpu_zone", "tpu_project"),
+    "mirrored": ("num_logical_devices",),
+    "multi_worker": ("cluster_resolver", "cluster_port", "pod_selector", "num_workers"),
 }
 
 
@@ -62,8 +57,8 @@ def make_strategy(
         )
     given = dict(locals())
     for owner, options in _OPTIONS.items():
-        for option, default in options.items():
-            if owner != name and given[option] != default:
+        for option in options:
+            if owner != name and given[option] != make_strategy.__kwdefaults__[option]:
                 raise PlatformError(
                     f"`{option}` is {given[option]!r}, but `strategy` is {name!r}; "
                     f"it goes with --strategy={owner}."

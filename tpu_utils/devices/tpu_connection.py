@@ -56,16 +56,13 @@ def connect_tpu(
             reason = brief_message(error)
             if "No OpKernel was registered" in reason:
                 reason = "this TensorFlow is built without TPU support"
-            if tpu == "local":
-                way_out = (
-                    "this must be a TPU VM and its own TensorFlow, which brings the driver "
-                    "(docs/launching.md)"
-                )
-            else:
-                way_out = (
-                    "compare `gcloud compute tpus tpu-vm list --zone=…` and give --tpu_zone and "
-                    "--tpu_project if they are not this machine's"
-                )
+            way_out = (
+                "this must be a TPU VM and its own TensorFlow, which brings the driver "
+                "(docs/launching.md)"
+                if tpu == "local"
+                else "compare `gcloud compute tpus tpu-vm list --zone=…` and give --tpu_zone and "
+                "--tpu_project if they are not this machine's"
+            )
             raise PlatformError(
                 f"{where}, but no TPU answers there ({reason}); {way_out}."
             ) from error

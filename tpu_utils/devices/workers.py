@@ -27,12 +27,9 @@ class Workers:
             self.index = cluster.index_of(strategy.cluster_resolver)
         self.count = len(self._addresses)
 
-        def identity(value):
-            return value
-
         self._sum_over_all = tf.function(
             lambda value: strategy.reduce(
-                tf.distribute.ReduceOp.SUM, strategy.run(identity, (value,)), axis=None
+                tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, (value,)), axis=None
             )
         )
 
@@ -43,11 +40,9 @@ class Workers:
 
     def any(self, flag: bool) -> bool:
         """Returns whether `flag` is true on at least one worker; the same answer on all."""
-        return (
-            bool(flag)
-            if self.count == 1
-            else bool(self._sum_over_all(tf.constant(float(flag))) > 0.0)
-        )
+        if self.count == 1:
+            return bool(flag)
+        return bool(self._sum_over_all(tf.constant(float(flag))) > 0.0)
 
     def compare(self, facts: Mapping[str, str]) -> dict[str, list[str]]:
         """Returns those of `facts` that differ, each with the values of all workers in order."""

@@ -27,13 +27,10 @@ def sum_over_replicas(
     if group_size == 1:
         return list(tensors)
 
-    @tf.custom_gradient
-    def total(*tensors):
-        return replicas.sum_in_groups(
-            tensors, group_size
-        ), lambda *upstream: replicas.sum_in_groups(upstream, group_size)
+    def total(*values):
+        return replicas.sum_in_groups(values, group_size)
 
-    return list(total(*tensors))
+    return list(tf.custom_gradient(lambda *values: (total(*values), total))(*tensors))
 
 
 def mean_over_replicas(tensor: tf.Tensor, group_size: Optional[int] = None) -> tf.Tensor:
@@ -61,11 +58,9 @@ def exchange_over_replicas(tensor: tf.Tensor, group_size: Optional[int] = None) 
             f"`group_size` is {group_size}, but must divide the {tensor.shape[0]} rows that are "
             "exchanged."
         )
-    return (
-        tensor
-        if group_size == 1
-        else tf.stop_gradient(replica_runtime.current().exchange_in_groups(tensor, group_size))
-    )
+    if group_size == 1:
+        return tensor
+    return tf.stop_gradient(replica_runtime.current().exchange_in_groups(tensor, group_size))
 
 
 def _checked(group_size: Optional[int], count: int) -> int:

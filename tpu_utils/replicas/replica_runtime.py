@@ -31,11 +31,8 @@ class ReplicaRuntime:
     def replica_id(self) -> tf.Tensor:
         """The index of this replica, int32 scalar; 0 outside a step."""
         context = tf.distribute.get_replica_context()
-        return (
-            tf.constant(0)
-            if context is None
-            else tf.cast(context.replica_id_in_sync_group, tf.int32)
-        )
+        index = 0 if context is None else context.replica_id_in_sync_group
+        return tf.cast(index, tf.int32)
 
     @property
     def reduces_in_loops(self) -> bool:
@@ -66,11 +63,8 @@ class ReplicaRuntime:
         # a larger tensor, which all replicas sum together.
         num_groups = self.num_replicas // group_size
         if _on_tpu():
-            groups = np.arange(self.num_replicas, dtype=np.int32).reshape(num_groups, group_size)
-            return [
-                tf.raw_ops.CrossReplicaSum(input=tensor, group_assignment=groups)
-                for tensor in tensors
-            ]
+            groups = self._in_groups(group_size)
+            return [tf.raw_ops.CrossReplicaSum(input=t, group_assignment=groups) for t in tensors]
         if num_groups == 1:
             return self._sum_over_all(tensors)
         group = self.replica_id // group_size
@@ -79,26 +73,21 @@ class ReplicaRuntime:
             rows = tf.one_hot(group, num_groups, dtype=tensor.dtype)
             return tf.reshape(rows, [-1] + [1] * tensor.shape.rank) * tensor
 
-        return [
-            total[group] for total in self._sum_over_all([in_row(tensor) for tensor in tensors])
-        ]
+        return [total[group] for total in self._sum_over_all(list(map(in_row, tensors)))]
 
     def exchange_in_groups(self, tensor: tf.Tensor, group_size: int) -> tf.Tensor:
         """Sends the i-th of `group_size` (> 1) parts of a tensor to the i-th replica of the
         group; returns the received parts, ordered by their senders.
         """
-        num_groups = self.num_replicas // group_size
         if _on_tpu():
-            groups = np.arange(self.num_replicas, dtype=np.int32).reshape(num_groups, group_size)
             return tf.raw_ops.AllToAll(
                 input=tensor,
-                group_assignment=groups,
+                group_assignment=self._in_groups(group_size),
                 concat_dimension=0,
                 split_dimension=0,
                 split_count=group_size,
             )
-        # Tensors of one byte per element cannot be gathered; float16 represents them
-        # exactly.
+        # Tensors of one byte per element cannot be gathered; float16 holds them exactly.
         sent = tf.cast(tensor, tf.float16) if tensor.dtype.size == 1 else tensor
         # [num_replicas, group_size · n, …]
         gathered = tf.distribute.get_replica_context().all_gather(sent[None], axis=0)
@@ -121,6 +110,9 @@ class ReplicaRuntime:
         words = tf.random.stateless_uniform([count], seed, None, None, tf.int32, alg="philox")
         # The first words of all blocks of four come first.
         return tf.reshape(tf.transpose(tf.reshape(words, [-1, 4])), [-1])
+
+    def _in_groups(self, group_size: int) -> np.ndarray:
+        return np.arange(self.num_replicas, dtype=np.int32).reshape(-1, group_size)
 
     def _sum_over_all(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         context = tf.distribute.get_replica_context()

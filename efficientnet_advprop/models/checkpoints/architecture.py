@@ -3,7 +3,6 @@ networks scaled in another way.
 """
 
 import dataclasses
-import itertools
 import re
 from typing import Callable, Collection, NamedTuple, Optional
 
@@ -16,19 +15,12 @@ _COEFFICIENTS = [step / 20 for step in range(1, 121)]
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The network that a file's shapes are of.
+    """The network that a file's shapes are of."""
 
-    Attributes:
-        variant: a row of `scaling.VARIANTS`; its family's first, where the coefficients
-            are no row's.
-        width_coefficient, depth_coefficient: None is the variant's own.
-        num_classes: None: the file has no classifier.
-    """
-
-    variant: str
-    width_coefficient: Optional[float]
+    variant: str  # its family's first, where the coefficients are no row's
+    width_coefficient: Optional[float]  # None: the variant's own
     depth_coefficient: Optional[float]
-    num_classes: Optional[int]
+    num_classes: Optional[int]  # None: the file has no classifier
 
     def __str__(self):
         if self.width_coefficient is None:
@@ -40,13 +32,11 @@ class Architecture:
 
     def constructor(self) -> str:
         """Returns the Python call that builds it, with any number of classes."""
-        sizes = ""
-        if self.width_coefficient is not None:
-            sizes = (
-                f", width_coefficient={self.width_coefficient:g}"
-                f", depth_coefficient={self.depth_coefficient:g}"
-            )
-        return f'EfficientNet("{self.variant}"{sizes})'
+        if self.width_coefficient is None:
+            return f'EfficientNet("{self.variant}")'
+        sizes = f"width_coefficient={self.width_coefficient:g}"
+        sizes += f", depth_coefficient={self.depth_coefficient:g}"
+        return f'EfficientNet("{self.variant}", {sizes})'
 
 
 class _BlockShape(NamedTuple):
@@ -81,22 +71,17 @@ def recognize(names: Collection[str], shape_of: Callable[[str], Shape]) -> Optio
             return Architecture(variant, None, None, num_classes)
     first_of_family = {row.design: name for name, row in reversed(scaling.VARIANTS.items())}
     for design, variant in reversed(first_of_family.items()):
-        depths = [
-            depth
-            for depth in _COEFFICIENTS
-            if sum(scaling.scaled_repeats(design, depth)) == num_blocks
-        ]
-        widths = [
-            width for width in _COEFFICIENTS if scaling.end_filters(design, width) == found[:2]
-        ]
-        for depth, width in itertools.product(depths, widths):
-            if _of_table(design, width, depth) == found:
-                return Architecture(variant, width, depth, num_classes)
+        for depth in _COEFFICIENTS:
+            if sum(scaling.scaled_repeats(design, depth)) != num_blocks:
+                continue
+            for width in _COEFFICIENTS:
+                ends = scaling.end_filters(design, width)
+                if ends == found[:2] and _of_table(design, width, depth) == found:
+                    return Architecture(variant, width, depth, num_classes)
     return None
 
 
 def _of_table(design: scaling.Design, width: float, depth: float):
-    """Filters of stem and head, and the blocks."""
     blocks = [
         _BlockShape(
             "routed" if block.num_experts else "fused" if block.fused else "plain",
@@ -112,7 +97,7 @@ def _of_table(design: scaling.Design, width: float, depth: float):
 
 
 def _block_in_file(scope: str, names: Collection[str], shape_of) -> Optional[_BlockShape]:
-    """None where it is no block of any kind."""
+    """Returns the block of a scope; None where it is none of any kind."""
 
     def kernel(*variables):
         shapes = [shape_of(f"{scope}/{variable}/kernel") for variable in variables]
@@ -121,7 +106,11 @@ def _block_in_file(scope: str, names: Collection[str], shape_of) -> Optional[_Bl
     routing, squeeze = shape_of(f"{scope}/dense/kernel"), kernel("se/conv2d")
     squeeze_filters = squeeze[-1] if squeeze else 0
     if routing:
-        depthwise = _routed_depthwise(scope, names, shape_of)
+        # Experts' kernels are [experts, kernel² · channels]; their names have numbers.
+        pattern = re.compile(
+            rf"model/{scope}/depthwise_cond_conv2d(_\d+)?/depthwise_condconv_kernel"
+        )
+        depthwise = next((shape_of(name) for name in names if pattern.fullmatch(name)), None)
         expanded = shape_of(f"{scope}/tpu_batch_normalization_1/gamma")
         projected = shape_of(f"{scope}/tpu_batch_normalization_2/gamma")
         if not depthwise or not expanded or not projected:
@@ -140,11 +129,3 @@ def _block_in_file(scope: str, names: Collection[str], shape_of) -> Optional[_Bl
             return _BlockShape("fused", expand[0], expand[2], squeeze_filters, expand[-1])
         return _BlockShape("fused", expand[0], expand[-1], squeeze_filters, project[-1])
     return None
-
-
-def _routed_depthwise(scope: str, names: Collection[str], shape_of) -> Shape:
-    """Of the experts' depthwise kernels, [experts, kernel² · channels]; their names
-    have numbers.
-    """
-    pattern = re.compile(rf"model/{scope}/depthwise_cond_conv2d(_\d+)?/depthwise_condconv_kernel")
-    return next((shape_of(name) for name in names if pattern.fullmatch(name)), None)

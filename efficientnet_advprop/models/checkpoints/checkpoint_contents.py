@@ -71,13 +71,8 @@ class CheckpointContents:
         """Whether SAT's evaluation graph has written the file."""
         return bool(self.grouped_norms)
 
-    @property
-    def has_trained_alpha(self) -> bool:
-        """Whether the network's activation is one whose α is trained."""
-        return any(name.endswith("root_of_alpha") for name in [*self.plain, *self.averages])
-
     def description(self) -> str:
-        """What the file looks like, in a few words."""
+        """Returns what the file looks like, in a few words."""
         if self.architecture is not None:
             return str(self.architecture)
         if "_CHECKPOINTABLE_OBJECT_GRAPH" in self.shapes:
@@ -94,33 +89,27 @@ class CheckpointContents:
         return f"another network altogether: its tensors are named {list_names(scopes, 5)}"
 
 
-def _is_grouped_norm(name: str, shape: tuple[int, ...]) -> bool:
-    """SAT's evaluation graph has gamma, beta and the statistics as [1, 1, 1, 1, C]."""
-    return "batch_normalization" in name and len(shape) == 5 and shape[:-1] == (1, 1, 1, 1)
-
-
 def read_contents(prefix: str) -> CheckpointContents:
-    """Sorts the tensors of a checkpoint; reads none of them but the step.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-    """
+    """Sorts the tensors of a checkpoint; reads none of them but the step."""
     reader = open_checkpoint(prefix)
     shapes = {
         name: tuple(shape) for name, shape in sorted(reader.get_variable_to_shape_map().items())
     }
     plain, averages, slots, unknown, scopes = {}, {}, [], [], set()
-    grouped = {name for name, shape in shapes.items() if _is_grouped_norm(name, shape)}
+    # SAT's evaluation graph has gamma, beta and the statistics as [1, 1, 1, 1, C].
+    grouped = {
+        name
+        for name, shape in shapes.items()
+        if "batch_normalization" in name and len(shape) == 5 and shape[:-1] == (1, 1, 1, 1)
+    }
     shapes.update({name: shapes[name][-1:] for name in grouped})
     for name in shapes:
         match = _VARIABLE.fullmatch(name)
         suffix = match[3] if match else None
         if match and suffix in (None, AVERAGE_SUFFIX):
-            # The scope says which of two networks in a file a variable is of: then it
-            # must stay in the name.
             kind = plain if suffix is None else averages
             # A graph that the code of EfficientNetV2 has written counts its classifier's
-            # scope.
+            # scope. Of two networks in a file the scope must stay in the name.
             variable = match[2].replace("head_1/dense/", "head/dense/")
             variable = variable if variable not in kind else f"{match[1]}/{match[2]}"
             kind[variable] = name

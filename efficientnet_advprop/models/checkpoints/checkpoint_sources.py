@@ -164,9 +164,7 @@ def _find_here(path: str) -> Optional[str]:
 
 
 def format_of(path: str) -> Optional[str]:
-    """Returns what a file is by its first bytes: "timm" (safetensors or .npz) or "keras"
-    (HDF5); None: neither, or no file.
-    """
+    """Returns "timm" (safetensors or .npz) or "keras" (HDF5) by a file's first bytes, or None."""
     try:
         if tf.io.gfile.isdir(path) or not tf.io.gfile.exists(path):
             return None
@@ -180,7 +178,7 @@ def format_of(path: str) -> Optional[str]:
 
 
 def _suggest(source: str) -> str:
-    """The way out for a source that is not there: similar names, or all of them."""
+    """Returns the way out for a source that is not there: similar names, or all of them."""
     if not re.search(r"[/\\]", source):
         name = re.sub(r"^efficientnet-?", "", source.lower().replace("_", "-"))
         names = {published.lower().replace("_", "-"): published for published in PUBLISHED}
@@ -194,9 +192,7 @@ def _suggest(source: str) -> str:
 
 
 def _refuse_namesake(name: str) -> None:
-    """Raises a `CheckpointError` if a checkpoint or run here has a published one's name:
-    either could be meant.
-    """
+    """Raises a `CheckpointError` if a checkpoint or run here has a published one's name."""
     entries = list_folder(name) if os.path.isdir(name) else []
     is_checkpoint = any(entry.endswith(".index") or entry == "config.json" for entry in entries)
     if is_checkpoint or os.path.exists(f"{name}.index"):
@@ -208,9 +204,7 @@ def _refuse_namesake(name: str) -> None:
 
 
 def _refuse_run(source: str, directory: str) -> None:
-    """Raises a `CheckpointError` if a folder is a training run's, or the one of its
-    checkpoints, which hold the optimizer and the averages by names of their own.
-    """
+    """Raises a `CheckpointError` if a folder is a training run's, or that of its checkpoints."""
     run = directory.rstrip("/") or "."
     if os.path.basename(run) in ("checkpoints", "best"):
         run = os.path.dirname(run) or "."
@@ -226,25 +220,18 @@ def _refuse_run(source: str, directory: str) -> None:
 
 
 def find_in_directory(directory: str) -> str:
-    """Returns the prefix of the checkpoint that a directory's file `checkpoint` names; of
-    the only one, where there is no such file.
-
-    Raises:
-        CheckpointError: there is none, or no telling which.
-    """
+    """Returns the prefix that a directory's file `checkpoint` names, or the only one."""
     entries = list_folder(directory)
     names = [name.removesuffix(".index") for name in entries if name.endswith(".index")]
     if not names:
         raise CheckpointError(
             f"{directory!r} holds no checkpoint: there is no file that ends in .index."
         )
-    if "checkpoint" not in entries:
-        problem = "" if len(names) == 1 else "there is no file `checkpoint` that names one"
-        named = names[0]
-    else:
+    named, problem = names[0], "there is no file `checkpoint` that names one"
+    if "checkpoint" in entries:
         named = _named_in(directory)
-        problem = "" if named in names else f"its file `checkpoint` names {named or 'none'}"
-    if problem:
+        problem = f"its file `checkpoint` names {named or 'none'}"
+    if named not in names or ("checkpoint" not in entries and len(names) > 1):
         raise CheckpointError(
             f"{directory!r} holds {list_names(names)}, but {problem}. Give the prefix of the one"
             f" that is meant, such as {os.path.join(directory, names[0])!r}."
@@ -253,7 +240,7 @@ def find_in_directory(directory: str) -> str:
 
 
 def _named_in(directory: str) -> str:
-    """The checkpoint that a state file names; "" where it is damaged."""
+    """Returns the checkpoint that a state file names; "" where it is damaged."""
     try:
         state = tf.train.get_checkpoint_state(directory)
     except (tf.errors.OpError, ValueError):  # not UTF-8, for one
@@ -263,11 +250,7 @@ def _named_in(directory: str) -> str:
 
 
 def open_checkpoint(prefix: str) -> "tf.compat.v1.train.CheckpointReader":
-    """Returns a reader of a V2 checkpoint.
-
-    Raises:
-        CheckpointError: the index is damaged, or a data file missing.
-    """
+    """Returns a reader of a V2 checkpoint; a `CheckpointError` where it is not whole."""
     directory, base = os.path.split(prefix)
     pattern = re.compile(re.escape(base) + r"\.data-(\d{5})-of-(\d{5})")
     found = [match for match in map(pattern.fullmatch, list_folder(directory)) if match]
@@ -288,11 +271,7 @@ def open_checkpoint(prefix: str) -> "tf.compat.v1.train.CheckpointReader":
 
 
 def verify(prefix: str) -> None:
-    """Reads every tensor of a checkpoint, which checks its checksum.
-
-    Raises:
-        CheckpointError: with the names of those that cannot be read.
-    """
+    """Reads every tensor, which checks its checksum; a `CheckpointError` names the damaged."""
     reader = open_checkpoint(prefix)
     damaged = []
     for name in sorted(reader.get_variable_to_shape_map()):
@@ -323,9 +302,7 @@ def _digest(text: str) -> str:
 
 
 def _find_in_cache(address: str, cache_dir: str, key: str, fetch: Callable[[str], None]) -> str:
-    """The prefix of a checkpoint in the folder `key` of the cache, which `fetch` fills
-    unless it is there.
-    """
+    """Returns the prefix in the folder `key` of the cache, which `fetch` fills if it is absent."""
     folder = os.path.join(cache_dir, key)
     if os.path.isdir(folder):
         return _find_in_tree(folder, address)
@@ -383,9 +360,7 @@ def _showing_progress(stream: BinaryIO, what: str, total_bytes: Optional[int]):
 
 
 def _unpack(address: str, folder: str) -> None:
-    """Streams the checkpoint's files out of an archive into `folder`; what else is in
-    it (graphs, logs) is not kept. Of a member that is there twice, the last one holds.
-    """
+    """Streams the checkpoint's files, without graphs and logs, out of an archive."""
     stream, total_bytes = _open_address(address)
     # Not tarfile's own "r|gz", which checks neither the end of the stream nor its
     # checksum.
@@ -440,7 +415,7 @@ def _download(published: PublishedCheckpoint, folder: str) -> None:
 
 
 def _find_in_tree(folder: str, address: str) -> str:
-    """The prefix of the only checkpoint below a folder."""
+    """Returns the prefix of the only checkpoint below a folder."""
     directories = [
         path
         for path, _, names in sorted(os.walk(folder))

@@ -16,15 +16,7 @@ from tpu_utils.errors import brief_message
 
 
 def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]]:
-    """Returns title and text of every row of the table. Every weight is read once.
-
-    Args:
-        source: what the user gave: of an official name the kind is known.
-        contents: of the file.
-
-    Raises:
-        CheckpointError: a tensor cannot be read.
-    """
+    """Returns title and text of every row of the table. Every weight is read once."""
     held = contents.plain.keys() | contents.averages.keys()
     main = main_names(held)
     num_aux = len(held) - len(main)
@@ -77,14 +69,9 @@ def _describe_kind(source: str, contents: CheckpointContents) -> str:
 
 
 def _compare(contents: CheckpointContents) -> tuple[Difference, list[str]]:
-    difference = Difference()
-    not_finite = []
+    difference, not_finite = Difference(), []
     for name in sorted(contents.plain.keys() | contents.averages.keys()):
-        tensors = [
-            tensor_names[name]
-            for tensor_names in (contents.averages, contents.plain)
-            if name in tensor_names
-        ]
+        tensors = [part[name] for part in (contents.averages, contents.plain) if name in part]
         try:
             values = [contents.value(tensor).astype(np.float32, copy=False) for tensor in tensors]
         except READ_ERRORS as error:
@@ -101,10 +88,8 @@ def _compare(contents: CheckpointContents) -> tuple[Difference, list[str]]:
 
 def _count_slots(slots: list[str]) -> str:
     counts = collections.Counter(name.rsplit("/", 1)[-1] for name in slots)
-    return (
-        ", ".join(f"{slot} of {count} variables" for slot, count in sorted(counts.items()))
-        or "none"
-    )
+    told = [f"{slot} of {count} variables" for slot, count in sorted(counts.items())]
+    return ", ".join(told) or "none"
 
 
 def list_tensors(contents: CheckpointContents) -> list[tuple[str, str, str]]:

@@ -32,9 +32,7 @@ def main_names(variables: Iterable[str]) -> list[str]:
 
 @dataclasses.dataclass
 class Difference:
-    """How far the averages are from the plain weights, over all tensors of which the
-    file has both.
-    """
+    """How far averages are from plain weights, over all tensors of which a file has both."""
 
     num_tensors: int = 0
     num_different: int = 0

@@ -75,7 +75,7 @@ def read_keras_file(model: Network, file: str) -> FileWeights:
 
 
 def _read_arrays(file: str) -> dict[str, np.ndarray]:
-    """ "<layer>/<leaf>" → values, of every variable in the file."""
+    """Returns "<layer>/<leaf>" → values, of every variable in the file."""
     arrays = {}
 
     def keep(path: str, item) -> None:
@@ -95,9 +95,7 @@ def _read_arrays(file: str) -> dict[str, np.ndarray]:
 
 
 def _pairs(model: ResNet):
-    """(Keras's name of a convolution, of its batch norm, our convolution, our batch
-    norm), from the pixels up.
-    """
+    """Yields Keras's names of a convolution and its batch norm, and ours, from the pixels up."""
     yield "conv1_conv", "conv1_bn", model.stem.convolution, model.stem.norm
     group = number = 0
     for block in model.blocks:

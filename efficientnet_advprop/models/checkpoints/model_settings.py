@@ -20,23 +20,35 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import (
 )
 from efficientnet_advprop.models.network import NORMALIZATIONS, Network
 from efficientnet_advprop.models.scaling import VARIANTS
-from efficientnet_advprop.runtime.errors import list_names
 from efficientnet_advprop.runtime.files import write_atomically
 from tpu_utils.errors import brief_message
 
 SETTINGS_SUFFIX = ".settings.json"
 # How images come in: no arguments of a network.
 PREPROCESSING = ("crop", "image_size")
-_NUMBERS = ("activation_alpha", "batch_norm_momentum", "batch_norm_epsilon")
-_ARGUMENTS = ("activation", "normalization", *_NUMBERS)
-_SETTINGS = (*_ARGUMENTS, *PREPROCESSING)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and value >= 0
+
+
+_RULES = {
+    "activation": lambda value: isinstance(value, str) and value in ACTIVATIONS,
+    "normalization": lambda value: value in NORMALIZATIONS,
+    "activation_alpha": lambda value: value is None or _is_number(value),
+    "batch_norm_momentum": _is_number,
+    "batch_norm_epsilon": _is_number,
+    "crop": lambda value: type(value) is str,
+    "image_size": lambda value: type(value) is int,
+}
 
 
 def write_settings(prefix: str, model: Network, preprocessing: Mapping[str, Any]) -> None:
     """Writes `<prefix>.settings.json`: constructor arguments of the model that the
     shapes of its variables do not give away, and how its images are prepared.
     """
-    settings = {**{name: model.get_config()[name] for name in _ARGUMENTS}, **preprocessing}
+    arguments = [name for name in _RULES if name not in PREPROCESSING]
+    settings = {**{name: model.get_config()[name] for name in arguments}, **preprocessing}
     settings["activation"] = model.activation.name
     if ACTIVATIONS[model.activation.name].alpha is None:  # then it is a smooth gradient's
         settings["activation_alpha"] = None
@@ -44,11 +56,7 @@ def write_settings(prefix: str, model: Network, preprocessing: Mapping[str, Any]
 
 
 def read_settings(prefix: str) -> dict[str, Any]:
-    """Returns what `write_settings` wrote; {} where there is no file.
-
-    Raises:
-        CheckpointError: the file cannot be read, or holds something else.
-    """
+    """Returns what `write_settings` wrote, else raises; {} where there is no file."""
     path = prefix + SETTINGS_SUFFIX
     try:
         if not tf.io.gfile.exists(path):
@@ -68,22 +76,14 @@ def read_settings(prefix: str) -> dict[str, Any]:
 
 
 def _find_problem(settings: Any) -> Optional[str]:
-    """What is wrong with the contents of a settings file, in words; None: nothing."""
+    """Returns what is wrong with the contents of a settings file, in words; None: nothing."""
     if not isinstance(settings, dict):
         return "is no JSON object"
-    unknown = sorted(settings.keys() - set(_SETTINGS))
-    if unknown:
-        return f"names {list_names(unknown)}, which are no settings"
-    for name, choices in (("activation", ACTIVATIONS), ("normalization", NORMALIZATIONS)):
-        if name in settings and settings[name] not in choices:
-            return f"has {settings[name]!r} as {name}, which there is not"
-    for name in _NUMBERS:
-        value = settings.get(name, 0)
-        is_unset = value is None and name == "activation_alpha"
-        if not is_unset and (type(value) not in (int, float) or value < 0):
-            return f"has {value!r} as {name}, which is no number ≥ 0"
-    if type(settings.get("image_size", 1)) is not int or type(settings.get("crop", "")) is not str:
-        return "has no whole number as image_size, or no text as crop"
+    for name, value in settings.items():
+        if name not in _RULES:
+            return f"names {name}, which is no setting"
+        if not _RULES[name](value):
+            return f"has {value!r} as {name}, which cannot be"
     return None
 
 
@@ -125,6 +125,6 @@ def known_settings(
     published = find_published(source)
     if published is not None:
         settings["activation"] = VARIANTS[published.variant].design.activation
-    if contents.has_trained_alpha:
+    if any(name.endswith("root_of_alpha") for name in [*contents.plain, *contents.averages]):
         settings["activation"] = "smooth_relu"
     return {**settings, **read_settings(contents.prefix)}

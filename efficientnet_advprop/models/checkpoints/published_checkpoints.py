@@ -148,7 +148,7 @@ KINDS |= {
         batch_norm_momentum=0.9,
     ),
 }
-# Of the files .data-00000-of-00001 and .index.
+_SUFFIXES = (".data-00000-of-00001", ".index")  # of the files with these ids
 _DRIVE_IDS = {
     "b0": ("1NVEtGO0l15r2Dc5FBzOKlWr2lqJ11WQD", "1ZTFo5RHQYy9zCKghFrQyACFQOsg4srr4"),
     "b1": ("12EWVkLi0_4Ep6Du933MV1vCwIKAActzT", "1Z5oKE9oYLMcl16uK_FOWjY_sbeFhljRp"),
@@ -161,7 +161,6 @@ _DRIVE_IDS = {
     "l1": ("1jGniWU77jQtjxjRqnd4GRoefCaJ9dnzr", "1MZr3Vx1E7qICamwpV_CFs1i2BZ40O6oq"),
     "l1_enhanced": ("1ceFsUZYWYh2usgVZV9uDnn9zc6NgWFty", "1CJvhOkKaEaPvNqe_ZZelsMzJpuitysAv"),
 }
-_DATA_SUFFIX, _INDEX_SUFFIX = ".data-00000-of-00001", ".index"
 _DRIVE = r"https://drive\.(?:google|usercontent\.google)\.com/.*?(?:id=|/d/)([\w-]+)"
 # Answers with the file itself, where the published address of a large one answers with
 # a page that asks whether it may.
@@ -190,16 +189,13 @@ def _rows():
         for column, top1 in row.top1.items():
             variant = column.split("_")[0]
             image_size = row.image_size or scaling.VARIANTS[variant].image_size
-            ids = _DRIVE_IDS[column] if kind == "sat" else ("",)
-            files = {}
-            if kind == "sat":
-                for suffix, file_id in zip((_DATA_SUFFIX, _INDEX_SUFFIX), ids):
-                    files[suffix] = _DRIVE_DOWNLOAD.format(id=file_id)
+            ids = _DRIVE_IDS[column] if kind == "sat" else ()
+            files = {s: _DRIVE_DOWNLOAD.format(id=id) for s, id in zip(_SUFFIXES, ids)}
             yield PublishedCheckpoint(
                 name=row.name.format(variant=column, kind=kind),
                 kind=kind,
                 variant=variant,
-                address=row.address.format(variant=column, id=ids[0]),
+                address=row.address.format(variant=column, id=ids[0] if ids else ""),
                 normalization=row.normalization,
                 image_size=_IMAGE_SIZES.get(column, image_size),
                 crop=row.crop,
@@ -213,8 +209,7 @@ PUBLISHED = {checkpoint.name: checkpoint for checkpoint in _rows()}
 
 
 def find_published(source: str) -> Optional[PublishedCheckpoint]:
-    """The row of the table that `source` names or whose place it is; None if it is
-    neither.
+    """Returns the row of the table that `source` names or whose place it is, or None.
 
     The place may be written as https:// or gs://, of the archive or of the folder
     beside it, or end in a file of that folder; on Google Drive, of any of the files.
@@ -247,9 +242,7 @@ def kinds_of(variant: str, num_classes: Optional[int] = None) -> tuple[str, ...]
         for kind, row in KINDS.items()
     }
     possible = [kind for kind, found in designs.items() if design in found]
-    by_classes = [
-        kind for kind in possible if num_classes and KINDS[kind].num_classes == num_classes
-    ]
+    by_classes = [kind for kind in possible if KINDS[kind].num_classes == (num_classes or -1)]
     return tuple(by_classes or [kind for kind in possible if not KINDS[kind].num_classes])
 
 

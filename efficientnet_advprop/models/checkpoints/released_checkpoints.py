@@ -50,13 +50,7 @@ def read_released(
     use_ema: Optional[bool],
     cache_dir: Optional[str],
 ) -> FileWeights:
-    """Reads a checkpoint for the model's `variables`, by their names in the network;
-    other arguments as in `load_weights`.
-
-    Raises:
-        CheckpointError: the source cannot be had, or holds only averages, which
-            `use_ema` declines.
-    """
+    """Reads a checkpoint for `variables`, by their names in the network; see `load_weights`."""
     contents = read_contents(find_checkpoint(source, cache_dir))
     if use_ema is None:
         kind = known_kind(source, contents)
@@ -101,9 +95,7 @@ def read_released(
 
 
 class _TensorReader:
-    """Reads tensors, collects what is wrong with them, and compares averages with plain
-    weights on the way.
-    """
+    """Reads tensors, collects their problems, and compares averages with plain weights."""
 
     def __init__(self, contents: CheckpointContents):
         self._contents, self.difference = contents, Difference()
@@ -137,7 +129,7 @@ class _TensorReader:
 
 
 def _describe_misfit(contents: CheckpointContents, variables: Mapping[str, Any]) -> str:
-    """What the file is, what the model is, and the way out."""
+    """Returns what the file is, what the model is, and the way out."""
     looks = f"The file looks like {contents.description()}"
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     own, found = recognize(shapes, shapes.get), contents.architecture
@@ -184,30 +176,23 @@ def save_released_checkpoint(
     _require_free(directory, base)
     names, tensors, missing, not_finite = [], [], [], []
     for variable in model.variables:
-        own_name, name = (
-            official_name(variable.name),
-            f"{network_name(model.variant)}/{variable_name(model, variable)}",
-        )
+        own_name = official_name(variable.name)
+        name = f"{network_name(model.variant)}/{variable_name(model, variable)}"
         if main_name(name) != name and not include_aux:
             continue
         if averages is not None and own_name not in averages:
             missing.append(own_name)
             continue
-        for key, value in (
-            (name, variable),
-            (name + AVERAGE_SUFFIX, variable if averages is None else averages[own_name]),
-        ):
+        average = variable if averages is None else averages[own_name]
+        for key, value in ((name, variable), (name + AVERAGE_SUFFIX, average)):
             tensor = tf.convert_to_tensor(value)
             if not np.isfinite(tensor.numpy()).all():
                 not_finite.append(key)
             names.append(key)
             tensors.append(tensor)
     if missing or not_finite:
-        wrong = (
-            f"`averages` lacks {list_names(missing)}"
-            if missing
-            else f"the values of {list_names(not_finite)} are not finite"
-        )
+        wrong = f"the values of {list_names(not_finite)} are not finite"
+        wrong = f"`averages` lacks {list_names(missing)}" if missing else wrong
         raise CheckpointError(f"{prefix!r} is not written: {wrong}.")
     if global_step is not None:
         names.append(STEP)
@@ -223,9 +208,8 @@ def save_released_checkpoint(
 
 
 def _require_free(directory: str, base: str) -> None:
-    """Raises a `CheckpointError` where another program's checkpoint would be replaced, or
-    its `checkpoint` file, which says what is the newest of a run.
-    """
+    """Raises a `CheckpointError` where another program's files would be replaced."""
+    # Its `checkpoint` file, too, which says what is the newest of a run.
     entries = list_folder(directory) if tf.io.gfile.isdir(directory) else []
     others = [
         name

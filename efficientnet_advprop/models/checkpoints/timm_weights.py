@@ -21,8 +21,8 @@ from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.models.scaling import VARIANTS
 from tpu_utils.errors import brief_message
 
-# timm's modules for ours: outside of the blocks, in a block without expansion, in one
-# with it, in a fused one, and the batch norm behind each convolution of a routed one.
+# timm's modules for ours, outside of the blocks and in a block, of which the first
+# convolution is "conv_exp" where it is fused; and the batch norm behind each convolution.
 _OUTSIDE = {
     "stem/conv2d": "conv_stem",
     "stem/tpu_batch_normalization": "bn1",
@@ -30,42 +30,20 @@ _OUTSIDE = {
     "head/tpu_batch_normalization": "bn2",
     "head/dense": "classifier",
 }
-_GATE = {
+_IN_BLOCK = {
+    "conv2d": "conv_pw",
+    "tpu_batch_normalization": "bn1",
+    "depthwise_conv2d": "conv_dw",
+    "tpu_batch_normalization_1": "bn2",
     "se/conv2d": "se.conv_reduce",
     "se/conv2d_1": "se.conv_expand",
-    "depthwise_conv2d": "conv_dw",
-}
-_UNEXPANDED = {
-    **_GATE,
-    "tpu_batch_normalization": "bn1",
-    "conv2d": "conv_pw",
-    "tpu_batch_normalization_1": "bn2",
-}
-_EXPANDED = {
-    **_GATE,
-    "conv2d": "conv_pw",
-    "tpu_batch_normalization": "bn1",
-    "tpu_batch_normalization_1": "bn2",
     "conv2d_1": "conv_pwl",
     "tpu_batch_normalization_2": "bn3",
 }
-_FUSED = {
-    "conv2d": "conv_exp",
-    "tpu_batch_normalization": "bn1",
-    "conv2d_1": "conv_pwl",
-    "tpu_batch_normalization_1": "bn2",
-}
 _NORMS_BEHIND = {"conv_pw": "bn1", "conv_dw": "bn2", "conv_pwl": "bn3"}
 _LEAVES = {
-    "condconv_kernel": "weight",
-    "depthwise_condconv_kernel": "weight",
-    "kernel": "weight",
-    "depthwise_kernel": "weight",
-    "bias": "bias",
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
+    **{"bias": "bias", "gamma": "weight", "beta": "bias"},
+    **{"moving_mean": "running_mean", "moving_variance": "running_var"},
 }
 
 
@@ -127,55 +105,44 @@ def _read_state(file: str) -> dict[str, np.ndarray]:
 
 
 def _timm_names(variables, state) -> dict[str, str]:
-    """For each of our variables its name in timm, which counts blocks within their
-    stage: "blocks.2.0.conv_pw.weight".
-    """
-    found = {
-        tuple(map(int, match.groups()))
-        for match in map(re.compile(r"blocks\.(\d+)\.(\d+)\.").match, state)
-        if match
-    }
-    positions = sorted(found)
+    """Returns our variables' names in timm, which counts blocks within their stage."""
+    matches = map(re.compile(r"blocks\.(\d+)\.(\d+)\.").match, state)
+    positions = sorted({tuple(map(int, match.groups())) for match in matches if match})
     result = {}
     for variable in variables:
         module, leaf = variable.removeprefix("model/").rsplit("/", 1)
         if not module.startswith("blocks_"):
-            result[variable] = f"{_OUTSIDE[module]}.{_LEAVES[leaf]}"
-            continue
-        block, part = module.split("/", 1)
-        index = int(block.removeprefix("blocks_"))
-        position = (
-            "blocks.{}.{}".format(*positions[index])
-            if index < len(positions)
-            else f"blocks.(block {index} of all)"
-        )
-        result[variable] = f"{position}.{_module_in_block(block, part, variables)}.{_LEAVES[leaf]}"
+            timm_module = _OUTSIDE[module]
+        else:
+            block, part = module.split("/", 1)
+            index = int(block.removeprefix("blocks_"))
+            known = index < len(positions)
+            position = "{}.{}".format(*positions[index]) if known else f"(block {index} of all)"
+            timm_module = f"blocks.{position}.{_module_in_block(block, part, variables)}"
+        result[variable] = f"{timm_module}.{_LEAVES.get(leaf, 'weight')}"  # of any kernel
     return result
 
 
 def _module_in_block(block: str, part: str, variables) -> str:
-    """timm's name of a block's module, such as "conv_pw"."""
     if f"{block}/dense/kernel" in variables:  # a routed block
         number = re.fullmatch(r"cond_conv2d_(\d+)", part)
         if number:  # of three numbers in each block the second is the expansion's
             return "conv_pw" if int(number[1]) % 3 == 1 else "conv_pwl"
         if part.startswith("depthwise_cond_conv2d"):
             return "conv_dw"
-        return "routing_fn" if part == "dense" else _EXPANDED[part]
-    if f"{block}/depthwise_conv2d/depthwise_kernel" not in variables:
-        return _FUSED[part]
-    return (_EXPANDED if f"{block}/conv2d_1/kernel" in variables else _UNEXPANDED)[part]
+        return "routing_fn" if part == "dense" else _IN_BLOCK[part]
+    is_fused = f"{block}/depthwise_conv2d/depthwise_kernel" not in variables
+    return "conv_exp" if is_fused and part == "conv2d" else _IN_BLOCK[part]
 
 
 def _to_tensorflow(variable: str, name: str, state) -> np.ndarray:
-    """PyTorch's axes into TensorFlow's: [out, in, h, w] → [h, w, in, out], depthwise
+    """Returns a tensor with TensorFlow's axes: [out, in, h, w] → [h, w, in, out], depthwise
     [c, 1, h, w] → [h, w, c, 1].
-
-    The experts of a routed convolution lie flat, [experts, out · in] and [experts, c ·
-    h · w]; there are as many output channels as the batch norm behind has.
     """
     value = state[name].astype(np.float32)
     if variable.endswith("condconv_kernel") and value.ndim == 2:
+        # The experts lie flat, [experts, out · in] or [experts, c · h · w]; there are as many
+        # output channels as the batch norm behind has.
         position, module, _ = name.rsplit(".", 2)
         norm = state.get(f"{position}.{_NORMS_BEHIND[module]}.weight")
         if norm is None or value.shape[1] % len(norm):

@@ -102,9 +102,9 @@ def test_every_field_has_a_rule_or_is_a_flag_and_says_what_it_means():
     config = ExperimentConfig()
     for name, value, _ in config_lib.flatten(config):
         section, field = name.split(".")
-        facts = type(getattr(config, section)).__dataclass_fields__[field].metadata["field"]
-        assert facts.rule is not None or isinstance(value, bool), name
-        assert len(facts.help) >= 6, name
+        facts = type(getattr(config, section)).__dataclass_fields__[field].metadata
+        assert facts["rule"] is not None or isinstance(value, bool), name
+        assert len(facts["help"]) >= 6, name
 
 
 def test_the_tables_are_those_of_the_modules_that_act_upon_them():

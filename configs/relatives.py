@@ -22,9 +22,9 @@ paper's small networks.
 
 from efficientnet_advprop.config import METHODS, ExperimentConfig
 from efficientnet_advprop.configs import base
-from efficientnet_advprop.models.scaling import EFFICIENTNET, VARIANTS
+from efficientnet_advprop.models.scaling import VARIANTS
 
-RELATIVES = [variant for variant, row in VARIANTS.items() if row.design != EFFICIENTNET]
+RELATIVES = [name for name in VARIANTS if name.startswith(("lite", "edgetpu", "condconv"))]
 
 
 def get_config(text: str = "lite0") -> ExperimentConfig:

@@ -4,6 +4,7 @@ Call it before anything else uses TensorFlow's devices: logical devices, TPU sys
 the servers of a cluster can be created only once per process.
 """
 
+import inspect
 from typing import Optional
 
 import tensorflow as tf
@@ -55,10 +56,10 @@ def make_strategy(
         raise PlatformError(
             f"`strategy` is {name!r}, but must be one of {', '.join(map(repr, STRATEGIES))}."
         )
-    given = dict(locals())
+    given, parameters = dict(locals()), inspect.signature(make_strategy).parameters
     for owner, options in _OPTIONS.items():
         for option in options:
-            if owner != name and given[option] != make_strategy.__kwdefaults__[option]:
+            if owner != name and given[option] != parameters[option].default:
                 raise PlatformError(
                     f"`{option}` is {given[option]!r}, but `strategy` is {name!r}; "
                     f"it goes with --strategy={owner}."

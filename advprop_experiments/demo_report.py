@@ -11,7 +11,7 @@ import tensorflow as tf
 from advprop_experiments import demonstration, execution, report
 from advprop_experiments.demonstration import DESCRIPTIONS, NAMES
 from advprop_experiments.estimates import Estimate
-from advprop_experiments.plan import Study
+from advprop_experiments.plan import METRICS, Study
 from advprop_experiments.report import Finding, Summary
 from advprop_experiments.run_scores import run_dir
 from efficientnet_advprop.config.experiment import ExperimentConfig
@@ -36,8 +36,9 @@ _SAMPLE = 7  # the test image that is shown with every corruption
 _MAX_PERTURBATION_GAIN = 16
 
 
-def make_page(summary: Summary, study: Study, output_dir: str) -> Page:
+def make_page(summary: Summary, output_dir: str) -> Page:
     """Returns the page of the runs in `output_dir`, which must be done."""
+    study = summary.study
     first_runs = {arm: study.find_run(f"{arm}/seed_{study.seeds[0]}") for arm in study.arms}
     folders = {arm: run_dir(output_dir, run.name) for arm, run in first_runs.items()}
     config = first_runs["advprop"].config
@@ -98,9 +99,8 @@ def _list_counts(summary: Summary, other: str, metrics: Iterable[str]) -> str:
 def _find(summary: Summary, first: str, second: str, metric: str) -> Finding:
     (finding,) = [
         finding
-        for claim in summary.claims
-        for finding in claim.findings
-        if finding.weights == {first: 1.0, second: -1.0} and finding.metric == metric
+        for finding in summary.findings
+        if finding.contrast.weights == {first: 1.0, second: -1.0} and finding.metric == metric
     ]
     return finding
 
@@ -116,12 +116,13 @@ def accuracy_cards(summary: Summary, autoattack: Mapping[str, Score]) -> list[Ca
     """Returns a chart of each metric: over the seeds, under AutoAttack over the images."""
     over_seeds = "dots: single seeds; lines: 95 % intervals (Student’s) of other seeds"
     cards = [
-        Card(_capitalize(_PLACES[metric]), f"{summary.metrics[metric]}; {over_seeds}", svg)
+        Card(_capitalize(_PLACES[metric]), f"{METRICS[metric]}; {over_seeds}", svg)
         for metric in ("clean", "corrupted")
         if (svg := accuracy_chart({arm: of[metric] for arm, of in summary.arms.items()}))
     ]
     num_images = next(iter(autoattack.values())).num_images
-    note = f"seed {summary.seeds[0]}; {num_images} images, over which the intervals are (Wilson’s)"
+    seed = summary.study.seeds[0]
+    note = f"seed {seed}; {num_images} images, over which the intervals are (Wilson’s)"
     rows = [_row(arm, s.top1, s.interval(), ()) for arm, s in autoattack.items()]
     svg = charts.interval_chart(rows, x_label="top-1, %", x_range=(0, 100), size=(3.6, 1.3))
     return [*cards, Card(_capitalize(_PLACES["autoattack"]), note, svg)]

@@ -5,6 +5,7 @@ scores.json added. All runs use the images in <output_dir>/data.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import signal
@@ -16,7 +17,6 @@ import time
 from concurrent import futures
 from typing import Callable, Mapping, Optional, Sequence
 
-from advprop_experiments.embedded_tests import open_test_sets
 from advprop_experiments.plan import Run, Study
 from advprop_experiments.run_scores import (
     SCORES_FILE,
@@ -26,11 +26,19 @@ from advprop_experiments.run_scores import (
     seconds_left,
     visible_gpus,
 )
+from efficientnet_advprop.attacks import PGD, AutoAttack
 from efficientnet_advprop.data.builtin_datasets import BUILTIN_DATASETS
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
-from efficientnet_advprop.evaluation.suites.test_sets import TestSet
+from efficientnet_advprop.evaluation.suites.registry import open_suites
+from efficientnet_advprop.evaluation.suites.test_sets import (
+    SuiteSettings,
+    TestSet,
+    attack_stages,
+    with_attack,
+)
+from efficientnet_advprop.evaluation.test_set_name import parse_name
 from efficientnet_advprop.runtime.errors import RunError, list_lines
 from efficientnet_advprop.runtime.files import format_duration, to_json, write_atomically
 from efficientnet_advprop.training import checkpoints, loop
@@ -38,6 +46,8 @@ from tpu_utils.devices.strategy import make_strategy
 
 _LOG_FILE = "log.txt"
 _POLL_SECONDS = 0.2
+# The untargeted PGD of the evaluation: its iterations, and the size of one relative to ε.
+_ATTACK_STEPS, _RELATIVE_STEP_SIZE = 10, 0.25
 
 Log = Callable[[str], None]
 
@@ -67,16 +77,35 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
 
 
 def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[TestSet]]:
-    """Returns the test sets of each of `study.metrics_of(run)`."""
-    chosen = open_test_sets(
-        run.config,
-        data_dir,
-        severities=study.severities,
-        attack_epsilons=study.attack_epsilons,
-        autoattack_epsilon=study.autoattack_epsilon,
-        autoattack_images=study.autoattack_images,
+    """Returns the test sets of each of `study.metrics_of(run)`, all of a built-in data set.
+
+    Those of "autoattack" are its attacks, each on what withstood those before: the
+    accuracy of the last one is that under all.
+    """
+    config = run.config
+    num_classes, seed = config.model.num_classes, config.training.seed
+    settings = SuiteSettings(
+        data_dir, num_classes, config.data.image_size, config.data.eval_crop, seed=seed
     )
+    builtin = BUILTIN_DATASETS[config.data.source]
+    clean, *corrupted = open_suites([builtin.name, builtin.corrupted_name], settings)
+    chosen = {
+        "clean": [clean],
+        "corrupted": [
+            one for one in corrupted if parse_name(one.name).severity in study.severities
+        ],
+        "attacked": [with_attack(clean, _pgd(e), seed=seed) for e in study.attack_epsilons],
+    }
+    if study.autoattack_epsilon is not None:
+        sampled = dataclasses.replace(clean, max_images=study.autoattack_images)
+        autoattack = AutoAttack(study.autoattack_epsilon, num_classes=num_classes)
+        chosen["autoattack"] = attack_stages(sampled, "autoattack", autoattack, seed)
     return {metric: chosen[metric] for metric in study.metrics_of(run)}
+
+
+def _pgd(epsilon: float) -> PGD:
+    step_size = _RELATIVE_STEP_SIZE * epsilon
+    return PGD(epsilon, step_size, _ATTACK_STEPS, targeted=False, random_start=1.0)
 
 
 def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, float]:

@@ -30,21 +30,21 @@ def draw_claims(summary: Summary) -> bytes:
     numbers at the edge of the picture. The same summary gives the same bytes.
     """
     rows = {}  # (claim, contrast) → row from the top, with a gap between claims
-    for number, claim in enumerate(summary.claims):
-        for finding in claim.findings:
-            rows.setdefault((claim.key, finding.name), len(rows) + number)
+    for number, claim in enumerate(summary.study.claims):
+        for finding in summary.findings_of(claim):
+            rows.setdefault((claim.key, finding.contrast.name), len(rows) + number)
+    metrics = summary.study.metrics()
     bottom = max(rows.values(), default=0) + 1
     with matplotlib.rc_context(_STYLE):
         figure = Figure(
-            figsize=(4.0 + 2.6 * len(summary.metrics), 0.9 + _ROW_INCHES * bottom),
+            figsize=(4.0 + 2.6 * len(metrics), 0.9 + _ROW_INCHES * bottom),
             layout="constrained",
         )
-        panels = figure.subplots(1, len(summary.metrics), sharey=True, squeeze=False)[0]
-        for axes, metric in zip(panels, summary.metrics):
+        panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+        for axes, metric in zip(panels, metrics):
             shown = {
-                rows[claim.key, finding.name]: as_interval(finding)
-                for claim in summary.claims
-                for finding in claim.findings
+                rows[finding.claim.key, finding.contrast.name]: as_interval(finding)
+                for finding in summary.findings
                 if finding.metric == metric and finding.estimate is not None
             }
             draw_intervals(axes, list(shown.values()), list(shown))

@@ -6,7 +6,7 @@ import math
 from typing import Mapping, Optional, Sequence
 
 from advprop_experiments.estimates import Estimate, contrast_values, verdict
-from advprop_experiments.plan import METRICS, Study
+from advprop_experiments.plan import METRICS, Claim, Contrast, Study
 from efficientnet_advprop.reports.charts import Interval, interval_chart
 from efficientnet_advprop.reports.pages import Card, Page, Section
 from efficientnet_advprop.reports.significance import holm
@@ -36,24 +36,22 @@ _OTHER_COLOR = "#5b6573"
 class Finding:
     """The result of one contrast in one metric."""
 
-    name: str
+    claim: Claim
+    contrast: Contrast
     metric: str
-    weights: Mapping[str, float]
-    expected: int
-    num_seeds: int
     estimate: Optional[Estimate]  # None: no seed has results of all its arms
     adjusted_p_value: float  # over all findings with an expected sign; nan where there is no test
-    verdict: str
 
+    @property
+    def verdict(self) -> str:
+        """A key of `VERDICTS`."""
+        if self.estimate is None:
+            return "too few seeds"
+        return verdict(self.estimate, self.contrast.expected, self.adjusted_p_value)
 
-@dataclasses.dataclass(frozen=True)
-class ClaimSummary:
-    """A claim and the results of its contrasts."""
-
-    key: str
-    title: str
-    statement: str
-    findings: Sequence[Finding]
+    @property
+    def num_seeds(self) -> int:
+        return len(self.estimate.values) if self.estimate else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,27 +59,21 @@ class Summary:
     """The contents of the report.
 
     Args:
-        title, introduction: of the study.
-        seeds: of the study.
-        num_runs, num_done: the number of runs, and of those that are done.
+        num_done: how many runs are done.
         seconds: processor time of the runs that are done.
-        metrics: name → description.
         arms: arm → metric → `Estimate`, None if it is not measured yet; arms without
             finished runs are left out.
-        claims: in the order of the study.
-        configs: arm → its config.
+        findings: in the order of the study's claims.
     """
 
-    title: str
-    introduction: str
-    seeds: Sequence[int]
-    num_runs: int
+    study: Study
     num_done: int
     seconds: float
-    metrics: Mapping[str, str]
     arms: Mapping[str, Mapping[str, Optional[Estimate]]]
-    claims: Sequence[ClaimSummary]
-    configs: Mapping[str, Mapping]
+    findings: Sequence[Finding]
+
+    def findings_of(self, claim: Claim) -> list[Finding]:
+        return [found for found in self.findings if found.claim is claim]
 
 
 def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]]) -> Summary:
@@ -92,73 +84,89 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
         for metric in study.metrics_of(run):
             accuracies[metric][run.arm][run.seed] = found[metric]
 
-    def estimate_of(values):
-        return Estimate.of(list(values)) if values else None
+    def estimate_of(by_seed):
+        return Estimate.of(list(by_seed.values())) if by_seed else None
 
     arms = {
-        arm: {metric: estimate_of(accuracies[metric][arm].values()) for metric in study.metrics()}
+        arm: {metric: estimate_of(accuracies[metric][arm]) for metric in study.metrics()}
         for arm in study.arms
         if accuracies["clean"][arm]
     }
-    # One family of tests: whoever reads the whole report for something that is
-    # significant has looked at all of them.
-    estimates = {}
-    for claim in study.claims:
-        for contrast in claim.contrasts:
-            for metric in contrast.metrics:
-                values = contrast_values(contrast.weights, accuracies[metric]).values()
-                estimates[claim.key, contrast.name, metric] = estimate_of(values)
-    tested = [
-        (claim.key, contrast.name, metric)
+    findings = [
+        Finding(
+            claim,
+            contrast,
+            metric,
+            estimate_of(contrast_values(contrast.weights, accuracies[metric])),
+            math.nan,
+        )
         for claim in study.claims
         for contrast in claim.contrasts
         for metric in contrast.metrics
-        if contrast.expected
-        and (found := estimates[claim.key, contrast.name, metric])
-        and not math.isnan(found.p_value)
     ]
-    adjusted = dict(zip(tested, holm([estimates[key].p_value for key in tested])))
-
-    def finding(claim, contrast, metric):
-        key = (claim.key, contrast.name, metric)
-        estimate = estimates[key]
-        p_value = adjusted.get(key, math.nan)
-        word = verdict(estimate, contrast.expected, p_value) if estimate else "too few seeds"
-        count = len(estimate.values) if estimate else 0
-        return Finding(
-            contrast.name,
-            metric,
-            dict(contrast.weights),
-            contrast.expected,
-            count,
-            estimate,
-            p_value,
-            word,
-        )
-
-    return Summary(
-        title=study.title,
-        introduction=study.introduction,
-        seeds=list(study.seeds),
-        num_runs=len(study.runs()),
-        num_done=len(done),
-        seconds=sum(found["processor_seconds"] for _, found in done),
-        metrics={metric: METRICS[metric] for metric in study.metrics()},
-        arms=arms,
-        claims=[
-            ClaimSummary(claim.key, claim.title, claim.statement, [
-                finding(claim, contrast, metric)
-                for contrast in claim.contrasts for metric in contrast.metrics
-            ])
-            for claim in study.claims
-        ],
-        configs={name: dataclasses.asdict(arm.config) for name, arm in study.arms.items()},
-    )  # fmt: skip
+    # One family of tests: whoever reads the whole report for something that is
+    # significant has looked at all of them.
+    tested = [
+        number
+        for number, found in enumerate(findings)
+        if found.contrast.expected and found.estimate and not math.isnan(found.estimate.p_value)
+    ]
+    adjusted = holm([findings[number].estimate.p_value for number in tested])
+    for number, p_value in zip(tested, adjusted):
+        findings[number] = dataclasses.replace(findings[number], adjusted_p_value=p_value)
+    seconds = sum(found["processor_seconds"] for _, found in done)
+    return Summary(study, len(done), seconds, arms, findings)
 
 
 def to_json(summary: Summary) -> str:
     """Returns JSON; accuracies and differences lie in [−1, 1], missing values are null."""
-    return files.to_json(dataclasses.asdict(summary)) + "\n"
+    study = summary.study
+
+    def entry(found: Finding) -> dict:
+        return {
+            "name": found.contrast.name,
+            "metric": found.metric,
+            "weights": dict(found.contrast.weights),
+            "expected": found.contrast.expected,
+            "num_seeds": found.num_seeds,
+            "estimate": found.estimate and dataclasses.asdict(found.estimate),
+            "adjusted_p_value": found.adjusted_p_value,
+            "verdict": found.verdict,
+        }
+
+    contents = {
+        "title": study.title,
+        "introduction": study.introduction,
+        "seeds": list(study.seeds),
+        "num_runs": len(study.runs()),
+        "num_done": summary.num_done,
+        "seconds": summary.seconds,
+        "metrics": {metric: METRICS[metric] for metric in study.metrics()},
+        "arms": {
+            arm: {metric: own and dataclasses.asdict(own) for metric, own in by_metric.items()}
+            for arm, by_metric in summary.arms.items()
+        },
+        "claims": [
+            {
+                "key": claim.key,
+                "title": claim.title,
+                "statement": claim.statement,
+                "findings": list(map(entry, summary.findings_of(claim))),
+            }
+            for claim in study.claims
+        ],
+        "configs": _configs(study),
+    }
+    return files.to_json(contents) + "\n"
+
+
+def _configs(study: Study) -> dict[str, dict]:
+    return {name: dataclasses.asdict(arm.config) for name, arm in study.arms.items()}
+
+
+def _progress(summary: Summary, separator: str) -> str:
+    seeds = ", ".join(map(str, summary.study.seeds))
+    return f"{summary.num_done} of {len(summary.study.runs())} runs{separator} seeds {seeds}"
 
 
 def arms_table(summary: Summary) -> Table:
@@ -166,34 +174,28 @@ def arms_table(summary: Summary) -> Table:
     rows = [
         [arm, *map(estimate_cell, by_metric.values())] for arm, by_metric in summary.arms.items()
     ]
-    note = f"{summary.num_done} of {summary.num_runs} runs; seeds {_list(summary.seeds)}"
-    return Table(["arm", *summary.metrics], rows, "arms", note)
+    note = _progress(summary, ";")
+    return Table(["arm", *summary.study.metrics()], rows, "arms", note)
 
 
 def claims_table(summary: Summary) -> Table:
     """Returns the contrasts of every claim, in percentage points."""
     columns = ["claim", "contrast", "of", "points (95 % interval)", "p", "p, corrected", "verdict"]
     rows = []
-    for claim in summary.claims:
-        for found in claim.findings:
-            is_whole = found.num_seeds == len(summary.seeds)
-            notes = () if is_whole else (f"({found.num_seeds} seeds)",)
-            rows.append(
-                [
-                    f"({claim.key})",
-                    Cell(found.name, notes=notes),
-                    found.metric,
-                    estimate_cell(found.estimate, sign="+"),
-                    _p_value(found.estimate.p_value if found.estimate else math.nan),
-                    _p_value(found.adjusted_p_value),
-                    Cell(found.verdict, verdict=True),
-                ]
-            )
+    for found in summary.findings:
+        is_whole = found.num_seeds == len(summary.study.seeds)
+        rows.append(
+            [
+                f"({found.claim.key})",
+                Cell(found.contrast.name, notes=() if is_whole else [f"({found.num_seeds} seeds)"]),
+                found.metric,
+                estimate_cell(found.estimate, sign="+"),
+                _p_value(found.estimate.p_value if found.estimate else math.nan),
+                _p_value(found.adjusted_p_value),
+                Cell(found.verdict, verdict=True),
+            ]
+        )
     return Table(columns, rows, "claims")
-
-
-def _list(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
 
 
 def _p_value(value: float) -> Cell:
@@ -210,7 +212,7 @@ def estimate_cell(estimate: Optional[Estimate], sign: str = "") -> Cell:
 def as_interval(found: Finding) -> Interval:
     """Returns a chart's row for a measured finding, in the colour of its verdict."""
     return Interval(
-        label=f"{found.name}, {found.metric}",
+        label=f"{found.contrast.name}, {found.metric}",
         mean=found.estimate.mean,
         span=found.estimate.span,
         values=found.estimate.values,
@@ -221,21 +223,20 @@ def as_interval(found: Finding) -> Interval:
 def make_page(summary: Summary) -> Page:
     """Returns the page of a study."""
     how = (
-        f"{summary.num_done} of {summary.num_runs} runs, seeds {_list(summary.seeds)}, "
-        f"{summary.seconds / 3600:.1f} hours of processor time. Intervals are Student’s of 95 % "
-        "over the seeds: they speak of other seeds on the same test images. Contrasts are computed "
+        f"{_progress(summary, ',')}, {summary.seconds / 3600:.1f} hours of processor time. "
+        "Intervals are Student’s of 95 % over the seeds: they speak of other seeds on the same test images. Contrasts are computed "
         "for each seed and tested by a paired t-test; p is corrected by Holm’s method for all "
         "tests of this page that have an expected sign."
     )
     cards = []
-    for claim in summary.claims:
-        measured = [as_interval(found) for found in claim.findings if found.estimate]
+    for claim in summary.study.claims:
+        measured = [as_interval(f) for f in summary.findings_of(claim) if f.estimate]
         svg = interval_chart(measured) if measured else ""
         cards.append(Card(f"({claim.key}) {claim.title}", claim.statement, svg))
-    metrics = "; ".join(f"{metric}: {meaning}" for metric, meaning in summary.metrics.items())
+    metrics = "; ".join(f"{metric}: {METRICS[metric]}" for metric in summary.study.metrics())
     words = [[Cell(word, verdict=True), meaning] for word, meaning in VERDICTS.items()]
     return Page(
-        summary.title,
+        summary.study.title,
         [
             Section(
                 "What the paper claims, and what is seen here",
@@ -249,10 +250,10 @@ def make_page(summary: Summary) -> Page:
                 "All arms",
                 f"Per cent, mean over the seeds with its interval. {metrics}.",
                 tables=[arms_table(summary)],
-                details={"Configs": json.dumps(summary.configs, indent=1)},
+                details={"Configs": json.dumps(_configs(summary.study), indent=1)},
             ),
         ],
-        summary.introduction,
+        summary.study.introduction,
     )
 
 

@@ -4,7 +4,6 @@ A run is done if <output_dir>/runs/<arm>/seed_<n>/scores.json exists. This modul
 not import TensorFlow, so that `--list` answers at once.
 """
 
-import dataclasses
 import glob
 import json
 import os
@@ -33,47 +32,34 @@ def read_all_scores(study: Study, output_dir: str) -> dict[str, Optional[dict]]:
     return {run.name: read_scores(output_dir, run.name) for run in study.runs()}
 
 
-@dataclasses.dataclass(frozen=True)
-class RunProgress:
-    """The state of a run.
+def progress(study: Study, output_dir: str) -> list[tuple[Run, bool, float]]:
+    """Returns every run, whether it is done, and the processor time that it took or will take.
 
-    Args:
-        run: the run.
-        scores: see `read_scores`; None: it is not done.
-        seconds: processor time that it took or will take: the mean over runs of its
-            arm. If none is done, the time that the study expects, scaled by the ratio
-            of measured to expected time of all finished runs.
+    That is the mean over runs of its arm. If none is done, it is the time that the study
+    expects, scaled by the ratio of measured to expected time of all finished runs.
     """
-
-    run: Run
-    scores: Optional[dict]
-    seconds: float
-
-
-def progress(study: Study, output_dir: str) -> list[RunProgress]:
-    """Returns the state of every run of a study, in the order of the study."""
     runs = study.runs()
     scores = read_all_scores(study, output_dir)
     by_arm: dict[str, list[float]] = {}
     for run in runs:
         if scores[run.name]:
             by_arm.setdefault(run.arm, []).append(scores[run.name]["processor_seconds"])
-    measured = sum(map(sum, by_arm.values()))
-    expected_for_measured = sum(run.expected_seconds for run in runs if scores[run.name])
-    ratio = measured / expected_for_measured if expected_for_measured else 1.0
-
-    def seconds(run):
-        return statistics.fmean(by_arm.get(run.arm, [ratio * run.expected_seconds]))
-
-    return [RunProgress(run, scores[run.name], seconds(run)) for run in runs]
+    expected = sum(run.expected_seconds for run in runs if scores[run.name])
+    ratio = sum(map(sum, by_arm.values())) / expected if expected else 1.0
+    return [
+        (
+            run,
+            scores[run.name] is not None,
+            statistics.fmean(by_arm.get(run.arm, [ratio * run.expected_seconds])),
+        )
+        for run in runs
+    ]
 
 
 def seconds_left(study: Study, output_dir: str, num_parallel: int) -> float:
     """Returns the time until a study is done with `num_parallel` runs at a time."""
-    return (
-        sum(entry.seconds for entry in progress(study, output_dir) if entry.scores is None)
-        / num_parallel
-    )
+    entries = progress(study, output_dir)
+    return sum(seconds for _, is_done, seconds in entries if not is_done) / num_parallel
 
 
 def visible_gpus() -> list[str]:

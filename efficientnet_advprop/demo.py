@@ -68,7 +68,7 @@ def main(argv):
     ):
         return
     summary = report.summarize(study, run_scores.read_all_scores(study, output_dir))
-    path = pages.write(demo_report.make_page(summary, study, output_dir), output_dir)
+    path = pages.write(demo_report.make_page(summary, output_dir), output_dir)
     print(f"\n{report.format_console(summary)}\n\n{demo_report.tell(summary)}\n")
     print(f"{format_duration(time.monotonic() - started)}. The report: {path}", flush=True)
 

@@ -54,12 +54,11 @@ def _format_plan(study: "plan.Study", output_dir: str, num_parallel: int) -> str
 
     entries = run_scores.progress(study, output_dir)
     lines = [
-        f"{entry.run.name:40s} {format_duration(entry.seconds):>12s}  "
-        f"{'to do' if entry.scores is None else 'done'}"
-        for entry in entries
+        f"{run.name:40s} {format_duration(seconds):>12s}  {'done' if is_done else 'to do'}"
+        for run, is_done, seconds in entries
     ]
     left = format_duration(run_scores.seconds_left(study, output_dir, num_parallel))
-    num_done = sum(entry.scores is not None for entry in entries)
+    num_done = sum(is_done for _, is_done, _ in entries)
     end = (
         f"{num_done} of {len(entries)} runs are done; the others take about {left}, "
         f"{num_parallel} at a time"

@@ -86,6 +86,8 @@ def write_scores(output_dir):
 class PretendedSet:
     """In the place of the built-in data sets: remembers what is made, and makes nothing."""
 
+    name, corrupted_name = "digits", "digits_c"
+
     def __init__(self, error=None):
         self.made, self._error = [], error
 
@@ -127,16 +129,13 @@ def test_runs_are_executed_once_and_reported(tmp_path):
     summary = report.summarize(
         study, {run.name: run_scores.read_scores(str(tmp_path), run.name) for run in study.runs()}
     )
-    gain = summary.claims[0].findings[0]
+    gain = summary.findings[0]
     assert gain.estimate.values == pytest.approx((0.021, 0.022, 0.023)) and gain.verdict == "shown"
     # t(0.975; 2)·0.001/√3 = 0.002484; two tests of an expected sign, of which the other
     # has p = 1.
     assert gain.estimate.interval == pytest.approx((0.019516, 0.024484), abs=1e-6)
     assert gain.adjusted_p_value == pytest.approx(2 * gain.estimate.p_value)
-    assert (
-        summary.claims[0].findings[1].verdict == "not shown"
-        and summary.claims[1].findings[0].verdict == "different"
-    )
+    assert summary.findings[1].verdict == "not shown" and summary.findings[2].verdict == "different"
     assert summary.arms["vanilla"]["clean"].mean == pytest.approx(0.92)
     table = render_markdown(report.make_page(summary))
     assert "| (a) | AdvProp − vanilla | clean | +2.2 (+2.0 … +2.4) |" in table
@@ -159,7 +158,7 @@ def test_a_report_of_what_is_done():
     summary = report.summarize(
         study, {"vanilla/seed_1": scores, "advprop/seed_1": scores, "vanilla/seed_2": scores}
     )
-    assert summary.num_done == 3 and summary.claims[0].findings[0].verdict == "too few seeds"
+    assert summary.num_done == 3 and summary.findings[0].verdict == "too few seeds"
     assert "(1 seeds)" in render_html(report.make_page(summary))
     nothing = report.summarize(study, {})
     assert "not measured" in render_markdown(report.make_page(nothing)) and render_html(

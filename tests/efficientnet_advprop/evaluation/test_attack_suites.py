@@ -21,6 +21,7 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
 from efficientnet_advprop.images.labeled_images import FileImages
 from efficientnet_advprop.reports.comparison import compare, read_measured
 from efficientnet_advprop.reports.report_rows import list_measures
+from efficientnet_advprop.reports.suite_titles import title
 from efficientnet_advprop.runtime.errors import UsageError
 from tests.efficientnet_advprop.attacks.linear_network import (
     WEIGHTS,
@@ -150,7 +151,7 @@ def test_what_square_alone_finds_stands_with_the_number(clean, tmp_path):
     assert Results.read(str(tmp_path)).test_sets[square.name].warnings == (doubt,)
     (measured,) = read_measured([str(tmp_path)])
     rows = list_measures(compare([measured]), measured)
-    assert doubt in rows[-1].remarks and rows[-1].title == "suite, L∞ ε = 3, after Square"
+    assert doubt in rows[-1].remarks and title(rows[-1].suite) == "suite, L∞ ε = 3, after Square"
 
 
 def test_networks_that_cannot_be_attacked_are_not_scored(clean, tmp_path):

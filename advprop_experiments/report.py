@@ -224,9 +224,9 @@ def make_page(summary: Summary) -> Page:
     """Returns the page of a study."""
     how = (
         f"{_progress(summary, ',')}, {summary.seconds / 3600:.1f} hours of processor time. "
-        "Intervals are Student’s of 95 % over the seeds: they speak of other seeds on the same test images. Contrasts are computed "
-        "for each seed and tested by a paired t-test; p is corrected by Holm’s method for all "
-        "tests of this page that have an expected sign."
+        "Intervals are Student’s of 95 % over the seeds: they speak of other seeds on the same "
+        "test images. Contrasts are computed for each seed and tested by a paired t-test; "
+        "p is corrected by Holm’s method for all tests of this page that have an expected sign."
     )
     cards = []
     for claim in summary.study.claims:

@@ -323,17 +323,13 @@ def probe(
     if not are_probabilities(outputs):
         return num_classes, function, "logits"
     tiny = np.finfo(np.float32).tiny
-    if dtype == tf.uint8:
-        return (
-            num_classes,
-            lambda images: np.log(np.maximum(np.asarray(function(images), np.float32), tiny)),
-            "probabilities",
-        )
-    return (
-        num_classes,
-        lambda images: tf.math.log(tf.maximum(tf.cast(function(images), tf.float32), tiny)),
-        "probabilities",
-    )
+
+    def logarithm(images):
+        if dtype == tf.uint8:
+            return np.log(np.maximum(np.asarray(function(images), np.float32), tiny))
+        return tf.math.log(tf.maximum(tf.cast(function(images), tf.float32), tiny))
+
+    return num_classes, logarithm, "probabilities"
 
 
 def are_probabilities(outputs: np.ndarray) -> bool:

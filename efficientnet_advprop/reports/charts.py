@@ -4,10 +4,11 @@ The same values give the same bytes.
 """
 
 import base64
+import contextlib
 import dataclasses
 import html
 import io
-from typing import Any, Optional, Sequence
+from typing import Any, Iterator, Optional, Sequence
 
 import matplotlib
 import numpy as np
@@ -63,6 +64,16 @@ class Curve:
     markers: bool = True
 
 
+@contextlib.contextmanager
+def _axes(size: tuple[float, float], **style: str) -> Iterator[Any]:
+    with matplotlib.rc_context({**_STYLE, **style}):
+        figure = Figure(figsize=size, layout="constrained")
+        figure.patch.set_alpha(0.0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0.0)
+        yield axes
+
+
 def line_chart(
     x: Sequence[float],
     curves: Sequence[Curve],
@@ -73,34 +84,26 @@ def line_chart(
     scale: float = 100.0,
     y_range: Optional[tuple[float, float]] = (0.0, 100.0),
     markers: bool = True,
-    ticks: Optional[Sequence[float]] = None,
 ) -> str:
     """Draws lines as an `<svg>` element of flexible width.
 
     Args:
-        x: the common x values.
-        curves: the curves; the first one is drawn at the bottom.
-        x_label, y_label: labels of the axes; empty for none.
+        x: the common x values; up to eight of them are the ticks.
+        curves: the first one is drawn at the bottom.
+        x_label, y_label: of the axes; empty for none.
         size: inches, for the proportions.
         scale: factor on all y values: 100 for percentages.
-        y_range: range of the y axis after scaling; None fits the values.
+        y_range: of the y axis after scaling; None fits the values.
         markers: whether to draw a dot at each value.
-        ticks: of the x axis; None: `x`, or matplotlib's choice if there are more than
-            eight.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        figure.patch.set_alpha(0.0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0.0)
+    with _axes(size) as axes:
         for curve in curves:
             own_x = x if curve.x is None else curve.x
             style = dict(marker="o", markersize=3.2) if markers and curve.markers else {}
-            line = "--" if curve.dashed else "-"
             axes.plot(
                 own_x,
                 np.multiply(curve.values, scale),
-                line,
+                "--" if curve.dashed else "-",
                 color=curve.color,
                 linewidth=1.8,
                 label=curve.label,
@@ -112,19 +115,17 @@ def line_chart(
         axes.set(xlabel=x_label, ylabel=y_label)
         if y_range is not None:
             axes.set_ylim(y_range[0], y_range[1] * 1.03)
-        if ticks is not None or len(x) <= 8:
-            axes.set_xticks(x if ticks is None else ticks)
-        return _as_svg(
-            figure, f"{y_label or 'chart'} of {', '.join(curve.label for curve in curves)}"
-        )
+        if len(x) <= 8:
+            axes.set_xticks(x)
+        return _as_svg(axes, y_label or "chart", curves)
 
 
-def _as_svg(figure: Figure, label: str) -> str:
+def _as_svg(axes: Any, what: str, drawn: Sequence[Any]) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    axes.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
+    label = html.escape(f"{what} of {', '.join(one.label for one in drawn)}")
+    return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
 def png_uri(image: np.ndarray) -> str:
@@ -149,23 +150,14 @@ def bar_chart(
 
     `mark`, before scaling, is where a vertical line is drawn.
     """
-    with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
-        thickness = 0.76 / len(curves)
-        figure = Figure(
-            figsize=(4.8, 0.6 + len(groups) * (0.1 + 0.12 * len(curves))), layout="constrained"
-        )
-        figure.patch.set_alpha(0.0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0.0)
+    thickness = 0.76 / len(curves)
+    size = (4.8, 0.6 + len(groups) * (0.1 + 0.12 * len(curves)))
+    with _axes(size, **{"axes.grid.axis": "x"}) as axes:
         rows = np.arange(len(groups))
         for number, curve in enumerate(curves):
+            middles = rows + (number + 0.5) * thickness - 0.38
             lengths = np.multiply(curve.values, scale)
-            bars = axes.barh(
-                rows + (number + 0.5) * thickness - 0.38,
-                lengths,
-                thickness * 0.86,
-                color=curve.color,
-            )
+            bars = axes.barh(middles, lengths, thickness * 0.86, color=curve.color)
             axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=7, color=_INK)
         if mark is not None:
             axes.axvline(mark * scale, color=_INK, linewidth=1, linestyle=":")
@@ -173,9 +165,7 @@ def bar_chart(
         axes.invert_yaxis()
         axes.margins(x=0.08)
         axes.set_xlabel(x_label)
-        return _as_svg(
-            figure, f"{x_label or 'bars'} of {', '.join(curve.label for curve in curves)}"
-        )
+        return _as_svg(axes, x_label or "bars", curves)
 
 
 def reliability_chart(curves: Sequence[Curve], *, size: tuple[float, float] = (3.6, 3.2)) -> str:
@@ -254,18 +244,13 @@ def interval_chart(
     size: Optional[tuple[float, float]] = None,
 ) -> str:
     """Draws means with their intervals, one per row, as an `<svg>` of flexible width."""
-    with matplotlib.rc_context(_STYLE):
-        size = size or (6.4, 0.7 + 0.26 * len(intervals))
-        figure = Figure(figsize=size, layout="constrained")
-        figure.patch.set_alpha(0.0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0.0)
+    with _axes(size or (6.4, 0.7 + 0.26 * len(intervals))) as axes:
         rows = range(len(intervals))
         draw_intervals(axes, intervals, rows, x_range)
         axes.set_yticks(rows, [one.label for one in intervals])
         axes.set_ylim(len(intervals) - 0.3, -0.7)
         axes.set_xlabel(x_label)
-        return _as_svg(figure, f"{x_label} of {', '.join(one.label for one in intervals)}")
+        return _as_svg(axes, x_label, intervals)
 
 
 def thumbnail_uri(encoded: bytes, size: int = 160) -> Optional[str]:

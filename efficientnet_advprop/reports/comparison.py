@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Union
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from efficientnet_advprop.evaluation.test_set_name import by_severity, is_passed
 from efficientnet_advprop.images.robustness_sets import corruptions_of
 from efficientnet_advprop.reports import significance
 from efficientnet_advprop.reports.published_results import ALEXNET_ERRORS
+from efficientnet_advprop.reports.suite_titles import title
 from efficientnet_advprop.runtime.errors import UsageError
 
 # Two measurements are compared only if these conditions agree, because they define the
@@ -93,9 +94,8 @@ class PairedTest:
         suite: the test set, or the corrupted suite.
         measure: "top-1" or "mCE".
         first, second: names of the models.
-        difference: the value of the second model minus that of the first, as a fraction
-            of 1.
-        interval: 95 % bootstrap interval of the difference, as a fraction of 1.
+        difference: of the second model from the first, as a fraction of 1.
+        interval: 95 % bootstrap interval of the difference.
         p_value: of this test alone.
         adjusted_p_value: corrected for all tests of the comparison.
         counts: the numbers of images on which only one model is right; None for mCE.
@@ -124,22 +124,14 @@ class PairedTest:
 
 
 @dataclasses.dataclass(frozen=True)
-class NotCompared:
-    """Two models that are not compared on a test set, and the reason."""
-
-    suite: str
-    first: str
-    second: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The models in order; each pair on each test set is in `tests` or in `not_compared`."""
+    """The models in order; each pair on each test set is in `tests` or, with the reason, a
+    line of `not_compared`.
+    """
 
     measured: Sequence[Measured]
     tests: Sequence[PairedTest]
-    not_compared: Sequence[NotCompared]
+    not_compared: Sequence[str]
 
     @property
     def first(self) -> Measured:
@@ -186,13 +178,10 @@ def read_measured(paths: Sequence[str]) -> list[Measured]:
             results = Results.read(path)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        if any(
-            os.path.abspath(directory) == os.path.abspath(other.directory) for other in measured
-        ):
+        if os.path.abspath(directory) in (os.path.abspath(one.directory) for one in measured):
             raise UsageError(f"{path!r} is given twice; a model is not compared with itself.")
-        measured.append(
-            Measured(os.path.basename(os.path.normpath(results.model)), results, directory or ".")
-        )
+        name = os.path.basename(os.path.normpath(results.model))
+        measured.append(Measured(name, results, directory or "."))
     return _with_unique_names(measured)
 
 
@@ -236,7 +225,10 @@ def compare(measured: Sequence[Measured]) -> Comparison:
                 result = _compare_top1(first, second, suite)
             else:
                 result = _compare_mce(first, second, suite, comparison.yardstick(suite))
-            (not_compared if isinstance(result, NotCompared) else tests).append(result)
+            if isinstance(result, PairedTest):
+                tests.append(result)
+            else:
+                not_compared.append(f"{title(suite)}, {first.name} and {second.name}: {result}")
     adjusted = significance.holm([test.p_value for test in tests])
     tests = [
         dataclasses.replace(test, adjusted_p_value=p_value)
@@ -258,21 +250,19 @@ def _common_suites(first: Measured, second: Measured) -> list[tuple[str, str]]:
     return single + [(suite, "mCE") for suite in first.whole_suites if suite in second.whole_suites]
 
 
-def _compare_top1(first: Measured, second: Measured, test_set: str):
-    not_compared = functools.partial(NotCompared, test_set, first.name, second.name)
+def _compare_top1(first: Measured, second: Measured, test_set: str) -> Union[PairedTest, str]:
+    """Returns the test, or why there is none."""
     reason = _other_task(
         first.results.test_sets[test_set].conditions, second.results.test_sets[test_set].conditions
     )
     if reason:
-        return not_compared(reason)
+        return reason
     predictions = [measured.predictions(test_set) for measured in (first, second)]
     if None in predictions:
-        return not_compared(
-            "the predictions of single images were not kept, so that no paired test is possible"
-        )
+        return "the predictions of single images were not kept, so that no paired test is possible"
     order = order_like(*predictions)
     if order is None:
-        return not_compared(_other_images(*predictions))
+        return _other_images(*predictions)
     counts = significance.PairedCounts.of(predictions[0].is_top1, predictions[1].is_top1[order])
     tested = (counts.difference, counts.interval(), counts.p_value, counts.p_value)
     remarks = _differences(first, second, [test_set])
@@ -281,25 +271,25 @@ def _compare_top1(first: Measured, second: Measured, test_set: str):
 
 def _compare_mce(
     first: Measured, second: Measured, suite: str, baseline_errors: Optional[CorruptionErrors]
-):
-    not_compared = functools.partial(NotCompared, suite, first.name, second.name)
+) -> Union[PairedTest, str]:
+    """Returns the test, or why there is none."""
     names = by_severity(first.results.test_sets, suite)
     for name in names:
         reason = _other_task(*(one.results.test_sets[name].conditions for one in (first, second)))
         if reason:
-            return not_compared(f"{name}: {reason}")
+            return f"{name}: {reason}"
     answers = [one.wrong_answers(suite) for one in (first, second)]
     if None in answers:
-        return not_compared(
+        return (
             "the predictions of single images were not kept of every set, "
             "or the sets contain different images"
         )
     images = [one[0] for one in answers]
     order = order_like(*images)
     if order is None:
-        return not_compared(_other_images(*images))
+        return _other_images(*images)
     if baseline_errors is None:
-        return not_compared("mCE needs the errors of the first model on the whole suite")
+        return "mCE needs the errors of the first model on the whole suite"
     contributions = [
         significance.corruption_contributions(is_wrong, baseline_errors) for _, is_wrong in answers
     ]

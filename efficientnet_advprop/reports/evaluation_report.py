@@ -23,7 +23,6 @@ from efficientnet_advprop.reports.branch_curves import BranchCurve, branch_curve
 from efficientnet_advprop.reports.comparison import (
     Comparison,
     Measured,
-    NotCompared,
     PairedTest,
     is_fixed_yardstick,
 )
@@ -74,7 +73,7 @@ def make_page(
             Section(
                 "Side by side",
                 SIDE_BY_SIDE_NOTE if comparison.tests else "Nothing could be compared.",
-                [f"Not compared, {describe_not_compared(p)}" for p in comparison.not_compared],
+                [f"Not compared, {line}" for line in comparison.not_compared],
                 tables=[comparison_table(comparison)],
             )
         )
@@ -163,11 +162,6 @@ def describe_test(test: PairedTest) -> str:
         f"{title(test.suite)}, {test.measure}: {test.second} is {_VERDICTS[test.verdict]} "
         f"{test.first} ({points(100 * test.difference)} points, {low} … {high}, p {p_value})."
     )
-
-
-def describe_not_compared(pair: NotCompared) -> str:
-    """Names the test set, the two models and the reason why they are not compared."""
-    return f"{title(pair.suite)}, {pair.first} and {pair.second}: {pair.reason}"
 
 
 def _section_of_results(comparison: Comparison, suites: Sequence[str]) -> Section:
@@ -463,5 +457,5 @@ def format_console(comparison: Comparison) -> str:
     """Returns the main table and what the tests say, for a console."""
     lines = ["Per cent.", format_text(results_table(comparison)), ""]
     lines += map(describe_test, comparison.tests)
-    lines += [f"Not compared, {describe_not_compared(pair)}." for pair in comparison.not_compared]
+    lines += [f"Not compared, {line}." for line in comparison.not_compared]
     return "\n".join(lines)

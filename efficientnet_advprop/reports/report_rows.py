@@ -188,17 +188,12 @@ def _problems_of_sets(problems_of: Mapping[str, Sequence[str]]) -> list[str]:
     for name, problems in problems_of.items():
         for problem in problems:
             sets_with.setdefault(problem, []).append(name)
-    descriptions = [
-        (
-            f"{names[0]}: {problem}"
-            if len(names) == 1
-            else f"{len(names)} sets ({names[0]}, …): {problem}"
-        )
+    lines = [
+        f"{names[0] if len(names) == 1 else f'{len(names)} sets ({names[0]}, …)'}: {problem}"
         for problem, names in sets_with.items()
     ]
-    return descriptions[:3] + (
-        [f"and {len(descriptions) - 3} more such problems"] if len(descriptions) > 3 else []
-    )
+    more = [f"and {len(lines) - 3} more such problems"] if len(lines) > 3 else []
+    return lines[:3] + more
 
 
 def _measure_top1(measured: Measured, test_set: str) -> Measure:
@@ -251,7 +246,6 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
             f"{len(missing)} of the {len(missing) + len(sets)} sets were not measured "
             f"({missing[0]}, …): no mCE"
         )
-    published = find_published(results.config.get("published"), suite)
     common = dict(
         suite=suite,
         num_images=sum(result.score.num_images for result in sets.values()),
@@ -271,12 +265,8 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
         return significance.bootstrap_mean_interval(contributions)
 
     ones = {name: (1.0,) * len(by_severity) for name, by_severity in errors.items()}
-    plain = Measure(
-        quantity="mean error",
-        value=mean_error,
-        interval=None if missing else interval(ones),
-        **common,
-    )
+    plain_interval = None if missing else interval(ones)
+    plain = Measure(quantity="mean error", value=mean_error, interval=plain_interval, **common)
     if missing or baseline is None:
         return [plain]
     measures = [
@@ -284,7 +274,7 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
             quantity="mCE",
             value=metrics.mean_corruption_error(errors, baseline),
             interval=interval(baseline) if is_fixed_yardstick(suite) else None,
-            published=published,
+            published=find_published(results.config.get("published"), suite),
             is_comparable=not remarks,
             **common,
         )
@@ -292,15 +282,9 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
     relative = _relative_mce(comparison, measured, suite)
     if relative is not None:
         clean = results.test_sets[clean_test_set(suite)]
-        of_clean = dict(
-            feeding=f"{common['feeding']}; clean images {describe_conditions(clean.conditions)}",
-            remarks=[*remarks, *(f"clean images: {remark}" for remark in _remarks(clean))],
-        )
-        measures.append(
-            Measure(
-                quantity="relative mCE", value=relative, interval=None, **{**common, **of_clean}
-            )
-        )
+        common["feeding"] += f"; clean images {describe_conditions(clean.conditions)}"
+        common["remarks"] = [*remarks, *(f"clean images: {remark}" for remark in _remarks(clean))]
+        measures.append(Measure(quantity="relative mCE", value=relative, interval=None, **common))
     return [*measures, plain]
 
 

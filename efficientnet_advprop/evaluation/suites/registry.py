@@ -94,15 +94,8 @@ def _open_changed(
 ) -> list[TestSet]:
     """Opens the test sets that `condition` makes of a clean one."""
     if condition == "_pgd":
-        return [
-            with_attack(
-                clean,
-                settings.attack,
-                num_restarts=settings.num_restarts,
-                seed=settings.seed,
-                suite=suite,
-            )
-        ]
+        restarts, seed = settings.num_restarts, settings.seed
+        return [with_attack(clean, settings.attack, num_restarts=restarts, seed=seed, suite=suite)]
     if condition == "_autoattack":
         if clean.categories is not None:
             raise UsageError(f"`--suite` is {asked_for!r}, but AutoAttack takes no categories.")

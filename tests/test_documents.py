@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import re
+import types
 
 import numpy as np
 import pytest
@@ -192,22 +193,31 @@ def test_the_studys_page_quotes_its_report(folder, fewest):
 
 
 def read_summary(path: pathlib.Path) -> report.Summary:
-    """A study's results, from the JSON that it wrote."""
+    """A study's results, from the JSON that it wrote; verdicts are found anew."""
 
     def estimate(fields):
         return fields and Estimate(**fields)
 
     values = json.loads(path.read_text())
-    for arm in values["arms"].values():
-        arm.update({metric: estimate(fields) for metric, fields in arm.items()})
+    findings = []
     for claim in values["claims"]:
-        for finding in claim["findings"]:
-            finding["estimate"] = estimate(finding["estimate"])
-            if finding["adjusted_p_value"] is None:
-                finding["adjusted_p_value"] = math.nan
-        claim["findings"] = [report.Finding(**finding) for finding in claim["findings"]]
-    values["claims"] = [report.ClaimSummary(**claim) for claim in values["claims"]]
-    return report.Summary(**values)
+        for told in claim["findings"]:
+            contrast = types.SimpleNamespace(name=told["name"], expected=told["expected"])
+            p_value = math.nan if (p := told["adjusted_p_value"]) is None else p
+            key = types.SimpleNamespace(key=claim["key"])
+            own = estimate(told["estimate"])
+            findings.append(report.Finding(key, contrast, told["metric"], own, p_value))
+            assert findings[-1].verdict == told["verdict"]
+    study = types.SimpleNamespace(
+        seeds=values["seeds"],
+        metrics=lambda: list(values["metrics"]),
+        runs=lambda: range(values["num_runs"]),
+    )
+    arms = {
+        arm: {metric: estimate(fields) for metric, fields in by_metric.items()}
+        for arm, by_metric in values["arms"].items()
+    }
+    return report.Summary(study, values["num_done"], values["seconds"], arms, findings)
 
 
 @pytest.mark.parametrize("name", ["digits_v2"])

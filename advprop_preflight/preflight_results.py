@@ -88,14 +88,10 @@ class PreflightResults:
                 section: {**defaults[section], **record["config"].get(section, {})}
                 for section in settings
             } == settings:
-                print(f"{path}: answered on {record['date']}", file=sys.stderr, flush=True)
+                _tell(f"{path}: answered on {record['date']}")
                 return record
         function, specs = self.make_step(config, replica_batch_size, self.num_replicas)
-        print(
-            f"{path}: compiling; minutes for a small network, much longer for a large one …",
-            file=sys.stderr,
-            flush=True,
-        )
+        _tell(f"{path}: compiling; minutes for a small network, much longer for a large one …")
         record = {
             "config": settings,
             "topology": self.compiler.topology,
@@ -122,12 +118,12 @@ class PreflightResults:
         needed = memory_bytes(record) if record["fits"] else record["needed_bytes"]
         needed_text = f"{needed / tpu_compiler.GIB:.2f} GiB" if needed else "more than there is"
         fits = "fits" if record["fits"] else "does not fit"
-        print(
-            f"  {replica_batch_size} images per core: {needed_text}, {fits}",
-            file=sys.stderr,
-            flush=True,
-        )
+        _tell(f"  {replica_batch_size} images per core: {needed_text}, {fits}")
         return record["fits"], needed
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _settings(config) -> Settings:
@@ -160,12 +156,9 @@ def describe(record: Record, vanilla: Optional[Record], compiler: tpu_compiler.T
         return "\n".join(lines)
     program = tpu_compiler.CompiledProgram(**record["program"])
     versions = ", ".join(f"{name} {version}" for name, version in program.versions.items())
-    parts = {
-        "arguments": program.argument_bytes,
-        "activations": program.temporary_bytes,
-        "program": program.code_bytes,
-    }
-    split = ", ".join(f"{name} {size / tpu_compiler.GIB:.2f}" for name, size in parts.items())
+    split = f"arguments {program.argument_bytes / tpu_compiler.GIB:.2f}"
+    split += f", activations {program.temporary_bytes / tpu_compiler.GIB:.2f}"
+    split += f", program {program.code_bytes / tpu_compiler.GIB:.2f}"
     in_loops = f", of which {program.loop_flops / program.flops:.0%} in loops"
     lines += [
         _row("compiles", f"yes, in {program.compile_seconds:.0f} s ({versions})"),

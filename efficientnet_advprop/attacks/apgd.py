@@ -128,12 +128,8 @@ class APGD(Search):
                 more_gradients, (more_loss, is_correct) = image_gradients(score, images)
                 return number + 1, gradients + more_gradients, loss + more_loss, is_correct
 
-            start = (
-                tf.constant(0),
-                tf.zeros_like(images),
-                tf.zeros_like(images[:, 0, 0, 0]),
-                found.still_correct,
-            )
+            nothing = tf.zeros_like(images)
+            start = (tf.constant(0), nothing, nothing[:, 0, 0, 0], found.still_correct)
             _, gradients, loss, is_correct = tf.while_loop(
                 lambda n, *_: n < self.num_gradients, once_more, start
             )

@@ -57,11 +57,8 @@ def shortest_step(
         missing = wanted - total(weights * tf.minimum(way, room))
         rate = total(tf.where(way < room, rates, 0.0))
         goes_on = (missing > 1e-6 * wanted) & (rate > 0.0)
-        return (
-            number + 1,
-            times + tf.where(goes_on, missing / tf.maximum(rate, _TINY), 0.0),
-            goes_on,
-        )
+        more = tf.where(goes_on, missing / tf.maximum(rate, _TINY), 0.0)
+        return number + 1, times + more, goes_on
 
     _, times, _ = tf.while_loop(
         lambda number, _, goes_on: (number < _NUM_REFINEMENTS) & tf.reduce_any(goes_on),
@@ -122,13 +119,12 @@ class FAB(Search):
             more_leads, more_gradients = lead(tf.fill(tf.shape(labels), number))
             distances = tf.abs(more_leads) / (norm.dual_length(more_gradients) + _TINY)
             is_nearer = (distances < nearest) & tf.not_equal(labels, number)
+            gradients = norms.where_per_image(is_nearer, more_gradients, gradients)
             return (
                 number + 1,
                 tf.where(is_nearer, distances, nearest),
                 tf.where(is_nearer, more_leads, leads),
-                tf.ensure_shape(
-                    norms.where_per_image(is_nearer, more_gradients, gradients), images.shape
-                ),
+                tf.ensure_shape(gradients, images.shape),
             )
 
         zeros = tf.zeros_like(images[:, 0, 0, 0])

@@ -43,9 +43,8 @@ def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> t
         targets = tf.math.floormod(labels + offsets, num_classes)
         return tf.where(is_class(labels, num_classes), targets, -1)
     is_wrong = labels <= tf.reduce_min(labels, -1, keepdims=True)
-    return tf.argmax(
-        tf.where(is_wrong, randomness.uniform(tf.shape(labels), seed), -1.0), -1, tf.int32
-    )
+    draws = tf.where(is_wrong, randomness.uniform(tf.shape(labels), seed), -1.0)
+    return tf.argmax(draws, -1, tf.int32)
 
 
 def _nan_unless_known(labels: tf.Tensor, num_classes: int, images: tf.Tensor) -> tf.Tensor:

@@ -22,9 +22,7 @@ from tpu_utils.replicas import randomness
 
 
 def are_images(images: tf.Tensor) -> tf.Tensor:
-    """Returns which are finite, bool [batch]: what is not fools every network, and is no
-    image.
-    """
+    """Returns which are finite, bool [batch]: what is not fools every network."""
     # A sum is finite only if all its terms are, and is the cheapest pass over them.
     return tf.math.is_finite(tf.reduce_sum(images, [1, 2, 3]))
 
@@ -51,9 +49,7 @@ class Found(NamedTuple):
 
 
 class Search(Attack):
-    """An attack of one or several runs; subclasses have the fields below and say what a
-    run does.
-    """
+    """An attack of one or several runs; subclasses have these fields and define a run."""
 
     epsilon: float
     norm: str
@@ -86,25 +82,19 @@ class Search(Attack):
         logits = checked_logits(logits_fn(images), images, self.num_classes)
         is_correct = objectives.is_correct(labels, logits)
         found = Found(images, is_correct if candidates is None else is_correct & candidates)
-        num_targets = self.num_targets if self.targeted else 1
-        all_targets = (
-            objectives.likeliest_wrong_classes(labels, logits, num_targets)
-            if self.targeted
-            else None
-        )
+        num_targets, all_targets = 1, None
+        if self.targeted:
+            num_targets = self.num_targets
+            all_targets = objectives.likeliest_wrong_classes(labels, logits, num_targets)
 
         def run_once_more(number, *found):
             targets = None
             if all_targets is not None:
                 targets = tf.gather(all_targets, number // self.num_restarts, axis=1)
+            run_seed = randomness.fold_in(seed, number)
+            is_restart = number % self.num_restarts > 0
             found = self._run(
-                logits_fn,
-                images,
-                labels,
-                randomness.fold_in(seed, number),
-                targets,
-                number % self.num_restarts > 0,
-                Found(*found),
+                logits_fn, images, labels, run_seed, targets, is_restart, Found(*found)
             )
             return number + 1, tf.ensure_shape(found.images, images.shape), found.still_correct
 

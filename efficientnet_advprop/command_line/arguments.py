@@ -58,13 +58,11 @@ def _read_flag_file(path: str, within: tuple[str, ...]) -> list[str]:
         raise ConfigError(
             f"`--flagfile` is {path!r}, which is no text in UTF-8; save it as UTF-8."
         ) from error
-    flags = []
+    flags: list[str] = []
     for line in lines:
         if line and not line.startswith(("#", "//")):
-            # "--name value" is typed as two arguments.
-            flags += (
-                re.split(r"\s+", line, maxsplit=1) if re.match(r"--?[\w.]+\s", line) else [line]
-            )
+            is_pair = re.match(r"--?[\w.]+\s", line)  # "--name value" is typed as two arguments
+            flags += line.split(maxsplit=1) if is_pair else [line]
     return flags
 
 

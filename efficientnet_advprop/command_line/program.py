@@ -55,12 +55,7 @@ def define_config_flag() -> flags.FlagHolder:
 
 
 def read_config(flag: flags.FlagHolder) -> experiment.ExperimentConfig:
-    """Returns the validated config of the flag, with the fields that were overridden.
-
-    Raises:
-        ConfigError: no config was given, the file does not return an
-            `ExperimentConfig`, or a field breaks a rule.
-    """
+    """Returns the validated config of the flag, with the fields that were overridden."""
     if flag.value is None:
         raise ConfigError(
             "`--config` is missing; give a config file, such as --config=configs/advprop.py:b0, "

@@ -40,11 +40,7 @@ def find(name: str) -> Optional[str]:
 
 
 def load(name: str) -> Any:
-    """Returns the config of a file or recipe; what follows a colon goes to its get_config().
-
-    Raises:
-        ConfigError: there is no such file, or it cannot be used.
-    """
+    """Returns the config of a file or recipe; what follows a colon goes to its get_config()."""
     if not os.path.isfile(name.partition(":")[0]):
         found = find(name)
         if found is None:

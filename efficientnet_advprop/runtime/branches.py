@@ -22,20 +22,14 @@ _WHOLE = 1e-6  # by how much shares may miss 1
 
 
 def branch_names(aux_branches: int) -> tuple[str, ...]:
-    """The names of a layer's branches, in order: "main", "aux", "aux_2", … ("aux_1" is
-    accepted as another word for "aux").
-    """
+    """Returns a layer's branches in order: "main", "aux" (also called "aux_1"), "aux_2", …"""
     return (MAIN,) + tuple(
         "aux" if index == 1 else f"aux_{index}" for index in range(1, aux_branches + 1)
     )
 
 
 def branch_index(branch: str, aux_branches: int) -> int:
-    """The position of `branch`: 0 for main, i for the i-th auxiliary one.
-
-    Raises:
-        ValueError: there is no such branch, or it is a mixture.
-    """
+    """Returns 0 for main, i for the i-th auxiliary branch; a ValueError for any other."""
     if isinstance(branch, BranchMixture):
         raise ValueError(
             f"`branch` is the mixture '{branch}', which a network answers through in inference "
@@ -85,7 +79,7 @@ class BranchMixture:
         return self.shares[0][0]
 
     def share_of(self, branch: str) -> float:
-        """In [0, 1]; 0 of a branch that is not named."""
+        """Returns a number in [0, 1]; 0 for a branch that is not named."""
         return dict(self.shares).get(branch, 0.0)
 
     def __str__(self) -> str:
@@ -97,9 +91,7 @@ _EXAMPLE = "a mixture names branches and their shares, which add up to 1, such a
 
 
 def parse_branch(text: Branch) -> Branch:
-    """A branch's name, or a mixture, from "main", "aux", "main:0.7,aux:0.3".
-
-    What was parsed before is returned as it is.
+    """Returns the branch's name or the mixture that a text or a mixture means.
 
     Raises:
         ValueError: it is neither, with what is wrong.
@@ -131,25 +123,19 @@ def _checked_name(name: str, text: str) -> str:
 
 
 def num_aux_branches(branch: Branch) -> int:
-    """How many auxiliary branches a network must have to answer through `branch`."""
+    """Returns how many auxiliary branches a network needs to answer through `branch`."""
     return max(
         0 if name == MAIN else int(name.partition("_")[2] or 1) for name in _names_in(branch)
     )
 
 
 def branches_in_batch(branch: Branch) -> tuple[Branch, ...]:
-    """The branches of the equal parts of a training batch: ("main", "aux") of
-    "main+aux", whose first half is main's and whose second the auxiliary one's.
-
-    One of any other.
-    """
+    """Returns the branches of the equal parts of a batch: of "main+aux" ("main", "aux")."""
     return (branch,) if isinstance(branch, BranchMixture) else tuple(branch.split("+"))
 
 
 def check_branch(branch: Branch, aux_branches: int) -> None:
-    """Raises a ValueError unless a network of so many auxiliary branches has `branch`,
-    or all that it mixes.
-    """
+    """Raises a ValueError unless a network of `aux_branches` has all that `branch` names."""
     for name in _names_in(branch):
         branch_index(name, aux_branches)
 

@@ -29,9 +29,7 @@ def exists(path: str) -> bool:
 
 
 def read_text(path: str) -> str:
-    """Returns the text of a UTF-8 file; raises an OSError or, of a remote one, a
-    `tf.errors.OpError`.
-    """
+    """Returns a UTF-8 file's text; raises an OSError or, of a remote one, a `tf.errors.OpError`."""
     if not is_remote(path):
         with open(path, encoding="utf-8") as file:
             return file.read()
@@ -63,9 +61,7 @@ def temporary_path(path: str) -> str:
 
 
 def remove_temporaries(paths: Sequence[str]) -> None:
-    """Removes what killed processes have left half-written under these names, all in
-    one folder.
-    """
+    """Removes what killed processes left half-written under these names, all in one folder."""
     import tensorflow as tf
 
     folder = os.path.dirname(paths[0])

@@ -29,50 +29,30 @@ _PLAN_FILE = "study.json"
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One way to train.
+    """One way to train."""
 
-    Args:
-        config: of its runs, except for `config.training.seed`.
-        expected_seconds: expected processor time of a run with its evaluation, for
-            `--list`; measured times replace it.
-    """
-
-    config: ExperimentConfig
+    config: ExperimentConfig  # of its runs, except for `config.training.seed`
+    # Processor time of a run with its evaluation, for `--list`; measured times replace it.
     expected_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """A weighted sum of the accuracies of arms, and the paper's claim about it.
+    """A weighted sum of the accuracies of arms, and the paper's claim about it."""
 
-    Args:
-        name: what is compared, in words.
-        weights: arm → weight; they add up to zero.
-        expected: the sign according to the paper, +1 or −1; 0: the paper claims that
-            there is no (large) difference.
-        metrics: keys of `METRICS`.
-    """
-
-    name: str
-    weights: Mapping[str, float]
-    expected: int
-    metrics: Sequence[str] = ("clean", "corrupted")
+    name: str  # what is compared, in words
+    weights: Mapping[str, float]  # of arms; they add up to zero
+    expected: int  # the sign according to the paper, +1 or −1; 0: no (large) difference
+    metrics: Sequence[str] = ("clean", "corrupted")  # keys of `METRICS`
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, and the contrasts that test it.
+    """A claim of the paper, and the contrasts that test it."""
 
-    Args:
-        key: a letter or a short word.
-        title: a few words.
-        statement: the claim and its place in the paper, in our words.
-        contrasts: see `Contrast`.
-    """
-
-    key: str
-    title: str
-    statement: str
+    key: str  # a letter or a short word
+    title: str  # a few words
+    statement: str  # the claim and its place in the paper, in our words
     contrasts: Sequence[Contrast]
 
 

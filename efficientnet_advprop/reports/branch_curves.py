@@ -18,21 +18,13 @@ from efficientnet_advprop.runtime.branches import MAIN, Branch, BranchMixture, p
 
 @dataclasses.dataclass(frozen=True)
 class BranchCurve:
-    """A network's accuracies between two of its branches.
-
-    Args:
-        model: its name.
-        auxiliary: the branch that is mixed with main.
-        statistics: the branch whose moving mean and variance all points use.
-        shares: of the auxiliary branch's gamma and beta, rising, in [0, 1].
-        scores: test set → a score for each share; only test sets that all of them
-            measured: clean images, and each attack or the last of a chain.
-    """
+    """A network's accuracies between two of its branches."""
 
     model: str
-    auxiliary: str
-    statistics: str
-    shares: Sequence[float]
+    auxiliary: str  # the branch that is mixed with main
+    statistics: str  # the branch whose moving mean and variance all points use
+    shares: Sequence[float]  # of the auxiliary branch's gamma and beta, rising, in [0, 1]
+    # Test set → a score for each share: clean images, and each attack or the last of a chain.
     scores: Mapping[str, Sequence[Score]]
 
 

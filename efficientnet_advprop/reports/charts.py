@@ -43,25 +43,15 @@ _STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One line of a chart.
+    """One line of a chart."""
 
-    Args:
-        label: for screen readers and the source of the SVG; the page has the legend.
-        color: a CSS colour.
-        values: the y values, one for each x value.
-        intervals: (low, high) for each value, drawn as a band.
-        x: the x values of this curve; None: those of the chart.
-        dashed: whether the line is dashed.
-        markers: whether to draw a dot at each value, if the chart has dots.
-    """
-
-    label: str
-    color: str
-    values: Sequence[float]
-    intervals: Optional[Sequence[tuple[float, float]]] = None
-    x: Optional[Sequence[float]] = None
+    label: str  # for screen readers and the source of the SVG; the page has the legend
+    color: str  # of CSS
+    values: Sequence[float]  # one for each x value
+    intervals: Optional[Sequence[tuple[float, float]]] = None  # of each value, drawn as a band
+    x: Optional[Sequence[float]] = None  # None: that of the chart
     dashed: bool = False
-    markers: bool = True
+    markers: bool = True  # a dot at each value, if the chart has dots
 
 
 @contextlib.contextmanager

@@ -34,17 +34,11 @@ WrongAnswers = dict[str, list[np.ndarray]]  # corruption → bool [images] by se
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """The results of one model.
+    """The results of one model."""
 
-    Args:
-        name: the model's name in reports, unique among the compared models.
-        results: all scores.
-        directory: the folder with the model's predictions; None: they were not kept.
-    """
-
-    name: str
+    name: str  # in reports, unique among the compared models
     results: Results
-    directory: Optional[str] = None
+    directory: Optional[str] = None  # of its predictions; None: they were not kept
     _wrong_answers: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def predictions(self, test_set: str) -> Optional[ImagePredictions]:
@@ -88,30 +82,18 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class PairedTest:
-    """A statistical test of whether two models differ on the same images.
+    """A statistical test of whether two models differ on the same images."""
 
-    Args:
-        suite: the test set, or the corrupted suite.
-        measure: "top-1" or "mCE".
-        first, second: names of the models.
-        difference: of the second model from the first, as a fraction of 1.
-        interval: 95 % bootstrap interval of the difference.
-        p_value: of this test alone.
-        adjusted_p_value: corrected for all tests of the comparison.
-        counts: the numbers of images on which only one model is right; None for mCE.
-        remarks: the conditions in which the two measurements differ.
-    """
-
-    suite: str
-    measure: str
-    first: str
+    suite: str  # the test set, or the corrupted suite
+    measure: str  # "top-1" or "mCE"
+    first: str  # names of the models
     second: str
-    difference: float
-    interval: tuple[float, float]
-    p_value: float
-    adjusted_p_value: float
-    counts: Optional[significance.PairedCounts]
-    remarks: Sequence[str] = ()
+    difference: float  # of the second model from the first, as a fraction of 1
+    interval: tuple[float, float]  # of the difference, 95 %, by bootstrap
+    p_value: float  # of this test alone
+    adjusted_p_value: float  # corrected for all tests of the comparison
+    counts: Optional[significance.PairedCounts]  # None for mCE
+    remarks: Sequence[str] = ()  # the conditions in which the two measurements differ
 
     @property
     def verdict(self) -> str:

@@ -20,21 +20,13 @@ OpenImages = Callable[[str], Optional[LabeledImages]]
 
 @dataclasses.dataclass(frozen=True)
 class Disagreement:
-    """One image that only one of two models classifies correctly.
+    """One image that only one of two models classifies correctly."""
 
-    Args:
-        image_id: the id in the predictions.
-        label: the true class.
-        answers: model → (predicted class, its probability).
-        right: the name of the model that is right.
-        thumbnail: a `data:` URI; None if the image is not available.
-    """
-
-    image_id: str
+    image_id: str  # in the predictions
     label: int
-    answers: dict[str, tuple[int, float]]
-    right: str
-    thumbnail: Optional[str] = None
+    answers: dict[str, tuple[int, float]]  # model → (predicted class, its probability)
+    right: str  # the name of the model that is right
+    thumbnail: Optional[str] = None  # a `data:` URI; None: the image is not available
 
 
 def find_disagreements(

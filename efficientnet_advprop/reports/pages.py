@@ -29,42 +29,27 @@ LATEX_FILE = "report.tex"
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """A framed part of a page: a title, a chart or images, and lines below.
-
-    Args:
-        svg: an `<svg>` element.
-        images: (`data:` URI or "", caption) of images side by side.
-    """
+    """A framed part of a page: a title, a chart or images, and lines below."""
 
     title: str = ""
     note: str = ""
-    svg: str = ""
-    images: Sequence[tuple[str, str]] = ()
+    svg: str = ""  # an `<svg>` element
+    images: Sequence[tuple[str, str]] = ()  # (`data:` URI or "", caption), side by side
     lines: Sequence[Cell] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A section of a page.
+    """A section of a page."""
 
-    Args:
-        title: "": it goes on with the section before.
-        note: words below the title.
-        marks: what limits the section.
-        legend: label → CSS colour.
-        cards: in a grid.
-        grid: "one", "two" or "three" columns at most; "thumbs": as many as fit.
-        tables: below the cards.
-        details: summary → table or preformatted text, folded up; not in Markdown.
-    """
-
-    title: str
-    note: str = ""
-    marks: Sequence[str] = ()
-    legend: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    title: str  # "": it goes on with the section before
+    note: str = ""  # words below the title
+    marks: Sequence[str] = ()  # what limits the section
+    legend: Mapping[str, str] = dataclasses.field(default_factory=dict)  # label → CSS colour
     cards: Sequence[Card] = ()
-    grid: str = "three"
-    tables: Sequence[Table] = ()
+    grid: str = "three"  # or "one", "two" columns at most; "thumbs": as many as fit
+    tables: Sequence[Table] = ()  # below the cards
+    # Summary → table or preformatted text, folded up; not in Markdown.
     details: Mapping[str, Union[Table, str]] = dataclasses.field(default_factory=dict)
 
 

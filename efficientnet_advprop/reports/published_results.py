@@ -42,24 +42,14 @@ ALEXNET_CLEAN_ERROR = 0.43478
 
 @dataclasses.dataclass(frozen=True)
 class PublishedFigure:
-    """One published value.
+    """One published value."""
 
-    Args:
-        value: per cent.
-        measure: "top-1" or "mCE".
-        evidence: "read" (in its source) or "recalled" (quoted from the paper without
-            access to it).
-        source: the publication.
-        note: what a reader must know to compare; usually empty.
-        is_of_same_code: whether it was measured by code and pre-processing like ours;
-            if not, no difference is printed.
-    """
-
-    value: float
-    measure: str
-    evidence: str
+    value: float  # per cent
+    measure: str  # "top-1" or "mCE"
+    evidence: str  # "read" in its source, or "recalled" from the paper without access to it
     source: str
-    note: str = ""
+    note: str = ""  # what a reader must know to compare
+    # Measured by code and pre-processing like ours; if not, no difference is printed.
     is_of_same_code: bool = True
 
 

@@ -41,32 +41,20 @@ from efficientnet_advprop.reports.suite_titles import title
 class Measure:
     """One measured value of one model.
 
-    Args:
-        suite: the test set, or the corrupted suite.
-        quantity: "top-1", "mCE", "relative mCE", "mean error", "shape bias" or
-            "effective robustness".
-        value: as a fraction of 1; nan if it is undefined, for the reason given in the
-            remarks. Effective robustness is a difference of accuracies, of either sign.
-        interval: 95 % interval as a fraction of 1; None if there is none.
-        num_images: the number of images in all test sets of the suite.
-        feeding: resolution, crop and other conditions, in words.
-        remarks: what a reader must know before trusting the value; usually empty.
-        published: the published value of the same weights, if there is one.
-        is_comparable: whether it was measured under the same conditions, as far as they
-            are known.
-        top5, calibration_error: as fractions of 1; None for corrupted suites.
+    Values are fractions of 1. Effective robustness is a difference of accuracies, of
+    either sign.
     """
 
-    suite: str
-    quantity: str
-    value: float
-    interval: Optional[tuple[float, float]]
-    num_images: int
-    feeding: str
-    remarks: Sequence[str] = ()
-    published: Optional[PublishedFigure] = None
-    is_comparable: bool = False
-    top5: Optional[float] = None
+    suite: str  # the test set, or the corrupted suite
+    quantity: str  # "top-1", "mCE", "shape bias", …
+    value: float  # nan: undefined, for the reason given in the remarks
+    interval: Optional[tuple[float, float]]  # of 95 %; None: there is none
+    num_images: int  # in all test sets of the suite
+    feeding: str  # resolution, crop and other conditions, in words
+    remarks: Sequence[str] = ()  # what a reader must know before trusting the value
+    published: Optional[PublishedFigure] = None  # of the same weights
+    is_comparable: bool = False  # measured under the same conditions, as far as they are known
+    top5: Optional[float] = None  # None for corrupted suites, as `calibration_error`
     calibration_error: Optional[float] = None
 
     @property

@@ -25,41 +25,25 @@ _LATEX = str.maketrans(
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A cell: its text, the number behind it, and what stands beside it.
-
-    Args:
-        text: what is shown.
-        value, interval: the number and its interval, for files; None: the cell is words.
-        notes: what explains it, in small print; a console leaves them out.
-        marks: what a reader must know before trusting it; never left out.
-        color: CSS colour of a dot before the text.
-        verdict: whether the text is one, which pages emphasise.
-    """
+    """A cell: its text, the number behind it, and what stands beside it."""
 
     text: str = ""
-    value: Optional[float] = None
+    value: Optional[float] = None  # for files, as is `interval`; None: the cell is words
     interval: Optional[tuple[float, float]] = None
-    notes: Sequence[str] = ()
-    marks: Sequence[str] = ()
-    color: str = ""
-    verdict: bool = False
+    notes: Sequence[str] = ()  # what explains it, in small print; a console leaves them out
+    marks: Sequence[str] = ()  # what a reader must know before trusting it; never left out
+    color: str = ""  # of CSS, of a dot before the text
+    verdict: bool = False  # the text is one, which pages emphasise
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table.
-
-    Args:
-        columns: their titles.
-        rows: cells, or texts and whole numbers in place of cells.
-        name: of its CSV file, without ending; "": it has none.
-        note: what a reader needs for the whole table.
-    """
+    """A table; texts and whole numbers may stand in place of cells."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Union[Cell, str, int]]]
-    name: str = ""
-    note: str = ""
+    name: str = ""  # of its CSV file, without ending; "": it has none
+    note: str = ""  # what a reader needs for the whole table
 
     def __post_init__(self):
         rows = [[_as_cell(cell) for cell in row] for row in self.rows]

@@ -161,9 +161,11 @@ def test_static_shapes_and_no_gradient_through_the_result():
     assert run(tf.constant(images), tf.constant(labels)).dtype == tf.float32
 
 
-def test_on_two_replicas(two_replicas):
+@pytest.mark.parametrize("version", ["rand", pytest.param("standard", marks=pytest.mark.slow)])
+def test_on_two_replicas(two_replicas, version):
     images, labels = batch(8)
-    attack = AutoAttack(3.0, num_classes=5, num_targets=4, num_steps=5, num_queries=10)
+    short = dict(num_targets=4, num_steps=5, num_queries=10)
+    attack = AutoAttack(3.0, num_classes=5, version=version, **short)
     halves = two_replicas.experimental_distribute_values_from_function(
         lambda context: tf.constant(images[4 * context.replica_id_in_sync_group :][:4], tf.float32)
     )

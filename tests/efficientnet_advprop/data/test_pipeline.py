@@ -249,14 +249,15 @@ def test_hosts_share_the_records_exactly(numbered, num_hosts):
             numbered, batch=num_hosts, take=size, input_context=context(host, num_hosts)
         )
         seen.update(number_of(image) for batch in batches for image in batch["images"])
-        resumed = train(
-            numbered,
-            batch=num_hosts,
-            take=size - 3,
-            start_batch=3,
-            input_context=context(host, num_hosts),
-        )
-        assert_same(resumed, batches[3:])
+        if host == num_hosts - 1:
+            resumed = train(
+                numbered,
+                batch=num_hosts,
+                take=size - 3,
+                start_batch=3,
+                input_context=context(host, num_hosts),
+            )
+            assert_same(resumed, batches[3:])
     assert seen == collections.Counter(range(34))
 
 

@@ -13,8 +13,7 @@ def names(variables):
 
 @pytest.mark.parametrize(
     "variant",
-    ["b0", "b3", "b8"]
-    + [pytest.param(f"b{i}", marks=pytest.mark.slow) for i in (1, 2, 4, 5, 6, 7)],
+    ["b0", "b3", *(pytest.param(f"b{i}", marks=pytest.mark.slow) for i in (1, 2, 4, 5, 6, 7, 8))],
 )
 def test_variables_have_official_names_shapes_and_number(variant):
     facts = golden("variables.json.gz")["models"][f"efficientnet-{variant}"]

@@ -111,8 +111,14 @@ def test_inference_is_the_official_one(tiny_relative, branch):
     np.testing.assert_allclose(logits, numbers["eval_logits"], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("mode", ["function", pytest.param("xla", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "training, mode",
+    [(True, "function")]
+    + [
+        pytest.param(training, mode, marks=pytest.mark.slow)
+        for training, mode in ((False, "function"), (True, "xla"), (False, "xla"))
+    ],
+)
 def test_gradients_are_the_official_ones(tiny_relative, mode, training):
     family, model, numbers = tiny_relative
     tolerance = LOGITS_TOLERANCE.get(family, 2e-4)

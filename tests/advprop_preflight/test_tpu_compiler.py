@@ -41,10 +41,8 @@ ANSWER = {
 
 def tiny_config(method, statistics="running"):
     config = ExperimentConfig()
-    config.model.variant, config.model.num_classes = (
-        "resnet50",
-        10,
-    )  # few operations, quickly traced
+    # Few operations, quickly traced.
+    config.model.variant, config.model.num_classes = ("resnet50", 10)
     config.model.width_coefficient, config.model.depth_coefficient = 0.125, 0.1
     config.data.image_size = 32
     config.training.method, config.attack.statistics, config.attack.num_steps = (
@@ -90,9 +88,8 @@ def test_planned_replicas_sum_in_groups():
         return sums[0] * tf.cast(replicas.replica_id + replicas.num_replicas, tf.float32)
 
     text = tpu_compiler.lower(function, [tf.TensorSpec([3])], num_replicas=8, stage="hlo")
-    assert re.search(
-        r' all-reduce\(.*op_name="sum_in_groups_of_4/', text
-    )  # where the compiler's process takes the size from
+    # Where the compiler's process takes the size from.
+    assert re.search(r' all-reduce\(.*op_name="sum_in_groups_of_4/', text)
 
 
 def test_planned_replicas_draw_by_the_devices_generator():
@@ -240,7 +237,6 @@ def test_the_compiled_attack_has_no_collective_and_the_compiled_step_is_believab
     assert compiled["attack"].collectives == {}
     assert compiled["advprop"].collectives["all-reduce"] > 0
     assert 0 < compiled["attack"].flops < compiled["advprop"].flops
-    assert (
-        2 * compiled["attack"].loop_flops > compiled["attack"].flops
-    )  # two steps of the attack are nearly all of it
+    # Two steps of the attack are nearly all of it.
+    assert 2 * compiled["attack"].loop_flops > compiled["attack"].flops
     assert json.dumps(compiled["advprop"].versions)

@@ -97,13 +97,10 @@ def test_inspect(outputs):
     ]
     rows = dict(line.strip().split("  ", 1) for line in summary.splitlines()[1:])
     rows = {label: text.strip() for label, text in rows.items()}
-    assert (
-        rows["network"] == "an EfficientNet of width 0.25 and depth 0.3" and rows["classes"] == "10"
-    )
-    assert (
-        rows["averages (EMA)"] == rows["plain weights"] == "159 variables"
-        and rows["step"] == "1,234"
-    )
+    assert rows["network"] == "an EfficientNet of width 0.25 and depth 0.3"
+    assert rows["classes"] == "10"
+    assert rows["averages (EMA)"] == rows["plain weights"] == "159 variables"
+    assert rows["step"] == "1,234"
     assert rows["optimizer slots"] == rows["other tensors"] == rows["not finite"] == "none"
     trained = [variable for variable in make_tiny(aux_branches=0).trainable_variables]
     assert rows["parameters"].startswith(
@@ -113,11 +110,9 @@ def test_inspect(outputs):
 
 def test_classify(outputs, logits):
     code, stdout, stderr = outputs[0]["classify"]
-    assert (
-        code == 1
-        and "broken.jpg cannot be read as an image" in stderr
-        and "Traceback" not in stderr
-    )
+    assert code == 1
+    assert "broken.jpg cannot be read as an image" in stderr
+    assert "Traceback" not in stderr
     assert "normalization advprop" in stdout and "crop released" in stdout
     rows = [line.split() for line in stdout.splitlines() if "thing" in line]
     order = np.argsort(-logits[3])[:5]

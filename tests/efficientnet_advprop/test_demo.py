@@ -31,9 +31,8 @@ def run_demo(output_dir, *overrides):
 def test_other_data_are_refused(tmp_path):
     result = run_demo(tmp_path, "--config.data.source=tfrecord")
     assert result.returncode == 2
-    assert (
-        "`config.data.source` is 'tfrecord'" in result.stderr and "Traceback" not in result.stderr
-    )
+    assert "`config.data.source` is 'tfrecord'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.slow

@@ -122,17 +122,15 @@ def test_gray_is_tensorflows_for_every_color():
 def test_meant_ops():
     image = np.arange(256, dtype=np.uint8).reshape(8, 32, 1).repeat(3, -1)
     meant = augmentation.MEANT_OPS
-    np.testing.assert_array_equal(
-        meant["Solarize"](image, 256), image
-    )  # above every value: nothing
+    # Above every value: nothing.
+    np.testing.assert_array_equal(meant["Solarize"](image, 256), image)
     np.testing.assert_array_equal(
         meant["Solarize"](image, 100), np.where(image < 100, image, 255 - image)
     )
     np.testing.assert_array_equal(meant["Posterize"](image, 0), np.zeros_like(image))
     np.testing.assert_array_equal(meant["Posterize"](image, 10), image)
-    np.testing.assert_array_equal(
-        meant["Contrast"](image, 0.0), np.full_like(image, 128)
-    )  # mean 127.5, rounded
+    # Mean 127.5, rounded.
+    np.testing.assert_array_equal(meant["Contrast"](image, 0.0), np.full_like(image, 128))
     np.testing.assert_array_equal(augmentation.OPS["Posterize"](image, 10), image & 0x80)
     np.testing.assert_array_equal(
         augmentation.OPS["Solarize"](image, 307), augmentation.OPS["Solarize"](image, 307 - 256)

@@ -91,9 +91,8 @@ def test_noise_has_the_published_strength():
             / 255
         )
         if severity < 4:  # beyond, white clips the distribution
-            assert (
-                abs(shot.std() / np.sqrt(64 / 255 / photons) - 1) < 0.05
-            )  # Poisson: variance = mean / photons
+            # Poisson: variance = mean / photons.
+            assert abs(shot.std() / np.sqrt(64 / 255 / photons) - 1) < 0.05
     for severity, amount in enumerate((0.01, 0.02, 0.03, 0.05, 0.07), 1):
         impulse = corruptions.corrupt(GRAY, "impulse_noise", severity, seed=0)
         assert abs((impulse != 128).mean() - amount) < 5 * np.sqrt(amount / impulse.size)

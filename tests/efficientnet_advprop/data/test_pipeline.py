@@ -151,10 +151,8 @@ def test_mixing_shows_in_the_labels_what_it_does_to_the_images(numbered):
         shares[name] = []
         for start, batch in zip(range(0, 32, 8), mixed):
             for i, (image, label) in enumerate(zip(batch["images"], batch["labels"])):
-                own, partner = (
-                    sources[start + i],
-                    sources[start + 7 - i],
-                )  # the same batch read backwards
+                # The same batch read backwards.
+                own, partner = (sources[start + i], sources[start + 7 - i])
                 red = image[..., 0].astype(float)
                 # Pixels are rounded, so a share of MixUp is known to half a level.
                 share = (red.mean() - (partner + 1)) / (own - partner)
@@ -167,9 +165,9 @@ def test_mixing_shows_in_the_labels_what_it_does_to_the_images(numbered):
                 assert len(np.unique(red)) <= 2
                 assert name == "cutmix" or len(np.unique(red)) == 1
                 shares[name].append(share)
-    assert (
-        min(shares["mixup"]) > 0.45 and min(shares["cutmix"]) < 0.45 and max(shares["cutmix"]) > 0.9
-    )
+    assert min(shares["mixup"]) > 0.45
+    assert min(shares["cutmix"]) < 0.45
+    assert max(shares["cutmix"]) > 0.9
     with pytest.raises(ValueError, match="`num_classes` is None, but MixUp and CutMix"):
         train(numbered, changed, take=1)
 
@@ -190,10 +188,8 @@ def test_paired_views_are_the_plain_and_the_augmented_stream(numbered):
     # Mixed, both views are by the same shares.
     mixed = dataclasses.replace(augmented, mixup_alpha=0.4)
     (batch,) = train(numbered, mixed, take=1, num_classes=5, paired_views=True)
-    assert (
-        batch["augmented_images"].shape == (4, 8, 8, 3)
-        and batch["augmented_images"].dtype == np.uint8
-    )
+    assert batch["augmented_images"].shape == (4, 8, 8, 3)
+    assert batch["augmented_images"].dtype == np.uint8
     labels = batch["labels"]
     own = np.asarray([number_of(image) for image in plain[0]["images"]], float)
     share = np.asarray([label[int(number) % 5] for label, number in zip(labels, own)])
@@ -317,9 +313,8 @@ def test_holdout_and_limit(numbered):
         for batch in train(numbered, few, batch=6, take=2)
         for image in batch["images"]
     ]
-    assert (
-        sorted(numbers[:6]) == sorted(numbers[6:]) == [0, 1, 7, 8, 16, 24]
-    )  # the first ones of the files
+    # The first ones of the files.
+    assert sorted(numbers[:6]) == sorted(numbers[6:]) == [0, 1, 7, 8, 16, 24]
     with pytest.raises(records.DataError, match="`config.data.num_train_examples` is 33"):
         count(dataclasses.replace(SMALL, num_train_examples=33), numbered, "train")
 

@@ -154,9 +154,8 @@ def test_whole_image_draw_falls_back_to_the_centre_crop():
     """
     window = preprocessing.inception_window(tf.constant([1000, 10, 3]), SEED, 0.875)
     np.testing.assert_array_equal(window, [496, 1, 8, 8])
-    gray = preprocessing.inception_window(
-        tf.constant([1000, 10, 1]), SEED, 0.875
-    )  # one channel in the file: no fallback
+    # One channel in the file: no fallback.
+    gray = preprocessing.inception_window(tf.constant([1000, 10, 1]), SEED, 0.875)
     np.testing.assert_array_equal(gray, [0, 0, 1000, 10])
 
 

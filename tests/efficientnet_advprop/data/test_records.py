@@ -53,10 +53,8 @@ def test_examples_have_the_official_features():
     )
     feature = example.features.feature
     assert feature["image/class/label"].int64_list.value[0] == 7  # from 1
-    assert (
-        feature["image/height"].int64_list.value[0] == 8
-        and feature["image/width"].int64_list.value[0] == 9
-    )
+    assert feature["image/height"].int64_list.value[0] == 8
+    assert feature["image/width"].int64_list.value[0] == 9
     assert feature["image/filename"].bytes_list.value[0] == b"b.JPEG"
     assert sorted(feature) == [
         "image/channels",

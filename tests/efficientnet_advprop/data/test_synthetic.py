@@ -29,9 +29,8 @@ def test_training_batches(data):
     batch = first(make(data, split, global_batch_size=6, seed=0, num_classes=10, paired_views=True))
     assert set(batch) == {"images", "augmented_images", "labels"}
     assert batch["images"].shape == [6, 16, 16, 3] and batch["images"].dtype == tf.uint8
-    assert (
-        batch["labels"].dtype == tf.int32 and 0 <= min(batch["labels"]) <= max(batch["labels"]) < 10
-    )
+    assert batch["labels"].dtype == tf.int32
+    assert 0 <= min(batch["labels"]) <= max(batch["labels"]) < 10
     assert len(set(batch["images"].numpy().ravel())) > 200  # noise, not one colour
     data.mixup_alpha = 0.2
     batch = first(make(data, split, global_batch_size=6, seed=0, num_classes=10))

@@ -53,9 +53,10 @@ FOLDER_NAMES = st.one_of(
 )
 RARELY = st.sampled_from([False] * 7 + [True])
 TAKEN = [name for name, (_, options, is_taken) in KINDS.items() if is_taken and options]
+# Kind, hidden, one folder deeper.
 FILES = st.lists(
     st.tuples(st.sampled_from([*TAKEN * 3, *KINDS]), RARELY, RARELY), min_size=1, max_size=3
-)  # kind, hidden, one folder deeper
+)
 NUMBERED = st.integers(1, 11).flatmap(
     lambda count: st.integers(0, 1).map(lambda first: [str(first + i) for i in range(count)])
 )

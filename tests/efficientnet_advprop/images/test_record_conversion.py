@@ -131,9 +131,9 @@ def test_no_silent_gap(folder):
     (folder / "train" / "n02" / "n02_3.JPEG").write_bytes(picture(3)[:-100])
     sources = image_sources.list_image_folder(str(folder / "train"))
     report = record_conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
-    assert (
-        len(report.failures) == 1 and "n02_3.JPEG" in report.failures[0] and report.num_images == 14
-    )
+    assert len(report.failures) == 1
+    assert "n02_3.JPEG" in report.failures[0]
+    assert report.num_images == 14
     with pytest.raises(records.DataError, match="lacks 1 of 4"):
         records.open_split(str(folder / "out"), "train")
 
@@ -337,9 +337,8 @@ def test_tfds_becomes_records(tfds_dir, tmp_path):
         sources.open_tfds_split("tiny_pictures", tfds_dir, "train"), names
     )
     report = record_conversion.convert(images, str(tmp_path), "train", num_shards=2)
-    assert report == record_conversion.ConversionReport(
-        9, dict.fromkeys(CLASSES, 3), 0, []
-    )  # PNGs stay
+    # PNGs stay.
+    assert report == record_conversion.ConversionReport(9, dict.fromkeys(CLASSES, 3), 0, [])
     found, _ = read(tmp_path, "train")
     for feature in found.values():
         level = tf.io.decode_png(feature["image/encoded"].bytes_list.value[0]).numpy().mean()

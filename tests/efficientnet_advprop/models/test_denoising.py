@@ -114,9 +114,8 @@ def test_the_gradient_of_a_median_is_shared_by_equals():
         y = denoise(OPERATIONS["median"], x)
     gradient = tape.gradient(y, x)
     assert float(tf.reduce_sum(gradient)) == pytest.approx(9.0, abs=1e-5)
-    assert float(gradient[0, 1, 1, 0]) == pytest.approx(
-        1.0, abs=1e-6
-    )  # in nine windows, a ninth each
+    # In nine windows, a ninth each.
+    assert float(gradient[0, 1, 1, 0]) == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["non_local_softmax", "median"])

@@ -94,9 +94,8 @@ def test_full_size_gives_the_official_logits(key):
 def test_own_normalization_and_classes_unless_told():
     model = EfficientNet("edgetpu-S", aux_branches=0, width_coefficient=0.25)
     assert (model.normalization, model.num_classes) == ("lite", 1001)
-    assert (
-        model.get_config()["normalization"] == "lite" and model.get_config()["num_classes"] == 1001
-    )
+    assert model.get_config()["normalization"] == "lite"
+    assert model.get_config()["num_classes"] == 1001
     model = EfficientNet(
         "lite0", 10, aux_branches=0, width_coefficient=0.25, normalization="imagenet"
     )
@@ -203,9 +202,8 @@ def test_routed_convolutions_are_one_convolution_per_image(strides):
         pointwise.build([None, None, None, 4])
     assert depthwise.experts.name == "net/model/blocks_7/own/depthwise_condconv_kernel:0"
     kernels = depthwise.experts.numpy().reshape(5, 3, 3, 4, 1)
-    assert (
-        len({float(kernel[0, 0, 0, 0]) for kernel in kernels}) == 5
-    )  # each expert starts at its own draw
+    # Each expert starts at its own draw.
+    assert len({float(kernel[0, 0, 0, 0]) for kernel in kernels}) == 5
     wanted = []
     for image, shares in zip(images, routing):
         kernel = np.tensordot(shares, kernels, 1) * scale[:, None]

@@ -55,9 +55,8 @@ def compare(make_network, strategy):
 
         results.append([first(value) for value in (logits, *gradients, *model.variables)])
     assert_same(*results)
-    assert any(
-        value is None for value in results[0]
-    )  # of the main branch's norms: recomputing must not make zeros of them
+    # Of the main branch's norms: recomputing must not make zeros of them.
+    assert any(value is None for value in results[0])
 
 
 # Stochastic depth shows a second run that draws other numbers, the variables show
@@ -98,9 +97,8 @@ def test_xla_does_the_work_twice():
         counts.append(compiled.count(" convolution("))
         results.append(gradients(INPUTS[..., :4]))
     kept, recomputed = counts
-    assert (
-        kept >= 5
-    )  # two forward, three gradients: of both kernels and the inner activation, perhaps the inputs
+    # Two forward, three gradients: of both kernels and the inner activation, perhaps the inputs.
+    assert kept >= 5
     assert recomputed == kept + 2
     assert_same(*results)
 

@@ -137,10 +137,8 @@ def test_grpc(grpc_stub, answer, photographs):
         tf.make_ndarray(response.outputs["probabilities"])[:2], answer["probabilities"], atol=1e-6
     )
     texts = grpc_client.describe(response)
-    assert (
-        texts[0].startswith(f"name {int(answer['classes'][0, 0])} ")
-        and "unknown format" in texts[2]
-    )
+    assert texts[0].startswith(f"name {int(answer['classes'][0, 0])} ")
+    assert "unknown format" in texts[2]
 
 
 def test_a_grpc_request_for_nothing_is_refused(grpc_stub, photographs):
@@ -148,10 +146,8 @@ def test_a_grpc_request_for_nothing_is_refused(grpc_stub, photographs):
     request.model_spec.signature_name = "nothing"
     with pytest.raises(grpc.RpcError) as raised:
         grpc_stub.Predict(request, timeout=60)
-    assert (
-        raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-        and "serving_default" in raised.value.details()
-    )
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "serving_default" in raised.value.details()
 
 
 def test_an_empty_batch(rest_url, grpc_stub):

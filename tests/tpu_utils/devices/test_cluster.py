@@ -76,10 +76,8 @@ def test_slurm(monkeypatch):
     for name, value in told.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     resolver = resolve_cluster("slurm", port=5000)
-    assert (
-        addresses_of(resolver) == ["node1:5000", "node1:5001", "node2:5000", "node2:5001"]
-        and index_of(resolver) == 3
-    )
+    assert addresses_of(resolver) == ["node1:5000", "node1:5001", "node2:5000", "node2:5001"]
+    assert index_of(resolver) == 3
     assert resolver.num_accelerators() == {"GPU": 0}
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1(x2)")
     with pytest.raises(PlatformError, match="its variables cannot be read"):
@@ -105,13 +103,11 @@ def pods(monkeypatch, phases, host_ips):
 
 def test_kubernetes(monkeypatch):
     wanted = dict(pod_selector="job-name=advprop", num_workers=2, timeout_seconds=0.0, port=2345)
-    pods(
-        monkeypatch, ["Running", "Running"], ["192.0.2.7", "127.0.0.1"]
-    )  # the first address is nobody's, by standard
+    # The first address is nobody's, by standard.
+    pods(monkeypatch, ["Running", "Running"], ["192.0.2.7", "127.0.0.1"])
     resolver = resolve_cluster("kubernetes", **wanted)
-    assert (
-        addresses_of(resolver) == ["192.0.2.7:2345", "127.0.0.1:2345"] and index_of(resolver) == 1
-    )
+    assert addresses_of(resolver) == ["192.0.2.7:2345", "127.0.0.1:2345"]
+    assert index_of(resolver) == 1
     pods(monkeypatch, ["Running", "Pending"], ["192.0.2.7", None])
     with pytest.raises(PlatformError, match='Pod "pod1" is not running.*kubectl get pods'):
         resolve_cluster("kubernetes", **wanted)
@@ -172,7 +168,5 @@ with end_unless_done(0.2, "nobody came.", ["127.0.0.1:9"]):
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=50
     )
-    assert (
-        ended.returncode == -9
-        and ended.stderr == "error: nobody came. Nothing answers at 127.0.0.1:9.\n"
-    )
+    assert ended.returncode == -9
+    assert ended.stderr == "error: nobody came. Nothing answers at 127.0.0.1:9.\n"

@@ -48,13 +48,11 @@ def test_sums_means_exchanges_and_gradients_in_groups(four_replicas):
         sums = np.broadcast_to(groups.sum(1, keepdims=True), groups.shape).reshape(VALUES.shape)
         np.testing.assert_array_equal(next(found), sums)
         np.testing.assert_array_equal(next(found), 2.0 * sums[:, 0])
-        np.testing.assert_array_equal(
-            next(found), size * 2.0 * sums
-        )  # every member's loss depends on each one's values
+        # Every member's loss depends on each one's values.
+        np.testing.assert_array_equal(next(found), size * 2.0 * sums)
         np.testing.assert_array_equal(next(found), sums / size)
-        parts = groups.reshape(
-            4 // size, size, size, 8 // size, 3
-        )  # group, sender, receiver, row, column
+        # Group, sender, receiver, row, column.
+        parts = groups.reshape(4 // size, size, size, 8 // size, 3)
         np.testing.assert_array_equal(next(found), parts.swapaxes(1, 2).reshape(VALUES.shape))
 
 
@@ -76,9 +74,8 @@ class Copies(replica_runtime.ReplicaRuntime):
 
     def sum_in_groups(self, tensors, group_size):
         self.asked.append(group_size)
-        return [
-            tf.stop_gradient(tensor * group_size) for tensor in tensors
-        ]  # no gradient of its own
+        # No gradient of its own.
+        return [tf.stop_gradient(tensor * group_size) for tensor in tensors]
 
     def exchange_in_groups(self, tensor, group_size):
         return tensor[::-1]

@@ -78,9 +78,8 @@ def test_imagenet_normalization_gives_the_official_logits():
 def test_report_says_what_was_done(scrambled, tensors):
     report = load_released_checkpoint(scrambled, TINY)
     assert (report.step, report.num_plain, report.skipped, report.mixed) == (1234, 0, [], [])
-    assert (
-        report.num_averages == 159
-    )  # of the 319 tensors of the file: as many plain ones, and the step
+    # Of the 319 tensors of the file: as many plain ones, and the step.
+    assert report.num_averages == 159
     assert report.num_averages + report.num_aux == len(scrambled.variables)
     pairs = [
         (tensors[name + AVERAGE], tensors[name]) for name in tensors if name + AVERAGE in tensors
@@ -109,10 +108,8 @@ def test_files_with_only_averages_or_only_plain_weights(
     report = load_released_checkpoint(
         scrambled, write_checkpoint(tmp_path / "model.ckpt", subset), use_ema=use_ema
     )
-    assert (
-        report.weights == {"averages": "averaged", "plain": "plain"}[kept]
-        and report.difference is None
-    )
+    assert report.weights == {"averages": "averaged", "plain": "plain"}[kept]
+    assert report.difference is None
     for variable in scrambled.variables:
         name = variable.name.split(":")[0].replace("/aux/", "/")
         np.testing.assert_array_equal(

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -28,6 +29,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
+
+
+def run_program(name: str, *arguments: str, cwd=None) -> subprocess.CompletedProcess:
+    """Runs a program of the package as a user does, from any directory."""
+    command = [sys.executable, "-m", f"efficientnet_advprop.{name}", *arguments]
+    variables = {**os.environ, "PYTHONPATH": str(DATA.parents[1])}
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
 
 
 def golden(name: str):

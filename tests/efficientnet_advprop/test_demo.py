@@ -4,28 +4,19 @@ do but the report.
 
 import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from efficientnet_advprop.evaluation.results import Results
+from tests.conftest import run_program
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def run_demo(output_dir, *overrides):
-    command = [
-        sys.executable,
-        "-m",
-        "efficientnet_advprop.demo",
-        "--config=configs/demo.py",
-        f"--output_dir={output_dir}",
-    ]
-    return subprocess.run(
-        [*command, *overrides], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
-    )
+    places = ["--config=configs/demo.py", f"--output_dir={output_dir}"]
+    return run_program("demo", *places, *overrides, cwd=ROOT)
 
 
 def test_other_data_are_refused(tmp_path):

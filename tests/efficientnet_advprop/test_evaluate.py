@@ -1,12 +1,11 @@
 """`evaluate` as a program: what its flags mean, and what they refuse at once."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
 from efficientnet_advprop import evaluate
+from tests.conftest import run_program
 
 
 @pytest.mark.parametrize(
@@ -41,13 +40,5 @@ def test_commas_in_the_names_of_folders_do_not_split(tmp_path, monkeypatch, text
 )
 def test_wrong_flags_end_at_once(tmp_path, arguments, words):
     """Before a checkpoint is downloaded: there is no network here."""
-    command = [sys.executable, "-m", "efficientnet_advprop.evaluate", *arguments]
-    root = os.path.dirname(os.path.dirname(os.path.abspath(evaluate.__file__)))
-    ended = subprocess.run(
-        command,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": root},
-    )
+    ended = run_program("evaluate", *arguments, cwd=tmp_path)
     assert ended.returncode == 2 and words in ended.stderr and ended.stderr.count("\n") == 1

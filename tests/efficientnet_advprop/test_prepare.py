@@ -3,11 +3,7 @@ ends it by one message.
 """
 
 import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
@@ -18,8 +14,7 @@ from efficientnet_advprop.data import records, sources
 from efficientnet_advprop.data.class_names import write_class_names
 from efficientnet_advprop.images import image_sources
 from efficientnet_advprop.runtime.errors import UsageError
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.conftest import run_program
 
 
 def write_split(root, counts):
@@ -30,22 +25,9 @@ def write_split(root, counts):
 
 
 def prepare(cwd, *options):
-    return run(
-        cwd,
-        "--image_folder=images [1]",
-        "--output_dir=records [1]",
-        "--train_shards=1",
-        "--validation_shards=1",
-        *options,
-    )
-
-
-def run(cwd, *options):
-    command = [sys.executable, "-m", "efficientnet_advprop.prepare", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+    folders = ["--image_folder=images [1]", "--output_dir=records [1]"]
+    shards = ["--train_shards=1", "--validation_shards=1"]
+    return run_program("prepare", *folders, *shards, *options, cwd=cwd)
 
 
 def labels_in(folder, prefix):
@@ -127,26 +109,25 @@ def test_an_empty_class_is_one_message(tmp_path):
 @pytest.mark.slow
 def test_a_folder_of_classes_is_divided_and_checked(tmp_path):
     write_split(tmp_path / "photos", {"cat": 8, "dog": 12})
-    done = run(tmp_path, "--image_folder=photos", "--output_dir=out")
+    folders = ["--image_folder=photos", "--output_dir=out"]
+    done = run_program("prepare", *folders, cwd=tmp_path)
     assert done.returncode == 2 and "`--validation_fraction=0.2`" in done.stderr
     assert not (tmp_path / "out").exists()
-    done = run(
-        tmp_path, "--image_folder=photos", "--output_dir=out", "--validation_fraction=0.25",
-        "--test_fraction=0.125",
-    )  # fmt: skip
+    fractions = ["--validation_fraction=0.25", "--test_fraction=0.125"]
+    done = run_program("prepare", *folders, *fractions, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     splits = [
         records.open_split(str(tmp_path / "out"), name)
         for name in records.find_prefixes(str(tmp_path / "out"))
     ]
     assert [(len(split.files), split.num_records) for split in splits] == [(1, 3), (1, 12), (1, 5)]
-    assert run(tmp_path, "--check=out").returncode == 0
+    assert run_program("prepare", "--check=out", cwd=tmp_path).returncode == 0
     path = splits[1].files[0]
     contents = bytearray(open(path, "rb").read())
     for offset in records.scan_file(path).offsets[3:5]:
         contents[offset + 40] ^= 1
     open(path, "wb").write(contents)
-    done = run(tmp_path, "--check=out")
+    done = run_program("prepare", "--check=out", cwd=tmp_path)
     assert done.returncode == 1 and "holds 2 bad records" in done.stderr
     assert all(
         f"{name}, record {i}: " in done.stdout for name in ["train-00000-of-00001"] for i in (3, 4)

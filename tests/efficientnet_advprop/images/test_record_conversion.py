@@ -5,8 +5,6 @@ is lost or mixed.
 import io
 import os
 import resource
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
@@ -17,6 +15,7 @@ from PIL import Image
 from efficientnet_advprop.config.experiment import DataConfig
 from efficientnet_advprop.data import image_formats, pipeline, records, sources
 from efficientnet_advprop.images import image_sources, record_conversion
+from tests.conftest import run_program
 
 CLASSES = ("n01", "n02", "n03")
 
@@ -171,16 +170,8 @@ def test_imagenet_archives_are_read_in_place(tmp_path):
         for i in (3, 1, 2):  # in folders of classes, as scripts sort them
             add(archive, f"val/c{i}/ILSVRC2012_val_0000000{i}.JPEG", picture(100 + i))
     (tmp_path / "synset_labels.txt").write_text("n02\nn01\nn03\n")
-    command = [
-        sys.executable,
-        "-m",
-        "efficientnet_advprop.prepare",
-        f"--imagenet_dir={tmp_path}",
-        f"--output_dir={tmp_path}/out",
-        "--train_shards=2",
-        "--validation_shards=1",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    places = [f"--imagenet_dir={tmp_path}", f"--output_dir={tmp_path}/out"]
+    done = run_program("prepare", *places, "--train_shards=2", "--validation_shards=1")
     assert done.returncode == 0, done.stderr
     assert "12 images of 3 classes, 0 encoded anew" in done.stdout
     found, number = read(tmp_path / "out", "train")
@@ -352,18 +343,9 @@ def test_show_input(tmp_path, folder):
         "train",
         num_shards=1,
     )
-    command = [
-        sys.executable,
-        "-m",
-        "efficientnet_advprop.show_input",
-        "--config=configs/advprop.py:b0",
-        "--config.data.image_size=32",
-        f"--data_dir={folder}/out",
-        f"--out={tmp_path}/grid.png",
-        "--rows=3",
-        "--columns=4",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    flags = "--config=configs/advprop.py:b0 --config.data.image_size=32 --rows=3 --columns=4"
+    places = [f"--data_dir={folder}/out", f"--out={tmp_path}/grid.png"]
+    done = run_program("show_input", *flags.split(), *places)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "grid.png").size == (5 * 34, 3 * 34)
 

@@ -2,7 +2,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -18,7 +17,7 @@ from efficientnet_advprop.serving.calibration_images import default_examples
 from efficientnet_advprop.serving.exporting import ExportOptions, export
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
 from efficientnet_advprop.serving.versions import new_version
-from tests.conftest import DATA
+from tests.conftest import DATA, run_program
 from tests.efficientnet_advprop.serving.conftest import softmax
 
 
@@ -223,13 +222,6 @@ def test_a_bfloat16_run_with_auxiliary_branches_is_exported_in_float32(network, 
 
 
 def test_the_door_reports_in_one_line(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "efficientnet_advprop.export",
-        "--checkpoint",
-        str(DATA / "tiny_ckpt"),
-    ]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    finished = run_program("export", "--checkpoint", str(DATA / "tiny_ckpt"))
     assert finished.returncode == 2 and "`--export_dir` is missing" in finished.stderr
     assert "Traceback" not in finished.stderr

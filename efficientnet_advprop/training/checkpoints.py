@@ -192,7 +192,8 @@ class Checkpoints:
 
     def _write(self, part: str, step: int) -> None:
         directory, manager = os.path.join(self._model_dir, part), None
-        kept = list_checkpoints(self._model_dir, part)
+        # Of the run, whichever folder this one goes into.
+        kept = any(list_checkpoints(self._model_dir, folder) for folder in (LAST, BEST))
         earlier = "the earlier ones are intact" if kept else "there is no earlier one"
         wrong = [
             name

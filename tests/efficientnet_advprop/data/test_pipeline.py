@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import DataConfig
-from efficientnet_advprop.data import builtin_datasets, pipeline, records, sources
+from efficientnet_advprop.data import builtin_datasets, pipeline, record_batches, records, sources
 from efficientnet_advprop.data.record_streams import InputHost, RecordStream
 
 SMALL = DataConfig(
@@ -359,6 +359,17 @@ def test_the_first_bad_record_is_an_error(damaged):
     with pytest.raises(tf.errors.OpError) as error:
         list(stream.take(9))
     assert "train-00001-of-00004, record" in str(records.explain_data_error(error.value))
+
+
+def test_a_search_that_begins_behind_the_end_looks_at_no_record(damaged):
+    """As a cancelled read-ahead does; the stream itself has no end."""
+    split = records.open_split(damaged[0], "train")
+    stream = RecordStream(split, InputHost(0, 1, 1))
+    assert len(stream.identify(38, 3)) == 3  # 40 records, and the next epoch's first
+    error = record_batches._find_bad_record(stream, 5, first=40, last=39)
+    assert error.path is None and error.record is None
+    error = record_batches._find_bad_record(stream, 5, first=0, last=39)
+    assert (os.path.basename(error.path), error.record) == ("train-00001-of-00004", 0)
 
 
 def test_all_bad_records_are_found(damaged):

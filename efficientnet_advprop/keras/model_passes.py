@@ -16,6 +16,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD, Attack
 from efficientnet_advprop.config.methods import Pass
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models.converted.conversion import find_batch_norms
 from efficientnet_advprop.runtime.pass_mode import use_branch
 
 LABELS, WEIGHTS, OTHER_INPUTS = "labels", "sample_weight", "other_inputs"
@@ -115,10 +116,24 @@ class ModelPassRunner:
         def disturb():
             return self._attack(attack, branch, statistics, images, labels, seed)
 
+        def disturb_alone():
+            # A plain norm knows no branch: called with training=True, each look moves it.
+            norms = find_batch_norms(self.network)
+            moved = [
+                variable
+                for norm in (*norms.plain, *norms.foreign)
+                for variable in norm.non_trainable_variables
+            ]
+            before = [tf.identity(variable) for variable in moved]
+            found = disturb()
+            for variable, value in zip(moved, before):
+                variable.assign(value)
+            return found
+
         is_warming_up = self.model.is_warming_up()
         if is_warming_up is None or statistics == "batch":
-            return disturb()
-        return tf.cond(is_warming_up, lambda: images, disturb)
+            return disturb_alone()
+        return tf.cond(is_warming_up, lambda: images, disturb_alone)
 
     def _attack(self, attack, branch, statistics, images, labels, seed):
         def outputs_of(images):
@@ -142,7 +157,7 @@ class ModelPassRunner:
     def attacked_outputs(self, images, labels, branch: str, statistics: str):
         """The outputs that an attack sees."""
         inputs = inputs_with(images, labels[OTHER_INPUTS], self.model.attacked_input)
-        # Networks of this project fold their batch norms in inference mode.
+        # Networks of this project are attacked with their dropout, as by its own trainer.
         trains = statistics == "batch" and self.model.folds_batch_norms
         if statistics == "batch" and not trains:
             self._find_told_norms(inputs, branch)

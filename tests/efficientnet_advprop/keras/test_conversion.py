@@ -43,7 +43,13 @@ def assert_equal(found, expected):
 def assert_close(found, expected):
     """To the rounding of another graph of the same operations."""
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5)
+        # An output near 0 is a sum of terms near 1, with the rounding of those.
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(autouse=True)
+def same_weights():
+    keras.utils.set_random_seed(1)
 
 
 def differ(one, other):
@@ -197,8 +203,7 @@ def test_predictions_by_branch_have_functions_of_their_own():
     models.separate(dual)
     aux = BranchModel(dual, "aux")
     for model, branch in ((dual, "main"), (aux, "aux"), (dual, "main")):
-        found = model.predict(models.IMAGES, verbose=0)
-        np.testing.assert_allclose(found, outputs(dual, branch)[0], rtol=1e-5)
+        assert_close([model.predict(models.IMAGES, verbose=0)], outputs(dual, branch))
     assert differ([before], [dual.predict(models.IMAGES, verbose=0)])
 
 

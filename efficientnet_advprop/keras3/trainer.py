@@ -19,7 +19,8 @@ from keras import ops
 
 from efficientnet_advprop.config import keras_training as rules
 from efficientnet_advprop.config.methods import ADVERSARIAL, AUGMENTED, CLEAN, Method, Pass
-from efficientnet_advprop.keras3 import conversion, first_batch
+from efficientnet_advprop.keras3 import auxiliary_norms, data_checks
+from efficientnet_advprop.keras3.image_attack import PGD
 from efficientnet_advprop.keras3.keras_internals import (
     compiled_loss,
     compiled_metrics,
@@ -27,7 +28,6 @@ from efficientnet_advprop.keras3.keras_internals import (
     whole_loss,
     without_updates,
 )
-from efficientnet_advprop.keras3.pgd import PGD
 from efficientnet_advprop.keras3.view_metric import ViewMetric
 from efficientnet_advprop.runtime.errors import ModelError
 from efficientnet_advprop.runtime.pass_mode import use_branch
@@ -52,7 +52,7 @@ def _training(trains: bool):
         _thread.trains = before
 
 
-@keras.saving.register_keras_serializable(conversion.PACKAGE)
+@keras.saving.register_keras_serializable(auxiliary_norms.PACKAGE)
 class AdvPropModel(keras.Model):
     """Trains a Keras model by a method of this project; in all else it is that model.
 
@@ -97,7 +97,7 @@ class AdvPropModel(keras.Model):
         name: Optional[str] = None,
         **kwargs,
     ):
-        conversion.check_model("network", network)
+        auxiliary_norms.check_model("network", network)
         method_name, row = rules.checked_method(method)
         if row.adversarial_share is not None:
             raise ModelError(
@@ -106,7 +106,7 @@ class AdvPropModel(keras.Model):
             )
         if attack is not None and not isinstance(attack, PGD):
             raise ModelError(f"`attack` is {attack!r}, but must be a keras3.PGD.")
-        aux_branches = conversion.aux_branches_of(network)
+        aux_branches = auxiliary_norms.aux_branches_of(network)
         rules.check_arguments(
             method_name,
             row,
@@ -164,8 +164,8 @@ class AdvPropModel(keras.Model):
         Raises:
             ModelError: the batch, the loss and the attack do not fit each other.
         """
-        x, parts = first_batch.look(x, y, kwargs.get("sample_weight"), batch_size)
-        first_batch.check(self, parts)
+        x, parts = data_checks.look(x, y, kwargs.get("sample_weight"), batch_size)
+        data_checks.check(self, parts)
         begin = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, logs: self.epoch_counter.assign(epoch)
         )
@@ -245,7 +245,7 @@ class AdvPropModel(keras.Model):
         return total
 
     def _check_passed(self, branch: str) -> None:
-        norms = conversion.branched_norms(self.network)
+        norms = auxiliary_norms.branched_norms(self.network)
         idle = [norm for norm in norms if "main" in norm.passed and branch not in norm.passed]
         if idle:
             raise ModelError(

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops, tree
 
 from efficientnet_advprop.config import keras_training as rules
-from efficientnet_advprop.keras3 import conversion
+from efficientnet_advprop.keras3 import auxiliary_norms
 from efficientnet_advprop.keras3.keras_internals import compiled_loss, creation_scope
 from efficientnet_advprop.runtime.errors import ModelError
 
@@ -72,7 +72,7 @@ def check(model: Any, batch: Any) -> None:
             specs[0]
         )
         if model.aux_branches:
-            conversion.convert(model.network, model.aux_branches)  # norms made only now
+            auxiliary_norms.convert(model.network, model.aux_branches)  # norms made only now
         _check_loss(model, outputs, *specs[1:])
 
 

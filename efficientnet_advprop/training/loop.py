@@ -126,6 +126,9 @@ def _run(
     checks.check_start(workers, model_dir, restored)
     place = f"going on from {restored}" if restored else f"starting in {model_dir}"
     log(_describe_start(config, data, state, strategy, workers, place))
+    ignored = ", ".join(f"`config.{name}`" for name in config.fields_without_effect())
+    if ignored:
+        log(f"warning: {config.model.variant!r} makes its own network and ignores {ignored}")
     #    A new run may start from released weights instead of random ones.
     if config.init.checkpoint and not restored:
         log(str(fine_tuning.initialize(state, config.init)))
@@ -216,15 +219,11 @@ def _describe_start(
     replicas = f"{strategy.num_replicas_in_sync}"
     if workers.count > 1:
         replicas += f" on {workers.count} workers, of which this is {workers.index}"
-    line = (
+    return (
         f"{config.training.method} training of {state.model.name} "
         f"({state.model.count_params():,} parameters) on {data.train.num_records:,} images,"
         f" {evaluated}; replicas: {replicas}; {place}"
     )
-    ignored = ", ".join(f"`config.{name}`" for name in config.fields_without_effect())
-    if ignored:
-        line += f"\nwarning: {config.model.variant!r} makes its own network and ignores {ignored}"
-    return line
 
 
 def _describe_end(

@@ -63,9 +63,8 @@ def last_checkpoint(model_dir):
 
 def test_it_says_what_it_trains_and_what_means_nothing_to_it(finished):
     _, lines = finished
-    start, warning = lines[0].split("\n")
-    assert start.startswith("advprop training of sequential")
-    assert "`config.model.depth_coefficient`" in warning and "width" not in warning
+    assert lines[0].startswith("advprop training of sequential")
+    assert "`config.model.depth_coefficient`" in lines[1] and "width" not in lines[1]
 
 
 @pytest.mark.slow

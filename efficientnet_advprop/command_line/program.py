@@ -21,6 +21,7 @@ from typing import Callable, Optional, Sequence
 # real errors reach Python as exceptions.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL") or "3"
 logging.getLogger("tensorflow").setLevel(logging.WARNING)
+process.greet_in_silence("tensorflow")
 
 from absl import app, flags  # noqa: E402
 

@@ -4,10 +4,13 @@ Importing this module prepares the streams; the package's `__init__` does so in 
 """
 
 import atexit
+import importlib.abc
+import importlib.util
 import logging
 import os
 import signal
 import sys
+import tempfile
 from types import FrameType
 from typing import Optional
 
@@ -28,6 +31,53 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif hasattr(stream, "reconfigure"):  # not a notebook's or a test's own
             stream.reconfigure(errors="backslashreplace")
+
+
+class _SilentGreeting(importlib.abc.MetaPathFinder):
+    """Imports one package while what its libraries write to stderr goes to a file."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+            spec.loader.exec_module = (  # type: ignore[method-assign]
+                lambda module: self._execute(execute, module)
+            )
+        return spec
+
+    @staticmethod
+    def _execute(execute, module) -> None:
+        shown, python_stderr = os.dup(2), sys.stderr
+        with tempfile.TemporaryFile() as written:
+            # Python's own messages, such as that of Ctrl-C, are shown all the same. The stream
+            # stays open: a logger that is made meanwhile keeps it.
+            sys.stderr = open(os.dup(shown), "w", buffering=1, errors="backslashreplace")
+            os.dup2(written.fileno(), 2)
+            try:
+                execute(module)
+            except BaseException:
+                written.seek(0)
+                os.write(shown, written.read())
+                raise
+            finally:
+                os.dup2(shown, 2)
+                os.close(shown)
+                sys.stderr = python_stderr
+
+
+def greet_in_silence(name: str) -> None:
+    """Has the first import of a package keep what it writes to stderr, unless it fails.
+
+    TensorFlow 2.21 greets with six lines, whatever TF_CPP_MIN_LOG_LEVEL says.
+    """
+    if name not in sys.modules:
+        sys.meta_path.insert(0, _SilentGreeting(name))
 
 
 class _Stop:

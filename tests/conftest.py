@@ -32,10 +32,9 @@ tf.config.set_logical_device_configuration(
 
 
 def run_program(name: str, *arguments: str, cwd=None) -> subprocess.CompletedProcess:
-    """Runs a program of the package as a user does, from any directory."""
+    """Runs a program of the package as a user does, from any directory, as `make` installed it."""
     command = [sys.executable, "-m", f"efficientnet_advprop.{name}", *arguments]
-    variables = {**os.environ, "PYTHONPATH": str(DATA.parents[1])}
-    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
 def golden(name: str):

@@ -42,7 +42,7 @@ from efficientnet_advprop.evaluation.test_set_name import parse_name
 from efficientnet_advprop.runtime.errors import RunError, list_lines
 from efficientnet_advprop.runtime.files import format_duration, to_json, write_atomically
 from efficientnet_advprop.training import checkpoints, loop
-from tpu_utils.devices.strategy import make_strategy
+from tpu_utils.strategy import make_strategy
 
 _LOG_FILE = "log.txt"
 _POLL_SECONDS = 0.2

@@ -16,8 +16,8 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
 
 import tensorflow as tf
 
-from tpu_utils.errors import PlatformError, brief_message
-from tpu_utils.replicas import replica_runtime
+from efficientnet_advprop.runtime.errors import PlatformError, brief_message
+from tpu_utils import replica_runtime
 
 PROCESS = pathlib.Path(__file__).with_name("tpu_compiler_process.py")
 GIB = 2**30

@@ -47,7 +47,9 @@ flags.DEFINE_string(
     "Of a TPU: compile for one core of it, by docs/launching.md, instead of running here.",
 )
 flags.DEFINE_string(
-    "compiler_python", ".venv-preflight/bin/python", "With --topology: see tpu_utils.preflight."
+    "compiler_python",
+    ".venv-preflight/bin/python",
+    "With --topology: as in preflight.",
 )
 flags.DEFINE_enum("only", None, ARRANGEMENTS, "Measure this one, in this process, and print JSON.")
 

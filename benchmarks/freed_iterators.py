@@ -1,5 +1,5 @@
 """Measures how long TensorFlow takes to free iterators over batches
-(`tpu_utils.devices.batch_iterator`), and how long whoever used them waits for that.
+(`tpu_utils.batch_iterator`), and how long whoever used them waits for that.
 
 Usage:
 
@@ -22,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1].resolve()))
 
 import tensorflow as tf  # noqa: E402
 
-from tpu_utils.devices.batch_iterator import BatchIterator  # noqa: E402
+from tpu_utils.batch_iterator import BatchIterator  # noqa: E402
 
 _NUMBER = flags.DEFINE_integer("number", 40, "of iterators of each kind", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 1.5, "for which each is used", lower_bound=0.1)

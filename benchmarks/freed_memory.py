@@ -1,5 +1,5 @@
 """Measures what it is worth that freed memory stays with the process
-(`tpu_utils.devices.host_memory`).
+(`tpu_utils.batch_iterator`).
 
 Usage:
 

@@ -24,7 +24,7 @@ from absl import flags
 
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config.experiment import ConfigError
-from tpu_utils.errors import PlatformError
+from efficientnet_advprop.runtime.errors import PlatformError
 
 _CONFIG = program.define_config_flag()
 _TOPOLOGY = flags.DEFINE_string(

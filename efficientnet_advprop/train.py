@@ -53,8 +53,8 @@ def main(argv):
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from efficientnet_advprop.training.loop import train
-    from tpu_utils.devices import profiler_server
-    from tpu_utils.devices.preemption import CTRL_C
+    from tpu_utils import profiler_server
+    from tpu_utils.preemption import CTRL_C
 
     if _PROFILER_PORT.value is not None:
         profiler_server.listen(_PROFILER_PORT.value)

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.runtime import stack
 from efficientnet_advprop.runtime.files import without_pattern
-from tpu_utils.replicas import replica_runtime
+from tpu_utils import replica_runtime
 
 DATA = pathlib.Path(__file__).parent / "data"
 

@@ -19,7 +19,8 @@ PACKAGE = "efficientnet_advprop"
 # From the ground up: rooms (folders or single modules) of one floor do not import each
 # other.
 FLOORS = [
-    {"tpu_utils", "efficientnet_advprop.runtime"},
+    {"tpu_utils"},
+    {"efficientnet_advprop.runtime"},
     {"efficientnet_advprop.keras2", "efficientnet_advprop.config"},
     {"efficientnet_advprop.models", "efficientnet_advprop.attacks"},
     {"efficientnet_advprop.data"},
@@ -34,7 +35,7 @@ FLOORS = [
 # These start without TensorFlow, so that --help, --list and a look at a config take no
 # seconds.
 WITHOUT_TENSORFLOW = [
-    "tpu_utils.errors",
+    "tpu_utils.platforms",
     "efficientnet_advprop.runtime.errors",
     "efficientnet_advprop.runtime.files",
     "efficientnet_advprop.runtime.directory_lock",
@@ -47,7 +48,6 @@ WITHOUT_TENSORFLOW = [
     "efficientnet_advprop.config.suites",
     "efficientnet_advprop.config.rules",
     "efficientnet_advprop.config.tables",
-    "tpu_utils.devices.choices",
     "efficientnet_advprop.config.keras_training",
     "efficientnet_advprop.runtime.branches",
     "efficientnet_advprop.runtime.pass_mode",

@@ -1,1 +1,3 @@
-"""Devices, replicas and compilers. This package knows nothing of models or training."""
+"""Devices, and the replicas and workers of a step on them. This package knows nothing of
+models or training.
+"""

@@ -11,7 +11,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import norms, objectives
 from efficientnet_advprop.attacks.attack import image_gradients, require_whole
 from efficientnet_advprop.attacks.search import Found, Search
-from tpu_utils.replicas import replica_runtime
+from tpu_utils import replica_runtime
 
 LOSSES = ("cross_entropy", "dlr")
 # Of the paper: the first step is this many radii long; so much of a step is taken

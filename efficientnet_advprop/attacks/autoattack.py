@@ -24,7 +24,7 @@ from efficientnet_advprop.attacks.search import Found, Search
 from efficientnet_advprop.attacks.square import Square
 from efficientnet_advprop.config.tables import AUTOATTACK_VERSIONS as VERSIONS
 from efficientnet_advprop.runtime.autograph import call_rewritten
-from tpu_utils.replicas import randomness
+from tpu_utils import randomness
 
 CLEAN = "clean"
 _PLUS_RESTARTS = 5  # of the untargeted attacks of "plus"

@@ -16,7 +16,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import norms, objectives
 from efficientnet_advprop.attacks.attack import image_gradients, require_whole
 from efficientnet_advprop.attacks.search import Found, Search
-from tpu_utils.replicas import replica_runtime
+from tpu_utils import replica_runtime
 
 # Of the paper: the largest weight of the clean image's projection, by how much a
 # projection is overshot, and how much of the way to the clean image a misclassified

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks.attack import Attack
 from efficientnet_advprop.attacks.norms import BLACK_AND_WHITE, clip_to_pixel_range
-from tpu_utils.replicas import randomness
+from tpu_utils import randomness
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import math
 import tensorflow as tf
 
 from efficientnet_advprop.runtime.errors import AttackError
-from tpu_utils.replicas import randomness
+from tpu_utils import randomness
 
 BLACK_AND_WHITE = (0.0, 255.0)
 HIGHEST_PIXEL = 255.0

@@ -19,7 +19,7 @@ from efficientnet_advprop.attacks import norms
 from efficientnet_advprop.attacks.attack import Attack, image_gradients, require_whole
 from efficientnet_advprop.attacks.labels import are_classes, check_labels, is_class
 from efficientnet_advprop.attacks.objectives import cross_entropy
-from tpu_utils.replicas import randomness
+from tpu_utils import randomness
 
 # What the network returns → a loss of any shape, whose sum counts.
 Objective = Callable[[Any], tf.Tensor]

@@ -18,7 +18,7 @@ from efficientnet_advprop.attacks.attack import (
     checked_logits,
     require_whole,
 )
-from tpu_utils.replicas import randomness
+from tpu_utils import randomness
 
 
 def are_images(images: tf.Tensor) -> tf.Tensor:

@@ -16,7 +16,7 @@ from efficientnet_advprop.attacks import norms, objectives
 from efficientnet_advprop.attacks.attack import require_whole
 from efficientnet_advprop.attacks.search import Found, Search, are_images
 from efficientnet_advprop.runtime.errors import AttackError
-from tpu_utils.replicas import randomness, replica_runtime
+from tpu_utils import randomness, replica_runtime
 
 # Of the paper, for 10,000 queries: those after which the share of changed pixels is
 # halved. AutoAttack's reference keeps them as they are for its 5,000.

@@ -28,14 +28,15 @@ from absl import app, flags  # noqa: E402
 from efficientnet_advprop.command_line import arguments, help_text, recipes  # noqa: E402
 from efficientnet_advprop.config import experiment  # noqa: E402
 from efficientnet_advprop.config.fields import ConfigError  # noqa: E402
-from efficientnet_advprop.runtime.errors import (  # noqa: E402
+from efficientnet_advprop.runtime.errors import (  # noqa: E402  # noqa: E402
+    PlatformError,
     UsageError,
     UserError,
+    brief_message,
     misspelled,
     shorten,
 )
 from efficientnet_advprop.runtime.stack import StackError  # noqa: E402
-from tpu_utils.errors import PlatformError, brief_message  # noqa: E402
 
 BAD_USAGE = UsageError.exit_code
 FAILED = UserError.exit_code

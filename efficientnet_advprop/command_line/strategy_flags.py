@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from tpu_utils.devices.choices import RESOLVERS, STRATEGIES
+from tpu_utils.platforms import RESOLVERS, STRATEGIES
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -23,7 +23,7 @@ class StrategyFlags(SimpleNamespace):
 
     def make(self) -> "tf.distribute.Strategy":
         """Returns the strategy that the flags describe; see `make_strategy`."""
-        from tpu_utils.devices.strategy import make_strategy
+        from tpu_utils.strategy import make_strategy
 
         values = {name: flag.value for name, flag in vars(self).items()}
         return make_strategy(

@@ -19,9 +19,8 @@ from typing import Optional, Sequence
 import tensorflow as tf
 
 from efficientnet_advprop.config.class_labels import BACKGROUND, background_offset
-from efficientnet_advprop.runtime.errors import UsageError
+from efficientnet_advprop.runtime.errors import UsageError, brief_message
 from efficientnet_advprop.runtime.files import write_atomically
-from tpu_utils.errors import brief_message
 
 LABELS_MAP = "labels_map.txt"
 

@@ -32,8 +32,7 @@ from absl import logging
 from efficientnet_advprop.data import image_formats
 from efficientnet_advprop.data.digests import digest_rows, file_state
 from efficientnet_advprop.runtime import files
-from efficientnet_advprop.runtime.errors import DataError
-from tpu_utils.errors import brief_message
+from efficientnet_advprop.runtime.errors import DataError, brief_message
 
 _SHARD_NAME = re.compile(r"^(?P<prefix>[A-Za-z0-9_]+)-(?P<index>\d{5})-of-(?P<total>\d{5})$")
 # A TFRecord: uint64 length, uint32 checksum of the length, the payload, uint32 checksum

@@ -26,8 +26,7 @@ from efficientnet_advprop.models import KerasNetwork, Network
 from efficientnet_advprop.models.converted.keras_network import check_no_mixture
 from efficientnet_advprop.models.variable_names import weights_digest
 from efficientnet_advprop.runtime.branches import Branch, check_branch, parse_branch
-from efficientnet_advprop.runtime.errors import ModelError, UsageError
-from tpu_utils.errors import brief_message
+from efficientnet_advprop.runtime.errors import ModelError, UsageError, brief_message
 
 DEFAULT_IMAGE_SIZE, DEFAULT_CROP = 224, "0.875"
 _NUM_PROBES = 4  # images of noise on which a model is tried first

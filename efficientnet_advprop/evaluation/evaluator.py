@@ -25,9 +25,8 @@ from efficientnet_advprop.attacks.labels import check_classes, is_class
 from efficientnet_advprop.evaluation.image_predictions import NO_CLASS
 from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.runtime.autograph import call_rewritten
-from tpu_utils.devices.batch_iterator import read_ahead
-from tpu_utils.devices.host_memory import keep_freed_blocks
-from tpu_utils.replicas import randomness, replica_runtime
+from tpu_utils import randomness, replica_runtime
+from tpu_utils.batch_iterator import keep_freed_blocks, read_ahead
 
 TOP_K = 5
 

@@ -15,8 +15,7 @@ from efficientnet_advprop.evaluation.results import TestSetResult, predictions_p
 from efficientnet_advprop.evaluation.suites.test_sets import TestSet
 from efficientnet_advprop.images import labeled_images
 from efficientnet_advprop.images.labeled_images import LabeledImages
-from efficientnet_advprop.runtime.errors import DataError, RunError
-from tpu_utils.errors import brief_message
+from efficientnet_advprop.runtime.errors import DataError, RunError, brief_message
 
 
 class Measurement:

@@ -22,9 +22,8 @@ from efficientnet_advprop.evaluation.classifiers import (
     background_last,
     probe,
 )
-from efficientnet_advprop.runtime.errors import ModelError, UsageError
+from efficientnet_advprop.runtime.errors import ModelError, UsageError, brief_message
 from efficientnet_advprop.runtime.files import list_folder, without_pattern
-from tpu_utils.errors import brief_message
 
 _FIRST_CHOICES = ("predict_images", "serving_default")
 

@@ -23,8 +23,7 @@ from scipy.io.matlab import MatReadError
 
 from efficientnet_advprop.data.image_formats import is_image
 from efficientnet_advprop.images.class_numbers import imagenet_ids, require_known
-from efficientnet_advprop.runtime.errors import DataError
-from tpu_utils.errors import brief_message
+from efficientnet_advprop.runtime.errors import DataError, brief_message
 
 NAMES = ("ILSVRC2012_validation_ground_truth.txt", "synset_labels.txt", "imagenet_val_labels.txt")
 META = "meta.mat"

@@ -28,8 +28,7 @@ from efficientnet_advprop.data.python_calls import call_python
 from efficientnet_advprop.data.record_batches import make_options
 from efficientnet_advprop.data.record_streams import InputHost
 from efficientnet_advprop.images.tar_archives import TarMember
-from efficientnet_advprop.runtime.errors import DataError
-from tpu_utils.errors import brief_message
+from efficientnet_advprop.runtime.errors import DataError, brief_message
 
 # Nothing here needs AutoGraph, whose conversion takes most of the time until the first
 # batch.

@@ -22,8 +22,7 @@ from efficientnet_advprop.data import image_formats, records
 from efficientnet_advprop.data.digests import digest_files, file_states
 from efficientnet_advprop.images.image_sources import ImageSource
 from efficientnet_advprop.runtime import files
-from efficientnet_advprop.runtime.errors import DataError
-from tpu_utils.errors import brief_message
+from efficientnet_advprop.runtime.errors import DataError, brief_message
 
 _SHUFFLE_SEED = 0
 _SHARD_BYTES = 100e6

@@ -17,8 +17,7 @@ from efficientnet_advprop.data import image_formats, preprocessing
 from efficientnet_advprop.data.image_formats import IMAGE_SUFFIXES, is_hidden
 from efficientnet_advprop.images.image_folders import list_images
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.runtime.errors import DataError, UsageError
-from tpu_utils.errors import brief_message
+from efficientnet_advprop.runtime.errors import DataError, UsageError, brief_message
 
 _BATCH_SIZE = 16
 

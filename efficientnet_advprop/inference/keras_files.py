@@ -16,7 +16,7 @@ from efficientnet_advprop.keras import AdvPropModel
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import CheckpointError, KerasNetwork
 from efficientnet_advprop.models.network import normalize_pixels
-from tpu_utils.errors import brief_message
+from efficientnet_advprop.runtime.errors import brief_message
 
 SUFFIX = ".keras"
 # What an `AdvPropModel` knows of its images, in our words.

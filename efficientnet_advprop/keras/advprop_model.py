@@ -36,8 +36,8 @@ from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.runtime.errors import ModelError
 from efficientnet_advprop.training.fast_advprop import fast_advprop_gradients
 from efficientnet_advprop.training.steps import check_attack, gradients_by_pass
-from tpu_utils.devices.host_memory import keep_freed_blocks
-from tpu_utils.replicas import randomness, replica_runtime
+from tpu_utils import randomness, replica_runtime
+from tpu_utils.batch_iterator import keep_freed_blocks
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 _ATTACKS = {kind.__name__: kind for kind in (PGD, UniformNoise)}

@@ -23,9 +23,8 @@ from efficientnet_advprop.config import keras_training as rules
 from efficientnet_advprop.keras.model_passes import inputs_with, without_images
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.runtime.autograph import call_rewritten
-from efficientnet_advprop.runtime.errors import ModelError
+from efficientnet_advprop.runtime.errors import ModelError, brief_message
 from efficientnet_advprop.runtime.pass_mode import use_branch
-from tpu_utils.errors import brief_message
 
 PACKAGE = keras.losses.Loss.__module__.split(".")[0]  # in which Keras's own classes are
 

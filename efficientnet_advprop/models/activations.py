@@ -24,7 +24,7 @@ import tensorflow as tf
 from efficientnet_advprop.config.tables import SMOOTH_RELU_GRADIENTS
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.runtime.pass_mode import current_pass, weights
-from tpu_utils.replicas import replica_runtime
+from tpu_utils import replica_runtime
 
 
 def _swish_gradient(x, upstream):

@@ -27,7 +27,7 @@ from efficientnet_advprop.models.convolutions import (
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.models.scaling import Block
 from efficientnet_advprop.runtime.pass_mode import current_pass, weights
-from tpu_utils.replicas import randomness
+from tpu_utils import randomness
 
 
 class PointwiseWeights(keras.layers.Layer):

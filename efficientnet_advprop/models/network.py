@@ -22,7 +22,7 @@ from efficientnet_advprop.runtime.branches import (
     check_branch,
 )
 from efficientnet_advprop.runtime.pass_mode import PassMode, current_pass, enter
-from tpu_utils.replicas import randomness
+from tpu_utils import randomness
 
 # Pixels x in [0, 255], RGB, become (x − mean) / deviation. AdvProp's checkpoints want
 # [−1, 1]; those of EfficientNet-Lite, -EdgeTPU and -CondConv nearly that, in numbers

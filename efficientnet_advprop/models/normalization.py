@@ -25,7 +25,7 @@ from efficientnet_advprop.runtime.branches import (
     branches_in_batch,
 )
 from efficientnet_advprop.runtime.pass_mode import current_pass, weights
-from tpu_utils.replicas import reduction, replica_runtime
+from tpu_utils import reduction, replica_runtime
 
 
 def official_group_size(num_replicas: int) -> int:

@@ -7,7 +7,7 @@ from typing import Callable
 import tensorflow as tf
 
 from efficientnet_advprop.runtime.pass_mode import current_pass, enter
-from tpu_utils.replicas import ordering
+from tpu_utils import replica_runtime
 
 
 def recompute_in_backward(
@@ -33,7 +33,7 @@ def recompute_in_backward(
             with enter(mode), tf.GradientTape(watch_accessed_variables=False) as tape:
                 # Without this XLA sees the same operations on the same inputs twice,
                 # does them once and keeps the results.
-                starting_point = ordering.after(upstream, inputs)
+                starting_point = replica_runtime.after(upstream, inputs)
                 tape.watch([starting_point, *variables])
                 outputs = forward(starting_point)
             to_inputs, *to_variables = tape.gradient(

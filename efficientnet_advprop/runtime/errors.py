@@ -9,6 +9,10 @@ import difflib
 import re
 from typing import Iterable, Optional, Sequence
 
+# What stands on this package takes these from here, too.
+from tpu_utils.platforms import PlatformError as PlatformError
+from tpu_utils.platforms import brief_message as brief_message
+
 MAX_LINES = 10  # of a message
 _MAX_CHARACTERS = 2000  # of a line; messages of libraries may be longer
 NUM_NAMES = 3  # how many names of a long list are shown

@@ -17,8 +17,7 @@ from typing import Iterator
 import tensorflow as tf
 
 from efficientnet_advprop.runtime import files
-from efficientnet_advprop.runtime.errors import RunError
-from tpu_utils.errors import brief_message
+from efficientnet_advprop.runtime.errors import RunError, brief_message
 
 _STAGING_PREFIX = "unfinished-"  # no number, so TensorFlow Serving does not look at it
 

@@ -31,6 +31,7 @@ from efficientnet_advprop.models import (
     save_released_checkpoint,
 )
 from efficientnet_advprop.models.variable_names import official_name
+from efficientnet_advprop.runtime.errors import brief_message
 from efficientnet_advprop.runtime.files import without_pattern
 from efficientnet_advprop.training import build
 from efficientnet_advprop.training.run_directory import (
@@ -46,7 +47,6 @@ from efficientnet_advprop.training.state import (
     TrainState,
     averaged_variables,
 )
-from tpu_utils.errors import brief_message
 
 # Damaged, missing in part, or of other variables or shapes; TensorFlow has an exception
 # of another kind for each.

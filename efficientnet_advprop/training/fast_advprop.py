@@ -16,7 +16,7 @@ from efficientnet_advprop.training.passes import (
     start_after,
     sum_of_gradients,
 )
-from tpu_utils.replicas import randomness, reduction, replica_runtime
+from tpu_utils import randomness, reduction, replica_runtime
 
 
 def fast_advprop_gradients(method: Method, run: PassRunner, attack: PGD) -> GradientFn:

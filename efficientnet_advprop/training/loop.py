@@ -24,18 +24,16 @@ from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.evaluation.evaluator import Evaluator
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import Network
-from efficientnet_advprop.runtime.errors import DataError, RunError, UserError
+from efficientnet_advprop.runtime.errors import DataError, RunError, UserError, brief_message
 from efficientnet_advprop.training import build, checks, fine_tuning, passes
 from efficientnet_advprop.training.checkpoints import Checkpoints, copy_for_inference
 from efficientnet_advprop.training.checks import RunData
 from efficientnet_advprop.training.progress import Progress
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState
-from tpu_utils.devices.batch_iterator import BatchIterator
-from tpu_utils.devices.host_memory import keep_freed_blocks
-from tpu_utils.devices.preemption import StopRequest
-from tpu_utils.devices.workers import Workers
-from tpu_utils.errors import brief_message
+from tpu_utils.batch_iterator import BatchIterator, keep_freed_blocks
+from tpu_utils.preemption import StopRequest
+from tpu_utils.workers import Workers
 
 _NUM_PICTURES = 8
 

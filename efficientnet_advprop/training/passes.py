@@ -14,7 +14,7 @@ from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.runtime.pass_mode import use_branch
 from efficientnet_advprop.training import losses
 from efficientnet_advprop.training.state import TrainState
-from tpu_utils.replicas import ordering, replica_runtime
+from tpu_utils import replica_runtime
 
 Batch = dict[str, Any]  # tensors; "labels" may be a structure of them
 Labels = Any  # classes or class weights, or a structure of tensors that another runner understands
@@ -126,7 +126,7 @@ def start_after(gradients: Gradients, images: tf.Tensor) -> tf.Tensor:
     if not replica_runtime.current().executes_in_order:
         return images
     # The first gradient is the last one to be computed.
-    return ordering.after(
+    return replica_runtime.after(
         next(gradient for gradient in gradients if gradient is not None),
         tf.cast(images, tf.float32),
     )

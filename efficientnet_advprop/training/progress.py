@@ -19,6 +19,7 @@ from typing import Callable, Iterator, Mapping
 import tensorflow as tf
 from absl import logging
 
+from efficientnet_advprop.runtime.errors import brief_message
 from efficientnet_advprop.runtime.files import (
     format_duration,
     list_folder,
@@ -26,7 +27,6 @@ from efficientnet_advprop.runtime.files import (
     to_json,
     write_atomically,
 )
-from tpu_utils.errors import brief_message
 
 METRICS_FILE = "metrics.jsonl"
 _SUMMARIES = "summaries"

@@ -20,9 +20,8 @@ from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.data.class_names import require_same_names, write_class_names
 from efficientnet_advprop.models import CheckpointError
-from efficientnet_advprop.runtime.errors import list_names
+from efficientnet_advprop.runtime.errors import brief_message, list_names
 from efficientnet_advprop.runtime.files import list_folder, write_atomically
-from tpu_utils.errors import brief_message
 
 CONFIG_FILE, METADATA_FILE, LAST, BEST = "config.json", "run.json", "checkpoints", "best"
 

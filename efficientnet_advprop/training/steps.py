@@ -36,7 +36,7 @@ from efficientnet_advprop.training.passes import (
 )
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState
-from tpu_utils.replicas import randomness, reduction, replica_runtime
+from tpu_utils import randomness, reduction, replica_runtime
 
 BATCH_KEYS = {CLEAN: "images", AUGMENTED: "augmented_images"}
 

@@ -14,9 +14,9 @@ import tensorflow as tf
 
 from advprop_preflight import device_functions, tpu_compiler
 from efficientnet_advprop.config.experiment import ExperimentConfig
+from efficientnet_advprop.runtime.errors import PlatformError
 from efficientnet_advprop.training import build
-from tpu_utils.errors import PlatformError
-from tpu_utils.replicas import reduction, replica_runtime
+from tpu_utils import reduction, replica_runtime
 
 NUM_REPLICAS = 16  # of which the official rule makes groups of 8
 COMPILER_PYTHON = os.environ.get(

@@ -32,9 +32,8 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import (
     PublishedCheckpoint,
     find_published,
 )
-from efficientnet_advprop.runtime.errors import NUM_NAMES, UserError, list_names
+from efficientnet_advprop.runtime.errors import NUM_NAMES, UserError, brief_message, list_names
 from efficientnet_advprop.runtime.files import is_remote, list_folder, without_pattern
-from tpu_utils.errors import brief_message
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
 # What a checkpoint reader answers to damaged files.

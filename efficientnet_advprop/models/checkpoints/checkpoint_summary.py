@@ -11,8 +11,7 @@ from efficientnet_advprop.models.checkpoints.file_weights import Difference, mai
 from efficientnet_advprop.models.checkpoints.model_settings import known_kind, known_settings
 from efficientnet_advprop.models.checkpoints.published_checkpoints import KINDS, kinds_of
 from efficientnet_advprop.models.scaling import VARIANTS
-from efficientnet_advprop.runtime.errors import list_names
-from tpu_utils.errors import brief_message
+from efficientnet_advprop.runtime.errors import brief_message, list_names
 
 
 def summarize(source: str, contents: CheckpointContents) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from efficientnet_advprop.models.checkpoints.file_weights import FileWeights, va
 from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.models.resnet import ResNet
 from efficientnet_advprop.runtime.branches import MAIN
-from tpu_utils.errors import brief_message
+from efficientnet_advprop.runtime.errors import brief_message
 
 # What Keras's ResNets are among ours.
 KERAS_ARGUMENTS = dict(

@@ -20,8 +20,8 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import (
 )
 from efficientnet_advprop.models.network import NORMALIZATIONS, Network
 from efficientnet_advprop.models.scaling import VARIANTS
+from efficientnet_advprop.runtime.errors import brief_message
 from efficientnet_advprop.runtime.files import write_atomically
-from tpu_utils.errors import brief_message
 
 SETTINGS_SUFFIX = ".settings.json"
 # How images come in: no arguments of a network.

@@ -38,9 +38,8 @@ from efficientnet_advprop.models.checkpoints.model_settings import (
 from efficientnet_advprop.models.checkpoints.published_checkpoints import prefers_averages
 from efficientnet_advprop.models.scaling import network_name
 from efficientnet_advprop.models.variable_names import official_name
-from efficientnet_advprop.runtime.errors import list_names
+from efficientnet_advprop.runtime.errors import brief_message, list_names
 from efficientnet_advprop.runtime.files import list_folder
-from tpu_utils.errors import brief_message
 
 
 def read_released(

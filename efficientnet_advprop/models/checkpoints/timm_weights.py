@@ -19,7 +19,7 @@ from efficientnet_advprop.models.checkpoints.checkpoint_sources import Checkpoin
 from efficientnet_advprop.models.checkpoints.file_weights import FileWeights, main_names
 from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.models.scaling import VARIANTS
-from tpu_utils.errors import brief_message
+from efficientnet_advprop.runtime.errors import brief_message
 
 # timm's modules for ours, outside of the blocks and in a block, of which the first
 # convolution is "conv_exp" where it is fused; and the batch norm behind each convolution.

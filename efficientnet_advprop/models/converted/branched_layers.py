@@ -17,7 +17,7 @@ from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.normalization import BranchedNorm, build_copy
 from efficientnet_advprop.runtime.branches import branch_index, branch_names
 from efficientnet_advprop.runtime.pass_mode import current_pass
-from tpu_utils.replicas import reduction, replica_runtime
+from tpu_utils import reduction, replica_runtime
 
 PACKAGE = "efficientnet_advprop"
 

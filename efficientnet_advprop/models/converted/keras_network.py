@@ -43,10 +43,9 @@ from efficientnet_advprop.models.network import (
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.runtime.autograph import call_rewritten
 from efficientnet_advprop.runtime.branches import MAIN, BranchMixture, branch_index
-from efficientnet_advprop.runtime.errors import ModelError, UserError, list_names
+from efficientnet_advprop.runtime.errors import ModelError, UserError, brief_message, list_names
 from efficientnet_advprop.runtime.keras_variant import split
 from efficientnet_advprop.runtime.pass_mode import use_branch
-from tpu_utils.errors import brief_message
 
 OUTPUTS = ("logits", "probabilities")
 _GIVEN = ("num_classes", "image_size")  # what a function may ask for

@@ -9,7 +9,7 @@ from efficientnet_advprop.attacks.pgd import draw_wrong_labels
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import DualBatchNormalization
 from tests.conftest import golden, load_tiny, make_tiny
-from tpu_utils.replicas import randomness
+from tpu_utils import randomness
 
 SEED = tf.constant([3, 4])
 WEIGHTS = tf.constant(np.random.RandomState(0).standard_normal([4 * 4 * 3, 5]), tf.float32)

@@ -20,7 +20,7 @@ from tests.efficientnet_advprop.attacks.linear_network import (
     boundary_distances,
     linear,
 )
-from tpu_utils.replicas import replica_runtime
+from tpu_utils import replica_runtime
 
 SEED = tf.constant([3, 4])
 ATTACKS = {

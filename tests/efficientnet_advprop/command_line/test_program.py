@@ -18,7 +18,7 @@ import json, os, sys, tempfile, traceback
 import tensorflow  # some configs do; newer ones greet on stderr, here once and not in each fork
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.runtime.errors import UserError
-from tpu_utils.errors import PlatformError
+from efficientnet_advprop.runtime.errors import PlatformError
 _CONFIG = program.define_config_flag()
 
 class RunError(UserError):

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.models import activations
 from tests.conftest import require_xla_for_the_host
-from tpu_utils.replicas import replica_runtime
+from tpu_utils import replica_runtime
 
 
 class Host(replica_runtime.ReplicaRuntime):

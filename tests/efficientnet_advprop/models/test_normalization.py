@@ -5,7 +5,7 @@ import tensorflow as tf
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import DualBatchNormalization
 from efficientnet_advprop.models.normalization import moving_statistics, official_group_size
-from tpu_utils.replicas import replica_runtime
+from tpu_utils import replica_runtime
 
 MOMENTUM, EPSILON = 0.9, 1e-3
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.training import build
-from tpu_utils.devices.strategy import make_strategy
+from tpu_utils.strategy import make_strategy
 
 GLOBAL_BATCH_SIZE, IMAGE_SIZE, NUM_STEPS = 8, 32, 3
 

@@ -24,7 +24,7 @@ from efficientnet_advprop.serving.exporting import ExportOptions, export
 from efficientnet_advprop.training import checkpoints, loop
 from tests.efficientnet_advprop.models import keras_functions
 from tests.efficientnet_advprop.training import tiny_run
-from tpu_utils.devices.strategy import make_strategy
+from tpu_utils.strategy import make_strategy
 
 ROOT = pathlib.Path(__file__).parents[3]
 VARIANT = f"keras:{keras_functions.__name__}:small"

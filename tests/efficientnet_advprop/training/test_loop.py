@@ -23,7 +23,7 @@ from efficientnet_advprop.training import (
     run_directory,
 )
 from tests.efficientnet_advprop.training import tiny_run
-from tpu_utils.devices.strategy import make_strategy
+from tpu_utils.strategy import make_strategy
 
 
 def last_checkpoint(model_dir):

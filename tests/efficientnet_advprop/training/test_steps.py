@@ -31,7 +31,7 @@ from efficientnet_advprop.training.state import (
     role_of,
 )
 from tests.conftest import golden, load_tiny, make_tiny
-from tpu_utils.replicas import randomness, replica_runtime
+from tpu_utils import randomness, replica_runtime
 
 SIZE = 32  # pixels: tracing costs the same, computing less
 CONFIG = ExperimentConfig()

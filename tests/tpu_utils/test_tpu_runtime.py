@@ -11,7 +11,7 @@ from importlib import metadata
 import pytest
 import tensorflow as tf
 
-ROOT = pathlib.Path(__file__).parents[3]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def has_tpu_build() -> bool:

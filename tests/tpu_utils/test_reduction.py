@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tpu_utils.replicas import reduction, replica_runtime
+from tpu_utils import reduction, replica_runtime
 
 VALUES = np.arange(4 * 8 * 3, dtype=np.float32).reshape(4, 8, 3)  # replica, row, column
 

@@ -162,6 +162,17 @@ def in_one_program(function: Callable) -> Callable:
     return tf.function(functools.partial(function), jit_compile=True, autograph=False)
 
 
+def after(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+    """Returns the float tensor `second` such that what uses it waits for `first`.
+
+    If the first element of `first` is not finite, neither is the result.
+    """
+    # XLA respects dependencies of data only, and no compiler can prove that this is zero.
+    element = tf.reshape(first, [-1])[0]
+    zero = tf.where(tf.math.is_finite(element), tf.zeros_like(element), element)
+    return second + tf.cast(zero, second.dtype)
+
+
 @contextlib.contextmanager
 def use(runtime: ReplicaRuntime) -> Iterator[ReplicaRuntime]:
     """Makes `runtime` the current one in the whole process: for steps traced meanwhile."""

@@ -11,7 +11,7 @@ from typing import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tpu_utils.devices import addresses, cluster
+from tpu_utils import addresses, cluster
 
 
 class Workers:

@@ -1,7 +1,18 @@
-"""The error of devices, machines and compilers, and other libraries' errors in one line."""
+"""The platforms that a program can compute on, without TensorFlow, since --help reads them
+too; the error of one that is not available; and other libraries' errors in one line.
+"""
 
 import re
 from typing import Union
+
+# The strategies of `make_strategy`, and what each computes on.
+STRATEGIES = {
+    "one_device": "the first GPU, else the CPU",
+    "mirrored": "all GPUs of this machine",
+    "tpu": "a TPU or a pod of them",
+    "multi_worker": "several machines, each running this same command",
+}
+RESOLVERS = ("tf_config", "slurm", "kubernetes")  # where the list of machines comes from
 
 
 class PlatformError(ValueError, RuntimeError):

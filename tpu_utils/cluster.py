@@ -15,10 +15,9 @@ from typing import Optional, TypeAlias
 
 import tensorflow as tf
 
-from tpu_utils.devices import addresses as network
-from tpu_utils.devices.bounded_wait import end_unless_done
-from tpu_utils.devices.choices import RESOLVERS
-from tpu_utils.errors import PlatformError, brief_message
+from tpu_utils import addresses as network
+from tpu_utils.bounded_wait import end_unless_done
+from tpu_utils.platforms import RESOLVERS, PlatformError, brief_message
 
 _JOBS = ("chief", "worker")
 _EXAMPLE = (

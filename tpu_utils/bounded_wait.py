@@ -13,7 +13,7 @@ import subprocess
 import sys
 from typing import Iterator, Sequence
 
-from tpu_utils.devices import addresses
+from tpu_utils import addresses
 
 
 @contextlib.contextmanager
@@ -23,10 +23,10 @@ def end_unless_done(
     """Ends this process by SIGKILL if the body takes longer than `timeout_seconds`, after
     `message` and those of `peers` ("host:port") that do not answer.
     """
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[1]
     arguments = [str(os.getpid()), str(timeout_seconds), message, *peers]
     watcher = subprocess.Popen(
-        [sys.executable, "-m", "tpu_utils.devices.bounded_wait", *arguments],
+        [sys.executable, "-m", "tpu_utils.bounded_wait", *arguments],
         cwd=root,
         stdin=subprocess.PIPE,
         start_new_session=True,

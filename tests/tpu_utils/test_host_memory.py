@@ -42,7 +42,7 @@ def run(program):
 
 def test_blocks_come_from_the_heap_again():
     program = """
-from tpu_utils.devices.host_memory import keep_freed_blocks
+from tpu_utils.batch_iterator import keep_freed_blocks
 
 libc.mallopt(-3, 128 * 1024)  # as TensorFlow 2.21 does
 print(num_from_the_kernel(), keep_freed_blocks(), num_from_the_kernel())

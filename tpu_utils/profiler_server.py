@@ -7,8 +7,8 @@ import os
 
 import tensorflow as tf
 
-from tpu_utils.devices import addresses
-from tpu_utils.errors import PlatformError
+from tpu_utils import addresses
+from tpu_utils.platforms import PlatformError
 
 
 def listen(port: int) -> None:

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import tensorflow as tf
 
-from tpu_utils.replicas import replica_runtime
+from tpu_utils import replica_runtime
 
 SEED = tf.constant([3, 4])
 

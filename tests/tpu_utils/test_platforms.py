@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from tpu_utils.errors import brief_message
+from tpu_utils.platforms import brief_message
 
 
 def explode():

@@ -1,4 +1,4 @@
-"""An iterator over batches whose end nobody waits for.
+"""An iterator over batches whose end nobody waits for, and the memory of the batches.
 
     with BatchIterator(strategy.distribute_datasets_from_function(make_dataset)) as batches:
         run_steps(batches.iterator, num_steps)
@@ -10,8 +10,14 @@ the tuning off (docs/maintainers/measurements.md#iterators-that-end-late). The G
 meanwhile, so a thread can do the waiting.
 """
 
+import ctypes
 import threading
 from typing import Any, Iterable, Iterator
+
+# Of glibc's mallopt(3): its parameters, and what it arrives at when it is left alone.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST_REUSED_BLOCK = 32 * 2**20  # bytes; glibc refuses more
+_KEPT_AT_THE_TOP = 2 * _LARGEST_REUSED_BLOCK
 
 
 class BatchIterator:
@@ -47,3 +53,21 @@ def read_ahead(batches: Iterable) -> Iterator:
             batch = following
     if batch is not nothing:
         yield batch
+
+
+def keep_freed_blocks() -> bool:
+    """Keeps freed blocks of up to 32 MiB, and 64 MiB at the top of the heap, for the next tensor.
+
+    Returns whether it is so now; another C library than glibc is left alone.
+    """
+    # glibc does so by itself. TensorFlow 2.21 limits it to 128 KiB when a process makes its
+    # first iterator over a strategy's data, hence the call after that: otherwise the kernel
+    # clears the pages of nearly every tensor that a CPU computes, a quarter of a small
+    # network's training (docs/maintainers/measurements.md#freed-memory).
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(
+        mallopt(_MMAP_THRESHOLD, _LARGEST_REUSED_BLOCK)
+        and mallopt(_TRIM_THRESHOLD, _KEPT_AT_THE_TOP)
+    )

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tpu_utils.devices.preemption import StopRequest
+from tpu_utils.preemption import StopRequest
 
 
 @pytest.fixture

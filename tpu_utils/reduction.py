@@ -4,7 +4,7 @@ from typing import Optional, Sequence
 
 import tensorflow as tf
 
-from tpu_utils.replicas import replica_runtime
+from tpu_utils import replica_runtime
 
 
 def sum_over_replicas(

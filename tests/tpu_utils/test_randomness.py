@@ -3,7 +3,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from tpu_utils.replicas import randomness
+from tpu_utils import randomness
 
 SEED = tf.constant([1, 2])
 

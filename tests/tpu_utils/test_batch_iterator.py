@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from tpu_utils.devices.batch_iterator import BatchIterator, read_ahead
+from tpu_utils.batch_iterator import BatchIterator, read_ahead
 
 
 class Slow:

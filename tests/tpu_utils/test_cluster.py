@@ -10,9 +10,9 @@ import types
 
 import pytest
 
-from tpu_utils.devices import addresses, bounded_wait
-from tpu_utils.devices.cluster import addresses_of, check_cluster, index_of, resolve_cluster
-from tpu_utils.errors import PlatformError
+from tpu_utils import addresses, bounded_wait
+from tpu_utils.cluster import addresses_of, check_cluster, index_of, resolve_cluster
+from tpu_utils.platforms import PlatformError
 
 TWO = ["host0:2222", "host1:2222"]
 
@@ -158,13 +158,13 @@ def test_a_port_that_is_taken(monkeypatch):
 def test_a_wait_without_end_is_ended():
     program = """
 import sys, time
-from tpu_utils.devices.bounded_wait import end_unless_done
+from tpu_utils.bounded_wait import end_unless_done
 with end_unless_done(30.0, "never shown"):
     pass
 with end_unless_done(0.2, "nobody came.", ["127.0.0.1:9"]):
     time.sleep(60)
 """
-    root = bounded_wait.pathlib.Path(__file__).parents[3]
+    root = bounded_wait.pathlib.Path(__file__).parents[2]
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=50
     )

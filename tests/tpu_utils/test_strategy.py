@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from tpu_utils.devices.strategy import make_strategy
-from tpu_utils.errors import PlatformError
+from tpu_utils.platforms import PlatformError
+from tpu_utils.strategy import make_strategy
 
-ROOT = pathlib.Path(__file__).parents[3]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(code):
@@ -33,7 +33,7 @@ def test_one_device():
 def test_mirrored_over_logical_cpus_sums_over_all_of_them():
     code = """
 import tensorflow as tf
-from tpu_utils.devices.strategy import make_strategy
+from tpu_utils.strategy import make_strategy
 strategy = make_strategy("mirrored", num_logical_devices=3)
 @tf.function
 def total():
@@ -49,8 +49,8 @@ print(strategy.num_replicas_in_sync, [float(value) for value in strategy.experim
 def test_too_late_for_logical_devices():
     code = """
 import tensorflow as tf
-from tpu_utils.devices.strategy import make_strategy
-from tpu_utils.errors import PlatformError
+from tpu_utils.strategy import make_strategy
+from tpu_utils.platforms import PlatformError
 tf.zeros([])
 try:
     make_strategy("mirrored", num_logical_devices=2)

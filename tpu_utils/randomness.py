@@ -10,7 +10,7 @@ from typing import Optional
 import numpy as np
 import tensorflow as tf
 
-from tpu_utils.replicas import replica_runtime
+from tpu_utils import replica_runtime
 
 ALGORITHM = "philox"
 

@@ -1,1 +1,0 @@
-"""Distribution strategies, clusters of machines, and the connection to devices."""

@@ -1,3 +1,0 @@
-"""Operations between the replicas of a step: reductions, random numbers, execution
-order.
-"""

@@ -1,4 +1,6 @@
-"""Keeps the results of compilations for TPUs as JSON files, and describes them as text."""
+"""Compiles steps for TPUs: keeps the results as JSON files, describes them as text, and searches
+the largest batch that fits.
+"""
 
 import dataclasses
 import datetime
@@ -10,9 +12,9 @@ import sys
 from typing import Any, Callable, Optional
 
 from advprop_preflight import tpu_compiler
-from advprop_preflight.batch_search import Trial
 
 Record = dict[str, Any]
+Trial = tuple[bool, Optional[int]]  # whether the batch fits; the bytes it needs, if known
 Settings = dict[str, dict[str, Any]]  # section → field → value
 # The fields of these sections that a step depends on. Of all other sections, it depends
 # on every field.
@@ -224,3 +226,71 @@ def _compare(
     if all(tpu_compiler.is_credible(one, chip) for one in (program, plain)):
         ratio += f", {program.scheduled_seconds / plain.scheduled_seconds:.2f} times its time"
     return f"{ratio}; (2K + 6)/3 = {(2 * record['config']['attack']['num_steps'] + 6) / 3:.2f}"
+
+
+def grid(batch: int) -> int:
+    """Returns the distance between the batches that are tried: an eighth of the next smaller
+    power of two, and at least 1.
+    """
+    return max(1, 2 ** (max(batch, 1).bit_length() - 1) // 8)
+
+
+def find_largest_batch(
+    try_batch: Callable[[int], Trial], *, capacity_bytes: int, first: int, multiple: int = 1
+) -> Optional[int]:
+    """Returns the largest batch on the grid that fits, if memory grows linearly with the batch.
+    Each trial is a compilation, which can take many minutes.
+
+    Two trials determine the line; the following trials are close to its end. The result
+    has been tried itself. That the next batch on the grid does not fit has been tried,
+    or follows from the line.
+
+    Args:
+        try_batch: batch → whether it fits and what it needs; called once per batch.
+        capacity_bytes: memory of the device.
+        first: the first batch to try, ≥ 1.
+        multiple: all batches are multiples of it.
+
+    Returns:
+        The batch; None if not even `multiple` fits.
+    """
+    trials: dict[int, Trial] = {}
+    batch = max(multiple, first // multiple * multiple)
+    while True:
+        trials[batch] = try_batch(batch)
+        fitting = [tried for tried, (fits, _) in trials.items() if fits]
+        failing = [tried for tried, (fits, _) in trials.items() if not fits]
+        low = max(fitting, default=0)
+        high = min(failing, default=None)
+        step = max(multiple, grid(low) // multiple * multiple)
+        if high is not None and high - low <= step:
+            return low or None
+        guess = _end_of_line(trials, capacity_bytes)
+        if guess is None:  # no trial has said how many bytes it needs
+            guess = 2 * low if high is None else (low + high) // 2
+        elif high is None and low and guess - low < step and len(trials) > 1:
+            return low
+        unit = max(multiple, grid(guess) // multiple * multiple)
+        guess = guess // unit * unit
+        upper = guess if high is None else min(guess, high - multiple)
+        batch = max(upper // multiple * multiple, low + step)
+        if high is not None and batch >= high:
+            batch = max(low + multiple, (low + high) // 2 // multiple * multiple)
+
+
+def _end_of_line(trials: dict[int, Trial], capacity_bytes: int) -> Optional[int]:
+    """Returns where the line through the two largest measured batches (through 0 and the
+    only one) reaches capacity.
+    """
+    known = sorted((batch, needed) for batch, (_, needed) in trials.items() if needed)
+    if not known:
+        return None
+    batch, needed = known[-1]
+    offset = 0.0
+    slope = needed / batch
+    if len(known) > 1:
+        slope = (needed - known[-2][1]) / (batch - known[-2][0])
+        if slope <= 0:
+            return None
+        offset = needed - slope * batch
+    return int((capacity_bytes - offset) / slope)

@@ -205,11 +205,10 @@ def write_exports(folder, onnx_python):
     """Our SavedModel, TFLite and, where it can be made, ONNX files."""
     from efficientnet_advprop.models import EfficientNet
     from efficientnet_advprop.runtime.errors import RunError
-    from efficientnet_advprop.serving import onnx_conversion, tflite
+    from efficientnet_advprop.serving import converters
     from efficientnet_advprop.serving.calibration_images import default_examples
     from efficientnet_advprop.serving.inference_network import InferenceNetwork
-    from efficientnet_advprop.serving.saved_model import write_saved_model
-    from efficientnet_advprop.serving.signatures import ServedNetwork
+    from efficientnet_advprop.serving.saved_model import ServedNetwork, write_saved_model
 
     model = EfficientNet("b0", aux_branches=0)
     randomize(model.variables)
@@ -219,9 +218,9 @@ def write_exports(folder, onnx_python):
         ServedNetwork(network, "released"), os.path.join(folder, "saved_model"), {}, file
     )
     with open(os.path.join(folder, "model.tflite"), "wb") as tflite_file:
-        tflite_file.write(tflite.convert(network))
+        tflite_file.write(converters.to_tflite(network))
     try:
-        onnx_conversion.convert(network, os.path.join(folder, "model.onnx"), onnx_python)
+        converters.to_onnx(network, os.path.join(folder, "model.onnx"), onnx_python)
     except RunError as error:
         print(f"Our ONNX export is left out: {error}")
 

@@ -21,7 +21,7 @@ import sys
 from absl import app, flags
 
 from advprop_preflight import preflight_results, tpu_compiler
-from advprop_preflight.batch_search import grid
+from advprop_preflight.preflight_results import grid
 from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.config.methods import METHODS
 

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.models import EfficientNet
-from efficientnet_advprop.serving import tflite
+from efficientnet_advprop.serving import converters
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
 
 
@@ -46,7 +46,7 @@ def main():
     pixels = random.randint(0, 256, [8, size, size, 3]).astype(np.float32)
     folded = InferenceNetwork(model, size)
     runners = {
-        quantization: make_runner(tflite.convert(folded, quantization, pixels), pixels)
+        quantization: make_runner(converters.to_tflite(folded, quantization, pixels), pixels)
         for quantization in ("none", "full_integer")
     }
     seconds = {quantization: [] for quantization in runners}

@@ -60,7 +60,7 @@ def main(argv):
     program.require_extra("preflight")
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from advprop_preflight import device_functions, preflight_results, tpu_compiler
-    from advprop_preflight.batch_search import find_largest_batch
+    from advprop_preflight.preflight_results import find_largest_batch
 
     compiler = tpu_compiler.TPUCompiler(_COMPILER_PYTHON.value, _TOPOLOGY.value)
     num_replicas = compiler.num_cores if _NUM_REPLICAS.value is None else _NUM_REPLICAS.value

@@ -8,8 +8,7 @@ from efficientnet_advprop.attacks.attack import Attack
 from efficientnet_advprop.attacks.autoattack import AutoAttack
 from efficientnet_advprop.attacks.fab import FAB
 from efficientnet_advprop.attacks.network_checks import AttackWarning
-from efficientnet_advprop.attacks.noise import UniformNoise
-from efficientnet_advprop.attacks.pgd import PGD
+from efficientnet_advprop.attacks.pgd import PGD, UniformNoise
 from efficientnet_advprop.attacks.square import Square
 from efficientnet_advprop.runtime.errors import AttackError
 

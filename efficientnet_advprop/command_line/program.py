@@ -14,7 +14,9 @@ from efficientnet_advprop.runtime import process  # isort: skip  # first: see th
 import importlib.util
 import logging
 import os
+import re
 import sys
+import textwrap
 from typing import Callable, Optional, Sequence
 
 # TensorFlow 2.15 logs three meaningless "errors" about CUDA factories when it starts;
@@ -25,7 +27,7 @@ process.greet_in_silence("tensorflow")
 
 from absl import app, flags  # noqa: E402
 
-from efficientnet_advprop.command_line import arguments, help_text, recipes  # noqa: E402
+from efficientnet_advprop.command_line import arguments, recipes  # noqa: E402
 from efficientnet_advprop.config import experiment  # noqa: E402
 from efficientnet_advprop.config.fields import ConfigError  # noqa: E402
 from efficientnet_advprop.runtime.errors import (  # noqa: E402  # noqa: E402
@@ -40,6 +42,7 @@ from efficientnet_advprop.runtime.stack import StackError  # noqa: E402
 
 BAD_USAGE = UsageError.exit_code
 FAILED = UserError.exit_code
+_HELP_WIDTH = 100
 flags.disclaim_key_flags()  # the flags belong to the program that defines them and its --help
 
 _overrides: list[tuple[str, str]] = []  # of the config's fields: (name, value as text)
@@ -176,8 +179,8 @@ def _print_error(error, code: int) -> int:
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     has_config = "config" in flags.FLAGS
     try:
-        if help_text.is_wanted(argv[1:]):
-            help_text.show(has_config)
+        if _wants_help(argv[1:]):
+            _show_help(has_config)
             sys.exit(0)
         prepared = arguments.prepare(argv[1:])
         if has_config:
@@ -197,3 +200,43 @@ def _unknown_flag(name: str, has_config: bool) -> str:
     if not advice and has_config and (fields := experiment.suggest(name)):
         advice = f"; of the config {fields.rstrip('.')}"
     return f"`--{name}` is no flag of this program{advice or '; --help lists them'}."
+
+
+def _wants_help(arguments: Sequence[str]) -> bool:
+    """Returns whether the arguments ask for help."""
+    return any(
+        argument in ("-h", "-?", "--help", "-help", "--helpshort", "--helpfull")
+        for argument in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    )
+
+
+def _show_help(has_config: bool) -> None:
+    """Prints what the program does, its flags, and the config's fields by section."""
+    lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+        name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+        choices = getattr(flag.parser, "enum_values", None)
+        choices = f"={{{'|'.join(choices)}}}" if choices else ""
+        meaning = flag.help.partition(">: ")[2] if choices else flag.help  # absl puts them there
+        default = "" if flag.default in (None, "", False) else f" (default: {flag.default})"
+        lines += [*_wrapped(name + choices, 2), *_wrapped(_sentence(meaning + default), 6)]
+    if has_config:
+        lines += ["", "Fields of the config, with their defaults before the file's changes:"]
+        for title, fields in experiment.describe_fields():
+            lines += ["", *_wrapped(_sentence(title), 2)]
+            for name, default, meaning in fields:
+                lines += [f"    --config.{name}={default}", *_wrapped(_sentence(meaning), 8)]
+    print("\n".join(lines), flush=True)
+
+
+def _sentence(text: str) -> str:
+    """Returns the text with a capital, unless it starts with a name, and a full stop."""
+    text = " ".join(text.split())
+    starts_with_name = re.match(r"[\w.]*[_:.\d']", text.partition(" ")[0])
+    text = text if starts_with_name else text[:1].upper() + text[1:]
+    return text if text.endswith(".") else f"{text}."
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    margin = " " * indent
+    return textwrap.wrap(text, _HELP_WIDTH, initial_indent=margin, subsequent_indent=margin)

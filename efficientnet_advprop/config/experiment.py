@@ -28,7 +28,6 @@ from efficientnet_advprop.config.fields import (
 )
 from efficientnet_advprop.config.methods import AUGMENTED, METHODS
 from efficientnet_advprop.runtime.errors import misspelled
-from efficientnet_advprop.runtime.keras_variant import FORM, is_keras_variant
 
 # What a run may change when it is started again: none of it touches the weights it ends
 # with.
@@ -50,8 +49,8 @@ class ModelConfig:
         "b0",
         "the network; or a function that returns a Keras model",
         Rule(
-            lambda value: value in tables.VARIANTS or is_keras_variant(value),
-            f"must be one of {', '.join(map(repr, tables.VARIANTS))}, or {FORM}",
+            lambda value: value in tables.VARIANTS or tables.is_keras_variant(value),
+            f"must be one of {', '.join(map(repr, tables.VARIANTS))}, or {tables.KERAS_VARIANT}",
         ),
     )
     num_classes: int = field(1000, "classes of the classifier", at_least(1))
@@ -379,7 +378,7 @@ class ExperimentConfig:
 
     def fields_without_effect(self) -> list[str]:
         """Returns the fields that were set although this run's Keras model ignores them."""
-        if not is_keras_variant(self.model.variant):
+        if not tables.is_keras_variant(self.model.variant):
             return []
         return [
             name

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, Iterator
 
 from efficientnet_advprop.config.fields import ConfigError, get
 from efficientnet_advprop.config.methods import AUGMENTED, METHODS
-from efficientnet_advprop.config.tables import ACTIVATIONS_WITH_ALPHA
-from efficientnet_advprop.runtime.keras_variant import is_keras_variant
+from efficientnet_advprop.config.tables import ACTIVATIONS_WITH_ALPHA, is_keras_variant
 
 if TYPE_CHECKING:
     from efficientnet_advprop.config.experiment import ExperimentConfig

@@ -4,6 +4,8 @@ The modules that act upon them import TensorFlow; --help and the check of a conf
 not, so the names stand here, and both sides read them.
 """
 
+import re
+
 VARIANTS = (
     *("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8", "l1", "l2"),
     *("lite0", "lite1", "lite2", "lite3", "lite4"),
@@ -12,6 +14,10 @@ VARIANTS = (
     *("v2-b0", "v2-b1", "v2-b2", "v2-b3", "v2-s", "v2-m", "v2-l", "v2-xl"),
     *("resnet50", "resnet101", "resnet152", "resnet200"),
 )
+# Or a function that returns a Keras model, which `models.converted` imports.
+KERAS_VARIANT = "keras:PACKAGE.MODULE:FUNCTION"
+_NAME = r"[^\W\d]\w*"
+_KERAS_VARIANT = re.compile(rf"keras:({_NAME}(?:\.{_NAME})*):({_NAME})")
 NORMALIZATIONS = ("advprop", "imagenet", "lite", "v2", "caffe", "none", "unit")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS = (
@@ -52,3 +58,16 @@ CHECKPOINT_KINDS = (
 EXPORT_FORMATS = ("saved_model", "tflite", "onnx", "keras")
 QUANTIZATIONS = ("none", "float16", "dynamic_range", "full_integer")  # of TFLite
 RESIZE_METHODS = ("bicubic", "bilinear")
+
+
+def is_keras_variant(variant: str) -> bool:
+    """Returns whether `variant` has the form `KERAS_VARIANT`."""
+    return _KERAS_VARIANT.fullmatch(variant) is not None
+
+
+def split_keras_variant(variant: str) -> tuple[str, str]:
+    """Returns the module and the function; raises a ValueError for another form."""
+    match = _KERAS_VARIANT.fullmatch(variant)
+    if match is None:
+        raise ValueError(f"`variant` is {variant!r}, but must have the form {KERAS_VARIANT}.")
+    return match[1], match[2]

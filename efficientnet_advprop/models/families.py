@@ -5,12 +5,12 @@ model = make_network("resnet50", num_classes=1000, aux_branches=1)
 model = make_network("keras:my_models:small", num_classes=10, image_size=32, aux_branches=1)
 """
 
+from efficientnet_advprop.config.tables import is_keras_variant
 from efficientnet_advprop.models import resnet_scaling, scaling
 from efficientnet_advprop.models.converted.keras_network import make_keras_network
 from efficientnet_advprop.models.efficientnet import EfficientNet
 from efficientnet_advprop.models.network import Network, check_choice
 from efficientnet_advprop.models.resnet import ResNet
-from efficientnet_advprop.runtime.keras_variant import is_keras_variant
 
 FAMILIES = {
     **dict.fromkeys(scaling.VARIANTS, EfficientNet),
@@ -23,7 +23,7 @@ def make_network(variant: str, **arguments) -> Network:
 
     Args:
         variant: a key of `FAMILIES`, or the name of a function that returns a Keras
-            model (`keras_variant`).
+            model (`tables.KERAS_VARIANT`).
         **arguments: of its family's constructor, or of `make_keras_network`.
 
     Raises:

@@ -48,7 +48,7 @@ class Network(keras.Model):
     `BlockNetwork.call`.
 
     Attributes:
-        variant: a row of a family's table, or the name of a function (`keras_variant`).
+        variant: a row of a family's table, or the name of a function (`tables.KERAS_VARIANT`).
         num_classes: size of the logits.
         aux_branches: branches beside the main one.
         image_size: pixels of the images' sides that it is meant for.

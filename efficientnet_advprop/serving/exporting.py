@@ -17,15 +17,19 @@ from efficientnet_advprop.models import KerasNetwork
 from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.models.variable_names import weights_digest
 from efficientnet_advprop.runtime.errors import RunError, UsageError
-from efficientnet_advprop.serving import onnx_conversion, tflite, verification
+from efficientnet_advprop.serving import converters, verification
 from efficientnet_advprop.serving.calibration_images import (
     Examples,
     default_examples,
     read_examples,
 )
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
-from efficientnet_advprop.serving.saved_model import METADATA, write_metadata, write_saved_model
-from efficientnet_advprop.serving.signatures import ServedNetwork
+from efficientnet_advprop.serving.saved_model import (
+    METADATA,
+    ServedNetwork,
+    write_metadata,
+    write_saved_model,
+)
 from efficientnet_advprop.serving.versions import new_version
 
 _FILE_NAMES = {"tflite": "model.tflite", "onnx": "model.onnx", "keras": "model.keras"}
@@ -117,7 +121,7 @@ def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) ->
             " use --format=keras."
         )
     if options.format == "onnx":
-        onnx_conversion.check_environment(options.onnx_python)  # at once, not after a minute's work
+        converters.check_onnx_environment(options.onnx_python)  # at once, not after a minute's work
     examples = _read_examples(network, options)
     metadata = describe(network, folded, options)
     room = 2.2 if options.format == "keras" else 1.1  # a Keras export holds its weights twice
@@ -238,11 +242,13 @@ def _write_file(
     model: Network, folded: InferenceNetwork, options: ExportOptions, examples: Examples, path: str
 ) -> None:
     if options.format == "tflite":
-        contents = tflite.convert(folded, options.quantization, examples.images, options.end_point)
+        contents = converters.to_tflite(
+            folded, options.quantization, examples.images, options.end_point
+        )
         with open(path, "wb") as file:
             file.write(contents)
     elif options.format == "onnx":
-        onnx_conversion.convert(folded, path, options.onnx_python, options.end_point)
+        converters.to_onnx(folded, path, options.onnx_python, options.end_point)
     else:
         saved = model.plain_model() if isinstance(model, KerasNetwork) else model
         saved.save(path)

@@ -10,8 +10,8 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
 from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.config.methods import METHODS
+from efficientnet_advprop.config.tables import is_keras_variant
 from efficientnet_advprop.models import Network, make_network
-from efficientnet_advprop.runtime.keras_variant import is_keras_variant
 from efficientnet_advprop.training import fine_tuning
 from efficientnet_advprop.training.losses import LossScale
 from efficientnet_advprop.training.optimizers import make_optimizer

@@ -24,6 +24,7 @@ import tensorflow as tf
 from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.config.methods import METHODS
+from efficientnet_advprop.config.tables import is_keras_variant
 from efficientnet_advprop.data import records, sources
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.models.denoising import check_memory
@@ -31,7 +32,6 @@ from efficientnet_advprop.models.normalization import official_group_size
 from efficientnet_advprop.models.resnet_scaling import map_size
 from efficientnet_advprop.runtime.directory_lock import DirectoryLock
 from efficientnet_advprop.runtime.errors import DataError, RunError, UserError
-from efficientnet_advprop.runtime.keras_variant import is_keras_variant
 from efficientnet_advprop.training import run_directory
 from efficientnet_advprop.training.build import batch_norm_group_size
 from efficientnet_advprop.training.run_directory import RunMetadata

@@ -4,7 +4,7 @@ than there is.
 
 import pytest
 
-from advprop_preflight.batch_search import find_largest_batch, grid
+from advprop_preflight.preflight_results import find_largest_batch, grid
 
 CAPACITY = 16 * 2**30
 # Name → bytes by batch, and the most trials that are fair: a trial is a compilation of

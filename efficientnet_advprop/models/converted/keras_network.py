@@ -21,6 +21,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 import tensorflow as tf
 
+from efficientnet_advprop.config.tables import split_keras_variant
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.converted.conversion import (
     convert_batch_norms,
@@ -44,7 +45,6 @@ from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.runtime.autograph import call_rewritten
 from efficientnet_advprop.runtime.branches import MAIN, BranchMixture, branch_index
 from efficientnet_advprop.runtime.errors import ModelError, UserError, brief_message, list_names
-from efficientnet_advprop.runtime.keras_variant import split
 from efficientnet_advprop.runtime.pass_mode import use_branch
 
 OUTPUTS = ("logits", "probabilities")
@@ -185,7 +185,7 @@ def make_keras_network(
     variables of all models of the function have the same names.
 
     Args:
-        variant: see `keras_variant`; Python must be able to import the module.
+        variant: see `tables.KERAS_VARIANT`; Python must be able to import the module.
         num_classes: size of the logits.
         image_size: pixels of the images' sides.
         aux_branches: auxiliary branches that are added to every batch norm.
@@ -236,7 +236,7 @@ def make_keras_network(
 
 
 def _find_function(variant: str) -> tuple[Callable, types.ModuleType]:
-    module_name, name = split(variant)
+    module_name, name = split_keras_variant(variant)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:

@@ -18,7 +18,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-from efficientnet_advprop.serving import encoded_images, tflite
+from efficientnet_advprop.serving import converters, encoded_images
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
 
 EXAMPLES = pathlib.Path(__file__).parents[3] / "examples"
@@ -176,7 +176,9 @@ def test_the_rest_client_as_a_program(rest_url, answer, photographs, tmp_path):
 
 
 def test_the_tflite_client_as_a_program(network, loaded, photographs, tmp_path):
-    (tmp_path / "model.tflite").write_bytes(tflite.convert(InferenceNetwork(network.model, 64)))
+    (tmp_path / "model.tflite").write_bytes(
+        converters.to_tflite(InferenceNetwork(network.model, 64))
+    )
     settings = dict(image_size=64, crop="released", crop_fraction=64 / 96, resize="bicubic")
     (tmp_path / "metadata.json").write_text(json.dumps({"input": settings}))
     (tmp_path / "flower.jpg").write_bytes(photographs[1])

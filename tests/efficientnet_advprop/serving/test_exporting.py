@@ -12,7 +12,7 @@ from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import EfficientNet
 from efficientnet_advprop.models.variable_names import weights_digest
 from efficientnet_advprop.runtime.errors import RunError, UsageError
-from efficientnet_advprop.serving import exporting, onnx_conversion, tflite, verification, versions
+from efficientnet_advprop.serving import converters, exporting, verification, versions
 from efficientnet_advprop.serving.calibration_images import default_examples
 from efficientnet_advprop.serving.exporting import ExportOptions, export
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
@@ -109,7 +109,7 @@ def test_paths_may_be_relative(network, exported, monkeypatch):
 def test_tflite_gets_the_official_logits(network, expected):
     images, logits = expected
     runner = tf.lite.Interpreter(
-        model_content=tflite.convert(InferenceNetwork(network.model, 64))
+        model_content=converters.to_tflite(InferenceNetwork(network.model, 64))
     ).get_signature_runner()
     answers = [runner(images=image[None]) for image in images]
     np.testing.assert_allclose(
@@ -126,7 +126,7 @@ def test_tflite_gets_the_official_logits(network, expected):
 def test_quantized_tflite_is_smaller_and_close(network, expected, quantization, size_ratio):
     images, logits = expected
     folded = InferenceNetwork(network.model, 64)
-    contents = tflite.convert(folded, quantization, images)
+    contents = converters.to_tflite(folded, quantization, images)
     interpreter = tf.lite.Interpreter(model_content=contents)
     # A float32 scale and an int64 zero point each: per kernel or per channel, as the
     # converter's version likes, and this network has few weights per channel.
@@ -183,7 +183,7 @@ def test_onnx_without_its_environment_says_what_to_install(network, tmp_path):
 
 def test_onnx_is_converted_and_checked(network, tmp_path):
     try:
-        onnx_conversion.check_environment(os.environ.get("ONNX_PYTHON", sys.executable))
+        converters.check_onnx_environment(os.environ.get("ONNX_PYTHON", sys.executable))
     except RunError:
         pytest.skip(
             "no tf2onnx here; name an interpreter that has it: ONNX_PYTHON=onnx-env/bin/python"

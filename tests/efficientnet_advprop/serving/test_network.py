@@ -3,8 +3,8 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.inference.trained_network import restore_network
+from efficientnet_advprop.serving.converters import to_tflite
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
-from efficientnet_advprop.serving.tflite import convert
 from tests.conftest import DATA, golden, load_tiny, make_tiny
 
 
@@ -54,7 +54,7 @@ def test_another_activation_is_served_and_converted(activation):
     wanted = model(images).numpy()
     scale = np.abs(wanted).max()
     np.testing.assert_allclose(network(images)["logits"], wanted, atol=1e-4 * scale)
-    interpreter = tf.lite.Interpreter(model_content=convert(network))
+    interpreter = tf.lite.Interpreter(model_content=to_tflite(network))
     interpreter.allocate_tensors()
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images[:1])
     interpreter.invoke()

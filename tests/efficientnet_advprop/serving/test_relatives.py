@@ -8,7 +8,7 @@ from efficientnet_advprop.data import preprocessing, records
 from efficientnet_advprop.inference.trained_network import RestoredNetwork
 from efficientnet_advprop.models import EfficientNet
 from efficientnet_advprop.runtime.errors import UsageError
-from efficientnet_advprop.serving import tflite
+from efficientnet_advprop.serving import converters
 from efficientnet_advprop.serving.calibration_images import read_examples
 from efficientnet_advprop.serving.exporting import ExportOptions, export
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
@@ -60,7 +60,7 @@ def test_lite_in_whole_numbers_only(tmp_path):
     """Full-integer TFLite: nothing but 8-bit operations between pixels and answers, and close."""
     model, _ = make_tiny_relative("lite")
     images = square_images()
-    contents = tflite.convert(InferenceNetwork(model, 32), "full_integer", images)
+    contents = converters.to_tflite(InferenceNetwork(model, 32), "full_integer", images)
     interpreter = tf.lite.Interpreter(model_content=contents)
     floats = [
         tensor["name"]
@@ -105,7 +105,7 @@ def test_a_saved_model_serves_bilinear_and_has_the_end_point(tmp_path):
 
 def test_a_feature_extractor_as_tflite():
     model = make_tiny_relative("lite")[0]
-    contents = tflite.convert(InferenceNetwork(model, 32), end_point="reduction_3")
+    contents = converters.to_tflite(InferenceNetwork(model, 32), end_point="reduction_3")
     runner = tf.lite.Interpreter(model_content=contents).get_signature_runner()
     image = square_images()[:1]
     wanted = model.features(image)["reduction_3"]

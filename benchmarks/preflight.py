@@ -225,10 +225,10 @@ def table() -> str:
     lines = [
         (
             "| recipe | px | attack steps | TPU, cores | blocks recomputed | images per core |"
-            " largest | memory, GiB | GFLOP per image | ms per step | images/s per core |"
-            " chip-hours | × vanilla GFLOP | × vanilla ms | (2K + 6)/3 | libtpu |"
+            " largest | memory, GiB | GFLOP per image | images/s per core |"
+            " chip-hours | × vanilla GFLOP | × vanilla ms |"
         ),
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|" + "---|" * 13,
     ]
     by_recipe = {}
     for record in records():
@@ -269,7 +269,7 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
             *cells,
             "fewer",
             f"needs {needed / tpu_compiler.GIB:.1f}" if needed else "does not fit",
-            *[""] * 8,
+            *[""] * 5,
         ]
     program = tpu_compiler.CompiledProgram(**record["program"])
     seconds, credible = program.scheduled_seconds, tpu_compiler.is_credible(program, chip)
@@ -287,16 +287,14 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
         at_most(fitting, failing, chip.memory_bytes),
         f"{program.memory_bytes / tpu_compiler.GIB:.1f}",
         f"{program.flops / batch / 1e9:.2f}",
-        f"{seconds * 1e3:,.0f}" if credible else "not credible",
-        f"{batch / seconds:,.{0 if batch > 10 * seconds else 1}f}" if credible else "",
+        f"{batch / seconds:,.{0 if batch > 10 * seconds else 1}f}" if credible else "not credible",
         f"{hours:,.0f}" if credible else "",
     ]
-    compiler = program.versions["libtpu"]
     rivals = [
         other for other in by_recipe.get(("vanilla", variant, topology, 0), []) if other["fits"]
     ]
     if method == "vanilla" or not rivals:
-        return [*cells, "", "", "", compiler]
+        return [*cells, "", ""]
     vanilla = max(rivals, key=lambda rival: (batch_of(rival) == batch, batch_of(rival)))
     plain, size = tpu_compiler.CompiledProgram(**vanilla["program"]), batch_of(vanilla)
     slower = seconds / batch / (plain.scheduled_seconds / size)
@@ -305,8 +303,6 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
         *cells,
         f"{program.flops / batch / (plain.flops / size):.2f}",
         f"{slower:.2f}" if both_credible else "",
-        f"{(2 * num_steps + 6) / 3:.2f}" if method == "advprop" else "",
-        compiler,
     ]
 
 

@@ -1,3 +1,1 @@
-"""Compiles training steps for a TPU on machines without one, and reports time and
-memory.
-"""
+"""Compiles training steps for a TPU on machines without one, and reports time and memory."""

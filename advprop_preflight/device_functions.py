@@ -15,9 +15,7 @@ Program = tuple[Callable, list[tf.TensorSpec]]  # the function of a replica, spe
 
 
 def batch_specs(config: ExperimentConfig, replica_batch_size: int) -> list[tf.TensorSpec]:
-    """Returns specs of a replica's uint8 images, int32 labels and, if the method uses
-    them, augmented images.
-    """
+    """Returns specs of a replica's images, labels and, if used, augmented images."""
     size = config.data.image_size
     images = tf.TensorSpec([replica_batch_size, size, size, 3], tf.uint8)
     labels = tf.TensorSpec([replica_batch_size], tf.int32)

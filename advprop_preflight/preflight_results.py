@@ -279,9 +279,7 @@ def find_largest_batch(
 
 
 def _end_of_line(trials: dict[int, Trial], capacity_bytes: int) -> Optional[int]:
-    """Returns where the line through the two largest measured batches (through 0 and the
-    only one) reaches capacity.
-    """
+    """Returns the batch at which a line through the two largest measured ones meets capacity."""
     known = sorted((batch, needed) for batch, (_, needed) in trials.items() if needed)
     if not known:
         return None

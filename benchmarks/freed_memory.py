@@ -46,7 +46,6 @@ def measure(way: str, folder: str, number: int) -> tuple[float, float, float]:
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, way, *flags],
         cwd=_ROOT,
-        env={**os.environ, "PYTHONPATH": str(_ROOT)},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -60,9 +60,7 @@ _TARGETS = {
 
 
 def write_pictures(folder: str, number: int = 512) -> float:
-    """JPEGs of smooth colours and noise in eight files; returns their mean size in
-    bytes.
-    """
+    """JPEGs of smooth colours and noise in eight files; returns their mean size in bytes."""
     rng = np.random.RandomState(0)
     sizes = []
     for shard in range(8):

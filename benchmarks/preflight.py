@@ -13,7 +13,6 @@ docs/launching.md explains them, and docs/maintainers/measurements.md contains t
 """
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -115,7 +114,7 @@ def ask(config: str, topology: str, batch: int, *more: str) -> None:
     ]
     print(" ".join(command), flush=True)
     # In this folder, to which the interpreter's path may be relative.
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    subprocess.run(command)
 
 
 def recipe(record: dict) -> tuple[str, str, str, int]:

@@ -14,9 +14,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 
 def make_request(files: list[bytes], model: str) -> predict_pb2.PredictRequest:
-    """A request to `serving_default` with the unchanged contents of image files of any
-    size.
-    """
+    """A request to `serving_default` with the unchanged contents of image files of any size."""
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model
     request.model_spec.signature_name = "serving_default"

@@ -16,9 +16,7 @@ import urllib.request
 
 
 def make_request(files: list[bytes]) -> bytes:
-    """A request to `serving_default` with the unchanged contents of image files of any
-    size.
-    """
+    """A request to `serving_default` with the unchanged contents of image files of any size."""
     instances = [{"b64": base64.b64encode(file).decode()} for file in files]
     return json.dumps({"signature_name": "serving_default", "instances": instances}).encode()
 

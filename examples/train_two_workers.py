@@ -73,7 +73,7 @@ def start(model_dir: pathlib.Path, data_dir: pathlib.Path, method: str) -> list[
             "--connect_timeout=300",
         ]
         with open(f"{model_dir}.{index}.log", "a") as log:
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CONFIG": json.dumps(task)}
+            environment = {**os.environ, "TF_CONFIG": json.dumps(task)}
             processes.append(
                 subprocess.Popen(
                     command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment

@@ -82,7 +82,7 @@ def start(root, program, arguments, **variables) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", f"efficientnet_advprop.{program}", *arguments],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -62,7 +62,7 @@ def start(python: str, *arguments) -> None:
     """Runs a Python of a stack."""
     run = subprocess.run(
         [python, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TPU_SKIP_MDS_QUERY": "1"},
+        env={**os.environ, "TPU_SKIP_MDS_QUERY": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
 

@@ -1,3 +1,1 @@
-"""Devices, and the replicas and workers of a step on them. This package knows nothing of
-models or training.
-"""
+"""Devices, and the replicas and workers of a step; knows nothing of models or training."""

@@ -1,6 +1,4 @@
-"""Auto-PGD: projected gradient ascent that chooses its own step sizes (Croce and Hein,
-ICML 2020, section 3).
-"""
+"""Auto-PGD: gradient ascent that chooses its own step sizes (Croce and Hein, ICML 2020)."""
 
 import dataclasses
 from typing import NamedTuple, Optional

@@ -73,9 +73,7 @@ class Linf:
         return tf.sign(gradients)
 
     def speeds(self, gradients: tf.Tensor) -> tf.Tensor:
-        """Returns each pixel value's speed, ≥ 0, on the shortest way to a hyperplane with these
-        normals.
-        """
+        """Returns each pixel value's speed, ≥ 0, on the shortest way to such a hyperplane."""
         return tf.abs(tf.sign(gradients))
 
     def project(

@@ -77,9 +77,7 @@ def is_correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def likeliest_wrong_classes(labels: tf.Tensor, logits: tf.Tensor, num_targets: int) -> tf.Tensor:
-    """Returns the classes of the largest logits without the label's, likeliest first;
-    int32 [batch, num_targets].
-    """
+    """Returns the wrong classes of the largest logits, likeliest first, int32 [batch, n]."""
     # The label's own logit comes last, behind those of excluded classes.
     others = tf.maximum(logits, 0.5 * logits.dtype.min)
     others = tf.where(_is_own(labels, logits), logits.dtype.min, others)

@@ -70,9 +70,7 @@ def use_branch(branch: Branch, *, update_statistics: bool = True, batch_moments:
 
 
 def weights(compute: Callable):
-    """Returns the tensors that `compute` makes of variables, as NumPy arrays in a pass
-    with constant weights.
-    """
+    """Returns the tensors that `compute` makes of variables; constants, if the pass has these."""
     if not current_pass().constant_weights:
         return compute()
     import tensorflow as tf  # here: passes of Keras 3 need none

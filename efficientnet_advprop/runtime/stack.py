@@ -9,7 +9,7 @@ import importlib.util
 import os
 import sys
 from importlib import metadata
-from typing import NamedTuple, Optional
+from typing import Optional
 
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -44,51 +44,40 @@ class StackError(UserError, ImportError):
     """The installed packages do not fit together."""
 
 
-class Environment(NamedTuple):
-    """Distributions with their versions and, of the builds of TensorFlow and of tf-keras,
-    the requirements that their metadata state.
-    """
-
-    python: tuple[int, ...]
-    versions: dict[str, str]
-    requirements: dict[str, list[str]]
-
-    @classmethod
-    def installed(cls) -> "Environment":
-        """Returns the environment of this interpreter."""
-        names = (*_BUILDS, "tf-keras", "libtpu", *_DECISIVE)
-        versions = {name: version for name in names if (version := installed_version(name))}
-        told = {
-            name: metadata.requires(name) or []
-            for name in (*_BUILDS, "tf-keras")
-            if name in versions
-        }
-        return cls(sys.version_info[:2], versions, told)
-
-    @property
-    def builds(self) -> dict[str, str]:
-        """The distributions of TensorFlow."""
-        return {name: self.versions[name] for name in _BUILDS if name in self.versions}
-
-
 def check_installed() -> None:
     """Raises a `StackError` unless the packages of this environment fit together."""
-    environment = Environment.installed()
-    if environment.builds or not importlib.util.find_spec("tensorflow"):
-        check(environment)  # otherwise a build that pip knows nothing of
+    names = (*_BUILDS, "tf-keras", "libtpu", *_DECISIVE)
+    versions = {name: version for name in names if (version := installed_version(name))}
+    if not set(versions) & set(_BUILDS) and importlib.util.find_spec("tensorflow"):
+        return  # a build that pip knows nothing of
+    stated = {
+        name: metadata.requires(name) or [] for name in (*_BUILDS, "tf-keras") if name in versions
+    }
+    check(versions, stated, sys.version_info[:2])
 
 
-def check(environment: Environment) -> None:
-    """Raises a `StackError` of one line: what was found, what is wanted, and the command."""
-    problem = _problem(environment)
-    if problem:
-        raise StackError(f"{problem} {_advice(environment)}")
+def check(
+    versions: dict[str, str], requirements: dict[str, list[str]], python: tuple[int, ...]
+) -> None:
+    """Raises a `StackError` of one line: what was found, what is wanted, and the command.
 
-
-def _problem(environment: Environment) -> str:
-    builds, versions = environment.builds, environment.versions
+    Args:
+        versions: of the installed distributions that count.
+        requirements: of the builds of TensorFlow and of tf-keras, as their metadata state.
+        python: (3, 11), say.
+    """
+    builds = {name: versions[name] for name in _BUILDS if name in versions}
     if not builds:
-        return f"No TensorFlow is installed for Python {_dotted(environment.python)}."
+        problem = f"No TensorFlow is installed for Python {_dotted(python)}."
+    else:
+        problem = _problem(builds, versions, requirements)
+    if problem:
+        raise StackError(f"{problem} {_advice(builds, python)}")
+
+
+def _problem(
+    builds: dict[str, str], versions: dict[str, str], requirements: dict[str, list[str]]
+) -> str:
     build, version = next(iter(builds.items()))
     listed = " and ".join(f"{name} {number}" for name, number in builds.items())
     # A meta package and the build that it stands for have one version.
@@ -108,7 +97,7 @@ def _problem(environment: Environment) -> str:
                 f"libtpu is {libtpu}, with which {build} {version} ends the process at its import;"
                 f" the newest that loads is {NEWEST_LIBTPU}."
             )
-    for name, lines in environment.requirements.items():
+    for name, lines in requirements.items():
         for requirement in map(Requirement, lines):
             needed = requirement.name.lower().replace("_", "-")
             found = version if needed == "tensorflow" else versions.get(needed)
@@ -122,9 +111,8 @@ def _problem(environment: Environment) -> str:
     return ""
 
 
-def _advice(environment: Environment) -> str:
+def _advice(builds: dict[str, str], python: tuple[int, ...]) -> str:
     """Returns the stack that the environment is meant to be, and the command that makes it so."""
-    builds = environment.builds
     if set(builds) & set(_TPU_BUILDS):
         candidates = ["tpu"]
     elif any(is_at_least(version, FIRST_WITH_KERAS_3) for version in builds.values()):
@@ -132,7 +120,7 @@ def _advice(environment: Environment) -> str:
     else:
         candidates = ["tf215", "tf221"]
     for title, (first, last), pins in (STACKS[name] for name in candidates):
-        if first <= environment.python <= last:
+        if first <= python <= last:
             command = f"pip install --no-deps -r {pins}"
             if len(builds) > 1:
                 command = f"pip uninstall -y {' '.join(builds)}, then {command}"
@@ -142,7 +130,7 @@ def _advice(environment: Environment) -> str:
         for title, (first, last), _ in STACKS.values()
     )
     return (
-        f"Wanted: another Python than {_dotted(environment.python)}. {pythons}; "
+        f"Wanted: another Python than {_dotted(python)}. {pythons}; "
         "make PYTHON_FOR_VENV=python3.13 test (docs/stacks.md)."
     )
 

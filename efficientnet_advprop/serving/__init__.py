@@ -1,3 +1,1 @@
-"""From a trained network to something that answers requests without any of our code:
-SavedModel, TFLite, ONNX, Keras.
-"""
+"""Exports of a trained network that need none of our code: SavedModel, TFLite, ONNX, Keras."""

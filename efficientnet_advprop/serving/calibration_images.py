@@ -1,6 +1,4 @@
-"""The images that an export is checked on, and that full-integer ranges are measured
-with.
-"""
+"""The images that an export is checked on, and that full-integer ranges are measured with."""
 
 import dataclasses
 import importlib.resources

@@ -85,9 +85,7 @@ def to_onnx(
 
 
 def check_onnx_environment(python: str) -> None:
-    """Raises a `RunError` that says what to install, unless `python` has what ONNX
-    needs.
-    """
+    """Raises a `RunError` that says what to install, unless `python` has what ONNX needs."""
     try:
         finished = _run([python, "-c", "import onnx, onnxruntime, tf2onnx"])
     except OSError as error:

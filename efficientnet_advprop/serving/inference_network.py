@@ -80,9 +80,7 @@ class InferenceNetwork(tf.Module):
         return {**{name: found[name] for name in [*kept, *more]}, "logits": found["head"]}
 
     def answers(self, images: tf.Tensor, end_point: Optional[str] = None) -> dict[str, tf.Tensor]:
-        """Returns what a file for inference answers: "logits" and "probabilities", or
-        one end point as "features".
-        """
+        """Returns a file's answers: "logits" and "probabilities", or an end point's "features"."""
         found = self.end_points(images)
         if end_point is not None:
             return {"features": found[end_point]}

@@ -85,9 +85,7 @@ class ServedNetwork(tf.Module):
         return signatures
 
     def _run(self, images):
-        """Returns the network's endpoints, also of an empty batch, which TensorFlow's
-        fused convolutions refuse.
-        """
+        """Returns the network's end points, also of an empty batch, which oneDNN refuses."""
         # A signature's shape is only a promise; this refuses images of another size, by
         # their shape.
         images = tf.ensure_shape(

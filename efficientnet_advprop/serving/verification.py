@@ -147,9 +147,7 @@ def _in_batches(function: Callable, size: int) -> Callable[[np.ndarray], np.ndar
 
 
 def _difference_of_files(answers: dict[str, np.ndarray], expected: np.ndarray) -> float:
-    """Returns how far the probabilities of `serving_default` and of whole pixels are
-    off.
-    """
+    """Returns how far the probabilities of `serving_default` and of whole pixels are off."""
     problems = [error for error in answers["error"] if error]
     if problems:
         raise RunError(

@@ -50,6 +50,7 @@ print(num_from_the_kernel(), keep_freed_blocks(), num_from_the_kernel())
     assert run(program) == ["1", "True", "0"]
 
 
+@pytest.mark.slow
 def test_fit_does_not_leave_it_to_the_kernel():
     program = """
 import numpy as np

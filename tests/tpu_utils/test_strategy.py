@@ -1,6 +1,5 @@
 """Strategies on this machine, each in its own process: logical devices are made once per process."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -20,7 +19,6 @@ def run(code):
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -49,7 +49,6 @@ def test_strategy_tpu_ends_with_the_drivers_own_error(tmp_path):
     ]
     variables = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
         "TPU_SKIP_MDS_QUERY": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # this process has loaded it too

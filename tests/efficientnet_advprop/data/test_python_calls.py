@@ -5,7 +5,6 @@ The end is for good, so what happens then is tried in processes of their own.
 """
 
 import ast
-import os
 import pathlib
 import subprocess
 import sys
@@ -115,7 +114,6 @@ sys.exit(7)
 def run(program, *arguments):
     return subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Keras files as networks: what `fit` has trained is evaluated and exported by branch."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -143,7 +142,6 @@ def test_the_programs(tmp_path):
                 *flags,
             ],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
         )

@@ -14,7 +14,7 @@ EXAMPLES = ROOT / "examples"
 
 
 def run(tmp_path, *command):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = dict(os.environ)
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=tmp_path,

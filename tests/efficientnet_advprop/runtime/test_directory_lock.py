@@ -29,7 +29,7 @@ with DirectoryLock(sys.argv[1], "model_dir"):
 def start_holder(folder):
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
     assert process.stdout.readline() == "held\n"
     return process

@@ -48,11 +48,11 @@ ON_A_TPU_VM = {
 }
 
 
-def environment(versions, python):
-    """An environment with such distributions; None takes one out."""
+def check(versions, python):
+    """Checks an environment with such distributions; None takes one out."""
     versions = {name: version for name, version in versions.items() if version}
     told = {name: REQUIREMENTS.get(f"{name} {version}", []) for name, version in versions.items()}
-    return stack.Environment(python, versions, told)
+    stack.check(versions, told, python)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def environment(versions, python):
     ],
 )
 def test_what_fits(versions, python):
-    stack.check(environment(versions, python))
+    check(versions, python)
 
 
 PINS, PINS_221, PINS_TPU = (
@@ -153,7 +153,7 @@ PINS, PINS_221, PINS_TPU = (
 )
 def test_what_does_not_fit(versions, python, found, wanted):
     with pytest.raises(stack.StackError) as caught:
-        stack.check(environment(versions, python))
+        check(versions, python)
     message = str(caught.value)
     assert found in message and wanted in message and len(message.splitlines()) == 1, message
     assert caught.value.exit_code == 1
@@ -161,7 +161,7 @@ def test_what_does_not_fit(versions, python, found, wanted):
 
 def test_a_driver_that_the_machine_names_is_left_to_it(monkeypatch):
     monkeypatch.setenv("TPU_LIBRARY_PATH", "/lib/libtpu.so")
-    stack.check(environment({**ON_A_TPU_VM, "libtpu": None}, (3, 12)))
+    check({**ON_A_TPU_VM, "libtpu": None}, (3, 12))
 
 
 def test_the_newest_libtpu_is_the_pinned_one():
@@ -171,15 +171,13 @@ def test_the_newest_libtpu_is_the_pinned_one():
 
 
 def test_this_environment():
-    found = stack.Environment.installed()
-    stack.check(found)
-    assert len(found.builds) == 1
+    stack.check_installed()
     for _, _, pins in stack.STACKS.values():
         assert (ROOT / pins).exists()
 
 
 def run_code(code, **variables):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    environment = {**os.environ, **variables}
     command = [sys.executable, "-c", code]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     return told.stdout.split(), told.stderr

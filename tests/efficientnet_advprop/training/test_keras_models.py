@@ -172,7 +172,6 @@ def test_the_programs(tmp_path, monkeypatch):
         done = subprocess.run(
             [sys.executable, "-m", f"efficientnet_advprop.{program}", *arguments],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
         )

@@ -3,7 +3,6 @@ the bits of the uninterrupted one.
 """
 
 import importlib.util
-import os
 import pathlib
 import random
 import signal
@@ -57,7 +56,6 @@ def test_killed_at_random_moments(tmp_path):
             [*command, f"--data_dir={data_dir}", f"--model_dir={model_dir}"],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
 
     def last_checkpoint(model_dir):

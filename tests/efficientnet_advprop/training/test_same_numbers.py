@@ -2,7 +2,6 @@
 order in which sums are taken.
 """
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -19,7 +18,7 @@ def train_on(num_replicas, method, folder):
     output = folder / f"{num_replicas}.npz"
     subprocess.run(
         [sys.executable, str(PROGRAM), method, str(num_replicas), str(output)],
-        check=True, timeout=900, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True, timeout=900,
     )  # fmt: skip
     return np.load(output)
 

@@ -1,7 +1,7 @@
-"""Executes the runs of a study: one in this process, or all in parallel processes.
+"""Executes the runs of a study: some in this process, or all in parallel processes.
 
-The folder of a run is that of `training.loop`, with the evaluation, log.txt and
-scores.json added. All runs use the images in <output_dir>/data.
+The folder of a run is that of `training.loop`, with the evaluation and scores.json added,
+and in that of a process's first run its log.txt. All runs use the images in <output_dir>/data.
 """
 
 import contextlib
@@ -17,9 +17,12 @@ import time
 from concurrent import futures
 from typing import Callable, Mapping, Optional, Sequence
 
+import tensorflow as tf
+
 from advprop_experiments.plan import Run, Study
 from advprop_experiments.run_scores import (
     SCORES_FILE,
+    pack_images,
     read_all_scores,
     read_scores,
     run_dir,
@@ -31,6 +34,8 @@ from efficientnet_advprop.data.builtin_datasets import BUILTIN_DATASETS
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
+from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
+from efficientnet_advprop.evaluation.results import predictions_path
 from efficientnet_advprop.evaluation.suites.registry import open_suites
 from efficientnet_advprop.evaluation.suites.test_sets import (
     SuiteSettings,
@@ -46,6 +51,7 @@ from tpu_utils.strategy import make_strategy
 
 _LOG_FILE = "log.txt"
 _POLL_SECONDS = 0.2
+_MAX_RUNS = 8  # of a process, one after the other
 # The untargeted PGD of the evaluation: its iterations, and the size of one relative to ε.
 _ATTACK_STEPS, _RELATIVE_STEP_SIZE = 10, 0.25
 
@@ -76,6 +82,15 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
     return scores
 
 
+def execute_runs(runs: Sequence[Run], study: Study, output_dir: str) -> None:
+    """Executes runs one after the other in this process, which saves the start of TensorFlow."""
+    for run in runs:
+        if read_scores(output_dir, run.name) is None and execute(run, study, output_dir) is None:
+            return  # SIGTERM
+        # Traced functions and their variables would pile up.
+        tf.keras.backend.clear_session()
+
+
 def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[TestSet]]:
     """Returns the test sets of each of `study.metrics_of(run)`, all of a built-in data set.
 
@@ -92,9 +107,16 @@ def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[Te
     chosen = {
         "clean": [clean],
         "corrupted": [
-            one for one in corrupted if parse_name(one.name).severity in study.severities
+            dataclasses.replace(one, max_images=study.corrupted_images)
+            for one in corrupted
+            if parse_name(one.name).severity in study.severities
         ],
-        "attacked": [with_attack(clean, _pgd(e), seed=seed) for e in study.attack_epsilons],
+        "attacked": [
+            with_attack(
+                dataclasses.replace(clean, max_images=study.attacked_images), _pgd(e), seed=seed
+            )
+            for e in study.attack_epsilons
+        ],
     }
     if study.autoattack_epsilon is not None:
         sampled = dataclasses.replace(clean, max_images=study.autoattack_images)
@@ -108,21 +130,31 @@ def _pgd(epsilon: float) -> PGD:
     return PGD(epsilon, step_size, _ATTACK_STEPS, targeted=False, random_start=1.0)
 
 
-def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict[str, float]:
+def _measure(run: Run, study: Study, folder: str, data_dir: str) -> dict:
     model = checkpoints.load_averaged_model(folder, which="last")
     data = run.config.data
     test_sets = choose_test_sets(run, study, data_dir)
     classifier = as_classifier(model, image_size=data.image_size, crop=data.eval_crop)
+    directory = os.path.join(folder, "evaluation")
     results = evaluation_run.measure(
         classifier,
         list(itertools.chain(*test_sets.values())),
-        os.path.join(folder, "evaluation"),
+        directory,
         batch_size=run.config.training.eval_batch_size,
     )
-    return {
+    scores = {
         metric: statistics.fmean(results.test_sets[name].score.top1 for name in _scored(chosen))
         for metric, chosen in test_sets.items()
     }
+    if study.keeps_images:
+        scores["images"] = {
+            metric: {
+                name: pack_images(ImagePredictions.read(predictions_path(directory, name)).is_top1)
+                for name in _scored(chosen)
+            }
+            for metric, chosen in test_sets.items()
+        }
+    return scores
 
 
 def _scored(test_sets: Sequence[TestSet]) -> list[str]:
@@ -132,26 +164,27 @@ def _scored(test_sets: Sequence[TestSet]) -> list[str]:
     return [test_set.name for test_set in test_sets if test_set.name not in continued]
 
 
-def own_command(run: Run) -> list[str]:
-    """Returns the command line of this process, with `--run` for a single run."""
-    return [sys.executable, *sys.orig_argv[1:], f"--run={run.name}"]
+def own_command(runs: Sequence[Run]) -> list[str]:
+    """Returns the command line of this process, with `--run` for some runs."""
+    return [sys.executable, *sys.orig_argv[1:], f"--run={','.join(run.name for run in runs)}"]
 
 
 def execute_all(
     study: Study,
-    command: Callable[[Run], Sequence[str]],
+    command: Callable[[Sequence[Run]], Sequence[str]],
     output_dir: str,
     *,
     num_parallel: int,
     log: Log = lambda line: print(line, flush=True),
 ) -> bool:
-    """Executes the runs that are not done, each in a process of its own.
+    """Executes the runs that are not done, in processes that take several each while many
+    are left.
 
     Each process gets its share of the CPU cores, or its own GPU. Of each seed the long
     runs begin first, so that the processes end at about the same time.
 
     Args:
-        command: run → the command line of a process, which must `execute` that run; see
+        command: runs → the command line of a process, which must `execute_runs`; see
             `own_command`.
         num_parallel: the number of processes at a time.
         log: prints a line for each run that ends.
@@ -174,37 +207,35 @@ def execute_all(
     if not waiting:
         return True
     environments = [_environment(slot, num_parallel) for slot in range(num_parallel)]
-    running: dict[int, tuple[Run, subprocess.Popen]] = {}
+    running: dict[int, tuple[list[Run], str, subprocess.Popen]] = {}  # by slot; with its log
     failed: list[str] = []
     with _making_images(study, output_dir, log), _raising_on_sigterm():
         try:
             while running or (waiting and not failed):
                 for slot in range(num_parallel):
                     if slot not in running and waiting and not failed:
-                        run = waiting.pop(0)
-                        running[slot] = (
-                            run,
-                            _start(run, command(run), output_dir, environments[slot]),
-                        )
+                        count = max(1, min(_MAX_RUNS, len(waiting) // (2 * num_parallel)))
+                        runs, waiting = waiting[:count], waiting[count:]
+                        path = os.path.join(run_dir(output_dir, runs[0].name), _LOG_FILE)
+                        process = _start(command(runs), path, environments[slot])
+                        running[slot] = (runs, path, process)
                 time.sleep(_POLL_SECONDS)
-                for slot, (run, process) in list(running.items()):
-                    if process.poll() is None:
+                for slot, (runs, path, process) in list(running.items()):
+                    has_ended = process.poll() is not None  # asked before its scores are read
+                    while runs and (found := read_scores(output_dir, runs[0].name)):
+                        num_done += 1
+                        left = format_duration(seconds_left(study, output_dir, num_parallel))
+                        figures = _format_scores(study, runs.pop(0), found)
+                        log(f"{num_done:3d}/{num_runs}  {figures}   ETA {left}")
+                    if not has_ended:
                         continue
                     del running[slot]
-                    scores = read_scores(output_dir, run.name)
-                    if scores is None:
-                        failed.append(_explain_failure(run, process.returncode, output_dir))
-                        continue
-                    num_done += 1
-                    figures = "  ".join(
-                        f"{metric} {100 * scores[metric]:.1f} %" for metric in study.metrics_of(run)
-                    )
-                    left = format_duration(seconds_left(study, output_dir, num_parallel))
-                    log(f"{num_done:3d}/{num_runs}  {run.name:32s} {figures}   ETA {left}")
+                    if runs:
+                        failed.append(_explain_failure(runs[0], process.returncode, path))
         except (_Stopped, KeyboardInterrupt) as stop:
-            for _, process in running.values():
+            for *_, process in running.values():
                 process.terminate()
-            for _, process in running.values():
+            for *_, process in running.values():
                 process.wait()
             if isinstance(stop, KeyboardInterrupt):
                 raise
@@ -262,20 +293,25 @@ def _environment(slot: int, num_parallel: int) -> dict[str, str]:
 
 
 def _start(
-    run: Run, command: Sequence[str], output_dir: str, environment: Mapping[str, str]
+    command: Sequence[str], log_path: str, environment: Mapping[str, str]
 ) -> subprocess.Popen:
-    folder = run_dir(output_dir, run.name)
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, _LOG_FILE), "a") as log_file:
+    os.makedirs(os.path.dirname(log_path), exist_ok=True)
+    with open(log_path, "a") as log_file:
         return subprocess.Popen(command, stdout=log_file, stderr=subprocess.STDOUT, env=environment)
 
 
-def _explain_failure(run: Run, code: int, output_dir: str) -> str:
-    path = os.path.join(run_dir(output_dir, run.name), _LOG_FILE)
-    with open(path) as file:
+def _format_scores(study: Study, run: Run, scores: Mapping) -> str:
+    # Nobody shall look at figures of a study in part, whose plan says what is looked at.
+    metrics = [] if study.keeps_images else study.metrics_of(run)
+    figures = "  ".join(f"{metric} {100 * scores[metric]:.1f} %" for metric in metrics)
+    return f"{run.name:32s} {figures}".rstrip()
+
+
+def _explain_failure(run: Run, code: int, log_path: str) -> str:
+    with open(log_path) as file:
         lines = [line for line in file.read().splitlines() if line.strip()]
     last_line = lines[-1] if lines else "it printed nothing"
-    return f"the run {run.name} ended with code {code}: {last_line} (all of it: {path})"
+    return f"the run {run.name} ended with code {code}: {last_line} (all of it: {log_path})"
 
 
 @contextlib.contextmanager

@@ -88,6 +88,12 @@ class Study:
         autoattack_images: so many evenly spaced test images are attacked by it; None:
             all.
         autoattack_seeds: those of `seeds` whose runs are attacked by it; None: all.
+        corrupted_images, attacked_images: so many evenly spaced test images are used for
+            these; None: all.
+        redraws_training_images: each seed also draws its training images
+            (`config.data.subset_seed`), so that intervals speak of other training sets.
+        keeps_images: scores hold which test images are right, for intervals over seeds
+            and images; and nothing is reported before the last run is done.
     """
 
     title: str
@@ -100,14 +106,25 @@ class Study:
     autoattack_epsilon: Optional[float] = None
     autoattack_images: Optional[int] = None
     autoattack_seeds: Optional[Sequence[int]] = None
+    corrupted_images: Optional[int] = None
+    attacked_images: Optional[int] = None
+    redraws_training_images: bool = False
+    keeps_images: bool = False
 
     def runs(self) -> list[Run]:
         """Returns all runs by seed, so that an interrupted study has complete pairs."""
         return [
-            Run(name, seed, _with_seed(arm.config, seed), arm.expected_seconds)
+            Run(name, seed, self._config_of(arm, seed), arm.expected_seconds)
             for seed in self.seeds
             for name, arm in self.arms.items()
         ]
+
+    def _config_of(self, arm: Arm, seed: int) -> ExperimentConfig:
+        training = dataclasses.replace(arm.config.training, seed=seed)
+        data = arm.config.data
+        if self.redraws_training_images:
+            data = dataclasses.replace(data, subset_seed=seed)
+        return dataclasses.replace(arm.config, training=training, data=data)
 
     @property
     def source(self) -> str:
@@ -214,11 +231,11 @@ class Study:
             "autoattack_epsilon": self.autoattack_epsilon,
             "autoattack_images": self.autoattack_images,
             "autoattack_seeds": self.autoattack_seeds and list(self.autoattack_seeds),
+            # Left out where they say nothing, so that older folders stay the same study.
+            **({"corrupted_images": self.corrupted_images} if self.corrupted_images else {}),
+            **({"attacked_images": self.attacked_images} if self.attacked_images else {}),
+            **({"keeps_images": True} if self.keeps_images else {}),
         }
-
-
-def _with_seed(config: ExperimentConfig, seed: int) -> ExperimentConfig:
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed))
 
 
 def load_study(path: str) -> Study:

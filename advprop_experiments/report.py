@@ -6,6 +6,11 @@ import math
 from typing import Mapping, Optional, Sequence
 
 from advprop_experiments.estimates import Estimate, contrast_values, verdict
+from advprop_experiments.image_bootstrap import (
+    bootstrap_interval,
+    contrast_by_image,
+    image_accuracy,
+)
 from advprop_experiments.plan import METRICS, Claim, Contrast, Study
 from efficientnet_advprop.reports.charts import Interval, interval_chart
 from efficientnet_advprop.reports.pages import Card, Page, Section
@@ -41,6 +46,10 @@ class Finding:
     metric: str
     estimate: Optional[Estimate]  # None: no seed has results of all its arms
     adjusted_p_value: float  # over all findings with an expected sign; nan where there is no test
+    # Of studies that keep images: the interval over seeds and images, and the estimates of
+    # each test set, such as "fashion_mnist_c/fog/3".
+    image_interval: Optional[tuple[float, float]] = None
+    by_test_set: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -92,6 +101,7 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
         for arm in study.arms
         if accuracies["clean"][arm]
     }
+    images = {run.name: found.get("images") for run, found in done}
     findings = [
         Finding(
             claim,
@@ -99,6 +109,7 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
             metric,
             estimate_of(contrast_values(contrast.weights, accuracies[metric])),
             math.nan,
+            **(_of_images(study, contrast, metric, images) if study.keeps_images else {}),
         )
         for claim in study.claims
         for contrast in claim.contrasts
@@ -118,6 +129,44 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
     return Summary(study, len(done), seconds, arms, findings)
 
 
+def _of_images(
+    study: Study, contrast: Contrast, metric: str, images: Mapping[str, Optional[Mapping]]
+) -> dict:
+    """Returns what a `Finding` says of single images and test sets."""
+    packed = {
+        arm: {
+            run.seed: images[run.name][metric]
+            for run in study.runs()
+            if run.arm == arm and images.get(run.name)
+        }
+        for arm in contrast.weights
+    }
+
+    def differences(name: Optional[str] = None):
+        return contrast_by_image(
+            contrast.weights,
+            {
+                arm: {
+                    seed: image_accuracy({name: sets[name]} if name else sets)
+                    for seed, sets in by_seed.items()
+                }
+                for arm, by_seed in packed.items()
+            },
+        )
+
+    values = differences()
+    if not len(values):
+        return {}
+    names = next(iter(packed[next(iter(packed))].values()))
+    by_test_set = {
+        name: Estimate.of(list(map(float, differences(name).mean(axis=1)))) for name in names
+    }
+    return {
+        "image_interval": bootstrap_interval(values),
+        "by_test_set": by_test_set if len(by_test_set) > 1 else {},
+    }
+
+
 def to_json(summary: Summary) -> str:
     """Returns JSON; accuracies and differences lie in [−1, 1], missing values are null."""
     study = summary.study
@@ -132,6 +181,7 @@ def to_json(summary: Summary) -> str:
             "estimate": found.estimate and dataclasses.asdict(found.estimate),
             "adjusted_p_value": found.adjusted_p_value,
             "verdict": found.verdict,
+            **_images_entry(found),
         }
 
     contents = {
@@ -160,6 +210,17 @@ def to_json(summary: Summary) -> str:
     return files.to_json(contents) + "\n"
 
 
+def _images_entry(found: Finding) -> dict:
+    if found.image_interval is None:
+        return {}
+    return {
+        "image_interval": found.image_interval,
+        "by_test_set": {
+            name: dataclasses.asdict(estimate) for name, estimate in found.by_test_set.items()
+        },
+    }
+
+
 def _configs(study: Study) -> dict[str, dict]:
     return {name: dataclasses.asdict(arm.config) for name, arm in study.arms.items()}
 
@@ -181,21 +242,48 @@ def arms_table(summary: Summary) -> Table:
 def claims_table(summary: Summary) -> Table:
     """Returns the contrasts of every claim, in percentage points."""
     columns = ["claim", "contrast", "of", "points (95 % interval)", "p", "p, corrected", "verdict"]
+    has_images = any(found.image_interval for found in summary.findings)
+    if has_images:
+        columns.insert(4, "interval over seeds and images")
     rows = []
     for found in summary.findings:
         is_whole = found.num_seeds == len(summary.study.seeds)
+        images = []
+        if has_images:
+            has_values = found.estimate and found.image_interval
+            images = [
+                percent(found.estimate.mean, found.image_interval, sign="+")
+                if has_values
+                else Cell("not measured")
+            ]
         rows.append(
             [
                 f"({found.claim.key})",
                 Cell(found.contrast.name, notes=() if is_whole else [f"({found.num_seeds} seeds)"]),
                 found.metric,
                 estimate_cell(found.estimate, sign="+"),
+                *images,
                 _p_value(found.estimate.p_value if found.estimate else math.nan),
                 _p_value(found.adjusted_p_value),
                 Cell(found.verdict, verdict=True),
             ]
         )
     return Table(columns, rows, "claims")
+
+
+def test_sets_table(summary: Summary) -> Optional[Table]:
+    """Returns the contrasts in each single test set, such as a corruption, in percentage
+    points; None: the study does not keep them.
+    """
+    found = [one for one in summary.findings if one.by_test_set]
+    if not found:
+        return None
+    names = list(found[0].by_test_set)
+    rows = [
+        [name, *(estimate_cell(one.by_test_set.get(name), sign="+") for one in found)]
+        for name in names
+    ]
+    return Table(["test set", *(one.contrast.name for one in found)], rows, "test_sets")
 
 
 def _p_value(value: float) -> Cell:
@@ -249,7 +337,9 @@ def make_page(summary: Summary) -> Page:
             Section(
                 "All arms",
                 f"Per cent, mean over the seeds with its interval. {metrics}.",
-                tables=[arms_table(summary)],
+                tables=[
+                    table for table in (arms_table(summary), test_sets_table(summary)) if table
+                ],
                 details={"Configs": json.dumps(_configs(summary.study), indent=1)},
             ),
         ],

@@ -4,11 +4,14 @@ A run is done if <output_dir>/runs/<arm>/seed_<n>/scores.json exists. This modul
 not import TensorFlow, so that `--list` answers at once.
 """
 
+import base64
 import glob
 import json
 import os
 import statistics
-from typing import Optional
+from typing import Mapping, Optional
+
+import numpy as np
 
 from advprop_experiments.plan import Run, Study
 from efficientnet_advprop.runtime import files
@@ -22,9 +25,23 @@ def run_dir(output_dir: str, name: str) -> str:
 
 
 def read_scores(output_dir: str, name: str) -> Optional[dict]:
-    """Returns a run's accuracies by metric and its "processor_seconds"; None: it is not done."""
+    """Returns a run's accuracies by metric, its "processor_seconds", and of studies that keep
+    them "images": metric → test set → `pack_images`; None: it is not done.
+    """
     path = os.path.join(run_dir(output_dir, name), SCORES_FILE)
     return json.loads(files.read_text(path)) if files.exists(path) else None
+
+
+def pack_images(is_right: np.ndarray) -> dict:
+    """Returns bool [n], whether each test image is classified correctly, as JSON takes it."""
+    bits = base64.b64encode(np.packbits(is_right).tobytes()).decode()
+    return {"num_images": len(is_right), "is_right": bits}
+
+
+def unpack_images(packed: Mapping) -> np.ndarray:
+    """Returns what `pack_images` packed: bool [n]."""
+    bits = np.frombuffer(base64.b64decode(packed["is_right"]), np.uint8)
+    return np.unpackbits(bits, count=packed["num_images"]).astype(bool)
 
 
 def read_all_scores(study: Study, output_dir: str) -> dict[str, Optional[dict]]:

@@ -102,14 +102,13 @@ class PreflightResults:
             "date": datetime.date.today().isoformat(),
         }
         hlo = tpu_compiler.lower(function, specs, self.num_replicas)
-        del function  # and with it its variables: the compiler needs their memory
+        del function
         program = self.compiler.compile(hlo, self.num_replicas)
-        if isinstance(program, dict):
-            record |= {"fits": False, **program}
+        if isinstance(program, tpu_compiler.TooLarge):
+            record |= {"fits": False, **program._asdict()}
         else:
             record |= {"fits": True, "program": dataclasses.asdict(program)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all: a search that is stopped here starts from its answers.
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(unfinished, path)

@@ -12,7 +12,7 @@ import pathlib
 import re
 import subprocess
 import tempfile
-from typing import Any, Callable, Sequence, Union
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
 
 import tensorflow as tf
 
@@ -44,6 +44,13 @@ CHIPS = {
     "v5p": Chip(95 * GIB, 459e12, 1750e6),
     "v6e": Chip(32 * GIB, 918e12, 1750e6),
 }
+
+
+class TooLarge(NamedTuple):
+    """A program that needs more memory than a core has."""
+
+    message: str
+    needed_bytes: Optional[int]  # None if the compiler does not say
 
 
 class PlannedReplicas(replica_runtime.ReplicaRuntime):
@@ -200,19 +207,16 @@ class TPUCompiler:
         self.chip = CHIPS[kind]
         self.num_cores = self._ask(b"", 0)["num_devices"]
 
-    def compile(self, hlo: bytes, num_replicas: int) -> Union[CompiledProgram, dict[str, Any]]:
-        """Compiles the program of one core, to run on the first `num_replicas` cores together.
-
-        Of a program that needs more memory than a core has, returns "message" and
-        "needed_bytes" (None if the compiler does not say); raises a `PlatformError` if the
-        compiler rejects it for another reason.
+    def compile(self, hlo: bytes, num_replicas: int) -> Union[CompiledProgram, TooLarge]:
+        """Compiles the program of one core, to run on the first `num_replicas` cores
+        together; raises a `PlatformError` if the compiler rejects it.
         """
         answer = self._ask(hlo, num_replicas)
         if answer.get("error") == "memory":
             message = answer["message"]
             needed = re.search(r"Used ([\d.]+)([KMG]) of", message)
             size = needed and int(float(needed[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[needed[2]])
-            return {"message": brief_message(message), "needed_bytes": size}
+            return TooLarge(brief_message(message), size)
         loops = [{**loop, "iterations": loop["iterations"] or 1} for loop in answer["loops"]]
 
         def total(name):

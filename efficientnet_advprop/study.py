@@ -10,11 +10,12 @@ Usage:
     python -m efficientnet_advprop.study --study=configs/studies/digits.py \
         --output_dir=runs/study --run=advprop_small/seed_3
 
-Each run is a process with its own folder. After an interruption, the same command
-continues where it stopped; if the folder contains a study of other runs, it is refused.
+Each run has its own folder, and a process takes up to eight of them. After an
+interruption, the same command continues where it stopped; if the folder contains a study
+of other runs, it is refused.
 At the end, or with --report from the runs that are done, the program writes
 report.html, report.json, the tables as report.md, report.tex and CSV, and claims.png
-(the contrasts) into <output_dir>. --run executes a single run, for batch systems that
+(the contrasts) into <output_dir>. --run executes single runs, for batch systems that
 have their own queue.
 """
 
@@ -46,7 +47,7 @@ _LIST = flags.DEFINE_bool(
     "list", False, "only show the runs, which are done, and the time that the others need"
 )
 _REPORT = flags.DEFINE_bool("report", False, "only report on the runs that are done")
-_RUN = flags.DEFINE_string("run", None, "only this run, in this process: <arm>/seed_<n>")
+_RUN = flags.DEFINE_list("run", None, "only these runs, in this process: <arm>/seed_<n>,…")
 
 
 def _format_plan(study: "plan.Study", output_dir: str, num_parallel: int) -> str:
@@ -88,7 +89,7 @@ def main(argv):
     added = plan.claim_output_dir(study, output_dir)
     if _RUN.value:
         logging.set_verbosity(logging.WARNING)
-        execution.execute(study.find_run(_RUN.value), study, output_dir)
+        execution.execute_runs([study.find_run(name) for name in _RUN.value], study, output_dir)
         return
     if not _REPORT.value:
         left = format_duration(run_scores.seconds_left(study, output_dir, num_parallel))
@@ -101,6 +102,12 @@ def main(argv):
             study, execution.own_command, output_dir, num_parallel=num_parallel
         ):
             return
+    left = sum(not is_done for _, is_done, _ in run_scores.progress(study, output_dir))
+    if left and study.keeps_images:
+        raise ConfigError(
+            f"`--report` is given, but {left} of {len(study.runs())} runs are to do, and this plan"
+            " lets nobody look at a part of them. The same command without it goes on."
+        )
     summary = report.summarize(study, run_scores.read_all_scores(study, output_dir))
     path = pages.write(report.make_page(summary), output_dir)
     for name, contents in (

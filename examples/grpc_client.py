@@ -6,7 +6,6 @@ It needs tensorflow and tensorflow-serving-api.
 """
 
 import argparse
-import pathlib
 import sys
 
 import grpc
@@ -55,10 +54,10 @@ def main():
     parser.add_argument("--model", default="efficientnet")
     parser.add_argument("images", nargs="+")
     arguments = parser.parse_args()
-    try:
-        files = [pathlib.Path(path).read_bytes() for path in arguments.images]
-    except OSError as error:
-        sys.exit(f"error: {error}")
+    files = []
+    for path in arguments.images:
+        with open(path, "rb") as file:
+            files.append(file.read())
     with grpc.insecure_channel(arguments.server) as channel:
         try:
             response = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(

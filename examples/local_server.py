@@ -27,10 +27,9 @@ class ServedModel:
     """The highest version in an export folder."""
 
     def __init__(self, export_dir: str):
-        names = os.listdir(export_dir) if os.path.isdir(export_dir) else []
-        versions = [int(name) for name in names if name.isdigit()]
+        versions = [int(name) for name in os.listdir(export_dir) if name.isdigit()]
         if not versions:
-            raise SystemExit(f"error: {export_dir} holds no version such as {export_dir}/1")
+            raise SystemExit(f"{export_dir} holds no version such as {export_dir}/1")
         self.version = max(versions)
         path = os.path.join(export_dir, str(self.version))
         self._loaded = tf.saved_model.load(without_pattern(path))
@@ -176,12 +175,9 @@ def main():
     parser.add_argument("--grpc_port", type=int, default=8500)
     arguments = parser.parse_args()
     model = ServedModel(arguments.export_dir)
-    try:
-        grpc_server, grpc_port = make_grpc_server(model, arguments.grpc_port)
-        grpc_server.start()
-        rest_server = make_rest_server(model, arguments.rest_port)
-    except (OSError, RuntimeError) as error:  # of REST, of gRPC
-        raise SystemExit(f"error: a port is in use: {error}; give others by --*_port") from error
+    grpc_server, grpc_port = make_grpc_server(model, arguments.grpc_port)
+    grpc_server.start()
+    rest_server = make_rest_server(model, arguments.rest_port)
     print(
         f"version {model.version}: REST on port {rest_server.server_port}, "
         f"gRPC on port {grpc_port}; Ctrl-C stops",

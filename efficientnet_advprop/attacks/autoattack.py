@@ -105,7 +105,6 @@ class AutoAttack(Attack):
             "fab_t": lambda: FAB(**by_targets),
             "square": lambda: Square(num_queries=self.num_queries, **ball),
         }
-        # The reference's order, which counts: what one finds the next ones do not see.
         return {name: make[name]() for name in VERSIONS[self.version]}
 
     def __call__(self, logits_fn, images, labels, seed=None, candidates=None) -> tf.Tensor:
@@ -159,7 +158,6 @@ class AutoAttack(Attack):
             compile_function=lambda function: self._trace("check", logits_fn, function),
         )
         adversarial_images, still_correct = images.copy(), np.zeros(len(images), bool)
-        # In batches of the attacks' size, filled up likewise: one shape, one trace.
         score = self._trace(
             CLEAN, logits_fn, lambda images, labels: objectives.is_correct(labels, network(images))
         )

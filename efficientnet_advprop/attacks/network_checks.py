@@ -64,7 +64,6 @@ def check_network(
         gradients, (_, logits) = image_gradients(lambda images: score(images, labels), images)
         return logits, tf.reduce_any(tf.not_equal(gradients, 0.0), [1, 2, 3])
 
-    # One trace answers for shape, finiteness, accuracy and gradients.
     look = compile_function(look)
     logits, has_gradient = (value.numpy() for value in look(images, labels))
     _require_logits(logits)

@@ -114,7 +114,6 @@ class L2:
         return self.length(gradients)
 
     def steepest(self, gradients: tf.Tensor) -> tf.Tensor:
-        # A gradient of zero is no direction: it stays zero in place of NaN.
         return gradients / per_image(self.length(gradients) + _TINY)
 
     def speeds(self, gradients: tf.Tensor) -> tf.Tensor:

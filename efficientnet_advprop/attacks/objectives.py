@@ -37,7 +37,6 @@ def margin(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
     Falls where the network errs; below 0 the image is misclassified.
     """
-    # Not −inf: the difference of two excluded classes would be NaN.
     others = tf.where(_is_own(labels, logits), logits.dtype.min, logits)
     return logit_of(labels, logits) - tf.reduce_max(others, -1)
 

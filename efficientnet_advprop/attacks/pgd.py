@@ -187,7 +187,6 @@ class PGD(Attack):
             gradients: of the loss (of the target's, if targeted) with respect to them;
                 their scale does not count.
         """
-        # Down the loss of the target, or up that of the label.
         step = (-self.step_size if self.targeted else self.step_size) * self._pixel
         direction = norms.NORMS[self.norm].steepest(gradients)
         moved = self._clip(images, adversarial_images + step * direction)
@@ -202,7 +201,6 @@ class PGD(Attack):
     def _start(self, images, noise_seed, start_seed):
         if self.random_start == 0.0:
             return images
-        # One draw for the batch, as in the authors' code.
         is_noisy = randomness.uniform([], start_seed) < self.random_start
         radius = self.epsilon * self._pixel
         noise = norms.NORMS[self.norm].random_point(images, radius, noise_seed)

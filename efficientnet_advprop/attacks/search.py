@@ -88,7 +88,6 @@ class Search(Attack):
             all_targets = objectives.likeliest_wrong_classes(labels, logits, num_targets)
 
         def run_once_more(number, *found):
-            # Runs are counted target by target, each with its restarts.
             targets = None
             if all_targets is not None:
                 targets = tf.gather(all_targets, number // self.num_restarts, axis=1)

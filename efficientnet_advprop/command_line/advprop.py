@@ -34,22 +34,6 @@ def main() -> None:
     process.handle_interrupt()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     known = programs()
-    if name in known and name != "recipes":
-        sys.argv = [f"advprop {name}", *sys.argv[2:]]
-        runpy.run_module(f"efficientnet_advprop.{name}", run_name="__main__", alter_sys=True)
-        return
-    from efficientnet_advprop.command_line import program  # not before another program's start
-
-    try:
-        code = _answer(name, known)
-        sys.stdout.flush()
-    except OSError as error:
-        code = program.report(error)
-    sys.exit(code)
-
-
-def _answer(name: str, known: dict[str, str]) -> int:
-    """Prints what is asked for without a program; returns the exit code."""
     if name in ("--help", "-h", "help"):
         lines = [f"  {program:20s}{summary}" for program, summary in known.items()]
         print("advprop PROGRAM --flag=value …, where PROGRAM is", *lines, sep="\n")
@@ -57,8 +41,10 @@ def _answer(name: str, known: dict[str, str]) -> int:
     elif name == "recipes":
         print("--config=NAME, or --config=NAME:VARIANT where something may follow the colon")
         print(*recipes.describe(), sep="\n")
+    elif name in known:
+        sys.argv = [f"advprop {name}", *sys.argv[2:]]
+        runpy.run_module(f"efficientnet_advprop.{name}", run_name="__main__", alter_sys=True)
     else:
         advice = misspelled(name, known) or f"; there are {', '.join(known)}"
         print(f"error: `{name}` is no program{advice}.", file=sys.stderr)
-        return UsageError.exit_code
-    return 0
+        sys.exit(UsageError.exit_code)

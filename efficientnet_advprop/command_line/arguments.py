@@ -36,7 +36,6 @@ def _with_flag_files(arguments: Sequence[str], within: tuple[str, ...] = ()) -> 
         if match is None:
             expanded.append(argument)
             continue
-        # In its place, so that what is typed behind the file overrides its lines.
         path = os.path.expanduser(match[1] if match[1] is not None else "".join(waiting[:1]))
         if match[1] is None:
             waiting = waiting[1:]

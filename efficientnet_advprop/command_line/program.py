@@ -111,7 +111,7 @@ def run(
             sys.stdout.flush()
             return code
         except BaseException as error:
-            return report(error)
+            return _report(error)
 
     try:
         app.run(guarded, flags_parser=_parse_flags)
@@ -123,7 +123,7 @@ def run(
         raise
 
 
-def report(error: BaseException) -> int:
+def _report(error: BaseException) -> int:
     """Prints what ended the program; returns the exit code. Raises `error` if it is a bug."""
     if process.stop.received is not None:  # whatever became of the KeyboardInterrupt
         told = str(error) if isinstance(error, KeyboardInterrupt) else ""
@@ -137,7 +137,6 @@ def report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         return process.leave_output()
     if isinstance(error, OSError):
-        process.drop_unwritable_output()
         return _print_error(error, FAILED)
     if _is_of_a_file_system(error):
         return _print_error(brief_message(error), FAILED)
@@ -187,8 +186,8 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
         if has_config:
             prepared, _overrides[:] = arguments.take_out_overrides(prepared)
         return flags.FLAGS([argv[0], *prepared])
-    except OSError as error:  # nobody reads the help, or the disk that it goes to is full
-        sys.exit(report(error))
+    except BrokenPipeError:
+        sys.exit(process.leave_output())
     except flags.UnrecognizedFlagError as error:
         sys.exit(_print_error(_unknown_flag(error.flagname, has_config), BAD_USAGE))
     except (flags.Error, ConfigError) as error:

@@ -251,6 +251,12 @@ class DataConfig:
     num_train_examples: Optional[int] = field(
         None, "how many training images to use; left out: all there are", at_least(1)
     )
+    subset_seed: Optional[int] = field(
+        None,
+        "draws the training files that `num_train_examples` are taken from, whole ones; left out:"
+        " the first images of every file",
+        at_least(0),
+    )
 
 
 @dataclasses.dataclass

@@ -73,6 +73,11 @@ def _data_rules(config: "ExperimentConfig") -> Iterator[_Case]:
         " what 'validation' means; leave one of them out",
     )
     yield (
+        data.subset_seed is not None and data.num_train_examples is None,
+        "data.subset_seed",
+        "`config.data.num_train_examples` is left out, so that there is nothing to draw; set it",
+    )
+    yield (
         config.model.batch_norm_batch_size and config.model.batch_norm_group_size,
         "model.batch_norm_batch_size",
         f"`config.model.batch_norm_group_size` is {config.model.batch_norm_group_size}, which"

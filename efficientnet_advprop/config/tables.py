@@ -40,7 +40,7 @@ AUTOATTACK_VERSIONS = {  # of the reference implementation: attack by attack
 }
 STATISTICS = ("running", "batch")  # of the batch norms that an attack goes through
 
-BUILTIN = ("digits",)  # written into `data_dir` on first use
+BUILTIN = ("digits", "fashion_mnist")  # written into `data_dir` on first use
 SOURCES = ("tfrecord", *BUILTIN)  # or "tfds:" and a name
 CROPS = ("inception", "pad", "none")
 AUGMENTATIONS = ("none", "autoaugment", "randaugment")

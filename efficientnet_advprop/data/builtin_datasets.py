@@ -1,6 +1,5 @@
-"""The data set that needs no download: scikit-learn's handwritten digits, written as
-sharded TFRecords, with corrupted test sets, into the folder that a run or an evaluation
-names.
+"""Data sets that need no preparation: their images are written as sharded TFRecords, with
+corrupted test sets, into the folder that a run or an evaluation names.
 
     DIGITS.ensure("/tmp/digits")                   # train: 797 images, validation: 1,000
     DIGITS.ensure_corrupted("/tmp/digits", "gaussian_noise", severity=3)   # -> a folder
@@ -9,6 +8,10 @@ names.
 Digits, UCI, CC BY 4.0), 8×8 in 17 grays, come with scikit-learn. Each is enlarged to
 32×32 RGB (bicubic) and kept as a PNG. Enough test images are held out that a percentage
 is sure to ±1.4 at 95 % accuracy (two standard deviations).
+
+Fashion-MNIST (H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747; MIT licence): 60,000 and
+10,000 photographs of clothing, 28×28 gray, with a black frame of two pixels. Its IDX files
+come with Debian's package dataset-fashion-mnist, or lie in the folder themselves.
 """
 
 import dataclasses
@@ -22,7 +25,7 @@ import tensorflow as tf
 from absl import logging
 from PIL import Image
 
-from efficientnet_advprop.data import corruptions, records
+from efficientnet_advprop.data import corruptions, idx_files, records
 from efficientnet_advprop.data.digests import digest_rows
 from efficientnet_advprop.runtime import files
 from efficientnet_advprop.runtime.errors import DataError
@@ -31,7 +34,8 @@ IMAGE_SIZE = 32
 NUM_CLASSES = 10
 NUM_VALIDATION = 1000
 _SPLIT_SEED = 0
-_NUM_SHARDS = {"train": 8, "validation": 4}
+_NUM_VALIDATION_SHARDS = 4
+_FASHION_MNIST_DIR = "/usr/share/datasets/fashion-mnist"  # of Debian's package
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +49,10 @@ class BuiltinDataset:
         class_names: by label.
         image_size: height and width, pixels.
         num_validation: images of the split "validation", which are the test images.
-        load: "train" or "validation" → images (uint8 [n, image_size, image_size, 3])
-            and labels (int64 [n]), the same ones at every call.
+        load: ("train" or "validation", the folder of the records) → images (uint8 [n,
+            image_size, image_size, 3]) and labels (int64 [n]), the same ones at every
+            call.
+        num_train_shards: files of the split "train".
     """
 
     name: str
@@ -54,7 +60,8 @@ class BuiltinDataset:
     class_names: Tuple[str, ...]
     image_size: int
     num_validation: int
-    load: Callable[[str], Tuple[np.ndarray, np.ndarray]]
+    load: Callable[[str, str], Tuple[np.ndarray, np.ndarray]]
+    num_train_shards: int = 8
 
     @property
     def num_classes(self) -> int:
@@ -72,8 +79,10 @@ class BuiltinDataset:
             raise DataError(
                 f"`data_dir` is empty; give a folder in which {self.words} may be written."
             )
-        for split in _NUM_SHARDS:
-            self._ensure_split(directory, split, "clean", lambda split=split: self.load(split))
+        for split in ("train", "validation"):
+            self._ensure_split(
+                directory, split, "clean", lambda split=split: self.load(split, directory)
+            )
 
     def ensure_corrupted(self, directory: str, corruption: str, severity: int) -> str:
         """Writes the validation images under one corruption unless they are there.
@@ -89,7 +98,7 @@ class BuiltinDataset:
         """
 
         def load():
-            images, labels = self.load("validation")
+            images, labels = self.load("validation", directory)
             corrupted = [
                 corruptions.corrupt(image, corruption, severity, seed=index)
                 for index, image in enumerate(images)
@@ -104,10 +113,8 @@ class BuiltinDataset:
         """Writes the files of a split into a folder beside `directory`, then moves them:
         two processes at once end with one whole set.
         """
-        names = [
-            records.shard_name(split, shard, _NUM_SHARDS[split])
-            for shard in range(_NUM_SHARDS[split])
-        ]
+        num_shards = self.num_train_shards if split == "train" else _NUM_VALIDATION_SHARDS
+        names = [records.shard_name(split, shard, num_shards) for shard in range(num_shards)]
         temporary = f"{directory.rstrip('/')}.{uuid.uuid4().hex}.tmp"
         try:
             digests = {name: digest_rows([(self.name, variant, name)]) for name in names}
@@ -153,10 +160,11 @@ def _interleave_classes(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return indices[np.lexsort((labels[indices], rank))]
 
 
-def load_digits(split: str) -> Tuple[np.ndarray, np.ndarray]:
+def load_digits(split: str, directory: str = "") -> Tuple[np.ndarray, np.ndarray]:
     """Returns the images (uint8 [n, 32, 32, 3]) and labels (int64 [n]) of "train" or
     "validation", in the order of the records.
     """
+    del directory
     from sklearn import datasets  # imported here: only this data set needs scikit-learn
 
     source = datasets.load_digits()
@@ -178,6 +186,26 @@ def load_digits(split: str) -> Tuple[np.ndarray, np.ndarray]:
     return np.repeat(images[..., None], 3, axis=-1), source.target[chosen].astype(np.int64)
 
 
+def load_fashion_mnist(split: str, directory: str) -> Tuple[np.ndarray, np.ndarray]:
+    """Returns the images (uint8 [n, 32, 32, 3]) and labels (int64 [n]) of "train" or
+    "validation", from the IDX files in `directory` or of Debian's package.
+    """
+    found = [
+        folder
+        for folder in (directory, _FASHION_MNIST_DIR)
+        if idx_files.find_idx_file(folder, split, "images")
+    ]
+    if not found:
+        raise DataError(
+            "Fashion-MNIST's IDX files are neither in it nor in Debian's place; install the"
+            " package dataset-fashion-mnist, or put the four files there.",
+            directory,
+        )
+    images, labels = idx_files.read_idx_split(found[0], split)
+    framed = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+    return np.repeat(framed[..., None], 3, axis=-1), labels.astype(np.int64)
+
+
 DIGITS = BuiltinDataset(
     name="digits",
     words="the handwritten digits",
@@ -186,8 +214,30 @@ DIGITS = BuiltinDataset(
     num_validation=NUM_VALIDATION,
     load=load_digits,
 )
+FASHION_MNIST = BuiltinDataset(
+    name="fashion_mnist",
+    words="Fashion-MNIST",
+    class_names=(
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
+    image_size=IMAGE_SIZE,
+    num_validation=10_000,
+    load=load_fashion_mnist,
+    # Files of 250 images, so that a training set of some of them can be drawn anew for
+    # each seed (`config.data.subset_seed`).
+    num_train_shards=240,
+)
 # By name; `config.experiment.BUILTIN` names them too.
-BUILTIN_DATASETS = {dataset.name: dataset for dataset in (DIGITS,)}
+BUILTIN_DATASETS = {dataset.name: dataset for dataset in (DIGITS, FASHION_MNIST)}
 
 
 def of_suite(suite: str) -> Optional[BuiltinDataset]:

@@ -12,6 +12,8 @@ what their features are called:
 
 import dataclasses
 import difflib
+import itertools
+import random
 import typing
 
 from efficientnet_advprop.config.class_labels import BACKGROUND, background_offset
@@ -30,7 +32,8 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
     With `data.holdout_shards`, "train" lacks its first so many files and "validation"
     is those ("minival"), as in the official code; otherwise "validation" is what
     `data.validation_prefix` says. `data.num_train_examples` then takes the first
-    records of every training file.
+    records of every training file; with `data.subset_seed`, all records of as many files
+    as it needs, drawn by that seed.
     """
     if data_dir == synthetic.NAME:
         return synthetic.open_split(split)
@@ -46,8 +49,19 @@ def open_split(data: "DataConfig", data_dir: str, split: str) -> records.Split:
             )
         opened = opened.select(range(held_out, num_files) if split == "train" else range(held_out))
     if split == "train" and data.num_train_examples is not None:
+        if data.subset_seed is not None:
+            opened = _draw_files(opened, data.num_train_examples, data.subset_seed)
         opened = _limit_examples(opened, data.num_train_examples)
     return opened
+
+
+def _draw_files(split: records.Split, num_examples: int, seed: int) -> records.Split:
+    """Draws files until they hold `num_examples`, or all."""
+    order = list(range(len(split.files)))
+    random.Random(seed).shuffle(order)
+    held = itertools.accumulate(split.counts[index] for index in order)
+    num_files = 1 + sum(count < num_examples for count in held)
+    return split.select(sorted(order[:num_files]))
 
 
 def _limit_examples(split: records.Split, num_examples: int) -> records.Split:

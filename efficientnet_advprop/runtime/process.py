@@ -125,14 +125,6 @@ def leave_output() -> int:
     return UNREAD
 
 
-def drop_unwritable_output() -> None:
-    """Drops what is in the output's buffer if its disk is full: the end would try it again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        leave_output()
-
-
 _exit_code = 0
 
 

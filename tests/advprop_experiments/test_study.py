@@ -66,11 +66,12 @@ def make_study(**changes):
 
 
 def pretend(code):
-    """A command whose process runs `code`, which knows its run by `name` and `seed`."""
-    return lambda run: [
+    """A command whose process runs `code` for each run, which it knows by `name` and `seed`."""
+    return lambda runs: [
         sys.executable,
         "-c",
-        f"import json, os, sys, time\nname, seed = {run.arm!r}, {run.seed}\n{code}",
+        f"import json, os, sys, time\nfor name, seed in {[(run.arm, run.seed) for run in runs]!r}:"
+        + textwrap.indent(f"\n{code}", "    "),
     ]
 
 

@@ -34,7 +34,7 @@ class FakeCompiler:
     def compile(self, hlo, num_replicas):
         self.asked += 1
         if int(hlo) > 8:
-            return {"message": "RESOURCE_EXHAUSTED", "needed_bytes": 20 * 2**30}
+            return tpu_compiler.TooLarge("RESOURCE_EXHAUSTED", 20 * 2**30)
         return PROGRAM
 
 

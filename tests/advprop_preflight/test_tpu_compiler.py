@@ -180,7 +180,7 @@ def test_refusals_become_messages(make_compiler, answer, match, exit_code):
 def test_a_program_that_is_too_large_says_what_it_needs(make_compiler):
     message = "RESOURCE_EXHAUSTED: Ran out. Used 20.50G of 15G hbm."
     found = make_compiler({"error": "memory", "message": message}).compile(b"", 8)
-    assert found["needed_bytes"] == int(20.5 * 2**30) and "Ran out" in found["message"]
+    assert found.needed_bytes == int(20.5 * 2**30) and "Ran out" in found.message
 
 
 @pytest.mark.parametrize(

@@ -297,28 +297,3 @@ def test_who_reads_the_output_may_stop(name, arguments):
         assert code == 2 and told.startswith("error: `config.attack.epsilon`")
     else:
         assert (code, told) == (141, "")
-
-
-COMMAND = ["-c", "from efficientnet_advprop.command_line.advprop import main; main()"]  # `advprop`
-STUDY = ["-m", "efficientnet_advprop.study"]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [*STUDY, "--help"],
-        [*STUDY, "--study=configs/studies/digits.py", "--list"],
-        [*COMMAND, "--help"],
-        [*COMMAND, "recipes"],
-    ],
-)
-def test_a_full_disk_under_the_output_is_one_line(arguments):
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")

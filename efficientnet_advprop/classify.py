@@ -24,7 +24,7 @@ def main(argv):
             "an image is missing: python -m efficientnet_advprop.classify --checkpoint=… IMAGE…"
         )
     # Here, so that --help and a wrong flag do not wait for TensorFlow.
-    from efficientnet_advprop.inference.image_classification import find_images, predict
+    from efficientnet_advprop.serving.image_classification import find_images, predict
 
     paths = find_images(argv[1:])
     network = _NETWORK.restore()

@@ -28,8 +28,8 @@ FLOORS = [
     {"efficientnet_advprop.evaluation"},
     {"efficientnet_advprop.training", "efficientnet_advprop.reports"},
     {"efficientnet_advprop.keras", "efficientnet_advprop.keras3"},
-    {"efficientnet_advprop.inference"},
-    {"efficientnet_advprop.command_line", "efficientnet_advprop.serving"},
+    {"efficientnet_advprop.serving"},
+    {"efficientnet_advprop.command_line"},
     {"advprop_experiments", "advprop_preflight"},  # they use the package; nothing in it uses them
 ]
 # These start without TensorFlow, so that --help, --list and a look at a config take no
@@ -106,6 +106,27 @@ def test_no_import_runs_up():
             if name.startswith("absl.flags") and own != "efficientnet_advprop.command_line":
                 broken.append(f"{path.relative_to(ROOT)} reads flags")
     assert not broken, "\n".join(broken)
+
+
+def test_every_import_of_ours_exists():
+    """Of the tests, examples and benchmarks, too, whose imports inside of functions run late."""
+    folders = (PACKAGE, "tpu_utils", "advprop_experiments", "advprop_preflight")
+    own = tuple(f"{folder}." for folder in folders)
+    files = [
+        *python_files(),
+        *(
+            path
+            for room in ("tests", "examples", "benchmarks")
+            for path in (ROOT / room).rglob("*.py")
+        ),
+    ]
+    missing = []
+    for path in files:
+        for name in filter(lambda name: name.startswith(own), imports(path)):
+            module = ROOT / name.rpartition(".")[0].replace(".", "/")
+            if not (module.is_dir() or module.with_suffix(".py").exists()):
+                missing.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not missing, "\n".join(missing)
 
 
 def test_networks_and_attacks_read_only_tables_of_the_config():

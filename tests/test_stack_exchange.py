@@ -34,7 +34,7 @@ import sys
 import numpy as np
 import tensorflow as tf
 import efficientnet_advprop.models
-from efficientnet_advprop.inference.trained_network import restore_network
+from efficientnet_advprop.serving.trained_network import restore_network
 from efficientnet_advprop.keras2 import keras
 
 folder, output = sys.argv[1:]

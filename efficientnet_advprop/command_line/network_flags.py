@@ -9,7 +9,7 @@ from efficientnet_advprop.config.fields import ConfigError
 from efficientnet_advprop.config.tables import CHECKPOINT_KINDS, NORMALIZATIONS
 
 if TYPE_CHECKING:
-    from efficientnet_advprop.inference.trained_network import RestoredNetwork
+    from efficientnet_advprop.serving.trained_network import RestoredNetwork
 
 flags.disclaim_key_flags()  # the flags belong to the program that defines them and its --help
 
@@ -19,7 +19,7 @@ class NetworkFlags(SimpleNamespace):
 
     def restore(self, branch: str = "main") -> "RestoredNetwork":
         """Returns the network that the flags describe; see `restore_network`."""
-        from efficientnet_advprop.inference.trained_network import restore_network
+        from efficientnet_advprop.serving.trained_network import restore_network
 
         values = {name: flag.value for name, flag in vars(self).items()}
         return restore_network(**values, branch=branch)

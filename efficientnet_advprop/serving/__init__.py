@@ -1,1 +1,1 @@
-"""Exports of a trained network that need none of our code: SavedModel, TFLite, ONNX, Keras."""
+"""A trained network in use: restored, asked about files, and exported (SavedModel, TFLite, …)."""

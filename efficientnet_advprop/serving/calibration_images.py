@@ -13,8 +13,8 @@ from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.data import image_formats, preprocessing, records
 from efficientnet_advprop.images.image_folders import ImageFolder, list_folders
 from efficientnet_advprop.images.labeled_images import RecordImages, drawn_positions
-from efficientnet_advprop.inference.image_classification import find_images
 from efficientnet_advprop.runtime.errors import DataError, UsageError, brief_message
+from efficientnet_advprop.serving.image_classification import find_images
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any, Optional, Sequence
 import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
-from efficientnet_advprop.inference.trained_network import RestoredNetwork
 from efficientnet_advprop.models import KerasNetwork
 from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.models.variable_names import weights_digest
@@ -30,6 +29,7 @@ from efficientnet_advprop.serving.saved_model import (
     write_metadata,
     write_saved_model,
 )
+from efficientnet_advprop.serving.trained_network import RestoredNetwork
 from efficientnet_advprop.serving.versions import new_version
 
 _FILE_NAMES = {"tflite": "model.tflite", "onnx": "model.onnx", "keras": "model.keras"}

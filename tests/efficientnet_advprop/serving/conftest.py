@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.serving.exporting import ExportOptions, export
+from efficientnet_advprop.serving.trained_network import restore_network
 from tests.conftest import DATA, golden
 
 CLASS_NAMES = [f"name {index}" for index in range(10)]

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.serving.converters import to_tflite
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
+from efficientnet_advprop.serving.trained_network import restore_network
 from tests.conftest import DATA, golden, load_tiny, make_tiny
 
 

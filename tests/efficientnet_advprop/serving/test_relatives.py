@@ -5,13 +5,13 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing, records
-from efficientnet_advprop.inference.trained_network import RestoredNetwork
 from efficientnet_advprop.models import EfficientNet
 from efficientnet_advprop.runtime.errors import UsageError
 from efficientnet_advprop.serving import converters
 from efficientnet_advprop.serving.calibration_images import read_examples
 from efficientnet_advprop.serving.exporting import ExportOptions, export
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
+from efficientnet_advprop.serving.trained_network import RestoredNetwork
 from tests.conftest import golden
 from tests.relatives import TINY, make_tiny_relative
 

@@ -16,11 +16,11 @@ from sklearn.datasets import load_digits
 
 from advprop_preflight import device_functions, tpu_compiler
 from efficientnet_advprop.config.experiment import ConfigError
-from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.keras import use_branch
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.serving.exporting import ExportOptions, export
+from efficientnet_advprop.serving.trained_network import restore_network
 from efficientnet_advprop.training import checkpoints, loop
 from tests.efficientnet_advprop.models import keras_functions
 from tests.efficientnet_advprop.training import tiny_run

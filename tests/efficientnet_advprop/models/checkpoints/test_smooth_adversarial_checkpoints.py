@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from efficientnet_advprop.config.experiment import ConfigError
-from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.models import (
     CheckpointError,
     EfficientNet,
@@ -28,6 +27,7 @@ from efficientnet_advprop.models.checkpoints.checkpoint_contents import read_con
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint
 from efficientnet_advprop.models.checkpoints.checkpoint_summary import list_tensors
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED, find_published
+from efficientnet_advprop.serving.trained_network import restore_network
 from tests.conftest import DATA, golden, make_tiny
 from tests.released_format import (
     AVERAGE,

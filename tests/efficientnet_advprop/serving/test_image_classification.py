@@ -8,11 +8,11 @@ import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.records import DataError
-from efficientnet_advprop.inference.image_classification import (
+from efficientnet_advprop.runtime.errors import UsageError
+from efficientnet_advprop.serving.image_classification import (
     find_images,
     predict,
 )
-from efficientnet_advprop.runtime.errors import UsageError
 from tests.conftest import load_tiny, make_tiny
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from efficientnet_advprop.config.experiment import ConfigError
-from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.models import (
     CheckpointError,
     EfficientNet,
@@ -17,6 +16,7 @@ from efficientnet_advprop.models import (
 from efficientnet_advprop.models.checkpoints.architecture import recognize
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED, find_published
 from efficientnet_advprop.runtime.errors import UsageError
+from efficientnet_advprop.serving.trained_network import restore_network
 from efficientnet_advprop.training import build, checkpoints, run_directory
 from tests.conftest import DATA, golden
 from tests.efficientnet_advprop.training import tiny_run

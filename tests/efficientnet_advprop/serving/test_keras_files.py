@@ -11,12 +11,12 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import UniformNoise
 from efficientnet_advprop.config.experiment import ConfigError
-from efficientnet_advprop.inference.trained_network import restore_network
 from efficientnet_advprop.keras import AdvPropModel, add_auxiliary_batch_norms, use_branch
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.runtime.errors import UsageError
 from efficientnet_advprop.serving.exporting import ExportOptions, export
+from efficientnet_advprop.serving.trained_network import restore_network
 from tests.efficientnet_advprop.keras.converted_models import Subclassed, separate
 
 layers = keras.layers

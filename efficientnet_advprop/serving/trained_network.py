@@ -17,7 +17,6 @@ from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.class_names import LABELS_MAP, read_class_names
 from efficientnet_advprop.evaluation.classifiers import DEFAULT_CROP, Classifier, as_classifier
-from efficientnet_advprop.inference import keras_files
 from efficientnet_advprop.models import CheckpointError, EfficientNet, Network, load_weights
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
     CheckpointContents,
@@ -39,6 +38,7 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import (
 )
 from efficientnet_advprop.models.scaling import VARIANTS
 from efficientnet_advprop.runtime.branches import Branch, num_aux_branches, parse_branch
+from efficientnet_advprop.serving import keras_files
 from efficientnet_advprop.training import checkpoints
 
 

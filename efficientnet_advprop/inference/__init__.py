@@ -1,1 +1,0 @@
-"""Trained networks, and the classification of images by them."""

@@ -18,6 +18,8 @@ from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.keras import AdvPropModel, add_auxiliary_batch_norms
 from efficientnet_advprop.keras2 import keras
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 layers = keras.layers
 weights = {"none": None}.get(sys.argv[1], sys.argv[1])
 digits = load_digits()

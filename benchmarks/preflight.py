@@ -22,7 +22,6 @@ from absl import app, flags
 from advprop_preflight import preflight_results, tpu_compiler
 from advprop_preflight.preflight_results import grid
 from efficientnet_advprop.config.experiment import ExperimentConfig
-from efficientnet_advprop.config.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks/preflight"
@@ -223,11 +222,11 @@ def table() -> str:
     """
     lines = [
         (
-            "| recipe | px | attack steps | TPU, cores | blocks recomputed | images per core |"
+            "| recipe | TPU, cores | images per core |"
             " largest | memory, GiB | GFLOP per image | images/s per core |"
             " chip-hours | × vanilla GFLOP | × vanilla ms |"
         ),
-        "|" + "---|" * 13,
+        "|" + "---|" * 10,
     ]
     by_recipe = {}
     for record in records():
@@ -250,16 +249,13 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
     record = max(fitting, key=batch_of) if fitting else min(failing, key=batch_of)
     kind = topology.split(":")[0]
     chip, batch = tpu_compiler.CHIPS[kind], record["replica_batch_size"]
-    num_steps = record["config"]["attack"]["num_steps"] if METHODS[method].has_attack else 0
     cells = [
         (
             f"{METHOD_NAMES.get(method, method)}"
             f" {variant.replace('b', 'B').replace('l1', 'L1').replace('resnet', 'ResNet-')}"
+            f"{', all blocks recomputed' if recomputed == 99 else ''}"
         ),
-        record["config"]["data"]["image_size"],
-        num_steps or "",
         f"{topology}, {record['num_replicas']}",
-        {0: "", 99: "all"}.get(recomputed, recomputed),
         batch,
     ]
     if not record["fits"]:

@@ -55,7 +55,7 @@ flags.DEFINE_enum("only", None, ARRANGEMENTS, "Measure this one, in this process
 
 
 def normalize_halves(convolution, norm, inputs, training):
-    """`layers.convolve_and_normalize` for a batch whose first half is clean and whose
+    """Applies `layers.convolve_and_normalize` to a batch whose first half is clean and whose
     second is adversarial.
     """
     if not training:
@@ -93,7 +93,7 @@ def make_one_batch_step(state, learning_rate, attack):
 
 
 def measure(arrangement: str) -> dict:
-    """Median seconds and the process's peak memory in MB; of a TPU, the scheduled
+    """Returns median seconds and the process's peak memory in MB; of a TPU, the scheduled
     seconds and a core's memory.
     """
     model = EfficientNet(FLAGS.variant, compute_dtype=FLAGS.compute_dtype)

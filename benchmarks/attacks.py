@@ -47,7 +47,7 @@ def load_images(network):
 
 
 def make_ours(network, num_steps, jit_compile=False):
-    """A function that attacks all images once and returns how many withstand."""
+    """Returns a function that attacks all images once and returns how many withstand."""
     import numpy as np
     import tensorflow as tf
 
@@ -111,7 +111,7 @@ def _make_timm():
 
 
 def _make_small(torch):
-    """The network of `golden_network`, flattened in height, width, channels."""
+    """Makes the network of `golden_network`, flattened in height, width, channels."""
     import numpy as np
 
     golden = np.load(GOLDEN)
@@ -142,7 +142,7 @@ MAKERS = {OURS: make_ours, OURS_IN_XLA: make_ours_in_xla, THEIRS: make_theirs}
 
 
 def serve_timings(candidate, network, num_steps):
-    """The worker: for each line on stdin attacks once, and prints seconds and how many
+    """Works: for each line on stdin attacks once, and prints seconds and how many
     images withstood, as JSON.
     """
     answers = os.fdopen(os.dup(1), "w")

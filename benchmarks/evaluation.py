@@ -38,7 +38,7 @@ _TARGET = 90  # per cent
 
 
 def write_files(folder: pathlib.Path) -> dict[str, labeled_images.LabeledImages]:
-    """The same pictures as records and as files."""
+    """Writes the same pictures as records and as files."""
     input_pipeline.write_pictures(str(folder))
     of_records = labeled_images.RecordImages(records.open_split(str(folder), "train"), 1000)
     paths = []

@@ -128,7 +128,7 @@ def make_timm_onnx(path, pixels):
 
 
 def randomize(variables):
-    """Every bias and statistic a little off its initial value."""
+    """Moves every bias and statistic a little off its initial value."""
     import numpy as np
 
     random = np.random.RandomState(0)
@@ -141,7 +141,7 @@ def randomize(variables):
 
 
 def serve_timings(kind, path, batch_sizes):
-    """The worker: prints "ready", then for each line "index count" on stdin as many
+    """Works: prints "ready", then for each line "index count" on stdin as many
     durations in seconds, as JSON.
     """
     import numpy as np
@@ -202,7 +202,7 @@ class Contender:
 
 
 def write_exports(folder, onnx_python):
-    """Our SavedModel, TFLite and, where it can be made, ONNX files."""
+    """Writes our SavedModel, TFLite and, where it can be made, ONNX files."""
     from efficientnet_advprop.models import EfficientNet
     from efficientnet_advprop.runtime.errors import RunError
     from efficientnet_advprop.serving import converters

@@ -60,7 +60,7 @@ _TARGETS = {
 
 
 def write_pictures(folder: str, number: int = 512) -> float:
-    """JPEGs of smooth colours and noise in eight files; returns their mean size in bytes."""
+    """Writes JPEGs of smooth colours and noise in eight files; returns their mean size in bytes."""
     rng = np.random.RandomState(0)
     sizes = []
     for shard in range(8):
@@ -89,7 +89,7 @@ def write_pictures(folder: str, number: int = 512) -> float:
 
 
 def decode_and_crop(encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """The bound: what no pipeline of whole JPEGs can go without."""
+    """Runs the bound: what no pipeline of whole JPEGs can go without."""
     window = preprocessing.inception_window(tf.image.extract_jpeg_shape(encoded), seed, 0.875)
     return tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
 

@@ -57,7 +57,7 @@ COLUMNS = {
 
 
 def measure(name: str) -> dict:
-    """All columns of a model's row."""
+    """Returns all columns of a model's row."""
     import numpy as np
 
     from efficientnet_advprop.attacks import PGD
@@ -121,7 +121,7 @@ def _bare_environment() -> dict:
 
 
 def table(rows: dict) -> str:
-    """Markdown."""
+    """Returns Markdown."""
     lines = ["| model | pixels | " + " | ".join(COLUMNS.values()) + " |"]
     lines.append("|---" * (len(COLUMNS) + 2) + "|")
     for name, size in IMAGE_SIZES.items():

@@ -100,7 +100,7 @@ def measure(name: str, method: str, seed: int) -> dict:
 
 
 def table(rows: dict) -> str:
-    """Markdown, percent."""
+    """Returns Markdown, in per cent."""
     import numpy as np
     from scipy import stats
 

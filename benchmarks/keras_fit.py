@@ -37,7 +37,7 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def time_steps(arguments) -> float:
-    """The ratio of the two steps' medians."""
+    """Returns the ratio of the two steps' medians."""
     size, batch_size = arguments.image_size, arguments.batch_size
     random = np.random.default_rng(0)
     images = tf.constant(random.uniform(0, 255, (batch_size, size, size, 3)).astype("float32"))

@@ -24,7 +24,7 @@ VARIANTS = ("b0", "b8")
 
 
 def memory(field: str) -> float:
-    """A line of /proc/self/status, in MB."""
+    """Returns a line of /proc/self/status, in MB."""
     with open("/proc/self/status") as file:
         return int(re.search(rf"{field}:\s+(\d+) kB", file.read())[1]) / 1e3
 

@@ -117,7 +117,7 @@ def ask(config: str, topology: str, batch: int, *more: str) -> None:
 
 
 def recipe(record: dict) -> tuple[str, str, str, int]:
-    """Method, variant, topology, blocks recomputed: what has a line of its own."""
+    """Returns method, variant, topology, blocks recomputed: what has a line of its own."""
     model = record["config"]["model"]
     return (
         record["config"]["training"]["method"],
@@ -164,7 +164,7 @@ def main(_):
 
 
 def price_table(low: float, high: float) -> str:
-    """What each run costs at two prices of a chip-hour; Markdown.
+    """Returns what each run costs at two prices of a chip-hour; Markdown.
 
     Chip-hours are those of `table`, a lower bound, and so is each end of the range.
     """
@@ -187,7 +187,7 @@ def price_table(low: float, high: float) -> str:
 
 
 def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:
-    """The largest batch that would fit: between what has been tried if that settles it,
+    """Returns the largest batch that would fit: between what has been tried if that settles it,
     otherwise on a line through it, in full tiles.
     """
     fitting = sorted(fitting, key=batch_of)
@@ -213,7 +213,7 @@ def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:
 
 
 def table() -> str:
-    """All recipes that have been compiled, one line each with the largest batch that is
+    """Returns all recipes that have been compiled, one line each with the largest batch that is
     known to fit; Markdown.
 
     Costs are compared per image, because not all batches are equal. Chip-hours are

@@ -35,7 +35,7 @@ _REPLICAS = flags.DEFINE_integer("replicas", 2, "of the second arrangement")
 
 
 def make_update(strategy: tf.distribute.Strategy):
-    """() → runs one update and waits for it."""
+    """Returns a function that runs one update and waits for it."""
     num_replicas, rng = strategy.num_replicas_in_sync, np.random.RandomState(0)
     config = ExperimentConfig()
     config.model.variant, config.model.compute_dtype = _VARIANT.value, "float32"

@@ -23,7 +23,7 @@ from efficientnet_advprop.serving.inference_network import InferenceNetwork
 
 
 def make_runner(contents: bytes, pixels: np.ndarray):
-    """A call of the file's network, of one image."""
+    """Returns a call of the file's network, of one image."""
     interpreter = tf.lite.Interpreter(model_content=contents, num_threads=2)
     interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()

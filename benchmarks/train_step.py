@@ -72,13 +72,13 @@ LEARNING_RATE = LearningRate(0.016, 100.0)
 
 
 def make_optimizer(model):
-    """What the family is trained by: RMSProp, or momentum for ResNets."""
+    """Makes what the family is trained by: RMSProp, or momentum for ResNets."""
     kind = optimizers.RMSProp if FLAGS.variant in scaling.VARIANTS else optimizers.Momentum
     return kind(model.trainable_variables)
 
 
 def make_our_step(name: str):
-    """A step by name: "pgd<n>" (AdvProp with n iterations), or a method (those with an
+    """Makes a step by name: "pgd<n>" (AdvProp with n iterations), or a method (those with an
     attack by PGD1); with ":" and the activation, where it is not the variant's own.
     """
     name, _, activation = name.partition(":")
@@ -106,7 +106,7 @@ def make_our_step(name: str):
 
 
 def make_keras_step():
-    """The same vanilla step with `tf.keras.applications.EfficientNetB0` or `ResNet50`:
+    """Makes the same vanilla step with `tf.keras.applications.EfficientNetB0` or `ResNet50`:
     optimizer, weight decay, EMA and, in an EfficientNet, dropout and stochastic depth.
     """
     keras_name = (

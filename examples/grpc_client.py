@@ -14,7 +14,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 
 def make_request(files: list[bytes], model: str) -> predict_pb2.PredictRequest:
-    """A request to `serving_default` with the unchanged contents of image files of any size."""
+    """Returns a request to `serving_default`: the unchanged contents of image files of any size."""
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model
     request.model_spec.signature_name = "serving_default"
@@ -23,7 +23,7 @@ def make_request(files: list[bytes], model: str) -> predict_pb2.PredictRequest:
 
 
 def describe(response: predict_pb2.PredictResponse) -> list[str]:
-    """The answer in words, one text per image."""
+    """Returns the answer in words, one text per image."""
     outputs = {name: tf.make_ndarray(tensor) for name, tensor in response.outputs.items()}
     texts = []
     for index, error in enumerate(outputs["error"]):

@@ -91,7 +91,7 @@ def predict_rest(model: ServedModel, body: bytes) -> dict:
 
 
 def _decode(value):
-    """A JSON value with its {"b64": …} as bytes."""
+    """Returns a JSON value with its {"b64": …} as bytes."""
     if not isinstance(value, dict):
         return value
     if set(value) != {"b64"}:
@@ -112,7 +112,7 @@ def _encode(value):
 
 
 def make_rest_server(model: ServedModel, port: int) -> http.server.ThreadingHTTPServer:
-    """An HTTP server on this machine's loopback address; port 0 chooses a free port."""
+    """Makes an HTTP server on this machine's loopback address; port 0 chooses a free port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
@@ -155,7 +155,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 def make_grpc_server(model: ServedModel, port: int) -> tuple[grpc.Server, int]:
-    """A gRPC server on the loopback address, and its port; port 0 chooses a free port."""
+    """Makes a gRPC server on the loopback address, and its port; port 0 chooses a free port."""
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(4),
         options=[("grpc.max_receive_message_length", 64 * 2**20)],

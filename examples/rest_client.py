@@ -16,13 +16,13 @@ import urllib.request
 
 
 def make_request(files: list[bytes]) -> bytes:
-    """A request to `serving_default` with the unchanged contents of image files of any size."""
+    """Returns a request to `serving_default`: the unchanged contents of image files of any size."""
     instances = [{"b64": base64.b64encode(file).decode()} for file in files]
     return json.dumps({"signature_name": "serving_default", "instances": instances}).encode()
 
 
 def describe(prediction: dict) -> str:
-    """One element of the answer's `predictions`, in words."""
+    """Returns one element of the answer's `predictions`, in words."""
     if prediction["error"]:
         return f"not classified: {prediction['error']}"
     names = prediction.get("labels") or [f"class {index}" for index in prediction["classes"]]

@@ -54,7 +54,7 @@ def free_port() -> int:
 
 
 def start(model_dir: pathlib.Path, data_dir: pathlib.Path, method: str) -> list[subprocess.Popen]:
-    """Both workers; what they say goes to <model_dir>.<worker>.log."""
+    """Starts both workers; what they say goes to <model_dir>.<worker>.log."""
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     processes = []
     for index in range(2):

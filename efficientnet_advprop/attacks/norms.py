@@ -43,12 +43,12 @@ def clip_to_pixel_range(
 
 
 def per_image(values: tf.Tensor) -> tf.Tensor:
-    """[batch] → [batch, 1, 1, 1], to broadcast over images."""
+    """Reshapes [batch] to [batch, 1, 1, 1], to broadcast over images."""
     return values[:, None, None, None]
 
 
 def where_per_image(condition: tf.Tensor, images: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
-    """`tf.where` for a condition [batch] and tensors [batch, …] of one shape."""
+    """Returns `tf.where` of a condition [batch] and tensors [batch, …] of one shape."""
     # `tf.where` would broadcast the condition: on a CPU five times as slow.
     return tf.raw_ops.Select(condition=condition, x=images, y=others)
 

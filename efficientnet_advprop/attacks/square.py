@@ -187,7 +187,7 @@ class Square(Search):
         bottom, right = height - top - down * side, width - left - across * side
 
         def on_tiles(values):
-            """[batch, down, across, …] → [batch, height, width, …], 0 beside the tiles."""
+            """Repeats [batch, down, across, …] to [batch, height, width, …], 0 beside the tiles."""
             values = tf.repeat(tf.repeat(values, side, axis=1), side, axis=2)
             return tf.pad(values, [[0, 0], [top, bottom], [left, right], [0, 0]])
 

@@ -21,6 +21,7 @@ from absl import flags
 
 from efficientnet_advprop.command_line import program, strategy_flags
 from efficientnet_advprop.config.experiment import ConfigError
+from efficientnet_advprop.runtime import process
 
 _CONFIG = program.define_config_flag()
 _DATA_DIR = flags.DEFINE_string(
@@ -61,7 +62,7 @@ def main(argv):
     result = train(
         config, data_dir=_DATA_DIR.value, model_dir=_MODEL_DIR.value, strategy=_STRATEGY.make()
     )
-    return program.INTERRUPTED if result.stopped_by == CTRL_C else 0
+    return process.INTERRUPTED if result.stopped_by == CTRL_C else 0
 
 
 if __name__ == "__main__":

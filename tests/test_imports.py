@@ -29,7 +29,7 @@ FLOORS = [
     {"efficientnet_advprop.training", "efficientnet_advprop.reports"},
     {"efficientnet_advprop.keras", "efficientnet_advprop.keras3"},
     {"efficientnet_advprop.serving"},
-    {"efficientnet_advprop.command_line"},
+    {"efficientnet_advprop.command_line", "efficientnet_advprop.fine_tuning"},
     {"advprop_experiments", "advprop_preflight"},  # they use the package; nothing in it uses them
 ]
 # These start without TensorFlow, so that --help, --list and a look at a config take no

@@ -75,10 +75,15 @@ def read_config(flag: flags.FlagHolder) -> experiment.ExperimentConfig:
     for name, value, _ in experiment.flatten(config):  # a path in the file: init.checkpoint
         if isinstance(value, str) and value.startswith("~"):
             experiment.override(config, name, arguments.expand_home(value))
-    for name, text in _overrides:
-        experiment.override(config, name, text)
+    apply_overrides(config)
     config.validate()
     return config
+
+
+def apply_overrides(config: experiment.ExperimentConfig) -> None:
+    """Sets the fields that the command line gives, as in `--config.attack.epsilon=2`."""
+    for name, text in _overrides:
+        experiment.override(config, name, text)
 
 
 def run(

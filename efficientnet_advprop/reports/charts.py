@@ -158,6 +158,25 @@ def bar_chart(
         return _as_svg(axes, x_label or "bars", curves)
 
 
+def matrix_chart(counts: np.ndarray, names: Sequence[str]) -> str:
+    """Draws a confusion matrix (int [classes, classes]) as an `<svg>`, each row in shades of its
+    own sum.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 1.8 + 0.32 * len(names)
+    with _axes((side + 0.6, side)) as axes:
+        axes.grid(False)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (label, taken), count in np.ndenumerate(counts):
+            if count:
+                color = "white" if shares[label, taken] > 0.5 else "black"
+                axes.text(taken, label, str(count), ha="center", va="center", color=color)
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("predicted")
+        return _as_svg(axes, "confusion", [Curve(name, "", []) for name in names])
+
+
 def reliability_chart(curves: Sequence[Curve], *, size: tuple[float, float] = (3.6, 3.2)) -> str:
     """Draws accuracies (`values`) over confidences (`x`), both fractions of 1, and the diagonal
     of perfect calibration.

@@ -1,0 +1,305 @@
+r"""Trains on your own photographs, with and without AdvProp, and reports on both.
+
+    python -m efficientnet_advprop.fine_tune Photos --model_dir=runs/photos
+    python -m efficientnet_advprop.fine_tune Photos --model_dir=runs/photos --dry_run
+    python -m efficientnet_advprop.fine_tune Photos --model_dir=runs/photos \
+        --checkpoint=none --config.training.global_batch_size=64
+
+Photos holds a folder of images per class, which is divided by the files' contents; or
+train/, validation/ and perhaps test/ with such folders. The program says what it will do,
+writes the images as TFRecords, trains each of --methods from the same start, measures the
+test images (as they are, corrupted, attacked) and writes MODEL_DIR/report.html, .json and
+tables. What it chooses for the size of the data stands in docs/own_images.md; any field can
+be overridden, as in --config.training.num_epochs=20.
+
+Ctrl-C and SIGTERM save at any moment; the same command goes on. Configs are written to
+MODEL_DIR/configs, with which `train` alone does the same. Exit codes as of `train`.
+"""
+
+import importlib.metadata
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+
+from absl import flags, logging
+
+from efficientnet_advprop.command_line import program, strategy_flags
+from efficientnet_advprop.config import experiment
+from efficientnet_advprop.config.methods import METHODS
+from efficientnet_advprop.runtime import process
+from efficientnet_advprop.runtime.errors import UsageError
+from efficientnet_advprop.runtime.files import write_atomically
+
+_CONFIG = flags.DEFINE_string(
+    "config", None, "not of this program: the table chooses; --config.FIELD=VALUE overrides"
+)
+_MODEL_DIR = flags.DEFINE_string(
+    "model_dir", None, "folder for records, checkpoints and the report; created if need be"
+)
+_METHODS = flags.DEFINE_list("methods", ["vanilla", "advprop"], f"of {', '.join(METHODS)}")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    "b0-advprop",
+    "weights to start from: a name of docs/released_weights.md or a file; none: from scratch",
+)
+_NO_SCRATCH = flags.DEFINE_bool(
+    "no_scratch",
+    False,
+    "ends where the checkpoint cannot be had, in place of training from scratch",
+)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "only says what would be done")
+_AUTOATTACK = flags.DEFINE_bool("autoattack", False, "measures under AutoAttack, too: slow")
+_STRATEGY = strategy_flags.define()
+_SEED = 0
+
+
+def _check_arguments(argv) -> str:
+    if len(argv) != 2:
+        raise UsageError(
+            "give one folder of photographs: advprop fine_tune Photos --model_dir=runs/photos."
+        )
+    if _CONFIG.value:
+        raise UsageError(
+            f"`--config` is {_CONFIG.value!r}, but the config is chosen for the size of the data;"
+            " override fields of it (--config.training.num_epochs=20), or use `train`."
+        )
+    if not _MODEL_DIR.value:
+        raise UsageError("`--model_dir` is missing; give a folder for everything that is made.")
+    unknown = [name for name in _METHODS.value if name not in METHODS]
+    if unknown or len(set(_METHODS.value)) < len(_METHODS.value) or not _METHODS.value:
+        raise UsageError(
+            f"`--methods` is {','.join(_METHODS.value)!r}, but must be some of"
+            f" {', '.join(METHODS)}, each once."
+        )
+    return argv[1].rstrip("/")
+
+
+def _find_start(model_dir: str) -> tuple:
+    """Returns the checkpoint to start from (None: scratch), its variant, and a line on it."""
+    from efficientnet_advprop.models.checkpoints import checkpoint_contents, checkpoint_sources
+    from efficientnet_advprop.models.checkpoints.checkpoint_sources import CheckpointError
+
+    told = os.path.join(model_dir, "start.txt")  # of an earlier call: every method has the same
+    wanted = _CHECKPOINT.value
+    if os.path.exists(told):
+        with open(told, encoding="utf-8") as file:
+            earlier = file.read().strip()
+        if wanted not in (earlier, "b0-advprop"):
+            raise UsageError(
+                f"`--checkpoint` is {wanted!r}, but the runs in {model_dir!r} started from"
+                f" {earlier!r}; take another `--model_dir`."
+            )
+        wanted = earlier
+    if wanted == "none":
+        return None, "b0", "from scratch"
+    try:
+        prefix = checkpoint_sources.find_checkpoint(wanted)
+    except CheckpointError as error:
+        if _NO_SCRATCH.value or flags.FLAGS["checkpoint"].present or os.path.exists(told):
+            raise
+        first_line = str(error).partition("\n")[0]
+        return None, "b0", f"from scratch, since {wanted} cannot be had: {first_line}"
+    architecture = checkpoint_contents.read_contents(prefix).architecture
+    if architecture is None:
+        raise CheckpointError(f"{wanted!r} holds no network that this program can train.")
+    return wanted, architecture.variant, f"{wanted} ({architecture})"
+
+
+def _choose_configs(photographs, checkpoint, variant) -> dict:
+    from efficientnet_advprop.fine_tuning import choices
+    from efficientnet_advprop.models.checkpoints.published_checkpoints import find_published
+
+    configs = {}
+    for method in _METHODS.value:
+        config = choices.choose(
+            method,
+            num_train=len(photographs.parts["train"]),
+            num_classes=len(photographs.class_names),
+            checkpoint=checkpoint,
+            variant=variant,
+        )
+        published = checkpoint and find_published(checkpoint)
+        if published:
+            config.model.normalization = published.normalization
+        config.training.seed = _SEED
+        program.apply_overrides(config)
+        config.validate()
+        configs[method] = config
+    return configs
+
+
+def _updates(config, num_train: int) -> int:
+    return int(config.training.num_epochs * num_train / config.training.global_batch_size)
+
+
+def _describe(folder: str, photographs, configs, start: str) -> list[str]:
+    """Returns at most twelve lines on what will be done."""
+    config = next(iter(configs.values()))
+    model, data, training = config.model, config.data, config.training
+    counts = {part: len(images) for part, images in photographs.parts.items()}
+    size = f"{data.image_size} px"
+    lines = [
+        f"{folder}: {len(photographs.class_names)} classes; "
+        + ", ".join(f"{count} images for {part}" for part, count in counts.items()),
+        f"start: {start}",
+        f"network: {model.variant}, width {model.width_coefficient or 1:g}, whole images at {size}",
+        f"training of {', '.join(configs)}: {_updates(config, counts['train'])} updates of"
+        f" {training.global_batch_size} images, {training.num_epochs:.1f} epochs"
+        f" (AdvProp: ε {config.attack.epsilon:g}, {config.attack.num_steps} step); the first steps"
+        " tell how long it takes",
+    ]
+    if photographs.smallest < data.image_size:
+        lines.append(
+            f"note: the smallest image has {photographs.smallest} pixels, and is enlarged to {size}"
+        )
+    notes = [f"note: {note}" for note in photographs.notes]
+    room = 12 - len(lines)
+    if len(notes) > room:
+        notes[room - 1 :] = [f"note: and {len(notes) - room + 1} more kinds of odd files"]
+    return lines + notes
+
+
+def _write_config(model_dir: str, method: str, config) -> str:
+    """Writes a config file from which `train` alone does the same; returns its path."""
+    default = experiment.ExperimentConfig()
+    lines = [
+        f"    config.{name} = {value!r}"
+        for name, (value, _) in experiment.differences(config, default).items()
+    ]
+    text = (
+        f'"""{method} on photographs, as `fine_tune` chose it."""\n\n'
+        "from efficientnet_advprop.config import ExperimentConfig\n\n\n"
+        "def get_config() -> ExperimentConfig:\n    config = ExperimentConfig()\n"
+        + "\n".join(lines)
+        + "\n    return config\n"
+    )
+    folder = os.path.join(model_dir, "configs")
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, f"{method}.py")
+    write_atomically(path, text.encode())
+    return path
+
+
+def _prepare(photographs, folder: str) -> None:
+    from efficientnet_advprop.data import class_names
+    from efficientnet_advprop.images import record_conversion
+    from efficientnet_advprop.runtime.errors import DataError
+
+    class_names.require_same_names(folder, photographs.class_names, "records")
+    for part, images in photographs.parts.items():
+        report = record_conversion.convert(images, folder, part, shuffle=part == "train")
+        if report.failures:
+            raise DataError(
+                f"{len(report.failures)} images cannot be converted, the first:"
+                f" {report.failures[0]}; take them out of the folder."
+            )
+    if class_names.find_class_names(folder) is None:
+        class_names.write_class_names(folder, photographs.class_names)
+
+
+def _facts(photographs, configs, start: str, folder: str) -> dict[str, str]:
+    """Returns what the page says of what was done, and with what."""
+    import platform
+
+    import tensorflow as tf
+
+    from efficientnet_advprop.fine_tuning import photo_report
+
+    config = next(iter(configs.values()))
+    method = next(iter(configs))
+    return {
+        "command": " ".join(["advprop fine_tune", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "photographs": f"{folder} (SHA-256 {photographs.digest[:16]})",
+        "start": start,
+        "network": photo_report.describe_size(os.path.join(_MODEL_DIR.value, method)),
+        "seeds": f"training {config.training.seed}, attacks and corruptions {_SEED}",
+        "versions": f"{_own_version()}, TensorFlow {tf.__version__}, Python"
+        f" {platform.python_version()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores,"
+        f" {len(tf.config.list_physical_devices('GPU'))} GPUs",
+    }
+
+
+def _own_version() -> str:
+    """Returns the version of this package, and the commit where it runs from a repository."""
+    try:
+        version = importlib.metadata.version("efficientnet-advprop")
+    except importlib.metadata.PackageNotFoundError:
+        version = "of no installed version"
+    root = pathlib.Path(__file__).parents[1]
+    if (root / ".git").exists():
+        git = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+        version += f" ({commit})" if commit else ""
+    return f"efficientnet-advprop {version}"
+
+
+def _next_steps(model_dir: str, photographs) -> str:
+    model_dir = shlex.quote(model_dir)
+    best = f"{model_dir}/{_METHODS.value[-1]}"
+    example = photographs.parts["test"][0].path
+    return "\n".join(
+        [
+            "What comes next:",
+            f"  python -m efficientnet_advprop.classify --model_dir={best} --which=last"
+            f" {shlex.quote(example)}",
+            f"  python -m efficientnet_advprop.export --model_dir={best} --which=last"
+            f" --export_dir={model_dir}/served",
+            f"  python examples/local_server.py {model_dir}/served   (more: docs/serving.md)",
+        ]
+    )
+
+
+def main(argv):
+    folder = _check_arguments(argv)
+    model_dir = _MODEL_DIR.value.rstrip("/")
+    print(f"looking through {folder} …", flush=True)
+    # Here, so that --help and a wrong flag do not wait for TensorFlow.
+    from efficientnet_advprop.fine_tuning import photo_report
+    from efficientnet_advprop.fine_tuning import photographs as photographs_lib
+    from efficientnet_advprop.training.loop import train
+    from tpu_utils.preemption import CTRL_C
+
+    logging.set_verbosity(logging.WARNING)
+    photographs = photographs_lib.look(folder)
+    checkpoint, variant, start = _find_start(model_dir)
+    configs = _choose_configs(photographs, checkpoint, variant)
+    print("\n".join(_describe(folder, photographs, configs, start)), flush=True)
+    if _DRY_RUN.value:
+        return 0
+    strategy = _STRATEGY.make()
+    records = os.path.join(model_dir, photo_report.RECORDS)
+    _prepare(photographs, records)
+    write_atomically(os.path.join(model_dir, "start.txt"), f"{checkpoint or 'none'}\n".encode())
+    for method, config in configs.items():
+        path = _write_config(model_dir, method, config)
+        print(f"{method} ({path}): tracing the step, about 20 s …", flush=True)
+        result = train(
+            config,
+            data_dir=records,
+            model_dir=os.path.join(model_dir, method),
+            strategy=strategy,
+        )
+        if result.step < result.total_steps:
+            return process.INTERRUPTED if result.stopped_by == CTRL_C else 0
+    print("measuring the test images …", flush=True)
+    photo_report.measure(
+        model_dir,
+        _METHODS.value,
+        len(photographs.class_names),
+        seed=_SEED,
+        autoattack=_AUTOATTACK.value,
+        strategy=strategy,
+    )
+    facts = _facts(photographs, configs, start, folder)
+    print(photo_report.write(model_dir, _METHODS.value, photographs.class_names, facts))
+    print(_next_steps(model_dir, photographs), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    program.run(main, takes_arguments=True, sigterm_exit_code=0)

@@ -59,6 +59,9 @@ _COMPARE = flags.DEFINE_string(
     "compares the results (folders or results.json) of several models in --out_dir, instead of "
     "evaluating",
 )
+_PER_CLASS = flags.DEFINE_bool(
+    "per_class", False, "the report has precision, recall and F1 of each class, and confusions"
+)
 _WATCH = flags.DEFINE_bool(
     "watch",
     False,
@@ -223,7 +226,10 @@ def main(argv):
 
         paths = [*_split(_COMPARE.value, os.path.exists), *argv[1:]]
         print(
-            report_files.write_report(paths, _OUT_DIR.value, data_dir=_DATA_DIR.value), flush=True
+            report_files.write_report(
+                paths, _OUT_DIR.value, data_dir=_DATA_DIR.value, per_class=_PER_CLASS.value
+            ),
+            flush=True,
         )
         return
     program.refuse_arguments(argv)
@@ -260,7 +266,7 @@ def main(argv):
         batch_size=_BATCH_SIZE.value,
         strategy=strategy,
     )
-    print(report_files.write_report([out_dir]), flush=True)
+    print(report_files.write_report([out_dir], per_class=_PER_CLASS.value), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-r"""Turns ImageNet's archives, a folder of images by class, or a TFDS data set into
+r"""Turns ImageNet's archives, a folder of images by class, IDX files, or a TFDS data set into
 TFRecords in the official layout.
 
 Usage:
@@ -7,6 +7,8 @@ Usage:
     python -m efficientnet_advprop.prepare --image_folder=/data/flowers --output_dir=/data/records \
         --validation_fraction=0.2
     python -m efficientnet_advprop.prepare --tfds=oxford_iiit_pet --tfds_dir=/data/tfds \
+        --output_dir=/data/records
+    python -m efficientnet_advprop.prepare --idx_dir=/usr/share/datasets/fashion-mnist \
         --output_dir=/data/records
     python -m efficientnet_advprop.prepare --check=/data/records
 
@@ -47,6 +49,12 @@ _TFDS = flags.DEFINE_string(
     "tfds", None, "name of a data set that TensorFlow Datasets has prepared in --tfds_dir"
 )
 _TFDS_DIR = flags.DEFINE_string("tfds_dir", None, "folder of the prepared data sets")
+_IDX_DIR = flags.DEFINE_string(
+    "idx_dir", None, "folder of MNIST's four IDX files, or another set's, gzipped or not"
+)
+_CLASS_NAMES = flags.DEFINE_list(
+    "class_names", None, "names of --idx_dir's classes, by label; left out: the labels"
+)
 _CHECK = flags.DEFINE_string("check", None, "folder of TFRecords in which to find all bad records")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "folder of the TFRecords, local or gs://")
 _VALIDATION_FRACTION = flags.DEFINE_float(
@@ -101,6 +109,12 @@ def _list_images():
         return {"train": train, "validation": validation}, names
     if _IMAGE_FOLDER.value:
         return _list_image_folder(_IMAGE_FOLDER.value.rstrip("/"))
+    if _IDX_DIR.value:
+        images_of = {
+            split: image_sources.list_idx(_IDX_DIR.value, split, _CLASS_NAMES.value)
+            for split in ("train", "validation")
+        }
+        return images_of, image_sources.list_class_names(images_of["train"])
     opened = {
         split: sources.open_tfds_split(_TFDS.value, _TFDS_DIR.value, split)
         for split in ("train", "validation")
@@ -202,8 +216,12 @@ def _check(folder: str) -> None:
 
 
 def _require_flags() -> None:
-    if sum(bool(flag.value) for flag in (_IMAGENET_DIR, _IMAGE_FOLDER, _TFDS)) != 1:
-        raise UsageError("give one of `--imagenet_dir`, `--image_folder` and `--tfds`.")
+    if sum(bool(flag.value) for flag in (_IMAGENET_DIR, _IMAGE_FOLDER, _IDX_DIR, _TFDS)) != 1:
+        raise UsageError(
+            "give one of `--imagenet_dir`, `--image_folder`, `--idx_dir` and `--tfds`."
+        )
+    if _CLASS_NAMES.value and not _IDX_DIR.value:
+        raise UsageError("`--class_names` goes with `--idx_dir`; other sources have their own.")
     if _TFDS.value and not _TFDS_DIR.value:
         raise UsageError(
             "`--tfds_dir` is missing; give the folder in which TensorFlow Datasets has prepared"

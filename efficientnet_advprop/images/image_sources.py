@@ -8,6 +8,7 @@ of a TFDS data set; and divides them into splits.
 
 import concurrent.futures
 import hashlib
+import io
 import os
 import posixpath
 import tarfile
@@ -15,8 +16,9 @@ from typing import Callable, NamedTuple, Optional, Sequence
 
 import tensorflow as tf
 from absl import logging
+from PIL import Image
 
-from efficientnet_advprop.data import records
+from efficientnet_advprop.data import idx_files, records
 from efficientnet_advprop.data.image_formats import is_hidden, is_image
 from efficientnet_advprop.images import image_folders
 from efficientnet_advprop.images.class_numbers import class_name, number_classes, require_known
@@ -47,8 +49,12 @@ class ImageSource(NamedTuple):
     offset: Optional[int] = None
     size: int = 0
     feature: Optional[str] = None
+    pixels: Optional[bytes] = None  # of an IDX file: its image as PNG, in place of all these
 
     def read(self) -> bytes:
+        if self.pixels is not None:
+            return self.pixels
+
         def read() -> bytes:
             with tf.io.gfile.GFile(self.path, "rb") as file:
                 if self.offset is None:
@@ -210,6 +216,36 @@ def list_tfds(split: records.Split, class_names: Sequence[str]) -> list[ImageSou
                     path, name, label, class_names[label], offset, len(row), split.image_feature
                 )
             )
+    return sources
+
+
+def list_idx(
+    folder: str, split: str, class_names: Optional[Sequence[str]] = None
+) -> list[ImageSource]:
+    """Lists the images of MNIST's files for "train" or "validation" (there "t10k").
+
+    Args:
+        class_names: by label; None: the numbers.
+    """
+    images, labels = idx_files.read_idx_split(folder, split)
+    num_classes = int(labels.max()) + 1
+    names = list(map(str, range(num_classes))) if class_names is None else class_names
+    if num_classes > len(names):
+        raise DataError(
+            f"its labels go up to {num_classes - 1}, but there are {len(names)} names of classes.",
+            folder,
+        )
+    path = idx_files.find_idx_file(folder, split, "images")
+    sources = []
+    for index, (image, label) in enumerate(zip(images, labels)):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        name = f"{split}-{index:05d}.png"
+        sources.append(
+            ImageSource(
+                path, name, int(label), names[label], index, image.size, pixels=buffer.getvalue()
+            )
+        )
     return sources
 
 

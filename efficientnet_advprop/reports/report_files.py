@@ -3,7 +3,9 @@
 It needs only the results: the models are not needed, and the data only for thumbnails.
 """
 
+import dataclasses
 import os
+import re
 from typing import Optional, Sequence
 
 from efficientnet_advprop.data import builtin_datasets
@@ -12,8 +14,8 @@ from efficientnet_advprop.evaluation.suites.registry import open_suites
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
 from efficientnet_advprop.evaluation.test_set_name import parse_name
 from efficientnet_advprop.images.class_numbers import imagenet_ids
-from efficientnet_advprop.reports import evaluation_report, pages
-from efficientnet_advprop.reports.comparison import Comparison, compare, read_measured
+from efficientnet_advprop.reports import class_report, evaluation_report, pages
+from efficientnet_advprop.reports.comparison import Comparison, Measured, compare, read_measured
 from efficientnet_advprop.reports.disagreements import OpenImages
 from efficientnet_advprop.runtime.errors import UserError
 
@@ -21,7 +23,11 @@ DEFAULT_COMPARISON = os.path.join("runs", "comparison")
 
 
 def write_report(
-    paths: Sequence[str], out_dir: Optional[str] = None, *, data_dir: Optional[str] = None
+    paths: Sequence[str],
+    out_dir: Optional[str] = None,
+    *,
+    data_dir: Optional[str] = None,
+    per_class: bool = False,
 ) -> str:
     """Reads results and writes their page and its tables.
 
@@ -49,12 +55,47 @@ def write_report(
         class_names=_class_names(comparison),
         open_images=images_below(data_dir),
     )
+    if per_class:
+        sections = _class_sections(comparison, _class_names(comparison))
+        page = dataclasses.replace(page, sections=[*page.sections, *sections])
     path = pages.write(page, out_dir)
     files = f"{pages.MARKDOWN_FILE}, {pages.LATEX_FILE} and CSV"
     return (
         f"\n{evaluation_report.format_console(comparison)}\n"
         f"The report: {path}, and the same as {files}."
     )
+
+
+def _class_sections(comparison: Comparison, names: Sequence[str]) -> list[pages.Section]:
+    """Returns precision, recall and F1 of each class, for the test sets whose images are whole:
+    neither corrupted nor attacked, nor of a few classes or categories.
+    """
+    sections = []
+    for measured in comparison.measured:
+        for test_set, result in measured.results.test_sets.items():
+            conditions = result.conditions
+            predictions = measured.predictions(test_set)
+            is_plain = (
+                parse_name(test_set).corruption is None
+                and conditions.attack is None
+                and conditions.num_categories is None
+                and conditions.class_subset_size is None
+            )
+            if predictions is None or not is_plain:
+                continue
+            num_classes = max(len(names), int(predictions.labels.max()) + 1)
+            own = names if len(names) == num_classes else list(map(str, range(num_classes)))
+            tables = [
+                class_report.class_scores(predictions, own, name=_file_name(measured, test_set)),
+                class_report.confused_pairs(predictions, own),
+            ]
+            title = f"{measured.name}, {test_set}: class by class"
+            sections.append(pages.Section(title, "Per cent.", tables=tables))
+    return sections
+
+
+def _file_name(measured: Measured, test_set: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", f"per_class_{measured.name}_{test_set}")
 
 
 def _class_names(comparison: Comparison) -> Sequence[str]:

@@ -1,16 +1,20 @@
 """IDX files, and the data set that is made of them."""
 
 import gzip
+import io
 import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from efficientnet_advprop.config import ConfigError, ExperimentConfig
-from efficientnet_advprop.data import sources
+from efficientnet_advprop.data import records, sources
 from efficientnet_advprop.data.builtin_datasets import FASHION_MNIST, load_fashion_mnist
 from efficientnet_advprop.data.idx_files import read_idx
+from efficientnet_advprop.images.labeled_images import RecordImages
 from efficientnet_advprop.runtime.errors import DataError
+from tests.conftest import run_program
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -79,6 +83,21 @@ def test_each_seed_draws_other_training_images(folder):
     config.data.num_train_examples = None
     with pytest.raises(ConfigError, match="subset_seed"):
         config.validate()
+
+
+def test_prepare_writes_the_pixels_and_names(folder, tmp_path):
+    names = "a,b,c,d,e,f,g,h,i,j"
+    done = run_program(
+        "prepare", f"--idx_dir={folder}", f"--output_dir={tmp_path}/r", f"--class_names={names}"
+    )
+    assert done.returncode == 0, done.stderr
+    images = RecordImages(records.open_split(f"{tmp_path}/r", "validation"), 10)
+    raw = read_idx(str(folder / "t10k-images-idx3-ubyte.gz"))
+    assert images.num_images == len(raw)
+    for position, expected in enumerate(raw):
+        pixels = np.asarray(Image.open(io.BytesIO(images.encoded(position))))
+        np.testing.assert_array_equal(pixels, expected)
+    assert (tmp_path / "r" / "labels_map.txt").read_text().count('"j"') == 1
 
 
 def test_missing_files_are_told(tmp_path, monkeypatch):

@@ -1,12 +1,15 @@
 """Reports as files, and `evaluate --compare` as a user calls it."""
 
+import csv
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from efficientnet_advprop.evaluation.results import Results
 from efficientnet_advprop.images.class_numbers import imagenet_ids
 from efficientnet_advprop.reports import report_files
 from efficientnet_advprop.runtime.errors import UsageError
@@ -36,6 +39,19 @@ def test_report_of_one_model_lies_beside_its_results(folders):
         "results.csv",
         "results.json",
     ]
+
+
+def test_each_class_is_shown_where_it_is_asked_for(folders, tmp_path):
+    """The mean of the recalls, weighted by the classes' images, is the accuracy."""
+    report_files.write_report(folders, str(tmp_path), per_class=True)
+    for number, folder in enumerate(folders):
+        with open(tmp_path / f"per_class_model-{number}_imagenet.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["recall"]]
+        weights = [int(row["support"]) for row in rows]
+        recalls = [float(row["recall"]) for row in rows]
+        score = Results.read(folder).test_sets["imagenet"].score
+        assert sum(weights) == score.num_images
+        np.testing.assert_allclose(np.average(recalls, weights=weights), 100 * score.top1)
 
 
 def test_compare_from_the_command_line(folders, tmp_path):

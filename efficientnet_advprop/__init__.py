@@ -7,7 +7,8 @@ TensorFlow nor Keras and leaves the environment alone: what needs them checks fo
 
 import sys
 
-# In `python -m efficientnet_advprop.train` Ctrl-C is one line from the first moment on; where
+# In `python -m efficientnet_advprop.train` Ctrl-C is one line from the first moment on, and a
+# SIGTERM of `train` too; where
 # the package is a library, it is left alone.
 if sys.argv[:1] == ["-m"] and any(
     word.startswith("efficientnet_advprop.") for word in sys.orig_argv
@@ -15,3 +16,5 @@ if sys.argv[:1] == ["-m"] and any(
     from efficientnet_advprop.runtime import process
 
     process.handle_interrupt()
+    if "efficientnet_advprop.train" in sys.orig_argv:
+        process.handle_sigterm(exit_code=0)  # a preempted machine may ask before the imports end

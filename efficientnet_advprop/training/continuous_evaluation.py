@@ -95,6 +95,7 @@ def follow(
         total_steps=total_steps,
         steps_per_epoch=num_examples / config.training.global_batch_size,
         global_batch_size=config.training.global_batch_size,
+        num_classes=config.model.num_classes,
         log=log,
     )
     log(f"following {model_dir} up to step {total_steps}")
@@ -112,7 +113,7 @@ def follow(
             score = evaluate()
             is_best = saved.save_if_best(score.top1)
             saved.wait()
-            progress.report_evaluation(step, score.top1, score.top5, score.num_images, is_best)
+            progress.report_evaluation(step, score, is_best)
             if step >= total_steps:
                 break
         else:

@@ -36,6 +36,7 @@ from tpu_utils.preemption import StopRequest
 from tpu_utils.workers import Workers
 
 _NUM_PICTURES = 8
+_FEW_UPDATES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +125,8 @@ def _run(
     checks.check_start(workers, model_dir, restored)
     place = f"going on from {restored}" if restored else f"starting in {model_dir}"
     log(_describe_start(config, data, state, strategy, workers, place))
-    ignored = ", ".join(f"`config.{name}`" for name in config.fields_without_effect())
-    if ignored:
-        log(f"warning: {config.model.variant!r} makes its own network and ignores {ignored}")
+    for warning in _warnings(config, data.train.num_records, total_steps):
+        log(f"warning: {warning}")
     #    A new run may start from released weights instead of random ones.
     if config.init.checkpoint and not restored:
         log(str(fine_tuning.initialize(state, config.init)))
@@ -141,6 +141,7 @@ def _run(
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         global_batch_size=training.global_batch_size,
+        num_classes=config.model.num_classes,
         log=log,
         writes=workers.is_chief,
     )
@@ -222,6 +223,29 @@ def _describe_start(
         f"({state.model.count_params():,} parameters) on {data.train.num_records:,} images,"
         f" {evaluated}; replicas: {replicas}; {place}"
     )
+
+
+def _warnings(config: ExperimentConfig, num_images: int, total_steps: int) -> list[str]:
+    """Returns what the run does and hardly anybody wants."""
+    warnings = []
+    ignored = ", ".join(f"`config.{name}`" for name in config.fields_without_effect())
+    if ignored:
+        warnings.append(f"{config.model.variant!r} makes its own network and ignores {ignored}")
+    # The defaults are a pod's: with a few photographs they leave a handful of updates.
+    training = config.training
+    batch = f"`config.training.global_batch_size` is {training.global_batch_size:,}"
+    if training.global_batch_size > num_images:
+        warnings.append(
+            f"{batch}, but there are {num_images:,} training images, so that one update sees"
+            " images more than once; lower it"
+        )
+    if total_steps < _FEW_UPDATES:
+        warnings.append(
+            f"the whole run makes only {total_steps} updates, too few to learn much: {batch} and"
+            f" `config.training.num_epochs` {training.num_epochs:g}; lower the one or raise the"
+            " other"
+        )
+    return warnings
 
 
 def _describe_end(
@@ -336,7 +360,7 @@ def _make_evaluation_of_averages(
         copy_for_inference(state.model, state.ema, averaged_model)
         score = score_averages()
         is_best = saved.save_if_best(score.top1)
-        progress.report_evaluation(step, score.top1, score.top5, score.num_images, is_best)
+        progress.report_evaluation(step, score, is_best)
         if make_pictures is not None:
             progress.show_pictures(step, *make_pictures())
 

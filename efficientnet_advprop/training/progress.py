@@ -3,8 +3,8 @@
     <model_dir>/metrics.jsonl   one JSON object per report, with "step", "epoch" and the metrics
     <model_dir>/summaries/      the same for TensorBoard, and pictures of the attack
 
-Losses are cross-entropies (with label smoothing, without weight decay), and accuracies
-lie in [0, 1]. Training metrics are those of the network in training mode, as means over
+Losses are cross-entropies (in training with label smoothing, never with weight decay), and
+accuracies lie in [0, 1]. Training metrics are those of the network in training mode, as means over
 all images since the last report.
 """
 
@@ -19,6 +19,7 @@ from typing import Callable, Iterator, Mapping
 import tensorflow as tf
 from absl import logging
 
+from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.runtime.errors import brief_message
 from efficientnet_advprop.runtime.files import (
     format_duration,
@@ -43,6 +44,7 @@ class Progress:
         total_steps: the number of updates at the end of the run.
         steps_per_epoch: may be fractional.
         global_batch_size: clean images per update.
+        num_classes: of the network; for fewer than ten the console leaves out top-5.
         log: a function that prints a line on the console.
         writes: False in processes that leave all reports to another process.
     """
@@ -55,6 +57,7 @@ class Progress:
         total_steps: int,
         steps_per_epoch: float,
         global_batch_size: int,
+        num_classes: int,
         log: Callable[[str], None],
         writes: bool = True,
     ):
@@ -63,6 +66,7 @@ class Progress:
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._global_batch_size = global_batch_size
+        self._num_classes = num_classes
         self._path = os.path.join(model_dir, METRICS_FILE)
         # A thread of its own writes the files, because writing to a remote file system
         # would delay the training.
@@ -77,7 +81,9 @@ class Progress:
 
     @contextlib.contextmanager
     def timing(self, num_steps: int) -> Iterator[None]:
-        """Takes the time of a device loop, the body."""
+        """Takes the time of a device loop, the body; says before the first why it takes long."""
+        if not self._has_timed:
+            self.log("tracing the training step, which takes seconds to minutes …")
         started = time.perf_counter()
         yield
         self.add_time(num_steps, time.perf_counter() - started)
@@ -110,16 +116,18 @@ class Progress:
         self.log(line)
         self._record(step, figures)
 
-    def report_evaluation(
-        self, step: int, top1: float, top5: float, num_images: int, is_best: bool
-    ) -> None:
-        """Reports the validation accuracy of the averaged weights."""
+    def report_evaluation(self, step: int, score: Score, is_best: bool) -> None:
+        """Reports the validation loss and accuracy of the averaged weights."""
         note = ", the best so far" if is_best else ""
+        # Among five of a few classes the right one is found by chance.
+        top5 = f"  top-5 {100 * score.top5:.2f} %" if self._num_classes >= 10 else ""
         self.log(
-            f"step {step}/{self._total_steps}  validation top-1 {100 * top1:.2f} %  "
-            f"top-5 {100 * top5:.2f} % of {num_images}{note}"
+            f"step {step}/{self._total_steps}  validation loss {score.loss:.3f}"
+            f"  top-1 {100 * score.top1:.2f} %{top5} of {score.num_images}{note}"
         )
-        self._record(step, {"eval_top1": top1, "eval_top5": top5, "eval_num_images": num_images})
+        figures = {"loss": score.loss, "top1": score.top1, "top5": score.top5}
+        figures["num_images"] = score.num_images
+        self._record(step, {f"eval_{name}": value for name, value in figures.items()})
 
     def show_pictures(self, step: int, images: tf.Tensor, adversarial_images: tf.Tensor) -> None:
         """Shows `picture_grid` of the images, float [n, height, width, 3]."""

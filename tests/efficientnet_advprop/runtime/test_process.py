@@ -74,6 +74,17 @@ def test_a_signal_ends_a_program_with_one_line(name, code, moment, tmp_path):
     assert done.stdout == ("cleaned up\n" if moment == "running" else "")
 
 
+@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 0)])
+@pytest.mark.parametrize("door", ["efficientnet_advprop.train", "efficientnet_advprop train"])
+def test_a_signal_before_anything_is_imported(name, code, door, tmp_path, monkeypatch):
+    """absl is the first that `train` imports from elsewhere."""
+    (tmp_path / "absl.py").write_text(f"import os, signal\nos.kill(os.getpid(), signal.{name})\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = run("-m", *door.split())
+    assert done.returncode == code
+    assert done.stderr == f"stopped by {'Ctrl-C' if code else 'SIGTERM'}.\n"
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_signal_before_training_begins(number, code, tmp_path):
     """While the program imports TensorFlow, whenever that is."""

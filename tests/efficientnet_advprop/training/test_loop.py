@@ -62,6 +62,27 @@ def test_it_ends_where_it_should(finished):
         lines[0].startswith("advprop training of efficientnet-b0")
         and "all 6 steps are done" in lines[-1]
     )
+    assert any("tracing" in line for line in lines[1:3])
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert len(warnings) == 1 and "only 6 updates" in warnings[0]
+    assert "`config.training.global_batch_size` is 10" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    "batch, num_images, total_steps, named",
+    [
+        (10, 10, 100, []),  # both bounds are met
+        (10, 9, 100, ["`config.training.global_batch_size` is 10, but there are 9 "]),
+        (10, 10, 99, ["only 99 updates"]),
+        (4096, 60, 5, ["is 4,096, but there are 60 ", "only 5 updates"]),
+    ],
+)
+def test_a_batch_too_large_for_the_data_is_told(batch, num_images, total_steps, named):
+    config = tiny_run.make_config()
+    config.training.global_batch_size = batch
+    warnings = loop._warnings(config, num_images, total_steps)
+    assert len(warnings) == len(named)
+    assert all(text in warning for text, warning in zip(named, warnings))
 
 
 def test_reports(finished):

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.training import progress
 
+SCORE = Score(100, 50, 90, total_loss=125.0)
 
-def make_progress(model_dir, start_step=0, lines=None):
+
+def make_progress(model_dir, start_step=0, lines=None, num_classes=10):
     log = (lambda line: None) if lines is None else lines.append
     return progress.Progress(
         str(model_dir),
@@ -18,6 +21,7 @@ def make_progress(model_dir, start_step=0, lines=None):
         total_steps=1000,
         steps_per_epoch=100,
         global_batch_size=50,
+        num_classes=num_classes,
         log=log,
     )
 
@@ -49,22 +53,33 @@ def test_speed_and_remaining_time_leave_out_the_first_loop(tmp_path):
 
 def test_metrics_are_json_of_the_standard(tmp_path):
     reports = make_progress(tmp_path)
-    reports.report_evaluation(10, math.nan, 0.9, 100, False)
+    reports.report_evaluation(10, Score(100, 50, 90, total_loss=math.nan), False)
     reports.close()
     json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
-    assert math.isnan(progress.read_metrics(str(tmp_path))[0]["eval_top1"])
+    assert math.isnan(progress.read_metrics(str(tmp_path))[0]["eval_loss"])
+
+
+@pytest.mark.parametrize("num_classes, top5", [(9, ""), (10, "  top-5 90.00 %")])
+def test_evaluation_shows_loss_and_top5_where_it_says_something(num_classes, top5, tmp_path):
+    lines = []
+    reports = make_progress(tmp_path, lines=lines, num_classes=num_classes)
+    reports.report_evaluation(10, SCORE, True)
+    reports.close()
+    assert f"validation loss 1.250  top-1 50.00 %{top5} of 100, the best so far" in lines[0]
+    (entry,) = progress.read_metrics(str(tmp_path))
+    assert (entry["eval_loss"], entry["eval_top1"], entry["eval_top5"]) == (1.25, 0.5, 0.9)
 
 
 def test_reports_after_the_restored_step_are_dropped(tmp_path):
     reports = make_progress(tmp_path)
     for step in (10, 20, 30):
-        reports.report_evaluation(step, 0.5, 0.9, 100, False)
+        reports.report_evaluation(step, SCORE, False)
     reports.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 40, "epo')  # killed here
     assert [entry["step"] for entry in progress.read_metrics(str(tmp_path))] == [10, 20, 30]
     reports = make_progress(tmp_path, start_step=20)
-    reports.report_evaluation(30, 0.75, 0.9, 100, True)
+    reports.report_evaluation(30, Score(100, 75, 90), True)
     reports.close()
     entries = progress.read_metrics(str(tmp_path))
     assert [(entry["step"], entry["eval_top1"]) for entry in entries] == [
@@ -120,7 +135,7 @@ def test_summaries_after_the_restored_step_are_dropped_too(tmp_path):
     for start_step, steps in ((0, (10, 20, 30)), (20, (30, 40)), (30, (40, 50)), (5, (10,))):
         reports = make_progress(tmp_path, start_step=start_step)
         for step in steps:
-            reports.report_evaluation(step, 0.5, 0.9, 100, False)
+            reports.report_evaluation(step, SCORE, False)
         reports.close()
         if start_step == 0:  # as a process leaves it that was killed while writing
             (path,) = (tmp_path / "summaries").iterdir()

@@ -52,6 +52,7 @@ def main(argv):
     ):
         if not flag.value:
             raise ConfigError(f"`--{flag.name}` is missing; give {what}.")
+    print("loading TensorFlow, then checking config, data and checkpoints …", flush=True)
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from efficientnet_advprop.training.loop import train
     from tpu_utils import profiler_server

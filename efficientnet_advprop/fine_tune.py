@@ -78,9 +78,12 @@ def _check_arguments(argv) -> str:
 
 
 def _find_start(model_dir: str) -> tuple:
-    """Returns the checkpoint to start from (None: scratch), its variant, and a line on it."""
+    """Returns the checkpoint to start from (None: scratch), the config's fields of its network,
+    and a line on it.
+    """
     from efficientnet_advprop.models.checkpoints import checkpoint_contents, checkpoint_sources
     from efficientnet_advprop.models.checkpoints.checkpoint_sources import CheckpointError
+    from efficientnet_advprop.models.checkpoints.model_settings import known_settings
 
     told = os.path.join(model_dir, "start.txt")  # of an earlier call: every method has the same
     wanted = _CHECKPOINT.value
@@ -94,23 +97,40 @@ def _find_start(model_dir: str) -> tuple:
             )
         wanted = earlier
     if wanted == "none":
-        return None, "b0", "from scratch"
+        return None, {}, "from scratch"
     try:
         prefix = checkpoint_sources.find_checkpoint(wanted)
     except CheckpointError as error:
         if _NO_SCRATCH.value or flags.FLAGS["checkpoint"].present or os.path.exists(told):
             raise
         first_line = str(error).partition("\n")[0]
-        return None, "b0", f"from scratch, since {wanted} cannot be had: {first_line}"
-    architecture = checkpoint_contents.read_contents(prefix).architecture
+        return None, {}, f"from scratch, since {wanted} cannot be had: {first_line}"
+    contents = checkpoint_contents.read_contents(prefix)
+    architecture = contents.architecture
     if architecture is None:
         raise CheckpointError(f"{wanted!r} holds no network that this program can train.")
-    return wanted, architecture.variant, f"{wanted} ({architecture})"
+    settings = known_settings(wanted, contents)
+    if "normalization" not in settings:
+        raise CheckpointError(
+            f"{wanted!r} is no official name, and no settings file beside it says how its pixels"
+            " are normalised; use `train` with --config.init.checkpoint and"
+            " --config.model.normalization."
+        )
+    network = {
+        "variant": architecture.variant,
+        "width_coefficient": architecture.width_coefficient,
+        "depth_coefficient": architecture.depth_coefficient,
+        **{
+            name: settings[name]
+            for name in ("normalization", "batch_norm_epsilon", "activation")
+            if name in settings
+        },
+    }
+    return wanted, network, f"{wanted} ({architecture})"
 
 
-def _choose_configs(photographs, checkpoint, variant) -> dict:
+def _choose_configs(photographs, checkpoint, network) -> dict:
     from efficientnet_advprop.fine_tuning import choices
-    from efficientnet_advprop.models.checkpoints.published_checkpoints import find_published
 
     configs = {}
     for method in _METHODS.value:
@@ -119,11 +139,10 @@ def _choose_configs(photographs, checkpoint, variant) -> dict:
             num_train=len(photographs.parts["train"]),
             num_classes=len(photographs.class_names),
             checkpoint=checkpoint,
-            variant=variant,
+            variant=network.get("variant", "b0"),
         )
-        published = checkpoint and find_published(checkpoint)
-        if published:
-            config.model.normalization = published.normalization
+        for name, value in network.items():
+            setattr(config.model, name, value)
         config.training.seed = _SEED
         program.apply_overrides(config)
         config.validate()
@@ -266,8 +285,8 @@ def main(argv):
 
     logging.set_verbosity(logging.WARNING)
     photographs = photographs_lib.look(folder)
-    checkpoint, variant, start = _find_start(model_dir)
-    configs = _choose_configs(photographs, checkpoint, variant)
+    checkpoint, network, start = _find_start(model_dir)
+    configs = _choose_configs(photographs, checkpoint, network)
     print("\n".join(_describe(folder, photographs, configs, start)), flush=True)
     if _DRY_RUN.value:
         return 0

@@ -39,7 +39,8 @@ _MAX_PERTURBATION_GAIN = 16
 def make_page(summary: Summary, output_dir: str) -> Page:
     """Returns the page of the runs in `output_dir`, which must be done."""
     study = summary.study
-    first_runs = {arm: study.find_run(f"{arm}/seed_{study.seeds[0]}") for arm in study.arms}
+    names = [f"{arm}/seed_{study.seeds[0]}" for arm in study.arms]
+    first_runs = dict(zip(study.arms, study.find_runs(names)))
     folders = {arm: run_dir(output_dir, run.name) for arm, run in first_runs.items()}
     config = first_runs["advprop"].config
     data_dir = os.path.join(output_dir, "data")

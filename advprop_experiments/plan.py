@@ -131,15 +131,16 @@ class Study:
         """The built-in data set of all arms, a name of `config.BUILTIN`."""
         return next(iter(self.arms.values())).config.data.source
 
-    def find_run(self, name: str) -> Run:
-        """Returns the run with this name, or raises a `ConfigError`."""
+    def find_runs(self, names: Sequence[str]) -> list[Run]:
+        """Returns the runs with these names, or raises a `ConfigError`."""
         runs = {run.name: run for run in self.runs()}
-        if name not in runs:
-            raise ConfigError(
-                f"`--run` is {name!r}, but the study has no such run; "
-                f"`--list` shows all {len(runs)}."
-            )
-        return runs[name]
+        for name in names:
+            if name not in runs:
+                raise ConfigError(
+                    f"`--run` is {name!r}, but the study has no such run; "
+                    f"`--list` shows all {len(runs)}."
+                )
+        return [runs[name] for name in names]
 
     def metrics_of(self, run: Run) -> list[str]:
         """Returns the metrics that are measured of a run."""

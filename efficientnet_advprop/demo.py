@@ -35,7 +35,7 @@ _AUTOATTACK_IMAGES = flags.DEFINE_integer(
     1,
     1000,
 )
-_RUN = flags.DEFINE_string("run", None, "only this run, in this process: <method>/seed_<n>")
+_RUN = flags.DEFINE_list("run", None, "only these runs, in this process: <method>/seed_<n>,…")
 
 
 def main(argv):
@@ -52,7 +52,7 @@ def main(argv):
     study = demonstration.make_study(config, autoattack_images=_AUTOATTACK_IMAGES.value)
     plan.claim_output_dir(study, output_dir)
     if _RUN.value:
-        execution.execute(study.find_run(_RUN.value), study, output_dir)
+        execution.execute_runs(study.find_runs(_RUN.value), study, output_dir)
         return
     num_parallel = _NUM_PARALLEL.value or run_scores.default_num_parallel()
     for method, description in demonstration.DESCRIPTIONS.items():

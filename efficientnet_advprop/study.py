@@ -89,7 +89,7 @@ def main(argv):
     added = plan.claim_output_dir(study, output_dir)
     if _RUN.value:
         logging.set_verbosity(logging.WARNING)
-        execution.execute_runs([study.find_run(name) for name in _RUN.value], study, output_dir)
+        execution.execute_runs(study.find_runs(_RUN.value), study, output_dir)
         return
     if not _REPORT.value:
         left = format_duration(run_scores.seconds_left(study, output_dir, num_parallel))

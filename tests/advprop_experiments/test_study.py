@@ -362,7 +362,7 @@ def test_files_that_are_no_study_are_refused(tmp_path):
         with pytest.raises(ConfigError, match=said):
             plan.load_study(str(tmp_path / file))
     with pytest.raises(ConfigError, match="`--run` is 'best/seed_1'.*all 6"):
-        make_study().find_run("best/seed_1")
+        make_study().find_runs(["vanilla/seed_1", "best/seed_1"])
 
 
 def test_the_studies_of_configs_are_valid():

@@ -26,6 +26,13 @@ def test_other_data_are_refused(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_a_process_takes_several_runs(tmp_path):
+    """As `execute_all` starts it; of two names the wrong one is told."""
+    result = run_demo(tmp_path, "--run=advprop/seed_91,best/seed_1")
+    assert result.returncode == 2
+    assert "`--run` is 'best/seed_1'" in result.stderr
+
+
 @pytest.mark.slow
 def test_demo_from_nothing_and_again(tmp_path):
     short = [

@@ -68,6 +68,8 @@ def _check_arguments(argv) -> str:
         )
     if not _MODEL_DIR.value:
         raise UsageError("`--model_dir` is missing; give a folder for everything that is made.")
+    if _NO_SCRATCH.value and _CHECKPOINT.value == "none":
+        raise UsageError("`--no_scratch` does not go with `--checkpoint=none`; leave one out.")
     unknown = [name for name in _METHODS.value if name not in METHODS]
     if unknown or len(set(_METHODS.value)) < len(_METHODS.value) or not _METHODS.value:
         raise UsageError(
@@ -90,7 +92,7 @@ def _find_start(model_dir: str) -> tuple:
     if os.path.exists(told):
         with open(told, encoding="utf-8") as file:
             earlier = file.read().strip()
-        if wanted not in (earlier, "b0-advprop"):
+        if wanted != earlier and flags.FLAGS["checkpoint"].present:
             raise UsageError(
                 f"`--checkpoint` is {wanted!r}, but the runs in {model_dir!r} started from"
                 f" {earlier!r}; take another `--model_dir`."

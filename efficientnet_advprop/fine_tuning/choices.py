@@ -1,7 +1,7 @@
 """What is chosen for the size of the data: one table, which docs/own_images.md explains.
 
-    start = choose(num_train=300, num_classes=5, checkpoint="b0-advprop", smallest=256)
-    start.configs["advprop"].training.num_epochs
+    config = choose("advprop", num_train=300, num_classes=5, checkpoint="b0-advprop")
+    config.training.num_epochs
 
 All of it is our own judgement, from the papers' recipes and from small data sets; each
 field can be overridden by its `--config.…` flag.

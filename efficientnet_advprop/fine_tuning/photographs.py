@@ -168,7 +168,9 @@ def _divide(
     sources: Sequence[ImageSource], seen: Mapping[ImageSource, _Seen], names: Sequence[str]
 ) -> dict[str, list[ImageSource]]:
     """Divides each class by its files' contents: each group of near-identical images stands
-    where its own hash says, so that adding other images does not move it.
+    where its own hash says, so that adding other images does not move it. Exceptions: a near
+    copy joins its group, whose hash may change; and a part that would have no image of a class
+    takes one.
     """
     parts: dict[str, list[ImageSource]] = {part: [] for part in PARTS}
     for label, name in enumerate(names):

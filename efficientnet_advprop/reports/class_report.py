@@ -11,7 +11,6 @@ import numpy as np
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.reports.table import Cell, Table, percent
 
-MAX_DRAWN = 40  # classes of a confusion matrix; of more, the most confused pairs are listed
 _NUM_PAIRS = 20
 
 

@@ -59,6 +59,7 @@ def test_a_dry_run_says_what_would_be_done_and_makes_nothing(folder, tmp_path):
         (("nowhere",), "--model_dir"),
         (("nowhere", "--model_dir=x", "--methods=vanilla,best"), "best"),
         (("nowhere", "--model_dir=x", "--config=digits"), "--config"),
+        (("nowhere", "--model_dir=x", "--checkpoint=none", "--no_scratch"), "--no_scratch"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, word, tmp_path):

@@ -7,7 +7,7 @@ other images.
 import dataclasses
 import math
 import statistics
-from typing import Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 from scipy import optimize, stats
 
@@ -54,6 +54,11 @@ class Estimate:
         return cls(tuple(values), mean, interval, float(test.pvalue))
 
 
+def common_seeds(arms: Iterable[str], accuracies: Mapping[str, Mapping[int, Any]]) -> list[int]:
+    """Returns the seeds, in order, that all arms have."""
+    return sorted(set.intersection(*(set(accuracies.get(arm, ())) for arm in arms)))
+
+
 def contrast_values(
     weights: Mapping[str, float], accuracies: Mapping[str, Mapping[int, float]]
 ) -> dict[int, float]:
@@ -63,10 +68,9 @@ def contrast_values(
         weights: arm → weight.
         accuracies: arm → seed → accuracy.
     """
-    seeds = set.intersection(*(set(accuracies.get(arm, ())) for arm in weights))
     return {
         seed: math.fsum(weight * accuracies[arm][seed] for arm, weight in weights.items())
-        for seed in sorted(seeds)
+        for seed in common_seeds(weights, accuracies)
     }
 
 

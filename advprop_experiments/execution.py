@@ -17,8 +17,6 @@ import time
 from concurrent import futures
 from typing import Callable, Mapping, Optional, Sequence
 
-import tensorflow as tf
-
 from advprop_experiments.plan import Run, Study
 from advprop_experiments.run_scores import (
     SCORES_FILE,
@@ -44,6 +42,7 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
     with_attack,
 )
 from efficientnet_advprop.evaluation.test_set_name import parse_name
+from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.runtime.errors import RunError, list_lines
 from efficientnet_advprop.runtime.files import format_duration, to_json, write_atomically
 from efficientnet_advprop.training import checkpoints, loop
@@ -88,7 +87,7 @@ def execute_runs(runs: Sequence[Run], study: Study, output_dir: str) -> None:
         if read_scores(output_dir, run.name) is None and execute(run, study, output_dir) is None:
             return  # SIGTERM
         # Traced functions and their variables would pile up.
-        tf.keras.backend.clear_session()
+        keras.backend.clear_session()
 
 
 def choose_test_sets(run: Run, study: Study, data_dir: str) -> dict[str, list[TestSet]]:

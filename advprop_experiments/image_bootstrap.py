@@ -12,7 +12,7 @@ from typing import Mapping, Sequence
 
 import numpy as np
 
-from advprop_experiments.estimates import CONFIDENCE
+from advprop_experiments.estimates import CONFIDENCE, common_seeds
 from advprop_experiments.run_scores import unpack_images
 
 _NUM_DRAWS = 2000
@@ -39,9 +39,11 @@ def contrast_by_image(
         weights: arm → weight.
         accuracies: arm → seed → float64 [images].
     """
-    seeds = sorted(set.intersection(*(set(accuracies.get(arm, ())) for arm in weights)))
     return np.array(
-        [sum(weight * accuracies[arm][seed] for arm, weight in weights.items()) for seed in seeds]
+        [
+            sum(weight * accuracies[arm][seed] for arm, weight in weights.items())
+            for seed in common_seeds(weights, accuracies)
+        ]
     )
 
 

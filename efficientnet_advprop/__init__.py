@@ -7,14 +7,11 @@ TensorFlow nor Keras and leaves the environment alone: what needs them checks fo
 
 import sys
 
-# In `python -m efficientnet_advprop.train` Ctrl-C is one line from the first moment on, and a
-# SIGTERM of `train` too; where
-# the package is a library, it is left alone.
-if sys.argv[:1] == ["-m"] and any(
-    word.startswith("efficientnet_advprop.") for word in sys.orig_argv
-):
+# In `python -m efficientnet_advprop.train` Ctrl-C is one line from the first moment on, and
+# SIGTERM too where a program saves; where the package is a library, they are left alone.
+_programs = [word for word in sys.orig_argv if word.startswith("efficientnet_advprop.")]
+if sys.argv[:1] == ["-m"] and _programs:
     from efficientnet_advprop.runtime import process
 
     process.handle_interrupt()
-    if "efficientnet_advprop.train" in sys.orig_argv:
-        process.handle_sigterm(exit_code=0)  # a preempted machine may ask before the imports end
+    process.handle_sigterm_of(_programs[0].partition(".")[2])

@@ -16,7 +16,6 @@ Ctrl-C and SIGTERM save at any moment; the same command goes on. Configs are wri
 MODEL_DIR/configs, with which `train` alone does the same. Exit codes as of `train`.
 """
 
-import importlib.metadata
 import os
 import pathlib
 import shlex
@@ -32,6 +31,7 @@ from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.runtime import process
 from efficientnet_advprop.runtime.errors import UsageError
 from efficientnet_advprop.runtime.files import write_atomically
+from efficientnet_advprop.runtime.stack import installed_version
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "not of this program: the table chooses; --config.FIELD=VALUE overrides"
@@ -152,12 +152,10 @@ def _choose_configs(photographs, checkpoint, network) -> dict:
     return configs
 
 
-def _updates(config, num_train: int) -> int:
-    return int(config.training.num_epochs * num_train / config.training.global_batch_size)
-
-
 def _describe(folder: str, photographs, configs, start: str) -> list[str]:
     """Returns at most twelve lines on what will be done."""
+    from efficientnet_advprop.training.build import count_steps
+
     config = next(iter(configs.values()))
     model, data, training = config.model, config.data, config.training
     counts = {part: len(images) for part, images in photographs.parts.items()}
@@ -167,7 +165,7 @@ def _describe(folder: str, photographs, configs, start: str) -> list[str]:
         + ", ".join(f"{count} images for {part}" for part, count in counts.items()),
         f"start: {start}",
         f"network: {model.variant}, width {model.width_coefficient or 1:g}, whole images at {size}",
-        f"training of {', '.join(configs)}: {_updates(config, counts['train'])} updates of"
+        f"training of {', '.join(configs)}: {count_steps(config, counts['train'])} updates of"
         f" {training.global_batch_size} images, {training.num_epochs:.1f} epochs"
         f" (AdvProp: ε {config.attack.epsilon:g}, {config.attack.num_steps} step); the first steps"
         " tell how long it takes",
@@ -247,10 +245,7 @@ def _facts(photographs, configs, start: str, folder: str) -> dict[str, str]:
 
 def _own_version() -> str:
     """Returns the version of this package, and the commit where it runs from a repository."""
-    try:
-        version = importlib.metadata.version("efficientnet-advprop")
-    except importlib.metadata.PackageNotFoundError:
-        version = "of no installed version"
+    version = installed_version("efficientnet-advprop") or "of no installed version"
     root = pathlib.Path(__file__).parents[1]
     if (root / ".git").exists():
         git = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
@@ -298,7 +293,7 @@ def main(argv):
     write_atomically(os.path.join(model_dir, "start.txt"), f"{checkpoint or 'none'}\n".encode())
     for method, config in configs.items():
         path = _write_config(model_dir, method, config)
-        print(f"{method} ({path}): tracing the step, about 20 s …", flush=True)
+        print(f"{method}: {path}", flush=True)
         result = train(
             config,
             data_dir=records,
@@ -323,4 +318,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    program.run(main, takes_arguments=True, sigterm_exit_code=0)
+    code = process.SIGTERM_EXIT_CODES["fine_tune"]
+    program.run(main, takes_arguments=True, sigterm_exit_code=code)

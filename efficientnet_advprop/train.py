@@ -67,4 +67,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    program.run(main, sigterm_exit_code=0)
+    program.run(main, sigterm_exit_code=process.SIGTERM_EXIT_CODES["train"])

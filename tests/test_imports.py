@@ -109,7 +109,7 @@ def test_no_import_runs_up():
 
 
 def test_every_import_of_ours_exists():
-    """Of the tests, examples and benchmarks, too, whose imports inside of functions run late."""
+    """Covers tests, examples and benchmarks, whose imports inside of functions run late."""
     folders = (PACKAGE, "tpu_utils", "advprop_experiments", "advprop_preflight")
     own = tuple(f"{folder}." for folder in folders)
     files = [

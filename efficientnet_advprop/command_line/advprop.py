@@ -42,8 +42,7 @@ def main() -> None:
         print("--config=NAME, or --config=NAME:VARIANT where something may follow the colon")
         print(*recipes.describe(), sep="\n")
     elif name in known:
-        if name == "train":
-            process.handle_sigterm(exit_code=0)  # as `python -m efficientnet_advprop.train`
+        process.handle_sigterm_of(name)
         sys.argv = [f"advprop {name}", *sys.argv[2:]]
         runpy.run_module(f"efficientnet_advprop.{name}", run_name="__main__", alter_sys=True)
     else:

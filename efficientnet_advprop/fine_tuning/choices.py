@@ -1,4 +1,4 @@
-"""What is chosen for the size of the data: one table, which docs/own_images.md explains.
+"""Chooses a recipe for the size of the data, by one table, which docs/own_images.md explains.
 
     config = choose("advprop", num_train=300, num_classes=5, checkpoint="b0-advprop")
     config.training.num_epochs
@@ -14,7 +14,7 @@ from efficientnet_advprop.models import scaling
 
 
 class Row(NamedTuple):
-    """What holds up to a number of training images."""
+    """The choices up to a number of training images."""
 
     up_to: float
     batch: int  # small, so that few images still make many updates

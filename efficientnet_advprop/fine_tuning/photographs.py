@@ -48,9 +48,6 @@ class Photographs:
     notes: Sequence[str]
     digest: str
 
-    def count(self, part: str, label: int) -> int:
-        return sum(source.label == label for source in self.parts[part])
-
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:

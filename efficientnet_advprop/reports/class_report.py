@@ -1,4 +1,4 @@
-"""What a network does class by class: precision, recall, F1, and what it takes for what.
+"""Scores a network class by class: precision, recall, F1, and confusions.
 
 class_scores(predictions, ["cat", "dog"])                     # a `Table`
 charts.matrix_chart(confusion_matrix(predictions, 2), names)  # an `<svg>`

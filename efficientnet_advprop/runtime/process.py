@@ -15,6 +15,8 @@ from types import FrameType
 from typing import Optional
 
 INTERRUPTED = 130  # the convention of shells: 128 + SIGINT
+# Programs that save their state: a preempted machine may ask before their imports end.
+SIGTERM_EXIT_CODES = {"train": 0, "fine_tune": 0}
 UNREAD = 141  # likewise, SIGPIPE: who reads the output, such as `head`, has ended
 
 
@@ -115,6 +117,12 @@ def handle_sigterm(exit_code: int) -> None:
     """Has SIGTERM stop the program as Ctrl-C does, with this exit code."""
     stop.exit_codes = {**stop.exit_codes, signal.SIGTERM: exit_code}
     signal.signal(signal.SIGTERM, stop)
+
+
+def handle_sigterm_of(program: str) -> None:
+    """Has SIGTERM stop one of the programs that then save; leaves it alone in others."""
+    if program in SIGTERM_EXIT_CODES:
+        handle_sigterm(SIGTERM_EXIT_CODES[program])
 
 
 def leave_output() -> int:

@@ -48,9 +48,10 @@ def test_values_are_read_gzipped_or_not(tmp_path):
         b"\0\0\x0d\1\0\0\0\1\0\0\0\0",  # of floats
         idx(np.zeros((2, 3), np.uint8))[:-1],
         idx(np.zeros((2, 3), np.uint8)) + b"\0",
-        gzip.compress(idx(np.zeros(9, np.uint8)))[:-9],
+        gzip.compress(idx(np.zeros(9, np.uint8)), mtime=0)[:-9],
         b"\0\0\x08\xff\0\0\0\1",
     ],
+    ids=["empty", "floats", "short", "long", "cut gzip", "sizes"],
 )
 def test_other_files_are_refused_by_name(tmp_path, contents):
     (tmp_path / "file").write_bytes(contents)

@@ -9,7 +9,7 @@ Usage:
     python benchmarks/preflight.py --price_per_chip_hour=0.50,2.00
 
 The results come from `python -m efficientnet_advprop.preflight`, that is, from the TPU's compiler.
-docs/launching.md explains them, and docs/maintainers/measurements.md contains the table.
+docs/launching.md explains them.
 """
 
 import json

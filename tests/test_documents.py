@@ -265,15 +265,18 @@ def test_experiments_quote_the_published_figures():
     assert quoted == 7 * 9
 
 
-def test_measurements_have_the_preflights_table_and_others_its_chip_hours():
+@pytest.fixture(scope="module")
+def preflight_table() -> str:
     spec = importlib.util.spec_from_file_location(
         "preflight_table", ROOT / "benchmarks/preflight.py"
     )
     preflight = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(preflight)
-    table = preflight.table()
-    assert table in read("docs/maintainers/measurements.md")
-    header, _, *lines = rows(table)
+    return preflight.table()
+
+
+def test_pages_quote_the_preflights_chip_hours(preflight_table):
+    header, _, *lines = rows(preflight_table)
     name, cores, cost = (header.index(title) for title in ("recipe", "TPU, cores", "chip-hours"))
     hours = {(line[name], line[cost]) for line in lines if line[cores] == "v3:2x2, 8"}
     quoted = {
@@ -298,13 +301,11 @@ def test_measurements_have_the_preflights_table_and_others_its_chip_hours():
                 assert figure == f"{float(price) * int(hours_told.replace(',', '')):,.0f}"
 
 
-def test_the_recipes_for_eight_cores_are_those_that_the_preflight_has_fitted():
-    """launching.md's accumulation steps and chip-hours, against the table of measurements."""
+def test_the_recipes_for_eight_cores_are_those_that_the_preflight_has_fitted(preflight_table):
+    """launching.md's accumulation steps and chip-hours, against the preflight's table."""
     row = r"\| AdvProp (B\d) \| (v3:2x2, 8|v5e:2x2, 4) \| (\d+) \| ≈ (\d+) \|(.*)\|"
     fitted = {}
-    for variant, topology, images, _, rest in re.findall(
-        row, read("docs/maintainers/measurements.md")
-    ):
+    for variant, topology, images, _, rest in re.findall(row, preflight_table):
         hours = rest.split("|")[3].strip()
         fitted[variant.lower(), topology[:2]] = (int(images), hours)
     recipes_of = re.findall(

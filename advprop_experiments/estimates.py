@@ -1,17 +1,22 @@
 """Means over seeds with intervals, paired tests of contrasts, and their power.
 
-The seeds are the sample: an interval describes other seeds on the same images, not
-other images.
+The seeds are the sample: Student's interval describes other seeds on the same images, not
+other images. `bootstrap_interval` describes both.
 """
 
 import dataclasses
 import math
 import statistics
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Optional, Sequence
 
+import numpy as np
 from scipy import optimize, stats
 
+from advprop_experiments.plan import unpack_images
+
 CONFIDENCE = 0.95
+_NUM_DRAWS = 2000
+_DRAWING_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +77,52 @@ def contrast_values(
         seed: math.fsum(weight * accuracies[arm][seed] for arm, weight in weights.items())
         for seed in common_seeds(weights, accuracies)
     }
+
+
+def image_accuracy(packed: Mapping[str, Mapping], name: Optional[str] = None) -> np.ndarray:
+    """Returns float64 [images]: the mean over test sets of the same images, or of one of them,
+    of whether each is classified correctly.
+
+    Args:
+        packed: test set → `plan.pack_images`.
+    """
+    sets = packed.values() if name is None else [packed[name]]
+    return np.mean([unpack_images(one) for one in sets], axis=0)
+
+
+def contrast_by_image(
+    weights: Mapping[str, float], accuracies: Mapping[str, Mapping[int, np.ndarray]]
+) -> np.ndarray:
+    """Does as `contrast_values` for accuracies float64 [images]: float64 [seeds, images]."""
+    return np.array(
+        [
+            sum(weight * accuracies[arm][seed] for arm, weight in weights.items())
+            for seed in common_seeds(weights, accuracies)
+        ]
+    )
+
+
+def bootstrap_interval(values: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Returns the 95 % percentile interval of the mean of [seeds, images]; (nan, nan) with
+    fewer than two seeds.
+
+    Seeds and images are drawn anew, each with replacement, as A. B. Owen does it ("The
+    pigeonhole bootstrap", Annals of Applied Statistics 2007), who shows that the result
+    is, if anything, too wide.
+    """
+    values = np.asarray(values)
+    if len(values) < 2:
+        return (math.nan, math.nan)
+    num_seeds, num_images = values.shape
+    generator = np.random.default_rng(_DRAWING_SEED)
+    seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), _NUM_DRAWS)
+    means = []
+    for drawn in seeds:  # one after the other: [draws, images] would not fit
+        images = generator.multinomial(num_images, np.full(num_images, 1 / num_images))
+        means.append((drawn @ values) @ images / (num_seeds * num_images))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def power(difference: float, deviation: float, num_seeds: int, significance: float) -> float:

@@ -17,9 +17,10 @@ import time
 from concurrent import futures
 from typing import Callable, Mapping, Optional, Sequence
 
-from advprop_experiments.plan import Run, Study
-from advprop_experiments.run_scores import (
+from advprop_experiments.plan import (
     SCORES_FILE,
+    Run,
+    Study,
     pack_images,
     read_all_scores,
     read_scores,

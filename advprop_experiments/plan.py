@@ -1,16 +1,24 @@
-"""Defines a study: arms (ways to train), seeds, and claims as contrasts between arms.
+"""A study: arms (ways to train), seeds, claims as contrasts between arms, and which of its
+runs are done.
 
 The contrast of a claim is a weighted sum of arms, such as +1 · AdvProp − 1 · vanilla.
 It is computed for each seed and then tested over the seeds. A difference of
 differences, as in "larger networks gain more", is a contrast, too.
+
+This module does not import TensorFlow, so that `--list` answers at once.
 """
 
+import base64
 import dataclasses
+import glob
 import importlib.util
 import json
 import os
 import re
+import statistics
 from typing import Mapping, Optional, Sequence
+
+import numpy as np
 
 from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
@@ -24,7 +32,19 @@ METRICS = {
     "attacked": "top-1 accuracy under attack, the mean of all attacks",
     "autoattack": "top-1 accuracy under AutoAttack, on evenly spaced test images",
 }
+SCORES_FILE = "scores.json"
 _PLAN_FILE = "study.json"
+# What fixes the scores of a trained network.
+_MEASURED = (
+    "severities",
+    "attack_epsilons",
+    "autoattack_epsilon",
+    "autoattack_images",
+    "autoattack_seeds",
+    "corrupted_images",
+    "attacked_images",
+    "keeps_images",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,19 +182,18 @@ class Study:
             raise ConfigError(
                 f"`seeds` are {list(self.seeds)}, but intervals need at least two, each once."
             )
-        if self.autoattack_images is not None and (
-            self.autoattack_epsilon is None or self.autoattack_images < 1
-        ):
+        if self.autoattack_epsilon is None and (self.autoattack_images or self.autoattack_seeds):
             raise ConfigError(
-                f"`autoattack_images` is {self.autoattack_images!r}, but must be ≥ 1, and goes with"
-                " `autoattack_epsilon`."
+                f"`autoattack_images` is {self.autoattack_images} and `autoattack_seeds` is"
+                f" {self.autoattack_seeds}, which go with `autoattack_epsilon`, but that is None."
             )
-        if self.autoattack_seeds is not None and (
-            self.autoattack_epsilon is None or not set(self.autoattack_seeds) <= set(self.seeds)
-        ):
+        for field in ("autoattack_images", "corrupted_images", "attacked_images"):
+            if (number := getattr(self, field)) is not None and number < 1:
+                raise ConfigError(f"`{field}` is {number!r}, but must be at least 1.")
+        if not set(self.autoattack_seeds or ()) <= set(self.seeds):
             raise ConfigError(
                 f"`autoattack_seeds` are {list(self.autoattack_seeds)}, but must be among `seeds`,"
-                f" {list(self.seeds)}, and go with `autoattack_epsilon`."
+                f" {list(self.seeds)}."
             )
         for name, arm in self.arms.items():
             if not re.fullmatch(r"[\w.-]+", name):
@@ -195,12 +214,16 @@ class Study:
                 self._check_contrast(f"claim {claim.key!r}, contrast {contrast.name!r}", contrast)
 
     def _check_contrast(self, where: str, contrast: Contrast) -> None:
-        unknown = sorted(set(contrast.weights) - set(self.arms))
-        if unknown:
-            raise ConfigError(
-                f"{where}: `weights` names {', '.join(unknown)}, "
-                f"but the arms are {', '.join(self.arms)}."
-            )
+        for field, named, known in (
+            ("weights", contrast.weights, self.arms),
+            ("metrics", contrast.metrics, self.metrics()),
+        ):
+            unknown = sorted(set(named) - set(known))
+            if unknown:
+                raise ConfigError(
+                    f"{where}: `{field}` has {', '.join(unknown)}, but there are"
+                    f" {', '.join(known)}."
+                )
         if abs(sum(contrast.weights.values())) > 1e-9 or not contrast.weights:
             raise ConfigError(
                 f"{where}: `weights` are {dict(contrast.weights)}, but must add up to zero."
@@ -209,34 +232,14 @@ class Study:
             raise ConfigError(
                 f"{where}: `expected` is {contrast.expected!r}, but must be -1, 0 or 1."
             )
-        unmeasured = sorted(set(contrast.metrics) - set(self.metrics()))
-        if unmeasured:
-            raise ConfigError(
-                f"{where}: `metrics` has {', '.join(unmeasured)}, "
-                f"but measured are {', '.join(self.metrics())}."
-            )
 
-    def to_json(self) -> str:
-        """Returns what determines the results of each run: its config, and the evaluation."""
-        return json.dumps(
-            {
-                "measured": self._measured(),
-                "runs": {r.name: dataclasses.asdict(r.config) for r in self.runs()},
-            }
-        )
-
-    def _measured(self) -> dict:
-        return {
-            "severities": list(self.severities),
-            "attack_epsilons": list(self.attack_epsilons),
-            "autoattack_epsilon": self.autoattack_epsilon,
-            "autoattack_images": self.autoattack_images,
-            "autoattack_seeds": self.autoattack_seeds and list(self.autoattack_seeds),
-            # Left out where they say nothing, so that older folders stay the same study.
-            **({"corrupted_images": self.corrupted_images} if self.corrupted_images else {}),
-            **({"attacked_images": self.attacked_images} if self.attacked_images else {}),
-            **({"keeps_images": True} if self.keeps_images else {}),
+    def saved_form(self) -> dict:
+        """Returns what fixes the results of each run: its config, and the evaluation."""
+        form = {
+            "measured": {name: getattr(self, name) for name in _MEASURED},
+            "runs": {run.name: dataclasses.asdict(run.config) for run in self.runs()},
         }
+        return json.loads(json.dumps(form))
 
 
 def load_study(path: str) -> Study:
@@ -282,29 +285,27 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
         ConfigError: saved runs have another config, are not in the study, or were
             measured differently; the message names all.
     """
-    path = os.path.join(output_dir, _PLAN_FILE)
-    saved = {"measured": study._measured(), "runs": {}}
+    path, form = os.path.join(output_dir, _PLAN_FILE), study.saved_form()
+    saved = {**form, "runs": {}}
     if files.exists(path):
         saved = json.loads(files.read_text(path))
     problems = [
         f"`{name}` is {saved['measured'].get(name)} there and {value} here"
-        for name, value in study._measured().items()
-        if saved["measured"].get(name) != value
+        for name, value in form["measured"].items()
+        if (saved["measured"].get(name) or None) != (value or None)
     ]
     runs = {run.name: run.config for run in study.runs()}
     gone = [name for name in saved["runs"] if name not in runs]
     if gone:
         problems.append(f"not in the study: {list_names(gone)}")
-    changes = {}  # difference → the runs that have it
-    for name in saved["runs"]:
-        if name in runs:
-            earlier = ExperimentConfig.from_json(json.dumps(saved["runs"][name]))
-            for field, (there, here) in config_lib.differences(earlier, runs[name]).items():
-                if field not in config_lib.OPERATIONAL_FIELDS:
-                    changes.setdefault(
-                        f"`config.{field}` is {there!r} there and {here!r} here", []
-                    ).append(name)
-    problems += [f"{change}, in {list_names(names)}" for change, names in changes.items()]
+    changes: dict[str, list[str]] = {}  # difference → the runs that have it
+    for name in saved["runs"].keys() & runs.keys():
+        earlier = ExperimentConfig.from_json(json.dumps(saved["runs"][name]))
+        for field, (there, here) in config_lib.differences(earlier, runs[name]).items():
+            if field not in config_lib.OPERATIONAL_FIELDS:
+                change = f"`config.{field}` is {there!r} there and {here!r} here"
+                changes.setdefault(change, []).append(name)
+    problems += [f"{change}, in {list_names(sorted(of))}" for change, of in changes.items()]
     if problems:
         raise ConfigError(
             f"`--output_dir` is {output_dir!r}, which holds other runs:{list_lines(problems)}\n"
@@ -313,5 +314,78 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
     added = [name for name in runs if name not in saved["runs"]]
     if added:
         # Written atomically, because users may start several runs at the same time.
-        files.write_atomically(path, study.to_json().encode())
+        files.write_atomically(path, json.dumps(form).encode())
     return added
+
+
+def run_dir(output_dir: str, name: str) -> str:
+    """Returns the folder of a run, which is done once it holds `SCORES_FILE`."""
+    return os.path.join(output_dir, "runs", name)
+
+
+def read_scores(output_dir: str, name: str) -> Optional[dict]:
+    """Returns a run's accuracies by metric, its "processor_seconds", and of studies that keep
+    them "images": metric → test set → `pack_images`; None: it is not done.
+    """
+    path = os.path.join(run_dir(output_dir, name), SCORES_FILE)
+    return json.loads(files.read_text(path)) if files.exists(path) else None
+
+
+def read_all_scores(study: Study, output_dir: str) -> dict[str, Optional[dict]]:
+    """Returns each run's name → its `read_scores`, in the order of the study."""
+    return {run.name: read_scores(output_dir, run.name) for run in study.runs()}
+
+
+def pack_images(is_right: np.ndarray) -> dict:
+    """Returns bool [n], whether each test image is classified correctly, as JSON takes it."""
+    bits = base64.b64encode(np.packbits(is_right).tobytes()).decode()
+    return {"num_images": len(is_right), "is_right": bits}
+
+
+def unpack_images(packed: Mapping) -> np.ndarray:
+    """Returns what `pack_images` packed: bool [n]."""
+    bits = np.frombuffer(base64.b64decode(packed["is_right"]), np.uint8)
+    return np.unpackbits(bits, count=packed["num_images"]).astype(bool)
+
+
+def progress(study: Study, output_dir: str) -> list[tuple[Run, bool, float]]:
+    """Returns every run, whether it is done, and the processor time that it took or will take.
+
+    That is the mean over runs of its arm. If none is done, it is the time that the study
+    expects, scaled by the ratio of measured to expected time of all finished runs.
+    """
+    scores = read_all_scores(study, output_dir)
+    done = [run for run in study.runs() if scores[run.name]]
+    by_arm: dict[str, list[float]] = {}
+    for run in done:
+        by_arm.setdefault(run.arm, []).append(scores[run.name]["processor_seconds"])
+    expected = sum(run.expected_seconds for run in done)
+    ratio = sum(map(sum, by_arm.values())) / expected if expected else 1.0
+    return [
+        (
+            run,
+            scores[run.name] is not None,
+            statistics.fmean(by_arm.get(run.arm, [ratio * run.expected_seconds])),
+        )
+        for run in study.runs()
+    ]
+
+
+def seconds_left(study: Study, output_dir: str, num_parallel: int) -> float:
+    """Returns the time until a study is done with `num_parallel` runs at a time."""
+    entries = progress(study, output_dir)
+    return sum(seconds for _, is_done, seconds in entries if not is_done) / num_parallel
+
+
+def visible_gpus() -> list[str]:
+    """Returns the GPUs that a process may use, by CUDA_VISIBLE_DEVICES's names."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name and name != "-1"]
+    gpu_folders = glob.glob("/proc/driver/nvidia/gpus/*")  # NVIDIA's driver makes one per GPU
+    return [str(index) for index in range(len(gpu_folders))]
+
+
+def default_num_parallel() -> int:
+    """Returns one run per GPU or CPU core: the networks are too small to use more."""
+    return len(visible_gpus()) or os.cpu_count() or 1

@@ -1,18 +1,24 @@
 """The results of a study: means of arms, tests of claims, and the page that shows both."""
 
 import dataclasses
+import io
 import json
 import math
-from typing import Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
-from advprop_experiments.estimates import Estimate, contrast_values, verdict
-from advprop_experiments.image_bootstrap import (
+import matplotlib
+from matplotlib.figure import Figure
+
+from advprop_experiments.estimates import (
+    Estimate,
     bootstrap_interval,
     contrast_by_image,
+    contrast_values,
     image_accuracy,
+    verdict,
 )
 from advprop_experiments.plan import METRICS, Claim, Contrast, Study
-from efficientnet_advprop.reports.charts import Interval, interval_chart
+from efficientnet_advprop.reports.charts import Interval, draw_intervals, interval_chart
 from efficientnet_advprop.reports.pages import Card, Page, Section
 from efficientnet_advprop.reports.significance import holm
 from efficientnet_advprop.reports.table import Cell, Table, format_text, percent
@@ -35,6 +41,15 @@ _COLORS = {
     "different": "#c2410c",
 }
 _OTHER_COLOR = "#5b6573"
+_GRID_COLOR = "#e6e9ee"
+_ROW_INCHES = 0.21
+_PICTURE_STYLE = {
+    "font.size": 8,
+    "axes.edgecolor": _GRID_COLOR,
+    "xtick.color": _OTHER_COLOR,
+    "ytick.major.size": 0,
+    "xtick.major.size": 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +146,7 @@ def summarize(study: Study, scores: Mapping[str, Optional[Mapping[str, float]]])
 
 def _of_images(
     study: Study, contrast: Contrast, metric: str, images: Mapping[str, Optional[Mapping]]
-) -> dict:
+) -> dict[str, Any]:
     """Returns what a `Finding` says of single images and test sets."""
     packed = {
         arm: {
@@ -143,33 +158,32 @@ def _of_images(
     }
 
     def differences(name: Optional[str] = None):
-        return contrast_by_image(
-            contrast.weights,
-            {
-                arm: {
-                    seed: image_accuracy({name: sets[name]} if name else sets)
-                    for seed, sets in by_seed.items()
-                }
-                for arm, by_seed in packed.items()
-            },
-        )
+        accuracies = {
+            arm: {seed: image_accuracy(sets, name) for seed, sets in by_seed.items()}
+            for arm, by_seed in packed.items()
+        }
+        return contrast_by_image(contrast.weights, accuracies)
 
     values = differences()
     if not len(values):
         return {}
-    names = next(iter(packed[next(iter(packed))].values()))
-    by_test_set = {
-        name: Estimate.of(list(map(float, differences(name).mean(axis=1)))) for name in names
-    }
+    names = list(next(iter(next(iter(packed.values())).values())))
     return {
         "image_interval": bootstrap_interval(values),
-        "by_test_set": by_test_set if len(by_test_set) > 1 else {},
+        "by_test_set": {
+            name: Estimate.of(differences(name).mean(axis=1).tolist())
+            for name in (names if len(names) > 1 else ())
+        },
     }
 
 
 def to_json(summary: Summary) -> str:
     """Returns JSON; accuracies and differences lie in [−1, 1], missing values are null."""
     study = summary.study
+
+    def of_images(found: Finding) -> dict:
+        by_test_set = {name: dataclasses.asdict(own) for name, own in found.by_test_set.items()}
+        return {"image_interval": found.image_interval, "by_test_set": by_test_set}
 
     def entry(found: Finding) -> dict:
         return {
@@ -181,7 +195,7 @@ def to_json(summary: Summary) -> str:
             "estimate": found.estimate and dataclasses.asdict(found.estimate),
             "adjusted_p_value": found.adjusted_p_value,
             "verdict": found.verdict,
-            **_images_entry(found),
+            **(of_images(found) if found.image_interval else {}),
         }
 
     contents = {
@@ -208,17 +222,6 @@ def to_json(summary: Summary) -> str:
         "configs": _configs(study),
     }
     return files.to_json(contents) + "\n"
-
-
-def _images_entry(found: Finding) -> dict:
-    if found.image_interval is None:
-        return {}
-    return {
-        "image_interval": found.image_interval,
-        "by_test_set": {
-            name: dataclasses.asdict(estimate) for name, estimate in found.by_test_set.items()
-        },
-    }
 
 
 def _configs(study: Study) -> dict[str, dict]:
@@ -248,26 +251,18 @@ def claims_table(summary: Summary) -> Table:
     rows = []
     for found in summary.findings:
         is_whole = found.num_seeds == len(summary.study.seeds)
-        images = []
+        row = [
+            f"({found.claim.key})",
+            Cell(found.contrast.name, notes=() if is_whole else [f"({found.num_seeds} seeds)"]),
+            found.metric,
+            estimate_cell(found.estimate, sign="+"),
+            _p_value(found.estimate.p_value if found.estimate else math.nan),
+            _p_value(found.adjusted_p_value),
+            Cell(found.verdict, verdict=True),
+        ]
         if has_images:
-            has_values = found.estimate and found.image_interval
-            images = [
-                percent(found.estimate.mean, found.image_interval, sign="+")
-                if has_values
-                else Cell("not measured")
-            ]
-        rows.append(
-            [
-                f"({found.claim.key})",
-                Cell(found.contrast.name, notes=() if is_whole else [f"({found.num_seeds} seeds)"]),
-                found.metric,
-                estimate_cell(found.estimate, sign="+"),
-                *images,
-                _p_value(found.estimate.p_value if found.estimate else math.nan),
-                _p_value(found.adjusted_p_value),
-                Cell(found.verdict, verdict=True),
-            ]
-        )
+            row.insert(4, estimate_cell(found.estimate, found.image_interval, sign="+"))
+        rows.append(row)
     return Table(columns, rows, "claims")
 
 
@@ -290,11 +285,15 @@ def _p_value(value: float) -> Cell:
     return Cell() if math.isnan(value) else Cell(f"{value:.3g}", value)
 
 
-def estimate_cell(estimate: Optional[Estimate], sign: str = "") -> Cell:
-    """Returns an estimate in per cent, such as "91.2 (90.1 … 92.3)"."""
+def estimate_cell(
+    estimate: Optional[Estimate], interval: Optional[tuple[float, float]] = None, sign: str = ""
+) -> Cell:
+    """Returns an estimate in per cent with its own or another interval, such as "91.2
+    (90.1 … 92.3)".
+    """
     if estimate is None:
         return Cell("not measured")
-    return percent(estimate.mean, estimate.interval, sign=sign)
+    return percent(estimate.mean, interval or estimate.interval, sign=sign)
 
 
 def as_interval(found: Finding) -> Interval:
@@ -350,3 +349,39 @@ def make_page(summary: Summary) -> Page:
 def format_console(summary: Summary) -> str:
     """Returns both tables for a console."""
     return "\n\n".join(map(format_text, (arms_table(summary), claims_table(summary))))
+
+
+def draw_claims(summary: Summary) -> bytes:
+    """The mean of each contrast, its 95 % interval and the values of the seeds, per
+    metric.
+
+    Dark green means shown as claimed, light green suggested, red opposite to the claim
+    (or different where no difference is claimed), and gray neither; `estimates.verdict`
+    defines these words. Means that are much larger than the others are written as
+    numbers at the edge of the picture. The same summary gives the same bytes.
+    """
+    rows = {}  # (claim, contrast) → row from the top, with a gap between claims
+    for number, claim in enumerate(summary.study.claims):
+        for finding in summary.findings_of(claim):
+            rows.setdefault((claim.key, finding.contrast.name), len(rows) + number)
+    metrics = summary.study.metrics()
+    bottom = max(rows.values(), default=0) + 1
+    with matplotlib.rc_context(_PICTURE_STYLE):
+        figure = Figure(
+            figsize=(4.0 + 2.6 * len(metrics), 0.9 + _ROW_INCHES * bottom),
+            layout="constrained",
+        )
+        panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+        for axes, metric in zip(panels, metrics):
+            shown = {
+                rows[finding.claim.key, finding.contrast.name]: as_interval(finding)
+                for finding in summary.findings
+                if finding.metric == metric and finding.estimate is not None
+            }
+            draw_intervals(axes, list(shown.values()), list(shown))
+            axes.set_title(f"{metric}, percentage points", fontsize=8, color=_OTHER_COLOR)
+        panels[0].set_yticks(list(rows.values()), [f"({key}) {name}" for key, name in rows])
+        panels[0].set_ylim(bottom - 0.3, -0.7)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
+    return buffer.getvalue()

@@ -45,7 +45,7 @@ def main(argv):
     started = time.monotonic()
     program.require_extra("experiments")
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
-    from advprop_experiments import demo_report, demonstration, execution, plan, report, run_scores
+    from advprop_experiments import demonstration, execution, plan, report
     from efficientnet_advprop.reports import pages
 
     logging.set_verbosity(logging.WARNING)  # hides the remarks about each of the many test sets
@@ -54,10 +54,10 @@ def main(argv):
     if _RUN.value:
         execution.execute_runs(study.find_runs(_RUN.value), study, output_dir)
         return
-    num_parallel = _NUM_PARALLEL.value or run_scores.default_num_parallel()
+    num_parallel = _NUM_PARALLEL.value or plan.default_num_parallel()
     for method, description in demonstration.DESCRIPTIONS.items():
         print(f"{method}: {description}")
-    left = format_duration(run_scores.seconds_left(study, output_dir, num_parallel))
+    left = format_duration(plan.seconds_left(study, output_dir, num_parallel))
     print(
         f"{len(study.arms)} methods × {len(study.seeds)} seeds, {num_parallel} runs at a time: "
         f"about {left}; what each does: {os.path.join(output_dir, 'runs', '*', '*', 'log.txt')}",
@@ -67,9 +67,9 @@ def main(argv):
         study, execution.own_command, output_dir, num_parallel=num_parallel
     ):
         return
-    summary = report.summarize(study, run_scores.read_all_scores(study, output_dir))
-    path = pages.write(demo_report.make_page(summary, output_dir), output_dir)
-    print(f"\n{report.format_console(summary)}\n\n{demo_report.tell(summary)}\n")
+    summary = report.summarize(study, plan.read_all_scores(study, output_dir))
+    path = pages.write(demonstration.make_page(summary, output_dir), output_dir)
+    print(f"\n{report.format_console(summary)}\n\n{demonstration.tell(summary)}\n")
     print(f"{format_duration(time.monotonic() - started)}. The report: {path}", flush=True)
 
 

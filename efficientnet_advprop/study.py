@@ -51,14 +51,14 @@ _RUN = flags.DEFINE_list("run", None, "only these runs, in this process: <arm>/s
 
 
 def _format_plan(study: "plan.Study", output_dir: str, num_parallel: int) -> str:
-    from advprop_experiments import run_scores
+    from advprop_experiments import plan
 
-    entries = run_scores.progress(study, output_dir)
+    entries = plan.progress(study, output_dir)
     lines = [
         f"{run.name:40s} {format_duration(seconds):>12s}  {'done' if is_done else 'to do'}"
         for run, is_done, seconds in entries
     ]
-    left = format_duration(run_scores.seconds_left(study, output_dir, num_parallel))
+    left = format_duration(plan.seconds_left(study, output_dir, num_parallel))
     num_done = sum(is_done for _, is_done, _ in entries)
     end = (
         f"{num_done} of {len(entries)} runs are done; the others take about {left}, "
@@ -74,16 +74,16 @@ def main(argv):
             "`--study` is missing; give a study's file, such as --study=configs/studies/digits.py."
         )
     program.require_extra("experiments")
-    from advprop_experiments import plan, run_scores
+    from advprop_experiments import plan
 
     study = plan.load_study(recipes.find(_STUDY.value) or _STUDY.value)
     output_dir = _OUTPUT_DIR.value
-    num_parallel = _NUM_PARALLEL.value or run_scores.default_num_parallel()
+    num_parallel = _NUM_PARALLEL.value or plan.default_num_parallel()
     if _LIST.value:
         print(_format_plan(study, output_dir, num_parallel))
         return
     # Imported here, so that --help and --list do not wait for TensorFlow.
-    from advprop_experiments import execution, figures, report
+    from advprop_experiments import execution, report
     from efficientnet_advprop.reports import pages
 
     added = plan.claim_output_dir(study, output_dir)
@@ -92,7 +92,7 @@ def main(argv):
         execution.execute_runs(study.find_runs(_RUN.value), study, output_dir)
         return
     if not _REPORT.value:
-        left = format_duration(run_scores.seconds_left(study, output_dir, num_parallel))
+        left = format_duration(plan.seconds_left(study, output_dir, num_parallel))
         print(
             f"{len(study.runs())} runs, {len(added)} of them new; "
             f"{num_parallel} at a time: about {left}",
@@ -102,17 +102,17 @@ def main(argv):
             study, execution.own_command, output_dir, num_parallel=num_parallel
         ):
             return
-    left = sum(not is_done for _, is_done, _ in run_scores.progress(study, output_dir))
+    left = sum(not is_done for _, is_done, _ in plan.progress(study, output_dir))
     if left and study.keeps_images:
         raise ConfigError(
             f"`--report` is given, but {left} of {len(study.runs())} runs are to do, and this plan"
             " lets nobody look at a part of them. The same command without it goes on."
         )
-    summary = report.summarize(study, run_scores.read_all_scores(study, output_dir))
+    summary = report.summarize(study, plan.read_all_scores(study, output_dir))
     path = pages.write(report.make_page(summary), output_dir)
     for name, contents in (
         ("report.json", report.to_json(summary).encode()),
-        ("claims.png", figures.draw_claims(summary)),
+        ("claims.png", report.draw_claims(summary)),
     ):
         write_atomically(os.path.join(output_dir, name), contents)
     print(f"\n{report.format_console(summary)}\n\nThe report: {path}", flush=True)

@@ -19,7 +19,7 @@ import time
 import pytest
 from PIL import Image
 
-from advprop_experiments import estimates, execution, figures, plan, report, run_scores
+from advprop_experiments import estimates, execution, plan, report
 from advprop_experiments.plan import Arm, Claim, Contrast, Study
 from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
@@ -111,7 +111,7 @@ def pretended_set(monkeypatch):
 def test_runs_are_executed_once_and_reported(tmp_path):
     study, lines = make_study(), []
     assert plan.claim_output_dir(study, str(tmp_path)) == [run.name for run in study.runs()]
-    assert run_scores.seconds_left(study, str(tmp_path), 2) == (10.0 + 30.0) * 3 / 2
+    assert plan.seconds_left(study, str(tmp_path), 2) == (10.0 + 30.0) * 3 / 2
     started = (
         write_scores(tmp_path)
         + f"open({str(tmp_path / 'started')!r}, 'a').write(name + str(seed) + os.linesep)"
@@ -128,7 +128,7 @@ def test_runs_are_executed_once_and_reported(tmp_path):
     assert of_runs[-1].startswith("  6/6") and of_runs[-1].endswith("ETA 0 s")
 
     summary = report.summarize(
-        study, {run.name: run_scores.read_scores(str(tmp_path), run.name) for run in study.runs()}
+        study, {run.name: plan.read_scores(str(tmp_path), run.name) for run in study.runs()}
     )
     gain = summary.findings[0]
     assert gain.estimate.values == pytest.approx((0.021, 0.022, 0.023)) and gain.verdict == "shown"
@@ -165,7 +165,7 @@ def test_a_report_of_what_is_done():
     assert "not measured" in render_markdown(report.make_page(nothing)) and render_html(
         report.make_page(nothing)
     )
-    pictures = {figures.draw_claims(found) for found in (summary, summary, nothing)}
+    pictures = {report.draw_claims(found) for found in (summary, summary, nothing)}
     assert len(pictures) == 2  # the same summary, the same bytes
     assert all(Image.open(io.BytesIO(picture)).width > 800 for picture in pictures)
 
@@ -212,7 +212,7 @@ def test_a_run_that_fails_is_named_and_others_are_kept(tmp_path):
         execution.execute_all(
             study, pretend(fails), str(tmp_path), num_parallel=1, log=lambda line: None
         )
-    assert run_scores.read_scores(str(tmp_path), "advprop/seed_1")
+    assert plan.read_scores(str(tmp_path), "advprop/seed_1")
     assert not os.path.exists(tmp_path / "runs" / "advprop" / "seed_2")
 
 
@@ -320,7 +320,7 @@ def test_a_saved_study_may_grow_but_not_change(tmp_path):
         ),
         (
             dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1, "best": -1}, 1)])]),
-            "claim 'x'.*names best",
+            "claim 'x'.*`weights` has best",
         ),
         (
             dict(claims=[Claim("x", "", "", [Contrast("c", {"vanilla": 1}, 1)])]),
@@ -341,9 +341,9 @@ def test_a_saved_study_may_grow_but_not_change(tmp_path):
                     )
                 ]
             ),
-            "`metrics` has attacked, but measured are clean, corrupted",
+            "`metrics` has attacked, but there are clean, corrupted",
         ),
-        (dict(autoattack_images=100), "`autoattack_images` is 100, but .*`autoattack_epsilon`"),
+        (dict(autoattack_images=100), "`autoattack_images` is 100.*`autoattack_epsilon`"),
     ],
 )
 def test_studies_that_mean_nothing_are_refused(changes, said):

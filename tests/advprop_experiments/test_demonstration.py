@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from advprop_experiments import demo_report, demonstration, report
+from advprop_experiments import demonstration, report
 from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.reports.pages import Page, Section, render_html
@@ -51,7 +51,7 @@ def test_accuracies_are_the_scores():
     """The charts' rows: means over the seeds, and the intervals as the tables have them."""
     summary = summarize(SCORES)
     autoattack = {"vanilla": Score(20, 0, 9), "advprop": Score(20, 16, 20)}
-    cards = demo_report.accuracy_cards(summary, autoattack)
+    cards = demonstration.accuracy_cards(summary, autoattack)
     titles = ("On clean images", "On corrupted images", "Under AutoAttack")
     assert [card.title for card in cards] == list(titles)
     for column, card in enumerate(cards[:2]):
@@ -66,7 +66,7 @@ def test_accuracies_are_the_scores():
 def test_a_picture_and_the_training():
     image = np.arange(32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3) % 256
     arms = demonstration.NAMES
-    card = demo_report.picture_card(image, image + 1, 16, 3, dict.fromkeys(arms, (3, 8)))
+    card = demonstration.picture_card(image, image + 1, 16, 3, dict.fromkeys(arms, (3, 8)))
     assert [caption for _, caption in card.images] == [
         "clean: 3",
         "perturbation × 16",
@@ -78,14 +78,14 @@ def test_a_picture_and_the_training():
         {"step": s, "epoch": s / 6, "clean_loss": 2.0 / s, "images_per_second": 50.0 * s}
         for s in (1, 2, 3)
     ]
-    (card,) = demo_report.training_section(dict.fromkeys(arms, history), 91).cards
+    (card,) = demonstration.training_section(dict.fromkeys(arms, history), 91).cards
     assert card.lines[1].text == "AdvProp, 100 images per second"  # the median of 50, 100, 150
     page = render_html(Page("T", [Section("S", cards=[card])]))
     assert all(target.startswith(("data:", "#")) for target in _Links(page).targets)
 
 
 def test_the_sentence_counts():
-    assert demo_report.tell(summarize(SCORES)) == (
+    assert demonstration.tell(summarize(SCORES)) == (
         "AdvProp is ahead of vanilla training on clean images with 2 of 3 seeds (+0.8 points on "
         "average), on corrupted images with 2 of 3 (+5.0) and under AutoAttack with 1 of 1 "
         "(+80.0); it is ahead of training on the same images without auxiliary batch norms on "
@@ -95,10 +95,10 @@ def test_the_sentence_counts():
 
 def test_the_sentence_is_true_of_the_opposite():
     """Level is not ahead; and who is behind is ahead with no seed."""
-    level = demo_report.tell(summarize({**SCORES, "advprop": SCORES["vanilla"]}))
+    level = demonstration.tell(summarize({**SCORES, "advprop": SCORES["vanilla"]}))
     assert "on clean images with 0 of 3 seeds (+0.0 points on average)" in level
     worse = {**SCORES, "advprop": [(0.5, 0.4, 0.0), (0.5, 0.4), (0.5, 0.4)]}
-    sentence = demo_report.tell(summarize(worse))
+    sentence = demonstration.tell(summarize(worse))
     assert "on clean images with 0 of 3 seeds (−46.0 points on average)" in sentence
     assert sentence.endswith(
         "images with 0 of 3 (−44.1) and on corrupted images with 0 of 3 (−49.0)."
@@ -107,7 +107,7 @@ def test_the_sentence_is_true_of_the_opposite():
 
 @pytest.mark.parametrize("epsilon, gain", [(1, 16), (8, 16), (9, 8), (64, 2), (200, 1)])
 def test_perturbations_are_shown_sixteen_times_unless_that_leaves_the_range(epsilon, gain):
-    assert demo_report.perturbation_gain(np.array([-0.5, epsilon])) == gain
+    assert demonstration.perturbation_gain(np.array([-0.5, epsilon])) == gain
 
 
 def test_the_runs_differ_in_method_and_seed_alone():

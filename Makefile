@@ -55,7 +55,7 @@ lint: $(VENV)/package  ## style, format and types: ruff and mypy
 	$(PYTHON) -m mypy
 
 # make bench BENCH=benchmarks/train_step.py
-BENCH ?= $(wildcard benchmarks/*.py)
+BENCH ?= $(filter-out %/harness.py,$(wildcard benchmarks/*.py))
 
 bench: $(VENV)/package  ## the measurements, hours of an otherwise idle machine; one of them: BENCH=benchmarks/train_step.py
 	@for script in $(BENCH); do echo "== $$script"; $(PYTHON) "$$script" || exit 1; done

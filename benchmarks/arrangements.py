@@ -1,7 +1,5 @@
 """Measures AdvProp steps with two passes or one joint batch: time and peak memory.
 
-Usage:
-
     # EfficientNet-B0, 224 pixels, 16 + 16 images, float32, PGD1
     python benchmarks/arrangements.py
     # by the TPU's compiler
@@ -12,15 +10,13 @@ images that the batch norms split, exists only here. For a fair comparison it ha
 same layers, attack and update. Each arrangement runs in its own process.
 """
 
+import harness  # first: it keeps TensorFlow quiet  # isort: skip
+
 import json
 import resource
-import statistics
-import subprocess
 import sys
-import time
 
 import tensorflow as tf
-from absl import app, flags
 
 from advprop_preflight import tpu_compiler
 from efficientnet_advprop.attacks import PGD
@@ -34,24 +30,6 @@ from efficientnet_advprop.training.state import (
 )
 
 ARRANGEMENTS = ("two_passes", "one_batch")
-FLAGS = flags.FLAGS
-flags.DEFINE_string("variant", "b0", "Row of the scaling table.")
-flags.DEFINE_integer("image_size", 224, "Pixels.")
-flags.DEFINE_integer("batch_size", 16, "Clean images per step.")
-flags.DEFINE_integer("num_steps", 1, "Iterations of PGD.")
-flags.DEFINE_integer("rounds", 7, "Timed runs.")
-flags.DEFINE_enum("compute_dtype", "float32", ("float32", "bfloat16"), "Of activations.")
-flags.DEFINE_string(
-    "topology",
-    None,
-    "Of a TPU: compile for one core of it, by docs/launching.md, instead of running here.",
-)
-flags.DEFINE_string(
-    "compiler_python",
-    ".venv-preflight/bin/python",
-    "With --topology: as in preflight.",
-)
-flags.DEFINE_enum("only", None, ARRANGEMENTS, "Measure this one, in this process, and print JSON.")
 
 
 def normalize_halves(convolution, norm, inputs, training):
@@ -70,7 +48,7 @@ def normalize_halves(convolution, norm, inputs, training):
     )
 
 
-def make_one_batch_step(state, learning_rate, attack):
+def make_one_batch_step(state, learning_rate, attack, batch_size):
     def train_step(batch):
         images, labels = tf.cast(batch["images"], tf.float32), batch["labels"]
         adversarial_images = attack(
@@ -79,7 +57,7 @@ def make_one_batch_step(state, learning_rate, attack):
         with tf.GradientTape() as tape:
             logits = state.model(tf.concat([images, adversarial_images], 0), training=True)
             per_image = losses.cross_entropy(tf.concat([labels, labels], 0), logits, 0.1)
-            loss = tf.reduce_sum(per_image) / FLAGS.batch_size
+            loss = tf.reduce_sum(per_image) / batch_size
         trained = state.model.trainable_variables
         gradients = tape.gradient(loss, trained)
         decayed = set(map(id, losses.decayed_variables(state.model)))
@@ -92,65 +70,69 @@ def make_one_batch_step(state, learning_rate, attack):
     return train_step
 
 
-def measure(arrangement: str) -> dict:
+def measure(arguments) -> dict:
     """Returns median seconds and the process's peak memory in MB; of a TPU, the scheduled
     seconds and a core's memory.
     """
-    model = EfficientNet(FLAGS.variant, compute_dtype=FLAGS.compute_dtype)
+    model = EfficientNet(arguments.variant, compute_dtype=arguments.compute_dtype)
     state = TrainState(
         model,
         optimizers.RMSProp(model.trainable_variables),
         ExponentialMovingAverage(averaged_variables(model)),
     )
-    attack = PGD(float(FLAGS.num_steps), 1.0, FLAGS.num_steps, num_classes=1000)
+    attack = PGD(float(arguments.num_steps), 1.0, arguments.num_steps, num_classes=1000)
     rate = LearningRate(0.016, 100.0)
-    if arrangement == "one_batch":
+    if arguments.only == "one_batch":
         layers.convolve_and_normalize = normalize_halves
-        step = make_one_batch_step(state, rate, attack)
+        step = make_one_batch_step(state, rate, attack, arguments.batch_size)
     else:
         step = steps.make_train_step(
-            "advprop", state, rate, global_batch_size=FLAGS.batch_size, attack=attack
+            "advprop", state, rate, global_batch_size=arguments.batch_size, attack=attack
         )
-    size = FLAGS.image_size
-    if FLAGS.topology:
+    size = arguments.image_size
+    if arguments.topology:
         specs = [
-            tf.TensorSpec([FLAGS.batch_size, size, size, 3], tf.uint8),
-            tf.TensorSpec([FLAGS.batch_size], tf.int32),
+            tf.TensorSpec([arguments.batch_size, size, size, 3], tf.uint8),
+            tf.TensorSpec([arguments.batch_size], tf.int32),
         ]
         hlo = tpu_compiler.lower(
             lambda images, labels: step({"images": images, "labels": labels}), specs
         )
-        program = tpu_compiler.TPUCompiler(FLAGS.compiler_python, FLAGS.topology).compile(
+        program = tpu_compiler.TPUCompiler(arguments.compiler_python, arguments.topology).compile(
             hlo, num_replicas=1
         )
         return {"seconds": program.scheduled_seconds, "megabytes": program.memory_bytes / 2**20}
-    step = tf.function(step)
-    batch = {
-        "images": tf.cast(
-            tf.random.uniform([FLAGS.batch_size, size, size, 3], maxval=256, dtype=tf.int32),
-            tf.uint8,
-        ),
-        "labels": tf.random.uniform([FLAGS.batch_size], maxval=1000, dtype=tf.int32),
-    }
-    times = []
-    for _ in range(FLAGS.rounds + 1):
-        start = time.perf_counter()
-        tf.nest.map_structure(lambda value: value.numpy(), step(batch))
-        times.append(time.perf_counter() - start)
+    step, batch = tf.function(step), harness.random_batch(arguments.batch_size, size)
+    seconds = harness.median_by_turns(
+        {"step": lambda: harness.wait_for(step(batch))}, arguments.rounds
+    )["step"]
     return {
-        "seconds": statistics.median(times[1:]),
+        "seconds": seconds,
         "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
-def main(_):
-    if FLAGS.only:
-        print(json.dumps(measure(FLAGS.only)))
+def main():
+    arguments = harness.parse(
+        __doc__,
+        variant=("b0", "row of the scaling table"),
+        image_size=(224, "pixels"),
+        batch_size=(16, "clean images per step"),
+        num_steps=(1, "iterations of PGD"),
+        rounds=(7, "timed runs"),
+        compute_dtype=("float32", "of activations", dict(choices=("float32", "bfloat16"))),
+        topology=(
+            None,
+            "of a TPU: compile for one core of it, by docs/launching.md, instead of running here",
+        ),
+        compiler_python=(".venv-preflight/bin/python", "with --topology: as in preflight"),
+        only=(None, "this one, in this process; prints JSON", dict(choices=ARRANGEMENTS)),
+    )
+    if arguments.only:
+        print(json.dumps(measure(arguments)))
         return
     for arrangement in ARRANGEMENTS:
-        command = [sys.executable, *sys.argv, f"--only={arrangement}"]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        result = json.loads(output.strip().splitlines()[-1])
+        _, result = harness.run_alone(*sys.argv[1:], f"--only={arrangement}")
         print(
             f"{arrangement:12s} {result['seconds']:6.3f} s   peak {result['megabytes']:7.0f} MB",
             flush=True,
@@ -158,4 +140,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

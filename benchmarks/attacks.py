@@ -1,7 +1,5 @@
 r"""Measures how fast APGD on cross-entropy attacks, relative to a PyTorch implementation.
 
-Usage:
-
     python benchmarks/attacks.py --other_python=torch-env/bin/python
     python benchmarks/attacks.py --networks=small --num_steps=10 --rounds=1 \
         --other_python=torch-env/bin/python
@@ -19,12 +17,11 @@ attack. The speeds follow from medians. `--other_python` has torch, torchattacks
 timm; without it only this package is measured.
 """
 
-import argparse
-import json
+import harness  # first: it keeps TensorFlow quiet  # isort: skip
+
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 
@@ -141,80 +138,55 @@ def _make_small(torch):
 MAKERS = {OURS: make_ours, OURS_IN_XLA: make_ours_in_xla, THEIRS: make_theirs}
 
 
-def serve_timings(candidate, network, num_steps):
-    """Works: for each line on stdin attacks once, and prints seconds and how many
-    images withstood, as JSON.
+def work(candidate, network, num_steps):
+    """Returns what `harness.serve` needs: each request is one attack, answered by its seconds
+    and how many images withstood.
     """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not get between the answers
     run = MAKERS[candidate](network, num_steps)
     run()
-    print("ready", file=answers, flush=True)
-    for _ in sys.stdin:
+
+    def measure():
         start = time.perf_counter()
         num_open = run()
-        print(json.dumps([time.perf_counter() - start, num_open]), file=answers, flush=True)
+        return time.perf_counter() - start, num_open
 
-
-class Contender:
-    """A worker process and what it has measured."""
-
-    def __init__(self, python, candidate, network, num_steps):
-        command = [python, __file__, "--worker", candidate, network, str(num_steps)]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        )
-        if self._process.stdout.readline() != "ready\n":
-            raise SystemExit(f"{candidate} does not run in {python}; its message is above.")
-        self.seconds = []
-        self.num_open = 0
-
-    def measure(self):
-        print(file=self._process.stdin, flush=True)
-        seconds, self.num_open = json.loads(self._process.stdout.readline())
-        self.seconds.append(seconds)
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait()
+    return "ready", measure
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--other_python")
-    parser.add_argument("--networks", nargs="+", choices=EPSILONS, default=list(EPSILONS))
-    parser.add_argument("--candidates", nargs="+", choices=MAKERS, default=list(MAKERS))
-    parser.add_argument("--num_steps", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = harness.parse(
+        __doc__,
+        other_python=(None, "Python of an environment with torch, torchattacks and timm"),
+        networks=(list(EPSILONS), "to attack", dict(choices=EPSILONS)),
+        candidates=(list(MAKERS), "that attack", dict(choices=MAKERS)),
+        num_steps=(100, "of APGD"),
+        rounds=(3, "timed attacks of each"),
+        worker=(None, "CANDIDATE NETWORK: attacks by it when asked", dict(nargs=2)),
+    )
+    if arguments.worker:
+        harness.serve(lambda: work(*arguments.worker, arguments.num_steps))
+        return
     print(f"{'network':8} {'candidate':14} {'images/s':>9} {'ratio':>6} {'withstood':>10}")
     for network in arguments.networks:
         pythons = dict(zip(MAKERS, (sys.executable, sys.executable, arguments.other_python)))
-        contenders = {
-            name: Contender(pythons[name], name, network, arguments.num_steps)
-            for name in arguments.candidates
-            if pythons[name]
-        }
-        for _ in range(arguments.rounds):
-            for contender in contenders.values():
-                contender.measure()
+        workers = {}
+        for name in filter(pythons.get, arguments.candidates):
+            flags = ("--worker", name, network, f"--num_steps={arguments.num_steps}")
+            workers[name] = harness.Worker(pythons[name], *flags)
+            if workers[name].greeting is None:
+                sys.exit(f"{name} does not run in {pythons[name]}; its message is above.")
+        rounds = range(arguments.rounds)
+        answers = [{name: worker.ask() for name, worker in workers.items()} for _ in rounds]
         speeds = {
-            name: NUM_IMAGES[network] / statistics.median(contender.seconds)
-            for name, contender in contenders.items()
+            name: NUM_IMAGES[network] / statistics.median(answer[name][0] for answer in answers)
+            for name in workers
         }
-        for name, contender in contenders.items():
-            contender.close()
+        for name, worker in workers.items():
+            worker.stop()
             ratio = f"{speeds[name] / speeds[THEIRS]:6.2f}" if THEIRS in speeds else ""
-            withstood = f"{contender.num_open}/{NUM_IMAGES[network]}"
+            withstood = f"{answers[-1][name][1]}/{NUM_IMAGES[network]}"
             print(f"{network:8} {name:14} {speeds[name]:9.2f} {ratio:>6} {withstood:>10}")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        serve_timings(sys.argv[2], sys.argv[3], int(sys.argv[4]))
-    else:
-        main()
+    main()

@@ -1,7 +1,5 @@
 """Measures the speed of evaluations, relative to pure inference of the same network.
 
-Usage:
-
     # EfficientNet-B0, 224 pixels, batch 64, generated JPEG files
     python benchmarks/evaluation.py
 
@@ -13,26 +11,23 @@ processor time per image gives the same information and is hardly affected by ot
 processes on the machine.
 """
 
-import argparse
+import harness  # first: it keeps TensorFlow quiet  # isort: skip
+
 import os
 import pathlib
 import platform
 import statistics
-import sys
 import tempfile
 import time
 
+import input_pipeline
 import numpy as np
+import tensorflow as tf
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import tensorflow as tf  # noqa: E402
-
-from benchmarks import input_pipeline  # noqa: E402
-from efficientnet_advprop.data import records  # noqa: E402
-from efficientnet_advprop.evaluation.classifiers import as_classifier  # noqa: E402
+from efficientnet_advprop.data import records
+from efficientnet_advprop.evaluation.classifiers import as_classifier
 from efficientnet_advprop.images import labeled_images
-from efficientnet_advprop.models import EfficientNet  # noqa: E402
+from efficientnet_advprop.models import EfficientNet
 
 _TARGET = 90  # per cent
 
@@ -52,7 +47,7 @@ def write_files(folder: pathlib.Path) -> dict[str, labeled_images.LabeledImages]
 
 
 def time_batches(batches, num_batches: int, batch_size: int) -> tuple[float, float]:
-    """Seconds per image on the clock and of the processors, from the end of the first
+    """Returns the seconds per image on the clock and of the processors, from the end of the first
     batch to that of the last.
     """
     batches = iter(batches)
@@ -65,19 +60,13 @@ def time_batches(batches, num_batches: int, batch_size: int) -> tuple[float, flo
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    arguments = harness.parse(
+        __doc__,
+        variant=("b0", "of EfficientNet"),
+        batch_size=(64, "images"),
+        num_batches=(8, "in each measurement, after a first one that is not timed"),
+        rounds=(5, "of all measurements"),
     )
-    parser.add_argument("--variant", default="b0", help="of EfficientNet")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument(
-        "--num_batches",
-        type=int,
-        default=8,
-        help="in each measurement, after a first one that is not timed",
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
     classifier = as_classifier(EfficientNet(arguments.variant, aux_branches=0))
     size, batch_size = classifier.image_size, arguments.batch_size
     infer = tf.function(classifier.function, [tf.TensorSpec([batch_size, size, size, 3])])
@@ -99,12 +88,8 @@ def main():
             return classifier.predict(dataset.repeat())
 
         contenders = {"pure inference": infer_again_and_again}
-        contenders.update(
-            {
-                f"evaluation, {name}": lambda images=images: evaluate(images)
-                for name, images in sets.items()
-            }
-        )
+        for name, images in sets.items():
+            contenders[f"evaluation, {name}"] = lambda images=images: evaluate(images)
         timings = {name: [] for name in contenders}
         for _ in range(arguments.rounds + 1):  # the first round traces, and is dropped
             for name, start in contenders.items():

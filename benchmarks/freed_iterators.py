@@ -1,31 +1,21 @@
 """Measures how long TensorFlow takes to free iterators over batches
 (`tpu_utils.batch_iterator`), and how long whoever used them waits for that.
 
-Usage:
-
     python benchmarks/freed_iterators.py                      # 40 of each kind, 1.5 s each
     python benchmarks/freed_iterators.py --number=20 --seconds=30
 
 A late end is one that takes more than a tenth of a second.
 """
 
-import os
-import pathlib
-import sys
+import harness  # first: it keeps TensorFlow quiet  # isort: skip
+
 import threading
 import time
 
-from absl import app, flags
+import tensorflow as tf
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1].resolve()))
+from tpu_utils.batch_iterator import BatchIterator
 
-import tensorflow as tf  # noqa: E402
-
-from tpu_utils.batch_iterator import BatchIterator  # noqa: E402
-
-_NUMBER = flags.DEFINE_integer("number", 40, "of iterators of each kind", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 1.5, "for which each is used", lower_bound=0.1)
 _LATE = 0.1  # seconds
 
 
@@ -39,19 +29,19 @@ def make_dataset(is_tuned: bool) -> tf.data.Dataset:
     return images.batch(16).prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def use(iterator) -> None:
-    end = time.monotonic() + _SECONDS.value
+def use(iterator, seconds: float) -> None:
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         next(iterator)
         time.sleep(0.02)
 
 
-def measure(batches) -> "tuple[float, float]":
-    """Seconds until the iterator was freed, and those for which its user waited."""
+def measure(batches, seconds: float) -> tuple[float, float]:
+    """Returns the seconds until the iterator was freed, and those for which its user waited."""
     others = set(threading.enumerate())
     opened = BatchIterator(batches)
     with opened:
-        use(opened.iterator)
+        use(opened.iterator, seconds)
         start = time.monotonic()
     waited = time.monotonic() - start
     for thread in set(threading.enumerate()) - others:
@@ -59,8 +49,12 @@ def measure(batches) -> "tuple[float, float]":
     return time.monotonic() - start, waited
 
 
-def main(argv):
-    del argv
+def main():
+    arguments = harness.parse(
+        __doc__,
+        number=(40, "of iterators of each kind"),
+        seconds=(1.5, "for which each is used"),
+    )
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     strategies = {
@@ -68,7 +62,9 @@ def main(argv):
         "one device": tf.distribute.OneDeviceStrategy("cpu:0"),
         "two replicas": tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]),
     }
-    print(f"TensorFlow {tf.__version__}: {_NUMBER.value} iterators of {_SECONDS.value} s each")
+    print(
+        f"TensorFlow {tf.__version__}: {arguments.number} iterators of {arguments.seconds} s each"
+    )
     for name, strategy in strategies.items():
         for is_tuned in (True, False):
             if strategy is None:
@@ -77,7 +73,8 @@ def main(argv):
                 batches = strategy.distribute_datasets_from_function(
                     lambda _, is_tuned=is_tuned: make_dataset(is_tuned)
                 )
-            freed, waited = zip(*(measure(batches) for _ in range(_NUMBER.value)))
+            rounds = range(arguments.number)
+            freed, waited = zip(*(measure(batches, arguments.seconds) for _ in rounds))
             late = sum(seconds > _LATE for seconds in freed)
             print(
                 f"{name:12}  {'tuned' if is_tuned else 'not tuned':9}  {late:3} late, the longest"
@@ -87,4 +84,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -1,8 +1,6 @@
 """Measures what it is worth that freed memory stays with the process
 (`tpu_utils.batch_iterator`).
 
-Usage:
-
     python benchmarks/freed_memory.py --rounds=3
 
 The demo's network is trained by AdvProp in processes of its own, by turns with and
@@ -10,7 +8,8 @@ without `keep_freed_blocks`. Only a TensorFlow that changes glibc's thresholds (
 does) makes a difference.
 """
 
-import argparse
+import harness  # first: it keeps TensorFlow quiet  # isort: skip
+
 import os
 import pathlib
 import re
@@ -35,7 +34,7 @@ _WAYS = ("without", "with")
 
 
 def measure(way: str, folder: str, number: int) -> tuple[float, float, float]:
-    """Images per second of training, and the seconds of processor time of the whole
+    """Returns images per second of training, and the seconds of processor time of the whole
     process, its own and the kernel's.
     """
     flags = [
@@ -58,11 +57,7 @@ def measure(way: str, folder: str, number: int) -> tuple[float, float, float]:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    rounds = harness.parse(__doc__, rounds=(3, "trainings of each way")).rounds
     seen = {way: [] for way in _WAYS}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):

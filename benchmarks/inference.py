@@ -1,7 +1,4 @@
-r"""Measures how fast exports of EfficientNet-B0 answer, relative to other
-implementations.
-
-Usage:
+r"""Measures how fast exports of EfficientNet-B0 answer, relative to other implementations.
 
     python benchmarks/inference.py
     python benchmarks/inference.py --onnx_python=onnx-env/bin/python \
@@ -18,15 +15,14 @@ of onnxruntime, openvino, torch and timm. Packages that are not installed are le
 and its ratio to this stack is printed.
 """
 
-import argparse
-import json
+import harness  # first: it keeps TensorFlow quiet  # isort: skip
+
 import os
-import subprocess
 import sys
 import tempfile
-import time
 
 IMAGE_SIZE = 224
+BATCH_SIZES, COUNTS = (1, 16), (20, 2)  # and the calls of each in a round
 REFERENCE = "keras.applications"
 OF_BOTH_STACKS = (REFERENCE, "ours, SavedModel", "ours, TFLite")  # with --tensorflow_python
 
@@ -140,21 +136,16 @@ def randomize(variables):
             )
 
 
-def serve_timings(kind, path, batch_sizes):
-    """Works: prints "ready", then for each line "index count" on stdin as many
-    durations in seconds, as JSON.
+def work(kind, path):
+    """Returns what `harness.serve` needs: which batches can be run, and what answers a request
+    for so many runs of one of them by their seconds.
     """
     import numpy as np
 
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not get between the answers
     runs = []
-    for batch_size in batch_sizes:
-        pixels = (
-            np.random.RandomState(0)
-            .uniform(0, 255, [batch_size, IMAGE_SIZE, IMAGE_SIZE, 3])
-            .astype(np.float32)
-        )
+    for batch_size in BATCH_SIZES:
+        shape = [batch_size, IMAGE_SIZE, IMAGE_SIZE, 3]
+        pixels = np.random.RandomState(0).uniform(0, 255, shape).astype(np.float32)
         try:
             runs.append(globals()[f"make_{kind}"](path, pixels))
         except ImportError:
@@ -162,43 +153,28 @@ def serve_timings(kind, path, batch_sizes):
             continue
         for _ in range(3):
             runs[-1]()
-    print(json.dumps([run is not None for run in runs]), file=answers, flush=True)
-    for line in sys.stdin:
-        index, count = map(int, line.split())
-        durations = []
-        for _ in range(count):
-            start = time.perf_counter()
-            runs[index]()
-            durations.append(time.perf_counter() - start)
-        print(json.dumps(durations), file=answers, flush=True)
+
+    def measure(index, count):
+        return harness.by_turns({"": runs[int(index)]}, int(count), warm_up=0)[""]
+
+    return [run is not None for run in runs], measure
 
 
 class Contender:
-    """A worker process and what it has measured."""
+    """A worker and what it has measured, by batch."""
 
-    def __init__(self, python, kind, path, batch_sizes):
-        command = [python, __file__, "--worker", kind, path, *map(str, batch_sizes)]
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        answer = self._process.stdout.readline()
-        self.can = json.loads(answer) if answer else [False] * len(batch_sizes)
-        self.seconds = [[] for _ in batch_sizes]
+    def __init__(self, python, kind, path):
+        self._worker = harness.Worker(python, "--worker", kind, path, is_quiet=True)
+        self.can = self._worker.greeting or [False] * len(BATCH_SIZES)
+        self.seconds = [[] for _ in BATCH_SIZES]
 
-    def measure(self, index, count):
-        if self.can[index]:
-            print(index, count, file=self._process.stdin, flush=True)
-            self.seconds[index] += json.loads(self._process.stdout.readline())
+    def measure(self):
+        for index, count in enumerate(COUNTS):
+            if self.can[index]:
+                self.seconds[index] += self._worker.ask(index, count)
 
     def stop(self):
-        self._process.stdin.close()
-        self._process.wait()
+        self._worker.stop()
 
 
 def write_exports(folder, onnx_python):
@@ -226,15 +202,17 @@ def write_exports(folder, onnx_python):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    arguments = harness.parse(
+        __doc__,
+        onnx_python=(sys.executable, "Python of an environment with tf2onnx and onnxruntime"),
+        other_python=(sys.executable, "of one with onnxruntime, openvino, torch or timm"),
+        tensorflow_python=(None, "of another stack"),
+        rounds=(10, f"of {COUNTS[0]} and {COUNTS[1]} calls of each"),
+        worker=(None, "KIND FILE: runs that when asked", dict(nargs=2)),
     )
-    parser.add_argument("--onnx_python", default=sys.executable)
-    parser.add_argument("--other_python", default=sys.executable)
-    parser.add_argument("--tensorflow_python")
-    parser.add_argument("--rounds", type=int, default=10)
-    arguments = parser.parse_args()
-    batch_sizes, counts = (1, 16), (20, 2)
+    if arguments.worker:
+        harness.serve(lambda: work(*arguments.worker))
+        return
     with tempfile.TemporaryDirectory() as folder:
         write_exports(folder, arguments.onnx_python)
         saved_model, tflite_file, onnx_file = (
@@ -255,19 +233,19 @@ def main():
             for name in OF_BOTH_STACKS:
                 _, kind, path = candidates[name]
                 candidates[f"{name}, other stack"] = (arguments.tensorflow_python, kind, path)
-        contenders = {name: Contender(*what, batch_sizes) for name, what in candidates.items()}
+        contenders = {name: Contender(*what) for name, what in candidates.items()}
     for _ in range(arguments.rounds):
-        for index, count in enumerate(counts):
-            for contender in contenders.values():
-                contender.measure(index, count)
+        for contender in contenders.values():
+            contender.measure()
     for contender in contenders.values():
         contender.stop()
-    print_table(contenders, batch_sizes[1])
+    print_table(contenders)
 
 
-def print_table(contenders, batch_size):
+def print_table(contenders):
     import numpy as np
 
+    batch_size = BATCH_SIZES[1]
     reference = [np.median(seconds) for seconds in contenders[REFERENCE].seconds]
     print(
         f"{'EfficientNet-B0, 224 px':28} {'p50 ms':>8} {'p99 ms':>8} {'ratio':>6} {'images/s':>9}"
@@ -290,7 +268,7 @@ def print_table(contenders, batch_size):
         other = contenders.get(f"{name}, other stack")
         if other is None:
             continue
-        pairs = zip((1, batch_size), contenders[name].seconds, other.seconds)
+        pairs = zip(BATCH_SIZES, contenders[name].seconds, other.seconds)
         ratios = [
             f"batch {size} {np.median(theirs) / np.median(ours):5.3f} ×"
             for size, ours, theirs in pairs
@@ -300,7 +278,4 @@ def print_table(contenders, batch_size):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        serve_timings(sys.argv[2], sys.argv[3], [int(size) for size in sys.argv[4:]])
-    else:
-        main()
+    main()

@@ -1,7 +1,5 @@
 """Measures each stage of the input pipeline, relative to decoding and cropping alone.
 
-Usage:
-
     python benchmarks/input_pipeline.py    # 512 generated JPEG files, two threads
     python benchmarks/input_pipeline.py --data_dir=/data/imagenet --threads=96
 
@@ -11,39 +9,27 @@ are always busy and other processes affect these times less. There are many imag
 because the buffers of a pipeline contain hundreds.
 """
 
+import harness  # first: it keeps TensorFlow quiet  # isort: skip
+
 import io
 import os
 import platform
 import re
 import statistics
-import sys
 import tempfile
 import time
 
 import numpy as np
-from absl import app, flags
+import tensorflow as tf
 from PIL import Image
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import tensorflow as tf  # noqa: E402
-
-from efficientnet_advprop.config.experiment import DataConfig  # noqa: E402
-from efficientnet_advprop.data import augmentation, pipeline, preprocessing, records  # noqa: E402
+from efficientnet_advprop.config.experiment import DataConfig
+from efficientnet_advprop.data import augmentation, pipeline, preprocessing, records
 
 _BATCH, _WARM_UP_BATCHES = 64, 6
 # Of each picture in its file: with ImageNet's 1,251 records in each, beginning a file
 # costs next to nothing.
 _COPIES = 8
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "TFRecords to read; None: random pictures of about 500×375 pixels and 70 kB"
-)
-_THREADS = flags.DEFINE_integer("threads", 2, "of the pipeline", lower_bound=1)
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "pixels", lower_bound=1)
-_NUM_IMAGES = flags.DEFINE_integer(
-    "num_images", 2048, f"in each measurement, a multiple of {_BATCH}", lower_bound=_BATCH
-)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "of all measurements", lower_bound=1)
 # What accelerators would eat: a vanilla step on an image is three passes of 2 · 0.39
 # GFLOP for B0, AdvProp with PGD1 2.67 of them. The share of the peak is a guess on the
 # high side; depthwise convolutions reach less.
@@ -94,9 +80,8 @@ def decode_and_crop(encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
 
 
-def make_stages(folder: str) -> dict:
-    """Datasets by name; those of single elements, of their encoded bytes from memory."""
-    size = _IMAGE_SIZE.value
+def make_stages(folder: str, size: int, threads: int) -> dict:
+    """Returns datasets by name; those of single elements, of their encoded bytes from memory."""
     files = [
         os.path.join(folder, name)
         for name in sorted(tf.io.gfile.listdir(folder))
@@ -115,7 +100,7 @@ def make_stages(folder: str) -> dict:
     def mapped(function):
         return encoded.map(
             lambda i, image: function(image, tf.stack([i, i])),
-            num_parallel_calls=_THREADS.value,
+            num_parallel_calls=threads,
             deterministic=True,
         )
 
@@ -154,13 +139,12 @@ def make_stages(folder: str) -> dict:
     }
 
 
-def consume(dataset: tf.data.Dataset, num_images: int) -> "tuple[float, float]":
-    """Seconds on the clock and of the processors for so many images, once the buffers
+def consume(dataset: tf.data.Dataset, num_images: int) -> tuple[float, float]:
+    """Returns the seconds on the clock and of the processors for so many images, once the buffers
     are full and the threads are busy.
     """
-    if not isinstance(
-        dataset.element_spec, dict
-    ):  # single images: as often as a batch, one of them comes to Python
+    if not isinstance(dataset.element_spec, dict):
+        # Single images: as often as a batch, one of them comes to Python.
         dataset = dataset.shard(_BATCH, _BATCH - 1)
     elements = iter(dataset)
     for _ in range(_WARM_UP_BATCHES):
@@ -171,38 +155,41 @@ def consume(dataset: tf.data.Dataset, num_images: int) -> "tuple[float, float]":
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def main(argv):
-    del argv
+def main():
+    arguments = harness.parse(
+        __doc__,
+        data_dir=(None, "TFRecords to read; default: random pictures of some 500×375 and 70 kB"),
+        threads=(2, "of the pipeline"),
+        image_size=(224, "pixels"),
+        num_images=(2048, f"in each measurement, a multiple of {_BATCH}"),
+        rounds=(3, "of all measurements"),
+    )
     with tempfile.TemporaryDirectory() as temporary:
-        folder = _DATA_DIR.value
-        if not folder:
-            folder = temporary
+        folder = arguments.data_dir or temporary
+        if not arguments.data_dir:
             print(f"512 JPEGs of {write_pictures(folder) / 1000:.0f} kB on average")
         options = tf.data.Options()
-        options.threading.private_threadpool_size = _THREADS.value
+        options.threading.private_threadpool_size = arguments.threads
         options.threading.max_intra_op_parallelism = 1
-        stages = {
-            name: dataset.with_options(options) for name, dataset in make_stages(folder).items()
-        }
+        stages = make_stages(folder, arguments.image_size, arguments.threads)
         seconds = {name: [] for name in stages}
-        for _ in range(_ROUNDS.value):
+        for _ in range(arguments.rounds):
             for name, dataset in stages.items():
-                seconds[name].append(consume(dataset, _NUM_IMAGES.value))
-    report(seconds)
+                dataset = dataset.with_options(options)
+                seconds[name].append(consume(dataset, arguments.num_images))
+    report(seconds, arguments)
 
 
-def report(seconds: dict) -> None:
-    rates = {
-        name: _NUM_IMAGES.value / statistics.median(wall for wall, _ in values)
-        for name, values in seconds.items()
-    }
-    cpu = {
-        name: min(cpu for _, cpu in values) / _NUM_IMAGES.value for name, values in seconds.items()
-    }
+def report(seconds: dict, arguments) -> None:
+    rates, cpu = {}, {}
+    for name, values in seconds.items():
+        walls, of_processors = zip(*values)
+        rates[name] = arguments.num_images / statistics.median(walls)
+        cpu[name] = min(of_processors) / arguments.num_images
     bound = next(iter(cpu.values()))
-    machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
     print(
-        f"{machine}, {_THREADS.value} threads, {_IMAGE_SIZE.value} px, TensorFlow {tf.__version__}"
+        f"{platform.machine()}, {os.cpu_count()} CPUs, {arguments.threads} threads,"
+        f" {arguments.image_size} px, TensorFlow {tf.__version__}"
     )
     for name, rate in rates.items():
         what = re.fullmatch("(?:train|whole pipeline)(.*)", name)
@@ -221,4 +208,4 @@ def report(seconds: dict) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

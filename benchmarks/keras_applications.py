@@ -12,7 +12,8 @@ and loaded by a process that has this package not on its path. Every model runs 
 process of its own; what is known is kept in benchmarks/keras_applications.json.
 """
 
-import argparse
+import harness  # first: it keeps TensorFlow quiet  # isort: skip
+
 import json
 import os
 import pathlib
@@ -140,25 +141,22 @@ def table(rows: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--models", nargs="+", choices=IMAGE_SIZES, default=list(IMAGE_SIZES), metavar="MODEL"
+    arguments = harness.parse(
+        __doc__,
+        models=(list(IMAGE_SIZES), "to measure", dict(choices=IMAGE_SIZES, metavar="MODEL")),
+        one=(None, "measure one model in this process; prints JSON"),
+        table=(False, "only print what was measured"),
     )
-    parser.add_argument("--one", help="measure one model in this process; prints JSON")
-    parser.add_argument("--table", action="store_true", help="only print what was measured")
-    arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(arguments.one)))
         return
     rows = json.loads(FILE.read_text()) if FILE.exists() else {}
     for name in [] if arguments.table else arguments.models:
-        command = [sys.executable, __file__, f"--one={name}"]
-        environment = {**os.environ, "XLA_FLAGS": QUICK_COMPILATION}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
-        if done.returncode:
+        try:
+            _, rows[name] = harness.run_alone(f"--one={name}", XLA_FLAGS=QUICK_COMPILATION)
+        except subprocess.CalledProcessError:
             print(f"{name} failed", file=sys.stderr)
             continue
-        rows[name] = json.loads(done.stdout.splitlines()[-1])
         FILE.write_text(json.dumps(rows, indent=1) + "\n")
         print(name, rows[name], flush=True)
     print(table(rows))

@@ -14,12 +14,11 @@ The processes use oneDNN, which TensorFlow leaves off on CPUs without AVX-512: o
 with AVX2 it takes a step of ResNet50V2 at this size from 6.8 to 0.9 seconds.
 """
 
-import argparse
+import harness  # first: it keeps TensorFlow quiet  # isort: skip
+
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import time
 
 FILE = pathlib.Path(__file__).with_suffix(".json")
@@ -35,7 +34,7 @@ MEASURES = {
 
 
 def measure(name: str, method: str, seed: int) -> dict:
-    """Accuracies of the main branch on the test digits."""
+    """Returns accuracies of the main branch on the test digits."""
     import numpy as np
     import tensorflow as tf
     from sklearn.datasets import load_digits
@@ -135,31 +134,25 @@ def table(rows: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=EPOCHS, default=list(EPOCHS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--one", nargs=3, metavar=("MODEL", "METHOD", "SEED"))
-    parser.add_argument("--table", action="store_true", help="only print what is known")
-    arguments = parser.parse_args()
+    arguments = harness.parse(
+        __doc__,
+        models=(list(EPOCHS), "to train", dict(choices=EPOCHS)),
+        seeds=(5, "runs of each"),
+        one=(None, "MODEL METHOD SEED: one run in this process; prints JSON", dict(nargs=3)),
+        table=(False, "only print what is known"),
+    )
     if arguments.one:
         name, method, seed = arguments.one
         print(json.dumps(measure(name, method, int(seed))))
         return
     rows = json.loads(FILE.read_text()) if FILE.exists() else {}
-    environment = {"TF_ENABLE_ONEDNN_OPTS": "1", **os.environ}
-    for seed in range(0 if arguments.table else arguments.seeds):
-        for name in arguments.models:
-            for method in METHODS:
-                key = f"{name} {method} {seed}"
-                if key in rows:
-                    continue
-                command = [sys.executable, __file__, "--one", *key.split()]
-                done = subprocess.run(
-                    command, stdout=subprocess.PIPE, text=True, check=True, env=environment
-                )
-                rows[key] = json.loads(done.stdout.splitlines()[-1])
-                FILE.write_text(json.dumps(rows, indent=1) + "\n")
-                print(key, rows[key], flush=True)
+    seeds = range(0 if arguments.table else arguments.seeds)
+    for key in [f"{name} {way} {s}" for s in seeds for name in arguments.models for way in METHODS]:
+        if key not in rows:
+            one_dnn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1")
+            _, rows[key] = harness.run_alone("--one", *key.split(), TF_ENABLE_ONEDNN_OPTS=one_dnn)
+            FILE.write_text(json.dumps(rows, indent=1) + "\n")
+            print(key, rows[key], flush=True)
     print(table(rows))
 
 

@@ -13,11 +13,11 @@ step.
   a new process; at most 20 s.
 """
 
-import argparse
+import harness  # first: it keeps TensorFlow quiet  # isort: skip
+
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import time
@@ -67,26 +67,17 @@ def time_steps(arguments) -> float:
     }
     for name, run in runs.items():
         started = time.perf_counter()
-        _wait_for(run())
+        harness.wait_for(run())
         print(f"{name:12s} traced in {time.perf_counter() - started:5.1f} s", flush=True)
-    times = {name: [] for name in runs}
-    for _ in range(arguments.rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            _wait_for(run())
-            times[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    waiting = {name: lambda run=run: harness.wait_for(run()) for name, run in runs.items()}
+    medians = harness.median_by_turns(waiting, arguments.rounds, warm_up=0)
     for name, median in medians.items():
         print(f"{name:12s} {median:6.3f} s a step", flush=True)
     return medians["AdvPropModel"] / medians["the trainer"]
 
 
-def _wait_for(results) -> None:
-    tf.nest.map_structure(lambda value: value.numpy(), results)
-
-
 def time_conversion(_) -> float:
-    """Seconds of a conversion of EfficientNetB7."""
+    """Returns the seconds of a conversion of EfficientNetB7."""
     model = keras.applications.EfficientNetB7(weights=None)
     started = time.perf_counter()
     add_auxiliary_batch_norms(model)
@@ -94,7 +85,7 @@ def time_conversion(_) -> float:
 
 
 def time_first_step(_) -> float:
-    """Seconds from a MobileNetV3Small to its first trained batch."""
+    """Returns the seconds from a MobileNetV3Small to its first trained batch."""
     model = keras.applications.MobileNetV3Small(weights=None, classifier_activation=None)
     random = np.random.default_rng(0)
     images = random.uniform(0, 255, (4, 224, 224, 3)).astype("float32")
@@ -110,36 +101,32 @@ UNITS = {"step": "× the trainer's step", "conversion": "s", "first": "s"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--image_size", type=int, default=224, help="pixels, of the steps")
-    parser.add_argument("--batch_size", type=int, default=16, help="images, of the steps")
-    parser.add_argument("--num_steps", type=int, default=1, help="iterations of PGD")
-    parser.add_argument("--rounds", type=int, default=7, help="timed runs of each step")
-    parser.add_argument("--one", choices=PARTS, help="one part in this process; prints JSON")
-    parser.add_argument("--keras", type=int, choices=(2, 3), default=2, help="which Keras")
-    parser.add_argument("--backend", default="tensorflow", help="of Keras 3")
-    arguments = parser.parse_args()
-    if arguments.keras == 3:
-        script = str(pathlib.Path(__file__).with_name("keras3_fit.py"))
-        sizes = [f"--{name}={getattr(arguments, name)}" for name in ("image_size", "batch_size")]
-        command = [sys.executable, script, *sizes, f"--rounds={arguments.rounds}"]
-        subprocess.run(command, check=True, env={**os.environ, "KERAS_BACKEND": arguments.backend})
-        return
+    arguments = harness.parse(
+        __doc__,
+        parts=(list(PARTS), "what to measure", dict(choices=PARTS)),
+        image_size=(224, "pixels, of the steps"),
+        batch_size=(16, "images, of the steps"),
+        num_steps=(1, "iterations of PGD"),
+        rounds=(7, "timed runs of each step"),
+        one=(None, "one part in this process; prints JSON", dict(choices=PARTS)),
+        keras=(2, "which Keras", dict(choices=(2, 3))),
+        backend=("tensorflow", "of Keras 3"),
+    )
     if arguments.one:
         print(json.dumps(PARTS[arguments.one](arguments)))
         return
-    sizes = [
-        f"--{name}={getattr(arguments, name)}"
-        for name in ("image_size", "batch_size", "num_steps", "rounds")
-    ]
+    names = ("image_size", "batch_size", "rounds")
+    sizes = [f"--{name}={getattr(arguments, name)}" for name in names]
+    if arguments.keras == 3:
+        script = str(pathlib.Path(__file__).with_name("keras3_fit.py"))
+        environment = {**os.environ, "KERAS_BACKEND": arguments.backend}
+        subprocess.run([sys.executable, script, *sizes], check=True, env=environment)
+        return
+    sizes.append(f"--num_steps={arguments.num_steps}")
     for part in arguments.parts:
-        command = [sys.executable, __file__, *sizes, f"--one={part}"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        *lines, figure = done.stdout.splitlines()
-        value, target = float(figure), TARGETS[part]
-        verdict = "reached" if value <= target else "missed"
-        print("\n".join([*lines, f"{part}: {value:.3f} {UNITS[part]} (≤ {target:g}: {verdict})"]))
+        lines, value = harness.run_alone(*sizes, f"--one={part}")
+        told = harness.verdict(value, TARGETS[part])
+        print("\n".join([*lines, f"{part}: {value:.3f} {UNITS[part]} ({told})"]))
 
 
 if __name__ == "__main__":

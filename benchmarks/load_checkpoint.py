@@ -1,7 +1,5 @@
 """Measures the time and memory that loading a released checkpoint needs.
 
-Usage:
-
     # B0 and B8, with one auxiliary branch; needs about 1.5 GB of disk space
     python benchmarks/load_checkpoint.py
 
@@ -12,15 +10,12 @@ included. The memory is that in addition to the model. The benchmark works on Li
 only, because the peak memory is the kernel's VmHWM.
 """
 
-import os
+import harness  # first: it keeps TensorFlow quiet  # isort: skip
+
+import json
 import re
-import subprocess
-import sys
 import tempfile
 import time
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-VARIANTS = ("b0", "b8")
 
 
 def memory(field: str) -> float:
@@ -29,7 +24,7 @@ def memory(field: str) -> float:
         return int(re.search(rf"{field}:\s+(\d+) kB", file.read())[1]) / 1e3
 
 
-def measure(variant: str, prefix: str) -> None:
+def measure(variant: str, prefix: str) -> str:
     from absl import logging
 
     from efficientnet_advprop.models import EfficientNet, load_released_checkpoint
@@ -43,14 +38,13 @@ def measure(variant: str, prefix: str) -> None:
     load_released_checkpoint(model, prefix)
     seconds, peak = time.perf_counter() - started, memory("VmHWM") - before
     total = (size + peak) / size
-    print(
+    return (
         f"{variant}: {seconds:.2f} s; model {size:.0f} MB, at the peak {peak:.0f} MB more:"
-        f" {total:.2f} times it",
-        flush=True,
+        f" {total:.2f} times it"
     )
 
 
-def write(variant: str, prefix: str) -> None:
+def write(variant: str, prefix: str) -> str:
     from efficientnet_advprop.models import EfficientNet, save_released_checkpoint
 
     model = EfficientNet(variant, aux_branches=0)
@@ -58,16 +52,28 @@ def write(variant: str, prefix: str) -> None:
         variable.name.split(":")[0]: variable.numpy() * 1.01 for variable in model.variables
     }
     save_released_checkpoint(model, prefix, averages=averages, global_step=218949)
+    return f"{variant}: written"
+
+
+TASKS = {"write": write, "measure": measure}
+
+
+def main():
+    arguments = harness.parse(
+        __doc__,
+        variants=(["b0", "b8"], "of EfficientNet"),
+        task=(None, "TASK VARIANT PREFIX: one task in this process", dict(nargs=3)),
+    )
+    if arguments.task:
+        name, *of = arguments.task
+        print(json.dumps(TASKS[name](*of)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for variant in arguments.variants:
+            for task in TASKS:  # each in a process of its own: clean memory
+                prefix = f"{folder}/{variant}/model.ckpt"
+                print(harness.run_alone("--task", task, variant, prefix)[1], flush=True)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        {"write": write, "measure": measure}[sys.argv[1]](*sys.argv[2:])
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            for variant in VARIANTS:
-                for task in ("write", "measure"):  # each in a process of its own: clean memory
-                    subprocess.run(
-                        [sys.executable, __file__, task, variant, f"{folder}/{variant}/model.ckpt"],
-                        check=True,
-                    )
+    main()

@@ -1,23 +1,19 @@
-"""Prints the table of every recipe's cost on a TPU: memory, arithmetic and estimated
-time.
-
-Usage:
+"""Prints the table of every recipe's cost on a TPU: memory, arithmetic, estimated time.
 
     python benchmarks/preflight.py              # from the results in benchmarks/preflight/
     python benchmarks/preflight.py --compile    # computes missing results; takes hours, resumes
-    # what whole runs would cost
-    python benchmarks/preflight.py --price_per_chip_hour=0.50,2.00
+    python benchmarks/preflight.py --price_per_chip_hour=0.50,2.00      # what whole runs would cost
 
 The results come from `python -m efficientnet_advprop.preflight`, that is, from the TPU's compiler.
 docs/launching.md explains them.
 """
 
+import harness  # first: it keeps TensorFlow quiet  # isort: skip
+
 import json
 import pathlib
 import subprocess
 import sys
-
-from absl import app, flags
 
 from advprop_preflight import preflight_results, tpu_compiler
 from advprop_preflight.preflight_results import grid
@@ -76,29 +72,13 @@ ENTRIES = [
     ("advprop.py:b0", "v5p:2x2x1", 512, 0),
     ("advprop.py:b3", "v5p:2x2x1", 128, 0),
 ]
-FLAGS = flags.FLAGS
-flags.DEFINE_bool(
-    "compile", False, "Ask the compiler for what is missing, rather than only print the table."
-)
-flags.DEFINE_bool(
-    "search", False, "With --compile: search the largest batch of each, not one that should fit."
-)
-flags.DEFINE_list(
-    "price_per_chip_hour",
-    [],
-    "The lowest and the highest price of a chip for an hour, in any currency: prints what the runs "
-    "would cost instead of the table.",
-)
-flags.DEFINE_string(
-    "compiler_python", f"{ROOT}/.venv-preflight/bin/python", "See efficientnet_advprop.preflight."
-)
 
 
 def records() -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
 
 
-def ask(config: str, topology: str, batch: int, *more: str) -> None:
+def ask(python: str, config: str, topology: str, batch: int, *more: str) -> None:
     command = [
         sys.executable,
         "-m",
@@ -107,7 +87,7 @@ def ask(config: str, topology: str, batch: int, *more: str) -> None:
         f"--topology={topology}",
         f"--replica_batch_size={batch}",
         f"--results_dir={FOLDER}",
-        f"--compiler_python={FLAGS.compiler_python}",
+        f"--compiler_python={python}",
         "--nocompare_with_vanilla",
         *more,
     ]
@@ -127,13 +107,13 @@ def recipe(record: dict) -> tuple[str, str, str, int]:
     )
 
 
-def compile_missing() -> None:
+def compile_missing(python: str, is_search: bool) -> None:
     for config, topology, batch, recomputed in ENTRIES:
         recompute = [f"--config.model.recomputed_blocks={recomputed}"] if recomputed else []
-        if FLAGS.search:
-            ask(config, topology, batch, "--find_batch_size", *recompute)
+        if is_search:
+            ask(python, config, topology, batch, "--find_batch_size", *recompute)
             continue
-        ask(config, topology, batch, *recompute)
+        ask(python, config, topology, batch, *recompute)
         file, variant = config.split(".py:")
         key = METHODS_OF_FILES.get(file, file), variant, topology, recomputed
         tried = [
@@ -150,17 +130,28 @@ def compile_missing() -> None:
                 else 0.5
             )
             smaller = max(1, int(batch * share))
-            ask(config, topology, smaller if smaller < 8 else smaller // 8 * 8, *recompute)
+            ask(python, config, topology, smaller if smaller < 8 else smaller // 8 * 8, *recompute)
 
 
-def main(_):
-    if FLAGS.compile:
-        compile_missing()
-    print(
-        price_table(*map(float, FLAGS.price_per_chip_hour))
-        if FLAGS.price_per_chip_hour
-        else table()
+def main():
+    arguments = harness.parse(
+        __doc__,
+        compile=(False, "ask the compiler for what is missing, rather than only print the table"),
+        search=(False, "with --compile: search the largest batch of each, not one that should fit"),
+        price_per_chip_hour=(
+            "",
+            "the lowest and the highest price of a chip for an hour, in any currency: prints what "
+            "the runs would cost instead of the table",
+        ),
+        compiler_python=(
+            f"{ROOT}/.venv-preflight/bin/python",
+            "as in efficientnet_advprop.preflight",
+        ),
     )
+    if arguments.compile:
+        compile_missing(arguments.compiler_python, arguments.search)
+    prices = arguments.price_per_chip_hour
+    print(price_table(*map(float, prices.split(","))) if prices else table())
 
 
 def price_table(low: float, high: float) -> str:
@@ -302,4 +293,4 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -4,6 +4,7 @@ their source.
 
 import ast
 import hashlib
+import importlib
 import importlib.util
 import json
 import math
@@ -267,12 +268,9 @@ def test_experiments_quote_the_published_figures():
 
 @pytest.fixture(scope="module")
 def preflight_table() -> str:
-    spec = importlib.util.spec_from_file_location(
-        "preflight_table", ROOT / "benchmarks/preflight.py"
-    )
-    preflight = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(preflight)
-    return preflight.table()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return importlib.import_module("preflight").table()
 
 
 def test_pages_quote_the_preflights_chip_hours(preflight_table):

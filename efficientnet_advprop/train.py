@@ -55,11 +55,11 @@ def main(argv):
     print("loading TensorFlow, then checking config, data and checkpoints …", flush=True)
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from efficientnet_advprop.training.loop import train
-    from tpu_utils import profiler_server
+    from tpu_utils.connections import start_profiler_server
     from tpu_utils.preemption import CTRL_C
 
     if _PROFILER_PORT.value is not None:
-        profiler_server.listen(_PROFILER_PORT.value)
+        start_profiler_server(_PROFILER_PORT.value)
     result = train(
         config, data_dir=_DATA_DIR.value, model_dir=_MODEL_DIR.value, strategy=_STRATEGY.make()
     )

@@ -15,8 +15,7 @@ from typing import Optional, TypeAlias
 
 import tensorflow as tf
 
-from tpu_utils import addresses as network
-from tpu_utils.bounded_wait import end_unless_done
+from tpu_utils.connections import end_unless_done, listening_problem, split
 from tpu_utils.platforms import RESOLVERS, PlatformError, brief_message
 
 _JOBS = ("chief", "worker")
@@ -171,7 +170,7 @@ def _ask_kubernetes(port, pod_selector, num_workers, timeout_seconds) -> Workers
         time.sleep(_POLL_SECONDS)
     # The addresses are those of the nodes. A pod finds its own: it is the one where it
     # can listen.
-    problems = [network.listening_problem(*network.split(address)) for address in addresses]
+    problems = [listening_problem(*split(address)) for address in addresses]
     own = [index for index, problem in enumerate(problems) if problem != errno.EADDRNOTAVAIL]
     if len(own) != 1:
         raise PlatformError(
@@ -188,7 +187,7 @@ def check_cluster(resolver: Resolver) -> None:
     addresses = addresses_of(resolver)
     for address in addresses:
         try:
-            host, port = network.split(address)
+            host, port = split(address)
         except ValueError as error:
             raise PlatformError(f"the cluster has a wrong address: {error}.") from error
         if addresses.count(address) > 1:
@@ -203,7 +202,7 @@ def check_cluster(resolver: Resolver) -> None:
                 f"({error.strerror or error}); correct it, or use the machine's IP address."
             ) from error
     own = addresses[index_of(resolver)]
-    if network.listening_problem("", network.split(own)[1]) == errno.EADDRINUSE:
+    if listening_problem("", split(own)[1]) == errno.EADDRINUSE:
         raise PlatformError(
             f"this worker's address is {own!r}, but another process listens on that port here "
             "(perhaps an earlier run); end it, or take another port."

@@ -1,9 +1,12 @@
 """The platforms that a program can compute on, without TensorFlow, since --help reads them
-too; the error of one that is not available; and other libraries' errors in one line.
+too; the error of one that is not available; and what other libraries say, shortened.
 """
 
+import contextlib
+import os
 import re
-from typing import Union
+import tempfile
+from typing import Iterator, Union
 
 # The strategies of `make_strategy`, and what each computes on.
 STRATEGIES = {
@@ -52,3 +55,25 @@ def brief_message(error: Union[BaseException, str]) -> str:
     )
     message = _OPERATIONS.sub("", _STAGE.sub("", informative_line)).strip().rstrip(".")
     return message or ("no message" if isinstance(error, str) else type(error).__name__)
+
+
+@contextlib.contextmanager
+def without_noise(noise: bytes) -> Iterator[None]:
+    """Keeps lines with the pattern `noise` from this process's stderr, to which libraries in C++
+    write whatever Python says. The others are shown at the end, and all if the body fails.
+    """
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        hidden = re.compile(noise)
+        try:
+            yield
+        except BaseException:
+            hidden = re.compile(b"(?!)")  # nothing
+            raise
+        finally:
+            os.dup2(shown, 2)
+            written.seek(0)
+            with contextlib.suppress(OSError):  # nobody may be reading
+                os.write(shown, b"".join(line for line in written if not hidden.search(line)))
+            os.close(shown)

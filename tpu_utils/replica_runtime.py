@@ -12,6 +12,8 @@ from typing import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tpu_utils.platforms import without_noise
+
 
 class ReplicaRuntime:
     """The replicas of the current strategy, numbered from 0, and how they exchange tensors.
@@ -135,7 +137,9 @@ def _on_tpu() -> bool:
 @functools.cache
 def _host_has_xla() -> bool:
     """Compiles one addition to find out; TensorFlow lists this property nowhere."""
-    with tf.init_scope(), tf.device("CPU:0"):
+    # XLA tells of the first compilation of a process, whatever TF_CPP_MIN_LOG_LEVEL says.
+    noise = b"InitializeLog|Compiled cluster using XLA"
+    with without_noise(noise), tf.init_scope(), tf.device("CPU:0"):
         try:
             tf.function(lambda number: number + 1.0, jit_compile=True)(tf.constant(0.0))
         except tf.errors.OpError:

@@ -9,8 +9,8 @@ from typing import Optional
 
 import tensorflow as tf
 
-from tpu_utils import addresses, cluster
-from tpu_utils.bounded_wait import end_unless_done
+from tpu_utils import cluster
+from tpu_utils.connections import end_unless_done, is_reachable
 from tpu_utils.platforms import STRATEGIES, PlatformError, brief_message
 
 # The arguments that belong to one strategy only.
@@ -171,5 +171,5 @@ def connect_tpu(
 def _check_reachable(resolver: tf.distribute.cluster_resolver.TPUClusterResolver) -> None:
     # TensorFlow itself would wait forever for a host that does not answer, or crash.
     for address in resolver.cluster_spec().as_dict().get("worker", []):
-        if not addresses.is_reachable(address, timeout_seconds=20.0):
+        if not is_reachable(address, timeout_seconds=20.0):
             raise ConnectionError(f"nothing answers at {address}")

@@ -11,7 +11,8 @@ from typing import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tpu_utils import addresses, cluster
+from tpu_utils import cluster
+from tpu_utils.connections import is_reachable
 
 
 class Workers:
@@ -65,7 +66,7 @@ class Workers:
         return [
             f"worker {index} ({address})"
             for index, address in enumerate(self._addresses)
-            if index != self.index and not addresses.is_reachable(address)
+            if index != self.index and not is_reachable(address)
         ]
 
     def _gather(self, row: np.ndarray) -> np.ndarray:

@@ -10,9 +10,10 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from types import FrameType
 from typing import Optional
+
+from tpu_utils.platforms import without_noise
 
 INTERRUPTED = 130  # the convention of shells: 128 + SIGINT
 # Programs that save their state: a preempted machine may ask before their imports end.
@@ -55,22 +56,15 @@ class _SilentGreeting(importlib.abc.MetaPathFinder):
 
     @staticmethod
     def _execute(execute, module) -> None:
-        shown, python_stderr = os.dup(2), sys.stderr
-        with tempfile.TemporaryFile() as written:
-            # Python's own messages, such as that of Ctrl-C, are shown all the same. The stream
-            # stays open: a logger that is made meanwhile keeps it.
-            sys.stderr = open(os.dup(shown), "w", buffering=1, errors="backslashreplace")
-            os.dup2(written.fileno(), 2)
-            try:
+        # Python's own messages, such as that of Ctrl-C, are shown at once. The stream stays
+        # open: a logger that is made meanwhile keeps it.
+        python_stderr = sys.stderr
+        sys.stderr = open(os.dup(2), "w", buffering=1, errors="backslashreplace")
+        try:
+            with without_noise(b""):  # all of it
                 execute(module)
-            except BaseException:
-                written.seek(0)
-                os.write(shown, written.read())
-                raise
-            finally:
-                os.dup2(shown, 2)
-                os.close(shown)
-                sys.stderr = python_stderr
+        finally:
+            sys.stderr = python_stderr
 
 
 def greet_in_silence(name: str) -> None:

@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from tpu_utils import addresses, bounded_wait
+from tpu_utils import connections
 from tpu_utils.cluster import addresses_of, check_cluster, index_of, resolve_cluster
 from tpu_utils.platforms import PlatformError
 
@@ -147,24 +147,24 @@ def test_a_port_that_is_taken(monkeypatch):
         other.bind(("127.0.0.1", 0))
         other.listen()
         own = f"127.0.0.1:{other.getsockname()[1]}"
-        assert addresses.is_reachable(own)
+        assert connections.is_reachable(own)
         resolver = tf_config(monkeypatch, {"worker": [own]}, {"type": "worker", "index": 0})
         with pytest.raises(PlatformError, match="another process listens on that port"):
             check_cluster(resolver)
     check_cluster(resolver)
-    assert not addresses.is_reachable(own)
+    assert not connections.is_reachable(own)
 
 
 def test_a_wait_without_end_is_ended():
     program = """
 import sys, time
-from tpu_utils.bounded_wait import end_unless_done
+from tpu_utils.connections import end_unless_done
 with end_unless_done(30.0, "never shown"):
     pass
 with end_unless_done(0.2, "nobody came.", ["127.0.0.1:9"]):
     time.sleep(60)
 """
-    root = bounded_wait.pathlib.Path(__file__).parents[2]
+    root = connections.pathlib.Path(__file__).parents[2]
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=50
     )

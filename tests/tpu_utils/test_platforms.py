@@ -1,9 +1,12 @@
 """What is left of a message: words, and none of TensorFlow's names of operations."""
 
+import contextlib
+import os
+
 import pytest
 import tensorflow as tf
 
-from tpu_utils.platforms import brief_message
+from tpu_utils.platforms import brief_message, without_noise
 
 
 def explode():
@@ -56,3 +59,11 @@ def test_the_first_of_several_errors():
 )
 def test_others_give_their_first_line(error, words):
     assert brief_message(error) == words
+
+
+@pytest.mark.parametrize("fails, shown", [(False, "told\n"), (True, "noise\ntold\n")])
+def test_noise_is_kept_from_stderr(fails, shown, capfd):
+    with contextlib.suppress(ZeroDivisionError), without_noise(b"^no"):
+        os.write(2, b"noise\ntold\n")
+        print(1 / (not fails))
+    assert capfd.readouterr().err == shown

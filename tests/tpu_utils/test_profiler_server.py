@@ -6,7 +6,7 @@ import threading
 import pytest
 import tensorflow as tf
 
-from tpu_utils import profiler_server
+from tpu_utils.connections import start_profiler_server
 from tpu_utils.platforms import PlatformError
 
 
@@ -15,7 +15,7 @@ def test_a_trace_holds_the_operations_that_ran(tmp_path):
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    profiler_server.listen(port)
+    start_profiler_server(port)
     is_over = tf.Variable(False)
 
     @tf.function
@@ -46,4 +46,4 @@ def test_a_taken_port_is_refused():
             PlatformError,
             match=rf"`--profiler_port` is {port}.*Address already in use.*another port",
         ):
-            profiler_server.listen(port)
+            start_profiler_server(port)

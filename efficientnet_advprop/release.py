@@ -21,9 +21,10 @@ _OUTPUT = flags.DEFINE_string(
 )
 _WHICH = flags.DEFINE_enum(
     "which",
-    "best",
+    None,
     ["best", "last"],
-    "which weights: of the highest validation accuracy, or the last",
+    "which weights: of the highest validation accuracy, or the last; default: last, or best where "
+    "the run held out images to choose it by",
 )
 _INCLUDE_AUX = flags.DEFINE_bool(
     "include_aux", False, "the auxiliary batch norms too, which other programs do not know"

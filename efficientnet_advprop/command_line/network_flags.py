@@ -89,8 +89,9 @@ def define() -> NetworkFlags:
         ),
         which=flags.DEFINE_enum(
             "which",
-            "best",
+            None,
             ["best", "last"],
-            "checkpoint of --model_dir: of the highest validation accuracy, or the last",
+            "checkpoint of --model_dir: of the highest validation accuracy, or the last; default: "
+            "last, or best where the run held out images to choose it by",
         ),
     )

@@ -84,7 +84,7 @@ def restore_network(
     cache_dir: Optional[str] = None,
     branch: Branch = "main",
     labels_map_file: Optional[str] = None,
-    which: str = "best",
+    which: Optional[str] = None,
 ) -> RestoredNetwork:
     """Builds the network that a file holds, and loads it.
 
@@ -104,7 +104,8 @@ def restore_network(
             file too.
         labels_map_file: the names of the classes; None: those in `labels_map.txt` of
             the run, or beside the checkpoint.
-        which: checkpoint of a run: "best" (validation accuracy) or "last".
+        which: checkpoint of a run: "best" (validation accuracy) or "last"; None: see
+            `checkpoints.default_checkpoint`.
 
     Raises:
         UsageError: the labels map cannot be read, or names more or fewer classes.
@@ -131,7 +132,7 @@ def restore_network(
             )
         network = _restore_run(model_dir, which, image_size, crop, branch)
         return _with_class_names(network, labels_map_file, model_dir)
-    if which != "best":
+    if which is not None:
         raise ConfigError(f"`--which` is {which!r}, but goes with `--model_dir`; leave it out.")
     if checkpoint.endswith(keras_files.SUFFIX):
         network = _restore_keras(checkpoint, kind, normalization, image_size, crop)
@@ -267,7 +268,11 @@ def _with_class_names(
 
 
 def _restore_run(
-    model_dir: str, which: str, image_size: Optional[int], crop: Optional[str], branch: Branch
+    model_dir: str,
+    which: Optional[str],
+    image_size: Optional[int],
+    crop: Optional[str],
+    branch: Branch,
 ) -> RestoredNetwork:
     config = checkpoints.read_config(model_dir)
     model = checkpoints.load_averaged_model(
@@ -283,6 +288,9 @@ def _restore_run(
             f"`--image_size` is {image_size}, but the Keras model of {model_dir} takes "
             f"{model.fixed_image_size} pixels only; leave it out."
         )
+    default = checkpoints.default_checkpoint(config)
+    reason = ", the best one being chosen on the validation images" if default == "last" else ""
+    reason = "" if which else reason
     name = os.path.basename(os.path.normpath(model_dir))
     variant = VARIANTS.get(config.model.variant)  # None: a ResNet, or a Keras model
     network = RestoredNetwork(
@@ -294,7 +302,7 @@ def _restore_run(
     )
     return _describe(
         network,
-        f"{model_dir}: {model.name}, {which} checkpoint",
+        f"{model_dir}: {model.name}, {which or default} checkpoint{reason}",
         f"{config.training.method} training",
     )
 

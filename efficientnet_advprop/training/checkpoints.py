@@ -267,14 +267,14 @@ def by_name(variables: Iterable[tf.Variable]) -> dict[str, tf.Variable]:
 
 
 def load_averaged_model(
-    model_dir: str, *, which: str = "best", aux_branches: Optional[int] = 0
+    model_dir: str, *, which: Optional[str] = None, aux_branches: Optional[int] = 0
 ) -> Network:
     """Returns a trained network for inference: its averages, or without averaging
     (`ema_decay` 0) the weights themselves.
 
     Args:
         model_dir: of a training run.
-        which: "best" (validation accuracy) or "last".
+        which: "best" (validation accuracy) or "last"; None: see `default_checkpoint`.
         aux_branches: of the network that is returned; None: all that were trained.
 
     Raises:
@@ -294,7 +294,7 @@ def load_averaged_model(
 
 
 def write_released_checkpoint(
-    model_dir: str, prefix: str, *, which: str = "best", include_aux: bool = False
+    model_dir: str, prefix: str, *, which: Optional[str] = None, include_aux: bool = False
 ) -> int:
     """Writes a trained network in the released format: plain weights, averages and the
     step.
@@ -336,20 +336,28 @@ def write_released_checkpoint(
     return step
 
 
-def _restore_network(model_dir: str, which: str) -> tf.Module:
-    if which not in _PARTS:
+def default_checkpoint(config: ExperimentConfig) -> str:
+    """Returns "best" for a run that held out images to choose it by; otherwise "last": the best
+    was chosen on the very images that an evaluation scores.
+    """
+    data = config.data
+    is_held_out = data.holdout_shards or data.validation_prefix != "validation"
+    return "best" if is_held_out else "last"
+
+
+def _restore_network(model_dir: str, which: Optional[str]) -> tf.Module:
+    if which not in (None, *_PARTS):
         raise ValueError(f"`which` is {which!r}, but must be 'best' or 'last'.")
-    config, found = read_config(model_dir), list_checkpoints(model_dir, _PARTS[which])
+    config = read_config(model_dir)
+    which = which or default_checkpoint(config)
+    found = list_checkpoints(model_dir, _PARTS[which])
     if found:
         return _restore_trained(config, found[0])
-    has_last = which == "best" and list_checkpoints(model_dir)
+    other = "best" if which == "last" else "last"
+    has_other = list_checkpoints(model_dir, _PARTS[other])
     raise CheckpointError(
-        f"`model_dir` is {model_dir!r}, whose folder {_PARTS[which]!r} holds no checkpoint: "
-        + (
-            "the run has not been evaluated. Take its last state (--which=last)."
-            if has_last
-            else "train longer."
-        )
+        f"`model_dir` is {model_dir!r}, whose folder {_PARTS[which]!r} holds no checkpoint; "
+        + (f"take --which={other}." if has_other else "train longer.")
     )
 
 

@@ -227,7 +227,7 @@ def test_class_names_come_from_the_run(tmp_path):
     run_directory.initialize_run_dir(str(model_dir), config, names)
     state = build.make_state(config)
     saved = checkpoints.Checkpoints(str(model_dir), state, keep_last=1)
-    saved.save_if_best(0.5)
+    saved.save()
     saved.wait()
 
     network = restore_network(model_dir=str(model_dir))

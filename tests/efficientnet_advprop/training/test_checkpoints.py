@@ -2,6 +2,7 @@
 are not finite.
 """
 
+import dataclasses
 import os
 import pathlib
 import resource
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.training.checkpoints import (
     CheckpointError,
     Checkpoints,
+    default_checkpoint,
     load_averaged_model,
     read_config,
 )
@@ -197,6 +200,15 @@ def test_another_worker_leaves_the_writing_to_the_first(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_the_best_counts_where_it_was_chosen_on_images_held_out():
+    config = ExperimentConfig()
+    assert default_checkpoint(config) == "last"
+    config.data.validation_prefix = "minival"
+    assert default_checkpoint(config) == "best"
+    config.data = dataclasses.replace(ExperimentConfig().data, holdout_shards=20)
+    assert default_checkpoint(config) == "best"
+
+
 def test_what_is_not_there(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"holds no config.json; give the --model_dir of a training run"
@@ -209,7 +221,6 @@ def test_what_is_not_there(tmp_path):
 
 
 def test_unwritable_model_dir(tmp_path):
-    from efficientnet_advprop.config.experiment import ExperimentConfig
     from efficientnet_advprop.training.run_directory import initialize_run_dir
 
     (tmp_path / "file").write_text("in the way")

@@ -15,10 +15,14 @@ Program = tuple[Callable, list[tf.TensorSpec]]  # the function of a replica, spe
 
 
 def batch_specs(config: ExperimentConfig, replica_batch_size: int) -> list[tf.TensorSpec]:
-    """Returns specs of a replica's images, labels and, if used, augmented images."""
-    size = config.data.image_size
-    images = tf.TensorSpec([replica_batch_size, size, size, 3], tf.uint8)
+    """Returns specs of a replica's images, labels and, if used, augmented images, in the last
+    stage of several.
+    """
+    data = config.data.stages()[-1]
+    images = tf.TensorSpec([replica_batch_size, data.image_size, data.image_size, 3], tf.uint8)
     labels = tf.TensorSpec([replica_batch_size], tf.int32)
+    if data.mixup_alpha or data.cutmix_alpha:
+        labels = tf.TensorSpec([replica_batch_size, config.model.num_classes], tf.float32)
     return (
         [images, labels, images]
         if AUGMENTED in METHODS[config.training.method].views

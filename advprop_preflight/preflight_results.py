@@ -18,7 +18,10 @@ Trial = tuple[bool, Optional[int]]  # whether the batch fits; the bytes it needs
 Settings = dict[str, dict[str, Any]]  # section → field → value
 # The fields of these sections that a step depends on. Of all other sections, it depends
 # on every field.
-IN_THE_PROGRAM = {"training": ("method", "accumulation_steps"), "data": ("image_size",)}
+IN_THE_PROGRAM = {
+    "training": ("method", "accumulation_steps"),
+    "data": ("image_size", "mixup_alpha", "cutmix_alpha"),
+}
 WAYS_OUT = (
     "Not even the smallest batch fits into a core's memory. Let the first blocks compute their "
     "activations again (--config.model.recomputed_blocks=99: all of them), or take smaller images "

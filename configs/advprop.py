@@ -53,8 +53,5 @@ def get_config(text: str = "b0") -> ExperimentConfig:
     config = base.make("advprop", variant)
     epsilon, num_steps = ATTACKS[variant]
     config.attack = AttackConfig(epsilon=epsilon, num_steps=num_steps)
-    if method == "fast_advprop":
-        base.use_fast_advprop(config)
-    else:
-        config.use_method(method)
+    base.use_method(config, method)
     return config

@@ -26,6 +26,12 @@ BASES = {
     "advprop": {"data.augment": "autoaugment"},
     # The official vanilla networks: mean and deviation of ImageNet, batches of 2,048.
     "official": {"model.normalization": "imagenet", "training.global_batch_size": 2048},
+    # google/automl's EfficientNetV2, batches of 4,096.
+    "v2": {
+        "model.batch_norm_momentum": 0.9,
+        "data.num_stages": 4,
+        "optimizer.decays_biases": False,
+    },
     # Mei et al., ICLR 2022.
     "resnet": {
         **_SGD,
@@ -69,14 +75,17 @@ def make(base: str, variant: str) -> ExperimentConfig:
     return config
 
 
-def use_fast_advprop(config: ExperimentConfig) -> None:
-    """Turns a vanilla recipe into Fast AdvProp's: PGD1, and a batch of 5/4.
+def use_method(config: ExperimentConfig, method: str) -> None:
+    """Turns a recipe into that of a method; Fast AdvProp has PGD1, and a batch of 5/4.
 
-    As in the authors' code, the clean images of a batch stay as many, and so does the
-    learning rate of a step.
+    So the clean images of a batch stay as many, and the learning rate of a step the same,
+    as in the authors' code.
     """
+    if method != "fast_advprop":
+        config.use_method(method)
+        return
     config.attack = AttackConfig()
-    config.use_method("fast_advprop")
+    config.use_method(method)
     config.training.global_batch_size = config.training.global_batch_size * 5 // 4
     config.optimizer.learning_rate_per_256 /= 5 / 4
 

@@ -52,8 +52,5 @@ def get_config(text: str = "resnet50-advprop") -> ExperimentConfig:
     config = base.make("resnet", variant)
     if strength:
         config.attack.epsilon, config.attack.num_steps = 4.0, 5
-    if method == "fast_advprop":
-        base.use_fast_advprop(config)
-    else:
-        config.use_method(method)
+    base.use_method(config, method)
     return config

@@ -12,13 +12,14 @@ Usage:
 The step is the complete one: attack, passes through both branches, reductions over all
 cores of the topology, optimizer and averages. The reported memory is what the compiler
 has allocated. The reported time is an estimate, the sum of the compiler's schedule.
-Every result is saved as JSON in --results_dir and is not computed again, so an
-interrupted search continues where it stopped. docs/launching.md explains the results.
-Exit codes: 0 the step fits, 2 wrong flags or config, 1 any other error, with one
-message.
+A config of several stages has a step for each. Every result is saved as JSON in
+--results_dir and is not computed again, so an interrupted search continues where it
+stopped. docs/launching.md explains the results. Exit codes: 0 all steps fit, 2 wrong
+flags or config, 1 any other error, with one message.
 """
 
 import copy
+import dataclasses
 
 from absl import flags
 
@@ -82,23 +83,27 @@ def main(argv):
                 "--replica_batch_size."
             )
         batch = global_batch // num_replicas
+    # A stage's data are those of a run of its own; the last stage needs most memory.
+    stages = [dataclasses.replace(config, data=data) for data in config.data.stages()]
     if _FIND_BATCH_SIZE.value:
         batch = find_largest_batch(
-            lambda batch: results.try_step(config, batch),
+            lambda batch: results.try_step(stages[-1], batch),
             capacity_bytes=compiler.chip.memory_bytes,
             first=min(batch, 32),
             multiple=config.training.accumulation_steps,
         )
         if batch is None:
             raise PlatformError(preflight_results.WAYS_OUT)
-    record = results.compile_step(config, batch)
-    vanilla = None
-    if _COMPARE.value and record["fits"] and config.training.method != "vanilla":
-        plain = copy.deepcopy(config)
-        plain.training.method = "vanilla"
-        vanilla = results.compile_step(plain, batch)
-    print(preflight_results.describe(record, vanilla, compiler), flush=True)
-    return 0 if record["fits"] else program.FAILED
+    fits = True
+    for stage in stages:
+        record, vanilla = results.compile_step(stage, batch), None
+        if _COMPARE.value and record["fits"] and config.training.method != "vanilla":
+            plain = copy.deepcopy(stage)
+            plain.training.method = "vanilla"
+            vanilla = results.compile_step(plain, batch)
+        print(preflight_results.describe(record, vanilla, compiler), flush=True)
+        fits = fits and record["fits"]
+    return 0 if fits else program.FAILED
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ OPERATIONAL_FIELDS = (
     "training.evaluate_every_epochs",
     "training.eval_batch_size",
 )
+_FIRST_MAGNITUDE = 5.0  # of RandAugment in the first of several stages
 
 
 @dataclasses.dataclass
@@ -185,9 +186,25 @@ class DataConfig:
         ),
     )
     image_size: int = field(224, "height and width of images", at_least(1, " pixel"), "pixels")
+    train_image_size: Optional[int] = field(
+        None, "of training images; left out: image_size", at_least(1, " pixel"), "pixels"
+    )
+    num_stages: int = field(
+        1,
+        "equal parts of a run, from each to the next of which training images grow, and"
+        " randaugment_magnitude (from 5) and the alphas of mixing (from 0) rise to what they are"
+        " set to: EfficientNetV2's progressive training",
+        at_least(1),
+    )
+    stage_base_size: int = field(
+        128,
+        "of several stages: the first of n trains on images one n-th of the way from here",
+        at_least(1, " pixel"),
+        "pixels",
+    )
     crop: str = field(
         "inception",
-        "of training images: 'pad' is a random shift by `crop_padding`",
+        "of training images: 'v2' is EfficientNetV2's, 'pad' a random shift by `crop_padding`",
         one_of(*tables.CROPS),
     )
     crop_padding: int = field(0, "border for the crop 'pad'", at_least(0, " pixels"), "pixels")
@@ -258,6 +275,29 @@ class DataConfig:
         at_least(0),
     )
 
+    def stages(self) -> list["DataConfig"]:
+        """Returns what each stage of a run trains on, at its `image_size`; one for most runs.
+
+        Source: `efficientnetv2/main.py` of google/automl. As there, dropout stays as it
+        is, though the paper lets it rise.
+        """
+        count, last_size = self.num_stages, self.train_image_size or self.image_size
+        base = self.stage_base_size if count > 1 else 0
+        rises = [stage / (count - 1) for stage in range(count)] if count > 1 else [1.0]
+        return [
+            dataclasses.replace(
+                self,
+                num_stages=1,
+                train_image_size=None,
+                image_size=int(base + (last_size - base) * ((stage + 1) / count)),
+                randaugment_magnitude=self.randaugment_magnitude * rise
+                + _FIRST_MAGNITUDE * (1.0 - rise),
+                mixup_alpha=self.mixup_alpha * rise,
+                cutmix_alpha=self.cutmix_alpha * rise,
+            )
+            for stage, rise in enumerate(rises)
+        ]
+
 
 @dataclasses.dataclass
 class OptimizerConfig:
@@ -294,6 +334,7 @@ class OptimizerConfig:
     poly_end: float = field(0.1, "of 'poly': the last learning rate, not per 256", at_least(0))
     warmup_epochs: float = field(5.0, "linear rise from 0", at_least(0), "epochs")
     weight_decay: float = field(1e-5, "times half the square of the decayed weights", at_least(0))
+    decays_biases: bool = field(True, "false spares biases, as EfficientNetV2's code does")
     label_smoothing: float = field(0.1, "of the training losses", fraction())
     ema_decay: float = field(
         0.9999, "of the averages of weights and statistics", fraction("; 0 switches averaging off")

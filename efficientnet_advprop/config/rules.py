@@ -77,6 +77,13 @@ def _data_rules(config: "ExperimentConfig") -> Iterator[_Case]:
         "data.subset_seed",
         "`config.data.num_train_examples` is left out, so that there is nothing to draw; set it",
     )
+    last_size = data.train_image_size or data.image_size
+    yield (
+        data.num_stages > 1 and data.stage_base_size > last_size,
+        "data.stage_base_size",
+        f"training images end with {last_size} pixels, and would shrink from stage to stage;"
+        " lower it",
+    )
     yield (
         config.model.batch_norm_batch_size and config.model.batch_norm_group_size,
         "model.batch_norm_batch_size",

@@ -42,7 +42,7 @@ STATISTICS = ("running", "batch")  # of the batch norms that an attack goes thro
 
 BUILTIN = ("digits", "fashion_mnist")  # written into `data_dir` on first use
 SOURCES = ("tfrecord", *BUILTIN)  # or "tfds:" and a name
-CROPS = ("inception", "pad", "none")
+CROPS = ("inception", "v2", "pad", "none")
 AUGMENTATIONS = ("none", "autoaugment", "randaugment")
 AUGMENTATION_OPS = ("official", "meant")
 

@@ -146,7 +146,7 @@ def make_train_dataset(
     """Makes the endless training stream of one input pipeline.
 
     Args:
-        data: what the network sees.
+        data: what the network sees; of several stages, the last one.
         split: see `sources.open_split`.
         global_batch_size: images over all replicas; divisible by their number.
         seed: of order, augmentation and mixing.
@@ -171,6 +171,7 @@ def make_train_dataset(
         ValueError: the batch does not divide by the replicas; mixing without
             `num_classes`; paired views without augmentation.
     """
+    data = data.stages()[-1]
     host = InputHost.of(input_context)
     replica_batch = host.replica_batch(global_batch_size)
     if not split.files:
@@ -295,7 +296,7 @@ def sample_views(
     """
     if not split.files:
         raise DataError(f"`data_dir` is {synthetic.NAME!r}, which has no images to look at.")
-    split = _for_network(split, num_classes)
+    data, split = data.stages()[-1], _for_network(split, num_classes)
     make_views, mix = _make_views(data, paired_views), _make_mixing(data, num_classes)
     examples = []
     for file, record in RecordStream(split, InputHost.of(None)).identify(0, num_images):

@@ -23,6 +23,7 @@ Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 INCEPTION_AREA = (0.08, 1.0)
 INCEPTION_ASPECT_RATIO = (3 / 4, 4 / 3)
 _INCEPTION_ATTEMPTS = 10
+V2_AREA, V2_ASPECT_RATIO = (0.05, 1.0), (0.75, 1.33)
 # "bicubic" is what every network here was trained and evaluated with. "bilinear" is how
 # the official export of EfficientNet-Lite and -EdgeTPU resizes: it never leaves 0…255,
 # which suits 8 bits. The official trainer asks for it too, but its reader of TFRecords
@@ -227,6 +228,23 @@ def inception_window(shape: tf.Tensor, seed: tf.Tensor, fallback_fraction: float
     return tf.where(whole, _center_window(shape, fallback_fraction), window)
 
 
+def v2_window(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draws EfficientNetV2's random crop: 5–100 % of the area, aspect 0.75–1.33.
+
+    Args and returns: as `inception_window`.
+    """
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        bounding_boxes=tf.zeros([1, 0, 4]),
+        seed=seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=V2_ASPECT_RATIO,
+        area_range=V2_AREA,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return tf.stack([begin[0], begin[1], size[0], size[1]])
+
+
 def _train_pixels(
     encoded: tf.Tensor, image_size: int, seed: tf.Tensor, crop: str, crop_padding: int
 ) -> tf.Tensor:
@@ -237,6 +255,9 @@ def _train_pixels(
             inception_window, seed=seed, fallback_fraction=crop_fraction(image_size)
         )
         image = resize(_decode_and_crop(encoded, window), image_size)
+    elif crop == V2:
+        cut = _decode_and_crop(encoded, functools.partial(v2_window, seed=seed))
+        image = tf.image.resize(tf.cast(cut, tf.float32), [image_size, image_size])
     elif crop in ("pad", "none"):
         image = _fit(decode(encoded), image_size)
         if crop == "pad" and crop_padding:
@@ -247,7 +268,7 @@ def _train_pixels(
             padded = tf.pad(image, [border, border, [0, 0]])
             image = tf.slice(padded, [shift[0], shift[1], 0], [image_size, image_size, 3])
     else:
-        raise ValueError(f"`crop` is {crop!r}, but must be 'inception', 'pad' or 'none'.")
+        raise ValueError(f"`crop` is {crop!r}, but must be 'inception', 'v2', 'pad' or 'none'.")
     return tf.ensure_shape(image, [image_size, image_size, 3])
 
 
@@ -284,8 +305,9 @@ def preprocess_for_train(
         encoded: scalar string, the bytes of a JPEG (or PNG, GIF, BMP) file.
         image_size: pixels of the result's sides.
         seed: int [2]; the result is a pure function of `encoded` and it.
-        crop: "inception"; "pad", a random shift by up to `crop_padding` pixels of the
-            whole image, black coming in; "none", the whole image.
+        crop: "inception"; "v2", see `v2_window`, and bilinear; "pad", a random
+            shift by up to `crop_padding` pixels of the whole image, black coming in;
+            "none", the whole image.
         crop_padding: pixels.
         horizontal_flip: with probability 1/2.
         augment: `(uint8 image, seed) -> uint8 image` of the same shape.

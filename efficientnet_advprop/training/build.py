@@ -8,7 +8,7 @@ from typing import Callable, Optional
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD, Attack, UniformNoise
-from efficientnet_advprop.config.experiment import ExperimentConfig
+from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.config.tables import is_keras_variant
 from efficientnet_advprop.models import Network, make_network
@@ -33,7 +33,7 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
     if aux_branches is None:
         aux_branches = METHODS[config.training.method].aux_branches
     if is_keras_variant(config.model.variant):
-        return make_network(
+        network = make_network(
             config.model.variant,
             num_classes=config.model.num_classes,
             image_size=config.data.image_size,
@@ -41,6 +41,15 @@ def make_model(config: ExperimentConfig, *, aux_branches: Optional[int] = None) 
             normalization=config.model.normalization,
             compute_dtype=config.model.compute_dtype,
         )
+        sizes = {stage.image_size for stage in config.data.stages()}
+        if network.fixed_image_size is not None and sizes != {network.fixed_image_size}:
+            raise ConfigError(
+                f"`config.data.train_image_size` is {config.data.train_image_size} and"
+                f" `config.data.num_stages` {config.data.num_stages}, so that training images have"
+                f" {', '.join(map(str, sorted(sizes)))} pixels, but {config.model.variant!r} takes"
+                f" {network.fixed_image_size} alone; leave both out, or let it take any size."
+            )
+        return network
     denoising = {}
     if config.model.denoise != "none":
         stages = tuple(map(int, config.model.denoise_stages.split(",")))
@@ -153,6 +162,7 @@ def make_step(config: ExperimentConfig, state: TrainState, learning_rate: Learni
         attack_statistics=config.attack.statistics,
         label_smoothing=config.optimizer.label_smoothing,
         weight_decay=config.optimizer.weight_decay,
+        decays_biases=config.optimizer.decays_biases,
         accumulation_steps=config.training.accumulation_steps,
         seed=config.training.seed,
     )

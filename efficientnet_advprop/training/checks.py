@@ -129,13 +129,15 @@ def check_denoising(config: ExperimentConfig, num_replicas: int) -> None:
     if config.model.denoise == "none":
         return
     training = config.training
+    image_sizes = (config.data.stages()[-1].image_size, config.data.image_size)
+    parts = training.accumulation_steps
     fields = {
-        "training.global_batch_size": training.global_batch_size // training.accumulation_steps,
-        "training.eval_batch_size": training.eval_batch_size,
+        "training.global_batch_size": (training.global_batch_size // parts, image_sizes[0]),
+        "training.eval_batch_size": (training.eval_batch_size, image_sizes[1]),
     }
     for stage in sorted(map(int, config.model.denoise_stages.split(","))):
-        size = map_size(config.data.image_size, stage)
-        for name, num_images in fields.items():
+        for name, (num_images, image_size) in fields.items():
+            size = map_size(image_size, stage)
             also = " or raise `config.training.accumulation_steps`" if "global" in name else ""
             check_memory(
                 config.model.denoise,

@@ -18,7 +18,7 @@ from typing import Callable, Mapping, Optional
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.config.experiment import ExperimentConfig
+from efficientnet_advprop.config.experiment import DataConfig, ExperimentConfig
 from efficientnet_advprop.config.methods import AUGMENTED, METHODS
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.evaluation.evaluator import Evaluator
@@ -130,11 +130,8 @@ def _run(
     #    A new run may start from released weights instead of random ones.
     if config.init.checkpoint and not restored:
         log(str(fine_tuning.initialize(state, config.init)))
-    # 3. The data start at that step's batch.
+    # 3. The reports are cut after that step.
     step = int(state.step.numpy())
-    batches = BatchIterator(_distribute_batches(config, data.train, strategy, start_batch=step))
-    keep_freed_blocks()
-    # 4. The reports are cut after that step.
     progress = Progress(
         model_dir,
         start_step=step,
@@ -151,11 +148,24 @@ def _run(
     periods = _periods(config, steps_per_epoch)
 
     # The inner loop runs on the device up to a boundary; this is what Python does there.
-    saved_step, pending = step if restored else None, []
-    with contextlib.closing(progress), batches:
+    saved_step, pending, stage_end = step if restored else None, [], step
+    with contextlib.closing(progress), contextlib.ExitStack() as opened:
         # All workers stop at the same step, whichever of them is asked to.
         while step < total_steps and not workers.any(bool(stop.reason)):
-            num_steps = _steps_to_boundary(step, total_steps, training.steps_per_loop, periods)
+            # 4. The data start at that step's batch, as they do at each stage's first step.
+            if step == stage_end:
+                opened.close()
+                stage_data, stage_end = _stage_at(config.data, step, total_steps)
+                batches = opened.enter_context(
+                    BatchIterator(
+                        _distribute_batches(config, stage_data, data.train, strategy, step)
+                    )
+                )
+                keep_freed_blocks()
+                progress.expect_tracing()
+                if config.data.num_stages > 1:
+                    log(f"up to step {stage_end}, training images have {stage_data.image_size} px")
+            num_steps = _steps_to_boundary(step, stage_end, training.steps_per_loop, periods)
             with progress.timing(num_steps):
                 sums = run_steps(batches.iterator, num_steps)
             _check_losses(sums, step, config)
@@ -183,15 +193,23 @@ def _run(
     return TrainingResult(step, total_steps, saved.best_accuracy, reason)
 
 
+def _stage_at(data: DataConfig, step: int, total_steps: int) -> tuple[DataConfig, int]:
+    """Returns what the stage of the update after `step` trains on, and the step at its end."""
+    stages = data.stages()
+    ends = [total_steps * (index + 1) // len(stages) for index in range(len(stages))]
+    return next((stage, end) for stage, end in zip(stages, ends) if step < end)
+
+
 def _distribute_batches(
     config: ExperimentConfig,
+    data: DataConfig,
     split: records.Split,
     strategy: tf.distribute.Strategy,
     start_batch: int,
 ) -> tf.distribute.DistributedDataset:
     def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return pipeline.make_train_dataset(
-            config.data,
+            data,
             split,
             global_batch_size=config.training.global_batch_size,
             seed=config.training.seed,
@@ -269,12 +287,10 @@ def _periods(config: ExperimentConfig, steps_per_epoch: float) -> dict[str, int]
     return periods
 
 
-def _steps_to_boundary(
-    step: int, total_steps: int, steps_per_loop: int, periods: Mapping[str, int]
-) -> int:
+def _steps_to_boundary(step: int, end: int, steps_per_loop: int, periods: Mapping[str, int]) -> int:
     """Returns the number of updates until something is due that Python does."""
     rests = [period - step % period for period in periods.values()]
-    return min(steps_per_loop, total_steps - step, *rests)
+    return min(steps_per_loop, end - step, *rests)
 
 
 def _make_device_loop(

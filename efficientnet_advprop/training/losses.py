@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks.labels import are_classes, check_labels, is_class
 from efficientnet_advprop.models.normalization import batch_norms
+from efficientnet_advprop.models.variable_names import official_name
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
@@ -35,15 +36,19 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float =
     return tf.where(is_class(labels, num_classes), losses, math.nan)
 
 
-def decayed_variables(model: tf.Module) -> list[tf.Variable]:
+def decayed_variables(model: tf.Module, biases: bool = True) -> list[tf.Variable]:
     """Returns the trainable variables that decay: all but those of batch norms, auxiliary
     ones included, and the trained α of activations (SAT's code decays kernels alone).
+
+    `biases` False spares those, too.
     """
+    spared = ("root_of_alpha",) if biases else ("root_of_alpha", "bias")
     of_norms = {id(variable) for norm in batch_norms(model) for variable in norm.variables}
     return [
         variable
         for variable in model.trainable_variables
-        if id(variable) not in of_norms and "root_of_alpha" not in variable.name
+        if id(variable) not in of_norms
+        and official_name(variable.name).rpartition("/")[2] not in spared
     ]
 
 

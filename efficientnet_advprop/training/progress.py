@@ -88,6 +88,10 @@ class Progress:
         yield
         self.add_time(num_steps, time.perf_counter() - started)
 
+    def expect_tracing(self) -> None:
+        """Says that the next device loop is traced anew."""
+        self._has_timed = False
+
     def add_time(self, num_steps: int, seconds: float) -> None:
         """Counts the time of a device loop, but not of the first, which includes tracing."""
         if self._has_timed:

@@ -139,6 +139,7 @@ def make_train_step(
     attack_statistics: str = "running",
     label_smoothing: float = 0.1,
     weight_decay: float = 1e-5,
+    decays_biases: bool = True,
     accumulation_steps: int = 1,
     seed: int = 0,
 ) -> Callable[[Batch], Sums]:
@@ -158,7 +159,8 @@ def make_train_step(
         attack: makes the adversarial images; None for a method without attack.
         attack_statistics: "running" (the paper) or "batch" (required by Fast AdvProp).
         label_smoothing: of the training losses, and of an attack whose pass trains.
-        weight_decay, seed: of the loss above, and of all random numbers in the step.
+        weight_decay, decays_biases: of the loss above.
+        seed: of all random numbers in the step.
         accumulation_steps: parts of a replica's batch, processed one after the other.
 
     Returns:
@@ -190,6 +192,8 @@ def make_train_step(
             gradients_of, accumulation_steps, functools.partial(_reduces, method, model)
         )
 
+    update = _make_update(state, learning_rate, weight_decay, decays_biases)
+
     def train_step(batch: Batch) -> Sums:
         batch = _checked_batch(batch, name, method, accumulation_steps)
         # With a loss scale, these come back if the gradients turn out not to be finite.
@@ -200,9 +204,9 @@ def make_train_step(
         _require_gradients(name, model.trainable_variables, gradients)
         gradients = _reduce_over_replicas(gradients, statistics)
         if state.loss_scale is None:
-            _update(state, gradients, learning_rate, weight_decay)
+            update(gradients)
         else:
-            _update_if_finite(state, gradients, learning_rate, weight_decay, statistics, before)
+            _update_if_finite(state, gradients, update, statistics, before)
         # Each replica updates its own copy, like every update here; the copies stay equal.
         one = tf.ones([], state.step.dtype)
         tf.raw_ops.AssignAddVariableOp(resource=state.step.handle, value=one)
@@ -251,21 +255,25 @@ def _require_gradients(
         )
 
 
-def _update(
-    state: TrainState,
-    gradients: Sequence[tf.Tensor],
-    learning_rate: LearningRate,
-    weight_decay: float,
-) -> None:
-    """Updates weights, slots and averages by gradients that are equal on all replicas."""
-    are_decayed = set(map(id, losses.decayed_variables(state.model) if weight_decay else ()))
-    decayed = [
-        gradient + weight_decay * variable if id(variable) in are_decayed else gradient
-        for variable, gradient in zip(state.model.trainable_variables, gradients)
-    ]
-    state.optimizer.apply(decayed, learning_rate(state.step))
-    if state.ema is not None:
-        state.ema.update(state.step + 1)
+def _make_update(
+    state: TrainState, learning_rate: LearningRate, weight_decay: float, decays_biases: bool
+) -> Callable[[Sequence[tf.Tensor]], None]:
+    """Returns a function that updates weights, slots and averages by gradients that are equal
+    on all replicas.
+    """
+    decaying = losses.decayed_variables(state.model, decays_biases) if weight_decay else ()
+    are_decayed = set(map(id, decaying))
+
+    def update(gradients: Sequence[tf.Tensor]) -> None:
+        decayed = [
+            gradient + weight_decay * variable if id(variable) in are_decayed else gradient
+            for variable, gradient in zip(state.model.trainable_variables, gradients)
+        ]
+        state.optimizer.apply(decayed, learning_rate(state.step))
+        if state.ema is not None:
+            state.ema.update(state.step + 1)
+
+    return update
 
 
 def _reduce_over_replicas(
@@ -286,8 +294,7 @@ def _reduce_over_replicas(
 def _update_if_finite(
     state: TrainState,
     gradients: Sequence[tf.Tensor],
-    learning_rate: LearningRate,
-    weight_decay: float,
+    update: Callable[[Sequence[tf.Tensor]], None],
     statistics: Sequence[tf.Variable],
     before: Sequence[tf.Tensor],
 ) -> None:
@@ -299,7 +306,7 @@ def _update_if_finite(
     for variable, value in zip(statistics, before):
         kept = tf.where(is_finite, variable.read_value(), value)
         tf.raw_ops.AssignVariableOp(resource=variable.handle, value=kept)
-    tf.cond(is_finite, lambda: _update(state, gradients, learning_rate, weight_decay), lambda: None)
+    tf.cond(is_finite, lambda: update(gradients), lambda: None)
     state.loss_scale.update(is_finite)
 
 

@@ -11,7 +11,9 @@ from efficientnet_advprop.config.experiment import ConfigError, differences
 from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.data import pipeline
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED
-from efficientnet_advprop.training import build, checks
+from efficientnet_advprop.models.scaling import VARIANTS
+from efficientnet_advprop.training import build, checks, loop
+from tests.conftest import golden
 
 
 def load(file):
@@ -165,6 +167,47 @@ def test_relatives_go_with_every_method(method):
         assert config.model.num_classes == classes
 
 
+# Of google/automl's `efficientnetv2` at 6a54c87: image sizes, RandAugment magnitudes
+# (None: AutoAugment) and α of MixUp and CutMix in the four stages; top-1 of its README.
+V2 = {
+    "v2-b0": ([144, 160, 176, 192], None, [0, 0, 0, 0], 78.7),
+    "v2-b1": ([144, 160, 176, 192], None, [0, 0, 0, 0], 79.8),
+    "v2-b2": ([148, 168, 188, 208], None, [0, 0, 0, 0], 80.5),
+    "v2-b3": ([156, 184, 212, 240], None, [0, 0, 0, 0], 82.1),
+    "v2-s": ([171, 214, 257, 300], [5, 20 / 3, 25 / 3, 10], [0, 0, 0, 0], 83.9),
+    "v2-m": ([192, 256, 320, 384], [5, 25 / 3, 35 / 3, 15], [0, 0.2 / 3, 0.4 / 3, 0.2], 85.2),
+    "v2-l": ([192, 256, 320, 384], [5, 10, 15, 20], [0, 0.5 / 3, 1 / 3, 0.5], 85.7),
+    "v2-xl": ([192, 256, 320, 384], [5, 10, 15, 20], [0, 0.5 / 3, 1 / 3, 0.5], None),
+}
+
+
+@pytest.mark.parametrize("name", V2)
+def test_efficientnet_v2_is_that_of_its_repository(name):
+    sizes, magnitudes, alphas, top1 = V2[name]
+    quoted = dict(re.findall(r"(v2-\w+) (\d\d\.\d)", load("efficientnetv2").__doc__))
+    assert quoted.get(name) == (top1 and f"{top1}")
+    config = get_config("efficientnetv2", name)
+    stages = config.data.stages()
+    assert [stage.image_size for stage in stages] == sizes
+    assert [stage.mixup_alpha for stage in stages] == pytest.approx(alphas)
+    assert [stage.cutmix_alpha for stage in stages] == pytest.approx(alphas)
+    assert config.data.augment == ("randaugment" if magnitudes else "autoaugment")
+    if magnitudes:
+        assert [stage.randaugment_magnitude for stage in stages] == pytest.approx(magnitudes)
+    assert [loop._stage_at(config.data, step, 1000)[1] for step in (0, 250, 500, 999)] == (
+        [250, 500, 750, 1000]
+    )
+    fact = golden("model_facts_v2.json.gz")["models"][f"efficientnet{name}"]
+    assert config.data.image_size == fact["eval_size"]
+    assert config.model.batch_norm_momentum == fact["batch_norm_momentum"]
+    assert config.model.normalization == VARIANTS[name].design.normalization
+    assert (config.training.global_batch_size, config.training.num_epochs) == (4096, 350)
+    for method in METHODS:
+        found = changes(config, get_config("efficientnetv2", f"{name}-{method}"))
+        prescribed = FAST | {"attack.epsilon", "attack.num_steps"}
+        assert found - {"training.method"} <= (prescribed if "fast" in method else set())
+
+
 def test_large_batches_share_batch_norms_by_images():
     """128 images: with 1,024 cores of 64 images each two cores, as the official flag says it."""
     config = load("large_batch").get_config("b5-65536")
@@ -273,7 +316,7 @@ def test_high_resolution_last_begins_with_the_weak_attack_at_half_the_size():
         *(("advprop", "b9"), ("efficientnet", "l2"), ("fine_grained", "b9"), ("attackers", "b0")),
         *(("attackers", "b0-fgsm"), ("official", "b9"), ("relatives", "b9"), ("large_batch", "b9")),
         *(("resnet", "resnet50"), ("smooth_adversarial", "b8"), ("feature_denoising", "b9")),
-        *(("high_resolution_last", "b0"), ("advprop", "float32")),
+        *(("high_resolution_last", "b0"), ("advprop", "float32"), ("efficientnetv2", "s")),
     ],
 )
 def test_unknown_names_are_answered_with_those_there_are(file, text):

@@ -233,3 +233,23 @@ def test_the_four_ways_of_efficientnetv2_are_the_official_ones(official, key):
                     step = int(file.rsplit("_every", 1)[1])
                     part = pixels[::step, ::step]
                 np.testing.assert_allclose(part, wanted[file], rtol=0, atol=2e-6, err_msg=file)
+
+
+def test_efficientnet_v2_crops_5_to_100_percent_bilinearly():
+    """Of red = x and green = y, bilinear resizing tells the window: n pixels out of w have
+    their centres w / n apart.
+    """
+    side, size = 200, 8
+    ramp = np.arange(side, dtype=np.uint8)
+    blue = np.zeros([side, side], np.uint8)
+    pixels = np.stack([*np.meshgrid(ramp, ramp), blue], axis=-1)
+    encoded = tf.io.encode_png(pixels)
+    areas = []
+    for seed in range(60):
+        found = preprocessing._train_pixels(encoded, size, tf.constant([seed, 1]), "v2", 0)
+        steps = np.diff(found[..., 0], axis=1), np.diff(found[..., 1], axis=0)
+        assert all(np.ptp(step) < 1e-3 for step in steps)  # a ramp stays one
+        width, height = (step.mean() * size for step in steps)
+        areas.append(width * height / side**2)
+        assert 0.73 < width / height < 1.36  # whole pixels
+    assert 0.048 < min(areas) < 0.08 and 0.85 < max(areas) <= 1.0

@@ -28,6 +28,10 @@ def small(num_classes=4, image_size=32):
     return keras.Sequential([layers.Input([image_size, image_size, 3]), *_layers(num_classes)])
 
 
+def any_size(num_classes):
+    return keras.Sequential([layers.Input([None, None, 3]), *_layers(num_classes)])
+
+
 def synchronized(num_classes):
     parts = _layers(num_classes)
     for index in (2, 5):

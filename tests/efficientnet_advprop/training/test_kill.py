@@ -32,6 +32,7 @@ spec.loader.exec_module(tiny_run)
 def get_config():
     config = tiny_run.make_config()
     config.training.num_epochs = 20.0
+    config.data.num_stages, config.data.stage_base_size = 2, 16
     config.training.checkpoint_every_steps = 1
     config.training.evaluate_every_epochs = 5.0
     return config

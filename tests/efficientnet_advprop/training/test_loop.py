@@ -16,6 +16,7 @@ from efficientnet_advprop.models import CheckpointError, load_released_checkpoin
 from efficientnet_advprop.runtime.directory_lock import DirectoryLock
 from efficientnet_advprop.runtime.errors import RunError
 from efficientnet_advprop.training import (
+    build,
     checkpoints,
     continuous_evaluation,
     loop,
@@ -188,6 +189,48 @@ def test_stopped_it_saves_and_the_next_start_ends_with_the_same_bits(
     )
     steps = [entry["step"] for entry in progress.read_metrics(str(tmp_path))]
     assert steps == [3, 4, 6, 6]
+
+
+def test_killed_in_any_stage_a_run_ends_with_the_same_bits(data_dir, tmp_path, monkeypatch):
+    """Stages of 24 and 32 pixels, the second one with mixed labels, of three updates each."""
+    config = tiny_run.make_small_config()
+    config.data.num_stages, config.data.stage_base_size = 2, 16
+    with pytest.raises(ConfigError, match="train_image_size.*have 24, 32 pixels, but .* 32 alone"):
+        build.make_model(config)
+    config.model.variant = config.model.variant.replace("small", "any_size")
+    config.data.image_size, config.data.train_image_size = 40, 32
+    config.data.mixup_alpha = 0.2
+    config.training.checkpoint_every_steps, config.training.keep_last = 1, 9
+    config.training.evaluate_every_epochs = 0.0
+    traced, make_step = [], build.make_step
+
+    def make_counted_step(*args):
+        step = make_step(*args)
+
+        def count(batch):
+            traced.append((batch["images"].shape[1], batch["labels"].shape.rank))
+            return step(batch)
+
+        return count
+
+    monkeypatch.setattr(build, "make_step", make_counted_step)
+    lines = []
+    assert train(config, data_dir, tmp_path / "whole", log=lines.append).step == 6
+    assert traced == [(24, 1), (32, 2)]  # once for each stage
+    assert [line for line in lines if "px" in line] == [
+        "up to step 3, training images have 24 px",
+        "up to step 6, training images have 32 px",
+    ]
+    wanted = tiny_run.saved_values(last_checkpoint(tmp_path / "whole"))
+    for killed_after in (2, 3, 4):
+        run = copy_of(tmp_path / "whole", tmp_path / f"killed{killed_after}")
+        for path in (run / "checkpoints").glob("ckpt-*"):
+            if int(path.name.removeprefix("ckpt-").split(".")[0]) > killed_after:
+                path.unlink()
+        traced.clear()
+        assert train(config, data_dir, run).step == 6
+        assert traced == [(24, 1), (32, 2)][killed_after >= 3 :]
+        assert tiny_run.saved_values(last_checkpoint(run)) == wanted
 
 
 def test_a_model_dir_of_another_config(small, data_dir):
@@ -500,8 +543,8 @@ def test_without_evaluation_it_is_the_same_training(left_alone, small):
     assert {k: v for k, v in values.items() if "best_accuracy" not in k} == {
         k: v for k, v in wanted.items() if "best_accuracy" not in k
     }
-    with pytest.raises(CheckpointError, match="not been evaluated.*--which=last"):
-        checkpoints.load_averaged_model(str(run))
+    with pytest.raises(CheckpointError, match="'best' holds no checkpoint.*--which=last"):
+        checkpoints.load_averaged_model(str(run), which="best")
 
 
 def test_a_follower_finds_what_the_run_itself_would_have_found(
@@ -512,7 +555,7 @@ def test_a_follower_finds_what_the_run_itself_would_have_found(
     entries = [entry for entry in progress.read_metrics(str(small)) if "eval_top1" in entry]
     assert (followed.step, followed.best_step, followed.is_complete) == (6, 6, True)
     assert followed.best_accuracy == pytest.approx(entries[-1]["eval_top1"])
-    model = checkpoints.load_averaged_model(str(run))
+    model = checkpoints.load_averaged_model(str(run), which="best")
     last = checkpoints.load_averaged_model(str(small), which="last")
     for variable, value in zip(model.variables, last.variables):
         np.testing.assert_array_equal(variable, value)

@@ -36,6 +36,11 @@ def test_weight_decay_covers_the_official_variables_and_no_auxiliary_ones():
     b0 = EfficientNet("b0", aux_branches=0)
     covered = {official_name(variable.name) for variable in losses.decayed_variables(b0)}
     assert covered == set(golden("optim.json")["weight_decay"]["included"])
+    official = golden("variables_v2.json.gz")["models"]["efficientnetv2-b0"]
+    spared = losses.decayed_variables(EfficientNet("v2-b0", aux_branches=0), biases=False)
+    assert len(spared) == official["weight_decay_variables"]
+    parameters = sum(variable.shape.num_elements() for variable in spared)
+    assert parameters == official["weight_decay_parameters"]
     tiny = make_tiny(aux_branches=2)
     decayed = losses.decayed_variables(tiny)
     assert decayed and not any(

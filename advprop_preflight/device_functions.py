@@ -9,7 +9,6 @@ from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.config.methods import AUGMENTED, METHODS
 from efficientnet_advprop.training import build
 from efficientnet_advprop.training.checks import check_batch_norm_groups
-from efficientnet_advprop.training.passes import attacked_network
 
 Program = tuple[Callable, list[tf.TensorSpec]]  # the function of a replica, specs of its arguments
 
@@ -54,23 +53,3 @@ def training_step(config: ExperimentConfig, replica_batch_size: int, num_replica
     )
     keys = ("images", "labels", "augmented_images")
     return lambda *tensors: step(dict(zip(keys, tensors))), batch_specs(config, replica_batch_size)
-
-
-def attack(config: ExperimentConfig, replica_batch_size: int) -> Program:
-    """Returns the attack of the training step alone.
-
-    Raises:
-        ConfigError: the method has no attack.
-    """
-    make_adversarial = build.make_attack(config)
-    if make_adversarial is None:
-        raise ConfigError(
-            f"`config.training.method` is {config.training.method!r}, which has no attack; "
-            "take 'advprop'."
-        )
-    branch = METHODS[config.training.method].attacked_branch
-    seed = tf.constant([0, 0])
-    network = attacked_network(build.make_model(config), branch, config.attack.statistics, seed)
-    return lambda images, labels: make_adversarial(network, images, labels, seed), batch_specs(
-        config, replica_batch_size
-    )[:2]

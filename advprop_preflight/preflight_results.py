@@ -77,9 +77,8 @@ class PreflightResults:
         same config.
 
         Returns:
-            {"config", "topology", "num_replicas", "replica_batch_size", "date", "fits"}
-            and, if it fits, "program": the fields of `CompiledProgram`; otherwise
-            "message" and "needed_bytes".
+            {"config", "topology", "num_replicas", "replica_batch_size", "date"}, and what
+            `TPUCompiler.compile` answers.
 
         Raises:
             PlatformError: the step cannot be compiled for another reason than memory.
@@ -106,11 +105,7 @@ class PreflightResults:
         }
         hlo = tpu_compiler.lower(function, specs, self.num_replicas)
         del function
-        program = self.compiler.compile(hlo, self.num_replicas)
-        if isinstance(program, tpu_compiler.TooLarge):
-            record |= {"fits": False, **program._asdict()}
-        else:
-            record |= {"fits": True, "program": dataclasses.asdict(program)}
+        record |= self.compiler.compile(hlo, self.num_replicas)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(record, indent=1) + "\n")
@@ -120,7 +115,11 @@ class PreflightResults:
     def try_step(self, config, replica_batch_size: int) -> Trial:
         """Compiles a step and returns what `find_largest_batch` needs."""
         record = self.compile_step(config, replica_batch_size)
-        needed = memory_bytes(record) if record["fits"] else record["needed_bytes"]
+        needed = (
+            tpu_compiler.program_of(record).memory_bytes
+            if record["fits"]
+            else record["needed_bytes"]
+        )
         needed_text = f"{needed / tpu_compiler.GIB:.2f} GiB" if needed else "more than there is"
         fits = "fits" if record["fits"] else "does not fit"
         _tell(f"  {replica_batch_size} images per core: {needed_text}, {fits}")
@@ -139,11 +138,6 @@ def _settings(config) -> Settings:
     return settings
 
 
-def memory_bytes(record: Record) -> int:
-    """Returns the memory that the program of a record that fits needs at once."""
-    return tpu_compiler.CompiledProgram(**record["program"]).memory_bytes
-
-
 def describe(record: Record, vanilla: Optional[Record], compiler: tpu_compiler.TPUCompiler) -> str:
     """Returns a record as lines of text, compared with `vanilla` if that is given."""
     lines = _describe_step(record, compiler)
@@ -159,7 +153,7 @@ def describe(record: Record, vanilla: Optional[Record], compiler: tpu_compiler.T
             "(--config.model.recomputed_blocks=…) a larger one fits.",
         ]
         return "\n".join(lines)
-    program = tpu_compiler.CompiledProgram(**record["program"])
+    program = tpu_compiler.program_of(record)
     versions = ", ".join(f"{name} {version}" for name, version in program.versions.items())
     split = f"arguments {program.argument_bytes / tpu_compiler.GIB:.2f}"
     split += f", activations {program.temporary_bytes / tpu_compiler.GIB:.2f}"
@@ -224,7 +218,7 @@ def _compare(
     program: tpu_compiler.CompiledProgram, vanilla: Record, record: Record, chip: tpu_compiler.Chip
 ) -> str:
     """Returns how many times vanilla training's cost a step has."""
-    plain = tpu_compiler.CompiledProgram(**vanilla["program"])
+    plain = tpu_compiler.program_of(vanilla)
     ratio = f"{program.flops / plain.flops:.2f} times vanilla training's arithmetic"
     if all(tpu_compiler.is_credible(one, chip) for one in (program, plain)):
         ratio += f", {program.scheduled_seconds / plain.scheduled_seconds:.2f} times its time"

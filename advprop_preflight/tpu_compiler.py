@@ -12,7 +12,7 @@ import pathlib
 import re
 import subprocess
 import tempfile
-from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, Sequence
 
 import tensorflow as tf
 
@@ -44,13 +44,6 @@ CHIPS = {
     "v5p": Chip(95 * GIB, 459e12, 1750e6),
     "v6e": Chip(32 * GIB, 918e12, 1750e6),
 }
-
-
-class TooLarge(NamedTuple):
-    """A program that needs more memory than a core has."""
-
-    message: str
-    needed_bytes: Optional[int]  # None if the compiler does not say
 
 
 class PlannedReplicas(replica_runtime.ReplicaRuntime):
@@ -162,6 +155,11 @@ class CompiledProgram:
         return buffers + self.temporary_bytes + self.code_bytes
 
 
+def program_of(record: dict[str, Any]) -> CompiledProgram:
+    """Returns the program of what `TPUCompiler.compile` answers, if it fits."""
+    return CompiledProgram(**record["program"])
+
+
 def is_credible(program: CompiledProgram, chip: Chip) -> bool:
     """Returns whether the scheduled time counts every loop and is neither shorter than at
     peak performance of the matrix units nor a thousand times longer.
@@ -207,16 +205,19 @@ class TPUCompiler:
         self.chip = CHIPS[kind]
         self.num_cores = self._ask(b"", 0)["num_devices"]
 
-    def compile(self, hlo: bytes, num_replicas: int) -> Union[CompiledProgram, TooLarge]:
-        """Compiles the program of one core, to run on the first `num_replicas` cores
-        together; raises a `PlatformError` if the compiler rejects it.
+    def compile(self, hlo: bytes, num_replicas: int) -> dict[str, Any]:
+        """Compiles the program of one core, to run on the first `num_replicas` cores together.
+
+        Returns {"fits": True, "program": the fields of `CompiledProgram`}, or, where a core
+        has too little memory, {"fits": False, "message", "needed_bytes": None if unknown}.
+        Raises a `PlatformError` if the compiler rejects it for another reason.
         """
         answer = self._ask(hlo, num_replicas)
         if answer.get("error") == "memory":
             message = answer["message"]
             needed = re.search(r"Used ([\d.]+)([KMG]) of", message)
             size = needed and int(float(needed[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[needed[2]])
-            return TooLarge(brief_message(message), size)
+            return {"fits": False, "message": brief_message(message), "needed_bytes": size}
         loops = [{**loop, "iterations": loop["iterations"] or 1} for loop in answer["loops"]]
 
         def total(name):
@@ -226,7 +227,7 @@ class TPUCompiler:
             return sum(loop["iterations"] * loop[name] for loop in loops)
 
         clock = self.chip.cycles_per_second
-        return CompiledProgram(
+        program = CompiledProgram(
             **{name: answer[name] for name in _AS_ANSWERED},
             flops=total("flops"),
             scheduled_seconds=total("cycles") / clock,
@@ -235,6 +236,7 @@ class TPUCompiler:
             unknown_loops=sum(loop["iterations"] is None for loop in answer["loops"]),
             compile_seconds=answer["seconds"],
         )
+        return {"fits": True, "program": dataclasses.asdict(program)}
 
     def _ask(self, hlo: bytes, num_replicas: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:

@@ -98,9 +98,8 @@ def measure(arguments) -> dict:
         hlo = tpu_compiler.lower(
             lambda images, labels: step({"images": images, "labels": labels}), specs
         )
-        program = tpu_compiler.TPUCompiler(arguments.compiler_python, arguments.topology).compile(
-            hlo, num_replicas=1
-        )
+        compiler = tpu_compiler.TPUCompiler(arguments.compiler_python, arguments.topology)
+        program = tpu_compiler.program_of(compiler.compile(hlo, num_replicas=1))
         return {"seconds": program.scheduled_seconds, "megabytes": program.memory_bytes / 2**20}
     step, batch = tf.function(step), harness.random_batch(arguments.batch_size, size)
     seconds = harness.median_by_turns(

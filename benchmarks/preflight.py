@@ -15,7 +15,7 @@ import pathlib
 import subprocess
 import sys
 
-from advprop_preflight import preflight_results, tpu_compiler
+from advprop_preflight import tpu_compiler
 from advprop_preflight.preflight_results import grid
 from efficientnet_advprop.config.experiment import ExperimentConfig
 
@@ -186,13 +186,15 @@ def at_most(fitting: list[dict], failing: list[dict], capacity: int) -> str:
     smallest_failure = min(map(batch_of, failing), default=None)
     if smallest_failure is not None and smallest_failure - largest <= grid(largest):
         return str(largest)
-    points = [(batch_of(record), preflight_results.memory_bytes(record)) for record in fitting]
+    points = [
+        (batch_of(record), tpu_compiler.program_of(record).memory_bytes) for record in fitting
+    ]
     points += [
         (batch_of(record), record["needed_bytes"]) for record in failing if record["needed_bytes"]
     ]
     points = [(batch, needed) for batch, needed in points if batch % TILE == 0] or points
     if len(points) == 1:  # the variables and the program do not grow
-        program = tpu_compiler.CompiledProgram(**fitting[-1]["program"])
+        program = tpu_compiler.program_of(fitting[-1])
         points.append((0, program.memory_bytes - program.temporary_bytes))
     (batch, needed), (other, less) = sorted(points)[-1], sorted(points)[-2]
     guess = int(other + (capacity - less) * (batch - other) / (needed - less))
@@ -257,7 +259,7 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
             f"needs {needed / tpu_compiler.GIB:.1f}" if needed else "does not fit",
             *[""] * 5,
         ]
-    program = tpu_compiler.CompiledProgram(**record["program"])
+    program = tpu_compiler.program_of(record)
     seconds, credible = program.scheduled_seconds, tpu_compiler.is_credible(program, chip)
     defaults = ExperimentConfig()
     defaults.use_method(method)  # whose epochs are fewer for Fast AdvProp
@@ -282,7 +284,7 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
     if method == "vanilla" or not rivals:
         return [*cells, "", ""]
     vanilla = max(rivals, key=lambda rival: (batch_of(rival) == batch, batch_of(rival)))
-    plain, size = tpu_compiler.CompiledProgram(**vanilla["program"]), batch_of(vanilla)
+    plain, size = tpu_compiler.program_of(vanilla), batch_of(vanilla)
     slower = seconds / batch / (plain.scheduled_seconds / size)
     both_credible = credible and tpu_compiler.is_credible(plain, chip)
     return [

@@ -32,14 +32,14 @@ def main(argv):
     print(network.description, flush=True)
     exit_code = 0
     predictions = predict(network.model, paths, image_size=network.image_size, crop=network.crop)
-    for one in predictions:
-        if one.problem:
-            message = f"error: {one.path} cannot be read as an image: {one.problem}"
+    for path, top, problem in predictions:
+        if problem:
+            message = f"error: {path} cannot be read as an image: {problem}"
             print(message, file=sys.stderr, flush=True)
             exit_code = program.FAILED
             continue
-        print(one.path)
-        for index, probability in zip(one.classes, one.probabilities):
+        print(path)
+        for index, probability in top:
             name = f"  {names[index]}" if names else ""
             print(f"  {100 * probability:6.2f} %  {index:4d}{name}", flush=True)
     return exit_code

@@ -30,7 +30,7 @@ from absl import app, flags  # noqa: E402
 from efficientnet_advprop.command_line import arguments, recipes  # noqa: E402
 from efficientnet_advprop.config import experiment  # noqa: E402
 from efficientnet_advprop.config.fields import ConfigError  # noqa: E402
-from efficientnet_advprop.runtime.errors import (  # noqa: E402  # noqa: E402
+from efficientnet_advprop.runtime.errors import (  # noqa: E402
     PlatformError,
     UsageError,
     UserError,
@@ -40,6 +40,10 @@ from efficientnet_advprop.runtime.errors import (  # noqa: E402  # noqa: E402
 )
 from efficientnet_advprop.runtime.stack import StackError  # noqa: E402
 
+# TensorFlow notes each file that it writes, by absl's logger, at the level of this project's notes.
+logging.getLogger("absl").addFilter(
+    lambda note: note.levelno >= logging.WARNING or "/tensorflow/" not in note.pathname
+)
 BAD_USAGE = UsageError.exit_code
 FAILED = UserError.exit_code
 _HELP_WIDTH = 100

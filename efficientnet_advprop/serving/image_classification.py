@@ -1,16 +1,14 @@
 """The most probable classes of image files.
 
 images = find_images(["photos/", "*.png"])
-for prediction in predict(network.model, images, image_size=300, crop="released"):
-    prediction.path, prediction.classes, prediction.probabilities  # or prediction.problem
+for path, top, problem in predict(network.model, images, image_size=300, crop="released"):
+    ...
 """
 
-import dataclasses
 import glob
 import os
-from typing import Iterator, Optional, Sequence
+from typing import Iterator, Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.data import image_formats, preprocessing
@@ -22,14 +20,9 @@ from efficientnet_advprop.runtime.errors import DataError, UsageError, brief_mes
 _BATCH_SIZE = 16
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """The top classes of one file, the most probable first, or why there are none."""
-
-    path: str
-    classes: Sequence[int] = ()
-    probabilities: Sequence[float] = ()  # in [0, 1]
-    problem: Optional[str] = None
+# A file, its classes with their probabilities in [0, 1], the most probable first, and why there
+# are none: "" or what is wrong with it.
+Prediction = tuple[str, list[tuple[int, float]], str]
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
@@ -70,13 +63,8 @@ def predict(
     crop: str = "released",
     num_top: int = 5,
 ) -> Iterator[Prediction]:
-    """Classifies image files; those that cannot be read have a `problem` instead.
-
-    Args:
-        model: a `Network`.
-        paths: of JPEG, PNG, GIF, BMP or WebP files.
-        image_size, crop: see `preprocessing.preprocess_for_eval`.
-        num_top: how many classes, at most.
+    """Classifies image files by a `Network`; `image_size` and `crop` are those of
+    `preprocessing.preprocess_for_eval`.
     """
     images_spec = tf.TensorSpec([None, image_size, image_size, 3])
 
@@ -87,20 +75,20 @@ def predict(
         )
 
     for start in range(0, len(paths), _BATCH_SIZE):
-        readable, predictions = [], {}
-        for path in paths[start : start + _BATCH_SIZE]:
+        part = paths[start : start + _BATCH_SIZE]
+        images, problems = [], {}
+        for path in part:
             try:
                 encoded = image_formats.read_file(path)
-                pixels = preprocessing.preprocess_for_eval(encoded, image_size, crop)
-                readable.append((path, pixels))
+                images.append(preprocessing.preprocess_for_eval(encoded, image_size, crop))
             except (DataError, tf.errors.OpError) as error:
-                predictions[path] = Prediction(path, problem=brief_message(error))
-        if readable:
-            top = classify(tf.stack([image for _, image in readable]))
-            for (path, _), classes, probabilities in zip(
-                readable, top.indices.numpy(), top.values.numpy()
-            ):
-                predictions[path] = Prediction(
-                    path, np.ndarray.tolist(classes), np.ndarray.tolist(probabilities)
-                )
-        yield from (predictions[path] for path in paths[start : start + _BATCH_SIZE])
+                problems[path] = brief_message(error)
+        found = iter(())
+        if images:
+            top = classify(tf.stack(images))
+            found = zip(top.indices.numpy().tolist(), top.values.numpy().tolist())
+        for path in part:
+            if path in problems:
+                yield path, [], problems[path]
+            else:
+                yield path, list(zip(*next(found))), ""

@@ -16,8 +16,21 @@ from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.class_names import LABELS_MAP, read_class_names
-from efficientnet_advprop.evaluation.classifiers import DEFAULT_CROP, Classifier, as_classifier
-from efficientnet_advprop.models import CheckpointError, EfficientNet, Network, load_weights
+from efficientnet_advprop.evaluation.classifiers import (
+    DEFAULT_CROP,
+    Classifier,
+    as_classifier,
+    probe,
+)
+from efficientnet_advprop.keras import AdvPropModel
+from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models import (
+    CheckpointError,
+    EfficientNet,
+    KerasNetwork,
+    Network,
+    load_weights,
+)
 from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
     CheckpointContents,
     read_contents,
@@ -36,10 +49,15 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import (
     kinds_of,
     prefers_averages,
 )
+from efficientnet_advprop.models.network import normalize_pixels
 from efficientnet_advprop.models.scaling import VARIANTS
 from efficientnet_advprop.runtime.branches import Branch, num_aux_branches, parse_branch
-from efficientnet_advprop.serving import keras_files
+from efficientnet_advprop.runtime.errors import brief_message
 from efficientnet_advprop.training import checkpoints
+
+_KERAS_SUFFIX = ".keras"
+# What an `AdvPropModel` knows of its images, in our words.
+_NORMALIZATIONS = {(0.0, 255.0): "none", (0.0, 1.0): "unit", (-1.0, 1.0): "advprop"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +108,8 @@ def restore_network(
 
     Args:
         checkpoint: in the released format, see `checkpoint_sources.find_checkpoint`; or
-            a Keras file, see `keras_files`.
+            a .keras file of a plain, converted or `AdvPropModel`, whose own classes must be
+            importable.
         model_dir: of a training run of ours, instead.
         kind: of a released checkpoint, a key of `KINDS`; None: as its official name, its
             settings file or its network says, and an error where nothing does.
@@ -134,7 +153,7 @@ def restore_network(
         return _with_class_names(network, labels_map_file, model_dir)
     if which is not None:
         raise ConfigError(f"`--which` is {which!r}, but goes with `--model_dir`; leave it out.")
-    if checkpoint.endswith(keras_files.SUFFIX):
+    if checkpoint.endswith(_KERAS_SUFFIX):
         network = _restore_keras(checkpoint, kind, normalization, image_size, crop)
         return _with_class_names(network, labels_map_file, os.path.dirname(checkpoint))
     contents = read_contents(find_checkpoint(checkpoint, cache_dir))
@@ -155,10 +174,56 @@ def _restore_keras(
         raise ConfigError(
             f"`--kind` is {kind!r}, but goes with checkpoints in the released format; leave it out."
         )
-    model, told = keras_files.load(path, image_size, normalization)
-    name = os.path.basename(path).removesuffix(keras_files.SUFFIX)
+    model, told = _load_keras(path, image_size, normalization)
+    name = os.path.basename(path).removesuffix(_KERAS_SUFFIX)
     network = RestoredNetwork(name, model, model.image_size, crop or DEFAULT_CROP)
     return _describe(network, f"{path}: {told}", "Keras model")
+
+
+def _load_keras(
+    path: str, image_size: Optional[int], normalization: Optional[str]
+) -> tuple[KerasNetwork, str]:
+    """Returns the model as a network, and a line for people that describes it."""
+    if not tf.io.gfile.exists(path):
+        raise CheckpointError(f"`--checkpoint` is {path!r}, but there is no such file.")
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except Exception as error:  # of Keras or of a class of the model's author
+        raise CheckpointError(
+            f"`--checkpoint` is {path!r}, which Keras cannot load: {type(error).__name__}: "
+            f"{brief_message(error)}. Classes of your own must be importable; start the program in "
+            "their folder, or name it in PYTHONPATH."
+        ) from error
+    origin = "pixels as given" if normalization else "pixels assumed in 0 to 255"
+    if isinstance(model, AdvPropModel):
+        if normalization is None:
+            normalization = _NORMALIZATIONS.get(tuple(model.pixel_range))
+            origin = f"its pixel_range is {model.pixel_range}"
+        if normalization is None:
+            raise ConfigError(
+                f"`--normalization` is missing: {path!r} was trained with pixel_range="
+                f"{model.pixel_range}, which none of them makes."
+            )
+        model = model.network
+    normalization = normalization or "none"
+    fixed = None if model.inputs is None else model.inputs[0].shape[1]
+    if image_size is None and fixed is None:
+        raise ConfigError(f"`--image_size` is missing; {path!r} takes images of any size.")
+    if image_size is not None and fixed not in (None, image_size):
+        raise ConfigError(
+            f"`--image_size` is {image_size}, but {path!r} takes {fixed} pixels only; leave it out."
+        )
+    size = image_size or fixed
+
+    def answer(images):
+        return model(normalize_pixels(images, normalization), training=False)
+
+    num_classes, _, output = probe(answer, path, size, tf.float32)
+    network = KerasNetwork(
+        model, image_size=size, num_classes=num_classes, normalization=normalization, output=output
+    )
+    branches = f"{network.aux_branches} auxiliary branches" if network.aux_branches else "plain"
+    return network, f"{type(model).__name__} {model.name!r}, {branches}; {origin}; {output}"
 
 
 def _restore_released(

@@ -34,8 +34,8 @@ class FakeCompiler:
     def compile(self, hlo, num_replicas):
         self.asked += 1
         if int(hlo) > 8:
-            return tpu_compiler.TooLarge("RESOURCE_EXHAUSTED", 20 * 2**30)
-        return PROGRAM
+            return {"fits": False, "message": "full", "needed_bytes": 20 * 2**30}
+        return {"fits": True, "program": dataclasses.asdict(PROGRAM)}
 
 
 @pytest.fixture

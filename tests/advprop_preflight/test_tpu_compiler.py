@@ -14,8 +14,10 @@ import tensorflow as tf
 
 from advprop_preflight import device_functions, tpu_compiler
 from efficientnet_advprop.config.experiment import ExperimentConfig
+from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.runtime.errors import PlatformError
 from efficientnet_advprop.training import build
+from efficientnet_advprop.training.passes import attacked_network
 from tpu_utils import reduction, replica_runtime
 
 NUM_REPLICAS = 16  # of which the official rule makes groups of 8
@@ -53,6 +55,15 @@ def tiny_config(method, statistics="running"):
     return config
 
 
+def attack(config, batch):
+    """The attack of the training step alone, and the specs of its arguments."""
+    branch, seed = METHODS[config.training.method].attacked_branch, tf.constant([0, 0])
+    make_adversarial = build.make_attack(config)
+    network = attacked_network(build.make_model(config), branch, config.attack.statistics, seed)
+    specs = device_functions.batch_specs(config, batch)[:2]
+    return lambda images, labels: make_adversarial(network, images, labels, seed), specs
+
+
 def count_all_reduces(function, specs, num_replicas=NUM_REPLICAS):
     """But for those that stand for random words."""
     text = tpu_compiler.lower(function, specs, num_replicas, stage="hlo")
@@ -65,7 +76,7 @@ def test_the_attack_with_running_statistics_adds_no_collective():
     """Of the lowered step: the attack has none, and AdvProp's are two passes' worth and
     one for each gradient.
     """
-    assert count_all_reduces(*device_functions.attack(tiny_config("advprop"), 2)) == 0
+    assert count_all_reduces(*attack(tiny_config("advprop"), 2)) == 0
     found, gradients = {}, {}
     for method in ("vanilla", "advprop"):
         step, specs = device_functions.training_step(tiny_config(method), 2, NUM_REPLICAS)
@@ -78,7 +89,7 @@ def test_the_attack_with_running_statistics_adds_no_collective():
 
 
 def test_an_attack_with_batch_statistics_does():
-    assert count_all_reduces(*device_functions.attack(tiny_config("advprop", "batch"), 2)) > 0
+    assert count_all_reduces(*attack(tiny_config("advprop", "batch"), 2)) > 0
 
 
 def test_planned_replicas_sum_in_groups():
@@ -133,7 +144,7 @@ def make_compiler(tmp_path, monkeypatch):
 
 def test_loops_are_counted_as_often_as_they_run(make_compiler):
     compiler = make_compiler(ANSWER)
-    program = compiler.compile(b"", 8)
+    program = tpu_compiler.program_of(compiler.compile(b"", 8))
     assert compiler.num_cores == 8
     assert program.memory_bytes == 4 + 3 - 2 + 10 + 1
     assert (program.flops, program.loop_flops, program.bytes_accessed) == (140.0, 50.0, 50.0)
@@ -146,14 +157,17 @@ def test_loops_are_counted_as_often_as_they_run(make_compiler):
 )
 def test_times_that_no_chip_could_have_are_not_credible(make_compiler, cycles, credible):
     compiler = make_compiler({**ANSWER, "cycles": cycles, "flops": 61.5e12 * 0.9, "loops": []})
-    assert tpu_compiler.is_credible(compiler.compile(b"", 8), compiler.chip) is credible
+    assert (
+        tpu_compiler.is_credible(tpu_compiler.program_of(compiler.compile(b"", 8)), compiler.chip)
+        is credible
+    )
 
 
 def test_loops_of_unknown_length_are_not_credible(make_compiler):
     compiler = make_compiler(
         {**ANSWER, "flops": 61.5e9 * 0.9, "loops": [{**ANSWER["loops"][0], "iterations": None}]}
     )
-    program = compiler.compile(b"", 8)
+    program = tpu_compiler.program_of(compiler.compile(b"", 8))
     assert program.unknown_loops == 1 and program.flops == 61.5e9 * 0.9
     assert not tpu_compiler.is_credible(program, compiler.chip)
 
@@ -180,7 +194,8 @@ def test_refusals_become_messages(make_compiler, answer, match, exit_code):
 def test_a_program_that_is_too_large_says_what_it_needs(make_compiler):
     message = "RESOURCE_EXHAUSTED: Ran out. Used 20.50G of 15G hbm."
     found = make_compiler({"error": "memory", "message": message}).compile(b"", 8)
-    assert found.needed_bytes == int(20.5 * 2**30) and "Ran out" in found.message
+    assert not found["fits"] and found["needed_bytes"] == int(20.5 * 2**30)
+    assert "Ran out" in found["message"]
 
 
 @pytest.mark.parametrize(
@@ -210,29 +225,28 @@ def test_a_process_that_fails_is_told(tmp_path, monkeypatch):
 )
 def test_the_compiled_attack_has_no_collective_and_the_compiled_step_is_believable():
     compiler = tpu_compiler.TPUCompiler(COMPILER_PYTHON, "v3:4x4")
-    compiled = {
-        "attack": compiler.compile(
-            tpu_compiler.lower(*device_functions.attack(tiny_config("advprop"), 8), 32), 32
-        ),
-        "advprop": compiler.compile(
-            tpu_compiler.lower(*device_functions.training_step(tiny_config("advprop"), 8, 32), 32),
-            32,
-        ),
-    }
     assert compiler.num_cores == 32
+
+    def compiled_program(function, specs, num_replicas=32):
+        hlo = tpu_compiler.lower(function, specs, num_replicas)
+        return tpu_compiler.program_of(compiler.compile(hlo, num_replicas))
+
+    config = tiny_config("advprop")
+    compiled = {
+        "attack": compiled_program(*attack(config, 8)),
+        "advprop": compiled_program(*device_functions.training_step(config, 8, 32)),
+    }
 
     def exchange(images):
         return reduction.exchange_over_replicas(images, group_size=8)
 
-    exchanged = compiler.compile(
-        tpu_compiler.lower(exchange, [tf.TensorSpec([16, 8], tf.uint8)], 32), 32
-    )
+    exchanged = compiled_program(exchange, [tf.TensorSpec([16, 8], tf.uint8)])
     assert exchanged.collectives == {"all-to-all": 1}
 
     def draw(seed):
         return replica_runtime.current().random_words(2**20, seed)
 
-    drawn = compiler.compile(tpu_compiler.lower(draw, [tf.TensorSpec([2], tf.int32)]), 1)
+    drawn = compiled_program(draw, [tf.TensorSpec([2], tf.int32)], 1)
     assert drawn.collectives == {} and drawn.scheduled_seconds < 1e-4  # Philox would take 1.3 ms
     assert compiled["attack"].collectives == {}
     assert compiled["advprop"].collectives["all-reduce"] > 0

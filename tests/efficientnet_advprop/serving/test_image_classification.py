@@ -9,10 +9,7 @@ import tensorflow as tf
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.runtime.errors import UsageError
-from efficientnet_advprop.serving.image_classification import (
-    find_images,
-    predict,
-)
+from efficientnet_advprop.serving.image_classification import find_images, predict
 from tests.conftest import load_tiny, make_tiny
 
 
@@ -45,15 +42,17 @@ def test_predictions_are_the_softmax_of_the_models_logits(folder):
     model = make_tiny(aux_branches=0)
     load_tiny(model.variables, "/ExponentialMovingAverage")
     predictions = list(predict(model, find_images([str(folder)]), image_size=32))
-    assert [bool(prediction.problem) for prediction in predictions] == [False, False, True, False]
-    assert "no JPEG" in predictions[2].problem and "Op:" not in predictions[2].problem
-    for prediction in predictions[:2]:
-        image = preprocessing.preprocess_for_eval(tf.io.read_file(prediction.path), 32)
+    problems = [problem for _, _, problem in predictions]
+    assert [bool(problem) for problem in problems] == [False, False, True, False]
+    assert "no JPEG" in problems[2] and "Op:" not in problems[2]
+    for path, top, _ in predictions[:2]:
+        image = preprocessing.preprocess_for_eval(tf.io.read_file(path), 32)
         logits = model(image[None]).numpy()[0].astype(np.float64)
         probabilities = np.exp(logits) / np.exp(logits).sum()
         order = np.argsort(-probabilities)[:5]
-        assert list(prediction.classes) == list(order)
-        np.testing.assert_allclose(prediction.probabilities, probabilities[order], rtol=1e-4)
+        classes, found = zip(*top)
+        assert list(classes) == list(order)
+        np.testing.assert_allclose(found, probabilities[order], rtol=1e-4)
 
 
 def test_hidden_files_do_not_count(folder):

@@ -30,13 +30,10 @@ WAYS_OUT = (
 
 
 class PreflightResults:
-    """A folder with the results of compilations for one topology.
+    """A folder with the results of compilations for one topology; what is missing is compiled.
 
-    Args:
-        folder: created if it does not exist.
-        compiler: compiles the steps whose results are not in the folder yet.
-        num_replicas: the number of replicas that run a step together.
-        make_step: (config, replica_batch_size, num_replicas) → function and specs.
+    `num_replicas` run a step together, which `make_step` makes: (config, replica_batch_size,
+    num_replicas) → function and specs.
     """
 
     def __init__(
@@ -235,21 +232,13 @@ def grid(batch: int) -> int:
 def find_largest_batch(
     try_batch: Callable[[int], Trial], *, capacity_bytes: int, first: int, multiple: int = 1
 ) -> Optional[int]:
-    """Returns the largest batch on the grid that fits, if memory grows linearly with the batch.
-    Each trial is a compilation, which can take many minutes.
+    """Returns the largest batch on the grid that fits, if memory grows linearly with the batch;
+    None if not even `multiple` fits. All batches are multiples of it.
 
-    Two trials determine the line; the following trials are close to its end. The result
-    has been tried itself. That the next batch on the grid does not fit has been tried,
-    or follows from the line.
-
-    Args:
-        try_batch: batch → whether it fits and what it needs; called once per batch.
-        capacity_bytes: memory of the device.
-        first: the first batch to try, ≥ 1.
-        multiple: all batches are multiples of it.
-
-    Returns:
-        The batch; None if not even `multiple` fits.
+    A call of `try_batch` is a compilation, which can take many minutes. Two, the first of
+    `first` images, determine the line; the following ones are close to its end. The result
+    has been tried itself. That the next batch on the grid does not fit has been tried, or
+    follows from the line.
     """
     trials: dict[int, Trial] = {}
     batch = max(multiple, first // multiple * multiple)

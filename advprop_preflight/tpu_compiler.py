@@ -97,18 +97,11 @@ def lower(
     num_replicas: int = 1,
     stage: str = "hlo_serialized",
 ):
-    """Returns the program of one replica, in the form that XLA receives.
+    """Returns the program of one of `num_replicas` replicas, in the form that XLA receives.
 
-    Args:
-        function: the function that a replica runs; it may read and change variables.
-        specs: the specs of its arguments.
-        num_replicas: how many replicas run it together, as `replica_runtime` reports it
-            inside the step.
-        stage: "hlo_serialized" (bytes, for `TPUCompiler.compile`) or "hlo" (text, to
-            read).
-
-    Raises:
-        PlatformError: the function contains an operation that XLA does not have.
+    `function` may read and change variables; `specs` are those of its arguments. `stage` is
+    "hlo_serialized" (bytes, for `TPUCompiler.compile`) or "hlo" (text, to read). Raises a
+    `PlatformError` if the function contains an operation that XLA does not have.
     """
 
     def program(replica_id, *arguments):
@@ -176,15 +169,10 @@ _AS_ANSWERED = (
 
 
 class TPUCompiler:
-    """The compiler libtpu, in a Python environment of its own.
+    """The compiler libtpu, in a Python environment of its own, which `make preflight` makes.
 
-    Args:
-        python: the interpreter of that environment, which `make preflight` creates.
-        topology: of the TPU, such as "v3:2x2": its kind, and the chips per dimension.
-
-    Raises:
-        PlatformError: the interpreter does not exist, it lacks the compiler, or the
-            compiler does not know the topology.
+    `topology` is the TPU's kind and the chips per dimension, such as "v3:2x2". Raises a
+    `PlatformError` if the compiler is missing there or does not know the topology.
     """
 
     def __init__(self, python: str, topology: str):

@@ -38,17 +38,12 @@ def resolve_cluster(
 ) -> Resolver:
     """Returns a resolver that knows all workers and the index of this process.
 
-    Args:
-        name: the source: "tf_config" (the environment variable TF_CONFIG), "slurm" (the
-            variables that srun sets) or "kubernetes" (the list of the cluster's pods;
-            needs the package `kubernetes` and a kubeconfig).
-        port: for "slurm": the first port on each node; for "kubernetes": the port on
-            each node.
-        pod_selector, num_workers, timeout_seconds: for "kubernetes": the label of the
-            run's pods, how many there are, and how long to wait for them.
+    `name` is the source: "tf_config" (the environment variable TF_CONFIG), "slurm" (the
+    variables that srun sets; `port` is the first one of each node) or "kubernetes" (the
+    list of the cluster's pods with the label `pod_selector`, of which there must be
+    `num_workers` after `timeout_seconds`; needs the package `kubernetes` and a kubeconfig).
 
-    Raises:
-        PlatformError: the source is missing or breaks a rule; the message quotes it.
+    Raises a `PlatformError` that quotes the source if it is missing or breaks a rule.
     """
     if name not in RESOLVERS:
         raise PlatformError(
@@ -216,10 +211,8 @@ def join_cluster(
     strategy: a replica on each GPU, or on the CPU, of each worker.
 
     If not all have started after `timeout_seconds`, the process ends with a message;
-    TensorFlow offers no other way to end its waiting.
-
-    Raises:
-        PlatformError: see `check_cluster`; or the servers refuse each other.
+    TensorFlow offers no other way to end its waiting. Raises a `PlatformError` as
+    `check_cluster`, or if the servers refuse each other.
     """
     check_cluster(resolver)
     addresses = addresses_of(resolver)

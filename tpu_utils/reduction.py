@@ -10,17 +10,12 @@ from tpu_utils import replica_runtime
 def sum_over_replicas(
     tensors: Sequence[tf.Tensor], group_size: Optional[int] = None
 ) -> list[tf.Tensor]:
-    """Returns the sums of `tensors` over groups of replicas, in as few exchanges as can be.
+    """Returns the sums of `tensors` over groups of `group_size` replicas with consecutive
+    indices (None: over all), in as few exchanges as can be.
 
-    The gradient of a sum is the sum of the gradients of the group.
-
-    Args:
-        tensors: each with the same static shape on every replica.
-        group_size: so many replicas with consecutive indices sum together; None: all.
-
-    Raises:
-        ValueError: `group_size` does not divide the number of replicas, or the strategy
-            cannot reduce at this point of the program.
+    The gradient of a sum is the sum of the gradients of the group. Every tensor has the same
+    static shape on all replicas. Raises a `ValueError` if `group_size` does not divide their
+    number, or the strategy cannot reduce at this point of the program.
     """
     replicas = replica_runtime.current()
     group_size = _checked(group_size, replicas.num_replicas)
@@ -40,17 +35,12 @@ def mean_over_replicas(tensor: tf.Tensor, group_size: Optional[int] = None) -> t
 
 
 def exchange_over_replicas(tensor: tf.Tensor, group_size: Optional[int] = None) -> tf.Tensor:
-    """Distributes the rows of `tensor` over groups of replicas (all-to-all), no gradient.
+    """Distributes the rows of `tensor` [batch, …] over groups of replicas, as
+    `sum_over_replicas` makes them (all-to-all); no gradient.
 
     The i-th of `group_size` equal parts goes to the i-th replica of the group; the result
-    has as many rows of each, ordered by replica.
-
-    Args:
-        tensor: [batch, …] with a static shape, the same on every replica.
-        group_size: of replicas with consecutive indices; None: all.
-
-    Raises:
-        ValueError: `group_size` does not divide the number of replicas and the batch.
+    has as many rows of each, ordered by replica. Raises a `ValueError` if `group_size` does
+    not divide the number of replicas and the batch.
     """
     group_size = _checked(group_size, replica_runtime.current().num_replicas)
     if tensor.shape[0] is None or tensor.shape[0] % group_size:

@@ -113,17 +113,12 @@ def connect_tpu(
     """Returns a strategy over all cores of a TPU, and clears the TPU's memory.
 
     One process controls a whole pod: it runs on the first host and connects to the
-    TensorFlow servers on the others.
+    TensorFlow servers on the others. `tpu` is "local" on a TPU VM with one host; otherwise
+    the name or the grpc:// address of a Cloud TPU. A name is looked up in `zone` and
+    `project`, by default this machine's. If the TPU has not answered after
+    `timeout_seconds`, the process ends with a message.
 
-    Args:
-        tpu: "local" on a TPU VM with one host; otherwise the name or the grpc://
-            address of a Cloud TPU.
-        zone, project: where to look up the name; "": zone and project of this machine.
-        timeout_seconds: if the TPU has not answered by then, the process ends with a
-            message.
-
-    Raises:
-        PlatformError: no TPU answers, or this TensorFlow has no TPU support.
+    Raises a `PlatformError` if no TPU answers, or this TensorFlow has no TPU support.
     """
     if not tpu:
         raise PlatformError(

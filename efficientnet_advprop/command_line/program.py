@@ -95,17 +95,13 @@ def run(
     takes_arguments: bool = False,
     sigterm_exit_code: Optional[int] = None,
 ) -> None:
-    """Parses the flags, runs `main(argv)` and exits with its result.
+    """Parses the flags, runs `main(argv)` and exits with its result, None standing for 0.
 
     A `UserError` or `PlatformError` ends with its message and its own exit code, an error
     of a file system with its message and 1. At the beginning of a path in any flag or
-    argument, `~` means the home folder.
-
-    Args:
-        main: receives the remaining argv; returns an exit code, or None for 0.
-        takes_arguments: whether arguments that are not flags are allowed; `main`
-            receives them after the program's name.
-        sigterm_exit_code: None leaves SIGTERM to end the process at once.
+    argument, `~` means the home folder. With `takes_arguments`, `main` receives those that
+    are no flags after the program's name; others are refused. `sigterm_exit_code` None
+    leaves SIGTERM to end the process at once.
     """
     process.handle_interrupt()
     if sigterm_exit_code is not None:

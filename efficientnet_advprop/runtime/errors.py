@@ -37,11 +37,7 @@ def misspelled(name: str, known: Iterable[str], shown: str = "") -> str:
     """Returns "; did you mean …" with the known name of which `name` is a misspelling, or "".
 
     Other words mean other things: batch_size is neither eval_batch_size nor batch_sizes_2.
-
-    Args:
-        name: what was given.
-        known: the right names, as they are to be shown.
-        shown: `name` as it would be shown among them.
+    `shown` is `name` as it would be shown among the `known` names.
     """
 
     def parts(text: str) -> list[str]:

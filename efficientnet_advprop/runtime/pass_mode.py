@@ -58,13 +58,12 @@ def enter(mode: PassMode) -> Iterator[PassMode]:
 
 
 def use_branch(branch: Branch, *, update_statistics: bool = True, batch_moments: bool = False):
-    """Lets this thread's passes go through `branch` while the context lasts.
+    """Lets this thread's passes go through `branch` while the context lasts; see `PassMode`.
 
-    Arguments as those of `PassMode`. Gradients of a converted model have to be taken
-    inside it, too, because recomputation (`tf.recompute_grad`) calls layers again. It
-    decides what is traced, not what runs: a `tf.function` that calls the model enters
-    the context inside (those in a converted model's own layers are `inner_functions`'
-    business).
+    Gradients of a converted model have to be taken inside it, too, because recomputation
+    calls layers again. It decides what is traced, not what runs: a `tf.function` that calls
+    the model enters the context inside (those in a converted model's own layers are
+    `inner_functions`' business).
     """
     return enter(PassMode(branch, update_statistics, batch_moments))
 

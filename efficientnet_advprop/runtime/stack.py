@@ -20,15 +20,11 @@ FIRST_WITH_KERAS_3 = "2.16.dev0"  # from here on `tf.keras` is Keras 3
 # tensorflow-tpu 2.20 allows any libtpu from 0.0.14 on, but a newer one than this lacks a
 # function that TensorFlow looks up, and ends the process.
 NEWEST_LIBTPU = "0.0.31"
-# By what is installed: title, Pythons, and the pins that are tested together.
-STACKS = {
-    "tf215": ("TensorFlow 2.15.1", ((3, 10), (3, 11)), "requirements.txt"),
-    "tf221": ("TensorFlow 2.21 with tf-keras 2.21", ((3, 10), (3, 13)), "requirements-tf221.txt"),
-    "tpu": (
-        "tensorflow-tpu 2.20.0 with tf-keras 2.20.1",
-        ((3, 10), (3, 13)),
-        "requirements-tpu.txt",
-    ),
+# The pins that are tested together, and the first and last Python 3 that take them.
+PINS = {
+    "requirements.txt": (10, 11),
+    "requirements-tf221.txt": (10, 13),
+    "requirements-tpu.txt": (10, 13),
 }
 # Distributions that bring the module `tensorflow`, on PyPI and on the images of machines.
 _TPU_BUILDS = ("tensorflow-tpu", "tf-nightly-tpu")
@@ -53,26 +49,22 @@ def check_installed() -> None:
     stated = {
         name: metadata.requires(name) or [] for name in (*_BUILDS, "tf-keras") if name in versions
     }
-    check(versions, stated, sys.version_info[:2])
+    check(versions, stated, sys.version_info.minor)
 
 
-def check(
-    versions: dict[str, str], requirements: dict[str, list[str]], python: tuple[int, ...]
-) -> None:
-    """Raises a `StackError` of one line: what was found, what is wanted, and the command.
+def check(versions: dict[str, str], requirements: dict[str, list[str]], python_minor: int) -> None:
+    """Raises a `StackError` of one line: what was found, and the command that mends it.
 
-    Args:
-        versions: of the installed distributions that count.
-        requirements: of the builds of TensorFlow and of tf-keras, as their metadata state.
-        python: (3, 11), say.
+    `versions` are those of the installed distributions that count, `requirements` what
+    TensorFlow's build and tf-keras state, `python_minor` is 11 for Python 3.11.
     """
     builds = {name: versions[name] for name in _BUILDS if name in versions}
     if not builds:
-        problem = f"No TensorFlow is installed for Python {_dotted(python)}."
+        problem = f"No TensorFlow is installed for Python 3.{python_minor}."
     else:
         problem = _problem(builds, versions, requirements)
     if problem:
-        raise StackError(f"{problem} {_advice(builds, python)}")
+        raise StackError(f"{problem} {_advice(builds, python_minor)}")
 
 
 def _problem(
@@ -111,28 +103,18 @@ def _problem(
     return ""
 
 
-def _advice(builds: dict[str, str], python: tuple[int, ...]) -> str:
-    """Returns the stack that the environment is meant to be, and the command that makes it so."""
+def _advice(builds: dict[str, str], python_minor: int) -> str:
+    wanted = ["requirements.txt", "requirements-tf221.txt"]
     if set(builds) & set(_TPU_BUILDS):
-        candidates = ["tpu"]
+        wanted = ["requirements-tpu.txt"]
     elif any(is_at_least(version, FIRST_WITH_KERAS_3) for version in builds.values()):
-        candidates = ["tf221"]
-    else:
-        candidates = ["tf215", "tf221"]
-    for title, (first, last), pins in (STACKS[name] for name in candidates):
-        if first <= python <= last:
-            command = f"pip install --no-deps -r {pins}"
-            if len(builds) > 1:
-                command = f"pip uninstall -y {' '.join(builds)}, then {command}"
-            return f"Wanted: {title}; {command} (docs/stacks.md)."
-    pythons = ", ".join(
-        f"{title} Python {_dotted(first)} to {_dotted(last)}"
-        for title, (first, last), _ in STACKS.values()
-    )
-    return (
-        f"Wanted: another Python than {_dotted(python)}. {pythons}; "
-        "make PYTHON_FOR_VENV=python3.13 test (docs/stacks.md)."
-    )
+        wanted = ["requirements-tf221.txt"]
+    for pins in wanted:
+        first, last = PINS[pins]
+        if first <= python_minor <= last:
+            removal = f"pip uninstall -y {' '.join(builds)}, then " if len(builds) > 1 else ""
+            return f"Wanted: {removal}pip install --no-deps -r {pins} (docs/stacks.md)."
+    return "Wanted: Python 3.10 to 3.13 (docs/stacks.md); make PYTHON_FOR_VENV=python3.13 test."
 
 
 def installed_version(name: str) -> Optional[str]:
@@ -146,7 +128,3 @@ def installed_version(name: str) -> Optional[str]:
 def is_at_least(version: str, release: str) -> bool:
     """Returns whether a version such as "2.21.0rc1" is of this release or of a later one."""
     return Version(version) >= Version(release)
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))

@@ -52,16 +52,11 @@ def read_examples(
     class_names: Optional[Sequence[str]] = None,
     resize_method: str = "bicubic",
 ) -> Examples:
-    """Returns images of a folder, evenly drawn.
+    """Returns at most `max_images` images of a folder, evenly drawn.
 
-    Args:
-        directory: with TFRecords, `validation-…-of-…` or else `train-…-of-…`, or with
-            one sub-folder per class (see `ImageFolder`), which label the images; or
-            with images alone. Hidden files and folders do not count.
-        image_size, crop, resize_method: see `preprocessing.preprocess_for_eval`.
-        num_classes, class_names: of the network, its background class included; names
-            are None where they are not known.
-        max_images: at most so many.
+    The folder has TFRecords, `validation-…-of-…` or else `train-…-of-…`, or one sub-folder
+    per class (see `ImageFolder`), which label the images; or images alone. `num_classes` and
+    `class_names` are the network's, its background class included.
 
     Raises:
         UsageError: there is no such folder.

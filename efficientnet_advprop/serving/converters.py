@@ -35,13 +35,9 @@ def to_tflite(
     0…255 in, `logits` and `probabilities` [1, num_classes] out, or the `features` of one end
     point. "full_integer" takes uint8 pixels and answers in float32; the others take float32.
 
-    Args:
-        network: to convert.
-        quantization: "none" (float32); "float16" or "dynamic_range" (8 bits), of the
-            weights alone; "full_integer", of all.
-        calibration_images: float32 [n, size, size, 3], pre-processed; for
-            "full_integer", whose ranges they decide.
-        end_point: see `InferenceNetwork.answers`.
+    `quantization` is "none" (float32), "float16" or "dynamic_range" (8 bits) of the weights
+    alone, or "full_integer" of all, whose ranges `calibration_images` decide: float32
+    [n, size, size, 3], pre-processed.
     """
     spec = tf.TensorSpec([1, network.image_size, network.image_size, 3], tf.float32, "images")
 

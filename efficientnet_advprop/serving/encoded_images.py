@@ -42,16 +42,12 @@ _HEADER_BYTES = 26  # reach to the sizes in the headers of PNG, GIF and BMP
 def decode_batch(
     encoded: tf.Tensor, image_size: int, crop: Union[str, float], resize_method: str = "bicubic"
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes, crops and resizes files, each on its own.
+    """Decodes, crops and resizes files, string [batch] (0 or more), each on its own.
 
     JPEG (also gray, CMYK, progressive), PNG (also gray, palette, 16-bit, alpha), GIF
     (its first frame) and BMP (24 or 32 bits without compression). Sixteen bits become
     eight; transparency is dropped, not blended; the orientation tag of cameras (EXIF)
     is not followed.
-
-    Args:
-        encoded: string [batch], the bytes of each file; the batch may be empty.
-        image_size, crop, resize_method: see `preprocessing.preprocess_for_eval`.
 
     Returns:
         Images, float32 [batch, image_size, image_size, 3] around 0…255, zeros where

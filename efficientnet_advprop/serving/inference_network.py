@@ -20,15 +20,8 @@ class InferenceNetwork(tf.Module):
 
     Calls of this project's networks create constants, with the batch norms inside the
     convolutions. A Keras model keeps its layers, of which nothing is known, and its
-    variables.
-
-    Args:
-        model: the network to serve.
-        image_size: pixels of the sides of its input; fixed, so that every shape but the
-            batch's is known to graph compilers.
-
-    Attributes:
-        num_weights: how many numbers it holds, auxiliary branches left out.
+    variables. `image_size` is fixed, so that graph compilers know every shape but the
+    batch's. `num_weights` counts the numbers it holds, auxiliary branches left out.
     """
 
     def __init__(self, model: Network, image_size: int):

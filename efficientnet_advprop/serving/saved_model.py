@@ -37,12 +37,9 @@ class ServedNetwork(tf.Module):
     """A network with its signatures, all of which call one function that holds the
     constants once.
 
-    Args:
-        network: whose answers to serve.
-        crop, resize_method: see `preprocessing.preprocess_for_eval`.
-        class_names: for `labels`; None leaves that output out.
-        num_top: k, how many classes `serving_default` names, at most.
-        end_point: one more output of `features`, by its name in `Network.features`.
+    `crop` and `resize_method` are those of `preprocessing.preprocess_for_eval`; without
+    `class_names` there is no output `labels`; `serving_default` names at most `num_top`
+    classes; `end_point`, a name of `Network.features`, is one more output of `features`.
     """
 
     def __init__(

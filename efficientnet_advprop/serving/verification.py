@@ -76,21 +76,12 @@ def verify(
     python: str = sys.executable,
     end_point: Optional[str] = None,
 ) -> Agreement:
-    """Compares an export with its model.
+    """Compares an export with its model, which has float32 activations.
 
-    Args:
-        model: with float32 activations.
-        kind: see `self_check`.
-        path: of the export.
-        examples: to compare on.
-        tolerance: largest difference, and of probabilities the same top-1 class
-            everywhere (a tie within the tolerance counts as the same); None: nothing is
-            too much, it is only measured.
-        python: interpreter with the format's runtime.
-        end_point: of a feature extractor, a name of `Network.features`.
-
-    Raises:
-        RunError: the export cannot be loaded, or it differs by more than `tolerance`.
+    `kind` and `end_point` are those of `self_check`; `python` has the format's runtime. With
+    `tolerance` None the difference is only measured. Otherwise it is the largest that is
+    allowed, and the top-1 class of probabilities must be the same but for ties within it.
+    Raises a `RunError` if the export cannot be loaded, or differs by more.
     """
     if end_point is None:
         ask = _in_batches(

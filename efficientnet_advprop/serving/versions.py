@@ -39,16 +39,10 @@ def next_version(export_dir: str) -> int:
 
 @contextlib.contextmanager
 def new_version(export_dir: str, num_bytes: int) -> Iterator[Version]:
-    """Makes room for the next free version, and moves it into place if the block ends
-    without an exception.
+    """Makes room for the next free version of some `num_bytes` in `export_dir`, local or
+    remote, and moves it into place if the block ends without an exception.
 
-    Args:
-        export_dir: local or remote (gs://…); made if it is not there. Existing versions
-            stay as they are.
-        num_bytes: about how much will be written.
-
-    Raises:
-        RunError: `export_dir` is a file or cannot be written, or there is no space.
+    Raises a `RunError` if `export_dir` is a file or cannot be written, or there is no space.
     """
     is_remote = files.is_remote(export_dir)
     try:

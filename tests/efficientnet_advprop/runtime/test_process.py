@@ -12,9 +12,8 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 
 def run(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, **options
-    )
+    options = {"cwd": ROOT, **options}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +75,10 @@ def test_a_signal_ends_a_program_with_one_line(name, code, moment, tmp_path):
 
 @pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 0)])
 @pytest.mark.parametrize("door", ["efficientnet_advprop.train", "efficientnet_advprop train"])
-def test_a_signal_before_anything_is_imported(name, code, door, tmp_path, monkeypatch):
+def test_a_signal_before_anything_is_imported(name, code, door, tmp_path):
     """absl is the first that `train` imports from elsewhere."""
     (tmp_path / "absl.py").write_text(f"import os, signal\nos.kill(os.getpid(), signal.{name})\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    done = run("-m", *door.split())
+    done = run("-m", *door.split(), cwd=tmp_path)  # the first on the path
     assert done.returncode == code
     assert done.stderr == f"stopped by {'Ctrl-C' if code else 'SIGTERM'}.\n"
 

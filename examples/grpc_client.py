@@ -6,7 +6,11 @@ It needs tensorflow and tensorflow-serving-api.
 """
 
 import argparse
+import os
+import pathlib
 import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import grpc
 import tensorflow as tf
@@ -54,10 +58,10 @@ def main():
     parser.add_argument("--model", default="efficientnet")
     parser.add_argument("images", nargs="+")
     arguments = parser.parse_args()
-    files = []
-    for path in arguments.images:
-        with open(path, "rb") as file:
-            files.append(file.read())
+    try:
+        files = [pathlib.Path(path).read_bytes() for path in arguments.images]
+    except OSError as error:
+        sys.exit(f"error: {error}")
     with grpc.insecure_channel(arguments.server) as channel:
         try:
             response = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(

@@ -16,6 +16,8 @@ import json
 import os
 import threading
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import grpc
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
@@ -27,9 +29,10 @@ class ServedModel:
     """The highest version in an export folder."""
 
     def __init__(self, export_dir: str):
-        versions = [int(name) for name in os.listdir(export_dir) if name.isdigit()]
+        names = os.listdir(export_dir) if os.path.isdir(export_dir) else []
+        versions = [int(name) for name in names if name.isdigit()]
         if not versions:
-            raise SystemExit(f"{export_dir} holds no version such as {export_dir}/1")
+            raise SystemExit(f"error: {export_dir} holds no version such as {export_dir}/1")
         self.version = max(versions)
         path = os.path.join(export_dir, str(self.version))
         self._loaded = tf.saved_model.load(without_pattern(path))

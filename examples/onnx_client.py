@@ -5,37 +5,24 @@
 It needs onnxruntime, numpy and Pillow.
 """
 
-import argparse
-import json
 import os
 
 import numpy as np
 import onnxruntime
-from pixels import load_as_told
+from pixels import classify_files
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("export", help="a version's folder, with model.onnx and metadata.json")
-    parser.add_argument("images", nargs="+")
-    arguments = parser.parse_args()
-    with open(os.path.join(arguments.export, "metadata.json"), encoding="utf-8") as file:
-        settings = json.load(file)["input"]
-    session = onnxruntime.InferenceSession(
-        os.path.join(arguments.export, "model.onnx"), providers=["CPUExecutionProvider"]
-    )
-    images = np.stack([load_as_told(path, settings) for path in arguments.images])
-    (probabilities,) = session.run(
-        ["probabilities"], {"images": np.ascontiguousarray(np.transpose(images, [0, 3, 1, 2]))}
-    )
-    for path, row in zip(arguments.images, probabilities):
-        print(
-            f"{path}: "
-            + ", ".join(f"class {index} {100 * row[index]:.1f} %" for index in np.argsort(-row)[:5])
-        )
+def make_classifier(export: str):
+    """Returns a function of one image [size, size, 3] → probabilities [num_classes]."""
+    path = os.path.join(export, "model.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def classify(image):
+        images = np.ascontiguousarray(np.transpose(image[None], [0, 3, 1, 2]))
+        return session.run(["probabilities"], {"images": images})[0][0]
+
+    return classify
 
 
 if __name__ == "__main__":
-    main()
+    classify_files(__doc__, make_classifier)

@@ -10,12 +10,36 @@ are TensorFlow's old ones: no half-pixel centres, no smoothing when they shrink,
 cubic coefficient of −0.75. Pillow's own differ visibly and reduce accuracy.
 """
 
-from typing import Optional
+import argparse
+import json
+import os
+import sys
+from typing import Callable, Optional
 
 import numpy as np
 from PIL import Image
 
 _TABLE_SIZE = 1024  # the filter is read from a table at this resolution
+
+
+def classify_files(documentation: str, make_classifier: Callable) -> None:
+    """Runs a client: prints the five best classes of every image file on the command line."""
+    parser = argparse.ArgumentParser(
+        description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("export", help="a version's folder, with the model and metadata.json")
+    parser.add_argument("images", nargs="+")
+    arguments = parser.parse_args()
+    try:
+        with open(os.path.join(arguments.export, "metadata.json"), encoding="utf-8") as file:
+            settings = json.load(file)["input"]
+        classify = make_classifier(arguments.export)
+        for path in arguments.images:
+            row = classify(load_as_told(path, settings))
+            best = (f"class {index} {100 * row[index]:.1f} %" for index in np.argsort(-row)[:5])
+            print(f"{path}: {', '.join(best)}")
+    except OSError as error:  # no such file, or no image
+        sys.exit(f"error: {error}")
 
 
 def load_as_told(path: str, settings: dict) -> np.ndarray:

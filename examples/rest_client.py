@@ -9,6 +9,7 @@ It needs only Python's standard library.
 import argparse
 import base64
 import json
+import pathlib
 import sys
 import urllib.error
 import urllib.parse
@@ -39,10 +40,10 @@ def main():
     parser.add_argument("--url", default="http://localhost:8501/v1/models/efficientnet:predict")
     parser.add_argument("images", nargs="+")
     arguments = parser.parse_args()
-    files = []
-    for path in arguments.images:
-        with open(path, "rb") as file:
-            files.append(file.read())
+    try:
+        files = [pathlib.Path(path).read_bytes() for path in arguments.images]
+    except OSError as error:
+        sys.exit(f"error: {error}")
     request = urllib.request.Request(
         arguments.url, make_request(files), {"Content-Type": "application/json"}
     )

@@ -5,41 +5,31 @@
 It needs tensorflow (for its interpreter), numpy and Pillow.
 """
 
-import argparse
-import json
 import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
-from pixels import load_as_told
+from pixels import classify_files
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("export", help="a version's folder, with model.tflite and metadata.json")
-    parser.add_argument("images", nargs="+")
-    arguments = parser.parse_args()
-    with open(os.path.join(arguments.export, "metadata.json"), encoding="utf-8") as file:
-        settings = json.load(file)["input"]
-    interpreter = tf.lite.Interpreter(
-        os.path.join(arguments.export, "model.tflite"), num_threads=os.cpu_count()
-    )
+def make_classifier(export: str):
+    """Returns a function of one image [size, size, 3] → probabilities [num_classes]."""
+    path = os.path.join(export, "model.tflite")
+    interpreter = tf.lite.Interpreter(path, num_threads=os.cpu_count())
     # Before a runner is made: this is where the fast kernels (XNNPACK) come in.
     interpreter.allocate_tensors()
     runner = interpreter.get_signature_runner()
     dtype = runner.get_input_details()["images"]["dtype"]
-    for path in arguments.images:
-        image = load_as_told(path, settings)
+
+    def classify(image):
         if dtype == np.uint8:
             image = np.clip(np.round(image), 0, 255)
-        (row,) = runner(images=image[None].astype(dtype))["probabilities"]
-        print(
-            f"{path}: "
-            + ", ".join(f"class {index} {100 * row[index]:.1f} %" for index in np.argsort(-row)[:5])
-        )
+        return runner(images=image[None].astype(dtype))["probabilities"][0]
+
+    return classify
 
 
 if __name__ == "__main__":
-    main()
+    classify_files(__doc__, make_classifier)

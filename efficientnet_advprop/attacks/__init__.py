@@ -5,9 +5,8 @@ They import no model, no flags and no strategy.
 
 from efficientnet_advprop.attacks.apgd import APGD
 from efficientnet_advprop.attacks.attack import Attack
-from efficientnet_advprop.attacks.autoattack import AutoAttack
+from efficientnet_advprop.attacks.autoattack import AttackWarning, AutoAttack
 from efficientnet_advprop.attacks.fab import FAB
-from efficientnet_advprop.attacks.network_checks import AttackWarning
 from efficientnet_advprop.attacks.pgd import PGD, UniformNoise
 from efficientnet_advprop.attacks.square import Square
 from efficientnet_advprop.runtime.errors import AttackError

@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms, objectives
-from efficientnet_advprop.attacks.attack import image_gradients, require_whole
-from efficientnet_advprop.attacks.search import Found, Search
+from efficientnet_advprop.attacks.attack import Found, Search, image_gradients
+from efficientnet_advprop.runtime.errors import require_choice, require_whole
 from tpu_utils import replica_runtime
 
 LOSSES = ("cross_entropy", "dlr")
@@ -85,11 +85,10 @@ class APGD(Search):
     num_gradients: int = 1
 
     def __post_init__(self):
-        self._require_runs()
+        super().__post_init__()
         require_whole("num_steps", self.num_steps, 1)
         require_whole("num_gradients", self.num_gradients, 1)
-        if self.loss not in LOSSES:
-            raise ValueError(f"`loss` is {self.loss!r}, but must be one of {', '.join(LOSSES)}.")
+        require_choice("loss", self.loss, LOSSES)
         least = 4 if self.targeted else 3
         if self.loss == "dlr" and self.num_classes is not None and self.num_classes < least:
             raise ValueError(
@@ -136,11 +135,10 @@ class APGD(Search):
         move = replica_runtime.in_one_program(self._move)
 
         def advance(step, state, found):
-            state = _State(*state)
             seen = evaluate(state.images)
-            state, found = move(images, state, Found(*found), *seen, step, distances)
+            state, found = move(images, state, found, *seen, step, distances)
             state = state._replace(images=tf.ensure_shape(state.images, images.shape))
-            return step + 1, tuple(state), tuple(found)
+            return step + 1, state, found
 
         start = images + self.epsilon * norm.random_direction(images, seed)
         start = tf.ensure_shape(norm.project(start, images, self.epsilon), images.shape)
@@ -159,23 +157,13 @@ class APGD(Search):
         )
         # The start is looked at like every step, hence one more than `num_steps`.
         _, _, found = tf.while_loop(
-            lambda step, _, found: (step <= self.num_steps) & tf.reduce_any(found[1]),
+            lambda step, _, found: (step <= self.num_steps) & tf.reduce_any(found.still_correct),
             advance,
-            (tf.constant(0), tuple(state), tuple(found)),
+            (tf.constant(0), state, found),
         )
-        return Found(*found)
+        return found
 
-    def _move(
-        self,
-        clean_images,
-        state: _State,
-        found: Found,
-        gradients,
-        loss,
-        is_correct,
-        step,
-        distances,
-    ) -> tuple[_State, Found]:
+    def _move(self, clean_images, state, found, gradients, loss, is_correct, step, distances):
         """Returns what is kept of a look at `state.images`, and where to look next."""
         norm = norms.NORMS[self.norm]
         found = found.update(state.images, ~is_correct)
@@ -187,11 +175,8 @@ class APGD(Search):
         moved = state.images + norms.per_image(state.step_size) * norm.steepest(gradients)
         moved = norm.project(moved, clean_images, self.epsilon) - state.images
         momentum = state.images - state.previous_images
-        coming = norm.project(
-            state.images + new_share * moved + (1.0 - new_share) * momentum,
-            clean_images,
-            self.epsilon,
-        )
+        coming = state.images + new_share * moved + (1.0 - new_share) * momentum
+        coming = norm.project(coming, clean_images, self.epsilon)
         return state._replace(images=coming, previous_images=state.images), found
 
 
@@ -214,9 +199,8 @@ def _check(state: _State, gradients, distance) -> tuple[_State, tf.Tensor]:
     the steps whose `distance` is > 0.
     """
     is_check = distance > 0
-    rises_too_little = tf.cast(state.num_rises, tf.float32) <= _ENOUGH_RISES * tf.cast(
-        distance, tf.float32
-    )
+    enough = _ENOUGH_RISES * tf.cast(distance, tf.float32)
+    rises_too_little = tf.cast(state.num_rises, tf.float32) <= enough
     is_stuck = ~state.was_halved & (state.best_loss_at_check >= state.best_loss)
     is_halved = is_check & (rises_too_little | is_stuck)
     state = state._replace(

@@ -14,8 +14,8 @@ from typing import Optional
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms, objectives
-from efficientnet_advprop.attacks.attack import image_gradients, require_whole
-from efficientnet_advprop.attacks.search import Found, Search
+from efficientnet_advprop.attacks.attack import Found, Search, image_gradients
+from efficientnet_advprop.runtime.errors import require_whole
 from tpu_utils import replica_runtime
 
 # Of the paper: the largest weight of the clean image's projection, by how much a
@@ -95,7 +95,7 @@ class FAB(Search):
     num_classes: Optional[int] = None
 
     def __post_init__(self):
-        self._require_runs()
+        super().__post_init__()
         require_whole("num_steps", self.num_steps, 1)
 
     def _boundary(self, logits_fn, images, labels, targets):
@@ -137,7 +137,6 @@ class FAB(Search):
 
     def _run(self, logits_fn, images, labels, seed, targets, is_restart, found: Found) -> Found:
         norm = norms.NORMS[self.norm]
-
         step_to = replica_runtime.in_one_program(functools.partial(shortest_step, norm=norm))
 
         def advance(step, points, nearest_images, nearest):
@@ -147,12 +146,13 @@ class FAB(Search):
             clean_step = step_to(images, normals, leads + from_clean, images)
             own_length = tf.maximum(norm.length(own_step), _SHORTEST)
             clean_length = tf.maximum(norm.length(clean_step), _SHORTEST)
-            bias = norms.per_image(
-                tf.minimum(own_length / (own_length + clean_length), _LARGEST_BIAS)
+            bias = tf.minimum(own_length / (own_length + clean_length), _LARGEST_BIAS)
+            bias = norms.per_image(bias)
+            from_points, from_images = (
+                points + _OVERSHOOT * own_step,
+                images + _OVERSHOOT * clean_step,
             )
-            points = (points + _OVERSHOOT * own_step) * (1.0 - bias) + (
-                images + _OVERSHOOT * clean_step
-            ) * bias
+            points = from_points * (1.0 - bias) + from_images * bias
             points = norms.clip_to_pixel_range(points, images)
             is_wrong = ~objectives.is_correct(labels, tf.cast(logits_fn(points), tf.float32))
             distances = norm.length(points - images)

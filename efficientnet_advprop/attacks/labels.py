@@ -1,8 +1,7 @@
-"""Labels of images: the class of each, or the weights of all classes.
+"""Labels of images: the class of each, or the weights of all classes, by type and shape.
 
-Type and shape together say which; what fits neither is refused. Values are checked where
-they are known, outside of a traced function. Inside, where nothing can be raised on every
-device, `is_class` tells which are classes, and losses and attacks make the others NaN.
+Values are checked where they are known, outside of a traced function. Inside, where nothing
+can be raised on every device, losses and attacks make NaN of those that are no `is_class`.
 """
 
 from typing import Optional
@@ -18,15 +17,13 @@ _SUM_TOLERANCE = 1e-2  # of weights that were rounded to bfloat16 or float16
 def check_labels(
     labels, num_classes: Optional[int] = None, num_images: Optional[int] = None
 ) -> tf.Tensor:
-    """Returns labels in one of two forms.
+    """Returns labels in one of two forms; None for a number is one that is not known.
 
     Args:
         labels: the class of each image, any integer type, [batch] or [batch, 1], in [0,
             `num_classes`); or class weights (one-hot, smoothed or mixed), [batch,
             `num_classes`], any numeric type or bool, none negative and each row's sum
             1.
-        num_classes: ≥ 1; None: not known here.
-        num_images: the size of the batch; None: not known when tracing.
 
     Returns:
         int32 [batch], where a number that int32 cannot hold has become −1; or float32

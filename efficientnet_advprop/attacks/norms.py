@@ -1,15 +1,12 @@
 """The balls that an attack may search: L∞ and L2 around an image, cut to the pixel
 range, in pixels of 255.
-
-An L2 length is Euclidean over all pixel values of an image: ε = 0.5 of papers that count
-pixels in [0, 1] is 127.5.
 """
 
 import math
 
 import tensorflow as tf
 
-from efficientnet_advprop.runtime.errors import AttackError
+from efficientnet_advprop.runtime.errors import AttackError, require_choice
 from tpu_utils import randomness
 
 BLACK_AND_WHITE = (0.0, 255.0)
@@ -17,9 +14,7 @@ HIGHEST_PIXEL = 255.0
 _TINY = 1e-12  # keeps a quotient of lengths finite
 
 
-def pixel_range(
-    images: tf.Tensor, black_and_white: tuple[float, float] = BLACK_AND_WHITE
-) -> tuple[tf.Tensor, tf.Tensor]:
+def pixel_range(images: tf.Tensor, black_and_white=BLACK_AND_WHITE) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the lowest and highest allowed values of each pixel of the clean images.
 
     These are black and white, but a clean pixel outside of them may stay where it is or move
@@ -34,9 +29,7 @@ def pixel_range(
 
 
 def clip_to_pixel_range(
-    adversarial_images: tf.Tensor,
-    images: tf.Tensor,
-    black_and_white: tuple[float, float] = BLACK_AND_WHITE,
+    adversarial_images: tf.Tensor, images: tf.Tensor, black_and_white=BLACK_AND_WHITE
 ) -> tf.Tensor:
     """Clips to the `pixel_range` of the clean `images`."""
     return tf.clip_by_value(adversarial_images, *pixel_range(images, black_and_white))
@@ -76,13 +69,7 @@ class Linf:
         """Returns each pixel value's speed, ≥ 0, on the shortest way to such a hyperplane."""
         return tf.abs(tf.sign(gradients))
 
-    def project(
-        self,
-        images: tf.Tensor,
-        clean_images: tf.Tensor,
-        epsilon,
-        black_and_white: tuple[float, float] = BLACK_AND_WHITE,
-    ) -> tf.Tensor:
+    def project(self, images, clean_images, epsilon, black_and_white=BLACK_AND_WHITE) -> tf.Tensor:
         """Returns the nearest images in the ball around the clean ones and their pixel range."""
         inside = tf.clip_by_value(images, clean_images - epsilon, clean_images + epsilon)
         return clip_to_pixel_range(inside, clean_images, black_and_white)
@@ -96,14 +83,12 @@ class Linf:
         """Returns differences drawn uniformly from the ball of radius `epsilon`."""
         return randomness.noise_like(images, seed, -epsilon, epsilon)
 
-    def largest_epsilon(self, num_values: int) -> float:
-        """Returns the radius from which on the ball holds every image of so many values."""
-        del num_values
-        return HIGHEST_PIXEL
-
 
 class L2:
-    """The Euclidean length over all pixel values; methods as those of `Linf`."""
+    """The Euclidean length over all pixel values; methods as those of `Linf`.
+
+    ε = 0.5 of papers that count pixels in [0, 1] is 127.5.
+    """
 
     name = "l2"
 
@@ -119,13 +104,7 @@ class L2:
     def speeds(self, gradients: tf.Tensor) -> tf.Tensor:
         return tf.abs(gradients)
 
-    def project(
-        self,
-        images: tf.Tensor,
-        clean_images: tf.Tensor,
-        epsilon,
-        black_and_white: tuple[float, float] = BLACK_AND_WHITE,
-    ) -> tf.Tensor:
+    def project(self, images, clean_images, epsilon, black_and_white=BLACK_AND_WHITE) -> tf.Tensor:
         differences = images - clean_images
         # The pixel range is convex and holds the clean image: clipping after scaling
         # only shortens the difference.
@@ -143,22 +122,13 @@ class L2:
         radii = epsilon * tf.pow(shares, 1.0 / num_values)
         return per_image(radii) * self.random_direction(images, direction_seed)
 
-    def largest_epsilon(self, num_values: int) -> float:
-        return HIGHEST_PIXEL * math.sqrt(num_values)
-
 
 NORMS = {norm.name: norm for norm in (Linf(), L2())}
 
 
-def require_norm(norm: str) -> None:
-    """Raises a ValueError unless there is such a norm."""
-    if norm not in NORMS:
-        raise ValueError(f"`norm` is {norm!r}, but must be one of {', '.join(NORMS)}.")
-
-
 def require_radius(epsilon: float, norm: str) -> None:
     """Raises a ValueError unless `epsilon` can be a radius in that norm."""
-    require_norm(norm)
+    require_choice("norm", norm, NORMS)
     if not (epsilon > 0.0 and math.isfinite(epsilon)):
         raise ValueError(f"`epsilon` is {epsilon!r}, but must be a number > 0, in pixels of 255.")
     if norm == Linf.name and epsilon > HIGHEST_PIXEL:
@@ -171,7 +141,8 @@ def require_radius(epsilon: float, norm: str) -> None:
 def require_fitting_radius(epsilon: float, norm: str, images: tf.Tensor) -> None:
     """Raises an `AttackError` where the ball would hold every image of this (static) shape."""
     if images.shape[1:].is_fully_defined():
-        largest = NORMS[norm].largest_epsilon(images.shape[1:].num_elements())
+        num_values = 1 if norm == Linf.name else images.shape[1:].num_elements()
+        largest = HIGHEST_PIXEL * math.sqrt(num_values)
         if epsilon > largest:
             raise AttackError(
                 f"`epsilon` is {epsilon!r}, but under `norm` {norm!r} images of shape "

@@ -1,7 +1,4 @@
-"""Projected gradient descent under L∞ (AdvProp's attacker) or L2, in pixels of 255.
-
-    attack = PGD(epsilon=4.0, step_size=1.0, num_steps=5, num_classes=1000)
-    adversarial_images = attack(lambda x: model(x, training=False, branch="aux"), images, labels)
+"""Projected gradient descent under L∞ (AdvProp's attacker) or L2, and uniform noise.
 
 Which batch-norm statistics the attacked network uses is the `logits_fn`'s business:
 `training=False` is the paper's attack (running statistics), `training=True,
@@ -11,31 +8,23 @@ of size ε; I-FGSM has no random start; GD has no projection.
 
 import dataclasses
 import math
-from typing import Any, Callable, Optional
+from typing import Optional
 
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms
-from efficientnet_advprop.attacks.attack import Attack, image_gradients, require_whole
+from efficientnet_advprop.attacks.attack import Attack, image_gradients
 from efficientnet_advprop.attacks.labels import are_classes, check_labels, is_class
 from efficientnet_advprop.attacks.objectives import cross_entropy
+from efficientnet_advprop.runtime.errors import require_choice, require_whole
 from tpu_utils import randomness
-
-# What the network returns → a loss of any shape, whose sum counts.
-Objective = Callable[[Any], tf.Tensor]
 
 
 def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> tf.Tensor:
-    """Draws uniformly from the classes that are not the label.
+    """Draws uniformly from the classes that are not the label, int32 [batch].
 
-    Args:
-        labels: as `check_labels` takes them. Of class weights (MixUp, CutMix), uniform over
-            the classes of the smallest weight, as a rule zero.
-        num_classes: ≥ 2.
-        seed: int32 [2].
-
-    Returns:
-        int32 [batch]; −1 for a label that is no class, where tracing could not see that.
+    Of class weights (MixUp, CutMix), from the classes of the smallest weight, as a rule zero.
+    Of a label that is no class, where tracing could not see that, −1.
     """
     labels = check_labels(labels, num_classes)
     if are_classes(labels):
@@ -48,12 +37,17 @@ def draw_wrong_labels(labels: tf.Tensor, num_classes: int, seed: tf.Tensor) -> t
 
 
 def _nan_unless_known(labels: tf.Tensor, num_classes: int, images: tf.Tensor) -> tf.Tensor:
-    """Returns the images, NaN where the label is no class."""
     # Where no error can be raised, the network must not seem to withstand such an attack.
     if not are_classes(labels):
         return images
     has_class = tf.reshape(is_class(labels, num_classes), [-1] + [1] * (images.shape.rank - 1))
     return tf.where(has_class, images, math.nan)
+
+
+def _pixel(pixel_range: tuple[float, float]) -> float:
+    """Returns a 255th of the distance from black to white."""
+    black, white = pixel_range
+    return (white - black) / 255.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +91,7 @@ class PGD(Attack):
     pixel_range: tuple[float, float] = norms.BLACK_AND_WHITE
 
     def __post_init__(self):
-        norms.require_norm(self.norm)
+        require_choice("norm", self.norm, norms.NORMS)
         require_whole("num_steps", self.num_steps, 1)
 
         def require(ok, name, rule):
@@ -130,9 +124,9 @@ class PGD(Attack):
         Args:
             logits_fn, images, labels, seed: as there; the batch and the size of the images
                 need not be known when tracing, and labels may be weights [batch, classes].
-            objective: an `Objective` to ascend (descend if targeted) in place of the
-                labels' cross-entropy, for outputs that are no logits of classes; `labels`
-                are then not looked at.
+            objective: what to ascend (descend if targeted) in place of the labels'
+                cross-entropy, for outputs that are no logits of classes: outputs → a loss
+                of any shape, whose sum counts. `labels` are then not looked at.
         """
         target_seed, noise_seed, start_seed = randomness.split(randomness.seed_or_fresh(seed), 3)
         images = tf.cast(images, tf.float32)
@@ -158,11 +152,9 @@ class PGD(Attack):
         if self.num_steps == 1:  # the same without a loop, in which some strategies cannot reduce
             _, adversarial_images = advance(*state)
         else:
+            goes_on = lambda index, _: index < self.num_steps  # noqa: E731
             _, adversarial_images = tf.while_loop(
-                lambda index, _: index < self.num_steps,
-                advance,
-                state,
-                maximum_iterations=self.num_steps,
+                goes_on, advance, state, maximum_iterations=self.num_steps
             )
         return tf.stop_gradient(adversarial_images)
 
@@ -181,11 +173,8 @@ class PGD(Attack):
     ) -> tf.Tensor:
         """Returns images after one iteration: a step along the gradients, and the projection.
 
-        Args:
-            images: the clean images, float32 [batch, height, width, channels].
-            adversarial_images: where the gradients were taken.
-            gradients: of the loss (of the target's, if targeted) with respect to them;
-                their scale does not count.
+        `images` are the clean ones, the gradients those of the (target's) loss with respect to
+        `adversarial_images`; their scale does not count.
         """
         step = (-self.step_size if self.targeted else self.step_size) * self._pixel
         direction = norms.NORMS[self.norm].steepest(gradients)
@@ -194,9 +183,7 @@ class PGD(Attack):
 
     @property
     def _pixel(self) -> float:
-        """A 255th of the distance from black to white."""
-        black, white = self.pixel_range
-        return (white - black) / 255.0
+        return _pixel(self.pixel_range)
 
     def _start(self, images, noise_seed, start_seed):
         if self.random_start == 0.0:
@@ -217,16 +204,7 @@ class PGD(Attack):
 @dataclasses.dataclass(frozen=True)
 class UniformNoise(Attack):
     """Uniform noise in place of an attack, the control for adversarial directions: PGD's random
-    start alone; neither network nor labels are looked at.
-
-    Args:
-        epsilon: the noise is uniform in ±`epsilon` pixels, ≥ 0; also a float32 scalar
-            tensor, for noise that changes from step to step.
-        pixel_range: the values of black and white in the images; `epsilon` counts
-            255ths of the distance between them.
-
-    Raises:
-        ValueError: `epsilon` is negative.
+    start under L∞ alone; neither network nor labels are looked at. Arguments as of `PGD`.
     """
 
     epsilon: float = 1.0
@@ -239,7 +217,6 @@ class UniformNoise(Attack):
 
     def __call__(self, logits_fn, images, labels, seed=None, candidates=None) -> tf.Tensor:
         images = tf.cast(images, tf.float32)
-        black, white = self.pixel_range
-        epsilon = self.epsilon * ((white - black) / 255.0)
+        epsilon = self.epsilon * _pixel(self.pixel_range)
         noise = randomness.noise_like(images, randomness.seed_or_fresh(seed), -epsilon, epsilon)
         return norms.clip_to_pixel_range(images + noise, images, self.pixel_range)

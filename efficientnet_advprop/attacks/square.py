@@ -1,9 +1,8 @@
 """Square attack: a random search that needs no gradient (Andriushchenko et al., "Square
 Attack: a query-efficient black-box adversarial attack via random search", ECCV 2020).
 
-Each query changes a square window of every image at a random place, and keeps the
-change where the margin of the true class falls. The windows shrink as the search goes
-on.
+Each query changes a square window of every image at a random place, and keeps the change
+where the margin of the true class falls. The windows shrink as the search goes on.
 """
 
 import dataclasses
@@ -13,9 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import norms, objectives
-from efficientnet_advprop.attacks.attack import require_whole
-from efficientnet_advprop.attacks.search import Found, Search, are_images
-from efficientnet_advprop.runtime.errors import AttackError
+from efficientnet_advprop.attacks.attack import Found, Search, are_images
+from efficientnet_advprop.runtime.errors import AttackError, require_whole
 from tpu_utils import randomness, replica_runtime
 
 # Of the paper, for 10,000 queries: those after which the share of changed pixels is
@@ -83,7 +81,7 @@ class Square(Search):
     needs_gradient = False
 
     def __post_init__(self):
-        self._require_runs()
+        super().__post_init__()
         require_whole("num_queries", self.num_queries, 1)
         if not 0.0 < self.first_share <= 1.0:
             raise ValueError(
@@ -101,8 +99,8 @@ class Square(Search):
         sides = window_sides(self.num_queries, self.first_share, height, width, self.norm)
         sides = tf.constant(sides, tf.int32)
 
-        guess = self._linf_guesses if self.norm == norms.Linf.name else self._l2_guesses
-        guess = guess(images, seed)
+        make = self._linf_guesses if self.norm == norms.Linf.name else self._l2_guesses
+        guess = make(images, seed)
 
         def ask(query, best_images, margins, still_correct):
             side = tf.gather(sides, tf.maximum(query, 1) - 1)
@@ -204,9 +202,10 @@ class Square(Search):
         rows, columns = _grid(height, width)
         row, column = _places(batch, height, width, side, place_seed)
         other_row, other_column = _places(batch, height, width, side, other_seed)
-        inside = lambda top, left: (  # noqa: E731
-            (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
-        )
+
+        def inside(top, left):
+            return (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
+
         is_here, is_there = inside(row, column), inside(other_row, other_column)
         difference = best_images - images
 
@@ -217,22 +216,18 @@ class Square(Search):
         # The budget of each channel of the new window: what the two windows held in all
         # channels (in the paper, in this channel; here as in AutoAttack's reference),
         # and a share of what the image has left.
-        in_both = tf.reduce_sum(
-            squares(tf.where(is_here | is_there, difference, 0.0)), -1, keepdims=True
-        )
-        left = tf.maximum(
-            self.epsilon**2 - tf.reduce_sum(tf.square(difference), [1, 2, 3], keepdims=True), 0.0
-        )
-        window = _l2_window(
-            rows - row, columns - column, side, _turned(batch, turn_seed), max(height, width)
-        )
+        in_both = squares(tf.where(is_here | is_there, difference, 0.0))
+        in_both = tf.reduce_sum(in_both, -1, keepdims=True)
+        energy = tf.reduce_sum(tf.square(difference), [1, 2, 3], keepdims=True)
+        left = tf.maximum(self.epsilon**2 - energy, 0.0)
+        is_turned = tf.equal(randomness.integers([batch, 1, 1, 1], turn_seed, 0, 2), 1)
+        window = _l2_window(rows - row, columns - column, side, is_turned, max(height, width))
         new = window * _signs([batch, 1, 1, channels], sign_seed) + here / (
             tf.sqrt(squares(here)) + _TINY
         )
         new = new / (tf.sqrt(squares(new)) + _TINY) * tf.sqrt(left / channels + in_both)
-        return self._on_the_sphere(
-            images, tf.where(is_here, new, tf.where(is_there, 0.0, difference))
-        )
+        moved = tf.where(is_here, new, tf.where(is_there, 0.0, difference))
+        return self._on_the_sphere(images, moved)
 
     def _on_the_sphere(self, images, differences):
         direction = norms.NORMS[self.norm].steepest(differences)
@@ -253,11 +248,6 @@ def _grid(height, width):
 def _signs(shape, seed):
     """Draws −1 or 1 with equal probability, float32."""
     return tf.cast(2 * randomness.integers(shape, seed, 0, 2) - 1, tf.float32)
-
-
-def _turned(batch, seed):
-    """Draws whether a window lies on its side, bool [batch, 1, 1, 1]."""
-    return tf.equal(randomness.integers([batch, 1, 1, 1], seed, 0, 2), 1)
 
 
 def _places(batch, height, width, side, seed):
@@ -284,7 +274,6 @@ def _l2_window(rows, columns, side, is_turned, longest):
     )
     down, across = tf.where(is_turned, columns, rows), tf.where(is_turned, rows, columns)
     upper = side // 2
-    window = _bump(down, across, upper, side, sums) - _bump(
-        down - upper, across, side - upper, side, sums
-    )
+    window = _bump(down, across, upper, side, sums)
+    window -= _bump(down - upper, across, side - upper, side, sums)
     return window / (tf.sqrt(tf.reduce_sum(tf.square(window), [1, 2], keepdims=True)) + _TINY)

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import Attack
-from efficientnet_advprop.attacks.network_checks import check_network
+from efficientnet_advprop.attacks.autoattack import check_network
 from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.data.python_calls import call_python
 from efficientnet_advprop.evaluation.evaluator import Evaluator, category_logits, score
@@ -109,7 +109,7 @@ class Classifier:
         attack: Attack,
         strategy: Optional[tf.distribute.Strategy] = None,
     ) -> list[str]:
-        """Returns why an accuracy under `attack` may be too high; see `network_checks`.
+        """Returns why an accuracy under `attack` may be too high; see `check_network`.
 
         Args:
             batch: one of those that `predict` takes; one replica's part of it is used.

@@ -8,7 +8,7 @@ from typing import Callable, Iterable, Optional
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.attacks.network_checks import square_warnings
+from efficientnet_advprop.attacks.autoattack import square_warnings
 from efficientnet_advprop.evaluation.classifiers import Classifier
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.results import TestSetResult, predictions_path

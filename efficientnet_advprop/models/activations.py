@@ -1,9 +1,8 @@
 """Activation functions by name, whose gradients are one pass over memory, and swish
 with squeeze-excite gates.
 
-    choice = choose("softplus", alpha=10.0)      # what a network's blocks are told
-    # one place's function: y = activation(x, training=True)
-    activation = choice.make("activation")
+    activation = Activation("softplus", alpha=10.0)      # what a network's blocks are told
+    y = activation.make("activation")(x, training=True)  # one place's function
 
 Smooth functions matter in adversarial training: Xie et al. 2020, "Smooth Adversarial
 Training" (SAT), arXiv 2006.14536.
@@ -23,6 +22,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.config.tables import SMOOTH_RELU_GRADIENTS
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.runtime.errors import require_choice
 from efficientnet_advprop.runtime.pass_mode import current_pass, weights
 from tpu_utils import replica_runtime
 
@@ -35,9 +35,8 @@ def _swish_gradient(x, upstream):
 
 
 def _gated_swish_gradient(x, upstream, gates, upstream_mean):
-    """Returns the same where the output is multiplied by `gates` and also goes, as its
-    spatial mean, somewhere else.
-    """
+    # As above where the output is multiplied by `gates` and also goes, as its spatial mean,
+    # somewhere else.
     height, width = tf.unstack(tf.shape(x)[1:3])  # the static shape may leave them open
     share = tf.cast(upstream_mean, tf.float32)[:, None, None, :] / tf.cast(
         height * width, tf.float32
@@ -57,7 +56,6 @@ _COMPILED = {}
 
 
 def _in_one_pass(function, *tensors):
-    """Returns the function's result, by XLA where there is one."""
     if not replica_runtime.current().compiles_parts:
         return function(*tensors)
     if function not in _COMPILED:
@@ -75,13 +73,8 @@ def swish(x: tf.Tensor) -> tf.Tensor:
 def squeeze_excite(
     pooled, reduce_kernel, reduce_bias, expand_kernel, expand_bias, activation=tf.nn.silu
 ) -> tf.Tensor:
-    """Returns one gate in (0, 1) per image and channel (Hu et al. 2018).
-
-    Args:
-        pooled: spatial means, [batch, channels].
-        reduce_kernel, expand_kernel: [channels, squeezed] and [squeezed, channels].
-        reduce_bias, expand_bias: [squeezed] and [channels].
-        activation: between the two.
+    """Returns one gate in (0, 1) per image and channel (Hu et al. 2018), of their spatial
+    means [batch, channels].
     """
     squeezed = activation(tf.nn.bias_add(tf.linalg.matmul(pooled, reduce_kernel), reduce_bias))
     return tf.sigmoid(tf.nn.bias_add(tf.linalg.matmul(squeezed, expand_kernel), expand_bias))
@@ -89,14 +82,7 @@ def squeeze_excite(
 
 @tf.custom_gradient
 def gated_swish(x: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
-    """Returns swish(x) times its squeeze-excite gates.
-
-    Args:
-        x: float tensor [batch, height, width, channels]; height and width may be
-            unknown when tracing.
-        *weights: the two kernels and biases of `squeeze_excite`, in its order and in
-            x's dtype.
-    """
+    """Returns swish(x) times its gates; `weights` are those of `squeeze_excite`, in x's dtype."""
     # The gradients of both paths come back in one pass. Automatic differentiation would
     # write the gated gradient, the broadcast gradient of the mean, and their sum to
     # memory, each as large as the widest activation of the block.
@@ -136,10 +122,35 @@ class Formula:
     alpha: Optional[float] = None
     derivative_by_alpha: Optional[Callable] = None
 
+    def __call__(self, x: tf.Tensor, alpha: Union[None, float, tf.Tensor]) -> tf.Tensor:
+        """Returns y; the gradient flows to `alpha` too where it is trained."""
+        if self.derivative is None:
+            return self.value(x, alpha)
+        alpha = tf.convert_to_tensor(0.0 if alpha is None else alpha, tf.float32)
+
+        @tf.custom_gradient
+        def run(x, alpha):
+            def gradient(upstream):
+                to_x = _in_one_pass(self._backward, x, alpha, upstream)
+                if self.derivative_by_alpha is None:
+                    return to_x, tf.zeros_like(alpha)
+                slope = self.derivative_by_alpha(tf.cast(x, tf.float32), alpha)
+                return to_x, tf.reduce_sum(tf.cast(upstream, tf.float32) * slope)
+
+            return _in_one_pass(self._forward, x, alpha), gradient
+
+        return run(x, alpha)
+
+    def _forward(self, x, alpha):
+        return tf.cast(self.value(tf.cast(x, tf.float32), alpha), x.dtype)
+
+    def _backward(self, x, alpha, upstream):
+        slope = self.derivative(tf.cast(x, tf.float32), alpha)
+        return tf.cast(tf.cast(upstream, tf.float32) * slope, x.dtype)
+
 
 def _gelu_derivative(x, alpha):
     """Returns that of x·½(1 + tanh(√(2/π)(x + 0.044715x³)))."""
-    del alpha
     tanh = tf.tanh(0.7978845608 * (x + 0.044715 * x * x * x))
     slope = 0.7978845608 * (1.0 + 0.134145 * x * x)
     return 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope
@@ -195,139 +206,9 @@ _RELU_WITH_SMOOTH_GRADIENT = dataclasses.replace(
 )
 
 
-def _value_and_gradients(formula: Formula):
-    """Returns the functions that run in one pass: (x, α) → y and (x, α, upstream) → dx."""
-
-    def value(x, alpha):
-        return tf.cast(formula.value(tf.cast(x, tf.float32), alpha), x.dtype)
-
-    def gradient(x, alpha, upstream):
-        slope = formula.derivative(tf.cast(x, tf.float32), alpha)
-        return tf.cast(tf.cast(upstream, tf.float32) * slope, x.dtype)
-
-    return value, gradient
-
-
-_PASSES = {
-    formula: _value_and_gradients(formula)
-    for formula in [*ACTIVATIONS.values(), _RELU_WITH_SMOOTH_GRADIENT]
-    if formula.derivative is not None
-}
-
-
-def _apply(formula: Formula, x: tf.Tensor, alpha: Union[None, float, tf.Tensor]) -> tf.Tensor:
-    """Returns the function's values; the gradient flows to `alpha` too where it is
-    trained.
-    """
-    if formula.derivative is None:
-        return formula.value(x, alpha)
-    value, gradient_of_x = _PASSES[formula]
-    alpha = tf.convert_to_tensor(0.0 if alpha is None else alpha, tf.float32)
-
-    @tf.custom_gradient
-    def run(x, alpha):
-        def gradient(upstream):
-            to_x = _in_one_pass(gradient_of_x, x, alpha, upstream)
-            if formula.derivative_by_alpha is None:
-                return to_x, tf.zeros_like(alpha)
-            slope = formula.derivative_by_alpha(tf.cast(x, tf.float32), alpha)
-            return to_x, tf.reduce_sum(tf.cast(upstream, tf.float32) * slope)
-
-        return _in_one_pass(value, x, alpha), gradient
-
-    return run(x, alpha)
-
-
 @dataclasses.dataclass(frozen=True)
-class ActivationChoice:
-    """Which function a network has, as `choose` checked it.
-
-    Args:
-        name: a key of `ACTIVATIONS`.
-        alpha: of the function, or, where it is trained, at the start; of a smooth
-            gradient; None: there is none.
-        smooth_relu_gradient: one of `SMOOTH_RELU_GRADIENTS`.
-    """
-
-    name: str
-    alpha: Optional[float] = None
-    smooth_relu_gradient: str = "none"
-
-    def make(self, layer_name: str, **kwargs) -> Union["Activation", "TrainedActivation"]:
-        """Returns the function of one place of the network, a layer with this name and
-        `kwargs` where it has a variable.
-        """
-        if ACTIVATIONS[self.name].derivative_by_alpha is None:
-            return Activation(self)
-        return TrainedActivation(self, name=layer_name, **kwargs)
-
-
 class Activation:
-    """A function without variables."""
-
-    def __init__(self, choice: ActivationChoice):
-        self.choice = choice
-
-    @property
-    def alpha(self) -> Optional[float]:
-        """α of the function; None where it has none."""
-        return None if ACTIVATIONS[self.choice.name].alpha is None else self.choice.alpha
-
-    def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Applies it to a float tensor of any shape.
-
-        Only a smooth gradient of relu depends on `training`, a Python bool; False means
-        inference, and so an attack with running statistics.
-        """
-        choice, formula = self.choice, ACTIVATIONS[self.choice.name]
-        if current_pass().constant_weights:
-            # Plain operations: a custom gradient would hide the pattern from readers of
-            # an exported graph.
-            return formula.value(x, self.alpha)
-        if choice.name == "swish":
-            return swish(x)
-        if choice.smooth_relu_gradient in ("both", "training" if training else "attack"):
-            return _apply(_RELU_WITH_SMOOTH_GRADIENT, x, choice.alpha)
-        return _apply(formula, x, self.alpha)
-
-
-class TrainedActivation(keras.layers.Layer):
-    """A function whose α is trained: one number, the square of a variable, so that it
-    stays positive (as in the code of SAT).
-    """
-
-    def __init__(self, choice: ActivationChoice, **kwargs):
-        super().__init__(**kwargs)
-        self.choice = choice
-
-    def build(self, input_shape):
-        self.root_of_alpha = self.add_weight(
-            "root_of_alpha",
-            [],
-            tf.float32,
-            keras.initializers.Constant(self.choice.alpha**0.5),
-            experimental_autocast=False,
-        )
-        self.built = True
-
-    @property
-    def alpha(self) -> tf.Tensor:
-        """α, a float32 scalar."""
-        return tf.square(self.root_of_alpha)
-
-    def call(self, inputs, training=False):
-        """Applies it to a float tensor of any shape."""
-        del training
-        formula = ACTIVATIONS[self.choice.name]
-        if current_pass().constant_weights:
-            return formula.value(inputs, weights(lambda: self.alpha))
-        return _apply(formula, inputs, self.alpha)
-
-
-def choose(
-    name: str, alpha: Optional[float] = None, smooth_relu_gradient: str = "none"
-) -> ActivationChoice:
-    """Returns what a network is told about its activation, checked.
+    """Which function a network has; itself the function, if that has no variable.
 
     Args:
         name: a key of `ACTIVATIONS` or of `OTHER_NAMES`.
@@ -339,30 +220,86 @@ def choose(
     Raises:
         ValueError: one of these is out of its range, or does not go with the others.
     """
-    if name not in ACTIVATIONS and name not in OTHER_NAMES:
-        choices = ", ".join(map(repr, [*ACTIVATIONS, *OTHER_NAMES]))
-        raise ValueError(f"`activation` is {name!r}, but must be one of {choices}.")
-    name = OTHER_NAMES.get(name, name)
-    if smooth_relu_gradient not in SMOOTH_RELU_GRADIENTS:
-        choices = ", ".join(map(repr, SMOOTH_RELU_GRADIENTS))
-        raise ValueError(
-            f"`smooth_relu_gradient` is {smooth_relu_gradient!r}, but must be one of {choices}."
-        )
-    formula = ACTIVATIONS[name]
-    if smooth_relu_gradient != "none":
-        if name != "relu":
+
+    name: str
+    alpha: Optional[float] = None
+    smooth_relu_gradient: str = "none"
+
+    def __post_init__(self):
+        require_choice("activation", self.name, [*ACTIVATIONS, *OTHER_NAMES])
+        object.__setattr__(self, "name", OTHER_NAMES.get(self.name, self.name))
+        require_choice("smooth_relu_gradient", self.smooth_relu_gradient, SMOOTH_RELU_GRADIENTS)
+        formula = self.formula
+        if self.smooth_relu_gradient != "none":
+            if self.name != "relu":
+                raise ValueError(
+                    f"`smooth_relu_gradient` is {self.smooth_relu_gradient!r}, but `activation` is"
+                    f" {self.name!r}; it goes with 'relu' alone."
+                )
+            formula = _RELU_WITH_SMOOTH_GRADIENT
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", formula.alpha)
+        elif formula.alpha is None:
             raise ValueError(
-                f"`smooth_relu_gradient` is {smooth_relu_gradient!r}, but `activation` is {name!r};"
-                " it goes with 'relu' alone."
+                f"`activation_alpha` is {self.alpha!r}, but `activation` is {self.name!r}, which"
+                " has no α; leave it out."
             )
-        formula = _RELU_WITH_SMOOTH_GRADIENT
-    if alpha is not None and formula.alpha is None:
-        raise ValueError(
-            f"`activation_alpha` is {alpha!r}, but `activation` is {name!r}, which has no α; leave"
-            " it out."
+        elif not self.alpha > 0:
+            raise ValueError(f"`activation_alpha` is {self.alpha!r}, but must be > 0.")
+        else:
+            object.__setattr__(self, "alpha", float(self.alpha))
+
+    @property
+    def formula(self) -> Formula:
+        return ACTIVATIONS[self.name]
+
+    def make(self, layer_name: str, **kwargs) -> Union["Activation", "TrainedActivation"]:
+        """Returns the function of one place of the network, a layer with this name and
+        `kwargs` where it has a variable.
+        """
+        if self.formula.derivative_by_alpha is None:
+            return self
+        return TrainedActivation(self, name=layer_name, **kwargs)
+
+    def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Applies it to a float tensor of any shape.
+
+        Only a smooth gradient of relu depends on `training`, a Python bool; False means
+        inference, and so an attack with running statistics.
+        """
+        if current_pass().constant_weights:
+            # Plain operations: a custom gradient would hide the pattern from readers of
+            # an exported graph.
+            return self.formula.value(x, self.alpha)
+        if self.name == "swish":
+            return swish(x)
+        if self.smooth_relu_gradient in ("both", "training" if training else "attack"):
+            return _RELU_WITH_SMOOTH_GRADIENT(x, self.alpha)
+        return self.formula(x, self.alpha)
+
+
+class TrainedActivation(keras.layers.Layer):
+    """A function whose α is trained: one number, the square of a variable, so that it
+    stays positive (as in the code of SAT).
+    """
+
+    def __init__(self, activation: Activation, **kwargs):
+        super().__init__(**kwargs)
+        self.activation = activation
+
+    def build(self, input_shape):
+        self.root_of_alpha = self.add_weight(
+            "root_of_alpha",
+            [],
+            tf.float32,
+            keras.initializers.Constant(self.activation.alpha**0.5),
+            experimental_autocast=False,
         )
-    if alpha is not None and not alpha > 0:
-        raise ValueError(f"`activation_alpha` is {alpha!r}, but must be > 0.")
-    return ActivationChoice(
-        name, formula.alpha if alpha is None else float(alpha), smooth_relu_gradient
-    )
+        self.built = True
+
+    def call(self, inputs, training=False):
+        """Applies it to a float tensor of any shape."""
+        formula = self.activation.formula
+        if current_pass().constant_weights:
+            return formula.value(inputs, weights(lambda: tf.square(self.root_of_alpha)))
+        return formula(inputs, tf.square(self.root_of_alpha))

@@ -1,10 +1,5 @@
-"""CondConv: convolutions whose kernels are mixed anew for each image, from experts.
-
-Yang et al., NeurIPS 2019.
-
-    # float32 [batch, experts], in (0, 1)
-    routing = Routing(num_experts, name="dense")(inputs)
-    outputs = RoutedPointwiseConvolution(filters, num_experts)(inputs, routing=routing)
+"""CondConv: convolutions whose kernels are mixed anew for each image, from experts (Yang et
+al., NeurIPS 2019).
 
 The official code runs one convolution per image and so needs a static batch. Here a 1×1
 convolution is one batched matrix product, and the depthwise convolutions of all images
@@ -17,8 +12,8 @@ below `<network>/model/<block>/` and not below `<network>/<block>/` as all other
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models import activations
-from efficientnet_advprop.models.convolutions import add_offset, kernel_initializer
+from efficientnet_advprop.models.activations import spatial_mean
+from efficientnet_advprop.models.layers import add_offset, kernel_initializer
 from efficientnet_advprop.runtime.pass_mode import weights
 
 
@@ -40,19 +35,13 @@ class Routing(keras.layers.Layer):
 
     def call(self, inputs):
         """Float tensor [batch, height, width, channels] → float32 [batch, experts]."""
-        pooled = tf.cast(activations.spatial_mean(inputs), tf.float32)
+        pooled = tf.cast(spatial_mean(inputs), tf.float32)
         kernel, bias = weights(lambda: (self.kernel, self.bias))
         return tf.sigmoid(tf.nn.bias_add(tf.linalg.matmul(pooled, kernel), bias))
 
 
 class ExpertKernels(keras.layers.Layer):
-    """Kernels of one shape, one per expert.
-
-    Args:
-        num_experts: how many.
-        weight_name: of the variable that holds them all, [experts, height · width · in
-            · out].
-    """
+    """Kernels of one shape, one per expert, all in one variable [experts, h · w · in · out]."""
 
     def __init__(self, num_experts: int, weight_name: str, **kwargs):
         super().__init__(**kwargs)
@@ -60,7 +49,7 @@ class ExpertKernels(keras.layers.Layer):
 
     def kernel_shape(self, channels: int) -> list[int]:
         """Returns the shape of one expert's kernel, [height, width, in, out]."""
-        raise NotImplementedError(f"{type(self).__name__} does not say the kernels' shape.")
+        raise NotImplementedError
 
     def build(self, input_shape):
         shape = self.kernel_shape(input_shape[-1])
@@ -82,13 +71,9 @@ class ExpertKernels(keras.layers.Layer):
         self.built = True
 
     def mix(self, routing: tf.Tensor, shape: list[int], scale) -> tf.Tensor:
-        """Returns one kernel per image, in the compute dtype.
+        """Returns one kernel per image, in the compute dtype, of `routing` [batch, experts].
 
-        Args:
-            routing: float32 [batch, experts].
-            shape: of a kernel, whose last axis are the output channels.
-            scale: float32 [output channels], what the kernels are multiplied by; None:
-                1.
+        `scale`, float32 [output channels], is what the kernels are multiplied by; None: 1.
         """
 
         def scaled():
@@ -128,7 +113,7 @@ def convolve_depthwise(images: tf.Tensor, kernels: tf.Tensor, strides: int) -> t
 
 
 class RoutedPointwiseConvolution(ExpertKernels):
-    """A 1×1 convolution, without a bias of its own."""
+    """A 1×1 convolution."""
 
     def __init__(self, filters: int, num_experts: int, **kwargs):
         super().__init__(num_experts, "condconv_kernel", **kwargs)
@@ -138,17 +123,13 @@ class RoutedPointwiseConvolution(ExpertKernels):
         return [1, 1, channels, self.filters]
 
     def call(self, inputs, scale=None, offset=None, *, routing):
-        """Convolves; `routing` is float32 [batch, experts], all else as in
-        `Convolution`.
-        """
+        """Convolves; all but `routing`, float32 [batch, experts], as in `Convolution`."""
         kernels = self.mix(routing, [inputs.shape[-1], self.filters], scale)
         return add_offset(convolve_pointwise(inputs, kernels), offset)
 
 
 class RoutedDepthwiseConvolution(ExpertKernels):
-    """A depthwise convolution of multiplier 1, padding "SAME", without a bias of its
-    own.
-    """
+    """A depthwise convolution of multiplier 1, padding "SAME"."""
 
     def __init__(self, kernel_size: int, strides: int, num_experts: int, **kwargs):
         super().__init__(num_experts, "depthwise_condconv_kernel", **kwargs)
@@ -158,7 +139,6 @@ class RoutedDepthwiseConvolution(ExpertKernels):
         return [self.kernel_size, self.kernel_size, channels, 1]
 
     def call(self, inputs, scale=None, offset=None, *, routing):
-        """Convolves each channel; arguments as in `RoutedPointwiseConvolution`."""
         shape = [self.kernel_size, self.kernel_size, inputs.shape[-1]]
         outputs = convolve_depthwise(inputs, self.mix(routing, shape, scale), self.strides)
         return add_offset(outputs, offset)

@@ -14,7 +14,7 @@ from typing import Optional
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.convolutions import (
+from efficientnet_advprop.models.layers import (
     Convolution,
     build_in_scopes,
     convolve_and_normalize,

@@ -1,24 +1,268 @@
 """EfficientNet B0–B8, L1 and L2, Lite, EdgeTPU, CondConv and V2, or any width, depth and
 resolution, with AdvProp's auxiliary batch norms.
 
-    model = EfficientNet("b0", num_classes=1000, aux_branches=1)
-    # inference: pixels 0…255 in, main branch
-    logits = model(images)
-    logits = model(images, training=True, branch="aux", seed=seed)
-    # {"reduction_1": …, …, "features": …}
-    endpoints = model.features(images)
-
-Architecture: Tan & Le, ICML 2019, and the official `efficientnet_model`; variable names
-are the official ones.
+Architecture: Tan & Le, ICML 2019, and the official `efficientnet_model`; variables
+carry the official TF1 names below the model's scope (`blocks_3/conv2d_1/kernel`).
 """
 
-from typing import Optional
+import functools
+from typing import Iterator, Optional
+
+import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import scaling
-from efficientnet_advprop.models.convolutions import Convolution
-from efficientnet_advprop.models.layers import ClassifierLayer, Head, Stem, make_block
-from efficientnet_advprop.models.network import BlockNetwork, check_choice, check_scaling
+from efficientnet_advprop.models.activations import (
+    Activation,
+    gated_swish,
+    spatial_mean,
+    squeeze_excite,
+)
+from efficientnet_advprop.models.condconv import (
+    RoutedDepthwiseConvolution,
+    RoutedPointwiseConvolution,
+    Routing,
+)
+from efficientnet_advprop.models.layers import (
+    ClassifierLayer,
+    Convolution,
+    DepthwiseConvolution,
+    Head,
+    Stem,
+    build_in_scopes,
+    convolve_and_normalize,
+    drop_residual,
+    kernel_initializer,
+)
+from efficientnet_advprop.models.network import BlockNetwork, check_scaling
+from efficientnet_advprop.models.normalization import DualBatchNormalization
+from efficientnet_advprop.models.scaling import Block
+from efficientnet_advprop.runtime.errors import require_choice
+from efficientnet_advprop.runtime.pass_mode import current_pass, weights
+
+
+class PointwiseWeights(keras.layers.Layer):
+    """Kernel and bias of a 1×1 convolution of a pooled (1×1) image: a matrix product, which
+    the caller does.
+    """
+
+    def __init__(self, units: int, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape):
+        shape = [1, 1, input_shape[-1], self.units]
+        self.kernel = self.add_weight(
+            "kernel", shape, tf.float32, kernel_initializer(), experimental_autocast=False
+        )
+        self.bias = self.add_weight(
+            "bias", [self.units], tf.float32, "zeros", experimental_autocast=False
+        )
+        self.built = True
+
+    def call(self, dtype):
+        """Returns the kernel as a matrix [channels, units] and the bias, in `dtype`."""
+        kernel, bias = weights(lambda: (self.kernel[0, 0], self.bias))
+        return tf.cast(kernel, dtype), tf.cast(bias, dtype)
+
+
+class GatedActivation(keras.layers.Layer):
+    """The activation behind a depthwise convolution, and the squeeze-excite gate on it, which
+    has the same function inside.
+    """
+
+    def __init__(self, squeeze_filters: int, filters: int, activation: Activation, **kwargs):
+        super().__init__(**kwargs)
+        self.reduce = PointwiseWeights(squeeze_filters, name="conv2d")
+        self.expand = PointwiseWeights(filters, name="conv2d_1")
+        self.activation_name = activation.name
+        self.activation = activation.make("activation", dtype=kwargs.get("dtype"))
+        self.squeezed_activation = activation.make("activation_1", dtype=kwargs.get("dtype"))
+
+    def build(self, input_shape):
+        squeezed = [None, self.reduce.units]
+        build_in_scopes([(self.reduce, input_shape), (self.expand, squeezed)])
+        build_in_scopes([(self.activation, input_shape), (self.squeezed_activation, squeezed)])
+        self.built = True
+
+    def call(self, inputs, training=False):
+        matrices = [*self.reduce(inputs.dtype), *self.expand(inputs.dtype)]
+        if self.activation_name == "swish" and not current_pass().constant_weights:
+            return gated_swish(inputs, *matrices)
+        x = self.activation(inputs, training=training)
+        gates = squeeze_excite(
+            spatial_mean(x),
+            *matrices,
+            activation=functools.partial(self.squeezed_activation, training=training),
+        )
+        return x * gates[:, None, None, :]
+
+
+class InvertedBottleneck(keras.layers.Layer):
+    """Widen, convolve, project back by 1×1, and the shortcut where there is one.
+
+    A subclass makes `self.project` and `self.project_norm` and says how images are widened.
+    """
+
+    def __init__(self, block: Block, activation: Activation, norms: dict, name: str, **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.block = block
+        self._norms = {**norms, "dtype": kwargs.get("dtype")}
+        self._num_norms = 0
+        self.project_activation: Optional[Activation] = None
+
+    def make_norm(self) -> DualBatchNormalization:
+        name = _counted("tpu_batch_normalization", self._num_norms)
+        self._num_norms += 1
+        return DualBatchNormalization(name=name, **self._norms)
+
+    def widening_parts(self, inputs: tf.TensorShape, expanded: list) -> list:
+        """Returns (layer, shape of its input) of what `widen` uses, in order."""
+        raise NotImplementedError
+
+    def widen(self, inputs, routing, training: bool):
+        """[batch, h, w, input_filters] → [batch, ⌈h/strides⌉, ⌈w/strides⌉, expanded_filters]."""
+        raise NotImplementedError
+
+    def route(self, inputs) -> dict:
+        """Returns what convolutions need to mix their experts, as keyword arguments."""
+        return {}
+
+    def build(self, input_shape):
+        expanded = [None, None, None, self.block.expanded_filters]
+        projected = [None, None, None, self.block.output_filters]
+        build_in_scopes(self.widening_parts(input_shape, expanded))
+        build_in_scopes([(self.project, expanded), (self.project_norm, projected)])
+        if self.project_activation is not None:
+            build_in_scopes([(self.project_activation, projected)])
+        self.built = True
+
+    def call(self, inputs, training=False, seed=None, with_end_points: bool = False):
+        """Returns the output; `with_end_points` also {"expansion_output": what is projected}."""
+        routing = self.route(inputs)
+        expanded = self.widen(inputs, routing, training)
+        project = functools.partial(self.project, **routing)
+        x = convolve_and_normalize(project, self.project_norm, expanded, training)
+        if self.project_activation is not None:
+            x = self.project_activation(x, training=training)
+        if self.block.residual:
+            if training and self.block.survival_prob < 1.0:
+                x = drop_residual(x, self.block.survival_prob, seed)
+            x = x + inputs
+        return (x, {"expansion_output": expanded}) if with_end_points else x
+
+
+class MBConvBlock(InvertedBottleneck):
+    """Mobile inverted bottleneck: expand 1×1, depthwise, squeeze-excite gate, project 1×1.
+
+    In a routed block all three convolutions have kernels of each image's own.
+    """
+
+    def __init__(self, block: Block, activation: Activation, norms: dict, name: str, **kwargs):
+        super().__init__(block, activation, norms, name, **kwargs)
+        dtype, num_experts = kwargs.get("dtype"), block.num_experts
+        names = _names_of_convolutions(block)
+        self.routing = Routing(num_experts, name="dense") if num_experts else None
+
+        def make_pointwise(filters):
+            if not num_experts:
+                return Convolution(filters, 1, name=next(names), dtype=dtype)
+            return RoutedPointwiseConvolution(filters, num_experts, name=next(names), dtype=dtype)
+
+        self.expand = self.expand_norm = self.expand_activation = None
+        if block.expand_ratio != 1:
+            self.expand = make_pointwise(block.expanded_filters)
+            self.expand_norm = self.make_norm()
+            self.expand_activation = activation.make("activation", dtype=dtype)
+        size, strides = block.kernel_size, block.strides
+        if num_experts:
+            own_name = _counted("depthwise_cond_conv2d", block.routed_index)
+            self.depthwise = RoutedDepthwiseConvolution(
+                size, strides, num_experts, name=own_name, dtype=dtype
+            )
+        else:
+            self.depthwise = DepthwiseConvolution(
+                size, strides, name="depthwise_conv2d", dtype=dtype
+            )
+        self.depthwise_norm = self.make_norm()
+        if block.squeeze_filters:
+            self.depthwise_activation = GatedActivation(
+                block.squeeze_filters, block.expanded_filters, activation, name="se", dtype=dtype
+            )
+        else:
+            self.depthwise_activation = activation.make("activation_1", dtype=dtype)
+        self.project = make_pointwise(block.output_filters)
+        self.project_norm = self.make_norm()
+
+    def widening_parts(self, inputs, expanded):
+        parts = [] if self.routing is None else [(self.routing, inputs)]
+        if self.expand is not None:
+            parts += [(self.expand, inputs), (self.expand_norm, expanded)]
+            parts += [(self.expand_activation, expanded)]
+        own = (self.depthwise, self.depthwise_norm, self.depthwise_activation)
+        return parts + [(layer, expanded) for layer in own]
+
+    def route(self, inputs):
+        return {} if self.routing is None else {"routing": self.routing(inputs)}
+
+    def widen(self, inputs, routing, training):
+        x = inputs
+        if self.expand is not None:
+            expand = functools.partial(self.expand, **routing)
+            x = convolve_and_normalize(expand, self.expand_norm, x, training)
+            x = self.expand_activation(x, training=training)
+        depthwise = functools.partial(self.depthwise, **routing)
+        x = convolve_and_normalize(depthwise, self.depthwise_norm, x, training)
+        return self.depthwise_activation(x, training=training)
+
+
+class FusedMBConvBlock(InvertedBottleneck):
+    """One full 3×3 convolution, which has the stride, in place of expansion and depthwise one.
+
+    Without expansion (EfficientNetV2's first stage) it is the only convolution, and an
+    activation follows. Gupta & Tan 2019, "EfficientNet-EdgeTPU"; Tan & Le 2021.
+    """
+
+    def __init__(self, block: Block, activation: Activation, norms: dict, name: str, **kwargs):
+        super().__init__(block, activation, norms, name, **kwargs)
+        dtype = kwargs.get("dtype")
+        geometry = (block.kernel_size, block.strides)
+        self.expand = self.expand_norm = self.expand_activation = None
+        if block.expand_ratio == 1:
+            self.project = Convolution(block.output_filters, *geometry, name="conv2d", dtype=dtype)
+            self.project_activation = activation.make("activation", dtype=dtype)
+        else:
+            self.expand = Convolution(block.expanded_filters, *geometry, name="conv2d", dtype=dtype)
+            self.expand_norm = self.make_norm()
+            self.expand_activation = activation.make("activation", dtype=dtype)
+            self.project = Convolution(block.output_filters, 1, name="conv2d_1", dtype=dtype)
+        self.project_norm = self.make_norm()
+
+    def widening_parts(self, inputs, expanded):
+        if self.expand is None:
+            return []
+        own = (self.expand_norm, self.expand_activation)
+        return [(self.expand, inputs), *((layer, expanded) for layer in own)]
+
+    def widen(self, inputs, routing, training):
+        if self.expand is None:
+            return inputs
+        x = convolve_and_normalize(self.expand, self.expand_norm, inputs, training)
+        return self.expand_activation(x, training=training)
+
+
+def _counted(name: str, index: int) -> str:
+    """TensorFlow 1's names of equal things: "conv2d", "conv2d_1", …"""
+    return f"{name}_{index}" if index else name
+
+
+def _names_of_convolutions(block: Block) -> Iterator[str]:
+    """Returns the official names of a block's expansion and projection."""
+    if not block.num_experts:
+        return iter(["conv2d", "conv2d_1"])
+    # They count on over the whole network, three in each block, of which the first is
+    # never used.
+    return iter([_counted("cond_conv2d", 3 * block.routed_index + number) for number in (1, 2)])
 
 
 @keras.utils.register_keras_serializable("efficientnet_advprop")
@@ -53,7 +297,7 @@ class EfficientNet(BlockNetwork):
             numbers. The first ones have the highest resolution.
         activation: a key of `activations.ACTIVATIONS`, or "silu"; None is the variant's
             own. The gates of squeeze-excite have it too.
-        activation_alpha, smooth_relu_gradient: see `activations.choose`.
+        activation_alpha, smooth_relu_gradient: see `activations.Activation`.
         name: scope of the variables; default "efficientnet-<variant>", the official
             one.
 
@@ -83,7 +327,7 @@ class EfficientNet(BlockNetwork):
         name: Optional[str] = None,
     ):
         given = dict(locals())
-        check_choice("variant", variant, scaling.VARIANTS)
+        require_choice("variant", variant, scaling.VARIANTS)
         row = scaling.VARIANTS[variant]
         design = row.design
         for argument in ("num_classes", "normalization", "batch_norm_momentum"):
@@ -106,7 +350,9 @@ class EfficientNet(BlockNetwork):
         )
         blocks = scaling.scaled_blocks(width, depth, survival_prob, design)
         self.blocks = [
-            make_block(block, self.activation, norms, f"blocks_{index}", dtype=policy)
+            (FusedMBConvBlock if block.fused else MBConvBlock)(
+                block, self.activation, norms, f"blocks_{index}", dtype=policy
+            )
             for index, block in enumerate(blocks)
         ]
         # The official initial classifier: uniform within ±1/√num_classes.

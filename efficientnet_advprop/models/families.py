@@ -9,8 +9,9 @@ from efficientnet_advprop.config.tables import is_keras_variant
 from efficientnet_advprop.models import resnet_scaling, scaling
 from efficientnet_advprop.models.converted.keras_network import make_keras_network
 from efficientnet_advprop.models.efficientnet import EfficientNet
-from efficientnet_advprop.models.network import Network, check_choice
+from efficientnet_advprop.models.network import Network
 from efficientnet_advprop.models.resnet import ResNet
+from efficientnet_advprop.runtime.errors import require_choice
 
 FAMILIES = {
     **dict.fromkeys(scaling.VARIANTS, EfficientNet),
@@ -32,5 +33,5 @@ def make_network(variant: str, **arguments) -> Network:
     """
     if is_keras_variant(variant):
         return make_keras_network(variant, **arguments)
-    check_choice("variant", variant, FAMILIES)
+    require_choice("variant", variant, FAMILIES)
     return FAMILIES[variant](variant, **arguments)

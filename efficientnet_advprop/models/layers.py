@@ -1,128 +1,167 @@
-"""The parts of an EfficientNet: stem, blocks and head.
+"""What both families are made of: convolutions that can take a batch norm in, stem and head.
 
-Variables carry the official TF1 names below the model's scope
-(`blocks_3/conv2d_1/kernel`, `stem/tpu_batch_normalization/gamma`).
+In training mode a batch norm follows its convolution. In inference mode it is a fixed
+scale and offset per channel, so it goes into the kernel and a bias: no pass over the
+activations is left of it. The attack runs in this mode K times a step.
 """
 
-import functools
-from typing import Iterator, Optional
+from typing import Iterable, Optional
 
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models import activations
-from efficientnet_advprop.models.activations import Activation, ActivationChoice
-from efficientnet_advprop.models.condconv import (
-    RoutedDepthwiseConvolution,
-    RoutedPointwiseConvolution,
-    Routing,
-)
-from efficientnet_advprop.models.convolutions import (
-    Convolution,
-    DepthwiseConvolution,
-    build_in_scopes,
-    convolve_and_normalize,
-    kernel_initializer,
-)
+from efficientnet_advprop.models.activations import Activation, spatial_mean
 from efficientnet_advprop.models.normalization import DualBatchNormalization
-from efficientnet_advprop.models.scaling import Block
 from efficientnet_advprop.runtime.pass_mode import current_pass, weights
 from tpu_utils import randomness
 
 
-class PointwiseWeights(keras.layers.Layer):
-    """Kernel and bias of a 1×1 convolution of a pooled (1×1) image, which is a matrix
-    product; the caller does it.
+def kernel_initializer() -> keras.initializers.Initializer:
+    """Returns the official one: a plain (not truncated) normal of variance 2 / fan_out."""
+    # A new one for each kernel: one object gives one draw.
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+
+def build_in_scopes(shapes: Iterable) -> None:
+    """Builds sublayers, (layer, input shape) each, inside name scopes of their names."""
+    for layer, shape in shapes:
+        if isinstance(layer, Activation):  # no layer, and without variables
+            continue
+        with tf.name_scope(layer.name):
+            layer.build(tf.TensorShape(shape))
+
+
+def add_offset(outputs: tf.Tensor, offset: Optional[tf.Tensor]) -> tf.Tensor:
+    """Adds `offset` [channels] of any float dtype, unless it is None."""
+    return outputs if offset is None else tf.nn.bias_add(outputs, tf.cast(offset, outputs.dtype))
+
+
+@tf.custom_gradient
+def convolve_1x1(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Convolves with a kernel [1, 1, channels, filters] of the same dtype."""
+
+    # TensorFlow's own gradient with respect to the inputs takes twice as long on a CPU
+    # as another 1×1 convolution, for the same sums; to a TPU's compiler they are one.
+    def gradient(upstream):
+        to_inputs = tf.nn.conv2d(upstream, tf.transpose(kernel, [0, 1, 3, 2]), 1, "SAME")
+        to_kernel = tf.raw_ops.Conv2DBackpropFilter(
+            input=inputs,
+            filter_sizes=tf.shape(kernel),
+            out_backprop=upstream,
+            strides=[1, 1, 1, 1],
+            padding="SAME",
+        )
+        return to_inputs, to_kernel
+
+    return tf.nn.conv2d(inputs, kernel, 1, "SAME"), gradient
+
+
+class Convolution(keras.layers.Layer):
+    """A 2-D convolution, of odd size, without a bias of its own.
+
+    `symmetric_padding` is of (kernel_size − 1) / 2 zeros on every side, as ResNets have;
+    False is "SAME", which differs where a stride above 1 meets an even size.
     """
 
-    def __init__(self, units: int, **kwargs):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        strides: int = 1,
+        symmetric_padding: bool = False,
+        initializer=None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        self.units = units
+        self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
+        sides = [(kernel_size - 1) // 2] * 2
+        # Only where the two differ: explicit padding has no fast gradients on CPUs.
+        is_explicit = symmetric_padding and strides > 1 and kernel_size > 1
+        self.padding = [[0, 0], sides, sides, [0, 0]] if is_explicit else "SAME"
+        self.initializer = initializer or kernel_initializer()
 
     def build(self, input_shape):
-        shape = [1, 1, input_shape[-1], self.units]
+        shape = [self.kernel_size, self.kernel_size, input_shape[-1], self.filters]
         self.kernel = self.add_weight(
-            "kernel", shape, tf.float32, kernel_initializer(), experimental_autocast=False
-        )
-        self.bias = self.add_weight(
-            "bias", [self.units], tf.float32, "zeros", experimental_autocast=False
+            "kernel", shape, tf.float32, self.initializer, experimental_autocast=False
         )
         self.built = True
 
-    def call(self, dtype):
-        """Returns the kernel as a matrix [channels, units] and the bias, in `dtype`."""
-        kernel, bias = weights(lambda: (self.kernel[0, 0], self.bias))
-        return tf.cast(kernel, dtype), tf.cast(bias, dtype)
+    def call(self, inputs, scale=None, offset=None):
+        """[batch, height, width, channels] → [batch, ⌈height/strides⌉, ⌈width/strides⌉,
+        filters] in the compute dtype.
+
+        `scale`, float32 [filters] or [channels, filters], and `offset` [filters] are of a
+        batch norm in inference mode: the kernel is multiplied by the one, the other added.
+        """
+        kernel = weights(lambda: self.kernel if scale is None else self.kernel * scale)
+        kernel = tf.cast(kernel, self.compute_dtype)
+        # An exported graph shall hold plain operations, which its readers know.
+        if self.kernel_size == self.strides == 1 and not current_pass().constant_weights:
+            outputs = convolve_1x1(inputs, kernel)
+        else:
+            outputs = tf.nn.conv2d(inputs, kernel, self.strides, self.padding)
+        return add_offset(outputs, offset)
 
 
-class GatedActivation(keras.layers.Layer):
-    """The activation of an MBConv block's depthwise convolution, and the squeeze-excite
-    gate on it, which has the same function inside.
-    """
+class DepthwiseConvolution(keras.layers.Layer):
+    """A depthwise 2-D convolution of multiplier 1, padding "SAME"."""
 
-    def __init__(self, squeeze_filters: int, filters: int, activation: ActivationChoice, **kwargs):
+    def __init__(self, kernel_size: int, strides: int = 1, **kwargs):
         super().__init__(**kwargs)
-        self.reduce = PointwiseWeights(squeeze_filters, name="conv2d")
-        self.expand = PointwiseWeights(filters, name="conv2d_1")
-        self.activation = activation.make("activation", dtype=kwargs.get("dtype"))
-        self.squeezed_activation = activation.make("activation_1", dtype=kwargs.get("dtype"))
+        self.kernel_size, self.strides = kernel_size, strides
 
     def build(self, input_shape):
-        squeezed = [None, self.reduce.units]
-        build_in_scopes([(self.reduce, input_shape), (self.expand, squeezed)])
-        build_in_scopes([(self.activation, input_shape), (self.squeezed_activation, squeezed)])
+        shape = [self.kernel_size, self.kernel_size, input_shape[-1], 1]
+        self.depthwise_kernel = self.add_weight(
+            "depthwise_kernel", shape, tf.float32, kernel_initializer(), experimental_autocast=False
+        )
         self.built = True
 
-    def call(self, inputs, training=False):
-        """[batch, height, width, channels] → the same, in the same dtype."""
-        matrices = [*self.reduce(inputs.dtype), *self.expand(inputs.dtype)]
-        if self.activation.choice.name == "swish" and not current_pass().constant_weights:
-            return activations.gated_swish(inputs, *matrices)
-        x = self.activation(inputs, training=training)
-        gates = activations.squeeze_excite(
-            activations.spatial_mean(x),
-            *matrices,
-            activation=functools.partial(self.squeezed_activation, training=training),
-        )
-        return x * gates[:, None, None, :]
+    def call(self, inputs, scale=None, offset=None):
+        kernel = self.depthwise_kernel
+        kernel = weights(lambda: kernel if scale is None else kernel * scale[:, None])
+        strides = [1, self.strides, self.strides, 1]
+        kernel = tf.cast(kernel, self.compute_dtype)
+        outputs = tf.nn.depthwise_conv2d(inputs, kernel, strides, "SAME")
+        return add_offset(outputs, offset)
+
+
+def convolve_and_normalize(
+    convolution, norm: DualBatchNormalization, inputs: tf.Tensor, training: bool
+) -> tf.Tensor:
+    """Applies both; the norm goes into the kernel in inference mode, or if it is frozen."""
+    if norm.uses_batch_moments(training):
+        return norm(convolution(inputs), training=training)
+    return convolution(inputs, *norm.affine())
 
 
 def drop_residual(inputs: tf.Tensor, survival_prob: float, seed: Optional[tf.Tensor]) -> tf.Tensor:
     """Keeps each image's residual branch with `survival_prob`, and then divides it by
     that: stochastic depth (official `drop_connect`).
-
-    Args:
-        inputs: float tensor [batch, height, width, channels].
-        survival_prob: in (0, 1].
-        seed: int32 [2], of stateless random numbers; None draws one, as Keras needs
-            where it traces a layer on its own to save it.
     """
+    # Without a seed one is drawn, as Keras needs where it traces a layer alone to save it.
     noise = randomness.uniform([tf.shape(inputs)[0], 1, 1, 1], randomness.seed_or_fresh(seed))
     factors = tf.floor(survival_prob + noise) / survival_prob
     return inputs * tf.cast(factors, inputs.dtype)
 
 
 class Stem(keras.layers.Layer):
-    """The first convolution of a network, its batch norm and activation.
-
-    Args:
-        convolution: of stride 2.
-        norm_name: what checkpoints call the batch norm.
-    """
+    """The first convolution of a network, its batch norm, of official name, and activation."""
 
     def __init__(
         self,
         convolution: Convolution,
         norm_name: str,
-        activation: ActivationChoice,
-        norm_arguments: dict,
+        activation: Activation,
+        norms: dict,
         **kwargs,
     ):
         super().__init__(name="stem", **kwargs)
         dtype = kwargs.get("dtype")
         self.activation = activation.make("activation", dtype=dtype)
         self.convolution = convolution
-        self.norm = DualBatchNormalization(name=norm_name, dtype=dtype, **norm_arguments)
+        self.norm = DualBatchNormalization(name=norm_name, dtype=dtype, **norms)
 
     def build(self, input_shape):
         outputs = [None, None, None, self.convolution.filters]
@@ -131,212 +170,13 @@ class Stem(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs, training=False, deviation=None):
-        """Convolves, normalises and activates; in inference mode with a `deviation`
-        [channels], the kernel divides the inputs by it.
-        """
+        """In inference mode with a `deviation` [channels], the kernel divides the inputs by it."""
         if deviation is None:
             x = convolve_and_normalize(self.convolution, self.norm, inputs, training)
         else:
             scale, offset = self.norm.affine()
             x = self.convolution(inputs, scale / deviation[:, None], offset)
         return self.activation(x, training=training)
-
-
-class InvertedBottleneck(keras.layers.Layer):
-    """Widen, convolve, project back by 1×1, and the shortcut where there is one: what
-    all EfficientNets' blocks share.
-
-    A subclass makes `self.project` and `self.project_norm` and says how the images are
-    widened.
-    """
-
-    def __init__(
-        self, block: Block, activation: ActivationChoice, norm_arguments: dict, name: str, **kwargs
-    ):
-        super().__init__(name=name, **kwargs)
-        self.block = block
-        self._norm_arguments = {**norm_arguments, "dtype": kwargs.get("dtype")}
-        self._num_norms = 0
-        self.project_activation: Optional[Activation] = None
-
-    def make_norm(self) -> DualBatchNormalization:
-        """Returns the next batch norm, with the next official name."""
-        name = _counted("tpu_batch_normalization", self._num_norms)
-        self._num_norms += 1
-        return DualBatchNormalization(name=name, **self._norm_arguments)
-
-    def widening_parts(self, inputs: tf.TensorShape, expanded: list) -> list:
-        """Returns (layer, shape of its input) of what `widen` uses, in order."""
-        raise NotImplementedError(f"{type(self).__name__} is no block of its own.")
-
-    def widen(self, inputs, routing, training: bool):
-        """[batch, height, width, input_filters] → [batch, ⌈height/strides⌉,
-        ⌈width/strides⌉, expanded_filters].
-        """
-        raise NotImplementedError(f"{type(self).__name__} is no block of its own.")
-
-    def route(self, inputs) -> dict:
-        """Returns what convolutions need to mix their experts, as keyword arguments."""
-        del inputs
-        return {}
-
-    def build(self, input_shape):
-        expanded = [None, None, None, self.block.expanded_filters]
-        projected = [None, None, None, self.block.output_filters]
-        build_in_scopes(self.widening_parts(input_shape, expanded))
-        build_in_scopes([(self.project, expanded), (self.project_norm, projected)])
-        if self.project_activation is not None:
-            build_in_scopes([(self.project_activation, projected)])
-        self.built = True
-
-    def call(
-        self,
-        inputs,
-        training=False,
-        seed: Optional[tf.Tensor] = None,
-        with_end_points: bool = False,
-    ):
-        """Returns the block's output; with `with_end_points` also {"expansion_output":
-        what the projection gets}.
-        """
-        routing = self.route(inputs)
-        expanded = self.widen(inputs, routing, training)
-        project = functools.partial(self.project, **routing)
-        x = convolve_and_normalize(project, self.project_norm, expanded, training)
-        if self.project_activation is not None:
-            x = self.project_activation(x, training=training)
-        if self.block.residual:
-            if training and self.block.survival_prob < 1.0:
-                x = drop_residual(x, self.block.survival_prob, seed)
-            x = x + inputs
-        return (x, {"expansion_output": expanded}) if with_end_points else x
-
-
-class MBConvBlock(InvertedBottleneck):
-    """Mobile inverted bottleneck: expand 1×1, depthwise, squeeze-excite gate, project
-    1×1, and the shortcut where shapes allow it.
-
-    In a routed block all three convolutions have kernels of each image's own.
-    """
-
-    def __init__(
-        self, block: Block, activation: ActivationChoice, norm_arguments: dict, name: str, **kwargs
-    ):
-        super().__init__(block, activation, norm_arguments, name, **kwargs)
-        dtype, num_experts = kwargs.get("dtype"), block.num_experts
-        names = _names_of_convolutions(block)
-        self.routing = Routing(num_experts, name="dense") if num_experts else None
-
-        def make_pointwise(filters):
-            if not num_experts:
-                return Convolution(filters, 1, name=next(names), dtype=dtype)
-            return RoutedPointwiseConvolution(filters, num_experts, name=next(names), dtype=dtype)
-
-        self.expand = self.expand_norm = self.expand_activation = None
-        if block.expand_ratio != 1:
-            self.expand = make_pointwise(block.expanded_filters)
-            self.expand_norm = self.make_norm()
-            self.expand_activation = activation.make("activation", dtype=dtype)
-        size, strides = block.kernel_size, block.strides
-        if num_experts:
-            own_name = _counted("depthwise_cond_conv2d", block.routed_index)
-            self.depthwise = RoutedDepthwiseConvolution(
-                size, strides, num_experts, name=own_name, dtype=dtype
-            )
-        else:
-            self.depthwise = DepthwiseConvolution(
-                size, strides, name="depthwise_conv2d", dtype=dtype
-            )
-        self.depthwise_norm = self.make_norm()
-        if block.squeeze_filters:
-            self.depthwise_activation = GatedActivation(
-                block.squeeze_filters, block.expanded_filters, activation, name="se", dtype=dtype
-            )
-        else:
-            self.depthwise_activation = activation.make("activation_1", dtype=dtype)
-        self.project = make_pointwise(block.output_filters)
-        self.project_norm = self.make_norm()
-
-    def widening_parts(self, inputs, expanded):
-        parts = [] if self.routing is None else [(self.routing, inputs)]
-        if self.expand is not None:
-            parts += [(self.expand, inputs), (self.expand_norm, expanded)]
-            parts += [(self.expand_activation, expanded)]
-        own = (self.depthwise, self.depthwise_norm, self.depthwise_activation)
-        return parts + [(layer, expanded) for layer in own]
-
-    def route(self, inputs):
-        return {} if self.routing is None else {"routing": self.routing(inputs)}
-
-    def widen(self, inputs, routing, training):
-        x = inputs
-        if self.expand is not None:
-            expand = functools.partial(self.expand, **routing)
-            x = convolve_and_normalize(expand, self.expand_norm, x, training)
-            x = self.expand_activation(x, training=training)
-        depthwise = functools.partial(self.depthwise, **routing)
-        x = convolve_and_normalize(depthwise, self.depthwise_norm, x, training)
-        return self.depthwise_activation(x, training=training)
-
-
-class FusedMBConvBlock(InvertedBottleneck):
-    """One full 3×3 convolution, which has the stride, where an `MBConvBlock` has an
-    expansion and a depthwise one; no gates.
-
-    Without expansion (EfficientNetV2's first stage) it is the only convolution, and an
-    activation follows. Gupta & Tan 2019, "EfficientNet-EdgeTPU"; Tan & Le 2021.
-    """
-
-    def __init__(
-        self, block: Block, activation: ActivationChoice, norm_arguments: dict, name: str, **kwargs
-    ):
-        super().__init__(block, activation, norm_arguments, name, **kwargs)
-        dtype = kwargs.get("dtype")
-        geometry = (block.kernel_size, block.strides)
-        self.expand = self.expand_norm = self.expand_activation = None
-        if block.expand_ratio == 1:
-            self.project = Convolution(block.output_filters, *geometry, name="conv2d", dtype=dtype)
-            self.project_activation = activation.make("activation", dtype=dtype)
-        else:
-            self.expand = Convolution(block.expanded_filters, *geometry, name="conv2d", dtype=dtype)
-            self.expand_norm = self.make_norm()
-            self.expand_activation = activation.make("activation", dtype=dtype)
-            self.project = Convolution(block.output_filters, 1, name="conv2d_1", dtype=dtype)
-        self.project_norm = self.make_norm()
-
-    def widening_parts(self, inputs, expanded):
-        if self.expand is None:
-            return []
-        own = (self.expand_norm, self.expand_activation)
-        return [(self.expand, inputs), *((layer, expanded) for layer in own)]
-
-    def widen(self, inputs, routing, training):
-        if self.expand is None:
-            return inputs
-        x = convolve_and_normalize(self.expand, self.expand_norm, inputs, training)
-        return self.expand_activation(x, training=training)
-
-
-def make_block(
-    block: Block, activation: ActivationChoice, norm_arguments: dict, name: str, **kwargs
-) -> InvertedBottleneck:
-    """Returns the layer that a row of `scaling.scaled_blocks` describes."""
-    kind = FusedMBConvBlock if block.fused else MBConvBlock
-    return kind(block, activation, norm_arguments, name, **kwargs)
-
-
-def _counted(name: str, index: int) -> str:
-    """TensorFlow 1's names of equal things: "conv2d", "conv2d_1", …"""
-    return f"{name}_{index}" if index else name
-
-
-def _names_of_convolutions(block: Block) -> Iterator[str]:
-    """Returns the official names of a block's expansion and projection."""
-    if not block.num_experts:
-        return iter(["conv2d", "conv2d_1"])
-    # They count on over the whole network, three in each block, of which the first is
-    # never used.
-    return iter([_counted("cond_conv2d", 3 * block.routed_index + number) for number in (1, 2)])
 
 
 class ClassifierLayer(keras.layers.Dense):
@@ -353,14 +193,8 @@ class ClassifierLayer(keras.layers.Dense):
 
 
 class Head(keras.layers.Layer):
-    """The mean over the image, dropout and the classifier; in an EfficientNet below
-    them a 1×1 convolution.
-
-    Args:
-        classifier: of the pooled features.
-        dropout_rate: in training.
-        filters: of the convolution; None: there is none.
-        activation, norm_arguments: of the convolution.
+    """The mean over the image, dropout and the classifier; in an EfficientNet below them a
+    1×1 convolution with these `filters`, `activation` and `norms`.
     """
 
     def __init__(
@@ -368,8 +202,8 @@ class Head(keras.layers.Layer):
         classifier: ClassifierLayer,
         dropout_rate: float,
         filters: Optional[int] = None,
-        activation: Optional[ActivationChoice] = None,
-        norm_arguments: Optional[dict] = None,
+        activation: Optional[Activation] = None,
+        norms: Optional[dict] = None,
         **kwargs,
     ):
         super().__init__(name="head", **kwargs)
@@ -378,9 +212,7 @@ class Head(keras.layers.Layer):
             dtype = kwargs.get("dtype")
             self.activation = activation.make("activation", dtype=dtype)
             self.convolution = Convolution(filters, 1, name="conv2d", dtype=dtype)
-            self.norm = DualBatchNormalization(
-                name="tpu_batch_normalization", dtype=dtype, **norm_arguments
-            )
+            self.norm = DualBatchNormalization(name="tpu_batch_normalization", dtype=dtype, **norms)
         self.classifier = classifier
 
     def build(self, input_shape):
@@ -394,15 +226,14 @@ class Head(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs, training=False, seed: Optional[tf.Tensor] = None):
-        """Returns logits, float32 [batch, num_classes], and endpoints:
-        "pooled_features", float32 [batch, channels], and "head_1x1", the convolution's
-        feature map.
+        """Returns logits, float32 [batch, num_classes], and endpoints: "pooled_features",
+        float32 [batch, channels], and "head_1x1", the convolution's feature map.
         """
         x, end_points = inputs, {}
         if self.convolution is not None:
             x = convolve_and_normalize(self.convolution, self.norm, x, training)
             x = end_points["head_1x1"] = self.activation(x, training=training)
-        pooled = tf.cast(activations.spatial_mean(x), tf.float32)
+        pooled = tf.cast(spatial_mean(x), tf.float32)
         end_points["pooled_features"] = pooled
         if training and self.dropout_rate > 0.0:
             pooled = randomness.dropout(pooled, self.dropout_rate, randomness.seed_or_fresh(seed))

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.activations import choose
+from efficientnet_advprop.models.activations import Activation
 from efficientnet_advprop.models.recomputation import recompute_in_backward
 from efficientnet_advprop.runtime.autograph import call_as_it_is
 from efficientnet_advprop.runtime.branches import (
@@ -21,6 +21,7 @@ from efficientnet_advprop.runtime.branches import (
     branches_in_batch,
     check_branch,
 )
+from efficientnet_advprop.runtime.errors import require_choice, require_whole
 from efficientnet_advprop.runtime.pass_mode import PassMode, current_pass, enter
 from tpu_utils import randomness
 
@@ -92,7 +93,7 @@ class BlockNetwork(Network):
             `activation` says otherwise.
 
     Attributes:
-        activation: what the blocks have, an `activations.ActivationChoice`.
+        activation: what the blocks have, an `activations.Activation`.
 
     Raises:
         ValueError: an argument that is out of its range, with its name.
@@ -109,17 +110,17 @@ class BlockNetwork(Network):
         default_activation: str,
     ):
         given = {key: given[key] for key in given if key not in ("self", "__class__")}
-        check_choice("variant", given["variant"], variants)
-        check_choice("normalization", given["normalization"], NORMALIZATIONS)
-        check_choice("compute_dtype", given["compute_dtype"], COMPUTE_DTYPES)
-        _check_whole("num_classes", given["num_classes"], 1)
-        _check_whole("recomputed_blocks", given["recomputed_blocks"], 0)
+        require_choice("variant", given["variant"], variants)
+        require_choice("normalization", given["normalization"], NORMALIZATIONS)
+        require_choice("compute_dtype", given["compute_dtype"], COMPUTE_DTYPES)
+        require_whole("num_classes", given["num_classes"], 1)
+        require_whole("recomputed_blocks", given["recomputed_blocks"], 0)
         if not 0.0 < given["survival_prob"] <= 1.0:
             raise ValueError(
                 f"`survival_prob` is {given['survival_prob']!r}, but must lie in (0, 1]; 1 switches"
                 " stochastic depth off."
             )
-        activation = choose(
+        activation = Activation(
             given["activation"] or default_activation,
             given["activation_alpha"],
             given["smooth_relu_gradient"],
@@ -341,25 +342,8 @@ def check_images(images) -> tf.Tensor:
     return tf.ensure_shape(images, [None, None, None, 3])
 
 
-def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raises a `ValueError` that names the argument, unless `value` is one of
-    `choices`.
-    """
-    if value not in choices:
-        raise ValueError(
-            f"`{name}` is {value!r}, but must be one of {', '.join(map(repr, choices))}."
-        )
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name}` is {value!r}, but must be a whole number ≥ {least}.")
-
-
 def check_scaling(width: float, depth: float, dropout_rate: float) -> None:
-    """Raises a `ValueError` unless the multipliers are positive and the rate is in [0,
-    1).
-    """
+    """Raises a ValueError unless the multipliers are positive and the rate is in [0, 1)."""
     if width <= 0 or depth <= 0:
         raise ValueError(
             f"`width_coefficient` is {width!r} and `depth_coefficient` {depth!r}, but both must be"

@@ -1,10 +1,6 @@
 """Batch normalization with one main and any number of auxiliary branches: AdvProp's
 separation of clean from adversarial images.
 
-    norm = DualBatchNormalization(aux_branches=1)
-    clean = norm(x, training=True, branch="main")
-    adversarial = norm(x_adversarial, training=True, branch="aux")
-
 Every branch has its own gamma, beta, moving mean and moving variance (the paper: the
 distributions differ, so must the statistics); inference uses "main" alone, and the
 auxiliary branches can be thrown away after training.
@@ -24,6 +20,7 @@ from efficientnet_advprop.runtime.branches import (
     branch_names,
     branches_in_batch,
 )
+from efficientnet_advprop.runtime.errors import require_choice, require_whole
 from efficientnet_advprop.runtime.pass_mode import current_pass, weights
 from tpu_utils import reduction, replica_runtime
 
@@ -67,16 +64,14 @@ class BranchedNorm:
 
     @property
     def aux_branches(self) -> int:
-        """The number of auxiliary branches."""
         return len(self.aux)
 
     @property
     def trainable(self) -> bool:
-        """Whether the layer learns; setting it reaches all branches."""
         return super().trainable
 
     @trainable.setter
-    def trainable(self, value: bool):
+    def trainable(self, value: bool):  # reaches all branches
         keras.layers.BatchNormalization.trainable.fset(self, value)
         for child in getattr(self, "aux", None) or ():
             child.trainable = value
@@ -103,8 +98,7 @@ class BranchedNorm:
 
 @keras.utils.register_keras_serializable("efficientnet_advprop")
 class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
-    """Batch normalization over the last axis, with a main and `aux_branches` auxiliary
-    sets of parameters and statistics.
+    """Batch normalization over the last axis, with `aux_branches` auxiliary branches.
 
     It is a `tf.keras.layers.BatchNormalization` whose own variables are the main
     branch, so that a checkpoint of it restores into a plain one; the auxiliary branches
@@ -148,11 +142,10 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         aux_shares: str = "none",
         **kwargs,
     ):
-        if not isinstance(aux_branches, int) or aux_branches < 0:
-            raise ValueError(
-                f"`aux_branches` is {aux_branches!r}, but must be a whole number ≥ 0; 0 is a plain"
-                " batch norm."
-            )
+        require_whole("aux_branches", aux_branches, 0, "; 0 is a plain batch norm")
+        if group_size is not None:
+            require_whole("group_size", group_size, 1, ", or None for the official rule")
+        require_choice("aux_shares", aux_shares, AUX_SHARES)
         if not 0.0 <= momentum < 1.0:
             raise ValueError(
                 f"`momentum` is {momentum!r}, but must lie in [0, 1); 0.99 is the official value."
@@ -160,16 +153,6 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         if epsilon <= 0.0:
             raise ValueError(
                 f"`epsilon` is {epsilon!r}, but must be positive; 1e-3 is the official value."
-            )
-        if group_size is not None and (not isinstance(group_size, int) or group_size < 1):
-            raise ValueError(
-                f"`group_size` is {group_size!r}, but must be a whole number ≥ 1, or None for the"
-                " official rule."
-            )
-        if aux_shares not in AUX_SHARES:
-            raise ValueError(
-                f"`aux_shares` is {aux_shares!r}, but must be one of"
-                f" {', '.join(map(repr, AUX_SHARES))}."
             )
         for option in ("renorm", "virtual_batch_size", "adjustment", "fused", "synchronized"):
             if option in kwargs:
@@ -192,17 +175,12 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         self.aux = []
 
     @property
-    def _has_one_set(self) -> bool:
-        """Whether all branches have the same running statistics."""
+    def _has_one_set(self) -> bool:  # of running statistics, for all branches
         return self.aux_shares in ("statistics", "moments")
 
     def get_config(self):
-        own = {
-            "aux_branches": self.aux_branches,
-            "group_size": self.group_size,
-            "aux_shares": self.aux_shares,
-        }
-        return {**super().get_config(), **own}
+        own = ("aux_branches", "group_size", "aux_shares")
+        return {**super().get_config(), **{name: getattr(self, name) for name in own}}
 
     def build(self, input_shape):
         rank = len(input_shape)
@@ -221,17 +199,13 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
 
     @property
     def num_replicas_together(self) -> int:
-        """How many of the replicas that run the current step share their moments: 1
-        means no communication.
-        """
+        """How many of the replicas that run the current step share their moments."""
         if self.group_size is not None:
             return self.group_size
         return official_group_size(replica_runtime.current().num_replicas)
 
     def variables_of(self, branch: str) -> BranchVariables:
-        """Returns the variables that a branch normalises with: this layer's own for
-        "main", and for others what they share with it.
-        """
+        """Returns the variables that a branch normalises with."""
         index = branch_index(branch, self.aux_branches)
         own = self if index == 0 else self.aux[index - 1]
         affine = self if self.aux_shares == "affine" else own
@@ -242,10 +216,7 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
 
     def affine(self, branch: Optional[Branch] = None) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the inference-mode batch norm as scale and offset of y = scale·x +
-        offset, float32 [channels].
-
-        Args:
-            branch: one of the layer's, or a mixture of them; None: the pass's.
+        offset, float32 [channels]; of the pass's branch unless told.
         """
         return weights(lambda: self._affine(current_pass().branch if branch is None else branch))
 
@@ -263,7 +234,6 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         return scale, offset
 
     def _mixed(self, mixture: BranchMixture) -> BranchVariables:
-        """Returns what a mixture normalises with; tensors for gamma and beta."""
         parts = [(self.variables_of(name), share) for name, share in mixture.shares]
 
         def mean(which):
@@ -325,9 +295,7 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         return inputs * tf.cast(scale, inputs.dtype) + tf.cast(offset, inputs.dtype)
 
     def _call_jointly(self, inputs, branches, moves):
-        """As `call` in training, of a batch whose equal parts go through several
-        branches.
-        """
+        """As `call` in training, of a batch whose equal parts go through several branches."""
         if self.aux_shares != "moments":
             raise ValueError(
                 f"`branch` is {'+'.join(branches)!r}, but `aux_shares` is {self.aux_shares!r}:"
@@ -350,7 +318,6 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         return inputs * of_each_image(scales) + of_each_image(offsets)
 
     def _normalize(self, inputs, variables, moves):
-        """Normalises by the moments of the batch, which move the running statistics."""
         if self.num_replicas_together > 1:
             outputs, mean, variance = self._normalize_in_group(inputs, variables)
         else:
@@ -363,18 +330,14 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         return outputs
 
     def _parameters(self, variables):
-        """Returns gamma and beta, float32 [channels]; ones and zeros where the layer has
-        none.
-        """
+        """Returns gamma and beta; ones and zeros where the layer has none."""
         gamma, beta = variables.gamma, variables.beta
         gamma = tf.ones_like(variables.moving_variance) if gamma is None else gamma
         beta = tf.zeros_like(variables.moving_mean) if beta is None else beta
         return tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta)
 
     def _normalize_fused(self, inputs, variables):
-        """Takes this replica's own moments, by TensorFlow's fused operation; its N/(N −
-        1) variance is put right afterwards.
-        """
+        """Takes this replica's own moments, by TensorFlow's fused operation."""
         gamma, beta = self._parameters(variables)
         channels = inputs.shape[-1]
         images = inputs if inputs.shape.rank == 4 else tf.reshape(inputs, [-1, 1, 1, channels])
@@ -389,6 +352,7 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
         count = tf.cast(tf.size(inputs) // channels, tf.float32)
         if inputs.shape.rank != 4:
             outputs = tf.reshape(outputs, tf.shape(inputs))
+        # The operation divides by N − 1.
         return outputs, mean, variance * (tf.maximum(count - 1.0, 1.0) / count)
 
     def _normalize_in_group(self, inputs, variables):
@@ -411,9 +375,7 @@ class DualBatchNormalization(BranchedNorm, keras.layers.BatchNormalization):
 
 
 def build_copy(child: keras.layers.Layer, norm: keras.layers.Layer) -> None:
-    """Creates a batch norm's variables, with the values of another one and under its
-    name scope.
-    """
+    """Creates a batch norm's variables, with the values of another and under its scope."""
     # The values come through the initializers, so that a checkpoint that waits for the
     # variables goes before.
     leaves = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -429,7 +391,6 @@ def build_copy(child: keras.layers.Layer, norm: keras.layers.Layer) -> None:
 
 
 def _value_of(variable: tf.Variable, shape, dtype=None, **kwargs) -> tf.Tensor:
-    """An initializer."""
     return tf.cast(tf.convert_to_tensor(variable), dtype or variable.dtype)
 
 
@@ -439,9 +400,7 @@ def batch_norms(model: tf.Module) -> list[BranchedNorm]:
 
 
 def moving_statistics(model: tf.Module) -> list[tf.Variable]:
-    """Returns the running statistics that training moves: those of all branches of all
-    batch norms that are not frozen.
-    """
+    """Returns the running statistics, of all branches, of batch norms that are not frozen."""
     return [
         variable
         for norm in batch_norms(model)

@@ -17,18 +17,22 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import resnet_scaling
-from efficientnet_advprop.models.activations import ActivationChoice
-from efficientnet_advprop.models.convolutions import (
+from efficientnet_advprop.models.activations import Activation
+from efficientnet_advprop.models.denoising import OPERATIONS, DenoisingBlock
+from efficientnet_advprop.models.layers import (
+    ClassifierLayer,
     Convolution,
+    Head,
+    Stem,
     build_in_scopes,
     convolve_and_normalize,
+    drop_residual,
 )
-from efficientnet_advprop.models.denoising import OPERATIONS, DenoisingBlock
-from efficientnet_advprop.models.layers import ClassifierLayer, Head, Stem, drop_residual
-from efficientnet_advprop.models.network import BlockNetwork, check_choice, check_scaling
+from efficientnet_advprop.models.network import BlockNetwork, check_scaling
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.models.resnet_scaling import Bottleneck
 from efficientnet_advprop.models.scaling import round_filters
+from efficientnet_advprop.runtime.errors import require_choice
 
 STRIDE_PLACES = ("3x3", "1x1")
 POOL_PADDINGS = ("same", "symmetric")
@@ -53,7 +57,7 @@ class BottleneckBlock(keras.layers.Layer):
         self,
         block: Bottleneck,
         stride_in: str,
-        activation: ActivationChoice,
+        activation: Activation,
         norm_arguments: dict,
         name: str,
         denoise: Optional[str] = None,
@@ -164,7 +168,7 @@ class ResNet(BlockNetwork):
         pool_padding: of the max-pooling: "same" (official) or "symmetric", one pixel on
             every side (Keras and PyTorch).
         activation: a key of `activations.ACTIVATIONS`, or "silu"; None is "relu".
-        activation_alpha, smooth_relu_gradient: see `activations.choose`.
+        activation_alpha, smooth_relu_gradient: see `activations.Activation`.
         denoise: the operation of the denoising blocks, a key of `denoising.OPERATIONS`,
             or "none".
         denoise_stages: behind which stages there is one, of 2, 3, 4 and 5; all, as in
@@ -204,11 +208,11 @@ class ResNet(BlockNetwork):
     ):
         given = {**locals(), "denoise_stages": tuple(denoise_stages)}
         super().__init__(given, resnet_scaling.VARIANTS, variant, "relu")
-        check_choice("stride_in", stride_in, STRIDE_PLACES)
-        check_choice("pool_padding", pool_padding, POOL_PADDINGS)
-        check_choice("denoise", denoise, ("none", *OPERATIONS))
+        require_choice("stride_in", stride_in, STRIDE_PLACES)
+        require_choice("pool_padding", pool_padding, POOL_PADDINGS)
+        require_choice("denoise", denoise, ("none", *OPERATIONS))
         for stage in denoise_stages:
-            check_choice("denoise_stages", stage, resnet_scaling.STAGES)
+            require_choice("denoise_stages", stage, resnet_scaling.STAGES)
         width = 1.0 if width_coefficient is None else width_coefficient
         depth = 1.0 if depth_coefficient is None else depth_coefficient
         dropout = 0.0 if dropout_rate is None else dropout_rate

@@ -7,7 +7,7 @@ argument, its value, the rule and the way out, in at most ten lines.
 
 import difflib
 import re
-from typing import Iterable, Optional, Sequence
+from typing import Any, Iterable, Optional, Sequence
 
 # What stands on this package takes these from here, too.
 from tpu_utils.platforms import PlatformError as PlatformError
@@ -56,6 +56,20 @@ def misspelled(name: str, known: Iterable[str], shown: str = "") -> str:
             candidates.append(other)
     found = difflib.get_close_matches(shown or name, candidates, n=1, cutoff=0.8)
     return f"; did you mean {found[0]}" if found else ""
+
+
+def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises a ValueError that names the argument, unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(
+            f"`{name}` is {value!r}, but must be one of {', '.join(map(repr, choices))}."
+        )
+
+
+def require_whole(name: str, value: Any, least: int, remark: str = "") -> None:
+    """Raises a ValueError unless `value` is a whole number ≥ `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` is {value!r}, but must be a whole number ≥ {least}{remark}.")
 
 
 def shorten(message: str) -> str:

@@ -11,7 +11,7 @@ import itertools
 from typing import Callable, Optional, Sequence
 
 from efficientnet_advprop.attacks import PGD, Attack, AutoAttack, Square
-from efficientnet_advprop.attacks.search import Search
+from efficientnet_advprop.attacks.attack import Search
 from efficientnet_advprop.config import suites
 from efficientnet_advprop.data import corruptions
 from efficientnet_advprop.evaluation.results import Conditions

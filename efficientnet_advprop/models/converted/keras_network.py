@@ -37,14 +37,19 @@ from efficientnet_advprop.models.network import (
     COMPUTE_DTYPES,
     NORMALIZATIONS,
     Network,
-    check_choice,
     check_images,
     normalize_pixels,
 )
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.runtime.autograph import call_rewritten
 from efficientnet_advprop.runtime.branches import MAIN, BranchMixture, branch_index
-from efficientnet_advprop.runtime.errors import ModelError, UserError, brief_message, list_names
+from efficientnet_advprop.runtime.errors import (
+    ModelError,
+    UserError,
+    brief_message,
+    list_names,
+    require_choice,
+)
 from efficientnet_advprop.runtime.pass_mode import use_branch
 
 OUTPUTS = ("logits", "probabilities")
@@ -86,8 +91,8 @@ class KerasNetwork(Network):
         output: str = "logits",
         arguments: Optional[dict[str, Any]] = None,
     ):
-        check_choice("normalization", normalization, NORMALIZATIONS)
-        check_choice("output", output, OUTPUTS)
+        require_choice("normalization", normalization, NORMALIZATIONS)
+        require_choice("output", output, OUTPUTS)
         super().__init__(name=model.name, dtype=tf.float32)
         self.keras_model = model
         self.image_size, self.fixed_image_size = image_size, _fixed_image_size(model)
@@ -208,7 +213,7 @@ def make_keras_network(
         normalization=normalization,
         compute_dtype=compute_dtype,
     )
-    check_choice("compute_dtype", compute_dtype, COMPUTE_DTYPES)
+    require_choice("compute_dtype", compute_dtype, COMPUTE_DTYPES)
     function, module = _find_function(variant)
     policy = keras.mixed_precision.global_policy()
     keras.backend.reset_uids()

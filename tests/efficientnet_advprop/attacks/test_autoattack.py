@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import FAB, AttackError, AttackWarning, AutoAttack, objectives
-from efficientnet_advprop.attacks.network_checks import check_network
+from efficientnet_advprop.attacks.autoattack import check_network
 from tests.efficientnet_advprop.attacks.linear_network import (
     WEIGHTS,
     batch,

@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import APGD, FAB, AttackError, AutoAttack, Square, norms
 from efficientnet_advprop.attacks.apgd import check_distances
+from efficientnet_advprop.attacks.attack import Found
 from efficientnet_advprop.attacks.fab import shortest_step
 from efficientnet_advprop.attacks.objectives import dlr, likeliest_wrong_classes, targeted_dlr
-from efficientnet_advprop.attacks.search import Found
 from efficientnet_advprop.attacks.square import _l2_window, _places, window_sides
 from tests.efficientnet_advprop.attacks.linear_network import (
     SHAPE,

@@ -99,10 +99,10 @@ def test_values_and_slopes_are_those_of_the_formula(name, alpha):
     formula, own_alpha = REFERENCES[name]
     if own_alpha is None and alpha is not None:
         with pytest.raises(ValueError, match="`activation_alpha` is 3.0, but `activation` is"):
-            activations.choose(name, alpha)
+            activations.Activation(name, alpha)
         return
     alpha = own_alpha if alpha is None else alpha
-    activation = activations.choose(name, alpha).make("activation")
+    activation = activations.Activation(name, alpha).make("activation")
     # Away from the kinks at 0 and 6, where there is no slope.
     x = np.random.RandomState(1).uniform(-8, 8, [4, 6, 5, 3])
     x = np.where(np.abs(x) < 1e-3, 1e-3, x)
@@ -129,7 +129,7 @@ def test_smooth_relu_at_known_points():
     """x − log(αx + 1)/α with α = 4: at x = ¼(e − 1) it is x − ¼, and its slope αx/(1 +
     αx) is 1 − 1/e.
     """
-    activation = activations.choose("smooth_relu", 4.0).make("activation")
+    activation = activations.Activation("smooth_relu", 4.0).make("activation")
     x = tf.constant([-1.0, 0.0, (np.e - 1) / 4], tf.float32)
     activation(x)
     with tf.GradientTape() as tape:
@@ -145,7 +145,7 @@ def test_relu_with_a_smooth_gradient_is_relu_forwards_and_softplus_backwards(whe
     """SAT, section 4: the derivative of parametric softplus with α = 10 is 1/(1 +
     e^(−10x)).
     """
-    activation = activations.choose("relu", smooth_relu_gradient=where).make("activation")
+    activation = activations.Activation("relu", smooth_relu_gradient=where).make("activation")
     x = tf.cast(np.linspace(-2, 2, 81) + 0.0125, dtype)
     for training in (False, True):
         with tf.GradientTape() as tape:
@@ -172,12 +172,12 @@ def test_relu_with_a_smooth_gradient_is_relu_forwards_and_softplus_backwards(whe
 )
 def test_what_does_not_go_together_is_named(arguments, argument):
     with pytest.raises(ValueError, match=argument):
-        activations.choose(*arguments)
+        activations.Activation(*arguments)
 
 
 @pytest.mark.parametrize("name", ["gelu", "parametric_softplus", "smooth_relu"])
 def test_one_pass_is_the_same_where_there_is_no_xla_and_inside_of_a_compiled_step(name):
-    activation = activations.choose(name).make("activation")
+    activation = activations.Activation(name).make("activation")
     x = tf.constant(np.random.RandomState(0).standard_normal([2, 3, 3, 2]), tf.float32)
     activation(x)
 

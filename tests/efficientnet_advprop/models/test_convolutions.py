@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.models.convolutions import Convolution, add_offset, convolve_1x1
+from efficientnet_advprop.models.layers import Convolution, add_offset, convolve_1x1
 
 SHAPES = {"inputs": [2, 5, 4, 6], "kernel": [1, 1, 6, 3], "offset": [3], "weights": [2, 5, 4, 3]}
 

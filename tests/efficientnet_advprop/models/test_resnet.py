@@ -16,7 +16,7 @@ from efficientnet_advprop.models import (
     load_keras_weights,
     make_network,
 )
-from efficientnet_advprop.models.convolutions import Convolution
+from efficientnet_advprop.models.layers import Convolution
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
 from efficientnet_advprop.training import fine_tuning, losses, optimizers, steps
 from efficientnet_advprop.training.schedules import LearningRate

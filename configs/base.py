@@ -8,7 +8,7 @@ import functools
 from typing import Callable, Iterable
 
 from efficientnet_advprop.config import AttackConfig, ExperimentConfig
-from efficientnet_advprop.models import resnet_scaling, scaling
+from efficientnet_advprop.models import resnet, scaling
 
 _SGD = {
     "model.batch_norm_momentum": 0.9,
@@ -64,11 +64,11 @@ def make(base: str, variant: str) -> ExperimentConfig:
     """Returns the config of a base for a network, at the network's image size."""
     config = ExperimentConfig()
     config.model.variant = variant
-    is_resnet = variant in resnet_scaling.VARIANTS
-    row = (resnet_scaling.VARIANTS if is_resnet else scaling.VARIANTS)[variant]
-    config.data.image_size = row.image_size
-    if is_resnet:
+    if variant in resnet.VARIANTS:
+        config.data.image_size = resnet.IMAGE_SIZE
         config.model.survival_prob = 1.0
+    else:
+        config.data.image_size = scaling.VARIANTS[variant].image_size
     for name, value in BASES[base].items():
         section, field = name.split(".")
         setattr(getattr(config, section), field, value)

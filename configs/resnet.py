@@ -34,7 +34,7 @@ The official ResNets for TPUs use another recipe: 90 epochs in batches of 1,024
 
 from efficientnet_advprop.config import METHODS, ExperimentConfig
 from efficientnet_advprop.configs import base
-from efficientnet_advprop.models import resnet_scaling
+from efficientnet_advprop.models.resnet import VARIANTS
 
 _WITH_PGD5 = ("advprop", "adversarial", "adversarial_only", "fine_grained")
 
@@ -43,7 +43,7 @@ def get_config(text: str = "resnet50-advprop") -> ExperimentConfig:
     options = [*METHODS, *(f"{method}-pgd5" for method in _WITH_PGD5)]
     variant, option = base.split(
         text,
-        resnet_scaling.VARIANTS,
+        VARIANTS,
         options,
         example="resnet:resnet50-advprop",
         is_optional=False,

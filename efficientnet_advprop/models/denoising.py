@@ -7,7 +7,6 @@ facebookresearch/ImageNet-Adversarial-Training. The last gamma starts at zero, s
 new block is the identity and its gradient goes through whole.
 """
 
-import dataclasses
 import math
 from typing import Optional
 
@@ -22,35 +21,20 @@ from efficientnet_advprop.models.layers import (
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.runtime.errors import ModelError
 
-
-@dataclasses.dataclass(frozen=True)
-class Operation:
-    """How a position is averaged with others.
-
-    Args:
-        region: "all" positions (non-local means, Buades et al. 2005) or the "window" of
-            3×3 around it.
-        weights: "softmax" of x_i·x_j / √channels; "dot", x_i·x_j itself over the number
-            of positions; "equal"; or "median", which takes the middle value of each
-            channel instead.
-        embedded: whether the weights are of two 1×1 convolutions of x, θ and φ, each
-            with half the channels, rather than of x.
-    """
-
-    region: str
-    weights: str
-    embedded: bool = False
-
-
+# Over which region a position is averaged: "all" positions (non-local means, Buades et al.
+# 2005) or the "window" of 3×3 around it; by which weights: "softmax" of x_i·x_j / √channels,
+# "dot", x_i·x_j itself over the number of positions, "equal", or "median", the middle value of
+# each channel instead; and whether the weights are of two 1×1 convolutions of x, θ and φ, each
+# with half the channels, rather than of x.
 OPERATIONS = {
-    "non_local_softmax": Operation("all", "softmax", embedded=True),
-    "non_local_gaussian": Operation("all", "softmax"),
-    "non_local_dot": Operation("all", "dot"),
-    "bilateral_softmax": Operation("window", "softmax", embedded=True),
-    "bilateral_gaussian": Operation("window", "softmax"),
-    "bilateral_dot": Operation("window", "dot"),
-    "mean": Operation("window", "equal"),
-    "median": Operation("window", "median"),
+    "non_local_softmax": ("all", "softmax", True),
+    "non_local_gaussian": ("all", "softmax", False),
+    "non_local_dot": ("all", "dot", False),
+    "bilateral_softmax": ("window", "softmax", True),
+    "bilateral_gaussian": ("window", "softmax", False),
+    "bilateral_dot": ("window", "dot", False),
+    "mean": ("window", "equal", False),
+    "median": ("window", "median", False),
 }
 # Of the weights of one block for one replica's images. A training step holds about
 # three arrays of their size (before the softmax, behind it, and a gradient), so this is
@@ -69,17 +53,10 @@ def check_memory(
     operation: str, place: str, num_images: int, height: int, width: int, way_out: str
 ) -> None:
     """Raises a `ModelError` if the weights of non-local means take more than
-    `MAX_WEIGHTS_BYTES`.
-
-    Args:
-        operation: a key of `OPERATIONS`.
-        place: of the block, for the message.
-        num_images: of one replica.
-        height, width: of the feature map.
-        way_out: what to change, a sentence without a full stop.
+    `MAX_WEIGHTS_BYTES` for the images of one replica; `place` and `way_out` are for the message.
     """
-    row = OPERATIONS[operation]
-    if row.region != "all" or row.weights != "softmax":
+    region, weights, _ = OPERATIONS[operation]
+    if region != "all" or weights != "softmax":
         return  # x·(xᵀx) needs no weight per pair of positions
     positions = height * width
     needed = 4 * num_images * positions**2
@@ -93,28 +70,25 @@ def check_memory(
 
 
 def denoise(
-    operation: Operation,
+    operation: str,
     x: tf.Tensor,
     theta: Optional[tf.Tensor] = None,
     phi: Optional[tf.Tensor] = None,
 ) -> tf.Tensor:
-    """Averages each position of x [batch, height, width, channels] with others.
+    """Averages each position of x [batch, height, width, channels] with others, by weights of θ
+    and φ, if there are these.
 
     At the edges a window has fewer positions; the median repeats those at the edge.
-
-    Args:
-        theta, phi: what the weights are of, where the operation is embedded: [batch,
-            height, width, their channels].
     """
-    if operation.weights == "median":
+    region, weights, _ = OPERATIONS[operation]
+    if weights == "median":
         return _median(*_window(_repeat_edges(x)))
-    if operation.weights == "equal":
+    if weights == "equal":
         return tf.cast(tf.nn.avg_pool2d(tf.cast(x, tf.float32), 3, 1, "SAME"), x.dtype)
     theta = x if theta is None else theta
     phi = x if phi is None else phi
-    if operation.region == "all":
-        return _average_over_all(x, theta, phi, operation.weights)
-    return _average_over_window(x, theta, phi, operation.weights)
+    average = _average_over_all if region == "all" else _average_over_window
+    return average(x, theta, phi, weights)
 
 
 def _average_over_all(x, theta, phi, weights: str) -> tf.Tensor:
@@ -200,22 +174,14 @@ def _median(*values: tf.Tensor) -> tf.Tensor:
 
 
 class DenoisingBlock(keras.layers.Layer):
-    """x + norm(1×1(denoised x)).
+    """x + norm(1×1(denoised x)), of x with `filters` channels."""
 
-    Args:
-        operation: a key of `OPERATIONS`.
-        filters: channels of x.
-        norm_arguments: of `DualBatchNormalization`.
-        name: scope of its variables.
-        **kwargs: of a Keras layer, such as `dtype`.
-    """
-
-    def __init__(self, operation: str, filters: int, norm_arguments: dict, name: str, **kwargs):
+    def __init__(self, operation: str, filters: int, norms: dict, name: str, **kwargs):
         super().__init__(name=name, **kwargs)
         dtype = kwargs.get("dtype")
-        self.operation_name, self.operation = operation, OPERATIONS[operation]
+        self.operation = operation
         self.theta = self.phi = None
-        if self.operation.embedded:
+        if OPERATIONS[operation][-1]:
             self.theta, self.phi = (
                 Convolution(
                     max(1, filters // 2),
@@ -228,7 +194,7 @@ class DenoisingBlock(keras.layers.Layer):
             )
         self.convolution = Convolution(filters, 1, name="conv2d", dtype=dtype)
         self.norm = DualBatchNormalization(
-            name="batch_normalization", dtype=dtype, gamma_initializer="zeros", **norm_arguments
+            name="batch_normalization", dtype=dtype, gamma_initializer="zeros", **norms
         )
 
     def build(self, input_shape):
@@ -237,15 +203,10 @@ class DenoisingBlock(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs, training=False):
-        """[batch, height, width, filters] → the same, in the same dtype.
-
-            Raises:
-        XX
-        """
         if None not in inputs.shape[:3]:
             num_images, height, width = inputs.shape[:3]
             way_out = "take fewer images at once, smaller ones, or 'non_local_dot'"
-            check_memory(self.operation_name, self.name, num_images, height, width, way_out)
+            check_memory(self.operation, self.name, num_images, height, width, way_out)
         embeddings = [] if self.theta is None else [self.theta(inputs), self.phi(inputs)]
         denoised = denoise(self.operation, inputs, *embeddings)
         return inputs + convolve_and_normalize(self.convolution, self.norm, denoised, training)

@@ -1,6 +1,5 @@
 """What all networks have in common: pixels and branches in, logits and feature maps out.
 
-class ResNet(BlockNetwork): …            # sets `stem`, `blocks` and `head`, calls `build`
 logits = model(images, training=True, branch="aux", seed=seed)
 endpoints = model.features(images)       # {"reduction_1": …, …, "features": …}
 """
@@ -13,7 +12,6 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.activations import Activation
-from efficientnet_advprop.models.recomputation import recompute_in_backward
 from efficientnet_advprop.runtime.autograph import call_as_it_is
 from efficientnet_advprop.runtime.branches import (
     Branch,
@@ -23,7 +21,7 @@ from efficientnet_advprop.runtime.branches import (
 )
 from efficientnet_advprop.runtime.errors import require_choice, require_whole
 from efficientnet_advprop.runtime.pass_mode import PassMode, current_pass, enter
-from tpu_utils import randomness
+from tpu_utils import randomness, replica_runtime
 
 # Pixels x in [0, 255], RGB, become (x − mean) / deviation. AdvProp's checkpoints want
 # [−1, 1]; those of EfficientNet-Lite, -EdgeTPU and -CondConv nearly that, in numbers
@@ -42,11 +40,8 @@ COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16":
 
 
 class Network(keras.Model):
-    """What the trainer, the evaluation and the export know of a network: pixels in,
-    float32 logits out, through one of the batch-norm branches.
-
-    It is called as `network(images, training, branch, update_statistics, seed)`; see
-    `BlockNetwork.call`.
+    """What the trainer, the evaluation and the export know of a network: pixels in, float32
+    logits out, through one of the batch-norm branches; called as `BlockNetwork.call` says.
 
     Attributes:
         variant: a row of a family's table, or the name of a function (`tables.KERAS_VARIANT`).
@@ -84,13 +79,10 @@ class BlockNetwork(Network):
     `self.build([None, None, None, 3])`: all variables exist when it returns.
 
     Args:
-        given: the `locals()` of the family's constructor, where nothing but its
-            arguments is set yet; `get_config` returns them. Those that every family has
-            are checked here.
+        given: the `locals()` of the family's constructor, its arguments alone, which
+            `get_config` returns. Those that every family has are checked here.
         variants: the rows of the family's table.
-        default_name: scope of the variables, unless the argument `name` says otherwise.
-        default_activation: a key of `activations.ACTIVATIONS`, unless the argument
-            `activation` says otherwise.
+        default_name, default_activation: unless `name` and `activation` are given.
 
     Attributes:
         activation: what the blocks have, an `activations.Activation`.
@@ -136,7 +128,6 @@ class BlockNetwork(Network):
 
     @property
     def norm_arguments(self) -> dict[str, Any]:
-        """The arguments of every `DualBatchNormalization` of the network."""
         given = self._constructor_arguments
         return dict(
             aux_branches=given["aux_branches"],
@@ -148,7 +139,6 @@ class BlockNetwork(Network):
 
     @property
     def dtype_policy_of_layers(self) -> keras.mixed_precision.Policy:
-        """Activations in the compute dtype, variables in float32."""
         return keras.mixed_precision.Policy(COMPUTE_DTYPES[self.activation_dtype])
 
     def __call__(self, *args, **kwargs):
@@ -156,7 +146,6 @@ class BlockNetwork(Network):
         return call_as_it_is(super().__call__, *args, **kwargs)
 
     def build(self, input_shape):
-        """Creates all variables, from the pixels up."""
         if self.built:
             return
         channels = self.stem.convolution.filters
@@ -172,9 +161,7 @@ class BlockNetwork(Network):
         self.built = True
 
     def compile(self, optimizer="rmsprop", *args, **kwargs):
-        """As `keras.Model.compile`, which scales the loss of models of the policy
-        "mixed_float16": here, where activations are float16.
-        """
+        # Keras scales the loss of models of the policy "mixed_float16", which this is not.
         if self.activation_dtype == "float16":
             optimizer = tf.nest.map_structure(_with_loss_scale, optimizer)
         super().compile(optimizer, *args, **kwargs)
@@ -215,7 +202,6 @@ class BlockNetwork(Network):
             return self._forward(images, training, seed)
 
     def _mode(self, training, branch, update_statistics) -> PassMode:
-        """Returns the surrounding pass's mode with what the arguments of a call say."""
         mode = current_pass()
         if update_statistics is not None:
             mode = mode._replace(update_statistics=update_statistics)
@@ -248,11 +234,7 @@ class BlockNetwork(Network):
         return {**end_points, "global_pool": end_points["pooled_features"], "head": logits}
 
     def _forward(self, images, training, seed, end_points: Optional[dict[str, Any]] = None):
-        """Returns logits.
-
-        `end_points`, in inference mode, gets all feature maps; without it none is kept
-        for longer than needed.
-        """
+        # `end_points` gets all feature maps; without it none is kept for longer than needed.
         images = check_images(images)
         if current_pass().constant_weights:
             # One operation over the image less. Only the deviation goes into a kernel:
@@ -285,10 +267,8 @@ class BlockNetwork(Network):
         return logits
 
     def _names_of_blocks(self) -> Iterator[tuple[str, ...]]:
-        """Yields what each block's output is called in the official `efficientnet_model`:
-        by its number, and where the next block has a stride (or there is none) by the
-        number of the reduction.
-        """
+        # As in the official `efficientnet_model`: by its number, and where the next block has a
+        # stride (or there is none) by the number of the reduction.
         reduction = int(self.stem_is_a_reduction)
         strides_above = [block.block.strides for block in self.blocks[1:]] + [2]
         for index, strides in enumerate(strides_above):
@@ -306,6 +286,42 @@ class BlockNetwork(Network):
         return cls(**config)
 
 
+def recompute_in_backward(
+    forward: Callable[[tf.Tensor], tf.Tensor], inputs: tf.Tensor
+) -> tf.Tensor:
+    """Returns `forward(inputs)`, of which nothing but `inputs` is kept for the gradient; the
+    rest is computed again (Chen et al. 2016, "Training deep nets with sublinear memory cost").
+
+    `forward` may read variables, to which the gradient flows, and change those that are not
+    trained; the same inputs give the same numbers.
+    """
+    # The backward pass runs outside the network's call, so the second run brings the
+    # mode along. Batch norms move their statistics in the first one alone, which
+    # `tf.recompute_grad` could not be told.
+    mode = current_pass()._replace(update_statistics=False)
+
+    @tf.custom_gradient
+    def run(inputs):
+        def gradient(upstream, variables=()):
+            with enter(mode), tf.GradientTape(watch_accessed_variables=False) as tape:
+                # Without this XLA sees the same operations on the same inputs twice,
+                # does them once and keeps the results.
+                starting_point = replica_runtime.after(upstream, inputs)
+                tape.watch([starting_point, *variables])
+                outputs = forward(starting_point)
+            to_inputs, *to_variables = tape.gradient(
+                outputs,
+                [starting_point, *variables],
+                upstream,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            return (to_inputs, to_variables) if variables else to_inputs
+
+        return forward(inputs), gradient
+
+    return run(inputs)
+
+
 def _with_loss_scale(optimizer) -> keras.mixed_precision.LossScaleOptimizer:
     optimizer = keras.optimizers.get(optimizer)
     if isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
@@ -314,17 +330,13 @@ def _with_loss_scale(optimizer) -> keras.mixed_precision.LossScaleOptimizer:
 
 
 def normalize_pixels(images: tf.Tensor, normalization: str) -> tf.Tensor:
-    """Returns float32 images from pixels in [0, 255]; `normalization`: a key of
-    `NORMALIZATIONS`.
-    """
+    """Returns float32 images from pixels in [0, 255]."""
     mean, deviation = NORMALIZATIONS[normalization]
     return (tf.cast(images, tf.float32) - tf.constant(mean)) / tf.constant(deviation)
 
 
 def check_images(images) -> tf.Tensor:
-    """Returns the images as a tensor [batch, height, width, 3]; raises a `ValueError`
-    for another shape.
-    """
+    """Returns the images as a tensor [batch, height, width, 3]; refuses another shape."""
     images = tf.convert_to_tensor(images)
     if not images.shape.is_compatible_with([None, None, None, 3]):
         raise ValueError(
@@ -337,8 +349,7 @@ def check_images(images) -> tf.Tensor:
         )
     if images.shape.rank == 4 and images.shape[-1] == 3:
         return images
-    # What decoders leave open (of how many channels an image is) must be 3 when it
-    # comes.
+    # What decoders leave open (how many channels an image has) must be 3 when it comes.
     return tf.ensure_shape(images, [None, None, None, 3])
 
 

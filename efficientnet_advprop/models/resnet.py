@@ -1,22 +1,19 @@
 """ResNet-50, -101, -152 and -200, or any width and depth, with AdvProp's auxiliary
 batch norms.
 
-    model = ResNet("resnet50", num_classes=1000, aux_branches=1)
-    # calls, branches and endpoints are an EfficientNet's
-    logits = model(images, training=True, branch="aux", seed=seed)
-
-Architecture: He et al., CVPR 2016, as in the official TPU `resnet_model` ("v1.5"): a
-block's stride is in its 3×3 convolution, strided convolutions have symmetric padding,
-the last gamma of every block starts at zero. Keras's ResNets differ in two places, for
-which there are options; `keras_weights` reads their files.
+Architecture: He et al., CVPR 2016 (table 1; ResNet-200: ECCV 2016), as in the official TPU
+`resnet_model` ("v1.5"): a block's stride is in its 3×3 convolution, strided convolutions
+have symmetric padding, the last gamma of every block starts at zero. Keras's ResNets differ
+in two places, for which there are options; `keras_weights` reads their files.
 """
 
+import dataclasses
+import math
 from typing import Optional, Sequence
 
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models import resnet_scaling
 from efficientnet_advprop.models.activations import Activation
 from efficientnet_advprop.models.denoising import OPERATIONS, DenoisingBlock
 from efficientnet_advprop.models.layers import (
@@ -30,16 +27,62 @@ from efficientnet_advprop.models.layers import (
 )
 from efficientnet_advprop.models.network import BlockNetwork, check_scaling
 from efficientnet_advprop.models.normalization import DualBatchNormalization
-from efficientnet_advprop.models.resnet_scaling import Bottleneck
-from efficientnet_advprop.models.scaling import round_filters
+from efficientnet_advprop.models.scaling import round_filters, round_repeats
 from efficientnet_advprop.runtime.errors import require_choice
 
+VARIANTS = {  # how many blocks the four stages have
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+    "resnet200": (3, 24, 36, 3),
+}
+IMAGE_SIZE = 224  # pixels; training and evaluation resolution
+STEM_FILTERS = 64
+STAGES = {2: 64, 3: 128, 4: 256, 5: 512}  # as the papers number them, res2 to res5: filters
+EXPANSION = 4  # times as many has the last convolution of a block
 STRIDE_PLACES = ("3x3", "1x1")
 POOL_PADDINGS = ("same", "symmetric")
 
 
+@dataclasses.dataclass(frozen=True)
+class Bottleneck:
+    """One block: 1×1, 3×3 and 1×1 convolution, and a projection where the shape changes."""
+
+    strides: int
+    filters: int
+    output_filters: int
+    survival_prob: float  # of the residual branch in training (stochastic depth)
+    first: bool  # of its stage; such a block has a projection
+    last: bool  # of its stage
+    stage: int  # a key of `STAGES`
+
+
+def scaled_bottlenecks(
+    variant: str, width: float = 1.0, depth: float = 1.0, survival_prob: float = 1.0
+) -> list[Bottleneck]:
+    """Returns every block, in order; all is rounded, and survives, as in an EfficientNet."""
+    counts = [round_repeats(repeats, depth) for repeats in VARIANTS[variant]]
+    blocks: list[Bottleneck] = []
+    for (stage, full_filters), repeats in zip(STAGES.items(), counts):
+        filters = round_filters(full_filters, width)
+        for repeat in range(repeats):
+            first, last = repeat == 0, repeat == repeats - 1
+            strides = 2 if first and stage > min(STAGES) else 1
+            own_survival = 1.0 - (1.0 - survival_prob) * len(blocks) / sum(counts)
+            outputs = EXPANSION * filters
+            blocks.append(Bottleneck(strides, filters, outputs, own_survival, first, last, stage))
+    return blocks
+
+
+def map_size(image_size: int, stage: int) -> int:
+    """Returns the height and width of a stage's outputs: each halves them, rounding up."""
+    for _ in range(stage):
+        image_size = math.ceil(image_size / 2)
+    return image_size
+
+
 def _convolution(filters, kernel_size, strides=1, **kwargs) -> Convolution:
-    """With the official initial kernels: a truncated normal of variance 1 / fan_in."""
+    # The official initial kernels: a truncated normal of variance 1 / fan_in.
     initializer = keras.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
     return Convolution(
         filters, kernel_size, strides, symmetric_padding=True, initializer=initializer, **kwargs
@@ -96,7 +139,7 @@ class BottleneckBlock(keras.layers.Layer):
 
     @property
     def convolutions(self) -> list[tuple[Convolution, DualBatchNormalization]]:
-        """Each convolution with its batch norm, the shortcut's first where there is one."""
+        """Each with its batch norm, the shortcut's first where there is one."""
         pairs = [(self.reduce, self.reduce_norm), (self.spatial, self.spatial_norm)]
         pairs.append((self.expand, self.expand_norm))
         return pairs if self.shortcut is None else [(self.shortcut, self.shortcut_norm), *pairs]
@@ -113,16 +156,8 @@ class BottleneckBlock(keras.layers.Layer):
         build_in_scopes([] if self.denoising is None else [(self.denoising, outer)])
         self.built = True
 
-    def call(
-        self,
-        inputs,
-        training=False,
-        seed: Optional[tf.Tensor] = None,
-        with_end_points: bool = False,
-    ):
-        """Returns the block's output; with `with_end_points` also an empty dictionary:
-        nothing inside has an official name.
-        """
+    def call(self, inputs, training=False, seed=None, with_end_points: bool = False):
+        """Returns the output; `with_end_points` also {}: nothing inside has an official name."""
         shortcut = inputs
         if self.shortcut is not None:
             shortcut = convolve_and_normalize(self.shortcut, self.shortcut_norm, inputs, training)
@@ -145,8 +180,7 @@ class ResNet(BlockNetwork):
     branches.
 
     Args:
-        variant: "resnet50", "resnet101", "resnet152" or "resnet200", a row of
-            `resnet_scaling.VARIANTS`.
+        variant: a key of `VARIANTS`.
         num_classes: size of the logits, ≥ 1.
         aux_branches: auxiliary batch norms beside the main ones; 0 is a plain ResNet.
         width_coefficient, depth_coefficient: multiply filters and blocks; None is 1.
@@ -156,13 +190,10 @@ class ResNet(BlockNetwork):
         normalization: of pixels: "imagenet" (mean and standard deviation; official),
             "advprop" (x·2/255 − 1; Fast AdvProp), "caffe" (mean of ImageNet alone;
             Keras) or "none".
-        compute_dtype: of activations: "float32", "bfloat16" or "float16"; variables and
-            logits are float32.
+        compute_dtype: see `EfficientNet`.
         batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size, aux_shares: see
             `DualBatchNormalization`.
-        recomputed_blocks: the first so many blocks keep no activations for the backward
-            pass but compute them again in it: less memory for more arithmetic, the same
-            numbers. The first ones have the highest resolution.
+        recomputed_blocks: see `EfficientNet`.
         stride_in: the convolution of a group's first block that has its stride: "3x3"
             (official) or "1x1" (Keras).
         pool_padding: of the max-pooling: "same" (official) or "symmetric", one pixel on
@@ -203,24 +234,24 @@ class ResNet(BlockNetwork):
         activation_alpha: Optional[float] = None,
         smooth_relu_gradient: str = "none",
         denoise: str = "none",
-        denoise_stages: Sequence[int] = resnet_scaling.STAGES,
+        denoise_stages: Sequence[int] = tuple(STAGES),
         name: Optional[str] = None,
     ):
         given = {**locals(), "denoise_stages": tuple(denoise_stages)}
-        super().__init__(given, resnet_scaling.VARIANTS, variant, "relu")
+        super().__init__(given, VARIANTS, variant, "relu")
         require_choice("stride_in", stride_in, STRIDE_PLACES)
         require_choice("pool_padding", pool_padding, POOL_PADDINGS)
         require_choice("denoise", denoise, ("none", *OPERATIONS))
         for stage in denoise_stages:
-            require_choice("denoise_stages", stage, resnet_scaling.STAGES)
+            require_choice("denoise_stages", stage, STAGES)
         width = 1.0 if width_coefficient is None else width_coefficient
         depth = 1.0 if depth_coefficient is None else depth_coefficient
         dropout = 0.0 if dropout_rate is None else dropout_rate
         check_scaling(width, depth, dropout)
-        self.image_size = resnet_scaling.VARIANTS[variant].image_size
+        self.image_size = IMAGE_SIZE
         self.stride_in, self.pool_padding = stride_in, pool_padding
         norms, policy = self.norm_arguments, self.dtype_policy_of_layers
-        stem_filters = round_filters(resnet_scaling.STEM_FILTERS, width)
+        stem_filters = round_filters(STEM_FILTERS, width)
         self.stem = Stem(
             _convolution(stem_filters, 7, 2, name="conv2d", dtype=policy),
             "batch_normalization",
@@ -228,7 +259,7 @@ class ResNet(BlockNetwork):
             norms,
             dtype=policy,
         )
-        blocks = resnet_scaling.scaled_bottlenecks(variant, width, depth, survival_prob)
+        blocks = scaled_bottlenecks(variant, width, depth, survival_prob)
         denoised_stages = () if denoise == "none" else denoise_stages
         self.blocks = [
             BottleneckBlock(
@@ -247,9 +278,7 @@ class ResNet(BlockNetwork):
         self.build([None, None, None, 3])
 
     def pool(self, x: tf.Tensor) -> tf.Tensor:
-        """Max-pools the stem's outputs, 3×3 with stride 2: [batch, h, w, channels] →
-        [batch, ⌈h/2⌉, ⌈w/2⌉, channels].
-        """
+        """Max-pools the stem's outputs, 3×3 with stride 2."""
         if self.pool_padding == "same":
             return tf.nn.max_pool2d(x, 3, 2, "SAME")
         # Behind a relu, padding with zeros is padding with the least value.

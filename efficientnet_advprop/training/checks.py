@@ -29,7 +29,7 @@ from efficientnet_advprop.data import records, sources
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.models.denoising import check_memory
 from efficientnet_advprop.models.normalization import official_group_size
-from efficientnet_advprop.models.resnet_scaling import map_size
+from efficientnet_advprop.models.resnet import map_size
 from efficientnet_advprop.runtime.directory_lock import DirectoryLock
 from efficientnet_advprop.runtime.errors import DataError, RunError, UserError
 from efficientnet_advprop.training import run_directory

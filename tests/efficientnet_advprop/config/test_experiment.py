@@ -14,7 +14,7 @@ from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config import tables
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import preprocessing
-from efficientnet_advprop.models import activations, denoising, families, network
+from efficientnet_advprop.models import FAMILIES, activations, denoising, network
 from efficientnet_advprop.models.checkpoints import published_checkpoints
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -109,7 +109,7 @@ def test_every_field_has_a_rule_or_is_a_flag_and_says_what_it_means():
 
 def test_the_tables_are_those_of_the_modules_that_act_upon_them():
     """The names of what a dictionary implements; plain choices are read from the tables."""
-    assert set(tables.VARIANTS) == set(families.FAMILIES)
+    assert set(tables.VARIANTS) == set(FAMILIES)
     assert set(tables.NORMALIZATIONS) == set(network.NORMALIZATIONS)
     assert set(tables.COMPUTE_DTYPES) == set(network.COMPUTE_DTYPES)
     assert set(tables.ACTIVATIONS) == {*activations.ACTIVATIONS, *activations.OTHER_NAMES}
@@ -131,7 +131,7 @@ def test_config_and_its_help_import_no_tensorflow():
 
 def test_every_variant_is_valid():
     config = ExperimentConfig()
-    for config.model.variant in families.FAMILIES:
+    for config.model.variant in FAMILIES:
         config.validate()
 
 

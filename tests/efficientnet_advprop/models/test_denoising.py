@@ -26,30 +26,31 @@ def features(seed=0, shape=(2, 5, 4, CHANNELS)):
     return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
 
 
-def embeddings(operation):
-    return [features(7)[..., :3], features(8)[..., :3]] if operation.embedded else []
+def embeddings(name):
+    return [features(7)[..., :3], features(8)[..., :3]] if OPERATIONS[name][-1] else []
 
 
-def reference(operation, x, theta=None, phi=None):
+def reference(name, x, theta=None, phi=None):
     """The definitions, position by position, in float64."""
+    kind, average, _ = OPERATIONS[name]
     x = np.float64(x)
     theta, phi = (x if part is None else np.float64(part) for part in (theta, phi))
     batch, height, width, channels = x.shape
     result = np.zeros_like(x)
     for n, i, j in itertools.product(range(batch), range(height), range(width)):
         region = list(itertools.product(range(height), range(width)))
-        if operation.region == "window":
+        if kind == "window":
             region = [(a, b) for a, b in region if abs(a - i) <= 1 and abs(b - j) <= 1]
-        if operation.weights == "median":
+        if average == "median":
             near = [(np.clip(i + a, 0, height - 1), np.clip(j + b, 0, width - 1))
                     for a in (-1, 0, 1) for b in (-1, 0, 1)]  # fmt: skip
             result[n, i, j] = np.median([x[n, a, b] for a, b in near], axis=0)
             continue
         products = np.array([theta[n, i, j] @ phi[n, a, b] for a, b in region])
-        if operation.weights == "softmax":
+        if average == "softmax":
             weights = np.exp(products / np.sqrt(theta.shape[-1]))
             weights /= weights.sum()
-        elif operation.weights == "dot":
+        elif average == "dot":
             weights = products / len(region)
         else:
             weights = np.full(len(region), 1 / len(region))
@@ -59,10 +60,10 @@ def reference(operation, x, theta=None, phi=None):
 
 @pytest.mark.parametrize("name", SLOW_BUT_QUICK)
 def test_averages_are_those_of_the_definition(name):
-    operation, x = OPERATIONS[name], features()
-    parts = embeddings(operation)
-    wanted = reference(operation, x, *parts)
-    function = tf.function(lambda *parts: denoise(operation, *parts))
+    x = features()
+    parts = embeddings(name)
+    wanted = reference(name, x, *parts)
+    function = tf.function(lambda *parts: denoise(name, *parts))
     np.testing.assert_allclose(function(*map(tf.constant, [x, *parts])), wanted, atol=2e-5)
     # Height and width that nobody knows when tracing; and compiled by XLA.
     unknown = [
@@ -71,15 +72,15 @@ def test_averages_are_those_of_the_definition(name):
     traced = tf.function(function).get_concrete_function(*unknown)
     np.testing.assert_allclose(traced(*map(tf.constant, [x, *parts])), wanted, atol=2e-5)
     short = tf.cast(
-        denoise(operation, *(tf.cast(part, tf.bfloat16) for part in [x, *parts])), tf.float32
+        denoise(name, *(tf.cast(part, tf.bfloat16) for part in [x, *parts])), tf.float32
     )
     np.testing.assert_allclose(short, wanted, atol=0.05 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("name", SLOW_BUT_QUICK)
 def test_slopes_are_those_of_finite_differences_and_of_xla(name):
-    operation, x = OPERATIONS[name], features(1)
-    parts = [x, *embeddings(operation)]
+    x = features(1)
+    parts = [x, *embeddings(name)]
     upstream, direction = (
         features(2),
         [features(3 + i)[..., : part.shape[-1]] for i, part in enumerate(parts)],
@@ -88,7 +89,7 @@ def test_slopes_are_those_of_finite_differences_and_of_xla(name):
     def slopes(*parts):
         with tf.GradientTape() as tape:
             tape.watch(parts)
-            y = denoise(operation, *parts)
+            y = denoise(name, *parts)
         return tape.gradient(y, parts, upstream)
 
     found = slopes(*map(tf.constant, parts))
@@ -96,7 +97,7 @@ def test_slopes_are_those_of_finite_differences_and_of_xla(name):
 
     def along(sign):
         moved = [part + sign * step * np.float64(way) for part, way in zip(parts, direction)]
-        return np.sum(np.float64(upstream) * reference(operation, *moved))
+        return np.sum(np.float64(upstream) * reference(name, *moved))
 
     wanted = (along(1) - along(-1)) / (2 * step)
     total = sum(np.sum(gradient * way) for gradient, way in zip(found, direction))
@@ -111,7 +112,7 @@ def test_the_gradient_of_a_median_is_shared_by_equals():
     x = tf.zeros([1, 3, 3, 1])
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = denoise(OPERATIONS["median"], x)
+        y = denoise("median", x)
     gradient = tape.gradient(y, x)
     assert float(tf.reduce_sum(gradient)) == pytest.approx(9.0, abs=1e-5)
     # In nine windows, a ninth each.

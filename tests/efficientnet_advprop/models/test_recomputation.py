@@ -11,7 +11,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import ResNet
-from efficientnet_advprop.models.recomputation import recompute_in_backward
+from efficientnet_advprop.models.network import recompute_in_backward
 from efficientnet_advprop.training import optimizers, steps
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState

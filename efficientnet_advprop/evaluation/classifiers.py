@@ -24,7 +24,7 @@ from efficientnet_advprop.evaluation.network_settings import settings_of
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import KerasNetwork, Network
 from efficientnet_advprop.models.converted.keras_network import check_no_mixture
-from efficientnet_advprop.models.variable_names import weights_digest
+from efficientnet_advprop.models.network import weights_digest
 from efficientnet_advprop.runtime.branches import Branch, check_branch, parse_branch
 from efficientnet_advprop.runtime.errors import ModelError, UsageError, brief_message
 

@@ -145,7 +145,7 @@ class Results:
 
     Args:
         model: its name.
-        weights_digest: see `variable_names.weights_digest`; of a SavedModel, SHA-256
+        weights_digest: see `models.network.weights_digest`; of a SavedModel, SHA-256
             over its files; "" of a function, whose weights are unknown.
         config: of the model, JSON values: its "settings" (see
             `network_settings.settings_of`), "image_size", "crop", "branch", where it

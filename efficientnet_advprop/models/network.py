@@ -5,7 +5,8 @@ endpoints = model.features(images)       # {"reduction_1": …, …, "features":
 """
 
 import functools
-from typing import Any, Callable, Iterable, Iterator, Optional
+import hashlib
+from typing import Any, Callable, Iterable, Iterator, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -362,3 +363,20 @@ def check_scaling(width: float, depth: float, dropout_rate: float) -> None:
         )
     if not 0.0 <= dropout_rate < 1.0:
         raise ValueError(f"`dropout_rate` is {dropout_rate!r}, but must lie in [0, 1).")
+
+
+def official_name(name: str) -> str:
+    """Returns a `tf.Variable.name` as in a released checkpoint: without its ":0"."""
+    return name.partition(":")[0]
+
+
+def weights_digest(variables: Sequence[tf.Variable]) -> str:
+    """Returns a SHA-256 over names, shapes and values: equal weights have equal digests,
+    whatever file or order they came from.
+    """
+    digest = hashlib.sha256()
+    for variable in sorted(variables, key=lambda variable: variable.name):
+        value = variable.numpy()
+        digest.update(f"{variable.name} {value.dtype} {value.shape};".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

@@ -13,8 +13,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.models import KerasNetwork
-from efficientnet_advprop.models.network import Network
-from efficientnet_advprop.models.variable_names import weights_digest
+from efficientnet_advprop.models.network import Network, weights_digest
 from efficientnet_advprop.runtime.errors import RunError, UsageError
 from efficientnet_advprop.serving import converters, verification
 from efficientnet_advprop.serving.calibration_images import (

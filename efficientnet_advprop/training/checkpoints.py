@@ -30,7 +30,7 @@ from efficientnet_advprop.models import (
     Network,
     save_released_checkpoint,
 )
-from efficientnet_advprop.models.variable_names import official_name
+from efficientnet_advprop.models.network import official_name
 from efficientnet_advprop.runtime.errors import brief_message
 from efficientnet_advprop.runtime.files import without_pattern
 from efficientnet_advprop.training import build

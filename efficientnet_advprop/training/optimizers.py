@@ -14,7 +14,7 @@ from typing import Optional, Sequence
 import tensorflow as tf
 
 from efficientnet_advprop.config.tables import OPTIMIZERS
-from efficientnet_advprop.models.variable_names import official_name
+from efficientnet_advprop.models.network import official_name
 
 
 class Optimizer(tf.Module):

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import KerasNetwork
-from efficientnet_advprop.models.variable_names import official_name
+from efficientnet_advprop.models.network import official_name
 from efficientnet_advprop.runtime.errors import list_names
 from efficientnet_advprop.training.losses import LossScale
 from efficientnet_advprop.training.optimizers import Optimizer

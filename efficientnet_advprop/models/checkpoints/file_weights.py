@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.variable_names import official_name
+from efficientnet_advprop.models.network import official_name
 
 CLASSIFIER = ("head/dense/kernel", "head/dense/bias")
 _AUX = re.compile(r"/aux(_\d+)?(?=/[^/]+$)")

@@ -36,8 +36,8 @@ from efficientnet_advprop.models.checkpoints.model_settings import (
     write_settings,
 )
 from efficientnet_advprop.models.checkpoints.published_checkpoints import prefers_averages
+from efficientnet_advprop.models.network import official_name
 from efficientnet_advprop.models.scaling import network_name
-from efficientnet_advprop.models.variable_names import official_name
 from efficientnet_advprop.runtime.errors import brief_message, list_names
 from efficientnet_advprop.runtime.files import list_folder
 

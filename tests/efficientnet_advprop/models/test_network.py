@@ -7,6 +7,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import EfficientNet, ResNet
+from efficientnet_advprop.models.network import weights_digest
 
 SEED = tf.constant([3, 4])
 
@@ -197,3 +198,10 @@ def test_a_keras_checkpoint_callback_saves_it(network, tmp_path):
     network.fit(images, tf.constant([0, 1, 2, 3]), callbacks=[callback], verbose=0)
     check(keras.models.load_model(tmp_path / "m"), images, network(images))
     clear(network)
+
+
+def test_digest_sees_values_and_names_and_nothing_else():
+    def make(value, name="v"):
+        return weights_digest([tf.Variable(np.full([2], value, np.float32), name=name)])
+
+    assert make(1.0) == make(1.0) and len({make(1.0), make(1.5), make(1.0, "w")}) == 3

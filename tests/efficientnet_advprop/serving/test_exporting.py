@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import EfficientNet
-from efficientnet_advprop.models.variable_names import weights_digest
+from efficientnet_advprop.models.network import weights_digest
 from efficientnet_advprop.runtime.errors import RunError, UsageError
 from efficientnet_advprop.serving import converters, exporting, verification, versions
 from efficientnet_advprop.serving.calibration_images import default_examples

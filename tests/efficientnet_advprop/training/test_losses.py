@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.models import EfficientNet
-from efficientnet_advprop.models.variable_names import official_name
+from efficientnet_advprop.models.network import official_name
 from efficientnet_advprop.training import losses
 from tests.conftest import golden, make_tiny
 

@@ -60,20 +60,20 @@ def test_losses_and_attacks_are_those_of_the_classes(labels):
 
 
 SOFT = np.full([4, 5], 0.2, np.float32)
-REFUSED = [
-    (CLASSES.astype(np.float32), r"float32 of shape \(4,\).*must be of an integer type"),
+REFUSED = [  # with what the message says of it
+    (CLASSES.astype(np.float32), r"float32 of shape \(4,\)"),
     (CLASSES[:, None].astype(np.float32), r"float32 of shape \(4, 1\).*\[batch, 5\]"),
-    (CLASSES > 0, r"bool of shape \(4,\).*must be of an integer type"),
-    ((CLASSES > 0)[:, None], r"bool of shape \(4, 1\).*second dimension"),
-    (np.eye(6)[CLASSES], r"float64 of shape \(4, 6\).*second dimension"),
-    (np.eye(6, dtype=np.int64)[CLASSES], r"int64 of shape \(4, 6\).*second dimension"),
+    (CLASSES > 0, r"bool of shape \(4,\)"),
+    ((CLASSES > 0)[:, None], r"bool of shape \(4, 1\)"),
+    (np.eye(6)[CLASSES], r"float64 of shape \(4, 6\)"),
+    (np.eye(6, dtype=np.int64)[CLASSES], r"int64 of shape \(4, 6\)"),
     (ONE_HOT[:, None], r"shape \(4, 1, 5\)"),
     (np.int32(3), r"shape \(\)"),
-    (np.array(["a", "b", "c", "d"]), "no numbers"),
-    (CLASSES + 0j, "no numbers"),
-    (CLASSES[:3], r"shape \(3,\), but there are 4 images"),
-    (ONE_HOT[:3], r"shape \(3, 5\), but there are 4 images"),
-    (CLASSES + 1, r"hold 5, but classes must be in \[0, 5\)"),
+    (np.array(["a", "b", "c", "d"]), "string of shape"),
+    (CLASSES + 0j, "complex128 of shape"),
+    (CLASSES[:3], r"shape \(3,\).* 4 images"),
+    (ONE_HOT[:3], r"shape \(3, 5\).* 4 images"),
+    (CLASSES + 1, r"hold 5.* \[0, 5\)"),
     (CLASSES.astype(np.int8) - 1, "hold -1"),
     (np.array([0, 1, 2, 2**40]), f"hold {2**40}"),
     (np.array([0, 1, 2, 2**64 - 1], np.uint64), f"hold {2**64 - 1}"),
@@ -100,11 +100,8 @@ def test_what_fits_neither_is_refused_in_words(labels, said):
 
 def test_labels_whose_shape_is_not_known_when_tracing():
     found = []
-    for spec in (
-        tf.TensorSpec(None, tf.int32),
-        tf.TensorSpec([None, None], tf.int32),
-        tf.TensorSpec([None, None], tf.bool),
-    ):
+    for shape, dtype in ((None, tf.int32), ([None, None], tf.int32), ([None, None], tf.bool)):
+        spec = tf.TensorSpec(shape, dtype)
         with pytest.raises(AttackError, match="`labels` are"):
             tf.function(lambda x: check_labels(x, 5), input_signature=[spec])(ONE_HOT)
     spec = tf.TensorSpec([None, None], tf.float32)
@@ -113,9 +110,7 @@ def test_labels_whose_shape_is_not_known_when_tracing():
     assert found[0].shape.as_list() == [None, 5]
 
 
-# --- values that cannot be seen when tracing are never counted
-# ---------------------------------
-
+# Values that cannot be seen when tracing are never counted.
 UNKNOWN = np.array([3, 5, -1, 1], np.int64)  # of 5 classes
 HUGE = np.array([3, 2**40, -(2**40), 1], np.int64)  # int32 would make classes of them
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnet_advprop.attacks import PGD
+from efficientnet_advprop.attacks import PGD, UniformNoise
 from efficientnet_advprop.attacks.pgd import draw_wrong_labels
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import DualBatchNormalization
@@ -33,9 +33,8 @@ def losses(images, labels):
 
 def test_one_step_without_random_start_is_fgsm():
     images, labels = batch()
-    found = PGD(epsilon=3.0, step_size=3.0, targeted=False, random_start=0.0)(
-        linear, images, labels
-    )
+    attack = PGD(epsilon=3.0, step_size=3.0, targeted=False, random_start=0.0)
+    found = attack(linear, images, labels)
     probabilities = tf.nn.softmax(linear(tf.cast(images, tf.float32)))
     # Of a linear model's cross-entropy.
     gradients = (probabilities - tf.one_hot(labels, 5)) @ tf.transpose(WEIGHTS)
@@ -111,9 +110,8 @@ def test_stays_in_the_ball_and_in_the_pixel_range_and_uses_them():
 
 def test_gradient_descent_leaves_the_ball_but_not_the_pixel_range():
     images, labels = batch(64)
-    found = PGD(1.0, 1.0, 9, random_start=0.0, num_classes=5, project=False)(
-        linear, images, labels, SEED
-    ).numpy()
+    attack = PGD(1.0, 1.0, 9, random_start=0.0, num_classes=5, project=False)
+    found = attack(linear, images, labels, SEED).numpy()
     assert np.abs(found - images).max() == 9.0
     assert found.min() == 0.0 and found.max() == 255.0
 
@@ -269,18 +267,15 @@ def test_the_loop_is_traced_once_whatever_the_number_of_steps(num_steps):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize(
-    "arguments, said",
-    [
-        (dict(epsilon=-1.0), "`epsilon` is -1.0"),
-        (dict(step_size=0.0), "`step_size` is 0.0"),
-        (dict(num_steps=0), "`num_steps` is 0"),
-        (dict(random_start=1.5), "`random_start` is 1.5"),
-        (dict(loss_scale=0.0), "`loss_scale` is 0.0"),
-        (dict(norm="l1"), "`norm` is 'l1', but must be one of linf, l2"),
-        (dict(num_classes=None), "`num_classes` is None.*targeted=False"),
-    ],
-)
-def test_refused_arguments_are_named(arguments, said):
-    with pytest.raises(ValueError, match=said):
-        PGD(**{**dict(num_classes=10), **arguments})
+def test_noise_is_uniform_in_the_ball_and_the_pixel_range_whatever_the_network():
+    images = np.random.RandomState(0).randint(0, 256, [16, 8, 8, 3]).astype(np.uint8)
+    found = UniformNoise(4.0)(None, images, None, SEED).numpy()
+    distance = np.abs(found - images)
+    assert distance.max() <= 4.0 and found.min() >= 0.0 and found.max() <= 255.0
+    assert found.dtype == np.float32
+    # |noise| is uniform in 0 … 4 where nothing clips.
+    inner = distance[(images > 4) & (images < 251)]
+    assert 1.9 < inner.mean() < 2.1
+    assert np.abs(np.quantile(inner, [0.25, 0.75]) - [1.0, 3.0]).max() < 0.15
+    np.testing.assert_array_equal(found, UniformNoise(4.0)(None, images, None, SEED))
+    assert np.abs(found - UniformNoise(4.0)(None, images, None, tf.constant([3, 5]))).max() > 1.0

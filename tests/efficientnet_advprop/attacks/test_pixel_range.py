@@ -50,17 +50,17 @@ def test_stays_within_epsilon_and_not_further_out(overshooting, name, epsilon):
         assert np.abs(found - clean)[inner].max() > 3.9
 
 
-def test_of_pixels_in_the_range_it_is_the_usual_one():
-    images = tf.constant([0.0, 3.0, 128.0, 255.0])
+@pytest.mark.parametrize(
+    "images, moved, wanted",
+    [
+        ([0.0, 3.0, 128.0, 255.0], [-4.0, -1.0, 300.0, 259.0], [0.0, 0.0, 255.0, 255.0]),
+        # An overshoot may move inwards and stay.
+        ([-30.0, -30.0, 270.0, 270.0], [-34.0, -26.0, 274.0, 266.0], [-30.0, -26.0, 270.0, 266.0]),
+    ],
+)
+def test_a_pixel_moves_in_its_range(images, moved, wanted):
+    images = tf.constant(images)
+    np.testing.assert_array_equal(clip_to_pixel_range(tf.constant(moved), images), wanted)
     low, high = pixel_range(images)
-    np.testing.assert_array_equal(low, [0.0] * 4)
-    np.testing.assert_array_equal(high, [255.0] * 4)
-    moved = tf.constant([-4.0, -1.0, 300.0, 259.0])
-    np.testing.assert_array_equal(clip_to_pixel_range(moved, images), [0.0, 0.0, 255.0, 255.0])
-
-
-def test_an_overshoot_may_move_inwards_and_stay():
-    images = tf.constant([-30.0, -30.0, 270.0, 270.0])
-    moved = tf.constant([-34.0, -26.0, 274.0, 266.0])
-    found = clip_to_pixel_range(moved, images)
-    np.testing.assert_array_equal(found, [-30.0, -26.0, 270.0, 266.0])
+    np.testing.assert_array_equal(low, np.minimum(images, 0.0))
+    np.testing.assert_array_equal(high, np.maximum(images, 255.0))

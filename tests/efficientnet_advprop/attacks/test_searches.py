@@ -8,7 +8,16 @@ import pytest
 import scipy.optimize
 import tensorflow as tf
 
-from efficientnet_advprop.attacks import APGD, FAB, AttackError, AutoAttack, Square, norms
+from efficientnet_advprop.attacks import (
+    APGD,
+    FAB,
+    PGD,
+    AttackError,
+    AutoAttack,
+    Square,
+    UniformNoise,
+    norms,
+)
 from efficientnet_advprop.attacks.apgd import check_distances
 from efficientnet_advprop.attacks.attack import Found
 from efficientnet_advprop.attacks.fab import shortest_step
@@ -318,49 +327,53 @@ def test_losses_by_hand():
     assert likeliest_wrong_classes(labels, logits, 3).numpy().tolist() == [[1, 2, 3], [3, 4, 1]]
 
 
-@pytest.mark.parametrize(
-    "make, said",
-    [
-        (lambda: APGD(epsilon=0.0), "`epsilon` is 0.0"),
-        (lambda: APGD(epsilon=float("nan")), "`epsilon` is nan"),
-        (lambda: FAB(epsilon=576.0), "`epsilon` is 576.0.*norm='l2'"),
-        (lambda: Square(norm="l1"), "`norm` is 'l1', but must be one of linf, l2"),
-        (lambda: APGD(loss="hinge"), "`loss` is 'hinge'"),
-        (lambda: APGD(num_steps=0), "`num_steps` is 0"),
-        (lambda: APGD(num_gradients=0), "`num_gradients` is 0"),
-        (lambda: APGD(num_restarts=1.5), "`num_restarts` is 1.5"),
-        (lambda: APGD(targeted=True, num_classes=9), "`num_targets` is 9.*num_targets=8"),
-        (lambda: FAB(num_classes=4), "`num_targets` is 9.*num_targets=3"),
-        (lambda: APGD(loss="dlr", num_classes=2), "`num_classes` is 2.*cross_entropy"),
-        (
-            lambda: APGD(loss="dlr", targeted=True, num_targets=2, num_classes=3),
-            "compares 4 logits when targeted",
-        ),
-        (lambda: Square(num_queries=0), "`num_queries` is 0"),
-        (lambda: Square(first_share=0.0), "`first_share` is 0.0"),
-        (lambda: AutoAttack(version="best"), "`version` is 'best'.*standard, plus, rand"),
-        (lambda: AutoAttack(num_classes=5), "`num_targets` is 9"),
-        (lambda: AutoAttack(batch_size=0), "`batch_size` is 0"),
-    ],
-)
-def test_refused_arguments_are_named(make, said):
-    with pytest.raises(ValueError, match=said):
-        make()
+REFUSED = [
+    (APGD, dict(epsilon=0.0), "epsilon"),
+    (APGD, dict(epsilon=float("nan")), "epsilon"),
+    (FAB, dict(epsilon=576.0), "epsilon"),  # under L∞
+    (PGD, dict(epsilon=-1.0, num_classes=10), "epsilon"),
+    (UniformNoise, dict(epsilon=-1.0), "epsilon"),
+    (Square, dict(norm="l1"), "norm"),
+    (PGD, dict(norm="l1"), "norm"),
+    (APGD, dict(loss="hinge"), "loss"),
+    (APGD, dict(num_steps=0), "num_steps"),
+    (PGD, dict(num_steps=0), "num_steps"),
+    (PGD, dict(step_size=0.0), "step_size"),
+    (PGD, dict(random_start=1.5), "random_start"),
+    (PGD, dict(loss_scale=0.0), "loss_scale"),
+    (PGD, dict(num_classes=None), "num_classes"),  # of which a wrong one is to be drawn
+    (APGD, dict(num_gradients=0), "num_gradients"),
+    (APGD, dict(num_restarts=1.5), "num_restarts"),
+    (APGD, dict(targeted=True, num_classes=9, num_targets=9), "num_targets"),
+    (FAB, dict(num_classes=4, num_targets=9), "num_targets"),
+    (APGD, dict(loss="dlr", num_classes=2), "num_classes"),
+    (APGD, dict(loss="dlr", targeted=True, num_targets=2, num_classes=3), "num_classes"),
+    (Square, dict(num_queries=0), "num_queries"),
+    (Square, dict(first_share=0.0), "first_share"),
+    (AutoAttack, dict(version="best"), "version"),
+    (AutoAttack, dict(num_classes=5, num_targets=9), "num_targets"),
+    (AutoAttack, dict(batch_size=0), "batch_size"),
+]
+
+
+@pytest.mark.parametrize("kind, arguments, name", REFUSED)
+def test_refused_arguments_are_named(kind, arguments, name):
+    with pytest.raises(ValueError, match=f"`{name}` is {arguments[name]!r}"):
+        kind(**arguments)
 
 
 def test_what_cannot_be_attacked_is_named():
     images, labels = batch(4)
-    with pytest.raises(AttackError, match="`num_classes` is 7, but `logits_fn` returns 5"):
-        APGD(3.0, num_classes=7)(linear, images, labels, SEED)
-    with pytest.raises(AttackError, match="shape .4, 5. and are class weights"):
-        APGD(3.0)(linear, images, tf.one_hot(labels, 5), SEED)
-    with pytest.raises(AttackError, match="`images` has shape"):
-        APGD(3.0)(linear, images[0], labels, SEED)
-    with pytest.raises(AttackError, match=r"expected logits \[batch, classes\]"):
-        APGD(3.0)(lambda images: linear(images)[:, 0], images, labels, SEED)
+    column = lambda images: linear(images)[:, 0]  # noqa: E731
     flat = lambda images: tf.stop_gradient(linear(images))  # noqa: E731
-    with pytest.raises(AttackError, match="cannot be differentiated.*Square alone is possible"):
-        APGD(3.0)(flat, images, labels, SEED)
-    with pytest.raises(ValueError, match="`epsilon` is 2000.0.*1766.69 apart"):
-        APGD(2000.0, "l2")(linear, images, labels, SEED)
+    for arguments, network, images_given, labels_given, said in (
+        (dict(num_classes=7), linear, images, labels, "`num_classes` is 7, but `logits_fn` .* 5"),
+        ({}, linear, images, tf.one_hot(labels, 5), "`labels` have shape .4, 5."),
+        ({}, linear, images[0], labels, "`images` has shape .4, 4, 3."),
+        ({}, column, images, labels, "`logits_fn` returned shape .4,."),
+        ({}, flat, images, labels, "`logits_fn`.*differentiated.*Square"),
+        (dict(epsilon=2000.0, norm="l2"), linear, images, labels, "`epsilon` is 2000.0.*1766.69"),
+    ):
+        with pytest.raises(AttackError, match=said):
+            APGD(**{"epsilon": 3.0, **arguments})(network, images_given, labels_given, SEED)
     assert Square(40.0, num_queries=3)(flat, images, labels, SEED).shape == images.shape

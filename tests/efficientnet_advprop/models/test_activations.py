@@ -161,20 +161,6 @@ def test_relu_with_a_smooth_gradient_is_relu_forwards_and_softplus_backwards(whe
         np.testing.assert_allclose(tf.cast(slope, tf.float32), wanted, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(
-    "arguments, argument",
-    [
-        (("mish",), "`activation` is 'mish'"),
-        (("softplus", -1.0), "`activation_alpha` is -1.0"),
-        (("swish", None, "both"), "`smooth_relu_gradient` is 'both', but `activation` is 'swish'"),
-        (("relu", None, "backward"), "`smooth_relu_gradient` is 'backward'"),
-    ],
-)
-def test_what_does_not_go_together_is_named(arguments, argument):
-    with pytest.raises(ValueError, match=argument):
-        activations.Activation(*arguments)
-
-
 @pytest.mark.parametrize("name", ["gelu", "parametric_softplus", "smooth_relu"])
 def test_one_pass_is_the_same_where_there_is_no_xla_and_inside_of_a_compiled_step(name):
     activation = activations.Activation(name).make("activation")

@@ -6,7 +6,8 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models import EfficientNet, ResNet
+from efficientnet_advprop.models import DualBatchNormalization, EfficientNet, ResNet
+from efficientnet_advprop.models.activations import Activation
 from efficientnet_advprop.models.network import weights_digest
 
 SEED = tf.constant([3, 4])
@@ -44,18 +45,13 @@ def clear(network):
             setattr(network, name, None)
 
 
-# --- shapes that are not known when tracing
-# --------------------------------------------------
-
-
 def test_logits_and_gradients_need_no_static_shape(network):
     images = tf.constant(pixels(np.float32))
 
     def differentiate(images):
         with tf.GradientTape() as tape:
-            logits = network(
-                images, training=True, branch="aux", update_statistics=False, seed=SEED
-            )
+            mode = dict(training=True, branch="aux", update_statistics=False)
+            logits = network(images, seed=SEED, **mode)
             loss = tf.reduce_sum(tf.square(logits))
         kernels = [v for v in network.trainable_variables if v.name.endswith("kernel:0")]
         return [logits, *tape.gradient(loss, kernels[:3])]
@@ -111,10 +107,6 @@ def test_decoded_images_of_any_size_train(network):
     clear(network)
 
 
-# --- Keras's global policy
-# -------------------------------------------------------------------
-
-
 @pytest.fixture
 def mixed_policy():
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
@@ -156,10 +148,6 @@ def test_other_dtypes_scale_no_loss(network):
     clear(network)
 
 
-# --- Keras's files
-# ---------------------------------------------------------------------------
-
-
 def around(network):
     inputs = keras.Input([None, None, 3])
     return keras.Model(inputs, keras.layers.Softmax()(network(inputs)))
@@ -198,6 +186,39 @@ def test_a_keras_checkpoint_callback_saves_it(network, tmp_path):
     network.fit(images, tf.constant([0, 1, 2, 3]), callbacks=[callback], verbose=0)
     check(keras.models.load_model(tmp_path / "m"), images, network(images))
     clear(network)
+
+
+REFUSED = [
+    (EfficientNet, dict(variant="b9"), "variant"),
+    (ResNet, dict(variant="resnet51"), "variant"),
+    (EfficientNet, dict(normalization="zero_one"), "normalization"),
+    (EfficientNet, dict(compute_dtype="int8"), "compute_dtype"),
+    (EfficientNet, dict(num_classes=0), "num_classes"),
+    (EfficientNet, dict(survival_prob=0.0), "survival_prob"),
+    (EfficientNet, dict(dropout_rate=1.0), "dropout_rate"),
+    (ResNet, dict(width_coefficient=-1.0), "width_coefficient"),
+    (EfficientNet, dict(aux_branches=-1), "aux_branches"),
+    (EfficientNet, dict(recomputed_blocks=-1), "recomputed_blocks"),
+    (EfficientNet, dict(recomputed_blocks=1.5), "recomputed_blocks"),
+    (ResNet, dict(stride_in="5x5"), "stride_in"),
+    (ResNet, dict(pool_padding="valid"), "pool_padding"),
+    (DualBatchNormalization, dict(aux_branches=-1), "aux_branches"),
+    (DualBatchNormalization, dict(momentum=1.0), "momentum"),
+    (DualBatchNormalization, dict(epsilon=0.0), "epsilon"),
+    (DualBatchNormalization, dict(group_size=0), "group_size"),
+    (DualBatchNormalization, dict(aux_shares="all"), "aux_shares"),
+    (Activation, dict(name="mish"), "name"),
+    (Activation, dict(name="softplus", alpha=-1.0), "alpha"),
+    (Activation, dict(name="swish", smooth_relu_gradient="both"), "smooth_relu_gradient"),
+    (Activation, dict(name="relu", smooth_relu_gradient="backward"), "smooth_relu_gradient"),
+]
+
+
+@pytest.mark.parametrize("kind, arguments, name", REFUSED)
+def test_refused_arguments_are_named(kind, arguments, name):
+    said = {"name": "activation", "alpha": "activation_alpha"}.get(name, name)  # as a network's
+    with pytest.raises(ValueError, match=f"`{said}` is {arguments[name]!r}"):
+        kind(**arguments)
 
 
 def test_digest_sees_values_and_names_and_nothing_else():

@@ -103,12 +103,6 @@ def test_xla_does_the_work_twice():
     assert_same(*results)
 
 
-@pytest.mark.parametrize("recomputed_blocks", [-1, 1.5])
-def test_a_number_of_blocks_out_of_range_is_named(recomputed_blocks):
-    with pytest.raises(ValueError, match="`recomputed_blocks`"):
-        make_tiny(recomputed_blocks=recomputed_blocks)
-
-
 @pytest.mark.slow
 def test_an_advprop_step_of_efficientnet_with_recomputed_blocks_is_the_step_with_kept_ones():
     random = np.random.RandomState(0)

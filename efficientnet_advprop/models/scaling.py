@@ -1,10 +1,8 @@
-"""The EfficientNet family as a table: what a block is, and how far each variant scales
-it.
+"""The EfficientNet family as a table: what a block is, and how far each variant scales it.
 
-Nothing here imports TensorFlow; `efficientnet.py` interprets the table. Sources: Tan &
-Le, ICML 2019, table 1 (the B0 network) and section 3.3 (compound scaling); the official
-`efficientnet_builder` for the coefficients, dropout rates and rounding rules, and its
-relatives in the folders `lite`, `edgetpu` and `condconv`; EfficientNetV2 (Tan & Le, ICML
+Sources: Tan & Le, ICML 2019, table 1 (the B0 network) and section 3.3 (compound scaling); the
+official `efficientnet_builder` for the coefficients, dropout rates and rounding rules, and
+its relatives in the folders `lite`, `edgetpu` and `condconv`; EfficientNetV2 (Tan & Le, ICML
 2021) is google/automl's `efficientnetv2`, from which the paper differs.
 """
 
@@ -54,9 +52,7 @@ class Design:
     num_experts: int = 0  # of routed stages
     normalization: str = "advprop"  # of pixels, a key of `network.NORMALIZATIONS`
     num_classes: int = 1000  # 1001: class 0 is the background
-    serving_resize: str = (
-        "bicubic"  # of images in the official export; evaluation is always bicubic
-    )
+    serving_resize: str = "bicubic"  # in the official export; evaluation is always bicubic
 
 
 EFFICIENTNET = Design()
@@ -95,21 +91,16 @@ CONDCONV_8E = dataclasses.replace(CONDCONV_4E, num_experts=8)
 
 
 def _v2(stem_filters: int, *stages: tuple[int, int, int, int]) -> Design:
-    """A network of EfficientNetV2, which has a design for each of its sizes.
-
-    Args:
-        stem_filters: also the first stage's input.
-        *stages: repeats, strides, expansion and output filters; the first three are
-            fused. All kernels are 3×3.
+    """A network of EfficientNetV2, which has a design for each of its sizes: repeats, strides,
+    expansion and output filters of each stage. All kernels are 3×3, the first three are fused.
     """
-    inputs = [stem_filters, *(stage[-1] for stage in stages)]
+    rows, filters = [], stem_filters
+    for repeats, strides, expand_ratio, outputs in stages:
+        fused = len(rows) < 3
+        rows.append(Stage(repeats, 3, strides, expand_ratio, filters, outputs, fused))
+        filters = outputs
     return Design(
-        stages=tuple(
-            Stage(repeats, 3, strides, expand_ratio, filters, outputs, fused=index < 3)
-            for index, (filters, (repeats, strides, expand_ratio, outputs)) in enumerate(
-                zip(inputs, stages)
-            )
-        ),
+        stages=tuple(rows),
         stem_filters=stem_filters,
         keeps_nine_tenths=False,
         batch_norm_momentum=0.9,
@@ -176,9 +167,7 @@ VARIANTS = {
     "v2-l": Scaling(1.0, 1.0, 480, 0.4, V2_L),
     "v2-xl": Scaling(1.0, 1.0, 512, 0.4, V2_XL),
 }
-RELEASED_VARIANTS = tuple(
-    f"b{index}" for index in range(9)
-)  # those of AdvProp's own checkpoints, B0 to B8
+RELEASED_VARIANTS = tuple(f"b{index}" for index in range(9))  # AdvProp's own checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,9 +193,7 @@ class Block:
 
 
 def network_name(variant: str) -> str:
-    """Returns the official name, the scope of variables: "efficientnet-b0",
-    "efficientnetv2-s".
-    """
+    """Returns the official name, the scope of variables: "efficientnet-b0", "efficientnetv2-s"."""
     return f"efficientnet{'' if variant.startswith('v2-') else '-'}{variant}"
 
 
@@ -252,18 +239,14 @@ def scaled_blocks(
 ) -> tuple[Block, ...]:
     """Returns every block of a scaled network, in order.
 
-    The first block gets the stem's filters, which need not be those that its stage
-    names: its expansion is counted from the stage's, as in the official code, unless it
-    has none.
-
-    `survival_prob` is the official flag: block i of N survives with probability 1 − (1
-    − survival_prob)·i/N, so that the first block always survives and the last one does
-    not quite reach `survival_prob`.
+    `survival_prob` is the official flag: block i of N survives with probability
+    1 − (1 − survival_prob)·i/N, so that the first block always survives.
     """
     counts = scaled_repeats(design, depth_coefficient)
-    total = sum(counts)
     blocks: list[Block] = []
     num_routed = 0
+    # The stem's filters need not be those that the first stage names: its expansion is
+    # counted from the stage's, as in the official code, unless it has none.
     filters, _ = end_filters(design, width_coefficient)
     for stage, repeats in zip(design.stages, counts):
         nominal_filters, output_filters = (
@@ -281,7 +264,7 @@ def scaled_blocks(
                     expanded_filters=nominal_filters * stage.expand_ratio if expands else filters,
                     output_filters=output_filters,
                     squeeze_filters=_squeeze_filters(design, stage, nominal_filters),
-                    survival_prob=1.0 - (1.0 - survival_prob) * len(blocks) / total,
+                    survival_prob=1.0 - (1.0 - survival_prob) * len(blocks) / sum(counts),
                     fused=stage.fused,
                     skip=stage.skip,
                     num_experts=design.num_experts if stage.routed else 0,

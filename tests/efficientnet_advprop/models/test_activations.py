@@ -10,22 +10,18 @@ from tpu_utils import replica_runtime
 class Host(replica_runtime.ReplicaRuntime):
     """This host, with XLA or as if it had none."""
 
-    def __init__(self, compiles_parts):
-        self._compiles_parts = compiles_parts
+    compiles_parts = None
 
-    @property
-    def compiles_parts(self):
-        return self._compiles_parts
+    def __init__(self, compiles_parts):
+        self.compiles_parts = compiles_parts
 
 
 def plain(x, *weights):
     """The same, left to automatic differentiation."""
     y = tf.nn.silu(x)
-    return (
-        y * activations.squeeze_excite(tf.reduce_mean(y, [1, 2]), *weights)[:, None, None, :]
-        if weights
-        else y
-    )
+    if not weights:
+        return y
+    return y * activations.squeeze_excite(tf.reduce_mean(y, [1, 2]), *weights)[:, None, None, :]
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(tf.float32, 2e-6), (tf.bfloat16, 8e-2)])
@@ -58,34 +54,33 @@ def test_values_and_gradients_are_those_of_automatic_differentiation(
     assert len(found) == len(wanted) == 2 + len(shapes)
     for value, reference in zip(found, wanted):
         assert value.dtype == dtype
-        scale = np.abs(reference).max()
-        np.testing.assert_allclose(
-            tf.cast(value, tf.float32), reference, rtol=0, atol=tolerance * scale
-        )
+        atol = tolerance * np.abs(reference).max()
+        np.testing.assert_allclose(tf.cast(value, tf.float32), reference, rtol=0, atol=atol)
 
 
 def softplus(x, alpha):
     return np.logaddexp(0.0, alpha * x) / alpha
 
 
-# In float64, from the papers' formulas; SmoothReLU and parametric softplus: SAT,
-# section 4.
+def gelu(x, alpha):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def smooth_relu(x, alpha):
+    return np.where(x > 0, x - np.log(alpha * np.maximum(x, 0) + 1) / alpha, 0.0)
+
+
+# In float64, from the papers' formulas; SmoothReLU and parametric softplus: SAT, section 4.
 REFERENCES = {
     "relu": (lambda x, alpha: np.maximum(x, 0.0), None),
     "relu6": (lambda x, alpha: np.clip(x, 0.0, 6.0), None),
     "elu": (lambda x, alpha: np.where(x > 0, x, np.expm1(np.minimum(x, 0.0))), None),
     "swish": (lambda x, alpha: x / (1.0 + np.exp(-x)), None),
     "silu": (lambda x, alpha: x / (1.0 + np.exp(-x)), None),
-    "gelu": (
-        lambda x, alpha: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
-        None,
-    ),
+    "gelu": (gelu, None),
     "softplus": (softplus, 1.0),
     "parametric_softplus": (softplus, 10.0),
-    "smooth_relu": (
-        lambda x, alpha: np.where(x > 0, x - np.log(alpha * np.maximum(x, 0) + 1) / alpha, 0.0),
-        400.0,
-    ),
+    "smooth_relu": (smooth_relu, 400.0),
 }
 
 
@@ -126,9 +121,7 @@ def test_values_and_slopes_are_those_of_the_formula(name, alpha):
 
 
 def test_smooth_relu_at_known_points():
-    """x − log(αx + 1)/α with α = 4: at x = ¼(e − 1) it is x − ¼, and its slope αx/(1 +
-    αx) is 1 − 1/e.
-    """
+    """With α = 4 at x = ¼(e − 1) it is x − ¼, and its slope αx/(1 + αx) is 1 − 1/e."""
     activation = activations.Activation("smooth_relu", 4.0).make("activation")
     x = tf.constant([-1.0, 0.0, (np.e - 1) / 4], tf.float32)
     activation(x)
@@ -142,9 +135,7 @@ def test_smooth_relu_at_known_points():
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
 @pytest.mark.parametrize("where", activations.SMOOTH_RELU_GRADIENTS)
 def test_relu_with_a_smooth_gradient_is_relu_forwards_and_softplus_backwards(where, dtype):
-    """SAT, section 4: the derivative of parametric softplus with α = 10 is 1/(1 +
-    e^(−10x)).
-    """
+    """SAT, section 4: parametric softplus's derivative with α = 10 is 1/(1 + e^(−10x))."""
     activation = activations.Activation("relu", smooth_relu_gradient=where).make("activation")
     x = tf.cast(np.linspace(-2, 2, 81) + 0.0125, dtype)
     for training in (False, True):

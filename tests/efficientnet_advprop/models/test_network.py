@@ -200,6 +200,7 @@ REFUSED = [
     (EfficientNet, dict(aux_branches=-1), "aux_branches"),
     (EfficientNet, dict(recomputed_blocks=-1), "recomputed_blocks"),
     (EfficientNet, dict(recomputed_blocks=1.5), "recomputed_blocks"),
+    (ResNet, dict(denoise="nothing"), "denoise"),
     (ResNet, dict(stride_in="5x5"), "stride_in"),
     (ResNet, dict(pool_padding="valid"), "pool_padding"),
     (DualBatchNormalization, dict(aux_branches=-1), "aux_branches"),

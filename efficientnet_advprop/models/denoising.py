@@ -16,7 +16,8 @@ from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.layers import (
     Convolution,
     build_in_scopes,
-    convolve_and_normalize,
+    build_steps,
+    run_steps,
 )
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.runtime.errors import ModelError
@@ -198,8 +199,8 @@ class DenoisingBlock(keras.layers.Layer):
         )
 
     def build(self, input_shape):
-        parts = [] if self.theta is None else [(self.theta, input_shape), (self.phi, input_shape)]
-        build_in_scopes([*parts, (self.convolution, input_shape), (self.norm, input_shape)])
+        build_in_scopes([(self.theta, input_shape), (self.phi, input_shape)])
+        build_steps([(self.convolution, self.norm, None)], input_shape)
         self.built = True
 
     def call(self, inputs, training=False):
@@ -209,4 +210,5 @@ class DenoisingBlock(keras.layers.Layer):
             check_memory(self.operation, self.name, num_images, height, width, way_out)
         embeddings = [] if self.theta is None else [self.theta(inputs), self.phi(inputs)]
         denoised = denoise(self.operation, inputs, *embeddings)
-        return inputs + convolve_and_normalize(self.convolution, self.norm, denoised, training)
+        outputs, _ = run_steps([(self.convolution, self.norm, None)], denoised, training)
+        return inputs + outputs

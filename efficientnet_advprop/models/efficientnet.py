@@ -29,10 +29,12 @@ from efficientnet_advprop.models.layers import (
     DepthwiseConvolution,
     Head,
     Stem,
+    Step,
     build_in_scopes,
-    convolve_and_normalize,
+    build_steps,
     drop_residual,
     kernel_initializer,
+    run_steps,
 )
 from efficientnet_advprop.models.network import BlockNetwork, check_scaling
 from efficientnet_advprop.models.normalization import DualBatchNormalization
@@ -99,52 +101,46 @@ class GatedActivation(keras.layers.Layer):
 
 
 class InvertedBottleneck(keras.layers.Layer):
-    """Widen, convolve, project back by 1×1, and the shortcut where there is one.
+    """Widen, convolve, project back by 1×1, and the shortcut where shapes allow it.
 
-    A subclass makes `self.project` and `self.project_norm` and says how images are widened.
+    A subclass makes the layers; of expansion, depthwise convolution and projection it may
+    lack the first two.
     """
 
     def __init__(self, block: Block, activation: Activation, norms: dict, name: str, **kwargs):
         super().__init__(name=name, **kwargs)
-        self.block = block
-        self._norms = {**norms, "dtype": kwargs.get("dtype")}
+        self.block, self.dtype_argument = block, kwargs.get("dtype")
+        self._norm_arguments = dict(norms)
         self._num_norms = 0
-        self.project_activation: Optional[Activation] = None
+        self.routing = self.expand = self.depthwise = self.project_activation = None
+        self.make_layers(activation)
+
+    def make_layers(self, activation: Activation) -> None:
+        raise NotImplementedError
 
     def make_norm(self) -> DualBatchNormalization:
         name = _counted("tpu_batch_normalization", self._num_norms)
         self._num_norms += 1
-        return DualBatchNormalization(name=name, **self._norms)
+        return DualBatchNormalization(name=name, dtype=self.dtype_argument, **self._norm_arguments)
 
-    def widening_parts(self, inputs: tf.TensorShape, expanded: list) -> list:
-        """Returns (layer, shape of its input) of what `widen` uses, in order."""
-        raise NotImplementedError
-
-    def widen(self, inputs, routing, training: bool):
-        """[batch, h, w, input_filters] → [batch, ⌈h/strides⌉, ⌈w/strides⌉, expanded_filters]."""
-        raise NotImplementedError
-
-    def route(self, inputs) -> dict:
-        """Returns what convolutions need to mix their experts, as keyword arguments."""
-        return {}
+    @property
+    def steps(self) -> list[Step]:
+        steps = []
+        if self.expand is not None:
+            steps.append((self.expand, self.expand_norm, self.expand_activation))
+        if self.depthwise is not None:
+            steps.append((self.depthwise, self.depthwise_norm, self.depthwise_activation))
+        return [*steps, (self.project, self.project_norm, self.project_activation)]
 
     def build(self, input_shape):
-        expanded = [None, None, None, self.block.expanded_filters]
-        projected = [None, None, None, self.block.output_filters]
-        build_in_scopes(self.widening_parts(input_shape, expanded))
-        build_in_scopes([(self.project, expanded), (self.project_norm, projected)])
-        if self.project_activation is not None:
-            build_in_scopes([(self.project_activation, projected)])
+        build_in_scopes([(self.routing, input_shape)])
+        build_steps(self.steps, input_shape)
         self.built = True
 
     def call(self, inputs, training=False, seed=None, with_end_points: bool = False):
         """Returns the output; `with_end_points` also {"expansion_output": what is projected}."""
-        routing = self.route(inputs)
-        expanded = self.widen(inputs, routing, training)
-        project = functools.partial(self.project, **routing)
-        x = convolve_and_normalize(project, self.project_norm, expanded, training)
-        if self.project_activation is not None:
-            x = self.project_activation(x, training=training)
+        routing = {} if self.routing is None else {"routing": self.routing(inputs)}
+        x, expanded = run_steps(self.steps, inputs, training, **routing)
         if self.block.residual:
             if training and self.block.survival_prob < 1.0:
                 x = drop_residual(x, self.block.survival_prob, seed)
@@ -158,18 +154,17 @@ class MBConvBlock(InvertedBottleneck):
     In a routed block all three convolutions have kernels of each image's own.
     """
 
-    def __init__(self, block: Block, activation: Activation, norms: dict, name: str, **kwargs):
-        super().__init__(block, activation, norms, name, **kwargs)
-        dtype, num_experts = kwargs.get("dtype"), block.num_experts
+    def make_layers(self, activation):
+        block, num_experts, dtype = self.block, self.block.num_experts, self.dtype_argument
         names = _names_of_convolutions(block)
-        self.routing = Routing(num_experts, name="dense") if num_experts else None
 
         def make_pointwise(filters):
             if not num_experts:
                 return Convolution(filters, 1, name=next(names), dtype=dtype)
             return RoutedPointwiseConvolution(filters, num_experts, name=next(names), dtype=dtype)
 
-        self.expand = self.expand_norm = self.expand_activation = None
+        if num_experts:
+            self.routing = Routing(num_experts, name="dense")
         if block.expand_ratio != 1:
             self.expand = make_pointwise(block.expanded_filters)
             self.expand_norm = self.make_norm()
@@ -194,27 +189,6 @@ class MBConvBlock(InvertedBottleneck):
         self.project = make_pointwise(block.output_filters)
         self.project_norm = self.make_norm()
 
-    def widening_parts(self, inputs, expanded):
-        parts = [] if self.routing is None else [(self.routing, inputs)]
-        if self.expand is not None:
-            parts += [(self.expand, inputs), (self.expand_norm, expanded)]
-            parts += [(self.expand_activation, expanded)]
-        own = (self.depthwise, self.depthwise_norm, self.depthwise_activation)
-        return parts + [(layer, expanded) for layer in own]
-
-    def route(self, inputs):
-        return {} if self.routing is None else {"routing": self.routing(inputs)}
-
-    def widen(self, inputs, routing, training):
-        x = inputs
-        if self.expand is not None:
-            expand = functools.partial(self.expand, **routing)
-            x = convolve_and_normalize(expand, self.expand_norm, x, training)
-            x = self.expand_activation(x, training=training)
-        depthwise = functools.partial(self.depthwise, **routing)
-        x = convolve_and_normalize(depthwise, self.depthwise_norm, x, training)
-        return self.depthwise_activation(x, training=training)
-
 
 class FusedMBConvBlock(InvertedBottleneck):
     """One full 3×3 convolution, which has the stride, in place of expansion and depthwise one.
@@ -223,11 +197,9 @@ class FusedMBConvBlock(InvertedBottleneck):
     activation follows. Gupta & Tan 2019, "EfficientNet-EdgeTPU"; Tan & Le 2021.
     """
 
-    def __init__(self, block: Block, activation: Activation, norms: dict, name: str, **kwargs):
-        super().__init__(block, activation, norms, name, **kwargs)
-        dtype = kwargs.get("dtype")
+    def make_layers(self, activation):
+        block, dtype = self.block, self.dtype_argument
         geometry = (block.kernel_size, block.strides)
-        self.expand = self.expand_norm = self.expand_activation = None
         if block.expand_ratio == 1:
             self.project = Convolution(block.output_filters, *geometry, name="conv2d", dtype=dtype)
             self.project_activation = activation.make("activation", dtype=dtype)
@@ -237,18 +209,6 @@ class FusedMBConvBlock(InvertedBottleneck):
             self.expand_activation = activation.make("activation", dtype=dtype)
             self.project = Convolution(block.output_filters, 1, name="conv2d_1", dtype=dtype)
         self.project_norm = self.make_norm()
-
-    def widening_parts(self, inputs, expanded):
-        if self.expand is None:
-            return []
-        own = (self.expand_norm, self.expand_activation)
-        return [(self.expand, inputs), *((layer, expanded) for layer in own)]
-
-    def widen(self, inputs, routing, training):
-        if self.expand is None:
-            return inputs
-        x = convolve_and_normalize(self.expand, self.expand_norm, inputs, training)
-        return self.expand_activation(x, training=training)
 
 
 def _counted(name: str, index: int) -> str:

@@ -5,7 +5,7 @@ scale and offset per channel, so it goes into the kernel and a bias: no pass ove
 activations is left of it. The attack runs in this mode K times a step.
 """
 
-from typing import Iterable, Optional
+from typing import Callable, Iterable, Optional
 
 import tensorflow as tf
 
@@ -23,12 +23,41 @@ def kernel_initializer() -> keras.initializers.Initializer:
 
 
 def build_in_scopes(shapes: Iterable) -> None:
-    """Builds sublayers, (layer, input shape) each, inside name scopes of their names."""
+    """Builds sublayers, (layer or None, input shape) each, inside name scopes of their names."""
     for layer, shape in shapes:
-        if isinstance(layer, Activation):  # no layer, and without variables
-            continue
-        with tf.name_scope(layer.name):
-            layer.build(tf.TensorShape(shape))
+        if isinstance(layer, keras.layers.Layer):  # an `Activation` has no variables
+            with tf.name_scope(layer.name):
+                layer.build(tf.TensorShape(shape))
+
+
+# A convolution, its batch norm, and the activation behind it, if there is one.
+Step = tuple[keras.layers.Layer, DualBatchNormalization, Optional[Callable]]
+
+
+def build_steps(steps: Iterable[Step], shape) -> tf.TensorShape:
+    """Builds the layers of steps that follow each other, and returns their outputs' shape."""
+    for convolution, norm, activation in steps:
+        build_in_scopes([(convolution, shape)])
+        shape = [None, None, None, getattr(convolution, "filters", shape[-1])]
+        build_in_scopes([(norm, shape), (activation, shape)])
+    return tf.TensorShape(shape)
+
+
+def run_steps(steps: Iterable[Step], x: tf.Tensor, training: bool, **routing):
+    """Returns the outputs of steps that follow each other, and the inputs of the last one.
+
+    A batch norm goes into its convolution's kernel in inference mode, or if it is frozen.
+    """
+    inputs = x
+    for convolution, norm, activation in steps:
+        inputs = x
+        if norm.uses_batch_moments(training):
+            x = norm(convolution(inputs, **routing), training=training)
+        else:
+            x = convolution(inputs, *norm.affine(), **routing)
+        if activation is not None:
+            x = activation(x, training=training)
+    return x, inputs
 
 
 def add_offset(outputs: tf.Tensor, offset: Optional[tf.Tensor]) -> tf.Tensor:
@@ -127,15 +156,6 @@ class DepthwiseConvolution(keras.layers.Layer):
         return add_offset(outputs, offset)
 
 
-def convolve_and_normalize(
-    convolution, norm: DualBatchNormalization, inputs: tf.Tensor, training: bool
-) -> tf.Tensor:
-    """Applies both; the norm goes into the kernel in inference mode, or if it is frozen."""
-    if norm.uses_batch_moments(training):
-        return norm(convolution(inputs), training=training)
-    return convolution(inputs, *norm.affine())
-
-
 def drop_residual(inputs: tf.Tensor, survival_prob: float, seed: Optional[tf.Tensor]) -> tf.Tensor:
     """Keeps each image's residual branch with `survival_prob`, and then divides it by
     that: stochastic depth (official `drop_connect`).
@@ -164,18 +184,16 @@ class Stem(keras.layers.Layer):
         self.norm = DualBatchNormalization(name=norm_name, dtype=dtype, **norms)
 
     def build(self, input_shape):
-        outputs = [None, None, None, self.convolution.filters]
-        build_in_scopes([(self.convolution, input_shape)])
-        build_in_scopes([(self.norm, outputs), (self.activation, outputs)])
+        build_steps([(self.convolution, self.norm, self.activation)], input_shape)
         self.built = True
 
     def call(self, inputs, training=False, deviation=None):
         """In inference mode with a `deviation` [channels], the kernel divides the inputs by it."""
         if deviation is None:
-            x = convolve_and_normalize(self.convolution, self.norm, inputs, training)
-        else:
-            scale, offset = self.norm.affine()
-            x = self.convolution(inputs, scale / deviation[:, None], offset)
+            step = (self.convolution, self.norm, self.activation)
+            return run_steps([step], inputs, training)[0]
+        scale, offset = self.norm.affine()
+        x = self.convolution(inputs, scale / deviation[:, None], offset)
         return self.activation(x, training=training)
 
 
@@ -207,7 +225,8 @@ class Head(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(name="head", **kwargs)
-        self.dropout_rate, self.convolution = dropout_rate, None
+        self.dropout_rate = dropout_rate
+        self.convolution = self.norm = self.activation = None
         if filters is not None:
             dtype = kwargs.get("dtype")
             self.activation = activation.make("activation", dtype=dtype)
@@ -216,24 +235,21 @@ class Head(keras.layers.Layer):
         self.classifier = classifier
 
     def build(self, input_shape):
-        channels = input_shape[-1]
-        if self.convolution is not None:
-            channels = self.convolution.filters
-            outputs = [None, None, None, channels]
-            build_in_scopes([(self.convolution, input_shape), (self.norm, outputs)])
-            build_in_scopes([(self.activation, outputs)])
-        build_in_scopes([(self.classifier, [None, channels])])
+        outputs = build_steps(self._steps, input_shape)
+        build_in_scopes([(self.classifier, [None, outputs[-1]])])
         self.built = True
+
+    @property
+    def _steps(self) -> list[Step]:
+        return [] if self.convolution is None else [(self.convolution, self.norm, self.activation)]
 
     def call(self, inputs, training=False, seed: Optional[tf.Tensor] = None):
         """Returns logits, float32 [batch, num_classes], and endpoints: "pooled_features",
         float32 [batch, channels], and "head_1x1", the convolution's feature map.
         """
-        x, end_points = inputs, {}
-        if self.convolution is not None:
-            x = convolve_and_normalize(self.convolution, self.norm, x, training)
-            x = end_points["head_1x1"] = self.activation(x, training=training)
+        x, _ = run_steps(self._steps, inputs, training)
         pooled = tf.cast(spatial_mean(x), tf.float32)
+        end_points = {} if self.convolution is None else {"head_1x1": x}
         end_points["pooled_features"] = pooled
         if training and self.dropout_rate > 0.0:
             pooled = randomness.dropout(pooled, self.dropout_rate, randomness.seed_or_fresh(seed))

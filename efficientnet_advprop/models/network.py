@@ -309,7 +309,7 @@ def recompute_in_backward(
                 # does them once and keeps the results.
                 starting_point = replica_runtime.after(upstream, inputs)
                 tape.watch([starting_point, *variables])
-                outputs = forward(starting_point)
+                outputs = call_as_it_is(forward, starting_point)
             to_inputs, *to_variables = tape.gradient(
                 outputs,
                 [starting_point, *variables],

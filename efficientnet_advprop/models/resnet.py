@@ -21,9 +21,11 @@ from efficientnet_advprop.models.layers import (
     Convolution,
     Head,
     Stem,
+    Step,
     build_in_scopes,
-    convolve_and_normalize,
+    build_steps,
     drop_residual,
+    run_steps,
 )
 from efficientnet_advprop.models.network import BlockNetwork, check_scaling
 from efficientnet_advprop.models.normalization import DualBatchNormalization
@@ -138,34 +140,27 @@ class BottleneckBlock(keras.layers.Layer):
             )
 
     @property
-    def convolutions(self) -> list[tuple[Convolution, DualBatchNormalization]]:
-        """Each with its batch norm, the shortcut's first where there is one."""
-        pairs = [(self.reduce, self.reduce_norm), (self.spatial, self.spatial_norm)]
-        pairs.append((self.expand, self.expand_norm))
-        return pairs if self.shortcut is None else [(self.shortcut, self.shortcut_norm), *pairs]
+    def steps(self) -> list[Step]:
+        return [
+            (self.reduce, self.reduce_norm, self.reduce_activation),
+            (self.spatial, self.spatial_norm, self.spatial_activation),
+            (self.expand, self.expand_norm, None),
+        ]
+
+    @property
+    def shortcut_steps(self) -> list[Step]:
+        return [] if self.shortcut is None else [(self.shortcut, self.shortcut_norm, None)]
 
     def build(self, input_shape):
-        inner = [None, None, None, self.block.filters]
-        outer = [None, None, None, self.block.output_filters]
-        for convolution, norm in self.convolutions:
-            inputs = inner if convolution in (self.spatial, self.expand) else input_shape
-            outputs = [None, None, None, convolution.filters]
-            build_in_scopes([(convolution, inputs), (norm, outputs)])
-        build_in_scopes([(self.reduce_activation, inner), (self.spatial_activation, inner)])
-        build_in_scopes([(self.output_activation, outer)])
-        build_in_scopes([] if self.denoising is None else [(self.denoising, outer)])
+        build_steps(self.shortcut_steps, input_shape)
+        outputs = build_steps(self.steps, input_shape)
+        build_in_scopes([(self.output_activation, outputs), (self.denoising, outputs)])
         self.built = True
 
     def call(self, inputs, training=False, seed=None, with_end_points: bool = False):
         """Returns the output; `with_end_points` also {}: nothing inside has an official name."""
-        shortcut = inputs
-        if self.shortcut is not None:
-            shortcut = convolve_and_normalize(self.shortcut, self.shortcut_norm, inputs, training)
-        x = convolve_and_normalize(self.reduce, self.reduce_norm, inputs, training)
-        x = self.reduce_activation(x, training=training)
-        x = convolve_and_normalize(self.spatial, self.spatial_norm, x, training)
-        x = self.spatial_activation(x, training=training)
-        x = convolve_and_normalize(self.expand, self.expand_norm, x, training)
+        shortcut, _ = run_steps(self.shortcut_steps, inputs, training)
+        x, _ = run_steps(self.steps, inputs, training)
         if training and self.block.survival_prob < 1.0:
             x = drop_residual(x, self.block.survival_prob, seed)
         x = self.output_activation(x + shortcut, training=training)

@@ -101,8 +101,7 @@ def _pairs(model: ResNet):
     for block in model.blocks:
         group, number = (group + 1, 1) if block.block.first else (group, number + 1)
         # Keras counts the shortcut as 0, where there is one.
-        for part, (convolution, norm) in enumerate(
-            block.convolutions, 0 if block.block.first else 1
-        ):
+        steps = [*block.shortcut_steps, *block.steps]
+        for part, (convolution, norm, _) in enumerate(steps, 0 if block.block.first else 1):
             stem = f"conv{group + 1}_block{number}_{part}"
             yield f"{stem}_conv", f"{stem}_bn", convolution, norm

@@ -9,7 +9,8 @@ from efficientnet_advprop.attacks.labels import check_classes, check_labels
 from efficientnet_advprop.attacks.pgd import cross_entropy, draw_wrong_labels
 from efficientnet_advprop.evaluation.evaluator import Evaluator, score
 from efficientnet_advprop.training import losses
-from tests.efficientnet_advprop.attacks.test_pgd import batch, linear
+from tests.efficientnet_advprop.attacks.linear_network import linear
+from tests.efficientnet_advprop.attacks.test_pgd import batch
 
 SEED = tf.constant([3, 4])
 CLASSES = np.array([3, 0, 4, 1])
@@ -147,7 +148,7 @@ def evaluation_batches(labels, mask=(1, 1, 1, 1)):
 @pytest.mark.parametrize("attack", [None, PGD(8.0, 4.0, 2, targeted=False, random_start=1.0)])
 def test_the_evaluation_takes_classes_of_every_form_and_refuses_others(attack):
     evaluate = Evaluator(linear, attack=attack)
-    own = tf.argmax(linear(tf.cast(batch(4)[0], tf.float32)), -1).numpy()
+    own = tf.argmax(linear(batch(4)[0]), -1).numpy()
     wanted = None
     for labels in (own, own[:, None].astype(np.uint8)):  # each form is traced anew
         score = evaluate(evaluation_batches(labels))

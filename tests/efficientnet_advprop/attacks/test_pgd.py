@@ -9,15 +9,10 @@ from efficientnet_advprop.attacks.pgd import draw_wrong_labels
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import DualBatchNormalization
 from tests.conftest import golden, load_tiny, make_tiny
+from tests.efficientnet_advprop.attacks.linear_network import WEIGHTS, linear
 from tpu_utils import randomness
 
 SEED = tf.constant([3, 4])
-WEIGHTS = tf.constant(np.random.RandomState(0).standard_normal([4 * 4 * 3, 5]), tf.float32)
-
-
-def linear(images):
-    """Logits whose gradients are known by hand."""
-    return tf.reshape(images, [-1, 48]) @ WEIGHTS / 255.0
 
 
 def batch(size=16):
@@ -27,7 +22,7 @@ def batch(size=16):
 
 
 def losses(images, labels):
-    logits = linear(tf.cast(images, tf.float32))
+    logits = linear(images)
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
@@ -35,7 +30,7 @@ def test_one_step_without_random_start_is_fgsm():
     images, labels = batch()
     attack = PGD(epsilon=3.0, step_size=3.0, targeted=False, random_start=0.0)
     found = attack(linear, images, labels)
-    probabilities = tf.nn.softmax(linear(tf.cast(images, tf.float32)))
+    probabilities = tf.nn.softmax(linear(images))
     # Of a linear model's cross-entropy.
     gradients = (probabilities - tf.one_hot(labels, 5)) @ tf.transpose(WEIGHTS)
     wanted = np.clip(images + 3.0 * np.sign(gradients).reshape(images.shape), 0, 255)
@@ -48,7 +43,7 @@ def reference(images, labels, epsilon, step_size, num_steps, project, sign):
     x = images.astype(np.float32)
     for _ in range(num_steps):
         probabilities = tf.nn.softmax(linear(x)).numpy()
-        gradients = (probabilities - np.eye(5)[labels]) @ WEIGHTS.numpy().T
+        gradients = (probabilities - np.eye(5)[labels]) @ WEIGHTS.T
         x = x + sign * step_size * np.sign(gradients).reshape(x.shape)
         x = np.clip(x, images - epsilon, images + epsilon) if project else x
         x = np.clip(x, 0, 255).astype(np.float32)
@@ -78,7 +73,7 @@ def test_steps_under_l2_go_along_the_gradient_and_end_on_the_ball():
     wanted = images.astype(np.float64)
     for _ in range(4):
         probabilities = tf.nn.softmax(linear(tf.cast(wanted, tf.float32))).numpy()
-        gradients = ((probabilities - np.eye(5)[labels]) @ WEIGHTS.numpy().T).reshape(images.shape)
+        gradients = ((probabilities - np.eye(5)[labels]) @ WEIGHTS.T).reshape(images.shape)
         lengths = np.sqrt(np.square(gradients).sum((1, 2, 3), keepdims=True))
         wanted = wanted + 3.0 * gradients / lengths
         difference = wanted - images
@@ -140,15 +135,12 @@ def test_class_weights_for_labels():
     images, labels = batch(64)
     attack = PGD(4.0, 1.0, 3, targeted=False, random_start=0.5)
     one_hot = tf.one_hot(labels, 5)
-    np.testing.assert_array_equal(
-        attack(linear, images, one_hot, SEED), attack(linear, images, labels, SEED)
-    )
+    wanted = attack(linear, images, labels, SEED)
+    np.testing.assert_array_equal(attack(linear, images, one_hot, SEED), wanted)
     mixed = 0.6 * one_hot + 0.4 * tf.one_hot((labels + 2) % 5, 5)
     found = PGD(4.0, 1.0, 5, targeted=False, random_start=0.0)(linear, images, mixed)
-    before, after = (
-        tf.nn.softmax_cross_entropy_with_logits(mixed, linear(tf.cast(x, tf.float32)))
-        for x in (images, found)
-    )
+    loss = tf.nn.softmax_cross_entropy_with_logits
+    before, after = (loss(mixed, linear(x)) for x in (images, found))
     assert (after > before).numpy().all()
 
 
@@ -166,9 +158,8 @@ def test_the_loss_scale_changes_nothing_in_float32():
     images, labels = batch()
     attack = PGD(2.0, 1.0, 2, num_classes=5)
     scaled = dataclasses.replace(attack, loss_scale=128.0)
-    np.testing.assert_array_equal(
-        scaled(linear, images, labels, SEED), attack(linear, images, labels, SEED)
-    )
+    wanted = attack(linear, images, labels, SEED)
+    np.testing.assert_array_equal(scaled(linear, images, labels, SEED), wanted)
 
 
 # Fractions of equal pixels after one step; measured: see docs/maintainers/verification.md.
@@ -247,9 +238,8 @@ def test_no_gradient_leaks_out():
     images, labels = batch()
     weights = tf.Variable(WEIGHTS)
     with tf.GradientTape() as tape:
-        found = PGD(random_start=0.0, num_classes=5)(
-            lambda x: tf.reshape(x, [-1, 48]) @ weights, images, labels, SEED
-        )
+        attack = PGD(random_start=0.0, num_classes=5)
+        found = attack(lambda x: tf.reshape(x, [-1, 48]) @ weights, images, labels, SEED)
         loss = tf.reduce_sum(found)
     assert tape.gradient(loss, weights) is None
 

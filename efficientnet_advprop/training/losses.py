@@ -5,8 +5,8 @@ import math
 import tensorflow as tf
 
 from efficientnet_advprop.attacks.labels import are_classes, check_labels, is_class
+from efficientnet_advprop.models.network import official_name
 from efficientnet_advprop.models.normalization import batch_norms
-from efficientnet_advprop.models.variable_names import official_name
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:

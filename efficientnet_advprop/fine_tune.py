@@ -202,23 +202,6 @@ def _write_config(model_dir: str, method: str, config) -> str:
     return path
 
 
-def _prepare(photographs, folder: str) -> None:
-    from efficientnet_advprop.data import class_names
-    from efficientnet_advprop.images import record_conversion
-    from efficientnet_advprop.runtime.errors import DataError
-
-    class_names.require_same_names(folder, photographs.class_names, "records")
-    for part, images in photographs.parts.items():
-        report = record_conversion.convert(images, folder, part, shuffle=part == "train")
-        if report.failures:
-            raise DataError(
-                f"{len(report.failures)} images cannot be converted, the first:"
-                f" {report.failures[0]}; take them out of the folder."
-            )
-    if class_names.find_class_names(folder) is None:
-        class_names.write_class_names(folder, photographs.class_names)
-
-
 def _facts(photographs, configs, start: str, folder: str) -> dict[str, str]:
     """Returns what the page says of what was done, and with what."""
     import platform
@@ -277,6 +260,7 @@ def main(argv):
     # Here, so that --help and a wrong flag do not wait for TensorFlow.
     from efficientnet_advprop.fine_tuning import photo_report
     from efficientnet_advprop.fine_tuning import photographs as photographs_lib
+    from efficientnet_advprop.images.record_conversion import convert_splits
     from efficientnet_advprop.training.loop import train
     from tpu_utils.preemption import CTRL_C
 
@@ -289,7 +273,7 @@ def main(argv):
         return 0
     strategy = _STRATEGY.make()
     records = os.path.join(model_dir, photo_report.RECORDS)
-    _prepare(photographs, records)
+    convert_splits(photographs.parts, photographs.class_names, records)
     write_atomically(os.path.join(model_dir, "start.txt"), f"{checkpoint or 'none'}\n".encode())
     for method, config in configs.items():
         path = _write_config(model_dir, method, config)

@@ -29,9 +29,6 @@ class; exits with 1 and names the files if any image could not be converted. `--
 nothing: it reads all records of a folder and names those that are damaged, with exit code 1.
 """
 
-import sys
-
-import tqdm
 from absl import flags
 
 from efficientnet_advprop.command_line import program
@@ -90,7 +87,6 @@ _MINIVAL_LIST = flags.DEFINE_string(
     " be left out of the training files and become minival-… files, for"
     " --config.data.validation_prefix=minival",
 )
-_NUM_SHOWN = 20  # of the images that cannot be converted
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", 16, "files written at a time", lower_bound=1)
 
 
@@ -156,45 +152,12 @@ def _list_image_folder(folder: str):
         raise UsageError("`--validation_fraction` and `--test_fraction` must be below 1 together.")
     train = image_sources.list_image_folder(f"{folder}/train" if is_divided else folder, log=print)
     names = image_sources.list_class_names(train)
-    parts = image_sources.divide(train, list(fractions.values())) if fractions else [train]
-    images_of = dict(zip(("train", *fractions), parts))
+    images_of = {"train": train}
+    if fractions:
+        images_of = image_sources.divide(image_sources.group_equal_files(train), fractions)
     for split in there:
         images_of[split] = image_sources.list_image_folder(f"{folder}/{split}", names, log=print)
     return images_of, names
-
-
-def _convert(images, prefix: str):
-    """Writes one split's files, with a progress bar on stderr; returns its report."""
-    from efficientnet_advprop.images import record_conversion
-
-    num_shards = _SHARDS[prefix].value
-    if num_shards is None:
-        num_shards = (
-            _IMAGENET_SHARDS[prefix]
-            if _IMAGENET_DIR.value
-            else record_conversion.count_shards(images)
-        )
-    print(f"{prefix}: {len(images)} images into {num_shards} files")
-    seconds_between_updates = 0.1 if sys.stderr.isatty() else 30.0
-    with tqdm.tqdm(
-        total=num_shards, unit=" files", dynamic_ncols=True, mininterval=seconds_between_updates
-    ) as bar:
-
-        def show(num_done: int, num_files: int) -> None:
-            if bar.n == 0:
-                bar.initial = num_done  # files of an earlier call say nothing of the speed
-            bar.total = num_files
-            bar.update(num_done - bar.n)
-
-        return record_conversion.convert(
-            images,
-            _OUTPUT_DIR.value,
-            prefix,
-            num_shards=num_shards,
-            num_workers=_NUM_WORKERS.value,
-            shuffle=prefix == "train",
-            progress=show,
-        )
 
 
 def _check(folder: str) -> None:
@@ -241,12 +204,9 @@ def main(argv):
         return
     _require_flags()
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
-    from efficientnet_advprop.data import class_names
-    from efficientnet_advprop.images import image_sources
+    from efficientnet_advprop.images import image_sources, record_conversion
     from efficientnet_advprop.images.class_numbers import are_numbers
-    from efficientnet_advprop.runtime.errors import DataError
 
-    failures = []
     images_of, names = _list_images()
     if are_numbers(names) and list(map(int, names)) != list(range(len(names))):
         print(
@@ -257,29 +217,17 @@ def main(argv):
         images_of["train"], images_of["minival"] = image_sources.hold_out(
             images_of["train"], _MINIVAL_LIST.value
         )
-    class_names.require_same_names(_OUTPUT_DIR.value, names, "records")
-    for prefix, images in images_of.items():
-        report = _convert(images, prefix)
-        for name in names:
-            print(f"  {name:20s} {report.num_per_class.get(name, 0):8d}")
-        print(
-            f"  {report.num_images} images of {len(report.num_per_class)} classes,"
-            f" {report.num_reencoded} encoded anew as PNG"
-        )
-        failures += report.failures
-        # Not before: where the folder's files are of others, nothing may be left in it.
-        if class_names.find_class_names(_OUTPUT_DIR.value) is None:
-            class_names.write_class_names(_OUTPUT_DIR.value, names)
-    if failures:
-        shown = "".join(f"\n  {failure}" for failure in failures[:_NUM_SHOWN])
-        more = len(failures) - _NUM_SHOWN
-        shown += f"\n  and {more} more" if more > 0 else ""
-        print(f"These cannot be converted:{shown}", file=sys.stderr)
-        raise DataError(
-            f"{len(failures)} images cannot be converted, and the TFRecords that they belong to are"
-            " not written. Repair them and start again; or remove them and start again with an"
-            " empty `--output_dir`, for the order changes."
-        )
+    num_shards = {prefix: flag.value for prefix, flag in _SHARDS.items() if flag.value}
+    if _IMAGENET_DIR.value:
+        num_shards = {**_IMAGENET_SHARDS, **num_shards}
+    record_conversion.convert_splits(
+        images_of,
+        names,
+        _OUTPUT_DIR.value,
+        num_shards=num_shards,
+        num_workers=_NUM_WORKERS.value,
+        log=print,
+    )
 
 
 if __name__ == "__main__":

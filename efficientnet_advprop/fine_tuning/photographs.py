@@ -22,11 +22,14 @@ from efficientnet_advprop.runtime.errors import DataError, UsageError, list_name
 
 PARTS = ("train", "validation", "test")
 # Shares of a folder that is not divided yet.
-FRACTIONS = {"test": 0.15, "validation": 0.15}
+FRACTIONS = {"validation": 0.15, "test": 0.15}
 FEW_IMAGES = 10  # of a class, which is said
 _IMBALANCE = 5  # so many times the images of the smallest class, which is said
 _THUMBNAIL = 8  # pixels
-_NEAR = 8  # levels of 255, by which no pixel of the thumbnails of near-identical images differs
+_DRAFT = 32 * _THUMBNAIL  # pixels at least; fewer made thumbnails of a PNG and its JPEG differ
+# Levels of 255, by which no pixel of the thumbnails of near-identical images differs: of copies
+# scaled to a third or stored anew by 4 at most, where 8 joined solar cells that only look alike.
+_NEAR = 4
 _READERS = 16
 
 
@@ -65,7 +68,7 @@ def look(folder: str) -> Photographs:
 
     Raises:
         UsageError: it is no such folder.
-        DataError: it has no images, or a class has too few to be divided.
+        DataError: it has no images, or a class has none or too few to be divided.
     """
     if not tf.io.gfile.isdir(folder):
         raise UsageError(f"`Photos` is {folder!r}, but there is no such folder.")
@@ -81,8 +84,12 @@ def look(folder: str) -> Photographs:
         part: [source for source in sources if source in seen[part]]
         for part, sources in found.items()
     }
+    readable = {source.label for source in whole.get("", whole.get("train", []))}
+    lost = [name for label, name in enumerate(names) if label not in readable]
+    if lost:
+        raise DataError(f"{folder!r} has classes without a readable image: {list_names(lost)}.")
     if "" in whole:
-        whole = _divide(whole[""], seen[""], names)
+        whole = image_sources.divide(_group_near(whole[""], seen[""]), FRACTIONS)
     elif "test" not in whole:
         notes.append("no test/: the validation images are tested, which choose nothing here")
         whole["test"], seen["test"] = whole["validation"], seen["validation"]
@@ -120,7 +127,7 @@ def _see(sources: Sequence[ImageSource], notes: list[str]) -> dict[ImageSource, 
         try:
             with Image.open(io.BytesIO(contents)) as image:
                 shortest = min(image.size)
-                image.draft("RGB", (_THUMBNAIL * 4, _THUMBNAIL * 4))  # faster, of JPEGs
+                image.draft("RGB", (_DRAFT,) * 2)  # faster, of large JPEGs
                 small = image.convert("RGB").resize((_THUMBNAIL,) * 2, Image.Resampling.BOX)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return f"{source.synset}/{source.name} ({error})"
@@ -137,8 +144,8 @@ def _see(sources: Sequence[ImageSource], notes: list[str]) -> dict[ImageSource, 
     return {source: one for source, one in zip(sources, found) if isinstance(one, _Seen)}
 
 
-def _groups(sources: Sequence[ImageSource], seen: Mapping[ImageSource, _Seen]):
-    """Returns the images of one class in groups of near-identical ones."""
+def _group_near(sources: Sequence[ImageSource], seen: Mapping[ImageSource, _Seen]):
+    """Returns near-identical images of a class together, by its name and the smallest digest."""
     thumbnails = np.stack([seen[source].thumbnail for source in sources])
     # Near thumbnails have near means of quarters, of which few others have.
     quarters = thumbnails.reshape(-1, 2, _THUMBNAIL // 2, 2, _THUMBNAIL // 2, 3).mean(axis=(2, 4))
@@ -153,49 +160,16 @@ def _groups(sources: Sequence[ImageSource], seen: Mapping[ImageSource, _Seen]):
         return index
 
     for one, other in pairs:
-        if np.abs(thumbnails[one] - thumbnails[other]).max() <= _NEAR:
+        is_near = np.abs(thumbnails[one] - thumbnails[other]).max() <= _NEAR
+        if is_near and sources[one].label == sources[other].label:
             head[root(one)] = root(other)
     groups = collections.defaultdict(list)
     for index, source in enumerate(sources):
         groups[root(index)].append(source)
-    return list(groups.values())
-
-
-def _divide(
-    sources: Sequence[ImageSource], seen: Mapping[ImageSource, _Seen], names: Sequence[str]
-) -> dict[str, list[ImageSource]]:
-    """Divides each class by its files' contents: each group of near-identical images stands
-    where its own hash says, so that adding other images does not move it. Exceptions: a near
-    copy joins its group, whose hash may change; and a part that would have no image of a class
-    takes one.
-    """
-    parts: dict[str, list[ImageSource]] = {part: [] for part in PARTS}
-    for label, name in enumerate(names):
-        of_class = [source for source in sources if source.label == label]
-        groups = _groups(of_class, seen) if of_class else []
-        if len(groups) < len(PARTS):
-            raise DataError(
-                f"the class {name!r} has {len(groups)} different images, but needs at least"
-                f" {len(PARTS)}: one each for training, validation and test."
-            )
-        hashes = {min(seen[source].digest for source in group): group for group in groups}
-        own: dict[str, list] = {part: [] for part in PARTS}
-        for digest in sorted(hashes):
-            share = int(digest[:12], 16) / 16**12
-            if share < FRACTIONS["test"]:
-                own["test"].append(hashes[digest])
-            elif share < sum(FRACTIONS.values()):
-                own["validation"].append(hashes[digest])
-            else:
-                own["train"].append(hashes[digest])
-        # A small class may have none somewhere: the nearest one is taken.
-        for part in PARTS:
-            if not own[part]:
-                donor = max(own, key=lambda name: len(own[name]))
-                own[part].append(own[donor].pop(0))
-        for part, chosen in own.items():
-            parts[part] += [source for group in chosen for source in group]
-    return parts
+    return {
+        (group[0].synset, min(seen[source].digest for source in group)): group
+        for group in groups.values()
+    }
 
 
 def _note_classes(parts, seen, names: Sequence[str], notes: list[str]) -> None:

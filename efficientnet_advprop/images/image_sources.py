@@ -9,10 +9,11 @@ of a TFDS data set; and divides them into splits.
 import concurrent.futures
 import hashlib
 import io
+import itertools
 import os
 import posixpath
 import tarfile
-from typing import Callable, NamedTuple, Optional, Sequence
+from typing import Callable, Mapping, NamedTuple, Optional, Sequence
 
 import tensorflow as tf
 from absl import logging
@@ -288,30 +289,55 @@ def hold_out(
     return kept, [sources[index] for index in sorted(held)]
 
 
-def divide(sources: Sequence[ImageSource], fractions: Sequence[float]) -> list[list[ImageSource]]:
-    """Draws parts of a set of images, the same share of each class.
-
-    Which images these are follows from their contents alone, not from names, times or
-    order; equal files never stand on both sides.
-
-    Returns the rest, then a list for each of `fractions`, which are below 1 in all.
-    """
+def group_equal_files(
+    sources: Sequence[ImageSource],
+) -> dict[tuple[str, str], list[ImageSource]]:
+    """Returns the images by class name and SHA-256 of their contents."""
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        contents = list(pool.map(lambda source: hashlib.sha256(source.read()).hexdigest(), sources))
-    of_class: dict[str, dict[str, list[ImageSource]]] = {}
-    for source, digest in zip(sources, contents):
-        of_class.setdefault(source.synset, {}).setdefault(digest, []).append(source)
-    parts: list[list[ImageSource]] = [[] for _ in range(len(fractions) + 1)]
-    for synset, groups in of_class.items():
-        drawn = [groups[digest] for digest in sorted(groups)]
-        counts = [max(1, round(len(drawn) * fraction)) for fraction in fractions]
-        if sum(counts) >= len(drawn):
+        digests = pool.map(lambda source: hashlib.sha256(source.read()).hexdigest(), sources)
+    groups: dict[tuple[str, str], list[ImageSource]] = {}
+    for source, digest in zip(sources, digests):
+        groups.setdefault((source.synset, digest), []).append(source)
+    return groups
+
+
+def divide(
+    groups: Mapping[tuple[str, str], Sequence[ImageSource]], fractions: Mapping[str, float]
+) -> dict[str, list[ImageSource]]:
+    """Divides a set of images by their contents alone, not by names, times or order.
+
+    A group stands where the hash of its digest says, whatever other groups there are, so that
+    adding images moves no other one. Only where a part would have no image of a class, it
+    takes one of the largest part.
+
+    Args:
+        groups: by class name and a digest of their contents, images that must stand in one
+            part.
+        fractions: part → its share; together below 1. The rest becomes "train".
+
+    Raises:
+        DataError: a class has fewer groups than there are parts.
+    """
+    of_class: dict[str, list[str]] = {}
+    for synset, digest in sorted(groups):
+        of_class.setdefault(synset, []).append(digest)
+    parts: dict[str, list[ImageSource]] = {part: [] for part in ("train", *fractions)}
+    for synset, digests in of_class.items():
+        if len(digests) < len(parts):
             raise DataError(
-                f"the class {synset!r} has {len(drawn)} different images, too few for"
-                f" {len(fractions) + 1} parts with shares of {', '.join(map(str, fractions))}."
+                f"the class {synset!r} has {len(digests)} different images, but needs at least"
+                f" {len(parts)}: one each for {', '.join(parts)}."
             )
-        for part, count in zip(parts[1:], counts):
-            part += [source for group in drawn[:count] for source in group]
-            drawn = drawn[count:]
-        parts[0] += [source for group in drawn for source in group]
+        own: dict[str, list[str]] = {part: [] for part in parts}
+        for digest in digests:
+            # Hashed again: the digest of a group may be the smallest of many.
+            place = int(hashlib.sha256(digest.encode()).hexdigest()[:12], 16) / 16**12
+            ends = itertools.accumulate(fractions.values())
+            part = next((part for part, end in zip(fractions, ends) if place < end), "train")
+            own[part].append(digest)
+        for chosen in own.values():
+            if not chosen:
+                chosen.append(max(own.values(), key=len).pop(0))
+        for part, chosen in own.items():
+            parts[part] += [source for digest in chosen for source in groups[synset, digest]]
     return parts

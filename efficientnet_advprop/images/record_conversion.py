@@ -1,7 +1,7 @@
 """Writes images as records: shuffled shards in the official layout.
 
     images = list_image_folder("/data/flowers/train")
-    report = convert(images, "/data/records", "train", num_shards=64, num_workers=8)
+    convert(images, "/data/records", "train", num_shards=64, num_workers=8)
 
 Shards are written in parallel, each whole or not at all, so that a killed conversion
 goes on where it was. RGB or gray JPEGs and PNGs of eight bits stay as they are, byte
@@ -9,16 +9,18 @@ for byte; what else there is (GIF, BMP, WebP, CMYK, whatever its name says) beco
 of the pixels that every other reader sees (`image_formats`).
 """
 
+import collections
 import concurrent.futures
-import dataclasses
 import os
 import random
-from typing import Callable, Dict, List, Optional, Sequence
+import sys
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import tensorflow as tf
+import tqdm
 from absl import logging
 
-from efficientnet_advprop.data import image_formats, records
+from efficientnet_advprop.data import class_names, image_formats, records
 from efficientnet_advprop.data.digests import digest_files, file_states
 from efficientnet_advprop.images.image_sources import ImageSource
 from efficientnet_advprop.runtime import files
@@ -26,24 +28,13 @@ from efficientnet_advprop.runtime.errors import DataError, brief_message
 
 _SHUFFLE_SEED = 0
 _SHARD_BYTES = 100e6
+_NUM_SHOWN = 20  # of the images that cannot be converted
 
 
 class _ImagesFailed(Exception):
     """Images of a shard that cannot be converted, so that the shard is not written; the
     argument is what is wrong with each.
     """
-
-
-@dataclasses.dataclass
-class ConversionReport:
-    """What a conversion wrote, by class name; `failures` names the images that could
-    not be read.
-    """
-
-    num_images: int
-    num_per_class: Dict[str, int]
-    num_reencoded: int
-    failures: List[str]
 
 
 def count_shards(sources: Sequence[ImageSource]) -> int:
@@ -121,6 +112,75 @@ def _digest(shard: Sequence[ImageSource]) -> str:
     )
 
 
+def convert_splits(
+    images_of: Mapping[str, Sequence[ImageSource]],
+    names: Sequence[str],
+    output_dir: str,
+    *,
+    num_shards: Mapping[str, Optional[int]] = {},
+    num_workers: int = 16,
+    log: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Writes all splits and the names of their classes, with a progress bar for each on stderr.
+
+    Args:
+        images_of: "train", "validation", … → images.
+        names: of the classes, by label.
+        output_dir, num_workers: see `convert`.
+        num_shards: "train", "validation", … → how many files; left out: by size.
+        log: takes lines about what was written.
+
+    Raises:
+        DataError: images cannot be converted, or the folder holds those of others.
+    """
+    class_names.require_same_names(output_dir, names, "records")
+    failures: List[str] = []
+    for prefix, images in images_of.items():
+        number = num_shards.get(prefix) or count_shards(images)
+        print(f"{prefix}: {len(images)} images into {number} files", flush=True)
+        seconds_between_updates = 0.1 if sys.stderr.isatty() else 30.0
+        with tqdm.tqdm(
+            total=number, unit=" files", dynamic_ncols=True, mininterval=seconds_between_updates
+        ) as bar:
+
+            def show(num_done: int, num_files: int) -> None:
+                if bar.n == 0:
+                    bar.initial = num_done  # files of an earlier call say nothing of the speed
+                bar.total = num_files
+                bar.update(num_done - bar.n)
+
+            num_reencoded, failed = convert(
+                images,
+                output_dir,
+                prefix,
+                num_shards=number,
+                num_workers=num_workers,
+                shuffle=prefix == "train",
+                progress=show,
+            )
+        of_class = collections.Counter(source.synset for source in images)
+        for name in names:
+            log(f"  {name:20s} {of_class[name]:8d}")
+        log(
+            f"  {len(images) - len(failed)} images of {len(of_class)} classes,"
+            f" {num_reencoded} encoded anew as PNG"
+        )
+        failures += failed
+        # Not before: where the folder's files are of others, nothing may be left in it.
+        if class_names.find_class_names(output_dir) is None:
+            class_names.write_class_names(output_dir, names)
+    if failures:
+        shown = "".join(f"\n  {failure}" for failure in failures[:_NUM_SHOWN])
+        more = len(failures) - _NUM_SHOWN
+        shown += f"\n  and {more} more" if more > 0 else ""
+        print(f"These cannot be converted:{shown}", file=sys.stderr)
+        raise DataError(
+            f"{len(failures)} images cannot be converted, and the TFRecords that they belong to are"
+            " not written. Repair them and start again; or remove them and start again with an"
+            " empty folder for the records, for the order changes."
+        )
+
+
 def convert(
     sources: Sequence[ImageSource],
     output_dir: str,
@@ -130,7 +190,7 @@ def convert(
     num_workers: int = 8,
     shuffle: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> ConversionReport:
+) -> Tuple[int, List[str]]:
     """Writes `<prefix>-00000-of-<num_shards>` …; whole files that are there already stay,
     and what killed calls have left half-written is removed at the end.
 
@@ -145,8 +205,8 @@ def convert(
         progress: called with the number of shards done and of all.
 
     Returns:
-        What was written. Where an image failed, its shard is missing: the set is never
-        silently short.
+        How many images were encoded anew, and a line for each that could not be read. Where
+        one failed, its shard is missing: the set is never silently short.
     """
     if num_shards is None:
         num_shards = count_shards(sources)
@@ -167,10 +227,7 @@ def convert(
     if not failures:
         files.remove_temporaries(paths)  # of killed calls
         records.save_counts(output_dir, prefix, list(map(len, parts)))
-    per_class: Dict[str, int] = {}
-    for source in sources:
-        per_class[source.synset] = per_class.get(source.synset, 0) + 1
-    return ConversionReport(len(sources) - len(failures), per_class, num_reencoded, failures)
+    return num_reencoded, failures
 
 
 def _write_shards(
@@ -178,10 +235,8 @@ def _write_shards(
     num_shards: int,
     num_workers: int,
     progress: Callable[[int, int], None],
-) -> "tuple[int, List[str]]":
-    """Writes the files in parallel; returns how many images were encoded anew, and what
-    failed.
-    """
+) -> Tuple[int, List[str]]:
+    """Writes the files in parallel; returns what `convert` does."""
     num_reencoded, failures, finished = 0, [], num_shards - len(wanted)
     with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
         tasks = {pool.submit(_write_shard, path, part): path for path, part in wanted.items()}

@@ -2,6 +2,7 @@
 is lost or mixed.
 """
 
+import hashlib
 import io
 import os
 import resource
@@ -56,8 +57,8 @@ def read(path, prefix):
 
 def test_folder_becomes_the_official_layout(folder):
     sources = image_sources.list_image_folder(str(folder / "train"))
-    report = record_conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
-    assert report == record_conversion.ConversionReport(15, dict.fromkeys(CLASSES, 5), 3, [])
+    told = record_conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    assert told == (3, [])
     found, number = read(folder / "out", "train")
     assert number == len(found) == 15
     for label, name in enumerate(CLASSES):
@@ -129,10 +130,8 @@ def test_a_full_disk_is_one_message_and_no_loss(folder):
 def test_no_silent_gap(folder):
     (folder / "train" / "n02" / "n02_3.JPEG").write_bytes(picture(3)[:-100])
     sources = image_sources.list_image_folder(str(folder / "train"))
-    report = record_conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
-    assert len(report.failures) == 1
-    assert "n02_3.JPEG" in report.failures[0]
-    assert report.num_images == 14
+    _, failures = record_conversion.convert(sources, str(folder / "out"), "train", num_shards=4)
+    assert len(failures) == 1 and "n02_3.JPEG" in failures[0]
     with pytest.raises(records.DataError, match="lacks 1 of 4"):
         records.open_split(str(folder / "out"), "train")
 
@@ -257,11 +256,11 @@ def test_an_image_that_is_too_large_is_named_and_the_others_converted(tmp_path):
     (tmp_path / "a" / "huge.png").write_bytes(huge)
     (tmp_path / "a" / "good.png").write_bytes(picture(0, "PNG"))
     sources = image_sources.list_image_folder(str(tmp_path))
-    report = record_conversion.convert(
+    _, failures = record_conversion.convert(
         sources, str(tmp_path / "out"), "validation", num_shards=2, shuffle=False
     )
-    assert report.num_images == 1 and len(report.failures) == 1
-    assert report.failures[0].startswith(str(tmp_path / "a" / "huge.png"))
+    assert len(failures) == 1
+    assert failures[0].startswith(str(tmp_path / "a" / "huge.png"))
 
 
 @pytest.fixture(scope="module")
@@ -327,9 +326,9 @@ def test_tfds_becomes_records(tfds_dir, tmp_path):
     images = image_sources.list_tfds(
         sources.open_tfds_split("tiny_pictures", tfds_dir, "train"), names
     )
-    report = record_conversion.convert(images, str(tmp_path), "train", num_shards=2)
+    told = record_conversion.convert(images, str(tmp_path), "train", num_shards=2)
     # PNGs stay.
-    assert report == record_conversion.ConversionReport(9, dict.fromkeys(CLASSES, 3), 0, [])
+    assert told == (0, [])
     found, _ = read(tmp_path, "train")
     for feature in found.values():
         level = tf.io.decode_png(feature["image/encoded"].bytes_list.value[0]).numpy().mean()
@@ -426,8 +425,8 @@ def test_a_repaired_image_completes_a_conversion(folder):
     for contents, num_failures in ((whole[:-100], 1), (whole, 0)):
         image.write_bytes(contents)
         images = image_sources.list_image_folder(str(folder / "train"))
-        report = record_conversion.convert(images, str(folder / "out"), "train", num_shards=4)
-        assert len(report.failures) == num_failures
+        _, failed = record_conversion.convert(images, str(folder / "out"), "train", num_shards=4)
+        assert len(failed) == num_failures
     assert read(folder / "out", "train")[1] == 15
 
 
@@ -439,14 +438,13 @@ def test_parts_follow_from_the_contents(tmp_path):
     (tmp_path / "a" / "copy.jpg").write_bytes(picture(0))
 
     def divide():
-        parts = image_sources.divide(image_sources.list_image_folder(str(tmp_path)), [0.2, 0.1])
-        return [sorted((image.synset, image.read()) for image in part) for part in parts]
+        groups = image_sources.group_equal_files(image_sources.list_image_folder(str(tmp_path)))
+        parts = image_sources.divide(groups, {"validation": 0.2, "test": 0.1})
+        return [{(image.synset, image.read()) for image in part} for part in parts.values()]
 
     parts = divide()
-    for part, count in zip(parts, (7, 2, 1)):
-        assert [len({image for name, image in part if name == c}) for c in "ab"] == [count] * 2
-    assert len({image for part in parts for image in part}) == 20
-    assert sum(map(len, parts)) == 21  # equal files on one side
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 20  # equal files on one side
+    assert all({name for name, _ in part} == {"a", "b"} for part in parts)
     for i in range(10):
         (tmp_path / "b" / f"{i}.jpg").rename(tmp_path / "b" / f"z{9 - i}.jpg")
     assert divide() == parts
@@ -454,6 +452,22 @@ def test_parts_follow_from_the_contents(tmp_path):
     (tmp_path / "c" / "1.jpg").write_bytes(picture(99))
     with pytest.raises(records.DataError, match="class 'c' has 1 different images"):
         divide()
+
+
+def test_parts_have_their_shares_however_large_the_groups_are():
+    """Within four standard deviations of the binomial distribution."""
+    digests = [hashlib.sha256(bytes([i % 256, i // 256])).hexdigest() for i in range(4000)]
+    single = {
+        ("c", digest): [image_sources.ImageSource(digest, digest, 0, "c")] for digest in digests
+    }
+    # Of many near copies the smallest digest names the group, and is small.
+    of_ten = {("c", min(digests[i : i + 10])): digests[i : i + 10] for i in range(0, 4000, 10)}
+    large = {key: [image_sources.ImageSource(key[1], key[1], 0, "c")] for key in of_ten}
+    for groups in (single, large):
+        parts = image_sources.divide(groups, {"validation": 0.2, "test": 0.1})
+        for part, share in (("train", 0.7), ("validation", 0.2), ("test", 0.1)):
+            deviation = (len(groups) * share * (1 - share)) ** 0.5
+            assert abs(len(parts[part]) - share * len(groups)) < 4 * deviation
 
 
 def test_shards_are_chosen_by_size():

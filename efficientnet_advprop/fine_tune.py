@@ -33,9 +33,6 @@ from efficientnet_advprop.runtime.errors import UsageError
 from efficientnet_advprop.runtime.files import write_atomically
 from efficientnet_advprop.runtime.stack import installed_version
 
-_CONFIG = flags.DEFINE_string(
-    "config", None, "not of this program: the table chooses; --config.FIELD=VALUE overrides"
-)
 _MODEL_DIR = flags.DEFINE_string(
     "model_dir", None, "folder for records, checkpoints and the report; created if need be"
 )
@@ -51,6 +48,12 @@ _NO_SCRATCH = flags.DEFINE_bool(
     "ends where the checkpoint cannot be had, in place of training from scratch",
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "only says what would be done")
+_CORRUPTED_IMAGES = flags.DEFINE_integer(
+    "corrupted_images",
+    200,
+    "test images, evenly spaced, that each of 15 corruptions changes at 5 severities; 0: none",
+    lower_bound=0,
+)
 _AUTOATTACK = flags.DEFINE_bool("autoattack", False, "measures under AutoAttack, too: slow")
 _STRATEGY = strategy_flags.define()
 _SEED = 0
@@ -61,11 +64,6 @@ def _check_arguments(argv) -> str:
         raise UsageError(
             "give one folder of photographs: advprop fine_tune Photos --model_dir=runs/photos."
         )
-    if _CONFIG.value:
-        raise UsageError(
-            f"`--config` is {_CONFIG.value!r}, but the config is chosen for the size of the data;"
-            " override fields of it (--config.training.num_epochs=20), or use `train`."
-        )
     if not _MODEL_DIR.value:
         raise UsageError("`--model_dir` is missing; give a folder for everything that is made.")
     if _NO_SCRATCH.value and _CHECKPOINT.value == "none":
@@ -75,6 +73,12 @@ def _check_arguments(argv) -> str:
         raise UsageError(
             f"`--methods` is {','.join(_METHODS.value)!r}, but must be some of"
             f" {', '.join(METHODS)}, each once."
+        )
+    folder, model_dir = map(os.path.realpath, (argv[1], _MODEL_DIR.value))
+    if os.path.commonpath([folder, model_dir]) == folder:
+        raise UsageError(
+            f"`--model_dir` is {_MODEL_DIR.value!r}, which lies in the folder of the photographs,"
+            " where the next call would take it for a class; give another one."
         )
     return argv[1].rstrip("/")
 
@@ -154,6 +158,7 @@ def _choose_configs(photographs, checkpoint, network) -> dict:
 
 def _describe(folder: str, photographs, configs, start: str) -> list[str]:
     """Returns at most twelve lines on what will be done."""
+    from efficientnet_advprop.fine_tuning.expected_time import expected_minutes
     from efficientnet_advprop.training.build import count_steps
 
     config = next(iter(configs.values()))
@@ -167,9 +172,17 @@ def _describe(folder: str, photographs, configs, start: str) -> list[str]:
         f"network: {model.variant}, width {model.width_coefficient or 1:g}, whole images at {size}",
         f"training of {', '.join(configs)}: {count_steps(config, counts['train'])} updates of"
         f" {training.global_batch_size} images, {training.num_epochs:.1f} epochs"
-        f" (AdvProp: ε {config.attack.epsilon:g}, {config.attack.num_steps} step); the first steps"
-        " tell how long it takes",
+        f" (AdvProp: ε {config.attack.epsilon:g}, {config.attack.num_steps} step)",
     ]
+    if not _STRATEGY.tpu.value:  # a batch on the host would say nothing
+        training_minutes, report_minutes = expected_minutes(
+            configs, counts["train"], counts["test"], _CORRUPTED_IMAGES.value
+        )
+        lines.append(
+            f"time: about {_minutes(training_minutes)} of training and"
+            f" {_minutes(report_minutes)} for the report, by one batch tried here; each training"
+            " says it again"
+        )
     if photographs.smallest < data.image_size:
         lines.append(
             f"note: the smallest image has {photographs.smallest} pixels, and is enlarged to {size}"
@@ -179,6 +192,10 @@ def _describe(folder: str, photographs, configs, start: str) -> list[str]:
     if len(notes) > room:
         notes[room - 1 :] = [f"note: and {len(notes) - room + 1} more kinds of odd files"]
     return lines + notes
+
+
+def _minutes(number: float) -> str:
+    return f"{number:.0f} min" if number < 120 else f"{number / 60:.0f} h"
 
 
 def _write_config(model_dir: str, method: str, config) -> str:
@@ -208,16 +225,12 @@ def _facts(photographs, configs, start: str, folder: str) -> dict[str, str]:
 
     import tensorflow as tf
 
-    from efficientnet_advprop.fine_tuning import photo_report
-
     config = next(iter(configs.values()))
-    method = next(iter(configs))
     return {
-        "command": " ".join(["advprop fine_tune", *sys.argv[1:]]),
+        "command": shlex.join(["advprop", "fine_tune", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "photographs": f"{folder} (SHA-256 {photographs.digest[:16]})",
         "start": start,
-        "network": photo_report.describe_size(os.path.join(_MODEL_DIR.value, method)),
         "seeds": f"training {config.training.seed}, attacks and corruptions {_SEED}",
         "versions": f"{_own_version()}, TensorFlow {tf.__version__}, Python"
         f" {platform.python_version()}",
@@ -287,20 +300,21 @@ def main(argv):
         if result.step < result.total_steps:
             return process.INTERRUPTED if result.stopped_by == CTRL_C else 0
     print("measuring the test images …", flush=True)
-    photo_report.measure(
+    told = photo_report.report(
         model_dir,
         _METHODS.value,
-        len(photographs.class_names),
+        photographs.class_names,
+        _facts(photographs, configs, start, folder),
         seed=_SEED,
+        max_corrupted=_CORRUPTED_IMAGES.value,
         autoattack=_AUTOATTACK.value,
         strategy=strategy,
     )
-    facts = _facts(photographs, configs, start, folder)
-    print(photo_report.write(model_dir, _METHODS.value, photographs.class_names, facts))
+    print(told)
     print(_next_steps(model_dir, photographs), flush=True)
     return 0
 
 
 if __name__ == "__main__":
     code = process.SIGTERM_EXIT_CODES["fine_tune"]
-    program.run(main, takes_arguments=True, sigterm_exit_code=code)
+    program.run(main, takes_arguments=True, takes_overrides=True, sigterm_exit_code=code)

@@ -1,8 +1,6 @@
 r"""Turns ImageNet's archives, a folder of images by class, IDX files, or a TFDS data set into
 TFRecords in the official layout.
 
-Usage:
-
     python -m efficientnet_advprop.prepare --imagenet_dir=/downloads --output_dir=gs://…/imagenet
     python -m efficientnet_advprop.prepare --image_folder=/data/flowers --output_dir=/data/records \
         --validation_fraction=0.2
@@ -15,8 +13,8 @@ Usage:
 `--imagenet_dir` holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and synset_labels.txt (the
 class of each validation image, one a line); the archives are read in place. `--image_folder` holds
 train/CLASS/…, validation/CLASS/… and perhaps test/CLASS/…; or CLASS/… alone, of which
-`--validation_fraction` and `--test_fraction` draw a part, the same share of each class. Equal files
-are drawn together.
+`--validation_fraction` and `--test_fraction` draw about such a part of each class. Equal files are
+drawn together, and adding images moves no other one.
 
 The classes are numbered from 0 in the order of the folders' names, or of the numbers that these
 are, in all splits alike; `labels_map.txt` beside the records has their names. A class without

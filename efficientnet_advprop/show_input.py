@@ -1,8 +1,6 @@
 r"""Draws the training images after crop and augmentation, each row one image several
 times.
 
-Usage:
-
     python -m efficientnet_advprop.show_input --config=configs/advprop.py:b0 \
         --data_dir=… --out=grid.png
     python -m efficientnet_advprop.show_input --config=configs/digits.py \

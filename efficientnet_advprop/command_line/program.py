@@ -11,6 +11,7 @@ reads the output any more. A traceback always means a bug of this package.
 
 from efficientnet_advprop.runtime import process  # isort: skip  # first: see there
 
+import functools
 import importlib.util
 import logging
 import os
@@ -93,6 +94,7 @@ def apply_overrides(config: experiment.ExperimentConfig) -> None:
 def run(
     main: Callable[[Sequence[str]], Optional[int]],
     takes_arguments: bool = False,
+    takes_overrides: bool = False,
     sigterm_exit_code: Optional[int] = None,
 ) -> None:
     """Parses the flags, runs `main(argv)` and exits with its result, None standing for 0.
@@ -100,8 +102,9 @@ def run(
     A `UserError` or `PlatformError` ends with its message and its own exit code, an error
     of a file system with its message and 1. At the beginning of a path in any flag or
     argument, `~` means the home folder. With `takes_arguments`, `main` receives those that
-    are no flags after the program's name; others are refused. `sigterm_exit_code` None
-    leaves SIGTERM to end the process at once.
+    are no flags after the program's name; others are refused. With `takes_overrides`, or with
+    `--config`, fields of the config may be overridden. `sigterm_exit_code` None leaves SIGTERM
+    to end the process at once.
     """
     process.handle_interrupt()
     if sigterm_exit_code is not None:
@@ -119,7 +122,8 @@ def run(
             return _report(error)
 
     try:
-        app.run(guarded, flags_parser=_parse_flags)
+        has_config = takes_overrides or "config" in flags.FLAGS
+        app.run(guarded, flags_parser=functools.partial(_parse_flags, has_config))
     except SystemExit as end:
         process.ends_with(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise
@@ -181,8 +185,7 @@ def _print_error(error, code: int) -> int:
     return code
 
 
-def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
-    has_config = "config" in flags.FLAGS
+def _parse_flags(has_config: bool, argv: Sequence[str]) -> Sequence[str]:
     try:
         if _wants_help(argv[1:]):
             _show_help(has_config)

@@ -1,7 +1,6 @@
 """Measures the networks that were trained on photographs, and writes the page about them.
 
-measure(model_dir, ["vanilla", "advprop"], class_names, seed=0)
-write(model_dir, ["vanilla", "advprop"], class_names, facts)
+report(model_dir, ["vanilla", "advprop"], class_names, facts, seed=0, …)
 """
 
 import json
@@ -15,6 +14,7 @@ from efficientnet_advprop.attacks import PGD, AutoAttack
 from efficientnet_advprop.data import records
 from efficientnet_advprop.data.preprocessing import preprocess_for_eval
 from efficientnet_advprop.evaluation import evaluation_run
+from efficientnet_advprop.evaluation.classifiers import Classifier
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.suites.test_sets import (
     TestSet,
@@ -24,83 +24,89 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
 )
 from efficientnet_advprop.images.labeled_images import RecordImages
 from efficientnet_advprop.reports import charts, class_report, evaluation_report, pages
-from efficientnet_advprop.reports.comparison import Measured, compare, read_measured
+from efficientnet_advprop.reports.comparison import Comparison, Measured, compare, read_measured
 from efficientnet_advprop.reports.pages import Card, Page, Section, colors
 from efficientnet_advprop.reports.table import Cell, Table
 from efficientnet_advprop.runtime import files
-from efficientnet_advprop.serving.trained_network import restore_network
+from efficientnet_advprop.serving.trained_network import RestoredNetwork, restore_network
 
 SUITE = "photos-test"
 RECORDS, EVALUATION = "records", "evaluation"
 PGD_EPSILON, PGD_STEPS = 4.0, 10
-_MAX_CORRUPTED = 200  # test images under each of 75 corruptions: enough for their mean
 _MAX_AUTOATTACK = 500
 _NUM_SHOWN = 12
-_MAX_DRAWN = 30  # classes of a confusion matrix; of more, the most confused pairs are listed
 
 
 def _test_sets(
-    model_dir: str, num_classes: int, image_size: int, crop: str, seed: int, autoattack: bool
+    model_dir: str, classifier: Classifier, max_corrupted: int, seed: int, autoattack: bool
 ) -> list[TestSet]:
     folder = os.path.join(model_dir, RECORDS)
-
-    def find_images():
-        return RecordImages(records.open_split(folder, "test"), num_classes)
+    image_size, num_classes = classifier.image_size, classifier.num_classes
 
     def at_most(number):
-        return TestSet(SUITE, folder, find_images, image_size, crop, max_images=number)
+        return TestSet(
+            SUITE,
+            folder,
+            lambda: RecordImages(records.open_split(folder, "test"), num_classes),
+            image_size,
+            classifier.crop,
+            max_images=number,
+        )
 
     clean = at_most(None)
     pgd = PGD(PGD_EPSILON, PGD_EPSILON / 4, PGD_STEPS, targeted=False, random_start=1.0)
-    chosen = [
-        clean,
-        *corrupted_here(at_most(_MAX_CORRUPTED), f"{SUITE}_c", image_size, seed),
-        with_attack(clean, pgd, seed=seed, suite=f"{SUITE}_pgd"),
-    ]
+    chosen = [clean]
+    if max_corrupted:
+        chosen += corrupted_here(at_most(max_corrupted), f"{SUITE}_c", image_size, seed)
+    chosen.append(with_attack(clean, pgd, seed=seed, suite=f"{SUITE}_pgd"))
     if autoattack:
         attack = AutoAttack(PGD_EPSILON, num_classes=num_classes)
         chosen += attack_stages(at_most(_MAX_AUTOATTACK), f"{SUITE}_autoattack", attack, seed)
     return chosen
 
 
-def measure(
+def report(
     model_dir: str,
     methods: Sequence[str],
-    num_classes: int,
+    names: Sequence[str],
+    facts: Mapping[str, str],
     *,
     seed: int,
+    max_corrupted: int,
     autoattack: bool,
     strategy: tf.distribute.Strategy,
-) -> None:
-    """Evaluates the averaged weights of the last step of each network on the test images: as
-    they are, corrupted, and under attack. What is measured already is not measured again.
+) -> str:
+    """Evaluates the averaged weights of the last step of each network on the test images, and
+    writes report.html, its tables as Markdown, LaTeX and CSV, and report.json.
+
+    What is measured already is not measured again.
+
+    Args:
+        model_dir: of the records, and of a run for each method.
+        methods: names of the runs.
+        names: of the classes by label.
+        facts: what was done and with what, by title.
+        seed: of corruptions and attacks.
+        max_corrupted: test images under each corruption and severity; 0: none.
+        autoattack: also under AutoAttack.
+        strategy: of the evaluation.
+
+    Returns:
+        The main table and where the page is, for a console.
     """
+    networks = {}
     for method in methods:
         with strategy.scope():
             network = restore_network(model_dir=os.path.join(model_dir, method), which="last")
             classifier = network.classifier()
         evaluation_run.measure(
             classifier,
-            _test_sets(
-                model_dir, num_classes, classifier.image_size, classifier.crop, seed, autoattack
-            ),
+            _test_sets(model_dir, classifier, max_corrupted, seed, autoattack),
             os.path.join(model_dir, EVALUATION, method),
             strategy=strategy,
             allow_incomplete=True,
         )
-
-
-def write(
-    model_dir: str, methods: Sequence[str], names: Sequence[str], facts: Mapping[str, str]
-) -> str:
-    """Writes report.html, its tables as Markdown, LaTeX and CSV, and report.json.
-
-    Args:
-        facts: what was done and with what, by title.
-
-    Returns:
-        The main table and where the page is, for a console.
-    """
+        networks[method] = network
     images = RecordImages(records.open_split(os.path.join(model_dir, RECORDS), "test"), len(names))
     comparison = compare(
         read_measured([os.path.join(model_dir, EVALUATION, method) for method in methods])
@@ -114,8 +120,9 @@ def write(
     of_classes = [
         section
         for measured in comparison.measured
-        for section in _class_sections(measured, names, images, model_dir)
+        for section in _class_sections(measured, names, images, networks[measured.name])
     ]
+    facts = {**facts, "network": describe_size(networks[methods[0]])}
     done = Section("What was done", tables=[Table(["", ""], list(map(list, facts.items())))])
     sections = [*page.sections[:-1], *of_classes, *_curves(model_dir, methods)]
     page = Page(page.title, [*sections, page.sections[-1], done], _lead(comparison))
@@ -144,41 +151,26 @@ def write(
     return f"\n{evaluation_report.format_console(comparison)}\nThe report: {path}"
 
 
-def _lead(comparison) -> str:
+def _lead(comparison: Comparison) -> str:
     num_images = comparison.first.results.test_sets[SUITE].score.num_images
     return (
-        f"Accuracy on {num_images:,} test images that no training saw: as they are, under 15"
-        " corruptions made here, and under attack. Intervals are of 95 %; with few test images"
-        " they are wide, and a difference within them says nothing."
+        f"Accuracy on {num_images:,} test images that no training saw, as they are and changed."
+        " Intervals are of 95 %; with few test images they are wide, and a difference within them"
+        " says nothing."
     )
 
 
 def _class_sections(
-    measured: Measured, names: Sequence[str], images: RecordImages, model_dir: str
+    measured: Measured, names: Sequence[str], images: RecordImages, network: RestoredNetwork
 ) -> list[Section]:
     predictions = measured.predictions(SUITE)
-    table = class_report.class_scores(predictions, names, name=f"per_class_{measured.name}")
-    if len(names) <= _MAX_DRAWN:
-        counts = class_report.confusion_matrix(predictions, len(names))
-        cards = [
-            Card(
-                "Rows: the class; columns: what it was taken for",
-                svg=charts.matrix_chart(counts, names),
-            )
-        ]
-        tables = [table]
-    else:
-        cards, tables = [], [class_report.confused_pairs(predictions, names), table]
     found = [
-        Section(
-            f"{measured.name}: class by class", "Per cent.", cards=cards, grid="one", tables=tables
-        )
+        class_report.class_section(measured.name, predictions, names, f"per_class_{measured.name}")
     ]
     confidence = predictions.probabilities[:, 0]
     wrong = np.flatnonzero(~predictions.is_top1)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_NUM_SHOWN]
     unsure = np.argsort(confidence, kind="stable")[:_NUM_SHOWN]
-    network = restore_network(model_dir=os.path.join(model_dir, measured.name), which="last")
     for title, rows in (("its surest errors", worst), ("its least certain answers", unsure)):
         if len(rows):
             cards = _image_cards(network, predictions, rows, names, images)
@@ -195,7 +187,11 @@ def _class_sections(
 
 
 def _image_cards(
-    network, predictions: ImagePredictions, rows: np.ndarray, names, images: RecordImages
+    network: RestoredNetwork,
+    predictions: ImagePredictions,
+    rows: np.ndarray,
+    names: Sequence[str],
+    images: RecordImages,
 ) -> list[Card]:
     encoded = [images.encoded(int(row)) for row in rows]
     pixels = tf.stack(
@@ -233,11 +229,10 @@ def input_gradients(model, pixels: tf.Tensor, classes: np.ndarray) -> np.ndarray
     return tf.cast(255 * heat / largest, tf.uint8).numpy()
 
 
-def describe_size(run_dir: str) -> str:
+def describe_size(network: RestoredNetwork) -> str:
     """Returns the parameters and the FLOPs (two per multiplication with its addition) of one
-    image through a run's network.
+    image.
     """
-    network = restore_network(model_dir=run_dir, which="last")
     shape = [1, network.image_size, network.image_size, 3]
     call = tf.function(lambda images: network.model(images, training=False))
     graph = call.get_concrete_function(tf.TensorSpec(shape, tf.float32)).graph

@@ -67,7 +67,7 @@ def look(folder: str) -> Photographs:
             them. Without test/, the validation images are tested, too.
 
     Raises:
-        UsageError: it is no such folder.
+        UsageError: it is no such folder, or has one class.
         DataError: it has no images, or a class has none or too few to be divided.
     """
     if not tf.io.gfile.isdir(folder):
@@ -79,6 +79,11 @@ def look(folder: str) -> Photographs:
         listed = image_sources.list_image_folder(folder, log=notes.append)
         names = image_sources.list_class_names(listed)
         found = {"": listed}
+    if len(names) < 2:
+        raise UsageError(
+            f"`Photos` is {folder!r}, which holds one class only, {names[0]!r}; a network needs"
+            " two at least, with a folder each."
+        )
     seen = {part: _see(sources, notes) for part, sources in found.items()}
     whole = {
         part: [source for source in sources if source in seen[part]]

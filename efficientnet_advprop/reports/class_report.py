@@ -1,7 +1,6 @@
 """Scores a network class by class: precision, recall, F1, and confusions.
 
-class_scores(predictions, ["cat", "dog"])                     # a `Table`
-charts.matrix_chart(confusion_matrix(predictions, 2), names)  # an `<svg>`
+class_section("advprop", predictions, ["cat", "dog"], "per_class_advprop")   # a `Section`
 """
 
 from typing import Sequence
@@ -9,9 +8,32 @@ from typing import Sequence
 import numpy as np
 
 from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
+from efficientnet_advprop.reports import charts
+from efficientnet_advprop.reports.pages import Card, Section
 from efficientnet_advprop.reports.table import Cell, Table, percent
 
 _NUM_PAIRS = 20
+_MAX_DRAWN = 30  # classes of a confusion matrix; of more, the most confused pairs are listed
+
+
+def class_section(
+    title: str, predictions: ImagePredictions, names: Sequence[str], table_name: str
+) -> Section:
+    """Returns the section of a page with the scores of each class and its confusions.
+
+    Args:
+        title: what was measured.
+        predictions: of images that may have any label.
+        names: of the classes by label.
+        table_name: of the table of scores, as `Table.name`.
+    """
+    tables, cards = [class_scores(predictions, names, name=table_name)], []
+    if len(names) <= _MAX_DRAWN:
+        matrix = charts.matrix_chart(confusion_matrix(predictions, len(names)), names)
+        cards.append(Card("Rows: the class; columns: what it was taken for", svg=matrix))
+    else:
+        tables.append(confused_pairs(predictions, names))
+    return Section(f"{title}: class by class", "Per cent.", cards=cards, grid="one", tables=tables)
 
 
 def confusion_matrix(predictions: ImagePredictions, num_classes: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings
 from efficientnet_advprop.evaluation.test_set_name import parse_name
 from efficientnet_advprop.images.class_numbers import imagenet_ids
 from efficientnet_advprop.reports import class_report, evaluation_report, pages
-from efficientnet_advprop.reports.comparison import Comparison, Measured, compare, read_measured
+from efficientnet_advprop.reports.comparison import Comparison, compare, read_measured
 from efficientnet_advprop.reports.disagreements import OpenImages
 from efficientnet_advprop.runtime.errors import UserError
 
@@ -85,17 +85,10 @@ def _class_sections(comparison: Comparison, names: Sequence[str]) -> list[pages.
                 continue
             num_classes = max(len(names), int(predictions.labels.max()) + 1)
             own = names if len(names) == num_classes else list(map(str, range(num_classes)))
-            tables = [
-                class_report.class_scores(predictions, own, name=_file_name(measured, test_set)),
-                class_report.confused_pairs(predictions, own),
-            ]
-            title = f"{measured.name}, {test_set}: class by class"
-            sections.append(pages.Section(title, "Per cent.", tables=tables))
+            title = f"{measured.name}, {test_set}"
+            file = re.sub(r"[^\w.-]+", "-", f"per_class_{measured.name}_{test_set}")
+            sections.append(class_report.class_section(title, predictions, own, file))
     return sections
-
-
-def _file_name(measured: Measured, test_set: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", f"per_class_{measured.name}_{test_set}")
 
 
 def _class_names(comparison: Comparison) -> Sequence[str]:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from efficientnet_advprop.command_line import recipes
+from efficientnet_advprop.data import records
 from tests.conftest import run_program
 
 SHORT = (
@@ -46,7 +47,7 @@ def test_a_dry_run_says_what_would_be_done_and_makes_nothing(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     told = done.stdout.splitlines()
     assert len(told) <= 13 and not os.path.exists(folder.parent / "läufe")
-    for words in ("3 classes", "from scratch", "32 px", "kaputt.jpg"):
+    for words in ("3 classes", "from scratch", "32 px", "min of training", "kaputt.jpg"):
         assert words in done.stdout
 
 
@@ -58,6 +59,7 @@ def test_a_dry_run_says_what_would_be_done_and_makes_nothing(folder, tmp_path):
         (("nowhere", "--model_dir=x"), "nowhere"),
         (("nowhere",), "--model_dir"),
         (("nowhere", "--model_dir=x", "--methods=vanilla,best"), "best"),
+        (("nowhere", "--model_dir=./nowhere/x"), "--model_dir"),
         (("nowhere", "--model_dir=x", "--config=digits"), "--config"),
         (("nowhere", "--model_dir=x", "--checkpoint=none", "--no_scratch"), "--no_scratch"),
     ],
@@ -65,6 +67,37 @@ def test_a_dry_run_says_what_would_be_done_and_makes_nothing(folder, tmp_path):
 def test_wrong_arguments_are_named(arguments, word, tmp_path):
     done = run_program("fine_tune", *arguments, cwd=tmp_path)
     assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_becomes_a_network_and_a_page(folder, tmp_path):
+    done = run_program(
+        "fine_tune",
+        folder.name,
+        f"--model_dir={tmp_path / 'mein Netz'}",
+        "--methods=advprop",
+        "--corrupted_images=0",
+        *SHORT,
+        "--config.training.num_epochs=2",
+        "--config.model.depth_coefficient=0.1",  # the fewest blocks to trace
+        cwd=folder.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kaputt.jpg" in done.stdout and f"'{tmp_path}/mein Netz'/advprop" in done.stdout
+    report = json.loads((tmp_path / "mein Netz/report.json").read_text())
+    assert report["classes"] == ["blaue Kreise", "grün", "Äpfel rot"]
+    results = report["results"]["advprop"]["test_sets"]
+    assert set(results) == {"photos-test", "photos-test_pgd/4"}
+    num_test = results["photos-test"]["score"]["num_images"]
+    scores = report["tables"]["per_class_advprop"]
+    assert sum(row["support"] for row in scores) == num_test > 0
+    num_right = sum(row["support"] * row["recall"] / 100 for row in scores)
+    assert num_right == pytest.approx(results["photos-test"]["score"]["num_top1"])
+    assert f"fine_tune '{folder.name}'" in report["facts"]["command"]
+    assert "parameters" in report["facts"]["network"]
+    page = (tmp_path / "mein Netz/report.html").read_text()
+    for words in ("Äpfel rot", "class by class", "least certain", "gradient", "How the training"):
+        assert words in page
+    assert len(records.find_prefixes(str(tmp_path / "mein Netz/records"))) == 3
 
 
 def start(folder, model_dir):

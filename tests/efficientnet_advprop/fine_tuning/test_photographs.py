@@ -82,6 +82,9 @@ def test_what_is_odd_is_said(folder):
 def test_folders_that_cannot_be_divided_are_refused(tmp_path, folder):
     with pytest.raises(UsageError, match="no such folder"):
         photographs.look(str(tmp_path / "none"))
+    shutil.copytree(folder / CLASSES[0], tmp_path / "one" / CLASSES[0])
+    with pytest.raises(UsageError, match=CLASSES[0]):
+        photographs.look(str(tmp_path / "one"))
     for number in range(2, 20):
         (folder / CLASSES[2] / f"bild {number}.png").unlink()
     with pytest.raises(DataError, match=CLASSES[2]):

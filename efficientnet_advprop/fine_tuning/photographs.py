@@ -27,9 +27,10 @@ FEW_IMAGES = 10  # of a class, which is said
 _IMBALANCE = 5  # so many times the images of the smallest class, which is said
 _THUMBNAIL = 8  # pixels
 _DRAFT = 32 * _THUMBNAIL  # pixels at least; fewer made thumbnails of a PNG and its JPEG differ
-# Levels of 255, by which no pixel of the thumbnails of near-identical images differs: of copies
-# scaled to a third or stored anew by 4 at most, where 8 joined solar cells that only look alike.
-_NEAR = 4
+# Levels of 255, by which no pixel of the thumbnails of near-identical images differs: `_NEAR` and
+# a share of their contrast, at most `_FARTHEST`. Copies that are scaled or stored anew stay within;
+# 8 levels joined solar cells that only look alike.
+_NEAR, _NEAR_BY_CONTRAST, _FARTHEST = 2.0, 0.12, 10.0
 _READERS = 16
 
 
@@ -155,8 +156,9 @@ def _group_near(sources: Sequence[ImageSource], seen: Mapping[ImageSource, _Seen
     # Near thumbnails have near means of quarters, of which few others have.
     quarters = thumbnails.reshape(-1, 2, _THUMBNAIL // 2, 2, _THUMBNAIL // 2, 3).mean(axis=(2, 4))
     pairs = cKDTree(quarters.reshape(len(sources), -1)).query_pairs(
-        _NEAR, p=np.inf, output_type="ndarray"
+        _FARTHEST, p=np.inf, output_type="ndarray"
     )
+    limits = np.minimum(_NEAR + _NEAR_BY_CONTRAST * thumbnails.std(axis=1), _FARTHEST)
     head = np.arange(len(sources))
 
     def root(index):
@@ -165,7 +167,8 @@ def _group_near(sources: Sequence[ImageSource], seen: Mapping[ImageSource, _Seen
         return index
 
     for one, other in pairs:
-        is_near = np.abs(thumbnails[one] - thumbnails[other]).max() <= _NEAR
+        difference = np.abs(thumbnails[one] - thumbnails[other]).max()
+        is_near = difference <= min(limits[one], limits[other])
         if is_near and sources[one].label == sources[other].label:
             head[root(one)] = root(other)
     groups = collections.defaultdict(list)

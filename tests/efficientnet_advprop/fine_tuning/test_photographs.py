@@ -60,7 +60,7 @@ def test_near_identical_copies_stay_together(folder):
         source = originals[part][0]
         copy = folder / source.synset / f"copy of {part}.jpg"
         with Image.open(source.path) as image:
-            image.resize((72, 54)).save(copy, quality=75)
+            image.resize((80, 60)).save(copy, quality=90)
     found = photographs.look(str(folder)).parts
     for part in originals:
         copied = f"{originals[part][0].synset}/{originals[part][0].name}"

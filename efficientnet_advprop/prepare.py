@@ -119,8 +119,6 @@ def _list_images():
 
 def _list_image_folder(folder: str):
     """Does what `_list_images` does, of a folder; some splits are drawn from "train"."""
-    import tensorflow as tf
-
     from efficientnet_advprop.images import image_sources
 
     fractions = {
@@ -128,33 +126,24 @@ def _list_image_folder(folder: str):
         for split, flag in (("validation", _VALIDATION_FRACTION), ("test", _TEST_FRACTION))
         if flag.value
     }
-    is_divided = tf.io.gfile.isdir(f"{folder}/train")
-    there = [
-        split
-        for split in ("validation", "test")
-        if is_divided and tf.io.gfile.isdir(f"{folder}/{split}")
-    ]
-    for split in there:
-        if split in fractions:
+    if sum(fractions.values()) >= 1:
+        raise UsageError("`--validation_fraction` and `--test_fraction` must be below 1 together.")
+    images_of, names = image_sources.list_splits(folder, log=print)
+    for split in fractions:
+        if split in images_of:
             raise UsageError(
                 f"`--{split}_fraction` is {fractions[split]:g}, but {folder!r} holds {split}/"
                 " already; leave one of them out."
             )
-    if "validation" not in [*there, *fractions]:
+    if "validation" not in {**images_of, **fractions}:
         raise UsageError(
             f"`--image_folder` is {folder!r}, which holds no train/ and validation/, each with a"
             " folder per class. Make them, or draw the validation images from the others with"
             " `--validation_fraction=0.2`."
         )
-    if sum(fractions.values()) >= 1:
-        raise UsageError("`--validation_fraction` and `--test_fraction` must be below 1 together.")
-    train = image_sources.list_image_folder(f"{folder}/train" if is_divided else folder, log=print)
-    names = image_sources.list_class_names(train)
-    images_of = {"train": train}
     if fractions:
-        images_of = image_sources.divide(image_sources.group_equal_files(train), fractions)
-    for split in there:
-        images_of[split] = image_sources.list_image_folder(f"{folder}/{split}", names, log=print)
+        groups = image_sources.group_equal_files(images_of["train"])
+        images_of |= image_sources.divide(groups, fractions)
     return images_of, names
 
 

@@ -14,7 +14,7 @@ from efficientnet_advprop.config.tables import BUILTIN
 CLEAN = "clean"  # the first stage of a chain of attacks
 CLEAN_SUITES = ("imagenet", *BUILTIN)  # whose images attacks and mixtures are compared with
 SQUARE_ALONE = "square_alone"  # runs on all images, hence in no chain
-_PGD = re.compile(r"pgd|.*_pgd(:.*)?")
+_PGD = re.compile(r"pgd|.*_pgd")
 _STAGE = re.compile(rf"[^/]+/(?:linf|l2)_[^/]+/(?!{SQUARE_ALONE}$)[a-z_]+")
 
 

@@ -9,7 +9,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import io
-from typing import Callable, Mapping, Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -65,7 +65,8 @@ def look(folder: str) -> Photographs:
 
     Args:
         folder: of a folder per class; or of train/, validation/ and perhaps test/ with
-            them. Without test/, the validation images are tested, too.
+            them. Without validation/, what is missing is taken from the training images;
+            without test/ alone, the validation images are tested, too.
 
     Raises:
         UsageError: it is no such folder, or has one class.
@@ -74,55 +75,32 @@ def look(folder: str) -> Photographs:
     if not tf.io.gfile.isdir(folder):
         raise UsageError(f"`Photos` is {folder!r}, but there is no such folder.")
     notes: list[str] = []
-    if tf.io.gfile.isdir(f"{folder}/train"):
-        found, names = _list_parts(folder, notes.append)
-    else:
-        listed = image_sources.list_image_folder(folder, log=notes.append)
-        names = image_sources.list_class_names(listed)
-        found = {"": listed}
+    found, names = image_sources.list_splits(folder, notes.append)
     if len(names) < 2:
         raise UsageError(
             f"`Photos` is {folder!r}, which holds one class only, {names[0]!r}; a network needs"
             " two at least, with a folder each."
         )
-    seen = {part: _see(sources, notes) for part, sources in found.items()}
-    whole = {
-        part: [source for source in sources if source in seen[part]]
-        for part, sources in found.items()
-    }
-    readable = {source.label for source in whole.get("", whole.get("train", []))}
+    seen = _see([source for sources in found.values() for source in sources], notes)
+    parts = {part: [one for one in sources if one in seen] for part, sources in found.items()}
+    readable = {source.label for source in parts["train"]}
     lost = [name for label, name in enumerate(names) if label not in readable]
     if lost:
         raise DataError(f"{folder!r} has classes without a readable image: {list_names(lost)}.")
-    if "" in whole:
-        whole = image_sources.divide(_group_near(whole[""], seen[""]), FRACTIONS)
-    elif "test" not in whole:
+    if "validation" not in parts:
+        fractions = {part: share for part, share in FRACTIONS.items() if part not in parts}
+        parts |= image_sources.divide(_group_near(parts["train"], seen), fractions)
+    if "test" not in parts:
         notes.append("no test/: the validation images are tested, which choose nothing here")
-        whole["test"], seen["test"] = whole["validation"], seen["validation"]
-    of_all = {source: one for part in seen.values() for source, one in part.items()}
-    _note_classes(whole, of_all, names, notes)
+        parts["test"] = parts["validation"]
+    _note_classes(parts, seen, names, notes)
     digest = hashlib.sha256()
     for part in PARTS:
-        for source in sorted(whole[part], key=lambda source: (source.synset, source.name)):
-            row = f"{part}/{source.synset}/{source.name} {of_all[source].digest}\n"
+        for source in sorted(parts[part], key=lambda source: (source.synset, source.name)):
+            row = f"{part}/{source.synset}/{source.name} {seen[source].digest}\n"
             digest.update(row.encode())
-    smallest = min(one.shortest_side for one in of_all.values())
-    return Photographs(whole, names, smallest, notes, digest.hexdigest())
-
-
-def _list_parts(folder: str, log: Callable[[str], None]):
-    train = image_sources.list_image_folder(f"{folder}/train", log=log)
-    names = image_sources.list_class_names(train)
-    found = {"train": train}
-    for part in ("validation", "test"):
-        if tf.io.gfile.isdir(f"{folder}/{part}"):
-            found[part] = image_sources.list_image_folder(f"{folder}/{part}", names, log=log)
-    if "validation" not in found:
-        raise UsageError(
-            f"`Photos` is {folder!r}, which holds train/ but no validation/. Add it; or give a"
-            " folder with a folder per class, which is divided here."
-        )
-    return found, names
+    smallest = min(one.shortest_side for one in seen.values())
+    return Photographs(parts, names, smallest, notes, digest.hexdigest())
 
 
 def _see(sources: Sequence[ImageSource], notes: list[str]) -> dict[ImageSource, _Seen]:

@@ -1,22 +1,20 @@
 """Folders of images by class: `<directory>/<class>/<image>`.
 
-    folder = ImageFolder(directory, num_classes=1000)            # for a network
-    folder.paths, folder.labels
-    tree = read_image_tree(directory)                            # for a new data set
-    # class folder → names of its images
-    tree.images
+    images = label_folder(directory, num_classes=1000)           # for a network
+    names_by_folder, skipped = read_image_tree(directory)        # for a new data set
 
 Which number a class has, `class_numbers` says. What is not read, such as images beside
 the class folders or files of other kinds, is counted and named in `skipped`.
 """
 
 import os
-from typing import Iterable, Mapping, NamedTuple, Optional, Sequence
+from typing import Iterable, Mapping, Optional, Sequence
 
 import tensorflow as tf
 
 from efficientnet_advprop.data.image_formats import IMAGE_SUFFIXES, is_hidden, is_image
 from efficientnet_advprop.images.class_numbers import match_classes, require_known
+from efficientnet_advprop.images.labeled_images import FileImages
 from efficientnet_advprop.runtime.errors import DataError, list_names
 from efficientnet_advprop.runtime.files import is_remote, printable
 
@@ -54,36 +52,23 @@ class Skipped:
         return lines
 
 
-class ImageTree(NamedTuple):
-    """What a folder with one sub-folder per class holds: class folder → the names of its
-    images, all sorted; and everything else.
-    """
-
-    images: Mapping[str, Sequence[str]]
-    skipped: Skipped
-
-
-class _Entries(NamedTuple):
-    """The names of all that a folder holds, each kind sorted; `others` are no files, but
-    broken links or the like.
-    """
-
-    folders: Sequence[str]
-    files: Sequence[str]
-    others: frozenset[str] = frozenset()
-
-
-def read_image_tree(directory: str, *, allow_empty: bool = False) -> ImageTree:
+def read_image_tree(
+    directory: str, *, allow_empty: bool = False
+) -> tuple[dict[str, list[str]], Skipped]:
     """Looks through a folder with one sub-folder per class; hidden folders are no classes.
+
     With `allow_empty`, class folders may be without images.
+
+    Returns:
+        Class folder → the names of its images, all sorted; and everything else.
     """
     if not tf.io.gfile.isdir(directory):
         raise DataError(f"{directory!r} is no folder.")
     skipped, images = Skipped(), {}
-    entries = _list(directory)
-    for name in entries.files:
+    folders, files, _ = _list(directory)
+    for name in files:
         skipped.add(_HIDDEN if is_hidden(name) else _BESIDE, name)
-    for folder in entries.folders:
+    for folder in folders:
         if is_hidden(folder):
             skipped.add(_HIDDEN, f"{folder}/")
         else:
@@ -102,7 +87,7 @@ def read_image_tree(directory: str, *, allow_empty: bool = False) -> ImageTree:
             f"{directory!r} has {len(empty)} of {len(images)} class folders without an image "
             f"({_SUFFIXES}): {list_names(empty)}. Put images into them, or remove them.{hint}"
         )
-    return ImageTree(images, skipped)
+    return images, skipped
 
 
 def _require_text(names: Iterable[str], directory: str) -> None:
@@ -121,17 +106,17 @@ def _is_text(name: str) -> bool:
 def _read_class(directory: str, folder: str, skipped: Skipped) -> list[str]:
     """Returns the names of a class's images, sorted."""
     images = []
-    entries = _list(os.path.join(directory, folder))
-    for name in entries.files:
+    folders, files, others = _list(os.path.join(directory, folder))
+    for name in files:
         if is_hidden(name):
             skipped.add(_HIDDEN, f"{folder}/{name}")
         elif not is_image(name):
             skipped.add(_OTHER_KIND, f"{folder}/{name}")
-        elif name in entries.others:
+        elif name in others:
             skipped.add(_NO_FILE, f"{folder}/{name}")
         else:
             images.append(name)
-    for name in entries.folders:
+    for name in folders:
         if is_hidden(name):
             skipped.add(_HIDDEN, f"{folder}/{name}/")
             continue
@@ -144,15 +129,18 @@ def _files_below(directory: str) -> Iterable[str]:
     """Yields the paths of all files below a folder, from it; hidden folders and links are
     not entered.
     """
-    entries = _list(directory)
-    yield from entries.files
-    for folder in entries.folders:
+    folders, files, _ = _list(directory)
+    yield from files
+    for folder in folders:
         path = os.path.join(directory, folder)
         if not is_hidden(folder) and (is_remote(path) or not os.path.islink(path)):
             yield from (f"{folder}/{name}" for name in _files_below(path))
 
 
-def _list(directory: str) -> _Entries:
+def _list(directory: str) -> tuple[list[str], list[str], frozenset[str]]:
+    """Returns the folders and the files in a folder, sorted, and which of these are none, but
+    broken links or the like.
+    """
     folders, files, others = [], [], []
     if not is_remote(directory):
         with os.scandir(directory) as entries:
@@ -161,7 +149,7 @@ def _list(directory: str) -> _Entries:
                 (folders if is_folder else files).append(entry.name)
                 if not is_folder and not entry.is_file():
                     others.append(entry.name)
-        return _Entries(sorted(folders), sorted(files), frozenset(others))
+        return sorted(folders), sorted(files), frozenset(others)
     for name in filter(None, tf.io.gfile.listdir(directory)):  # "": the folder's own placeholder
         # Remote file systems mark folders by a slash; those that do not must be asked,
         # a request for each name, which is spared for what looks like an image.
@@ -169,25 +157,34 @@ def _list(directory: str) -> _Entries:
             not is_image(name) and tf.io.gfile.isdir(os.path.join(directory, name))
         )
         (folders if is_folder else files).append(name.rstrip("/"))
-    return _Entries(sorted(folders), sorted(files))
+    return sorted(folders), sorted(files), frozenset()
 
 
 def list_folders(directory: str) -> list[str]:
     """Returns the names of the folders in a folder, sorted, without hidden ones."""
-    return [name for name in _list(directory).folders if not is_hidden(name)]
+    return [name for name in _list(directory)[0] if not is_hidden(name)]
 
 
 def list_images(directory: str) -> list[str]:
     """Returns the paths of the images that lie in a folder itself, sorted by name; hidden
     ones do not count.
     """
-    names = [name for name in _list(directory).files if is_image(name)]
+    names = [name for name in _list(directory)[1] if is_image(name)]
     _require_text(names, directory)
     return [os.path.join(directory, name) for name in names]
 
 
-class ImageFolder:
-    """The images below a folder with one sub-folder per class, labelled for a network.
+def label_folder(
+    directory: str,
+    num_classes: int,
+    labels: Optional[Mapping[str, int]] = None,
+    what: str = "none of the classes",
+    *,
+    class_names: Optional[Sequence[str]] = None,
+    allow_empty: bool = False,
+) -> FileImages:
+    """Returns the images below a folder with one sub-folder per class, by class and name,
+    labelled for a network.
 
     Args:
         directory: local or gs://.
@@ -197,29 +194,11 @@ class ImageFolder:
         what: what an unknown sub-folder is, for the message.
         class_names: of the network, by label; None: not known.
         allow_empty: see `read_image_tree`.
-
-    Attributes:
-        paths, labels: of the images, by class and name.
-        folders: the sub-folders, sorted.
-        skipped: what else there is.
     """
-
-    def __init__(
-        self,
-        directory: str,
-        num_classes: int,
-        labels: Optional[Mapping[str, int]] = None,
-        what: str = "none of the classes",
-        *,
-        class_names: Optional[Sequence[str]] = None,
-        allow_empty: bool = False,
-    ):
-        tree = read_image_tree(directory, allow_empty=allow_empty)
-        self.folders, self.skipped = list(tree.images), tree.skipped
-        if labels is None:
-            labels = match_classes(self.folders, directory, num_classes, class_names)
-        require_known(self.folders, labels, directory, what)
-        self.paths, self.labels = [], []
-        for folder, names in tree.images.items():
-            self.paths += [os.path.join(directory, folder, name) for name in names]
-            self.labels += [labels[folder]] * len(names)
+    images, skipped = read_image_tree(directory, allow_empty=allow_empty)
+    if labels is None:
+        labels = match_classes(list(images), directory, num_classes, class_names)
+    require_known(list(images), labels, directory, what)
+    paths = [os.path.join(directory, folder, name) for folder in images for name in images[folder]]
+    own_labels = [labels[folder] for folder in images for _ in images[folder]]
+    return FileImages(paths, own_labels, directory, skipped.describe())

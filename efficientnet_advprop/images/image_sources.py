@@ -84,12 +84,12 @@ def list_image_folder(
         log: takes a line for each kind of file that is skipped, and one for classes of
             `class_names` that this folder lacks.
     """
-    tree = image_folders.read_image_tree(folder)
-    found = number_classes(tree.images, folder)
+    images_of, skipped = image_folders.read_image_tree(folder)
+    found = number_classes(images_of, folder)
     names = found if class_names is None else class_names
     label_of = {name: label for label, name in enumerate(names)}
     require_known(found, label_of, folder, "no class of the training set")
-    for line in tree.skipped.describe():
+    for line in skipped.describe():
         log(f"{folder}: {line}")
     present = set(found)
     lacking = [name for name in names if name not in present]
@@ -97,10 +97,29 @@ def list_image_folder(
         log(f"{folder}: no images of {len(lacking)} of {len(names)} classes: {list_names(lacking)}")
     return [
         ImageSource(os.path.join(folder, name, image), image, label_of[synset], synset)
-        for name, images in tree.images.items()
+        for name, images in images_of.items()
         for synset in [class_name(name)]
         for image in images
     ]
+
+
+def list_splits(
+    folder: str, log: Callable[[str], None] = logging.warning
+) -> tuple[dict[str, list[ImageSource]], list[str]]:
+    """Lists train/, validation/ and test/ in a folder, where it holds train/; otherwise all of
+    its images as "train".
+
+    Returns the images of each, and the names of the classes.
+    """
+    if not tf.io.gfile.isdir(f"{folder}/train"):
+        train = list_image_folder(folder, log=log)
+        return {"train": train}, list_class_names(train)
+    images_of = {"train": list_image_folder(f"{folder}/train", log=log)}
+    names = list_class_names(images_of["train"])
+    for split in ("validation", "test"):
+        if tf.io.gfile.isdir(f"{folder}/{split}"):
+            images_of[split] = list_image_folder(f"{folder}/{split}", names, log=log)
+    return images_of, names
 
 
 def list_class_names(sources: Sequence[ImageSource]) -> list[str]:

@@ -11,7 +11,7 @@ from absl import logging
 
 from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.data import image_formats, preprocessing, records
-from efficientnet_advprop.images.image_folders import ImageFolder, list_folders
+from efficientnet_advprop.images.image_folders import label_folder, list_folders
 from efficientnet_advprop.images.labeled_images import RecordImages, drawn_positions
 from efficientnet_advprop.runtime.errors import DataError, UsageError, brief_message
 from efficientnet_advprop.serving.image_classification import find_images
@@ -55,7 +55,7 @@ def read_examples(
     """Returns at most `max_images` images of a folder, evenly drawn.
 
     The folder has TFRecords, `validation-…-of-…` or else `train-…-of-…`, or one sub-folder
-    per class (see `ImageFolder`), which label the images; or images alone. `num_classes` and
+    per class (see `label_folder`), which label the images; or images alone. `num_classes` and
     `class_names` are the network's, its background class included.
 
     Raises:
@@ -74,9 +74,9 @@ def read_examples(
         return _examples([file for file, _, _ in rows], image_size, crop, resize_method, labels)
     if list_folders(directory):
         names = class_names[offset:] if class_names else None
-        folder = ImageFolder(directory, num_classes - offset, class_names=names)
-        paths, labels = folder.paths, [label + offset for label in folder.labels]
-        for line in folder.skipped.describe():
+        found = label_folder(directory, num_classes - offset, class_names=names)
+        paths, labels = found.paths, [label + offset for label in found.labels]
+        for line in found.remarks:
             logging.warning("%s: %s", directory, line)
     else:
         paths, labels = find_images([directory]), None

@@ -214,10 +214,9 @@ def _list_folder(name: str, path: str, allow_empty: bool) -> FileImages:
     if name == "imagenet" and ground_truth.is_flat(path):
         paths, labels = ground_truth.list_flat_validation(path)
         return FileImages(paths, labels, path)
-    folder = image_folders.ImageFolder(
+    return image_folders.label_folder(
         path, NUM_CLASSES, class_labels(name), _what_is_wrong(name), allow_empty=allow_empty
     )
-    return FileImages(folder.paths, folder.labels, path, folder.skipped.describe())
 
 
 def _list_archive(name: str, path: str) -> TarImages:

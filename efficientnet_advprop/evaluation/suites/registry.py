@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import re
 from typing import Sequence
 
 from efficientnet_advprop.config import suites
@@ -27,27 +28,29 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
 )
 from efficientnet_advprop.evaluation.test_set_name import corrupted_name, is_part_of
 from efficientnet_advprop.images import image_folders
-from efficientnet_advprop.images.labeled_images import FileImages, RecordImages
+from efficientnet_advprop.images.labeled_images import RecordImages
 from efficientnet_advprop.runtime.errors import UsageError
 
 
 def open_folder(settings: SuiteSettings, path: str) -> list[TestSet]:
     """Opens any folder with a sub-folder of images per class."""
 
-    def find_images():
-        folder = image_folders.ImageFolder(
-            path,
-            settings.num_classes,
-            class_names=settings.class_names,
-            allow_empty=settings.allow_incomplete,
-        )
-        return FileImages(folder.paths, folder.labels, path, folder.skipped.describe())
-
-    return [TestSet(_folder_name("folder", path), path, find_images, **settings.own_fields())]
+    find_images = functools.partial(
+        image_folders.label_folder,
+        path,
+        settings.num_classes,
+        class_names=settings.class_names,
+        allow_empty=settings.allow_incomplete,
+    )
+    return [TestSet(_folder_name(path), path, find_images, **settings.own_fields())]
 
 
-def _folder_name(suite: str, path: str) -> str:
-    return f"{suite}:{path.strip('/').replace('/', ':')}"
+def _folder_name(path: str) -> str:
+    """Returns "photos-test" for "/home/ada/Photos/test": short, and legal in any file's name.
+    Underscores and slashes would be the parts of a name.
+    """
+    parts = (path.rstrip("/") if "://" in path else os.path.abspath(path)).split("/")
+    return re.sub(r"[\W_]+", "-", "-".join(parts[-2:])).strip("-").lower() or "folder"
 
 
 def open_builtin(settings: SuiteSettings, wanted: str) -> list[TestSet]:
@@ -122,7 +125,7 @@ def _open_suite(settings: SuiteSettings, asked_for: str) -> list[TestSet]:
         clean_suite, condition = "imagenet", _OF_IMAGENET[name]
     if clean_suite == "folder":
         test_sets = open_folder(settings, argument)
-        suite = _folder_name(name, argument)
+        suite = test_sets[0].name + condition
     else:
         wanted, suite = (clean_suite if condition else head), name
         if clean_suite in suites.LAYOUTS:
@@ -151,7 +154,7 @@ def open_suites(names: Sequence[str], settings: SuiteSettings) -> list[TestSet]:
     """
     suites.check(names)
     test_sets: dict[str, TestSet] = {}
-    folders: dict[str, str] = {}  # by the name of the test set, which has no leading slash
+    folders: dict[str, str] = {}  # by the name of the test set, which is of two of its parts
     for asked_for in names:
         chosen = _open_suite(settings, asked_for)
         if not chosen:

@@ -83,11 +83,10 @@ def test_names_and_groups():
     [
         ("imagenet", ("imagenet", "")),
         ("imagenet_c/fog/3", ("imagenet_c", "fog/3", "fog", 3)),
-        ("folder_c:a:b/fog/3", ("folder_c:a:b", "fog/3", "fog", 3)),
+        ("photos-test_c/fog/3", ("photos-test_c", "fog/3", "fog", 3)),
         ("imagenet_v2/topimages", ("imagenet_v2", "topimages")),
         ("pgd/0.5", ("pgd", "0.5", None, None, 0.5)),
-        ("folder_pgd:a:b/8", ("folder_pgd:a:b", "8", None, None, 8.0)),
-        ("folder:my_pgd", ("folder:my_pgd", "")),
+        ("photos-test_pgd/8", ("photos-test_pgd", "8", None, None, 8.0)),
         (
             "autoattack/l2_127.5/fab_t",
             ("autoattack", "l2_127.5/fab_t", None, None, None, "autoattack/l2_127.5"),

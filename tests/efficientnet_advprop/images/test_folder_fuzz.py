@@ -23,7 +23,7 @@ from efficientnet_advprop.data import records
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.images import image_sources, record_conversion
 from efficientnet_advprop.images.class_numbers import match_classes
-from efficientnet_advprop.images.image_folders import ImageFolder
+from efficientnet_advprop.images.image_folders import label_folder
 from efficientnet_advprop.images.labeled_images import FileImages, find_unreadable
 
 SIZE = 4
@@ -158,7 +158,7 @@ def check(tree: dict) -> None:
 
         # With its names known, an evaluation labels every file alike; and by its own
         # rule too, but for numbers that do not begin at 0, which it refuses.
-        named = ImageFolder(str(root), len(classes), class_names=classes)
+        named = label_folder(str(root), len(classes), class_names=classes)
         assert dict(zip(named.paths, named.labels)) == wanted
         try:
             labels = match_classes(list(expected), "here", len(classes))
@@ -174,20 +174,21 @@ def check(tree: dict) -> None:
 
 def check_the_other_is_refused(root: pathlib.Path, num_classes: int) -> None:
     try:
-        ImageFolder(str(root), num_classes)
+        label_folder(str(root), num_classes)
     except DataError as error:
         assert len(str(error).splitlines()) <= 10
         return
     raise AssertionError("refused by `prepare`, but not by `folder:`")
 
 
-def check_records(sources, wanted: dict, named: ImageFolder, folder: str) -> None:
+def check_records(sources, wanted: dict, images: FileImages, folder: str) -> None:
     """The records hold the same colours under the same labels, or the broken files are named."""
-    report = record_conversion.convert(sources, os.path.join(folder, "out"), "train", num_shards=1)
-    images = FileImages(named.paths, named.labels, folder)
+    _, failures = record_conversion.convert(
+        sources, os.path.join(folder, "out"), "train", num_shards=1
+    )
     broken = [path for path in wanted if pathlib.Path(path).read_bytes() == b"no image"]
-    assert len(report.failures) == len(broken)
-    assert all(any(failure.startswith(path) for failure in report.failures) for path in broken)
+    assert len(failures) == len(broken)
+    assert all(any(failure.startswith(path) for failure in failures) for path in broken)
     assert (find_unreadable(images) is not None) == bool(broken)
     hypothesis.event("with broken files" if broken else "converted")
     if broken:
@@ -197,6 +198,6 @@ def check_records(sources, wanted: dict, named: ImageFolder, folder: str) -> Non
     for row in tf.data.TFRecordDataset(list(split.files)).as_numpy_iterator():
         encoded, label = records.parse(row, split)
         found.append((int(label), colour_of(encoded.numpy())))
-    seen = [(label, colour_of(images.encoded(i))) for i, label in enumerate(named.labels)]
+    seen = [(label, colour_of(images.encoded(i))) for i, label in enumerate(images.labels)]
     for (label, colour), (own_label, own_colour) in zip(sorted(found), sorted(seen), strict=True):
         assert label == own_label and abs(colour - own_colour) <= 2  # JPEG's rounding

@@ -10,21 +10,14 @@ TFRecords in the official layout.
         --output_dir=/data/records
     python -m efficientnet_advprop.prepare --check=/data/records
 
-`--imagenet_dir` holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and synset_labels.txt (the
-class of each validation image, one a line); the archives are read in place. `--image_folder` holds
-train/CLASS/…, validation/CLASS/… and perhaps test/CLASS/…; or CLASS/… alone, of which
-`--validation_fraction` and `--test_fraction` draw about such a part of each class. Equal files are
-drawn together, and adding images moves no other one.
-
-The classes are numbered from 0 in the order of the folders' names, or of the numbers that these
-are, in all splits alike; `labels_map.txt` beside the records has their names. A class without
-images is an error. What is passed over (other formats, images beside or below the class folders) is
-counted and named.
+The ImageNet archives are read in place; docs/data.md says what each folder must hold, and how the
+classes are numbered. `--validation_fraction` and `--test_fraction` draw about such a part of each
+class by the files' contents: equal files are drawn together, and adding images moves no other one.
+What is passed over (other formats, images beside or below the class folders) is counted and named.
 
 Started again after a kill, it goes on with the files that are missing; where the images or their
-labels have changed since, it says so and overwrites nothing. Ends with the number of images of each
-class; exits with 1 and names the files if any image could not be converted. `--check` writes
-nothing: it reads all records of a folder and names those that are damaged, with exit code 1.
+labels have changed since, it says so and overwrites nothing. Exits with 1 and names the files if
+any image could not be converted. `--check` writes nothing: it names a folder's damaged records.
 """
 
 from absl import flags

@@ -122,9 +122,8 @@ def _see(sources: Sequence[ImageSource], notes: list[str]) -> dict[ImageSource, 
         found = list(pool.map(see, sources))
     damaged = [one for one in found if isinstance(one, str)]
     if damaged:
-        notes.append(f"{len(damaged)} images cannot be read, and are left out: {damaged[0]}")
-        if len(damaged) > 1:
-            notes[-1] += f" and {len(damaged) - 1} more"
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        notes.append(f"left out, since they cannot be read: {damaged[0]}{more}")
     return {source: one for source, one in zip(sources, found) if isinstance(one, _Seen)}
 
 

@@ -33,11 +33,8 @@ def imagenet_ids() -> tuple[str, ...]:
 
 
 def class_name(folder: str) -> str:
-    """Returns the class that a folder of this name stands for.
-
-    macOS and Linux may spell the same letter, such as "ä", by different code points; a
-    class has the composed form (Unicode's NFC).
-    """
+    """Returns the class that a folder of this name stands for."""
+    # macOS and Linux may spell the same letter, such as "ä", by different code points.
     return unicodedata.normalize("NFC", folder)
 
 
@@ -48,9 +45,7 @@ def are_numbers(names: Iterable[str]) -> bool:
 
 
 def number_classes(folders: Iterable[str], where: str) -> list[str]:
-    """Returns the class names of a new data set in the order of their labels; `where` the
-    folders are is for messages.
-    """
+    """Returns the class names of a new data set in the order of their labels."""
     names = [class_name(folder) for folder in folders]
     in_numbers = are_numbers(names)
     keys = [int(name) if in_numbers else name for name in names]
@@ -76,8 +71,7 @@ def match_classes(
     Args:
         folders: names of the class folders.
         where: what holds them, for messages.
-        num_classes: of the network.
-        names: its class names by label; None: not known.
+        num_classes, names: of the network; names None: not known.
     """
     if not folders:
         raise DataError(f"{where!r} holds no folders; there must be one for each class.")
@@ -89,7 +83,6 @@ def match_classes(
 def _label_classes(
     classes: Sequence[str], where: str, num_classes: int, names: Optional[Sequence[str]]
 ) -> dict[str, int]:
-    """Does `match_classes` for class names that are in the order of `number_classes`."""
     in_order = {name: label for label, name in enumerate(classes)}
     if names is not None:
         known = [class_name(name) for name in names]
@@ -124,9 +117,7 @@ def _label_classes(
 
 
 def require_known(names: Sequence[str], labels: Mapping[str, int], where: str, what: str) -> None:
-    """Raises a `DataError` that names the classes that are not in `labels`; `what` these
-    are, such as "none of …", and `where`, is for the message.
-    """
+    """Raises a `DataError` that names the classes that are not in `labels`."""
     unknown = [name for name in names if name not in labels]
     if unknown:
         verb = "is" if len(unknown) == 1 else "are"

@@ -275,8 +275,7 @@ def hold_out(
     """Divides training images into those that a list does not name, and those that it
     does: the official "minival" is such a list.
 
-    Each line of `names_file` is a file's name, such as n01440764_10026.JPEG; with a folder
-    before it, such as cat/1.png, the image of that class.
+    Each line of `names_file` is a file's name, n01440764_10026.JPEG or cat/1.png.
     """
     # "train/cat/1.png" and "cat/1.png" are the same image, "1.png" any of that name.
     lines = filter(None, map(str.strip, read_text(names_file).splitlines()))

@@ -69,21 +69,10 @@ def drawn_positions(num_drawn: int, num_images: int) -> np.ndarray:
 
 
 class FileImages:
-    """Image files.
-
-    Args:
-        paths: local or remote.
-        labels: class index of each image.
-        root: the folder that `image_id`s are relative to.
-        remarks: see `LabeledImages`.
-    """
+    """Image files, local or remote; `image_id`s are relative to `root`."""
 
     def __init__(
-        self,
-        paths: Sequence[str],
-        labels: Sequence[int],
-        root: str,
-        remarks: Sequence[str] = (),
+        self, paths: Sequence[str], labels: Sequence[int], root: str, remarks: Sequence[str] = ()
     ):
         self.paths, self.labels, self._root = list(paths), list(labels), root
         self.remarks = remarks
@@ -125,14 +114,8 @@ class FileImages:
 
 
 class TarImages:
-    """Members of an uncompressed tar archive, read where they lie.
-
-    Args:
-        path: of the archive.
-        members: the images.
-        labels: class index of each image.
-        root: what precedes the `image_id`s in the members' names.
-        remarks: see `LabeledImages`.
+    """Members of an uncompressed tar archive, read where they lie; `root` is what precedes the
+    `image_id`s in their names.
     """
 
     def __init__(
@@ -183,12 +166,7 @@ class TarImages:
 
 
 class RecordImages:
-    """TFRecords.
-
-    Args:
-        split: the files, see `records.open_split` and `sources.open_tfds_split`.
-        num_classes: labels from it on are bad records.
-    """
+    """TFRecords, see `records.open_split`; labels from `num_classes` on are bad records."""
 
     def __init__(self, split: records.Split, num_classes: int):
         self._split, self._num_classes = split, num_classes

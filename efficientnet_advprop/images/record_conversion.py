@@ -14,11 +14,10 @@ import concurrent.futures
 import os
 import random
 import sys
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Sequence, Tuple
 
 import tensorflow as tf
 import tqdm
-from absl import logging
 
 from efficientnet_advprop.data import class_names, image_formats, records
 from efficientnet_advprop.data.digests import digest_files, file_states
@@ -32,9 +31,7 @@ _NUM_SHOWN = 20  # of the images that cannot be converted
 
 
 class _ImagesFailed(Exception):
-    """Images of a shard that cannot be converted, so that the shard is not written; the
-    argument is what is wrong with each.
-    """
+    """Images of a shard cannot be converted, and it is not written: what is wrong with each."""
 
 
 def count_shards(sources: Sequence[ImageSource]) -> int:
@@ -93,41 +90,22 @@ def _write_shard(path: str, sources: Sequence[ImageSource]) -> int:
     return num_reencoded
 
 
-def _divide(
-    sources: Sequence[ImageSource], num_shards: int, shuffle: bool
-) -> List[List[ImageSource]]:
-    order = list(range(len(sources)))
-    if shuffle:
-        random.Random(_SHUFFLE_SEED).shuffle(order)
-    ends = [len(order) * shard // num_shards for shard in range(num_shards + 1)]
-    return [[sources[i] for i in order[start:end]] for start, end in zip(ends, ends[1:])]
-
-
-def _digest(shard: Sequence[ImageSource]) -> str:
-    return digest_files(
-        [
-            (image.path, f"{image.synset}/{image.name}", image.label, image.offset, image.size)
-            for image in shard
-        ]
-    )
-
-
 def convert_splits(
     images_of: Mapping[str, Sequence[ImageSource]],
     names: Sequence[str],
     output_dir: str,
     *,
-    num_shards: Mapping[str, Optional[int]] = {},
+    num_shards: Mapping[str, int] = {},
     num_workers: int = 16,
     log: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Writes all splits and the names of their classes, with a progress bar for each on stderr.
+    """Writes all splits and the names of their classes.
 
     Args:
         images_of: "train", "validation", … → images.
         names: of the classes, by label.
         output_dir, num_workers: see `convert`.
-        num_shards: "train", "validation", … → how many files; left out: by size.
+        num_shards: of splits with a given number of files.
         log: takes lines about what was written.
 
     Raises:
@@ -138,26 +116,14 @@ def convert_splits(
     for prefix, images in images_of.items():
         number = num_shards.get(prefix) or count_shards(images)
         print(f"{prefix}: {len(images)} images into {number} files", flush=True)
-        seconds_between_updates = 0.1 if sys.stderr.isatty() else 30.0
-        with tqdm.tqdm(
-            total=number, unit=" files", dynamic_ncols=True, mininterval=seconds_between_updates
-        ) as bar:
-
-            def show(num_done: int, num_files: int) -> None:
-                if bar.n == 0:
-                    bar.initial = num_done  # files of an earlier call say nothing of the speed
-                bar.total = num_files
-                bar.update(num_done - bar.n)
-
-            num_reencoded, failed = convert(
-                images,
-                output_dir,
-                prefix,
-                num_shards=number,
-                num_workers=num_workers,
-                shuffle=prefix == "train",
-                progress=show,
-            )
+        num_reencoded, failed = convert(
+            images,
+            output_dir,
+            prefix,
+            num_shards=number,
+            num_workers=num_workers,
+            shuffle=prefix == "train",
+        )
         of_class = collections.Counter(source.synset for source in images)
         for name in names:
             log(f"  {name:20s} {of_class[name]:8d}")
@@ -186,65 +152,77 @@ def convert(
     output_dir: str,
     prefix: str,
     *,
-    num_shards: Optional[int] = None,
+    num_shards: int,
     num_workers: int = 8,
     shuffle: bool = True,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tuple[int, List[str]]:
-    """Writes `<prefix>-00000-of-<num_shards>` …; whole files that are there already stay,
-    and what killed calls have left half-written is removed at the end.
+    """Writes `<prefix>-00000-of-<num_shards>` …, with a progress bar on stderr; whole files that
+    are there already stay, and what killed calls have left half-written is removed at the end.
 
     Args:
         sources: the images.
         output_dir: local or remote; is made.
         prefix: "train" or "validation".
-        num_shards: how many files; None: see `count_shards`.
+        num_shards: how many files.
         num_workers: threads; decoding and reading release Python's lock.
         shuffle: in an order that depends on nothing but the number of sources. Training
             files must be, to mix the classes.
-        progress: called with the number of shards done and of all.
 
     Returns:
         How many images were encoded anew, and a line for each that could not be read. Where
         one failed, its shard is missing: the set is never silently short.
     """
-    if num_shards is None:
-        num_shards = count_shards(sources)
     if not 1 <= num_shards <= len(sources):
         raise DataError(
             f"`--{prefix}_shards` is {num_shards}, but must be between 1 and the {len(sources)}"
             f" images of {prefix!r}."
         )
-    parts = _divide(sources, num_shards, shuffle)
-    names = [records.shard_name(prefix, shard, num_shards) for shard in range(num_shards)]
-    digests = dict(zip(names, map(_digest, parts)))
+    order = list(range(len(sources)))
+    if shuffle:
+        random.Random(_SHUFFLE_SEED).shuffle(order)
+    parts: Dict[str, List[ImageSource]] = {}
+    for shard in range(num_shards):
+        start, end = (len(order) * number // num_shards for number in (shard, shard + 1))
+        name = records.shard_name(prefix, shard, num_shards)
+        parts[name] = [sources[i] for i in order[start:end]]
+    digests = {
+        name: digest_files(
+            [
+                (image.path, f"{image.synset}/{image.name}", image.label, image.offset, image.size)
+                for image in part
+            ]
+        )
+        for name, part in parts.items()
+    }
     there = records.claim_shards(output_dir, prefix, digests, f"these {len(sources):,} images")
-    paths = [os.path.join(output_dir, name) for name in names]
-    wanted = {path: part for path, name, part in zip(paths, names, parts) if name not in there}
-    if len(wanted) < num_shards:
-        logging.info("%d of %d shards are there already.", num_shards - len(wanted), num_shards)
-    num_reencoded, failures = _write_shards(wanted, num_shards, num_workers, progress)
+    paths = {name: os.path.join(output_dir, name) for name in parts}
+    wanted = {paths[name]: part for name, part in parts.items() if name not in there}
+    num_reencoded, failures = _write_shards(wanted, num_shards, num_workers)
     if not failures:
-        files.remove_temporaries(paths)  # of killed calls
-        records.save_counts(output_dir, prefix, list(map(len, parts)))
+        files.remove_temporaries(list(paths.values()))  # of killed calls
+        records.save_counts(output_dir, prefix, list(map(len, parts.values())))
     return num_reencoded, failures
 
 
 def _write_shards(
-    wanted: Dict[str, List[ImageSource]],
-    num_shards: int,
-    num_workers: int,
-    progress: Callable[[int, int], None],
+    wanted: Dict[str, List[ImageSource]], num_shards: int, num_workers: int
 ) -> Tuple[int, List[str]]:
     """Writes the files in parallel; returns what `convert` does."""
-    num_reencoded, failures, finished = 0, [], num_shards - len(wanted)
-    with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
+    num_reencoded, failures = 0, []
+    bar = tqdm.tqdm(
+        total=num_shards,
+        initial=num_shards - len(wanted),  # files of an earlier call say nothing of the speed
+        unit=" files",
+        dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 30.0,
+    )
+    with concurrent.futures.ThreadPoolExecutor(num_workers) as pool, bar:
         tasks = {pool.submit(_write_shard, path, part): path for path, part in wanted.items()}
         try:
             for task in concurrent.futures.as_completed(tasks):
                 try:
                     num_reencoded += task.result()
-                    finished += 1
+                    bar.update()
                 except _ImagesFailed as error:
                     failures += error.args[0]
                 except (OSError, tf.errors.OpError) as error:
@@ -253,7 +231,6 @@ def _write_shards(
                         " command goes on from them.",
                         tasks[task],
                     ) from error
-                progress(finished, num_shards)
         except BaseException:
             for task in tasks:
                 task.cancel()

@@ -61,8 +61,8 @@ def index_members(file: BinaryIO, path: str, size: Optional[int] = None) -> list
             infos.append(info)
             if info.islnk():
                 # It shares the contents that its target had then, whatever replaced that.
-                hard[id(info)] = by_name.get(_normal(info.linkname))
-            by_name[_normal(info.name)] = info
+                hard[id(info)] = by_name.get(posixpath.normpath(info.linkname))
+            by_name[posixpath.normpath(info.name)] = info
     # `tarfile` takes an archive that is cut off between two members for a whole one;
     # but that ends with empty blocks.
     end = start + -(-(end - start) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
@@ -72,7 +72,7 @@ def index_members(file: BinaryIO, path: str, size: Optional[int] = None) -> list
         raise tarfile.ReadError("unexpected end of data")
     members = []
     for info in infos:
-        if by_name[_normal(info.name)] is not info:
+        if by_name[posixpath.normpath(info.name)] is not info:
             continue
         name, target = info.name.removeprefix("./"), _follow(info, by_name, hard)
         is_read = is_image(name) or name.endswith(".tar")
@@ -93,22 +93,12 @@ def index_members(file: BinaryIO, path: str, size: Optional[int] = None) -> list
     return members
 
 
-def _normal(name: str) -> str:
-    return posixpath.normpath(name)
-
-
 def _follow(
     info: tarfile.TarInfo,
-    by_name: Mapping[str, tarfile.TarInfo],
-    hard: Mapping[int, Optional[tarfile.TarInfo]],
+    by_name: Mapping[str, tarfile.TarInfo],  # the last one of each name
+    hard: Mapping[int, Optional[tarfile.TarInfo]],  # by `id`, what hard links stand for
 ) -> Optional[tarfile.TarInfo]:
-    """Returns the member itself or the one that a link stands for; None if there is none.
-
-    Args:
-        info: of the member.
-        by_name: the last member of each name.
-        hard: by `id`, what the hard links stand for.
-    """
+    """Returns the member itself or the one that a link stands for; None if there is none."""
     seen = set()
     while info.issym() or info.islnk():
         if id(info) in seen:
@@ -116,7 +106,7 @@ def _follow(
         seen.add(id(info))
         # A symbolic link names its target from its own folder.
         path = posixpath.join(posixpath.dirname(info.name), info.linkname)
-        target = by_name.get(_normal(path)) if info.issym() else hard[id(info)]
+        target = by_name.get(posixpath.normpath(path)) if info.issym() else hard[id(info)]
         if target is None:
             return None
         info = target

@@ -84,8 +84,9 @@ def leave_lock(folder, **changes):
     "changes", [{}, {"host": "elsewhere"}], ids=["of this host", "of another host"]
 )
 def test_what_a_killed_process_left_where_the_system_locks_nothing(
-    tmp_path, without_system_locks, kind, changes
+    tmp_path, without_system_locks, monkeypatch, kind, changes
 ):
+    monkeypatch.setattr(directory_lock, "_WATCH_SECONDS", 0.3)  # nobody writes
     folder = str(tmp_path) if kind == "local" else f"ram://{tmp_path.name}/run"
     leave_lock(folder, **changes)
     with DirectoryLock(folder, "model_dir"):

@@ -18,6 +18,7 @@ from efficientnet_advprop.reports.table import (
     format_latex,
     format_markdown,
 )
+from efficientnet_advprop.runtime.errors import RunError
 from efficientnet_advprop.runtime.files import write_atomically
 
 # People with any kind of colour vision can distinguish these colours.
@@ -110,6 +111,22 @@ def write(page: Page, directory: str) -> str:
         LATEX_FILE: "\n\n".join(map(format_latex, named)) + "\n",
         **{f"{table.name}.csv": format_csv(table) for table in named},
     }
+    _require_ours(directory, files)
     for name, text in files.items():
         write_atomically(os.path.join(directory, name), text.encode())
     return os.path.abspath(os.path.join(directory, HTML_FILE))
+
+
+def _require_ours(directory: str, files: Mapping[str, str]) -> None:
+    """Raises a `RunError` if a file is there that is not of an earlier page of ours."""
+    there = [name for name in files if os.path.exists(os.path.join(directory, name))]
+    if HTML_FILE in there:
+        with open(os.path.join(directory, HTML_FILE), encoding="utf-8", errors="replace") as file:
+            head = files[HTML_FILE].partition("<title>")[0]
+            if file.read(len(head)) == head:
+                return
+    if there:
+        raise RunError(
+            f"{os.path.join(directory, there[0])!r} would be replaced, but is no report of this "
+            "project; move it away, or choose another folder."
+        )

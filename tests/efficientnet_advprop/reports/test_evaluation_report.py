@@ -27,6 +27,7 @@ from efficientnet_advprop.reports.table import (
     points,
     probability,
 )
+from efficientnet_advprop.runtime.errors import RunError
 from tests.efficientnet_advprop.evaluation.constructed_results import image_ids, write_results
 
 NAMES = ("b0-autoaugment", "b0-advprop")
@@ -241,3 +242,15 @@ def test_points(value, text):
 @pytest.mark.parametrize("value, text", [(0.5, "0.500"), (0.0012, "0.0012"), (1e-9, "< 0.0001")])
 def test_probability(value, text):
     assert probability(value) == Cell(text, value)
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.tex"])
+def test_a_file_of_somebody_else_is_never_replaced(tmp_path, name):
+    page = pages.Page("T", [])
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RunError, match=name):
+        pages.write(page, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / name).unlink()
+    for _ in range(2):  # the second time over its own
+        assert pages.write(page, str(tmp_path)) == str(tmp_path / "report.html")

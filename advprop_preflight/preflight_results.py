@@ -2,6 +2,7 @@
 the largest batch that fits.
 """
 
+import copy
 import dataclasses
 import datetime
 import hashlib
@@ -11,7 +12,13 @@ import pathlib
 import sys
 from typing import Any, Callable, Optional
 
+import tensorflow as tf
+
 from advprop_preflight import tpu_compiler
+from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
+from efficientnet_advprop.config.methods import AUGMENTED, METHODS
+from efficientnet_advprop.training import build
+from efficientnet_advprop.training.checks import check_batch_norm_groups
 
 Record = dict[str, Any]
 Trial = tuple[bool, Optional[int]]  # whether the batch fits; the bytes it needs, if known
@@ -29,24 +36,57 @@ WAYS_OUT = (
 )
 
 
-class PreflightResults:
-    """A folder with the results of compilations for one topology; what is missing is compiled.
+def batch_specs(config: ExperimentConfig, replica_batch_size: int) -> list[tf.TensorSpec]:
+    """Returns specs of a replica's images, labels and, if used, augmented images, in the last
+    stage of several.
+    """
+    data = config.data.stages()[-1]
+    images = tf.TensorSpec([replica_batch_size, data.image_size, data.image_size, 3], tf.uint8)
+    labels = tf.TensorSpec([replica_batch_size], tf.int32)
+    if data.mixup_alpha or data.cutmix_alpha:
+        labels = tf.TensorSpec([replica_batch_size, config.model.num_classes], tf.float32)
+    return (
+        [images, labels, images]
+        if AUGMENTED in METHODS[config.training.method].views
+        else [images, labels]
+    )
 
-    `num_replicas` run a step together, which `make_step` makes: (config, replica_batch_size,
-    num_replicas) → function and specs.
+
+def training_step(
+    config: ExperimentConfig, replica_batch_size: int, num_replicas: int
+) -> tuple[Callable, list[tf.TensorSpec]]:
+    """Returns the whole update on new variables: attack, passes, reduction, optimizer and
+    averages.
+
+    Raises:
+        ConfigError: the accumulation steps do not divide `replica_batch_size`, or the
+            groups of the batch norms do not divide the replicas.
+    """
+    parts = config.training.accumulation_steps
+    if replica_batch_size < 1 or replica_batch_size % parts:
+        raise ConfigError(
+            f"`replica_batch_size` is {replica_batch_size}, but must be ≥ 1 and a multiple of "
+            f"`config.training.accumulation_steps` = {parts}."
+        )
+    check_batch_norm_groups(config, num_replicas)
+    config = copy.deepcopy(config)
+    config.training.global_batch_size = replica_batch_size * num_replicas
+    state = build.make_state(config)
+    # The length of an epoch changes numbers only, not the computation.
+    step = build.make_step(
+        config, state, build.make_learning_rate(config, steps_per_epoch=1000.0, total_steps=100_000)
+    )
+    keys = ("images", "labels", "augmented_images")
+    return lambda *tensors: step(dict(zip(keys, tensors))), batch_specs(config, replica_batch_size)
+
+
+class PreflightResults:
+    """A folder with the results of compilations for one topology, whose first `num_replicas`
+    cores run a step together; what is missing is compiled.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        compiler: tpu_compiler.TPUCompiler,
-        num_replicas: int,
-        make_step: Callable,
-    ):
-        self.folder = folder
-        self.compiler = compiler
-        self.num_replicas = num_replicas
-        self.make_step = make_step
+    def __init__(self, folder: str, compiler: tpu_compiler.TPUCompiler, num_replicas: int):
+        self.folder, self.compiler, self.num_replicas = folder, compiler, num_replicas
 
     def _path(self, settings: Settings, defaults: Settings, batch: int) -> pathlib.Path:
         """Returns the file of a result.
@@ -91,7 +131,7 @@ class PreflightResults:
             } == settings:
                 _tell(f"{path}: answered on {record['date']}")
                 return record
-        function, specs = self.make_step(config, replica_batch_size, self.num_replicas)
+        function, specs = training_step(config, replica_batch_size, self.num_replicas)
         _tell(f"{path}: compiling; minutes for a small network, much longer for a large one …")
         record = {
             "config": settings,

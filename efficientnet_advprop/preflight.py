@@ -1,8 +1,6 @@
 r"""Compiles a config's training step for a TPU on a machine without one; reports time
 and memory.
 
-Usage:
-
     make preflight    # installs the compiler's environment, once
     python -m efficientnet_advprop.preflight --config=configs/advprop.py:b7 --topology=v3:2x2 \
         --replica_batch_size=16
@@ -60,7 +58,7 @@ def main(argv):
     config = program.read_config(_CONFIG)
     program.require_extra("preflight")
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
-    from advprop_preflight import device_functions, preflight_results, tpu_compiler
+    from advprop_preflight import preflight_results, tpu_compiler
     from advprop_preflight.preflight_results import find_largest_batch
 
     compiler = tpu_compiler.TPUCompiler(_COMPILER_PYTHON.value, _TOPOLOGY.value)
@@ -70,9 +68,7 @@ def main(argv):
             f"`--num_replicas` is {num_replicas}, "
             f"but {_TOPOLOGY.value} has 1 to {compiler.num_cores} cores."
         )
-    results = preflight_results.PreflightResults(
-        _RESULTS_DIR.value, compiler, num_replicas, device_functions.training_step
-    )
+    results = preflight_results.PreflightResults(_RESULTS_DIR.value, compiler, num_replicas)
     batch = _REPLICA_BATCH_SIZE.value
     if batch is None:
         global_batch = config.training.global_batch_size

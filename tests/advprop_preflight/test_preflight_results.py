@@ -47,7 +47,8 @@ def results(tmp_path, monkeypatch):
     def make_step(config, batch, num_replicas):
         return (None, [tf.TensorSpec([batch])])
 
-    return preflight_results.PreflightResults(str(tmp_path / "new"), FakeCompiler(), 8, make_step)
+    monkeypatch.setattr(preflight_results, "training_step", make_step)
+    return preflight_results.PreflightResults(str(tmp_path / "new"), FakeCompiler(), 8)
 
 
 def test_an_answer_is_asked_for_once(results):

@@ -12,7 +12,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from advprop_preflight import device_functions, tpu_compiler
+from advprop_preflight import preflight_results, tpu_compiler
 from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.runtime.errors import PlatformError
@@ -60,7 +60,7 @@ def attack(config, batch):
     branch, seed = METHODS[config.training.method].attacked_branch, tf.constant([0, 0])
     make_adversarial = build.make_attack(config)
     network = attacked_network(build.make_model(config), branch, config.attack.statistics, seed)
-    specs = device_functions.batch_specs(config, batch)[:2]
+    specs = preflight_results.batch_specs(config, batch)[:2]
     return lambda images, labels: make_adversarial(network, images, labels, seed), specs
 
 
@@ -79,7 +79,7 @@ def test_the_attack_with_running_statistics_adds_no_collective():
     assert count_all_reduces(*attack(tiny_config("advprop"), 2)) == 0
     found, gradients = {}, {}
     for method in ("vanilla", "advprop"):
-        step, specs = device_functions.training_step(tiny_config(method), 2, NUM_REPLICAS)
+        step, specs = preflight_results.training_step(tiny_config(method), 2, NUM_REPLICAS)
         found[method] = count_all_reduces(step, specs)
         model = build.make_model(tiny_config(method))
         gradients[method] = len(model.trainable_variables)
@@ -122,7 +122,7 @@ def test_a_batch_that_does_not_divide_is_refused():
     config = tiny_config("vanilla")
     config.training.accumulation_steps = 3
     with pytest.raises(ValueError, match="`replica_batch_size` is 4.*= 3"):
-        device_functions.training_step(config, 4, 1)
+        preflight_results.training_step(config, 4, 1)
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_the_compiled_attack_has_no_collective_and_the_compiled_step_is_believab
     config = tiny_config("advprop")
     compiled = {
         "attack": compiled_program(*attack(config, 8)),
-        "advprop": compiled_program(*device_functions.training_step(config, 8, 32)),
+        "advprop": compiled_program(*preflight_results.training_step(config, 8, 32)),
     }
 
     def exchange(images):

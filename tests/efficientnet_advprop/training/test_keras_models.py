@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from advprop_preflight import device_functions, tpu_compiler
+from advprop_preflight import preflight_results, tpu_compiler
 from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.keras import use_branch
 from efficientnet_advprop.keras2 import keras
@@ -149,7 +149,7 @@ def test_the_whole_step_is_one_xla_program():
     """As the preflight gives it to the TPU's compiler, for two replicas."""
     config = make_config(compute_dtype="bfloat16")
     config.attack.num_steps = 2
-    function, specs = device_functions.training_step(config, 4, 2)
+    function, specs = preflight_results.training_step(config, 4, 2)
     text = tpu_compiler.lower(function, specs, num_replicas=2, stage="hlo")
     assert "bf16[" in text and "while(" in text
 

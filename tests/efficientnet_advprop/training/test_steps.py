@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from advprop_preflight import device_functions, tpu_compiler
+from advprop_preflight import preflight_results, tpu_compiler
 from efficientnet_advprop.attacks import PGD, AttackError, UniformNoise
 from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.config.methods import METHODS, Method, Pass
@@ -666,7 +666,7 @@ def test_the_loss_scale_cancels_and_an_update_that_overflows_is_left_out():
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 def test_an_attack_with_running_statistics_adds_no_collective(statistics):
     network = passes.attacked_network(make_small(1, group_size=2), "aux", statistics)
-    attack, specs = PGD(2.0, 1.0, 2, num_classes=10), device_functions.batch_specs(CONFIG, 4)
+    attack, specs = PGD(2.0, 1.0, 2, num_classes=10), preflight_results.batch_specs(CONFIG, 4)
     program = tpu_compiler.lower(
         lambda images, labels: attack(network, images, labels, tf.constant([0, 0])),
         specs[:2],

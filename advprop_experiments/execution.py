@@ -33,8 +33,7 @@ from efficientnet_advprop.data.builtin_datasets import BUILTIN_DATASETS
 from efficientnet_advprop.data.corruptions import CORRUPTIONS
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
-from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
-from efficientnet_advprop.evaluation.results import predictions_path
+from efficientnet_advprop.evaluation.results import ImagePredictions, predictions_path
 from efficientnet_advprop.evaluation.suites.registry import open_suites
 from efficientnet_advprop.evaluation.suites.test_sets import (
     SuiteSettings,

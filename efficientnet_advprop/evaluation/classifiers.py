@@ -1,16 +1,16 @@
 """Models under test: whatever turns pixels into logits, with a name and what its
 results depend on.
 
-    # a network of ours or another Keras model, a `tf.function`
-    as_classifier(model)
-    # any function of uint8 images [n, h, w, 3], called eagerly
-    as_classifier(lambda images: torch_model(images), name="…")
+    as_classifier(model)    # a network of ours or another Keras model, a `tf.function`
+    as_classifier(lambda images: torch_model(images), name="…")    # of uint8 images, eagerly
     saved_models.load("served/efficientnet/1")
 """
 
 import dataclasses
 import functools
-from typing import Any, Callable, Iterable, Iterator, Optional, Sequence
+import hashlib
+import json
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -20,7 +20,6 @@ from efficientnet_advprop.attacks.autoattack import check_network
 from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.data.python_calls import call_python
 from efficientnet_advprop.evaluation.evaluator import Evaluator, category_logits, score
-from efficientnet_advprop.evaluation.network_settings import settings_of
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import KerasNetwork, Network
 from efficientnet_advprop.models.converted.keras_network import check_no_mixture
@@ -30,6 +29,16 @@ from efficientnet_advprop.runtime.errors import ModelError, UsageError, brief_me
 
 DEFAULT_IMAGE_SIZE, DEFAULT_CROP = 224, "0.875"
 _NUM_PROBES = 4  # images of noise on which a model is tried first
+# Constructor arguments that act in training only, or that the weights' names and shapes
+# tell; the activation is told as resolved.
+_WITHOUT_EFFECT = {
+    *("name", "num_classes", "width_coefficient", "depth_coefficient", "aux_branches"),
+    *("dropout_rate", "survival_prob", "recomputed_blocks"),
+    *("batch_norm_momentum", "batch_norm_group_size"),
+    *("activation", "activation_alpha", "smooth_relu_gradient"),
+}
+# Likewise of the layers of Keras models, by the ends of their names.
+_WITHOUT_EFFECT_IN_LAYERS = ("_initializer", "_regularizer", "_constraint", "momentum", "trainable")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +76,7 @@ class Classifier:
         seed: int = 0,
         strategy: Optional[tf.distribute.Strategy] = None,
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Predicts as `Evaluator.predict`, traced once for all test sets of one kind.
-
-        Raises:
-            UsageError: an attack or several replicas, but the function is not traceable.
-            ModelError: it returns something else than logits.
-        """
+        """Predicts as `Evaluator.predict`, traced once for all test sets of one kind."""
         self._require_attackable(attack)
         if self.is_traceable or attack is not None:
             key = (class_subset, categories, attack, num_restarts, seed, strategy)
@@ -111,12 +115,7 @@ class Classifier:
     ) -> list[str]:
         """Returns why an accuracy under `attack` may be too high; see `check_network`.
 
-        Args:
-            batch: one of those that `predict` takes; one replica's part of it is used.
-
-        Raises:
-            AttackError: see there.
-            UsageError: the attack needs a gradient, but the function is not traceable.
+        Of `batch`, one of those that `predict` takes, one replica's part is used.
         """
         self._require_attackable(attack)
         strategy = strategy or tf.distribute.get_strategy()
@@ -292,14 +291,8 @@ def background_last(function: Callable) -> Callable:
 def probe(
     function: Callable, name: str, image_size: int, dtype: tf.DType, batch_size: int = _NUM_PROBES
 ) -> tuple[int, Callable, str]:
-    """Tries a model on images of noise.
-
-    Returns:
-        The number of classes; the function, or what turns its probabilities into
-        logits; and "logits" or "probabilities".
-
-    Raises:
-        ModelError: it returns no matrix with a row per image.
+    """Tries a model on noise; returns the number of classes, the function or what turns its
+    probabilities into logits, and "logits" or "probabilities".
     """
     noise = np.random.default_rng(0).integers(
         0, 256, [batch_size, image_size, image_size, 3], np.uint8
@@ -352,3 +345,48 @@ def are_probabilities(outputs: np.ndarray) -> bool:
     return bool((outputs >= 0).all() and (outputs <= 1.0 + tolerance).all()) and bool(
         (abs(sums - 1.0) <= tolerance).all()
     )
+
+
+def settings_of(model: Any) -> dict[str, Any]:
+    """Returns what changes a network's logits beside its weights, as JSON values; of a function,
+    about which nothing is known, {}.
+    """
+    if isinstance(model, Network) and not isinstance(model, KerasNetwork):
+        settings = {
+            name: value for name, value in model.get_config().items() if name not in _WITHOUT_EFFECT
+        }
+        return _as_json({**settings, "activation": dataclasses.asdict(model.activation)})
+    if not isinstance(model, tf.Module):
+        return {}
+    # `submodules` comes in an order of its own making, the same for the same model.
+    layers = [part for part in (model, *model.submodules) if isinstance(part, keras.layers.Layer)]
+    digest = hashlib.sha256()
+    for layer in layers:
+        text = json.dumps(_as_json(_config_of(layer)), sort_keys=True)
+        digest.update(f"{type(layer).__name__} {layer.dtype_policy.name} {text};".encode())
+    settings: dict[str, Any] = {"layers": digest.hexdigest()}
+    if isinstance(model, KerasNetwork):
+        settings |= {"normalization": model.normalization, "output": model.output_kind}
+    return settings
+
+
+def _config_of(layer: keras.layers.Layer) -> Any:
+    try:
+        return layer.get_config()
+    except Exception:  # a class of the model's author, without one
+        return {}
+
+
+def _as_json(value: Any) -> Any:
+    """Returns `value` as JSON reads it back, without what has no effect on logits."""
+    if isinstance(value, Mapping):
+        return {
+            str(name): _as_json(item)
+            for name, item in value.items()
+            if not str(name).endswith(_WITHOUT_EFFECT_IN_LAYERS)
+        }
+    if isinstance(value, (list, tuple)):
+        return [_as_json(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return type(value).__name__  # such as a function, whose text would hold its address

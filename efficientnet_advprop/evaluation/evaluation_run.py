@@ -7,35 +7,51 @@ measures what is missing, or was measured under other conditions.
 """
 
 import concurrent.futures
+import dataclasses
+import functools
 import importlib.metadata
 import itertools
+import math
 import os
 import platform
-from typing import Any, Callable, Iterator, Optional, Sequence
+import sys
+import time
+from typing import Any, Callable, Iterable, Iterator, Optional, Sequence
 
+import numpy as np
 import tensorflow as tf
+import tqdm
 
 from efficientnet_advprop.attacks import PGD, AutoAttack
+from efficientnet_advprop.attacks.autoattack import square_warnings
 from efficientnet_advprop.evaluation.classifiers import Classifier, as_classifier
-from efficientnet_advprop.evaluation.image_progress import ImageProgress
-from efficientnet_advprop.evaluation.measurement import Measurement
 from efficientnet_advprop.evaluation.results import (
     RESULTS_FILE,
+    ImagePredictions,
     Results,
     TestSetResult,
-    describe_attack,
-    describe_feeding,
+    predictions_path,
 )
 from efficientnet_advprop.evaluation.suites.registry import open_suites
 from efficientnet_advprop.evaluation.suites.test_sets import SuiteSettings, TestSet
+from efficientnet_advprop.images import labeled_images
+from efficientnet_advprop.images.labeled_images import LabeledImages
 from efficientnet_advprop.runtime.branches import Branch
 from efficientnet_advprop.runtime.directory_lock import DirectoryLock
-from efficientnet_advprop.runtime.errors import DataError, UsageError
+from efficientnet_advprop.runtime.errors import (
+    DataError,
+    RunError,
+    UsageError,
+    brief_message,
+)
 from efficientnet_advprop.runtime.files import write_atomically
 
 DEFAULT_DIRECTORY = os.path.join("runs", "evaluation")
 _MANY = 10  # test sets, whose files take a while to be listed
 _PACKAGES = ("numpy", "scipy", "pillow", "scikit-learn")
+_SECONDS_BETWEEN_LINES = 30.0  # of progress, where there is no terminal
+
+Log = Optional[Callable[[str], None]]
 
 
 def run(
@@ -57,7 +73,7 @@ def run(
     seed: int = 0,
     batch_size: int = 64,
     strategy: Optional[tf.distribute.Strategy] = None,
-    log: Optional[Callable[[str], None]] = None,
+    log: Log = None,
 ) -> Results:
     """Evaluates a model on test suites.
 
@@ -141,17 +157,17 @@ def measure(
     batch_size: int = 64,
     strategy: Optional[tf.distribute.Strategy] = None,
     allow_incomplete: bool = False,
-    log: Optional[Callable[[str], None]] = None,
+    log: Log = None,
 ) -> Results:
     """Evaluates a classifier on test sets; arguments and errors as `run`."""
     strategy = strategy or tf.distribute.get_strategy()
     _check(classifier, test_sets, batch_size, strategy)
     if len(test_sets) >= _MANY:
         (log or print)(f"Listing the files of {len(test_sets)} test sets.")
-    measurements: dict[str, Measurement] = {}
+    measurements: dict[str, _Measurement] = {}
     for test_set in test_sets:
         earlier = measurements.get(test_set.after)
-        one = Measurement(test_set, classifier, out_dir, batch_size, strategy, earlier)
+        one = _Measurement(test_set, classifier, out_dir, batch_size, strategy, earlier)
         measurements[test_set.name] = one
         for note in one.notes:
             (log or print)(f"{test_set.name}: {note}")
@@ -164,15 +180,229 @@ def measure(
     return results
 
 
+class _Measurement:
+    """A test set under one classifier; `earlier` measures the one that this one comes after."""
+
+    def __init__(
+        self,
+        test_set: TestSet,
+        classifier: Classifier,
+        out_dir: str,
+        batch_size: int,
+        strategy: tf.distribute.Strategy,
+        earlier: Optional["_Measurement"] = None,
+    ):
+        # Listed for what the score depends on, and anew by `open`: 75 lists of 50,000 paths would
+        # not fit into memory at once.
+        images = test_set.find_images()
+        self.test_set, self._classifier, self._out_dir = test_set, classifier, out_dir
+        self._batch_size, self._strategy = batch_size, strategy
+        self.num_images = images.num_images
+        self.num_sampled = test_set.num_sampled(self.num_images)
+        conditions = test_set.conditions(images.digest(), self.num_images, classifier.branch)
+        if earlier is not None:
+            conditions = dataclasses.replace(conditions, after_digest=earlier.conditions.digest())
+        self.conditions = conditions
+        self.problems, self.notes = test_set.problems(self.num_images), images.remarks
+        self.path = predictions_path(out_dir, test_set.name)
+
+    def open(self) -> None:
+        """Lists the images and opens batches of those to be evaluated."""
+        self._images: LabeledImages = self.test_set.find_images()
+        self._earlier: Optional[ImagePredictions] = None
+        self._rows: Optional[np.ndarray] = None  # of `_earlier`, that are evaluated; None: all
+        chosen = None
+        after = self.test_set.after
+        if after is not None:
+            try:
+                self._earlier = ImagePredictions.read(predictions_path(self._out_dir, after))
+            except ValueError as error:
+                raise RunError(
+                    f"{self.test_set.name} goes on where {after} ended, but {error}; measure both."
+                ) from error
+            self._rows = np.flatnonzero(self._earlier.is_top1)
+            drawn = labeled_images.drawn_positions(self.num_sampled, self.num_images)
+            chosen = drawn[self._rows]
+        self._batches = self._open_batches(chosen)
+
+    def _open_batches(self, chosen: Optional[np.ndarray]) -> Iterable:
+        num_wanted = self.num_sampled if chosen is None else len(chosen)
+        batch_size = self._batch_size
+        if self._classifier.fixed_batch_size is None:
+            # An attack takes as long for what only fills a batch up as for an image.
+            num_replicas = self._strategy.num_replicas_in_sync
+            batch_size = min(
+                batch_size, num_replicas * max(1, math.ceil(num_wanted / num_replicas))
+            )
+
+        def open_pipeline(context=None):
+            return labeled_images.make_dataset(
+                self._images,
+                image_size=self.test_set.image_size,
+                crop=self.test_set.crop,
+                global_batch_size=batch_size,
+                input_context=context,
+                num_drawn=self.num_sampled,
+                change=self.test_set.change,
+                chosen=chosen,
+            )
+
+        if self._strategy is tf.distribute.get_strategy():
+            return open_pipeline()
+        return self._strategy.distribute_datasets_from_function(open_pipeline)
+
+    def warnings(self) -> list[str]:
+        """Checks the network before the first attack of a chain."""
+        if not self.test_set.checks_network:
+            return []
+        # All images: a constant network gets every one that is still right wrong at once.
+        batch = next(iter(self._open_batches(None)))
+        return self._classifier.warnings(batch, self.test_set.attack, self._strategy)
+
+    def measure(
+        self, warnings: list[str], add: Callable[[int], None]
+    ) -> tuple[TestSetResult, ImagePredictions]:
+        """Evaluates the images that `open` has opened; calls `add` with numbers that are done."""
+        predictions = self._in_order(self._predict(add))
+        attack = self.test_set.attack
+        if attack is not None and not attack.needs_gradient and self._earlier is not None:
+            num_found = int(self._earlier.is_top1.sum() - predictions.is_top1.sum())
+            warnings = warnings + square_warnings(len(predictions.labels), num_found)
+        result = TestSetResult(
+            score=predictions.score(),
+            calibration=predictions.calibration(),
+            conditions=self.conditions,
+            expected_num_images=self.test_set.expected_num_images,
+            problems=tuple(self.problems),
+            warnings=tuple(warnings),
+        )
+        return result, predictions
+
+    def _predict(self, add: Callable[[int], None]) -> list[dict[str, np.ndarray]]:
+        test_set, parts, num_done = self.test_set, [], 0
+        predict = functools.partial(
+            self._classifier.predict,
+            class_subset=test_set.class_subset,
+            categories=test_set.categories,
+            attack=test_set.attack,
+            num_restarts=test_set.num_restarts,
+            seed=test_set.seed,
+            strategy=self._strategy,
+        )
+        try:
+            for part in predict(self._batches):
+                parts.append(part)
+                num_done += len(part["positions"])
+                add(len(part["positions"]))
+        except tf.errors.OpError as error:
+            # Files come in the order of their positions, so that the search for the bad
+            # one may start where the predictions ended.
+            is_in_order = (
+                self.num_sampled == self.num_images
+                and self._rows is None
+                and isinstance(self._images, labeled_images.FileImages)
+            )
+            unreadable = labeled_images.find_unreadable(
+                self._images, num_done if is_in_order else 0
+            ) or labeled_images.find_unreadable(self._images)
+            if unreadable is None:
+                raise RunError(f"{test_set.name}: {brief_message(error)}") from error
+            raise DataError(f"{test_set.name}: {unreadable}. Repair or replace it.") from error
+        add(self.num_sampled - num_done)  # what was wrong before is not evaluated again
+        return parts
+
+    def _in_order(self, parts: list[dict[str, np.ndarray]]) -> ImagePredictions:
+        """Joins the predictions by position, and checks that every image is there once."""
+        name, class_subset = self.test_set.name, self.test_set.class_subset
+        num_wanted = self.num_sampled if self._rows is None else len(self._rows)
+        if not num_wanted:
+            return self._earlier
+        joined = {field: np.concatenate([part[field] for part in parts]) for field in parts[0]}
+        order = np.argsort(joined["positions"])
+        positions = joined["positions"][order]
+        num_different = len(np.unique(positions))
+        if len(positions) != num_wanted or num_different != num_wanted:
+            raise RunError(
+                f"{name}: {len(positions)} images were seen, {num_different} of them different,"
+                f" where there are {num_wanted}; did the files change meanwhile?"
+            )
+        labels = joined["labels"][order]
+        if class_subset is not None and not np.isin(labels, class_subset).all():
+            wrong = labels[~np.isin(labels, class_subset)]
+            raise DataError(
+                f"{name} has images of class {wrong[0]}, which is none of its {len(class_subset)}."
+            )
+        predictions = ImagePredictions(
+            image_ids=np.array([self._images.image_id(position) for position in positions]),
+            labels=labels,
+            **{field: joined[field][order] for field in ("classes", "probabilities", "losses")},
+        )
+        if self.test_set.label_variants is not None:
+            predictions = predictions.with_label_variants(
+                [self.test_set.label_variants(image_id) for image_id in predictions.image_ids]
+            )
+        if self._earlier is None:
+            return predictions
+        return self._earlier.updated(predictions, self._rows)
+
+
+class _Progress:
+    """Counts evaluated images: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, num_images: int, log: Log = None):
+        self._has_bar = log is None and sys.stderr.isatty()
+        self._log, self._last_line = log, time.monotonic()
+        self._bar = tqdm.tqdm(
+            total=num_images,
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            smoothing=0.05,  # the first batches take as long as tracing does
+            file=sys.stderr if self._has_bar else open(os.devnull, "w"),
+        )
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.close()
+        if not self._has_bar:
+            self._bar.fp.close()
+
+    def start(self, what: str) -> None:
+        self._bar.set_description(what)
+
+    def add(self, num_images: int) -> None:
+        self._bar.update(num_images)
+        now = time.monotonic()
+        if not self._has_bar and now - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self.write(str(self._bar))
+
+    def write(self, line: str) -> None:
+        """Prints a line that stays."""
+        if self._log is not None:
+            self._log(line)
+        elif self._has_bar:
+            self._bar.write(line)
+        else:
+            print(line, flush=True)
+
+    def summary(self) -> str:
+        """Returns "3,750,000 images, 812 images/s"."""
+        done, seconds = (self._bar.format_dict[name] for name in ("n", "elapsed"))
+        return f"{done:,} images, {done / max(seconds, 1e-3):,.0f} images/s"
+
+
 def _measure_missing(
-    measurements: Sequence[Measurement],
+    measurements: Sequence[_Measurement],
     results: Results,
     out_dir: str,
-    log: Optional[Callable[[str], None]],
+    log: Log,
 ) -> None:
     """Measures what `results` lacks; adds it there and in `out_dir`."""
     missing = [one for one in measurements if not _is_measured(results, one)]
-    with ImageProgress(sum(one.num_sampled for one in missing), log) as progress:
+    with _Progress(sum(one.num_sampled for one in missing), log) as progress:
         if len(missing) < len(measurements):
             progress.write(
                 f"{len(measurements) - len(missing)} of {len(measurements)} test sets were measured"
@@ -198,7 +428,7 @@ def _write(results: Results, out_dir: str) -> None:
     write_atomically(os.path.join(out_dir, RESULTS_FILE), results.to_json().encode())
 
 
-def _is_measured(results: Results, measurement: Measurement) -> bool:
+def _is_measured(results: Results, measurement: _Measurement) -> bool:
     earlier = results.test_sets.get(measurement.test_set.name)
     return (
         earlier is not None
@@ -207,7 +437,7 @@ def _is_measured(results: Results, measurement: Measurement) -> bool:
     )
 
 
-def _open_ahead(measurements: Sequence[Measurement]) -> Iterator[Measurement]:
+def _open_ahead(measurements: Sequence[_Measurement]) -> Iterator[_Measurement]:
     """Yields opened measurements; a thread opens the next one while the present one runs,
     unless it depends on the present one's predictions.
     """
@@ -248,7 +478,7 @@ def _check(
             )
 
 
-def _require_complete(measurements: Sequence[Measurement]) -> None:
+def _require_complete(measurements: Sequence[_Measurement]) -> None:
     wrong = [f"{one.test_set.name} {problem}" for one in measurements for problem in one.problems]
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -322,13 +552,8 @@ def _describe(test_set: TestSet, result: TestSetResult) -> str:
         f"{test_set.name:28} top-1 {100 * score.top1:6.2f} % ({low:.2f}–{high:.2f})",
         f"top-5 {100 * score.top5:6.2f} %",
         f"{score.num_images:,} images",
-        describe_feeding(test_set.image_size, test_set.crop),
+        result.conditions.describe(),
     ]
-    if test_set.class_subset is not None:
-        parts.append(f"{len(test_set.class_subset)} classes")
-    if test_set.attack is not None:
-        parts.append(describe_attack(result.conditions.attack))
-        parts.append(f"{result.conditions.branch} batch norms")
     if test_set.clean_suite is not None:
         parts.append("made here, not the official images")
     if not result.is_complete:

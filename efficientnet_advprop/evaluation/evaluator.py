@@ -2,15 +2,11 @@
 accuracy over whole data sets.
 
     evaluate = Evaluator(lambda images: model(images, branch="main"))
-    evaluate(make_eval_dataset(...)).top1                         # counts: `metrics.Score`
-    for predictions in evaluate.predict(batches): ...             # or image by image
+    evaluate(make_eval_dataset(...)).top1                # counts: `metrics.Score`
+    for predictions in evaluate.predict(batches): ...    # or image by image
+    Evaluator(logits_fn, attack=PGD(…))(dataset).top1    # robust accuracy
 
-    white_box = PGD(epsilon=4.0, step_size=1.0, num_steps=10, targeted=False, random_start=1.0)
-    Evaluator(logits_fn, attack=white_box)(dataset).top1          # robust accuracy
-
-Under attack the function from pixels to logits must be differentiable: it is itself
-what is attacked. An evaluator is traced once per shape of batch, so keep it for all
-sets of that shape.
+An evaluator is traced once per shape of batch, so keep it for all sets of that shape.
 """
 
 import functools
@@ -22,13 +18,13 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import Attack, AttackError
 from efficientnet_advprop.attacks.labels import check_classes, is_class
-from efficientnet_advprop.evaluation.image_predictions import NO_CLASS
 from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.runtime.autograph import call_rewritten
 from tpu_utils import randomness, replica_runtime
 from tpu_utils.batch_iterator import keep_freed_blocks, read_ahead
 
 TOP_K = 5
+NO_CLASS = -1  # the predicted class where the logits were undefined
 
 
 class Predictions(NamedTuple):
@@ -36,21 +32,14 @@ class Predictions(NamedTuple):
 
     Logits of −inf exclude a class and are defined. A row with NaN, with +inf, or without
     any class left is undefined.
-
-    Args:
-        ranks: int32 [batch], number of classes before the true one: 0 is a top-1 hit. Of
-            equal logits the lower class comes first, as with argmax. An undefined row
-            ranks last, and so does a label that is no class.
-        losses: float32 [batch], cross-entropies: infinite where the true class is
-            excluded, NaN where the label is no class.
-        classes: int32 [batch, k], the k highest classes; `NO_CLASS` in an undefined row.
-        probabilities: float32 [batch, k], of `classes`; 0 in an undefined row.
     """
 
+    # int32 [batch], number of classes before the true one: 0 is a top-1 hit. Of equal logits the
+    # lower class comes first, as with argmax; undefined rows and labels without class come last.
     ranks: tf.Tensor
-    losses: tf.Tensor
-    classes: tf.Tensor
-    probabilities: tf.Tensor
+    losses: tf.Tensor  # float32 [batch]: infinite where the true class is excluded, NaN without one
+    classes: tf.Tensor  # int32 [batch, k], the k highest; `NO_CLASS` in an undefined row
+    probabilities: tf.Tensor  # float32 [batch, k], of `classes`; 0 in an undefined row
 
 
 def category_logits(logits: tf.Tensor, categories: Sequence[Sequence[int]]) -> tf.Tensor:
@@ -70,17 +59,10 @@ def category_logits(logits: tf.Tensor, categories: Sequence[Sequence[int]]) -> t
 def score(
     logits: tf.Tensor, labels: tf.Tensor, class_subset: Optional[Sequence[int]] = None
 ) -> Predictions:
-    """Ranks the true class among a batch's logits.
+    """Ranks the true class among a batch's logits, float [batch, classes].
 
-    Args:
-        logits: float [batch, classes].
-        labels: classes, integers [batch] or [batch, 1].
-        class_subset: if given, the other classes' logits are dropped first; the labels
-            must be among them.
-
-    Raises:
-        AttackError: labels of another type or shape, or such as are no classes. In a
-            traced function, which cannot know, such a row ranks last.
+    With `class_subset`, to which the labels must belong, the other classes' logits are dropped
+    first. Labels that are no classes raise an AttackError, or, in a traced function, rank last.
     """
     logits = tf.cast(logits, tf.float32)
     labels = check_classes(labels, logits.shape[-1], logits.shape[0])
@@ -142,9 +124,9 @@ class Evaluator:
 
     Args:
         logits_fn: pixels [batch, height, width, 3] in [0, 255] → logits [batch,
-            classes]; must not change any variable.
-        attack: if given, an image counts as right only if it is
-            right both as it is and after this attack on `logits_fn` (robust accuracy).
+            classes]; must not change any variable, and be differentiable under attack.
+        attack: if given, an image counts as right only if it is right both as it is and
+            after this attack on `logits_fn` (robust accuracy).
         num_restarts: random starts of the attack, all of which an image must withstand.
         class_subset: see `score`.
         categories: if given, labels are numbers of these; see `category_logits`.
@@ -202,18 +184,11 @@ class Evaluator:
         return Score(num_images, num_top1, num_top5, float(total_loss))
 
     def predict(self, batches: Iterable[dict[str, tf.Tensor]]) -> Iterator[dict[str, np.ndarray]]:
-        """Predicts batch by batch; every process sees the images of all.
+        """Yields "positions", "labels" (int32 [images]) and the fields of `Predictions`, without
+        padding, batch by batch; every process sees the images of all.
 
-        Args:
-            batches: as for counting, with "positions": int32 [replica_batch], the
-                numbers of the images.
-
-        Yields:
-            "positions", "labels" (int32 [images]) and the fields of `Predictions`,
-            without padding.
-
-        Raises:
-            AttackError: labels that are no classes.
+        The batches are those for counting, with "positions": int32 [replica_batch], the numbers
+        of the images.
         """
         on_device = None
         for index, batch in _numbered(batches):

@@ -1,17 +1,20 @@
-"""Accuracies with their intervals, and the corruption errors of ImageNet-C.
+"""Accuracies with their intervals, the corruption errors of ImageNet-C, and calibration.
 
 score = Score(num_images=1000, num_top1=953, num_top5=999)
 score.top1, score.interval()                     # 0.953, (0.938, 0.964)
 # Both are {corruption: [error per severity]}, of a model and of a baseline.
 mean_corruption_error(errors, baseline_errors)
+CalibrationBins.count(confidences, is_correct).expected_calibration_error    # 0 is perfect
 """
 
 import dataclasses
 import statistics
-from typing import Mapping, Sequence
+from typing import Iterator, Mapping, Sequence
 
+import numpy as np
 from scipy import stats
 
+NUM_BINS = 15  # of confidences, as in Guo et al., and usual since
 # Corruption → error in [0, 1] at each severity, the mildest first.
 CorruptionErrors = Mapping[str, Sequence[float]]
 
@@ -24,7 +27,7 @@ def wilson_interval(
     It holds near 0 and 1, where ±1.96 standard errors does not.
 
     Raises:
-        ValueError: an argument out of its range, with its name.
+        ValueError: an argument is out of its range.
     """
     if num_images < 1:
         raise ValueError(
@@ -44,18 +47,12 @@ def wilson_interval(
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Counts over a set of images; scores of disjoint sets add up.
+    """Counts over a set of images; scores of disjoint sets add up."""
 
-    Args:
-        num_images: that were evaluated.
-        num_top1: how many have the true class as their highest logit.
-        num_top5: how many have it among the five highest.
-        total_loss: the sum of their cross-entropies; rounded, hence not compared.
-    """
-
-    num_images: int
-    num_top1: int
-    num_top5: int
+    num_images: int  # that were evaluated
+    num_top1: int  # with the true class as their highest logit
+    num_top5: int  # with it among the five highest
+    # The sum of their cross-entropies, in nats; rounded, hence not compared.
     total_loss: float = dataclasses.field(default=0.0, compare=False)
 
     def __add__(self, other: "Score") -> "Score":
@@ -81,34 +78,9 @@ class Score:
         """Mean cross-entropy, in nats."""
         return self.total_loss / self.num_images
 
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Returns Wilson's interval of the top-1 accuracy."""
-        return wilson_interval(self.num_top1, self.num_images, confidence)
-
-
-def _check_same_cells(errors: CorruptionErrors, baseline_errors: CorruptionErrors) -> None:
-    if not errors:
-        raise ValueError("`errors` holds no corruption, but a mean needs at least one.")
-    if set(errors) != set(baseline_errors):
-        raise ValueError(
-            f"`errors` holds {', '.join(sorted(errors))} but `baseline_errors`"
-            f" {', '.join(sorted(baseline_errors))}; a ratio needs both for each corruption."
-        )
-    for corruption, values in errors.items():
-        if not values or len(values) != len(baseline_errors[corruption]):
-            raise ValueError(
-                f"`errors` has {len(values)} severities of {corruption!r} and `baseline_errors` "
-                f"{len(baseline_errors[corruption])}, but both need the same, at least one."
-            )
-
-
-def _ratio(corruption: str, numerator: float, denominator: float) -> float:
-    if denominator <= 0.0:
-        raise ValueError(
-            f"`baseline_errors` of {corruption!r} come to {denominator:g}, but must be > 0 to"
-            " divide by."
-        )
-    return numerator / denominator
+    def interval(self) -> tuple[float, float]:
+        """Returns Wilson's 95 % interval of the top-1 accuracy."""
+        return wilson_interval(self.num_top1, self.num_images)
 
 
 def corruption_errors(
@@ -118,14 +90,30 @@ def corruption_errors(
     baseline's sum (Hendrycks & Dietterich, ICLR 2019); 1 is as bad as the baseline.
 
     Raises:
-        ValueError: corruptions or severities do not match, or a baseline without
-            errors.
+        ValueError: corruptions or severities do not match, or a baseline has no errors.
     """
-    _check_same_cells(errors, baseline_errors)
-    return {
-        name: _ratio(name, sum(values), sum(baseline_errors[name]))
-        for name, values in errors.items()
-    }
+    if not errors:
+        raise ValueError("`errors` holds no corruption, but a mean needs at least one.")
+    if set(errors) != set(baseline_errors):
+        raise ValueError(
+            f"`errors` holds {', '.join(sorted(errors))} but `baseline_errors`"
+            f" {', '.join(sorted(baseline_errors))}; a ratio needs both for each corruption."
+        )
+    ratios = {}
+    for corruption, values in errors.items():
+        baseline = baseline_errors[corruption]
+        if not values or len(values) != len(baseline):
+            raise ValueError(
+                f"`errors` has {len(values)} severities of {corruption!r} and `baseline_errors` "
+                f"{len(baseline)}, but both need the same, at least one."
+            )
+        if sum(baseline) <= 0.0:
+            raise ValueError(
+                f"`baseline_errors` of {corruption!r} come to {sum(baseline):g}, but must be > 0 to"
+                " divide by."
+            )
+        ratios[corruption] = sum(values) / sum(baseline)
+    return ratios
 
 
 def mean_corruption_error(errors: CorruptionErrors, baseline_errors: CorruptionErrors) -> float:
@@ -142,13 +130,83 @@ def relative_mean_corruption_error(
     """Returns relative mCE: mCE of what each corruption adds to the clean error.
 
     Raises:
-        ValueError: as in `corruption_errors`, and where a corruption adds nothing to
-            the baseline's error.
+        ValueError: as in `corruption_errors`, or a corruption adds nothing to the baseline's error.
     """
-    _check_same_cells(errors, baseline_errors)
-    added = {name: sum(value - clean_error for value in values) for name, values in errors.items()}
-    baseline = {
-        name: sum(value - baseline_clean_error for value in values)
-        for name, values in baseline_errors.items()
-    }
-    return statistics.fmean(_ratio(name, added[name], baseline[name]) for name in errors)
+
+    def added(own: CorruptionErrors, clean: float) -> CorruptionErrors:
+        return {name: [value - clean for value in values] for name, values in own.items()}
+
+    ratios = corruption_errors(
+        added(errors, clean_error), added(baseline_errors, baseline_clean_error)
+    )
+    return statistics.fmean(ratios.values())
+
+
+def bin_index(confidences: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
+    """Returns the bin of each confidence in [0, 1], int64: bin m holds (m / bins, (m + 1) / bins],
+    the first one also 0.
+    """
+    bins = np.ceil(np.asarray(confidences, np.float64) * num_bins).astype(np.int64) - 1
+    return np.clip(bins, 0, num_bins - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationBins:
+    """Sums over the images of each bin of confidence, the probability of the top-1 class
+    (C. Guo et al., ICML 2017, section 2). Bins of disjoint sets of images add up.
+    """
+
+    num_images: Sequence[int]
+    total_confidence: Sequence[float]
+    num_correct: Sequence[int]
+
+    def __post_init__(self):
+        if not len(self.num_images) == len(self.total_confidence) == len(self.num_correct) > 0:
+            raise ValueError(
+                f"`num_images`, `total_confidence` and `num_correct` have {len(self.num_images)},"
+                f" {len(self.total_confidence)} and {len(self.num_correct)} bins, but must have the"
+                " same number, at least one."
+            )
+
+    @classmethod
+    def count(
+        cls, confidences: np.ndarray, is_correct: np.ndarray, num_bins: int = NUM_BINS
+    ) -> "CalibrationBins":
+        """Counts images by their confidences [images]; raises a ValueError outside [0, 1]."""
+        confidences = np.asarray(confidences, np.float64)
+        if confidences.size and not (confidences.min() >= 0.0 and confidences.max() <= 1.0):
+            raise ValueError(
+                f"`confidences` span {confidences.min()} … {confidences.max()}, but must lie in"
+                " [0, 1]."
+            )
+        index = bin_index(confidences, num_bins)
+        sums = [
+            np.bincount(index, weights, num_bins)
+            for weights in (None, confidences, np.asarray(is_correct, np.float64))
+        ]
+        return cls(sums[0].tolist(), sums[1].tolist(), sums[2].astype(np.int64).tolist())
+
+    def __add__(self, other: "CalibrationBins") -> "CalibrationBins":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other))
+        return CalibrationBins(
+            *([left + right for left, right in zip(a, b, strict=True)] for a, b in pairs)
+        )
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """ECE in [0, 1]: the mean distance of accuracy from confidence, weighted by images."""
+        if not sum(self.num_images):
+            raise ValueError(
+                "`num_images` is 0 in every bin, but a calibration error needs at least one image."
+            )
+        distances = (
+            abs(correct - total) for correct, total in zip(self.num_correct, self.total_confidence)
+        )
+        return float(sum(distances) / sum(self.num_images))
+
+    def reliability_points(self) -> Iterator[tuple[float, float, int]]:
+        """Yields (mean confidence, accuracy, images) of each bin that has any, the lowest first."""
+        bins = zip(self.num_images, self.total_confidence, self.num_correct)
+        for num_images, total, correct in bins:
+            if num_images:
+                yield total / num_images, correct / num_images, num_images

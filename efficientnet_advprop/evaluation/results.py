@@ -7,28 +7,97 @@ results = Results.read(directory)
 results.test_sets["imagenet_c/fog/3"].score.top1
 results.errors("imagenet_c")                 # corruption → [error by severity]
 predictions = ImagePredictions.read(predictions_path(directory, "imagenet"))
+predictions.image_ids, predictions.is_top1   # str [n], bool [n]
 """
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
 import statistics
 from typing import Any, Mapping, Optional, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.data import corruptions
-from efficientnet_advprop.evaluation.calibration import CalibrationBins
-from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.evaluation.metrics import CalibrationBins, Score
 from efficientnet_advprop.evaluation.test_set_name import by_severity, corrupted_name, parse_name
 from efficientnet_advprop.images.robustness_sets import corruptions_of
-from efficientnet_advprop.runtime.files import to_json
+from efficientnet_advprop.runtime.files import to_json, write_atomically
 
 RESULTS_FILE = "results.json"
 _FORMAT = 1  # of results.json; another number is not read
 _MAX_NAME_BYTES = 120  # file systems take 255
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagePredictions:
+    """Predictions for n images, in the order of the test set.
+
+    Under attack these are the predictions for the adversarial image with the lowest
+    rank of the true class; for an image that is wrong without attack, its own if they
+    are worse.
+    """
+
+    image_ids: np.ndarray  # str [n]: path below the set's folder, or file and number of a record
+    labels: np.ndarray  # int32 [n]
+    # int32 [n, 5] (fewer, if there are fewer classes), the most probable first: labels of the
+    # full set, also where only a subset was kept; `NO_CLASS` where the logits were undefined.
+    classes: np.ndarray
+    probabilities: np.ndarray  # float32 [n, 5], of `classes`
+    losses: np.ndarray  # float32 [n], cross-entropy in nats
+
+    @property
+    def is_top1(self) -> np.ndarray:
+        """bool [n]: the most probable class is the label."""
+        return self.classes[:, 0] == self.labels
+
+    def score(self) -> Score:
+        is_top5 = (self.classes == self.labels[:, None]).any(axis=1)
+        total_loss = float(self.losses.sum(dtype=np.float64))
+        return Score(len(self.labels), int(self.is_top1.sum()), int(is_top5.sum()), total_loss)
+
+    def calibration(self) -> CalibrationBins:
+        """Counts the confidences in the most probable class."""
+        return CalibrationBins.count(self.probabilities[:, 0], self.is_top1)
+
+    def updated(self, others: "ImagePredictions", rows: np.ndarray) -> "ImagePredictions":
+        """Returns a copy whose rows `rows` are replaced by `others`, of the same images."""
+        if (self.image_ids[rows] != others.image_ids).any():
+            raise ValueError("`others` are of other images than those in `rows`.")
+        values = {name: value.copy() for name, value in vars(self).items()}
+        for name in ("classes", "probabilities", "losses"):
+            values[name][rows] = getattr(others, name)
+        return ImagePredictions(**values)
+
+    def with_label_variants(self, variants: Sequence[Sequence[int]]) -> "ImagePredictions":
+        """Returns a copy in which each image's label is that of its right classes (`variants`,
+        at least one) which ranks highest here.
+        """
+        labels = self.labels.copy()
+        for row, own in enumerate(variants):
+            labels[row] = next((label for label in self.classes[row] if label in own), own[0])
+        return dataclasses.replace(self, labels=labels)
+
+    def write(self, path: str) -> None:
+        """Writes a compressed .npz, atomically."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **vars(self))
+        tf.io.gfile.makedirs(os.path.dirname(path))
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def read(cls, path: str) -> "ImagePredictions":
+        """Reads what `write` wrote; raises a ValueError for anything else."""
+        try:
+            with tf.io.gfile.GFile(path, "rb") as file:
+                arrays = np.load(io.BytesIO(file.read()), allow_pickle=False)
+            return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
+        except Exception as error:  # of the zip file, of NumPy, of the file system
+            raise ValueError(f"{path!r} cannot be read as predictions: {error}") from error
 
 
 def predictions_path(directory: str, test_set: str) -> str:
@@ -44,30 +113,6 @@ def predictions_path(directory: str, test_set: str) -> str:
             part = f"{start}-{hashlib.sha256(encoded).hexdigest()[:12]}"
         parts.append(part)
     return os.path.join(directory, "predictions", *parts[:-1], f"{parts[-1]}.npz")
-
-
-def describe_feeding(image_size: int, crop: str) -> str:
-    """Describes at which resolution images are fed."""
-    return f"{image_size} px, {'whole images' if crop == 'none' else f'crop {crop}'}"
-
-
-def describe_attack(attack: Mapping[str, Any]) -> str:
-    """Describes `Conditions.attack`."""
-    name = attack.get("name", "PGD")
-    num_restarts = attack.get("num_restarts", 1)
-    restarts = f"{num_restarts} restart{'s' if num_restarts > 1 else ''}"
-    if name == "PGD":
-        kind = "targeted" if attack["targeted"] else "untargeted"
-        steps = f"{attack['num_steps']} steps of {attack['step_size']:g}"
-        return f"{kind} PGD of {steps}, ε {attack['epsilon']:g}, {restarts}"
-    norm = {"linf": "L∞", "l2": "L2"}[attack["norm"]]
-    if name == "Square":
-        effort = f"{attack['num_queries']:,} queries"
-    else:
-        effort = f"{attack['num_steps']} steps"
-    targets = f", {attack['num_targets']} targets" if attack.get("targeted") else ""
-    loss = f" on {attack['loss'].replace('_', '-')}" if "loss" in attack else ""
-    return f"{name}{loss} of {effort}{targets}, {norm} ε {attack['epsilon']:g}, {restarts}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +142,41 @@ class Conditions:
         """Returns SHA-256 over all conditions."""
         return hashlib.sha256(to_json(dataclasses.asdict(self)).encode()).hexdigest()
 
+    @property
+    def feeding(self) -> str:
+        """At which resolution images are fed, for people."""
+        crop = "whole images" if self.crop == "none" else f"crop {self.crop}"
+        return f"{self.image_size} px, {crop}"
+
+    def describe(self) -> str:
+        """Describes resolution, crop, and all conditions that differ from the usual ones."""
+        parts = [self.feeding]
+        if self.class_subset_size is not None:
+            parts.append(f"{self.class_subset_size} classes kept")
+        if self.num_categories is not None:
+            parts.append(f"classes gathered into {self.num_categories} categories")
+        if self.attack is not None:
+            parts.append(_describe_attack(self.attack))
+        if self.branch != "main" or self.attack is not None:
+            parts.append(f"{self.branch} batch norms")
+        return "; ".join(parts)
+
+
+def _describe_attack(attack: Mapping[str, Any]) -> str:
+    name = attack.get("name", "PGD")
+    num_restarts = attack.get("num_restarts", 1)
+    restarts = f"{num_restarts} restart{'s' if num_restarts > 1 else ''}"
+    if name == "PGD":
+        kind = "targeted" if attack["targeted"] else "untargeted"
+        steps = f"{attack['num_steps']} steps of {attack['step_size']:g}"
+        return f"{kind} PGD of {steps}, ε {attack['epsilon']:g}, {restarts}"
+    norm = {"linf": "L∞", "l2": "L2"}[attack["norm"]]
+    is_square = name == "Square"
+    effort = f"{attack['num_queries']:,} queries" if is_square else f"{attack['num_steps']} steps"
+    targets = f", {attack['num_targets']} targets" if attack.get("targeted") else ""
+    loss = f" on {attack['loss'].replace('_', '-')}" if "loss" in attack else ""
+    return f"{name}{loss} of {effort}{targets}, {norm} ε {attack['epsilon']:g}, {restarts}"
+
 
 @dataclasses.dataclass(frozen=True)
 class TestSetResult:
@@ -120,9 +200,17 @@ class TestSetResult:
     def shortfalls(self) -> list[str]:
         """What keeps the score from being that of the whole test set, for people."""
         num_sampled = self.conditions.num_sampled
-        if num_sampled is None:
-            return list(self.problems)
-        return [*self.problems, f"only {num_sampled:,} images, evenly spaced"]
+        sample = [] if num_sampled is None else [f"only {num_sampled:,} images, evenly spaced"]
+        return [*self.problems, *sample]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader must know before trusting the score."""
+        remarks = [*self.shortfalls, *self.warnings]
+        if self.conditions.clean_suite is not None:
+            clean = self.conditions.clean_suite
+            remarks.append(f"corrupted here from {clean}, not the official files")
+        return remarks
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TestSetResult":
@@ -141,23 +229,17 @@ class TestSetResult:
 
 @dataclasses.dataclass
 class Results:
-    """The results of one model.
+    """The results of one model."""
 
-    Args:
-        model: its name.
-        weights_digest: see `models.network.weights_digest`; of a SavedModel, SHA-256
-            over its files; "" of a function, whose weights are unknown.
-        config: of the model, JSON values: its "settings" (see
-            `network_settings.settings_of`), "image_size", "crop", "branch", where it
-            came from, "published" (its name in `published_checkpoints`, or None), …
-        versions: package → version.
-        test_sets: by name, in the order they were measured.
-    """
-
-    model: str
+    model: str  # its name
+    # See `models.network.weights_digest`; of a SavedModel, SHA-256 over its files; "" of
+    # a function, whose weights are unknown.
     weights_digest: str
+    # Of the model, JSON values: its "settings" (see `classifiers.settings_of`), "image_size",
+    # "crop", "branch", where it came from, "published" (its name in `published_checkpoints`) …
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)  # package → version
+    # By name, in the order they were measured.
     test_sets: dict[str, TestSetResult] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -165,11 +247,7 @@ class Results:
 
     @classmethod
     def from_json(cls, text: str) -> "Results":
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ValueError: `text` is something else.
-        """
+        """Reads what `to_json` wrote; raises a ValueError for anything else."""
         try:
             data = json.loads(text)
             if data.pop("format") != _FORMAT:
@@ -186,11 +264,7 @@ class Results:
 
     @classmethod
     def read(cls, path: str) -> "Results":
-        """Reads a folder of results, or a results.json.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """Reads a folder of results, or a results.json; raises a ValueError if there are none."""
         file_path = os.path.join(path, RESULTS_FILE) if tf.io.gfile.isdir(path) else path
         try:
             with tf.io.gfile.GFile(file_path) as file:
@@ -205,14 +279,12 @@ class Results:
 
     def corruptions(self, suite: str) -> list[str]:
         """Returns the corruptions of a suite that were measured, in their order."""
-        names = [parse_name(name) for name in self.test_sets]
+        names = map(parse_name, self.test_sets)
         own = [name.corruption for name in names if name.suite == suite and name.corruption]
         return list(dict.fromkeys(own))
 
     def missing(self, suite: str) -> list[str]:
-        """Returns a suite's corrupted sets that were not measured. If there are any, the
-        suite has no mCE.
-        """
+        """Returns a suite's corrupted sets that were not measured; with any, it has no mCE."""
         names = [
             corrupted_name(suite, name, severity)
             for name in corruptions_of(suite)

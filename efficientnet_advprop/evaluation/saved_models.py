@@ -31,13 +31,10 @@ _FIRST_CHOICES = ("predict_images", "serving_default")
 def load(path: str, *, image_size: Optional[int] = None, crop: Optional[str] = None) -> Classifier:
     """Makes a SavedModel ready for evaluation.
 
-    Args:
-        path: of its folder.
-        image_size, crop: None: what the model demands or tells, else 224 and "0.875".
+    Without `image_size` and `crop` they are what the model demands or tells, else 224 and "0.875".
 
     Raises:
-        ModelError: it is none, or has no signature from images to logits; the message
-            lists those that it has.
+        ModelError: it is none, or has no signature from images to logits.
         UsageError: it takes another size.
     """
     try:

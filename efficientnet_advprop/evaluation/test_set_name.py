@@ -1,7 +1,8 @@
-"""What the name of a test set says: its suite, and which of the suite's sets it is.
+"""Names of test sets: what they say, and what reports call them.
 
     parse_name("imagenet_c/fog/3")   # suite "imagenet_c", corruption "fog", severity 3
     parse_name("pgd/8").epsilon      # 8.0, pixels of 255
+    title("imagenet_v2/topimages")   # "ImageNet-V2, topimages"
 
 Names are plain strings: the keys of `Results.test_sets` and of results.json.
 """
@@ -17,26 +18,56 @@ SQUARE_ALONE = "square_alone"  # runs on all images, hence in no chain
 _PGD = re.compile(r"pgd|.*_pgd")
 _STAGE = re.compile(rf"[^/]+/(?:linf|l2)_[^/]+/(?!{SQUARE_ALONE}$)[a-z_]+")
 
+_TITLES = {
+    "imagenet": "ImageNet",
+    "imagenet_c": "ImageNet-C",
+    "imagenet_c_made": "ImageNet-C, made here",
+    "imagenet_a": "ImageNet-A",
+    "imagenet_r": "ImageNet-R",
+    "imagenet_v2": "ImageNet-V2",
+    "imagenet_sketch": "ImageNet-Sketch",
+    "stylized": "Stylized-ImageNet",
+    "pgd": "Under PGD",
+    "digits": "Digits",
+    "digits_c": "Digits, corrupted",
+    "imagenet_c_extra": "ImageNet-C, the four further corruptions",
+    "imagenet_c_bar": "ImageNet-C-bar",
+    "imagenet_3dcc": "ImageNet-3DCC",
+    "imagenet_w": "ImageNet-W",
+    "imagenet_real": "ImageNet ReaL",
+    "objectnet": "ObjectNet",
+    "cue_conflict": "Cue conflict",
+    "autoattack": "AutoAttack",
+    "robustbench": "RobustBench",
+    "imagenet_a_classes": "ImageNet, the 200 classes of ImageNet-A",
+    "imagenet_r_classes": "ImageNet, the 200 classes of ImageNet-R",
+}
+_NORM_TITLES = {"linf": "L∞", "l2": "L2"}
+_STAGE_TITLES = {
+    CLEAN: "clean",
+    "apgd_ce": "after APGD-CE",
+    "apgd_dlr": "after APGD-DLR",
+    "apgd_t": "after APGD-T",
+    "fab": "after FAB",
+    "fab_t": "after FAB-T",
+    "square": "after Square",
+    SQUARE_ALONE: "Square alone",
+}
+_ATTACK = re.compile(f"({'|'.join(_NORM_TITLES)})_([^/]+)(?:/({'|'.join(_STAGE_TITLES)}))?")
+
 
 class TestSetName(NamedTuple):
-    """The parts of a name; None where a set has no such part.
-
-    Args:
-        suite: "imagenet_c" of "imagenet_c/fog/3".
-        variant: what follows the suite: "fog/3", or "" of "imagenet".
-        corruption, severity: "fog" and 3, of corrupted images.
-        epsilon: radius of a PGD attack, pixels of 255: 8.0 of "pgd/8".
-        chain: "autoattack/linf_4" of "autoattack/linf_4/apgd_ce": attacks that follow
-            each other on the images that are still classified correctly.
-    """
+    """The parts of a name; None where a set has no such part."""
 
     __test__ = False  # not a test of pytest's
 
-    suite: str
-    variant: str = ""
-    corruption: Optional[str] = None
+    suite: str  # "imagenet_c" of "imagenet_c/fog/3"
+    variant: str = ""  # what follows the suite: "fog/3", or "" of "imagenet"
+    corruption: Optional[str] = None  # of corrupted images, as is `severity`
     severity: Optional[int] = None
-    epsilon: Optional[float] = None
+    epsilon: Optional[float] = None  # radius of a PGD attack, pixels of 255
+    # "autoattack/linf_4" of "autoattack/linf_4/apgd_ce": attacks that follow each other on the
+    # images that are still classified correctly.
     chain: Optional[str] = None
 
 
@@ -57,11 +88,6 @@ def corrupted_name(suite: str, corruption: str, severity: int) -> str:
     return f"{suite}/{corruption}/{severity}"
 
 
-def attacked_name(epsilon: float, suite: str = "pgd") -> str:
-    """Names the images under a white-box PGD attack within `epsilon` pixels of 255."""
-    return f"{suite}/{epsilon:g}"
-
-
 def row_of(name: str) -> str:
     """Returns what a report gives one row: a corrupted set's suite, else the set itself."""
     parts = parse_name(name)
@@ -69,9 +95,7 @@ def row_of(name: str) -> str:
 
 
 def is_part_of(name: str, wanted: str) -> bool:
-    """Whether `wanted` means this set, as "imagenet_c" and "imagenet_c/fog" both mean
-    "imagenet_c/fog/3".
-    """
+    """Whether `wanted`, such as "imagenet_c" or "imagenet_c/fog", means this set."""
     return f"{name}/".startswith(f"{wanted}/")
 
 
@@ -93,3 +117,17 @@ def by_severity(names: Iterable[str], suite: str, corruption: Optional[str] = No
         and corruption in (None, own.corruption)
     ]
     return sorted(chosen, key=lambda name: parts[name].severity)
+
+
+def title(name: str) -> str:
+    """Returns what reports call a suite or test set."""
+    suite, variant, *_ = parts = parse_name(name)
+    own = _TITLES.get(suite, suite)
+    attack = _ATTACK.fullmatch(variant)
+    if attack is not None:
+        norm, epsilon, stage = attack.groups()
+        which = _STAGE_TITLES[stage] if stage else "all attacks together"
+        return f"{own}, {_NORM_TITLES[norm]} ε = {epsilon}, {which}"
+    if parts.epsilon is not None:
+        return f"{own}, ε = {variant}"
+    return ", ".join(filter(None, (own, variant.replace("_", " "))))

@@ -15,7 +15,7 @@ from efficientnet_advprop.data import records
 from efficientnet_advprop.data.preprocessing import preprocess_for_eval
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import Classifier
-from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
+from efficientnet_advprop.evaluation.results import ImagePredictions
 from efficientnet_advprop.evaluation.suites.test_sets import (
     TestSet,
     attack_stages,

@@ -75,16 +75,13 @@ def line_chart(
     y_range: Optional[tuple[float, float]] = (0.0, 100.0),
     markers: bool = True,
 ) -> str:
-    """Draws lines as an `<svg>` element of flexible width.
+    """Draws lines as an `<svg>` element of flexible width, the first one at the bottom.
 
     Args:
         x: the common x values; up to eight of them are the ticks.
-        curves: the first one is drawn at the bottom.
-        x_label, y_label: of the axes; empty for none.
         size: inches, for the proportions.
         scale: factor on all y values: 100 for percentages.
         y_range: of the y axis after scaling; None fits the values.
-        markers: whether to draw a dot at each value.
     """
     with _axes(size) as axes:
         for curve in curves:

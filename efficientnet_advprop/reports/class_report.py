@@ -7,7 +7,7 @@ from typing import Sequence
 
 import numpy as np
 
-from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
+from efficientnet_advprop.evaluation.results import ImagePredictions
 from efficientnet_advprop.reports import charts
 from efficientnet_advprop.reports.pages import Card, Section
 from efficientnet_advprop.reports.table import Cell, Table, percent

@@ -14,14 +14,17 @@ from typing import Optional, Sequence, Union
 
 import numpy as np
 
-from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.metrics import CorruptionErrors
-from efficientnet_advprop.evaluation.results import Conditions, Results, predictions_path
-from efficientnet_advprop.evaluation.test_set_name import by_severity, is_passed, parse_name
+from efficientnet_advprop.evaluation.results import (
+    Conditions,
+    ImagePredictions,
+    Results,
+    predictions_path,
+)
+from efficientnet_advprop.evaluation.test_set_name import by_severity, is_passed, parse_name, title
 from efficientnet_advprop.images.robustness_sets import corruptions_of
 from efficientnet_advprop.reports import significance
 from efficientnet_advprop.reports.published_results import ALEXNET_ERRORS
-from efficientnet_advprop.reports.suite_titles import title
 from efficientnet_advprop.runtime.errors import UsageError
 
 # Two measurements are compared only if these conditions agree, because they define the
@@ -57,9 +60,8 @@ class Measured:
         return [suite for suite in suites if not self.results.missing(suite)]
 
     def wrong_answers(self, suite: str) -> Optional[tuple[ImagePredictions, WrongAnswers]]:
-        """Returns a corrupted suite's images and which of them each corruption makes wrong.
-
-        None if the predictions were not kept, or if its test sets differ in their images.
+        """Returns a corrupted suite's images and which of them each corruption makes wrong; None
+        if the predictions were not kept, or if its test sets differ in their images.
         """
         if suite not in self._wrong_answers:
             self._wrong_answers[suite] = self._read_wrong_answers(suite)
@@ -107,8 +109,8 @@ class PairedTest:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The models in order; each pair on each test set is in `tests` or, with the reason, a
-    line of `not_compared`.
+    """Models in order; each pair on each test set is in `tests` or, with the reason,
+    `not_compared`.
     """
 
     measured: Sequence[Measured]
@@ -126,10 +128,8 @@ class Comparison:
         return next(found, None)
 
     def yardstick(self, suite: str) -> Optional[CorruptionErrors]:
-        """Returns the errors by which mCE divides those of a suite.
-
-        For ImageNet-C these are the published errors of AlexNet, otherwise the errors
-        of the first model; None if that did not measure the whole suite.
+        """Returns the errors by which mCE divides a suite's: AlexNet's as published for
+        ImageNet-C, else the first model's; None if that did not measure the whole suite.
         """
         if set(corruptions_of(suite)) != set(ALEXNET_ERRORS):
             return None  # mCE is about the fifteen corruptions of ImageNet-C
@@ -146,12 +146,8 @@ def is_fixed_yardstick(suite: str) -> bool:
 
 
 def read_measured(paths: Sequence[str]) -> list[Measured]:
-    """Reads results from folders, or from the results.json in them.
-
-    A model whose name is a path is named by the last part of the path.
-
-    Raises:
-        UsageError: a path contains no results, or is given twice.
+    """Reads results from folders, or from the results.json in them; a model whose name is a path
+    is named by its last part.
     """
     measured = []
     for path in paths:
@@ -184,15 +180,8 @@ def _with_unique_names(measured: Sequence[Measured]) -> list[Measured]:
 
 
 def compare(measured: Sequence[Measured]) -> Comparison:
-    """Compares every pair of models on every test set that both have measured.
-
-    Corrupted suites are compared as a whole, by mCE.
-
-    Args:
-        measured: at least one model. With one model there is nothing to test.
-
-    Raises:
-        UsageError: `measured` is empty.
+    """Compares every pair of models on every test set that both have measured; corrupted suites
+    as a whole, by mCE.
     """
     if not measured:
         raise UsageError(
@@ -284,9 +273,8 @@ def _compare_mce(
 
 
 def order_like(first: ImagePredictions, second: ImagePredictions) -> Optional[np.ndarray]:
-    """Returns indices that bring the images of `second` into the order of `first`.
-
-    None if the images are not the same, or have different labels.
+    """Returns indices that bring `second` into the order of `first`; None if images or labels
+    differ.
     """
     if len(first.image_ids) != len(second.image_ids):
         return None

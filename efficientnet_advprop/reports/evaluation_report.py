@@ -8,27 +8,31 @@ import functools
 import json
 import math
 import statistics
-from typing import Mapping, Optional, Sequence
+from typing import Callable, Mapping, Optional, Sequence
 
-from efficientnet_advprop.evaluation.calibration import CalibrationBins
-from efficientnet_advprop.evaluation.metrics import Score, corruption_errors
+import numpy as np
+
+from efficientnet_advprop.config.suites import C_ARCHIVES
+from efficientnet_advprop.evaluation.metrics import CalibrationBins, Score, corruption_errors
+from efficientnet_advprop.evaluation.results import Results, TestSetResult
 from efficientnet_advprop.evaluation.test_set_name import (
     CLEAN_SUITES,
     by_severity,
+    is_passed,
     parse_name,
     row_of,
+    title,
 )
+from efficientnet_advprop.images.labeled_images import LabeledImages
 from efficientnet_advprop.reports import charts, report_rows
-from efficientnet_advprop.reports.branch_curves import BranchCurve, branch_curves
 from efficientnet_advprop.reports.comparison import (
     Comparison,
     Measured,
     PairedTest,
     is_fixed_yardstick,
+    order_like,
 )
-from efficientnet_advprop.reports.disagreements import OpenImages, find_disagreements
 from efficientnet_advprop.reports.pages import COLORS, Card, Page, Section, colors, legend
-from efficientnet_advprop.reports.suite_titles import title
 from efficientnet_advprop.reports.table import (
     Cell,
     Table,
@@ -37,7 +41,13 @@ from efficientnet_advprop.reports.table import (
     points,
     probability,
 )
+from efficientnet_advprop.runtime.branches import MAIN, Branch, BranchMixture, parse_branch
+from efficientnet_advprop.runtime.errors import UserError
 
+# Test set → its images; None if they are not available.
+OpenImages = Callable[[str], Optional[LabeledImages]]
+_NUM_DISAGREEMENTS = 12  # shown of either kind
+_LOWER_IS_BETTER = ("mCE", "relative mCE", "mean error")
 SIDE_BY_SIDE_NOTE = (
     "The tests are paired: both models classified the same images. Top-1 is compared by McNemar’s "
     "exact test, with bootstrap intervals over images; mCE by a paired t-test over images, with "
@@ -61,7 +71,7 @@ def make_page(
         title: one line.
         comparison: of at least one model.
         class_names: by label; empty: the labels are shown as numbers.
-        open_images: opens the images for thumbnails, see `disagreements`.
+        open_images: opens the images of a test set, for thumbnails.
     """
     models = [measured.name for measured in comparison.measured]
     suites = dict.fromkeys(
@@ -96,22 +106,23 @@ def results_table(comparison: Comparison) -> Table:
     columns = ["test set", "measure", "model", "measured", "published", "difference"]
     columns += ["top-5", "ECE", "images", "input size"]
     dots = legend([measured.name for measured in comparison.measured])
-    rows = [
-        [
-            title(suite),
-            quantity,
-            Cell(model, color=dots.get(model, "")),
-            percent(measure.value, measure.interval, marks=measure.remarks),
-            _published(measure),
-            _points(measure.difference),
-            Cell() if measure.top5 is None else percent(measure.top5),
-            Cell() if measure.calibration_error is None else percent(measure.calibration_error),
-            measure.num_images,
-            measure.feeding,
-        ]
-        for (suite, quantity), by_model in by_row.items()
-        for model, measure in by_model
-    ]
+    rows = []
+    for (suite, quantity), by_model in by_row.items():
+        best = (min if quantity in _LOWER_IS_BETTER else max)(one.value for _, one in by_model)
+        has_best = len(by_model) > 1 and quantity != "shape bias"
+        for model, measure in by_model:
+            is_best = has_best and measure.value == best
+            value = percent(measure.value, measure.interval, marks=measure.remarks, best=is_best)
+            rows.append(
+                [
+                    *(title(suite), quantity, Cell(model, color=dots.get(model, "")), value),
+                    _published(measure),
+                    _points(measure.difference),
+                    Cell() if measure.top5 is None else percent(measure.top5),
+                    Cell() if measure.top5 is None else percent(measure.calibration_error),
+                    *(measure.num_images, measure.feeding),
+                ]
+            )
     return Table(columns, rows, "results")
 
 
@@ -231,9 +242,25 @@ def _sections_of_corruptions(comparison: Comparison, suite: str) -> list[Section
             legend=key,
             cards=overview,
             grid="two",
+            tables=[_table_of_kinds(suite, scores, errors)] if errors else [],
         ),
         Section("", cards=cards, details={"All corruptions in figures": table}),
     ]
+
+
+def _table_of_kinds(
+    suite: str,
+    scores: Mapping[str, Mapping[str, Mapping[int, Score]]],
+    errors: Mapping[str, Mapping[str, float]],
+) -> Table:
+    """Returns mean accuracies and corruption errors of ImageNet-C's four kinds of corruptions."""
+    rows = []
+    for kind, names in C_ARCHIVES.items():
+        for model, own in errors.items():
+            accuracies = [score.top1 for name in names for score in scores[name][model].values()]
+            error = percent(statistics.fmean(own[name] for name in names))
+            rows.append([kind, model, percent(statistics.fmean(accuracies)), error])
+    return Table(["kind", "model", "mean top-1", "mean CE"], rows, f"{suite}_by_kind")
 
 
 def _scores_by_severity(measured: Measured, suite: str, corruption: str) -> dict[int, Score]:
@@ -290,19 +317,21 @@ def _attack_section(comparison: Comparison) -> list[Section]:
 def _branch_section(comparison: Comparison) -> list[Section]:
     """Accuracy over the share of the auxiliary branch, a chart and a table for each network."""
     cards, found = [], []
-    for curve in branch_curves(comparison.measured):
+    for (model, auxiliary, statistics_of), by_share in branch_curves(comparison.measured).items():
+        of = f"{model}: main mixed with {auxiliary}, moving statistics of {statistics_of}"
+        shares = list(by_share)
+        scores = {name: [own[name] for own in by_share.values()] for name in by_share[shares[0]]}
         lines = [
-            _curve(title(name), COLORS[number % len(COLORS)], dict(zip(curve.shares, scores)))
-            for number, (name, scores) in enumerate(curve.scores.items())
+            _curve(title(name), COLORS[number % len(COLORS)], dict(zip(shares, own)))
+            for number, (name, own) in enumerate(scores.items())
         ]
-        svg = _accuracy_chart(curve.shares, lines, f"share of {curve.auxiliary} in gamma and beta")
-        cards.append(Card(describe_branch_curve(curve), svg=svg, lines=_key(lines)))
-        columns = [f"share of {curve.auxiliary}", *map(title, curve.scores)]
+        svg = _accuracy_chart(shares, lines, f"share of {auxiliary} in gamma and beta")
+        cards.append(Card(of, svg=svg, lines=_key(lines)))
         rows = [
-            [Cell(f"{share:g}", share), *map(_score_cell, scores)]
-            for share, *scores in zip(curve.shares, *curve.scores.values())
+            [Cell(f"{share:g}", share), *map(_score_cell, own.values())]
+            for share, own in by_share.items()
         ]
-        found.append(Table(columns, rows, note=describe_branch_curve(curve)))
+        found.append(Table([f"share of {auxiliary}", *map(title, scores)], rows, note=of))
     note = (
         "Gamma and beta of the main and of an auxiliary branch, mixed by their shares; all points "
         "of a chart use the moving statistics of the same branch. Bands: 95 % intervals."
@@ -311,11 +340,65 @@ def _branch_section(comparison: Comparison) -> list[Section]:
     return [section] if cards else []
 
 
-def describe_branch_curve(curve: BranchCurve) -> str:
-    """Says of which network and branches a curve is."""
-    return (
-        f"{curve.model}: main mixed with {curve.auxiliary}, moving statistics of {curve.statistics}"
+def branch_curves(
+    measured: Sequence[Measured],
+) -> dict[tuple[str, str, str], dict[float, dict[str, Score]]]:
+    """Returns accuracies between a network's branches, of at least two points, one of them a
+    mixture of main and an auxiliary branch.
+
+    Returns:
+        (model, auxiliary branch, branch whose moving statistics are used) → share of the
+        auxiliary branch in [0, 1], rising → test set (clean images, each attack, of a chain the
+        last) → score.
+    """
+    branches = [
+        (one.results, parse_branch(one.results.config.get("branch") or MAIN)) for one in measured
+    ]
+    kinds = dict.fromkeys(
+        (results.model, _auxiliary(branch), branch.statistics)
+        for results, branch in branches
+        if isinstance(branch, BranchMixture) and _auxiliary(branch) is not None
     )
+    curves = {}
+    for model, auxiliary, statistics_of in kinds:
+        points_of: dict[float, Results] = {}
+        for results, branch in branches:
+            if results.model != model:
+                continue
+            if branch == statistics_of:  # the end of the curve that needs no mixture
+                points_of[float(branch != MAIN)] = results
+            elif isinstance(branch, BranchMixture):
+                if (_auxiliary(branch), branch.statistics) == (auxiliary, statistics_of):
+                    points_of[branch.share_of(auxiliary)] = results
+        shares = sorted(points_of)
+        names = [
+            name
+            for name in _names_over_shares(points_of[shares[0]])
+            if all(name in results.test_sets for results in points_of.values())
+        ]
+        if len(shares) > 1 and names:
+            curves[model, auxiliary, statistics_of] = {
+                share: {name: points_of[share].test_sets[name].score for name in names}
+                for share in shares
+            }
+    return curves
+
+
+def _auxiliary(branch: Branch) -> Optional[str]:
+    names = [name for name, _ in branch.shares] if isinstance(branch, BranchMixture) else []
+    others = [name for name in names if name != MAIN]
+    return others[0] if len(names) == 2 and len(others) == 1 else None
+
+
+def _names_over_shares(results: Results) -> list[str]:
+    parts = {name: parse_name(name) for name in results.test_sets}
+    return [
+        name
+        for name, own in parts.items()
+        if name in CLEAN_SUITES
+        or own.epsilon is not None
+        or (own.chain is not None and not is_passed(name, parts))
+    ]
 
 
 def _shape_section(comparison: Comparison) -> list[Section]:
@@ -327,16 +410,13 @@ def _shape_section(comparison: Comparison) -> list[Section]:
     dots = colors(list(found))
     bars, rows = [], []
     for model, decisions in by_model.items():
-        biases = [own.shape_bias for own in decisions.values()]
-        biases = [math.nan if bias is None else bias for bias in biases]
+        biases = []
+        for category, (num_images, num_shape, num_texture) in decisions.items():
+            num_decided = num_shape + num_texture
+            biases.append(num_shape / num_decided if num_decided else math.nan)
+            bias = percent(biases[-1]) if num_decided else Cell()
+            rows.append([category, model, num_images, num_shape, num_texture, bias])
         bars.append(charts.Curve(model, dots[model], biases))
-        rows += [
-            [
-                *(category, model, own.num_images, own.num_shape, own.num_texture),
-                Cell() if own.shape_bias is None else percent(own.shape_bias),
-            ]
-            for category, own in decisions.items()
-        ]
     columns = ["shape", "model", "images in conflict", "by shape", "by texture", "shape bias"]
     categories = list(next(iter(by_model.values())))
     svg = charts.bar_chart(categories, bars, x_label="shape bias, %", mark=0.5)
@@ -387,7 +467,6 @@ def _disagreement_sections(
     test = next((t for t in comparison.tests if [t.first, t.second] == names and t.counts), None)
     if test is None:
         return []
-    found = find_disagreements(*comparison.measured[:2], test.suite, open_images)
     dots = colors(names)
 
     def class_name(label):
@@ -399,23 +478,72 @@ def _disagreement_sections(
         "those at which the other is surest of its error."
     )
     sections = [Section(f"Where {test.first} and {test.second} disagree", note)]
-    for model in names:
+    thumbnail = thumbnails(open_images(test.suite))
+    found = find_disagreements(*comparison.measured[:2], test.suite, _NUM_DISAGREEMENTS)
+    for model, images in found.items():
         cards = [
             Card(
-                class_name(image.label),
-                images=[(image.thumbnail or "", image.image_id)],
+                class_name(label),
+                images=[(thumbnail(image_id) or "", image_id)],
                 lines=[
-                    Cell(f"{class_name(label)} {100 * confidence:.0f} %", color=dots[name])
-                    for name, (label, confidence) in image.answers.items()
+                    Cell(f"{class_name(answer)} {100 * confidence:.0f} %", color=dots[name])
+                    for name, (answer, confidence) in answers.items()
                 ],
             )
-            for image in found
-            if image.right == model
+            for image_id, label, answers in images
         ]
         if cards:
             key = {f"only {model} is right": dots[model]}
             sections.append(Section("", legend=key, cards=cards, grid="thumbs"))
     return sections
+
+
+def find_disagreements(
+    first: Measured, second: Measured, test_set: str, num_each: int
+) -> dict[str, list[tuple[str, int, dict[str, tuple[int, float]]]]]:
+    """Returns the images that only one of two models gets right: that model → (image id, label,
+    model → its class and that one's probability), the surest errors of the other model first.
+
+    There are none if predictions were not kept, or are of different images.
+    """
+    predictions = [measured.predictions(test_set) for measured in (first, second)]
+    order = None if None in predictions else order_like(*predictions)
+    if order is None:
+        return {}
+    classes = [predictions[0].classes[:, 0], predictions[1].classes[order, 0]]
+    confidences = [predictions[0].probabilities[:, 0], predictions[1].probabilities[order, 0]]
+    labels, image_ids = predictions[0].labels, predictions[0].image_ids
+    found = {}
+    for right, wrong, model in ((0, 1, first), (1, 0, second)):
+        only = np.flatnonzero((classes[right] == labels) & (classes[wrong] != labels))
+        surest = only[np.argsort(-confidences[wrong][only], kind="stable")][:num_each]
+        found[model.name] = [
+            (
+                str(image_ids[row]),
+                int(labels[row]),
+                {
+                    one.name: (int(classes[i][row]), float(confidences[i][row]))
+                    for i, one in enumerate((first, second))
+                },
+            )
+            for row in surest
+        ]
+    return found
+
+
+def thumbnails(images: Optional[LabeledImages]) -> Callable[[str], Optional[str]]:
+    """Returns what makes a `data:` URI of an image id; None where the image is not at hand."""
+    if images is None:
+        return lambda image_id: None
+    positions = {images.image_id(position): position for position in range(images.num_images)}
+
+    def thumbnail(image_id):
+        try:
+            return charts.thumbnail_uri(images.encoded(positions[image_id]))
+        except (KeyError, UserError, OSError):
+            return None
+
+    return thumbnail
 
 
 def _section_of_methods(comparison: Comparison) -> Section:
@@ -435,8 +563,7 @@ def _section_of_methods(comparison: Comparison) -> Section:
                     str(name),
                     _num_images(result),
                     Cell(
-                        f"{report_rows.describe_conditions(result.conditions)}; seed "
-                        f"{result.conditions.seed}",
+                        f"{result.conditions.describe()}; seed {result.conditions.seed}",
                         marks=result.shortfalls,
                     ),
                     result.conditions.data_digest[:16],
@@ -448,7 +575,7 @@ def _section_of_methods(comparison: Comparison) -> Section:
     return Section("How this was measured", tables=[table], details=details)
 
 
-def _num_images(result) -> Cell:
+def _num_images(result: TestSetResult) -> Cell:
     num, expected = result.score.num_images, result.expected_num_images
     return Cell(f"{num:,} of {expected:,}" if expected else f"{num:,}", num)
 

@@ -1,7 +1,4 @@
-"""Writes the report of one or several evaluations into a folder.
-
-It needs only the results: the models are not needed, and the data only for thumbnails.
-"""
+"""Writes the report of one or several evaluations into a folder, from the results alone."""
 
 import dataclasses
 import os
@@ -16,7 +13,7 @@ from efficientnet_advprop.evaluation.test_set_name import parse_name
 from efficientnet_advprop.images.class_numbers import imagenet_ids
 from efficientnet_advprop.reports import class_report, evaluation_report, pages
 from efficientnet_advprop.reports.comparison import Comparison, compare, read_measured
-from efficientnet_advprop.reports.disagreements import OpenImages
+from efficientnet_advprop.reports.evaluation_report import OpenImages
 from efficientnet_advprop.runtime.errors import UserError
 
 DEFAULT_COMPARISON = os.path.join("runs", "comparison")
@@ -32,16 +29,12 @@ def write_report(
     """Reads results and writes their page and its tables.
 
     Args:
-        paths: folders of results, or results.json files; two or more models are
-            compared.
-        out_dir: the folder to write to; None: the folder of the results for one model,
-            or runs/comparison.
-        data_dir: the folder of the data sets, for thumbnails of images on which two
-            models disagree; None: without thumbnails.
+        paths: folders of results, or results.json files; several models are compared.
+        out_dir: None: the folder of the results of one model, or runs/comparison.
+        data_dir: of the data sets, for thumbnails of images on which two models disagree.
 
     Returns:
-        The main table, the results of the comparison and the path of the report, for a
-        console.
+        The main table, the tests and the path of the report, for a console.
 
     Raises:
         UsageError: results cannot be read, are given twice, or are missing.
@@ -100,11 +93,7 @@ def _class_names(comparison: Comparison) -> Sequence[str]:
 
 
 def images_below(data_dir: Optional[str]) -> OpenImages:
-    """Returns a function that opens the images of a test set below `data_dir`.
-
-    For test sets in a folder of the user's own, and for missing images, it returns
-    None.
-    """
+    """Returns what opens the images of a test set below `data_dir`; None for others."""
 
     def open_images(test_set):
         builtin = builtin_datasets.of_suite(parse_name(test_set).suite)

@@ -7,43 +7,38 @@ here) is a remark, which every rendering prints.
 
 import dataclasses
 import math
+import os
+import re
 import statistics
 from typing import Mapping, Optional, Sequence
 
 from efficientnet_advprop.config.tables import AUTOATTACK_VERSIONS as VERSIONS
 from efficientnet_advprop.evaluation import metrics
-from efficientnet_advprop.evaluation.cue_conflict import Decisions, count_decisions, total
-from efficientnet_advprop.evaluation.results import (
-    Conditions,
-    TestSetResult,
-    describe_attack,
-    describe_feeding,
-)
+from efficientnet_advprop.evaluation.results import ImagePredictions
 from efficientnet_advprop.evaluation.test_set_name import (
     CLEAN,
     by_severity,
     is_passed,
     parse_name,
     row_of,
+    title,
 )
+from efficientnet_advprop.images.robustness_sets import cue_conflict_categories
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED
-from efficientnet_advprop.reports import effective_robustness, significance
+from efficientnet_advprop.reports import published_results, significance
 from efficientnet_advprop.reports.comparison import Comparison, Measured, is_fixed_yardstick
 from efficientnet_advprop.reports.published_results import (
     ALEXNET_CLEAN_ERROR,
     PublishedFigure,
     find_published,
 )
-from efficientnet_advprop.reports.suite_titles import title
+
+_TEXTURE = re.compile(r"-([a-z]+)\d*\.[A-Za-z]+$")  # of airplane1-bicycle2.png
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """One measured value of one model.
-
-    Values are fractions of 1. Effective robustness is a difference of accuracies, of
-    either sign.
-    """
+    """One measured value of one model, a fraction of 1 (of either sign if it is a difference)."""
 
     suite: str  # the test set, or the corrupted suite
     quantity: str  # "top-1", "mCE", "shape bias", …
@@ -63,20 +58,6 @@ class Measure:
         if self.published is None or not self.is_comparable:
             return None
         return 100 * self.value - self.published.value
-
-
-def describe_conditions(conditions: Conditions) -> str:
-    """Describes resolution, crop, and all conditions that differ from the usual ones."""
-    parts = [describe_feeding(conditions.image_size, conditions.crop)]
-    if conditions.class_subset_size is not None:
-        parts.append(f"{conditions.class_subset_size} classes kept")
-    if conditions.num_categories is not None:
-        parts.append(f"classes gathered into {conditions.num_categories} categories")
-    if conditions.attack is not None:
-        parts.append(describe_attack(conditions.attack))
-    if conditions.branch != "main" or conditions.attack is not None:
-        parts.append(f"{conditions.branch} batch norms")
-    return "; ".join(parts)
 
 
 def list_measures(comparison: Comparison, measured: Measured) -> list[Measure]:
@@ -104,46 +85,65 @@ def _measure_together(measured: Measured, test_set: str) -> Optional[Measure]:
         return None
     (version,) = (version for version, held in VERSIONS.items() if held == attacks)
     last = _measure_top1(measured, test_set)
-    remarks = dict.fromkeys(remark for name in chain for remark in _remarks(results[name]))
+    remarks = dict.fromkeys(remark for name in chain for remark in results[name].remarks)
     conditions = results[test_set].conditions
     return dataclasses.replace(
         last,
         suite=own_chain,
-        feeding=(
-            f"{describe_feeding(conditions.image_size, conditions.crop)}; AutoAttack {version}; "
-            f"{conditions.branch} batch norms"
-        ),
+        feeding=f"{conditions.feeding}; AutoAttack {version}; {conditions.branch} batch norms",
         remarks=list(remarks),
     )
 
 
 def _measure_shape_bias(measured: Measured, test_set: str) -> Optional[Measure]:
-    # shape / (shape + texture) over the images that were decided either way.
+    # Over the images that were decided either way.
     decisions = shape_decisions(measured) if test_set == "cue_conflict" else None
     if decisions is None:
         return None
-    summed = total(decisions)
-    num_decided = summed.num_shape + summed.num_texture
+    _, num_shape, num_texture = map(sum, zip(*decisions.values()))
+    num_decided = num_shape + num_texture
     result = measured.results.test_sets[test_set]
     return Measure(
         test_set,
         "shape bias",
-        math.nan if summed.shape_bias is None else summed.shape_bias,
-        metrics.wilson_interval(summed.num_shape, num_decided) if num_decided else None,
+        num_shape / num_decided if num_decided else math.nan,
+        metrics.wilson_interval(num_shape, num_decided) if num_decided else None,
         num_decided,
-        describe_conditions(result.conditions),
-        _remarks(result) + ([] if num_decided else ["no image was decided either way"]),
+        result.conditions.describe(),
+        result.remarks + ([] if num_decided else ["no image was decided either way"]),
     )
 
 
-def shape_decisions(measured: Measured) -> Optional[dict[str, Decisions]]:
-    """Returns category → decisions on cue conflict; None without predictions."""
+def shape_decisions(measured: Measured) -> Optional[dict[str, tuple[int, int, int]]]:
+    """Returns `count_decisions` on cue conflict; None without predictions."""
     predictions = measured.predictions("cue_conflict")
     return None if predictions is None else count_decisions(predictions)
 
 
+def count_decisions(predictions: ImagePredictions) -> dict[str, tuple[int, int, int]]:
+    """Counts what a network goes by on images with the shape of one category and the texture
+    of another (Geirhos et al., ICLR 2019).
+
+    Returns:
+        Category of the shape → images in conflict, classified by shape, and by texture.
+    """
+    categories = list(cue_conflict_categories())
+    counts = {category: [0, 0, 0] for category in categories}
+    for row, image_id in enumerate(predictions.image_ids):
+        match = _TEXTURE.search(os.path.basename(str(image_id)))
+        shape, texture = categories[predictions.labels[row]], match[1] if match else None
+        if texture not in counts or texture == shape:
+            continue
+        top = predictions.classes[row, 0]
+        predicted = categories[top] if top >= 0 else None
+        counts[shape][0] += 1
+        counts[shape][1] += predicted == shape
+        counts[shape][2] += predicted == texture
+    return {category: (own[0], own[1], own[2]) for category, own in counts.items()}
+
+
 def _measure_effective_robustness(measured: Measured, test_set: str) -> Optional[Measure]:
-    found = effective_robustness.expected_accuracy(measured.results, test_set)
+    found = published_results.expected_accuracy(measured.results, test_set)
     if found is None:
         return None
     expected, base_name = found
@@ -156,18 +156,9 @@ def _measure_effective_robustness(measured: Measured, test_set: str) -> Optional
         (low - expected, high - expected),
         result.score.num_images,
         f"above the {100 * expected:.1f} % expected at {100 * base.score.top1:.1f} % on "
-        f"{title(base_name)} ({effective_robustness.SOURCE})",
-        _remarks(result) + [f"{title(base_name)}: {remark}" for remark in _remarks(base)],
+        f"{title(base_name)} ({published_results.TAORI})",
+        result.remarks + [f"{title(base_name)}: {remark}" for remark in base.remarks],
     )
-
-
-def _remarks(result: TestSetResult) -> list[str]:
-    remarks = [*result.shortfalls, *result.warnings]
-    if result.conditions.clean_suite is not None:
-        remarks.append(
-            f"corrupted here from {result.conditions.clean_suite}, not the official files"
-        )
-    return remarks
 
 
 def _problems_of_sets(problems_of: Mapping[str, Sequence[str]]) -> list[str]:
@@ -188,7 +179,7 @@ def _measure_top1(measured: Measured, test_set: str) -> Measure:
     result = measured.results.test_sets[test_set]
     config = measured.results.config
     conditions = result.conditions
-    remarks = _remarks(result)
+    remarks = result.remarks
     published = find_published(config.get("published"), test_set)
     is_comparable = not remarks and conditions.branch == "main"
     if published is not None and not published.is_of_same_code:
@@ -206,7 +197,7 @@ def _measure_top1(measured: Measured, test_set: str) -> Measure:
         result.score.top1,
         result.score.interval(),
         result.score.num_images,
-        describe_conditions(conditions),
+        conditions.describe(),
         remarks,
         published,
         is_comparable,
@@ -225,7 +216,7 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
     remarks += dict.fromkeys(
         remark
         for result in sets.values()
-        for remark in _remarks(result)
+        for remark in result.remarks
         if remark not in result.shortfalls
     )
     missing = results.missing(suite)
@@ -237,9 +228,7 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
     common = dict(
         suite=suite,
         num_images=sum(result.score.num_images for result in sets.values()),
-        feeding=" / ".join(
-            dict.fromkeys(describe_conditions(result.conditions) for result in sets.values())
-        ),
+        feeding=" / ".join(dict.fromkeys(result.conditions.describe() for result in sets.values())),
         remarks=remarks,
     )
     errors = results.errors(suite)
@@ -270,8 +259,8 @@ def _measure_corruptions(comparison: Comparison, measured: Measured, suite: str)
     relative = _relative_mce(comparison, measured, suite)
     if relative is not None:
         clean = results.test_sets[clean_test_set(suite)]
-        common["feeding"] += f"; clean images {describe_conditions(clean.conditions)}"
-        common["remarks"] = [*remarks, *(f"clean images: {remark}" for remark in _remarks(clean))]
+        common["feeding"] += f"; clean images {clean.conditions.describe()}"
+        common["remarks"] = [*remarks, *(f"clean images: {remark}" for remark in clean.remarks)]
         measures.append(Measure(quantity="relative mCE", value=relative, interval=None, **common))
     return [*measures, plain]
 

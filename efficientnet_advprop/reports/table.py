@@ -34,6 +34,7 @@ class Cell:
     marks: Sequence[str] = ()  # what a reader must know before trusting it; never left out
     color: str = ""  # of CSS, of a dot before the text
     verdict: bool = False  # the text is one, which pages emphasise
+    best: bool = False  # of the models compared; bold in LaTeX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +192,8 @@ def format_latex(table: Table) -> str:
         for cell in row:
             numbers = [marks.setdefault(mark, len(marks) + 1) for mark in cell.marks]
             raised = f"$^{{{','.join(map(str, numbers))}}}$" if numbers else ""
-            cells.append(cell.text.translate(_LATEX) + raised)
+            text = cell.text.translate(_LATEX)
+            cells.append((f"\\textbf{{{text}}}" if cell.best else text) + raised)
         lines.append(" & ".join(cells) + r" \\")
     lines += ["\\bottomrule"]
     lines += [

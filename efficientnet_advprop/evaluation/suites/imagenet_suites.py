@@ -78,10 +78,7 @@ def class_labels(name: str) -> dict[str, int]:
 
 
 def resolve(data_dir: str, path: str) -> Optional[str]:
-    """Returns where `path` is below `data_dir`, in whatever case it is written there.
-
-    A name that is there as written comes first.
-    """
+    """Returns where `path` is below `data_dir`, as written or else in another case."""
     found = data_dir
     for part in path.split("/"):
         exact = os.path.join(found, part)
@@ -97,12 +94,7 @@ def resolve(data_dir: str, path: str) -> Optional[str]:
 
 
 def require_imagenet(settings: SuiteSettings, wanted: str, looked_for: str) -> None:
-    """Checks that the network and `data_dir` suit a suite of ImageNet's classes.
-
-    Raises:
-        UsageError: the network has another number of classes, or `data_dir` is missing.
-        DataError: there is no such folder.
-    """
+    """Checks that the network and `data_dir` suit a suite of ImageNet's classes."""
     if settings.num_classes != NUM_CLASSES:
         hint = "."
         if settings.num_classes == NUM_CLASSES + 1:
@@ -129,12 +121,9 @@ def _tar_index(path: str) -> list[TarMember]:
 def find(
     name: str, data_dir: str, *, allow_empty: bool = False
 ) -> Optional[tuple[str, Callable[[], LabeledImages]]]:
-    """Returns where a data set is and what lists its images; None if it is not there.
+    """Returns where a data set of `LAYOUTS` is and what lists its images; None if it is not there.
 
-    Args:
-        name: a key of `LAYOUTS`.
-        data_dir: local or remote.
-        allow_empty: class folders may be without images.
+    With `allow_empty`, class folders may be without images.
     """
     layout = LAYOUTS[name]
     for folder in layout.folders:
@@ -170,8 +159,7 @@ def _find_folder(name: str, data_dir: str, folder: str) -> Optional[str]:
     """Returns the folder of a set below `data_dir`; of ImageNet-C-bar also as its authors'
     generator names it, by the corruption's parameter ("0.80") in place of the severity.
 
-    Raises:
-        DataError: the folders of a corruption can be read in both ways.
+    Folders that can be read in both ways are a DataError.
     """
     parts = parse_name(name)
     parameters = robustness_sets.parameters_of(parts.suite, parts.corruption)
@@ -254,14 +242,8 @@ def open_sets(
 ) -> list[TestSet]:
     """Opens the test sets that `wanted` means, in the order of `LAYOUTS`.
 
-    Args:
-        settings: of all suites.
-        wanted: "imagenet_c", "imagenet_c/fog", "imagenet_c/fog/3".
-        asked_for: what the user named, if that is a suite of these images.
-
-    Raises:
-        UsageError: see `require_imagenet`; or there is no such part.
-        DataError: one of them is not there, unless `allow_incomplete`; or none is.
+    `wanted` is such as "imagenet_c", "imagenet_c/fog/3"; `asked_for` is what the user named, if
+    that is a suite of these images.
     """
     asked_for = asked_for or wanted
     suite = wanted.split("/")[0]

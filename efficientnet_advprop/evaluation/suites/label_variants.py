@@ -1,5 +1,5 @@
-"""Test sets whose right answer is not just one of ImageNet's 1,000 classes, or which
-are a part of another set: ReaL, ObjectNet, cue conflict, RobustBench's images.
+"""Test sets whose right answer is not just one class of ImageNet's, or which are a part of
+another set: ReaL, ObjectNet, cue conflict, RobustBench's images.
 """
 
 import functools
@@ -65,9 +65,7 @@ def _cut_border(encoded: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
 
 
 def open_objectnet(settings: SuiteSettings, wanted: str) -> list[TestSet]:
-    """Opens ObjectNet's 113 categories that ImageNet has, among the logits of their
-    ImageNet classes; any class of a category is right.
-    """
+    """Opens ObjectNet's 113 categories that ImageNet has; any class of a category is right."""
     path = _find_folder(settings, wanted)
     folders = image_folders.list_folders(path)
     if len(folders) != _NUM_OBJECTNET_FOLDERS:
@@ -91,9 +89,7 @@ def open_objectnet(settings: SuiteSettings, wanted: str) -> list[TestSet]:
 
 
 def open_cue_conflict(settings: SuiteSettings, wanted: str) -> list[TestSet]:
-    """Opens Geirhos et al.'s images of one category's shape in another one's texture; shape
-    counts as right.
-    """
+    """Opens Geirhos et al.'s images of one category in another's texture; shape is right."""
     path = _find_folder(settings, wanted)
     categories = robustness_sets.cue_conflict_categories()
     folders = image_folders.list_folders(path)
@@ -173,11 +169,7 @@ def open_robustbench(settings: SuiteSettings, wanted: str) -> list[TestSet]:
 
 
 def read_real_labels(path: str) -> list[list[int]]:
-    """Reads the classes that count as right for each validation image, by number.
-
-    Raises:
-        DataError: it is another file, or one of another number of images.
-    """
+    """Reads the classes that count as right for each validation image, by number."""
     text = read_text(path)
     try:
         variants = json.loads(text)

@@ -54,9 +54,7 @@ def _folder_name(path: str) -> str:
 
 
 def open_builtin(settings: SuiteSettings, wanted: str) -> list[TestSet]:
-    """Opens the test images of a built-in data set, clean ("digits") or corrupted
-    ("digits_c"); they are written into `data_dir` when first read.
-    """
+    """Opens a built-in data set, clean or corrupted ("digits_c"), written when first read."""
     builtin = builtin_datasets.of_suite(wanted.split("/")[0])
     if settings.num_classes != builtin.num_classes:
         raise UsageError(

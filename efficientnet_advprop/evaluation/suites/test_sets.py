@@ -2,7 +2,6 @@
 which any clean test set can be evaluated.
 
     test_set = TestSet("imagenet_a", "/data/imagenet-a", find_images, image_size=300, crop="none")
-    test_set.find_images().num_images
     attacked = with_attack(test_set, PGD(…), num_restarts=1, seed=0)
 """
 
@@ -18,7 +17,6 @@ from efficientnet_advprop.evaluation.results import Conditions
 from efficientnet_advprop.evaluation.test_set_name import (
     CLEAN,
     SQUARE_ALONE,
-    attacked_name,
     corrupted_name,
 )
 from efficientnet_advprop.images import corrupted_images
@@ -148,7 +146,7 @@ def with_attack(
     """Returns the same images under a white-box PGD attack."""
     return dataclasses.replace(
         clean,
-        name=attacked_name(attack.epsilon, suite),
+        name=f"{suite}/{attack.epsilon:g}",
         attack=attack,
         num_restarts=num_restarts,
         seed=seed,

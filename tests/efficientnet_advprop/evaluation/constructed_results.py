@@ -7,10 +7,10 @@ import os
 import numpy as np
 
 from efficientnet_advprop.data.corruptions import CORRUPTIONS, SEVERITIES
-from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
 from efficientnet_advprop.evaluation.results import (
     RESULTS_FILE,
     Conditions,
+    ImagePredictions,
     Results,
     TestSetResult,
     predictions_path,

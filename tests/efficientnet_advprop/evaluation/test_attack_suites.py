@@ -10,18 +10,17 @@ from PIL import Image
 from efficientnet_advprop.attacks import PGD, AttackError, AutoAttack
 from efficientnet_advprop.evaluation import evaluation_run
 from efficientnet_advprop.evaluation.classifiers import as_classifier
-from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
-from efficientnet_advprop.evaluation.results import Results, predictions_path
+from efficientnet_advprop.evaluation.results import ImagePredictions, Results, predictions_path
 from efficientnet_advprop.evaluation.suites.test_sets import (
     TestSet,
     attack_stages,
     square_alone,
     with_attack,
 )
+from efficientnet_advprop.evaluation.test_set_name import title
 from efficientnet_advprop.images.labeled_images import FileImages
 from efficientnet_advprop.reports.comparison import compare, read_measured
 from efficientnet_advprop.reports.report_rows import list_measures
-from efficientnet_advprop.reports.suite_titles import title
 from efficientnet_advprop.runtime.errors import UsageError
 from tests.efficientnet_advprop.attacks.linear_network import (
     WEIGHTS,

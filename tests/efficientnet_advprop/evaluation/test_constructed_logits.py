@@ -10,7 +10,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from efficientnet_advprop.evaluation.evaluator import score
-from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
+from efficientnet_advprop.evaluation.results import ImagePredictions
 from efficientnet_advprop.evaluation.suites.imagenet_suites import subset
 
 NUM_IMAGES, NUM_CLASSES = 3000, 1000

@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficientnet_advprop import evaluation
-from efficientnet_advprop.evaluation.classifiers import are_probabilities, as_classifier
-from efficientnet_advprop.evaluation.network_settings import settings_of
+from efficientnet_advprop.evaluation.classifiers import (
+    are_probabilities,
+    as_classifier,
+    settings_of,
+)
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import EfficientNet
 from efficientnet_advprop.runtime.errors import UsageError

@@ -6,16 +6,15 @@ import json
 import numpy as np
 import pytest
 
-from efficientnet_advprop.evaluation.calibration import CalibrationBins
-from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
-from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.evaluation.metrics import CalibrationBins, Score
 from efficientnet_advprop.evaluation.results import (
     Conditions,
+    ImagePredictions,
     Results,
     TestSetResult,
     predictions_path,
 )
-from efficientnet_advprop.evaluation.test_set_name import attacked_name, corrupted_name, parse_name
+from efficientnet_advprop.evaluation.test_set_name import corrupted_name, parse_name
 
 
 def make_results(fog=(70, 50), snow=(80, 60), problems=()):
@@ -64,15 +63,7 @@ def test_other_files_are_refused(tmp_path):
 
 def test_names_and_groups():
     results = make_results()
-    assert (
-        corrupted_name("c", "fog", 2),
-        attacked_name(8.0),
-        attacked_name(0.5),
-    ) == (
-        "c/fog/2",
-        "pgd/8",
-        "pgd/0.5",
-    )
+    assert corrupted_name("c", "fog", 2) == "c/fog/2"
     assert results.corrupted_suites() == ["c"] and results.corruptions("c") == ["fog", "snow"]
     assert results.errors("c")["fog"] == pytest.approx([0.3, 0.5])  # by severity, not as they came
     assert predictions_path("out", "c/fog/2") == "out/predictions/c/fog/2.npz"

@@ -2,12 +2,10 @@
 
 import numpy as np
 
-from efficientnet_advprop.evaluation.calibration import CalibrationBins
-from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.evaluation.metrics import CalibrationBins, Score
 from efficientnet_advprop.evaluation.results import Conditions, Results, TestSetResult
-from efficientnet_advprop.reports.branch_curves import branch_curves
 from efficientnet_advprop.reports.comparison import Measured, compare
-from efficientnet_advprop.reports.evaluation_report import make_page
+from efficientnet_advprop.reports.evaluation_report import branch_curves, make_page
 from efficientnet_advprop.reports.pages import render_html, render_markdown
 
 ATTACK = {"name": "Square", "norm": "linf", "epsilon": 4.0, "num_queries": 5000}
@@ -46,17 +44,26 @@ RESULTS = [
 
 
 def test_points_of_the_same_statistics_form_a_curve():
-    first, second = branch_curves(RESULTS)
-    assert (first.model, first.auxiliary, first.statistics) == ("b3", "aux", "main")
-    assert first.shares == [0.0, 0.6, 1.0]
-    found = {name: [score.num_top1 for score in scores] for name, scores in first.scores.items()}
-    assert found == {"imagenet": [80, 70, 60], "autoattack/linf_4/square": [10, 30, 35]}
-    assert (second.statistics, second.shares) == ("aux", [0.5, 1.0])
-    assert [score.num_top1 for score in second.scores["imagenet"]] == [66, 65]
+    found = {
+        key: {
+            share: {name: score.num_top1 for name, score in own.items()}
+            for share, own in by_share.items()
+        }
+        for key, by_share in branch_curves(RESULTS).items()
+    }
+    names = ("imagenet", "autoattack/linf_4/square")
+    points = {
+        ("b3", "aux", "main"): {0.0: (80, 10), 0.6: (70, 30), 1.0: (60, 35)},
+        ("b3", "aux", "aux"): {0.5: (66, 33), 1.0: (65, 40)},
+    }
+    assert found == {
+        key: {share: dict(zip(names, numbers)) for share, numbers in own.items()}
+        for key, own in points.items()
+    }
 
 
 def test_branches_alone_are_no_curve():
-    assert branch_curves([RESULTS[1], RESULTS[3]]) == []
+    assert branch_curves([RESULTS[1], RESULTS[3]]) == {}
 
 
 def test_they_are_shown():

@@ -3,7 +3,8 @@
 import numpy as np
 from sklearn import metrics
 
-from efficientnet_advprop.evaluation.image_predictions import NO_CLASS, ImagePredictions
+from efficientnet_advprop.evaluation.evaluator import NO_CLASS
+from efficientnet_advprop.evaluation.results import ImagePredictions
 from efficientnet_advprop.reports import class_report
 
 

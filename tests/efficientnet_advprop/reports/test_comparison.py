@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
-from efficientnet_advprop.evaluation.results import predictions_path
+from efficientnet_advprop.evaluation.results import ImagePredictions, predictions_path
 from efficientnet_advprop.reports.comparison import compare, read_measured
 from efficientnet_advprop.reports.published_results import ALEXNET_ERRORS
 from efficientnet_advprop.runtime.errors import UsageError

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientnet_advprop.evaluation.image_predictions import ImagePredictions
-from efficientnet_advprop.evaluation.results import predictions_path
+from efficientnet_advprop.evaluation.results import ImagePredictions, predictions_path
 from efficientnet_advprop.images.labeled_images import FileImages
 from efficientnet_advprop.reports import charts, evaluation_report, pages
 from efficientnet_advprop.reports.comparison import compare, read_measured
-from efficientnet_advprop.reports.disagreements import find_disagreements
+from efficientnet_advprop.reports.evaluation_report import find_disagreements, thumbnails
 from efficientnet_advprop.reports.report_rows import list_measures
 from efficientnet_advprop.reports.table import (
     Cell,
@@ -157,6 +156,26 @@ def test_what_latex_would_take_for_commands_is_escaped():
     assert latex.count(r"\\") == 3 and r"only 5 \%" in latex
 
 
+def test_the_best_of_several_models_is_bold_in_latex(comparison):
+    rows = evaluation_report.results_table(comparison).rows
+    best = {(row[1].text, row[2].text) for row in rows if row[3].best and "C" in row[0].text}
+    assert best == {(quantity, NAMES[1]) for quantity in ("mCE", "relative mCE", "mean error")}
+    assert format_latex(Table(["a"], [[Cell("1 %", best=True)]])).count(r"\textbf{1 \%} \\") == 1
+
+
+def test_imagenet_c_by_kind_of_corruption(comparison):
+    """Means over the kind's corruptions at all severities."""
+    page = evaluation_report.make_page("T", comparison)
+    (table,) = (one for one in page.tables() if one.name == "imagenet_c_by_kind")
+    results = comparison.first.results.test_sets
+    names = [
+        f"imagenet_c/{c}/{s}" for c in ("snow", "frost", "fog", "brightness") for s in range(1, 6)
+    ]
+    assert [cell.text for cell in table.rows[4][:2]] == ["weather", NAMES[0]]
+    expected = np.mean([results[name].score.top1 for name in names])
+    assert table.rows[4][2].value == pytest.approx(100 * expected)
+
+
 def test_the_first_model_may_lack_the_clean_test_set(tmp_path):
     folders = [tmp_path / name for name in "ab"]
     for folder, clean in zip(folders, ({}, {"digits": 0.9})):
@@ -187,25 +206,23 @@ def write_images(folder):
 
 
 def test_disagreements_are_the_surest_errors(comparison, tmp_path):
-    images = write_images(tmp_path)
     first, second = comparison.measured
-    found = find_disagreements(first, second, "imagenet", lambda test_set: images, num_each=500)
+    found = find_disagreements(first, second, "imagenet", num_each=500)
     mine, theirs = (
         ImagePredictions.read(predictions_path(one.directory, "imagenet"))
         for one in (first, second)
     )
-    assert {one.image_id for one in found} == set(mine.image_ids[mine.is_top1 != theirs.is_top1])
-    of_second = [one for one in found if one.right == second.name]
-    assert [one.answers[second.name][0] for one in of_second] == [one.label for one in of_second]
-    confidences = [one.answers[first.name][1] for one in of_second]
+    shown = {image_id for images in found.values() for image_id, *_ in images}
+    assert shown == set(mine.image_ids[mine.is_top1 != theirs.is_top1])
+    of_second = found[second.name]
+    assert all(answers[second.name][0] == label for _, label, answers in of_second)
+    confidences = [answers[first.name][1] for _, _, answers in of_second]
     assert confidences == sorted(confidences, reverse=True) and len(set(confidences)) > 5
     broken = {image_ids(120)[0], image_ids(120)[-1]}
-    assert all((one.thumbnail is None) == (one.image_id in broken) for one in found)
-    assert all(
-        one.thumbnail is None
-        for one in find_disagreements(first, second, "imagenet", lambda test_set: None)
-    )
-    assert find_disagreements(first, second, "imagenet_a", lambda test_set: None) == []
+    thumbnail = thumbnails(write_images(tmp_path))
+    assert all((thumbnail(one) is None) == (one in broken) for one in image_ids(120))
+    assert thumbnails(None)("a") is None
+    assert find_disagreements(first, second, "imagenet_a", num_each=1) == {}
 
 
 def test_charts_are_the_same_bytes_each_time_and_well_formed():

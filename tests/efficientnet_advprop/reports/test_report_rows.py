@@ -5,13 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from efficientnet_advprop.evaluation.calibration import CalibrationBins
-from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.evaluation.metrics import CalibrationBins, Score
 from efficientnet_advprop.evaluation.results import Conditions, Results, TestSetResult
+from efficientnet_advprop.evaluation.test_set_name import title
 from efficientnet_advprop.reports.comparison import Measured, compare, read_measured
 from efficientnet_advprop.reports.published_results import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS
 from efficientnet_advprop.reports.report_rows import list_measures
-from efficientnet_advprop.reports.suite_titles import title
 from tests.efficientnet_advprop.evaluation.constructed_results import write_results
 
 

@@ -317,7 +317,7 @@ def open_split(data_dir: str, prefix: str) -> Split:
     names = [os.path.basename(path) for path in paths]
     counts_path = _beside(data_dir, "counts", prefix)
     known = _read_table(counts_path)
-    if len(known) != len(paths):
+    if len(known) != len(paths) and len(paths) > _READERS:  # fewer are counted at once
         logging.info("Counting the records of %d files in %s.", len(paths), data_dir)
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         entries = list(pool.map(_examine, paths, map(known.get, names)))

@@ -48,8 +48,13 @@ def comparison(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(comparison):
-    return pages.render_html(evaluation_report.make_page("A title <&>", comparison))
+def made(comparison):
+    return evaluation_report.make_page("A title <&>", comparison)
+
+
+@pytest.fixture(scope="module")
+def page(made):
+    return pages.render_html(made)
 
 
 def measure(comparison, model, suite, quantity):
@@ -115,12 +120,12 @@ def test_page_claims_what_the_tests_allow(comparison, page):
     assert "b0-advprop is level with b0-autoaugment" in sentences["imagenet"]
 
 
-def test_the_same_table_is_on_the_page_the_console_and_in_files(comparison, page, tmp_path):
+def test_the_same_table_is_on_the_page_the_console_and_in_files(comparison, made, page, tmp_path):
     table = evaluation_report.results_table(comparison)
     assert len(table.rows) == 2 * 5  # ImageNet; mCE, relative mCE and mean error; PGD
     text = _Page(page).text
     console = format_text(table)
-    pages.write(evaluation_report.make_page("T", comparison), str(tmp_path))
+    pages.write(made, str(tmp_path))
     markdown = (tmp_path / "report.md").read_text()
     latex = (tmp_path / "report.tex").read_text()
     held = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
@@ -128,7 +133,8 @@ def test_the_same_table_is_on_the_page_the_console_and_in_files(comparison, page
         suite, quantity, model, measured = (cell.text for cell in row[:4])
         assert f"{model} {measured}" in text and measured in console
         assert f"| {suite} | {quantity} | {model} | {measured}" in markdown
-        in_latex = " & ".join([suite, quantity, model, measured])
+        bold = f"\\textbf{{{measured}}}" if row[3].best else measured
+        in_latex = " & ".join([suite, quantity, model, bold])
         for character, command in {"ε": r"$\varepsilon$", "…": r"\ldots{}"}.items():
             in_latex = in_latex.replace(character, command)
         assert in_latex in latex
@@ -163,10 +169,9 @@ def test_the_best_of_several_models_is_bold_in_latex(comparison):
     assert format_latex(Table(["a"], [[Cell("1 %", best=True)]])).count(r"\textbf{1 \%} \\") == 1
 
 
-def test_imagenet_c_by_kind_of_corruption(comparison):
+def test_imagenet_c_by_kind_of_corruption(comparison, made):
     """Means over the kind's corruptions at all severities."""
-    page = evaluation_report.make_page("T", comparison)
-    (table,) = (one for one in page.tables() if one.name == "imagenet_c_by_kind")
+    (table,) = (one for one in made.tables() if one.name == "imagenet_c_by_kind")
     results = comparison.first.results.test_sets
     names = [
         f"imagenet_c/{c}/{s}" for c in ("snow", "frost", "fog", "brightness") for s in range(1, 6)

@@ -94,7 +94,7 @@ class PairedTest:
     interval: tuple[float, float]  # of the difference, 95 %, by bootstrap
     p_value: float  # of this test alone
     adjusted_p_value: float  # corrected for all tests of the comparison
-    counts: Optional[significance.PairedCounts]  # None for mCE
+    only_right: Optional[tuple[int, int]]  # images that only the first, the second; None for mCE
     remarks: Sequence[str] = ()  # the conditions in which the two measurements differ
 
     @property
@@ -234,10 +234,14 @@ def _compare_top1(first: Measured, second: Measured, test_set: str) -> Union[Pai
     order = order_like(*predictions)
     if order is None:
         return _other_images(*predictions)
-    counts = significance.PairedCounts.of(predictions[0].is_top1, predictions[1].is_top1[order])
-    tested = (counts.difference, counts.interval(), counts.p_value, counts.p_value)
+    answers = predictions[0].is_top1, predictions[1].is_top1[order]
+    only_right = significance.count_discordant(*answers)
+    num_images = len(order)
+    p_value = significance.mcnemar_p_value(*only_right)
+    interval = significance.difference_interval(num_images, *only_right)
+    tested = ((only_right[1] - only_right[0]) / num_images, interval, p_value, p_value)
     remarks = _differences(first, second, [test_set])
-    return PairedTest(test_set, "top-1", first.name, second.name, *tested, counts, remarks)
+    return PairedTest(test_set, "top-1", first.name, second.name, *tested, only_right, remarks)
 
 
 def _compare_mce(

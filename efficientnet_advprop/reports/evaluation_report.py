@@ -149,15 +149,17 @@ def comparison_table(comparison: Comparison) -> Table:
     for test in comparison.tests:
         low, high = (100 * end for end in test.interval)
         difference = f"{points(100 * test.difference)} ({points(low)} … {points(high)})"
-        counts = test.counts
-        only = ["", ""] if counts is None else [counts.num_only_first, counts.num_only_second]
         rows.append(
             [
                 *(title(test.suite), test.measure),
                 Cell(test.second, color=dots[test.second]),
                 Cell(test.first, color=dots[test.first], marks=test.remarks),
                 Cell(difference, 100 * test.difference, (low, high)),
-                *(*only, probability(test.p_value), probability(test.adjusted_p_value)),
+                *(
+                    *(test.only_right or ("", "")),
+                    probability(test.p_value),
+                    probability(test.adjusted_p_value),
+                ),
                 Cell(test.verdict, verdict=True),
             ]
         )
@@ -464,7 +466,9 @@ def _disagreement_sections(
 ) -> list[Section]:
     """The images on which the first two models disagree, on the first test set of both."""
     names = [measured.name for measured in comparison.measured[:2]]
-    test = next((t for t in comparison.tests if [t.first, t.second] == names and t.counts), None)
+    test = next(
+        (t for t in comparison.tests if [t.first, t.second] == names and t.only_right), None
+    )
     if test is None:
         return []
     dots = colors(names)
@@ -473,8 +477,8 @@ def _disagreement_sections(
         return class_names[label] if 0 <= label < len(class_names) else str(label)
 
     note = (
-        f"{title(test.suite)}: {test.counts.num_only_first:,} images that only {test.first} gets "
-        f"right, {test.counts.num_only_second:,} that only {test.second} does; of either kind "
+        f"{title(test.suite)}: {test.only_right[0]:,} images that only {test.first} gets "
+        f"right, {test.only_right[1]:,} that only {test.second} does; of either kind "
         "those at which the other is surest of its error."
     )
     sections = [Section(f"Where {test.first} and {test.second} disagree", note)]

@@ -4,7 +4,6 @@ Both networks see the same images, so only the images on which they disagree dis
 them. Overlapping intervals of the two accuracies do not show that there is no difference.
 """
 
-import dataclasses
 from typing import Mapping, Sequence
 
 import numpy as np
@@ -16,70 +15,41 @@ NUM_RESAMPLES = 2000
 _CHUNK_ELEMENTS = 1 << 24  # values that are resampled at once; 128 MB
 
 
-@dataclasses.dataclass(frozen=True)
-class PairedCounts:
-    """How often each of two networks is right on the same images.
-
-    Args:
-        num_images: the number of all images.
-        num_only_first: images that only the first network classifies correctly.
-        num_only_second: images that only the second network classifies correctly.
+def count_discordant(
+    first_is_correct: np.ndarray, second_is_correct: np.ndarray
+) -> tuple[int, int]:
+    """Returns how many images only the first, and only the second of two networks gets right:
+    bool [images] twice, in one order.
     """
-
-    num_images: int
-    num_only_first: int
-    num_only_second: int
-
-    def __post_init__(self):
-        if (
-            min(self.num_only_first, self.num_only_second) < 0
-            or self.num_only_first + self.num_only_second > self.num_images
-        ):
-            raise ValueError(
-                f"`num_only_first` = {self.num_only_first} and "
-                f"`num_only_second` = {self.num_only_second} must be ≥ 0 and together at most "
-                f"`num_images` = {self.num_images}."
-            )
-
-    @classmethod
-    def of(cls, first_is_correct: np.ndarray, second_is_correct: np.ndarray) -> "PairedCounts":
-        """Counts from the correctness of each answer: bool [images] twice, in one order."""
-        first = np.asarray(first_is_correct, bool)
-        second = np.asarray(second_is_correct, bool)
-        if first.shape != second.shape or not first.size:
-            raise ValueError(
-                f"`first_is_correct` has shape {first.shape} and `second_is_correct` "
-                f"{second.shape}, but a paired comparison needs the same images, at least one."
-            )
-        return cls(first.size, int((first & ~second).sum()), int((second & ~first).sum()))
-
-    @property
-    def difference(self) -> float:
-        """The accuracy of the second network minus that of the first, in [−1, 1]."""
-        return (self.num_only_second - self.num_only_first) / self.num_images
-
-    @property
-    def p_value(self) -> float:
-        """The p-value of McNemar's test (1947), exact and two-sided.
-
-        Under the null hypothesis, each network is right in half of the disagreements.
-        The exact test never exceeds its nominal error rate. Without a disagreement the
-        value is 1.0.
-        """
-        num_discordant = self.num_only_first + self.num_only_second
-        return (
-            float(stats.binomtest(self.num_only_first, num_discordant, 0.5).pvalue)
-            if num_discordant
-            else 1.0
+    first = np.asarray(first_is_correct, bool)
+    second = np.asarray(second_is_correct, bool)
+    if first.shape != second.shape or not first.size:
+        raise ValueError(
+            f"`first_is_correct` has shape {first.shape} and `second_is_correct` "
+            f"{second.shape}, but a paired comparison needs the same images, at least one."
         )
+    return int((first & ~second).sum()), int((second & ~first).sum())
 
-    def interval(
-        self, confidence: float = 0.95, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-    ) -> tuple[float, float]:
-        """Bootstrap interval of `difference`; see `bootstrap_mean_interval`."""
-        kinds = [self.num_only_first, self.num_only_second]
-        values = np.repeat([-1.0, 1.0, 0.0], [*kinds, self.num_images - sum(kinds)])
-        return bootstrap_mean_interval(values, confidence, num_resamples=num_resamples, seed=seed)
+
+def mcnemar_p_value(num_only_first: int, num_only_second: int) -> float:
+    """Returns the p-value of McNemar's test (1947), exact and two-sided.
+
+    Under the null hypothesis, each network is right in half of the disagreements; without one
+    the value is 1.0. The exact test never exceeds its nominal error rate.
+    """
+    num_discordant = num_only_first + num_only_second
+    if not num_discordant:
+        return 1.0
+    return float(stats.binomtest(num_only_first, num_discordant, 0.5).pvalue)
+
+
+def difference_interval(
+    num_images: int, num_only_first: int, num_only_second: int
+) -> tuple[float, float]:
+    """Returns the bootstrap interval of the second accuracy minus the first."""
+    num_level = num_images - num_only_first - num_only_second
+    values = np.repeat([-1.0, 1.0, 0.0], [num_only_first, num_only_second, num_level])
+    return bootstrap_mean_interval(values)
 
 
 def corruption_contributions(
@@ -88,11 +58,10 @@ def corruption_contributions(
     """Returns the contribution of each image to mCE, float64 [images]: their mean is mCE.
 
     The same images occur in all test sets of ImageNet-C, so these are not independent
-    measurements. An interval comes from resampling images with all their answers.
+    measurements: an interval comes from resampling images with all their answers.
 
     Args:
-        is_wrong: corruption → bool [images] by severity; the same images in the same
-            order everywhere.
+        is_wrong: corruption → bool [images] by severity, in one order everywhere.
         baseline_errors: as in `metrics.mean_corruption_error`.
     """
     if (
@@ -145,18 +114,14 @@ def bootstrap_mean_interval(
 
 
 def paired_t_test(differences: np.ndarray) -> float:
-    """Returns the two-sided p-value of Student's paired t-test of float [images].
-
-    It is 1.0 if all differences are 0.
-    """
+    """Returns the two-sided p-value of Student's paired t-test of float [images]; 1.0 of zeros."""
     differences = np.asarray(differences, np.float64)
     return float(stats.ttest_1samp(differences, 0.0).pvalue) if np.any(differences) else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Returns Holm's adjusted p-values (1979), in the given order.
-
-    They hold for all tests together, however the tests depend on each other.
+    """Returns Holm's adjusted p-values (1979), in the given order; they hold for all tests
+    together, however the tests depend on each other.
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted = [1.0] * len(p_values)

@@ -31,15 +31,17 @@ _ROBUSTBENCH_SIZE, _ROBUSTBENCH_CROP = 224, preprocessing.TORCHVISION
 _NUM_IMAGES_PER_CLASS = 50  # of ImageNet's validation set
 
 
-def _find_folder(settings: SuiteSettings, suite: str) -> str:
-    looked_for = ", ".join(f"{folder}/<category>/" for folder in CATEGORY_FOLDERS[suite])
+def _find(settings: SuiteSettings, suite: str, names: Sequence[str], what: str = "") -> str:
+    """Returns where the first of `names` is that exists; those that end in "/" are folders."""
+    looked_for = ", ".join(f"{name}<category>/" if name.endswith("/") else name for name in names)
     imagenet_suites.require_imagenet(settings, suite, looked_for)
-    for folder in CATEGORY_FOLDERS[suite]:
-        path = imagenet_suites.resolve(settings.data_dir, folder)
-        if path is not None and tf.io.gfile.isdir(path):
+    for name in names:
+        path = imagenet_suites.resolve(settings.data_dir, name.rstrip("/"))
+        if path is not None and (tf.io.gfile.isdir(path) or not name.endswith("/")):
             return path
     raise DataError(
-        f"`--data_dir` is {settings.data_dir!r}, which lacks {suite}. Looked for: {looked_for}."
+        f"`--data_dir` is {settings.data_dir!r}, which lacks {what or suite}. Looked for:"
+        f" {looked_for}."
     )
 
 
@@ -66,7 +68,7 @@ def _cut_border(encoded: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
 
 def open_objectnet(settings: SuiteSettings, wanted: str) -> list[TestSet]:
     """Opens ObjectNet's 113 categories that ImageNet has; any class of a category is right."""
-    path = _find_folder(settings, wanted)
+    path = _find(settings, wanted, [f"{name}/" for name in CATEGORY_FOLDERS[wanted]])
     folders = image_folders.list_folders(path)
     if len(folders) != _NUM_OBJECTNET_FOLDERS:
         raise DataError(
@@ -90,7 +92,7 @@ def open_objectnet(settings: SuiteSettings, wanted: str) -> list[TestSet]:
 
 def open_cue_conflict(settings: SuiteSettings, wanted: str) -> list[TestSet]:
     """Opens Geirhos et al.'s images of one category in another's texture; shape is right."""
-    path = _find_folder(settings, wanted)
+    path = _find(settings, wanted, [f"{name}/" for name in CATEGORY_FOLDERS[wanted]])
     categories = robustness_sets.cue_conflict_categories()
     folders = image_folders.list_folders(path)
     if folders != list(categories):
@@ -195,17 +197,8 @@ def open_real(settings: SuiteSettings, wanted: str) -> list[TestSet]:
     """Opens ImageNet's validation images with the reassessed labels (Beyer et al., 2020):
     any of an image's labels is right, and images without one are left out.
     """
-    looked_for = ", ".join(REAL_FILES)
-    imagenet_suites.require_imagenet(
-        settings, wanted, f"{looked_for} and ImageNet's validation images"
-    )
-    paths = [imagenet_suites.resolve(settings.data_dir, name) for name in REAL_FILES]
-    path = next((path for path in paths if path is not None), None)
-    if path is None:
-        raise DataError(
-            f"`--data_dir` is {settings.data_dir!r}, which lacks the labels of {wanted}. Looked "
-            f"for: {looked_for}, as published in google-research/reassessed-imagenet."
-        )
+    what = f"the labels of {wanted}, as published in google-research/reassessed-imagenet"
+    path = _find(settings, wanted, REAL_FILES, what)
     variants = read_real_labels(path)
 
     def variants_of(image_id: str) -> Sequence[int]:

@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from efficientnet_advprop.data.corruptions import CORRUPTIONS, SEVERITIES
+from efficientnet_advprop.evaluation.metrics import CalibrationBins, Score
 from efficientnet_advprop.evaluation.results import (
     RESULTS_FILE,
     Conditions,
@@ -18,6 +19,16 @@ from efficientnet_advprop.evaluation.results import (
 from efficientnet_advprop.evaluation.test_set_name import corrupted_name
 
 NUM_CLASSES = 20
+
+
+def scored(num_top1, num_images=1000, warnings=(), **conditions):
+    """The result on a test set, of which only the score matters."""
+    return TestSetResult(
+        Score(num_images, num_top1, num_images),
+        CalibrationBins.count(np.array([0.5]), np.array([True])),
+        Conditions(**{"data_digest": "d", "image_size": 224, "crop": "released", **conditions}),
+        warnings=warnings,
+    )
 
 
 def image_ids(num_images):
@@ -61,17 +72,11 @@ def write_results(
     """Writes results.json and the predictions.
 
     Args:
-        directory: str.
-        model: its name.
         accuracies: test set → what fraction is right in the mean; of a corrupted suite
             in `suites`, before the corruption.
-        num_images: of each set.
-        seed: of the answers.
         corruption_cost: accuracy that each severity costs.
-        config: of the model.
         conditions: test set or suite → fields of `Conditions` that are not as usual.
         problems: of every set.
-        suites: which of the test sets are corrupted suites.
     """
     rng, test_sets = np.random.default_rng(seed), {}
     for name, accuracy in accuracies.items():
@@ -82,18 +87,16 @@ def write_results(
                 for c in CORRUPTIONS
                 for s in SEVERITIES
             }
+        crop = "none" if name in suites else "released"
+        fields = {"data_digest": "d" * 64, "image_size": 224, "crop": crop}
+        own = Conditions(**{**fields, **(conditions or {}).get(name, {})})
         for test_set, fraction in names.items():
-            fields = {
-                "data_digest": "d" * 64,
-                "image_size": 224,
-                "crop": "none" if name in suites else "released",
-            }
             predictions = constructed_predictions(num_images, fraction, rng)
             predictions.write(predictions_path(directory, test_set))
             test_sets[test_set] = TestSetResult(
                 predictions.score(),
                 predictions.calibration(),
-                Conditions(**{**fields, **(conditions or {}).get(name, {})}),
+                own,
                 num_images,
                 tuple(problems),
             )

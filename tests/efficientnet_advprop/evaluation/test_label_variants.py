@@ -10,12 +10,10 @@ from PIL import Image
 
 from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.evaluation import evaluation_run
-from efficientnet_advprop.evaluation.metrics import CalibrationBins, Score, wilson_interval
+from efficientnet_advprop.evaluation.metrics import wilson_interval
 from efficientnet_advprop.evaluation.results import (
-    Conditions,
     ImagePredictions,
     Results,
-    TestSetResult,
     predictions_path,
 )
 from efficientnet_advprop.evaluation.suites import label_variants, registry
@@ -29,6 +27,7 @@ from efficientnet_advprop.reports.pages import render_html, render_markdown
 from efficientnet_advprop.reports.report_rows import count_decisions, list_measures
 from efficientnet_advprop.runtime.errors import UsageError
 from tests import stand_ins
+from tests.efficientnet_advprop.evaluation.constructed_results import scored
 
 
 def run(root, suite, out_dir, **options):
@@ -37,9 +36,7 @@ def run(root, suite, out_dir, **options):
         [suite],
         data_dir=str(root),
         out_dir=str(out_dir),
-        allow_incomplete=True,
-        log=lambda line: None,
-        **options,
+        **{"allow_incomplete": True, "log": lambda line: None, **options},
     )
 
 
@@ -60,10 +57,8 @@ def test_the_lists_have_the_numbers_of_their_authors():
     assert sum(map(len, categories.values())) == 207  # of Geirhos et al.
     classes = robustness_sets.objectnet_classes()
     assert len(classes) == 113 and max(classes) < 313
-    assert len(robustness_sets.corruptions_of("imagenet_c_bar")) == 10
-    assert len(robustness_sets.corruptions_of("imagenet_3dcc")) == 12
-    assert len(robustness_sets.corruptions_of("imagenet_c_extra")) == 4
-    assert len(robustness_sets.corruptions_of("imagenet_c")) == 15
+    numbers = {"imagenet_c_bar": 10, "imagenet_3dcc": 12, "imagenet_c_extra": 4, "imagenet_c": 15}
+    assert {suite: len(robustness_sets.corruptions_of(suite)) for suite in numbers} == numbers
 
 
 @pytest.fixture(scope="module")
@@ -95,18 +90,20 @@ def test_real_counts_any_of_several_right_answers(validation, tmp_path):
     assert predictions.labels[list(predictions.is_top1).index(False)] == 154
 
 
-def test_labels_of_another_number_of_images_are_refused(validation, tmp_path):
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (None, "lacks the labels of imagenet_real"),
+        (json.dumps([[1]] * 49_999), "49,999 images, but .* 50,000"),
+        (json.dumps([[1000]] * 50_000), "0 to 999"),
+        ("nonsense", "cannot be read as lists of labels"),
+    ],
+)
+def test_other_files_of_labels_are_refused(validation, tmp_path, text, words):
     (tmp_path / "val").symlink_to(validation / "ILSVRC" / "Data" / "CLS-LOC" / "val")
-    with pytest.raises(DataError, match="lacks the labels of imagenet_real"):
-        run(tmp_path, "imagenet_real", tmp_path / "out")
-    (tmp_path / "real.json").write_text(json.dumps([[1]] * 49_999))
-    with pytest.raises(DataError, match="49,999 images, but .* 50,000"):
-        run(tmp_path, "imagenet_real", tmp_path / "out")
-    (tmp_path / "real.json").write_text(json.dumps([[1000]] * 50_000))
-    with pytest.raises(DataError, match="0 to 999"):
-        run(tmp_path, "imagenet_real", tmp_path / "out")
-    (tmp_path / "real.json").write_text("nonsense")
-    with pytest.raises(DataError, match="cannot be read as lists of labels"):
+    if text is not None:
+        (tmp_path / "real.json").write_text(text)
+    with pytest.raises(DataError, match=words):
         run(tmp_path, "imagenet_real", tmp_path / "out")
 
 
@@ -210,12 +207,7 @@ def test_missing_corruptions_are_named(tmp_path):
     ids = stand_ins.class_numbers.imagenet_ids()
     save(tmp_path / "imagenet-c-bar" / "sparkles" / "2" / ids[3] / "x.png", 3)
     with pytest.raises(DataError, match="49 of the 50 sets of imagenet_c_bar"):
-        evaluation_run.run(
-            stand_ins.read_classes,
-            ["imagenet_c_bar"],
-            data_dir=str(tmp_path),
-            out_dir=str(tmp_path),
-        )
+        run(tmp_path, "imagenet_c_bar", tmp_path, allow_incomplete=False)
     results = run(tmp_path, "imagenet_c_bar", tmp_path / "out")
     assert len(results.missing("imagenet_c_bar")) == 49
 
@@ -237,10 +229,9 @@ def test_c_bar_is_found_by_severity_or_by_parameter(tmp_path, form):
 
 def test_what_may_be_a_severity_or_a_parameter_is_not_guessed(tmp_path):
     ids = stand_ins.class_numbers.imagenet_ids()
+    folder = tmp_path / "imagenet-c-bar" / "checkerboard_cutout"
     for number in (2, 3):  # severities 2 and 3, or 1 and 2
-        save(
-            tmp_path / "imagenet-c-bar" / "checkerboard_cutout" / str(number) / ids[3] / "x.png", 3
-        )
+        save(folder / str(number) / ids[3] / "x.png", 3)
     with pytest.raises(DataError, match="may be severities or the parameters 2, 3, 4, 5, 6"):
         run(tmp_path, "imagenet_c_bar/checkerboard_cutout/2", tmp_path / "out")
 
@@ -270,11 +261,7 @@ def test_other_corruptions_have_a_mean_error_and_no_mce(suite):
     ImageNet-C.
     """
     test_sets = {
-        corrupted_name(suite, corruption, severity): TestSetResult(
-            Score(10, 10 - severity, 10),
-            CalibrationBins.count(np.array([0.5]), np.array([True])),
-            Conditions("digest", 224, "none"),
-        )
+        corrupted_name(suite, corruption, severity): scored(10 - severity, 10, crop="none")
         for corruption in robustness_sets.corruptions_of(suite)
         for severity in (1, 2, 3, 4, 5)
     }

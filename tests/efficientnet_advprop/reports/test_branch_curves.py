@@ -1,12 +1,10 @@
 """Accuracy over the share of the auxiliary branch, from results alone."""
 
-import numpy as np
-
-from efficientnet_advprop.evaluation.metrics import CalibrationBins, Score
-from efficientnet_advprop.evaluation.results import Conditions, Results, TestSetResult
+from efficientnet_advprop.evaluation.results import Results
 from efficientnet_advprop.reports.comparison import Measured, compare
 from efficientnet_advprop.reports.evaluation_report import branch_curves, make_page
 from efficientnet_advprop.reports.pages import render_html, render_markdown
+from tests.efficientnet_advprop.evaluation.constructed_results import scored
 
 ATTACK = {"name": "Square", "norm": "linf", "epsilon": 4.0, "num_queries": 5000}
 
@@ -15,7 +13,6 @@ def measured(branch, clean, robust, model="b3", more=()):
     """Clean accuracy, that after two attacks of a chain, and other test sets, of 100
     images.
     """
-    bins = CalibrationBins.count(np.array([0.5]), np.array([True]))
     numbers = {
         "imagenet": clean,
         "autoattack/linf_4/apgd_ce": robust + 5,
@@ -23,11 +20,7 @@ def measured(branch, clean, robust, model="b3", more=()):
         **dict(more),
     }
     test_sets = {
-        name: TestSetResult(
-            Score(100, number, 100),
-            bins,
-            Conditions("d", 224, "released", branch, attack=None if name[0] == "i" else ATTACK),
-        )
+        name: scored(number, 100, branch=branch, attack=None if name[0] == "i" else ATTACK)
         for name, number in numbers.items()
     }
     return Measured(f"{model} {branch}", Results(model, "", {"branch": branch}, {}, test_sets))

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from efficientnet_advprop.evaluation.metrics import CalibrationBins, Score
-from efficientnet_advprop.evaluation.results import Conditions, Results, TestSetResult
+from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.evaluation.results import Results
 from efficientnet_advprop.evaluation.test_set_name import title
 from efficientnet_advprop.reports.comparison import Measured, compare, read_measured
 from efficientnet_advprop.reports.published_results import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS
 from efficientnet_advprop.reports.report_rows import list_measures
-from tests.efficientnet_advprop.evaluation.constructed_results import write_results
+from tests.efficientnet_advprop.evaluation.constructed_results import scored, write_results
 
 
 def measures_of(directory, *arguments, **keywords):
@@ -36,17 +36,12 @@ def b0(tmp_path_factory):
 
 def test_top1_stands_beside_the_published_figure(b0):
     results, rows = b0
-    measure, score = rows["imagenet", "top-1"], results.test_sets["imagenet"].score
-    assert (measure.value, measure.top5, measure.interval) == (
-        score.top1,
-        score.top5,
-        score.interval(),
-    )
+    measure, result = rows["imagenet", "top-1"], results.test_sets["imagenet"]
+    score = result.score
+    assert (measure.value, measure.top5) == (score.top1, score.top5)
+    assert measure.interval == score.interval()
     assert measure.difference == pytest.approx(100 * score.top1 - 77.6)
-    assert (
-        measure.calibration_error
-        == results.test_sets["imagenet"].calibration.expected_calibration_error
-    )
+    assert measure.calibration_error == result.calibration.expected_calibration_error
     assert rows["imagenet_a", "top-1"].feeding == "224 px, crop released; 200 classes kept"
     assert rows["imagenet_a", "top-1"].published.value == 7.1
 
@@ -62,21 +57,20 @@ def test_mce_by_hand(b0):
     relative = np.mean(
         [(errors[c] - clean) / (ALEXNET_ERRORS[c][0] - ALEXNET_CLEAN_ERROR) for c in errors]
     )
-    assert rows["imagenet_c", "mCE"].value == pytest.approx(mce)
-    assert rows["imagenet_c", "relative mCE"].value == pytest.approx(relative)
-    assert rows["imagenet_c", "mean error"].value == pytest.approx(np.mean(list(errors.values())))
+    expected = {"mCE": mce, "relative mCE": relative, "mean error": np.mean(list(errors.values()))}
+    for quantity, value in expected.items():
+        assert rows["imagenet_c", quantity].value == pytest.approx(value)
     for quantity in ("mCE", "mean error"):
         low, high = rows["imagenet_c", quantity].interval
         assert low < rows["imagenet_c", quantity].value < high and high - low < 0.1
-    assert (
-        rows["imagenet_c", "relative mCE"].feeding
-        == "224 px, whole images; clean images 224 px, crop released"
-    )
-    assert rows["imagenet_c", "mCE"].difference == pytest.approx(100 * mce - 66.2)
-    assert (
-        rows["imagenet_c", "mCE"].num_images == 75 * 120
-        and "whole images" in rows["imagenet_c", "mCE"].feeding
-    )
+    feeding = "224 px, whole images; clean images 224 px, crop released"
+    assert rows["imagenet_c", "relative mCE"].feeding == feeding
+    measure = rows["imagenet_c", "mCE"]
+    assert measure.difference == pytest.approx(100 * mce - 66.2)
+    assert measure.num_images == 75 * 120 and "whole images" in measure.feeding
+
+
+PUBLISHED = {"published": "b0-advprop"}
 
 
 @pytest.mark.parametrize(
@@ -87,37 +81,33 @@ def test_mce_by_hand(b0):
         (dict(conditions={"imagenet": {"clean_suite": "imagenet"}}), "not the official files"),
     ],
 )
-def test_what_is_not_the_test_sets_score_is_marked_and_not_held_against_the_published_one(
+def test_what_is_not_the_test_sets_score_is_marked_and_without_a_difference(
     tmp_path, keywords, remark
 ):
-    _, rows = measures_of(
-        tmp_path, "b0", {"imagenet": 0.77}, config={"published": "b0-advprop"}, **keywords
-    )
-    assert any(remark in text for text in rows["imagenet", "top-1"].remarks)
-    assert (
-        rows["imagenet", "top-1"].published is not None
-        and rows["imagenet", "top-1"].difference is None
-    )
+    _, rows = measures_of(tmp_path, "b0", {"imagenet": 0.77}, config=PUBLISHED, **keywords)
+    row = rows["imagenet", "top-1"]
+    assert any(remark in text for text in row.remarks)
+    assert row.published is not None and row.difference is None
 
 
 @pytest.mark.parametrize("condition", [{"image_size": 300}, {"crop": "0.875"}, {"branch": "aux"}])
 def test_another_protocol_is_not_held_against_the_published_figure(tmp_path, condition):
-    _, rows = measures_of(
-        tmp_path,
-        "b0",
-        {"imagenet": 0.77},
-        config={"published": "b0-advprop"},
-        conditions={"imagenet": condition},
-    )
+    keywords = dict(config=PUBLISHED, conditions={"imagenet": condition})
+    _, rows = measures_of(tmp_path, "b0", {"imagenet": 0.77}, **keywords)
     assert rows["imagenet", "top-1"].difference is None
+
+
+def remeasured(directory, results):
+    """The rows of results that were changed since they were written."""
+    (directory / "results.json").write_text(results.to_json())
+    comparison = compare(read_measured([str(directory)]))
+    return list_measures(comparison, comparison.first)
 
 
 def test_a_suite_with_a_set_missing_has_no_mce(tmp_path):
     results = write_results(str(tmp_path), "b0", {"imagenet_c": 0.7})
     del results.test_sets["imagenet_c/fog/4"]
-    (tmp_path / "results.json").write_text(results.to_json())
-    comparison = compare(read_measured([str(tmp_path)]))
-    (measure,) = list_measures(comparison, comparison.first)
+    (measure,) = remeasured(tmp_path, results)
     assert measure.quantity == "mean error" and measure.interval is None
     assert measure.remarks == ["1 of the 75 sets were not measured (imagenet_c/fog/4, …): no mCE"]
 
@@ -127,62 +117,43 @@ def test_problems_of_corrupted_sets_are_told_once(tmp_path):
     assert rows["imagenet_c", "mCE"].remarks == ["75 sets (gaussian_noise/1, …): lacks 1 image"]
     results = write_results(str(tmp_path), "b0", {"imagenet_c": 0.7})
     for severity in range(1, 6):
-        name = f"imagenet_c/fog/{severity}"
-        results.test_sets[name] = dataclasses.replace(
-            results.test_sets[name], problems=[f"lacks {severity} images"]
-        )
-    (tmp_path / "results.json").write_text(results.to_json())
-    comparison = compare(read_measured([str(tmp_path)]))
-    (mce, _) = list_measures(comparison, comparison.first)
-    assert mce.remarks == [
-        *(f"fog/{i}: lacks {i} images" for i in (1, 2, 3)),
-        "and 2 more such problems",
-    ]
-    assert mce.difference is None
+        name, problems = f"imagenet_c/fog/{severity}", [f"lacks {severity} images"]
+        changed = dataclasses.replace(results.test_sets[name], problems=problems)
+        results.test_sets[name] = changed
+    mce, _ = remeasured(tmp_path, results)
+    lines = [f"fog/{i}: lacks {i} images" for i in (1, 2, 3)]
+    assert mce.remarks == [*lines, "and 2 more such problems"] and mce.difference is None
 
 
 def test_other_suites_are_measured_by_the_first_model(tmp_path):
     folders = [tmp_path / name for name in ("a", "b")]
     for folder, accuracy in zip(folders, (0.8, 0.9)):
         folder.mkdir()
-        write_results(
-            str(folder),
-            folder.name,
-            {"digits": accuracy, "digits_c": accuracy},
-            suites=("digits_c",),
-        )
+        sets = {"digits": accuracy, "digits_c": accuracy}
+        write_results(str(folder), folder.name, sets, suites=("digits_c",))
     comparison = compare(read_measured([str(folder) for folder in folders]))
     first, second = (
-        {(m.suite, m.quantity): m.value for m in list_measures(comparison, measured)}
+        {(m.suite, m.quantity): m for m in list_measures(comparison, measured)}
         for measured in comparison.measured
     )
-    assert first["digits_c", "mCE"] == first["digits_c", "relative mCE"] == pytest.approx(1.0)
-    assert second["digits_c", "mCE"] < 0.9
-    # The yardstick is itself measured: an interval that took it for fixed would be too
-    # narrow.
-    assert all(
-        m.interval is None
-        for m in list_measures(comparison, comparison.first)
-        if m.quantity == "mCE"
-    )
+    for quantity in ("mCE", "relative mCE"):
+        assert first["digits_c", quantity].value == pytest.approx(1.0)
+    assert second["digits_c", "mCE"].value < 0.9
+    # The yardstick is itself measured: an interval that took it for fixed would be too narrow.
+    assert first["digits_c", "mCE"].interval is None
 
 
-def test_titles():
-    assert title("imagenet_v2/topimages") == "ImageNet-V2, topimages"
-    assert (title("pgd/4"), title("folder:pets"), title("stylized")) == (
-        "Under PGD, ε = 4",
-        "folder:pets",
-        "Stylized-ImageNet",
-    )
-
-
-def scored(num_top1, num_images=1000, attack=None, warnings=(), branch="main"):
-    return TestSetResult(
-        Score(num_images, num_top1, num_images),
-        CalibrationBins.count(np.array([0.5]), np.array([True])),
-        Conditions("digest", 224, "released", branch, attack=attack),
-        warnings=warnings,
-    )
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("imagenet_v2/topimages", "ImageNet-V2, topimages"),
+        ("pgd/4", "Under PGD, ε = 4"),
+        ("folder:pets", "folder:pets"),
+        ("stylized", "Stylized-ImageNet"),
+    ],
+)
+def test_titles(name, text):
+    assert title(name) == text
 
 
 def rows_of(test_sets, **fields):
@@ -263,10 +234,7 @@ def test_effective_robustness_by_hand():
 
 
 def test_figures_of_other_code_stand_beside_without_a_difference():
-    rows = rows_of(
-        {"imagenet_r": scored(430), "imagenet_v2/topimages": scored(800)},
-        config={"published": "b1-advprop"},
-    )
-    row = rows["imagenet_r", "top-1"]
+    config = {"published": "b1-advprop"}
+    row = rows_of({"imagenet_r": scored(430)}, config=config)["imagenet_r", "top-1"]
     assert row.published.value == 43.19 and row.published.evidence == "read"
     assert row.difference is None

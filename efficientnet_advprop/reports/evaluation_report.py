@@ -109,7 +109,7 @@ def results_table(comparison: Comparison) -> Table:
     rows = []
     for (suite, quantity), by_model in by_row.items():
         best = (min if quantity in _LOWER_IS_BETTER else max)(one.value for _, one in by_model)
-        has_best = len(by_model) > 1 and quantity != "shape bias"
+        has_best = len({one.value for _, one in by_model}) > 1 and quantity != "shape bias"
         for model, measure in by_model:
             is_best = has_best and measure.value == best
             value = percent(measure.value, measure.interval, marks=measure.remarks, best=is_best)

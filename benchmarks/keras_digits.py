@@ -3,6 +3,7 @@ seeds.
 
     python benchmarks/keras_digits.py                        # all runs; resumable
     python benchmarks/keras_digits.py --models=MobileNetV3Small --seeds=1
+    python benchmarks/keras_digits.py --keras=3 --backend=jax --models=MobileNetV3Small
     python benchmarks/keras_digits.py --table                # only print what is known
 
 300 digits of scikit-learn at 32 pixels train, 500 others test. Each run is a process of
@@ -16,6 +17,7 @@ with AVX2 it takes a step of ResNet50V2 at this size from 6.8 to 0.9 seconds.
 
 import harness  # first: it keeps TensorFlow quiet  # isort: skip
 
+import itertools
 import json
 import os
 import pathlib
@@ -33,15 +35,19 @@ MEASURES = {
 }
 
 
-def measure(name: str, method: str, seed: int) -> dict:
+def measure(name: str, method: str, seed: int, kerases: int) -> dict:
     """Returns accuracies of the main branch on the test digits."""
     import numpy as np
-    import tensorflow as tf
     from sklearn.datasets import load_digits
 
-    from efficientnet_advprop.attacks import PGD
-    from efficientnet_advprop.keras import AdvPropModel, add_auxiliary_batch_norms
-    from efficientnet_advprop.keras2 import keras
+    if kerases == 2:
+        from efficientnet_advprop.attacks import PGD
+        from efficientnet_advprop.keras import AdvPropModel, add_auxiliary_batch_norms
+        from efficientnet_advprop.keras2 import keras
+    else:
+        import keras
+
+        from efficientnet_advprop.keras3 import PGD, AdvPropModel, add_auxiliary_batch_norms
 
     started = time.perf_counter()
     digits = load_digits()
@@ -60,7 +66,7 @@ def measure(name: str, method: str, seed: int) -> dict:
     )
     # Keras's momentum of 0.99 or 0.999 is meant for many thousands of steps: after so
     # few the running statistics would still be the initial ones.
-    for layer in model.submodules:
+    for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.9
     if not name.startswith("MobileNetV3"):  # which rescales inside
@@ -84,12 +90,20 @@ def measure(name: str, method: str, seed: int) -> dict:
     noisy = np.clip(test_images + noise, 0, 255).astype("float32")
     pgd = PGD(epsilon=EPSILON, step_size=4.0, num_steps=10, targeted=False, random_start=0.0)
 
-    @tf.function  # The whole attack: TensorFlow would else derive by the weights, too.
-    def attacked_batch(images, labels):
-        return pgd(lambda batch: model(batch, training=False), images, labels, seed=[0, 1])
+    if kerases == 2:
+        import tensorflow as tf
 
-    batches = tf.data.Dataset.from_tensor_slices((test_images, test_labels)).batch(100)
-    attacked = np.concatenate([attacked_batch(*batch) for batch in batches])
+        @tf.function  # The whole attack: TensorFlow would else derive by the weights, too.
+        def attacked_batch(images, labels):
+            return pgd(lambda batch: model(batch, training=False), images, labels, seed=[0, 1])
+
+    else:
+
+        def attacked_batch(images, labels):
+            return pgd(lambda batch: model(batch, training=False), images, labels, seed=0)
+
+    parts = [slice(start, start + 100) for start in range(0, NUM_TEST, 100)]
+    attacked = np.concatenate([attacked_batch(test_images[p], test_labels[p]) for p in parts])
     return {
         "accuracy": accuracy(test_images),
         "noisy_accuracy": accuracy(noisy),
@@ -105,7 +119,8 @@ def table(rows: dict) -> str:
 
     header = ["model", "method", "seeds", *MEASURES.values()]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for name in EPOCHS:
+    kinds = dict.fromkeys(key.split()[0] for key in rows)
+    for name in kinds:
         held = {method: {} for method in METHODS}
         for key, row in rows.items():
             of_model, method, seed = key.split()
@@ -138,19 +153,26 @@ def main() -> None:
         __doc__,
         models=(list(EPOCHS), "to train", dict(choices=EPOCHS)),
         seeds=(5, "runs of each"),
+        keras=(2, "which Keras", dict(choices=(2, 3))),
+        backend=("jax", "of Keras 3"),
         one=(None, "MODEL METHOD SEED: one run in this process; prints JSON", dict(nargs=3)),
         table=(False, "only print what is known"),
     )
     if arguments.one:
         name, method, seed = arguments.one
-        print(json.dumps(measure(name, method, int(seed))))
+        print(json.dumps(measure(name, method, int(seed), arguments.keras)))
         return
     rows = json.loads(FILE.read_text()) if FILE.exists() else {}
-    seeds = range(0 if arguments.table else arguments.seeds)
-    for key in [f"{name} {way} {s}" for s in seeds for name in arguments.models for way in METHODS]:
+    seeds, suffix = range(0 if arguments.table else arguments.seeds), ""
+    variables = {"TF_ENABLE_ONEDNN_OPTS": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1")}
+    if arguments.keras == 3:
+        suffix, variables["KERAS_BACKEND"] = f":{arguments.backend}", arguments.backend
+    for run in itertools.product(seeds, arguments.models, METHODS):
+        seed, name, method = map(str, run)
+        key = f"{name}{suffix} {method} {seed}"
         if key not in rows:
-            one_dnn = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1")
-            _, rows[key] = harness.run_alone("--one", *key.split(), TF_ENABLE_ONEDNN_OPTS=one_dnn)
+            own = [f"--keras={arguments.keras}", "--one", name, method, seed]
+            _, rows[key] = harness.run_alone(*own, **variables)
             FILE.write_text(json.dumps(rows, indent=1) + "\n")
             print(key, rows[key], flush=True)
     print(table(rows))

@@ -1,5 +1,4 @@
-"""Fine-tuning with AdvProp: a trained backbone whose lower layers stay as they are, and
-a new head.
+"""Fine-tuning with AdvProp: a backbone with frozen lower layers, and a new head.
 
     # of MobileNetV2 without its top
     python examples/keras_fine_tuning.py WEIGHTS.h5 [epochs]
@@ -9,7 +8,7 @@ Batch norms of frozen layers are frozen in both branches: they normalise with th
 statistics that they came with. The layers above get an auxiliary branch that learns.
 """
 
-import sys
+import argparse
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -18,10 +17,12 @@ from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.keras import AdvPropModel, add_auxiliary_batch_norms
 from efficientnet_advprop.keras2 import keras
 
-if len(sys.argv) < 2:
-    sys.exit(__doc__)
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("weights", help="of MobileNetV2 without its top: a file, imagenet or none")
+parser.add_argument("epochs", type=int, nargs="?", default=5)
+arguments = parser.parse_args()
 layers = keras.layers
-weights = {"none": None}.get(sys.argv[1], sys.argv[1])
+weights = None if arguments.weights == "none" else arguments.weights
 digits = load_digits()
 images = np.kron(digits.images * (2 / 16) - 1, np.ones((1, 4, 4)))  # MobileNetV2 wants -1 to 1
 images = np.repeat(images[..., None], 3, axis=-1).astype("float32")
@@ -42,6 +43,6 @@ trainer.compile(keras.optimizers.Adam(1e-4), loss, metrics=["accuracy"])
 trainer.fit(
     images[:1500],
     digits.target[:1500],
-    epochs=int(sys.argv[2]) if sys.argv[2:] else 5,
+    epochs=arguments.epochs,
     validation_data=(images[1500:], digits.target[1500:]),
 )

@@ -1,8 +1,9 @@
-"""AdvProp for MobileNetV3Small of Keras, on handwritten digits: python
-examples/keras_mobilenet.py [epochs]
+"""AdvProp for MobileNetV3Small of Keras, on handwritten digits.
+
+python examples/keras_mobilenet.py [epochs]
 """
 
-import sys
+import argparse
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -15,6 +16,9 @@ from efficientnet_advprop.keras import (
 )
 from efficientnet_advprop.keras2 import keras
 
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("epochs", type=int, nargs="?", default=10)
+epochs = parser.parse_args().epochs
 digits = load_digits()
 images = np.kron(digits.images * (255 / 16), np.ones((1, 4, 4)))  # 8 x 8 to 32 x 32 pixels
 images = np.repeat(images[..., None], 3, axis=-1).astype("float32")
@@ -30,7 +34,6 @@ dual = add_auxiliary_batch_norms(model)
 trainer = AdvPropModel(dual, PGD(epsilon=4.0, num_steps=1, step_size=4.0, num_classes=10))
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 trainer.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
-epochs = int(sys.argv[1]) if sys.argv[1:] else 10
 trainer.fit(*train, epochs=epochs, validation_data=test, verbose=2)
 
 plain = remove_auxiliary_batch_norms(dual)  # Keras's own model again, for anyone

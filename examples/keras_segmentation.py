@@ -5,7 +5,7 @@
 The loss is per pixel, and so are the wrong classes that the targeted attack draws.
 """
 
-import sys
+import argparse
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -14,6 +14,9 @@ from efficientnet_advprop.attacks import PGD
 from efficientnet_advprop.keras import AdvPropModel, BranchModel, add_auxiliary_batch_norms
 from efficientnet_advprop.keras2 import keras
 
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("epochs", type=int, nargs="?", default=3)
+arguments = parser.parse_args()
 layers = keras.layers
 random = np.random.default_rng(0)
 digits = np.kron(load_digits().images * (255 / 16), np.ones((1, 2, 2)))[..., None]
@@ -39,7 +42,7 @@ trainer.compile(keras.optimizers.Adam(1e-2), loss, metrics=["accuracy"])
 trainer.fit(
     images[:1500],
     masks[:1500],
-    epochs=int(sys.argv[1]) if sys.argv[1:] else 3,
+    epochs=arguments.epochs,
     validation_data=(images[1500:], masks[1500:]),
 )
 aux = BranchModel(dual, "aux")

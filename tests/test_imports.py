@@ -22,6 +22,7 @@ FLOORS = [
     {"tpu_utils"},
     {"efficientnet_advprop.runtime"},
     {"efficientnet_advprop.keras2", "efficientnet_advprop.config"},
+    {"efficientnet_advprop.keras_common"},
     {"efficientnet_advprop.models", "efficientnet_advprop.attacks"},
     {"efficientnet_advprop.data"},
     {"efficientnet_advprop.images"},
@@ -48,12 +49,13 @@ WITHOUT_TENSORFLOW = [
     "efficientnet_advprop.config.suites",
     "efficientnet_advprop.config.rules",
     "efficientnet_advprop.config.tables",
-    "efficientnet_advprop.config.keras_training",
+    "efficientnet_advprop.config.pgd_settings",
     "efficientnet_advprop.runtime.branches",
     "efficientnet_advprop.runtime.pass_mode",
     *(
-        f"efficientnet_advprop.keras3.{path.stem}"
-        for path in (ROOT / PACKAGE / "keras3").glob("*.py")
+        f"efficientnet_advprop.{room}.{path.stem}"
+        for room in ("keras3", "keras_common")
+        for path in sorted((ROOT / PACKAGE / room).glob("*.py"))
     ),
 ]
 
@@ -131,7 +133,9 @@ def test_every_import_of_ours_exists():
 
 def test_networks_and_attacks_read_only_tables_of_the_config():
     """They are a library: a field or a flag is none of their business."""
-    allowed = tuple(f"{PACKAGE}.config.{name}." for name in ("tables", "class_labels"))
+    allowed = tuple(
+        f"{PACKAGE}.config.{name}." for name in ("tables", "class_labels", "pgd_settings")
+    )
     broken = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in python_files()

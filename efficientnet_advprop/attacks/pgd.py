@@ -8,7 +8,6 @@ of size ε; I-FGSM has no random start; GD has no projection.
 
 import dataclasses
 import math
-from typing import Optional
 
 import tensorflow as tf
 
@@ -16,7 +15,7 @@ from efficientnet_advprop.attacks import norms
 from efficientnet_advprop.attacks.attack import Attack, image_gradients
 from efficientnet_advprop.attacks.labels import are_classes, check_labels, is_class
 from efficientnet_advprop.attacks.objectives import cross_entropy
-from efficientnet_advprop.runtime.errors import require_choice, require_whole
+from efficientnet_advprop.config.pgd_settings import PGDSettings
 from tpu_utils import randomness
 
 
@@ -44,73 +43,8 @@ def _nan_unless_known(labels: tf.Tensor, num_classes: int, images: tf.Tensor) ->
     return tf.where(has_class, images, math.nan)
 
 
-def _pixel(pixel_range: tuple[float, float]) -> float:
-    """Returns a 255th of the distance from black to white."""
-    black, white = pixel_range
-    return (white - black) / 255.0
-
-
-@dataclasses.dataclass(frozen=True)
-class PGD(Attack):
-    """An attack by gradient steps (Madry et al., ICLR 2018): under L∞ by their signs,
-    as the paper uses it; under L2 along the gradient.
-
-    Args:
-        epsilon: radius of the ball around the clean image, pixels, ≥ 0; also a float32
-            scalar tensor, for a radius that changes from step to step.
-        step_size: of one iteration, pixels, > 0.
-        num_steps: iterations, ≥ 1; the loop is traced once whatever their number.
-        targeted: descend the loss of a uniformly drawn wrong class (the paper); False
-            ascends that of the true class.
-        random_start: probability, per batch, of starting from uniform noise in
-            ±`epsilon` instead of the clean images (0.8 in the authors'
-            adversarial-training code).
-        num_classes: of the labels, ≥ 2; needed by targeted attacks.
-        project: keep within `epsilon` of the clean image; False is plain gradient
-            descent (GD), where only the pixel range clips.
-        loss_scale: what the loss is multiplied by, > 0: nothing for the signs, but
-            float16 gradients of a small loss are zero (128 in the authors' code).
-        norm: "linf", or "l2": `epsilon` and `step_size` are then Euclidean lengths over
-            all pixel values of an image, and a random start is uniform in that ball.
-        pixel_range: the values of black and white in the images; `epsilon` and
-            `step_size` count 255ths of the distance between them.
-
-    Raises:
-        ValueError: a value out of its range, with its name.
-    """
-
-    epsilon: float = 1.0
-    step_size: float = 1.0
-    num_steps: int = 1
-    targeted: bool = True
-    random_start: float = 0.8
-    num_classes: Optional[int] = None
-    project: bool = True
-    loss_scale: float = 1.0
-    norm: str = norms.Linf.name
-    pixel_range: tuple[float, float] = norms.BLACK_AND_WHITE
-
-    def __post_init__(self):
-        require_choice("norm", self.norm, norms.NORMS)
-        require_whole("num_steps", self.num_steps, 1)
-
-        def require(ok, name, rule):
-            if not ok:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}, but {rule}.")
-
-        is_radius = tf.is_tensor(self.epsilon) or self.epsilon >= 0
-        require(is_radius, "epsilon", "must be ≥ 0, in pixels of 255; the paper uses 1 to 4")
-        require(self.step_size > 0, "step_size", "must be > 0, in pixels of 255; the paper uses 1")
-        require(0.0 <= self.random_start <= 1.0, "random_start", "is a probability, in [0, 1]")
-        require(self.loss_scale > 0, "loss_scale", "must be > 0; 128 suits float16")
-        black, white = self.pixel_range
-        require(black < white, "pixel_range", "must be the values of black and white, rising")
-        require(
-            not self.targeted or (self.num_classes is not None and self.num_classes >= 2),
-            "num_classes",
-            "a targeted attack draws a wrong class and must know of at least 2; give the number,"
-            " or targeted=False",
-        )
+class PGD(PGDSettings, Attack):
+    __doc__ = PGDSettings.__doc__
 
     def __call__(
         self, logits_fn, images, labels, seed=None, candidates=None, objective=None
@@ -176,26 +110,22 @@ class PGD(Attack):
         `images` are the clean ones, the gradients those of the (target's) loss with respect to
         `adversarial_images`; their scale does not count.
         """
-        step = (-self.step_size if self.targeted else self.step_size) * self._pixel
+        step = self.pixels(-self.step_size if self.targeted else self.step_size)
         direction = norms.NORMS[self.norm].steepest(gradients)
         moved = self._clip(images, adversarial_images + step * direction)
         return tf.ensure_shape(moved, images.shape)
-
-    @property
-    def _pixel(self) -> float:
-        return _pixel(self.pixel_range)
 
     def _start(self, images, noise_seed, start_seed):
         if self.random_start == 0.0:
             return images
         is_noisy = randomness.uniform([], start_seed) < self.random_start
-        radius = self.epsilon * self._pixel
+        radius = self.pixels(self.epsilon)
         noise = norms.NORMS[self.norm].random_point(images, radius, noise_seed)
         return self._clip(images, tf.where(is_noisy, images + noise, images))
 
     def _clip(self, images, adversarial_images):
         if self.project:
-            radius = self.epsilon * self._pixel
+            radius = self.pixels(self.epsilon)
             norm = norms.NORMS[self.norm]
             return norm.project(adversarial_images, images, radius, self.pixel_range)
         return norms.clip_to_pixel_range(adversarial_images, images, self.pixel_range)
@@ -217,6 +147,7 @@ class UniformNoise(Attack):
 
     def __call__(self, logits_fn, images, labels, seed=None, candidates=None) -> tf.Tensor:
         images = tf.cast(images, tf.float32)
-        epsilon = self.epsilon * _pixel(self.pixel_range)
+        black, white = self.pixel_range
+        epsilon = self.epsilon * ((white - black) / 255.0)
         noise = randomness.noise_like(images, randomness.seed_or_fresh(seed), -epsilon, epsilon)
         return norms.clip_to_pixel_range(images + noise, images, self.pixel_range)

@@ -2,9 +2,9 @@
 by `fit`.
 """
 
-from efficientnet_advprop.keras.advprop_model import AdvPropModel
-from efficientnet_advprop.models.converted.dual_model import (
-    BranchModel,
+from efficientnet_advprop.keras.advprop_model import AdvPropModelOfKeras2 as AdvPropModel
+from efficientnet_advprop.models.converted.conversion import BranchModelOfKeras2 as BranchModel
+from efficientnet_advprop.models.converted.conversion import (
     add_auxiliary_batch_norms,
     remove_auxiliary_batch_norms,
 )

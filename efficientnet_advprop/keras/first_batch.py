@@ -3,7 +3,7 @@ not by a trace.
 
     first = FirstBatch(x, y, sample_weight, batch_size)
     first.check(model)
-    with first.readable_errors():
+    with readable_errors():
         keras.Model.fit(model, first.data, y, …)
 
 Arrays, `tf.data` and Keras's sequences are looked at without using them up; of a
@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.attacks import PGD
-from efficientnet_advprop.config import keras_training as rules
-from efficientnet_advprop.keras.model_passes import inputs_with, without_images
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.keras_common import fit_rules as rules
+from efficientnet_advprop.keras_common.fit_model import join_inputs, split_inputs
 from efficientnet_advprop.runtime.autograph import call_rewritten
 from efficientnet_advprop.runtime.errors import ModelError, brief_message
 from efficientnet_advprop.runtime.pass_mode import use_branch
@@ -63,7 +63,7 @@ class FirstBatch:
         inputs, labels, sample_weight = self._parts
         key = model.attacked_input
         rules.check_key(inputs, key)
-        images, others = without_images(inputs, key)
+        images, others = split_inputs(inputs, key)
         shape, dtype = tf.TensorShape(images.shape), tf.as_dtype(images.dtype)
         rules.check_images(shape, dtype.name, key)
         if self._values:
@@ -78,19 +78,18 @@ class FirstBatch:
         model.build_network(inputs)
         _check_loss(model, images, others, labels, sample_weight)
 
-    @contextlib.contextmanager
-    def readable_errors(self) -> Iterator[None]:
-        """Takes our own messages out of what TensorFlow wraps around them."""
-        try:
-            yield
-        except Exception as error:
-            found = re.search(
-                r"ModelError: (.*)|(`pixel_range` does not fit:[^\n]*)", str(error), re.S
-            )
-            if found is None:
-                raise
-            message = (found[1] or found[2]).split("\n\n")[0].split("[[")[0].strip(" \n]")
-            raise ModelError(message) from None
+
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """Takes our own messages out of what TensorFlow wraps around them."""
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"ModelError: (.*)|(`pixel_range` does not fit:[^\n]*)", str(error), re.S)
+        if found is None:
+            raise
+        message = (found[1] or found[2]).split("\n\n")[0].split("[[")[0].strip(" \n]")
+        raise ModelError(message) from None
 
 
 def _check_pixels(images: np.ndarray, key, pixel_range) -> None:
@@ -108,7 +107,7 @@ def _pixel_check(key, pixel_range):
     def check(*batch):
         parts = batch[0] if len(batch) == 1 else batch
         inputs = keras.utils.unpack_x_y_sample_weight(parts)[0]
-        values = tf.cast(without_images(inputs, key)[0], tf.float32)
+        values = tf.cast(split_inputs(inputs, key)[0], tf.float32)
         is_inside = tf.reduce_all((values >= black) & (values <= white))
         with tf.control_dependencies([tf.debugging.Assert(is_inside, [message], summarize=1)]):
             return tf.nest.map_structure(tf.identity, parts)
@@ -120,11 +119,7 @@ def _check_loss(model, images, others, labels, sample_weight) -> None:
     """Traces the loss that an attack climbs, in inference mode, and looks at what came
     out.
     """
-    if not model.loss:
-        raise ModelError(
-            "No loss was compiled. An attack climbs the compiled loss, and losses that layers add "
-            "cannot take its place; give one to `compile`."
-        )
+    rules.require_loss(model.loss)
     found: dict[str, Any] = {}
 
     def probe(images, others, labels, sample_weight):
@@ -133,13 +128,14 @@ def _check_loss(model, images, others, labels, sample_weight) -> None:
             tape.watch(images)
             outputs = call_rewritten(
                 model.network,
-                inputs_with(images, others, model.attacked_input),
+                join_inputs(images, others, model.attacked_input),
                 training=False,
             )
-            found["outputs"] = tf.nest.map_structure(lambda tensor: tensor.shape, outputs)
-            found["flat"] = [tensor.shape for tensor in tf.nest.flatten(outputs)]
+            found["outputs"] = _shapes(outputs)
             try:
-                loss = call_rewritten(model.attack_scores.loss_of, labels, outputs, sample_weight)
+                loss = call_rewritten(
+                    model.attack_scores.compiled_loss, labels, outputs, sample_weight
+                )
             except (ValueError, TypeError) as error:
                 found["error"] = brief_message(error)
                 return
@@ -148,23 +144,13 @@ def _check_loss(model, images, others, labels, sample_weight) -> None:
     def in_replica(*arguments):
         model.distribute_strategy.run(probe, arguments)
 
-    specs = tf.nest.map_structure(_spec_of, (images, others, labels, sample_weight))
+    specs = tf.nest.map_structure(spec_of, (images, others, labels, sample_weight))
     tf.function(in_replica, autograph=False).get_concrete_function(*specs)
-    shapes = [None if spec is None else spec.shape for spec in tf.nest.flatten(specs[2])]
-    told = f"labels of shape {_told(shapes)}, outputs of shape {_told(found['flat'])}"
+    shapes = _shapes(specs[2]), found["outputs"]
     if "error" in found:
+        told = rules.told_shapes(*shapes)
         raise ModelError(f"The loss cannot take the labels ({told}): {found['error']}")
-    if len(found["flat"]) == 1 and len(shapes) == 1 and shapes[0] is not None:
-        attack = model.attack if isinstance(model.attack, PGD) else None
-        name = rules.loss_name(model.loss, PACKAGE)
-        sizes = [tuple(shape.as_list()) for shape in (shapes[0], found["flat"][0])]
-        is_weights = rules.check_classes(name, attack, *sizes, told)
-        object.__setattr__(model, "_labels_are_weights", is_weights)
-    elif isinstance(model.attack, PGD) and model.attack.targeted:
-        raise ModelError(
-            f"`attack` is targeted, but the model has {len(found['flat'])} outputs, of which none "
-            "alone says what a wrong class is; take PGD(targeted=False)."
-        )
+    model.labels_are_weights = rules.check_loss(model, model.loss, PACKAGE, *shapes)
     if isinstance(model.attack, PGD) and found["gradient"] is None:
         raise ModelError(
             "The loss has no gradient with respect to"
@@ -175,7 +161,8 @@ def _check_loss(model, images, others, labels, sample_weight) -> None:
         )
 
 
-def _spec_of(values):
+def spec_of(values):
+    """Returns what a batch of any size of these values looks like to a trace."""
     if values is None:
         return None
     if isinstance(values, tf.TypeSpec):
@@ -184,5 +171,5 @@ def _spec_of(values):
     return tf.TensorSpec([None, *values.shape[1:]], values.dtype)
 
 
-def _told(shapes) -> str:
-    return ", ".join(str(shape) for shape in shapes)
+def _shapes(structure) -> list[tuple]:
+    return [tuple(part.shape) for part in tf.nest.flatten(structure) if part is not None]

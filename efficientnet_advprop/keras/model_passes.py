@@ -16,6 +16,7 @@ import tensorflow as tf
 from efficientnet_advprop.attacks import PGD, Attack
 from efficientnet_advprop.config.methods import Pass
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.keras_common.fit_model import join_inputs
 from efficientnet_advprop.models.converted.conversion import find_batch_norms
 from efficientnet_advprop.runtime.pass_mode import use_branch
 
@@ -31,24 +32,6 @@ class ModelPassResult(NamedTuple):
     def sums_of(self, part: Pass) -> dict[str, tf.Tensor]:
         """None: losses and metrics are counted by Keras's containers."""
         return {}
-
-
-def inputs_with(images: tf.Tensor, others: Any, key: Any) -> Any:
-    """The model's inputs: `images` in the place that `key` names among the other ones."""
-    if key is None:
-        return images
-    if isinstance(others, dict) and not isinstance(key, int):
-        return {**others, key: images}
-    places = dict(others)
-    return [images if place == key else places[place] for place in range(len(places) + 1)]
-
-
-def without_images(inputs: Any, key: Any) -> tuple[tf.Tensor, dict]:
-    """The images among the inputs, and the other ones by name or place."""
-    if key is None:
-        return inputs, {}
-    pairs = dict(inputs) if isinstance(inputs, dict) else dict(enumerate(inputs))
-    return pairs.pop(key), pairs
 
 
 class ModelPassRunner:
@@ -76,14 +59,15 @@ class ModelPassRunner:
         first pass.
         """
         views, trained = part.views, self.network.trainable_variables
-        share = 1.0
+        optimizer, share = self.model.optimizer, 1.0
+        has_scale = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
         if self.batch_size is not None:
             share = images.shape[0] / (len(views) * self.batch_size)
         with use_branch(part.branch, update_statistics=not is_attack):
             with tf.GradientTape() as tape:
                 if is_attack:
                     tape.watch(images)
-                inputs = inputs_with(images, labels[OTHER_INPUTS], self.model.attacked_input)
+                inputs = join_inputs(images, labels[OTHER_INPUTS], self.model.attacked_input)
                 outputs = self.network(inputs, training=True)
                 own_losses = self.network.losses if self.adds_regularization else None
                 self.adds_regularization = False
@@ -92,16 +76,17 @@ class ModelPassRunner:
                     views, _split(labels, len(views)), _split(outputs, len(views))
                 ):
                     scores = self.model.scores_of(view)
-                    loss += scores.loss_of(
-                        own_labels[LABELS], own_outputs, own_labels.get(WEIGHTS), own_losses
-                    )
+                    counted = own_labels[LABELS], own_outputs, own_labels.get(WEIGHTS)
+                    loss += scores.compiled_loss(*counted, regularization_losses=own_losses)
                     own_losses = None
-                    scores.update(own_labels[LABELS], own_outputs, own_labels.get(WEIGHTS))
+                    scores.update(*counted)
                 loss *= part.weight * share
-                scaled = self.model.scale_loss(loss)
+                scaled = optimizer.get_scaled_loss(loss) if has_scale else loss
             gradients = tape.gradient(scaled, [*trained, images] if is_attack else trained)
         of_images = gradients.pop() if is_attack else None
-        return ModelPassResult(self.model.unscale_gradients(gradients), of_images)
+        if has_scale:
+            gradients = optimizer.get_unscaled_gradients(gradients)
+        return ModelPassResult(gradients, of_images)
 
     def attacked(
         self, attack: Attack, branch: str, statistics: str, images, labels, seed
@@ -148,7 +133,7 @@ class ModelPassRunner:
             wanted = draw_targets(attack, wanted, self.labels_are_weights, seed)
 
         def objective(outputs):
-            loss = self.model.attack_scores.loss_of(wanted, outputs, labels.get(WEIGHTS))
+            loss = self.model.attack_scores.compiled_loss(wanted, outputs, labels.get(WEIGHTS))
             count = tf.shape(tf.nest.flatten(outputs)[0])[0]
             return tf.cast(loss, tf.float32) * tf.cast(count, tf.float32)  # a sum over the images
 
@@ -156,7 +141,7 @@ class ModelPassRunner:
 
     def attacked_outputs(self, images, labels, branch: str, statistics: str):
         """The outputs that an attack sees."""
-        inputs = inputs_with(images, labels[OTHER_INPUTS], self.model.attacked_input)
+        inputs = join_inputs(images, labels[OTHER_INPUTS], self.model.attacked_input)
         # Networks of this project are attacked with their dropout, as by its own trainer.
         trains = statistics == "batch" and self.model.folds_batch_norms
         if statistics == "batch" and not trains:

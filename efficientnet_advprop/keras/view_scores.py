@@ -1,7 +1,7 @@
 """Losses and metrics of each kind of images that a step trains on.
 
     scores = ViewScores("adversarial", model)
-    loss = scores.loss_of(labels, outputs, sample_weight)
+    loss = scores.compiled_loss(labels, outputs, sample_weight)  # counts it, too
     scores.update(labels, outputs, sample_weight)
     scores.results()                            # {"adversarial_loss": …, "adversarial_accuracy": …}
 
@@ -32,12 +32,6 @@ class ViewScores(keras.Model):
         # In functions, so that no file has them: the state is made in the first step.
         state = keras.metrics.Mean(name="state")
         self.shared, self.state = lambda: model, lambda: state
-
-    def loss_of(self, labels, outputs, sample_weight=None, regularization_losses=None) -> tf.Tensor:
-        """The total loss, a scalar; counted by the metric "loss"."""
-        return self.compiled_loss(
-            labels, outputs, sample_weight, regularization_losses=regularization_losses
-        )
 
     def update(self, labels, outputs, sample_weight=None) -> None:
         """Counts a batch in the metrics."""

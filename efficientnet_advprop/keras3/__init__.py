@@ -11,13 +11,13 @@ TensorFlow.
 """
 
 from efficientnet_advprop.keras3 import keras_internals  # first: checks for Keras 3
+from efficientnet_advprop.keras3.auxiliary_norms import BranchModelOfKeras3 as BranchModel
 from efficientnet_advprop.keras3.auxiliary_norms import (
-    BranchModel,
     add_auxiliary_batch_norms,
     remove_auxiliary_batch_norms,
 )
-from efficientnet_advprop.keras3.image_attack import PGD
-from efficientnet_advprop.keras3.trainer import AdvPropModel
+from efficientnet_advprop.keras3.image_attack import PGDOfKeras3 as PGD
+from efficientnet_advprop.keras3.trainer import AdvPropModelOfKeras3 as AdvPropModel
 from efficientnet_advprop.runtime.errors import ModelError
 from efficientnet_advprop.runtime.pass_mode import use_branch
 

@@ -10,8 +10,6 @@ weight files call layers.
 """
 
 import contextlib
-import functools
-from typing import Optional
 
 import keras
 
@@ -21,11 +19,13 @@ from efficientnet_advprop.keras3.keras_internals import (
     drop_functions,
     unlocked,
 )
+from efficientnet_advprop.keras_common import converted_models
 from efficientnet_advprop.runtime.branches import branch_index, branch_names
-from efficientnet_advprop.runtime.errors import ModelError, list_names
-from efficientnet_advprop.runtime.pass_mode import current_pass, use_branch
+from efficientnet_advprop.runtime.errors import ModelError
+from efficientnet_advprop.runtime.pass_mode import current_pass
 
 PACKAGE = "efficientnet_advprop.keras3"
+register = keras.saving.register_keras_serializable
 
 
 class AuxiliaryBatchNormalization(keras.layers.BatchNormalization):
@@ -54,8 +54,8 @@ class AuxiliaryBatchNormalization(keras.layers.BatchNormalization):
             self.copy_main()
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
-class BatchNormalization(keras.layers.BatchNormalization):
+@register(PACKAGE, name="BatchNormalization")
+class BranchedNormOfKeras3(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization` with auxiliary branches, which takes the branch
     from the context of the pass.
     """
@@ -77,15 +77,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
             for part in self.path.split("/"):
                 scopes.enter_context(keras.name_scope(part))
             scopes.enter_context(unlocked(self))
+            children = []
             for name in branch_names(self.aux_branches)[1:]:
                 child = AuxiliaryBatchNormalization(self, name)
                 child.build(input_shape)
-                setattr(self, name, child)
+                children.append(child)
+            self.aux = children  # a list, as with Keras 2, so that weight files are alike
 
     def branch(self, name: str) -> keras.layers.BatchNormalization:
         """Returns this layer for "main", else the child."""
         index = branch_index(name, self.aux_branches)
-        return self if index == 0 else getattr(self, branch_names(index)[index])
+        return self if index == 0 else self.aux[index - 1]
 
     def call(self, inputs, training=None, mask=None):
         mode = current_pass()
@@ -103,32 +105,21 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return {**super().get_config(), "aux_branches": self.aux_branches}
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
-class DualModel:
-    """What the class of a converted model has beside the model's own."""
+# Weight files call a layer by its class, of which plain models have one and Keras 2 another.
+BranchedNormOfKeras3.__name__ = AuxiliaryBatchNormalization.__name__ = "BatchNormalization"
 
-    plain_class: type
 
-    def summary_of_branches(self) -> str:
-        """A table of the batch norms and their branches."""
-        rows = [("layer", "branches", "note")]
-        for layer in all_layers(self):
-            if isinstance(layer, BatchNormalization):
-                note = "" if layer.trainable else "frozen: learns nothing"
-                names = ", ".join(branch_names(layer.aux_branches))
-                rows.append((layer.path, names, note))
-            elif _is_norm(layer):
-                rows.append((layer.name, "main", "converted at the first step, when it is built"))
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+@register(PACKAGE, name="DualModel")
+class DualModelOfKeras3(converted_models.DualModel):
+    __doc__ = converted_models.DualModel.__doc__
 
-    def get_config(self):
-        # The same object under its plain class, whose `get_config` says what it always says.
-        plain = object.__new__(self.plain_class)
-        object.__setattr__(plain, "__dict__", self.__dict__)
-        network = keras.saving.serialize_keras_object(plain)
-        network.pop("compile_config", None)
-        return {"network": network, "aux_branches": self.aux_branches, "name": self.name}
+    serialize = staticmethod(keras.saving.serialize_keras_object)
+    register = staticmethod(register(PACKAGE))
+
+    def summary_of_branches(self):
+        layers = all_layers(self)
+        waiting = [layer for layer in layers if _is_norm(layer)]
+        return converted_models.table_of_branches(branched_norms(self), waiting, layers)
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -137,29 +128,28 @@ class DualModel:
 
     def build_from_config(self, config):
         super().build_from_config(config)
-        convert(self, self.aux_branches)  # those that were built only now
+        convert(self, self.num_aux_branches)  # those that were built only now
 
 
-@functools.cache
-def _dual_class(plain_class: type) -> type:
-    made = type("DualModel", (DualModel, plain_class), {"plain_class": plain_class})
-    made.__module__ = __name__
-    return keras.saving.register_keras_serializable(PACKAGE)(made)
-
-
-def branched_norms(model: keras.Model) -> list[BatchNormalization]:
+def branched_norms(model: keras.Model) -> list[BranchedNormOfKeras3]:
     """Returns the batch norms that have auxiliary branches."""
-    return [layer for layer in all_layers(model) if isinstance(layer, BatchNormalization)]
+    return [layer for layer in all_layers(model) if isinstance(layer, BranchedNormOfKeras3)]
 
 
 def aux_branches_of(model: keras.Model) -> int:
-    """Returns how many auxiliary branches a model has."""
-    parts = [layer for layer in all_layers(model) if isinstance(layer, DualModel)]
-    return max((part.aux_branches for part in [*parts, *branched_norms(model)]), default=0)
+    """Returns how many auxiliary branches a model has; refuses what is none."""
+    check_model("network", model)
+    counts = [norm.aux_branches for norm in branched_norms(model)]
+    counts += [part.num_aux_branches for part in _dual_models(model)]
+    return max(counts, default=0)
+
+
+def _dual_models(model: keras.Model) -> list:
+    return [layer for layer in all_layers(model) if isinstance(layer, converted_models.DualModel)]
 
 
 def _is_norm(layer: keras.Layer) -> bool:
-    if isinstance(layer, (BatchNormalization, AuxiliaryBatchNormalization)):
+    if isinstance(layer, (BranchedNormOfKeras3, AuxiliaryBatchNormalization)):
         return False
     has_moments = hasattr(layer, "moving_mean") and hasattr(layer, "moving_variance")
     return has_moments or isinstance(layer, keras.layers.BatchNormalization)
@@ -186,61 +176,41 @@ def add_auxiliary_batch_norms(model: keras.Model, aux_branches: int = 1) -> kera
             have branches already; then nothing has changed.
     """
     check_model("model", model)
-    if not isinstance(aux_branches, int) or aux_branches < 1:
-        raise ModelError(f"`aux_branches` is {aux_branches!r}, but must be a whole number ≥ 1.")
-    if isinstance(model, DualModel) or branched_norms(model):
-        raise ModelError(
-            f"`model` ({model.name!r}) has auxiliary branches already; train it as it is, or take "
-            "them away first by remove_auxiliary_batch_norms."
-        )
-    norms = [layer for layer in all_layers(model) if _is_norm(layer)]
-    if not norms:
-        way_out = (
-            "train it with method='adversarial', which needs none"
-            if model.built
-            else "call it on a batch first, so that its layers exist"
-        )
-        raise ModelError(f"`model` ({model.name!r}) has no batch norms; {way_out}.")
+    converted_models.check_can_be_converted(
+        model,
+        aux_branches,
+        has_branches=isinstance(model, converted_models.DualModel) or bool(branched_norms(model)),
+        has_norms=any(map(_is_norm, all_layers(model))),
+    )
     return convert(model, aux_branches)
 
 
 def check_model(name: str, model) -> None:
     """Refuses what is no model of Keras 3."""
-    if not isinstance(model, keras.Model):
-        kind = f"{type(model).__module__}.{type(model).__name__}"
-        raise ModelError(
-            f"`{name}` is a {kind}, but must be a Model of Keras 3; models of Keras 2 (tf_keras) "
-            "have a door of their own, efficientnet_advprop.keras."
-        )
+    converted_models.check_model(name, model, keras, 3)
 
 
 def convert(model: keras.Model, aux_branches: int) -> keras.Model:
     """Converts the batch norms that are plain and built, or none of them."""
     norms = [layer for layer in all_layers(model) if _is_norm(layer)]
-    foreign = [
-        f"{norm.name} ({type(norm).__name__})"
+    converted_models.check_no_foreign(
+        norm
         for norm in norms
         if type(norm) is not keras.layers.BatchNormalization or getattr(norm, "renorm", False)
-    ]
-    if foreign:
-        raise ModelError(
-            f"`model` has batch norms with a behaviour of their own, {list_names(foreign)}, of"
-            " which no auxiliary branch can be made; replace them by"
-            " keras.layers.BatchNormalization."
-        )
+    )
     with creation_scope(model):
         # Each layer keeps the `build` of its first class, so the others have to wait.
         for norm in [norm for norm in norms if norm.built]:
-            norm.__class__ = BatchNormalization
+            norm.__class__ = BranchedNormOfKeras3
             norm.aux_branches = aux_branches
             rank, axes = norm.input_spec.ndim, norm.input_spec.axes
             norm.grow(tuple(axes.get(axis, axes.get(axis - rank)) for axis in range(rank)))
-            for name in branch_names(aux_branches)[1:]:
-                norm.branch(name).copy_main()
+            for child in norm.aux:
+                child.copy_main()
     drop_functions(model)
-    if not isinstance(model, DualModel):
-        model.__class__ = _dual_class(type(model))
-    object.__setattr__(model, "aux_branches", aux_branches)
+    if not isinstance(model, converted_models.DualModel):
+        model.__class__ = converted_models.dual_class(DualModelOfKeras3, type(model))
+    object.__setattr__(model, "num_aux_branches", aux_branches)
     return model
 
 
@@ -252,50 +222,35 @@ def remove_auxiliary_batch_norms(dual: keras.Model) -> keras.Model:
         ModelError: it has no auxiliary branches.
     """
     check_model("dual", dual)
-    duals = [layer for layer in all_layers(dual) if isinstance(layer, DualModel)]
-    norms = branched_norms(dual)
+    duals, norms = _dual_models(dual), branched_norms(dual)
     if not duals and not norms:
-        raise ModelError(f"`dual` ({dual.name!r}) has no auxiliary branches to remove.")
+        raise ModelError(f"`dual` ({dual.name!r}) has no auxiliary branches; nothing to remove.")
     for norm in norms:
         with unlocked(norm) as tracker:
-            for name in branch_names(norm.aux_branches)[1:]:
-                if hasattr(norm, name):
-                    tracker.untrack(getattr(norm, name))
-                    delattr(norm, name)
+            if norm.built:
+                for child in norm.aux:
+                    tracker.untrack(child)
+                del norm.aux
         for name in ("aux_branches", "was_training", "passed"):
             norm.__dict__.pop(name, None)
         norm.__class__ = keras.layers.BatchNormalization
     for model in duals:
-        model.__dict__.pop("aux_branches")
+        model.__dict__.pop("num_aux_branches")
         model.__class__ = model.plain_class
     for model in [dual, *duals]:
         drop_functions(model)
     return dual
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
-class BranchModel(keras.Model):
-    """A converted model through one of its branches; shares all variables.
+@register(PACKAGE, name="BranchModel")
+class BranchModelOfKeras3(converted_models.BranchModel, keras.Model):
+    __doc__ = converted_models.BranchModel.__doc__
 
-    Args:
-        network: a converted model.
-        branch: "main", "aux", "aux_2", …
+    num_aux_branches = staticmethod(aux_branches_of)
 
-    Raises:
-        ValueError: there is no such branch.
-    """
-
-    def __init__(self, network: keras.Model, branch: str, name: Optional[str] = None, **kwargs):
-        check_model("network", network)
-        branch_index(branch, aux_branches_of(network))
-        kwargs.setdefault("dtype", network.dtype_policy)
-        super().__init__(name=name or f"{network.name}_{branch}", **kwargs)
-        self.network, self.branch = network, branch
+    def __init__(self, network, branch, name=None, **kwargs):
+        super().__init__(network, branch, name, **{"dtype": network.dtype_policy, **kwargs})
         self.built = network.built
-
-    def call(self, inputs, training=False):
-        with use_branch(self.branch):
-            return self.network(inputs, training=training)
 
     def get_config(self):
         network = keras.saving.serialize_keras_object(self.network)

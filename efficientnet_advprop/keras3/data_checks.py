@@ -8,9 +8,10 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from efficientnet_advprop.config import keras_training as rules
 from efficientnet_advprop.keras3 import auxiliary_norms
 from efficientnet_advprop.keras3.keras_internals import compiled_loss, creation_scope
+from efficientnet_advprop.keras_common import fit_rules as rules
+from efficientnet_advprop.keras_common.fit_model import split_inputs
 from efficientnet_advprop.runtime.errors import ModelError
 
 
@@ -56,7 +57,7 @@ def check(model: Any, batch: Any) -> None:
         return
     key = model.attacked_input
     rules.check_key(batch[0], key)
-    images = model.images_of(batch[0])
+    images, _ = split_inputs(batch[0], key)
     rules.check_images(images.shape, _dtype(images), key)
     values = ops.convert_to_numpy(images)
     low, high = float(np.min(values)), float(np.max(values))
@@ -77,30 +78,19 @@ def check(model: Any, batch: Any) -> None:
 
 
 def _check_loss(model, outputs, labels, sample_weight) -> None:
-    flat, flat_labels = tree.flatten(outputs), tree.flatten(labels)
-    shapes = [", ".join(str(tensor.shape) for tensor in part) for part in (flat_labels, flat)]
-    told = f"labels of shape {shapes[0]}, outputs of shape {shapes[1]}"
-    if compiled_loss(model) is None:
-        raise ModelError(
-            "No loss was compiled. An attack climbs the compiled loss, and losses that layers add "
-            "cannot take its place; give one to `compile`."
-        )
-    if len(flat) == 1 and len(flat_labels) == 1:
-        name = rules.loss_name(model.loss, "keras")
-        model.labels_are_weights = rules.check_classes(
-            name, model.attack, flat_labels[0].shape, flat[0].shape, told
-        )
-    elif model.attack is not None and model.attack.targeted:
-        raise ModelError(
-            f"`attack` is targeted, but the model has {len(flat)} outputs, of which none alone says"
-            " what a wrong class is; take PGD(targeted=False)."
-        )
+    rules.require_loss(compiled_loss(model))
+    shapes = [
+        [tensor.shape for tensor in tree.flatten(part) if tensor is not None]
+        for part in (labels, outputs)
+    ]
+    model.labels_are_weights = rules.check_loss(model, model.loss, "keras", *shapes)
     try:
         _Shapes(lambda *arguments: compiled_loss(model)(*arguments)).compute_output_spec(
             labels, outputs, sample_weight
         )
     except (ValueError, TypeError) as error:
         reason = str(error).rpartition("Error encountered:")[2].strip()
+        told = rules.told_shapes(*shapes)
         raise ModelError(f"The loss cannot take the labels ({told}): {reason}") from error
 
 

@@ -1,76 +1,27 @@
 """Projected gradient descent under L∞ or L2 for every backend of Keras 3, in pixels of
 255.
 
-    attack = PGD(epsilon=4.0, step_size=1.0, num_steps=5, num_classes=10)
+    attack = keras3.PGD(epsilon=4.0, step_size=1.0, num_steps=5, num_classes=10)
     adversarial_images = attack(logits_fn, images, labels, seed=0)
 
 The same attack as `attacks.PGD`, which is TensorFlow's and compiles for TPUs of its own.
 """
 
-import dataclasses
 from typing import Any, Callable, Optional, Union
 
 import keras
 from keras import ops
 
+from efficientnet_advprop.config.pgd_settings import PGDSettings
 from efficientnet_advprop.keras3.keras_internals import BACKEND, gradient_of
-from efficientnet_advprop.runtime.errors import AttackError, ModelError
+from efficientnet_advprop.runtime.errors import ModelError
 
 _TINY = 1e-12  # keeps a quotient of lengths finite
-NORMS = ("linf", "l2")
 Seed = Union[int, keras.random.SeedGenerator, None]
 
 
-@dataclasses.dataclass(frozen=True)
-class PGD:
-    """An attack by gradient steps (Madry et al., ICLR 2018).
-
-    FGSM is one step of size ε, I-FGSM has no random start.
-
-    Args:
-        epsilon: radius of the ball around the clean image, ≥ 0, in 255ths of
-            `pixel_range`; under "l2" the Euclidean length over all values of an image.
-        step_size: of one iteration, likewise, > 0.
-        num_steps: iterations, ≥ 1.
-        targeted: descend the loss of a wrong class drawn uniformly (the paper); False
-            ascends that of the true class.
-        random_start: probability, per batch, of starting from a random point of the ball.
-        num_classes: of the labels, ≥ 2; needed by targeted attacks.
-        project: keep within `epsilon`; False is plain gradient descent.
-        loss_scale: factor of the loss, > 0, for float16.
-        norm: "linf" or "l2".
-        pixel_range: the values of black and white in the images.
-
-    Raises:
-        AttackError: a value out of its range.
-    """
-
-    epsilon: float = 1.0
-    step_size: float = 1.0
-    num_steps: int = 1
-    targeted: bool = True
-    random_start: float = 0.8
-    num_classes: Optional[int] = None
-    project: bool = True
-    loss_scale: float = 1.0
-    norm: str = "linf"
-    pixel_range: tuple[float, float] = (0.0, 255.0)
-
-    def __post_init__(self):
-        is_number = isinstance(self.epsilon, (int, float))
-        for name, ok, rule in (
-            ("epsilon", not is_number or self.epsilon >= 0, "be ≥ 0, in pixels of 255"),
-            ("step_size", self.step_size > 0, "be > 0, in pixels of 255"),
-            ("num_steps", isinstance(self.num_steps, int) and self.num_steps >= 1, "be ≥ 1"),
-            ("random_start", 0.0 <= self.random_start <= 1.0, "be a probability, in [0, 1]"),
-            ("loss_scale", self.loss_scale > 0, "be > 0; 128 suits float16"),
-            ("norm", self.norm in NORMS, f"be one of {NORMS}"),
-            ("pixel_range", self.pixel_range[0] < self.pixel_range[1], "rise from black to white"),
-            ("num_classes", not self.targeted or (self.num_classes or 0) >= 2,
-             "be at least 2, because a targeted attack draws a wrong class; or targeted=False"),
-        ):  # fmt: skip
-            if not ok:
-                raise AttackError(f"`{name}` is {getattr(self, name)!r}, but must {rule}.")
+class PGDOfKeras3(PGDSettings):
+    __doc__ = PGDSettings.__doc__
 
     def __call__(
         self,
@@ -134,7 +85,7 @@ class PGD:
         """Where an attack on float32 images starts from."""
         if not self.random_start:
             return images
-        shape, radius = ops.shape(images), self._pixels(self.epsilon)
+        shape, radius = ops.shape(images), self.pixels(self.epsilon)
         if self.norm == "linf":
             noise = radius * keras.random.uniform(shape, -1.0, 1.0, seed=seed)
         else:
@@ -149,7 +100,7 @@ class PGD:
         float32.
         """
         images = ops.stop_gradient(images)
-        step = self._pixels(-self.step_size if self.targeted else self.step_size)
+        step = self.pixels(-self.step_size if self.targeted else self.step_size)
 
         def advance(index, moved):
             del index
@@ -172,10 +123,6 @@ class PGD:
             moved = ops.fori_loop(0, self.num_steps, advance, moved)
         return ops.stop_gradient(moved)
 
-    def _pixels(self, length):
-        black, white = self.pixel_range
-        return length * ((white - black) / 255.0)
-
     def _steepest(self, gradients):
         if self.norm == "linf":
             return ops.sign(gradients)
@@ -183,7 +130,7 @@ class PGD:
 
     def _clip(self, images, moved):
         if self.project:
-            radius = self._pixels(self.epsilon)
+            radius = self.pixels(self.epsilon)
             if self.norm == "linf":
                 moved = ops.minimum(ops.maximum(moved, images - radius), images + radius)
             else:

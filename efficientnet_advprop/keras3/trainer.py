@@ -9,18 +9,14 @@ made inside `compute_loss`, which every backend calls where it differentiates.
 """
 
 import contextlib
-import dataclasses
 import threading
-import warnings
-from typing import Any, Callable, Optional, Union
 
 import keras
 from keras import ops
 
-from efficientnet_advprop.config import keras_training as rules
-from efficientnet_advprop.config.methods import ADVERSARIAL, AUGMENTED, CLEAN, Method, Pass
+from efficientnet_advprop.config.methods import ADVERSARIAL, AUGMENTED, CLEAN, Pass
 from efficientnet_advprop.keras3 import auxiliary_norms, data_checks
-from efficientnet_advprop.keras3.image_attack import PGD
+from efficientnet_advprop.keras3.image_attack import PGDOfKeras3
 from efficientnet_advprop.keras3.keras_internals import (
     compiled_loss,
     compiled_metrics,
@@ -29,10 +25,14 @@ from efficientnet_advprop.keras3.keras_internals import (
     without_updates,
 )
 from efficientnet_advprop.keras3.view_metric import ViewMetric
+from efficientnet_advprop.keras_common.fit_model import (
+    AdvPropModel,
+    join_inputs,
+    split_inputs,
+)
 from efficientnet_advprop.runtime.errors import ModelError
 from efficientnet_advprop.runtime.pass_mode import use_branch
 
-_FLOAT16_LOSS_SCALE = 128.0
 _KERAS_PASS = Pass("main", (CLEAN,))  # the pass that Keras's own step makes
 # Whether Keras's train step is being traced, and outside of the passes made here. Each
 # replica of a MirroredStrategy has a thread of its own.
@@ -52,91 +52,35 @@ def _training(trains: bool):
         _thread.trains = before
 
 
-@keras.saving.register_keras_serializable(auxiliary_norms.PACKAGE)
-class AdvPropModel(keras.Model):
-    """Trains a Keras model by a method of this project; in all else it is that model.
+@keras.saving.register_keras_serializable(auxiliary_norms.PACKAGE, name="AdvPropModel")
+class AdvPropModelOfKeras3(AdvPropModel, keras.Model):
+    __doc__ = AdvPropModel.__doc__
 
-    `fit` reports the sum of the losses as `loss`, the clean images' as `clean_loss`,
-    their metrics under their own names, other images' as `adversarial_loss`,
-    `adversarial_accuracy`, `augmented_loss` and so on. Losses of layers count once.
+    keras, keras_package, attacks = keras, "keras", {"PGD": PGDOfKeras3}
+    num_aux_branches = staticmethod(auxiliary_norms.aux_branches_of)
 
-    Args:
-        network: with as many auxiliary branches as the method trains
-            (`add_auxiliary_batch_norms`); plain for "vanilla", "adversarial" and
-            "adversarial_only".
-        attack: makes the adversarial images, from the compiled loss; None for a method
-            without them.
-        method: a key of `METHODS` but "fast_advprop", or a `Method` of your own.
-        pixel_range: the values of black and white in the images. The attack's ε and
-            steps are counted in 255ths of the distance between them.
-        attacked_input: the name (or place) of the images among several inputs.
-        attack_statistics: what attacked batch norms normalise with: "running"
-            statistics (the paper) or those of the "batch".
-        augmentation: images → other views of them, for "augmented" images.
-        clean_epochs: so many epochs the adversarial images are the clean ones.
-        epsilon_schedule: step → the attack's ε, instead of the attack's own.
-        seed: of the attack's random numbers.
-
-    Raises:
-        ModelError: the arguments do not fit each other.
-    """
-
-    def __init__(
-        self,
-        network: keras.Model,
-        attack: Optional[PGD] = None,
-        method: Union[str, Method] = "advprop",
-        *,
-        pixel_range: tuple[float, float] = (0.0, 255.0),
-        attacked_input: Union[str, int, None] = None,
-        attack_statistics: str = "running",
-        augmentation: Optional[Callable] = None,
-        clean_epochs: int = 0,
-        epsilon_schedule: Optional[Callable] = None,
-        seed: int = 0,
-        name: Optional[str] = None,
-        **kwargs,
-    ):
-        auxiliary_norms.check_model("network", network)
-        method_name, row = rules.checked_method(method)
-        if row.adversarial_share is not None:
-            raise ModelError(
-                f"`method` is {method_name!r}, whose attack is a part of the training pass itself;"
-                " Keras 3's own step leaves no room for that. Take 'advprop', or the Keras 2 door."
-            )
-        if attack is not None and not isinstance(attack, PGD):
-            raise ModelError(f"`attack` is {attack!r}, but must be a keras3.PGD.")
-        aux_branches = auxiliary_norms.aux_branches_of(network)
-        rules.check_arguments(
-            method_name,
-            row,
-            aux_branches=aux_branches,
-            attack=attack,
-            augmentation=augmentation,
-            clean_epochs=clean_epochs,
-            pixel_range=pixel_range,
-            attack_statistics=attack_statistics,
-        )
-        # Images keep their dtype here; the network casts them.
-        kwargs.setdefault("dtype", network.dtype_policy)
-        super().__init__(name=name or f"advprop_{network.name}", autocast=False, **kwargs)
-        self.network, self.method, self.row, self.attack = network, method, row, attack
-        self.aux_branches = aux_branches
-        self.pixel_range = tuple(map(float, pixel_range))
-        self.attacked_input, self.attack_statistics = attacked_input, attack_statistics
-        self.augmentation, self.clean_epochs = augmentation, clean_epochs
-        self.epsilon_schedule, self.seed = epsilon_schedule, seed
-        if hasattr(network, "output_names"):
-            self.output_names = network.output_names
-        self.attack_seed = keras.random.SeedGenerator(seed)
-        once = dict(trainable=False, initializer="zeros", aggregation="only_first_replica")
-        self.step_counter = self.add_weight(shape=(), dtype="int32", name="step", **once)
-        self.epoch_counter = self.add_weight(shape=(), dtype="int32", name="epoch", **once)
-        self.labels_are_weights: Optional[bool] = None  # known from the first batch
+    def __init__(self, network, *args, **kwargs):
+        super().__init__(network, *args, **kwargs)
+        self.attack_seed = keras.random.SeedGenerator(self.seed)
         self._view_metrics, self._clean_loss = dict, lambda: None  # made with the step
         self._shows_views = True
-        for text in rules.left_out(network, "keras"):
-            warnings.warn(text, stacklevel=2)
+
+    def check_method(self, name, row, attack, statistics):
+        if row.adversarial_share is not None:
+            raise ModelError(
+                f"`method` is {name!r}, whose attack is a part of the training pass itself;"
+                " Keras 3's own step leaves no room for that. Take 'advprop', or the Keras 2 door."
+            )
+        if attack is not None and not isinstance(attack, PGDOfKeras3):
+            raise ModelError(f"`attack` is {attack!r}, but must be a keras3.PGD.")
+
+    def layer_arguments(self, network):
+        # Images keep their dtype here; the network casts them.
+        return {"dtype": network.dtype_policy, "autocast": False}
+
+    def make_counter(self, name):
+        once = dict(trainable=False, initializer="zeros", aggregation="only_first_replica")
+        return self.add_weight(shape=(), dtype="int32", name=name, **once)
 
     def build(self, input_shape=None):
         if not self.network.built:
@@ -157,23 +101,10 @@ class AdvPropModel(keras.Model):
 
     # What `fit` calls.
 
-    def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None,
-            **kwargs):  # fmt: skip
-        """As `keras.Model.fit`, after a look at the first batch.
-
-        Raises:
-            ModelError: the batch, the loss and the attack do not fit each other.
-        """
-        x, parts = data_checks.look(x, y, kwargs.get("sample_weight"), batch_size)
+    def look_at_first_batch(self, x, y, sample_weight, batch_size):
+        x, parts = data_checks.look(x, y, sample_weight, batch_size)
         data_checks.check(self, parts)
-        begin = keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda epoch, logs: self.epoch_counter.assign(epoch)
-        )
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(begin)
-        else:
-            callbacks = [*keras.tree.flatten(callbacks or []), begin]
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        return x
 
     def make_train_function(self, force=False):
         if self.train_function is None:
@@ -202,25 +133,26 @@ class AdvPropModel(keras.Model):
             total = super().compute_loss(x, y, y_pred, sample_weight, training)
             self._count(CLEAN, total, y, y_pred, sample_weight)
             passes.pop(0)
-        images = self.images_of(x)
+        images, others = split_inputs(x, self.attacked_input)
         views = {CLEAN: images}
         if AUGMENTED in self.row.views:
             views[AUGMENTED] = ops.stop_gradient(self.augmentation(images))
         if ADVERSARIAL in self.row.views:
-            views[ADVERSARIAL] = self._adversarial_images(x, y, sample_weight)
+            views[ADVERSARIAL] = self._adversarial_images(images, others, y, sample_weight)
         for part in passes:
-            loss = self._run(part, views, x, y, sample_weight, with_own_losses=total is None)
+            loss = self._run(part, views, others, y, sample_weight, adds_own=total is None)
             total = loss if total is None else total + loss
         self.step_counter.assign(self.step_counter + 1)
         return total
 
-    def _run(self, part: Pass, views, x, labels, sample_weight, with_own_losses: bool):
+    def _run(self, part: Pass, views, others, labels, sample_weight, adds_own: bool):
         """The weighted loss of one pass, in which statistics move."""
         images = [ops.cast(views[view], "float32") for view in part.views]
         others = keras.tree.map_structure(
-            lambda tensor: ops.concatenate([tensor] * len(images)), self._without_images(x)
+            lambda tensor: ops.concatenate([tensor] * len(images)), others
         )
-        joined = self._inputs(ops.concatenate(images) if len(images) > 1 else images[0], others)
+        joined = ops.concatenate(images) if len(images) > 1 else images[0]
+        joined = join_inputs(joined, others, self.attacked_input)
         # TensorFlow's tape has to see that variables are read.
         trained = [ops.convert_to_tensor(v.value) for v in self.trainable_variables]
         rest = self.non_trainable_variables
@@ -233,7 +165,7 @@ class AdvPropModel(keras.Model):
             if after is not before:
                 variable.assign(after)
         self._check_passed(part.branch)
-        total = sum(map(self._aggregate_additional_loss, own)) if with_own_losses and own else 0.0
+        total = sum(map(self._aggregate_additional_loss, own)) if adds_own and own else 0.0
         count = len(part.views)
         for index, view in enumerate(part.views):
             share = outputs
@@ -314,9 +246,9 @@ class AdvPropModel(keras.Model):
 
     # The attack.
 
-    def _adversarial_images(self, x, labels, sample_weight):
-        attack, images = self._attack_of_step(), ops.cast(self.images_of(x), "float32")
-        others, batch_moments = self._without_images(x), self.attack_statistics == "batch"
+    def _adversarial_images(self, images, others, labels, sample_weight):
+        attack, images = self.attack_of_step(), ops.cast(images, "float32")
+        batch_moments = self.attack_statistics == "batch"
         # Keras saves no generator's state; that of a step follows from its number.
         state = self.attack_seed.state
         counters = ops.stack([ops.cast(self.seed, "int32"), 16 * self.step_counter])
@@ -327,7 +259,8 @@ class AdvPropModel(keras.Model):
 
         def loss_of(values):
             with without_updates(variables), use_branch(branch, batch_moments=batch_moments):
-                outputs = self.network(self._inputs(values, others), training=False)
+                inputs = join_inputs(values, others, self.attacked_input)
+                outputs = self.network(inputs, training=False)
                 loss = self._loss_of(labels, outputs, sample_weight)
             count = ops.shape(keras.tree.flatten(outputs)[0])[0]
             # A sum over the images, so that small gradients are not lost.
@@ -343,65 +276,9 @@ class AdvPropModel(keras.Model):
             lambda: attack.climb(loss_of, images, start),
         )
 
-    def _attack_of_step(self) -> PGD:
-        changes: dict[str, Any] = {"pixel_range": self.pixel_range}
-        if "float16" in self.network.compute_dtype and self.network.compute_dtype[0] != "b":
-            changes["loss_scale"] = max(self.attack.loss_scale, _FLOAT16_LOSS_SCALE)
-        if self.epsilon_schedule is not None:
-            epsilon = self.epsilon_schedule(self.step_counter.value)
-            changes["epsilon"] = ops.cast(epsilon, "float32")
-        return dataclasses.replace(self.attack, **changes)
+    def epsilon_of_step(self):
+        return ops.cast(self.epsilon_schedule(self.step_counter.value), "float32")
 
-    def images_of(self, x):
-        return x if self.attacked_input is None else x[self.attacked_input]
-
-    def _without_images(self, x):
-        """The other inputs, by name or place."""
-        if self.attacked_input is None:
-            return {}
-        pairs = dict(x) if isinstance(x, dict) else dict(enumerate(x))
-        del pairs[self.attacked_input]
-        return pairs
-
-    def _inputs(self, images, others):
-        """The network's inputs: `images` in their place among the other ones."""
-        if self.attacked_input is None:
-            return images
-        pairs = {**others, self.attacked_input: images}
-        if isinstance(self.attacked_input, str):
-            return pairs
-        return [pairs[place] for place in range(len(pairs))]
-
-    # Saving.
-
-    def get_config(self):
-        def serialized(part):
-            return None if part is None else keras.saving.serialize_keras_object(part)
-
-        method = self.method
-        return {
-            "network": serialized(self.network),
-            "attack": None if self.attack is None else dataclasses.asdict(self.attack),
-            "method": method if isinstance(method, str) else dataclasses.asdict(method),
-            "pixel_range": list(self.pixel_range),
-            "attacked_input": self.attacked_input,
-            "attack_statistics": self.attack_statistics,
-            "augmentation": serialized(self.augmentation),
-            "clean_epochs": self.clean_epochs,
-            "epsilon_schedule": serialized(self.epsilon_schedule),
-            "seed": self.seed,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        for name in ("network", "augmentation", "epsilon_schedule"):
-            if config[name] is not None:
-                config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects)
-        if config["attack"] is not None:
-            attack = dict(config["attack"])
-            config["attack"] = PGD(**{**attack, "pixel_range": tuple(attack["pixel_range"])})
-        if isinstance(config["method"], dict):
-            config["method"] = rules.method_from_dict(config["method"])
-        return cls(**config)
+    @property
+    def computes_in_float16(self):
+        return self.network.compute_dtype == "float16"

@@ -7,7 +7,9 @@ checkpoint in the released format, or from a Keras file.
 """
 
 import dataclasses
+import json
 import os
+import zipfile
 from typing import Optional
 
 import tensorflow as tf
@@ -180,12 +182,29 @@ def _restore_keras(
     return _describe(network, f"{path}: {told}", "Keras model")
 
 
+def _keras_version(path: str) -> str:
+    """Returns what the file says of the Keras that wrote it; "" where it says nothing."""
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            return str(json.loads(archive.read("metadata.json")).get("keras_version", ""))
+    except (zipfile.BadZipFile, KeyError, ValueError, AttributeError):
+        return ""  # Keras says what is wrong with it
+
+
 def _load_keras(
     path: str, image_size: Optional[int], normalization: Optional[str]
 ) -> tuple[KerasNetwork, str]:
     """Returns the model as a network, and a line for people that describes it."""
     if not tf.io.gfile.exists(path):
         raise CheckpointError(f"`--checkpoint` is {path!r}, but there is no such file.")
+    version = _keras_version(path)
+    if version.startswith("3"):
+        raise CheckpointError(
+            f"`--checkpoint` is {path!r}, a file of Keras {version}, but the programs take models"
+            " of Keras 2. In Keras 3 the model is trained by `fit` of efficientnet_advprop.keras3,"
+            " measured by `evaluate` (of a `BranchModel` for another branch) and served by"
+            " `export`; its weights go to Keras 2 by `save_weights` (docs/keras.md)."
+        )
     try:
         model = keras.models.load_model(path, compile=False)
     except Exception as error:  # of Keras or of a class of the model's author

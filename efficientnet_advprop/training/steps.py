@@ -16,10 +16,10 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import Attack
 from efficientnet_advprop.attacks.labels import check_labels
-from efficientnet_advprop.config.keras_training import checked_method
 from efficientnet_advprop.config.methods import ADVERSARIAL, AUGMENTED, CLEAN, Method
 from efficientnet_advprop.config.tables import STATISTICS
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.keras_common.fit_rules import checked_method
 from efficientnet_advprop.models.normalization import batch_norms, moving_statistics
 from efficientnet_advprop.runtime.branches import branch_names
 from efficientnet_advprop.runtime.errors import list_names

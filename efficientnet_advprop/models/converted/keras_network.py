@@ -23,15 +23,14 @@ import tensorflow as tf
 
 from efficientnet_advprop.config.tables import split_keras_variant
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.keras_common.converted_models import DualModel
 from efficientnet_advprop.models.converted.conversion import (
-    convert_batch_norms,
-    find_batch_norms,
-    restore_batch_norms,
-)
-from efficientnet_advprop.models.converted.dual_model import (
-    DualModel,
     add_auxiliary_batch_norms,
+    aux_branches_of,
+    convert_batch_norms,
+    is_converted,
     remove_auxiliary_batch_norms,
+    restore_batch_norms,
 )
 from efficientnet_advprop.models.network import (
     COMPUTE_DTYPES,
@@ -40,7 +39,6 @@ from efficientnet_advprop.models.network import (
     check_images,
     normalize_pixels,
 )
-from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.runtime.autograph import call_rewritten
 from efficientnet_advprop.runtime.branches import MAIN, BranchMixture, branch_index
 from efficientnet_advprop.runtime.errors import (
@@ -101,8 +99,7 @@ class KerasNetwork(Network):
         self._arguments = arguments
         self.variant = "keras" if arguments is None else arguments["variant"]
         self.activation_dtype = "float32" if arguments is None else arguments["compute_dtype"]
-        counts = {norm.aux_branches for norm in find_batch_norms(model).branched}
-        self.aux_branches = max(counts, default=0)
+        self.aux_branches = aux_branches_of(model)
         self.built = True
 
     def call(
@@ -319,9 +316,7 @@ def _check_model(variant: str, model: Any) -> None:
             f"`variant` is {variant!r}, whose function returned the same model again, but must make"
             " a new one at each call: training and its averages are networks of their own."
         )
-    branched = find_batch_norms(model).branched
-    is_converted = any(not isinstance(norm, DualBatchNormalization) for norm in branched)
-    if isinstance(model, (Network, DualModel)) or is_converted:
+    if isinstance(model, Network) or is_converted(model):
         raise ModelError(
             f"`variant` is {variant!r}, whose function returned a model with branches, or a network"
             " of this project, but must return a plain Keras model; the branches are added here."

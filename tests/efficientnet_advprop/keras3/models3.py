@@ -56,9 +56,10 @@ def cross_entropy(**options):
 
 
 def norms_of(model):
-    """The batch norms in order, at whatever depth."""
+    """The batch norms in order, at whatever depth, without their branches."""
     found = model._flatten_layers(include_self=False, recursive=True)
-    return [layer for layer in found if type(layer).__name__ == "BatchNormalization"]
+    norms = [layer for layer in found if isinstance(layer, layers.BatchNormalization)]
+    return [norm for norm in norms if not norm.name.startswith("aux")]
 
 
 def values(variables):

@@ -23,7 +23,7 @@ from efficientnet_advprop.keras3 import (
 )
 from efficientnet_advprop.runtime.errors import AttackError
 from tests.efficientnet_advprop.keras3 import models3
-from tests.efficientnet_advprop.keras3.models3 import cross_entropy, data, norms_of, values
+from tests.efficientnet_advprop.keras3.models3 import SIZE, cross_entropy, data, norms_of, values
 
 ROOT = pathlib.Path(__file__).parents[3]
 BACKEND = keras.config.backend()
@@ -97,9 +97,9 @@ def test_frozen_norms_stay_still_in_every_branch(freeze_first):
         else:
             add_auxiliary_batch_norms(model)
     norm = norms_of(model)[0]
-    before = values(norm.variables + norm.aux.variables)
+    before = values(norm.variables + norm.aux[0].variables)
     fit(make_trainer(model))
-    for old, new in zip(before, values(norm.variables + norm.aux.variables)):
+    for old, new in zip(before, values(norm.variables + norm.aux[0].variables)):
         np.testing.assert_array_equal(old, new)
 
 
@@ -107,7 +107,7 @@ def test_norms_that_are_built_late_get_their_branches():
     model = models3.Subclassed()
     trainer = make_trainer(add_auxiliary_batch_norms(model))
     assert "adversarial_loss" in fit(trainer)
-    assert all(norm.aux.built for norm in norms_of(model))
+    assert all(norm.aux[0].built for norm in norms_of(model))
 
 
 class OwnNorm(layers.BatchNormalization):
@@ -213,7 +213,9 @@ def test_main_learns_its_statistics_as_under_plain_fit():
     for one, other in zip(norms_of(plain), norms_of(dual)):
         for old, new in zip(one.variables, other.variables):
             np.testing.assert_allclose(*values([old, new]), rtol=1e-5, atol=1e-5)
-        assert np.abs(np.subtract(*values([other.aux.moving_mean, other.moving_mean]))).max() > 1e-3
+        assert (
+            np.abs(np.subtract(*values([other.aux[0].moving_mean, other.moving_mean]))).max() > 1e-3
+        )
 
 
 def test_a_still_attack_gives_both_branches_the_same_and_twice_the_gradient():
@@ -224,7 +226,7 @@ def test_a_still_attack_gives_both_branches_the_same_and_twice_the_gradient():
     dual = add_auxiliary_batch_norms(model)
     fit(make_trainer(dual, STILL, optimizer=SGD(0.05)), batch_size=16)
     for one, other in zip(norms_of(plain), norms_of(dual)):
-        for main, aux, _ in zip(other.variables, other.aux.variables, range(4)):
+        for main, aux, _ in zip(other.variables, other.aux[0].variables, range(4)):
             np.testing.assert_allclose(*values([main, aux]), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(
             *values([one.moving_mean, other.moving_mean]), rtol=1e-4, atol=1e-5
@@ -276,7 +278,7 @@ def test_an_attack_leaves_norms_still_that_are_told_to_train():
     attack = PGD(epsilon=0.0, num_steps=5, targeted=False, random_start=0.0)
     fit(make_trainer(dual, attack, optimizer=SGD(0.0)))
     norm = norms_of(dual)[0]
-    np.testing.assert_allclose(*values([norm.moving_mean, norm.aux.moving_mean]), rtol=1e-5)
+    np.testing.assert_allclose(*values([norm.moving_mean, norm.aux[0].moving_mean]), rtol=1e-5)
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -312,7 +314,7 @@ def test_an_attack_on_batch_statistics_sees_the_trained_network(mode):
         pytest.skip("needs an eager step")
     trainer.compile(SGD(0.0), loss, run_eagerly=True)
     for norm in norms_of(dual):
-        for part in (norm, norm.aux):
+        for part in (norm, norm.aux[0]):
             part.moving_variance.assign(keras.ops.full(part.moving_variance.shape, 4000.0))
     trainer.train_on_batch(IMAGES, LABELS)
     attacked = keras.ops.convert_to_numpy(seen[-2])
@@ -419,7 +421,7 @@ def test_mixed_precision(policy):
     assert np.isfinite(list(told.values())).all()
     assert (type(trainer.optimizer).__name__ == "LossScaleOptimizer") == (policy == "mixed_float16")
     norm = norms_of(dual)[0]
-    assert np.abs(np.subtract(*values([norm.gamma, norm.aux.gamma]))).max() > 0.0
+    assert np.abs(np.subtract(*values([norm.gamma, norm.aux[0].gamma]))).max() > 0.0
 
 
 OPTIONS = [
@@ -480,6 +482,40 @@ def test_sources_give_the_same(source):
         np.testing.assert_allclose(list(told.values()), list(want.values()), rtol=1e-5)
 
 
+def test_masks_reach_norms_and_losses_of_both_branches():
+    def make():
+        inputs = layers.Input((SIZE, SIZE, 3))
+        rows = layers.Masking()(layers.Reshape((SIZE, 3 * SIZE))(inputs))
+        model = keras.Model(inputs, layers.Dense(4)(layers.BatchNormalization()(rows)))
+        model.set_weights([np.full(w.shape, 0.01 * i) for i, w in enumerate(model.get_weights())])
+        return model
+
+    images, labels = IMAGES.copy(), np.arange(16 * SIZE).reshape(16, SIZE) % 4
+    images[:, SIZE // 2 :] = 0.0  # masked rows
+    plain = make()
+    plain.compile(SGD(0.0), cross_entropy())
+    history = plain.fit(images, labels, batch_size=8, shuffle=False, verbose=0).history
+    told = fit(make_trainer(add_auxiliary_batch_norms(make()), STILL, optimizer=SGD(0.0)),
+               images, labels)  # fmt: skip
+    for name in ("clean_loss", "adversarial_loss"):
+        np.testing.assert_allclose(told[name], history["loss"][0], rtol=1e-5)
+
+
+def test_callbacks_stop_and_save(tmp_path):
+    dual = add_auxiliary_batch_norms(models3.functional())
+    callbacks = [
+        keras.callbacks.EarlyStopping("adversarial_loss", min_delta=1e9, patience=1),
+        keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", monitor="val_loss"),
+    ]
+    trainer = make_trainer(dual)
+    options = dict(batch_size=8, epochs=5, verbose=0, validation_data=(IMAGES, LABELS))
+    history = trainer.fit(IMAGES, LABELS, callbacks=callbacks, **options).history
+    assert len(history["loss"]) == 2
+    best = keras.saving.load_model(tmp_path / "best.keras").network
+    for found, wanted in zip(values(best.weights), values(dual.weights)):
+        np.testing.assert_array_equal(found, wanted)
+
+
 # Files.
 
 
@@ -519,8 +555,48 @@ def test_weights_of_a_plain_model_go_to_all_branches_and_back(tmp_path):
     again = add_auxiliary_batch_norms(models3.functional())
     again.load_weights(tmp_path / "dual.weights.h5")
     np.testing.assert_array_equal(
-        *values([norms_of(again)[0].aux.gamma, norms_of(dual)[0].aux.gamma])
+        *values([norms_of(again)[0].aux[0].gamma, norms_of(dual)[0].aux[0].gamma])
     )
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras 2 has no other backend")
+@pytest.mark.parametrize("way", ["2 to 3", "3 to 2"])
+@pytest.mark.parametrize("given, taken", [(0, 0), (1, 0), (0, 1), (2, 2)])
+def test_weights_go_from_one_keras_to_the_other(way, given, taken, tmp_path):
+    """Files of `save_weights`, of plain models and of those with branches."""
+    keras2 = pytest.importorskip("efficientnet_advprop.keras2").keras
+    from efficientnet_advprop import keras as door2
+    from efficientnet_advprop import keras3 as door3
+
+    def make(kind, door, aux_branches, seed):
+        model = kind.Sequential(
+            [
+                kind.layers.Input((SIZE, SIZE, 3)),
+                kind.layers.DepthwiseConv2D(3),
+                kind.layers.BatchNormalization(),
+                kind.layers.GlobalAveragePooling2D(),
+                kind.layers.Dense(2),
+            ]
+        )
+        if aux_branches:
+            door.add_auxiliary_batch_norms(model, aux_branches)
+        random = np.random.default_rng(seed)
+        model.set_weights([random.uniform(0.5, 1.5, w.shape) for w in model.get_weights()])
+        names = ["main", "aux", "aux_2"][: 1 + aux_branches]
+        return model, [door.BranchModel(model, name) for name in names]
+
+    one, other = (keras2, door2), (keras, door3)
+    if way == "3 to 2":
+        one, other = other, one
+        if taken > given:
+            pytest.skip("Keras 2 refuses: load before the conversion")
+    source, wanted = make(*one, given, 1)
+    target, found = make(*other, taken, 2)
+    source.save_weights(tmp_path / "w.weights.h5")
+    target.load_weights(tmp_path / "w.weights.h5")
+    for index, branch in enumerate(found):
+        want = np.asarray(wanted[min(index, given)](IMAGES))
+        np.testing.assert_allclose(np.asarray(branch(IMAGES)), want, rtol=1e-4)
 
 
 def run_python(code, *arguments, **variables):

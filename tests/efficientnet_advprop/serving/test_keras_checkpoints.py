@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -103,6 +104,10 @@ def test_what_cannot_be_taken(tmp_path):
         restore_network(checkpoint=path)
     pathlib.Path(path).write_text("no archive")
     with pytest.raises(CheckpointError, match="which Keras cannot load"):
+        restore_network(checkpoint=path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", json.dumps({"keras_version": "3.15.1"}))
+    with pytest.raises(CheckpointError, match="Keras 3.15.1.*`fit`"):
         restore_network(checkpoint=path)
     make_dual().save(path)
     with pytest.raises(ConfigError, match="takes 32 pixels only"):

@@ -5,6 +5,7 @@ import re
 from typing import Any, Iterable, Optional, Union
 
 from efficientnet_advprop.config.methods import AUGMENTED, METHODS, Method, Pass
+from efficientnet_advprop.config.pgd_settings import PGDSettings
 from efficientnet_advprop.config.tables import STATISTICS
 from efficientnet_advprop.runtime.branches import branch_names
 from efficientnet_advprop.runtime.errors import ModelError
@@ -151,6 +152,50 @@ def loss_name(loss: Any, package: str) -> str:
 
 def _snake(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()  # "MeanError" → "mean_error"
+
+
+def check_loss(
+    model: Any, loss: Any, package: str, labels: list[tuple], outputs: list[tuple]
+) -> Optional[bool]:
+    """Checks the compiled loss and the attack against labels and outputs.
+
+    Args:
+        model: an `AdvPropModel`.
+        loss: as `compile` got it.
+        package: the module in which Keras's own losses are.
+        labels, outputs: shapes, one for each label and output.
+
+    Returns:
+        Whether labels are weights of the classes; None where that is not known.
+
+    Raises:
+        ModelError: they do not fit.
+    """
+    attack = model.attack if isinstance(model.attack, PGDSettings) else None
+    if len(outputs) == 1 and len(labels) == 1:
+        told = told_shapes(labels, outputs)
+        return check_classes(loss_name(loss, package), attack, labels[0], outputs[0], told)
+    if attack is not None and attack.targeted:
+        raise ModelError(
+            f"`attack` is targeted, but the model has {len(outputs)} outputs, of which none alone"
+            " says what a wrong class is; take PGD(targeted=False)."
+        )
+    return None
+
+
+def require_loss(loss: Any) -> None:
+    """Raises a `ModelError` unless a loss was compiled."""
+    if not loss:
+        raise ModelError(
+            "No loss was compiled. An attack climbs the compiled loss, and losses that layers add "
+            "cannot take its place; give one to `compile`."
+        )
+
+
+def told_shapes(labels: list[tuple], outputs: list[tuple]) -> str:
+    """Returns what messages say of shapes."""
+    told = (", ".join(map(str, shapes)) for shapes in (labels, outputs))
+    return "labels of shape {}, outputs of shape {}".format(*told)
 
 
 def check_classes(

@@ -36,7 +36,7 @@ from efficientnet_advprop.models.layers import (
     kernel_initializer,
     run_steps,
 )
-from efficientnet_advprop.models.network import BlockNetwork, check_scaling
+from efficientnet_advprop.models.network import BlockNetwork, given_scaling
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.models.scaling import Block
 from efficientnet_advprop.runtime.errors import require_choice
@@ -294,10 +294,9 @@ class EfficientNet(BlockNetwork):
             if given[argument] is None:
                 given[argument] = getattr(design, argument)
         super().__init__(given, scaling.VARIANTS, scaling.network_name(variant), design.activation)
-        width = row.width_coefficient if width_coefficient is None else width_coefficient
-        depth = row.depth_coefficient if depth_coefficient is None else depth_coefficient
-        dropout = row.dropout_rate if dropout_rate is None else dropout_rate
-        check_scaling(width, depth, dropout)
+        width, depth, dropout = given_scaling(
+            given, row.width_coefficient, row.depth_coefficient, row.dropout_rate
+        )
         self.image_size = row.image_size
         norms, policy = self.norm_arguments, self.dtype_policy_of_layers
         stem_filters, head_filters = scaling.end_filters(design, width)

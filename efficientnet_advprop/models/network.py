@@ -354,15 +354,18 @@ def check_images(images) -> tf.Tensor:
     return tf.ensure_shape(images, [None, None, None, 3])
 
 
-def check_scaling(width: float, depth: float, dropout_rate: float) -> None:
-    """Raises a ValueError unless the multipliers are positive and the rate is in [0, 1)."""
-    if width <= 0 or depth <= 0:
-        raise ValueError(
-            f"`width_coefficient` is {width!r} and `depth_coefficient` {depth!r}, but both must be"
-            " positive."
-        )
-    if not 0.0 <= dropout_rate < 1.0:
-        raise ValueError(f"`dropout_rate` is {dropout_rate!r}, but must lie in [0, 1).")
+def given_scaling(given: dict[str, Any], *defaults: float) -> list[float]:
+    """Returns width, depth and dropout rate as given, or else the variant's."""
+    names = ("width_coefficient", "depth_coefficient", "dropout_rate")
+    values = [
+        default if given[name] is None else given[name] for name, default in zip(names, defaults)
+    ]
+    rules = [(lambda value: value > 0, "must be positive")] * 2
+    rules.append((lambda value: 0.0 <= value < 1.0, "must lie in [0, 1)"))
+    for name, value, (is_right, rule) in zip(names, values, rules):
+        if not is_right(value):
+            raise ValueError(f"`{name}` is {value!r}, but {rule}.")
+    return values
 
 
 def official_name(name: str) -> str:

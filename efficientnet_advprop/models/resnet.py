@@ -27,7 +27,7 @@ from efficientnet_advprop.models.layers import (
     drop_residual,
     run_steps,
 )
-from efficientnet_advprop.models.network import BlockNetwork, check_scaling
+from efficientnet_advprop.models.network import BlockNetwork, given_scaling
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.models.scaling import round_filters, round_repeats
 from efficientnet_advprop.runtime.errors import require_choice
@@ -239,10 +239,7 @@ class ResNet(BlockNetwork):
         require_choice("denoise", denoise, ("none", *OPERATIONS))
         for stage in denoise_stages:
             require_choice("denoise_stages", stage, STAGES)
-        width = 1.0 if width_coefficient is None else width_coefficient
-        depth = 1.0 if depth_coefficient is None else depth_coefficient
-        dropout = 0.0 if dropout_rate is None else dropout_rate
-        check_scaling(width, depth, dropout)
+        width, depth, dropout = given_scaling(given, 1.0, 1.0, 0.0)
         self.image_size = IMAGE_SIZE
         self.stride_in, self.pool_padding = stride_in, pool_padding
         norms, policy = self.norm_arguments, self.dtype_policy_of_layers

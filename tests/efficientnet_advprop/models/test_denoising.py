@@ -13,6 +13,7 @@ from efficientnet_advprop.runtime.errors import ModelError
 from efficientnet_advprop.runtime.pass_mode import use_branch
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
 from efficientnet_advprop.training import checks
+from tests.efficientnet_advprop.models.test_resnet import randomize
 
 CHANNELS = 6
 # Of every region and every kind of weights one; the others are combinations of these.
@@ -141,14 +142,7 @@ def make_small(**overrides):
 def denoised():
     """Two blocks in stages 2 and 3, three in 4, two in 5, each stage with a denoising block."""
     model = make_small(denoise="non_local_softmax")
-    random = np.random.RandomState(0)
-    for variable in model.variables:
-        shape, name = variable.shape.as_list(), variable.name
-        if "kernel" in name:
-            variable.assign(random.normal(0, 1 / np.sqrt(np.prod(shape[:-1])), shape))
-        else:
-            centre = 1.0 if "gamma" in name or "variance" in name else 0.0
-            variable.assign(centre + random.uniform(-0.3, 0.3, shape))
+    randomize(model)
     return model
 
 

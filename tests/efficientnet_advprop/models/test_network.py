@@ -57,11 +57,11 @@ def test_logits_and_gradients_need_no_static_shape(network):
         return [logits, *tape.gradient(loss, kernels[:3])]
 
     wanted = tf.function(differentiate)(images)
-    for shape in ([None, None, None, 3], None):
-        found = tf.function(differentiate, input_signature=[tf.TensorSpec(shape)])(images)
-        for one, other in zip(found, wanted):
-            atol = 1e-5 * np.abs(other).max() + 1e-12
-            np.testing.assert_allclose(one, other, rtol=0, atol=atol, err_msg=str(shape))
+    # Not even a rank; the attack below knows that.
+    found = tf.function(differentiate, input_signature=[tf.TensorSpec(None)])(images)
+    for one, other in zip(found, wanted):
+        atol = 1e-5 * np.abs(other).max() + 1e-12
+        np.testing.assert_allclose(one, other, rtol=0, atol=atol)
 
 
 def test_an_attack_needs_no_static_shape(network):

@@ -89,11 +89,7 @@ def test_gradients_are_the_official_ones(tiny, mode, training):
         for key in numbers.files
         if key.startswith(prefix + "gradw")
     }
-    chosen = [
-        v
-        for v, name in zip(tiny.trainable_variables, names(tiny.trainable_variables))
-        if name in wanted
-    ]
+    chosen = [v for v in tiny.trainable_variables if v.name.split(":")[0] in wanted]
     assert len(chosen) == len(wanted) == 8
 
     def differentiate():
@@ -136,18 +132,8 @@ def test_a_dual_checkpoint_restores_into_a_plain_model(tmp_path):
         np.testing.assert_array_equal(variable, values[variable.name.split(":")[0]])
 
 
-@pytest.mark.parametrize("form", [pytest.param("saved_model", marks=pytest.mark.slow), "keras"])
-def test_saved_and_loaded(tiny, tmp_path, form):
+def test_saved_and_loaded(tiny, tmp_path):
     images = golden("train.npz")["images"]
-    path = str(tmp_path / ("model" if form == "saved_model" else "model.keras"))
-    wanted = tiny(images)
-    if form == "saved_model":
-        spec = tf.TensorSpec([None, 64, 64, 3], tf.float32)
-        signature = tf.function(lambda x: {"logits": tiny(x)}).get_concrete_function(spec)
-        tf.saved_model.save(tiny, path, signatures=signature)
-        serve = tf.saved_model.load(path).signatures["serving_default"]
-        logits = serve(tf.constant(images))["logits"]
-    else:
-        tiny.save(path)
-        logits = keras.models.load_model(path)(images)
-    np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-5)
+    tiny.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded(images), tiny(images), rtol=0, atol=1e-5)

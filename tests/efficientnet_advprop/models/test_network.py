@@ -88,6 +88,10 @@ def test_an_image_that_is_not_rgb_is_refused_also_when_tracing_did_not_know(netw
         network(tf.zeros([1, 32, 32, 1]))
     with pytest.raises(ValueError, match="`images` are bool"):
         network(tf.zeros([1, 32, 32, 3], tf.bool))
+    with pytest.raises(ValueError, match=r"`images` have shape \(32, 32, 3\)"):
+        network(tf.zeros([32, 32, 3]))
+    with pytest.raises(ValueError, match="`branch` is 'aux_2'.*only 'main', 'aux'"):
+        network(tf.zeros([1, 32, 32, 3]), branch="aux_2")
 
 
 @pytest.mark.slow
@@ -170,12 +174,18 @@ def test_saves_and_loads_as_a_keras_model(network, tmp_path, file, functional):
 
 @pytest.mark.slow
 def test_saves_as_a_saved_model(network, tmp_path):
+    """Whole, and with a signature alone."""
     images = tf.constant(pixels(np.float32))
     # A new one: Keras saves the arguments of the first call, which others made with a seed.
     network = type(network).from_config(network.get_config())
     network(images)
-    tf.saved_model.save(network, str(tmp_path / "m"))
-    check(tf.saved_model.load(str(tmp_path / "m")), images, network(images))
+    spec = tf.TensorSpec([None, 32, 40, 3], tf.float32)
+    signature = tf.function(lambda x: {"logits": network(x)}).get_concrete_function(spec)
+    tf.saved_model.save(network, str(tmp_path / "m"), signatures=signature)
+    loaded = tf.saved_model.load(str(tmp_path / "m"))
+    check(loaded, images, network(images))
+    serve = loaded.signatures["serving_default"]
+    check(lambda images: serve(images)["logits"], images, network(images))
 
 
 @pytest.mark.slow

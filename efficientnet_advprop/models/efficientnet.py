@@ -228,9 +228,7 @@ def _names_of_convolutions(block: Block) -> Iterator[str]:
 @keras.utils.register_keras_serializable("efficientnet_advprop")
 class EfficientNet(BlockNetwork):
     """An EfficientNet whose every batch norm has one main and `aux_branches` auxiliary
-    branches.
-
-    All variables exist when the constructor returns.
+    branches. All variables exist when the constructor returns.
 
     Args:
         variant: "b0" … "b8", "l1", "l2", "lite0" … "lite4", "edgetpu-S", "-M", "-L",

@@ -78,7 +78,7 @@ class BranchedNorm:
 
     def make_children(self, aux_branches: int) -> list[keras.layers.Layer]:
         """Returns new auxiliary branches, not built."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its branches are.")
+        raise NotImplementedError
 
     def add_branches(self, aux_branches: int) -> None:
         """Adds auxiliary branches, copies of the main one, to a layer that has none."""
@@ -87,9 +87,7 @@ class BranchedNorm:
             build_copy(child, self)
 
     def remove_branches(self) -> None:
-        """Takes the auxiliary branches out of the sublayers, and out of what a
-        checkpoint saves.
-        """
+        """Takes the auxiliary branches out of the sublayers and of checkpoints."""
         # Keras's deletion does only the first, TensorFlow's only the second.
         delattr(self, "aux")
         object.__setattr__(self, "aux", None)

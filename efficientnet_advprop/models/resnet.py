@@ -171,35 +171,28 @@ class BottleneckBlock(keras.layers.Layer):
 
 @keras.utils.register_keras_serializable("efficientnet_advprop")
 class ResNet(BlockNetwork):
-    """A ResNet whose every batch norm has one main and `aux_branches` auxiliary
-    branches.
+    """A ResNet whose every batch norm has one main and `aux_branches` auxiliary branches.
 
     Args:
         variant: a key of `VARIANTS`.
-        num_classes: size of the logits, ≥ 1.
-        aux_branches: auxiliary batch norms beside the main ones; 0 is a plain ResNet.
         width_coefficient, depth_coefficient: multiply filters and blocks; None is 1.
         dropout_rate: before the classifier; None is 0, as official.
         survival_prob: stochastic depth's flag, in (0, 1]; 1, as official, switches it
             off.
-        normalization: of pixels: "imagenet" (mean and standard deviation; official),
-            "advprop" (x·2/255 − 1; Fast AdvProp), "caffe" (mean of ImageNet alone;
-            Keras) or "none".
-        compute_dtype: see `EfficientNet`.
-        batch_norm_momentum, batch_norm_epsilon, batch_norm_group_size, aux_shares: see
-            `DualBatchNormalization`.
-        recomputed_blocks: see `EfficientNet`.
-        stride_in: the convolution of a group's first block that has its stride: "3x3"
+        normalization: of pixels, a key of `network.NORMALIZATIONS`: "imagenet" is
+            official, "advprop" that of Fast AdvProp, "caffe" Keras's.
+        stride_in: the convolution of a stage's first block that has its stride: "3x3"
             (official) or "1x1" (Keras).
         pool_padding: of the max-pooling: "same" (official) or "symmetric", one pixel on
             every side (Keras and PyTorch).
         activation: a key of `activations.ACTIVATIONS`, or "silu"; None is "relu".
-        activation_alpha, smooth_relu_gradient: see `activations.Activation`.
         denoise: the operation of the denoising blocks, a key of `denoising.OPERATIONS`,
             or "none".
         denoise_stages: behind which stages there is one, of 2, 3, 4 and 5; all, as in
             the paper, unless told.
         name: scope of the variables; default: the variant.
+
+    All others are those of `EfficientNet`.
 
     Raises:
         ValueError: an argument that is out of its range, with its name.

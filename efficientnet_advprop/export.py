@@ -74,7 +74,10 @@ def main(argv):
     )
     network = _NETWORK.restore()
     print(network.description, flush=True)
-    print(export(network, _EXPORT_DIR.value, options), flush=True)
+    path, num_bytes, agreement = export(network, _EXPORT_DIR.value, options)
+    print(
+        f"{path}: {num_bytes / 1e6:.1f} MB\n  checked in a fresh process: {agreement}", flush=True
+    )
 
 
 if __name__ == "__main__":

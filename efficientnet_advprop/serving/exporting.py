@@ -1,20 +1,26 @@
 """One export: fold, write, check in a fresh process, move into place.
 
-print(export(network, export_dir="served/b3", options=ExportOptions()))
+Versions are directories as TensorFlow Serving wants them, `<export_dir>/1`, `/2`, …, each
+there as a whole or not at all.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import os
+import re
+import shutil
 import sys
-from typing import Any, Optional, Sequence
+import tempfile
+from typing import Any, Iterator, Optional, Sequence
 
 import tensorflow as tf
 
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.models import KerasNetwork
 from efficientnet_advprop.models.network import Network, weights_digest
-from efficientnet_advprop.runtime.errors import RunError, UsageError
+from efficientnet_advprop.runtime import files
+from efficientnet_advprop.runtime.errors import RunError, UsageError, brief_message
 from efficientnet_advprop.serving import converters, verification
 from efficientnet_advprop.serving.calibration_images import (
     Examples,
@@ -29,12 +35,12 @@ from efficientnet_advprop.serving.saved_model import (
     write_saved_model,
 )
 from efficientnet_advprop.serving.trained_network import RestoredNetwork
-from efficientnet_advprop.serving.versions import new_version
 
 _FILE_NAMES = {"tflite": "model.tflite", "onnx": "model.onnx", "keras": "model.keras"}
 _WEIGHTS_FILE = "model.weights.h5"  # beside model.keras
 _MAX_CALIBRATION_IMAGES = 500
 _MAX_PROTO_BYTES = 2**31 - 1  # a SavedModel's graph and an ONNX file are one protocol buffer each
+_STAGING_PREFIX = "unfinished-"  # no number, so TensorFlow Serving does not look at it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,21 +89,12 @@ class ExportOptions:
         return verification.FLOAT32_TOLERANCE if is_probability else verification.FEATURE_TOLERANCE
 
 
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """What was written."""
-
-    path: str  # of the new version
-    num_bytes: int
-    agreement: verification.Agreement
-
-    def __str__(self):
-        size = f"{self.num_bytes / 1e6:.1f} MB"
-        return f"{self.path}: {size}\n  checked in a fresh process: {self.agreement}"
-
-
-def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) -> Export:
+def export(
+    network: RestoredNetwork, export_dir: str, options: ExportOptions
+) -> tuple[str, int, verification.Agreement]:
     """Writes the next version of a network into `export_dir`.
+
+    Returns the path of the version, its size in bytes, and what its check has found.
 
     Args:
         network: without auxiliary branches.
@@ -146,10 +143,8 @@ def export(network: RestoredNetwork, export_dir: str, options: ExportOptions) ->
             model, options.format, checked, examples, options.tolerance, python, options.end_point
         )
         write_metadata(metadata_path, {**metadata, "self_check": agreement.as_json()})
-        tree = os.walk(version.staging)
-        written = [os.path.join(folder, name) for folder, _, names in tree for name in names]
-        num_bytes = sum(map(os.path.getsize, written))
-    return Export(version.path, num_bytes, agreement)
+        num_bytes = sum(map(os.path.getsize, _files_below(version.staging)))
+    return version.path, num_bytes, agreement
 
 
 def _read_examples(network: RestoredNetwork, options: ExportOptions) -> Examples:
@@ -252,3 +247,95 @@ def _write_file(
         saved = model.plain_model() if isinstance(model, KerasNetwork) else model
         saved.save(path)
         saved.save_weights(os.path.join(os.path.dirname(path), _WEIGHTS_FILE))
+
+
+class Version:
+    """A version in the making: `staging` is a local folder to write into, `path` where
+    its contents have gone; set in the end, since another export may have been faster.
+    """
+
+    def __init__(self, staging: str):
+        self.staging, self.path = staging, ""
+
+
+def next_version(export_dir: str) -> int:
+    """Returns one more than the highest version in `export_dir`; 1 if there is none."""
+    names = files.list_folder(export_dir) if tf.io.gfile.isdir(export_dir) else []
+    return max((int(name) for name in names if re.fullmatch("[0-9]+", name)), default=0) + 1
+
+
+@contextlib.contextmanager
+def new_version(export_dir: str, num_bytes: int) -> Iterator[Version]:
+    """Makes room for the next free version of some `num_bytes` in `export_dir`, local or
+    remote, and moves it into place if the block ends without an exception.
+
+    Raises a `RunError` if `export_dir` is a file or cannot be written, or there is no space.
+    """
+    is_remote = files.is_remote(export_dir)
+    try:
+        if tf.io.gfile.exists(export_dir) and not tf.io.gfile.isdir(export_dir):
+            raise RunError(
+                f"`export_dir` is {export_dir!r}, which is a file; give a directory, which may"
+                " exist."
+            )
+        is_new = not tf.io.gfile.exists(export_dir)
+        tf.io.gfile.makedirs(export_dir)
+        staging = tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=None if is_remote else export_dir)
+    except (OSError, tf.errors.OpError) as error:
+        raise _cannot_write(export_dir, error) from error
+    version = Version(staging)
+    try:
+        free = shutil.disk_usage(staging).free
+        if free < num_bytes:
+            raise RunError(
+                f"`export_dir` is {export_dir!r}, where {free / 1e6:.0f} MB are free, but"
+                f" {num_bytes / 1e6:.0f} MB are needed; make room or give another directory."
+            )
+        yield version
+        os.chmod(staging, 0o755)  # mkdtemp lets only its owner in; the server may be another user
+        version.path = _publish(staging, export_dir, is_remote)
+    except (OSError, tf.errors.OpError) as error:
+        raise _cannot_write(export_dir, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_new and not is_remote and not version.path:
+            with contextlib.suppress(OSError):
+                os.rmdir(export_dir)  # only if empty
+
+
+def _publish(staging: str, export_dir: str, is_remote: bool) -> str:
+    while True:
+        path = os.path.join(export_dir, str(next_version(export_dir)))
+        if is_remote:
+            _upload(staging, path)
+            return path
+        try:
+            os.rename(staging, path)
+            return path
+        except OSError:
+            if not os.path.exists(path):
+                raise  # otherwise another export has just taken this number
+
+
+def _upload(staging: str, path: str) -> None:
+    """Copies a tree; `saved_model.pb`, by which a server knows a version, comes last."""
+
+    def order(file):
+        return file.endswith("saved_model.pb"), file
+
+    for file in sorted(_files_below(staging), key=order):
+        target = os.path.join(path, os.path.relpath(file, staging))
+        tf.io.gfile.makedirs(os.path.dirname(target))
+        tf.io.gfile.copy(file, target)
+
+
+def _cannot_write(export_dir: str, error: BaseException) -> RunError:
+    return RunError(
+        f"`export_dir` is {export_dir!r}, where the export cannot be written:"
+        f" {brief_message(error)}. Nothing was left behind."
+    )
+
+
+def _files_below(folder: str) -> list[str]:
+    tree = os.walk(folder)
+    return [os.path.join(inner, name) for inner, _, names in tree for name in names]

@@ -20,14 +20,14 @@ def network():
 
 @pytest.fixture(scope="session")
 def exported(network, tmp_path_factory):
-    """A finished SavedModel export."""
+    """The path of a finished SavedModel export."""
     export_dir = tmp_path_factory.mktemp("served") / "tiny"
-    return export(network, str(export_dir), ExportOptions(class_names=CLASS_NAMES, num_top=3))
+    return export(network, str(export_dir), ExportOptions(class_names=CLASS_NAMES, num_top=3))[0]
 
 
 @pytest.fixture(scope="session")
 def loaded(exported):
-    return tf.saved_model.load(exported.path)
+    return tf.saved_model.load(exported)
 
 
 @pytest.fixture(scope="session")

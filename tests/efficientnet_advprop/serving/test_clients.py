@@ -39,7 +39,7 @@ grpc_client, local_server, pixels, rest_client = map(
 
 @pytest.fixture(scope="module")
 def model(exported):
-    return local_server.ServedModel(os.path.dirname(exported.path))
+    return local_server.ServedModel(os.path.dirname(exported))
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,10 @@ from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import EfficientNet
 from efficientnet_advprop.models.network import weights_digest
 from efficientnet_advprop.runtime.errors import RunError, UsageError
-from efficientnet_advprop.serving import converters, exporting, verification, versions
+from efficientnet_advprop.serving import converters, exporting, verification
 from efficientnet_advprop.serving.calibration_images import default_examples
-from efficientnet_advprop.serving.exporting import ExportOptions, export
+from efficientnet_advprop.serving.exporting import ExportOptions, export, new_version
 from efficientnet_advprop.serving.inference_network import InferenceNetwork
-from efficientnet_advprop.serving.versions import new_version
 from tests.conftest import DATA, run_program
 from tests.efficientnet_advprop.serving.conftest import softmax
 
@@ -65,7 +64,7 @@ def test_places_that_cannot_be_written_are_named(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="`export_dir` is .*cannot be written"):
         write_version(tmp_path / "file" / "below")
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(versions.shutil, "disk_usage", lambda path: usage._replace(free=2_000_000))
+    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: usage._replace(free=2_000_000))
     with pytest.raises(RunError, match="2 MB are free, but 30 MB are needed"):
         with new_version(str(tmp_path / "new"), num_bytes=30_000_000):
             pytest.fail("there is no space for this")
@@ -97,8 +96,8 @@ def test_an_export_that_cannot_be_loaded_is_named(network, tmp_path):
 @pytest.mark.slow
 def test_paths_may_be_relative(network, exported, monkeypatch):
     """Those of the export and of the interpreter, as a command line gives them."""
-    monkeypatch.chdir(os.path.dirname(exported.path))
-    path = os.path.basename(exported.path)
+    monkeypatch.chdir(os.path.dirname(exported))
+    path = os.path.basename(exported)
     examples = default_examples(64, "released")
     agreement = verification.verify(
         network.model, "saved_model", path, examples, 1e-5, python=os.path.relpath(sys.executable)
@@ -153,24 +152,24 @@ def test_integer_exports_report_the_accuracy_lost(network, photographs, tmp_path
     options = ExportOptions(
         format="tflite", quantization="full_integer", calibration_dir=str(tmp_path / "images")
     )
-    result = export(network, str(tmp_path / "served"), options)
-    assert result.agreement.num_images == 10
+    path, _, agreement = export(network, str(tmp_path / "served"), options)
+    assert agreement.num_images == 10
     # Five copies of either photograph, of ten different labels: at most one of each is
     # right.
-    assert 0.0 <= result.agreement.model_accuracy <= 0.2
-    assert "points lost" in str(result) and "same top-1 on" in str(result)
-    with open(os.path.join(result.path, "metadata.json"), encoding="utf-8") as file:
-        assert json.load(file)["self_check"]["export_accuracy"] == result.agreement.export_accuracy
+    assert 0.0 <= agreement.model_accuracy <= 0.2
+    assert "points lost" in str(agreement) and "same top-1 on" in str(agreement)
+    with open(os.path.join(path, "metadata.json"), encoding="utf-8") as file:
+        assert json.load(file)["self_check"]["export_accuracy"] == agreement.export_accuracy
 
 
 @pytest.mark.slow
 def test_keras_export_gives_the_model_back(network, tmp_path, expected):
     images, logits = expected
-    result = export(network, str(tmp_path), ExportOptions(format="keras"))
-    model = keras.models.load_model(os.path.join(result.path, "model.keras"))
+    path, *_ = export(network, str(tmp_path), ExportOptions(format="keras"))
+    model = keras.models.load_model(os.path.join(path, "model.keras"))
     np.testing.assert_allclose(model(images), logits, atol=3e-5)
     other = EfficientNet.from_config(model.get_config())
-    other.load_weights(os.path.join(result.path, "model.weights.h5"))
+    other.load_weights(os.path.join(path, "model.weights.h5"))
     np.testing.assert_array_equal(other(images), model(images))
 
 
@@ -191,7 +190,7 @@ def test_onnx_is_converted_and_checked(network, tmp_path):
     options = ExportOptions(
         format="onnx", onnx_python=os.environ.get("ONNX_PYTHON", sys.executable)
     )
-    agreement = export(network, str(tmp_path), options).agreement
+    _, _, agreement = export(network, str(tmp_path), options)
     assert agreement.num_same_top1 == agreement.num_images and agreement.max_difference < 1e-5
 
 

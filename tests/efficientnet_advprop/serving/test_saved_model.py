@@ -146,7 +146,7 @@ def test_pixels_of_another_size_are_refused_by_name(loaded):
 
 
 def test_the_graph_holds_the_weights_once_and_as_constants(exported):
-    with open(os.path.join(exported.path, "saved_model.pb"), "rb") as file:
+    with open(os.path.join(exported, "saved_model.pb"), "rb") as file:
         graph = saved_model_pb2.SavedModel.FromString(file.read()).meta_graphs[0].graph_def
     large = [
         function
@@ -161,7 +161,7 @@ def test_the_graph_holds_the_weights_once_and_as_constants(exported):
 
 def test_warmup_requests_fit_the_signatures(exported, loaded):
     names = []
-    for record in tf.data.TFRecordDataset(os.path.join(exported.path, WARMUP_FILE)):
+    for record in tf.data.TFRecordDataset(os.path.join(exported, WARMUP_FILE)):
         request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
         ((name, tensor),) = request.inputs.items()
         loaded.signatures[request.model_spec.signature_name](
@@ -172,7 +172,7 @@ def test_warmup_requests_fit_the_signatures(exported, loaded):
 
 
 def test_metadata_say_what_the_export_is(exported):
-    with open(os.path.join(exported.path, "assets", "metadata.json"), encoding="utf-8") as file:
+    with open(os.path.join(exported, "assets", "metadata.json"), encoding="utf-8") as file:
         metadata = json.load(file)
     assert metadata["model"]["variant"] == "b0" and metadata["model"]["num_classes"] == 10
     assert metadata["input"]["crop_fraction"] == pytest.approx(64 / 96)

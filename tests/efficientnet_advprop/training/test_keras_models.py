@@ -129,18 +129,18 @@ def test_export(finished, tmp_path, format):
     network = restore_network(model_dir=finished[0])
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     expected = network.model(images).numpy()
-    done = export(network, str(tmp_path / "served"), ExportOptions(format=format))
-    assert done.agreement.num_same_top1 == done.agreement.num_images == 10
+    path, _, agreement = export(network, str(tmp_path / "served"), ExportOptions(format=format))
+    assert agreement.num_same_top1 == agreement.num_images == 10
     if format == "saved_model":
-        loaded = tf.saved_model.load(done.path)
+        loaded = tf.saved_model.load(path)
         found = loaded.signatures["predict_images"](images=tf.constant(images))["logits"]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-        saved = [name for name, _ in tf.train.list_variables(f"{done.path}/variables/variables")]
+        saved = [name for name, _ in tf.train.list_variables(f"{path}/variables/variables")]
         # One kernel, three of the separable convolution, two of the classifier, and
         # four of each batch norm: main alone.
         assert len([name for name in saved if "VARIABLE_VALUE" in name]) == 1 + 3 + 2 + 2 * 4
     if format == "keras":
-        model = keras.models.load_model(f"{done.path}/model.keras")
+        model = keras.models.load_model(f"{path}/model.keras")
         assert type(model) is keras.Sequential
         np.testing.assert_allclose(model(images), expected, rtol=1e-4, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Finds the workers of a run on several machines and connects them.
+"""Finds the workers of a run on several machines, connects them, and lets them agree.
 
 A worker is one process; all run the same program with the same arguments. The resolvers
 are TensorFlow's. Their results are checked before TensorFlow's servers start, which with
@@ -6,16 +6,18 @@ wrong addresses wait forever or end with a traceback.
 """
 
 import errno
+import json
 import os
 import signal
 import socket
 import threading
 import time
-from typing import Optional, TypeAlias
+from typing import Mapping, Optional, TypeAlias
 
+import numpy as np
 import tensorflow as tf
 
-from tpu_utils.connections import end_unless_done, listening_problem, split
+from tpu_utils.connections import end_unless_done, is_reachable, listening_problem, split
 from tpu_utils.platforms import RESOLVERS, PlatformError, brief_message
 
 _JOBS = ("chief", "worker")
@@ -25,7 +27,7 @@ _EXAMPLE = (
 _POLL_SECONDS = 2.0
 
 Resolver: TypeAlias = tf.distribute.cluster_resolver.ClusterResolver
-Workers: TypeAlias = tuple[dict[str, list[str]], str, int]  # addresses by job; own job and index
+Found: TypeAlias = tuple[dict[str, list[str]], str, int]  # addresses by job; own job and index
 
 
 def resolve_cluster(
@@ -76,7 +78,7 @@ def index_of(resolver: Resolver) -> int:
     return resolver.task_id + (num_chiefs if resolver.task_type == "worker" else 0)
 
 
-def _read_tf_config() -> Workers:
+def _read_tf_config() -> Found:
     text = os.environ.get("TF_CONFIG", "")
     if not text:
         raise PlatformError(
@@ -100,7 +102,7 @@ def _read_tf_config() -> Workers:
     return jobs, job, index
 
 
-def _ask_slurm(port: int) -> Workers:
+def _ask_slurm(port: int) -> Found:
     wanted = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST")
     missing = [name for name in wanted if name not in os.environ]
     if missing:
@@ -125,7 +127,7 @@ def _ask_slurm(port: int) -> Workers:
     return jobs, resolver.task_type, resolver.task_id
 
 
-def _ask_kubernetes(port, pod_selector, num_workers, timeout_seconds) -> Workers:
+def _ask_kubernetes(port, pod_selector, num_workers, timeout_seconds) -> Found:
     if not pod_selector or not num_workers:
         raise PlatformError(
             "`cluster_resolver` is 'kubernetes', but --pod_selector or --num_workers is missing; "
@@ -238,3 +240,75 @@ def join_cluster(
         # Python's again.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return strategy
+
+
+class Workers:
+    """The worker processes of a run: the index of this one, and agreement between all.
+
+    Only `multi_worker` has several: a TPU pod is controlled by one process. With one
+    worker, nothing here communicates. `any` and `compare` wait for all workers, so every
+    worker must call them at the same place of the program.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy):
+        self._strategy = strategy
+        self._addresses = [""]
+        self.index = 0
+        if (
+            isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+            and strategy.cluster_resolver.cluster_spec().jobs
+        ):
+            self._addresses = addresses_of(strategy.cluster_resolver)
+            self.index = index_of(strategy.cluster_resolver)
+        self.count = len(self._addresses)
+
+        self._sum_over_all = tf.function(
+            lambda value: strategy.reduce(
+                tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, (value,)), axis=None
+            )
+        )
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this worker writes the files that all share; exactly one does."""
+        return self.index == 0
+
+    def any(self, flag: bool) -> bool:
+        """Returns whether `flag` is true on at least one worker; the same answer on all."""
+        if self.count == 1:
+            return bool(flag)
+        return bool(self._sum_over_all(tf.constant(float(flag))) > 0.0)
+
+    def compare(self, facts: Mapping[str, str]) -> dict[str, list[str]]:
+        """Returns those of `facts` that differ, each with the values of all workers in order."""
+        if self.count == 1:
+            return {}
+        # The text is sent as floats, because every device can gather floats.
+        encoded = np.frombuffer(json.dumps(facts).encode(), np.uint8).astype(np.float32)
+        lengths = self._gather(np.array([len(encoded)], np.float32)).astype(int)
+        everything = self._gather(encoded).astype(np.uint8).tobytes()
+        ends = np.cumsum(lengths)
+        facts_by_worker = [
+            json.loads(everything[end - length : end]) for end, length in zip(ends, lengths)
+        ]
+        names = sorted({name for facts in facts_by_worker for name in facts})
+        by_name = {name: [facts.get(name, "") for facts in facts_by_worker] for name in names}
+        return {name: values for name, values in by_name.items() if len(set(values)) > 1}
+
+    def unreachable(self) -> list[str]:
+        """Returns the other workers that no longer answer, as "worker 1 (host1:2222)"."""
+        return [
+            f"worker {index} ({address})"
+            for index, address in enumerate(self._addresses)
+            if index != self.index and not is_reachable(address)
+        ]
+
+    def _gather(self, row: np.ndarray) -> np.ndarray:
+        # A worker with several replicas counts once.
+        num_local = self._strategy.num_replicas_in_sync // self.count
+        own = self._strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(
+                row if context.replica_id_in_sync_group % num_local == 0 else row[:0]
+            )
+        )
+        return self._strategy.gather(own, axis=0).numpy()

@@ -35,7 +35,7 @@ from efficientnet_advprop.runtime.errors import DataError, RunError, UserError
 from efficientnet_advprop.training import run_directory
 from efficientnet_advprop.training.build import batch_norm_group_size
 from efficientnet_advprop.training.run_directory import RunMetadata
-from tpu_utils.workers import Workers
+from tpu_utils.cluster import Workers
 
 _CODE = (pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parents[2] / "tpu_utils")
 

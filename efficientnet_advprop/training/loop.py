@@ -32,8 +32,8 @@ from efficientnet_advprop.training.progress import Progress
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState
 from tpu_utils.batch_iterator import BatchIterator, keep_freed_blocks
+from tpu_utils.cluster import Workers
 from tpu_utils.preemption import StopRequest
-from tpu_utils.workers import Workers
 
 _NUM_PICTURES = 8
 _FEW_UPDATES = 100

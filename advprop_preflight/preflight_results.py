@@ -141,9 +141,10 @@ class PreflightResults:
             "date": datetime.date.today().isoformat(),
         }
         hlo = tpu_compiler.lower(function, specs, self.num_replicas)
-        del function
+        del function  # and its variables, some gigabytes that the compiler can use
         record |= self.compiler.compile(hlo, self.num_replicas)
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Atomically: a search that is interrupted goes on with what is whole.
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(unfinished, path)

@@ -56,6 +56,7 @@ def make_strategy(
         raise PlatformError(
             f"`strategy` is {name!r}, but must be one of {', '.join(map(repr, STRATEGIES))}."
         )
+    # An option of another strategy would be ignored without a word.
     given, parameters = dict(locals()), inspect.signature(make_strategy).parameters
     for owner, options in _OPTIONS.items():
         for option in options:

@@ -44,6 +44,7 @@ def main() -> None:
     elif name in known:
         process.handle_sigterm_of(name)
         sys.argv = [f"advprop {name}", *sys.argv[2:]]
+        # As the main module, by which a program's documentation and flags are found.
         runpy.run_module(f"efficientnet_advprop.{name}", run_name="__main__", alter_sys=True)
     else:
         advice = misspelled(name, known) or f"; there are {', '.join(known)}"

@@ -89,7 +89,7 @@ def take_out_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[
     while waiting:
         argument = waiting.pop(0)
         match = _OVERRIDE.fullmatch(argument)
-        if argument == "--":
+        if argument == "--":  # what follows are no flags, whatever it looks like
             return [*kept, argument, *waiting], overrides
         if match is None:
             kept.append(argument)

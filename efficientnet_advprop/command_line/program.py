@@ -220,6 +220,7 @@ def _wants_help(arguments: Sequence[str]) -> bool:
 
 def _show_help(has_config: bool) -> None:
     """Prints what the program does, its flags, and the config's fields by section."""
+    # absl's own help has neither the config's fields nor a layout for terminals.
     lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
         name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"

@@ -142,6 +142,7 @@ def export(
         agreement = verification.verify(
             model, options.format, checked, examples, options.tolerance, python, options.end_point
         )
+        # Once more, now that the check has passed; of a SavedModel this is its asset's file.
         write_metadata(metadata_path, {**metadata, "self_check": agreement.as_json()})
         num_bytes = sum(map(os.path.getsize, _files_below(version.staging)))
     return version.path, num_bytes, agreement
@@ -223,6 +224,7 @@ def _in_float32(model: Network) -> Network:
         return model.for_inference()
     if model.activation_dtype == "float32" and not model.aux_branches:
         return model
+    # The check compares with this network: bfloat16's own rounding would hide any mistake.
     settings = {**model.get_config(), "compute_dtype": "float32", "aux_branches": 0}
     plain = type(model).from_config(settings)
     plain.is_multilabel = model.is_multilabel
@@ -244,6 +246,7 @@ def _write_file(
     elif options.format == "onnx":
         converters.to_onnx(folded, path, options.onnx_python, options.end_point)
     else:
+        # A converted model's own classes would need this package where the file is read.
         saved = model.plain_model() if isinstance(model, KerasNetwork) else model
         saved.save(path)
         saved.save_weights(os.path.join(os.path.dirname(path), _WEIGHTS_FILE))

@@ -274,6 +274,7 @@ def _restore_released(
     published = find_published(checkpoint)
     if kind and (published is None or published.kind != kind):
         column = f"{variant}_enhanced" if kind == "sat" and use_ema else variant
+        # A published figure is of the table's own networks, with their own classes.
         is_table_row = architecture.width_coefficient is None and architecture.num_classes == (
             KINDS[kind].num_classes or VARIANTS[variant].design.num_classes
         )
@@ -289,7 +290,7 @@ def _restore_released(
     )
     model.is_multilabel = bool(kind and KINDS[kind].num_classes)
     report = load_weights(model, checkpoint, use_ema=use_ema, cache_dir=cache_dir)
-    if report.num_aux:
+    if report.num_aux:  # auxiliary norms that were filled with copies of the main ones
         raise CheckpointError(
             f"`--branch` is '{branch}', but {checkpoint!r} holds no such auxiliary batch norms."
         )

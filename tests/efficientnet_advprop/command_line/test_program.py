@@ -105,7 +105,7 @@ def run(tmp_path_factory):
     assert programs.wait() == 0
 
 
-CONFIG = "--config=configs/advprop.py:b0"
+CONFIG, DIGITS = "--config=configs/advprop.py:b0", "--config=configs/digits.py"
 
 
 @pytest.mark.parametrize(
@@ -151,46 +151,34 @@ def test_mistakes(run, arguments, parts):
         assert part.replace("FOLDER", result.folder) in result.stderr, result.stderr
 
 
+NUM_EXAMPLES = "--config.data.num_train_examples"
+
+
 @pytest.mark.parametrize(
     "arguments, printed",
     [
+        # The lines of a flag file are as if typed.
         (["--flagfile=FOLDER/flags.txt"], "2.0 False 300"),
         (["--flagfile", "FOLDER/flags.txt"], "2.0 False 300"),
-        (["-flagfile=FOLDER/nested.txt", "--config.data.num_train_examples=7"], "2.0 False 7"),
+        (["-flagfile=FOLDER/nested.txt", f"{NUM_EXAMPLES}=7"], "2.0 False 7"),
         (["--config.attack.epsilon=5", "--flagfile=FOLDER/flags.txt"], "2.0 False 300"),
         (["--flagfile=FOLDER/flags.txt", "--config.attack.epsilon=5"], "5.0 False 300"),
         (["--flagfile=FOLDER/recipe.txt", "--config=advprop:b1"], "2.0 True None"),
+        (
+            [CONFIG, "--config.attack.epsilon=2", "--noconfig.attack.targeted", NUM_EXAMPLES, "30"],
+            "2.0 False 30",
+        ),
+        # An optional field that a file sets can be left out again.
+        ([DIGITS, f"{NUM_EXAMPLES}=None"], "64.0 True None"),
+        ([DIGITS, NUM_EXAMPLES, "none"], "64.0 True None"),
+        ([DIGITS, f"{NUM_EXAMPLES}=None", f"{NUM_EXAMPLES}=7"], "64.0 True 7"),
+        ([DIGITS, f"{NUM_EXAMPLES}=7", f"{NUM_EXAMPLES}=None"], "64.0 True None"),
+        ([DIGITS], "64.0 True 300"),
     ],
 )
-def test_the_lines_of_a_flag_file_are_as_if_typed(run, arguments, printed):
+def test_what_is_typed_reaches_the_config(run, arguments, printed):
     result = run(*arguments)
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{printed}\n", "")
-
-
-def test_typed_overrides(run):
-    overrides = [
-        "--config.attack.epsilon=2",
-        "--noconfig.attack.targeted",
-        "--config.data.num_train_examples",
-        "300",
-    ]
-    result = run(CONFIG, *overrides)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "2.0 False 300\n", "")
-
-
-@pytest.mark.parametrize(
-    "overrides, value",
-    [
-        (["--config.data.num_train_examples=None"], None),
-        (["--config.data.num_train_examples", "none"], None),
-        (["--config.data.num_train_examples=None", "--config.data.num_train_examples=7"], 7),
-        (["--config.data.num_train_examples=7", "--config.data.num_train_examples=None"], None),
-        ([], 300),
-    ],
-)
-def test_an_optional_field_that_a_file_sets_can_be_left_out_again(run, overrides, value):
-    result = run("--config=configs/digits.py", *overrides)
-    assert (result.returncode, result.stdout, result.stderr) == (0, f"64.0 True {value}\n", "")
 
 
 def test_none_is_no_value_of_other_fields(run):
@@ -247,15 +235,15 @@ def test_a_home_folder_without_a_user_is_refused():
         arguments.expand_home("--model_dir=~nobody_here/x")
 
 
-@pytest.mark.parametrize(
-    "name, arguments",
-    [
-        # That each program's flags need none is shown by test_imports.
-        ("train", ["--help"]),
-        ("train", ["--config=configs/digits.py", "--config.attack.epsilon=-1"]),
-        ("study", ["--study=configs/studies/digits.py", "--list"]),
-    ],
-)
+ENDS_EARLY = [
+    # That each program's flags need none is shown by test_imports.
+    ("train", ["--help"]),
+    ("train", [DIGITS, "--config.attack.epsilon=-1"]),
+    ("study", ["--study=configs/studies/digits.py", "--list"]),
+]
+
+
+@pytest.mark.parametrize("name, arguments", ENDS_EARLY)
 def test_help_lists_and_refusals_do_not_wait_for_tensorflow(name, arguments):
     code = (
         "import runpy, sys; sys.argv = sys.argv[1:]\n"
@@ -273,14 +261,7 @@ def test_help_lists_and_refusals_do_not_wait_for_tensorflow(name, arguments):
     assert done.stdout.endswith("not imported at the end\n"), done.stderr
 
 
-@pytest.mark.parametrize(
-    "name, arguments",
-    [
-        ("train", ["--help"]),
-        ("study", ["--study=configs/studies/digits.py", "--list"]),
-        ("train", ["--config=configs/digits.py", "--config.attack.epsilon=-1"]),
-    ],
-)
+@pytest.mark.parametrize("name, arguments", ENDS_EARLY)
 def test_who_reads_the_output_may_stop(name, arguments):
     """As `head` does after its lines; a refusal is told on stderr all the same."""
     process = subprocess.Popen(

@@ -123,6 +123,23 @@ def test_the_targets_of_make_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
 
 
+# Modules, and scripts of other environments or without flags.
+NOT_A_PROGRAM = {"harness.py", "pixels.py", "keras3_fit.py", "onnx_client.py"}
+SCRIPTS = [
+    f"{path.parent.name}/{path.name}"
+    for path in sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/[!k]*.py")])
+    if path.name not in NOT_A_PROGRAM
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_have_help(script, tmp_path):
+    command = [sys.executable, str(ROOT / script), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "usage:" in done.stdout and "Traceback" not in done.stderr
+
+
 # --- running them
 # ------------------------------------------------------------------------------
 

@@ -23,7 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.data import corruptions
-from efficientnet_advprop.evaluation.metrics import CalibrationBins, Score
+from efficientnet_advprop.evaluation.calibration import CalibrationBins
+from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.evaluation.test_set_name import by_severity, corrupted_name, parse_name
 from efficientnet_advprop.images.robustness_sets import corruptions_of
 from efficientnet_advprop.runtime.files import to_json, write_atomically

@@ -13,7 +13,8 @@ from typing import Callable, Mapping, Optional, Sequence
 import numpy as np
 
 from efficientnet_advprop.config.suites import C_ARCHIVES
-from efficientnet_advprop.evaluation.metrics import CalibrationBins, Score, corruption_errors
+from efficientnet_advprop.evaluation.calibration import CalibrationBins
+from efficientnet_advprop.evaluation.metrics import Score, corruption_errors
 from efficientnet_advprop.evaluation.results import Results, TestSetResult
 from efficientnet_advprop.evaluation.test_set_name import (
     CLEAN_SUITES,

@@ -7,7 +7,8 @@ import os
 import numpy as np
 
 from efficientnet_advprop.data.corruptions import CORRUPTIONS, SEVERITIES
-from efficientnet_advprop.evaluation.metrics import CalibrationBins, Score
+from efficientnet_advprop.evaluation.calibration import CalibrationBins
+from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.evaluation.results import (
     RESULTS_FILE,
     Conditions,

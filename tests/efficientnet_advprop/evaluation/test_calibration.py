@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from efficientnet_advprop.evaluation.metrics import CalibrationBins, bin_index
+from efficientnet_advprop.evaluation.calibration import CalibrationBins, bin_index
 
 
 def constructed(num_images=5000):

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from efficientnet_advprop.evaluation.metrics import CalibrationBins, Score
+from efficientnet_advprop.evaluation.calibration import CalibrationBins
+from efficientnet_advprop.evaluation.metrics import Score
 from efficientnet_advprop.evaluation.results import (
     Conditions,
     ImagePredictions,

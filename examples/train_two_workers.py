@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -51,6 +52,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def make_empty(output_dir: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folders of the data and the runs, removing what an earlier call has left."""
+    folders = [output_dir / name for name in ("data", "whole", "killed")]
+    for path in output_dir.iterdir() if output_dir.exists() else ():
+        if not re.fullmatch(r"data|(whole|killed)(\.[01]\.log)?", path.name):
+            sys.exit(f"error: {output_dir} holds {path.name}; give a folder of its own.")
+    shutil.rmtree(output_dir, ignore_errors=True)
+    output_dir.mkdir(parents=True)
+    return folders
 
 
 def start(model_dir: pathlib.Path, data_dir: pathlib.Path, method: str) -> list[subprocess.Popen]:
@@ -145,14 +157,12 @@ def main() -> None:
         "--output_dir",
         type=pathlib.Path,
         default=pathlib.Path("runs/two_workers"),
-        help="emptied first",
+        help="a folder of its own, emptied first",
     )
     parser.add_argument("--method", default="advprop", help="as in configs/digits.py")
     arguments = parser.parse_args()
     output_dir, method = arguments.output_dir.resolve(), arguments.method
-    shutil.rmtree(output_dir, ignore_errors=True)
-    output_dir.mkdir(parents=True)
-    data_dir, whole, killed = (output_dir / name for name in ("data", "whole", "killed"))
+    data_dir, whole, killed = make_empty(output_dir)
     started = time.monotonic()
 
     say(f"[1/3] {NUM_STEPS} steps on two workers, undisturbed")

@@ -12,7 +12,6 @@ from PIL import Image
 from efficientnet_advprop.config.experiment import DataConfig
 from efficientnet_advprop.data import records, sources
 from efficientnet_advprop.data.class_names import write_class_names
-from efficientnet_advprop.images import image_sources
 from efficientnet_advprop.runtime.errors import UsageError
 from tests.conftest import run_program
 
@@ -73,24 +72,6 @@ def test_both_splits_are_numbered_alike(tmp_path):
     done = prepare(tmp_path)
     assert done.returncode == 2 and "class 0, '1' there and '0' here" in done.stderr
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize(
-    "train, validation, words",
-    [
-        ({"a": 1, "b": 1}, {"a": 1, "b": 0}, "/validation' has 1 of 2 .* without an image .*: b"),
-        ({"a": 1}, {"a": 1, "B": 1}, "/validation' holds B, which is no class of the training set"),
-        ({"1": 1, "01": 1}, {"1": 1}, "several folders for one class: 01, 1"),
-    ],
-)
-def test_what_cannot_be_numbered_is_an_error(tmp_path, train, validation, words):
-    write_split(tmp_path / "train", train)
-    write_split(tmp_path / "validation", validation)
-    with pytest.raises(records.DataError, match=words):
-        names = image_sources.list_class_names(
-            image_sources.list_image_folder(str(tmp_path / "train"))
-        )
-        image_sources.list_image_folder(str(tmp_path / "validation"), names)
 
 
 def test_an_empty_class_is_one_message(tmp_path):

@@ -23,20 +23,6 @@ def write_images(root, counts):
     return str(root)
 
 
-def test_labels_are_the_sorted_folders(tmp_path):
-    directory = write_images(tmp_path, {"dog": 2, "cat": 3})
-    (tmp_path / "notes.txt").touch()
-    (tmp_path / "cat" / "notes.txt").touch()
-    folder = label_folder(directory, num_classes=2)
-    assert folder.labels == [0, 0, 0, 1, 1] and folder.paths[3].endswith("dog/0a.png")
-
-
-def test_some_of_imagenets_classes_keep_their_labels(tmp_path):
-    directory = write_images(tmp_path, {"n01440764": 1, "n02099601": 1, "n15075141": 1})
-    # tench, golden retriever, toilet tissue
-    assert label_folder(directory, num_classes=1000).labels == [0, 207, 999]
-
-
 @pytest.mark.parametrize(
     "counts, words",
     [
@@ -65,14 +51,6 @@ def test_the_reason_why_a_class_has_no_images_is_told(tmp_path):
     with pytest.raises(DataError, match="b, c.*b/x.tif.*below the class folders: c/deeper/x.png"):
         read_image_tree(directory)
     assert read_image_tree(directory, allow_empty=True)[0]["b"] == []
-
-
-def test_hidden_folders_are_no_classes(tmp_path):
-    """A notebook leaves `.ipynb_checkpoints` behind, in one split and not in the other."""
-    directory = write_images(tmp_path, {"b": 1, "c": 2, ".ipynb_checkpoints": 1})
-    assert label_folder(directory, num_classes=2).labels == [0, 1, 1]
-    sources = image_sources.list_image_folder(directory)
-    assert [source.label for source in sources] == [0, 1, 1]
 
 
 def test_what_is_skipped_is_counted_and_named(tmp_path):
@@ -105,9 +83,3 @@ def test_names_that_are_no_text_are_named(tmp_path):
         pass
     with pytest.raises(DataError, match=r"1 names that are no text in UTF-8: a/caf\\xe9.png"):
         label_folder(directory, 1)
-
-
-def test_glob_characters_in_a_path_are_its_name(tmp_path):
-    directory = write_images(tmp_path / "[a] {b} *?", {"[x]": 1, "y*": 2})
-    assert label_folder(directory, num_classes=2).labels == [0, 1, 1]
-    assert len(image_sources.list_image_folder(directory)) == 3

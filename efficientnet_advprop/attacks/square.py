@@ -40,6 +40,11 @@ def window_sides(
     return np.minimum(sides, longest)
 
 
+def _unit(values):
+    """Scales each image's channels to length 1."""
+    return values / (tf.sqrt(tf.reduce_sum(tf.square(values), [1, 2], keepdims=True)) + _TINY)
+
+
 def _bump(rows, columns, height, width, sums):
     """Returns one half of the L2 window: nested rectangles around the middle of a rectangle,
     the smaller ones the higher, of length 1; 0 outside of it.
@@ -50,8 +55,7 @@ def _bump(rows, columns, height, width, sums):
     distances = tf.maximum(tf.abs(rows - height // 2), tf.abs(columns - width // 2))
     outermost = tf.maximum(height // 2, width // 2) + 1
     values = tf.gather(sums, outermost) - tf.gather(sums, tf.where(is_inside, distances, 0))
-    values = tf.where(is_inside, values, 0.0)
-    return values / (tf.sqrt(tf.reduce_sum(tf.square(values), [1, 2], keepdims=True)) + _TINY)
+    return _unit(tf.where(is_inside, values, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,24 +212,18 @@ class Square(Search):
 
         is_here, is_there = inside(row, column), inside(other_row, other_column)
         difference = best_images - images
-
-        def squares(values):
-            return tf.reduce_sum(tf.square(values), [1, 2], keepdims=True)
-
         here = tf.where(is_here, difference, 0.0)
         # The budget of each channel of the new window: what the two windows held in all
         # channels (in the paper, in this channel; here as in AutoAttack's reference),
         # and a share of what the image has left.
-        in_both = squares(tf.where(is_here | is_there, difference, 0.0))
-        in_both = tf.reduce_sum(in_both, -1, keepdims=True)
+        in_both = tf.square(tf.where(is_here | is_there, difference, 0.0))
+        in_both = tf.reduce_sum(tf.reduce_sum(in_both, [1, 2], keepdims=True), -1, keepdims=True)
         energy = tf.reduce_sum(tf.square(difference), [1, 2, 3], keepdims=True)
         left = tf.maximum(self.epsilon**2 - energy, 0.0)
         is_turned = tf.equal(randomness.integers([batch, 1, 1, 1], turn_seed, 0, 2), 1)
         window = _l2_window(rows - row, columns - column, side, is_turned, max(height, width))
-        new = window * _signs([batch, 1, 1, channels], sign_seed) + here / (
-            tf.sqrt(squares(here)) + _TINY
-        )
-        new = new / (tf.sqrt(squares(new)) + _TINY) * tf.sqrt(left / channels + in_both)
+        new = _unit(window * _signs([batch, 1, 1, channels], sign_seed) + _unit(here))
+        new = new * tf.sqrt(left / channels + in_both)
         moved = tf.where(is_here, new, tf.where(is_there, 0.0, difference))
         return self._on_the_sphere(images, moved)
 
@@ -276,4 +274,4 @@ def _l2_window(rows, columns, side, is_turned, longest):
     upper = side // 2
     window = _bump(down, across, upper, side, sums)
     window -= _bump(down - upper, across, side - upper, side, sums)
-    return window / (tf.sqrt(tf.reduce_sum(tf.square(window), [1, 2], keepdims=True)) + _TINY)
+    return _unit(window)

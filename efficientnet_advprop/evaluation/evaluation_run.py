@@ -275,6 +275,7 @@ class _Measurement:
             expected_num_images=self.test_set.expected_num_images,
             problems=tuple(self.problems),
             warnings=tuple(warnings),
+            asked_for=self.test_set.asked_for,
         )
         return result, predictions
 

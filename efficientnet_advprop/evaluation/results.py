@@ -191,6 +191,7 @@ class TestSetResult:
     expected_num_images: Optional[int] = None  # the size of the test set; None: any
     problems: Sequence[str] = ()  # what is wrong with the data, for people
     warnings: Sequence[str] = ()  # why an accuracy under attack may be too high
+    asked_for: Optional[str] = None  # of a folder, whose name is shorter: "folder:PATH"
 
     @property
     def is_complete(self) -> bool:
@@ -225,7 +226,18 @@ class TestSetResult:
             data["expected_num_images"],
             tuple(data["problems"]),
             tuple(data["warnings"]),
+            data.get("asked_for"),
         )
+
+
+class _ByName(dict[str, TestSetResult]):
+    """By name, and a folder's also as it was asked for: "folder:/home/ada/Photos/test"."""
+
+    def __missing__(self, name: str) -> TestSetResult:
+        found = [result for result in self.values() if result.asked_for == name]
+        if len(found) != 1:
+            raise KeyError(name)
+        return found[0]
 
 
 @dataclasses.dataclass
@@ -242,6 +254,9 @@ class Results:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)  # package → version
     # By name, in the order they were measured.
     test_sets: dict[str, TestSetResult] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        self.test_sets = _ByName(self.test_sets)
 
     def to_json(self) -> str:
         return to_json({"format": _FORMAT, **dataclasses.asdict(self)}) + "\n"

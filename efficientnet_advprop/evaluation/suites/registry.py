@@ -166,5 +166,7 @@ def open_suites(names: Sequence[str], settings: SuiteSettings) -> list[TestSet]:
                 f"`--suite` names folder:{other} and folder:{path}, whose results would have the"
                 " same name; evaluate them one after the other, each into an --out_dir of its own."
             )
+        if colon:
+            chosen = [dataclasses.replace(one, asked_for=asked_for) for one in chosen]
         test_sets.update((test_set.name, test_set) for test_set in chosen)
     return list(test_sets.values())

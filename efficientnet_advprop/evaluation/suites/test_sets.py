@@ -60,6 +60,7 @@ class TestSet:
     image_size: int  # see `preprocessing.preprocess_for_eval`, as for `crop`
     crop: str
     expected_num_images: Optional[int] = None  # None: any number
+    asked_for: Optional[str] = None  # see `TestSetResult`
     class_subset: Optional[tuple[int, ...]] = None  # see `evaluator.score`
     categories: Optional[tuple[tuple[int, ...], ...]] = None  # see `evaluator.category_logits`
     # Image id → all classes that count as right; None: the label alone.

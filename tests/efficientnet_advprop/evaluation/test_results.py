@@ -109,6 +109,15 @@ def test_what_is_no_number_is_null_in_json(tmp_path):
         assert np.isnan(Results.from_json(text).test_sets["pgd/8"].score.total_loss)
 
 
+def test_a_folders_result_is_found_as_it_was_asked_for():
+    results = make_results()
+    asked = dataclasses.replace(results.test_sets["imagenet"], asked_for="folder:a/b")
+    results.test_sets["a-b"] = asked
+    assert Results.from_json(results.to_json()).test_sets["folder:a/b"] == asked
+    with pytest.raises(KeyError, match="folder:b"):
+        _ = results.test_sets["folder:b"]
+
+
 def test_summaries():
     results = make_results()
     assert results.mean_corrupted_accuracy("c") == pytest.approx((0.7 + 0.5 + 0.8 + 0.6) / 4)

@@ -29,7 +29,7 @@ from efficientnet_advprop.command_line import program, strategy_flags
 from efficientnet_advprop.config import experiment
 from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.runtime import process
-from efficientnet_advprop.runtime.errors import UsageError
+from efficientnet_advprop.runtime.errors import CheckpointError, UsageError
 from efficientnet_advprop.runtime.files import write_atomically
 from efficientnet_advprop.runtime.stack import installed_version
 
@@ -87,9 +87,8 @@ def _find_start(model_dir: str) -> tuple:
     """Returns the checkpoint to start from (None: scratch), the config's fields of its network,
     and a line on it.
     """
-    from efficientnet_advprop.models.checkpoints import checkpoint_contents, checkpoint_sources
-    from efficientnet_advprop.models.checkpoints.checkpoint_sources import CheckpointError
     from efficientnet_advprop.models.checkpoints.model_settings import known_settings
+    from efficientnet_advprop.models.checkpoints.weight_loading import read_checkpoint
 
     told = os.path.join(model_dir, "start.txt")  # of an earlier call: every method has the same
     wanted = _CHECKPOINT.value
@@ -105,13 +104,12 @@ def _find_start(model_dir: str) -> tuple:
     if wanted == "none":
         return None, {}, "from scratch"
     try:
-        prefix = checkpoint_sources.find_checkpoint(wanted)
+        contents = read_checkpoint(wanted)
     except CheckpointError as error:
         if _NO_SCRATCH.value or flags.FLAGS["checkpoint"].present or os.path.exists(told):
             raise
         first_line = str(error).partition("\n")[0]
         return None, {}, f"from scratch, since {wanted} cannot be had: {first_line}"
-    contents = checkpoint_contents.read_contents(prefix)
     architecture = contents.architecture
     if architecture is None:
         raise CheckpointError(f"{wanted!r} holds no network that this program can train.")

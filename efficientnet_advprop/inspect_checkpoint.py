@@ -1,13 +1,13 @@
-"""Describes a checkpoint in the released format: network, averages, weights, slots,
-step.
+"""Describes a checkpoint or file of weights: network, averages, weights, slots, step.
 
 Usage:
 
     python -m efficientnet_advprop.inspect_checkpoint SOURCE…
     python -m efficientnet_advprop.inspect_checkpoint --tensors SOURCE…
 
-SOURCE is a published name ("b3-advprop"), a directory, a prefix or a .tar.gz; local,
-gs:// or https://. With --tensors, the name, shape and kind of every tensor follow.
+SOURCE is a published name ("b3-advprop"), a repository (hf://owner/name), a directory, a
+prefix, a .tar.gz, timm's .safetensors or Keras's .h5; local, gs:// or https://. With
+--tensors, the name, shape and kind of every tensor follow.
 """
 
 import sys
@@ -34,12 +34,11 @@ def main(argv):
             "SOURCE is missing: python -m efficientnet_advprop.inspect_checkpoint SOURCE…"
         )
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
-    from efficientnet_advprop.models.checkpoints.checkpoint_contents import read_contents
-    from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint
     from efficientnet_advprop.models.checkpoints.checkpoint_summary import list_tensors, summarize
+    from efficientnet_advprop.models.checkpoints.weight_loading import read_checkpoint
 
     for source in argv[1:]:
-        contents = read_contents(find_checkpoint(source))
+        contents = read_checkpoint(source)
         rows = summarize(source, contents)
         print(source)
         _print_columns(rows)

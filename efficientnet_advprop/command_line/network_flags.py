@@ -39,8 +39,8 @@ def define() -> NetworkFlags:
         checkpoint=flags.DEFINE_string(
             "checkpoint",
             None,
-            "checkpoint in the released format: a name such as b3-advprop, a directory, a prefix "
-            "or a .tar.gz, local, gs:// or https://; or a Keras model in a .keras file",
+            "weights: a name such as b3-advprop, hf://owner/name, a directory, a prefix, a .tar.gz "
+            "(local, gs:// or https://), a .safetensors of timm, a .h5 of Keras, or a .keras",
         ),
         model_dir=flags.DEFINE_string(
             "model_dir", None, "folder of a training run, instead of --checkpoint"

@@ -7,7 +7,7 @@ argument, its value, the rule and the way out, in at most ten lines.
 
 import difflib
 import re
-from typing import Any, Iterable, Optional, Sequence
+from typing import Any, Iterable, Mapping, Optional, Sequence
 
 # What stands on this package takes these from here, too.
 from tpu_utils.platforms import PlatformError as PlatformError
@@ -105,6 +105,17 @@ class UsageError(UserError, ValueError):
 
 class RunError(UserError, RuntimeError):
     """A run cannot go on: its directory is in use, or holds another run's state."""
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that cannot be found, read or written, or does not fit.
+
+    Attributes:
+        problems: of a checkpoint that does not fit, all names by what is wrong with
+            them; the message shows only the first few.
+    """
+
+    problems: Mapping[str, Sequence[str]] = {}
 
 
 class ModelError(UserError, ValueError):

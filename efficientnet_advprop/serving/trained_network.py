@@ -31,13 +31,8 @@ from efficientnet_advprop.models import (
     EfficientNet,
     KerasNetwork,
     Network,
-    load_weights,
 )
-from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
-    CheckpointContents,
-    read_contents,
-)
-from efficientnet_advprop.models.checkpoints.checkpoint_sources import find_checkpoint
+from efficientnet_advprop.models.checkpoints.checkpoint_contents import CheckpointContents
 from efficientnet_advprop.models.checkpoints.model_settings import (
     PREPROCESSING,
     known_kind,
@@ -51,6 +46,7 @@ from efficientnet_advprop.models.checkpoints.published_checkpoints import (
     kinds_of,
     prefers_averages,
 )
+from efficientnet_advprop.models.checkpoints.weight_loading import load_contents, read_checkpoint
 from efficientnet_advprop.models.network import normalize_pixels
 from efficientnet_advprop.models.scaling import VARIANTS
 from efficientnet_advprop.runtime.branches import Branch, num_aux_branches, parse_branch
@@ -109,8 +105,7 @@ def restore_network(
     """Builds the network that a file holds, and loads it.
 
     Args:
-        checkpoint: in the released format, see `checkpoint_sources.find_checkpoint`; or
-            a .keras file of a plain, converted or `AdvPropModel`, whose own classes must be
+        checkpoint: in any format of `checkpoint_sources.find_checkpoint`; or a .keras file of a plain, converted or `AdvPropModel`, whose own classes must be
             importable.
         model_dir: of a training run of ours, instead.
         kind: of a released checkpoint, a key of `KINDS`; None: as its official name, its
@@ -136,7 +131,7 @@ def restore_network(
     """
     if bool(checkpoint) == bool(model_dir):
         raise ConfigError(
-            "Give one of `--checkpoint` (released format, or a .keras file) and `--model_dir` (a "
+            "Give one of `--checkpoint` (a name, an address or a file) and `--model_dir` (a "
             "training run), which says what network to use."
         )
     if kind is not None and kind not in KINDS:
@@ -158,9 +153,9 @@ def restore_network(
     if checkpoint.endswith(_KERAS_SUFFIX):
         network = _restore_keras(checkpoint, kind, normalization, image_size, crop)
         return _with_class_names(network, labels_map_file, os.path.dirname(checkpoint))
-    contents = read_contents(find_checkpoint(checkpoint, cache_dir))
+    contents = read_checkpoint(checkpoint, cache_dir)
     network = _restore_released(
-        checkpoint, contents, kind, normalization, image_size, crop, use_ema, branch, cache_dir
+        checkpoint, contents, kind, normalization, image_size, crop, use_ema, branch
     )
     return _with_class_names(network, labels_map_file, os.path.dirname(contents.prefix))
 
@@ -254,7 +249,6 @@ def _restore_released(
     crop: Optional[str],
     use_ema: Optional[bool],
     branch: Branch,
-    cache_dir: Optional[str],
 ) -> RestoredNetwork:
     architecture = contents.architecture
     if architecture is None or architecture.num_classes is None:
@@ -265,6 +259,13 @@ def _restore_released(
         )
     variant = architecture.variant
     settings = known_settings(checkpoint, contents, kind)
+    if contents.settings.get("normalization", normalization) != (
+        normalization or settings.get("normalization")
+    ):
+        raise ConfigError(
+            f"`--normalization` is {normalization!r}, but {checkpoint!r} says that its pixels are"
+            f" normalised as {settings['normalization']!r}; leave the flag out."
+        )
     if normalization:
         settings["normalization"] = normalization
     prepared = {name: settings.pop(name, None) for name in PREPROCESSING}
@@ -288,8 +289,9 @@ def _restore_released(
         depth_coefficient=architecture.depth_coefficient,
         **settings,
     )
-    model.is_multilabel = bool(kind and KINDS[kind].num_classes)
-    report = load_weights(model, checkpoint, use_ema=use_ema, cache_dir=cache_dir)
+    # ImageNet-21k's, of whatever format: no other network has as many classes.
+    model.is_multilabel = architecture.num_classes in {row.num_classes for row in KINDS.values()}
+    report = load_contents(model, checkpoint, contents, use_ema=use_ema)
     if report.num_aux:  # auxiliary norms that were filled with copies of the main ones
         raise CheckpointError(
             f"`--branch` is '{branch}', but {checkpoint!r} holds no such auxiliary batch norms."

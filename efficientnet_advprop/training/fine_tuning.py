@@ -6,7 +6,7 @@ Layer-wise learning rates follow Clark et al., ICLR 2020 (ELECTRA) and Bao et al
 
 from efficientnet_advprop.config.experiment import ConfigError, InitConfig
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.checkpoints.file_weights import CLASSIFIER, variable_name
+from efficientnet_advprop.models.checkpoints.variable_names import CLASSIFIER, variable_name
 from efficientnet_advprop.models.checkpoints.weight_loading import LoadReport, load_weights
 from efficientnet_advprop.training.state import TrainState
 

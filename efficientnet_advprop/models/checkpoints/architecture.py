@@ -30,6 +30,11 @@ class Architecture:
         network = "an EfficientNet" if is_plain else like
         return f"{network} of width {self.width_coefficient:g} and depth {self.depth_coefficient:g}"
 
+    @property
+    def activation(self) -> str:
+        """The family's own activation, which shapes do not tell."""
+        return scaling.VARIANTS[self.variant].design.activation
+
     def constructor(self) -> str:
         """Returns the Python call that builds it, with any number of classes."""
         if self.width_coefficient is None:

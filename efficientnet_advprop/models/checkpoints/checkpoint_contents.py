@@ -1,5 +1,5 @@
-"""What a released-format checkpoint holds: plain weights, their averages, optimizer
-slots, the step, and which network they are of.
+"""What a file of weights holds, whatever its format: plain weights, their averages,
+optimizer slots, the step, and which network they are of, all by the official names.
 
 A released checkpoint is TensorFlow 1's name-based V2 format. A tensor is called
 `<scope>/<variable>`, such as `efficientnet-b0/stem/conv2d/kernel`, with
@@ -8,11 +8,12 @@ is a slot.
 """
 
 import dataclasses
+import math
 import re
-from typing import Optional
+import types
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from efficientnet_advprop.models.checkpoints.architecture import Architecture, recognize
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
@@ -37,6 +38,40 @@ _OPTIMIZER_SCALAR = re.compile(r"(.*/)?beta[12]_power(_\d+)?")
 
 
 @dataclasses.dataclass
+class Difference:
+    """How far averages are from plain weights, over all tensors of which a file has both."""
+
+    num_tensors: int = 0
+    num_different: int = 0
+    max_absolute: float = 0.0
+    where: str = ""  # the tensor of `max_absolute`
+    squares: float = 0.0  # Σ (average − plain)²
+    plain_squares: float = 0.0  # Σ plain²
+
+    @property
+    def relative(self) -> float:
+        """‖average − plain‖ / ‖plain‖."""
+        if not self.plain_squares:
+            return math.inf if self.squares else 0.0
+        return math.sqrt(self.squares / self.plain_squares)
+
+    def __str__(self):
+        share = f"by {100 * self.relative:.3g} % of the plain weights' norm"
+        most = f", at most {self.max_absolute:.3g} (in {self.where})" if self.where else ""
+        return f"in {self.num_different} of {self.num_tensors} tensors, {share}{most}"
+
+    def add(self, name: str, average: np.ndarray, plain: np.ndarray) -> None:
+        difference = np.abs(average - plain)
+        largest = float(difference.max(initial=0.0))
+        self.num_tensors += 1
+        self.num_different += largest != 0
+        if not largest <= self.max_absolute:  # also when it is not a number
+            self.max_absolute, self.where = largest, name
+        self.squares += float(np.vdot(difference, difference))
+        self.plain_squares += float(np.vdot(plain, plain))
+
+
+@dataclasses.dataclass
 class CheckpointContents:
     """The tensors of one file, sorted.
 
@@ -44,7 +79,7 @@ class CheckpointContents:
     """
 
     prefix: str
-    reader: "tf.compat.v1.train.CheckpointReader"
+    reader: Any  # has `get_tensor(name)`, such as a `tf.compat.v1.train.CheckpointReader`
     shapes: dict[str, tuple[int, ...]]  # of every tensor, by its name in the file
     scopes: tuple[str, ...]  # "efficientnet-b0"; several if there are several networks in the file
     plain: dict[str, str]
@@ -56,6 +91,12 @@ class CheckpointContents:
     # Tensors of batch norms whose shape in the file is [1, 1, 1, 1, C]; in `shapes`
     # [C].
     grouped_norms: frozenset[str] = frozenset()
+    format: str = "released"  # | "timm" | "keras"
+    # What the file, or a config beside it, says of the network: constructor arguments, and
+    # `model_settings.PREPROCESSING`.
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # Variable → what its library calls it, also if the file lacks it.
+    expected: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def shape(self, variable: str) -> Optional[tuple[int, ...]]:
         """Returns the shape of a variable (plain or average); None: not in the file."""
@@ -74,7 +115,8 @@ class CheckpointContents:
     def description(self) -> str:
         """Returns what the file looks like, in a few words."""
         if self.architecture is not None:
-            return str(self.architecture)
+            origin = "" if self.format == "released" else f", a file of {self.format}"
+            return f"{self.architecture}{origin}"
         if "_CHECKPOINTABLE_OBJECT_GRAPH" in self.shapes:
             return (
                 "a TensorFlow 2 object-based checkpoint, such as training runs write, and not the "
@@ -87,6 +129,46 @@ class CheckpointContents:
             )
         scopes = sorted({name.split("/")[0] for name in self.shapes})
         return f"another network altogether: its tensors are named {list_names(scopes, 5)}"
+
+
+def ported_contents(
+    file_format: str,
+    file: str,
+    shapes: dict[str, tuple[int, ...]],
+    expected: dict[str, str],
+    read: Callable[[str], np.ndarray],
+    ignored: Sequence[str],
+    settings: Mapping[str, Any],
+) -> CheckpointContents:
+    """Returns the contents of a file of another library.
+
+    Args:
+        shapes: of every tensor, by its name in the file, in our layout.
+        expected: variable → its tensor's name in such a file, also if it lacks it.
+        read: returns a tensor in our layout.
+        ignored: tensors that no network needs.
+        settings: see `CheckpointContents.settings`.
+    """
+    variables = {name: tensor for name, tensor in expected.items() if tensor in shapes}
+    unknown = sorted(shapes.keys() - set(variables.values()) - set(ignored))
+    contents = CheckpointContents(
+        file,
+        types.SimpleNamespace(get_tensor=read),
+        shapes,
+        scopes=(),
+        plain=variables,
+        averages={},
+        slots=list(ignored),
+        unknown=unknown,
+        step=None,
+        architecture=None,
+        format=file_format,
+        expected=expected,
+    )
+    contents.architecture = architecture = recognize(variables, contents.shape)
+    known = {} if architecture is None else {"activation": architecture.activation}
+    contents.settings = {**known, **settings}
+    return contents
 
 
 def read_contents(prefix: str) -> CheckpointContents:

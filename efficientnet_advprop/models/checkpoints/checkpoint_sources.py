@@ -1,5 +1,5 @@
-"""Where checkpoints come from: a published name, a folder, a prefix or an archive, here,
-on gs:// or on https://, becomes a prefix.
+"""Where checkpoints come from: a published name, a folder, a prefix, a file or an archive,
+here, on gs://, on https:// or on hf://, becomes a prefix or a file.
 
 An archive is unpacked as it streams in, into a folder beside its final place; only when
 it has come in whole and every tensor's checksum fits is the folder renamed. What is in
@@ -20,41 +20,43 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
+import zipfile
 import zlib
 from typing import BinaryIO, Callable, Mapping, Optional, Sequence
 
+import safetensors
 import tensorflow as tf
 import tqdm
 from absl import logging
 
+from efficientnet_advprop.models.checkpoints import hub
 from efficientnet_advprop.models.checkpoints.published_checkpoints import (
     PUBLISHED,
     PublishedCheckpoint,
     find_published,
 )
-from efficientnet_advprop.runtime.errors import NUM_NAMES, UserError, brief_message, list_names
+from efficientnet_advprop.runtime.errors import (
+    NUM_NAMES,
+    CheckpointError,
+    brief_message,
+    list_names,
+)
 from efficientnet_advprop.runtime.files import is_remote, list_folder, without_pattern
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
-# What a checkpoint reader answers to damaged files.
-READ_ERRORS = (tf.errors.OpError, IndexError, RuntimeError, ValueError)
+# Of single files of other libraries, where they have no first bytes yet to be told by.
+FILE_SUFFIXES = (".safetensors", ".h5", ".npz")
+# What readers of checkpoints and files answer to damaged ones.
+READ_ERRORS = (
+    *(tf.errors.OpError, IndexError, RuntimeError, ValueError, OSError, KeyError, TypeError),
+    *(zipfile.BadZipFile, safetensors.SafetensorError),
+)
 _DAMAGE = (EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile, http.client.IncompleteRead)
 # What else a download can fail with; an `URLError` is an OSError.
 _FETCH_ERRORS = (*_DAMAGE, OSError, http.client.HTTPException, tf.errors.OpError)
 _CHECKPOINT_FILE = re.compile(r"(checkpoint|.*\.index|.*\.data-\d{5}-of-\d{5}|.*\.settings\.json)")
 _TIMEOUT_SECONDS = 60  # without a byte
 _CHUNK_BYTES = 1 << 20
-
-
-class CheckpointError(UserError, ValueError):
-    """A checkpoint that cannot be found, read or written, or does not fit.
-
-    Attributes:
-        problems: of a checkpoint that does not fit, all names by what is wrong with
-            them; the message shows only the first few.
-    """
-
-    problems: Mapping[str, Sequence[str]] = {}
 
 
 def require_no_problems(
@@ -87,12 +89,14 @@ def default_cache_dir() -> str:
 
 
 def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
-    """Returns the prefix of a checkpoint's files: "…/model.ckpt" of "…/model.ckpt.index".
+    """Returns the prefix of a checkpoint's files ("…/model.ckpt" of "…/model.ckpt.index"), or
+    the path of timm's or Keras's file.
 
     Args:
-        source: a name of `PUBLISHED` ("b3-advprop"); a directory with one checkpoint or
-            with a `checkpoint` file that names one; a prefix; or a `.tar.gz` of such a
-            directory. Paths are local or gs://; archives may be http(s):// too.
+        source: a name of `PUBLISHED` ("b3-advprop"); a repository, see `hub.fetch`; a
+            directory with one checkpoint or file, or with a `checkpoint` file that
+            names one; a prefix; a file; or a `.tar.gz` of such a directory. Paths are
+            local or gs://; archives and files may be http(s):// too.
         cache_dir: a local folder, for what is downloaded or unpacked; default
             `default_cache_dir()`.
 
@@ -106,6 +110,8 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
             "The checkpoint's `source` is empty; give a directory, a prefix, a .tar.gz or a"
             " published name."
         )
+    if source.startswith(hub.SCHEME):
+        source = hub.fetch(source)
     published, address = find_published(source), source
     if published and source == published.name:
         _refuse_namesake(source)
@@ -115,16 +121,22 @@ def find_checkpoint(source: str, cache_dir: Optional[str] = None) -> str:
     if published and published.files and (source == published.name or is_web):
         key = f"{published.name}-{_digest(' '.join(published.files.values()))}"
         row = published
-        return _find_in_cache(source, cache_dir, key, lambda folder: _download(row, folder))
-    if address.lower().split("?")[0].endswith(ARCHIVE_SUFFIXES):
+        return _find_in_cache(
+            source, source, cache_dir, key, lambda _, folder: _download(row, folder)
+        )
+    path = address.lower().split("?")[0]
+    if is_web and path.endswith(FILE_SUFFIXES):
+        key = cache_key(address, is_web)
+        return _find_in_cache(source, address, cache_dir, key, _fetch_file)
+    if path.endswith(ARCHIVE_SUFFIXES):
         if not is_web and not tf.io.gfile.exists(address):
             raise CheckpointError(f"There is no archive {address!r}.")
         key = cache_key(address, is_web)
-        return _find_in_cache(address, cache_dir, key, lambda folder: _unpack(address, folder))
+        return _find_in_cache(source, address, cache_dir, key, _unpack)
     if is_web:
         raise CheckpointError(
-            f"`source` is {source!r}, but over http(s) only archives can be had; give that of a"
-            " .tar.gz."
+            f"`source` is {source!r}, but over http(s) only archives and files can be had; give the"
+            f" address of one that ends in {', '.join((*ARCHIVE_SUFFIXES, *FILE_SUFFIXES))}."
         )
     try:
         prefix = _find_here(source)
@@ -148,16 +160,12 @@ def _find_here(path: str) -> Optional[str]:
     if tf.io.gfile.exists(f"{prefix}.index"):
         _refuse_run(path, os.path.dirname(prefix))
         return prefix
+    if format_of(path):
+        return path
     if tf.io.gfile.exists(path):
-        way_out = (
-            f"is read in Python, by `load_weights(model, {path!r})`"
-            if format_of(path)
-            else "is damaged or of another format; of PyTorch's, .safetensors is read; a Keras"
-            " model's file must end in .keras"
-        )
         raise CheckpointError(
-            f"`source` is {path!r}, a file that is no checkpoint in the released format: it"
-            f" {way_out}."
+            f"`source` is {path!r}, a file that is damaged or of another format; of PyTorch's,"
+            " .safetensors is read; a Keras model's file must end in .keras."
         )
     return None
 
@@ -222,10 +230,16 @@ def find_in_directory(directory: str) -> str:
     """Returns the prefix that a directory's file `checkpoint` names, or the only one."""
     entries = list_folder(directory)
     names = [name.removesuffix(".index") for name in entries if name.endswith(".index")]
+    files = [name for name in entries if name.endswith(FILE_SUFFIXES)]
+    if not names and len(files) == 1:
+        return os.path.join(directory, files[0])
     if not names:
-        raise CheckpointError(
-            f"{directory!r} holds no checkpoint: there is no file that ends in .index."
+        found = (
+            f"several files, {list_names(files)}; give one of them"
+            if files
+            else (f"no checkpoint: no file ends in .index, {', '.join(FILE_SUFFIXES)}")
         )
+        raise CheckpointError(f"{directory!r} holds {found}.")
     named, problem = names[0], "there is no file `checkpoint` that names one"
     if "checkpoint" in entries:
         named = _named_in(directory)
@@ -300,8 +314,12 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _find_in_cache(address: str, cache_dir: str, key: str, fetch: Callable[[str], None]) -> str:
-    """Returns the prefix in the folder `key` of the cache, which `fetch` fills if it is absent."""
+def _find_in_cache(
+    source: str, address: str, cache_dir: str, key: str, fetch: Callable[[str, str], None]
+) -> str:
+    """Returns the prefix in the folder `key` of the cache; `fetch(address, folder)` fills it if it
+    is absent.
+    """
     folder = os.path.join(cache_dir, key)
     if os.path.isdir(folder):
         return _find_in_tree(folder, address)
@@ -309,15 +327,18 @@ def _find_in_cache(address: str, cache_dir: str, key: str, fetch: Callable[[str]
     try:
         os.makedirs(cache_dir, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=f"{key}.", suffix=".part", dir=cache_dir)
-        fetch(temporary)
-        verify(_find_in_tree(temporary, address))
+        fetch(address, temporary)
+        found = _find_in_tree(temporary, address)
+        if format_of(found) is None:
+            verify(found)
         try:
             os.rename(temporary, folder)
         except OSError:  # another process was faster
             if not os.path.isdir(folder):
                 raise
     except _FETCH_ERRORS as error:
-        raise CheckpointError(_describe_failure(address, cache_dir, error)) from error
+        message = _describe_failure(address, cache_dir, error)
+        raise CheckpointError(f"{message}{_name_mirror(source)}") from error
     finally:
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -337,6 +358,13 @@ def _describe_failure(address: str, cache_dir: str, error: Exception) -> str:
             f" proxies ({urllib.request.getproxies() or 'none is set'})."
         )
     return f"{address!r} cannot be brought into {cache_dir!r} ({reason}); try again."
+
+
+def _name_mirror(address: str) -> str:
+    """Returns where else the network is, in words: nobody gets it from there in silence."""
+    published = find_published(address)
+    place = published and hub.mirror(published)
+    return f" timm's port of the same network is {place}." if place else ""
 
 
 def _open_address(address: str) -> tuple[BinaryIO, Optional[int]]:
@@ -393,6 +421,36 @@ def _unpack(address: str, folder: str) -> None:
             pass
 
 
+def _fetch_file(address: str, folder: str) -> None:
+    """Fetches timm's or Keras's file; its length and the hash in its name must be right."""
+    name = posixpath.basename(urllib.parse.urlsplit(address).path)
+    path = os.path.join(folder, name)
+    stream, total_bytes = _open_address(address)
+    with stream:
+        _copy(stream, path, address, total_bytes)
+    told = re.search(r"^tf_efficientnet.*-([0-9a-f]{8,64})\.", name)
+    if told:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""):
+                digest.update(chunk)
+        found = digest.hexdigest()
+        if not found.startswith(told[1]):
+            raise CheckpointError(
+                f"{address!r} has the SHA-256 {found}, but its name says {told[1]}; get it again."
+            )
+    if format_of(path) is None:
+        raise CheckpointError(f"{address!r} answers with something else than weights.")
+
+
+def _copy(stream: BinaryIO, path: str, what: str, total_bytes: Optional[int]) -> None:
+    with _showing_progress(stream, what, total_bytes) as shown, open(path, "xb") as file:
+        shutil.copyfileobj(shown, file, _CHUNK_BYTES)
+        length = file.tell()
+    if total_bytes not in (None, length):
+        raise EOFError(f"{length} of {total_bytes} bytes came")
+
+
 def _download(published: PublishedCheckpoint, folder: str) -> None:
     """Fetches a checkpoint that is published as single files."""
     for suffix, address in published.files.items():
@@ -406,11 +464,8 @@ def _download(published: PublishedCheckpoint, folder: str) -> None:
                     f" put the files that end in {' and '.join(published.files)} into one folder"
                     " under one name, and give that folder."
                 )
-            with (
-                _showing_progress(stream, f"{published.name}{suffix}", total_bytes) as shown,
-                open(os.path.join(folder, f"model.ckpt{suffix}"), "xb") as file,
-            ):
-                shutil.copyfileobj(shown, file, _CHUNK_BYTES)
+            path = os.path.join(folder, f"model.ckpt{suffix}")
+            _copy(stream, path, f"{published.name}{suffix}", total_bytes)
 
 
 def _find_in_tree(folder: str, address: str) -> str:
@@ -418,7 +473,7 @@ def _find_in_tree(folder: str, address: str) -> str:
     directories = [
         path
         for path, _, names in sorted(os.walk(folder))
-        if any(name.endswith(".index") for name in names)
+        if any(name.endswith((".index", *FILE_SUFFIXES)) for name in names)
     ]
     if len(directories) != 1:
         found = list_names([os.path.relpath(path, folder) for path in directories])

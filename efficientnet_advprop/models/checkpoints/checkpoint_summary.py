@@ -5,11 +5,14 @@ import math
 
 import numpy as np
 
-from efficientnet_advprop.models.checkpoints.checkpoint_contents import CheckpointContents
+from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
+    CheckpointContents,
+    Difference,
+)
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import READ_ERRORS, CheckpointError
-from efficientnet_advprop.models.checkpoints.file_weights import Difference, main_names
 from efficientnet_advprop.models.checkpoints.model_settings import known_kind, known_settings
 from efficientnet_advprop.models.checkpoints.published_checkpoints import KINDS, kinds_of
+from efficientnet_advprop.models.checkpoints.variable_names import main_names
 from efficientnet_advprop.models.scaling import VARIANTS
 from efficientnet_advprop.runtime.errors import brief_message, list_names
 

@@ -94,6 +94,8 @@ def known_kind(source: str, contents: CheckpointContents) -> Optional[str]:
     published = find_published(source)
     if published is not None:
         return published.kind
+    if contents.format != "released":  # they say themselves how their pixels are normalised
+        return None
     if contents.has_grouped_norms:  # only the evaluation graph of SAT's code writes them so
         return "sat"
     architecture = contents.architecture
@@ -127,4 +129,12 @@ def known_settings(
         settings["activation"] = VARIANTS[published.variant].design.activation
     if any(name.endswith("root_of_alpha") for name in [*contents.plain, *contents.averages]):
         settings["activation"] = "smooth_relu"
-    return {**settings, **read_settings(contents.prefix)}
+    if contents.format == "released":
+        return {**settings, **read_settings(contents.prefix)}
+    told = contents.settings.get("normalization", settings.get("normalization"))
+    if told != settings.get("normalization", told):
+        raise CheckpointError(
+            f"`--kind` is {kind!r}, whose pixels are normalised as {settings['normalization']!r},"
+            f" but {source!r} says {told!r}; leave the flag out."
+        )
+    return {**settings, **contents.settings}

@@ -1,6 +1,6 @@
 """The weights of a file into a model: released checkpoints, timm's files, Keras's.
 
-    # a name, a directory, a prefix or a .tar.gz; a .safetensors, .npz or .h5
+    # a name, an address, hf://owner/name, a directory, a prefix, a .tar.gz or a file
     report = load_weights(model, "b3-advprop")
     print(report)    # averages or plain weights, how far apart they are, what was left out
 
@@ -9,34 +9,41 @@ A file is read and checked whole before the first variable of the model changes.
 
 import dataclasses
 import os
-from typing import Optional
+from typing import Any, Mapping, Optional
 
 import numpy as np
 from absl import logging
 
 from efficientnet_advprop.keras2 import keras
-from efficientnet_advprop.models.checkpoints import (
-    keras_weights,
-    released_checkpoints,
-    timm_weights,
+from efficientnet_advprop.models.checkpoints import keras_weights, timm_weights
+from efficientnet_advprop.models.checkpoints.architecture import recognize
+from efficientnet_advprop.models.checkpoints.checkpoint_contents import (
+    STEP,
+    CheckpointContents,
+    Difference,
+    read_contents,
 )
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
+    READ_ERRORS,
     CheckpointError,
+    find_checkpoint,
     format_of,
     require_no_problems,
 )
-from efficientnet_advprop.models.checkpoints.file_weights import (
+from efficientnet_advprop.models.checkpoints.model_settings import known_kind, known_settings
+from efficientnet_advprop.models.checkpoints.published_checkpoints import prefers_averages
+from efficientnet_advprop.models.checkpoints.variable_names import (
     CLASSIFIER,
-    Difference,
-    FileWeights,
     main_name,
     variable_name,
 )
-from efficientnet_advprop.runtime.errors import list_names
+from efficientnet_advprop.runtime.errors import brief_message, list_names
 
-# Of these another value than the file's network had only changes the logits; another
-# activation makes the weights meaningless.
+# Of these another value than the file's network had only changes the logits; with another
+# one of those the weights mean nothing.
 _DOUBTFUL = ("normalization", "batch_norm_epsilon")
+_DECISIVE = ("activation",)
+_DECISIVE_OF_RESNETS = ("activation", "stride_in", "pool_padding", "denoise", *_DOUBTFUL)
 
 
 @dataclasses.dataclass
@@ -77,10 +84,24 @@ class LoadReport:
                 self.num_aux
             ),
             f"ignored in the file: {len(self.ignored)} tensors (optimizer slots, step, auxiliary"
-            " batch norms)": self.ignored,
+            " batch norms, counters)": self.ignored,
             **{f"warning: {text}": True for text in self.warnings},
         }
         return "\n  ".join(line for line, is_said in lines.items() if is_said)
+
+
+def read_checkpoint(source: str, cache_dir: Optional[str] = None) -> CheckpointContents:
+    """Returns what a checkpoint or file holds, of whatever format its first bytes tell.
+
+    Args:
+        source, cache_dir: as in `checkpoint_sources.find_checkpoint`.
+
+    Raises:
+        CheckpointError: it cannot be had or read.
+    """
+    path = find_checkpoint(source, cache_dir)
+    readers = {"timm": timm_weights.read_timm_file, "keras": keras_weights.read_keras_file}
+    return readers.get(format_of(path) or "", read_contents)(path)
 
 
 def load_weights(
@@ -97,14 +118,13 @@ def load_weights(
     of classes fills all but the classifier, and the report and a warning say so.
 
     Args:
-        model: an `EfficientNet`; for Keras's files a `ResNet` built with
+        model: an `EfficientNet`; for Keras's ResNet files a `ResNet` built with
             `KERAS_ARGUMENTS`. Under a distribution strategy, call this outside of its
             steps.
-        source: a checkpoint in the released format, see
-            `checkpoint_sources.find_checkpoint`: a published name ("b3-advprop"), a
-            directory, a prefix or a `.tar.gz`; or timm's `.safetensors`, or `.npz` of
-            such a state dict; or `.h5` of `tf.keras.applications`. The contents decide,
-            not the name.
+        source: see `checkpoint_sources.find_checkpoint`: a published name
+            ("b3-advprop"), an address, a repository ("hf://timm/…"), a directory, a
+            prefix, a `.tar.gz`, timm's `.safetensors` or `.npz`, or Keras's `.h5`. The
+            contents decide, not the name.
         use_ema: take the averages where there are any; otherwise, and with False, the
             plain weights. None: as the published figure was measured, hence as True but
             for those of Smooth Adversarial Training, of which only L1-Enhanced is read
@@ -122,45 +142,117 @@ def load_weights(
             another. The error's `problems` name all, and the model is as it was.
     """
     source = os.fspath(source)
+    return load_contents(model, source, read_checkpoint(source, cache_dir), use_ema, include_head)
+
+
+def load_contents(
+    model: keras.Model,
+    source: str,
+    contents: CheckpointContents,
+    use_ema: Optional[bool] = None,
+    include_head: bool = True,
+) -> LoadReport:
+    """Gives a model the weights of what `read_checkpoint` has found; see `load_weights`."""
     variables = {variable_name(model, variable): variable for variable in model.variables}
-    file_format = format_of(source)
-    if file_format == "timm":
-        found = timm_weights.read_timm_file(model, source, variables)
-    elif file_format == "keras":
-        found = keras_weights.read_keras_file(model, source)
-    else:
-        found = released_checkpoints.read_released(model, source, variables, use_ema, cache_dir)
-    skipped = _skipped_classifier(found, variables, include_head)
-    _require_fit(found, model, variables, skipped, source, is_released=file_format is None)
-    if activation_problem := _activation_problem(found, model):
-        raise CheckpointError(f"{source!r} is not loaded.{activation_problem}")
+    if use_ema is None:
+        kind = known_kind(source, contents)
+        use_ema = prefers_averages(source, kind) or not contents.plain
+    if not use_ema and contents.averages and not contents.plain:
+        raise CheckpointError(
+            f"`use_ema` is False, but {source!r} holds only averages; load it with use_ema=True."
+        )
+    tensors = {**contents.plain, **contents.averages} if use_ema else contents.plain
+    held = contents.plain.keys() | contents.averages.keys()
+    names = {
+        name: tensors.get(name) or contents.expected.get(name, f"{model.name}/{name}")
+        for name in variables
+        if main_name(name) == name or name in held
+    }
+    reader = _TensorReader(contents)
+    read = {name: reader.read(name, names[name]) for name in names if name in tensors}
+    values = {name: value for name, value in read.items() if value is not None}
+    settings = known_settings(source, contents)
+    skipped = _skipped_classifier(values, variables, include_head)
+    # Auxiliary batch norms that the model has no branch for are no misfit.
+    unused_aux = {name for name in held if name not in variables and main_name(name) in variables}
+    _require_fit(
+        contents, model, variables, names, values, skipped, unused_aux, reader, settings, source
+    )
     loaded = [name for name in variables if name not in skipped]
-    own = [name for name in loaded if name in found.values]
+    own = [name for name in loaded if name in values]
     for name in loaded:
-        key = name if name in found.values else main_name(name)
-        variables[name].assign(found.values[key])
-    plain = [name for name in own if name not in found.averaged]
+        variables[name].assign(values[name if name in values else main_name(name)])
+    plain = [name for name in own if not use_ema or name not in contents.averages]
     report = LoadReport(
         source=source,
-        network=found.network,
-        normalization=found.settings.get("normalization"),
+        network=contents.description(),
+        normalization=settings.get("normalization"),
         num_averages=len(own) - len(plain),
         num_plain=len(plain),
         num_aux=len(loaded) - len(own),
-        difference=found.difference,
+        difference=reader.difference if reader.difference.num_tensors else None,
         skipped=skipped,
-        ignored=found.ignored,
-        step=found.step,
-        mixed=plain if found.averaged else [],
-        warnings=_warnings(found, model, skipped if include_head else []),
+        ignored=contents.slots
+        + ([STEP] if contents.step is not None else [])
+        + [tensors[name] for name in sorted(unused_aux) if name in tensors],
+        step=contents.step,
+        mixed=plain if use_ema and contents.averages else [],
+        warnings=_warnings(settings, model, values, skipped if include_head else []),
     )
     for warning in report.warnings:
         logging.warning("%s: %s", source, warning)
     return report
 
 
-def _skipped_classifier(found: FileWeights, variables, include_head: bool) -> list[str]:
-    kernel, own = found.values.get(CLASSIFIER[0]), tuple(variables[CLASSIFIER[0]].shape)
+class _TensorReader:
+    """Reads tensors, collects their problems, and compares averages with plain weights."""
+
+    def __init__(self, contents: CheckpointContents):
+        self._contents, self.difference = contents, Difference()
+        self.problems: dict[str, list[str]] = {}
+
+    def read(self, variable: str, tensor: str) -> Optional[np.ndarray]:
+        value = self._read_tensor(tensor)
+        average, plain = (
+            part.get(variable) for part in (self._contents.averages, self._contents.plain)
+        )
+        if value is not None and average and plain:
+            other = self._read_tensor(plain if tensor == average else average)
+            if other is not None and other.shape == value.shape:
+                pair = (value, other) if tensor == average else (other, value)
+                self.difference.add(plain, *pair)
+        return value
+
+    def _read_tensor(self, tensor: str) -> Optional[np.ndarray]:
+        try:
+            value = self._contents.value(tensor)
+        except READ_ERRORS as error:
+            self._note("cannot be read, the file is damaged", f"{tensor} ({brief_message(error)})")
+            return None
+        if not np.issubdtype(value.dtype, np.floating):
+            self._note("are no floating-point tensors", f"{tensor} ({value.dtype})")
+            return None
+        return value.astype(np.float32, copy=False)
+
+    def _note(self, problem: str, text: str) -> None:
+        self.problems.setdefault(problem, []).append(text)
+
+
+def _describe_misfit(contents: CheckpointContents, variables: Mapping[str, Any]) -> str:
+    """Returns what the file is, what the model is, and the way out."""
+    looks = f"The file looks like {contents.description()}"
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    own, found = recognize(shapes, shapes.get), contents.architecture
+    if found is None:
+        return f"{looks}."
+    if own is not None and own.constructor() == found.constructor():
+        return f"{looks}, as the model is, but not all of its tensors are the model's."
+    model = "no EfficientNet" if own is None else str(own)
+    return f"{looks}, but the model is {model}: build it with {found.constructor()}."
+
+
+def _skipped_classifier(values, variables, include_head: bool) -> list[str]:
+    kernel, own = values.get(CLASSIFIER[0]), tuple(variables[CLASSIFIER[0]].shape)
     has_other_classes = (
         kernel is not None
         and kernel.ndim == 2
@@ -170,14 +262,18 @@ def _skipped_classifier(found: FileWeights, variables, include_head: bool) -> li
     return list(CLASSIFIER) if has_other_classes or not include_head else []
 
 
-def _require_fit(found, model, variables, skipped, source, is_released) -> None:
+def _require_fit(
+    contents, model, variables, names, values, skipped, unused_aux, reader, settings, source
+) -> None:
     """Every variable of the model and every tensor of the file must be accounted for."""
-    needed = {name: tensor for name, tensor in found.names.items() if name not in skipped}
-    values = {name: found.values[name] for name in needed if name in found.values}
-    unreadable = {name for names in found.problems.values() for name in names}
+    needed = {name: tensor for name, tensor in names.items() if name not in skipped}
+    values = {name: values[name] for name in needed if name in values}
+    unreadable = {name for texts in reader.problems.values() for name in texts}
+    known = variables.keys() | set(CLASSIFIER) | unused_aux
+    settings_problem = _settings_problem(settings, model)
     require_no_problems(
-        f"{source!r} does not fit the model ({model.name}), which is unchanged.{found.misfit}"
-        + _activation_problem(found, model),
+        f"{source!r} does not fit the model ({model.name}), which is unchanged.\n "
+        f" {_describe_misfit(contents, variables)}{settings_problem}",
         {
             "missing in the file": [
                 tensor
@@ -189,38 +285,51 @@ def _require_fit(found, model, variables, skipped, source, is_released) -> None:
                 for name, value in values.items()
                 if value.shape != tuple(variables[name].shape)
             ],
-            "in the file but not in the model": found.left_over,
+            "in the file but not in the model": [
+                tensor
+                for part in (contents.plain, contents.averages)
+                for name, tensor in part.items()
+                if name not in known
+            ]
+            + contents.unknown,
             "hold values that are not finite": [
                 needed[name] for name, value in values.items() if not np.isfinite(value).all()
             ],
-            **found.problems,
+            **reader.problems,
         },
-        source if is_released else None,
+        source,
     )
+    if settings_problem:
+        raise CheckpointError(f"{source!r} is not loaded.{settings_problem}")
 
 
-def _activation_problem(found: FileWeights, model) -> str:
-    activation = found.settings.get("activation")
-    if activation in (None, model.activation.name):
+def _settings_problem(settings: Mapping[str, Any], model) -> str:
+    config = {**model.get_config(), "activation": model.activation.name}
+    decisive = _DECISIVE_OF_RESNETS if "stride_in" in settings else _DECISIVE
+    wrong = [
+        f"`{name}` is {config[name]!r}, not {settings[name]!r}"
+        for name in decisive
+        if settings.get(name) is not None and settings[name] != config.get(name, settings[name])
+    ]
+    if not wrong:
         return ""
     return (
-        f"\n  Its network's activation is {activation!r}, but the model's `activation` is"
-        f" {model.activation.name!r}, with which the weights mean nothing; build it with"
-        f" {activation!r} (in a config: --config.model.activation)."
+        f"\n  The model's {', '.join(wrong)}, without which the weights mean nothing; build it with"
+        " the latter (in a config: --config.model.…)."
     )
 
 
-def _warnings(found: FileWeights, model, skipped: list[str]) -> list[str]:
+def _warnings(settings: Mapping[str, Any], model, values, skipped: list[str]) -> list[str]:
     warnings, config = [], model.get_config()
     if skipped:
         warnings.append(
-            f"it has {found.values[CLASSIFIER[0]].shape[1]} classes and the model"
+            f"it has {values[CLASSIFIER[0]].shape[1]} classes and the model"
             f" {model.num_classes}: the classifier is not loaded"
         )
     for name in _DOUBTFUL:
-        if found.settings.get(name, config[name]) != config[name]:
+        if settings.get(name, config[name]) != config[name]:
             warnings.append(
-                f"it was trained with `{name}` {found.settings[name]!r}, the model has"
+                f"it was trained with `{name}` {settings[name]!r}, the model has"
                 f" {config[name]!r}: other logits"
             )
     return warnings

@@ -3,6 +3,8 @@ that are not to be trusted.
 """
 
 import contextlib
+import dataclasses
+import hashlib
 import http.server
 import io
 import os
@@ -12,9 +14,11 @@ import threading
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tensorflow as tf
 
 from efficientnet_advprop.models import CheckpointError
+from efficientnet_advprop.models.checkpoints import published_checkpoints
 from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
     find_checkpoint,
     open_checkpoint,
@@ -305,17 +309,45 @@ def test_a_folder_called_like_a_published_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "contents, words",
-    [
-        (b"\x89HDF\r\n\x1a\n", "load_weights"),
-        (b"\x10\0\0\0\0\0\0\0{}", "load_weights"),
-        (b"x", "damaged or of another format"),
-    ],
+    "contents, is_known",
+    [(b"\x89HDF\r\n\x1a\n", True), (b"\x10\0\0\0\0\0\0\0{}", True), (b"x", False)],
 )
-def test_a_file_of_another_format_is_told_the_way(tmp_path, contents, words):
-    (tmp_path / "model.pth").write_bytes(contents)
-    with pytest.raises(CheckpointError, match=f"model.pth.*{words}"):
-        find_checkpoint(str(tmp_path / "model.pth"))
+def test_files_of_other_libraries_are_told_by_their_first_bytes(tmp_path, contents, is_known):
+    path = tmp_path / "model.pth"
+    path.write_bytes(contents)
+    if is_known:
+        assert find_checkpoint(str(path)) == str(path)
+        path.rename(tmp_path / "the only one.h5")
+        assert find_checkpoint(str(tmp_path)) == str(tmp_path / "the only one.h5")
+        return
+    with pytest.raises(CheckpointError, match="model.pth.*damaged or of another format"):
+        find_checkpoint(str(path))
+
+
+def test_downloaded_files_have_their_length_and_the_hash_of_their_name(cache):
+    body = safetensors.numpy.save({"x": np.zeros(3, np.float32)})
+    right, wrong = hashlib.sha256(body).hexdigest()[:8], "0" * 8
+
+    def fetch(hexadecimal, **answer):
+        with serve(**{"body": body, **answer}) as (address, _):
+            name = f"tf_efficientnet_b0_ap-{hexadecimal}.safetensors"
+            return find_checkpoint(f"{os.path.dirname(address)}/{name}", cache)
+
+    for arguments in ((wrong, {}), (right, {"body": body[:-1]}), (right, {"announced": 999})):
+        with pytest.raises(CheckpointError):
+            fetch(arguments[0], **arguments[1])
+        assert not entries(cache)
+    assert open(fetch(right), "rb").read() == body
+
+
+def test_where_an_address_fails_a_mirror_is_named(cache, monkeypatch):
+    row = published_checkpoints.PUBLISHED["b3-advprop"]
+    with serve(b"no", status=404) as (address, _):
+        monkeypatch.setitem(
+            published_checkpoints.PUBLISHED, row.name, dataclasses.replace(row, address=address)
+        )
+        with pytest.raises(CheckpointError, match="404.*hf://timm/tf_efficientnet_b3.ap_in1k"):
+            find_checkpoint(row.name, cache)
 
 
 def test_a_member_that_is_there_twice(tmp_path, cache, members):

@@ -15,7 +15,7 @@ from efficientnet_advprop.models import (
     load_released_checkpoint,
     save_released_checkpoint,
 )
-from efficientnet_advprop.models.checkpoints.file_weights import variable_name
+from efficientnet_advprop.models.checkpoints.variable_names import variable_name
 from tests.conftest import DATA, golden, make_tiny
 from tests.released_format import (
     AVERAGE,

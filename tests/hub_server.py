@@ -1,0 +1,123 @@
+"""A hub on this machine, as far as `huggingface_hub` asks it for models.
+
+python tests/hub_server.py FOLDER [--port=8000]    # FOLDER/owner/name/files
+HF_ENDPOINT=http://127.0.0.1:8000 python -m efficientnet_advprop.inspect_checkpoint hf://owner/name
+"""
+
+import argparse
+import base64
+import hashlib
+import http.server
+import json
+import pathlib
+import re
+import threading
+
+_COMMIT = "0" * 39 + "1"
+
+
+def make_server(folder: pathlib.Path, port: int = 0) -> http.server.ThreadingHTTPServer:
+    """Returns a server of the repositories in a folder; its `requests` grow as they come."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def answer_json(self, value) -> None:
+            self.answer(json.dumps(value).encode(), Content_Type="application/json")
+
+        def do_GET(self):
+            server.requests.append(f"{self.command} {self.path}")
+            path = self.path.split("?")[0]
+            listed = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/[^/]+.*", path)
+            asked = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
+            repository = folder / (listed or asked)[1] if listed or asked else None
+            if repository is None or not repository.is_dir():
+                return self.answer(b"", 404, X_Error_Code="RepoNotFound")
+            if listed:
+                files = sorted(path for path in repository.rglob("*") if path.is_file())
+                names = [str(path.relative_to(repository)) for path in files]
+                if listed[2] == "tree":
+                    rows = zip(names, files)
+                    return self.answer_json(
+                        [
+                            {"type": "file", "path": name, "size": file.stat().st_size, "oid": name}
+                            for name, file in rows
+                        ]
+                    )
+                siblings = [{"rfilename": name} for name in names]
+                return self.answer_json({"id": listed[1], "sha": _COMMIT, "siblings": siblings})
+            file = repository / asked[2]
+            if not file.is_file():
+                return self.answer(b"", 404, X_Error_Code="EntryNotFound", X_Repo_Commit=_COMMIT)
+            body = file.read_bytes()
+            etag = f'"{hashlib.sha256(body).hexdigest()}"'
+            if server.cut and self.command == "GET":
+                body = body[: server.cut]
+            self.answer(body, ETag=etag, X_Repo_Commit=_COMMIT)
+
+        do_HEAD = do_GET
+
+        def do_POST(self):
+            server.requests.append(f"{self.command} {self.path}")
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+            else:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            preupload = re.fullmatch(r"/api/models/(.+)/preupload/\w+", self.path.split("?")[0])
+            commit = re.fullmatch(r"/api/models/(.+)/commit/\w+", self.path.split("?")[0])
+            if preupload:
+                files = json.loads(body)["files"]
+                rows = [
+                    {"path": row["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for row in files
+                ]
+                return self.answer_json({"files": rows})
+            if commit:
+                for line in map(json.loads, body.splitlines()):
+                    if line["key"] == "file":
+                        path = folder / commit[1] / line["value"]["path"]
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_bytes(base64.b64decode(line["value"]["content"]))
+                url = f"http://127.0.0.1:{server.server_port}/{commit[1]}/commit/{_COMMIT}"
+                return self.answer_json(
+                    {"commitUrl": url, "commitOid": _COMMIT, "pullRequestUrl": None}
+                )
+            name = json.loads(body)  # of a new repository
+            owner = name.get("organization") or "somebody"
+            repository = f"{owner}/{name['name']}"
+            (folder / repository).mkdir(parents=True, exist_ok=True)
+            url = f"http://127.0.0.1:{server.server_port}/{repository}"
+            return self.answer_json({"url": url, "id": repository})
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.requests, server.cut = [], 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--port", type=int, default=8000)
+    arguments = parser.parse_args()
+    print(
+        f"http://127.0.0.1:{make_server(arguments.folder, arguments.port).server_port}", flush=True
+    )
+    threading.Event().wait()

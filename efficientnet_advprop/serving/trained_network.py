@@ -105,8 +105,8 @@ def restore_network(
     """Builds the network that a file holds, and loads it.
 
     Args:
-        checkpoint: in any format of `checkpoint_sources.find_checkpoint`; or a .keras file of a plain, converted or `AdvPropModel`, whose own classes must be
-            importable.
+        checkpoint: in any format of `checkpoint_sources.find_checkpoint`; or a .keras file of
+            a plain, converted or `AdvPropModel`, whose own classes must be importable.
         model_dir: of a training run of ours, instead.
         kind: of a released checkpoint, a key of `KINDS`; None: as its official name, its
             settings file or its network says, and an error where nothing does.
@@ -259,12 +259,11 @@ def _restore_released(
         )
     variant = architecture.variant
     settings = known_settings(checkpoint, contents, kind)
-    if contents.settings.get("normalization", normalization) != (
-        normalization or settings.get("normalization")
-    ):
+    told = contents.settings.get("normalization")
+    if told and normalization and told != normalization:
         raise ConfigError(
             f"`--normalization` is {normalization!r}, but {checkpoint!r} says that its pixels are"
-            f" normalised as {settings['normalization']!r}; leave the flag out."
+            f" normalised as {told!r}; leave the flag out."
         )
     if normalization:
         settings["normalization"] = normalization

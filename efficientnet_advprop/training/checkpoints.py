@@ -95,7 +95,7 @@ class Checkpoints:
         self._checkpoint = tf.train.Checkpoint(
             variables=self._copies, best_accuracy=self._best_accuracy
         )
-        self.best_accuracy = _accuracy_of_best(model_dir)
+        self.best_accuracy = accuracy_of_best(model_dir)
         self._copied = None  # step and best accuracy of what the copies hold
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._pending: list[concurrent.futures.Future] = []
@@ -235,7 +235,7 @@ class Checkpoints:
             pass
 
 
-def _accuracy_of_best(model_dir: str) -> Optional[float]:
+def accuracy_of_best(model_dir: str) -> Optional[float]:
     """Reads the accuracy of the checkpoint in `best/` from that checkpoint; None: no one."""
     for path in list_checkpoints(model_dir, BEST):
         kept = tf.Variable(-1.0, trainable=False, dtype=tf.float32)

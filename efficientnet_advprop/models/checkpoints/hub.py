@@ -60,8 +60,8 @@ def fetch(address: str) -> str:
     return os.path.join(found, file) if file else found
 
 
-def push(folder: str, address: str) -> str:
-    """Uploads a folder to a repository, which is made if it is not there; returns its address.
+def push(folder: str, address: str, names: list[str]) -> str:
+    """Uploads files to a repository, which is made if it is not there; returns its address.
 
     Raises:
         CheckpointError: as in `fetch`; without access, too.
@@ -70,7 +70,9 @@ def push(folder: str, address: str) -> str:
     api = _import_library(address).HfApi()
     try:
         url = api.create_repo(repository, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, revision=revision)
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, revision=revision, allow_patterns=names
+        )
     except Exception as error:
         raise CheckpointError(
             f"`--push` is {address!r}, to which {folder!r} cannot be uploaded:"

@@ -159,11 +159,11 @@ def portable_values(model, library: str) -> tuple[dict[str, str], dict[str, np.n
         CheckpointError: the library's networks of this name compute something else, or a
             value is not finite.
     """
-    row, config = scaling.VARIANTS.get(model.variant), model.get_config()
-    problem = ""
+    row, problem = scaling.VARIANTS.get(model.variant), ""
     if row is None:
-        problem = "only EfficientNets are the same network there"
-    elif model.activation.name != row.design.activation:
+        raise CheckpointError(f"{model.name} is not written for {library}: it is no EfficientNet.")
+    config = model.get_config()
+    if model.activation.name != row.design.activation:
         problem = f"its activation is {model.activation.name!r}, there {row.design.activation!r}"
     elif config["batch_norm_epsilon"] != 1e-3:
         problem = f"its `batch_norm_epsilon` is {config['batch_norm_epsilon']}, there 0.001"
@@ -175,7 +175,7 @@ def portable_values(model, library: str) -> tuple[dict[str, str], dict[str, np.n
     bad = [name for name, value in values.items() if not np.isfinite(value).all()]
     if bad:
         problem = f"the values of {list_names(bad)} are not finite"
-    if problem or row is None:
+    if problem:
         raise CheckpointError(f"{model.name} is not written for {library}: {problem}.")
     depth = config["depth_coefficient"] or row.depth_coefficient
     return module_names(library, places_of_table(row.design, depth)), values

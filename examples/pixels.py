@@ -45,6 +45,8 @@ def classify_files(documentation: str, make_classifier: Callable) -> None:
 def load_as_told(path: str, settings: dict) -> np.ndarray:
     """Returns an image file as an export wants it; `settings`: "input" of its metadata."""
     crop = settings["crop"]
+    if crop in ("v2", "v2-ft"):
+        return load_pixels_for_v2(path, settings["image_size"], settings["crop_fraction"])
     if crop not in ("none", "released") and not str(crop).replace(".", "", 1).isdigit():
         raise SystemExit(
             f"error: the export's crop is {crop!r}, which this client cannot make; export with"
@@ -72,6 +74,24 @@ def load_pixels(
     return resized.astype(np.float32)
 
 
+def load_pixels_for_v2(path: str, image_size: int, crop_fraction: float) -> np.ndarray:
+    """Returns an image file as EfficientNetV2 wants it: float32 [image_size, image_size, 3].
+
+    The whole image is squashed, or the centre of it where `crop_fraction` is below 1;
+    bilinear, and other than above between the centres of the pixels.
+    """
+    with Image.open(path) as image:
+        pixels = _to_rgb(image)
+    if crop_fraction < 1:
+        height, width = pixels.shape[:2]
+        side = max(1, int(np.float32(crop_fraction) * np.float32(min(height, width))))
+        top, left = (height - side) // 2, (width - side) // 2
+        pixels = pixels[top : top + side, left : left + side]
+    rows, columns = (_filter(size, image_size, "bilinear", 0.5) for size in pixels.shape[:2])
+    resized = np.einsum("yi,ijc,xj->yxc", rows, pixels.astype(np.float32), columns, optimize=True)
+    return resized.astype(np.float32)
+
+
 def _to_rgb(image: Image.Image) -> np.ndarray:
     """Returns uint8 [height, width, 3], as TensorFlow decodes it."""
     # Of 16-bit gray images, the upper eight bits are used; Pillow would clip them to
@@ -94,10 +114,13 @@ def center_crop(pixels: np.ndarray, crop_fraction: float) -> np.ndarray:
     return pixels[top : top + side, left : left + side]
 
 
-def _filter(size: int, new_size: int, method: str) -> np.ndarray:
-    """Returns the weights [new_size, size] of the old pixels in each new pixel."""
-    positions = np.arange(new_size, dtype=np.float32) * np.float32(size / new_size)
-    first = positions.astype(int)
+def _filter(size: int, new_size: int, method: str, centre: float = 0.0) -> np.ndarray:
+    """Returns the weights [new_size, size] of the old pixels in each new pixel; a pixel's
+    `centre` is at its edge (0) or in its middle (0.5).
+    """
+    numbers = np.arange(new_size, dtype=np.float32)
+    positions = (numbers + centre) * np.float32(size / new_size) - np.float32(centre)
+    first = np.floor(positions).astype(int)
     offsets = positions - first
     if method == "bilinear":
         neighbours = {0: 1 - offsets, 1: offsets}

@@ -102,7 +102,7 @@ def export(
         options: see there.
 
     Raises:
-        UsageError: the network has no such end point.
+        UsageError: the network has no such end point, or its crop resizes in one way only.
         RunError: it cannot be written or converted, or did not pass its check. No
             version is left behind.
         DataError: the calibration images are not there.
@@ -110,6 +110,12 @@ def export(
     model = _in_float32(network.model)
     folded = InferenceNetwork(model, network.image_size)
     _check_end_point(folded, options.end_point)
+    crops = (preprocessing.V2, preprocessing.V2_FT, preprocessing.TORCHVISION)
+    if network.crop in crops and options.resize not in (None, "bilinear"):
+        raise UsageError(
+            f"`--resize` is {options.resize!r}, but the network's crop {network.crop!r} resizes"
+            " bilinearly; leave the flag out, or give another --crop."
+        )
     num_bytes = 4 * folded.num_weights
     if num_bytes >= _MAX_PROTO_BYTES and options.format in ("saved_model", "onnx"):
         raise RunError(

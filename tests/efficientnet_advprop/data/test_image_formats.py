@@ -209,6 +209,18 @@ def test_a_served_graph_and_pillow_agree_to_the_level(quality, subsampling, tmp_
     assert list(errors.numpy()) == [b""] and np.abs(served[0].numpy() - client).max() <= 1
 
 
+@pytest.mark.parametrize("crop", ["v2", "v2-ft"])
+def test_a_client_prepares_for_efficientnetv2(crop, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, [91, 120, 3], np.uint8)
+    (tmp_path / "image.png").write_bytes(save(Image.fromarray(pixels), "PNG"))
+    fraction = preprocessing.crop_fraction(64, crop)
+    settings = {"crop": crop, "image_size": 64, "crop_fraction": fraction}
+    client = example_pixels.load_as_told(str(tmp_path / "image.png"), settings)
+    encoded = (tmp_path / "image.png").read_bytes()
+    wanted = preprocessing.preprocess_for_eval(encoded, 64, crop).numpy()
+    np.testing.assert_allclose(client, wanted, rtol=0, atol=1e-2)
+
+
 @pytest.mark.parametrize("name", ["bmp_palette", "bmp_palette_4", "bmp_1", "bmp_gray", "webp"])
 def test_a_graph_without_python_refuses_what_it_would_read_wrong(name):
     with pytest.raises(tf.errors.InvalidArgumentError, match="no JPEG, PNG or GIF"):

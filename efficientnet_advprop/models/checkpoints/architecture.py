@@ -4,7 +4,7 @@ networks scaled in another way.
 
 import dataclasses
 import re
-from typing import Callable, Collection, NamedTuple, Optional
+from typing import Callable, Collection, Optional
 
 from efficientnet_advprop.models import scaling
 
@@ -44,15 +44,9 @@ class Architecture:
         return f'EfficientNet("{self.variant}", {sizes})'
 
 
-class _BlockShape(NamedTuple):
-    """What tells one block from another."""
-
-    kind: str  # "plain" | "fused" | "routed"
-    kernel_size: int
-    expanded_filters: int
-    squeeze_filters: int
-    output_filters: int
-    num_experts: int = 0
+# What tells one block from another: its kind ("plain", "fused" or "routed"), kernel size,
+# expanded, squeeze and output filters, and number of experts.
+_BlockShape = tuple[str, int, int, int, int, int]
 
 
 def recognize(names: Collection[str], shape_of: Callable[[str], Shape]) -> Optional[Architecture]:
@@ -88,7 +82,7 @@ def recognize(names: Collection[str], shape_of: Callable[[str], Shape]) -> Optio
 
 def _of_table(design: scaling.Design, width: float, depth: float):
     blocks = [
-        _BlockShape(
+        (
             "routed" if block.num_experts else "fused" if block.fused else "plain",
             block.kernel_size,
             block.expanded_filters,
@@ -121,16 +115,14 @@ def _block_in_file(scope: str, names: Collection[str], shape_of) -> Optional[_Bl
         if not depthwise or not expanded or not projected:
             return None
         kernel_size = round((depthwise[-1] / expanded[-1]) ** 0.5)
-        return _BlockShape(
-            "routed", kernel_size, expanded[-1], squeeze_filters, projected[-1], routing[-1]
-        )
+        return "routed", kernel_size, expanded[-1], squeeze_filters, projected[-1], routing[-1]
     depthwise = shape_of(f"{scope}/depthwise_conv2d/depthwise_kernel")
     project = kernel("conv2d_1", "conv2d")
     if depthwise and len(depthwise) == 4 and project:
-        return _BlockShape("plain", depthwise[0], depthwise[2], squeeze_filters, project[-1])
+        return "plain", depthwise[0], depthwise[2], squeeze_filters, project[-1], 0
     expand = kernel("conv2d")
     if not depthwise and expand and project:
         if not shape_of(f"{scope}/conv2d_1/kernel"):  # without expansion
-            return _BlockShape("fused", expand[0], expand[2], squeeze_filters, expand[-1])
-        return _BlockShape("fused", expand[0], expand[-1], squeeze_filters, project[-1])
+            return "fused", expand[0], expand[2], squeeze_filters, expand[-1], 0
+        return "fused", expand[0], expand[-1], squeeze_filters, project[-1], 0
     return None

@@ -3,7 +3,7 @@ which Keras has them). Both count blocks within their stage.
 """
 
 import re
-from typing import Iterable, NamedTuple, Sequence
+from typing import Iterable, Sequence
 
 import numpy as np
 
@@ -66,19 +66,15 @@ _IN_BLOCK = {
 }
 
 
-class BlockPlace(NamedTuple):
-    """What a block's names depend on."""
-
-    kind: str  # a key of `_PARTS`
-    stage: int
-    index: int  # within the stage
+# A block's kind (a key of `_PARTS`), its stage, and its number within the stage.
+BlockPlace = tuple[str, int, int]
 
 
 def places_of_table(design: scaling.Design, depth_coefficient: float) -> list[BlockPlace]:
     """Returns the blocks of a network of the table, scaled."""
     counts = scaling.scaled_repeats(design, depth_coefficient)
     return [
-        BlockPlace(_kind_of_stage(design.stages[stage]), stage, index)
+        (_kind_of_stage(design.stages[stage]), stage, index)
         for stage, count in enumerate(counts)
         for index in range(count)
     ]
@@ -100,7 +96,7 @@ def places_in_file(library: str, modules: Iterable[str]) -> list[BlockPlace]:
         index = int(match[2]) if library == TIMM else ord(match[2]) - ord("a")
         stage = int(match[1]) - (library == KERAS)
         parts.setdefault((stage, index), set()).add(match[3].removesuffix("2"))
-    return [BlockPlace(_kind_in_file(library, parts[place]), *place) for place in sorted(parts)]
+    return [(_kind_in_file(library, parts[place]), *place) for place in sorted(parts)]
 
 
 def _kind_in_file(library: str, parts: set[str]) -> str:
@@ -120,13 +116,13 @@ def module_names(library: str, places: Sequence[BlockPlace]) -> dict[str, str]:
     column = (TIMM, KERAS).index(library)
     names = {ours: theirs[column] for ours, theirs in list(_ENDS.items())[:2]}
     # Keras's EfficientNetV2 alone has fused blocks, and calls this layer otherwise.
-    is_v2 = library == KERAS and any(place.kind in ("fused", "single") for place in places)
+    is_v2 = library == KERAS and any(kind in ("fused", "single") for kind, _, _ in places)
     num_routed = 0
-    for number, place in enumerate(places):
-        scope = f"blocks.{place.stage}.{place.index}."
+    for number, (kind, stage, index) in enumerate(places):
+        scope = f"blocks.{stage}.{index}."
         if library == KERAS:
-            scope = f"block{place.stage + 1}{chr(ord('a') + place.index)}_"
-        for part, theirs in _PARTS[place.kind].items():
+            scope = f"block{stage + 1}{chr(ord('a') + index)}_"
+        for part, theirs in _PARTS[kind].items():
             ours = f"blocks_{number}/{part}"
             if "{" in part:
                 ours = "model/" + ours.format(
@@ -135,7 +131,7 @@ def module_names(library: str, places: Sequence[BlockPlace]) -> dict[str, str]:
                     m=f"_{num_routed}" if num_routed else "",
                 )
             names[ours] = scope + theirs[column] + ("2" if is_v2 and theirs[1] == "dwconv" else "")
-        num_routed += place.kind == "routed"
+        num_routed += kind == "routed"
     return {**names, **{ours: theirs[column] for ours, theirs in list(_ENDS.items())[2:]}}
 
 

@@ -1,21 +1,30 @@
-"""Measures the time and memory that loading a released checkpoint needs.
+"""Measures the time and memory that loading weights needs, by format.
 
-    # B0 and B8, with one auxiliary branch; needs about 1.5 GB of disk space
+    # B0 and B8; needs about 2 GB of disk space
     python benchmarks/load_checkpoint.py
+    python benchmarks/load_checkpoint.py --variants b0
 
-The file is in the released format with averages and plain weights, like a training
-checkpoint without slots. Only `load_released_checkpoint` is measured, with the file in
-the page cache: the checks, the comparison and the copies to the auxiliary branch
-included. The memory is that in addition to the model. The benchmark works on Linux
-only, because the peak memory is the kernel's VmHWM.
+"time" is the seconds of restoring a network over those of building it and of reading the
+file's bytes, which are in the page cache. "memory" is the peak over what stood before the
+network was built, in sizes of its weights. Released files hold averages and plain weights,
+which are compared. The benchmark works on Linux only, because the peak memory is the
+kernel's VmHWM.
 """
 
 import harness  # first: it keeps TensorFlow quiet  # isort: skip
 
+import glob
 import json
+import os
 import re
 import tempfile
 import time
+
+FILES = {
+    "released": "model.ckpt",
+    "timm": "model.safetensors",
+    "keras-applications": "model.weights.h5",
+}
 
 
 def memory(field: str) -> float:
@@ -24,35 +33,48 @@ def memory(field: str) -> float:
         return int(re.search(rf"{field}:\s+(\d+) kB", file.read())[1]) / 1e3
 
 
-def measure(variant: str, prefix: str) -> str:
+def measure(variant: str, file: str) -> dict:
     from absl import logging
 
-    from efficientnet_advprop.models import EfficientNet, load_released_checkpoint
+    from efficientnet_advprop.models import EfficientNet
+    from efficientnet_advprop.serving.trained_network import restore_network
 
     logging.set_verbosity(logging.ERROR)
-    model = EfficientNet(variant, aux_branches=1)
+    EfficientNet("b0", num_classes=10, width_coefficient=0.1, depth_coefficient=0.1)  # warm
+    started = time.perf_counter()
+    for path in glob.glob(f"{glob.escape(file)}*"):
+        with open(path, "rb") as stream:
+            stream.read()
+    model = EfficientNet(variant, aux_branches=0)
+    needed = time.perf_counter() - started
     size = sum(variable.shape.num_elements() for variable in model.variables) * 4 / 1e6
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the highest memory is counted anew from here
+    del model
+    with open("/proc/self/clear_refs", "w") as stream:
+        stream.write("5")  # the highest memory is counted anew from here
     before, started = memory("VmRSS"), time.perf_counter()
-    load_released_checkpoint(model, prefix)
-    seconds, peak = time.perf_counter() - started, memory("VmHWM") - before
-    total = (size + peak) / size
-    return (
-        f"{variant}: {seconds:.2f} s; model {size:.0f} MB, at the peak {peak:.0f} MB more:"
-        f" {total:.2f} times it"
-    )
+    restore_network(file)
+    seconds = time.perf_counter() - started
+    return dict(seconds=seconds, needed=needed, size=size, peak=memory("VmHWM") - before)
 
 
-def write(variant: str, prefix: str) -> str:
+def write(variant: str, folder: str) -> dict:
     from efficientnet_advprop.models import EfficientNet, save_released_checkpoint
+    from efficientnet_advprop.models.checkpoints import keras_weights
+    from efficientnet_advprop.serving import releasing
+    from efficientnet_advprop.serving.trained_network import restore_network
 
     model = EfficientNet(variant, aux_branches=0)
     averages = {
         variable.name.split(":")[0]: variable.numpy() * 1.01 for variable in model.variables
     }
+    prefix = os.path.join(folder, "released", FILES["released"])
     save_released_checkpoint(model, prefix, averages=averages, global_step=218949)
-    return f"{variant}: written"
+    network = restore_network(prefix)
+    for file_format in FILES:  # Keras has no B8
+        is_there = file_format == "timm" or keras_weights.keras_function(variant)
+        if file_format != "released" and is_there:
+            releasing.write_weights(network, file_format, os.path.join(folder, file_format))
+    return {}
 
 
 TASKS = {"write": write, "measure": measure}
@@ -62,17 +84,26 @@ def main():
     arguments = harness.parse(
         __doc__,
         variants=(["b0", "b8"], "of EfficientNet"),
-        task=(None, "TASK VARIANT PREFIX: one task in this process", dict(nargs=3)),
+        task=(None, "TASK VARIANT PATH: one task in this process", dict(nargs=3)),
     )
     if arguments.task:
         name, *of = arguments.task
         print(json.dumps(TASKS[name](*of)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        for variant in arguments.variants:
-            for task in TASKS:  # each in a process of its own: clean memory
-                prefix = f"{folder}/{variant}/model.ckpt"
-                print(harness.run_alone("--task", task, variant, prefix)[1], flush=True)
+    print("network  format               seconds  time  memory")
+    for variant in arguments.variants:
+        with tempfile.TemporaryDirectory() as folder:
+            harness.run_alone("--task", "write", variant, folder)
+            for file_format, name in FILES.items():  # each in a process of its own: clean memory
+                file = os.path.join(folder, file_format, name)
+                if not glob.glob(f"{glob.escape(file)}*"):
+                    continue
+                _, row = harness.run_alone("--task", "measure", variant, file)
+                print(
+                    f"{variant:7}  {file_format:19}  {row['seconds']:7.2f}"
+                    f"  {row['seconds'] / row['needed']:4.2f}  {row['peak'] / row['size']:6.2f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -55,14 +55,23 @@ def write_weights(network: RestoredNetwork, file_format: str, output: str) -> tu
         timm_weights.write_timm_files(
             model, file, **prepared, crop_fraction=fraction, resize=resize
         )
-        note = f"timm's {hub.timm_architecture(model.variant)}, with its config.json"
+        note = f"timm's {_library_name(model, file_format)}, with its config.json"
     else:
         keras_weights.write_keras_file(model, file, **prepared)
-        note = f"keras.applications.{keras_weights.keras_function(model.variant)}(weights=None)"
-        note += _pixels_note(network)
+        note = f"keras.applications' {_library_name(model, file_format)}{_pixels_note(network)}"
     if network.class_names:
         write_class_names(folder or ".", list(network.class_names))
     return file, note
+
+
+def _library_name(model, file_format: str) -> str:
+    """Returns what the format's library calls a network."""
+    config = model.get_config()
+    if config.get("width_coefficient") or config.get("depth_coefficient"):
+        return "network, of a width and depth that have no name"
+    if file_format == "timm":
+        return str(hub.timm_architecture(model.variant))
+    return str(keras_weights.keras_function(model.variant))
 
 
 def _pixels_note(network: RestoredNetwork) -> str:
@@ -122,9 +131,6 @@ def write_model_card(
             metrics["validation set of the run, by which these weights were chosen, top-1"] = (
                 f"{100 * accuracy:.2f} %"
             )
-    architecture = hub.timm_architecture(model.variant)
-    if file_format == "keras-applications":
-        architecture = keras_weights.keras_function(model.variant)
     facts = {
         "variant": model.variant,
         "num_classes": model.num_classes,
@@ -137,7 +143,7 @@ def write_model_card(
         os.path.basename(place.rstrip("/")) or network.name,
         file_format,
         os.path.basename(file),
-        architecture=architecture,
+        architecture=_library_name(model, file_format),
         place=place,
         facts=facts,
         metrics=metrics,

@@ -1,7 +1,7 @@
 """The README of weights that are passed on, in the hub's form."""
 
 import json
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping
 
 _LIBRARIES = {"released": "efficientnet-advprop", "timm": "timm", "keras-applications": "keras"}
 
@@ -11,7 +11,7 @@ def describe(
     file_format: str,
     file: str,
     *,
-    architecture: Optional[str],
+    architecture: str,
     place: str,
     facts: Mapping[str, Any],
     metrics: Mapping[str, str],

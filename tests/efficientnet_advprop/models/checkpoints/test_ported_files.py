@@ -1,6 +1,8 @@
 """timm's and Keras's files, read and written: against the libraries' own logits, and around."""
 
+import dataclasses
 import functools
+import os
 
 import h5py
 import numpy as np
@@ -14,6 +16,7 @@ from efficientnet_advprop.models.checkpoints.keras_weights import keras_function
 from efficientnet_advprop.models.checkpoints.published_checkpoints import PUBLISHED
 from efficientnet_advprop.models.checkpoints.timm_weights import CONFIG, write_timm_files
 from efficientnet_advprop.models.checkpoints.weight_loading import read_checkpoint
+from efficientnet_advprop.serving import releasing
 from efficientnet_advprop.serving.trained_network import restore_network
 from tests.conftest import golden, make_tiny
 from tests.hub_server import make_server
@@ -119,15 +122,11 @@ def test_keras_gives_our_logits_for_pixels(variant, normalization, images, tmp_p
     wanted = model(images).numpy()
     found = theirs(images).numpy()
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
-    # And back, from Keras's own file of weights, whose layers have numbers for names, and its
-    # older one.
-    for name in ("again.h5", "again.weights.h5"):
-        theirs.save_weights(str(tmp_path / name))
-        if name.endswith(".weights.h5"):
-            continue  # only networks of the table are told by their numbers; see the slow test
-        again = restore_network(str(tmp_path / name), image_size=64)
-        assert_equal(model, again.model)
-        assert again.model.normalization == normalization
+    # And back, from Keras's older file; for the newer one, which numbers layers, see below.
+    theirs.save_weights(str(tmp_path / "again.h5"))
+    again = restore_network(str(tmp_path / "again.h5"), image_size=64)
+    assert_equal(model, again.model)
+    assert again.model.normalization == normalization
 
 
 def test_keras_without_its_top_takes_the_same_file(images, tmp_path):
@@ -226,6 +225,29 @@ def test_a_network_that_the_other_library_computes_otherwise_is_refused(tmp_path
     with pytest.raises(CheckpointError):
         write("keras", small("lite0"), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file_format", ["released", "timm", "keras-applications"])
+def test_conversion_with_a_card(file_format, tmp_path):
+    network = restore_network(write("timm", small("b0"), tmp_path))
+    network = dataclasses.replace(network, class_names=tuple("abcdefghij"))
+    output = str(tmp_path / "out" / ("model.ckpt" if file_format == "released" else ""))
+    file, note = releasing.write_weights(network, file_format, output)
+    card = releasing.write_model_card(network, file_format, file, "hf://me/it", note)
+    text = open(card, encoding="utf-8").read()
+    name = os.path.basename(file)
+    assert f"`{name}`" in text and '"normalization": "advprop"' in text
+    assert {"timm": "hf-hub:me/it", "keras-applications": f'load_weights("{name}")'}.get(
+        file_format, "hf://me/it"
+    ) in text
+    again = restore_network(file)
+    assert_equal(small("b0"), again.model)
+    assert (again.image_size, again.crop) == (64, "released")
+    written = set(os.listdir(tmp_path / "out"))
+    assert {name for name in releasing.files_of(file)} >= written - {"labels_map.txt"}
+    if file_format != "released":  # nothing is replaced
+        with pytest.raises(CheckpointError):
+            releasing.write_weights(network, file_format, output)
 
 
 def test_mirrors_are_timms_names():

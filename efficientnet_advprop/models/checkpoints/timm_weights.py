@@ -97,9 +97,10 @@ def _open_state(file: str):
         with tf.io.gfile.GFile(file, "rb") as stream:
             is_zip = stream.read(2) == b"PK"
         if not is_zip and os.path.exists(file):
-            opened = safetensors.safe_open(file, "np")
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
-            return shapes, opened.get_tensor
+            with safetensors.safe_open(file, "np") as opened:
+                tensors = {name: opened.get_slice(name) for name in opened.keys()}
+                shapes = {name: tuple(part.get_shape()) for name, part in tensors.items()}
+            return shapes, lambda name: _read_alone(file, name)
         with tf.io.gfile.GFile(file, "rb") as stream:
             if is_zip:
                 with np.load(stream, allow_pickle=False) as arrays:
@@ -114,6 +115,12 @@ def _open_state(file: str):
             " `safetensors.torch.save_file(torch.load(PATH), 'model.safetensors')`."
         )
     return {name: value.shape for name, value in state.items()}, state.__getitem__
+
+
+def _read_alone(file: str, name: str) -> np.ndarray:
+    # Opened for each: what is mapped of an open file counts as memory, once more the weights.
+    with safetensors.safe_open(file, "np") as opened:
+        return opened.get_tensor(name)
 
 
 def _read_config(file: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -37,6 +37,7 @@ NOT_RUN = {
         "changes an environment; `test_wheel` installs the package into one of its own"
     ),
     r"gs://|BUCKET|CONFIG\b|SUITES": "needs a bucket",
+    r"hf://": "needs a hub; `test_ported_files` has one of its own",
     r"…": "stands for many commands",
     r"--data_dir=DATA ": "needs a data set and a day",
     r"--imagenet_dir=": "needs ImageNet's archives; `test_conversion` has such of its own",

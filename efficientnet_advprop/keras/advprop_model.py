@@ -215,10 +215,7 @@ class AdvPropModelOfKeras2(AdvPropModel, keras.Model):
 
     def build_network(self, inputs) -> None:
         """Makes all variables of a network that has none yet, and the branches of late
-        layers.
-
-        Args:
-            inputs: a batch, or tensor specs like one.
+        layers; `inputs` are a batch, or tensor specs like one.
         """
         if not self.network.built:
             specs = tf.nest.map_structure(spec_of, inputs)

@@ -1,12 +1,8 @@
 """The passes of a training step through any Keras model: what `training.passes` is for
 our networks.
 
-    run = ModelPassRunner(model, regularization_losses=…)
-    gradients_of = gradients_by_pass(method, run, attack, "running")
-
-`training.steps` and `training.fast_advprop` say which passes a method makes; here is
-what is different about a Keras model: its branch is a context, its loss is the compiled
-one, and labels come with sample weights and with inputs that are no images.
+The branch is a context, the loss is the compiled one, and labels come with sample
+weights and with inputs that are no images.
 """
 
 from typing import Any, NamedTuple, Optional
@@ -35,13 +31,8 @@ class ModelPassResult(NamedTuple):
 
 
 class ModelPassRunner:
-    """Forward and backward through a branch of a Keras model, for the losses of one
-    step.
-
-    Args:
-        model: the compiled `AdvPropModel`.
-        batch_size: images of a replica's batch; None where only methods that never
-            split it ask.
+    """Forward and backward through a branch of a compiled `AdvPropModel`, for the losses
+    of one step; `batch_size` counts a replica's images for methods that split the batch.
     """
 
     def __init__(self, model: keras.Model, batch_size: Optional[int]):
@@ -166,17 +157,8 @@ class ModelPassRunner:
 
 
 def draw_targets(attack: PGD, labels: tf.Tensor, are_weights: bool, seed: tf.Tensor) -> tf.Tensor:
-    """Wrong labels in the form of the right ones.
-
-    Args:
-        attack: a targeted one.
-        labels: class numbers [batch, …] of any dtype, or class weights [batch, …,
-            classes].
-        are_weights: which of the two.
-        seed: of the attack's call.
-
-    Returns:
-        A tensor like `labels`; of weights, one-hot ones.
+    """Returns wrong labels in the form of the right ones: class numbers [batch, …] of any
+    dtype, or class weights [batch, …, classes], of which one-hot ones.
     """
     if are_weights:
         rows = tf.reshape(tf.cast(labels, tf.float32), [-1, attack.num_classes])

@@ -17,13 +17,7 @@ from efficientnet_advprop.keras2 import keras
 
 
 class ViewScores(keras.Model):
-    """The compiled loss of a model with trackers of its own, and its metrics.
-
-    Args:
-        view: the kind of images.
-        model: whose metrics are shared.
-        loss, loss_weights: what its `compile` got.
-    """
+    """The loss that a model's `compile` got, with trackers of its own, and its metrics."""
 
     def __init__(self, view: str, model: keras.Model, loss, loss_weights):
         super().__init__(name=view)

@@ -101,13 +101,10 @@ class DualModel:
     """
 
     plain_class: type
+    summary_of_branches: Callable  # a table: which layers have branches, which not, and why
     # Of each Keras: `serialize_keras_object`, and what makes a class known to files.
     serialize: Callable
     register: Callable
-
-    def summary_of_branches(self) -> str:
-        """Returns a table: which layers have auxiliary branches, which have none, and why."""
-        raise NotImplementedError("Each Keras finds its layers in its own way.")
 
     def get_config(self):
         # The same object under its plain class, whose `get_config` says what it always says.
@@ -139,15 +136,12 @@ class BranchModel:
         ValueError: there is no such branch.
     """
 
+    num_aux_branches: Callable  # of a network; a `ModelError` for what is no model
+
     def __init__(self, network: Any, branch: str, name: Optional[str] = None, **kwargs):
         branch_index(branch, self.num_aux_branches(network))
         super().__init__(name=name or f"{network.name}_{branch}", **kwargs)  # type: ignore
         self.network, self.branch = network, branch
-
-    @staticmethod
-    def num_aux_branches(network: Any) -> int:
-        """Returns how many there are; a `ModelError` for what is no model."""
-        raise NotImplementedError("Each Keras finds its layers in its own way.")
 
     def call(self, inputs, training=False):
         with use_branch(self.branch):

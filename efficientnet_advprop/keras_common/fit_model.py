@@ -52,6 +52,13 @@ class AdvPropModel:
     keras: Any  # the module
     keras_package: str  # in which Keras's own classes are
     attacks: dict[str, type]  # by their names in files
+    num_aux_branches: Callable  # of a network; a `ModelError` for what is no model
+    make_counter: Callable  # from a name, an integer variable that starts with 0
+    # From `fit`'s x, y, sample_weight and batch_size, what Keras shall get in place of x;
+    # a `ModelError` for what cannot be trained.
+    look_at_first_batch: Callable
+    epsilon_of_step: Callable  # what the schedule says, a float32 scalar
+    computes_in_float16: Any  # whether gradients may vanish without a loss scale
 
     def __init__(
         self,
@@ -101,21 +108,12 @@ class AdvPropModel:
         # Whether labels are class weights, not class numbers; known from the first batch.
         self.labels_are_weights: Optional[bool] = None
 
-    @staticmethod
-    def num_aux_branches(network: Any) -> int:
-        """Returns how many branches a network has; a `ModelError` for what is no model."""
-        raise NotImplementedError("Each Keras finds its layers in its own way.")
-
     def check_method(self, name: str, row: Method, attack: Any, statistics: str) -> None:
         """Raises a `ModelError` for what this Keras cannot train."""
 
     def layer_arguments(self, network: Any) -> dict[str, Any]:
         """Returns what Keras's own constructor gets besides the name."""
         return {}
-
-    def make_counter(self, name: str) -> Any:
-        """Returns an integer variable that starts with 0."""
-        raise NotImplementedError("Each Keras has its own kinds of integers.")
 
     def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None,
             **kwargs):  # fmt: skip
@@ -137,12 +135,6 @@ class AdvPropModel:
                 x, y, batch_size, epochs, verbose, callbacks, **kwargs
             )
 
-    def look_at_first_batch(self, x: Any, y: Any, sample_weight: Any, batch_size: Any) -> Any:
-        """Returns what Keras shall get in place of `x`; a `ModelError` for what cannot be
-        trained.
-        """
-        raise NotImplementedError("Each Keras has its own kinds of data.")
-
     def readable_errors(self) -> contextlib.AbstractContextManager:
         """Returns a context that takes our own messages out of what is wrapped around them."""
         return contextlib.nullcontext()
@@ -160,15 +152,6 @@ class AdvPropModel:
         if self.epsilon_schedule is not None:
             changes["epsilon"] = self.epsilon_of_step()
         return dataclasses.replace(self.attack, **changes)
-
-    def epsilon_of_step(self) -> Any:
-        """Returns what the schedule says, a float32 scalar."""
-        raise NotImplementedError("Each Keras casts in its own way.")
-
-    @property
-    def computes_in_float16(self) -> bool:
-        """Whether gradients may vanish without a loss scale."""
-        raise NotImplementedError("Each Keras finds its layers in its own way.")
 
     def get_config(self):
         def serialized(part):

@@ -70,11 +70,8 @@ def check_arguments(
 
 
 def left_out(network: Any, package: str) -> list[str]:
-    """Returns warnings about steps of a network's own, which `AdvPropModel` does not call.
-
-    Args:
-        network: a Keras model.
-        package: the module in which Keras's own classes are.
+    """Returns warnings about steps of a network's own, which `AdvPropModel` does not call;
+    Keras's own classes are in `package`.
     """
     found = [
         (kind.__name__, name)
@@ -130,11 +127,8 @@ def out_of_range(key: Union[str, int, None], pixel_range: tuple[float, float], f
 
 def loss_name(loss: Any, package: str) -> str:
     """Returns the name of a loss's function ("categorical_crossentropy"), whether it is
-    given by a string, a function, a class or an object; "of your own" for others.
-
-    Args:
-        loss: as `compile` gets it; of several, in a list or dictionary, only one counts.
-        package: the module in which Keras's own losses are.
+    given by a string, a function, a class or an object; "of your own" for others, and for
+    several in a list or dictionary.
     """
     if isinstance(loss, (list, tuple)) and len(loss) == 1:
         loss = loss[0]
@@ -157,19 +151,9 @@ def _snake(name: str) -> str:
 def check_loss(
     model: Any, loss: Any, package: str, labels: list[tuple], outputs: list[tuple]
 ) -> Optional[bool]:
-    """Checks the compiled loss and the attack against labels and outputs.
+    """Checks the loss that `compile` got, and the attack, against shapes of labels and outputs.
 
-    Args:
-        model: an `AdvPropModel`.
-        loss: as `compile` got it.
-        package: the module in which Keras's own losses are.
-        labels, outputs: shapes, one for each label and output.
-
-    Returns:
-        Whether labels are weights of the classes; None where that is not known.
-
-    Raises:
-        ModelError: they do not fit.
+    Returns whether labels are weights of the classes; None where that is not known.
     """
     attack = model.attack if isinstance(model.attack, PGDSettings) else None
     if len(outputs) == 1 and len(labels) == 1:
@@ -201,19 +185,10 @@ def told_shapes(labels: list[tuple], outputs: list[tuple]) -> str:
 def check_classes(
     name: str, attack: Any, labels: tuple, outputs: tuple, told: str
 ) -> Optional[bool]:
-    """Checks the labels of a model with one output against its loss and attack.
+    """Checks the shapes of labels and outputs, of a model that has one, against loss and attack.
 
-    Args:
-        name: see `loss_name`.
-        attack: has `targeted` and `num_classes`; None if nothing is drawn.
-        labels, outputs: shapes; sizes that are not known are None.
-        told: the shapes, for messages.
-
-    Returns:
-        Whether labels are weights of the classes, not class numbers.
-
-    Raises:
-        ModelError: they do not fit.
+    Sizes that are not known are None. Returns whether labels are weights of the classes, not
+    class numbers.
     """
     alike = len(labels) == len(outputs) and all(
         None in pair or pair[0] == pair[1] for pair in zip(labels[1:], outputs[1:])

@@ -106,22 +106,14 @@ class _Branched(BranchedNorm):
 
 @keras.utils.register_keras_serializable(PACKAGE)
 class BatchNormalization(_Branched, keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization` with auxiliary branches.
-
-    Args:
-        aux_branches: their number, ≥ 0.
-        **kwargs: as the plain layer's.
-    """
+    """`keras.layers.BatchNormalization` with `aux_branches` auxiliary branches, ≥ 0."""
 
     plain_class = keras.layers.BatchNormalization
 
 
 @keras.utils.register_keras_serializable(PACKAGE)
 class SyncBatchNormalization(_Branched, keras.layers.experimental.SyncBatchNormalization):
-    """`keras.layers.experimental.SyncBatchNormalization` with auxiliary branches.
-
-    Arguments as those of `BatchNormalization`.
-    """
+    """`keras.layers.experimental.SyncBatchNormalization`, likewise."""
 
     plain_class = keras.layers.experimental.SyncBatchNormalization
 

@@ -160,9 +160,7 @@ class KerasNetwork(Network):
 
 
 def check_no_mixture(branch: Any) -> None:
-    """Raises a `ValueError` for a `BranchMixture`, which only this project's networks
-    have.
-    """
+    """Raises a `ValueError` for a `BranchMixture`, which only our networks have."""
     if isinstance(branch, BranchMixture):
         raise ValueError(
             f"`branch` is the mixture '{branch}', but a Keras model has branches one at a time;"
@@ -197,9 +195,8 @@ def make_keras_network(
             it.
 
     Raises:
-        ModelError: there is no such module or function, or what it returns is
-            no classifier of such images.
-        ModelError: its batch norms cannot have branches.
+        ModelError: there is no such module or function, or what it returns is no
+            classifier of such images, or its batch norms cannot have branches.
         ValueError: an argument is out of its range.
     """
     arguments = dict(

@@ -1,6 +1,5 @@
 """The examples for Keras models run as they stand, and find what they promise."""
 
-import json
 import os
 import pathlib
 import re
@@ -44,19 +43,3 @@ def test_segmentation_finds_the_digits(tmp_path):
     output = run(tmp_path, EXAMPLES / "keras_segmentation.py", 2)
     accuracy = float(output.rsplit(",", 1)[1].strip(" ]\n"))
     assert accuracy > 0.9  # of the pixels; all of them "nothing" would be 0.7
-
-
-@pytest.mark.slow
-def test_notebook(tmp_path, monkeypatch):
-    """Its cells, one after the other, as a runtime executes them; all but the installation."""
-    monkeypatch.chdir(tmp_path)
-    notebook = json.loads((EXAMPLES / "keras_advprop.ipynb").read_text())
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert cells[0]["metadata"] == {"tags": ["installation"]}
-    names = {"__name__": "__main__"}
-    for cell in cells[1:]:
-        assert not cell["outputs"]
-        exec("".join(cell["source"]), names)  # noqa: S102
-    vanilla, main = names["results"]["vanilla"], names["results"]["AdvProp, main branch"]
-    assert main[1] > vanilla[1] and main[0] > 0.5
-    assert (tmp_path / "digits_advprop.keras").exists()

@@ -1,5 +1,6 @@
 """AdvProp for models of Keras 3, on the backend that KERAS_BACKEND names."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -504,7 +505,7 @@ def test_masks_reach_norms_and_losses_of_both_branches():
 def test_callbacks_stop_and_save(tmp_path):
     dual = add_auxiliary_batch_norms(models3.functional())
     callbacks = [
-        keras.callbacks.EarlyStopping("adversarial_loss", min_delta=1e9, patience=1),
+        keras.callbacks.EarlyStopping("adversarial_loss", min_delta=1e9, patience=1, mode="min"),
         keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", monitor="val_loss"),
     ]
     trainer = make_trainer(dual)
@@ -646,6 +647,22 @@ def test_without_tensorflow():
     )
     backend = "jax" if BACKEND == "tensorflow" else BACKEND
     assert run_python(code, PYTHONPATH=str(ROOT), KERAS_BACKEND=backend).strip() == "1.0"
+
+
+@pytest.mark.slow
+def test_the_notebook(tmp_path, monkeypatch):
+    """Its cells, one after the other, as a runtime executes them; all but the installation."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    notebook = json.loads((ROOT / "examples/keras_advprop.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert cells[1]["metadata"] == {"tags": ["installation"]}
+    names = {"__name__": "__main__"}
+    for cell in [cells[0], *cells[2:]]:
+        exec("".join(cell["source"]), names)  # noqa: S102
+    vanilla, main = names["results"]["vanilla"], names["results"]["AdvProp, main branch"]
+    assert main[1] > vanilla[1] and main[0] > 0.5
+    assert (tmp_path / "digits_advprop.keras").exists()
 
 
 # What is refused.

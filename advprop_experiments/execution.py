@@ -1,13 +1,16 @@
 """Executes the runs of a study: some in this process, or all in parallel processes.
 
 The folder of a run is that of `training.loop`, with the evaluation and scores.json added,
-and in that of a process's first run its log.txt. All runs use the images in <output_dir>/data.
+and in that of a process's first run its log.txt. All runs use the images in <output_dir>/data;
+<output_dir>/origins.csv says which commit made which.
 """
 
 import contextlib
 import dataclasses
 import itertools
 import os
+import pathlib
+import shutil
 import signal
 import statistics
 import subprocess
@@ -16,6 +19,8 @@ import threading
 import time
 from concurrent import futures
 from typing import Callable, Mapping, Optional, Sequence
+
+import tensorflow as tf
 
 from advprop_experiments.plan import (
     SCORES_FILE,
@@ -49,6 +54,7 @@ from efficientnet_advprop.training import checkpoints, loop
 from tpu_utils.strategy import make_strategy
 
 _LOG_FILE = "log.txt"
+_ORIGINS_FILE = "origins.csv"
 _POLL_SECONDS = 0.2
 _MAX_RUNS = 8  # of a process, one after the other
 # The untargeted PGD of the evaluation: its iterations, and the size of one relative to ε.
@@ -77,8 +83,21 @@ def execute(run: Run, study: Study, output_dir: str) -> Optional[dict]:
         return None
     scores = _measure(run, study, folder, data_dir)
     scores["processor_seconds"] = time.process_time() - started
+    _note_origin(run, output_dir)
     write_atomically(os.path.join(folder, SCORES_FILE), (to_json(scores) + "\n").encode())
     return scores
+
+
+def _note_origin(run: Run, output_dir: str) -> None:
+    """Appends a line to the study's record: the run, the commit and TensorFlow's version."""
+    root = pathlib.Path(__file__).parents[1]
+    commit = "no repository"
+    if shutil.which("git") and (root / ".git").exists():  # git itself would look further up
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    # One write, since several processes append to it.
+    with open(os.path.join(output_dir, _ORIGINS_FILE), "a") as file:
+        file.write(f"{run.name},{commit},TensorFlow {tf.__version__}\n")
 
 
 def execute_runs(runs: Sequence[Run], study: Study, output_dir: str) -> None:

@@ -40,6 +40,7 @@ _COLORS = {
     "opposite": "#c2410c",
     "different": "#c2410c",
 }
+_BOTH = "; those over seeds and images, by a two-way bootstrap, speak of other test images too"
 _OTHER_COLOR = "#5b6573"
 _GRID_COLOR = "#e6e9ee"
 _ROW_INCHES = 0.21
@@ -229,8 +230,11 @@ def _configs(study: Study) -> dict[str, dict]:
 
 
 def _progress(summary: Summary, separator: str) -> str:
-    seeds = ", ".join(map(str, summary.study.seeds))
-    return f"{summary.num_done} of {len(summary.study.runs())} runs{separator} seeds {seeds}"
+    seeds = summary.study.seeds
+    told = ", ".join(map(str, seeds))
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        told = f"{seeds[0]} to {seeds[-1]}"
+    return f"{summary.num_done} of {len(summary.study.runs())} runs{separator} seeds {told}"
 
 
 def arms_table(summary: Summary) -> Table:
@@ -267,16 +271,15 @@ def claims_table(summary: Summary) -> Table:
 
 
 def test_sets_table(summary: Summary) -> Optional[Table]:
-    """Returns the contrasts in each single test set, such as a corruption, in percentage
-    points; None: the study does not keep them.
+    """Returns the contrasts in single test sets, in percentage points: a mean over corruptions
+    can hide opposite signs. None: the study does not keep them.
     """
     found = [one for one in summary.findings if one.by_test_set]
     if not found:
         return None
-    names = list(found[0].by_test_set)
     rows = [
-        [name, *(estimate_cell(one.by_test_set.get(name), sign="+") for one in found)]
-        for name in names
+        [name, *(estimate_cell(one.by_test_set[name], sign="+") for one in found)]
+        for name in found[0].by_test_set
     ]
     return Table(["test set", *(one.contrast.name for one in found)], rows, "test_sets")
 
@@ -309,10 +312,12 @@ def as_interval(found: Finding) -> Interval:
 
 def make_page(summary: Summary) -> Page:
     """Returns the page of a study."""
+    others = "seeds and training images" if summary.study.redraws_training_images else "seeds"
     how = (
         f"{_progress(summary, ',')}, {summary.seconds / 3600:.1f} hours of processor time. "
-        "Intervals are Student’s of 95 % over the seeds: they speak of other seeds on the same "
-        "test images. Contrasts are computed for each seed and tested by a paired t-test; "
+        f"Intervals are Student’s of 95 % over the seeds: they speak of other {others} on the "
+        f"same test images{_BOTH if summary.study.keeps_images else ''}. "
+        "Contrasts are computed for each seed and tested by a paired t-test; "
         "p is corrected by Holm’s method for all tests of this page that have an expected sign."
     )
     cards = []
@@ -321,6 +326,7 @@ def make_page(summary: Summary) -> Page:
         svg = interval_chart(measured) if measured else ""
         cards.append(Card(f"({claim.key}) {claim.title}", claim.statement, svg))
     metrics = "; ".join(f"{metric}: {METRICS[metric]}" for metric in summary.study.metrics())
+    by_test_set, note = test_sets_table(summary), "The same contrasts, in percentage points."
     words = [[Cell(word, verdict=True), meaning] for word, meaning in VERDICTS.items()]
     return Page(
         summary.study.title,
@@ -336,11 +342,10 @@ def make_page(summary: Summary) -> Page:
             Section(
                 "All arms",
                 f"Per cent, mean over the seeds with its interval. {metrics}.",
-                tables=[
-                    table for table in (arms_table(summary), test_sets_table(summary)) if table
-                ],
+                tables=[arms_table(summary)],
                 details={"Configs": json.dumps(_configs(summary.study), indent=1)},
             ),
+            *([Section("Test set by test set", note, tables=[by_test_set])] if by_test_set else []),
         ],
         summary.study.introduction,
     )
@@ -364,7 +369,7 @@ def draw_claims(summary: Summary) -> bytes:
     for number, claim in enumerate(summary.study.claims):
         for finding in summary.findings_of(claim):
             rows.setdefault((claim.key, finding.contrast.name), len(rows) + number)
-    metrics = summary.study.metrics()
+    metrics = [m for m in summary.study.metrics() if m in {f.metric for f in summary.findings}]
     bottom = max(rows.values(), default=0) + 1
     with matplotlib.rc_context(_PICTURE_STYLE):
         figure = Figure(

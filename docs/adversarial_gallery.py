@@ -27,8 +27,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 from efficientnet_advprop.attacks import PGD  # noqa: E402
-from efficientnet_advprop.data import pipeline, sources  # noqa: E402
+from efficientnet_advprop.data import sources  # noqa: E402
 from efficientnet_advprop.data.class_names import find_class_names  # noqa: E402
+from efficientnet_advprop.images import labeled_images  # noqa: E402
 from efficientnet_advprop.models import DualBatchNormalization  # noqa: E402
 from efficientnet_advprop.training import checkpoints, losses  # noqa: E402
 
@@ -180,7 +181,9 @@ def main(_):
     vanilla = checkpoints.load_averaged_model(FLAGS.vanilla_dir, which="last")
     split = sources.open_split(config.data, FLAGS.data_dir, "validation")
     batch = next(
-        iter(pipeline.make_eval_dataset(config.data, split, global_batch_size=FLAGS.num_images))
+        iter(
+            labeled_images.make_eval_dataset(config.data, split, global_batch_size=FLAGS.num_images)
+        )
     )
     images, labels = tf.clip_by_value(batch["images"], 0.0, 255.0), batch["labels"]
     numbers = [str(number) for number in range(config.model.num_classes)]

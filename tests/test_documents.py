@@ -15,11 +15,13 @@ import types
 import numpy as np
 import pytest
 
-from advprop_experiments import report
+from advprop_experiments import plan, report
 from advprop_experiments.estimates import Estimate
 from efficientnet_advprop.command_line import recipes
 from efficientnet_advprop.config import experiment
+from efficientnet_advprop.data.corruptions import CORRUPTIONS
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.reports import pages
 from efficientnet_advprop.reports.published_results import find_published
 from efficientnet_advprop.reports.table import format_csv
 
@@ -169,20 +171,28 @@ def demo_rows(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    "folder, fewest", [("study", 15), ("study/digits_v2", 3), ("study/digits_v2/secondary", 15)]
+    "report_file", sorted(ROOT.glob("docs/study/**/report.json")), ids=lambda path: path.parent.name
 )
-def test_the_studys_page_quotes_its_report(folder, fewest):
-    """Its tables are parts of those that the study's results give, and so are its CSV files."""
-    summary = read_summary(ROOT / "docs" / folder / "report.json")
+def test_the_studys_page_quotes_its_report(report_file):
+    check_page_of_study(report_file.parent)
+
+
+def check_page_of_study(folder: pathlib.Path) -> None:
+    """The tables of its README are parts of those that the study's results give, and so are
+    its CSV files.
+    """
+    summary = read_summary(folder / "report.json")
     arms, claims = report.arms_table(summary), report.claims_table(summary)
-    for table in (arms, claims):
-        assert (ROOT / "docs" / folder / f"{table.name}.csv").read_text() == format_csv(table)
-    cells = rows(read(f"docs/{folder}/README.md"))
+    for table in filter(None, (arms, claims, report.test_sets_table(summary))):
+        assert (folder / f"{table.name}.csv").read_text() == format_csv(table)
+    cells = rows((folder / "README.md").read_text())
     intervals = [cell for row in cells for cell in row if re.fullmatch(r"\S+ \(.* … .*\)", cell)]
     known = {cell.text for table in (arms, claims) for row in table.rows for cell in row}
     assert intervals and known.issuperset(intervals)
     quoted = [row for row in cells if re.fullmatch(r"\(\w+\)", row[0])]
-    assert len(quoted) >= fewest
+    assert len(quoted) >= min(
+        15, len({tuple(cell.text for cell in row[:2]) for row in claims.rows})
+    )
     found = {
         tuple(cell.text for cell in (claim, contrast, metric)): (points.text, verdict.text)
         for claim, contrast, metric, points, *_, verdict in claims.rows
@@ -192,6 +202,58 @@ def test_the_studys_page_quotes_its_report(folder, fewest):
         for metric, points in (("clean", clean), ("corrupted", corrupted)):
             measured, verdict = found.get((claim, contrast, metric), ("", ""))
             assert measured == points and (not points or verdict in verdicts.split("; "))
+
+
+def test_the_page_of_the_third_study_will_be_held_too(tmp_path):
+    """With made-up results of its plan: both kinds of intervals, and single corruptions."""
+    study = plan.load_study(f"{ROOT}/configs/studies/fashion_mnist.py:primary")
+    summary = report.summarize(study, make_up_scores(study))
+    pages.write(report.make_page(summary), str(tmp_path))
+    (tmp_path / "report.json").write_text(report.to_json(summary))
+    assert report.draw_claims(summary).startswith(b"\x89PNG")
+    assert summary.num_done == 240 and [f.metric for f in summary.findings].count("clean") == 3
+    for found in summary.findings:
+        # Made up: AdvProp is a point ahead of all others.
+        assert found.estimate.mean == pytest.approx(0.01, abs=0.01) and found.num_seeds == 24
+        low, high = found.image_interval
+        assert low < found.estimate.mean < high
+        # Few images vary as much as the seeds: the interval over both is the wider one.
+        assert high - low > found.estimate.interval[1] - found.estimate.interval[0]
+        assert len(found.by_test_set) == (15 if found.metric == "corrupted" else 0)
+        for mean in [np.mean([of.mean for of in found.by_test_set.values() or [found.estimate]])]:
+            assert mean == pytest.approx(found.estimate.mean)
+    lines = []
+    for found in summary.findings:
+        points = {found.metric: report.estimate_cell(found.estimate, sign="+").text}
+        lines.append(
+            f"| ({found.claim.key}) | {found.contrast.name} | {points.get('clean', '')}"
+            f" | {points.get('corrupted', '')} | {found.verdict} |"
+        )
+    (tmp_path / "README.md").write_text("\n".join(lines))
+    check_page_of_study(tmp_path)
+    (tmp_path / "README.md").write_text("\n".join(lines).replace("+1.", "+7."))
+    with pytest.raises(AssertionError):
+        check_page_of_study(tmp_path)
+
+
+def make_up_scores(study: plan.Study) -> dict:
+    """As `execution` writes them, of 200 images a set."""
+    generator = np.random.default_rng(0)
+    hardness = generator.uniform(0, 0.2, 200)
+    names = {
+        "clean": ["fashion_mnist"],
+        "corrupted": [f"fashion_mnist_c/{corruption}/3" for corruption in CORRUPTIONS],
+        "attacked": ["pgd/8"],
+    }
+    scores: dict = {}
+    for run in study.runs():
+        level = 0.8 + 0.01 * run.arm.startswith("advprop") - hardness
+        scores[run.name] = {"processor_seconds": 100.0, "images": {}}
+        for metric, sets in names.items():
+            right = [generator.random(200) < level for _ in sets]
+            scores[run.name][metric] = float(np.mean(right))
+            scores[run.name]["images"][metric] = dict(zip(sets, map(plan.pack_images, right)))
+    return scores
 
 
 def read_summary(path: pathlib.Path) -> report.Summary:
@@ -208,7 +270,14 @@ def read_summary(path: pathlib.Path) -> report.Summary:
             p_value = math.nan if (p := told["adjusted_p_value"]) is None else p
             key = types.SimpleNamespace(key=claim["key"])
             own = estimate(told["estimate"])
-            findings.append(report.Finding(key, contrast, told["metric"], own, p_value))
+            image_interval = told.get("image_interval")
+            findings.append(
+                report.Finding(
+                    key, contrast, told["metric"], own, p_value,
+                    image_interval and tuple(image_interval),
+                    {name: Estimate(**of) for name, of in told.get("by_test_set", {}).items()},
+                )
+            )  # fmt: skip
             assert findings[-1].verdict == told["verdict"]
     study = types.SimpleNamespace(
         seeds=values["seeds"],

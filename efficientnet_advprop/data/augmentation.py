@@ -305,24 +305,11 @@ def _rotate(image: tf.Tensor, degrees: Number) -> tf.Tensor:
     return _look_up(image, (sin * x + cos * y) + y_offset, (cos * x + -sin * y) + x_offset)
 
 
-def _shear_x(image: tf.Tensor, level: Number) -> tf.Tensor:
-    y, x = _positions(image)
-    return _look_up(image, y, x + tf.cast(level, tf.float32) * y)
-
-
-def _shear_y(image: tf.Tensor, level: Number) -> tf.Tensor:
-    y, x = _positions(image)
-    return _look_up(image, tf.cast(level, tf.float32) * x + y, x)
-
-
-def _translate_x(image: tf.Tensor, pixels: Number) -> tf.Tensor:
-    y, x = _positions(image)
-    return _look_up(image, y, x + tf.cast(pixels, tf.float32))
-
-
-def _translate_y(image: tf.Tensor, pixels: Number) -> tf.Tensor:
-    y, x = _positions(image)
-    return _look_up(image, y + tf.cast(pixels, tf.float32), x)
+def _moved(source: Callable) -> Callable:
+    """Makes the operation that takes each pixel from `source(y, x, level)`."""
+    return lambda image, level: _look_up(
+        image, *source(*_positions(image), tf.cast(level, tf.float32))
+    )
 
 
 OPS: Dict[str, Callable] = {
@@ -337,10 +324,10 @@ OPS: Dict[str, Callable] = {
     "Contrast": _contrast,
     "Brightness": _brightness,
     "Sharpness": _sharpness,
-    "ShearX": _shear_x,
-    "ShearY": _shear_y,
-    "TranslateX": _translate_x,
-    "TranslateY": _translate_y,
+    "ShearX": _moved(lambda y, x, level: (y, x + level * y)),
+    "ShearY": _moved(lambda y, x, level: (level * x + y, x)),
+    "TranslateX": _moved(lambda y, x, pixels: (y, x + pixels)),
+    "TranslateY": _moved(lambda y, x, pixels: (y + pixels, x)),
 }
 MEANT_OPS: Dict[str, Callable] = {
     **OPS,
@@ -351,22 +338,14 @@ MEANT_OPS: Dict[str, Callable] = {
 _WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
 
 
-def cutout(image: tf.Tensor, half_size: Number, seed: tf.Tensor, fill: int = _FILL) -> tf.Tensor:
-    """Fills a square of 2·`half_size` pixels, whose centre is uniform over the image
-    and which its borders cut.
-
-    Args:
-        image: uint8 [h, w, 3].
-        half_size: pixels.
-        seed: int [2].
-        fill: 0…255.
+def cutout(image: tf.Tensor, half_size: Number, seed: tf.Tensor) -> tf.Tensor:
+    """Grays a square of 2·`half_size` pixels, whose centre is uniform over the image and which
+    its borders cut; uint8 [h, w, 3], `seed` int [2].
     """
-    return _cutout_at(image, half_size, tf.random.stateless_uniform([2], seed), fill)
+    return _cutout_at(image, half_size, tf.random.stateless_uniform([2], seed))
 
 
-def _cutout_at(
-    image: tf.Tensor, half_size: Number, uniform: tf.Tensor, fill: int = _FILL
-) -> tf.Tensor:
+def _cutout_at(image: tf.Tensor, half_size: Number, uniform: tf.Tensor) -> tf.Tensor:
     half_size = tf.cast(half_size, tf.int32)
 
     def span(length: tf.Tensor, uniform: tf.Tensor) -> Tuple[tf.Tensor, tf.Tensor]:
@@ -375,8 +354,7 @@ def _cutout_at(
 
     top, bottom = span(tf.shape(image)[0], uniform[0])
     left, right = span(tf.shape(image)[1], uniform[1])
-    square = tf.fill([bottom - top, right - left, 3], tf.constant(fill, tf.uint8))
-    return _paste(square, image, top, left)
+    return _paste(_gray_bytes([bottom - top, right - left, 3]), image, top, left)
 
 
 def _paste(patch: tf.Tensor, image: tf.Tensor, top: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
@@ -392,15 +370,18 @@ def _apply_chosen(
     image: tf.Tensor,
     choice: tf.Tensor,
     argument: tf.Tensor,
-    uniform: tf.Tensor,
+    is_signed: tf.Tensor,
+    draws: tf.Tensor,
 ) -> tf.Tensor:
     """Runs the operation names[choice], and no other; `choice` len(names) leaves the image.
-    `uniform` are two draws for Cutout.
+
+    Of the four uniform `draws` the second decides the sign, the last are for Cutout.
     """
+    argument = tf.where(tf.logical_and(is_signed, draws[1] < 0.5), -argument, argument)
 
     def branch(name: str) -> Callable[[], tf.Tensor]:
         if name == "Cutout":
-            return lambda: _cutout_at(image, argument, uniform)
+            return lambda: _cutout_at(image, argument, draws[2:])
         if name in _WITHOUT_ARGUMENT:
             return lambda: ops[name](image)
         return lambda: ops[name](image, argument)
@@ -440,10 +421,8 @@ def autoaugment(
         choice = tf.where(
             draws[0] < chosen[step, 1], tf.cast(chosen[step, 0], tf.int32), len(names)
         )
-        argument = tf.where(
-            tf.logical_and(chosen[step, 3] > 0, draws[1] < 0.5), -chosen[step, 2], chosen[step, 2]
-        )
-        image = _apply_chosen(names, ops, image, choice, argument, draws[2:])
+        _, _, argument, is_signed = tf.unstack(chosen[step])
+        image = _apply_chosen(names, ops, image, choice, argument, is_signed > 0, draws)
     return image
 
 
@@ -455,31 +434,21 @@ def randaugment(
     *,
     ops: Dict[str, Callable] = OPS,
 ) -> tf.Tensor:
-    """Applies `num_layers` operations in turn, each drawn uniformly from `RANDAUGMENT_OPS`,
-    at one level for all.
-
-    Args:
-        image: uint8 [h, w, 3], as the result.
-        seed: int [2].
-        num_layers: usually 1…3.
-        magnitude: the level, usually 5…30.
-        ops: `OPS` or `MEANT_OPS`.
+    """Applies `num_layers` operations (usually 1…3) in turn, each drawn uniformly from
+    `RANDAUGMENT_OPS`, at one level, `magnitude` (usually 5…30); the rest as `autoaugment`.
     """
     names = RANDAUGMENT_OPS
-    table = tf.constant(
-        [
-            (level_to_argument(name, float(magnitude), RANDAUGMENT_PIXELS), name in _SIGNED)
-            for name in names
-        ],
-        tf.float32,
-    )
+
+    def row(name: str) -> Tuple[float, ...]:
+        return level_to_argument(name, float(magnitude), RANDAUGMENT_PIXELS), name in _SIGNED
+
+    table = tf.constant(list(map(row, names)), tf.float32)
     uniform = tf.random.stateless_uniform([4 * num_layers], seed)
     for layer in range(num_layers):
         draws = uniform[4 * layer : 4 * layer + 4]
         choice = tf.cast(draws[0] * len(names), tf.int32)
-        argument, is_signed = table[choice, 0], table[choice, 1] > 0
-        argument = tf.where(tf.logical_and(is_signed, draws[1] < 0.5), -argument, argument)
-        image = _apply_chosen(names, ops, image, choice, argument, draws[2:])
+        argument, is_signed = tf.unstack(table[choice])
+        image = _apply_chosen(names, ops, image, choice, argument, is_signed > 0, draws)
     return image
 
 
@@ -573,7 +542,7 @@ def mix(
     first = mixup(images[:half], labels[:half], seed, mixup_alpha)
     other_seed = seed + tf.constant([3, 0], seed.dtype)
     second = cutmix(images[half:], labels[half:], other_seed, cutmix_alpha)
-    return tf.concat([first[0], second[0]], axis=0), tf.concat([first[1], second[1]], axis=0)
+    return tuple(tf.concat(parts, axis=0) for parts in zip(first, second))
 
 
 def _backwards(images: tf.Tensor) -> tf.Tensor:

@@ -47,10 +47,9 @@ class BuiltinDataset:
             has "_c" behind it.
         words: what messages call the images.
         class_names: by label.
-        image_size: height and width, pixels.
         num_validation: images of the split "validation", which are the test images.
         load: ("train" or "validation", the folder of the records) → images (uint8 [n,
-            image_size, image_size, 3]) and labels (int64 [n]), the same ones at every
+            `IMAGE_SIZE`, `IMAGE_SIZE`, 3]) and labels (int64 [n]), the same ones at every
             call.
         num_train_shards: files of the split "train".
     """
@@ -58,7 +57,6 @@ class BuiltinDataset:
     name: str
     words: str
     class_names: Tuple[str, ...]
-    image_size: int
     num_validation: int
     load: Callable[[str, str], Tuple[np.ndarray, np.ndarray]]
     num_train_shards: int = 8
@@ -175,16 +173,10 @@ def load_digits(split: str, directory: str = "") -> Tuple[np.ndarray, np.ndarray
     )
     chosen = order[:NUM_VALIDATION] if split == "validation" else order[NUM_VALIDATION:]
     chosen = _interleave_classes(chosen, source.target)
-    images = np.stack(
-        [
-            np.asarray(
-                Image.fromarray((digit * (255 / 16)).round().astype(np.uint8)).resize(
-                    (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC
-                )
-            )
-            for digit in source.images[chosen]
-        ]
-    )
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    grays = (source.images[chosen] * (255 / 16)).round().astype(np.uint8)
+    enlarged = [Image.fromarray(gray).resize(size, Image.Resampling.BICUBIC) for gray in grays]
+    images = np.stack(list(map(np.asarray, enlarged)))
     return np.repeat(images[..., None], 3, axis=-1), source.target[chosen].astype(np.int64)
 
 
@@ -212,26 +204,15 @@ DIGITS = BuiltinDataset(
     name="digits",
     words="the handwritten digits",
     class_names=tuple(map(str, range(NUM_CLASSES))),
-    image_size=IMAGE_SIZE,
     num_validation=NUM_VALIDATION,
     load=load_digits,
 )
 FASHION_MNIST = BuiltinDataset(
     name="fashion_mnist",
     words="Fashion-MNIST",
-    class_names=(
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
+    class_names=tuple(
+        "T-shirt/top|Trouser|Pullover|Dress|Coat|Sandal|Shirt|Sneaker|Bag|Ankle boot".split("|")
     ),
-    image_size=IMAGE_SIZE,
     num_validation=10_000,
     load=load_fashion_mnist,
     # Files of 250 images, so that a training set of some of them can be drawn anew for
@@ -244,7 +225,4 @@ BUILTIN_DATASETS = {dataset.name: dataset for dataset in (DIGITS, FASHION_MNIST)
 
 def of_suite(suite: str) -> Optional[BuiltinDataset]:
     """Returns the data set whose clean or corrupted test images a suite is; None for others."""
-    for dataset in BUILTIN_DATASETS.values():
-        if suite in (dataset.name, dataset.corrupted_name):
-            return dataset
-    return None
+    return BUILTIN_DATASETS.get(suite.removesuffix("_c"))

@@ -1,10 +1,5 @@
 """The names of a data set's classes, in a file beside its records and with every run:
-`labels_map.txt`.
-
-    write_class_names("/data/records", ["cat", "dog"])            # {"0": "cat", "1": "dog"}
-    read_class_names("/data/records/labels_map.txt", num_classes=2)
-    # None where there is no such file
-    find_class_names("/data/records")
+`labels_map.txt`, such as {"0": "cat", "1": "dog"}.
 
 The form is that of the official tool: a JSON object from each label, counted from 0, to
 a name. `prepare` writes it, `train` keeps a copy in the run's folder, from which
@@ -34,12 +29,7 @@ def write_class_names(directory: str, names: Sequence[str]) -> None:
 
 def require_same_names(directory: str, names: Sequence[str], what: str) -> None:
     """Raises a `UsageError` if a folder has a labels map with other names, so that what is
-    there and what would follow would not mean the same by a label.
-
-    Args:
-        directory: local or remote; need not be there.
-        names: of the classes, by label.
-        what: what the folder holds, for the message.
+    there (`what`, for the message) and what would follow would not mean the same by a label.
     """
     there = find_class_names(directory)
     if there is None or there == list(names):
@@ -78,8 +68,10 @@ def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
         raise UsageError(
             f"the labels map {path!r} must be a JSON object {form}, but {brief_message(error)}."
         ) from error
-    table = dict(pairs) if _is_object(pairs) else None
-    if table is None or not all(isinstance(name, str) for name in table.values()):
+    # An object comes as a list of tuples, from which a list of lists is told so.
+    is_object = isinstance(pairs, list) and pairs and all(isinstance(p, tuple) for p in pairs)
+    table = dict(pairs) if is_object else {}
+    if not table or not all(isinstance(name, str) for name in table.values()):
         raise UsageError(
             f"the labels map {path!r} must be a JSON object {form}, but it is of another form."
         )
@@ -97,7 +89,7 @@ def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
             f'Give a file with one name for each, from "0" to "{count - 1}"'
             + (", without a background class." if len(table) == count + 1 else ".")
         )
-    labels = [str(label) for label in range(count)]
+    labels = list(map(str, range(count)))
     strangers = sorted(set(table) - set(labels))
     if strangers:
         raise UsageError(
@@ -105,14 +97,3 @@ def read_class_names(path: str, num_classes: Optional[int] = None) -> list[str]:
             f'"{count - 1}".'
         )
     return [table[label] for label in labels]
-
-
-def _is_object(pairs) -> bool:
-    """Whether JSON that was read with `object_pairs_hook=list` is an object that is not
-    empty.
-    """
-    return (
-        isinstance(pairs, list)
-        and bool(pairs)
-        and all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs)
-    )

@@ -1,5 +1,5 @@
-"""From a config and a split of TFRecords to batches: the seam between the data and the
-trainer or evaluator.
+"""From a config and a split of TFRecords to training batches: the seam between the data and
+the trainer.
 
     split = sources.open_split(config.data, data_dir, "train")
     dataset = make_train_dataset(
@@ -16,35 +16,44 @@ pipeline, position in the stream), a batch's mixing from that of its first image
 
 The first bad record (damaged, not decodable, label out of range, …) ends the iteration
 with an error that names it, and whose text `records.explain_data_error` turns back into a
-`DataError`.
+`DataError`. It costs nothing until it comes: no image is checked twice.
+
+Images to be evaluated come from `images.labeled_images`.
 """
 
-import dataclasses
 import functools
+import os
 import typing
 from typing import Callable, Dict, Optional
 
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.data import augmentation, preprocessing, records, synthetic
-from efficientnet_advprop.data.record_batches import batch_records, make_options
-from efficientnet_advprop.data.record_streams import InputHost, RecordStream, derive_seed
+from efficientnet_advprop.data.python_calls import call_python
+from efficientnet_advprop.data.record_streams import RecordStream, derive_seed
 from efficientnet_advprop.runtime.errors import DataError
 
 if typing.TYPE_CHECKING:
     from efficientnet_advprop.config.experiment import DataConfig
 
 Batch = Dict[str, tf.Tensor]
+# Nothing here needs AutoGraph, whose conversion takes most of the time until the first
+# batch.
+_as_it_is = tf.autograph.experimental.do_not_convert
 
 
-def _for_network(split: records.Split, num_classes: Optional[int]) -> records.Split:
-    """Returns a split whose labels are the network's classes: one more than the data
-    set's where class 0 is the background.
+def make_options() -> tf.data.Options:
+    """Returns how `tf.data` is to run our input pipelines: in order, and each as it is,
+    since it picks its own part of the data already.
     """
-    offset = 0 if num_classes is None else background_offset(num_classes)
-    return dataclasses.replace(split, label_offset=split.label_offset - offset)
+    options = tf.data.Options()
+    options.deterministic = True
+    # Images are processed in parallel already; an operation split over threads only
+    # costs more.
+    options.threading.max_intra_op_parallelism = 1
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return options
 
 
 def make_augmentation(data: "DataConfig") -> Optional[preprocessing.Augmentation]:
@@ -79,31 +88,21 @@ def _make_views(data: "DataConfig", paired_views: bool) -> Callable[[tf.Tensor, 
     """Makes (encoded image, seed int64 [2]) → what training sees of it: `images` and, if
     paired, `augmented_images`.
     """
-    augment = make_augmentation(data)
-    settings = {
-        "crop": data.crop,
-        "crop_padding": data.crop_padding,
-        "horizontal_flip": data.horizontal_flip,
-    }
-    if not paired_views:
-        return lambda encoded, seed: {
-            "images": preprocessing.preprocess_for_train(
-                encoded, data.image_size, seed=seed, augment=augment, **settings
-            )
-        }
-    if data.augment == "none":
+    if paired_views and data.augment == "none":
         raise ValueError(
             "`config.data.augment` is 'none', but training on pairs of plain and augmented views"
             " needs an augmentation; use 'autoaugment' or 'randaugment'."
         )
-
-    def make_pair(encoded: tf.Tensor, seed: tf.Tensor) -> Batch:
-        pair = preprocessing.preprocess_pair_for_train(
-            encoded, data.image_size, seed=seed, augment=augment, **settings
-        )
-        return dict(zip(("images", "augmented_images"), pair))
-
-    return make_pair
+    augment = make_augmentation(data)
+    make = functools.partial(
+        preprocessing.preprocess_views_for_train,
+        augmentations=[None, augment] if paired_views else [augment],
+        image_size=data.image_size,
+        crop=data.crop,
+        crop_padding=data.crop_padding,
+        horizontal_flip=data.horizontal_flip,
+    )
+    return lambda encoded, seed: dict(zip(("images", "augmented_images"), make(encoded, seed=seed)))
 
 
 def _make_mixing(
@@ -172,8 +171,8 @@ def make_train_dataset(
             `num_classes`; paired views without augmentation.
     """
     data = data.stages()[-1]
-    host = InputHost.of(input_context)
-    replica_batch = host.replica_batch(global_batch_size)
+    context = input_context or tf.distribute.InputContext()
+    replica_batch = context.get_per_replica_batch_size(global_batch_size)
     if not split.files:
         return synthetic.make_train_dataset(
             data.image_size,
@@ -183,90 +182,105 @@ def make_train_dataset(
             paired_views=paired_views,
         )
     stream = RecordStream(
-        _for_network(split, num_classes),
-        host,
-        shuffle_seed=seed,
-        shuffle_buffer=data.shuffle_buffer,
-        cache=data.cache,
+        split.for_network(num_classes), context, seed, data.shuffle_buffer, cache=data.cache
     )
     make_views, mix = _make_views(data, paired_views), _make_mixing(data, num_classes)
 
     def seed_at(purpose: str, position: tf.Tensor) -> tf.Tensor:
-        own = derive_seed(seed, f"{purpose} of input pipeline {host.index}")
+        own = derive_seed(seed, f"{purpose} of input pipeline {context.input_pipeline_id}")
         return tf.stack([tf.constant(own, tf.int64), position])
 
-    def process(encoded: tf.Tensor, label: tf.Tensor, position: tf.Tensor) -> Batch:
-        return {**make_views(encoded, seed_at("augmentation", position)), "labels": label}
-
-    batches = batch_records(
-        stream,
-        num_classes,
-        start_batch * replica_batch * host.num_replicas,
-        replica_batch,
-        process,
-        process_batch=(
-            None if mix is None else lambda position, batch: mix(batch, seed_at("mixing", position))
-        ),
-    )
-    return batches.prefetch(tf.data.AUTOTUNE).with_options(make_options())
-
-
-def make_eval_dataset(
-    data: "DataConfig",
-    split: records.Split,
-    *,
-    global_batch_size: int,
-    input_context: Optional[tf.distribute.InputContext] = None,
-    num_classes: Optional[int] = None,
-) -> tf.data.Dataset:
-    """Makes one pass over a split: every image once over all input pipelines, and from
-    each of them the same number of batches.
-
-    Args: as `make_train_dataset`.
-
-    Returns:
-        `{"images": float32 [replica_batch, size, size, 3], "labels": int32
-        [replica_batch], "mask": float32 [replica_batch]}` of static shapes; the mask is
-        1 for an image and 0 for padding. The images are float because the
-        official evaluation feeds the bicubic's overshoots below 0 and above 255 too.
-    """
-    host = InputHost.of(input_context)
-    replica_batch = host.replica_batch(global_batch_size)
-    if not split.files:
-        num_steps = max(1, synthetic.NUM_EXAMPLES["validation"] // global_batch_size)
-        return synthetic.make_eval_dataset(
-            data.image_size, replica_batch, num_steps * host.num_replicas, num_classes
+    def process(position, address):
+        file, record, row = address
+        # A record missing from its file's stream is asked for once more by its address:
+        # a neighbour, or the network, may have been at fault.
+        row = tf.cond(
+            tf.equal(tf.strings.length(row), 0),
+            lambda: call_python(stream.reread, [file, record], row=tf.TensorSpec([], tf.string))[0],
+            lambda: row,
         )
-    split = _for_network(split, num_classes)
-    stream = RecordStream(split, host)
-    largest = max(
-        RecordStream(split, host._replace(index=index)).epoch_size for index in range(host.count)
-    )
-    # Of the input pipeline with most images, and so of all.
-    num_steps = -(-largest // (replica_batch * host.num_replicas))
+        encoded, label = records.parse(row, stream.split, num_classes)
+        views = make_views(encoded, seed_at("augmentation", position))
+        return position, {**views, "labels": label}
 
-    def process(encoded: tf.Tensor, label: tf.Tensor, position: tf.Tensor) -> Batch:
-        del position
-        image = preprocessing.preprocess_for_eval(encoded, data.image_size, crop=data.eval_crop)
-        return {"images": image, "labels": label, "mask": tf.constant(1.0)}
+    def process_batch(positions, batch):
+        batch = batch if mix is None else mix(batch, seed_at("mixing", positions[0]))
+        return positions[0], batch
 
-    batches = batch_records(
-        stream,
-        num_classes,
-        0,
-        replica_batch,
-        process,
-        num_examples=stream.epoch_size,
-        blank={
-            "images": tf.zeros([data.image_size, data.image_size, 3]),
-            "labels": tf.constant(0),
-            "mask": tf.constant(0.0),
-        },
-    )
-    return (
-        batches.take(num_steps * host.num_replicas)
+    # This host's part of a global batch.
+    host_batch = replica_batch * (context.num_replicas_in_sync // context.num_input_pipelines)
+    first_position = start_batch * host_batch
+    batches = (
+        stream.elements(tf.constant(first_position, tf.int64))
+        .map(_as_it_is(process), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .batch(replica_batch, drop_remainder=True)
+        .map(_as_it_is(process_batch), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .prefetch(tf.data.AUTOTUNE)
-        .with_options(make_options())
+    )
+
+    def complain(first: np.ndarray) -> bool:
+        raise _find_bad_record(stream, num_classes, int(first), int(first) + replica_batch)
+
+    watched = _until_failure(batches, first_position, replica_batch, complain)
+    return watched.prefetch(tf.data.AUTOTUNE).with_options(make_options())
+
+
+def _until_failure(
+    batches: tf.data.Dataset, first_position: int, batch_size: int, complain: Callable
+) -> tf.data.Dataset:
+    """Takes (first position, batch), yields the batches; calls `complain(its position)` where
+    one fails.
+
+    TensorFlow's datasets do not say which element failed. So a marker, which cannot
+    fail, follows every batch: two markers in a row mean a failure between them. Without
+    one, this costs a comparison per batch.
+    """
+    nothing = tf.nest.map_structure(
+        lambda spec: tf.zeros(spec.shape, spec.dtype), batches.element_spec
+    )
+    markers = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), nothing[1])).repeat()
+    turns = tf.data.Dataset.from_tensor_slices(tf.constant([0, 1], tf.int64)).repeat()
+    both = tf.data.Dataset.choose_from_datasets(
+        [batches, markers], turns, stop_on_empty_dataset=True
+    ).ignore_errors()
+
+    def watch(state, element):
+        expected, after_marker = state
+        position, batch = element
+        is_marker = position < 0
+        # A batch that starts elsewhere than where the last one ended has lost elements:
+        # it counts as failed too.
+        failed = tf.where(is_marker, after_marker, tf.not_equal(position, expected))
+        is_good = tf.cond(
+            failed,
+            lambda: call_python(complain, [expected], is_good=tf.TensorSpec([], tf.bool))[0],
+            lambda: tf.constant(True),
+        )
+        with tf.control_dependencies([is_good]):
+            is_marker = tf.identity(is_marker)
+        return (tf.where(is_marker, expected, expected + batch_size), is_marker), (is_marker, batch)
+
+    start = (tf.constant(first_position, tf.int64), tf.constant(False))
+    watched = both.scan(start, _as_it_is(watch)).filter(lambda is_marker, batch: ~is_marker)
+    return watched.map(lambda is_marker, batch: batch)
+
+
+def _find_bad_record(
+    stream: RecordStream, num_classes: Optional[int], first: int, last: int
+) -> DataError:
+    """Returns what is wrong with the first bad record at the positions first … last − 1."""
+    split = stream.split
+    for file, record in stream.identify(first, last - first):
+        error = records.find_problem(split, file, record, num_classes)
+        if error is not None:
+            hint = ""
+            if split.is_official:
+                command = f"prepare --check={os.path.dirname(split.files[file])}"
+                hint = f" `python -m efficientnet_advprop.{command}` finds all such records."
+            return DataError(f"{error.reason.rstrip('.')}.{hint}", error.path, error.record)
+    return DataError(
+        f"records {first} to {last - 1} of the stream could not be processed, "
+        "yet each is good by itself."
     )
 
 
@@ -296,10 +310,16 @@ def sample_views(
     """
     if not split.files:
         raise DataError(f"`data_dir` is {synthetic.NAME!r}, which has no images to look at.")
-    data, split = data.stages()[-1], _for_network(split, num_classes)
+    data, split = data.stages()[-1], split.for_network(num_classes)
     make_views, mix = _make_views(data, paired_views), _make_mixing(data, num_classes)
+    # The first record of each file, then the second, …
+    addresses = sorted(
+        (record, file)
+        for file, count in enumerate(split.counts)
+        for record in range(min(count, num_images))
+    )
     examples = []
-    for file, record in RecordStream(split, InputHost.of(None)).identify(0, num_images):
+    for record, file in addresses[:num_images]:
         error = records.find_problem(split, file, record, num_classes)
         if error is not None:
             raise error

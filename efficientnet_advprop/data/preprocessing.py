@@ -11,7 +11,7 @@ and inside `Dataset.map`.
 """
 
 import functools
-from typing import Callable, Optional, Tuple, Union
+from typing import Any, Callable, List, Optional, Sequence, Union
 
 import tensorflow as tf
 
@@ -245,6 +245,66 @@ def v2_window(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.stack([begin[0], begin[1], size[0], size[1]])
 
 
+def preprocess_for_train(
+    encoded: tf.Tensor,
+    image_size: int = 224,
+    *,
+    augment: Optional[Augmentation] = None,
+    **settings: Any,
+) -> tf.Tensor:
+    """Does the official training pre-processing: random crop, legacy bicubic, random flip,
+    then `augment`; of one view, see `preprocess_views_for_train`.
+    """
+    return preprocess_views_for_train(
+        encoded, image_size=image_size, augmentations=[augment], **settings
+    )[0]
+
+
+def preprocess_views_for_train(
+    encoded: tf.Tensor,
+    *,
+    image_size: int,
+    augmentations: Sequence[Optional[Augmentation]],
+    seed: tf.Tensor,
+    crop: str = "inception",
+    crop_padding: int = 0,
+    horizontal_flip: bool = True,
+) -> List[tf.Tensor]:
+    """Gives the same crop and flip of an image under each augmentation, decoded once;
+    fine-grained AdvProp trains on two.
+
+    The official code feeds float pixels when it does not augment and, when it does,
+    clips and truncates to uint8 first. The same here, except that without augmentation
+    the pixels are rounded to uint8, the form in which they travel to the device.
+
+    Args:
+        encoded: scalar string, the bytes of a JPEG (or PNG, GIF, BMP) file.
+        image_size: pixels of the result's sides.
+        augmentations: `(uint8 image, seed) -> uint8 image` of the same shape, or None.
+        seed: int [2]; the result is a pure function of `encoded` and it.
+        crop: "inception"; "v2", see `v2_window`, and bilinear; "pad", a random
+            shift by up to `crop_padding` pixels of the whole image, black coming in;
+            "none", the whole image.
+        crop_padding: pixels.
+        horizontal_flip: with probability 1/2.
+
+    Returns:
+        Of each uint8 [image_size, image_size, 3].
+    """
+    seed = tf.cast(seed, tf.int64)
+    pixels = _train_pixels(encoded, image_size, seed, crop, crop_padding)
+    flip_seed, own_seed = (seed + tf.constant([i, 0], tf.int64) for i in (1, 2))
+
+    def view(augment: Optional[Augmentation]) -> tf.Tensor:
+        image = tf.clip_by_value(pixels if augment is not None else tf.round(pixels), 0.0, 255.0)
+        image = tf.cast(image, tf.uint8)
+        if horizontal_flip:
+            image = tf.image.stateless_random_flip_left_right(image, flip_seed)
+        return image if augment is None else augment(image, own_seed)
+
+    return list(map(view, augmentations))
+
+
 def _train_pixels(
     encoded: tf.Tensor, image_size: int, seed: tf.Tensor, crop: str, crop_padding: int
 ) -> tf.Tensor:
@@ -270,76 +330,3 @@ def _train_pixels(
     else:
         raise ValueError(f"`crop` is {crop!r}, but must be 'inception', 'v2', 'pad' or 'none'.")
     return tf.ensure_shape(image, [image_size, image_size, 3])
-
-
-def _finish_for_train(
-    pixels: tf.Tensor, seed: tf.Tensor, horizontal_flip: bool, augment: Optional[Augmentation]
-) -> tf.Tensor:
-    pixels = tf.clip_by_value(pixels if augment is not None else tf.round(pixels), 0.0, 255.0)
-    image = tf.cast(pixels, tf.uint8)
-    if horizontal_flip:
-        image = tf.image.stateless_random_flip_left_right(
-            image, seed + tf.constant([1, 0], tf.int64)
-        )
-    return image if augment is None else augment(image, seed + tf.constant([2, 0], tf.int64))
-
-
-def preprocess_for_train(
-    encoded: tf.Tensor,
-    image_size: int = 224,
-    *,
-    seed: tf.Tensor,
-    crop: str = "inception",
-    crop_padding: int = 0,
-    horizontal_flip: bool = True,
-    augment: Optional[Augmentation] = None,
-) -> tf.Tensor:
-    """Does the official training pre-processing: random crop, legacy bicubic, random flip,
-    then `augment`.
-
-    The official code feeds float pixels when it does not augment and, when it does,
-    clips and truncates to uint8 first. The same here, except that without augmentation
-    the pixels are rounded to uint8, the form in which they travel to the device.
-
-    Args:
-        encoded: scalar string, the bytes of a JPEG (or PNG, GIF, BMP) file.
-        image_size: pixels of the result's sides.
-        seed: int [2]; the result is a pure function of `encoded` and it.
-        crop: "inception"; "v2", see `v2_window`, and bilinear; "pad", a random
-            shift by up to `crop_padding` pixels of the whole image, black coming in;
-            "none", the whole image.
-        crop_padding: pixels.
-        horizontal_flip: with probability 1/2.
-        augment: `(uint8 image, seed) -> uint8 image` of the same shape.
-
-    Returns:
-        uint8 [image_size, image_size, 3].
-    """
-    seed = tf.cast(seed, tf.int64)
-    pixels = _train_pixels(encoded, image_size, seed, crop, crop_padding)
-    return _finish_for_train(pixels, seed, horizontal_flip, augment)
-
-
-def preprocess_pair_for_train(
-    encoded: tf.Tensor,
-    image_size: int = 224,
-    *,
-    seed: tf.Tensor,
-    crop: str = "inception",
-    crop_padding: int = 0,
-    horizontal_flip: bool = True,
-    augment: Augmentation,
-) -> Tuple[tf.Tensor, tf.Tensor]:
-    """Gives the same crop and flip of an image plainly and augmented, decoded once: what
-    fine-grained AdvProp trains on.
-
-    Args: as `preprocess_for_train`.
-
-    Returns:
-        Two images uint8 [image_size, image_size, 3]: what `preprocess_for_train` gives
-        without, and with, `augment`.
-    """
-    seed = tf.cast(seed, tf.int64)
-    pixels = _train_pixels(encoded, image_size, seed, crop, crop_padding)
-    plain = _finish_for_train(pixels, seed, horizontal_flip, None)
-    return plain, _finish_for_train(pixels, seed, horizontal_flip, augment)

@@ -11,6 +11,7 @@ waited for. What the iterators do after that is TensorFlow's business alone.
 """
 
 import atexit
+import contextlib
 import threading
 import time
 from typing import Callable, Sequence
@@ -46,7 +47,7 @@ def call_python(
     nothing = [_empty(spec) for spec in specs]
 
     def answer(*values):
-        with _running:
+        with _counted():
             try:
                 answers = function(*values)
             # Whatever it is, it goes through the graph to whoever reads the dataset.
@@ -72,22 +73,20 @@ def _empty(spec: tf.TensorSpec) -> np.ndarray:
     return np.full(shape, b"" if spec.dtype == tf.string else 0, spec.dtype.as_numpy_dtype)
 
 
-class _Running:
-    """Counts the calls that are in Python now."""
-
-    def __init__(self):
-        self.count, self.lock = 0, threading.Lock()
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.count += 1
-
-    def __exit__(self, *_) -> None:
-        with self.lock:
-            self.count -= 1
+_lock = threading.Lock()
+_num_running = 0  # calls that are in Python now
 
 
-_running = _Running()
+@contextlib.contextmanager
+def _counted():
+    global _num_running
+    with _lock:
+        _num_running += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _num_running -= 1
 
 
 # The flag is a number in TensorFlow's memory that all graphs know by its name. Not a
@@ -110,7 +109,7 @@ def _set_flag(value: bool) -> None:
 
 def _prepare_flag() -> None:
     """Makes the flag, also where a strategy has started TensorFlow anew since the last call."""
-    with tf.init_scope(), tf.device("CPU:0"), _running.lock:
+    with tf.init_scope(), tf.device("CPU:0"), _lock:
         if not tf.raw_ops.VarIsInitializedOp(resource=_handle()):
             _set_flag(False)
             atexit.unregister(end_calls)
@@ -122,5 +121,5 @@ def end_calls() -> None:
     _set_flag(True)
     deadline = time.monotonic() + _PATIENCE_SECONDS
     time.sleep(_GRACE_SECONDS)  # without Python's lock, which the calls need
-    while _running.count > 0 and time.monotonic() < deadline:
+    while _num_running > 0 and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,7 +1,7 @@
 """The records of a split in the order in which one host reads them, epoch after epoch,
 each under its position in the stream.
 
-    stream = RecordStream(split, InputHost.of(input_context), shuffle_seed=0, shuffle_buffer=16384)
+    stream = RecordStream(split, input_context, seed=0, shuffle_buffer=16384)
     for position, (file, record, serialized) in stream.elements(first_position): ...
 
 The order is a pure function of (seed, epoch), so a stream starts anywhere: whole epochs
@@ -10,7 +10,6 @@ Several hosts split the files where those divide evenly and the records otherwis
 """
 
 import hashlib
-import typing
 from typing import Callable, List, Optional, Tuple
 
 import numpy as np
@@ -31,35 +30,8 @@ def derive_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "little") >> 1
 
 
-class InputHost(typing.NamedTuple):
-    """Which part of the records one input pipeline reads."""
-
-    index: int
-    count: int
-    num_replicas: int  # replicas it feeds
-
-    @classmethod
-    def of(cls, context: Optional[tf.distribute.InputContext]) -> "InputHost":
-        if context is None:
-            return cls(0, 1, 1)
-        return cls(
-            context.input_pipeline_id,
-            context.num_input_pipelines,
-            context.num_replicas_in_sync // context.num_input_pipelines,
-        )
-
-    def replica_batch(self, global_batch_size: int) -> int:
-        num_replicas = self.num_replicas * self.count
-        if global_batch_size < 1 or global_batch_size % num_replicas:
-            raise ValueError(
-                f"`global_batch_size` is {global_batch_size!r}, but must be a positive multiple of"
-                f" the {num_replicas} replicas."
-            )
-        return global_batch_size // num_replicas
-
-
 class RecordStream:
-    """The records of one split that one host reads, epoch after epoch, each under its
+    """The records of one split that one host trains on, epoch after epoch, each under its
     position in the stream.
 
     An epoch always has `epoch_size` elements, whatever becomes of the files: a record
@@ -69,27 +41,24 @@ class RecordStream:
     def __init__(
         self,
         split: records.Split,
-        host: InputHost,
+        context: tf.distribute.InputContext,
+        seed: int,
+        shuffle_buffer: int,
         *,
-        shuffle_seed: Optional[int] = None,
-        shuffle_buffer: int = 0,
         cache: bool = False,
     ):
-        self.split, self._host = split, host
-        self._by_file = len(split.files) % host.count == 0
-        own_files = (
-            range(host.index, len(split.files), host.count)
-            if self._by_file
-            else range(len(split.files))
-        )
+        count, index = context.num_input_pipelines, context.input_pipeline_id
+        self.split, self._host = split, (count, index)
+        self._by_file = len(split.files) % count == 0
+        own_files = list(range(len(split.files)))
+        if self._by_file:
+            own_files = own_files[index::count]
         self._files = tf.constant([split.files[i] for i in own_files])
         self._counts = tf.constant([split.counts[i] for i in own_files], tf.int64)
-        self._ids = tf.constant(list(own_files), tf.int64)
+        self._ids = tf.constant(own_files, tf.int64)
         total = sum(split.counts[i] for i in own_files)
-        self.epoch_size = (
-            total if self._by_file else (total - host.index + host.count - 1) // host.count
-        )
-        self._shuffle_seed, self._shuffle_buffer, self._cache = shuffle_seed, shuffle_buffer, cache
+        self.epoch_size = total if self._by_file else len(range(index, total, count))
+        self._seed, self._shuffle_buffer, self._cache = seed, shuffle_buffer, cache
         self._buffer_bytes = (
             _REMOTE_BUFFER_BYTES if "://" in split.files[0] else _LOCAL_BUFFER_BYTES
         )
@@ -126,7 +95,7 @@ class RecordStream:
             deterministic=True,
         )
         if not self._by_file:
-            dataset = dataset.shard(self._host.count, self._host.index)
+            dataset = dataset.shard(*self._host)
         return dataset
 
     def elements(
@@ -134,8 +103,6 @@ class RecordStream:
     ) -> tf.data.Dataset:
         """Yields the endless stream from a position on: (position int64, (file int64, record
         int64, bytes string)).
-
-        Unshuffled without a seed.
         """
         read = read or self._read_file
         num_files = len(self._files)
@@ -144,23 +111,21 @@ class RecordStream:
             in_order = in_order.cache()
 
         def epoch_elements(epoch: tf.Tensor) -> tf.data.Dataset:
-            if self._shuffle_seed is None:
-                return in_order
             # This sets the seed of this function's graph alone. Without it the order
             # would depend on the user's own `tf.random.set_seed`, and 0 there would be
             # an error. The value is that of earlier training runs, which go on.
-            tf.random.set_seed(self._shuffle_seed + 1)
+            tf.random.set_seed(self._seed + 1)
             if self._cache:
                 dataset = in_order
             else:
-                seed = tf.constant(derive_seed(self._shuffle_seed, "files"), tf.int64)
+                seed = tf.constant(derive_seed(self._seed, "files"), tf.int64)
                 order = tf.random.experimental.stateless_shuffle(
                     tf.range(num_files), seed=tf.stack([seed, epoch])
                 )
                 dataset = self._one_pass(order, read)
             return dataset.shuffle(
                 self._shuffle_buffer,
-                seed=derive_seed(self._shuffle_seed, "records") // 2 + epoch,
+                seed=derive_seed(self._seed, "records") // 2 + epoch,
                 reshuffle_each_iteration=False,
             )
 
@@ -173,9 +138,8 @@ class RecordStream:
         """Returns which file (an index of `split.files`) and which record of it stand at
         the positions from one on; reads no file.
         """
-        elements = self.elements(tf.constant(position, tf.int64), self._read_numbers).take(
-            num_positions
-        )
+        elements = self.elements(tf.constant(position, tf.int64), self._read_numbers)
+        elements = elements.take(num_positions)
         return [(int(file), int(record)) for _, (file, record) in elements]
 
     def reread(self, file: np.ndarray, record: np.ndarray) -> bytes:

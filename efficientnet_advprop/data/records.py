@@ -24,17 +24,18 @@ import re
 import struct
 import tempfile
 import time
-from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, TypeVar
+from typing import Callable, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
 import tensorflow as tf
 from absl import logging
 
+from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.data import image_formats
 from efficientnet_advprop.data.digests import digest_rows, file_state
 from efficientnet_advprop.runtime import files
-from efficientnet_advprop.runtime.errors import DataError, brief_message
+from efficientnet_advprop.runtime.errors import DataError, brief_message, list_names
 
-_SHARD_NAME = re.compile(r"^(?P<prefix>[A-Za-z0-9_]+)-(?P<index>\d{5})-of-(?P<total>\d{5})$")
+_SHARD_NAME = re.compile(r"^(?P<prefix>[A-Za-z0-9_]+)-\d{5}-of-\d{5}$")
 # A TFRecord: uint64 length, uint32 checksum of the length, the payload, uint32 checksum
 # of the payload.
 HEADER_BYTES, _FOOTER_BYTES = 12, 4
@@ -71,6 +72,13 @@ class Split:
         """Whether the records are as `make_example` makes them."""
         return self.label_feature == Split.label_feature
 
+    def for_network(self, num_classes: Optional[int]) -> "Split":
+        """Returns the split whose labels are the network's classes: one more than the data
+        set's where class 0 is the background.
+        """
+        offset = 0 if num_classes is None else background_offset(num_classes)
+        return dataclasses.replace(self, label_offset=self.label_offset - offset)
+
     def select(self, indices: Sequence[int]) -> "Split":
         """Returns the split of some of the files."""
         chosen = {
@@ -92,19 +100,9 @@ class Split:
         file_digests = self.file_digests
         if not file_digests:
             with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-                file_digests = list(pool.map(lambda path: scan_file(path).digest, self.files))
+                file_digests = [digest for _, digest in pool.map(scan_file, self.files)]
         names = map(os.path.basename, self.files)
         return digest_rows(zip(names, self.counts, file_digests))
-
-
-class FileScan(NamedTuple):
-    """Where each whole record of a file begins, whether the file ends with the last of
-    them, and a digest of their lengths and checksums.
-    """
-
-    offsets: List[int]
-    is_whole: bool
-    digest: str
 
 
 def shard_name(prefix: str, index: int, num_shards: int) -> str:
@@ -136,46 +134,31 @@ def retry_reads(function: Callable[[], _T], what: str) -> _T:
 
 
 def find_shards(data_dir: str, prefix: str) -> List[str]:
-    """Returns the paths of `<prefix>-00000-of-<n>` …, in order."""
-    if not data_dir:
-        raise DataError("`data_dir` is empty; give the folder that holds the TFRecords.")
-    if not retry_reads(lambda: tf.io.gfile.isdir(data_dir), f"Looking at {data_dir}"):
-        raise DataError(f"`data_dir` is {data_dir!r}, but there is no such folder.")
-    names = retry_reads(lambda: files.list_folder(data_dir), f"Listing {data_dir}")
-    matches = [
-        match
-        for match in map(_SHARD_NAME.match, sorted(names))
-        if match and match["prefix"] == prefix
-    ]
-    if not matches:
+    """Returns the paths of `<prefix>-00000-of-<n>` …, in order: all of one set, or none."""
+    if not data_dir or not retry_reads(lambda: tf.io.gfile.isdir(data_dir), f"Finding {data_dir}"):
+        raise DataError(
+            f"`data_dir` is {data_dir!r}, but must be the folder that holds the TFRecords."
+        )
+    names = retry_reads(lambda: _list_shards(data_dir, prefix), f"Listing {data_dir}")
+    if not names:
         raise DataError(
             f"`data_dir` is {data_dir!r}, which holds no file {shard_name(prefix, 0, 1024)!r} or"
             " the like; `python -m efficientnet_advprop.prepare` makes them."
         )
-    totals = sorted({int(match["total"]) for match in matches})
-    if len(totals) > 1:
+    total = int(names[0][-5:])
+    wanted = [shard_name(prefix, index, total) for index in range(total)]
+    if names != wanted:
+        lacking, others = ([*set(a) - set(b)] for a, b in ((wanted, names), (names, wanted)))
         raise DataError(
-            f"{data_dir} mixes several sets of {prefix!r} files: of"
-            f" {' and of '.join(map(str, totals))}; keep one of them."
+            f"{data_dir} must hold one whole set of {prefix!r} files. Of the {total} of {names[0]}"
+            f" it lacks {list_names(sorted(lacking)) or 'none'}; of other sets it has"
+            f" {list_names(sorted(others)) or 'none'}. Copy or write the former, remove the latter."
         )
-    present = {int(match["index"]) for match in matches}
-    missing = [index for index in range(totals[0]) if index not in present]
-    if missing:
-        shown = ", ".join(shard_name(prefix, index, totals[0]) for index in missing[:3])
-        raise DataError(
-            f"{data_dir} lacks {len(missing)} of {totals[0]} {prefix!r} files"
-            f" ({shown}{' …' if len(missing) > 3 else ''}); copy or write them again."
-        )
-    if len(present) > totals[0]:
-        raise DataError(
-            f"{data_dir} holds {prefix!r} files numbered beyond their own total of {totals[0]};"
-            " remove them."
-        )
-    return [os.path.join(data_dir, match.string) for match in matches]
+    return [os.path.join(data_dir, name) for name in names]
 
 
 def _list_shards(data_dir: str, prefix: str) -> List[str]:
-    found = map(_SHARD_NAME.match, files.list_folder(data_dir))
+    found = map(_SHARD_NAME.match, sorted(files.list_folder(data_dir)))
     return [match.string for match in found if match is not None and match["prefix"] == prefix]
 
 
@@ -192,8 +175,13 @@ def has_shards(data_dir: str, prefix: str) -> bool:
     return tf.io.gfile.isdir(data_dir) and bool(_list_shards(data_dir, prefix))
 
 
-def scan_file(path: str) -> FileScan:
-    """Goes through a file from length to length, without reading the records."""
+def scan_file(path: str) -> Tuple[List[int], Optional[str]]:
+    """Goes through a file from length to length, without reading the records.
+
+    Returns:
+        Where each whole record begins, and a digest of their lengths and checksums; None:
+        the file does not end with the last of them.
+    """
     offsets, position, digest = [], 0, hashlib.sha256()
     # A local file goes through Python's own, which seeks several times faster than a
     # GFile.
@@ -207,20 +195,20 @@ def scan_file(path: str) -> FileScan:
                 (length,) = struct.unpack("<Q", header[:8])
                 end = position + HEADER_BYTES + length + _FOOTER_BYTES
             if end > size:
-                return FileScan(offsets, False, digest.hexdigest())
+                return offsets, None
             offsets.append(position)
             file.seek(end - _FOOTER_BYTES)
             # This record's checksum, then the next one's header.
             between = file.read(_FOOTER_BYTES + HEADER_BYTES)
             digest.update(header[:8] + between[:_FOOTER_BYTES])
             position, header = end, between[_FOOTER_BYTES:]
-    return FileScan(offsets, True, digest.hexdigest())
+    return offsets, digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=2 * _READERS)
 def _offsets_in_state(path: str, state: tuple) -> List[int]:
     del state  # a file that has changed is read anew
-    return scan_file(path).offsets
+    return scan_file(path)[0]
 
 
 def _beside(data_dir: str, kind: str, prefix: str) -> str:
@@ -298,9 +286,9 @@ def _examine(path: str, known: object) -> dict:
             # A scan takes a request for each record. Who replaces a remote file changes
             # its time.
             return {**known, "changed": changed, "digest": f"{size} bytes of {changed}"}
-    scan = retry_reads(lambda: scan_file(path), f"Counting {path}")
-    entry = {"bytes": size, "records": len(scan.offsets), "changed": changed}
-    return {**entry, "digest": scan.digest} if scan.is_whole else entry
+    offsets, digest = retry_reads(lambda: scan_file(path), f"Counting {path}")
+    entry = {"bytes": size, "records": len(offsets), "changed": changed}
+    return entry if digest is None else {**entry, "digest": digest}
 
 
 def open_split(data_dir: str, prefix: str) -> Split:
@@ -379,36 +367,33 @@ def make_example(
     """Serializes a record with the official features; `label` counts from 0, the stored
     one from 1.
     """
-
     if label < 0:
         raise DataError(f"the label of {filename!r} is {label}, but must be at least 0.")
 
-    def of_bytes(value: bytes) -> tf.train.Feature:
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-    def of_int(value: int) -> tf.train.Feature:
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
-
-    return tf.train.Example(
-        features=tf.train.Features(
-            feature={
-                "image/height": of_int(height),
-                "image/width": of_int(width),
-                "image/colorspace": of_bytes(b"RGB"),
-                "image/channels": of_int(3),
-                "image/class/label": of_int(label + 1),
-                "image/class/synset": of_bytes(synset.encode()),
-                "image/format": of_bytes(image_format.encode()),
-                "image/filename": of_bytes(os.path.basename(filename).encode()),
-                "image/encoded": of_bytes(encoded),
-            }
-        )
-    ).SerializeToString(deterministic=True)
+    values = {
+        "image/height": height,
+        "image/width": width,
+        "image/colorspace": b"RGB",
+        "image/channels": 3,
+        "image/class/label": label + 1,
+        "image/class/synset": synset.encode(),
+        "image/format": image_format.encode(),
+        "image/filename": os.path.basename(filename).encode(),
+        "image/encoded": encoded,
+    }
+    example = tf.train.Example()
+    for name, value in values.items():
+        feature = example.features.feature[name]
+        (feature.bytes_list if isinstance(value, bytes) else feature.int64_list).value.append(value)
+    return example.SerializeToString(deterministic=True)
 
 
-def parse(record: tf.Tensor, split: Split) -> "tuple[tf.Tensor, tf.Tensor]":
+def parse(
+    record: tf.Tensor, split: Split, num_classes: Optional[int] = None
+) -> "tuple[tf.Tensor, tf.Tensor]":
     """Parses a record in a graph: its image (scalar string, encoded) and label (scalar
-    int32, from 0). A lacking feature is an error.
+    int32, from 0). A lacking feature is an error, and a label from `num_classes` on, which
+    None takes.
     """
     features = tf.io.parse_single_example(
         record,
@@ -417,10 +402,12 @@ def parse(record: tf.Tensor, split: Split) -> "tuple[tf.Tensor, tf.Tensor]":
             split.label_feature: tf.io.FixedLenFeature([], tf.int64),
         },
     )
-    return (
-        features[split.image_feature],
-        tf.cast(features[split.label_feature], tf.int32) - split.label_offset,
-    )
+    label = tf.cast(features[split.label_feature], tf.int32) - split.label_offset
+    upper = tf.int32.max if num_classes is None else num_classes
+    with tf.control_dependencies(
+        [tf.debugging.Assert((label >= 0) & (label < upper), ["label", label])]
+    ):
+        return features[split.image_feature], tf.identity(label)
 
 
 def read_record(path: str, index: int) -> bytes:
@@ -510,9 +497,9 @@ def check_folder(data_dir: str, prefix: str, num_classes: Optional[int]) -> List
 
     def check_file(file: int) -> List[DataError]:
         path = split.files[file]
-        scan = scan_file(path)
-        found = [find_problem(split, file, i, num_classes) for i in range(len(scan.offsets))]
-        if not scan.is_whole:
+        offsets, digest = scan_file(path)
+        found = [find_problem(split, file, i, num_classes) for i in range(len(offsets))]
+        if digest is None:
             found.append(DataError("the file ends in the middle of it.", path, len(found)))
         return [error for error in found if error is not None]
 

@@ -145,13 +145,7 @@ def find_class_names(
     data: "DataConfig", data_dir: str, num_classes: int
 ) -> typing.Optional[typing.List[str]]:
     """Returns the names of a network's classes, from the records of its run; None where
-    nothing tells them.
-
-    Args:
-        data: which source.
-        data_dir: the folder of the records.
-        num_classes: of the network; 1001 has a background class before those of the
-            data.
+    nothing tells them. 1001 classes have a background before those of the data.
     """
     if data_dir == synthetic.NAME:
         return None

@@ -31,15 +31,8 @@ def make_train_dataset(
     has_shares: bool = False,
     paired_views: bool = False,
 ) -> tf.data.Dataset:
-    """Does as `pipeline.make_train_dataset`, of noise, without end.
-
-    Args:
-        image_size: pixels.
-        replica_batch: images.
-        num_classes: labels are below it; None: all are 0.
-        has_shares: the labels are float32 [replica_batch, num_classes], as of mixed
-            images.
-        paired_views: "augmented_images" too.
+    """Does as `pipeline.make_train_dataset`, of noise, without end; with `has_shares` the
+    labels are those of mixed images.
     """
     images = tf.random.stateless_uniform(
         [replica_batch, image_size, image_size, 3], _SEED, 0, 256, tf.int32
@@ -55,7 +48,7 @@ def make_train_dataset(
 def make_eval_dataset(
     image_size: int, replica_batch: int, num_batches: int, num_classes: Optional[int]
 ) -> tf.data.Dataset:
-    """Does as `pipeline.make_eval_dataset`, of noise: `num_batches` batches without
+    """Does as `labeled_images.make_eval_dataset`, of noise: `num_batches` batches without
     padding.
     """
     images = tf.random.stateless_uniform(

@@ -212,10 +212,10 @@ def list_tfds(split: records.Split, class_names: Sequence[str]) -> list[ImageSou
     """Lists the images of a prepared TFDS split; hidden labels (−1) are refused."""
     sources = []
     for path, count in zip(split.files, split.counts):
-        scan = records.scan_file(path)
-        if not scan.is_whole or len(scan.offsets) != count:
+        offsets, digest = records.scan_file(path)
+        if digest is None or len(offsets) != count:
             raise DataError(
-                f"the file has {len(scan.offsets)} whole records instead of {count}; prepare the"
+                f"the file has {len(offsets)} whole records instead of {count}; prepare the"
                 " data set again.",
                 path,
             )
@@ -230,7 +230,7 @@ def list_tfds(split: records.Split, class_names: Sequence[str]) -> list[ImageSou
                     index,
                 )
             name = f"{os.path.basename(path)}:{index}"
-            offset = scan.offsets[index] + records.HEADER_BYTES
+            offset = offsets[index] + records.HEADER_BYTES
             sources.append(
                 ImageSource(
                     path, name, label, class_names[label], offset, len(row), split.image_feature

@@ -14,21 +14,25 @@ of its own.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import os
-from typing import Callable, Optional, Protocol, Sequence, Union
+import typing
+from typing import Callable, Iterator, Optional, Protocol, Sequence, Union
 
 import numpy as np
 import tensorflow as tf
 
-from efficientnet_advprop.data import image_formats, preprocessing, records
+from efficientnet_advprop.data import image_formats, preprocessing, records, synthetic
 from efficientnet_advprop.data.digests import digest_files
 from efficientnet_advprop.data.image_formats import as_decodable, as_decodable_in_graph
+from efficientnet_advprop.data.pipeline import make_options
 from efficientnet_advprop.data.python_calls import call_python
-from efficientnet_advprop.data.record_batches import make_options
-from efficientnet_advprop.data.record_streams import InputHost
 from efficientnet_advprop.images.tar_archives import TarMember
 from efficientnet_advprop.runtime.errors import DataError, brief_message
+
+if typing.TYPE_CHECKING:
+    from efficientnet_advprop.config.experiment import DataConfig
 
 # Nothing here needs AutoGraph, whose conversion takes most of the time until the first
 # batch.
@@ -45,9 +49,9 @@ class LabeledImages(Protocol):
     num_images: int
     remarks: Sequence[str]  # lines for people, such as what was skipped
 
-    def rows(self, positions: np.ndarray, count: int, index: int) -> tf.data.Dataset:
-        """Yields (encoded image: string, label: int32, position: int32) of every count-th
-        one, from the index-th on, of the images at `positions`, int32 and ascending.
+    def rows(self, positions: np.ndarray) -> tf.data.Dataset:
+        """Yields (encoded image: string, label: int32, position: int32) of the images at
+        `positions`, int32 and ascending.
         """
 
     def image_id(self, position: int) -> str:
@@ -78,17 +82,16 @@ class FileImages:
         self.remarks = remarks
         self.num_images = len(self.paths)
 
-    def rows(self, positions: np.ndarray, count: int, index: int) -> tf.data.Dataset:
-        own = positions[index::count]
+    def rows(self, positions: np.ndarray) -> tf.data.Dataset:
         paths, labels = (
-            tf.constant([values[i] for i in own], kind)
+            tf.constant([values[i] for i in positions], kind)
             for values, kind in ((self.paths, tf.string), (self.labels, tf.int32))
         )
 
         def read(path, label, position):
             return as_decodable_in_graph(tf.io.read_file(path)), label, position
 
-        rows = tf.data.Dataset.from_tensor_slices((paths, labels, own))
+        rows = tf.data.Dataset.from_tensor_slices((paths, labels, positions))
         return rows.map(_as_it_is(read), num_parallel_calls=_READERS, deterministic=True)
 
     def image_id(self, position: int) -> str:
@@ -130,7 +133,7 @@ class TarImages:
         self.remarks = remarks
         self.num_images = len(self._members)
 
-    def rows(self, positions: np.ndarray, count: int, index: int) -> tf.data.Dataset:
+    def rows(self, positions: np.ndarray) -> tf.data.Dataset:
         def read(position, label):
             (encoded,) = call_python(
                 lambda position: self.encoded(int(position)),
@@ -139,8 +142,8 @@ class TarImages:
             )
             return encoded, label, position
 
-        own = positions[index::count]
-        rows = tf.data.Dataset.from_tensor_slices((own, np.asarray(self.labels, np.int32)[own]))
+        labels = np.asarray(self.labels, np.int32)[positions]
+        rows = tf.data.Dataset.from_tensor_slices((positions, labels))
         return rows.map(_as_it_is(read), num_parallel_calls=_READERS, deterministic=True)
 
     def image_id(self, position: int) -> str:
@@ -168,36 +171,41 @@ class TarImages:
 class RecordImages:
     """TFRecords, see `records.open_split`; labels from `num_classes` on are bad records."""
 
-    def __init__(self, split: records.Split, num_classes: int):
+    def __init__(self, split: records.Split, num_classes: Optional[int]):
         self._split, self._num_classes = split, num_classes
         self._starts = np.concatenate([[0], np.cumsum(split.counts)]).astype(np.int32)
         self.num_images = split.num_records
         self.remarks = ()
 
-    def rows(self, positions: np.ndarray, count: int, index: int) -> tf.data.Dataset:
-        def read(path, start):
-            numbers = tf.data.Dataset.counter(start, dtype=tf.int32)
+    def rows(self, positions: np.ndarray) -> tf.data.Dataset:
+        is_wanted = np.isin(np.arange(self.num_images), positions)
+        parts = np.split(is_wanted, self._starts[1:-1])
+        chosen = [index for index, part in enumerate(parts) if part.any()]
+
+        def read(path, start, count):
+            numbers = tf.data.Dataset.range(start, start + count, output_type=tf.int32)
             rows = tf.data.TFRecordDataset(path, buffer_size=_FILE_BUFFER_BYTES)
+            # What a file lacks is an error, as an empty record.
+            rows = rows.concatenate(tf.data.Dataset.from_tensors(b"").repeat())
             return tf.data.Dataset.zip((rows, numbers))
 
-        files = tf.data.Dataset.from_tensor_slices((list(self._split.files), self._starts[:-1]))
-        rows = files.interleave(
+        paths = tf.constant([self._split.files[index] for index in chosen], tf.string)
+        starts, counts = self._starts[:-1][chosen], np.diff(self._starts)[chosen]
+        rows = tf.data.Dataset.from_tensor_slices(
+            (paths, starts.astype(np.int64), counts.astype(np.int64))
+        ).interleave(
             _as_it_is(read),
-            cycle_length=min(_PARALLEL_FILES, len(self._split.files)),
+            cycle_length=min(_PARALLEL_FILES, max(1, len(chosen))),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
         if len(positions) < self.num_images:
-            is_wanted = tf.constant(np.isin(np.arange(self.num_images), positions))
-            rows = rows.filter(_as_it_is(lambda row, position: tf.gather(is_wanted, position)))
-        return rows.shard(count, index).map(_as_it_is(self._parse))
+            wanted = tf.constant(is_wanted)
+            rows = rows.filter(_as_it_is(lambda row, position: tf.gather(wanted, position)))
+        return rows.map(_as_it_is(self._parse))
 
     def _parse(self, row, position):
-        encoded, label = records.parse(row, self._split)
-        with tf.control_dependencies(
-            [tf.debugging.Assert((label >= 0) & (label < self._num_classes), ["label", label])]
-        ):
-            return encoded, tf.identity(label), position
+        return *records.parse(row, self._split, self._num_classes), position
 
     def _address(self, position: int) -> tuple[int, int]:
         file = int(np.searchsorted(self._starts, position, side="right")) - 1
@@ -288,13 +296,16 @@ def make_dataset(
         Iterating raises a `tf.errors.OpError` at an image that cannot be read;
         `find_unreadable` says which.
     """
-    host = InputHost.of(input_context)
-    replica_batch = host.replica_batch(global_batch_size)
+    context = input_context or tf.distribute.InputContext()
+    replica_batch = context.get_per_replica_batch_size(global_batch_size)
     if chosen is None:
         chosen = drawn_positions(num_drawn or images.num_images, images.num_images)
     positions = np.sort(chosen).astype(np.int32)
-    num_batches = -(-len(positions) // global_batch_size) * host.num_replicas
-    num_blanks = num_batches * replica_batch - len(positions[host.index :: host.count])
+    num_hosts = context.num_input_pipelines
+    # A run of positions to each host, which so reads few files of records.
+    own = np.array_split(positions, num_hosts)[context.input_pipeline_id]
+    num_batches = -(-len(positions) // global_batch_size)
+    num_wanted = num_batches * replica_batch * (context.num_replicas_in_sync // num_hosts)
 
     def prepare(encoded, label, position):
         if change is not None:
@@ -302,11 +313,55 @@ def make_dataset(
         pixels = _preprocessing(image_size, crop)(encoded)
         return {"images": pixels, "labels": label, "positions": position, "mask": tf.constant(1.0)}
 
-    rows = images.rows(positions, host.count, host.index)
+    rows = images.rows(own)
     prepared = rows.map(_as_it_is(prepare), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     blank = tf.nest.map_structure(
         lambda spec: tf.zeros(spec.shape, spec.dtype), prepared.element_spec
     )
-    blanks = tf.data.Dataset.from_tensors(blank).repeat(num_blanks)
+    blanks = tf.data.Dataset.from_tensors(blank).repeat(num_wanted - len(own))
     batches = prepared.concatenate(blanks).batch(replica_batch, drop_remainder=True)
     return batches.prefetch(tf.data.AUTOTUNE).with_options(make_options())
+
+
+def make_eval_dataset(
+    data: "DataConfig",
+    split: records.Split,
+    *,
+    global_batch_size: int,
+    input_context: Optional[tf.distribute.InputContext] = None,
+    num_classes: Optional[int] = None,
+) -> tf.data.Dataset:
+    """Makes one pass over a split of a run, see `make_dataset`; of noise where it has no files."""
+    if split.files:
+        return make_dataset(
+            RecordImages(split.for_network(num_classes), num_classes),
+            image_size=data.image_size,
+            crop=data.eval_crop,
+            global_batch_size=global_batch_size,
+            input_context=input_context,
+        )
+    context = input_context or tf.distribute.InputContext()
+    num_batches = max(1, split.num_records // global_batch_size)
+    return synthetic.make_eval_dataset(
+        data.image_size,
+        context.get_per_replica_batch_size(global_batch_size),
+        num_batches * (context.num_replicas_in_sync // context.num_input_pipelines),
+        num_classes,
+    )
+
+
+@contextlib.contextmanager
+def naming_bad_records(split: records.Split, num_classes: Optional[int]) -> Iterator[None]:
+    """Raises what `make_eval_dataset` fails by as the `DataError` that names the record."""
+    try:
+        yield
+    except (
+        tf.errors.DataLossError,
+        tf.errors.InvalidArgumentError,
+        tf.errors.NotFoundError,
+    ) as error:
+        images = RecordImages(split.for_network(num_classes), num_classes)
+        unreadable = find_unreadable(images)
+        if unreadable is None:
+            raise
+        raise unreadable from error

@@ -211,11 +211,11 @@ def draw_intervals(
     """Draws intervals in per cent into matplotlib's axes, from top to bottom.
 
     Without `x_range` they are around a line at zero, and the axis holds 96 % of all
-    ends and means; a mean outside is written as a number at the edge.
+    numbers; a mean outside is written at the edge, a single value is left out.
     """
-    scale = 100.0
+    scale, is_around_zero = 100.0, x_range is None
     if x_range is None:
-        ends = [abs(scale * end) for one in intervals for end in (*one.span, one.mean)]
+        ends = [abs(scale * end) for one in intervals for end in (*one.span, one.mean, *one.values)]
         reach = 1.1 * float(np.quantile(ends, 0.96)) or 1.0 if ends else 1.0
         x_range = (-reach, reach)
         axes.axvline(0.0, color=_INK, linewidth=0.8, linestyle=":")
@@ -223,7 +223,7 @@ def draw_intervals(
     for one, row in zip(intervals, rows):
         axes.plot(
             np.multiply(one.values, scale), [row] * len(one.values), ".",
-            color=one.color, alpha=0.35, markersize=3, clip_on=False,
+            color=one.color, alpha=0.35, markersize=3, clip_on=is_around_zero,
         )  # fmt: skip
         axes.plot(np.multiply(one.span, scale), [row, row], color=one.color, linewidth=1.4)
         mean = scale * one.mean

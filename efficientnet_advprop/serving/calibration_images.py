@@ -69,7 +69,7 @@ def read_examples(
     if prefix is not None:
         images = RecordImages(records.open_split(directory, prefix), num_classes - offset)
         drawn = drawn_positions(min(max_images, images.num_images), images.num_images)
-        rows = list(images.rows(drawn, count=1, index=0).as_numpy_iterator())
+        rows = list(images.rows(drawn).as_numpy_iterator())
         labels = [int(label) + offset for _, label, _ in rows]
         return _examples([file for file, _, _ in rows], image_size, crop, resize_method, labels)
     if list_folders(directory):

@@ -22,6 +22,8 @@ from efficientnet_advprop.config.experiment import DataConfig, ExperimentConfig
 from efficientnet_advprop.config.methods import AUGMENTED, METHODS
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.evaluation.evaluator import Evaluator
+from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.images import labeled_images
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import Network
 from efficientnet_advprop.runtime.errors import DataError, RunError, UserError, brief_message
@@ -344,16 +346,22 @@ def make_evaluation(
     """
     evaluator = Evaluator(lambda images: model(images, training=False), strategy=strategy)
     # Traced once for all evaluations; each iterates anew.
+    num_classes = config.model.num_classes
     batches = strategy.distribute_datasets_from_function(
-        lambda context: pipeline.make_eval_dataset(
+        lambda context: labeled_images.make_eval_dataset(
             config.data,
             split,
             global_batch_size=config.training.eval_batch_size,
             input_context=context,
-            num_classes=config.model.num_classes,
+            num_classes=num_classes,
         )
     )
-    return lambda: evaluator(batches)
+
+    def evaluate() -> Score:
+        with labeled_images.naming_bad_records(split, num_classes):
+            return evaluator(batches)
+
+    return evaluate
 
 
 def _make_evaluation_of_averages(
@@ -396,13 +404,12 @@ def _make_picture_function(
     if attack is None:
         return None
     branch = METHODS[config.training.method].attacked_branch
-    sample = pipeline.make_eval_dataset(
-        config.data,
-        split,
-        global_batch_size=_NUM_PICTURES,
-        num_classes=config.model.num_classes,
+    num_classes = config.model.num_classes
+    sample = labeled_images.make_eval_dataset(
+        config.data, split, global_batch_size=_NUM_PICTURES, num_classes=num_classes
     )
-    batch = next(iter(sample))
+    with labeled_images.naming_bad_records(split, num_classes):
+        batch = next(iter(sample))
     images, labels = tf.clip_by_value(batch["images"], 0.0, 255.0), batch["labels"]
     seed = tf.constant([config.training.seed, 0])
 

@@ -106,7 +106,7 @@ def test_a_folder_of_classes_is_divided_and_checked(tmp_path):
     assert run_program("prepare", "--check=out", cwd=tmp_path).returncode == 0
     path = splits[1].files[0]
     contents = bytearray(open(path, "rb").read())
-    for offset in records.scan_file(path).offsets[3:5]:
+    for offset in records.scan_file(path)[0][3:5]:
         contents[offset + 40] ^= 1
     open(path, "wb").write(contents)
     done = run_program("prepare", "--check=out", cwd=tmp_path)

@@ -67,7 +67,7 @@ def test_two_thousand_mutations(tmp_path):
                 writer.write(row)
         # A damaged payload here and there: its checksum no longer fits, and only it may
         # be lost.
-        offsets = records.scan_file(path).offsets
+        offsets = records.scan_file(path)[0]
         contents = bytearray(open(path, "rb").read())
         for index in rng.choice(len(offsets), 6, replace=False):
             contents[offsets[index] + 14 + rng.randint(20)] ^= 1 << rng.randint(8)

@@ -12,8 +12,9 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import DataConfig
-from efficientnet_advprop.data import builtin_datasets, pipeline, record_batches, records, sources
-from efficientnet_advprop.data.record_streams import InputHost, RecordStream
+from efficientnet_advprop.data import builtin_datasets, pipeline, records, sources
+from efficientnet_advprop.data.record_streams import RecordStream
+from efficientnet_advprop.images import labeled_images
 
 SMALL = DataConfig(
     image_size=8,
@@ -75,7 +76,7 @@ def train(folder, data=SMALL, batch=4, take=None, **kwargs):
 
 
 def evaluation(folder, data=SMALL, split="validation", **kwargs):
-    return pipeline.make_eval_dataset(data, sources.open_split(data, folder, split), **kwargs)
+    return labeled_images.make_eval_dataset(data, sources.open_split(data, folder, split), **kwargs)
 
 
 def count(data, folder, split):
@@ -101,6 +102,7 @@ def test_batches_have_the_promised_form(numbered):
     assert spec == {
         "images": tf.TensorSpec([4, 8, 8, 3], tf.float32),
         "labels": tf.TensorSpec([4], tf.int32),
+        "positions": tf.TensorSpec([4], tf.int32),
         "mask": tf.TensorSpec([4], tf.float32),
     }
 
@@ -238,12 +240,9 @@ def first_uniform_number(global_seed):
 def test_hosts_share_the_records_exactly(numbered, num_hosts):
     seen = collections.Counter()
     for host in range(num_hosts):
-        size = RecordStream(
-            records.open_split(numbered, "train"), InputHost(host, num_hosts, 1)
-        ).epoch_size
-        batches = train(
-            numbered, batch=num_hosts, take=size, input_context=context(host, num_hosts)
-        )
+        here = context(host, num_hosts)
+        size = RecordStream(records.open_split(numbered, "train"), here, 0, 1).epoch_size
+        batches = train(numbered, batch=num_hosts, take=size, input_context=here)
         seen.update(number_of(image) for batch in batches for image in batch["images"])
         if host == num_hosts - 1:
             resumed = train(
@@ -251,7 +250,7 @@ def test_hosts_share_the_records_exactly(numbered, num_hosts):
                 batch=num_hosts,
                 take=size - 3,
                 start_batch=3,
-                input_context=context(host, num_hosts),
+                input_context=here,
             )
             assert_same(resumed, batches[3:])
     assert seen == collections.Counter(range(34))
@@ -281,7 +280,7 @@ def test_evaluation_counts_every_image_once(numbered, num_hosts, replicas, batch
 def test_batch_must_divide_by_the_replicas(numbered):
     with pytest.raises(
         ValueError,
-        match="`global_batch_size` is 6, but must be a positive multiple of the 4 replicas",
+        match="`global_batch_size` 6 .*`num_replicas_in_sync` 4",
     ):
         pipeline.make_train_dataset(
             SMALL,
@@ -336,7 +335,7 @@ def damaged(tmp_path):
         for row in rows:
             writer.write(row)
     contents = bytearray(open(path, "rb").read())
-    contents[records.scan_file(path).offsets[6] + 50] ^= 255
+    contents[records.scan_file(path)[0][6] + 50] ^= 255
     open(path, "wb").write(contents)
     return folder, {7, 9, 10, 11, 13}
 
@@ -346,30 +345,19 @@ def test_the_first_bad_record_is_an_error(damaged):
     data = dataclasses.replace(SMALL, crop="none", horizontal_flip=False)
     batches = evaluation(folder, data, "train", global_batch_size=2, num_classes=5)
     seen, iterator = [], iter(batches)
-    with pytest.raises(tf.errors.OpError) as error:
+    split = records.open_split(folder, "train")
+    with pytest.raises(records.DataError) as error, labeled_images.naming_bad_records(split, 5):
         while True:
             seen += [number_of(image) for image in next(iterator)["images"].numpy()]
-    found = records.explain_data_error(error.value)
     assert not bad & set(seen)
-    assert "train-00001-of-00004, record 0: its image cannot be decoded" in str(found)
-    assert f"--check={folder}`" in str(found)
+    assert "train-00001-of-00004, record 0: its image cannot be decoded" in str(error.value)
     stream = pipeline.make_train_dataset(
         data, records.open_split(folder, "train"), global_batch_size=4, seed=0, num_classes=5
     )
     with pytest.raises(tf.errors.OpError) as error:
         list(stream.take(9))
-    assert "train-00001-of-00004, record" in str(records.explain_data_error(error.value))
-
-
-def test_a_search_that_begins_behind_the_end_looks_at_no_record(damaged):
-    """As a cancelled read-ahead does; the stream itself has no end."""
-    split = records.open_split(damaged[0], "train")
-    stream = RecordStream(split, InputHost(0, 1, 1))
-    assert len(stream.identify(38, 3)) == 3  # 40 records, and the next epoch's first
-    error = record_batches._find_bad_record(stream, 5, first=40, last=39)
-    assert error.path is None and error.record is None
-    error = record_batches._find_bad_record(stream, 5, first=0, last=39)
-    assert (os.path.basename(error.path), error.record) == ("train-00001-of-00004", 0)
+    found = str(records.explain_data_error(error.value))
+    assert "train-00001-of-00004, record" in found and f"--check={folder}`" in found
 
 
 def test_all_bad_records_are_found(damaged):
@@ -386,13 +374,16 @@ def test_all_bad_records_are_found(damaged):
 
 def test_bad_labels_alone_end_the_stream_too(numbered):
     """Two labels in five are too high: no good batch may come first, and nothing may hang."""
-    for iterate in (
-        lambda: train(numbered, take=9, num_classes=3),
-        lambda: list(evaluation(numbered, global_batch_size=4, num_classes=3)),
+    with pytest.raises(tf.errors.OpError) as error:
+        train(numbered, take=9, num_classes=3)
+    assert "is outside 1…3" in str(records.explain_data_error(error.value))
+    validation = records.open_split(numbered, "validation")
+    with (
+        pytest.raises(records.DataError) as error,
+        labeled_images.naming_bad_records(validation, 3),
     ):
-        with pytest.raises(tf.errors.OpError) as error:
-            iterate()
-        assert "is outside 1…3" in str(records.explain_data_error(error.value))
+        list(evaluation(numbered, global_batch_size=4, num_classes=3))
+    assert error.value.record is not None and "is outside 1…3" in str(error.value)
 
 
 def test_a_file_that_vanishes_is_an_error_and_no_hang(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.data import pipeline, sources, synthetic
+from efficientnet_advprop.images import labeled_images
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_training_batches(data):
 
 
 def test_evaluation_batches(data):
-    dataset = pipeline.make_eval_dataset(
+    dataset = labeled_images.make_eval_dataset(
         data, synthetic.open_split("validation"), global_batch_size=6000, num_classes=10
     )
     batches = list(dataset)

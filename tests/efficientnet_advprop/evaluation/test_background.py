@@ -8,6 +8,7 @@ from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.data import pipeline, records
 from efficientnet_advprop.data.class_names import read_class_names, write_class_names
 from efficientnet_advprop.evaluation import evaluation_run
+from efficientnet_advprop.images import labeled_images
 from efficientnet_advprop.images.class_numbers import imagenet_ids
 from efficientnet_advprop.models import EfficientNet
 
@@ -66,7 +67,7 @@ def test_the_pipelines_labels_are_the_networks_classes(data_dir):
     for num_classes, label in ((1000, LABEL), (1001, LABEL + 1)):
         batch = next(
             iter(
-                pipeline.make_eval_dataset(
+                labeled_images.make_eval_dataset(
                     config.data, split, global_batch_size=3, num_classes=num_classes
                 )
             )

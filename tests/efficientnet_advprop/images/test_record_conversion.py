@@ -15,7 +15,7 @@ from PIL import Image
 
 from efficientnet_advprop.config.experiment import DataConfig
 from efficientnet_advprop.data import image_formats, pipeline, records, sources
-from efficientnet_advprop.images import image_sources, record_conversion
+from efficientnet_advprop.images import image_sources, labeled_images, record_conversion
 from tests.conftest import run_program
 
 CLASSES = ("n01", "n02", "n03")
@@ -302,7 +302,7 @@ def test_tfds_is_read_as_it_is(tfds_dir):
     numbers = batch["images"].numpy()[:, 5, 5, 0] // 10
     assert sorted(numbers) == list(range(9))
     np.testing.assert_array_equal(batch["labels"], numbers % 3)
-    (batch,) = pipeline.make_eval_dataset(data, validation, global_batch_size=3)
+    (batch,) = labeled_images.make_eval_dataset(data, validation, global_batch_size=3)
     assert sorted(batch["images"].numpy()[:, 5, 5, 0]) == [90, 100, 110]
     for wrong, message in (
         ("tfds:cifar11", "has no data set 'cifar11', nor .* did you mean 'cifar10"),

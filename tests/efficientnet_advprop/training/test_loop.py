@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import ConfigError
-from efficientnet_advprop.data import pipeline, records
+from efficientnet_advprop.data import records
 from efficientnet_advprop.data.records import DataError
+from efficientnet_advprop.images import labeled_images
 from efficientnet_advprop.models import CheckpointError, load_released_checkpoint
 from efficientnet_advprop.runtime.directory_lock import DirectoryLock
 from efficientnet_advprop.runtime.errors import RunError
@@ -130,7 +131,7 @@ def test_accuracy_is_that_of_the_averaged_weights(finished, data_dir):
     config = tiny_run.make_config()
     correct = 0
     split = records.open_split(data_dir, "validation")
-    for batch in pipeline.make_eval_dataset(config.data, split, global_batch_size=1):
+    for batch in labeled_images.make_eval_dataset(config.data, split, global_batch_size=1):
         correct += int(np.argmax(model(batch["images"])[0]) == int(batch["labels"][0]))
     assert progress.read_metrics(model_dir)[-1]["eval_top1"] == pytest.approx(
         correct / tiny_run.NUM_VALIDATION

@@ -295,7 +295,7 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
         if (saved["measured"].get(name) or None) != (value or None)
     ]
     runs = {run.name: run.config for run in study.runs()}
-    gone = [name for name in saved["runs"] if name not in runs]
+    gone = sorted(saved["runs"].keys() - runs.keys())
     if gone:
         problems.append(f"not in the study: {list_names(gone)}")
     changes: dict[str, list[str]] = {}  # difference → the runs that have it

@@ -64,15 +64,17 @@ def context(index=0, count=1, replicas=1):
     )
 
 
-def train(folder, data=SMALL, batch=4, take=None, **kwargs):
-    dataset = pipeline.make_train_dataset(
-        data,
-        sources.open_split(data, folder, "train"),
-        global_batch_size=batch,
-        seed=kwargs.pop("seed", 3),
-        **kwargs,
-    )
-    return list((dataset if take is None else dataset.take(take)).as_numpy_iterator())
+def stream(folder, data=SMALL, batch=4, seed=3, **kwargs):
+    split = sources.open_split(data, folder, "train")
+    return pipeline.make_train_dataset(data, split, global_batch_size=batch, seed=seed, **kwargs)
+
+
+def train(folder, data=SMALL, take=-1, **kwargs):
+    return list(stream(folder, data, **kwargs).take(take).as_numpy_iterator())
+
+
+def numbers_in(batches):
+    return [number_of(image) for batch in batches for image in np.asarray(batch["images"])]
 
 
 def evaluation(folder, data=SMALL, split="validation", **kwargs):
@@ -91,10 +93,7 @@ def assert_same(batches, others):
 
 
 def test_batches_have_the_promised_form(numbered):
-    spec = pipeline.make_train_dataset(
-        SMALL, records.open_split(numbered, "train"), global_batch_size=4, seed=0
-    ).element_spec
-    assert spec == {
+    assert stream(numbered).element_spec == {
         "images": tf.TensorSpec([4, 8, 8, 3], tf.uint8),
         "labels": tf.TensorSpec([4], tf.int32),
     }
@@ -122,30 +121,21 @@ def test_resuming_gives_the_same_batches(numbered, changes):
     data = dataclasses.replace(SMALL, **changes)
     whole = train(numbered, data, take=30, num_classes=5)
     for start in (8, 26):
-        assert_same(
-            train(numbered, data, start_batch=start, take=30 - start, num_classes=5), whole[start:]
-        )
-    assert (
-        train(numbered, data, take=1, seed=4, num_classes=5)[0]["images"] != whole[0]["images"]
-    ).any()
+        rest = train(numbered, data, start_batch=start, take=30 - start, num_classes=5)
+        assert_same(rest, whole[start:])
+    (other,) = train(numbered, data, take=1, seed=4, num_classes=5)
+    assert (other["images"] != whole[0]["images"]).any()
 
 
 def test_mixing_shows_in_the_labels_what_it_does_to_the_images(numbered):
     """Images of one value each: the mixed ones' pixels say the shares, which the labels must have."""
     plain = train(numbered, batch=8, take=4)
     data = dataclasses.replace(SMALL, crop="none")
-    sources = [number_of(image) for batch in plain for image in batch["images"]]
+    sources = numbers_in(plain)
     shares = {}
     for name, changes in (("mixup", {"mixup_alpha": 1.0}), ("cutmix", {"cutmix_alpha": 1.0})):
         changed = dataclasses.replace(data, **changes)
-        spec = pipeline.make_train_dataset(
-            changed,
-            records.open_split(numbered, "train"),
-            global_batch_size=8,
-            seed=0,
-            num_classes=5,
-        ).element_spec
-        assert spec == {
+        assert stream(numbered, changed, batch=8, num_classes=5).element_spec == {
             "images": tf.TensorSpec([8, 8, 8, 3], tf.uint8),
             "labels": tf.TensorSpec([8, 5], tf.float32),
         }
@@ -204,12 +194,12 @@ def test_paired_views_are_the_plain_and_the_augmented_stream(numbered):
 
 
 def test_every_epoch_has_each_record_once_in_another_order(numbered):
-    images = np.concatenate([batch["images"] for batch in train(numbered, take=17)])
-    numbers = [number_of(image) for image in images]
+    batches = train(numbered, take=17)
+    images, labels = (np.concatenate([b[name] for b in batches]) for name in ("images", "labels"))
+    numbers = numbers_in(batches)
     first, second = numbers[:34], numbers[34:68]
     assert sorted(first) == sorted(second) == list(range(34))
     assert first != second and first != sorted(first)
-    labels = np.concatenate([batch["labels"] for batch in train(numbered, take=17)])
     np.testing.assert_array_equal(labels, np.asarray(numbers) % 5)
     # The same record is augmented differently in the next epoch (shift and flip: 18
     # possibilities each).
@@ -243,7 +233,7 @@ def test_hosts_share_the_records_exactly(numbered, num_hosts):
         here = context(host, num_hosts)
         size = RecordStream(records.open_split(numbered, "train"), here, 0, 1).epoch_size
         batches = train(numbered, batch=num_hosts, take=size, input_context=here)
-        seen.update(number_of(image) for batch in batches for image in batch["images"])
+        seen.update(numbers_in(batches))
         if host == num_hosts - 1:
             resumed = train(
                 numbered,
@@ -278,40 +268,21 @@ def test_evaluation_counts_every_image_once(numbered, num_hosts, replicas, batch
 
 
 def test_batch_must_divide_by_the_replicas(numbered):
-    with pytest.raises(
-        ValueError,
-        match="`global_batch_size` 6 .*`num_replicas_in_sync` 4",
-    ):
-        pipeline.make_train_dataset(
-            SMALL,
-            records.open_split(numbered, "train"),
-            global_batch_size=6,
-            seed=0,
-            input_context=context(0, 2, 2),
-        )
+    with pytest.raises(ValueError, match="`global_batch_size` 6 .*`num_replicas_in_sync` 4"):
+        stream(numbered, batch=6, input_context=context(0, 2, 2))
 
 
 def test_holdout_and_limit(numbered):
     held = dataclasses.replace(SMALL, holdout_shards=1)
     assert count(held, numbered, "train") == 27 and count(held, numbered, "validation") == 7
-    kept = {
-        number_of(image) for batch in train(numbered, held, take=14) for image in batch["images"]
-    }
-    minival = [
-        number_of(image)
-        for batch in evaluation(numbered, held, global_batch_size=7)
-        for image in batch["images"].numpy()
-    ]
+    kept = set(numbers_in(train(numbered, held, take=14)))
+    minival = numbers_in(evaluation(numbered, held, global_batch_size=7))
     assert minival == list(range(7)) and kept == set(range(7, 34))
     with pytest.raises(records.DataError, match="`config.data.holdout_shards` is 4"):
         count(dataclasses.replace(SMALL, holdout_shards=4), numbered, "train")
     few = dataclasses.replace(SMALL, num_train_examples=6)
     assert count(few, numbered, "train") == 6
-    numbers = [
-        number_of(image)
-        for batch in train(numbered, few, batch=6, take=2)
-        for image in batch["images"]
-    ]
+    numbers = numbers_in(train(numbered, few, batch=6, take=2))
     # The first ones of the files.
     assert sorted(numbers[:6]) == sorted(numbers[6:]) == [0, 1, 7, 8, 16, 24]
     with pytest.raises(records.DataError, match="`config.data.num_train_examples` is 33"):
@@ -351,11 +322,8 @@ def test_the_first_bad_record_is_an_error(damaged):
             seen += [number_of(image) for image in next(iterator)["images"].numpy()]
     assert not bad & set(seen)
     assert "train-00001-of-00004, record 0: its image cannot be decoded" in str(error.value)
-    stream = pipeline.make_train_dataset(
-        data, records.open_split(folder, "train"), global_batch_size=4, seed=0, num_classes=5
-    )
     with pytest.raises(tf.errors.OpError) as error:
-        list(stream.take(9))
+        train(folder, data, take=9, num_classes=5)
     found = str(records.explain_data_error(error.value))
     assert "train-00001-of-00004, record" in found and f"--check={folder}`" in found
 
@@ -390,9 +358,7 @@ def test_a_file_that_vanishes_is_an_error_and_no_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(records.time, "sleep", lambda seconds: None)
     folder = str(tmp_path)
     write_numbered(folder, counts=(3, 3))
-    dataset = pipeline.make_train_dataset(
-        SMALL, records.open_split(folder, "train"), global_batch_size=2, seed=0
-    )
+    dataset = stream(folder, batch=2)
     os.remove(os.path.join(folder, "train-00001-of-00002"))
     with pytest.raises(tf.errors.OpError) as error:
         list(dataset.take(6))
@@ -417,10 +383,7 @@ def test_reads_that_fail_for_a_while_lose_nothing(numbered, monkeypatch):
     monkeypatch.setattr(
         tf.data, "TFRecordDataset", lambda *args, **kwargs: reader(*args, **kwargs).take(2)
     )
-    dataset = pipeline.make_train_dataset(
-        SMALL, records.open_split(numbered, "train"), global_batch_size=2, seed=3
-    )
-    numbers = [number_of(image) for batch in dataset.take(17) for image in batch["images"].numpy()]
+    numbers = numbers_in(stream(numbered, batch=2).take(17))
     assert sorted(numbers) == list(range(34))
     assert len(waits) == 3 and min(waits) == 1
 
@@ -430,9 +393,8 @@ def test_digits(tmp_path):
     data = dataclasses.replace(SMALL, source="digits", image_size=32, num_train_examples=300)
     assert count(data, folder, "train") == 300
     assert count(data, folder, "validation") == builtin_datasets.NUM_VALIDATION == 1000
-    labels = np.concatenate(
-        [batch["labels"] for batch in train(folder, data, batch=100, take=3, num_classes=10)]
-    )
+    batches = train(folder, data, batch=100, take=3, num_classes=10)
+    labels = np.concatenate([batch["labels"] for batch in batches])
     np.testing.assert_array_equal(np.bincount(labels), np.full(10, 30))
     images, labels = builtin_datasets.load_digits("validation")
     batches = list(evaluation(folder, data, global_batch_size=250).as_numpy_iterator())
@@ -460,12 +422,9 @@ def test_digits_are_written_once_and_always_the_same(tmp_path):
 def test_corrupted_digits_are_the_clean_ones_in_the_same_order(tmp_path):
     folder = builtin_datasets.DIGITS.ensure_corrupted(str(tmp_path), "brightness", 1)
     data = dataclasses.replace(SMALL, image_size=32)
-    batches = list(evaluation(folder, data, global_batch_size=1000).as_numpy_iterator())
-    clean = list(
-        evaluation(
-            str(tmp_path), dataclasses.replace(data, source="digits"), global_batch_size=1000
-        ).as_numpy_iterator()
-    )
-    np.testing.assert_array_equal(batches[0]["labels"], clean[0]["labels"])
-    lighter = batches[0]["images"] - clean[0]["images"]
+    (batch,) = evaluation(folder, data, global_batch_size=1000).as_numpy_iterator()
+    digits = dataclasses.replace(data, source="digits")
+    (clean,) = evaluation(str(tmp_path), digits, global_batch_size=1000).as_numpy_iterator()
+    np.testing.assert_array_equal(batch["labels"], clean["labels"])
+    lighter = batch["images"] - clean["images"]
     assert lighter.min() >= 0 and 8 < lighter.mean() < 13  # 0.05 of 255

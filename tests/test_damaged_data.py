@@ -29,20 +29,18 @@ SMALL = [
     "--config.training.steps_per_loop=1",
 ]
 STUDY = """
-import sys
-sys.path.insert(0, {folder!r})
-from digits import get_config
 from advprop_experiments.plan import Arm, Study
+from efficientnet_advprop.configs import digits
 
 def get_study():
-    config = get_config("vanilla")
+    config = digits.get_config("vanilla")
     config.model.width_coefficient = 0.25
     config.training.num_epochs = 1.0
     config.training.evaluate_every_epochs = 1.0
     config.optimizer.warmup_epochs = 0.0
     config.data.num_train_examples = 100
     return Study(
-        title="Damaged data", introduction="One run.", arms={{"only": Arm(config, 9.0)}}, seeds=(0, 1),
+        title="Damaged data", introduction="One run.", arms={"only": Arm(config, 9.0)}, seeds=(0, 1),
         claims=[], severities=(1,), attack_epsilons=(16.0,),
     )
 """
@@ -137,7 +135,7 @@ def demo(root, out):
 
 def study(root, out):
     shutil.copytree(root / "train", root / out / "data")
-    (root / "small_study.py").write_text(STUDY.format(folder=str(ROOT / "configs")))
+    (root / "small_study.py").write_text(STUDY)
     return [run(root, "study", ["--study=small_study.py", f"--output_dir={out}"])]
 
 

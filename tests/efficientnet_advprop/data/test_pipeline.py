@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import DataConfig
-from efficientnet_advprop.data import builtin_datasets, pipeline, records, sources
+from efficientnet_advprop.data import augmentation, builtin_datasets, pipeline, records, sources
 from efficientnet_advprop.data.record_streams import RecordStream
 from efficientnet_advprop.images import labeled_images
 
@@ -164,7 +164,9 @@ def test_mixing_shows_in_the_labels_what_it_does_to_the_images(numbered):
         train(numbered, changed, take=1)
 
 
-def test_paired_views_are_the_plain_and_the_augmented_stream(numbered):
+def test_paired_views_are_the_plain_and_the_augmented_stream(numbered, monkeypatch):
+    # Two operations of sixteen: their tracing takes most of the time.
+    monkeypatch.setattr(augmentation, "RANDAUGMENT_OPS", ("Invert", "Cutout"))
     augmented = dataclasses.replace(
         SMALL, augment="randaugment", randaugment_num_layers=1, cutout_half_size=2
     )

@@ -112,9 +112,8 @@ sys.exit(7)
 
 
 def run(program, *arguments):
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def test_after_the_end_no_call_reaches_python():
@@ -125,19 +124,14 @@ def test_after_the_end_no_call_reaches_python():
 # Each of these ends with SIGABRT or not at all where a thread calls Python after it has
 # gone.
 OPEN_STREAM = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import importlib.util
-spec = importlib.util.spec_from_file_location("tiny_run", sys.argv[2])
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
-import pathlib
+import pathlib, sys
 import tensorflow as tf
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.data import pipeline, records, sources
 from efficientnet_advprop.runtime.errors import UsageError
+from tests.efficientnet_advprop.training import tiny_run
 
-data_dir, how = sys.argv[3:]
+data_dir, how = sys.argv[1:]
 del sys.argv[1:]
 kept = []  # as an exception's traceback keeps what it has gone through
 
@@ -168,8 +162,7 @@ CODES = {"bad record": 1, "usage": 2, "bug": 1, "success": 0}
 
 
 def exit_code_with_an_open_stream(folder, how):
-    here = pathlib.Path(__file__).parents[1]
-    result = run(OPEN_STREAM, str(ROOT), str(here / "training" / "tiny_run.py"), str(folder), how)
+    result = run(OPEN_STREAM, str(folder), how)
     if how == "bad record":
         assert "record 19: its image cannot be decoded" in result.stderr
     return result.returncode

@@ -24,7 +24,7 @@ from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.config.tables import BUILTIN
 from efficientnet_advprop.runtime import files
-from efficientnet_advprop.runtime.errors import list_lines, list_names
+from efficientnet_advprop.runtime.errors import RunError, list_lines, list_names
 
 METRICS = {
     "clean": "top-1 accuracy on the test images",
@@ -154,7 +154,7 @@ class Study:
     def find_runs(self, names: Sequence[str]) -> list[Run]:
         """Returns the runs with these names, or raises a `ConfigError`."""
         runs = {run.name: run for run in self.runs()}
-        for name in names:
+        for name in names or [""]:
             if name not in runs:
                 raise ConfigError(
                     f"`--run` is {name!r}, but the study has no such run; "
@@ -286,9 +286,8 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
             measured differently; the message names all.
     """
     path, form = os.path.join(output_dir, _PLAN_FILE), study.saved_form()
-    saved = {**form, "runs": {}}
-    if files.exists(path):
-        saved = json.loads(files.read_text(path))
+    without = "and the folder is taken for this study's"
+    saved = _read_own(path, ["measured", "runs"], without) or {**form, "runs": {}}
     problems = [
         f"`{name}` is {saved['measured'].get(name)} there and {value} here"
         for name, value in form["measured"].items()
@@ -323,17 +322,34 @@ def run_dir(output_dir: str, name: str) -> str:
     return os.path.join(output_dir, "runs", name)
 
 
-def read_scores(output_dir: str, name: str) -> Optional[dict]:
+def read_scores(output_dir: str, name: str, metrics: Sequence[str] = ("clean",)) -> Optional[dict]:
     """Returns a run's accuracies by metric, its "processor_seconds", and of studies that keep
     them "images": metric → test set → `pack_images`; None: it is not done.
     """
     path = os.path.join(run_dir(output_dir, name), SCORES_FILE)
-    return json.loads(files.read_text(path)) if files.exists(path) else None
+    return _read_own(path, [*metrics, "processor_seconds"], "and the run is measured again")
 
 
 def read_all_scores(study: Study, output_dir: str) -> dict[str, Optional[dict]]:
     """Returns each run's name → its `read_scores`, in the order of the study."""
-    return {run.name: read_scores(output_dir, run.name) for run in study.runs()}
+    return {
+        run.name: read_scores(output_dir, run.name, study.metrics_of(run)) for run in study.runs()
+    }
+
+
+def _read_own(path: str, keys: Sequence[str], without: str) -> Optional[dict]:
+    # JSON that a study wrote; None: there is none.
+    if not files.exists(path):
+        return None
+    try:
+        found = json.loads(files.read_text(path))
+        lacking = [key for key in keys if key not in found]
+        if not lacking and isinstance(found, dict):
+            return found
+        reason = f"it has no {', '.join(lacking) or 'fields'}"
+    except (TypeError, ValueError) as error:
+        reason = str(error)
+    raise RunError(f"{path} is damaged ({reason}). Bring it back, or remove it, {without}.")
 
 
 def pack_images(is_right: np.ndarray) -> dict:

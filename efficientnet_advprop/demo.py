@@ -51,7 +51,7 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # hides the remarks about each of the many test sets
     study = demonstration.make_study(config, autoattack_images=_AUTOATTACK_IMAGES.value)
     plan.claim_output_dir(study, output_dir)
-    if _RUN.value:
+    if _RUN.value is not None:
         execution.execute_runs(study.find_runs(_RUN.value), study, output_dir)
         return
     num_parallel = _NUM_PARALLEL.value or plan.default_num_parallel()

@@ -87,7 +87,7 @@ def main(argv):
     from efficientnet_advprop.reports import pages
 
     added = plan.claim_output_dir(study, output_dir)
-    if _RUN.value:
+    if _RUN.value is not None:
         logging.set_verbosity(logging.WARNING)
         execution.execute_runs(study.find_runs(_RUN.value), study, output_dir)
         return

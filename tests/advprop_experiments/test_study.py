@@ -316,8 +316,21 @@ def test_files_that_are_no_study_are_refused(tmp_path):
     ):
         with pytest.raises(ConfigError, match=said):
             plan.load_study(str(tmp_path / file))
-    with pytest.raises(ConfigError, match="`--run` is 'best/seed_1'.*all 6"):
-        make_study().find_runs(["vanilla/seed_1", "best/seed_1"])
+    for names, said in ((["vanilla/seed_1", "best/seed_1"], "'best/seed_1'.*all 6"), ([], "''")):
+        with pytest.raises(ConfigError, match=f"`--run` is {said}"):
+            make_study().find_runs(names)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"clean": 0.9, "processor_seconds": 1.0}'])
+@pytest.mark.parametrize("name", ["study.json", "runs/vanilla/seed_1/scores.json"])
+def test_a_damaged_file_of_the_study_is_named(tmp_path, name, text):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    with pytest.raises(RunError, match=f"{name} is damaged.*remove it"):
+        plan.claim_output_dir(make_study(), str(tmp_path))
+        plan.read_all_scores(make_study(), str(tmp_path))
+    assert path.read_text() == text
 
 
 def test_the_studies_of_configs_are_valid():

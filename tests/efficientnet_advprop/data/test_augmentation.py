@@ -19,6 +19,10 @@ def seeds(count):
     return tf.data.Dataset.range(count).map(lambda i: tf.stack([KEY, i]))
 
 
+def draws(function, count):
+    return np.stack(list(seeds(count).map(function).as_numpy_iterator()))
+
+
 @pytest.mark.parametrize("name", augmentation.OPS)
 def test_ops_are_bit_exact(official, name):
     """Every recorded output of the official code; eagerly for one argument, in
@@ -67,12 +71,10 @@ def test_levels_mean_what_they_did(official, method, constants):
 
 
 def test_policies_are_the_official_ones(official):
-    assert [
-        [list(step) for step in sub_policy] for sub_policy in augmentation.AUTOAUGMENT_V0
-    ] == official[1]["policy_v0"]
-    assert (
-        list(augmentation.RANDAUGMENT_OPS) == official[1]["randaugment"]["available_ops_in_order"]
-    )
+    ours = [[list(step) for step in sub_policy] for sub_policy in augmentation.AUTOAUGMENT_V0]
+    assert ours == official[1]["policy_v0"]
+    names = official[1]["randaugment"]["available_ops_in_order"]
+    assert list(augmentation.RANDAUGMENT_OPS) == names
 
 
 def test_geometric_ops_agree_with_tensorflow_addons():
@@ -82,28 +84,17 @@ def test_geometric_ops_agree_with_tensorflow_addons():
     marked = tf.concat([image, np.ones([33, 47, 1], np.uint8)], -1)
     for _ in range(10):
         degrees, level, pixels = (np.float32(rng.uniform(-high, high)) for high in (90, 0.9, 60))
-        for ours, theirs in (
-            (
-                augmentation.OPS["Rotate"](image, degrees),
-                tfa.image.rotate(marked, degrees * np.float32(np.pi / 180)),
-            ),
-            (
-                augmentation.OPS["ShearX"](image, level),
-                tfa.image.transform(marked, [1.0, level, 0, 0, 1, 0, 0, 0]),
-            ),
-            (
-                augmentation.OPS["ShearY"](image, level),
-                tfa.image.transform(marked, [1.0, 0, 0, level, 1, 0, 0, 0]),
-            ),
-            (
-                augmentation.OPS["TranslateX"](image, pixels),
-                tfa.image.transform(marked, [1.0, 0, pixels, 0, 1, 0, 0, 0]),
-            ),
-            (
-                augmentation.OPS["TranslateY"](image, np.round(pixels) + 0.5),
-                tfa.image.transform(marked, [1.0, 0, 0, 0, 1, np.round(pixels) + 0.5, 0, 0]),
-            ),
+        lower = np.round(pixels) + 0.5
+        rotated = tfa.image.rotate(marked, degrees * np.float32(np.pi / 180))
+        for name, argument, transform in (
+            ("Rotate", degrees, None),
+            ("ShearX", level, [1.0, level, 0, 0, 1, 0, 0, 0]),
+            ("ShearY", level, [1.0, 0, 0, level, 1, 0, 0, 0]),
+            ("TranslateX", pixels, [1.0, 0, pixels, 0, 1, 0, 0, 0]),
+            ("TranslateY", lower, [1.0, 0, 0, 0, 1, lower, 0, 0]),
         ):
+            ours = augmentation.OPS[name](image, argument)
+            theirs = rotated if transform is None else tfa.image.transform(marked, transform)
             expected = np.where(theirs[..., 3:] == 0, 128, theirs[..., :3])
             np.testing.assert_array_equal(ours, expected)
 
@@ -121,38 +112,27 @@ def test_gray_is_tensorflows_for_every_color():
 
 def test_meant_ops():
     image = np.arange(256, dtype=np.uint8).reshape(8, 32, 1).repeat(3, -1)
-    meant = augmentation.MEANT_OPS
-    # Above every value: nothing.
-    np.testing.assert_array_equal(meant["Solarize"](image, 256), image)
-    np.testing.assert_array_equal(
-        meant["Solarize"](image, 100), np.where(image < 100, image, 255 - image)
-    )
-    np.testing.assert_array_equal(meant["Posterize"](image, 0), np.zeros_like(image))
-    np.testing.assert_array_equal(meant["Posterize"](image, 10), image)
-    # Mean 127.5, rounded.
-    np.testing.assert_array_equal(meant["Contrast"](image, 0.0), np.full_like(image, 128))
-    np.testing.assert_array_equal(augmentation.OPS["Posterize"](image, 10), image & 0x80)
-    np.testing.assert_array_equal(
-        augmentation.OPS["Solarize"](image, 307), augmentation.OPS["Solarize"](image, 307 - 256)
-    )
+    for ops, name, argument, expected in (
+        (augmentation.MEANT_OPS, "Solarize", 256, image),  # above every value: nothing
+        (augmentation.MEANT_OPS, "Solarize", 100, np.where(image < 100, image, 255 - image)),
+        (augmentation.MEANT_OPS, "Posterize", 0, np.zeros_like(image)),
+        (augmentation.MEANT_OPS, "Posterize", 10, image),
+        (augmentation.MEANT_OPS, "Contrast", 0.0, np.full_like(image, 128)),  # 127.5, rounded
+        (augmentation.OPS, "Posterize", 10, image & 0x80),
+        (augmentation.OPS, "Solarize", 307, augmentation.OPS["Solarize"](image, 307 - 256)),
+    ):
+        np.testing.assert_array_equal(ops[name](image, argument), expected)
 
 
 @pytest.mark.parametrize("half_size", [0, 4, 10, 40])
 def test_cutout_has_the_official_statistics(official, half_size):
     facts = official[1]["cutout"]["by_pad_size"][str(half_size)]
     image = tf.zeros([40, 56, 3], tf.uint8)
-    hits = np.stack(
-        list(
-            seeds(1500)
-            .map(lambda seed: augmentation.cutout(image, half_size, seed))
-            .as_numpy_iterator()
-        )
-    )
+    hits = draws(lambda seed: augmentation.cutout(image, half_size, seed), 1500)
     assert set(np.unique(hits)) <= {0, 128}
     fraction = (hits[..., 0] == 128).mean(axis=(1, 2))
-    assert abs(fraction.mean() - facts["expected_masked_fraction"]) <= 5 * fraction.std() / np.sqrt(
-        1500
-    )
+    error = abs(fraction.mean() - facts["expected_masked_fraction"])
+    assert error <= 5 * fraction.std() / np.sqrt(1500)
     assert (hits[..., 0] == 128).any(axis=2).sum(axis=1).max() == facts["max_height"]
     assert (hits[..., 0] == 128).any(axis=1).sum(axis=1).max() == facts["max_width"]
 
@@ -170,21 +150,16 @@ def test_autoaugment_chooses_as_the_policy_says():
     spies = {name: op(number) for number, name in enumerate(names)}
     image = tf.zeros([2, 1, 3], tf.uint8)
     count = 20000
-    marks = np.stack(
-        list(
-            seeds(count)
-            .batch(500)
-            .map(
-                lambda batch: tf.map_fn(
-                    lambda seed: augmentation.autoaugment(image, seed, ops=spies),
-                    batch,
-                    fn_output_signature=tf.uint8,
-                )
-            )
-            .unbatch()
-            .as_numpy_iterator()
+
+    def augment(batch):
+        return tf.map_fn(
+            lambda seed: augmentation.autoaugment(image, seed, ops=spies),
+            batch,
+            fn_output_signature=tf.uint8,
         )
-    )
+
+    batches = seeds(count).batch(500).map(augment)
+    marks = np.concatenate(list(batches.as_numpy_iterator()))
     seen = collections.Counter(
         tuple(names[m % 100 - 1] for m in row[:, 0, 0] if m) for row in marks
     )
@@ -199,10 +174,8 @@ def test_autoaugment_chooses_as_the_policy_says():
             expected[names_run] += probability / 25
     assert all(expected[pair] > 0 for pair in seen)
     for pair, probability in expected.items():
-        assert (
-            abs(seen[pair] / count - probability)
-            < 5 * np.sqrt(probability * (1 - probability) / count) + 1e-9
-        ), pair
+        deviation = np.sqrt(probability * (1 - probability) / count)
+        assert abs(seen[pair] / count - probability) < 5 * deviation + 1e-9, pair
     rotations = [m for m in marks[:, :, 0, 0].ravel() if m % 100 == names.index("Rotate") + 1]
     # Half of them to the left; but one of the policy's rotations, 0.6 of 4.6 in all, is
     # by level 0.
@@ -217,14 +190,8 @@ def test_randaugment_draws_every_op_equally():
 
     spies = {name: spy(number) for number, name in enumerate(names)}
     image = tf.zeros([1, 1, 3], tf.uint8)
-    marks = np.asarray(
-        [
-            row[0, 0, 0]
-            for row in seeds(8000)
-            .map(lambda seed: augmentation.randaugment(image, seed, 1, 10, ops=spies))
-            .as_numpy_iterator()
-        ]
-    )
+    marks = draws(lambda seed: augmentation.randaugment(image, seed, 1, 10, ops=spies), 8000)
+    marks = marks[:, 0, 0, 0]
     # Cutout has no entry among the operations: at one pixel it fills it with gray.
     counts = np.bincount(np.where(marks == 128, names.index("Cutout") + 1, marks), minlength=17)[1:]
     assert counts.sum() == 8000 and np.abs(counts - 500).max() < 5 * np.sqrt(500)
@@ -256,12 +223,10 @@ def test_mixup():
     np.testing.assert_allclose(
         mixed[:, 0, 0, 0], share * [0, 100, 200, 50] + (1 - share) * [50, 200, 100, 0], rtol=1e-5
     )
+    labels = np.eye(2)[np.arange(5000) % 2]
     mix_many = tf.function(augmentation.mixup)
-    many = mix_many(
-        np.zeros([5000, 1, 1, 3]), np.eye(2)[np.arange(5000) % 2], tf.constant([1, 2]), alpha=1.0
-    )[1].numpy()
-    many = many.max(axis=1)
-    assert abs(many.mean() - 0.75) < 0.01  # of max(u, 1 − u), u uniform
+    _, soft = mix_many(np.zeros([5000, 1, 1, 3]), labels, tf.constant([1, 2]), alpha=1.0)
+    assert abs(soft.numpy().max(axis=1).mean() - 0.75) < 0.01  # of max(u, 1 − u), u uniform
 
 
 def test_cutmix_labels_are_areas():

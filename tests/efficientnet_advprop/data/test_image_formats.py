@@ -50,6 +50,9 @@ def bmp_with_palette_of_four_bits():
 
 
 COLOUR_IMAGE = Image.fromarray(COLOURS)
+TRANSPARENT_IMAGE = Image.fromarray(np.concatenate([COLOURS, ALPHA], -1))
+ANIMATED = {"save_all": True, "append_images": [COLOUR_IMAGE.rotate(90)]}
+FINE = {"quality": 100, "subsampling": 0}
 LEVELS16 = (GRAY[..., 0].astype(np.uint16) << 8) + 200  # the lower bits are dropped, not rounded
 # name → (file, its pixels, how far a reader may be off: 0 but for JPEG's and WebP's
 # rounding)
@@ -59,19 +62,11 @@ FORMATS = {
     "png_gray_16": (save(Image.fromarray(LEVELS16), "PNG"), GRAY, 0),
     "png_rgb_16": (tf.io.encode_png(COLOURS.astype(np.uint16) * 256 + 200).numpy(), COLOURS, 0),
     "png_gray_alpha": (save(Image.fromarray(GRAY[..., 0]).convert("LA"), "PNG"), GRAY, 0),
-    "png_rgb_alpha": (
-        save(Image.fromarray(np.concatenate([COLOURS, ALPHA], -1)), "PNG"),
-        COLOURS,
-        0,
-    ),
+    "png_rgb_alpha": (save(TRANSPARENT_IMAGE, "PNG"), COLOURS, 0),
     "png_palette": (save(with_palette(), "PNG"), COLOURS, 0),
     "png_palette_transparent": (save(with_palette(), "PNG", transparency=3), COLOURS, 0),
     "gif": (save(with_palette(), "GIF"), COLOURS, 0),
-    "gif_animated": (
-        save(with_palette(), "GIF", save_all=True, append_images=[COLOUR_IMAGE.rotate(90)]),
-        COLOURS,
-        0,
-    ),
+    "gif_animated": (save(with_palette(), "GIF", **ANIMATED), COLOURS, 0),
     "gif_transparent": (
         save(with_palette(), "GIF", transparency=3),
         np.where((INDICES == 3)[..., None], 0, COLOURS),
@@ -82,39 +77,15 @@ FORMATS = {
     "bmp_palette": (save(with_palette(), "BMP"), COLOURS, 0),
     "bmp_palette_4": (bmp_with_palette_of_four_bits(), COLOURS, 0),
     "bmp_1": (save(Image.fromarray(GRAY[..., 0] > 127), "BMP"), 255 * (GRAY > 127), 0),
-    "bmp_32": (save(Image.fromarray(np.concatenate([COLOURS, ALPHA], -1)), "BMP"), COLOURS, 0),
+    "bmp_32": (save(TRANSPARENT_IMAGE, "BMP"), COLOURS, 0),
     "bmp_padded": (save(COLOUR_IMAGE, "BMP") + b"\0\0", COLOURS, 0),  # as Photoshop writes them
     "webp": (save(COLOUR_IMAGE, "WEBP", lossless=True), COLOURS, 0),
-    "webp_alpha": (
-        save(
-            Image.fromarray(np.concatenate([COLOURS, ALPHA], -1)), "WEBP", lossless=True, exact=True
-        ),
-        COLOURS,
-        0,
-    ),
-    "webp_animated": (
-        save(
-            COLOUR_IMAGE,
-            "WEBP",
-            lossless=True,
-            save_all=True,
-            append_images=[COLOUR_IMAGE.rotate(90)],
-        ),
-        COLOURS,
-        0,
-    ),
-    "jpeg": (save(COLOUR_IMAGE, "JPEG", quality=100, subsampling=0), COLOURS, 6),
-    "jpeg_progressive": (
-        save(COLOUR_IMAGE, "JPEG", quality=100, subsampling=0, progressive=True),
-        COLOURS,
-        6,
-    ),
+    "webp_alpha": (save(TRANSPARENT_IMAGE, "WEBP", lossless=True, exact=True), COLOURS, 0),
+    "webp_animated": (save(COLOUR_IMAGE, "WEBP", lossless=True, **ANIMATED), COLOURS, 0),
+    "jpeg": (save(COLOUR_IMAGE, "JPEG", **FINE), COLOURS, 6),
+    "jpeg_progressive": (save(COLOUR_IMAGE, "JPEG", **FINE, progressive=True), COLOURS, 6),
     "jpeg_gray": (save(Image.fromarray(GRAY[..., 0]), "JPEG", quality=100), GRAY, 6),
-    "jpeg_cmyk": (
-        save(COLOUR_IMAGE.convert("CMYK"), "JPEG", quality=100, subsampling=0),
-        COLOURS,
-        8,
-    ),
+    "jpeg_cmyk": (save(COLOUR_IMAGE.convert("CMYK"), "JPEG", **FINE), COLOURS, 8),
 }
 REFUSED = {
     "TIFF": save(COLOUR_IMAGE, "TIFF"),

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import platform
 import statistics
-from typing import Iterable, Mapping, Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +16,7 @@ import tensorflow as tf
 from advprop_experiments import execution, report
 from advprop_experiments.estimates import Estimate
 from advprop_experiments.plan import METRICS, Arm, Claim, Contrast, Study, run_dir
-from advprop_experiments.report import Finding, Summary
+from advprop_experiments.report import Summary
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import builtin_datasets, corruptions, sources
 from efficientnet_advprop.data.builtin_datasets import BUILTIN_DATASETS
@@ -155,37 +155,26 @@ def tell(summary: Summary) -> str:
 
     It counts, and infers nothing: the words hold whatever the figures are.
     """
-    gains = _list_counts(summary, "vanilla", _PLACES)
-    gains = gains.replace(" (", " seeds (", 1).replace(")", " points on average)", 1)
-    against_same = _list_counts(summary, "adversarial", ("clean", "corrupted"))
+
+    def count(other: str, metric: str) -> str:
+        (values,) = [
+            found.estimate.values
+            for found in summary.findings
+            if found.contrast.weights == {"advprop": 1.0, other: -1.0} and found.metric == metric
+        ]
+        points = f"{100 * statistics.fmean(values):+.1f}".replace("-", "−")
+        of = f"{sum(value > 0 for value in values)} of {len(values)}"
+        if (other, metric) == ("vanilla", "clean"):
+            return f"{_PLACES[metric]} with {of} seeds ({points} points on average)"
+        return f"{_PLACES[metric]} with {of} ({points})"
+
+    clean, corrupted, autoattack = (count("vanilla", metric) for metric in _PLACES)
+    same_clean, same_corrupted = (count("adversarial", m) for m in ("clean", "corrupted"))
     return (
-        f"AdvProp is ahead of vanilla training {gains}; it is ahead of training on the same "
-        f"images without auxiliary batch norms {against_same}."
+        f"AdvProp is ahead of vanilla training {clean}, {corrupted} and {autoattack}; it is ahead"
+        " of training on the same images without auxiliary batch norms"
+        f" {same_clean} and {same_corrupted}."
     )
-
-
-def _list_counts(summary: Summary, other: str, metrics: Iterable[str]) -> str:
-    *places, last = [
-        f"{_PLACES[metric]} with {_count(_find(summary, 'advprop', other, metric))}"
-        for metric in metrics
-    ]
-    return f"{', '.join(places)} and {last}"
-
-
-def _find(summary: Summary, first: str, second: str, metric: str) -> Finding:
-    (finding,) = [
-        finding
-        for finding in summary.findings
-        if finding.contrast.weights == {first: 1.0, second: -1.0} and finding.metric == metric
-    ]
-    return finding
-
-
-def _count(finding: Finding) -> str:
-    # How often a difference is positive, and its mean: "2 of 3 (+0.4)".
-    values = finding.estimate.values
-    points = f"{100 * finding.estimate.mean:+.1f}".replace("-", "−")
-    return f"{sum(value > 0 for value in values)} of {len(values)} ({points})"
 
 
 def accuracy_cards(summary: Summary, autoattack: Mapping[str, Score]) -> list[Card]:
@@ -224,17 +213,15 @@ def _section_of_corruptions(study: Study, results: Mapping[str, Results]) -> Sec
     images, _ = builtin_datasets.load_digits("validation")
     cards = []
     for corruption in corruptions.CORRUPTIONS:
+        accuracies = {
+            run.name: results[run.name].mean_corrupted_accuracy(suite, corruption)
+            for run in study.runs()
+        }
         by_arm = {
-            arm: Estimate.of(
-                [
-                    results[f"{arm}/seed_{seed}"].mean_corrupted_accuracy(suite, corruption)
-                    for seed in study.seeds
-                ]
-            )
+            arm: Estimate.of([accuracies[f"{arm}/seed_{seed}"] for seed in study.seeds])
             for arm in study.arms
         }
-        severity = SEVERITY
-        sample = corruptions.corrupt(images[_SAMPLE], corruption, severity, seed=_SAMPLE)
+        sample = corruptions.corrupt(images[_SAMPLE], corruption, SEVERITY, seed=_SAMPLE)
         name = corruption.replace("_", " ")
         image = (charts.png_uri(sample), "")
         cards.append(Card(name, svg=accuracy_chart(by_arm), images=[image]))

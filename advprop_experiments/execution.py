@@ -196,20 +196,11 @@ def execute_all(
     log: Log = lambda line: print(line, flush=True),
 ) -> bool:
     """Executes the runs that are not done, in processes that take several each while many
-    are left.
+    are left; False after SIGTERM, which is passed on to them, and whose end it waits for.
 
-    Each process gets its share of the CPU cores, or its own GPU. Of each seed the long
-    runs begin first, so that the processes end at about the same time.
-
-    Args:
-        command: runs → the command line of a process, which must `execute_runs`; see
-            `own_command`.
-        num_parallel: the number of processes at a time.
-        log: prints a line for each run that ends.
-
-    Returns:
-        Whether all runs are done. False after SIGTERM, which is passed on to the
-        processes; this function waits for their end.
+    Each process, started by `command` of its runs (see `own_command`), gets its share of
+    the CPU cores, or its own GPU. Of each seed the long runs begin first, so that the
+    processes end at about the same time.
 
     Raises:
         RunError: a run failed; the message names it and its log. The other running

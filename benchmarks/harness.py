@@ -44,19 +44,21 @@ def parse(documentation: str, **options: tuple) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def seconds_of(run: Callable) -> float:
+    """Returns the seconds of a call."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
 def by_turns(runs: Mapping[str, Callable], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
     """Returns the seconds of every call but the first `warm_up` of each, which trace.
 
     They take turns (A B C A B C …), so that a change of the machine's speed affects all.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(warm_up + rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if number >= warm_up:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+    turns = range(warm_up + rounds)
+    seconds = [{name: seconds_of(run) for name, run in runs.items()} for _ in turns]
+    return {name: [turn[name] for turn in seconds[warm_up:]] for name in runs}
 
 
 def median_by_turns(runs: Mapping[str, Callable], rounds: int, warm_up: int = 1) -> dict:

@@ -158,7 +158,7 @@ def main():
 
         def prepare():
             runs = make_runs(arguments, log=lambda line: None)
-            return tf.__version__, lambda name: harness.by_turns({"": runs[name]}, 1, 0)[""][0]
+            return tf.__version__, lambda name: harness.seconds_of(runs[name])
 
         harness.serve(prepare)
         return
@@ -172,7 +172,7 @@ def main():
     seconds = {name: [] for name in runs}
     for _ in range(arguments.rounds):
         for name, run in runs.items():
-            seconds[name] += harness.by_turns({name: run}, 1, 0)[name]
+            seconds[name].append(harness.seconds_of(run))
             if other:
                 other_seconds[name].append(other.ask(name))
     medians = {name: statistics.median(values) for name, values in seconds.items()}

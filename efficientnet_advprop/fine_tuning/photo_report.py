@@ -127,6 +127,17 @@ def report(
     sections = [*page.sections[:-1], *of_classes, *_curves(model_dir, methods)]
     page = Page(page.title, [*sections, page.sections[-1], done], _lead(comparison))
     path = pages.write(page, model_dir)
+    _write_json(page, comparison, names, facts, model_dir)
+    return f"\n{evaluation_report.format_console(comparison)}\nThe report: {path}"
+
+
+def _write_json(
+    page: Page,
+    comparison: Comparison,
+    names: Sequence[str],
+    facts: Mapping[str, str],
+    model_dir: str,
+) -> None:
     contents = {
         "facts": dict(facts),
         "classes": list(names),
@@ -148,7 +159,6 @@ def report(
     }
     text = files.to_json(contents) + "\n"
     files.write_atomically(os.path.join(model_dir, "report.json"), text.encode())
-    return f"\n{evaluation_report.format_console(comparison)}\nThe report: {path}"
 
 
 def _lead(comparison: Comparison) -> str:

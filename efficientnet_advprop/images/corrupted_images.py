@@ -23,6 +23,7 @@ from efficientnet_advprop.data import corruptions
 
 IMAGE_SIZE = 224
 _SHORTER_SIDE, _JPEG_QUALITY = 256, 85
+_IDLE_SECONDS = 600  # after which a worker ends
 
 
 def corrupt_encoded(encoded: bytes, corruption: str, severity: int, seed: int) -> bytes:
@@ -67,7 +68,8 @@ def corrupter(corruption: str, severity: int, seed: int) -> Callable:
 
     def corrupt_in_worker(encoded):
         own_seed = zlib.crc32(encoded, seed & 0xFFFFFFFF)
-        workers = loky.get_reusable_executor(max_workers=os.cpu_count())
+        # loky warns where idle workers end, as they do between test sets on a busy machine.
+        workers = loky.get_reusable_executor(max_workers=os.cpu_count(), timeout=_IDLE_SECONDS)
         task = workers.submit(
             corrupt_encoded, without_loss(encoded), corruption, severity, own_seed
         )

@@ -72,11 +72,13 @@ def _to_record(source: ImageSource) -> "tuple[bytes, bool]":
     return record, encoded != contents
 
 
-def _write_shard(path: str, sources: Sequence[ImageSource]) -> int:
+def _write_shard(path: str, sources: Sequence[ImageSource], bar: tqdm.tqdm) -> int:
     """Writes one file; returns how many images were encoded anew."""
     num_reencoded, failures = 0, []
     with records.ShardWriter(path) as writer:
         for source in sources:
+            with bar.get_lock():
+                bar.update()
             try:
                 record, is_new = _to_record(source)
             except (OSError, ValueError, tf.errors.OpError) as error:
@@ -197,32 +199,28 @@ def convert(
     there = records.claim_shards(output_dir, prefix, digests, f"these {len(sources):,} images")
     paths = {name: os.path.join(output_dir, name) for name in parts}
     wanted = {paths[name]: part for name, part in parts.items() if name not in there}
-    num_reencoded, failures = _write_shards(wanted, num_shards, num_workers)
+    num_reencoded, failures = _write_shards(wanted, num_workers)
     if not failures:
         files.remove_temporaries(list(paths.values()))  # of killed calls
         records.save_counts(output_dir, prefix, list(map(len, parts.values())))
     return num_reencoded, failures
 
 
-def _write_shards(
-    wanted: Dict[str, List[ImageSource]], num_shards: int, num_workers: int
-) -> Tuple[int, List[str]]:
+def _write_shards(wanted: Dict[str, List[ImageSource]], num_workers: int) -> Tuple[int, List[str]]:
     """Writes the files in parallel; returns what `convert` does."""
     num_reencoded, failures = 0, []
     bar = tqdm.tqdm(
-        total=num_shards,
-        initial=num_shards - len(wanted),  # files of an earlier call say nothing of the speed
-        unit=" files",
+        total=sum(map(len, wanted.values())),  # a small set is one file
+        unit=" images",
         dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 30.0,
     )
     with concurrent.futures.ThreadPoolExecutor(num_workers) as pool, bar:
-        tasks = {pool.submit(_write_shard, path, part): path for path, part in wanted.items()}
+        tasks = {pool.submit(_write_shard, path, part, bar): path for path, part in wanted.items()}
         try:
             for task in concurrent.futures.as_completed(tasks):
                 try:
                     num_reencoded += task.result()
-                    bar.update()
                 except _ImagesFailed as error:
                     failures += error.args[0]
                 except (OSError, tf.errors.OpError) as error:

@@ -2,15 +2,12 @@
 that are not to be trusted.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import http.server
 import io
 import os
 import shutil
 import tarfile
-import threading
 
 import numpy as np
 import pytest
@@ -26,6 +23,7 @@ from efficientnet_advprop.models.checkpoints.checkpoint_sources import (
 )
 from efficientnet_advprop.runtime.files import without_pattern
 from tests.conftest import DATA
+from tests.servers import serve
 
 TINY = DATA / "tiny_ckpt"
 BASE = "model.ckpt-1234"
@@ -65,31 +63,6 @@ def cache(tmp_path):
 
 def entries(cache):
     return os.listdir(cache) if os.path.isdir(cache) else []
-
-
-@contextlib.contextmanager
-def serve(body: bytes, status: int = 200, announced: int = None):
-    """A server on loopback; yields its address and a list of the requests it got."""
-    requests = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            requests.append(self.path)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body) if announced is None else announced))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/advprop/efficientnet-b0.tar.gz", requests
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""timm's and Keras's files, read and written: against the libraries' own logits, and around."""
+"""timm's and Keras's files, read and written: against the libraries' own logits, and around.
+
+`timm_tiny.npz` is a small random `tf_efficientnet` of timm 1.0.31 with its logits.
+"""
 
 import dataclasses
 import functools
@@ -19,7 +22,7 @@ from efficientnet_advprop.models.checkpoints.weight_loading import read_checkpoi
 from efficientnet_advprop.serving import releasing
 from efficientnet_advprop.serving.trained_network import restore_network
 from tests.conftest import golden, make_tiny
-from tests.hub_server import make_server
+from tests.servers import make_hub
 
 # Small networks of each kind of block.
 SIZES = {
@@ -96,6 +99,95 @@ def images():
     return np.random.default_rng(1).integers(0, 256, [2, 64, 64, 3]).astype(np.float32)
 
 
+@pytest.fixture(scope="module")
+def port():
+    arrays = dict(golden("timm_tiny.npz"))
+    return arrays.pop("images"), arrays.pop("logits"), arrays
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return make_tiny()
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_logits_are_timms(tiny, port, tmp_path, suffix):
+    images, logits, state = port
+    file = str(tmp_path / f"model.{suffix}")
+    if suffix == "npz":
+        np.savez(file, **state)
+    else:
+        safetensors.numpy.save_file(state, file)
+    report = load_weights(tiny, file)
+    assert report.num_plain + report.num_aux == len(tiny.variables)
+    for branch in ("main", "aux"):
+        np.testing.assert_allclose(
+            tiny(images, branch=branch), logits, rtol=0, atol=1e-5 * np.abs(logits).max()
+        )
+
+
+def test_other_head_is_left_alone(port, tmp_path):
+    np.savez(tmp_path / "x.npz", **port[2])
+    model = make_tiny(num_classes=7)
+    before = model.head.classifier.kernel.numpy()
+    assert load_weights(model, str(tmp_path / "x.npz")).skipped == [
+        "head/dense/kernel",
+        "head/dense/bias",
+    ]
+    np.testing.assert_array_equal(model.head.classifier.kernel, before)
+
+
+def test_every_misfit_is_named_and_nothing_is_loaded(tiny, port, tmp_path):
+    state = dict(port[2])
+    del state["blocks.1.0.bn2.running_var"]
+    state["extra.weight"] = np.zeros(2, np.float32)
+    state["conv_stem.weight"] = np.zeros([8, 3, 5, 5], np.float32)
+    state["bn1.bias"] = np.full(8, np.nan, np.float32)
+    np.savez(tmp_path / "x.npz", **state)
+    before = [variable.numpy() for variable in tiny.variables]
+    with pytest.raises(CheckpointError) as error:
+        load_weights(tiny, str(tmp_path / "x.npz"))
+    for name in (
+        "blocks.1.0.bn2.running_var",
+        "extra.weight",
+        "conv_stem.weight [5, 5, 3, 8] instead of [3, 3, 3, 8]",
+        "finite: bn1.bias",
+    ):
+        assert name in str(error.value)
+    for variable, value in zip(tiny.variables, before):
+        np.testing.assert_array_equal(variable, value)
+
+
+@pytest.mark.parametrize("name", ["missing.npz", "garbage.npz", "garbage.safetensors", "model.pth"])
+def test_files_that_cannot_be_read(tiny, tmp_path, name):
+    if "missing" not in name:
+        (tmp_path / name).write_bytes(b"\x01garbage")
+    with pytest.raises(CheckpointError, match=name):
+        load_weights(tiny, str(tmp_path / name))
+
+
+# timm's `tf_efficientnet_lite0`, `_es` and `_cc_b0_4e` at a tenth of the width and
+# three tenths of the depth; weights rounded to float16, from pixels normalised as (x −
+# 127) / 128.
+@pytest.mark.parametrize(
+    "family, variant", [("lite", "lite0"), ("edgetpu", "edgetpu-S"), ("condconv", "condconv-b0-4e")]
+)
+def test_logits_of_the_relatives_are_timms(family, variant, tmp_path):
+    arrays, prefix = golden("timm_relatives.npz"), f"{family}__state__"
+    state = {
+        key.removeprefix(prefix): arrays[key].astype(np.float32)
+        for key in arrays.files
+        if key.startswith(prefix)
+    }
+    np.savez(tmp_path / "x.npz", **state)
+    model = EfficientNet(variant, 10, width_coefficient=0.1, depth_coefficient=0.3)
+    load_weights(model, str(tmp_path / "x.npz"))
+    wanted = arrays[f"{family}__logits"]
+    for branch in ("main", "aux"):
+        logits = model(arrays["images"], branch=branch)
+        np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize(
     "library, variant",
     [("timm", variant) for variant in SIZES] + [("keras", "b0"), ("keras", "v2-b0")],
@@ -169,12 +261,8 @@ def test_qubvels_files_have_no_layer_for_pixels(tmp_path):
     np.testing.assert_array_equal(restored.model.head.classifier.kernel, kernel)
 
 
-def test_writing_what_timm_wrote_gives_its_tensors(tmp_path):
-    state = {
-        name: value
-        for name, value in golden("timm_tiny.npz").items()
-        if name not in ("images", "logits")
-    }
+def test_writing_what_timm_wrote_gives_its_tensors(port, tmp_path):
+    state = port[2]
     np.savez(tmp_path / "x.npz", **state)
     model = make_tiny(aux_branches=0)
     load_weights(model, str(tmp_path / "x.npz"))
@@ -269,7 +357,7 @@ def hub_here(tmp_path_factory):
     folder = root / "somebody" / "small.ap_in1k"
     folder.mkdir(parents=True)
     write("timm", small("b0"), folder)
-    server = make_server(root)
+    server = make_hub(root)
     with pytest.MonkeyPatch.context() as patch:  # before the library's first import
         patch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("cache")))

@@ -2,13 +2,10 @@
 name and by address.
 """
 
-import contextlib
 import dataclasses
 import functools
-import http.server
 import math
 import re
-import threading
 
 import numpy as np
 import pytest
@@ -36,6 +33,7 @@ from tests.released_format import (
     trained_value,
     write_checkpoint,
 )
+from tests.servers import serve
 
 # Produced by cihangxie/SmoothAdversarialTraining, commit 988c080, as its published
 # command runs it.
@@ -222,31 +220,6 @@ def test_table_has_the_published_figures():
     assert len({address for row in rows for address in row.files.values()}) == 20
 
 
-@contextlib.contextmanager
-def served(files: dict[str, bytes], content_type: str = "application/octet-stream"):
-    """A server on loopback for the files that a path ends in."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = next(body for suffix, body in files.items() if self.path.endswith(suffix))
-            self.send_response(200)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/file"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def test_single_files_are_downloaded_once(tmp_path, monkeypatch):
     source = write_checkpoint(tmp_path / "a" / "x", tiny_tensors(with_averages=False))
     suffixes = (".data-00000-of-00001", ".index")
@@ -259,18 +232,18 @@ def test_single_files_are_downloaded_once(tmp_path, monkeypatch):
         )
         monkeypatch.setitem(PUBLISHED, "b0-sat", row)
 
-    with served(files) as address:
+    with serve(files) as (address, _):
         publish(address)
         prefix = find_checkpoint("b0-sat", cache)
     assert find_checkpoint("b0-sat", cache) == prefix  # without the server
     for name, value in read_checkpoint(source).items():
         np.testing.assert_array_equal(read_checkpoint(prefix)[name], value)
-    with served(files, "text/html; charset=utf-8") as address:
+    with serve(files, content_type="text/html; charset=utf-8") as (address, _):
         publish(address)
         with pytest.raises(CheckpointError, match="'b0-sat': .* answers with a page.*one folder"):
             find_checkpoint("b0-sat", str(tmp_path / "other"))
     assert not list((tmp_path / "other").iterdir())
-    with served({**files, ".index": files[".index"][:-9]}) as address:
+    with serve({**files, ".index": files[".index"][:-9]}) as (address, _):
         publish(address)
         with pytest.raises(CheckpointError, match="b0-sat|cannot be read"):
             find_checkpoint("b0-sat", str(tmp_path / "other"))

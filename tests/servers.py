@@ -1,11 +1,12 @@
-"""A hub on this machine, as far as `huggingface_hub` asks it for models.
+"""Servers on this machine: of files, and a hub as far as `huggingface_hub` asks it for models.
 
-python tests/hub_server.py FOLDER [--port=8000]    # FOLDER/owner/name/files
+python tests/servers.py FOLDER [--port=8000]    # FOLDER/owner/name/files
 HF_ENDPOINT=http://127.0.0.1:8000 python -m efficientnet_advprop.inspect_checkpoint hf://owner/name
 """
 
 import argparse
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
@@ -13,10 +14,42 @@ import pathlib
 import re
 import threading
 
+
+@contextlib.contextmanager
+def serve(body, status=200, announced=None, content_type="application/octet-stream"):
+    """Answers with a body, or with that of the suffix that a path ends in; yields an address and
+    the requests so far.
+    """
+    requests = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            answer = body
+            if isinstance(body, dict):
+                answer = next(part for suffix, part in body.items() if self.path.endswith(suffix))
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(announced or len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/advprop/efficientnet-b0.tar.gz", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 _COMMIT = "0" * 39 + "1"
 
 
-def make_server(folder: pathlib.Path, port: int = 0) -> http.server.ThreadingHTTPServer:
+def make_hub(folder: pathlib.Path, port: int = 0) -> http.server.ThreadingHTTPServer:
     """Returns a server of the repositories in a folder; its `requests` grow as they come."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -117,7 +150,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    print(
-        f"http://127.0.0.1:{make_server(arguments.folder, arguments.port).server_port}", flush=True
-    )
+    print(f"http://127.0.0.1:{make_hub(arguments.folder, arguments.port).server_port}", flush=True)
     threading.Event().wait()

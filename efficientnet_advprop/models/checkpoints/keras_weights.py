@@ -46,9 +46,6 @@ NORM_LEAVES = ("gamma", "beta", "moving_mean", "moving_variance")
 _NORMALIZATION_LEAVES = ("mean", "variance", "count")
 _RESNET_LAYER = re.compile(r"conv(\d+)_block(\d+)_(\d)_(conv|bn)")
 _BY_CLASS = re.compile(r"layers/([a-z0-9_]+?)(_\d+)?/vars/(\d+)")
-_DESIGNS = {id(scaling.EFFICIENTNET)} | {
-    id(row.design) for name, row in scaling.VARIANTS.items() if name.startswith("v2-")
-}
 
 
 def read_keras_file(file: str) -> CheckpointContents:
@@ -148,8 +145,8 @@ def _name_by_table(by_class) -> dict[tuple[str, int], str]:
     """Returns the names of layers that a file only counts, by the network they count for."""
     found = collections.Counter(kind for kind, _ in by_class if kind != "dense")
     del found["normalization"]
-    for row in scaling.VARIANTS.values():
-        if id(row.design) in _DESIGNS:
+    for variant, row in scaling.VARIANTS.items():
+        if keras_function(variant):
             names = module_names(KERAS, places_of_table(row.design, row.depth_coefficient))
             keys = layer_keys(names)
             if found == collections.Counter(kind for kind, _ in keys.values() if kind != "dense"):
@@ -246,12 +243,10 @@ def write_keras_file(model, file: str, *, image_size: int, crop: str) -> None:
     Raises:
         CheckpointError: Keras has no such network.
     """
-    row = scaling.VARIANTS.get(model.variant)
-    if row is not None and id(row.design) not in _DESIGNS:
-        raise CheckpointError(
-            f"{model.name} is not written: keras.applications has no such family."
-        )
     modules, values = portable_values(model, KERAS)
+    # Of other widths and depths, too: Keras's constructors take them.
+    if keras_function(model.variant) is None:
+        raise CheckpointError(f"{model.name} is none of the networks of keras.applications.")
     variables: dict[str, list[np.ndarray]] = {}
     names = {}
     for module, (kind, number) in layer_keys(modules).items():

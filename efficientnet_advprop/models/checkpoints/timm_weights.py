@@ -111,8 +111,9 @@ def _open_state(file: str):
         raise CheckpointError(f"{file!r} cannot be read: {brief_message(error)}") from error
     if not all(isinstance(value, np.ndarray) for value in state.values()):
         raise CheckpointError(
-            f"{file!r} is no .npz; write a pickle of PyTorch's (.pth) again, with PyTorch, by"
-            " `safetensors.torch.save_file(torch.load(PATH), 'model.safetensors')`."
+            f"{file!r} is no .npz of arrays. Write a pickle of PyTorch's (.pth) again, with"
+            " PyTorch, by `safetensors.torch.save_file(torch.load(PATH), 'model.safetensors')`;"
+            " a whole Keras model's file must end in .keras."
         )
     return {name: value.shape for name, value in state.items()}, state.__getitem__
 

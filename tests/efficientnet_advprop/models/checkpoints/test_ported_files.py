@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 
 import h5py
@@ -245,6 +246,22 @@ def test_at_full_width(variant, normalization, tmp_path):
     again = restore_network(str(tmp_path / "numbered.weights.h5"))
     assert_equal(model, again.model)
     assert again.model.normalization == normalization
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant, normalization", [("b0", "advprop"), ("v2-b0", "imagenet")])
+def test_timms_own_network_at_full_width(variant, normalization, tmp_path):
+    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    model = EfficientNet(variant, aux_branches=0, normalization=normalization)
+    file = write("timm", model, tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    theirs = timm.create_model(config["architecture"], checkpoint_path=file).eval()
+    images = np.random.default_rng(1).integers(0, 256, [1, 224, 224, 3]).astype(np.float32)
+    mean, deviation = (np.array(config["pretrained_cfg"][name]) for name in ("mean", "std"))
+    pixels = ((images / 255 - mean) / deviation).astype(np.float32).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = theirs(torch.tensor(pixels)).numpy()
+    np.testing.assert_allclose(logits, model(images), rtol=0, atol=1e-4)
 
 
 def test_qubvels_files_have_no_layer_for_pixels(tmp_path):

@@ -125,7 +125,7 @@ def test_the_targets_of_make_exist(target):
 
 
 # Modules, and scripts of other environments or without flags.
-NOT_A_PROGRAM = ("harness.py", "pixels.py", "keras3_fit.py", "keras3_advprop.py", "onnx_client.py")
+NOT_A_PROGRAM = ("harness.py", "pixels.py", "keras3_advprop.py", "onnx_client.py")
 SCRIPTS = [
     f"{path.parent.name}/{path.name}"
     for path in sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")])

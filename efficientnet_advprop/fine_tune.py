@@ -172,7 +172,7 @@ def _describe(folder: str, photographs, configs, start: str) -> list[str]:
         f" {training.global_batch_size} images, {training.num_epochs:.1f} epochs"
         f" (AdvProp: ε {config.attack.epsilon:g}, {config.attack.num_steps} step)",
     ]
-    if not _STRATEGY.tpu.value:  # a batch on the host would say nothing
+    if _STRATEGY.strategy.value != "tpu":  # a batch on the host would say nothing
         training_minutes, report_minutes = expected_minutes(
             configs, counts["train"], counts["test"], _CORRUPTED_IMAGES.value
         )
@@ -279,10 +279,10 @@ def main(argv):
     photographs = photographs_lib.look(folder)
     checkpoint, network, start = _find_start(model_dir)
     configs = _choose_configs(photographs, checkpoint, network)
+    strategy = _STRATEGY.make()  # before anything computes, as the guess of the time does
     print("\n".join(_describe(folder, photographs, configs, start)), flush=True)
     if _DRY_RUN.value:
         return 0
-    strategy = _STRATEGY.make()
     records = os.path.join(model_dir, photo_report.RECORDS)
     convert_splits(photographs.parts, photographs.class_names, records)
     write_atomically(os.path.join(model_dir, "start.txt"), f"{checkpoint or 'none'}\n".encode())

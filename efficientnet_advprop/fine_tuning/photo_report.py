@@ -23,7 +23,7 @@ from efficientnet_advprop.evaluation.suites.test_sets import (
     with_attack,
 )
 from efficientnet_advprop.images.labeled_images import RecordImages
-from efficientnet_advprop.reports import charts, class_report, evaluation_report, pages
+from efficientnet_advprop.reports import charts, evaluation_report, pages, report_files
 from efficientnet_advprop.reports.comparison import Comparison, Measured, compare, read_measured
 from efficientnet_advprop.reports.pages import Card, Page, Section, colors
 from efficientnet_advprop.reports.table import Cell, Table
@@ -175,7 +175,7 @@ def _class_sections(
 ) -> list[Section]:
     predictions = measured.predictions(SUITE)
     found = [
-        class_report.class_section(measured.name, predictions, names, f"per_class_{measured.name}")
+        report_files.class_section(measured.name, predictions, names, f"per_class_{measured.name}")
     ]
     confidence = predictions.probabilities[:, 0]
     wrong = np.flatnonzero(~predictions.is_top1)

@@ -25,7 +25,8 @@ class ViewScores(keras.Model):
         self.compile(loss=loss, loss_weights=loss_weights)
         # In functions, so that no file has them: the state is made in the first step.
         state = keras.metrics.Mean(name="state")
-        self.shared, self.state = lambda: model, lambda: state
+        self.shared = lambda: model
+        self.state = lambda: state
 
     def update(self, labels, outputs, sample_weight=None) -> None:
         """Counts a batch in the metrics."""

@@ -182,7 +182,7 @@ def _keras_version(path: str) -> str:
     try:
         with tf.io.gfile.GFile(path, "rb") as file, zipfile.ZipFile(file) as archive:
             return str(json.loads(archive.read("metadata.json")).get("keras_version", ""))
-    except (zipfile.BadZipFile, KeyError, ValueError, AttributeError):
+    except (zipfile.BadZipFile, tf.errors.OpError, KeyError, ValueError, AttributeError):
         return ""  # Keras says what is wrong with it
 
 

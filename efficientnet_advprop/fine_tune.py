@@ -268,6 +268,7 @@ def main(argv):
     folder = _check_arguments(argv)
     model_dir = _MODEL_DIR.value.rstrip("/")
     print(f"looking through {folder} …", flush=True)
+    logging.set_verbosity(logging.WARNING)  # matplotlib tells of its fonts when imported
     # Here, so that --help and a wrong flag do not wait for TensorFlow.
     from efficientnet_advprop.fine_tuning import photo_report
     from efficientnet_advprop.fine_tuning import photographs as photographs_lib
@@ -275,7 +276,6 @@ def main(argv):
     from efficientnet_advprop.training.loop import train
     from tpu_utils.preemption import CTRL_C
 
-    logging.set_verbosity(logging.WARNING)
     photographs = photographs_lib.look(folder)
     checkpoint, network, start = _find_start(model_dir)
     configs = _choose_configs(photographs, checkpoint, network)

@@ -24,7 +24,7 @@ Images to be evaluated come from `images.labeled_images`.
 import functools
 import os
 import typing
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Optional, Tuple
 
 import numpy as np
 import tensorflow as tf
@@ -131,6 +131,41 @@ def _make_mixing(
     return mix
 
 
+def _make_processing(
+    data: "DataConfig",
+    stream: RecordStream,
+    seed: int,
+    pipeline_id: int,
+    num_classes: Optional[int],
+    paired_views: bool,
+) -> Tuple[Callable, Callable]:
+    """Makes (position, record) → (position, what training sees of it), and the same of batches."""
+    make_views, mix = _make_views(data, paired_views), _make_mixing(data, num_classes)
+
+    def seed_at(purpose: str, position: tf.Tensor) -> tf.Tensor:
+        own = derive_seed(seed, f"{purpose} of input pipeline {pipeline_id}")
+        return tf.stack([tf.constant(own, tf.int64), position])
+
+    def process(position, address):
+        file, record, row = address
+        # A record missing from its file's stream is asked for once more by its address:
+        # a neighbour, or the network, may have been at fault.
+        row = tf.cond(
+            tf.equal(tf.strings.length(row), 0),
+            lambda: call_python(stream.reread, [file, record], row=tf.TensorSpec([], tf.string))[0],
+            lambda: row,
+        )
+        encoded, label = records.parse(row, stream.split, num_classes)
+        views = make_views(encoded, seed_at("augmentation", position))
+        return position, {**views, "labels": label}
+
+    def process_batch(positions, batch):
+        batch = batch if mix is None else mix(batch, seed_at("mixing", positions[0]))
+        return positions[0], batch
+
+    return process, process_batch
+
+
 def make_train_dataset(
     data: "DataConfig",
     split: records.Split,
@@ -184,29 +219,9 @@ def make_train_dataset(
     stream = RecordStream(
         split.for_network(num_classes), context, seed, data.shuffle_buffer, cache=data.cache
     )
-    make_views, mix = _make_views(data, paired_views), _make_mixing(data, num_classes)
-
-    def seed_at(purpose: str, position: tf.Tensor) -> tf.Tensor:
-        own = derive_seed(seed, f"{purpose} of input pipeline {context.input_pipeline_id}")
-        return tf.stack([tf.constant(own, tf.int64), position])
-
-    def process(position, address):
-        file, record, row = address
-        # A record missing from its file's stream is asked for once more by its address:
-        # a neighbour, or the network, may have been at fault.
-        row = tf.cond(
-            tf.equal(tf.strings.length(row), 0),
-            lambda: call_python(stream.reread, [file, record], row=tf.TensorSpec([], tf.string))[0],
-            lambda: row,
-        )
-        encoded, label = records.parse(row, stream.split, num_classes)
-        views = make_views(encoded, seed_at("augmentation", position))
-        return position, {**views, "labels": label}
-
-    def process_batch(positions, batch):
-        batch = batch if mix is None else mix(batch, seed_at("mixing", positions[0]))
-        return positions[0], batch
-
+    process, process_batch = _make_processing(
+        data, stream, seed, context.input_pipeline_id, num_classes, paired_views
+    )
     # This host's part of a global batch.
     host_batch = replica_batch * (context.num_replicas_in_sync // context.num_input_pipelines)
     first_position = start_batch * host_batch

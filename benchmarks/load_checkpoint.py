@@ -40,7 +40,7 @@ def measure(variant: str, file: str) -> dict:
     from efficientnet_advprop.serving.trained_network import restore_network
 
     logging.set_verbosity(logging.ERROR)
-    EfficientNet("b0", num_classes=10, width_coefficient=0.1, depth_coefficient=0.1)  # warm
+    restore_network(os.path.join(os.path.dirname(file), "tiny", os.path.basename(file)))  # warm
     started = time.perf_counter()
     for path in glob.glob(f"{glob.escape(file)}*"):
         with open(path, "rb") as stream:
@@ -64,17 +64,17 @@ def write(variant: str, folder: str) -> dict:
     from efficientnet_advprop.serving import releasing
     from efficientnet_advprop.serving.trained_network import restore_network
 
-    model = EfficientNet(variant, aux_branches=0)
-    averages = {
-        variable.name.split(":")[0]: variable.numpy() * 1.01 for variable in model.variables
-    }
-    prefix = os.path.join(folder, "released", FILES["released"])
-    save_released_checkpoint(model, prefix, averages=averages, global_step=218949)
-    network = restore_network(prefix)
-    for file_format in FILES:  # Keras has no B8
-        is_there = file_format == "timm" or keras_weights.keras_function(variant)
-        if file_format != "released" and is_there:
-            releasing.write_weights(network, file_format, os.path.join(folder, file_format))
+    is_in_keras = keras_weights.keras_function(variant)  # B8 is not
+    for part, sizes in (("", {}), ("tiny", dict(width_coefficient=0.1, depth_coefficient=0.1))):
+        model = EfficientNet(variant, aux_branches=0, **sizes)
+        averages = {
+            variable.name.split(":")[0]: variable.numpy() * 1.01 for variable in model.variables
+        }
+        prefix = os.path.join(folder, "released", part, FILES["released"])
+        save_released_checkpoint(model, prefix, averages=averages, global_step=218949)
+        network = restore_network(prefix)
+        for file_format in ("timm", "keras-applications") if is_in_keras else ("timm",):
+            releasing.write_weights(network, file_format, os.path.join(folder, file_format, part))
     return {}
 
 

@@ -117,6 +117,8 @@ class CheckpointContents:
         if self.architecture is not None:
             origin = "" if self.format == "released" else f", a file of {self.format}"
             return f"{self.architecture}{origin}"
+        if "stride_in" in self.settings:
+            return "a ResNet of Keras"
         if "_CHECKPOINTABLE_OBJECT_GRAPH" in self.shapes:
             return (
                 "a TensorFlow 2 object-based checkpoint, such as training runs write, and not the "

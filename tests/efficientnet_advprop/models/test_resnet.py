@@ -101,7 +101,7 @@ def keras_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(keras_file):
     model = ResNet("resnet50", num_classes=11, aux_branches=1, **KERAS_ARGUMENTS)
-    load_keras_weights(model, keras_file)
+    assert load_keras_weights(model, keras_file).network == "a ResNet of Keras"
     return model
 
 

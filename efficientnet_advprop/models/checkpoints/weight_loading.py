@@ -12,6 +12,7 @@ import os
 from typing import Any, Mapping, Optional
 
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
 from efficientnet_advprop.keras2 import keras
@@ -161,23 +162,10 @@ def load_contents(
         raise CheckpointError(
             f"`use_ema` is False, but {source!r} holds only averages; load it with use_ema=True."
         )
-    tensors = {**contents.plain, **contents.averages} if use_ema else contents.plain
-    held = contents.plain.keys() | contents.averages.keys()
-    names = {
-        name: tensors.get(name) or contents.expected.get(name, f"{model.name}/{name}")
-        for name in variables
-        if main_name(name) == name or name in held
-    }
-    reader = _TensorReader(contents)
-    read = {name: reader.read(name, names[name]) for name in names if name in tensors}
-    values = {name: value for name, value in read.items() if value is not None}
-    settings = known_settings(source, contents)
+    reading = _Reading(contents, variables, use_ema, default_scope=model.name)
+    values, settings = reading.values, known_settings(source, contents)
     skipped = _skipped_classifier(values, variables, include_head)
-    # Auxiliary batch norms that the model has no branch for are no misfit.
-    unused_aux = {name for name in held if name not in variables and main_name(name) in variables}
-    _require_fit(
-        contents, model, variables, names, values, skipped, unused_aux, reader, settings, source
-    )
+    _require_fit(reading, model, skipped, settings, source)
     loaded = [name for name in variables if name not in skipped]
     own = [name for name in loaded if name in values]
     for name in loaded:
@@ -190,11 +178,9 @@ def load_contents(
         num_averages=len(own) - len(plain),
         num_plain=len(plain),
         num_aux=len(loaded) - len(own),
-        difference=reader.difference if reader.difference.num_tensors else None,
+        difference=reading.difference if reading.difference.num_tensors else None,
         skipped=skipped,
-        ignored=contents.slots
-        + ([STEP] if contents.step is not None else [])
-        + [tensors[name] for name in sorted(unused_aux) if name in tensors],
+        ignored=contents.slots + ([STEP] if contents.step is not None else []) + reading.unused_aux,
         step=contents.step,
         mixed=plain if use_ema and contents.averages else [],
         warnings=_warnings(settings, model, values, skipped if include_head else []),
@@ -204,17 +190,44 @@ def load_contents(
     return report
 
 
-class _TensorReader:
-    """Reads tensors, collects their problems, and compares averages with plain weights."""
+class _Reading:
+    """A file's values for a model's variables, by their names in the network; what is wrong with
+    them, and how far averages are from plain weights.
+    """
 
-    def __init__(self, contents: CheckpointContents):
-        self._contents, self.difference = contents, Difference()
+    def __init__(
+        self,
+        contents: CheckpointContents,
+        variables: Mapping[str, tf.Variable],
+        use_ema: bool,
+        default_scope: str,
+    ):
+        self.contents, self.variables, self.difference = contents, variables, Difference()
         self.problems: dict[str, list[str]] = {}
+        tensors = {**contents.plain, **contents.averages} if use_ema else contents.plain
+        held = contents.plain.keys() | contents.averages.keys()
+        self.names = {  # what the file calls them, also if it lacks them
+            name: tensors.get(name) or contents.expected.get(name, f"{default_scope}/{name}")
+            for name in variables
+            if main_name(name) == name or name in held
+        }
+        read = {name: self._read(name, self.names[name]) for name in self.names if name in tensors}
+        self.values = {name: value for name, value in read.items() if value is not None}
+        # Auxiliary batch norms that the model has no branch for are no misfit.
+        unused = {name for name in held if name not in variables and main_name(name) in variables}
+        self.unused_aux = [tensors[name] for name in sorted(unused) if name in tensors]
+        known = variables.keys() | set(CLASSIFIER) | unused
+        self.left_over = [
+            tensor
+            for part in (contents.plain, contents.averages)
+            for name, tensor in part.items()
+            if name not in known
+        ] + contents.unknown
 
-    def read(self, variable: str, tensor: str) -> Optional[np.ndarray]:
+    def _read(self, variable: str, tensor: str) -> Optional[np.ndarray]:
         value = self._read_tensor(tensor)
         average, plain = (
-            part.get(variable) for part in (self._contents.averages, self._contents.plain)
+            part.get(variable) for part in (self.contents.averages, self.contents.plain)
         )
         if value is not None and average and plain:
             other = self._read_tensor(plain if tensor == average else average)
@@ -225,7 +238,7 @@ class _TensorReader:
 
     def _read_tensor(self, tensor: str) -> Optional[np.ndarray]:
         try:
-            value = self._contents.value(tensor)
+            value = self.contents.value(tensor)
         except READ_ERRORS as error:
             self._note("cannot be read, the file is damaged", f"{tensor} ({brief_message(error)})")
             return None
@@ -262,18 +275,16 @@ def _skipped_classifier(values, variables, include_head: bool) -> list[str]:
     return list(CLASSIFIER) if has_other_classes or not include_head else []
 
 
-def _require_fit(
-    contents, model, variables, names, values, skipped, unused_aux, reader, settings, source
-) -> None:
+def _require_fit(reading: _Reading, model, skipped, settings, source: str) -> None:
     """Every variable of the model and every tensor of the file must be accounted for."""
-    needed = {name: tensor for name, tensor in names.items() if name not in skipped}
-    values = {name: values[name] for name in needed if name in values}
-    unreadable = {name for texts in reader.problems.values() for name in texts}
-    known = variables.keys() | set(CLASSIFIER) | unused_aux
+    variables = reading.variables
+    needed = {name: tensor for name, tensor in reading.names.items() if name not in skipped}
+    values = {name: reading.values[name] for name in needed if name in reading.values}
+    unreadable = {name for texts in reading.problems.values() for name in texts}
     settings_problem = _settings_problem(settings, model)
     require_no_problems(
         f"{source!r} does not fit the model ({model.name}), which is unchanged.\n "
-        f" {_describe_misfit(contents, variables)}{settings_problem}",
+        f" {_describe_misfit(reading.contents, variables)}{settings_problem}",
         {
             "missing in the file": [
                 tensor
@@ -285,17 +296,11 @@ def _require_fit(
                 for name, value in values.items()
                 if value.shape != tuple(variables[name].shape)
             ],
-            "in the file but not in the model": [
-                tensor
-                for part in (contents.plain, contents.averages)
-                for name, tensor in part.items()
-                if name not in known
-            ]
-            + contents.unknown,
+            "in the file but not in the model": reading.left_over,
             "hold values that are not finite": [
                 needed[name] for name, value in values.items() if not np.isfinite(value).all()
             ],
-            **reader.problems,
+            **reading.problems,
         },
         source,
     )

@@ -26,8 +26,8 @@ from efficientnet_advprop.models.converted import conversion
 from efficientnet_advprop.models.converted.branched_layers import PACKAGE
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.runtime.errors import ModelError
-from efficientnet_advprop.training.fast_advprop import fast_advprop_gradients
-from efficientnet_advprop.training.steps import check_attack, gradients_by_pass
+from efficientnet_advprop.training.passes import fast_advprop_gradients, gradients_by_pass
+from efficientnet_advprop.training.steps import check_attack
 from tpu_utils import randomness, replica_runtime
 from tpu_utils.batch_iterator import keep_freed_blocks
 

@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from typing import Callable, Iterator, NamedTuple, Optional
+from typing import Callable, Iterator, Optional
 
 import tensorflow as tf
 
@@ -40,28 +40,6 @@ from tpu_utils.cluster import Workers
 _CODE = (pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parents[2] / "tpu_utils")
 
 
-class RunData(NamedTuple):
-    """The data of a run, opened once.
-
-    Args:
-        train, validation: the splits; without evaluation validation may be empty.
-        class_names: by label, where the data have them.
-    """
-
-    train: records.Split
-    validation: records.Split
-    class_names: Optional[list[str]]
-
-    def describe(self, num_replicas: int) -> RunMetadata:
-        return RunMetadata(
-            num_train_images=self.train.num_records,
-            num_validation_images=self.validation.num_records,
-            train_digest=self.train.digest(),
-            validation_digest=self.validation.digest(),
-            num_replicas=num_replicas,
-        )
-
-
 @contextlib.contextmanager
 def checked_run(
     config: ExperimentConfig,
@@ -70,15 +48,15 @@ def checked_run(
     strategy: tf.distribute.Strategy,
     workers: Workers,
     log: Callable[[str], None],
-) -> Iterator[RunData]:
-    """Makes checks 1 to 6, holds the run's folder during the body, and yields the data."""
+) -> Iterator[tuple[records.Split, records.Split]]:
+    """Makes checks 1 to 6, holds the run's folder during the body, and yields the splits."""
     config.validate()
     check_replicas(config, strategy.num_replicas_in_sync)
-    data = open_data(config, data_dir)
-    metadata = data.describe(strategy.num_replicas_in_sync)
+    train, validation, class_names = open_data(config, data_dir)
+    metadata = RunMetadata.of(train, validation, strategy.num_replicas_in_sync)
     check_workers(workers, config, model_dir, metadata)
     with hold_run_dir(workers, model_dir):
-        if run_directory.check_run_dir(model_dir, config, data.class_names):
+        if run_directory.check_run_dir(model_dir, config, class_names):
             before = RunMetadata.read(model_dir) or metadata
             used = metadata
             if not config.training.evaluate_every_epochs:
@@ -91,8 +69,8 @@ def checked_run(
                     " random numbers are others"
                 )
         if workers.is_chief:
-            run_directory.initialize_run_dir(model_dir, config, data.class_names, metadata)
-        yield data
+            run_directory.initialize_run_dir(model_dir, config, class_names, metadata)
+        yield train, validation
 
 
 def check_replicas(config: ExperimentConfig, num_replicas: int) -> None:
@@ -166,9 +144,13 @@ def check_batch_norm_groups(config: ExperimentConfig, num_replicas: int) -> None
         )
 
 
-def open_data(config: ExperimentConfig, data_dir: str) -> RunData:
-    """Opens both splits. Without evaluation the validation images need not be there; if they
-    are, whoever evaluates the run elsewhere can compare his with them.
+def open_data(
+    config: ExperimentConfig, data_dir: str
+) -> tuple[records.Split, records.Split, Optional[list[str]]]:
+    """Opens the splits for training and validation; returns them and the names of the classes.
+
+    Without evaluation the validation images need not be there; if they are, whoever
+    evaluates the run elsewhere can compare his with them.
 
     Raises:
         DataError: the records are missing or damaged.
@@ -182,7 +164,7 @@ def open_data(config: ExperimentConfig, data_dir: str) -> RunData:
             raise
         validation = records.Split((), ())
     class_names = sources.find_class_names(config.data, data_dir, config.model.num_classes)
-    return RunData(train, validation, class_names)
+    return train, validation, class_names
 
 
 def check_workers(

@@ -9,7 +9,6 @@ counterpart: `main.py --mode=eval` with `--eval_timeout` and `--archive_ckpt`.
 """
 
 import contextlib
-import dataclasses
 import math
 import os
 import time
@@ -21,29 +20,12 @@ from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.training import build, checks, run_directory
 from efficientnet_advprop.training.checkpoints import Checkpoints, copy_for_inference
-from efficientnet_advprop.training.loop import make_evaluation
+from efficientnet_advprop.training.loop import TrainingResult, make_evaluation
 from efficientnet_advprop.training.progress import Progress
 from efficientnet_advprop.training.run_directory import RunMetadata
 
 _REPORTS = "validation"
 _WAIT_SECONDS = 5.0  # between two searches for new checkpoints
-
-
-@dataclasses.dataclass(frozen=True)
-class FollowedRun:
-    """How a call of `follow` ended.
-
-    Attributes:
-        step: of the last evaluated checkpoint; None: there was none.
-        best_step, best_accuracy: of the best checkpoint so far, in [0, 1]; None before
-            the first.
-        is_complete: whether the run's last checkpoint was evaluated; else time was over.
-    """
-
-    step: Optional[int]
-    best_step: Optional[int]
-    best_accuracy: Optional[float]
-    is_complete: bool
 
 
 def follow(
@@ -53,7 +35,7 @@ def follow(
     strategy: tf.distribute.Strategy,
     timeout_seconds: Optional[float] = None,
     log: Callable[[str], None] = lambda line: print(line, flush=True),
-) -> FollowedRun:
+) -> TrainingResult:
     """Evaluates each new checkpoint of a run on its validation images, until its last one.
 
     If several checkpoints are written during an evaluation, only the newest is next.
@@ -64,6 +46,9 @@ def follow(
         strategy: the devices to compute on.
         timeout_seconds: how long to wait for a checkpoint; None: without limit.
         log: a function that prints a line on the console.
+
+    Returns:
+        With the step of the last evaluated checkpoint, 0 for none.
 
     Raises:
         CheckpointError: no run starts in `model_dir` within this time.
@@ -78,17 +63,17 @@ def follow(
             f"{model_dir!r} evaluates every {config.training.evaluate_every_epochs:g} epochs "
             "itself; train with --config.training.evaluate_every_epochs=0."
         )
-    data = checks.open_data(config, data_dir)
-    _require_same_data(data.describe(num_replicas=0), data_dir, model_dir)
-    num_examples = data.train.num_records
+    train, validation, _ = checks.open_data(config, data_dir)
+    _require_same_data(RunMetadata.of(train, validation), data_dir, model_dir)
+    num_examples = train.num_records
     total_steps = build.count_steps(config, num_examples)
     with strategy.scope():
         model = build.make_model(config, aux_branches=0)
-    evaluate = make_evaluation(config, strategy, data.validation, model)
+    evaluate = make_evaluation(config, strategy, validation, model)
     with tf.device("CPU:0"):  # only to be read and written again
         state = build.make_state(config)
     saved = Checkpoints(model_dir, state, config.training.keep_last)
-    step = None
+    step = 0
     progress = Progress(
         os.path.join(model_dir, _REPORTS),
         start_step=total_steps,  # earlier reports stay
@@ -119,12 +104,8 @@ def follow(
         else:
             log(f"no new checkpoint for {timeout_seconds:g} seconds")
     best = run_directory.list_checkpoints(model_dir, run_directory.BEST)
-    return FollowedRun(
-        step,
-        int(best[0].rpartition("-")[2]) if best else None,
-        saved.best_accuracy,
-        is_complete=step is not None and step >= total_steps,
-    )
+    best_step = int(best[0].rpartition("-")[2]) if best else None
+    return TrainingResult(step, total_steps, saved.best_accuracy, best_step=best_step)
 
 
 def _require_same_data(metadata: RunMetadata, data_dir: str, model_dir: str) -> None:

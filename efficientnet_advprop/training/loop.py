@@ -29,7 +29,6 @@ from efficientnet_advprop.models import Network
 from efficientnet_advprop.runtime.errors import DataError, RunError, UserError, brief_message
 from efficientnet_advprop.training import build, checks, fine_tuning, passes
 from efficientnet_advprop.training.checkpoints import Checkpoints, copy_for_inference
-from efficientnet_advprop.training.checks import RunData
 from efficientnet_advprop.training.progress import Progress
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState
@@ -51,12 +50,14 @@ class TrainingResult:
         best_accuracy: highest validation top-1 of the averaged weights, in [0, 1]; None
             before the first evaluation.
         stopped_by: "SIGTERM", `preemption.CTRL_C` or the machine's notice; "": by nothing.
+        best_step: of that accuracy, where another process evaluates.
     """
 
     step: int
     total_steps: int
     best_accuracy: Optional[float]
     stopped_by: str = ""
+    best_step: Optional[int] = None
 
 
 def train(
@@ -92,9 +93,9 @@ def train(
     try:
         with (
             StopRequest() as stop,
-            checks.checked_run(config, data_dir, model_dir, strategy, workers, log) as data,
+            checks.checked_run(config, data_dir, model_dir, strategy, workers, log) as splits,
         ):
-            return _run(config, data, model_dir, strategy, workers, stop, log)
+            return _run(config, *splits, model_dir, strategy, workers, stop, log)
     except tf.errors.OpError as error:
         explained = _explain(error, config, workers)
         raise explained from (None if isinstance(explained, DataError) else error)
@@ -102,7 +103,8 @@ def train(
 
 def _run(
     config: ExperimentConfig,
-    data: RunData,
+    train: records.Split,
+    validation: records.Split,
     model_dir: str,
     strategy: tf.distribute.Strategy,
     workers: Workers,
@@ -110,26 +112,17 @@ def _run(
     log: Callable[[str], None],
 ) -> TrainingResult:
     """Trains in a directory that is this run's alone."""
-    training = config.training
-    steps_per_epoch = data.train.num_records / training.global_batch_size
-    total_steps = build.count_steps(config, data.train.num_records)
+    training, num_images = config.training, train.num_records
+    steps_per_epoch = num_images / training.global_batch_size
+    total_steps = build.count_steps(config, num_images)
 
-    # A run starts or goes on in four steps.
-    # 1. All variables get their initial values from the seed.
-    keras.utils.set_random_seed(training.seed + 1)
-    with strategy.scope():
-        state = build.make_state(config)
-    # 2. The newest readable checkpoint is restored: model, optimizer, averages and step.
-    saved = Checkpoints(
-        model_dir, state, training.keep_last, strategy=strategy, writes=workers.is_chief
-    )
-    restored = saved.restore() or ""
-    checks.check_start(workers, model_dir, restored)
+    # A run starts or goes on in four steps. The first two:
+    state, saved, restored = _restore(config, model_dir, strategy, workers)
     place = f"going on from {restored}" if restored else f"starting in {model_dir}"
-    log(_describe_start(config, data, state, strategy, workers, place))
-    for warning in _warnings(config, data.train.num_records, total_steps):
+    log(_describe_start(config, train, validation, state, strategy, workers, place))
+    for warning in _warnings(config, num_images, total_steps):
         log(f"warning: {warning}")
-    #    A new run may start from released weights instead of random ones.
+    # A new run may start from released weights instead of random ones.
     if config.init.checkpoint and not restored:
         log(str(fine_tuning.initialize(state, config.init)))
     # 3. The reports are cut after that step.
@@ -146,7 +139,7 @@ def _run(
     )
     learning_rate = build.make_learning_rate(config, steps_per_epoch, total_steps)
     run_steps = _make_device_loop(config, state, learning_rate, strategy)
-    evaluate = _make_evaluation_of_averages(config, strategy, data.validation, state)
+    evaluate = _make_evaluation_of_averages(config, strategy, validation, state)
     periods = _periods(config, steps_per_epoch)
 
     # The inner loop runs on the device up to a boundary; this is what Python does there.
@@ -157,16 +150,11 @@ def _run(
             # 4. The data start at that step's batch, as they do at each stage's first step.
             if step == stage_end:
                 opened.close()
-                stage_data, stage_end = _stage_at(config.data, step, total_steps)
-                batches = opened.enter_context(
-                    BatchIterator(
-                        _distribute_batches(config, stage_data, data.train, strategy, step)
-                    )
-                )
-                keep_freed_blocks()
-                progress.expect_tracing()
+                stage, stage_end = _stage_at(config.data, step, total_steps)
+                batches = opened.enter_context(_open_batches(config, stage, train, strategy, step))
                 if config.data.num_stages > 1:
-                    log(f"up to step {stage_end}, training images have {stage_data.image_size} px")
+                    log(f"up to step {stage_end}, training images have {stage.image_size} px")
+                progress.expect_tracing()
             num_steps = _steps_to_boundary(step, stage_end, training.steps_per_loop, periods)
             with progress.timing(num_steps):
                 sums = run_steps(batches.iterator, num_steps)
@@ -195,6 +183,22 @@ def _run(
     return TrainingResult(step, total_steps, saved.best_accuracy, reason)
 
 
+def _restore(
+    config: ExperimentConfig, model_dir: str, strategy: tf.distribute.Strategy, workers: Workers
+) -> tuple[TrainState, Checkpoints, str]:
+    """Returns the state, where it is saved, and the checkpoint that it comes from, "" for none."""
+    # 1. All variables get their initial values from the seed.
+    keras.utils.set_random_seed(config.training.seed + 1)
+    with strategy.scope():
+        state = build.make_state(config)
+    # 2. The newest readable checkpoint is restored: model, optimizer, averages and step.
+    writes, keep_last = workers.is_chief, config.training.keep_last
+    saved = Checkpoints(model_dir, state, keep_last, strategy=strategy, writes=writes)
+    restored = saved.restore() or ""
+    checks.check_start(workers, model_dir, restored)
+    return state, saved, restored
+
+
 def _stage_at(data: DataConfig, step: int, total_steps: int) -> tuple[DataConfig, int]:
     """Returns what the stage of the update after `step` trains on, and the step at its end."""
     stages = data.stages()
@@ -202,13 +206,13 @@ def _stage_at(data: DataConfig, step: int, total_steps: int) -> tuple[DataConfig
     return next((stage, end) for stage, end in zip(stages, ends) if step < end)
 
 
-def _distribute_batches(
+def _open_batches(
     config: ExperimentConfig,
     data: DataConfig,
     split: records.Split,
     strategy: tf.distribute.Strategy,
     start_batch: int,
-) -> tf.distribute.DistributedDataset:
+) -> BatchIterator:
     def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return pipeline.make_train_dataset(
             data,
@@ -221,12 +225,15 @@ def _distribute_batches(
             paired_views=AUGMENTED in METHODS[config.training.method].views,
         ).apply(tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY))
 
-    return strategy.distribute_datasets_from_function(make_dataset)
+    batches = BatchIterator(strategy.distribute_datasets_from_function(make_dataset))
+    keep_freed_blocks()
+    return batches
 
 
 def _describe_start(
     config: ExperimentConfig,
-    data: RunData,
+    train: records.Split,
+    validation: records.Split,
     state: TrainState,
     strategy: tf.distribute.Strategy,
     workers: Workers,
@@ -234,13 +241,13 @@ def _describe_start(
 ) -> str:
     evaluated = "without evaluation"
     if config.training.evaluate_every_epochs:
-        evaluated = f"{data.validation.num_records:,} for validation"
+        evaluated = f"{validation.num_records:,} for validation"
     replicas = f"{strategy.num_replicas_in_sync}"
     if workers.count > 1:
         replicas += f" on {workers.count} workers, of which this is {workers.index}"
     return (
         f"{config.training.method} training of {state.model.name} "
-        f"({state.model.count_params():,} parameters) on {data.train.num_records:,} images,"
+        f"({state.model.count_params():,} parameters) on {train.num_records:,} images,"
         f" {evaluated}; replicas: {replicas}; {place}"
     )
 

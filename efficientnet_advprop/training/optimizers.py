@@ -32,12 +32,8 @@ class Optimizer(tf.Module):
         learning_rate_factors: Optional[Sequence[float]] = None,
     ):
         super().__init__()
-        self.trained = list(trained)
-        self.factors = (
-            [1.0] * len(self.trained)
-            if learning_rate_factors is None
-            else list(learning_rate_factors)
-        )
+        self.trained, factors = list(trained), learning_rate_factors
+        self.factors = [1.0] * len(self.trained) if factors is None else list(factors)
         if len(self.factors) != len(self.trained):
             raise ValueError(
                 f"`learning_rate_factors` are {len(self.factors)}, "
@@ -54,13 +50,14 @@ class Optimizer(tf.Module):
             for variable in self.trained
         ]
 
-    def _rates(self, learning_rate: tf.Tensor) -> list[tf.Tensor]:
-        return [
-            learning_rate if factor == 1.0 else learning_rate * factor for factor in self.factors
-        ]
-
     def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
         """Makes one update by a dense float32 tensor per trained variable."""
+        for index, (gradient, factor) in enumerate(zip(gradients, self.factors)):
+            rate = learning_rate if factor == 1.0 else learning_rate * factor
+            self._update(index, gradient, rate)
+
+    def _update(self, index: int, gradient: tf.Tensor, rate: tf.Tensor) -> None:
+        """Updates one variable and its slots."""
         raise NotImplementedError
 
 
@@ -72,67 +69,56 @@ class RMSProp(Optimizer):
     """
 
     def __init__(
-        self,
-        trained,
-        decay: float = 0.9,
-        momentum: float = 0.9,
-        epsilon: float = 1e-3,
-        learning_rate_factors=None,
+        self, trained, learning_rate_factors=None, *, decay=0.9, momentum=0.9, epsilon=1e-3
     ):
         super().__init__(trained, learning_rate_factors)
-        self.decay = decay
-        self.momentum = momentum
-        self.epsilon = epsilon
+        self.decay, self.momentum, self.epsilon = decay, momentum, epsilon
         self.mean_squares = self._make_slots("RMSProp", 1.0)
         self.momenta = self._make_slots("RMSProp_1", 0.0)
 
-    def apply(self, gradients, learning_rate):
-        rates = self._rates(learning_rate)
-        for variable, mean_square, momentum, gradient, rate in zip(
-            self.trained, self.mean_squares, self.momenta, gradients, rates
-        ):
-            tf.raw_ops.ResourceApplyRMSProp(
-                var=variable.handle,
-                ms=mean_square.handle,
-                mom=momentum.handle,
-                lr=rate,
-                rho=self.decay,
-                momentum=self.momentum,
-                epsilon=self.epsilon,
-                grad=gradient,
-            )
+    def _update(self, index, gradient, rate):
+        tf.raw_ops.ResourceApplyRMSProp(
+            var=self.trained[index].handle,
+            ms=self.mean_squares[index].handle,
+            mom=self.momenta[index].handle,
+            lr=rate,
+            rho=self.decay,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
 
 
 class Momentum(Optimizer):
     """m ← momentum·m + g; v ← v − rate·m (`tf.train.MomentumOptimizer`)."""
 
-    def __init__(self, trained, momentum: float = 0.9, learning_rate_factors=None):
+    SLOT = "Momentum"
+
+    def __init__(self, trained, learning_rate_factors=None, *, momentum=0.9):
         super().__init__(trained, learning_rate_factors)
         self.momentum = momentum
-        self.momenta = self._make_slots("Momentum", 0.0)
+        self.momenta = self._make_slots(self.SLOT, 0.0)
 
-    def apply(self, gradients, learning_rate):
-        for variable, momentum, gradient, rate in zip(
-            self.trained, self.momenta, gradients, self._rates(learning_rate)
-        ):
-            tf.raw_ops.ResourceApplyMomentum(
-                var=variable.handle,
-                accum=momentum.handle,
-                lr=rate,
-                grad=gradient,
-                momentum=self.momentum,
-            )
+    def _update(self, index, gradient, rate):
+        tf.raw_ops.ResourceApplyMomentum(
+            var=self.trained[index].handle,
+            accum=self.momenta[index].handle,
+            lr=rate,
+            grad=gradient,
+            momentum=self.momentum,
+        )
 
 
 class SGD(Optimizer):
     """v ← v − rate·g."""
 
-    def apply(self, gradients, learning_rate):
-        for variable, gradient, rate in zip(self.trained, gradients, self._rates(learning_rate)):
-            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
+    def _update(self, index, gradient, rate):
+        tf.raw_ops.ResourceApplyGradientDescent(
+            var=self.trained[index].handle, alpha=rate, delta=gradient
+        )
 
 
-class LARS(Optimizer):
+class LARS(Momentum):
     """Momentum whose rate adapts to the norms of each variable and gradient (You et al.
     2017).
 
@@ -146,42 +132,22 @@ class LARS(Optimizer):
     momentum, so that older gradients do not count more after the rate has risen.
     """
 
+    SLOT = "LARSOptimizer"
     COEFFICIENT = 1e-3
     EXCLUDED = ("batch_normalization", "bias")
 
     def __init__(
-        self,
-        trained,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-5,
-        epsilon: float = 0.0,
-        learning_rate_factors=None,
+        self, trained, learning_rate_factors=None, *, momentum=0.9, weight_decay=1e-5, epsilon=0.0
     ):
-        super().__init__(trained, learning_rate_factors)
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.epsilon = epsilon
-        self.momenta = self._make_slots("LARSOptimizer", 0.0)
+        super().__init__(trained, learning_rate_factors, momentum=momentum)
+        self.weight_decay, self.epsilon = weight_decay, epsilon
 
-    def apply(self, gradients, learning_rate):
-        one = tf.constant(1.0)
-        for variable, momentum, gradient, rate in zip(
-            self.trained, self.momenta, gradients, self._rates(learning_rate)
-        ):
-            step = rate * gradient
-            if not any(part in variable.name for part in self.EXCLUDED):
-                step = (
-                    rate
-                    * self._trust(variable, gradient)
-                    * (gradient + self.weight_decay * variable)
-                )
-            tf.raw_ops.ResourceApplyMomentum(
-                var=variable.handle,
-                accum=momentum.handle,
-                lr=one,
-                grad=step,
-                momentum=self.momentum,
-            )
+    def _update(self, index, gradient, rate):
+        variable, step = self.trained[index], rate * gradient
+        if not any(part in variable.name for part in self.EXCLUDED):
+            trust = self._trust(variable, gradient)
+            step = rate * trust * (gradient + self.weight_decay * variable)
+        super()._update(index, step, tf.constant(1.0))
 
     def _trust(self, variable, gradient) -> tf.Tensor:
         norm = tf.norm(tf.convert_to_tensor(variable))
@@ -196,22 +162,23 @@ class LARS(Optimizer):
 def make_optimizer(
     name: str,
     trained: Sequence[tf.Variable],
+    learning_rate_factors: Optional[Sequence[float]] = None,
     *,
     decay: float = 0.9,
     momentum: float = 0.9,
     epsilon: float = 1e-3,
     lars_weight_decay: float = 1e-5,
     lars_epsilon: float = 0.0,
-    learning_rate_factors: Optional[Sequence[float]] = None,
 ) -> Optimizer:
     """Returns the optimizer called `name`, one of `tables.OPTIMIZERS`."""
-    factors = learning_rate_factors
-    if name == "rmsprop":
-        return RMSProp(trained, decay, momentum, epsilon, factors)
-    if name == "momentum":
-        return Momentum(trained, momentum, factors)
-    if name == "sgd":
-        return SGD(trained, factors)
-    if name == "lars":
-        return LARS(trained, momentum, lars_weight_decay, lars_epsilon, factors)
-    raise ValueError(f"`name` is {name!r}, but must be one of {', '.join(map(repr, OPTIMIZERS))}.")
+    lars = {"weight_decay": lars_weight_decay, "epsilon": lars_epsilon}
+    optimizers = {
+        "rmsprop": (RMSProp, {"decay": decay, "momentum": momentum, "epsilon": epsilon}),
+        "momentum": (Momentum, {"momentum": momentum}),
+        "sgd": (SGD, {}),
+        "lars": (LARS, {"momentum": momentum, **lars}),
+    }
+    if name not in optimizers:
+        raise ValueError(f"`name` is {name!r}, but must be one of {OPTIMIZERS}.")
+    kind, settings = optimizers[name]
+    return kind(trained, learning_rate_factors, **settings)

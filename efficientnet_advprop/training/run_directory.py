@@ -19,6 +19,7 @@ import tensorflow as tf
 from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.data.class_names import require_same_names, write_class_names
+from efficientnet_advprop.data.records import Split
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.runtime.errors import brief_message, list_names
 from efficientnet_advprop.runtime.files import list_folder, write_atomically
@@ -46,6 +47,11 @@ class RunMetadata:
     validation_digest: str = ""
     num_replicas: int = 0
     has_saved: bool = False
+
+    @classmethod
+    def of(cls, train: Split, validation: Split, num_replicas: int = 0) -> "RunMetadata":
+        digests = train.digest(), validation.digest()
+        return cls(train.num_records, validation.num_records, *digests, num_replicas)
 
     @classmethod
     def read(cls, model_dir: str) -> Optional["RunMetadata"]:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import Attack
 from efficientnet_advprop.attacks.labels import check_labels
-from efficientnet_advprop.config.methods import ADVERSARIAL, AUGMENTED, CLEAN, Method
+from efficientnet_advprop.config.methods import AUGMENTED, Method
 from efficientnet_advprop.config.tables import STATISTICS
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.keras_common.fit_rules import checked_method
@@ -24,68 +24,17 @@ from efficientnet_advprop.models.normalization import batch_norms, moving_statis
 from efficientnet_advprop.runtime.branches import branch_names
 from efficientnet_advprop.runtime.errors import list_names
 from efficientnet_advprop.training import losses
-from efficientnet_advprop.training.fast_advprop import fast_advprop_gradients
 from efficientnet_advprop.training.passes import (
     Batch,
     GradientFn,
-    Labels,
     PassRunner,
     Sums,
-    start_after,
-    sum_of_gradients,
+    fast_advprop_gradients,
+    gradients_by_pass,
 )
 from efficientnet_advprop.training.schedules import LearningRate
 from efficientnet_advprop.training.state import TrainState
 from tpu_utils import randomness, reduction, replica_runtime
-
-BATCH_KEYS = {CLEAN: "images", AUGMENTED: "augmented_images"}
-
-
-def gradients_by_pass(
-    method: Method, run: PassRunner, attack: Optional[Attack], statistics: str
-) -> GradientFn:
-    """Returns a function that makes every pass over the whole batch and adds the gradients."""
-    # One pass after the other rather than one over a concatenated batch, so that the
-    # activations of only one pass are in memory.
-
-    def gradients_of(batch, seed):
-        labels = batch["labels"]
-        images = {view: batch[key] for view, key in BATCH_KEYS.items() if view in method.views}
-        images[CLEAN] = batch["images"]  # which the attack starts from
-        num_seeds = len(method.passes) + method.has_attack
-        seeds = iter(randomness.split(seed, num_seeds) if num_seeds > 1 else [seed])
-        results = []
-        sums = {}
-        for part in method.passes:
-            if results:
-                images = {view: start_after(results[-1], tensor) for view, tensor in images.items()}
-            if ADVERSARIAL in part.views and ADVERSARIAL not in images:
-                attack_seed = next(seeds)
-                images[ADVERSARIAL] = run.attacked(
-                    attack, method.attacked_branch, statistics, images[CLEAN], labels, attack_seed
-                )
-            count = len(part.views)
-            if count == 1:
-                pass_images = images[part.views[0]]
-                pass_labels = labels
-            else:
-                pass_images = tf.concat(
-                    [tf.cast(images[view], tf.float32) for view in part.views], 0
-                )
-                pass_labels = _repeated(labels, count)
-            result = run(part, pass_images, pass_labels, next(seeds))
-            results.append(result.gradients)
-            sums.update(result.sums_of(part))
-        return [sum_of_gradients(gradients) for gradients in zip(*results)], {
-            **sums,
-            "num_images": tf.cast(tf.shape(images[CLEAN])[0], tf.float32),
-        }
-
-    return gradients_of
-
-
-def _repeated(labels: Labels, count: int) -> Labels:
-    return tf.nest.map_structure(lambda tensor: tf.concat([tensor] * count, 0), labels)
 
 
 def _over_accumulated_parts(
@@ -159,8 +108,7 @@ def make_train_step(
         attack: makes the adversarial images; None for a method without attack.
         attack_statistics: "running" (the paper) or "batch" (required by Fast AdvProp).
         label_smoothing: of the training losses, and of an attack whose pass trains.
-        weight_decay, decays_biases: of the loss above.
-        seed: of all random numbers in the step.
+        weight_decay, decays_biases, seed: of the loss above, and of all random numbers.
         accumulation_steps: parts of a replica's batch, processed one after the other.
 
     Returns:
@@ -169,12 +117,11 @@ def make_train_step(
         [replica_batch, 1], or class weights [replica_batch, classes], and, if the method
         uses them, "augmented_images"}. It returns the sums over the images of this
         replica, float32 scalars: `num_images` and, for each of the method's `views`,
-        `<view>_loss` and `<view>_correct`, scaled to the whole batch where a view is
-        only a part of it.
+        `<view>_loss` and `<view>_correct`, scaled to the whole batch where it is a part.
 
     Raises:
-        ValueError: method, attack and the model's branches, or when tracing the batch,
-            do not fit. In a traced step, a label that is no class makes the loss nan.
+        ValueError: method, attack, the model's branches or the batch do not fit. In a
+            traced step, a label that is no class makes the loss nan.
     """
     name, method = checked_method(method)
     check_attack(name, method, attack, attack_statistics)
@@ -188,10 +135,8 @@ def make_train_step(
     else:
         gradients_of = fast_advprop_gradients(method, run, attack)
     if accumulation_steps > 1:
-        gradients_of = _over_accumulated_parts(
-            gradients_of, accumulation_steps, functools.partial(_reduces, method, model)
-        )
-
+        reduces = functools.partial(_reduces, method, model)
+        gradients_of = _over_accumulated_parts(gradients_of, accumulation_steps, reduces)
     update = _make_update(state, learning_rate, weight_decay, decays_biases)
 
     def train_step(batch: Batch) -> Sums:

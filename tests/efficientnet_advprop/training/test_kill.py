@@ -1,8 +1,7 @@
 """Killed with SIGKILL at random moments and started again each time, a run ends with
-the bits of the uninterrupted one.
+the bits of the uninterrupted one; stopped by Ctrl-C it saves.
 """
 
-import importlib.util
 import pathlib
 import random
 import signal
@@ -13,21 +12,14 @@ import time
 import pytest
 import tensorflow as tf
 
+from tests.efficientnet_advprop.training import tiny_run
+
 ROOT = pathlib.Path(__file__).parents[3]
 NUM_KILLS = 5
 
-_spec = importlib.util.spec_from_file_location(
-    "tiny_run", pathlib.Path(__file__).parent / "tiny_run.py"
-)
-tiny_run = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny_run)
-
 # A checkpoint after every update, so that many kills hit one being written.
 CONFIG = """
-import importlib.util
-spec = importlib.util.spec_from_file_location("tiny_run", {path!r})
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
+from tests.efficientnet_advprop.training import tiny_run
 
 def get_config():
     config = tiny_run.make_config()
@@ -37,27 +29,51 @@ def get_config():
     config.training.evaluate_every_epochs = 5.0
     return config
 """
+LONG = """
+from tests.efficientnet_advprop.training import tiny_run
+
+def get_config():
+    config = tiny_run.make_small_config()
+    config.training.num_epochs = 1e3
+    return config
+"""
+
+
+def write_inputs(folder, config):
+    """Returns a function that starts `train` with a model_dir, given data and a config."""
+    data_dir = tiny_run.write_data(folder / "data")
+    (folder / "config.py").write_text(config)
+
+    def start(model_dir, **options):
+        command = [sys.executable, "-m", "efficientnet_advprop.train"]
+        command += [f"--config={folder / 'config.py'}", f"--data_dir={data_dir}"]
+        return subprocess.Popen([*command, f"--model_dir={model_dir}"], cwd=ROOT, **options)
+
+    return start
+
+
+def test_ctrl_c_saves_and_ends_with_130(tmp_path):
+    start = write_inputs(tmp_path, LONG)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = start(tmp_path / "run", **pipes)
+    while not process.stdout.readline().startswith("step 3/"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    told, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors.endswith("Ctrl-C: the state is saved first; once more ends at once\n")
+    last = told.splitlines()[-1]
+    assert last.startswith("stopped by Ctrl-C; step ") and "is saved" in last
+    step = last.split()[4]
+    assert (tmp_path / "run" / "checkpoints" / f"ckpt-{step}.index").exists()
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
-    data_dir = tiny_run.write_data(tmp_path / "data")
-    (tmp_path / "config.py").write_text(
-        CONFIG.format(path=str(pathlib.Path(__file__).parent / "tiny_run.py"))
-    )
+    start_quietly = write_inputs(tmp_path, CONFIG)
 
     def start(model_dir):
-        command = [
-            sys.executable,
-            "-m",
-            "efficientnet_advprop.train",
-            f"--config={tmp_path / 'config.py'}",
-        ]
-        return subprocess.Popen(
-            [*command, f"--data_dir={data_dir}", f"--model_dir={model_dir}"],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-        )
+        return start_quietly(model_dir, stdout=subprocess.DEVNULL)
 
     def last_checkpoint(model_dir):
         return tf.train.latest_checkpoint(str(model_dir / "checkpoints"))

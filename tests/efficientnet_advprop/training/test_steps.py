@@ -15,7 +15,6 @@ from efficientnet_advprop.config.methods import METHODS, Method, Pass
 from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models.normalization import DualBatchNormalization
 from efficientnet_advprop.training import (
-    fast_advprop,
     losses,
     optimizers,
     passes,
@@ -484,7 +483,7 @@ def test_images_are_shuffled_over_replicas_with_their_labels(two_replicas):
             labels = replica_runtime.current().replica_id * 8 + tf.range(8)
             images = tf.cast(tf.reshape(labels, [8, 1, 1, 1]), tf.uint8)
             seed = randomness.fold_in(tf.constant([1, 2]), replica_runtime.current().replica_id)
-            return fast_advprop.shuffle_over_replicas(images, labels, seed)
+            return passes.shuffle_over_replicas(images, labels, seed)
 
         return two_replicas.run(replica)
 

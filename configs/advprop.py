@@ -1,9 +1,6 @@
-r"""AdvProp on ImageNet, EfficientNet-B0 to B8, by the recipe of the paper.
+"""AdvProp on ImageNet, EfficientNet-B0 to B8, by the recipe of the paper.
 
-Usage:
-
-    python -m efficientnet_advprop.train --config=configs/advprop.py:b3 \
-        --data_dir=gs://…/imagenet --model_dir=gs://…/b3 --strategy=tpu --tpu=local
+    python -m efficientnet_advprop.train --config=configs/advprop.py:b3 …
 
 Expected ImageNet top-1 of the averaged weights, with AutoAugment, as published with the
 official checkpoints:

@@ -1,9 +1,6 @@
-r"""AdvProp on ImageNet with each attack that the paper compares, EfficientNet-B0 to B8.
+"""AdvProp on ImageNet with each attack that the paper compares, EfficientNet-B0 to B8.
 
-Usage:
-
-    python -m efficientnet_advprop.train --config=configs/attackers.py:b3-gd \
-        --data_dir=gs://…/imagenet --model_dir=gs://…/b3-gd --strategy=tpu --tpu=local
+    python -m efficientnet_advprop.train --config=configs/attackers.py:b3-gd …
 
 The part after the colon is a variant and an attack: pgd1, pgd3, pgd4, pgd5, pgd7 (ε =
 1, 2, 3, 4, 6), untargeted (PGD5 from the true labels), ifgsm (PGD5 without a random

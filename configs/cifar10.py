@@ -1,7 +1,5 @@
 r"""AdvProp on CIFAR-10, at 32 pixels.
 
-Usage:
-
     python -m efficientnet_advprop.train --config=configs/cifar10.py:advprop \
         --data_dir=data/tfds --model_dir=runs/cifar10
 

@@ -1,7 +1,5 @@
 r"""A small EfficientNet on 300 of scikit-learn's handwritten digits, for a laptop.
 
-Usage:
-
     python -m efficientnet_advprop.train --config=configs/digits.py:advprop \
         --data_dir=data/digits --model_dir=runs/digits
 

@@ -1,9 +1,6 @@
-r"""Vanilla EfficientNet on ImageNet, B0 to B8, by the official recipe.
+"""Vanilla EfficientNet on ImageNet, B0 to B8, by the official recipe.
 
-Usage:
-
-    python -m efficientnet_advprop.train --config=configs/efficientnet.py:b0 \
-        --data_dir=gs://…/imagenet --model_dir=gs://…/b0 --strategy=tpu --tpu=local
+    python -m efficientnet_advprop.train --config=configs/efficientnet.py:b0 …
 
 Expected ImageNet top-1 of the averaged weights, with AutoAugment, as published at
 AdvProp's release:

@@ -1,9 +1,6 @@
-r"""EfficientNetV2 on ImageNet, by vanilla training or another method.
+"""EfficientNetV2 on ImageNet, by vanilla training or another method.
 
-Usage:
-
-    python -m efficientnet_advprop.train --config=configs/efficientnetv2.py:v2-s \
-        --data_dir=gs://…/imagenet --model_dir=gs://…/v2-s --strategy=tpu --tpu=local
+    python -m efficientnet_advprop.train --config=configs/efficientnetv2.py:v2-s …
     python -m efficientnet_advprop.train --config=configs/efficientnetv2.py:v2-s-advprop …
 
 Expected ImageNet top-1 of the averaged weights, as published with the checkpoints

@@ -1,7 +1,5 @@
 r"""A small EfficientNet on Fashion-MNIST, 28×28 photographs of clothing, for a laptop.
 
-Usage:
-
     python -m efficientnet_advprop.train --config=configs/fashion_mnist.py:advprop \
         --data_dir=data/fashion_mnist --model_dir=runs/fashion_mnist
 

@@ -1,9 +1,6 @@
-r"""Fast AdvProp on ImageNet, EfficientNet-B0 to B8, at the cost of vanilla training.
+"""Fast AdvProp on ImageNet, EfficientNet-B0 to B8, at the cost of vanilla training.
 
-Usage:
-
-    python -m efficientnet_advprop.train --config=configs/fast_advprop.py:b3 \
-        --data_dir=gs://…/imagenet --model_dir=gs://…/fast-b3 --strategy=tpu --tpu=local
+    python -m efficientnet_advprop.train --config=configs/fast_advprop.py:b3 …
 
 It is configs/advprop.py:b3-fast_advprop. A fifth of each batch becomes adversarial.
 Source: Mei et al., ICLR 2022: one untargeted attack step from noise (ε = 1), whose pass

@@ -1,10 +1,7 @@
-r"""Feature denoising on ImageNet: a ResNet with four denoising blocks, trained on
+"""Feature denoising on ImageNet: a ResNet with four denoising blocks, trained on
 adversarial images alone.
 
-Usage:
-
-    python -m efficientnet_advprop.train --config=configs/feature_denoising.py:resnet152 \
-        --data_dir=gs://…/imagenet --model_dir=gs://…/denoising --strategy=tpu --tpu=local
+    python -m efficientnet_advprop.train --config=configs/feature_denoising.py:resnet152 …
 
 The part after the colon is a ResNet (resnet50, resnet101, resnet152) and, behind a
 hyphen, the operation of the blocks (non_local_softmax unless said; none is the

@@ -1,10 +1,7 @@
-r"""Fine-grained AdvProp on ImageNet: batch norms for plain, augmented and adversarial
+"""Fine-grained AdvProp on ImageNet: batch norms for plain, augmented and adversarial
 images.
 
-Usage:
-
-    python -m efficientnet_advprop.train --config=configs/fine_grained.py:b0 \
-        --data_dir=gs://…/imagenet --model_dir=gs://…/fine-b0 --strategy=tpu --tpu=local
+    python -m efficientnet_advprop.train --config=configs/fine_grained.py:b0 …
 
 It is configs/advprop.py:b0-fine_grained: the same attack, and nothing but the method
 differs. The main branch trains on plainly preprocessed images, "aux" on the same images after

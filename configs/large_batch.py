@@ -1,10 +1,7 @@
-r"""EfficientNet in very large batches: LARS, a polynomial schedule, batch norms over
+"""EfficientNet in very large batches: LARS, a polynomial schedule, batch norms over
 cores.
 
-Usage:
-
-    python -m efficientnet_advprop.train --config=configs/large_batch.py:b5-65536 \
-        --data_dir=gs://…/imagenet --model_dir=gs://…/b5-65536 --strategy=tpu --tpu=my-pod
+    python -m efficientnet_advprop.train --config=configs/large_batch.py:b5-65536 …
 
 Source: Wongpanich et al. 2020 (arXiv 2011.00071), table 2: optimizer LARS, learning
 rates per 256 images, warm-up and top-1 as below. They are quoted from memory, except

@@ -1,10 +1,7 @@
-r"""The recipes of the official README other than AutoAugment: "baseline" and
+"""The recipes of the official README other than AutoAugment: "baseline" and
 RandAugment.
 
-Usage:
-
-    python -m efficientnet_advprop.train --config=configs/official.py:b0-baseline \
-        --data_dir=gs://…/imagenet --model_dir=gs://…/b0-baseline --strategy=tpu --tpu=local
+    python -m efficientnet_advprop.train --config=configs/official.py:b0-baseline …
 
 "baseline" trains without augmentation. RandAugment is for B5, B7 and B8. Expected ImageNet
 top-1 of the averaged weights, as published with the checkpoints:

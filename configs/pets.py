@@ -1,7 +1,5 @@
 r"""Fine-tuning of the released AdvProp B0 on the 37 breeds of Oxford-IIIT Pet.
 
-Usage:
-
     python -m efficientnet_advprop.train --config=configs/pets.py --data_dir=data/tfds \
         --model_dir=runs/pets
 

@@ -1,10 +1,7 @@
-r"""EfficientNet-Lite, -EdgeTPU and -CondConv on ImageNet, by vanilla training or another
+"""EfficientNet-Lite, -EdgeTPU and -CondConv on ImageNet, by vanilla training or another
 method.
 
-Usage:
-
-    python -m efficientnet_advprop.train --config=configs/relatives.py:lite0 \
-        --data_dir=gs://…/imagenet --model_dir=gs://…/lite0 --strategy=tpu --tpu=local
+    python -m efficientnet_advprop.train --config=configs/relatives.py:lite0 …
     python -m efficientnet_advprop.train --config=configs/relatives.py:lite0-advprop …
 
 Expected ImageNet top-1 of the averaged weights, as published with the checkpoints

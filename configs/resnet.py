@@ -1,10 +1,7 @@
-r"""ResNets on ImageNet, vanilla and by AdvProp: 105 epochs of SGD, as in Fast AdvProp's
+"""ResNets on ImageNet, vanilla and by AdvProp: 105 epochs of SGD, as in Fast AdvProp's
 paper.
 
-Usage:
-
-    python -m efficientnet_advprop.train --config=configs/resnet.py:resnet50-advprop \
-        --data_dir=gs://…/imagenet --model_dir=gs://…/resnet50 --strategy=tpu --tpu=local
+    python -m efficientnet_advprop.train --config=configs/resnet.py:resnet50-advprop …
 
 The recipe is that of Mei et al., ICLR 2022. The part after the colon is a variant
 (resnet50, resnet101, resnet152, resnet200) and a method (vanilla, advprop, adversarial,

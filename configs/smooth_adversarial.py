@@ -1,9 +1,6 @@
-r"""Smooth Adversarial Training on ImageNet: adversarial images alone, smooth activations.
+"""Smooth Adversarial Training on ImageNet: adversarial images alone, smooth activations.
 
-Usage:
-
-    python -m efficientnet_advprop.train --config=configs/smooth_adversarial.py:resnet50-silu \
-        --data_dir=gs://…/imagenet --model_dir=gs://…/sat-resnet50 --strategy=tpu --tpu=local
+    python -m efficientnet_advprop.train --config=configs/smooth_adversarial.py:resnet50-silu …
 
 The part after the colon is a ResNet (resnet50, resnet101, resnet152) and, behind a
 hyphen, its activation (silu unless said; relu, elu, gelu, softplus, smooth_relu), or an

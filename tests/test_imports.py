@@ -42,7 +42,6 @@ WITHOUT_TENSORFLOW = [
     "efficientnet_advprop.runtime.directory_lock",
     "efficientnet_advprop.runtime.process",
     "efficientnet_advprop.runtime.stack",
-    "efficientnet_advprop.config.class_labels",
     "efficientnet_advprop.config.experiment",
     "efficientnet_advprop.config.fields",
     "efficientnet_advprop.config.methods",
@@ -133,9 +132,7 @@ def test_every_import_of_ours_exists():
 
 def test_networks_and_attacks_read_only_tables_of_the_config():
     """They are a library: a field or a flag is none of their business."""
-    allowed = tuple(
-        f"{PACKAGE}.config.{name}." for name in ("tables", "class_labels", "pgd_settings")
-    )
+    allowed = tuple(f"{PACKAGE}.config.{name}." for name in ("tables", "pgd_settings"))
     broken = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in python_files()

@@ -1,9 +1,4 @@
-"""One field of the config: default, unit, rule and meaning in one place.
-
-@dataclasses.dataclass
-class AttackConfig:
-    epsilon: float = field(1.0, "radius of the ball", at_least(0), "pixels of 255")
-"""
+"""One field of the config: default, unit, rule and meaning in one place."""
 
 import dataclasses
 import math
@@ -30,13 +25,9 @@ class Rule:
 
 
 def field(default: Any, help: str, rule: Optional[Rule] = None, unit: str = "") -> Any:
-    """Returns a dataclass field with its meaning.
+    """Returns a dataclass field: its default, what it means, a rule beside its type, its unit.
 
-    Args:
-        default: its value unless it is overridden.
-        help: what it means, without a full stop.
-        rule: a condition beside the type; None accepts every value of the type.
-        unit: such as "pixels of 255" or "epochs".
+    epsilon: float = field(1.0, "radius of the ball", at_least(0), "pixels of 255")
     """
     return dataclasses.field(default=default, metadata={"help": help, "rule": rule, "unit": unit})
 

@@ -71,3 +71,12 @@ def split_keras_variant(variant: str) -> tuple[str, str]:
     if match is None:
         raise ValueError(f"`variant` is {variant!r}, but must have the form {KERAS_VARIANT}.")
     return match[1], match[2]
+
+
+BACKGROUND = "background"  # the name of class 0 where there is one
+_WITH_BACKGROUND = 1001  # classes of all checkpoints of EfficientNet-EdgeTPU
+
+
+def background_offset(num_classes: int) -> int:
+    """Returns class index − label: 1 if class 0 is the background, to which no image belongs."""
+    return int(num_classes == _WITH_BACKGROUND)

@@ -13,7 +13,7 @@ from typing import Optional, Sequence
 
 import tensorflow as tf
 
-from efficientnet_advprop.config.class_labels import BACKGROUND, background_offset
+from efficientnet_advprop.config.tables import BACKGROUND, background_offset
 from efficientnet_advprop.runtime.errors import UsageError, brief_message
 from efficientnet_advprop.runtime.files import write_atomically
 

@@ -16,7 +16,7 @@ import itertools
 import random
 import typing
 
-from efficientnet_advprop.config.class_labels import BACKGROUND, background_offset
+from efficientnet_advprop.config.tables import BACKGROUND, background_offset
 from efficientnet_advprop.data import class_names, records, synthetic
 from efficientnet_advprop.data.builtin_datasets import BUILTIN_DATASETS
 from efficientnet_advprop.runtime.errors import DataError, UsageError, list_names

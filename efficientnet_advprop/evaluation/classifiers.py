@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.attacks import Attack
 from efficientnet_advprop.attacks.autoattack import check_network
-from efficientnet_advprop.config.class_labels import background_offset
+from efficientnet_advprop.config.tables import background_offset
 from efficientnet_advprop.data.python_calls import call_python
 from efficientnet_advprop.evaluation.evaluator import Evaluator, category_logits, score
 from efficientnet_advprop.keras2 import keras

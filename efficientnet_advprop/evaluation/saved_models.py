@@ -14,7 +14,7 @@ from typing import Optional
 
 import tensorflow as tf
 
-from efficientnet_advprop.config.class_labels import background_offset
+from efficientnet_advprop.config.tables import background_offset
 from efficientnet_advprop.evaluation.classifiers import (
     DEFAULT_CROP,
     DEFAULT_IMAGE_SIZE,

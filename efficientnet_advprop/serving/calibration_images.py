@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_advprop.config.class_labels import background_offset
+from efficientnet_advprop.config.tables import background_offset
 from efficientnet_advprop.data import image_formats, preprocessing, records
 from efficientnet_advprop.images.image_folders import label_folder, list_folders
 from efficientnet_advprop.images.labeled_images import RecordImages, drawn_positions

@@ -14,8 +14,8 @@ from typing import Optional
 
 import tensorflow as tf
 
-from efficientnet_advprop.config.class_labels import background_offset
 from efficientnet_advprop.config.experiment import ConfigError
+from efficientnet_advprop.config.tables import background_offset
 from efficientnet_advprop.data import preprocessing
 from efficientnet_advprop.data.class_names import LABELS_MAP, read_class_names
 from efficientnet_advprop.evaluation.classifiers import (

@@ -103,18 +103,14 @@ class Checkpoints:
     def restore(self) -> Optional[str]:
         """Restores the newest readable checkpoint and returns its path; None: there is none.
 
-        A damaged one (after a power cut, say) is skipped with a warning: the earlier one
-        repeats a few steps.
-
-        Raises:
-            CheckpointError: there are checkpoints, and none can be read.
+        Raises a `CheckpointError` if there are checkpoints, and none can be read.
         """
         problems = []
         for path in list_checkpoints(self._model_dir):
             try:
                 self.load(path)
                 return path
-            except CheckpointError as error:
+            except CheckpointError as error:  # after a power cut; the earlier one repeats steps
                 problems.append(str(error))
                 logging.warning("Skipped: %s", error)
         if problems:
@@ -125,11 +121,7 @@ class Checkpoints:
         return None
 
     def load(self, path: str) -> None:
-        """Restores one of the run's checkpoints.
-
-        Raises:
-            CheckpointError: it cannot be read.
-        """
+        """Restores one of the run's checkpoints; raises a `CheckpointError` if it cannot."""
         try:
             self._checkpoint.restore(without_pattern(path)).assert_consumed()
         except _UNREADABLE as error:
@@ -139,12 +131,10 @@ class Checkpoints:
             variable.assign(self._copies[name])
 
     def save(self) -> None:
-        """Saves the state as one of the last checkpoints: copies it and returns, while
-        it is being written.
+        """Copies the state and returns, while it is being written as one of the last.
 
-        Raises:
-            CheckpointError: an earlier one could not be written, or its state was not
-                finite; those before are untouched.
+        Raises a `CheckpointError` if an earlier one could not be written, or its state was
+        not finite; those before are untouched.
         """
         self._save(LAST)
 

@@ -147,15 +147,9 @@ def check_batch_norm_groups(config: ExperimentConfig, num_replicas: int) -> None
 def open_data(
     config: ExperimentConfig, data_dir: str
 ) -> tuple[records.Split, records.Split, Optional[list[str]]]:
-    """Opens the splits for training and validation; returns them and the names of the classes.
-
-    Without evaluation the validation images need not be there; if they are, whoever
-    evaluates the run elsewhere can compare his with them.
-
-    Raises:
-        DataError: the records are missing or damaged.
-        UsageError: they have other classes than the network.
-    """
+    """Opens the splits for training and validation; returns them and the names of the classes."""
+    # Without evaluation the validation images need not be there; if they are, whoever
+    # evaluates the run elsewhere can compare his with them.
     train = sources.open_split(config.data, data_dir, "train")
     try:
         validation = sources.open_split(config.data, data_dir, "validation")
@@ -209,12 +203,7 @@ def code_digest() -> str:
 
 @contextlib.contextmanager
 def hold_run_dir(workers: Workers, model_dir: str) -> Iterator[None]:
-    """Keeps every other run out of `model_dir` during the body; the chief holds it for all.
-
-    Raises:
-        RunError: another run is at work there; the same on all workers.
-        CheckpointError: the directory cannot be written.
-    """
+    """Keeps every other run out of `model_dir` during the body; the chief holds it for all."""
     own_error: Optional[UserError] = None
     with contextlib.ExitStack() as stack:
         if workers.is_chief:
@@ -233,9 +222,8 @@ def hold_run_dir(workers: Workers, model_dir: str) -> Iterator[None]:
 
 
 def check_start(workers: Workers, model_dir: str, restored: str) -> None:
-    """Raises a `CheckpointError` on all workers if they do not see the same `model_dir`.
-
-    `restored` is the checkpoint that this worker has read, "" for none.
+    """Raises a `CheckpointError` on all workers if they do not see the same `model_dir`, of
+    which this one has read the checkpoint `restored`.
     """
     workers.any(False)  # waits for the chief, which has then written its config
     differing = workers.compare(

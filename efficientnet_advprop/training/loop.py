@@ -308,9 +308,7 @@ def _make_device_loop(
     learning_rate: LearningRate,
     strategy: tf.distribute.Strategy,
 ) -> Callable[..., dict[str, np.ndarray]]:
-    """Returns a function (iterator, number of updates) that trains, and returns the sums
-    over all images of each update: name → float32 [number of updates].
-    """
+    """Returns (iterator, n) → the sums over all images of n updates: name → float32 [n]."""
     train_step = build.make_step(config, state, learning_rate)
     views = METHODS[config.training.method].views
     names = ["num_images", *(f"{view}_{kind}" for view in views for kind in ("loss", "correct"))]
@@ -348,9 +346,7 @@ def make_evaluation(
     split: records.Split,
     model: Network,
 ) -> Callable:
-    """Returns a function without arguments that returns the `Score` of the model's present
-    weights on the images of a split, through the main batch norms.
-    """
+    """Returns () → the `Score` of the model's present weights on a split, by main batch norms."""
     evaluator = Evaluator(lambda images: model(images, training=False), strategy=strategy)
     # Traced once for all evaluations; each iterates anew.
     num_classes = config.model.num_classes
@@ -377,9 +373,7 @@ def _make_evaluation_of_averages(
     split: records.Split,
     state: TrainState,
 ) -> Optional[Callable[[int, Checkpoints, Progress], None]]:
-    """Returns what evaluates the averaged weights, saves them if they are the best, and
-    reports both; None for a run that leaves its evaluation to others.
-    """
+    """Returns what evaluates the averaged weights, saves them if they are best, and reports."""
     if not config.training.evaluate_every_epochs:
         return None
     with strategy.scope():
@@ -404,9 +398,7 @@ def _make_picture_function(
     split: records.Split,
     state: TrainState,
 ) -> Optional[Callable[[], tuple[tf.Tensor, tf.Tensor]]]:
-    """Returns a function that returns a few validation images, always the same, and their
-    adversarial versions by the training step's attack; None for a method without one.
-    """
+    """Returns () → a few validation images, always the same, and those after the attack."""
     attack = build.make_attack(config)
     if attack is None:
         return None

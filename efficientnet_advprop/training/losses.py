@@ -38,9 +38,8 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float =
 
 def decayed_variables(model: tf.Module, biases: bool = True) -> list[tf.Variable]:
     """Returns the trainable variables that decay: all but those of batch norms, auxiliary
-    ones included, and the trained α of activations (SAT's code decays kernels alone).
-
-    `biases` False spares those, too.
+    ones included, the trained α of activations (SAT's code decays kernels alone) and, if
+    asked for, biases.
     """
     spared = ("root_of_alpha",) if biases else ("root_of_alpha", "bias")
     of_norms = {id(variable) for norm in batch_norms(model) for variable in norm.variables}

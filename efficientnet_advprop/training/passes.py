@@ -25,14 +25,12 @@ GradientFn = Callable[[Batch, tf.Tensor], tuple[Gradients, Sums]]  # batch, seed
 
 
 class PassResult(NamedTuple):
-    """What one pass of this replica gives. `losses` and `hits` (1 where the predicted class
-    is right) are float32 [batch].
-    """
+    """What one pass of this replica gives."""
 
     gradients: Gradients
     image_gradients: Optional[tf.Tensor]  # only from a pass with `is_attack`
-    losses: tf.Tensor
-    hits: tf.Tensor
+    losses: tf.Tensor  # float32 [batch], as the next
+    hits: tf.Tensor  # 1 where the predicted class is right
 
     def sums_of(self, part: Pass) -> Sums:
         """Returns the sums of losses and hits for each view of the pass."""

@@ -35,8 +35,7 @@ class RunMetadata:
     the end of the run; the validation images decide which checkpoint is the best.
 
     Args:
-        num_train_images, num_validation_images: 0: not known.
-        train_digest, validation_digest: of their labels and pixels; "": not known.
+        num_…_images, …_digest: of labels and pixels; 0 and "": not known.
         num_replicas: over all workers.
         has_saved: whether the run has written a checkpoint; if none is there, it was lost.
     """
@@ -55,11 +54,7 @@ class RunMetadata:
 
     @classmethod
     def read(cls, model_dir: str) -> Optional["RunMetadata"]:
-        """Returns what a folder keeps; None if it keeps nothing.
-
-        Raises:
-            CheckpointError: the file cannot be read.
-        """
+        """Returns what a folder keeps; None if it keeps nothing."""
         path = os.path.join(model_dir, METADATA_FILE)
         if not tf.io.gfile.exists(path):
             return None
@@ -92,12 +87,7 @@ class RunMetadata:
 
 
 def read_config(model_dir: str) -> ExperimentConfig:
-    """Returns the config of the run in `model_dir`.
-
-    Raises:
-        CheckpointError: there is none.
-        ConfigError: it is not readable.
-    """
+    """Returns the config of the run in `model_dir`; raises a `CheckpointError` for none."""
     path = os.path.join(model_dir, CONFIG_FILE)
     if not tf.io.gfile.exists(path):
         raise CheckpointError(
@@ -118,14 +108,9 @@ def _read(path: str) -> str:
 
 
 def list_checkpoints(model_dir: str, part: str = LAST) -> list[str]:
-    """Returns the checkpoints of one of the run's folders, newest first.
-
-    Their names order them. TensorFlow's state file `checkpoint` is not asked: it can be
-    lost or damaged while the checkpoints are whole.
-
-    Raises:
-        CheckpointError: the folder cannot be listed.
-    """
+    """Returns the checkpoints of one of the run's folders, newest first."""
+    # Their names order them. TensorFlow's state file `checkpoint` is not asked: it can be
+    # lost or damaged while the checkpoints are whole.
     directory = os.path.join(model_dir, part)
     try:
         names = list_folder(directory) if tf.io.gfile.isdir(directory) else []
@@ -189,13 +174,8 @@ def initialize_run_dir(
     class_names: Optional[Sequence[str]] = None,
     metadata: Optional[RunMetadata] = None,
 ) -> None:
-    """Writes into `model_dir`, after `check_run_dir`, what the run is.
-
-    The metadata of a run that goes on stay as they were at its beginning.
-
-    Raises:
-        CheckpointError: the directory cannot be written.
-    """
+    """Writes into `model_dir`, after `check_run_dir`, what the run is."""
+    # The metadata of a run that goes on stay as they were at its beginning.
     has_saved = bool(list_checkpoints(model_dir))
     try:
         tf.io.gfile.makedirs(model_dir)

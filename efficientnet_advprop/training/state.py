@@ -149,8 +149,6 @@ class TrainState(tf.Module):
 
 
 def averaged_variables(model: keras.Model) -> Sequence[tf.Variable]:
-    """Returns what the official EMA averages: all weights and moving statistics.
-
-    What else Keras's layers hold, in whole numbers or in the compute dtype, is constant.
-    """
+    """Returns what the official EMA averages: all weights and moving statistics."""
+    # What else Keras's layers hold, in whole numbers or in the compute dtype, is constant.
     return [variable for variable in model.variables if variable.dtype == tf.float32]

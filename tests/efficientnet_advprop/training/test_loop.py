@@ -19,6 +19,7 @@ from efficientnet_advprop.runtime.errors import RunError
 from efficientnet_advprop.training import (
     build,
     checkpoints,
+    checks,
     continuous_evaluation,
     loop,
     progress,
@@ -331,12 +332,8 @@ def test_a_longer_run_is_told_the_way(small, data_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["vanilla", "adversarial", "adversarial_only"])
 def test_rivals_with_accumulation_over_replicas(data_dir, tmp_path, method, two_replicas):
-    config = tiny_run.make_config(method)
-    config.training.num_epochs, config.training.accumulation_steps, config.optimizer.ema_decay = (
-        0.75,
-        5,
-        0.0,
-    )
+    changes = {"training.num_epochs": 0.75, "training.accumulation_steps": 5}
+    config = tiny_run.make_config(method, {**changes, "optimizer.ema_decay": 0.0})
     assert train(config, data_dir, tmp_path, two_replicas).step == 3
     entries = progress.read_metrics(str(tmp_path))
     assert entries[-1]["eval_num_images"] == tiny_run.NUM_VALIDATION
@@ -358,9 +355,8 @@ def test_rivals_with_accumulation_over_replicas(data_dir, tmp_path, method, two_
 def test_other_methods_and_float16_over_replicas(
     data_dir, tmp_path, method, compute_dtype, views, two_replicas
 ):
-    config = tiny_run.make_config(method)
-    config.training.num_epochs, config.optimizer.warmup_epochs = 0.5, 0.25
-    config.model.compute_dtype = compute_dtype
+    changes = {"training.num_epochs": 0.5, "optimizer.warmup_epochs": 0.25}
+    config = tiny_run.make_config(method, {**changes, "model.compute_dtype": compute_dtype})
     assert train(config, data_dir, tmp_path, two_replicas).step == 2
     entry = next(entry for entry in progress.read_metrics(str(tmp_path)) if "clean_loss" in entry)
     assert {name.removesuffix("_loss") for name in entry if name.endswith("_loss")} == views
@@ -369,43 +365,21 @@ def test_other_methods_and_float16_over_replicas(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
-    config = tiny_run.make_small_config("vanilla")
-    (
-        config.optimizer.name,
-        config.optimizer.learning_rate_per_256,
-        config.optimizer.warmup_epochs,
-    ) = (
-        "sgd",
-        1e3,
-        1.2,
-    )
-    config.optimizer.weight_decay = 1e3
-    config.training.num_epochs, config.training.checkpoint_every_steps = 5, 1
-    with pytest.raises((RunError, checkpoints.CheckpointError)) as error:
-        train(config, data_dir, tmp_path)
-    assert (
-        "not finite" in str(error.value)
-        and "intact" in str(error.value)
-        and "learning_rate_per_256" in str(error.value)
-    )
-    for path in tf.train.get_checkpoint_state(
-        str(tmp_path / "checkpoints")
-    ).all_model_checkpoint_paths:
+    optimizer = dict(name="sgd", learning_rate_per_256=1e3, warmup_epochs=1.2, weight_decay=1e3)
+    changes = {f"optimizer.{name}": value for name, value in optimizer.items()}
+    changes |= {"training.num_epochs": 5, "training.checkpoint_every_steps": 1}
+    with pytest.raises((RunError, CheckpointError), match="not finite.*learning_rate_per_256"):
+        train(tiny_run.make_small_config("vanilla", changes), data_dir, tmp_path)
+    for path in run_directory.list_checkpoints(str(tmp_path)):
         reader = tf.train.load_checkpoint(path)
         for name, dtype in reader.get_variable_to_dtype_map().items():
             assert not dtype.is_floating or np.isfinite(reader.get_tensor(name)).all(), (path, name)
 
 
 def test_non_finite_steps_are_named():
-    losses = np.array([1.0, np.nan, 2.0, np.inf], np.float32)
-    sums = {
-        "clean_loss": np.ones(4, np.float32),
-        "adversarial_loss": losses,
-        "num_images": np.ones(4, np.float32),
-    }
-    with pytest.raises(
-        RunError, match=r"not finite at steps 12, 14\. Nothing was saved after step 10"
-    ):
+    ones, losses = np.ones(4, np.float32), np.array([1.0, np.nan, 2.0, np.inf], np.float32)
+    sums = {"clean_loss": ones, "adversarial_loss": losses, "num_images": ones}
+    with pytest.raises(RunError, match=r"not finite at steps 12, 14\. .* after step 10"):
         loop._check_losses(sums, 10, tiny_run.make_config())
 
 
@@ -419,72 +393,41 @@ def test_boundaries():
     assert steps == [30, 60, 90, 120, 150, 180, 210, 240, 250, 260]
 
 
-def test_batches_and_groups_must_divide_by_replicas(data_dir, tmp_path):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"])
-    with pytest.raises(
-        ConfigError,
-        match=r"`config.training.global_batch_size` is 10, but must divide by the 3 replicas",
-    ):
-        train(tiny_run.make_config(), data_dir, tmp_path, strategy)
-    config = tiny_run.make_config()
-    config.training.global_batch_size = 12
-    with pytest.raises(
-        ConfigError,
-        match=r"`config.training.eval_batch_size` is 16, but must divide by the 3 replicas",
-    ):
-        train(config, data_dir, tmp_path, strategy)
-    config.training.eval_batch_size, config.model.batch_norm_group_size = 18, 2
-    with pytest.raises(
-        ConfigError,
-        match=r"`config.model.batch_norm_group_size` is 2 .* must divide the 3 replicas",
-    ):
-        train(config, data_dir, tmp_path, strategy)
-    config.use_method("fast_advprop")
-    config.training.global_batch_size = 6
-    with pytest.raises(
-        ConfigError,
-        match=r"`config.training.global_batch_size` is 6, but 'fast_advprop' makes 0.2 of the 2",
-    ):
-        train(config, data_dir, tmp_path, strategy)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    "method, batch, eval_batch, group, said",
+    [
+        ("advprop", 10, 16, None, "training.global_batch_size` is 10, .* by the 3 replicas"),
+        ("advprop", 12, 16, None, "training.eval_batch_size` is 16, .* by the 3 replicas"),
+        ("advprop", 12, 18, 2, "model.batch_norm_group_size` is 2 .* divide the 3 replicas"),
+        ("fast_advprop", 6, 18, None, "global_batch_size` is 6, .* makes 0.2 of the 2"),
+    ],
+)
+def test_batches_and_groups_must_divide_by_replicas(method, batch, eval_batch, group, said):
+    changes = {"training.global_batch_size": batch, "training.eval_batch_size": eval_batch}
+    config = tiny_run.make_config(method, {**changes, "model.batch_norm_group_size": group})
+    with pytest.raises(ConfigError, match=said):
+        checks.check_replicas(config, 3)
 
 
-def truncate(folder):
-    path = folder / "train-00000-of-00002"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-GOOD = tiny_run.examples(20, 0)
 FOREIGN = tf.train.Example(features=tf.train.Features(feature={})).SerializeToString()
-BAD_DATA = {
-    "label out of range": (
-        [
-            *GOOD[:-1],
-            records.make_example(tf.io.encode_png(tf.zeros([32, 32, 3], tf.uint8)).numpy(), 4),
-        ],
-        "its label 5",
-    ),
-    "no feature": ([*GOOD[:-1], FOREIGN], "no feature 'image/encoded'"),
-    "unreadable image": (
-        [*GOOD[:-1], records.make_example(b"no image", 0)],
-        "its image cannot be decoded",
-    ),
-}
+BLACK = tf.io.encode_png(tf.zeros([32, 32, 3], tf.uint8)).numpy()
 
 
 @pytest.mark.parametrize(
-    "kind",
+    "last, message",
     [
-        "label out of range",
-        *(
-            pytest.param(kind, marks=pytest.mark.slow)
-            for kind in ("no feature", "unreadable image")
+        (records.make_example(BLACK, 4), "its label 5"),
+        pytest.param(FOREIGN, "no feature 'image/encoded'", marks=pytest.mark.slow),
+        pytest.param(
+            records.make_example(b"no image", 0),
+            "its image cannot be decoded",
+            marks=pytest.mark.slow,
         ),
     ],
+    ids=["label", "feature", "image"],
 )
-def test_bad_records_are_named(tmp_path, kind):
-    rows, message = BAD_DATA[kind]
-    data_dir = tiny_run.write_data(tmp_path / "data", rows)
+def test_bad_records_are_named(tmp_path, last, message):
+    data_dir = tiny_run.write_data(tmp_path / "data", [*tiny_run.examples(19, 0), last])
     with pytest.raises(DataError) as error:
         train(tiny_run.make_small_config("vanilla"), data_dir, tmp_path / "run")
     assert message in str(error.value) and "train-00000-of-00002, record 19" in str(error.value)
@@ -497,7 +440,8 @@ def test_missing_empty_and_truncated_data(tmp_path):
     with pytest.raises(DataError, match="holds no file 'train-"):
         train(tiny_run.make_config(), str(tmp_path), tmp_path / "run")
     data_dir = tiny_run.write_data(tmp_path / "data")
-    truncate(tmp_path / "data")
+    path = tmp_path / "data" / "train-00000-of-00002"
+    path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="train-00000-of-00002"):
         train(tiny_run.make_config(), data_dir, tmp_path / "run")
     assert not (tmp_path / "run").exists()

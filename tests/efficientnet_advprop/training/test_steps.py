@@ -46,14 +46,21 @@ def batch(count=4, seed=0):
     }
 
 
+def state_of(model, kind=optimizers.SGD):
+    averages = ExponentialMovingAverage(averaged_variables(model))
+    return TrainState(model, kind(model.trainable_variables), averages)
+
+
 def make_state(**overrides):
     model = make_tiny(**overrides)
     load_tiny(model.variables)
-    return TrainState(
-        model,
-        optimizers.SGD(model.trainable_variables),
-        ExponentialMovingAverage(averaged_variables(model)),
-    )
+    return state_of(model)
+
+
+def traced_step(method, state, **arguments):
+    """A step by SGD with rate 1 on four images, without weight decay."""
+    arguments = {"global_batch_size": 4, "weight_decay": 0.0, **arguments}
+    return tf.function(steps.make_train_step(method, state, RATE_ONE, **arguments))
 
 
 class Small(keras.Model):
@@ -83,12 +90,7 @@ def make_small(aux_branches=0, **options):
 
 
 def small_state(aux_branches=0, **options):
-    model = make_small(aux_branches, **options)
-    return TrainState(
-        model,
-        optimizers.SGD(model.trainable_variables),
-        ExponentialMovingAverage(averaged_variables(model)),
-    )
+    return state_of(make_small(aux_branches, **options))
 
 
 def values(state):
@@ -246,9 +248,7 @@ def test_each_branchs_statistics_move_once_by_its_own_images():
         assert moved
         for variable in moved:
             assert not np.array_equal(after[variable.name], before[variable.name])
-            np.testing.assert_allclose(
-                after[variable.name], variable, rtol=1e-4, atol=1e-5, err_msg=variable.name
-            )
+        assert_statistics(moved, after)
 
 
 def test_the_step_attacks_the_auxiliary_branch_in_inference_mode():
@@ -303,15 +303,13 @@ def one_batch_of_both(method, state, plain):
     attack = PGD(4.0, 2.0, 1, random_start=0.0, targeted=False)
     images = tf.cast(data["images"], tf.float32)
     adversarial_images = attack(lambda x: plain(x), images, data["labels"])
-    train_step = steps.make_train_step(
-        method, state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0
-    )
+    train_step = traced_step(method, state, attack=attack)
     before = values(state)
-    sums = tf.function(train_step)(data)
+    sums = train_step(data)
     both = tf.concat([images, adversarial_images], 0), tf.concat([data["labels"]] * 2, 0)
     gradients, loss = gradients_by_hand(plain, *both, "main")
     np.testing.assert_allclose((sums["clean_loss"] + sums["adversarial_loss"]) / 8, loss, rtol=1e-4)
-    assert_statistics(plain, values(state))
+    assert_statistics(plain.variables, values(state))
     return before, values(state), [2.0 * gradient.numpy() for gradient in gradients]
 
 
@@ -360,9 +358,9 @@ def assert_moved_by(before, after, trained, gradients, tolerance=1e-3):
         )
 
 
-def assert_statistics(model, after):
-    """That the running statistics of `model` are those in `after`."""
-    for variable in model.variables:
+def assert_statistics(variables, after):
+    """That the running statistics among `variables` are those in `after`."""
+    for variable in variables:
         if "moving" in variable.name:
             np.testing.assert_allclose(
                 after[variable.name], variable, rtol=1e-4, atol=1e-5, err_msg=variable.name
@@ -378,9 +376,7 @@ def test_fine_grained_advprop_and_more_branches_by_hand():
         return seen["adversarial"]
 
     before = values(state)
-    train_step = steps.make_train_step(
-        method, state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0
-    )  # fmt: skip
+    train_step = traced_step(method, state, attack=attack).python_function
     sums, adversarial_images = tf.function(lambda data: (train_step(data), seen["adversarial"]))(
         data
     )
@@ -399,7 +395,7 @@ def test_fine_grained_advprop_and_more_branches_by_hand():
         ]
         np.testing.assert_allclose(sums[f"{view}_loss"] / 4, loss, rtol=1e-4)
     assert_moved_by(before, values(state), model.trainable_variables, totals)
-    assert_statistics(model, values(state))
+    assert_statistics(model.variables, values(state))
 
 
 def test_fast_advprop_by_hand():
@@ -413,15 +409,9 @@ def test_fast_advprop_by_hand():
 
     attack = SpyingPGD(4.0, 4.0, 1, targeted=False, random_start=1.0)
     before = values(state)
-    train_step = steps.make_train_step(
-        "fast_advprop",
-        state,
-        RATE_ONE,
-        global_batch_size=30,
-        attack=attack,
-        attack_statistics="batch",
-        weight_decay=0.0,
-    )
+    train_step = traced_step(
+        "fast_advprop", state, global_batch_size=30, attack=attack, attack_statistics="batch"
+    ).python_function
     sums, found = tf.function(lambda data: (train_step(data), dict(seen)))(data)
     # A fifth of the batch, whichever it is, and its labels; the others stay clean.
     all_images = tf.cast(data["images"], tf.float32)
@@ -473,7 +463,7 @@ def test_fast_advprop_by_hand():
                 (24 * clean + 0.5 * noisy + 0.5 * 6 * adversarial) / (24 + 0.5 * 6 + 0.5 * 6)
             )
     assert_moved_by(before, values(state), trained, wanted)
-    assert_statistics(model, values(state))  # the noisy pass moved none
+    assert_statistics(model.variables, values(state))  # the noisy pass moved none
 
 
 def test_images_are_shuffled_over_replicas_with_their_labels(two_replicas):
@@ -498,9 +488,7 @@ def test_images_are_shuffled_over_replicas_with_their_labels(two_replicas):
 def test_class_weights_for_labels():
     state, data = small_state(), batch()
     before = values(state)
-    train_step = tf.function(
-        steps.make_train_step("vanilla", state, RATE_ONE, global_batch_size=4, weight_decay=0.0)
-    )
+    train_step = traced_step("vanilla", state)
     other = (data["labels"] + 3) % 10
     weights = 0.75 * tf.one_hot(data["labels"], 10) + 0.25 * tf.one_hot(other, 10)
     sums = train_step({"images": data["images"], "labels": weights})
@@ -544,9 +532,7 @@ class Linear(keras.Model):
 def linear_step():
     keras.utils.set_random_seed(1)
     state = TrainState(model := Linear(), optimizers.SGD(model.trainable_variables))
-    step = steps.make_train_step(
-        "vanilla", state, RATE_ONE, global_batch_size=4, label_smoothing=0.0, weight_decay=0.0
-    )
+    step = traced_step("vanilla", state, label_smoothing=0.0)
     images = np.random.RandomState(0).randint(0, 256, [4, 2, 2, 3]).astype(np.uint8)
     return model, step, tf.constant(images)
 
@@ -563,10 +549,8 @@ def test_adversarial_only_in_closed_form(targeted):
     images = np.random.RandomState(0).randint(0, 256, [4, 2, 2, 3]).astype(np.uint8)
     labels = np.array([1, 0, 0, 1])
     attack = PGD(8.0, 8.0, 1, targeted=targeted, random_start=0.0, num_classes=2)
-    step = steps.make_train_step(
-        "adversarial_only", state, RATE_ONE, global_batch_size=4, attack=attack, weight_decay=0.0
-    )
-    sums = tf.function(step)({"images": tf.constant(images), "labels": tf.constant(labels)})
+    step = traced_step("adversarial_only", state, attack=attack)
+    sums = step({"images": tf.constant(images), "labels": tf.constant(labels)})
     # The attack sees running statistics, here 0 and 1, so that the loss rises along the
     # difference of the two classes' weights, whatever the probabilities are.
     rises = np.sign(kernel[:, 1 - labels] - kernel[:, labels]).T.reshape(images.shape)
@@ -603,7 +587,7 @@ def test_labels_of_any_form_give_the_same_step(dtype):
     logits = model(images).numpy()
     wanted = np.sum(np.log(np.exp(logits).sum(1)) - logits[np.arange(4), classes])
     labels = np.eye(5)[classes] if dtype == "float32" else classes[:, None]
-    sums = tf.function(step)({"images": images, "labels": tf.constant(labels.astype(dtype))})
+    sums = step({"images": images, "labels": tf.constant(labels.astype(dtype))})
     np.testing.assert_allclose(sums["clean_loss"], wanted, rtol=1e-5)
     assert sums["clean_correct"] == np.sum(logits.argmax(1) == classes)
     assert sums["num_images"] == 4.0
@@ -624,14 +608,14 @@ def test_labels_that_do_not_fit_move_nothing(labels, said):
     model, step, images = linear_step()
     before = model.get_weights()
     with pytest.raises(AttackError, match=f"(?s)`labels` .*{said}"):
-        step({"images": images, "labels": tf.constant(labels)})
+        step.python_function({"images": images, "labels": tf.constant(labels)})
     for value, earlier in zip(model.get_weights(), before):
         np.testing.assert_array_equal(value, earlier)
 
 
 def test_a_traced_step_counts_no_label_that_is_no_class():
     model, step, images = linear_step()
-    sums = tf.function(step)({"images": images, "labels": tf.constant([3, 0, 4, 5])})
+    sums = step({"images": images, "labels": tf.constant([3, 0, 4, 5])})
     assert np.isnan(sums["clean_loss"])  # which ends a run: `loop` stops where a loss is not finite
     assert all(np.isfinite(value).all() for value in model.get_weights())
 
@@ -639,14 +623,12 @@ def test_a_traced_step_counts_no_label_that_is_no_class():
 def test_the_loss_scale_cancels_and_an_update_that_overflows_is_left_out():
     state, data, plain = small_state(), batch(), make_small()
     state.loss_scale = LossScale(initial=2.0**15)
-    train_step = tf.function(
-        steps.make_train_step("vanilla", state, RATE_ONE, global_batch_size=4, weight_decay=0.0)
-    )
+    train_step = traced_step("vanilla", state)
     gradients, _ = gradients_by_hand(plain, data["images"], data["labels"], "main")
     before = values(state)
     train_step(data)
     assert_moved_by(before, values(state), plain.trainable_variables, gradients)
-    assert_statistics(plain, values(state))
+    assert_statistics(plain.variables, values(state))
     assert (state.loss_scale.scale.numpy(), state.loss_scale.num_finite.numpy()) == (2.0**15, 1)
 
     state.model.dense.kernel.assign(1e3 * state.model.dense.kernel)  # larger gradients below it
@@ -691,14 +673,9 @@ def test_statistics_are_the_replicas_mean(group_size, accumulation_steps, two_re
     with two_replicas.scope():
         state = small_state(group_size=group_size)
     before = values(state)
-    train_step = steps.make_train_step(
-        "vanilla",
-        state,
-        RATE_ONE,
-        global_batch_size=4 * parts,
-        accumulation_steps=parts,
-        weight_decay=0.0,
-    )
+    train_step = traced_step(
+        "vanilla", state, global_batch_size=4 * parts, accumulation_steps=parts
+    ).python_function
 
     def share():  # of each part, half
         own = {
@@ -795,12 +772,7 @@ def test_shares_add_up_to_the_whole(num_replicas, accumulation_steps, two_replic
         with strategy.scope():
             model = make_small()
             model.norm.trainable = False
-            trained = model.trainable_variables
-            state = TrainState(
-                model,
-                optimizers.RMSProp(trained),
-                ExponentialMovingAverage(averaged_variables(model)),
-            )
+            state = state_of(model, optimizers.RMSProp)
         train_step = steps.make_train_step(
             "vanilla",
             state,
@@ -921,6 +893,7 @@ def test_every_variable_has_a_role():
 
 
 TARGETED, UNTARGETED = dict(attack=PGD(num_classes=10)), dict(attack=PGD(targeted=False))
+FIVE_STEPS, NOISE = dict(attack=PGD(num_steps=5, targeted=False)), dict(attack=UniformNoise())
 
 
 @pytest.mark.parametrize(
@@ -932,21 +905,11 @@ TARGETED, UNTARGETED = dict(attack=PGD(num_classes=10)), dict(attack=PGD(targete
         ("vanilla", 1, {}, "`aux_branches`=1, but method 'vanilla' trains exactly 0"),
         ("advprop", 0, TARGETED, "`aux_branches`=0, but method 'advprop' trains exactly 1"),
         ("fine_grained", 1, TARGETED, "`aux_branches`=1, but method 'fine_grained' trains"),
-        ("fast_advprop", 1, dict(attack=UniformNoise()), "`attack` is UniformNoise.* a `PGD`"),
-        (
-            "fast_advprop",
-            1,
-            dict(attack=PGD(num_steps=5, targeted=False)),
-            "`attack.num_steps` is 5",
-        ),
+        ("fast_advprop", 1, NOISE, "`attack` is UniformNoise.* a `PGD`"),
+        ("fast_advprop", 1, FIVE_STEPS, "`attack.num_steps` is 5"),
         ("fast_advprop", 1, TARGETED, "`attack.targeted` is True"),
         ("fast_advprop", 1, UNTARGETED, "`attack_statistics` is 'running', .*'fast_advprop'"),
-        (
-            "advprop",
-            1,
-            dict(attack=UniformNoise(), attack_statistics="batch"),
-            "attacks no network",
-        ),
+        ("advprop", 1, {**NOISE, "attack_statistics": "batch"}, "attacks no network"),
         ("advprop", 1, {**UNTARGETED, "attack_statistics": "moving"}, "is 'moving'"),
     ],
 )
@@ -961,14 +924,8 @@ def test_refused_arguments_are_named(method, aux_branches, arguments, said):
 
 def test_refused_batches_are_named():
     def step(method, aux, **more):
-        return steps.make_train_step(
-            method,
-            small_state(aux),
-            RATE_ONE,
-            global_batch_size=4,
-            **make_attack(method),
-            **more,
-        )
+        made = traced_step(method, small_state(aux), **make_attack(method), **more)
+        return made.python_function
 
     with pytest.raises(ValueError, match="method 'fine_grained' also needs 'augmented_images'"):
         step("fine_grained", 2)(batch())

@@ -11,7 +11,8 @@ from efficientnet_advprop.data import records
 NUM_TRAIN, NUM_VALIDATION, NUM_CLASSES, IMAGE_SIZE = 40, 37, 4, 32
 
 
-def make_config(method="advprop") -> ExperimentConfig:
+def make_config(method="advprop", changes=()) -> ExperimentConfig:
+    """`changes` are fields and their values: {"training.num_epochs": 3.0}."""
     config = ExperimentConfig()
     config.model.num_classes = NUM_CLASSES
     config.model.width_coefficient = 0.25
@@ -28,18 +29,24 @@ def make_config(method="advprop") -> ExperimentConfig:
     config.training.checkpoint_every_steps, config.training.summary_every_steps = 2, 3
     config.training.evaluate_every_epochs = 1.0
     config.use_method(method)
+    for name, value in dict(changes).items():
+        section, field = name.split(".")
+        setattr(getattr(config, section), field, value)
     return config
 
 
-def make_small_config(method="advprop") -> ExperimentConfig:
+def make_small_config(method="advprop", changes=()) -> ExperimentConfig:
     """The same run of a Keras model of two batch norms, for what no network of more layers
     shows better: its steps are traced in a tenth of the time.
     """
-    config = make_config(method)
-    config.model.variant = "keras:tests.efficientnet_advprop.models.keras_functions:small"
-    config.model.width_coefficient = config.model.depth_coefficient = None
-    config.model.normalization, config.model.batch_norm_momentum = "none", 0.99
-    return config
+    own = {
+        "model.variant": "keras:tests.efficientnet_advprop.models.keras_functions:small",
+        "model.width_coefficient": None,
+        "model.depth_coefficient": None,
+        "model.normalization": "none",
+        "model.batch_norm_momentum": 0.99,
+    }
+    return make_config(method, {**own, **dict(changes)})
 
 
 def picture(label: int, rng: np.random.RandomState) -> np.ndarray:

@@ -33,16 +33,9 @@ def test_speed_and_remaining_time_leave_out_the_first_loop(tmp_path):
     reports.report_training(10, {"clean_loss": 2.0, "clean_accuracy": 0.5}, 0.1)
     assert "images/s" not in lines[0] and "ETA" not in lines[0]
     reports.add_time(20, 10.0)  # 2 steps of 50 images a second; 970 steps are left
-    reports.report_training(
-        30,
-        {
-            "clean_loss": 2.0,
-            "clean_accuracy": 0.5,
-            "adversarial_loss": 3.0,
-            "adversarial_accuracy": 0.25,
-        },
-        0.1,
-    )
+    clean = {"clean_loss": 2.0, "clean_accuracy": 0.5}
+    adversarial = {"adversarial_loss": 3.0, "adversarial_accuracy": 0.25}
+    reports.report_training(30, {**clean, **adversarial}, 0.1)
     assert "100 images/s  ETA 8 min 05 s" in lines[1]
     assert "loss 2.000 adversarial 3.000  accuracy 50.0 % adversarial 25.0 %  lr 0.1" in lines[1]
     reports.report_training(40, {"adversarial_loss": 1.5, "adversarial_accuracy": 0.75}, 0.1)
@@ -82,11 +75,8 @@ def test_reports_after_the_restored_step_are_dropped(tmp_path):
     reports.report_evaluation(30, Score(100, 75, 90), True)
     reports.close()
     entries = progress.read_metrics(str(tmp_path))
-    assert [(entry["step"], entry["eval_top1"]) for entry in entries] == [
-        (10, 0.5),
-        (20, 0.5),
-        (30, 0.75),
-    ]
+    found = [(entry["step"], entry["eval_top1"]) for entry in entries]
+    assert found == [(10, 0.5), (20, 0.5), (30, 0.75)]
 
 
 def test_picture_grid():

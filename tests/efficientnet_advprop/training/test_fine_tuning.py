@@ -14,17 +14,11 @@ from efficientnet_advprop.training.checkpoints import (
     load_averaged_model,
     write_released_checkpoint,
 )
-from efficientnet_advprop.training.loop import train
 from tests.conftest import DATA, make_tiny
-from tests.efficientnet_advprop.training.tiny_run import make_config, write_data
+from tests.efficientnet_advprop.training.tiny_run import make_config, train
 from tests.released_format import AVERAGE, read_checkpoint
 
 TINY = str(DATA / "tiny_ckpt")
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("method", ["vanilla", pytest.param("advprop", marks=pytest.mark.slow)])
@@ -33,8 +27,7 @@ def test_a_run_with_a_frozen_backbone_changes_the_classifier_alone(data_dir, tmp
     config.init.checkpoint, config.init.freeze = TINY, "backbone"
     config.training.num_epochs = 0.6  # 2 steps
     lines = []
-    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
-    train(config, data_dir=data_dir, model_dir=str(tmp_path), strategy=strategy, log=lines.append)
+    train(config, data_dir, tmp_path, log=lines.append)
     text = "\n".join(lines)
     assert "averaged weights" in text
     assert "not loaded, as they were: head/dense/kernel, head/dense/bias" in text
@@ -47,7 +40,7 @@ def test_a_run_with_a_frozen_backbone_changes_the_classifier_alone(data_dir, tmp
     _check_release(config, str(tmp_path), str(tmp_path / "out" / "model.ckpt"))
     # A second call goes on, and does not load them again.
     lines.clear()
-    train(config, data_dir=data_dir, model_dir=str(tmp_path), strategy=strategy, log=lines.append)
+    train(config, data_dir, tmp_path, log=lines.append)
     assert "averaged weights" not in "\n".join(lines) and "going on from" in "\n".join(lines)
 
 

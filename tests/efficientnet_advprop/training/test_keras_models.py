@@ -3,7 +3,6 @@ branch.
 """
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -20,9 +19,10 @@ from efficientnet_advprop.keras2 import keras
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.serving.exporting import ExportOptions, export
 from efficientnet_advprop.serving.trained_network import restore_network
-from efficientnet_advprop.training import checkpoints, loop
+from efficientnet_advprop.training import checkpoints
 from tests.efficientnet_advprop.models import keras_functions
 from tests.efficientnet_advprop.training import tiny_run
+from tests.efficientnet_advprop.training.tiny_run import last_checkpoint, train
 from tpu_utils.strategy import make_strategy
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -36,26 +36,11 @@ def make_config(**fields):
     )
 
 
-def train(config, data_dir, model_dir, log=lambda line: None):
-    return loop.train(
-        config, data_dir=data_dir, model_dir=str(model_dir), strategy=make_strategy(), log=log
-    )
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tiny_run.write_data(tmp_path_factory.mktemp("tiny") / "data")
-
-
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
     model_dir, lines = str(tmp_path_factory.mktemp("tiny") / "run"), []
     assert train(make_config(), data_dir, model_dir, log=lines.append).step == 6
     return model_dir, lines
-
-
-def last_checkpoint(model_dir):
-    return tf.train.latest_checkpoint(os.path.join(model_dir, "checkpoints"))
 
 
 def test_it_says_what_it_trains_and_what_means_nothing_to_it(finished):
@@ -93,10 +78,7 @@ def test_two_replicas_with_synchronised_norms_are_one(data_dir, tmp_path, two_re
     for strategy, folder in ((make_strategy(), "one"), (two_replicas, "two")):
         config = make_config(variant=VARIANT.replace("small", "synchronized"))
         config.use_method("vanilla")
-        log = dict(log=lambda line: None)
-        loop.train(
-            config, data_dir=data_dir, model_dir=str(tmp_path / folder), strategy=strategy, **log
-        )
+        train(config, data_dir, tmp_path / folder, strategy)
         reader = tf.train.load_checkpoint(last_checkpoint(tmp_path / folder))
         names = reader.get_variable_to_shape_map()
         values.append({name: reader.get_tensor(name) for name in names if "VALUE" in name})

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tests.efficientnet_advprop.training import tiny_run
+from tests.efficientnet_advprop.training.tiny_run import last_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[3]
 NUM_KILLS = 5
@@ -74,9 +75,6 @@ def test_killed_at_random_moments(tmp_path):
 
     def start(model_dir):
         return start_quietly(model_dir, stdout=subprocess.DEVNULL)
-
-    def last_checkpoint(model_dir):
-        return tf.train.latest_checkpoint(str(model_dir / "checkpoints"))
 
     def num_steps(model_dir):
         return int((last_checkpoint(model_dir) or "-0").split("-")[-1])

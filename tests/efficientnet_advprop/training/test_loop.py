@@ -26,26 +26,8 @@ from efficientnet_advprop.training import (
     run_directory,
 )
 from tests.efficientnet_advprop.training import tiny_run
+from tests.efficientnet_advprop.training.tiny_run import last_checkpoint, train
 from tpu_utils.strategy import make_strategy
-
-
-def last_checkpoint(model_dir):
-    return tf.train.latest_checkpoint(os.path.join(model_dir, "checkpoints"))
-
-
-def train(config, data_dir, model_dir, strategy=None, log=lambda line: None):
-    return loop.train(
-        config,
-        data_dir=data_dir,
-        model_dir=str(model_dir),
-        strategy=strategy or make_strategy(),
-        log=log,
-    )
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tiny_run.write_data(tmp_path_factory.mktemp("tiny") / "data")
 
 
 @pytest.fixture(scope="module")

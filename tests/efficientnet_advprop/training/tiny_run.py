@@ -2,11 +2,15 @@
 quarter of B0's width, six updates.
 """
 
+import os
+
 import numpy as np
 import tensorflow as tf
 
 from efficientnet_advprop.config.experiment import ExperimentConfig
 from efficientnet_advprop.data import records
+from efficientnet_advprop.training import loop
+from tpu_utils.strategy import make_strategy
 
 NUM_TRAIN, NUM_VALIDATION, NUM_CLASSES, IMAGE_SIZE = 40, 37, 4, 32
 
@@ -81,6 +85,15 @@ def write_data(folder, train_records=None) -> str:
             for row in rows:
                 shard.write(row)
     return str(folder)
+
+
+def train(config, data_dir, model_dir, strategy=None, log=lambda line: None):
+    strategy, model_dir = strategy or make_strategy(), str(model_dir)
+    return loop.train(config, data_dir=data_dir, model_dir=model_dir, strategy=strategy, log=log)
+
+
+def last_checkpoint(model_dir):
+    return tf.train.latest_checkpoint(os.path.join(model_dir, "checkpoints"))
 
 
 def saved_values(path: str) -> dict[str, bytes]:

@@ -29,7 +29,7 @@ from typing import Callable, List, Mapping, Optional, Sequence, Tuple, TypeVar
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_advprop.config.class_labels import background_offset
+from efficientnet_advprop.config.tables import background_offset
 from efficientnet_advprop.data import image_formats
 from efficientnet_advprop.data.digests import digest_rows, file_state
 from efficientnet_advprop.runtime import files

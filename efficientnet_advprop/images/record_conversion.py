@@ -117,7 +117,7 @@ def convert_splits(
     failures: List[str] = []
     for prefix, images in images_of.items():
         number = num_shards.get(prefix) or count_shards(images)
-        print(f"{prefix}: {len(images)} images into {number} files", flush=True)
+        print(f"{prefix}: {len(images)} images, files of records: {number}", flush=True)
         num_reencoded, failed = convert(
             images,
             output_dir,
@@ -212,6 +212,7 @@ def _write_shards(wanted: Dict[str, List[ImageSource]], num_workers: int) -> Tup
     bar = tqdm.tqdm(
         total=sum(map(len, wanted.values())),  # a small set is one file
         unit=" images",
+        disable=not wanted,
         dynamic_ncols=True,
         mininterval=0.1 if sys.stderr.isatty() else 30.0,
     )

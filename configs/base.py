@@ -2,7 +2,7 @@ r"""Base recipes: what the networks of one table of results share.
 
 A recipe for ImageNet trains by
 
-    python -m efficientnet_advprop.train --config=configs/RECIPE.py:NAME \
+    python -m efficientnet_advprop.train --config=RECIPE:NAME \
         --data_dir=gs://…/imagenet --model_dir=gs://…/NAME --strategy=tpu --tpu=local
 
 Networks that a table compares begin with the same base, and their recipes differ in the

@@ -2,6 +2,8 @@
 resumed downloads, offline mode (HF_HUB_OFFLINE) and mirrors (HF_ENDPOINT).
 """
 
+import glob
+import logging
 import os
 import re
 from typing import Optional
@@ -57,7 +59,16 @@ def fetch(address: str) -> str:
             f"`source` is {address!r}, which cannot be had from the hub:"
             f" {type(error).__name__}: {brief_message(error)}"
         ) from error
-    return os.path.join(found, file) if file else found
+    path = os.path.join(found, file) if file else found
+    has_files = os.path.isdir(found) and any(
+        os.path.isfile(entry.path) for entry in os.scandir(found)
+    )
+    if not has_files or (file and not glob.glob(f"{glob.escape(path)}*")):
+        raise CheckpointError(
+            f"`source` is {address!r}, a repository without such weights; those that are read here"
+            f" end in {', '.join(pattern.lstrip('*') for pattern in _PATTERNS[:3])}."
+        )
+    return path
 
 
 def push(folder: str, address: str, names: list[str]) -> str:
@@ -99,6 +110,8 @@ def _import_library(address: str):
         raise CheckpointError(
             f"{address!r} needs huggingface_hub: pip install 'efficientnet-advprop[hub]'."
         ) from error
+    for name in ("httpx", "httpx2"):  # its client's, which tell of every request
+        logging.getLogger(name).setLevel(logging.WARNING)
     return huggingface_hub
 
 

@@ -386,7 +386,12 @@ def hub_here(tmp_path_factory):
 
 def test_the_hub(hub_here, tmp_path):
     root, server = hub_here
-    for missing in ("hf://somebody/none", "hf://somebody", "hf://somebody/small.ap_in1k/x.h5"):
+    (root / "somebody" / "empty").mkdir()
+    (root / "somebody" / "small.ap_in1k" / "README.md").write_text("---\nlicense: other\n---\n")
+    for missing in (
+        *("hf://somebody/none", "hf://somebody", "hf://somebody/empty"),
+        "hf://somebody/small.ap_in1k/x.h5",
+    ):
         with pytest.raises(CheckpointError):
             restore_network(missing)
     server.cut = 500
@@ -394,7 +399,9 @@ def test_the_hub(hub_here, tmp_path):
         restore_network("hf://somebody/small.ap_in1k")
     server.cut = 0
     address = hub.push(
-        str(root / "somebody" / "small.ap_in1k"), "hf://me/copied", ["model.safetensors", CONFIG]
+        str(root / "somebody" / "small.ap_in1k"),
+        "hf://me/copied",
+        ["model.safetensors", CONFIG, "README.md"],
     )
     assert address.endswith("/me/copied") and (root / "me" / "copied" / CONFIG).exists()
     for source in ("hf://me/copied", "hf://me/copied/model.safetensors"):

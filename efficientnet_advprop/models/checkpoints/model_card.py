@@ -4,6 +4,56 @@ import json
 from typing import Any, Mapping
 
 _LIBRARIES = {"released": "efficientnet-advprop", "timm": "timm", "keras-applications": "keras"}
+_PAGE = """---
+license: {licence}
+library_name: {library}
+pipeline_tag: image-classification
+tags:
+- image-classification
+- efficientnet
+- advprop
+---
+
+# {name}
+
+{data} The file `{file}` has {here}.
+
+## Metrics
+
+| measured | figure |
+|---|---|
+{rows}
+
+## Configuration
+
+```json
+{facts}
+```
+
+## Loading
+
+```python
+from efficientnet_advprop.serving.trained_network import restore_network
+
+network = restore_network("{place}")
+```
+
+```python
+import timm
+
+{in_timm}
+```
+
+```python
+import keras
+
+{in_keras}
+```
+{keras_note}
+## Licence
+
+{terms}
+"""
 
 
 def describe(
@@ -54,53 +104,18 @@ def describe(
     convert = "python -m efficientnet_advprop.release --checkpoint={} --format={} --output={}"
     to_timm = "# first: " + convert.format(place, "timm", "ported")
     to_keras = "# first: " + convert.format(place, "keras-applications", "ported")
-    return f"""---
-license: {licence}
-library_name: {_LIBRARIES[file_format]}
-pipeline_tag: image-classification
-tags:
-- image-classification
-- efficientnet
-- advprop
----
-
-# {name}
-
-{data} The file `{file}` has {here}.
-
-## Metrics
-
-| measured | figure |
-|---|---|
-{rows or "| nothing | – |"}
-
-## Configuration
-
-```json
-{json.dumps(facts, indent=1)}
-```
-
-## Loading
-
-```python
-from efficientnet_advprop.serving.trained_network import restore_network
-
-network = restore_network("{place}")
-```
-
-```python
-import timm
-
-{in_timm if file_format == "timm" else to_timm}
-```
-
-```python
-import keras
-
-{in_keras if file_format == "keras-applications" else to_keras}
-```
-{keras_note}
-## Licence
-
-{terms}
-"""
+    return _PAGE.format(
+        licence=licence,
+        library=_LIBRARIES[file_format],
+        name=name,
+        data=data,
+        file=file,
+        here=here,
+        rows=rows or "| nothing | – |",
+        facts=json.dumps(facts, indent=1),
+        place=place,
+        in_timm=in_timm if file_format == "timm" else to_timm,
+        in_keras=in_keras if file_format == "keras-applications" else to_keras,
+        keras_note=keras_note,
+        terms=terms,
+    )

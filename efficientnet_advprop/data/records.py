@@ -137,7 +137,8 @@ def find_shards(data_dir: str, prefix: str) -> List[str]:
     """Returns the paths of `<prefix>-00000-of-<n>` …, in order: all of one set, or none."""
     if not data_dir or not retry_reads(lambda: tf.io.gfile.isdir(data_dir), f"Finding {data_dir}"):
         raise DataError(
-            f"`data_dir` is {data_dir!r}, but must be the folder that holds the TFRecords."
+            f"`data_dir` is {data_dir!r}, but there is no such folder; give the one that holds the"
+            " TFRecords."
         )
     names = retry_reads(lambda: _list_shards(data_dir, prefix), f"Listing {data_dir}")
     if not names:

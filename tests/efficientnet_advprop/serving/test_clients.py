@@ -187,8 +187,8 @@ def test_the_tflite_client_as_a_program(network, loaded, photographs, tmp_path):
     best, probability = int(served["classes"][0, 0]), float(served["probabilities"][0, 0])
     assert code == 0, error
     assert output.startswith(f"flower.jpg: class {best} {100 * probability:.1f} %")
-    with pytest.raises(SystemExit, match="crop is 'v2'"):
-        pixels.load_as_told(str(tmp_path / "flower.jpg"), {**settings, "crop": "v2"})
+    with pytest.raises(SystemExit, match="crop is 'five'"):
+        pixels.load_as_told(str(tmp_path / "flower.jpg"), {**settings, "crop": "five"})
 
 
 @pytest.mark.parametrize("method", ["bicubic", "bilinear"])

@@ -286,6 +286,8 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
             measured differently; the message names all.
     """
     path, form = os.path.join(output_dir, _PLAN_FILE), study.saved_form()
+    if not os.path.exists(path):
+        files.require_free("--output_dir", output_dir, ["data", "report.json", "claims.png"])
     without = "and the folder is taken for this study's"
     saved = _read_own(path, ["measured", "runs"], without) or {**form, "runs": {}}
     problems = [

@@ -30,7 +30,7 @@ from efficientnet_advprop.config import experiment
 from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.runtime import process
 from efficientnet_advprop.runtime.errors import CheckpointError, UsageError
-from efficientnet_advprop.runtime.files import write_atomically
+from efficientnet_advprop.runtime.files import require_free, write_atomically
 from efficientnet_advprop.runtime.stack import installed_version
 
 _MODEL_DIR = flags.DEFINE_string(
@@ -284,8 +284,12 @@ def main(argv):
     if _DRY_RUN.value:
         return 0
     records = os.path.join(model_dir, photo_report.RECORDS)
+    start_file = os.path.join(model_dir, "start.txt")
+    if not os.path.exists(start_file):
+        names = (photo_report.RECORDS, photo_report.EVALUATION, "configs", "report.json")
+        require_free("--model_dir", model_dir, [*names, *configs])
+    write_atomically(start_file, f"{checkpoint or 'none'}\n".encode())
     convert_splits(photographs.parts, photographs.class_names, records)
-    write_atomically(os.path.join(model_dir, "start.txt"), f"{checkpoint or 'none'}\n".encode())
     for method, config in configs.items():
         path = _write_config(model_dir, method, config)
         print(f"{method}: {path}", flush=True)

@@ -22,7 +22,7 @@ from PIL import Image
 from efficientnet_advprop.command_line import program
 from efficientnet_advprop.config.experiment import ConfigError
 from efficientnet_advprop.config.methods import AUGMENTED, METHODS
-from efficientnet_advprop.runtime.files import write_atomically
+from efficientnet_advprop.runtime.files import exists, write_atomically
 
 _CONFIG = program.define_config_flag()
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the TFRecords")
@@ -52,6 +52,8 @@ def main(argv):
             f"`--out` is {_OUT.value!r}, but its suffix must be that of a picture: "
             f"{os.path.splitext(_OUT.value)[0]}.png."
         )
+    if exists(_OUT.value):  # perhaps a photograph
+        raise ConfigError(f"`--out` is {_OUT.value!r}, which is there already; name another file.")
     # Imported here, so that --help and a wrong flag do not wait for TensorFlow.
     from efficientnet_advprop.data import pipeline, sources
 

@@ -13,6 +13,8 @@ import tempfile
 import uuid
 from typing import Any, Optional, Sequence
 
+from efficientnet_advprop.runtime.errors import UsageError, list_names
+
 
 def is_remote(path: str) -> bool:
     """Returns whether only TensorFlow reaches `path`: "gs://…", and other addresses."""
@@ -112,6 +114,19 @@ def without_pattern(path: str) -> str:
     for name in linked:
         os.symlink(os.path.join(folder, name), stand_in + name[len(prefix) :])
     return stand_in
+
+
+def require_free(argument: str, folder: str, names: Sequence[str]) -> None:
+    """Raises a `UsageError` where something has the names that are to be written in a folder.
+
+    Whoever asks has found nothing in the folder that says it is of this project.
+    """
+    there = [name for name in names if exists(os.path.join(folder, name))]
+    if there:
+        raise UsageError(
+            f"`{argument}` is {folder!r}, which holds {list_names(there)}, but nothing that says it"
+            " is of this project; it would be replaced. Name another folder."
+        )
 
 
 def write_atomically(path: str, contents: bytes) -> None:

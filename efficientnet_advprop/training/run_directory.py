@@ -8,6 +8,7 @@
 <model_dir>/metrics.jsonl, summaries/    see `progress`
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,11 +19,15 @@ import tensorflow as tf
 
 from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
-from efficientnet_advprop.data.class_names import require_same_names, write_class_names
+from efficientnet_advprop.data.class_names import (
+    LABELS_MAP,
+    require_same_names,
+    write_class_names,
+)
 from efficientnet_advprop.data.records import Split
 from efficientnet_advprop.models import CheckpointError
 from efficientnet_advprop.runtime.errors import brief_message, list_names
-from efficientnet_advprop.runtime.files import list_folder, write_atomically
+from efficientnet_advprop.runtime.files import list_folder, require_free, write_atomically
 
 CONFIG_FILE, METADATA_FILE, LAST, BEST = "config.json", "run.json", "checkpoints", "best"
 
@@ -130,13 +135,15 @@ def check_run_dir(
     Raises:
         ConfigError: they are of a config whose values differ in more than
             `OPERATIONAL_FIELDS`.
-        UsageError: they are of other classes.
+        UsageError: they are of other classes; or a new run would replace files that no
+            run wrote.
         CheckpointError: the run has had checkpoints, and they are lost.
     """
     last = list_checkpoints(model_dir)
     if not last:
         _require_never_saved(model_dir)
     if not last and not list_checkpoints(model_dir, BEST):
+        _require_own(model_dir)
         return False
     fatal = [
         f"`config.{name}` is {there!r} there and {here!r} here"
@@ -166,6 +173,17 @@ def _require_never_saved(model_dir: str) -> None:
             f"there is no ckpt-….index in its folder {LAST!r}. Bring them back; or begin anew in "
             "another --model_dir, or in this one after you have emptied it."
         )
+
+
+def _require_own(model_dir: str) -> None:
+    """A new run must not replace anybody's files that happen to have the names of its own."""
+    if RunMetadata.read(model_dir) is not None:
+        return
+    with contextlib.suppress(CheckpointError, ConfigError):  # a run that ended while it began
+        read_config(model_dir)
+        return
+    names = (CONFIG_FILE, LABELS_MAP, "metrics.jsonl", "summaries", LAST, BEST)
+    require_free("model_dir", model_dir, names)
 
 
 def initialize_run_dir(

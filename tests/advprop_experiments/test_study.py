@@ -25,7 +25,7 @@ from efficientnet_advprop.config import experiment as config_lib
 from efficientnet_advprop.config.experiment import ConfigError, ExperimentConfig
 from efficientnet_advprop.data import records
 from efficientnet_advprop.reports.pages import render_html, render_markdown
-from efficientnet_advprop.runtime.errors import RunError
+from efficientnet_advprop.runtime.errors import RunError, UsageError
 from efficientnet_advprop.training import build
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -106,6 +106,12 @@ def pretended_set(monkeypatch):
     pretended = PretendedSet()
     monkeypatch.setattr(execution, "BUILTIN_DATASETS", {"digits": pretended})
     return pretended
+
+
+def test_a_new_study_replaces_nobodys_files(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(UsageError, match="`--output_dir`"):
+        plan.claim_output_dir(make_study(), str(tmp_path))
 
 
 def test_runs_are_executed_once_and_reported(tmp_path):

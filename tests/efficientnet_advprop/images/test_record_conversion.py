@@ -338,6 +338,7 @@ def test_show_input(tmp_path, folder):
     done = run_program("show_input", *flags.split(), *places)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "grid.png").size == (5 * 34, 3 * 34)
+    assert run_program("show_input", *flags.split(), *places).returncode == 2  # it is there
 
 
 def test_a_list_of_names_becomes_minival_and_leaves_training(folder):

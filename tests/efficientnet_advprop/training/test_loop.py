@@ -15,7 +15,7 @@ from efficientnet_advprop.data.records import DataError
 from efficientnet_advprop.images import labeled_images
 from efficientnet_advprop.models import CheckpointError, load_released_checkpoint
 from efficientnet_advprop.runtime.directory_lock import DirectoryLock
-from efficientnet_advprop.runtime.errors import RunError
+from efficientnet_advprop.runtime.errors import RunError, UsageError
 from efficientnet_advprop.training import (
     build,
     checkpoints,
@@ -255,6 +255,18 @@ def test_a_run_whose_checkpoints_are_lost_does_not_begin_anew(small, data_dir, t
     with pytest.raises(CheckpointError, match="has lost its checkpoints: .*Bring them back"):
         train(tiny_run.make_small_config(), data_dir, run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "labels_map.txt", "metrics.jsonl", "best/a", "checkpoints/a"]
+)
+def test_a_new_run_replaces_nobodys_files(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match="`model_dir`"):
+        run_directory.check_run_dir(str(tmp_path), tiny_run.make_small_config())
+    run_directory.initialize_run_dir(str(tmp_path / "own"), tiny_run.make_small_config())
+    assert not run_directory.check_run_dir(str(tmp_path / "own"), tiny_run.make_small_config())
 
 
 @pytest.mark.parametrize("contents", [b"", b"\xff\x00", b"[]", b"{"])

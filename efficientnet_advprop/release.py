@@ -55,6 +55,8 @@ def main(argv):
     if _PUSH.value:
         hub.parse(_PUSH.value)  # a wrong address ends here
     if _FORMAT.value == "released" and _NETWORK.model_dir.value:
+        # The run's own file has all weights, and its config says the rest.
+        _NETWORK.require_unused("model_dir", besides=("model_dir", "which"))
         step = write_released_checkpoint(
             _NETWORK.model_dir.value,
             _OUTPUT.value,

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import zipfile
-from typing import Optional
+from typing import Any, Optional
 
 import tensorflow as tf
 
@@ -141,17 +141,13 @@ def restore_network(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if model_dir:
-        if kind or normalization:
-            raise ConfigError(
-                "`--kind` and `--normalization` go with `--checkpoint`; a run's directory knows its"
-                " own."
-            )
+        _require_none("`--checkpoint`", kind=kind, normalization=normalization, use_ema=use_ema)
         network = _restore_run(model_dir, which, image_size, crop, branch)
         return _with_class_names(network, labels_map_file, model_dir)
-    if which is not None:
-        raise ConfigError(f"`--which` is {which!r}, but goes with `--model_dir`; leave it out.")
+    _require_none("`--model_dir`", which=which)
     if checkpoint.endswith(_KERAS_SUFFIX):
-        network = _restore_keras(checkpoint, kind, normalization, image_size, crop)
+        _require_none("checkpoints in the released format", kind=kind, use_ema=use_ema)
+        network = _restore_keras(checkpoint, normalization, image_size, crop)
         return _with_class_names(network, labels_map_file, os.path.dirname(checkpoint))
     contents = read_checkpoint(checkpoint, cache_dir)
     network = _restore_released(
@@ -160,17 +156,15 @@ def restore_network(
     return _with_class_names(network, labels_map_file, os.path.dirname(contents.prefix))
 
 
+def _require_none(goes_with: str, **arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ConfigError(f"`--{name}` is {value!r}, but goes with {goes_with}; leave it out.")
+
+
 def _restore_keras(
-    path: str,
-    kind: Optional[str],
-    normalization: Optional[str],
-    image_size: Optional[int],
-    crop: Optional[str],
+    path: str, normalization: Optional[str], image_size: Optional[int], crop: Optional[str]
 ) -> RestoredNetwork:
-    if kind:
-        raise ConfigError(
-            f"`--kind` is {kind!r}, but goes with checkpoints in the released format; leave it out."
-        )
     model, told = _load_keras(path, image_size, normalization)
     name = os.path.basename(path).removesuffix(_KERAS_SUFFIX)
     network = RestoredNetwork(name, model, model.image_size, crop or DEFAULT_CROP)

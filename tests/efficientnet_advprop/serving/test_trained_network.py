@@ -208,9 +208,12 @@ def test_arguments_that_do_not_go_together(tmp_path):
         {},
         {"checkpoint": TINY, "model_dir": "x"},
         {"model_dir": "x", "kind": "advprop"},
+        {"model_dir": "x", "use_ema": False},
         {"checkpoint": TINY, "kind": "x"},
+        {"checkpoint": TINY, "which": "last"},
+        {"checkpoint": "x.keras", "use_ema": True},
     ):
-        with pytest.raises(ConfigError, match="--checkpoint|--kind"):
+        with pytest.raises(ConfigError, match="--checkpoint|--kind|--which|--use_ema"):
             restore_network(**arguments)
     with pytest.raises(ConfigError, match="`crop` is '2'"):
         restore_network(TINY, kind="advprop", crop="2")

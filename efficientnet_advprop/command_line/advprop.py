@@ -7,7 +7,7 @@ import pathlib
 import runpy
 import sys
 
-from efficientnet_advprop.command_line import recipes
+from efficientnet_advprop.command_line import program, recipes
 from efficientnet_advprop.runtime import process
 from efficientnet_advprop.runtime.errors import UsageError, misspelled
 
@@ -35,12 +35,12 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     known = programs()
     if name in ("--help", "-h", "help"):
-        lines = [f"  {program:20s}{summary}" for program, summary in known.items()]
-        print("advprop PROGRAM --flag=value …, where PROGRAM is", *lines, sep="\n")
-        print("advprop PROGRAM --help says more.")
+        lines = [f"  {name:20s}{summary}" for name, summary in known.items()]
+        title = "advprop PROGRAM --flag=value …, where PROGRAM is"
+        program.print_lines([title, *lines, "advprop PROGRAM --help says more."])
     elif name == "recipes":
-        print("--config=NAME, or --config=NAME:VARIANT where something may follow the colon")
-        print(*recipes.describe(), sep="\n")
+        title = "--config=NAME, or --config=NAME:VARIANT where something may follow the colon"
+        program.print_lines([title, *recipes.describe()])
     elif name in known:
         process.handle_sigterm_of(name)
         sys.argv = [f"advprop {name}", *sys.argv[2:]]

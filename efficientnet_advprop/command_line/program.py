@@ -144,12 +144,20 @@ def _report(error: BaseException) -> int:
     if isinstance(error, (UserError, PlatformError)):
         return _print_error(error, error.exit_code)
     if isinstance(error, BrokenPipeError):
-        return process.leave_output()
+        return process.leave_output(error)
     if isinstance(error, OSError):
         return _print_error(error, FAILED)
     if _is_of_a_file_system(error):
         return _print_error(brief_message(error), FAILED)
     raise error
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Prints them; ends the program where they cannot be written."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError as error:
+        sys.exit(process.leave_output(error))
 
 
 def require_extra(name: str) -> None:
@@ -189,13 +197,14 @@ def _parse_flags(has_config: bool, argv: Sequence[str]) -> Sequence[str]:
     try:
         if _wants_help(argv[1:]):
             _show_help(has_config)
+            sys.stdout.flush()
             sys.exit(0)
         prepared = arguments.prepare(argv[1:])
         if has_config:
             prepared, _overrides[:] = arguments.take_out_overrides(prepared)
         return flags.FLAGS([argv[0], *prepared])
-    except BrokenPipeError:
-        sys.exit(process.leave_output())
+    except OSError as error:
+        sys.exit(process.leave_output(error))
     except flags.UnrecognizedFlagError as error:
         sys.exit(_print_error(_unknown_flag(error.flagname, has_config), BAD_USAGE))
     except (flags.Error, ConfigError) as error:

@@ -119,12 +119,15 @@ def handle_sigterm_of(program: str) -> None:
         handle_sigterm(SIGTERM_EXIT_CODES[program])
 
 
-def leave_output() -> int:
-    """Writes no more to an output that nobody reads; returns the exit code."""
+def leave_output(error: OSError) -> int:
+    """Writes no more to an output that nobody reads, or on a full disk; returns the exit code."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())  # what is still in a buffer goes there at the end
     os.close(nowhere)
-    return UNREAD
+    if isinstance(error, BrokenPipeError):
+        return UNREAD
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return 1
 
 
 _exit_code = 0

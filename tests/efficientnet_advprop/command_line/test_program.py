@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import os
 import subprocess
 import sys
 from typing import NamedTuple
@@ -278,3 +279,13 @@ def test_who_reads_the_output_may_stop(name, arguments):
         assert code == 2 and told.startswith("error: `config.attack.epsilon`")
     else:
         assert (code, told) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device here")
+@pytest.mark.parametrize("arguments", [[".train", "--help"], ["", "recipes"], [""]])
+def test_an_output_on_a_full_disk_is_one_message(arguments):
+    command = [sys.executable, "-m", f"efficientnet_advprop{arguments[0]}", *arguments[1:]]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1

@@ -7,7 +7,7 @@ import pathlib
 import runpy
 import sys
 
-from efficientnet_advprop.command_line import program, recipes
+from efficientnet_advprop.command_line import recipes
 from efficientnet_advprop.runtime import process
 from efficientnet_advprop.runtime.errors import UsageError, misspelled
 
@@ -34,18 +34,22 @@ def main() -> None:
     process.handle_interrupt()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     known = programs()
-    if name in ("--help", "-h", "help"):
-        lines = [f"  {name:20s}{summary}" for name, summary in known.items()]
-        title = "advprop PROGRAM --flag=value …, where PROGRAM is"
-        program.print_lines([title, *lines, "advprop PROGRAM --help says more."])
-    elif name == "recipes":
-        title = "--config=NAME, or --config=NAME:VARIANT where something may follow the colon"
-        program.print_lines([title, *recipes.describe()])
-    elif name in known:
+    if name in known and name != "recipes":
         process.handle_sigterm_of(name)
         sys.argv = [f"advprop {name}", *sys.argv[2:]]
         # As the main module, by which a program's documentation and flags are found.
         runpy.run_module(f"efficientnet_advprop.{name}", run_name="__main__", alter_sys=True)
+        return
+    # Not before signals are handled. It silences TensorFlow, which some recipes load.
+    from efficientnet_advprop.command_line.program import print_lines
+
+    if name in ("--help", "-h", "help"):
+        lines = [f"  {name:20s}{summary}" for name, summary in known.items()]
+        title = "advprop PROGRAM --flag=value …, where PROGRAM is"
+        print_lines([title, *lines, "advprop PROGRAM --help says more."])
+    elif name == "recipes":
+        title = "--config=NAME, or --config=NAME:VARIANT where something may follow the colon"
+        print_lines([title, *recipes.describe()])
     else:
         advice = misspelled(name, known) or f"; there are {', '.join(known)}"
         print(f"error: `{name}` is no program{advice}.", file=sys.stderr)

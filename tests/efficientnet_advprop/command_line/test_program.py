@@ -1,8 +1,8 @@
 """A program's flags: each mistake is one line on stderr and exit code 2."""
 
 import json
-import pathlib
 import os
+import pathlib
 import subprocess
 import sys
 from typing import NamedTuple

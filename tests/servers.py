@@ -1,4 +1,5 @@
-"""Servers on this machine: of files, and a hub as far as `huggingface_hub` asks it for models.
+"""Servers on this machine: of files, of a bucket behind https, and a hub as far as
+`huggingface_hub` asks it for models.
 
 python tests/servers.py FOLDER [--port=8000]    # FOLDER/owner/name/files
 HF_ENDPOINT=http://127.0.0.1:8000 python -m efficientnet_advprop.inspect_checkpoint hf://owner/name
@@ -7,11 +8,14 @@ HF_ENDPOINT=http://127.0.0.1:8000 python -m efficientnet_advprop.inspect_checkpo
 import argparse
 import base64
 import contextlib
+import functools
 import hashlib
 import http.server
 import json
 import pathlib
 import re
+import ssl
+import subprocess
 import threading
 
 
@@ -41,6 +45,44 @@ def serve(body, status=200, announced=None, content_type="application/octet-stre
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/advprop/efficientnet-b0.tar.gz", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def proxy_of(folder: pathlib.Path, host: str):
+    """A proxy that answers for https://HOST/path by the files of a folder; yields the variables
+    that a shell behind such a proxy sets.
+    """
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2".split()
+    named = ["-subj", f"/CN={host}", "-addext", f"subjectAltName=DNS:{host}"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command, *named, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_CONNECT(self):
+            self.send_response(200)
+            self.end_headers()
+            self.connection = context.wrap_socket(self.connection, server_side=True)
+            self.rfile, self.wfile = (self.connection.makefile(mode) for mode in ("rb", "wb"))
+            self.close_connection = False  # the request proper follows
+
+        def log_message(self, *arguments):
+            pass
+
+    handler = functools.partial(Handler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield {
+            "https_proxy": f"http://127.0.0.1:{server.server_port}",
+            "no_proxy": "127.0.0.1,localhost",
+            "SSL_CERT_FILE": str(certificate),
+        }
     finally:
         server.shutdown()
         server.server_close()

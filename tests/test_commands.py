@@ -2,11 +2,14 @@
 said why not.
 
 The commands run in a subprocess, in a scratch folder that has what a reader has at that
-place, and outside of the clone. Names that need the network stand for small networks in
-the cache.
+place, and outside of the clone. Google's bucket and the hub are servers on this machine, which
+commands reach by what a shell behind a company's proxy sets (https_proxy, SSL_CERT_FILE,
+HF_ENDPOINT, HF_TOKEN): the programs download small networks and upload as they do elsewhere.
 """
 
+import contextlib
 import functools
+import importlib.util
 import os
 import pathlib
 import re
@@ -14,6 +17,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
+import urllib.parse
 import venv
 
 import numpy as np
@@ -22,12 +27,16 @@ import tensorflow as tf
 
 from efficientnet_advprop.keras import add_auxiliary_batch_norms
 from efficientnet_advprop.keras2 import keras
+from efficientnet_advprop.models import save_released_checkpoint
+from efficientnet_advprop.models.checkpoints import published_checkpoints, timm_weights
 from tests.conftest import load_tiny, make_tiny
+from tests.servers import make_hub, proxy_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 STARTS = r"(?:python[\d.]*|make|tensorboard|docker|curl|pip|srun|gcloud|kubectl)\s"
 
+HUB_LIBRARY = importlib.util.find_spec("huggingface_hub")
 # Why a command is not run here, by a pattern of it. Its flags are checked nevertheless.
 NOT_RUN = {
     r"^make ": "its target is looked at instead: it makes an environment, or is this test suite",
@@ -37,7 +46,6 @@ NOT_RUN = {
         "changes an environment; `test_wheel` installs the package into one of its own"
     ),
     r"gs://|BUCKET|CONFIG\b|SUITES": "needs a bucket",
-    r"hf://": "needs a hub; `test_ported_files` has one of its own",
     r"…": "stands for many commands",
     r"--data_dir=DATA ": "needs a data set and a day",
     r"--imagenet_dir=": "needs ImageNet's archives; `test_conversion` has such of its own",
@@ -72,6 +80,8 @@ def commands() -> list[str]:
 
 
 def reason_not_to_run(command: str):
+    if "hf://" in command and HUB_LIBRARY is None:
+        return "needs huggingface_hub"
     return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, command)), None)
 
 
@@ -148,20 +158,12 @@ def test_scripts_have_help(script, tmp_path):
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
     """A reader's folder: the clone's own folders, some photographs, and names that resolve."""
-    from efficientnet_advprop.models import save_released_checkpoint
-    from efficientnet_advprop.models.checkpoints import checkpoint_sources, published_checkpoints
-
     root = tmp_path_factory.mktemp("a reader's folder (ü)")
     for name in ("configs", "examples", "docs", "tests", "benchmarks"):
         os.symlink(ROOT / name, root / name)
     model = make_tiny(aux_branches=0)
     load_tiny(model.variables)
-    cache = root / "cache" / "efficientnet_advprop"
-    for name in ("b0-advprop", "b3-advprop"):
-        address = published_checkpoints.PUBLISHED[name].address
-        folder = cache / checkpoint_sources.cache_key(address, is_web=True)
-        save_released_checkpoint(model, str(folder / "efficientnet-b0" / "model.ckpt"))
-    os.symlink(folder / "efficientnet-b0", root / "SOURCE")
+    save_released_checkpoint(model, str(root / "SOURCE" / "model.ckpt"))
     random = np.random.default_rng(0)
 
     def write_image(path):
@@ -183,7 +185,37 @@ def scratch(tmp_path_factory):
     names = ", ".join(f'"{index}": "thing {index}"' for index in range(10))
     (root / "labels_map.txt").write_text(f"{{{names}}}")
     install_as_make_does(root / "venv")
-    return root
+    with stand_ins(model, root, tmp_path_factory.mktemp("servers")) as variables:
+        yield root, variables
+
+
+@contextlib.contextmanager
+def stand_ins(model, root: pathlib.Path, served: pathlib.Path):
+    """Google's bucket and the hub, both with a small network; yields a shell's variables."""
+    for name in ("b0-advprop", "b3-advprop"):
+        address = urllib.parse.urlsplit(published_checkpoints.PUBLISHED[name].address)
+        archive = served / address.path.lstrip("/")
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(archive, "w:gz") as opened:  # as Google's: without a settings file
+            for file in (root / "SOURCE").iterdir():
+                if file.suffix != ".json":
+                    opened.add(file, f"{archive.name.partition('.')[0]}/{file.name}")
+    file = served / "hub" / "timm" / "tf_efficientnet_b3.ap_in1k" / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    prepared = dict(image_size=64, crop="released", crop_fraction=2 / 3, resize="bicubic")
+    timm_weights.write_timm_files(model, str(file), **prepared)
+    hub = make_hub(served / "hub")
+    with proxy_of(served, "storage.googleapis.com") as variables:
+        try:
+            yield {
+                **variables,
+                "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+                "HF_HOME": str(root / "cache" / "huggingface"),
+                "HF_TOKEN": "hf_of_hf_auth_login",
+            }
+        finally:
+            hub.shutdown()
+            hub.server_close()
 
 
 def install_as_make_does(folder: pathlib.Path) -> None:
@@ -191,6 +223,8 @@ def install_as_make_does(folder: pathlib.Path) -> None:
     venv.create(folder, with_pip=False)
     (site_packages,) = folder.glob("lib/python*/site-packages")
     company = [path for path in sys.path if path.endswith("site-packages")]
+    if HUB_LIBRARY:
+        company.append(str(pathlib.Path(HUB_LIBRARY.origin).parents[1]))
     (site_packages / "company.pth").write_text("\n".join(company))
     (line,) = re.findall(r"^OUTBUILDINGS := (.*)$", (ROOT / "Makefile").read_text(), re.M)
     editables = [word for package in (".", *line.split()) for word in ("-e", package)]
@@ -207,17 +241,18 @@ def save_keras_model(path: pathlib.Path) -> None:
     add_auxiliary_batch_norms(keras.Model(inputs, outputs)).save(str(path))
 
 
-def environment_of(root: pathlib.Path) -> dict[str, str]:
+def environment_of(root: pathlib.Path, variables: dict[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "PYTHONPATH")}
     return {
         **kept,
         "PATH": f"{root / 'venv/bin'}{os.pathsep}{os.environ['PATH']}",
         "XDG_CACHE_HOME": str(root / "cache"),
         "CUDA_VISIBLE_DEVICES": "",
+        **variables,
     }
 
 
-def execute(command: str, root: pathlib.Path) -> str:
+def execute(command: str, root: pathlib.Path, variables: dict[str, str]) -> str:
     """What the command says; it must end well, within ten minutes.
 
     Raises:
@@ -229,7 +264,7 @@ def execute(command: str, root: pathlib.Path) -> str:
     finished = subprocess.run(
         ["bash", "-c", command],
         cwd=root,
-        env=environment_of(root),
+        env=environment_of(root, variables),
         capture_output=True,
         text=True,
         timeout=600,
@@ -240,12 +275,12 @@ def execute(command: str, root: pathlib.Path) -> str:
     return finished.stdout
 
 
-def start_server(command: str, root: pathlib.Path) -> subprocess.Popen:
+def start_server(command: str, root: pathlib.Path, variables: dict[str, str]) -> subprocess.Popen:
     """A command that ends with "&", when it says that it is ready."""
     server = subprocess.Popen(
         ["bash", "-c", f"exec {command.removesuffix('&')}"],
         cwd=root,
-        env={**environment_of(root), "PYTHONUNBUFFERED": "1"},
+        env={**environment_of(root, variables), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -258,16 +293,16 @@ def start_server(command: str, root: pathlib.Path) -> subprocess.Popen:
 @pytest.mark.slow
 def test_the_commands_do_what_they_say(scratch):
     """In the documents' order, since one goes on with what another has made."""
-    servers, said, failures = [], {}, []
+    (root, variables), servers, said, failures = scratch, [], {}, []
     try:
         for command in RUN:
-            if "--model_dir=runs/b3" in command and not (scratch / "runs" / "b3").exists():
-                shutil.copytree(scratch / "runs" / "digits", scratch / "runs" / "b3")
+            if "--model_dir=runs/b3" in command and not (root / "runs" / "b3").exists():
+                shutil.copytree(root / "runs" / "digits", root / "runs" / "b3")
             if command.endswith("&"):
-                servers.append(start_server(command, scratch))
+                servers.append(start_server(command, root, variables))
             else:
                 try:
-                    said[command] = execute(command, scratch)
+                    said[command] = execute(command, root, variables)
                 except (AssertionError, subprocess.TimeoutExpired) as error:
                     failures.append(str(error))
     finally:
@@ -278,7 +313,8 @@ def test_the_commands_do_what_they_say(scratch):
     # What they are for is there, in the folder that they were started in.
     wanted = ["runs/digits/config.json", "runs/served/1/saved_model.pb", "grid.png"]
     wanted += ["served/efficientnet/1/saved_model.pb", "served/lite/1/model.tflite"]
+    wanted += ["out/b3.weights.h5", "out/timm-b3/model.safetensors", "out/timm-b3/config.json"]
     wanted += ["out/efficientnet-b3/model.ckpt.index", "RECORDS/train-00000-of-00001"]
-    assert not [path for path in wanted if not (scratch / path).exists()]
+    assert not [path for path in wanted if not (root / path).exists()]
     summary = said["python -m efficientnet_advprop.inspect_checkpoint SOURCE"]
     assert "an EfficientNet of width 0.25 and depth 0.3" in summary

@@ -29,7 +29,7 @@ from efficientnet_advprop.command_line import program, strategy_flags
 from efficientnet_advprop.config import experiment
 from efficientnet_advprop.config.methods import METHODS
 from efficientnet_advprop.runtime import process
-from efficientnet_advprop.runtime.errors import CheckpointError, UsageError
+from efficientnet_advprop.runtime.errors import CheckpointError, DataError, UsageError
 from efficientnet_advprop.runtime.files import require_free, write_atomically
 from efficientnet_advprop.runtime.stack import installed_version
 
@@ -148,6 +148,8 @@ def _choose_configs(photographs, checkpoint, network) -> dict:
         for name, value in network.items():
             setattr(config.model, name, value)
         config.training.seed = _SEED
+        program.apply_overrides(config)
+        choices.follow(config)
         program.apply_overrides(config)
         config.validate()
         configs[method] = config
@@ -289,7 +291,10 @@ def main(argv):
         names = (photo_report.RECORDS, photo_report.EVALUATION, "configs", "report.json")
         require_free("--model_dir", model_dir, [*names, *configs])
     write_atomically(start_file, f"{checkpoint or 'none'}\n".encode())
-    convert_splits(photographs.parts, photographs.class_names, records)
+    try:
+        convert_splits(photographs.parts, photographs.class_names, records)
+    except DataError as error:  # other photographs than those of an earlier call, for instance
+        raise DataError(f"`--model_dir` is {model_dir!r}: {error}") from error
     for method, config in configs.items():
         path = _write_config(model_dir, method, config)
         print(f"{method}: {path}", flush=True)

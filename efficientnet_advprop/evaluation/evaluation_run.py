@@ -420,7 +420,7 @@ def _measure_missing(
             predictions.write(one.path)
             results.test_sets[test_set.name] = result
             _write(results, out_dir)
-            progress.write(_describe(test_set, result))
+            progress.write(_describe(test_set, result, results.has_top5))
         if missing:
             progress.write(f"{progress.summary()}; results and predictions: {out_dir}")
 
@@ -498,6 +498,7 @@ def _new_results(classifier: Classifier) -> Results:
         "image_size": classifier.image_size,
         "crop": classifier.crop,
         "branch": classifier.branch,
+        "num_classes": classifier.num_classes,
     }
     if classifier.class_names is not None:
         config["class_names"] = list(classifier.class_names)
@@ -545,13 +546,13 @@ def _differences(earlier: Results, results: Results) -> list[str]:
     ]
 
 
-def _describe(test_set: TestSet, result: TestSetResult) -> str:
+def _describe(test_set: TestSet, result: TestSetResult, has_top5: bool) -> str:
     """Returns the line of a finished test set."""
     score = result.score
     low, high = (100 * end for end in score.interval())
     parts = [
         f"{test_set.name:28} top-1 {100 * score.top1:6.2f} % ({low:.2f}–{high:.2f})",
-        f"top-5 {100 * score.top5:6.2f} %",
+        *([f"top-5 {100 * score.top5:6.2f} %"] if has_top5 else []),
         f"{score.num_images:,} images",
         result.conditions.describe(),
     ]

@@ -42,6 +42,10 @@ def wilson_interval(
     return float(ends.low), float(ends.high)
 
 
+# Of fewer classes the five highest are no choice.
+MIN_CLASSES_FOR_TOP5 = 10
+
+
 @dataclasses.dataclass(frozen=True)
 class Score:
     """Counts over a set of images; scores of disjoint sets add up."""

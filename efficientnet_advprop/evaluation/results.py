@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from efficientnet_advprop.data import corruptions
 from efficientnet_advprop.evaluation.calibration import CalibrationBins
-from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.evaluation.metrics import MIN_CLASSES_FOR_TOP5, Score
 from efficientnet_advprop.evaluation.test_set_name import by_severity, corrupted_name, parse_name
 from efficientnet_advprop.images.robustness_sets import corruptions_of
 from efficientnet_advprop.runtime.files import to_json, write_atomically
@@ -287,6 +287,11 @@ class Results:
                 return cls.from_json(file.read())
         except (tf.errors.OpError, ValueError) as error:
             raise ValueError(f"{file_path!r} cannot be read as results: {error}") from error
+
+    @property
+    def has_top5(self) -> bool:
+        """Whether there are so many classes that top-5 says something."""
+        return self.config.get("num_classes", MIN_CLASSES_FOR_TOP5) >= MIN_CLASSES_FOR_TOP5
 
     def corrupted_suites(self) -> list[str]:
         """Returns the suites of corrupted images that were measured: "imagenet_c", …"""

@@ -83,7 +83,6 @@ def choose(
     data.image_size = row.image_size or scaling.VARIANTS[variant].image_size
     # The whole image is seen in training and evaluation: nothing is cut away.
     data.crop, data.eval_crop = "pad", "none"
-    data.crop_padding = max(1, data.image_size // 16)
     data.augment = row.augment
     data.cache = num_train <= 10_000
     data.shuffle_buffer = min(num_train, 10_000)
@@ -97,12 +96,10 @@ def choose(
     training.steps_per_loop = min(20, updates)
     training.checkpoint_every_steps = max(20, updates // 10)
     training.summary_every_steps = max(20, updates // 20)
-    training.evaluate_every_epochs = max(1.0, training.num_epochs / 10)
     training.eval_batch_size = 64
     training.keep_last = 1
     optimizer.schedule = "cosine"
     optimizer.ema_decay = row.ema_decay
-    optimizer.warmup_epochs = WARMUP_SHARE * training.num_epochs
     optimizer.learning_rate_per_256 = LEARNING_RATES["pretrained" if is_pretrained else "scratch"]
     if is_pretrained:
         config.init.checkpoint = checkpoint
@@ -113,4 +110,13 @@ def choose(
     config.attack.epsilon = config.attack.step_size = EPSILON
     config.attack.num_steps = NUM_STEPS
     config.use_method(method)
+    follow(config)
     return config
+
+
+def follow(config: ExperimentConfig) -> None:
+    """Chooses once more what is a share of another field, which the user may have set."""
+    config.data.crop_padding = max(1, config.data.image_size // 16)
+    num_epochs = config.training.num_epochs
+    config.training.evaluate_every_epochs = max(1.0, num_epochs / 10)
+    config.optimizer.warmup_epochs = WARMUP_SHARE * num_epochs

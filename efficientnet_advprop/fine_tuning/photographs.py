@@ -73,12 +73,12 @@ def look(folder: str) -> Photographs:
         DataError: it has no images, or a class has none or too few to be divided.
     """
     if not tf.io.gfile.isdir(folder):
-        raise UsageError(f"`Photos` is {folder!r}, but there is no such folder.")
+        raise UsageError(f"`folder` is {folder!r}, which is not there; give one that holds a folder per class.")
     notes: list[str] = []
     found, names = image_sources.list_splits(folder, notes.append)
     if len(names) < 2:
         raise UsageError(
-            f"`Photos` is {folder!r}, which holds one class only, {names[0]!r}; a network needs"
+            f"`folder` is {folder!r}, which holds one class only, {names[0]!r}; a network needs"
             " two at least, with a folder each."
         )
     seen = _see([source for sources in found.values() for source in sources], notes)

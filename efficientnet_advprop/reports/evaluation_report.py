@@ -119,8 +119,10 @@ def results_table(comparison: Comparison) -> Table:
                     *(title(suite), quantity, Cell(model, color=dots.get(model, "")), value),
                     _published(measure),
                     _points(measure.difference),
-                    Cell() if measure.top5 is None else percent(measure.top5),
-                    Cell() if measure.top5 is None else percent(measure.calibration_error),
+                    *(
+                        Cell() if value is None else percent(value)
+                        for value in (measure.top5, measure.calibration_error)
+                    ),
                     *(measure.num_images, measure.feeding),
                 ]
             )

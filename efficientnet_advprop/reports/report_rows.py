@@ -49,8 +49,8 @@ class Measure:
     remarks: Sequence[str] = ()  # what a reader must know before trusting the value
     published: Optional[PublishedFigure] = None  # of the same weights
     is_comparable: bool = False  # measured under the same conditions, as far as they are known
-    top5: Optional[float] = None  # None for corrupted suites, as `calibration_error`
-    calibration_error: Optional[float] = None
+    top5: Optional[float] = None  # None for corrupted suites, and for few classes
+    calibration_error: Optional[float] = None  # None for corrupted suites
 
     @property
     def difference(self) -> Optional[float]:
@@ -201,7 +201,7 @@ def _measure_top1(measured: Measured, test_set: str) -> Measure:
         remarks,
         published,
         is_comparable,
-        result.score.top5,
+        result.score.top5 if measured.results.has_top5 else None,
         result.calibration.expected_calibration_error,
     )
 

@@ -50,6 +50,16 @@ class Table:
         rows = [[_as_cell(cell) for cell in row] for row in self.rows]
         object.__setattr__(self, "rows", rows)
 
+    def shown(self) -> "Table":
+        """Returns the table for people: without the columns in which no row has anything."""
+        kept = [
+            index
+            for index in range(len(self.columns))
+            if any(row[index].text or row[index].marks for row in self.rows)
+        ]
+        rows = [[row[index] for index in kept] for row in self.rows]
+        return dataclasses.replace(self, columns=[self.columns[i] for i in kept], rows=rows)
+
     def is_number(self, column: int) -> bool:
         """Whether a column has numbers, which stand on the right."""
         return any(row[column].value is not None for row in self.rows)
@@ -104,6 +114,7 @@ def probability(value: float) -> Cell:
 
 def format_text(table: Table) -> str:
     """Returns lines of aligned columns for a console; marks follow as footnotes."""
+    table = table.shown()
     lines = [list(table.columns)]
     footnotes: dict[str, list[str]] = {}
     for number, row in enumerate(table.rows):
@@ -126,13 +137,18 @@ def format_text(table: Table) -> str:
         for line in lines
     ]
     text.insert(1, "-" * max(map(len, text)))
-    return "\n".join(
-        text + [f"* {' and '.join(labels)}: {mark}" for mark, labels in footnotes.items()]
-    )
+    return "\n".join(text + [f"* {_first(labels)}: {mark}" for mark, labels in footnotes.items()])
+
+
+def _first(labels: Sequence[str]) -> str:
+    if len(labels) <= 2:
+        return " and ".join(labels)
+    return f"{labels[0]} and {len(labels) - 1} more rows"
 
 
 def format_markdown(table: Table) -> str:
     """Returns a table of GitHub's Markdown, with notes and marks in the cells."""
+    table = table.shown()
 
     def line(cells):
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -179,6 +195,7 @@ def _number(value: float) -> Any:
 
 def format_latex(table: Table) -> str:
     """Returns a `tabular` that needs the package booktabs; marks follow as footnotes."""
+    table = table.shown()
     sides = ["r" if table.is_number(column) else "l" for column in range(len(table.columns))]
     lines = [
         f"\\begin{{tabular}}{{{''.join(sides)}}}",

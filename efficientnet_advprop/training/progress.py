@@ -19,7 +19,7 @@ from typing import Callable, Iterator, Mapping
 import tensorflow as tf
 from absl import logging
 
-from efficientnet_advprop.evaluation.metrics import Score
+from efficientnet_advprop.evaluation.metrics import MIN_CLASSES_FOR_TOP5, Score
 from efficientnet_advprop.runtime.errors import brief_message
 from efficientnet_advprop.runtime.files import (
     format_duration,
@@ -66,7 +66,7 @@ class Progress:
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._global_batch_size = global_batch_size
-        self._num_classes = num_classes
+        self._has_top5 = num_classes >= MIN_CLASSES_FOR_TOP5
         self._path = os.path.join(model_dir, METRICS_FILE)
         # A thread of its own writes the files, because writing to a remote file system
         # would delay the training.
@@ -124,7 +124,9 @@ class Progress:
         """Reports the validation loss and accuracy of the averaged weights."""
         note = ", the best so far" if is_best else ""
         # Among five of a few classes the right one is found by chance.
-        top5 = f"  top-5 {100 * score.top5:.2f} %" if self._num_classes >= 10 else ""
+        top5 = (
+            f"  top-5 {100 * score.top5:.2f} %" if self._has_top5 else ""
+        )
         self.log(
             f"step {step}/{self._total_steps}  validation loss {score.loss:.3f}"
             f"  top-1 {100 * score.top1:.2f} %{top5} of {score.num_images}{note}"

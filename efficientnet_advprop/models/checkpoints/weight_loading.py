@@ -163,13 +163,13 @@ def load_contents(
             f"`use_ema` is False, but {source!r} holds only averages; load it with use_ema=True."
         )
     reading = _Reading(contents, variables, use_ema, default_scope=model.name)
-    values, settings = reading.values, known_settings(source, contents)
-    skipped = _skipped_classifier(values, variables, include_head)
+    settings = known_settings(source, contents)
+    skipped = _skipped_classifier(reading.shapes, variables, include_head)
     _require_fit(reading, model, skipped, settings, source)
     loaded = [name for name in variables if name not in skipped]
-    own = [name for name in loaded if name in values]
-    for name in loaded:
-        variables[name].assign(values[name if name in values else main_name(name)])
+    own = [name for name in loaded if name in reading.shapes]
+    for name in loaded:  # read once more: all values at once would double the memory
+        variables[name].assign(reading.value(name if name in reading.shapes else main_name(name)))
     plain = [name for name in own if not use_ema or name not in contents.averages]
     report = LoadReport(
         source=source,
@@ -183,7 +183,7 @@ def load_contents(
         ignored=contents.slots + ([STEP] if contents.step is not None else []) + reading.unused_aux,
         step=contents.step,
         mixed=plain if use_ema and contents.averages else [],
-        warnings=_warnings(settings, model, values, skipped if include_head else []),
+        warnings=_warnings(settings, model, reading.shapes, skipped if include_head else []),
     )
     for warning in report.warnings:
         logging.warning("%s: %s", source, warning)
@@ -191,8 +191,8 @@ def load_contents(
 
 
 class _Reading:
-    """A file's values for a model's variables, by their names in the network; what is wrong with
-    them, and how far averages are from plain weights.
+    """What a file's values for a model's variables are like, by their names in the network: their
+    shapes, what is wrong with them, and how far averages are from plain weights.
     """
 
     def __init__(
@@ -211,8 +211,14 @@ class _Reading:
             for name in variables
             if main_name(name) == name or name in held
         }
-        read = {name: self._read(name, self.names[name]) for name in self.names if name in tensors}
-        self.values = {name: value for name, value in read.items() if value is not None}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.not_finite: list[str] = []
+        for name in filter(tensors.get, self.names):
+            value = self._read(name, self.names[name])
+            if value is not None:
+                self.shapes[name] = value.shape
+                if not np.isfinite(value).all():
+                    self.not_finite.append(name)
         # Auxiliary batch norms that the model has no branch for are no misfit.
         unused = {name for name in held if name not in variables and main_name(name) in variables}
         self.unused_aux = [tensors[name] for name in sorted(unused) if name in tensors]
@@ -223,6 +229,10 @@ class _Reading:
             for name, tensor in part.items()
             if name not in known
         ] + contents.unknown
+
+    def value(self, variable: str) -> Optional[np.ndarray]:
+        """Reads the value of one of `shapes`."""
+        return self._read_tensor(self.names[variable])
 
     def _read(self, variable: str, tensor: str) -> Optional[np.ndarray]:
         value = self._read_tensor(tensor)
@@ -264,14 +274,9 @@ def _describe_misfit(contents: CheckpointContents, variables: Mapping[str, Any])
     return f"{looks}, but the model is {model}: build it with {found.constructor()}."
 
 
-def _skipped_classifier(values, variables, include_head: bool) -> list[str]:
-    kernel, own = values.get(CLASSIFIER[0]), tuple(variables[CLASSIFIER[0]].shape)
-    has_other_classes = (
-        kernel is not None
-        and kernel.ndim == 2
-        and kernel.shape[0] == own[0]
-        and kernel.shape[1] != own[1]
-    )
+def _skipped_classifier(shapes, variables, include_head: bool) -> list[str]:
+    kernel, own = shapes.get(CLASSIFIER[0], ()), tuple(variables[CLASSIFIER[0]].shape)
+    has_other_classes = len(kernel) == 2 and kernel[0] == own[0] and kernel[1] != own[1]
     return list(CLASSIFIER) if has_other_classes or not include_head else []
 
 
@@ -279,7 +284,7 @@ def _require_fit(reading: _Reading, model, skipped, settings, source: str) -> No
     """Every variable of the model and every tensor of the file must be accounted for."""
     variables = reading.variables
     needed = {name: tensor for name, tensor in reading.names.items() if name not in skipped}
-    values = {name: reading.values[name] for name in needed if name in reading.values}
+    shapes = {name: reading.shapes[name] for name in needed if name in reading.shapes}
     unreadable = {name for texts in reading.problems.values() for name in texts}
     settings_problem = _settings_problem(settings, model)
     require_no_problems(
@@ -289,16 +294,16 @@ def _require_fit(reading: _Reading, model, skipped, settings, source: str) -> No
             "missing in the file": [
                 tensor
                 for name, tensor in needed.items()
-                if name not in values and not any(text.startswith(tensor) for text in unreadable)
+                if name not in shapes and not any(text.startswith(tensor) for text in unreadable)
             ],
             "of another shape in the file": [
-                f"{needed[name]} {list(value.shape)} instead of {variables[name].shape.as_list()}"
-                for name, value in values.items()
-                if value.shape != tuple(variables[name].shape)
+                f"{needed[name]} {list(shape)} instead of {variables[name].shape.as_list()}"
+                for name, shape in shapes.items()
+                if shape != tuple(variables[name].shape)
             ],
             "in the file but not in the model": reading.left_over,
             "hold values that are not finite": [
-                needed[name] for name, value in values.items() if not np.isfinite(value).all()
+                needed[name] for name in reading.not_finite if name in needed
             ],
             **reading.problems,
         },
@@ -324,11 +329,11 @@ def _settings_problem(settings: Mapping[str, Any], model) -> str:
     )
 
 
-def _warnings(settings: Mapping[str, Any], model, values, skipped: list[str]) -> list[str]:
+def _warnings(settings: Mapping[str, Any], model, shapes, skipped: list[str]) -> list[str]:
     warnings, config = [], model.get_config()
     if skipped:
         warnings.append(
-            f"it has {values[CLASSIFIER[0]].shape[1]} classes and the model"
+            f"it has {shapes[CLASSIFIER[0]][1]} classes and the model"
             f" {model.num_classes}: the classifier is not loaded"
         )
     for name in _DOUBTFUL:

@@ -20,7 +20,6 @@ SHORT = (
     "--checkpoint=none",
     "--config.data.image_size=32",
     "--config.training.num_epochs=24",
-    "--config.optimizer.warmup_epochs=1",
     "--config.training.checkpoint_every_steps=5",
 )
 

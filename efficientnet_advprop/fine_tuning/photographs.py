@@ -73,7 +73,9 @@ def look(folder: str) -> Photographs:
         DataError: it has no images, or a class has none or too few to be divided.
     """
     if not tf.io.gfile.isdir(folder):
-        raise UsageError(f"`folder` is {folder!r}, which is not there; give one that holds a folder per class.")
+        raise UsageError(
+            f"`folder` is {folder!r}, which is not there; give one that holds a folder per class."
+        )
     notes: list[str] = []
     found, names = image_sources.list_splits(folder, notes.append)
     if len(names) < 2:

@@ -124,9 +124,7 @@ class Progress:
         """Reports the validation loss and accuracy of the averaged weights."""
         note = ", the best so far" if is_best else ""
         # Among five of a few classes the right one is found by chance.
-        top5 = (
-            f"  top-5 {100 * score.top5:.2f} %" if self._has_top5 else ""
-        )
+        top5 = f"  top-5 {100 * score.top5:.2f} %" if self._has_top5 else ""
         self.log(
             f"step {step}/{self._total_steps}  validation loss {score.loss:.3f}"
             f"  top-1 {100 * score.top1:.2f} %{top5} of {score.num_images}{note}"

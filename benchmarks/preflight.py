@@ -71,7 +71,11 @@ ENTRIES = [
     ("advprop.py:b3", "v6e:2x2", 128, 0),
     ("advprop.py:b0", "v5p:2x2x1", 512, 0),
     ("advprop.py:b3", "v5p:2x2x1", 128, 0),
+    ("efficientnetv2.py:v2-s", "v3:2x2", 16, 0),
+    ("efficientnetv2.py:v2-s", "v5e:2x2", 16, 0),
+    ("efficientnetv2.py:v2-s-advprop", "v5e:2x2", 16, 0),
 ]
+V2_STAGES = 4  # of a recipe, each a quarter of the epochs and with images of its own size
 
 
 def records() -> list[dict]:
@@ -96,14 +100,18 @@ def ask(python: str, config: str, topology: str, batch: int, *more: str) -> None
     subprocess.run(command)
 
 
-def recipe(record: dict) -> tuple[str, str, str, int]:
-    """Returns method, variant, topology, blocks recomputed: what has a line of its own."""
+def recipe(record: dict) -> tuple[str, str, str, int, int]:
+    """Returns what has a line of its own: method, variant, topology, blocks recomputed, and
+    the pixels of a stage (0 where there are no stages).
+    """
     model = record["config"]["model"]
+    has_stages = model["variant"].startswith("v2-")
     return (
         record["config"]["training"]["method"],
         model["variant"],
         record["topology"],
         model["recomputed_blocks"],
+        record["config"]["data"]["image_size"] * has_stages,
     )
 
 
@@ -119,7 +127,7 @@ def compile_missing(python: str, is_search: bool) -> None:
         tried = [
             record
             for record in records()
-            if recipe(record) == key and record["replica_batch_size"] == batch
+            if recipe(record)[:4] == key and record["replica_batch_size"] == batch
         ]
         failed = [record for record in tried if not record["fits"]]
         if failed:  # once more, at what the failure says would fit
@@ -225,7 +233,7 @@ def table() -> str:
     for record in records():
         by_recipe.setdefault(recipe(record), []).append(record)
     order = {topology: place for place, topology in enumerate(TOPOLOGIES)}
-    for key in sorted(by_recipe, key=lambda key: (order[key[2]], key[0], key[1], key[3])):
+    for key in sorted(by_recipe, key=lambda key: (order[key[2]], *key[:2], *key[3:])):
         lines.append("| " + " | ".join(map(str, cells_of(key, by_recipe))) + " |")
     return "\n".join(lines)
 
@@ -235,7 +243,7 @@ def batch_of(record: dict) -> int:
 
 
 def cells_of(key: tuple, by_recipe: dict) -> list:
-    method, variant, topology, recomputed = key
+    method, variant, topology, recomputed, pixels = key
     fitting, failing = (
         [record for record in by_recipe[key] if record["fits"] == fits] for fits in (True, False)
     )
@@ -245,8 +253,9 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
     cells = [
         (
             f"{METHOD_NAMES.get(method, method)}"
-            f" {variant.replace('b', 'B').replace('l1', 'L1').replace('resnet', 'ResNet-')}"
+            f" {variant.upper().replace('RESNET', 'ResNet-')}"
             f"{', all blocks recomputed' if recomputed == 99 else ''}"
+            f"{f', {pixels} px' if pixels else ''}"
         ),
         f"{topology}, {record['num_replicas']}",
         batch,
@@ -270,6 +279,7 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
         / batch
         / 3600
         / CORES_PER_CHIP.get(kind, 1)
+        / (V2_STAGES if pixels else 1)
     )
     cells += [
         at_most(fitting, failing, chip.memory_bytes),
@@ -279,7 +289,9 @@ def cells_of(key: tuple, by_recipe: dict) -> list:
         f"{hours:,.0f}" if credible else "",
     ]
     rivals = [
-        other for other in by_recipe.get(("vanilla", variant, topology, 0), []) if other["fits"]
+        other
+        for other in by_recipe.get(("vanilla", variant, topology, 0, pixels), [])
+        if other["fits"]
     ]
     if method == "vanilla" or not rivals:
         return [*cells, "", ""]

@@ -183,13 +183,15 @@ def describe_test(test: PairedTest) -> str:
 def _section_of_results(comparison: Comparison, suites: Sequence[str]) -> Section:
     note = (
         "Per cent, in brackets 95 % intervals: Wilson’s for accuracies, by bootstrap over images "
-        "for mCE and mean errors; for these lower is better. “Published” is of the same weights, "
-        "where known; the difference is in points. ECE is the expected calibration error."
+        "for mCE and mean errors; for these lower is better. ECE is the expected calibration error."
     )
+    table = results_table(comparison)
+    if "published" in table.shown().columns:
+        note += " “Published” is of the same weights, where known; the difference is in points."
     for suite in suites:
         yardstick = "AlexNet" if is_fixed_yardstick(suite) else comparison.first.name
         note += f" The yardstick of {title(suite)}’s mCE (= 100) is {yardstick}."
-    return Section("What was measured", note, tables=[results_table(comparison)])
+    return Section("What was measured", note, tables=[table])
 
 
 def _sections_of_corruptions(comparison: Comparison, suite: str) -> list[Section]:

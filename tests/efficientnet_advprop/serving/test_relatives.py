@@ -1,5 +1,7 @@
 """EfficientNet-Lite, -EdgeTPU and -CondConv, exported."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -84,6 +86,14 @@ def test_a_bilinear_export_resizes_as_the_official_one():
         for method in ("bicubic", "bilinear"):
             image = preprocessing.preprocess_for_eval(file, size, "0.875", method)
             np.testing.assert_array_equal(image, numbers[f"out_{key}_{size}_{method}"])
+
+
+@pytest.mark.parametrize("crop", ["v2", "v2-ft"])
+def test_crops_of_v2_resize_in_one_way(crop, tmp_path):
+    network = dataclasses.replace(as_restored(plain_copy(make_tiny_relative("lite")[0])), crop=crop)
+    with pytest.raises(UsageError, match="`--resize` is 'bicubic'"):
+        export(network, str(tmp_path), ExportOptions(resize="bicubic"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_saved_model_serves_bilinear_and_has_the_end_point(tmp_path):

@@ -185,7 +185,7 @@ def _describe(folder: str, photographs, configs, start: str) -> list[str]:
         )
     if photographs.smallest < data.image_size:
         lines.append(
-            f"note: the smallest image has {photographs.smallest} pixels, and is enlarged to {size}"
+            f"note: the smallest image has a side of {photographs.smallest} px, enlarged to {size}"
         )
     notes = [f"note: {note}" for note in photographs.notes]
     room = 12 - len(lines)

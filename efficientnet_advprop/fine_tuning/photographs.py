@@ -13,7 +13,7 @@ from typing import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from scipy.spatial import cKDTree
 
 from efficientnet_advprop.images import image_sources
@@ -115,6 +115,8 @@ def _see(sources: Sequence[ImageSource], notes: list[str]) -> dict[ImageSource, 
                 shortest = min(image.size)
                 image.draft("RGB", (_DRAFT,) * 2)  # faster, of large JPEGs
                 small = image.convert("RGB").resize((_THUMBNAIL,) * 2, Image.Resampling.BOX)
+        except UnidentifiedImageError:  # whose words name an object in memory
+            return f"{source.synset}/{source.name} (no image inside)"
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return f"{source.synset}/{source.name} ({error})"
         digest = hashlib.sha256(contents).hexdigest()
@@ -178,4 +180,4 @@ def _note_classes(parts, seen, names: Sequence[str], notes: list[str]) -> None:
         classes[one.digest].add(source.synset)
     double = sum(len(own) > 1 for own in classes.values())
     if double:
-        notes.append(f"{double} files stand in more than one class")
+        notes.append(f"in more than one class: {double} images")

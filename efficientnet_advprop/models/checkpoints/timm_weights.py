@@ -6,9 +6,10 @@ another ε and padding, and would come out wrong. EdgeTPU's files (`tf_efficient
 have no background class.
 """
 
+import itertools
 import json
 import os
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 import numpy as np
 import safetensors.numpy
@@ -40,6 +41,7 @@ _NORM_LEAVES = {
     **{"weight": "gamma", "bias": "beta"},
     **{"running_mean": "moving_mean", "running_var": "moving_variance"},
 }
+_READS_OF_AN_OPEN_FILE = 100
 _COUNTER = ".num_batches_tracked"
 
 
@@ -100,7 +102,7 @@ def _open_state(file: str):
             with safetensors.safe_open(file, "np") as opened:
                 tensors = {name: opened.get_slice(name) for name in opened.keys()}
                 shapes = {name: tuple(part.get_shape()) for name, part in tensors.items()}
-            return shapes, lambda name: _read_alone(file, name)
+            return shapes, _reader_of(file)
         with tf.io.gfile.GFile(file, "rb") as stream:
             if is_zip:
                 with np.load(stream, allow_pickle=False) as arrays:
@@ -118,10 +120,18 @@ def _open_state(file: str):
     return {name: value.shape for name, value in state.items()}, state.__getitem__
 
 
-def _read_alone(file: str, name: str) -> np.ndarray:
-    # Opened for each: what is mapped of an open file counts as memory, once more the weights.
-    with safetensors.safe_open(file, "np") as opened:
+def _reader_of(file: str) -> Callable[[str], np.ndarray]:
+    """Returns a function that reads one tensor of `.safetensors`."""
+    count, opened = itertools.count(), None
+
+    def read(name: str) -> np.ndarray:
+        nonlocal opened
+        # What is mapped of an open file counts as memory, in the end once more the weights.
+        if next(count) % _READS_OF_AN_OPEN_FILE == 0:
+            opened = safetensors.safe_open(file, "np")
         return opened.get_tensor(name)
+
+    return read
 
 
 def _read_config(file: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -95,8 +95,18 @@ def _require_free(directory: str, base: str) -> None:
         and name.removesuffix(".index") + SETTINGS_SUFFIX not in entries
         and (name == f"{base}.index" or "checkpoint" in entries)
     ]
+    state = os.path.join(directory, "checkpoint")
+    if "checkpoint" in entries and not _is_state_file(state):
+        others.append("checkpoint")
     if others:
         raise CheckpointError(
             f"{directory!r} holds {list_names(others)}, which this project's `release` did not"
             " write; give a prefix in another folder."
         )
+
+
+def _is_state_file(path: str) -> bool:
+    """Returns whether TensorFlow wrote it: what is the newest checkpoint here."""
+    start = b"model_checkpoint_path"
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return not tf.io.gfile.isdir(path) and file.read(len(start)) == start

@@ -382,6 +382,10 @@ def test_checkpoints_of_others_are_not_replaced(model, tensors, tmp_path):
     assert before == sorted((path, path.read_bytes()) for path in (tmp_path / "theirs").iterdir())
     for _ in range(2):  # its own are
         save_released_checkpoint(model, str(tmp_path / "ours" / "model.ckpt"))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "checkpoint").write_text("mine")
+    with pytest.raises(CheckpointError, match="holds checkpoint,"):
+        save_released_checkpoint(model, str(tmp_path / "notes" / "model.ckpt"))
 
 
 def test_a_bad_model_is_not_written(scrambled, tmp_path):

@@ -287,7 +287,7 @@ def claim_output_dir(study: Study, output_dir: str) -> list[str]:
     """
     path, form = os.path.join(output_dir, _PLAN_FILE), study.saved_form()
     if not os.path.exists(path):
-        files.require_free("--output_dir", output_dir, ["data", "report.json", "claims.png"])
+        files.require_free("--output_dir", output_dir, ["report.json", "claims.png"])
     without = "and the folder is taken for this study's"
     saved = _read_own(path, ["measured", "runs"], without) or {**form, "runs": {}}
     problems = [
